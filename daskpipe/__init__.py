@@ -1,0 +1,48 @@
+"""daskpipe: from a short config to a labelled dataset for machine-learning interatomic potentials.
+
+Structures flow as Dask bags through GPU-resourced molecular dynamics, descriptors are chunked Dask arrays,
+MiniBatchKMeans strata decide which frames earn a label, and the labelled data lands in a Zarr store.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from daskpipe import load
+    from daskpipe.describe.soap import SOAP
+    from daskpipe.pipeline import Result, resume, run
+    from daskpipe.select.pick import pick
+    from daskpipe.store import export, open_dataset
+    from daskpipe.structures import from_atoms, to_atoms
+
+__version__ = "0.1.0"
+
+# Imported on first use, so that `import daskpipe` loads neither torch nor Dask.
+_LAZY = {
+    "run": "daskpipe.pipeline:run",
+    "resume": "daskpipe.pipeline:resume",
+    "Result": "daskpipe.pipeline:Result",
+    "open_dataset": "daskpipe.store:open_dataset",
+    "export": "daskpipe.store:export",
+    "to_atoms": "daskpipe.structures:to_atoms",
+    "from_atoms": "daskpipe.structures:from_atoms",
+    "SOAP": "daskpipe.describe.soap:SOAP",
+    "pick": "daskpipe.select.pick:pick",
+    "load": "daskpipe.load:",
+}
+
+__all__ = ["SOAP", "Result", "export", "from_atoms", "load", "open_dataset", "pick", "resume", "run", "to_atoms"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'daskpipe' has no attribute {name!r}")
+    module, _, attribute = _LAZY[name].partition(":")
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

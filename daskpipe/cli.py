@@ -1,0 +1,270 @@
+"""The command line: each verb is a thin call of a library function.
+
+Heavy imports stand inside the verbs, so that ``daskpipe --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daskpipe.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, DaskpipeError, Interrupted
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from rich.console import Console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From a short config to a labelled dataset for machine-learning interatomic potentials.",
+    epilog="Exit codes: 0 complete, 1 internal error, 2 wrong config, 3 input rejected, 4 no cluster, 5 disk, "
+    "10 complete with quarantined structures, 75 interrupted (daskpipe resume goes on).",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Show the composed config, or the schema of all keys.")
+app.add_typer(config_app, name="config")
+
+Target = Annotated[str, typer.Argument(metavar="PRESET|FILE.yaml", help="A preset, e.g. quickstart, or your own file")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. select.n=128 generate=files cluster.workers=2")
+]
+ClusterName = Annotated[
+    str | None, typer.Option("--cluster", metavar="NAME|ADDRESS", help="local, a site of jobqueue/, or tcp://host:port")
+]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text")]
+
+
+@app.command()
+def run(
+    target: Target,
+    overrides: Overrides = None,
+    cluster: ClusterName = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where everything goes [default: runs/NAME]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a config to its dataset; go on if the run directory holds a run of the same config."""
+    from daskpipe import config, pipeline
+
+    loaded = config.load(target, [*(overrides or []), *_cluster_overrides(cluster)])
+    root = run_dir or Path("runs") / loaded.name
+    with _watched(root, as_json) as subscribers:
+        result = pipeline.run(loaded, run_dir=root, subscribers=subscribers)
+    _close(result, as_json)
+
+
+@app.command()
+def resume(run_dir: RunDir, cluster: ClusterName = None, as_json: AsJson = False) -> None:
+    """Go on with a run that was stopped; nothing that is committed is computed again."""
+    from daskpipe import config, pipeline
+
+    settings = None
+    if cluster is not None:
+        settings = config.load_cluster(_cluster_overrides(cluster))
+    config.from_yaml(run_dir / "config.yaml")
+    with _watched(run_dir, as_json) as subscribers:
+        result = pipeline.resume(run_dir, cluster=settings, subscribers=subscribers)
+    _close(result, as_json)
+
+
+@app.command()
+def status(
+    run_dir: RunDir,
+    watch: Annotated[bool, typer.Option(help="Look again every two seconds until the run ends")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how far a run is, from its directory alone."""
+    import time
+
+    from daskpipe.status import status as read_status
+
+    while True:
+        state = read_status(run_dir)
+        _print(state, as_json, _status_table)
+        if not watch or state["state"] != "running":
+            return
+        time.sleep(2)
+
+
+@app.command()
+def plan(target: Target, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Count what a config would do, before anything runs."""
+    from daskpipe import config
+    from daskpipe.plan import plan as count
+
+    _print(count(config.load(target, overrides or [])), as_json, _plan_table)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Show what works here: GPUs, potentials, schedulers, disk."""
+    from daskpipe.doctor import examine
+
+    _print(examine(), as_json, _doctor_table)
+
+
+@app.command()
+def export(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A dataset.zarr, or a run directory")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write")],
+    to: Annotated[str, typer.Option("--to", help="extxyz")] = "extxyz",
+    split: Annotated[str | None, typer.Option(help="Only train, val or test")] = None,
+    force: Annotated[bool, typer.Option(help="Overwrite OUT")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a dataset in another format."""
+    from daskpipe.store import export as write
+
+    inside = dataset / "dataset.zarr"
+    count = write(inside if inside.is_dir() else dataset, to, out, split=split, force=force)
+    _print({"out": str(out), "structures": count}, as_json, lambda row, console: console.print(f"{count} structures in {out}"))
+
+
+@config_app.command("show")
+def config_show(target: Target, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Print a config as composed and validated, defaults filled in."""
+    from daskpipe import config
+
+    loaded = config.load(target, overrides or [])
+    typer.echo(json.dumps(loaded.model_dump(mode="json"), indent=1) if as_json else config.to_yaml(loaded).rstrip())
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of the config, for editors."""
+    from daskpipe.config import Config
+
+    typer.echo(json.dumps(Config.model_json_schema(), indent=1))
+
+
+def main() -> None:
+    """Entry point: run a verb; turn errors into one message and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    as_json = "--json" in sys.argv
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("interrupted", EXIT_INTERRUPTED, as_json)
+    except DaskpipeError as error:
+        _fail(str(error), error.exit_code, as_json)
+    except Exception as error:  # an internal error: say so, keep the traceback, exit 1
+        traceback.print_exc()
+        _fail(f"internal error: {type(error).__name__}: {error}", EXIT_INTERNAL, as_json)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted(f"signal {signum}")
+
+
+def _fail(message: str, code: int, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"error": message, "exit_code": code}))
+    else:
+        typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+        typer.echo(message, err=True)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _cluster_overrides(cluster: str | None) -> list[str]:
+    if cluster is None:
+        return []
+    return [f"cluster.address={cluster}"] if "://" in cluster else [f"cluster={cluster}"]
+
+
+@contextmanager
+def _watched(root: Path, as_json: bool) -> Iterator[list[Any]]:
+    """Subscribers for a run: bars on the screen (unless for machines), lines in the run's log file."""
+    from rich.console import Console
+
+    from daskpipe.progress import LogFile, ProgressBars
+
+    log = LogFile(root / "daskpipe.log")
+    bars = ProgressBars(Console(stderr=True, quiet=as_json))
+    try:
+        with bars:
+            yield [log, bars]
+    except BaseException as error:
+        if root.joinpath("config.yaml").exists():
+            log.write("".join(traceback.format_exception(error)))
+        if isinstance(error, KeyboardInterrupt | Interrupted):
+            raise Interrupted(f"interrupted; type: daskpipe resume {root}") from error
+        raise
+
+
+def _close(result: Any, as_json: bool) -> None:
+    from rich.console import Console
+
+    from daskpipe import progress
+
+    if as_json:
+        typer.echo(json.dumps(progress.as_json(result), indent=1))
+    else:
+        progress.summary(result, Console())
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+def _print(content: dict[str, Any], as_json: bool, table: Any) -> None:
+    from rich.console import Console
+
+    if as_json:
+        typer.echo(json.dumps(content, indent=1))
+    else:
+        table(content, Console())
+
+
+def _status_table(state: dict[str, Any], console: Console) -> None:
+    from rich.table import Table
+
+    console.print(f"[bold]{state['run_dir']}[/] is {state['state']}; drivers started: {state['driver_starts']}", highlight=False)
+    rows = Table("stage", "units", "planned", "out", "rejected", box=None, pad_edge=False, header_style="bold")
+    for stage, row in state["stages"].items():
+        rows.add_row(stage, *(str(row[name]) for name in ("committed", "planned", "out", "rejected")))
+    console.print(rows)
+    for reason, count in state["quarantined"].items():
+        console.print(f"quarantined {reason}: {count}", highlight=False)
+    if state["dataset"]:
+        console.print(f"dataset {state['dataset']}", highlight=False, soft_wrap=True)
+    if state["state"] == "stopped":
+        console.print(f"to go on: daskpipe resume {state['run_dir']}", highlight=False, soft_wrap=True)
+
+
+def _plan_table(content: dict[str, Any], console: Console) -> None:
+    from rich.table import Table
+
+    rows = Table("stage", "inputs", "outputs (at most)", "units", box=None, pad_edge=False, header_style="bold")
+    for stage, row in content["stages"].items():
+        rows.add_row(stage, *(f"{row[name]:,}" for name in ("inputs", "outputs", "units")))
+    console.print(rows)
+    console.print(f"{content['md_steps']:,} MD steps of single structures", highlight=False)
+    if not content["exact"]:
+        console.print("files are not read by plan: each counts as one structure", highlight=False)
+
+
+def _doctor_table(content: dict[str, Any], console: Console) -> None:
+    from rich.table import Table
+
+    for section, rows in content.items():
+        table = Table(title=section, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+        for name, row in rows.items():
+            mark = {True: "[green]ok[/]", False: "[yellow]--[/]"}[row["ok"]]
+            table.add_row(mark, name, row["says"])
+        console.print(table)
+        console.print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""From a name to a Dask client: ``local``, a site of ``jobqueue/``, or the address of a scheduler.
+
+Local listeners are on loopback only. A worker has one thread, and NumPy and torch in it one thread each:
+sums over threads round differently on machines with other core counts, and Dask is the parallelism.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distributed import WorkerPlugin
+
+from daskpipe.config import Cluster, package_folder
+from daskpipe.errors import ClusterError, ConfigError, unknown
+from daskpipe.placement import GPU
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+LOOPBACK = "127.0.0.1"
+DASHBOARD_PORT = 8787
+CONNECT_SECONDS = 20
+
+ONE_THREAD = {
+    name: "1"
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "TORCH_NUM_THREADS")
+}
+
+DASK_CONFIG = {
+    # The driver owns retries: a lost worker is reported at once instead of killing three more.
+    "distributed.scheduler.allowed-failures": 0,
+    "distributed.admin.tick.limit": "30s",
+    "distributed.worker.daemon": True,
+}
+
+
+class OutputToFile(WorkerPlugin):
+    """Worker plugin: what the process prints goes to a file.
+
+    Parameters
+    ----------
+    path
+        File to append to.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def setup(self, worker: object) -> None:
+        """Point standard output and error of the process at the file; C libraries included."""
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        for standard in (1, 2):
+            os.dup2(descriptor, standard)
+        os.close(descriptor)
+
+
+@contextmanager
+def connect(settings: Cluster, log: Path | None = None) -> Iterator[Client]:
+    """Yield a client with living workers, and close what was started for it.
+
+    Parameters
+    ----------
+    settings
+        Section ``cluster`` of the config.
+    log
+        File to which workers that are started here append what libraries print, instead of the screen.
+
+    Raises
+    ------
+    ClusterError
+        If the workers cannot be had.
+    ConfigError
+        If there is no such site.
+    """
+    import dask
+
+    with dask.config.set(DASK_CONFIG), _quiet():
+        if settings.address:
+            yield from _join(settings.address)
+        elif settings.name == "local":
+            yield from _local(settings, log)
+        else:
+            yield from _site(settings)
+
+
+def _join(address: str) -> Iterator[Client]:
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ClusterError(f"no scheduler answers at {address}: {error}. Start one: dask scheduler --host 127.0.0.1") from error
+    with client:
+        if not client.scheduler_info(n_workers=-1)["workers"]:
+            raise ClusterError(f"the scheduler at {address} has no workers. Start one: dask worker {address} --nthreads 1")
+        yield client
+
+
+def _local(settings: Cluster, log: Path | None) -> Iterator[Client]:
+    from distributed import Client, Nanny, Scheduler, SpecCluster
+
+    n_gpus = count_gpus() if settings.gpus is None else settings.gpus
+    n_workers = max(settings.workers or min(8, os.cpu_count() or 1), n_gpus)
+    options = {
+        "host": LOOPBACK,
+        "nthreads": 1,
+        "memory_limit": settings.memory if settings.memory != "auto" else _share_of_memory(n_workers),
+        "dashboard": False,
+        "silence_logs": logging.ERROR,
+    }
+    workers = {}
+    for number in range(n_workers):
+        environment = dict(ONE_THREAD)
+        resources = {}
+        if number < n_gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = _visible_gpu(number)
+            resources = {GPU: 1}
+        else:
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        workers[number] = {"cls": Nanny, "options": {**options, "resources": resources, "env": environment}}
+    scheduler = {
+        "cls": Scheduler,
+        "options": {
+            "host": LOOPBACK,
+            "dashboard": settings.dashboard,
+            "dashboard_address": f"{LOOPBACK}:{_free_port(DASHBOARD_PORT)}",
+        },
+    }
+    with (
+        SpecCluster(workers=workers, scheduler=scheduler, name="daskpipe", silence_logs=logging.ERROR) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        if log is not None:
+            client.register_plugin(OutputToFile(str(log)), name="daskpipe-output")
+        client.wait_for_workers(n_workers, timeout=CONNECT_SECONDS * 6)
+        yield client
+
+
+def _site(settings: Cluster) -> Iterator[Client]:
+    """Start the pools of a site through dask-jobqueue: TLS between machines, dashboard on loopback."""
+    import dask_jobqueue
+    from distributed import Client, Security
+
+    site = read_site(settings.name)
+    cluster_class = getattr(dask_jobqueue, site["class"])
+    with (
+        cluster_class(
+            **site["job"],
+            n_workers=settings.workers or site["workers"],
+            security=Security.temporary(),
+            scheduler_options={"dashboard_address": f"{LOOPBACK}:{_free_port(DASHBOARD_PORT)}"},
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(1)
+        yield client
+
+
+def read_site(name: str) -> dict[str, Any]:
+    """Read the description of a site, from ``jobqueue/`` or a path.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or a value in it could be read by a shell as more than a value.
+    """
+    import yaml
+
+    path = Path(name) if name.endswith((".yaml", ".yml")) else package_folder("jobqueue") / f"{name}.yaml"
+    known = ["local", *sorted(file.stem for file in package_folder("jobqueue").glob("*.yaml"))]
+    if not path.is_file():
+        raise ConfigError(unknown("cluster", name, known))
+    site: dict[str, Any] = yaml.safe_load(path.read_text())
+    for key, value in site["job"].items():
+        if isinstance(value, str) and re.search(r"[;&|`$<>\n\\\"']", value):
+            raise ConfigError(f"{path}: job.{key} must not hold shell characters, received {value!r}")
+    return site
+
+
+def count_gpus() -> int:
+    """Number of NVIDIA GPUs that this process may use; asks the driver, does not import torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([item for item in visible.split(",") if item.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def _visible_gpu(number: int) -> str:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else []
+    return names[number] if number < len(names) else str(number)
+
+
+def _share_of_memory(n_workers: int) -> int:
+    from distributed.system import MEMORY_LIMIT
+
+    return int(MEMORY_LIMIT * 0.9 / n_workers)
+
+
+def _free_port(wanted: int) -> int:
+    """Return `wanted`, or 0 (any free port) if it is taken."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((LOOPBACK, wanted))
+        except OSError:
+            return 0
+    return wanted
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Dask's own log lines about lost workers off the screen; the driver reports losses itself."""
+    names = ("distributed", "distributed.nanny", "distributed.scheduler", "distributed.worker", "distributed.core")
+    before: Mapping[str, int] = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

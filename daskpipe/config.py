@@ -1,0 +1,366 @@
+"""The config: composed by Hydra from ``configs/`` and the user's file, then validated by pydantic.
+
+The models here are the schema, its defaults and its documentation. A wrong key or value is a `ConfigError`
+that names the key, the rule, the value received and what to type instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+
+from daskpipe.describe.settings import Describe
+from daskpipe.errors import ConfigError, unknown
+from daskpipe.explore.settings import Dynamics, Guards
+from daskpipe.generate.checks import Limits
+from daskpipe.generate.sources import Source
+from daskpipe.label.settings import LabelChecks
+from daskpipe.select.settings import Select
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PotentialChoice(_Model):
+    """A potential by name and its parameters."""
+
+    name: str = Field(description="emt, lj, mace, chgnet, xtb, or a plugin's name")
+    params: dict[str, Any] = Field(default_factory=dict, description="Its parameters, e.g. model for mace")
+
+
+class Generate(_Model):
+    """Seed structures."""
+
+    sources: dict[str, Source] = Field(default_factory=dict, description="Generators by a name of your choice")
+    paths: list[str] = Field(default_factory=list, description="Your own files, folders and globs of them")
+    partition_size: PositiveInt = Field(default=16, description="Structures, or files, a unit")
+    limits: Limits = Field(default_factory=Limits, description="What a seed must satisfy")
+
+    @field_validator("sources")
+    @classmethod
+    def _words(cls, sources: dict[str, Source]) -> dict[str, Source]:
+        for name in sources:
+            if not name.isidentifier():
+                raise ValueError(f"source name {name!r} must be a word of letters, digits and _")
+        return sources
+
+    @model_validator(mode="after")
+    def _something(self) -> Generate:
+        if not self.sources and not self.paths:
+            raise ValueError("nothing to generate from: give generate.sources or generate.paths=[FILE,FOLDER,...]")
+        return self
+
+
+class Explore(_Model):
+    """Molecular dynamics around the seeds."""
+
+    potential: PotentialChoice = Field(description="What moves the atoms")
+    device: Device = Field(default="auto", description="auto takes workers that offer a GPU where there are any")
+    dtype: Literal["float32", "float64"] = Field(default="float32", description="Precision of the potential")
+    dynamics: Dynamics = Field(description="Conditions and lengths")
+    guards: Guards = Field(default_factory=Guards, description="What ends a trajectory")
+    batch_size: PositiveInt = Field(default=16, description="Trajectories a unit, all in one batch")
+
+
+class Label(_Model):
+    """Labels from a teacher."""
+
+    potential: PotentialChoice = Field(description="The teacher")
+    device: Device = Field(default="cpu", description="cpu takes any worker; cuda and auto as in explore")
+    dtype: Literal["float32", "float64"] = Field(default="float64", description="Precision of the teacher")
+    checks: LabelChecks = Field(default_factory=LabelChecks, description="What a label must satisfy")
+    batch_size: PositiveInt = Field(default=16, description="Frames a unit")
+
+
+class Store(_Model):
+    """The dataset."""
+
+    split: dict[Literal["train", "val", "test"], float] = Field(
+        default_factory=lambda: {"train": 0.8, "val": 0.1, "test": 0.1},
+        description="Shares of the data; all frames of a seed stay together",
+    )
+
+    @field_validator("split")
+    @classmethod
+    def _whole(cls, split: dict[str, float]) -> dict[str, float]:
+        if any(share < 0 for share in split.values()):
+            raise ValueError(f"fractions must not be negative, received {split}")
+        if not math.isclose(total := sum(split.values()), 1.0, abs_tol=1e-6):
+            raise ValueError(f"fractions must sum to 1, they sum to {total:g}")
+        return split
+
+
+class Cluster(_Model):
+    """Where the work runs; it never changes what comes out."""
+
+    name: str = Field(default="local", description="local, or a site of jobqueue/ (a file in it, or a path to one)")
+    address: str | None = Field(default=None, description="Scheduler to join instead, tcp://... or tls://...")
+    workers: PositiveInt | None = Field(default=None, description="Local workers; by default one a core, at most 8")
+    gpus: int | None = Field(default=None, ge=0, description="Local workers that offer a GPU; by default as many as there are")
+    memory: str = Field(default="auto", description="Memory limit of a local worker, e.g. 4GB")
+    dashboard: bool = Field(default=True, description="Serve the Dask dashboard, on loopback")
+
+
+class Config(_Model):
+    """A run."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Names the run directory")
+    seed: int = Field(default=0, ge=0, description="Same seed, same structures")
+    generate: Generate
+    explore: Explore
+    describe: Describe = Field(default_factory=Describe)
+    select: Select
+    label: Label
+    store: Store = Field(default_factory=Store)
+    cluster: Cluster = Field(default_factory=Cluster)
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the part of the config that decides what the dataset holds, as JSON types."""
+        return self.model_dump(mode="json", exclude={"cluster": True, "name": True})
+
+
+# --- composition ------------------------------------------------------------------------------------
+
+
+def package_folder(name: str) -> Path:
+    """Return ``configs/`` or ``jobqueue/``: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / name
+    return inside if inside.is_dir() else Path(__file__).parents[1] / name
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with daskpipe."""
+    return sorted(file.stem for file in package_folder("configs").glob("*.yaml"))
+
+
+def load(target: str, overrides: Sequence[str] = ()) -> Config:
+    """Compose and validate a config.
+
+    Parameters
+    ----------
+    target
+        Name of a preset, or path of a YAML file.
+    overrides
+        ``group=choice`` or ``key.path=value``, in Hydra's grammar.
+
+    Returns
+    -------
+    Config
+        Paths in it are absolute.
+
+    Raises
+    ------
+    ConfigError
+        For anything that is wrong with it.
+    """
+    return validate(compose(target, overrides))
+
+
+def load_cluster(overrides: Sequence[str]) -> Cluster:
+    """Compose and validate the ``cluster`` section alone, from overrides such as ``cluster=slurm``."""
+    return load("emt_alloy", overrides).cluster
+
+
+def compose(target: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Compose a config with Hydra; return plain containers."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    folder, name = _locate(target)
+    search_path = f"hydra.searchpath=[file://{package_folder('configs')}]"
+    translated = [_translate(override) for override in overrides]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(folder), version_base="1.3", job_name="daskpipe"):
+            try:
+                composed = hydra_compose(name, overrides=[search_path, *translated])
+            except HydraException as error:
+                # A file without a defaults list takes group=choice too.
+                if "+" not in str(error) or "No match in the defaults list" not in str(error):
+                    raise
+                added = [f"+{item}" if _is_group(item) else item for item in translated]
+                composed = hydra_compose(name, overrides=[search_path, *added])
+        content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(_explain(error, target)) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{target} must hold keys and values, received {type(content).__name__}")
+    config: dict[str, Any] = {str(key): value for key, value in content.items()}
+    config.setdefault("name", Path(name).name)
+    return config
+
+
+def validate(content: Mapping[str, Any]) -> Config:
+    """Validate plain containers, the parameters of generators, potentials and the like included.
+
+    Raises
+    ------
+    ConfigError
+        A line for each thing that is wrong.
+    """
+    from daskpipe.describe import DESCRIPTORS
+    from daskpipe.potentials import POTENTIALS
+    from daskpipe.select import SELECTORS
+
+    try:
+        config = Config(**content)
+    except ValidationError as error:
+        raise ConfigError(explain(error, Config)) from error
+    problems = []
+    for where, registry, name, params in (
+        ("explore.potential.params", POTENTIALS, config.explore.potential.name, config.explore.potential.params),
+        ("describe.params", DESCRIPTORS, config.describe.descriptor, config.describe.params),
+        ("select.params", SELECTORS, config.select.method, config.select.params),
+        ("label.potential.params", POTENTIALS, config.label.potential.name, config.label.potential.params),
+    ):  # fmt: skip
+        try:
+            registry.check_params(name, params)
+        except ValidationError as error:
+            problems.append(explain(error, registry.params_model(name), where))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return _absolute(config)
+
+
+def _absolute(config: Config) -> Config:
+    """Make paths independent of the directory that the run was started in."""
+    paths = [str(Path(path).expanduser().absolute()) for path in config.generate.paths]
+    content = config.model_dump(mode="python")
+    content["generate"]["paths"] = paths
+    for room in ("explore", "label"):
+        potential = content[room]["potential"]
+        model = potential["params"].get("model")
+        if potential["name"] == "mace" and isinstance(model, str) and Path(model).expanduser().is_file():
+            potential["params"]["model"] = str(Path(model).expanduser().absolute())
+    return Config(**content)
+
+
+def to_yaml(config: Config) -> str:
+    """Return a config as YAML that `from_yaml` reads back."""
+    import yaml
+
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return text
+
+
+def from_yaml(path: Path) -> Config:
+    """Read the config that a run directory holds.
+
+    Raises
+    ------
+    ConfigError
+        If it is not there or is no config.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path.parent} is no run directory (it has no {path.name}); see: ls runs") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold keys and values")
+    return validate(content)
+
+
+def differences(ours: Config, theirs: Config) -> list[str]:
+    """Return ``key: ours, theirs`` for each deciding key in which two configs differ."""
+    a, b = _flat(ours.deciding()), _flat(theirs.deciding())
+    return [
+        f"{key}: {a.get(key, 'not set')} here, {b.get(key, 'not set')} there"
+        for key in sorted(a | b)
+        if a.get(key) != b.get(key)
+    ]
+
+
+# --- messages ---------------------------------------------------------------------------------------
+
+
+def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
+    """Return a line for each problem that pydantic found: key, rule, value received."""
+    return "\n".join(_line(item, model, prefix) for item in error.errors())
+
+
+def _line(item: Any, model: type[BaseModel], prefix: str) -> str:
+    path = [prefix, *(str(part) for part in item["loc"])]
+    where = ".".join(part for part in path if part and part != "[key]") or "config"
+    if item["type"] == "extra_forbidden":
+        owner = where.rpartition(".")[0]
+        return unknown(f"key in {owner}:" if owner else "key", path[-1], _known_keys(model, item["loc"][:-1]))
+    if item["type"] == "missing":
+        return f"{where} is missing; type {where}=VALUE"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    received = item.get("input")
+    shown = f" (received {received!r})" if isinstance(received, str | int | float | bool | None) else ""
+    return f"{where}: {message}{shown}"
+
+
+def _known_keys(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """Keys of the model that lies `path` below `model`."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        # Below a dict of models (generate.sources.NAME) the value's model follows the name.
+        candidates = [field.annotation, *get_args(field.annotation)] if field else [model]
+        model = next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), model)
+    return sorted(model.model_fields)
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict):
+        return {prefix: content}
+    rows: dict[str, Any] = {}
+    for key, value in content.items():
+        rows |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return rows
+
+
+def _locate(target: str) -> tuple[Path, str]:
+    """Return folder and name of a preset or a file."""
+    if target in presets():
+        return package_folder("configs").absolute(), target
+    path = Path(target).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"config file {target} does not exist")
+        return path.parent.absolute(), path.stem if path.suffix == ".yaml" else path.name
+    raise ConfigError(unknown("preset", target, presets()) + " A config file must end in .yaml.")
+
+
+def _is_group(override: str) -> bool:
+    """Whether ``key=value`` chooses a file of a group rather than setting a value."""
+    key, _, value = override.partition("=")
+    return (package_folder("configs") / key).is_dir() and not value.startswith(("{", "["))
+
+
+def _translate(override: str) -> str:
+    """Let ``key.path=value`` set keys that the YAML files leave at their default."""
+    key, equals, _ = override.partition("=")
+    if not equals and not override.startswith("~"):
+        raise ConfigError(f"override {override!r} must read key.path=value or group=choice, e.g. select.n=64")
+    if override.startswith(("+", "~")) or _is_group(override):
+        return override
+    return f"++{override}"
+
+
+def _explain(error: Exception, target: str) -> str:
+    """Turn Hydra's messages into one that says what to type."""
+    text = str(error).strip()
+    if "Could not find" in text:
+        missing = text.split("'")[1] if "'" in text else text
+        group, _, choice = missing.rpartition("/")
+        known = sorted(file.stem for file in (package_folder("configs") / group).glob("*.yaml"))
+        return unknown(f"choice of {group}" if group else "config", choice, known)
+    return f"{target}: {' '.join(text.split())}"

@@ -1,0 +1,100 @@
+"""What happens in a run, as dataclasses that progress bars, logs and the ledger subscribe to.
+
+The core never prints: it calls ``emit(event)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Base of all events."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the event as JSON types, its class name under ``event``."""
+        return {"event": type(self).__name__, **asdict(self)}
+
+
+Emit = Callable[[Event], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted(Event):
+    """A driver began to work on a run directory."""
+
+    run_dir: str
+    name: str
+    dashboard: str | None
+    workers: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageStarted(Event):
+    """A stage was planned; `n_committed` of its `n_units` units stand already."""
+
+    stage: str
+    n_units: int
+    n_committed: int
+    n_inputs: int
+    what: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitCommitted(Event):
+    """A unit was committed (by this driver's tasks, not found committed)."""
+
+    stage: str
+    index: int
+    key: str
+    n_inputs: int
+    n_out: int
+    n_rejected: int
+    counts: dict[str, int]
+    n_bytes: int
+    seconds: float
+    worker: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitLost(Event):
+    """The worker of a unit was lost; the unit is tried again."""
+
+    stage: str
+    index: int
+    key: str
+    losses: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFinished(Event):
+    """All units of a stage are committed."""
+
+    stage: str
+    seconds: float
+    n_out: int
+    n_rejected: int
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFinished(Event):
+    """The dataset is in place."""
+
+    dataset: str
+    seconds: float
+    quarantined: dict[str, int]
+
+
+def fan_out(*subscribers: Emit) -> Emit:
+    """Return one function that hands each event to all subscribers in order."""
+
+    def emit(event: Event) -> None:
+        for subscriber in subscribers:
+            subscriber(event)
+
+    return emit

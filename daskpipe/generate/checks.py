@@ -1,0 +1,205 @@
+"""Whether a structure can be computed at all: elements, size, cell and distances; and what kind of system it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+LAST_ELEMENT = 118
+
+MIN_WIDTH = 0.5
+"""Least distance between opposite faces of a cell along a periodic axis, Å: shorter than any bond."""
+
+MAX_COORDINATE = 1e6
+"""Largest coordinate, Å: float32 resolves 0.06 Å there."""
+
+GAP = 7.0
+"""Empty slab, Å, that makes an axis count as open: wider than any layer distance or molecular packing."""
+
+NONMETALS = frozenset((1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 32, 33, 34, 35, 36, 51, 52, 53, 54, 85, 86))
+"""Atomic numbers of the elements that bind in molecules, metalloids among them."""
+
+
+class Limits(BaseModel):
+    """What a seed structure must satisfy."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_atoms: int = Field(10_000, ge=1, description="Largest number of atoms of a structure")
+    min_distance: float = Field(
+        0.6, ge=0, le=1, description="Least distance of two atoms, as a fraction of the sum of their covalent radii"
+    )
+
+
+class Fault(NamedTuple):
+    """Why a structure fails: one word to count by, and what was measured."""
+
+    reason: str
+    evidence: str
+
+
+def check(atoms: Atoms, limits: Limits) -> Fault | None:
+    """Return what is wrong with a structure, or None.
+
+    Parameters
+    ----------
+    atoms
+        The structure; not changed.
+    limits
+        Largest size and least distance.
+
+    Returns
+    -------
+    Fault or None
+        The first of these reasons that holds: ``empty``, ``too_large``, ``unknown_element``, ``not_finite``,
+        ``cell``, ``spin``, ``overlap``.
+    """
+    for test in (_size, _elements, _finite, _cell, _spin):
+        if fault := test(atoms, limits):
+            return fault
+    return _overlap(atoms, limits)
+
+
+def _size(atoms: Atoms, limits: Limits) -> Fault | None:
+    if len(atoms) == 0:
+        return Fault("empty", "the structure has no atoms")
+    if len(atoms) > limits.max_atoms:
+        return Fault("too_large", f"{len(atoms)} atoms; the limit is max_atoms = {limits.max_atoms}")
+    return None
+
+
+def _elements(atoms: Atoms, limits: Limits) -> Fault | None:
+    unknown = np.flatnonzero((atoms.numbers < 1) | (atoms.numbers > LAST_ELEMENT))
+    if unknown.size:
+        first = unknown[0]
+        return Fault("unknown_element", f"atom {first} has atomic number {atoms.numbers[first]}, which is no element")
+    return None
+
+
+def _finite(atoms: Atoms, limits: Limits) -> Fault | None:
+    bad = np.flatnonzero(~(np.abs(atoms.positions) <= MAX_COORDINATE).all(axis=1))
+    if bad.size:
+        place = np.array2string(atoms.positions[bad[0]], precision=3)
+        return Fault("not_finite", f"atom {bad[0]} is at {place} Å; coordinates must be within {MAX_COORDINATE:g} Å")
+    if not (np.abs(atoms.cell.array) <= MAX_COORDINATE).all():
+        return Fault("not_finite", f"the cell is {atoms.cell.array.tolist()} Å")
+    return None
+
+
+def _cell(atoms: Atoms, limits: Limits) -> Fault | None:
+    if not atoms.pbc.any():
+        return None
+    if np.linalg.matrix_rank(atoms.cell.array[atoms.pbc]) < atoms.pbc.sum():
+        return Fault("cell", f"periodic along {_axes(atoms.pbc)} but the cell vectors span nothing there")
+    width = _widths(_full_cell(atoms))[atoms.pbc].min()
+    if width < MIN_WIDTH:
+        return Fault("cell", f"the cell is {width:.3g} Å thin; the limit is {MIN_WIDTH} Å")
+    return None
+
+
+def _spin(atoms: Atoms, limits: Limits) -> Fault | None:
+    multiplicity = atoms.info.get("spin_multiplicity")
+    if multiplicity is None or atoms.pbc.any():
+        return None  # the electrons of a crystal's cell need not pair up within it
+    electrons = int(atoms.numbers.sum()) - int(atoms.info.get("charge", 0))
+    if electrons < 0 or (electrons + multiplicity) % 2 == 0 or multiplicity > electrons + 1:
+        return Fault("spin", f"{electrons} electrons cannot have spin multiplicity {multiplicity}")
+    return None
+
+
+def _overlap(atoms: Atoms, limits: Limits) -> Fault | None:
+    """Find the pair of atoms, or of an atom and an image, that is nearest for its covalent radii."""
+    from ase.data import covalent_radii
+    from scipy.spatial import KDTree
+
+    radii = limits.min_distance * covalent_radii[atoms.numbers]
+    cutoff = 2 * radii.max()
+    if cutoff == 0:
+        return None
+    if atoms.pbc.all():
+        # No packing of equal spheres is denser than fcc; asked first, for it bounds the number of images below.
+        volume = atoms.get_volume() / len(atoms)
+        if volume < (2 * radii.min()) ** 3 / 2**0.5:
+            return Fault("overlap", f"{volume:.3g} Å^3 an atom leaves no room for atoms {2 * radii.min():.2f} Å apart")
+    owner, points = _with_images(atoms, cutoff)
+    tree = KDTree(points)
+    # Nearest neighbours first: where many atoms sit in one place, listing all pairs would not fit in memory.
+    distance, nearest = tree.query(points[: len(atoms)], k=2, distance_upper_bound=2 * radii.min())
+    if np.isfinite(distance[:, 1]).any():
+        first = int(distance[:, 1].argmin())
+        pairs = np.array([[first, nearest[first, nearest[first] != first][0]]])
+    else:
+        pairs = tree.query_pairs(cutoff, output_type="ndarray")
+        pairs = pairs[pairs[:, 0] < len(atoms)]  # pairs are sorted: leaves out those of two images
+    distances = np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1)
+    least = radii[owner[pairs]].sum(axis=1)
+    if not (distances < least).any():
+        return None
+    worst = int((distances / least).argmin())
+    (i, j), symbols = owner[pairs[worst]], atoms.symbols
+    other = f"its own image ({symbols[i]})" if i == j else f"atom {i} ({symbols[i]})"
+    return Fault(
+        "overlap",
+        f"atom {j} ({symbols[j]}) is {distances[worst]:.3f} Å from {other}; the limit is {least[worst]:.3f} Å, "
+        f"{limits.min_distance:g} of the sum of covalent radii",
+    )
+
+
+def _with_images(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return atoms, then their periodic images within `cutoff` of the cell: whose they are, and where, Å."""
+    cell = _full_cell(atoms)
+    scaled = np.linalg.solve(cell.T, atoms.positions.T).T
+    scaled[:, atoms.pbc] %= 1
+    owner = np.arange(len(atoms))
+    reach = cutoff / _widths(cell)
+    for axis in np.flatnonzero(atoms.pbc):
+        parts = [(owner, scaled)]
+        for shift in range(1, int(np.ceil(reach[axis])) + 1):
+            for signed in (shift, -shift):
+                moved = scaled + signed * np.eye(3)[axis]
+                near = (moved[:, axis] >= -reach[axis]) & (moved[:, axis] <= 1 + reach[axis])
+                parts.append((owner[near], moved[near]))
+        owner = np.concatenate([part[0] for part in parts])
+        scaled = np.concatenate([part[1] for part in parts])
+    return owner, scaled @ cell
+
+
+def _full_cell(atoms: Atoms) -> np.ndarray:
+    """Cell whose vectors along open axes are unit normals of the periodic ones."""
+    from ase.geometry import complete_cell
+
+    return np.asarray(complete_cell(np.where(atoms.pbc[:, None], atoms.cell.array, 0)))
+
+
+def _widths(cell: np.ndarray) -> np.ndarray:
+    """Distances between opposite faces of a cell, shape (3,)."""
+    return np.asarray(1 / np.linalg.norm(np.linalg.inv(cell), axis=0))
+
+
+def _axes(which: np.ndarray) -> str:
+    return ", ".join(name for name, periodic in zip("abc", which, strict=True) if periodic)
+
+
+def system_type(atoms: Atoms) -> str:
+    """Return the kind of a structure that says nothing of itself.
+
+    An axis is closed if it is periodic and no slab of 7 Å across it is empty. Three closed axes make a ``bulk``, one
+    or two a ``surface``. With none it is a ``cluster`` if more than half of the atoms are metals, else a ``molecule``.
+    """
+    closed = atoms.pbc.copy()
+    if closed.any():
+        cell = _full_cell(atoms)
+        scaled = np.linalg.solve(cell.T, atoms.positions.T).T % 1
+        for axis in np.flatnonzero(closed):
+            places = np.sort(scaled[:, axis])
+            gap = np.diff(places, append=places[0] + 1).max() * _widths(cell)[axis]
+            closed[axis] = gap < GAP
+    if closed.any():
+        return "bulk" if closed.all() else "surface"
+    metals = ~np.isin(atoms.numbers, list(NONMETALS))
+    return "cluster" if metals.mean() > 0.5 else "molecule"

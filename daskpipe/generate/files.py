@@ -1,0 +1,326 @@
+"""The user's own structures: extxyz, xyz, CIF, POSCAR, ASE trajectories and ASE databases.
+
+Files are foreign bytes. Formats go by name; only numbers, positions, cell, periodicity, charge and spin are taken,
+by ASE's parsers, none of which unpickles. Constraints, calculators, tags and other notes are left behind.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from io import StringIO
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from ase import Atoms
+from pydantic import Field
+
+from daskpipe.errors import InputError, Rejection
+
+log = logging.getLogger(__name__)
+
+CHARGE_KEYS = ("charge", "total_charge")
+SPIN_KEYS = ("spin_multiplicity", "multiplicity", "spin")
+
+Frame = Callable[[], Atoms]
+"""Builds one structure of a file; fails without harm to the others."""
+
+
+class FrameError(Exception):
+    """A structure that is whole but cannot be used, with the reason to count it by."""
+
+    def __init__(self, reason: str, evidence: str) -> None:
+        super().__init__(evidence)
+        self.reason = reason
+
+
+def files(
+    *, rng: np.random.Generator, paths: Annotated[list[str], Field(min_length=1)], base_dir: str = "."
+) -> Iterator[Atoms | Rejection]:
+    """Yield all structures of files.
+
+    Parameters
+    ----------
+    rng
+        Not used; the seam passes it.
+    paths
+        Files. In a config also folders, which are searched to any depth, and globs (see `find`). The format
+        goes by the name: ``.extxyz`` and ``.xyz``, ``.cif``, ``POSCAR*``, ``CONTCAR*``, ``.poscar`` and ``.vasp``,
+        ``.traj``, ``.db``.
+    base_dir
+        Folder that relative paths start from. Structures are named by path as given and frame, from 0:
+        ``sub/frames.xyz#3``.
+
+    Yields
+    ------
+    ase.Atoms or Rejection
+        One for each frame, in order, as far as the file can be read: ``info`` holds ``name`` and, where the file
+        gives them, ``charge`` (keys charge, total_charge) and ``spin_multiplicity`` (keys spin_multiplicity,
+        multiplicity, spin: always 2S + 1). Reasons of rejection: ``unknown_format``, ``empty``, ``unreadable``,
+        ``unknown_element``, ``partial_occupancy``, ``charge``, ``spin``.
+    """
+    for path in paths:
+        yield from read(Path(base_dir) / path, name=path)
+
+
+def read(path: Path, *, name: str) -> Iterator[Atoms | Rejection]:
+    """Yield the structures of one file; see `files`."""
+    number = 0
+    try:
+        for number, frame in enumerate(_frames(path), start=1):
+            yield _build(frame, f"{name}#{number - 1}")
+        if number == 0:
+            raise FrameError("empty", "the file holds no structure")
+    except Exception as error:  # what is wrong with the file as a whole, or from here on
+        yield _rejection(error, f"{name}#{number}" if number else name)
+
+
+def _build(frame: Frame, name: str) -> Atoms | Rejection:
+    try:
+        atoms = _clean(frame())
+    except Exception as error:  # a parser may raise anything when it meets foreign bytes
+        return _rejection(error, name)
+    atoms.info["name"] = name
+    return atoms
+
+
+def _frames(path: Path) -> Iterator[Frame]:
+    reader = reader_of(path)
+    if reader is None:
+        raise FrameError("unknown_format", f"{path.name} is in no known format; known names: {KNOWN_NAMES}")
+    if path.stat().st_size == 0:
+        raise FrameError("empty", "the file has no bytes")
+    return reader(path)
+
+
+def _rejection(error: Exception, name: str) -> Rejection:
+    if isinstance(error, FrameError):
+        reason, evidence = error.reason, str(error)
+    elif isinstance(error, KeyError) and re.fullmatch(r"\w{1,8}", str(error.args[0])):
+        # ASE looks symbols up in a dict.
+        reason, evidence = "unknown_element", f"{error.args[0]!r} is no chemical symbol"
+    else:
+        reason, evidence = "unreadable", f"{type(error).__name__}: {error or 'not in the format of its name'}"[:500]
+    return Rejection(stage="generate", structure=name, reason=reason, evidence=evidence)
+
+
+def _clean(atoms: Atoms) -> Atoms:
+    """Return only what daskpipe takes from a foreign structure."""
+    info: dict[str, Any] = {}
+    if (charge := _integer(atoms.info, CHARGE_KEYS)) is not None:
+        if abs(charge) > 127:
+            raise FrameError("charge", f"total charge {charge} e; it must lie within -127 and 127")
+        info["charge"] = charge
+    # Some programs write spin 0 for "not given".
+    if multiplicity := _integer(atoms.info, SPIN_KEYS):
+        if not 1 <= multiplicity <= 127:
+            raise FrameError("spin", f"spin multiplicity {multiplicity}; it must lie within 1 and 127")
+        info["spin_multiplicity"] = multiplicity
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc, info=info)
+
+
+def _integer(info: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    for key in keys:
+        if key in info:
+            value = info[key]
+            if not isinstance(value, int | float | np.number) or not float(value).is_integer():
+                raise FrameError(keys[0].partition("_")[0], f"{key} is {value!r}; it must be a whole number")
+            return int(value)
+    return None
+
+
+def _xyz(path: Path) -> Iterator[Frame]:
+    """Frames of an extxyz or xyz file, split by us: ASE would give up all frames for one that is broken."""
+    from ase.io.extxyz import read_xyz
+
+    def build(text: str) -> Atoms:
+        atoms: Atoms = next(read_xyz(StringIO(text), index=0))
+        return atoms
+
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        header = next(lines, "")
+        while header:
+            if not header.strip():
+                header = next(lines, "")
+                continue
+            if not header.strip().isdecimal():
+                raise ValueError(f"expected a line with the number of atoms, found {header.strip()[:60]!r}")
+            n_atoms = int(header)
+            body = list(islice(lines, n_atoms + 1))
+            if len(body) < n_atoms + 1:
+                raise ValueError(f"the file ends after {max(len(body) - 1, 0)} of {n_atoms} atoms")
+            following = next(lines, "")
+            while following.lstrip().startswith("VEC"):  # the cell, in ADF's dialect
+                body.append(following)
+                following = next(lines, "")
+            yield partial(build, "".join([header, *body]))
+            header = following
+
+
+def _cif(path: Path) -> Iterator[Frame]:
+    from ase.io.cif import CIFBlock, parse_cif
+
+    def build(block: CIFBlock) -> Atoms:
+        occupancies = block.get("_atom_site_occupancy", [])
+        occupancies = occupancies if isinstance(occupancies, list) else [occupancies]
+        partly = [value for value in occupancies if isinstance(value, int | float) and value < 1]
+        if partly:
+            raise FrameError(
+                "partial_occupancy",
+                f"{len(partly)} of {len(occupancies)} sites are partly occupied, the least by {min(partly):g}; "
+                "give an ordered structure",
+            )
+        atoms: Atoms = block.get_atoms()
+        atoms.pbc = atoms.cell.rank == 3
+        return atoms
+
+    for block in parse_cif(str(path)):
+        # Blocks without coordinates are common: journals put the text of the paper there.
+        if "_atom_site_fract_x" in block or "_atom_site_cartn_x" in block:
+            yield partial(build, block)
+
+
+def _poscar(path: Path) -> Iterator[Frame]:
+    from ase.io.vasp import read_vasp
+
+    yield partial(read_vasp, path)
+
+
+def _trajectory(path: Path) -> Iterator[Frame]:
+    """Frames of an ASE trajectory, by its container: constraints and calculators are never built."""
+    from ase.io import ulm
+
+    with ulm.open(path) as items:
+        if items.get_tag() != "ASE-Trajectory":
+            raise ValueError(f"the file is tagged {items.get_tag()!r}, not 'ASE-Trajectory'")
+
+        def build(number: int) -> Atoms:
+            item = items[number]
+            # Numbers and periodicity stand in the first item unless they change.
+            numbers, pbc = (item.get(key) if key in item else items.get(key) for key in ("numbers", "pbc"))
+            return Atoms(numbers, item.positions, cell=item.cell, pbc=pbc, info=item.get("info"))
+
+        for number in range(len(items)):
+            yield partial(build, number)
+
+
+def _database(path: Path) -> Iterator[Frame]:
+    """Rows of an ASE database, in the order of their ids."""
+    import sqlite3
+
+    from ase.db import connect
+
+    # ASE would add its tables to a database of another program.
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    try:
+        ids = [row[0] for row in connection.execute("SELECT id FROM systems ORDER BY id")]
+    finally:
+        connection.close()
+    database = connect(str(path), type="db", use_lock_file=False)
+
+    def build(row_id: int) -> Atoms:
+        row = database.get(id=row_id)
+        return Atoms(row.numbers, row.positions, cell=row.cell, pbc=row.pbc, info=row.key_value_pairs)
+
+    for row_id in ids:
+        yield partial(build, row_id)
+
+
+READERS: dict[str, Callable[[Path], Iterator[Frame]]] = {
+    ".extxyz": _xyz,
+    ".xyz": _xyz,
+    ".cif": _cif,
+    ".poscar": _poscar,
+    ".vasp": _poscar,
+    ".traj": _trajectory,
+    ".db": _database,
+}
+KNOWN_NAMES = ", ".join(["POSCAR*", "CONTCAR*", *(f"*{suffix}" for suffix in READERS)])
+
+
+def reader_of(path: Path) -> Callable[[Path], Iterator[Frame]] | None:
+    """Return the reader for a file of that name, or None."""
+    if path.suffix.lower() in READERS:
+        return READERS[path.suffix.lower()]
+    return _poscar if path.name.startswith(("POSCAR", "CONTCAR")) else None
+
+
+def find(paths: list[str], base_dir: Path) -> list[Path]:
+    """Return the files that `paths` stand for, each once, in the order given, within a folder or glob by name.
+
+    Parameters
+    ----------
+    paths
+        Files, folders and globs (``*``, ``?``, ``[...]``, ``**`` for any depth); ``~`` is the home folder. Folders
+        are searched to any depth for files of known names; hidden ones are left out, and how many files of other
+        names were passed over is logged. A file that is named, or met by a glob, is taken whatever its name.
+    base_dir
+        Folder that relative paths start from.
+
+    Raises
+    ------
+    InputError
+        If a path does not exist, a glob meets nothing, or a folder holds no file of a known name.
+    """
+    found: dict[Path, Path] = {}
+    for text in paths:
+        path = base_dir / Path(text).expanduser()
+        if path.exists():
+            matches = [path]
+        elif glob.has_magic(text):
+            pattern = str(Path(text).expanduser())
+            matches = [base_dir / match for match in sorted(glob.glob(pattern, root_dir=base_dir, recursive=True))]
+            if not matches:
+                raise InputError(f"paths: {text!r} meets no file in {base_dir}; check the pattern")
+        else:
+            raise InputError(f"paths: {text!r} does not exist in {base_dir}; give a file, a folder or a glob")
+        files = [file for match in matches for file in (_walk(match) if match.is_dir() else [match])]
+        if not files:
+            raise InputError(f"paths: {text!r} holds no file of a known name; known: {KNOWN_NAMES}")
+        if odd := [file for file in files if not file.is_file()]:
+            raise InputError(f"paths: {odd[0]} is neither a file nor a folder; leave it out")
+        found |= {file.resolve(): file for file in files if file.resolve() not in found}
+    return list(found.values())
+
+
+def _walk(folder: Path) -> list[Path]:
+    """Files of known names in a folder and those beneath it, hidden ones left out."""
+    kept, passed = [], 0
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        visible = [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
+        known = [path for path in visible if reader_of(path) and path.is_file()]
+        kept += known
+        passed += len(visible) - len(known)
+    if passed:
+        log.info("%s: passed over %d files that are in no known format", folder, passed)
+    return kept
+
+
+def expand(params: dict[str, Any], n: int | None, base_dir: Path) -> list[tuple[dict[str, Any], str]]:
+    """Return the parameters of one request for each file, and the file's checksum.
+
+    Raises
+    ------
+    InputError
+        If a path is not there (see `find`) or a file cannot be opened.
+    """
+    base_dir = (base_dir / Path(params["base_dir"]).expanduser()).resolve()
+    requests = []
+    for path in find(params["paths"], base_dir):
+        absolute = Path(os.path.abspath(path))
+        name = absolute.relative_to(base_dir) if absolute.is_relative_to(base_dir) else absolute
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
+        except OSError as error:
+            raise InputError(f"paths: {path} cannot be read: {error.strerror}; check its permissions") from error
+        requests.append(({"paths": [name.as_posix()], "base_dir": str(base_dir)}, digest))
+    return requests

@@ -1,0 +1,106 @@
+"""Types of the generators' parameters: each checks itself and says what to type instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from ase.data import chemical_symbols, reference_states
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from daskpipe.errors import unknown
+
+SUM_TOLERANCE = 1e-5
+"""How far fractions may miss a sum of one; 1/3 typed with six digits passes."""
+
+ATOMS_PER_CELL = {"sc": 1, "bcc": 2, "fcc": 4, "diamond": 8}
+"""Of the cubic cells for which ASE's table gives a lattice constant."""
+
+
+def element(symbol: str) -> str:
+    """Return `symbol` if it is a chemical symbol, else raise ValueError with the nearest one."""
+    if symbol not in chemical_symbols[1:]:
+        raise ValueError(unknown("element", symbol, chemical_symbols[1:]))
+    return symbol
+
+
+def atomic_volume(symbol: str) -> float:
+    """Volume of an atom in the ground state of the element, Å^3, from ASE's `reference_states`.
+
+    Raises
+    ------
+    ValueError
+        If the ground state is neither fcc, bcc, hcp, simple cubic nor diamond.
+    """
+    state: dict[str, Any] = reference_states[chemical_symbols.index(element(symbol))] or {}
+    lattice = state.get("symmetry")
+    if lattice in ATOMS_PER_CELL:
+        return float(state["a"]) ** 3 / ATOMS_PER_CELL[lattice]
+    if lattice == "hcp" and "basis" not in state:  # with a basis of its own it is Se or Te, not hcp
+        return float(state["a"]) ** 3 * float(state["c/a"]) * 3**0.5 / 4
+    raise ValueError(
+        f"element {symbol!r} has no reference volume: ASE knows none for it in fcc, bcc, hcp, sc or diamond; "
+        f"give structures with {symbol} as files"
+    )
+
+
+def fraction_range(value: Any) -> tuple[float, float]:
+    """Return a fraction, or a pair of lowest and highest fraction, as a pair."""
+    pair = (value, value) if isinstance(value, int | float) else tuple(value) if isinstance(value, list | tuple) else ()
+    if len(pair) != 2 or not all(isinstance(x, int | float) for x in pair) or not 0 <= pair[0] <= pair[1] <= 1:
+        raise ValueError(f"expected a fraction or [lowest, highest] within 0 and 1, received {value!r}")
+    return float(pair[0]), float(pair[1])
+
+
+def composition(elements: Mapping[str, float | tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """Return the range of the fraction of each element, checked.
+
+    Raises
+    ------
+    ValueError
+        If no composition within the ranges sums to one, or an element has no reference volume.
+    """
+    ranges = {symbol: fraction_range(value) for symbol, value in elements.items()}
+    if not ranges:
+        raise ValueError("no elements: give at least one, e.g. {Cu: [0, 1], Au: [0, 1]}")
+    for symbol in ranges:
+        atomic_volume(symbol)
+    lowest = sum(low for low, _ in ranges.values())
+    highest = sum(high for _, high in ranges.values())
+    names = ", ".join(ranges)
+    if all(low == high for low, high in ranges.values()) and abs(lowest - 1) > SUM_TOLERANCE:
+        raise ValueError(f"fractions of {names} sum to {lowest:g}; they must sum to 1")
+    if highest < 1 - SUM_TOLERANCE:
+        raise ValueError(f"the highest fractions of {names} sum to {highest:g}; they must reach 1")
+    if lowest > 1 + SUM_TOLERANCE:
+        raise ValueError(f"the lowest fractions of {names} sum to {lowest:g}; they must not exceed 1")
+    return ranges
+
+
+def count_range(value: Any) -> tuple[int, int]:
+    """Return a count, or a pair of lowest and highest count, as a pair."""
+    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
+    if len(pair) != 2 or not all(type(x) is int for x in pair) or not 1 <= pair[0] <= pair[1]:
+        raise ValueError(f"expected a count or [lowest, highest] of at least 1, received {value!r}")
+    return pair[0], pair[1]
+
+
+Element = Annotated[str, AfterValidator(element)]
+"""A chemical symbol."""
+
+Composition = Annotated[
+    dict[Element, Annotated[float | tuple[float, float], BeforeValidator(fraction_range)]], AfterValidator(composition)
+]
+"""Fraction, or range of the fraction, of each element."""
+
+CountRange = Annotated[int | tuple[int, int], BeforeValidator(count_range)]
+"""A count, or the lowest and the highest."""
+
+Strain = Annotated[float, Field(ge=0, le=0.3)]
+"""Largest component of a strain, 1."""
+
+Rattle = Annotated[float, Field(ge=0, le=1)]
+"""Standard deviation of displacements, Å."""
+
+Vacuum = Annotated[float, Field(gt=0, le=100)]
+"""Gap between a structure and its image in the next cell, Å."""

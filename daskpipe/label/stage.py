@@ -1,0 +1,89 @@
+"""Labelling as a Dask bag: a partition of picked frames goes in, one payload of labelled frames comes out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from daskpipe.errors import Rejection
+from daskpipe.label.checks import wrong
+from daskpipe.label.settings import LabelChecks
+from daskpipe.structures import from_atoms, structure_id, to_atoms
+from daskpipe.work import Payload, Rows, arrays_of, read_rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ase import Atoms
+    from dask.bag import Bag
+
+    from daskpipe.potentials import Potential
+
+VERSION = 1
+
+
+def label(frames: Bag, build: Callable[[], Potential], method: str, checks: LabelChecks) -> Bag:
+    """Label frames; lazy.
+
+    Parameters
+    ----------
+    frames
+        Bag of `ase.Atoms`; a partition is a batch.
+    build
+        Builds the teacher on the worker (or returns the one that its process built before).
+    method
+        Name of the teacher, stored as ``label_method``.
+    checks
+        What a label must satisfy.
+
+    Returns
+    -------
+    dask.bag.Bag
+        One `daskpipe.work.Payload` a partition.
+    """
+    return frames.map_partitions(label_partition, build, method, checks)
+
+
+def label_partition(
+    frames: list[Atoms], build: Callable[[], Potential], method: str, checks: LabelChecks
+) -> list[Payload]:
+    """Label one partition; the order of the frames is kept."""
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    from daskpipe.potentials import Failure, evaluate
+
+    started = time.perf_counter()
+    labelled, rejected = [], []
+    for atoms, found in zip(frames, evaluate(build(), frames), strict=True):
+        if isinstance(found, Failure):
+            fault: tuple[str, str] | None = (found.reason, found.evidence)
+        else:
+            fault = wrong(found.energy, found.forces, found.stress, bool(atoms.pbc.all()), checks)
+        if fault or isinstance(found, Failure):
+            reason, evidence = fault or ("", "")
+            name = structure_id(atoms).hex()
+            rejected.append(Rejection(stage="label", structure=name, reason=reason, evidence=evidence))
+            continue
+        atoms.info |= {"label_method": method, "label_status": "ok"}
+        results = {"energy": found.energy, "forces": found.forces, "stress": found.stress, "magmoms": found.magmoms}
+        atoms.calc = SinglePointCalculator(atoms, **{key: value for key, value in results.items() if value is not None})
+        labelled.append(atoms)
+    arrays = arrays_of(from_atoms(labelled))
+    return [Payload(arrays=arrays, n_out=len(labelled), rejected=rejected, seconds=time.perf_counter() - started)]
+
+
+def load_picks(root: Path, pieces: list[Rows], select_key: str, start: int, stop: int) -> list[Atoms]:
+    """Read picks `start` to `stop` from the unit tree, with their features, stratum and reason."""
+    from daskpipe.work import Tree
+
+    ds = read_rows(root, pieces)
+    picks = Tree(root).load("select", select_key, ["features", "cluster", "selection_reason"])
+    frames = []
+    for index in range(stop - start):
+        atoms = to_atoms(ds, index)
+        atoms.info["features"] = picks["features"][start + index]
+        atoms.info["cluster"] = int(picks["cluster"][start + index])
+        atoms.info["selection_reason"] = str(picks["selection_reason"][start + index])
+        frames.append(atoms)
+    return frames

@@ -1,0 +1,123 @@
+"""Where units run: the only file that knows Dask's resources.
+
+A stage that wants a GPU is submitted with ``resources={"GPU": 1}`` at submission, because annotations on
+bags are lost to graph fusion; and it is checked first that some worker offers one, because a resource that
+nobody offers waits for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from daskpipe.errors import ClusterError
+from daskpipe.work import Receipt, Task, WorkerLost
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+GPU = "GPU"
+"""Name of the Dask resource that a worker with a GPU offers, one a GPU."""
+
+
+def offers(client: Client) -> dict[str, dict[str, float]]:
+    """Return what each living worker offers, by address."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    return {address: dict(worker["resources"]) for address, worker in workers.items()}
+
+
+def gpu_stages(client: Client, devices: dict[str, str]) -> frozenset[str]:
+    """Return the stages that run on GPU workers.
+
+    Parameters
+    ----------
+    client
+        Connected client.
+    devices
+        Device of each stage that uses a potential: ``auto``, ``cuda`` or ``cpu``. ``auto`` takes GPU workers
+        where there are any.
+
+    Raises
+    ------
+    ClusterError
+        If a stage needs ``cuda`` and no worker offers a GPU.
+    """
+    offered = offers(client)
+    has_gpu = any(worker.get(GPU, 0) >= 1 for worker in offered.values())
+    for stage, device in devices.items():
+        if device == "cuda" and not has_gpu:
+            raise ClusterError(
+                f"{stage}.device=cuda needs a worker that offers {GPU}=1, and none of the {len(offered)} workers does; "
+                f"they offer: {describe_offers(offered)}. Give cluster.gpus=1 (or start workers with "
+                f'--resources "{GPU}=1"), or {stage}.device=auto'
+            )
+    return frozenset(stage for stage, device in devices.items() if has_gpu and device != "cpu")
+
+
+def describe_offers(offered: dict[str, dict[str, float]]) -> str:
+    """Return what workers offer, in words."""
+    if not offered:
+        return "no workers"
+    return "; ".join(
+        f"{address}: " + (", ".join(f"{name}={amount:g}" for name, amount in resources.items()) or "nothing")
+        for address, resources in sorted(offered.items())
+    )
+
+
+class DaskPool:
+    """Submits units to a Dask scheduler.
+
+    Parameters
+    ----------
+    client
+        Connected client; not closed here.
+    on_gpu
+        Stages that are held to workers which offer a GPU.
+    """
+
+    def __init__(self, client: Client, on_gpu: frozenset[str]) -> None:
+        self.client = client
+        self.on_gpu = on_gpu
+
+    def slots(self, stage: str) -> int:
+        """One unit a GPU for GPU stages; else one a thread, and one more a worker so that none waits for the driver."""
+        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        if stage in self.on_gpu:
+            return int(sum(worker["resources"].get(GPU, 0) for worker in workers))
+        return sum(worker["nthreads"] + 1 for worker in workers)
+
+    def submit(self, task: Task) -> Any:
+        """Submit one unit, with its resources; the graph is not optimised (fusion would lose them)."""
+        resources = {GPU: 1} if task.unit.stage in self.on_gpu else None
+        return self.client.compute(task.work, resources=resources, optimize_graph=False, retries=0)
+
+    def wait(self, handles: Iterable[Any], timeout: float) -> set[Any]:
+        """Return the futures that are done."""
+        from distributed import wait
+
+        try:
+            with self.client.as_current():
+                return set(wait(list(handles), timeout=timeout, return_when="FIRST_COMPLETED").done)
+        except TimeoutError:
+            return set()
+
+    def result(self, handle: Any) -> Receipt:
+        """Return a receipt and release its future at once."""
+        from concurrent.futures import CancelledError
+
+        from distributed.client import FutureCancelledError
+        from distributed.scheduler import KilledWorker, NoValidWorkerError
+
+        try:
+            receipt: Receipt = handle.result()
+        except (KilledWorker, NoValidWorkerError, CancelledError, FutureCancelledError) as error:
+            raise WorkerLost(str(error)) from error
+        finally:
+            handle.release()
+        return receipt
+
+    def cancel(self, handles: Iterable[Any]) -> None:
+        """Cancel units that are under way, if the scheduler still answers."""
+        handles = list(handles)
+        if handles and self.client.status == "running":
+            self.client.cancel(handles, force=True)

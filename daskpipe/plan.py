@@ -1,0 +1,56 @@
+"""What a config would do, counted before anything runs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from daskpipe.config import Config
+from daskpipe.generate.stage import requests
+
+
+def plan(config: Config) -> dict[str, Any]:
+    """Count inputs, outputs and units of each stage.
+
+    Parameters
+    ----------
+    config
+        A validated config.
+
+    Returns
+    -------
+    dict
+        Per stage ``inputs``, ``outputs`` (at most) and ``units``; JSON types. A file counts as one structure,
+        since it is not read: ``exact`` is false if there are any.
+
+    Raises
+    ------
+    InputError
+        If a path of the config does not exist.
+    """
+    seeds = requests(config.generate.sources, config.generate.paths, Path.cwd())
+    dynamics = config.explore.dynamics
+    n_trajectories = len(seeds) * len(dynamics.temperatures) * dynamics.replicas
+    n_explore = math.ceil(n_trajectories / config.explore.batch_size)
+    n_frames = n_trajectories * dynamics.n_frames
+    n_picks = min(config.select.n, n_frames)
+
+    def row(inputs: int, outputs: int, units: int) -> dict[str, int]:
+        return {"inputs": inputs, "outputs": outputs, "units": units}
+
+    return {
+        "name": config.name,
+        "exact": not any(request.generator == "files" for request in seeds),
+        "stages": {
+            "generate": row(len(seeds), len(seeds), math.ceil(len(seeds) / config.generate.partition_size)),
+            "explore": row(n_trajectories, n_frames, n_explore),
+            "describe": row(n_frames, n_frames, n_explore + 1),
+            "select": row(n_frames, n_picks, 1),
+            "label": row(n_picks, n_picks, math.ceil(n_picks / config.label.batch_size)),
+            "store": row(n_picks, n_picks, 1),
+        },
+        "md_steps": n_trajectories * dynamics.steps,
+    }
+
+

@@ -1,0 +1,39 @@
+"""Potentials: what moves the atoms in ``explore`` and what labels them in ``label``.
+
+Needs   a name, parameters, a device (auto, cpu, cuda) and a dtype (float32, float64).
+Makes   a `Potential`: an ASE calculator, a batched torch-sim model where there is one, a batched labeller.
+Plugins entry-point group ``daskpipe.potentials``: a keyword-only factory
+        ``(*, device: str, dtype: str, **params) -> Potential``; its module may define
+        ``identify(**params) -> Identity`` to say which bytes decide its numbers.
+Entry   `build` on the worker, once per process, never pickled; `identity` in the driver, before anything runs;
+        `evaluate` for labels; `batched` for molecular dynamics.
+Memory  bundled MACE and CHGNet: below 0.1 GB of weights; a batch takes about 0.5 MB an atom with them.
+"""
+
+from daskpipe.potentials.box import boxed
+from daskpipe.potentials.catalogue import POTENTIALS, build, identity
+from daskpipe.potentials.potential import (
+    FAILURE_REASONS,
+    Evaluation,
+    Failure,
+    Identity,
+    Potential,
+    Results,
+    batched,
+    evaluate,
+)
+
+__all__ = [
+    "FAILURE_REASONS",
+    "POTENTIALS",
+    "Evaluation",
+    "Failure",
+    "Identity",
+    "Potential",
+    "Results",
+    "batched",
+    "boxed",
+    "build",
+    "evaluate",
+    "identity",
+]

@@ -1,0 +1,186 @@
+"""The potentials by name: who they are, and how one is built, once per process."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import Any
+
+from pydantic import ValidationError
+
+from daskpipe.errors import ConfigError, unknown
+from daskpipe.potentials.potential import Identity, Potential, identity_of_version
+from daskpipe.registry import Registry
+
+POTENTIALS = Registry(
+    "potential",
+    {
+        "chgnet": "daskpipe.potentials.chgnet:chgnet",
+        "emt": "daskpipe.potentials.emt:emt",
+        "lj": "daskpipe.potentials.lj:lj",
+        "mace": "daskpipe.potentials.mace:mace",
+        "xtb": "daskpipe.potentials.xtb:xtb",
+    },
+    group="daskpipe.potentials",
+    given=("device", "dtype"),
+)
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("float32", "float64")
+
+_built: dict[tuple[str, str, str, str], Potential] = {}
+# Torch's fx tracing in MACE's loader is not thread-safe, and `quiet` changes what belongs to the whole process.
+_building = threading.RLock()
+_log = logging.getLogger(__name__)
+
+
+def build(name: str, params: Mapping[str, Any], device: str = "auto", dtype: str = "float32") -> Potential:
+    """Build a potential, or return the one that this process has built before.
+
+    Parameters
+    ----------
+    name
+        One of ``POTENTIALS.names()``.
+    params
+        Its parameters, as in the config.
+    device
+        ``auto`` (CUDA if torch sees one), ``cpu`` or ``cuda``. EMT and xTB run on the CPU in any case.
+    dtype
+        ``float32`` or ``float64``. EMT and xTB compute in float64 and CHGNet in float32 in any case.
+
+    Returns
+    -------
+    Potential
+        The same object for the same arguments, unless the model file has changed.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name, parameter, device or dtype, and if CUDA is asked for and not there.
+    InputError
+        If the model file is missing or cannot be read.
+    """
+    device = resolve_device(device)
+    if dtype not in DTYPES:
+        raise ConfigError(unknown("dtype", dtype, list(DTYPES)))
+    params = check_params(name, params)
+    key = (name, identity(name, params).hash, device, dtype)
+    with _building:
+        if key not in _built:
+            with quiet():
+                _built[key] = POTENTIALS.get(name)(device=device, dtype=dtype, **params)
+        return _built[key]
+
+
+def identity(name: str, params: Mapping[str, Any]) -> Identity:
+    """Say which potential it is without building it.
+
+    Parameters
+    ----------
+    name, params
+        As for `build`.
+
+    Returns
+    -------
+    Identity
+        Torch is imported only for the names of foundation models, which are looked up (and fetched once) by MACE.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name or parameter.
+    InputError
+        If the model file does not exist, or a foundation model is neither cached nor can be fetched.
+    """
+    params = check_params(name, params)
+    factory = POTENTIALS.get(name)
+    identify = getattr(sys.modules[factory.__module__], "identify", None)
+    if identify is not None:
+        found: Identity = identify(**params)
+        return found
+    (point,) = entry_points(group=POTENTIALS.group, name=name)
+    return identity_of_version(name, point.dist.name if point.dist else name, params)
+
+
+def check_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters with defaults filled in.
+
+    Raises
+    ------
+    ConfigError
+        Naming each parameter that is unknown, missing or wrong, and what was received.
+    """
+    try:
+        return POTENTIALS.check_params(name, params)
+    except ValidationError as error:
+        known = sorted(_parameter_names(name))
+        wrong = []
+        for item in error.errors():
+            key = ".".join(map(str, item["loc"]))
+            if item["type"] == "extra_forbidden":
+                wrong.append(unknown("parameter", key, known))
+            else:
+                wrong.append(f"{key}: {item['msg']}, received {item['input']!r}.")
+        raise ConfigError(f"potential {name!r}: {' '.join(wrong)}") from error
+
+
+def resolve_device(device: str) -> str:
+    """Return ``cpu`` or ``cuda`` for ``auto``, ``cpu`` or ``cuda``.
+
+    Raises
+    ------
+    ConfigError
+        For another word, and if CUDA is asked for and torch sees none.
+    """
+    if device not in DEVICES:
+        raise ConfigError(unknown("device", device, list(DEVICES)))
+    if device == "cpu":
+        return device
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "cuda":
+        raise ConfigError("device=cuda, but torch sees no CUDA device in this process; give device=auto or device=cpu")
+    return "cpu"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what libraries print and deprecate while they load a model off the terminal: stdout is the CLI's."""
+    said = io.StringIO()
+    warp_level = _set_warp_level(None)
+    with redirect_stdout(said), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.*")
+        try:
+            yield
+        finally:
+            _set_warp_level(warp_level)
+    for line in said.getvalue().splitlines():
+        _log.debug("%s", line)
+
+
+def _set_warp_level(level: int | None) -> int | None:
+    # nvidia-warp, imported by torch-sim, greets a machine without a GPU with a warning on stderr.
+    if find_spec("warp") is None:
+        return None
+    import warp
+
+    before: int = warp.config.log_level
+    warp.config.log_level = logging.ERROR if level is None else level
+    return before
+
+
+def _parameter_names(name: str) -> set[str]:
+    from daskpipe.registry import signature_model
+
+    return set(signature_model(POTENTIALS.get(name), POTENTIALS.given).model_fields)

@@ -1,0 +1,155 @@
+"""CHGNet, a universal potential for inorganic matter, with the weights from its wheel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from daskpipe.errors import ConfigError
+from daskpipe.potentials.potential import (
+    Evaluation,
+    Failure,
+    Identity,
+    Potential,
+    Results,
+    checked_results,
+    file_hash,
+)
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from ase.calculators.calculator import Calculator
+
+CUTOFF = 6.0
+"""Å, of CHGNet's atom graph."""
+VACUUM = 2 * CUTOFF
+BATCH = 16
+
+type Version = Literal["0.3.0", "0.2.0", "r2scan"]
+
+
+def chgnet(*, device: str, dtype: str, version: Literal["0.3.0", "0.2.0", "r2scan"] = "0.3.0") -> Potential:
+    """CHGNet; evaluates structures in batches of 16. Source: doi.org/10.1038/s42256-023-00716-3.
+
+    CHGNet knows only periodic structures: along vectors that are not periodic, a structure is put into a box with
+    12 Å of vacuum, twice CHGNet's cutoff. An atom without a neighbour within 6 Å is a failure.
+
+    Parameters
+    ----------
+    device
+        ``cpu`` or ``cuda``.
+    dtype
+        Not used: CHGNet computes in float32.
+    version
+        Weights: 0.3.0 and 0.2.0 are of PBE(+U), r2scan of r2SCAN.
+    """
+    label = _labeller(device, version)
+    return Potential(calculator=_calculator(label), label=label, elements=_elements(), cutoff=CUTOFF)
+
+
+def identify(version: str) -> Identity:
+    """Identity of CHGNet: the bytes of its weights."""
+    return Identity(name=f"CHGNet {version}", hash=file_hash(_weights(version)), elements=_elements())
+
+
+def _weights(version: str) -> Path:
+    spec = find_spec("chgnet")
+    if spec is None or spec.origin is None:
+        raise ConfigError("potential 'chgnet' needs the package chgnet; pip install chgnet")
+    (path,) = (Path(spec.origin).parent / "pretrained" / version).glob("*.pth.tar")
+    return path
+
+
+def _elements() -> frozenset[str]:
+    from ase.data import chemical_symbols
+
+    # The 89 elements of its training set MPtrj: up to Pu without Po, At, Rn, Fr and Ra.
+    return frozenset(chemical_symbols[1:84] + chemical_symbols[89:95])
+
+
+def _labeller(device: str, version: str) -> Any:
+    from ase.stress import full_3x3_to_voigt_6_stress
+    from chgnet.model.model import CHGNet
+    from pymatgen.core import Lattice, Structure
+
+    from daskpipe.potentials.box import boxed
+    from daskpipe.units import GPA
+
+    class Silent(Structure):  # type: ignore[misc]
+        def to(self, *_args: Any, **_kwargs: Any) -> str:
+            """CHGNet writes a CIF into the current directory when a graph fails. The error itself says enough."""
+            return ""
+
+    model = CHGNet.load(model_name=version, use_device=device, verbose=False)
+    model.graph_converter.set_isolated_atom_response("error")
+
+    def graph(atoms: Atoms) -> Any:
+        inside = boxed(atoms, VACUUM)
+        inside.wrap()
+        lattice = Lattice(inside.cell.array)
+        try:
+            return model.graph_converter(
+                Silent(lattice, inside.numbers.tolist(), inside.positions, coords_are_cartesian=True)
+            )
+        except ValueError as error:
+            if "isolated atom" in str(error):
+                return Failure(reason="isolated_atom", evidence=f"an atom has no neighbour within {CUTOFF:g} Å")
+            return Failure(reason="failed", evidence=f"CHGNet's graph: {error}")
+        except RuntimeError as error:
+            return Failure(reason="failed", evidence=f"CHGNet's graph: {error.__cause__ or error}")
+
+    def label(structures: Sequence[Atoms]) -> list[Evaluation]:
+        out: list[Evaluation] = []
+        for start in range(0, len(structures), BATCH):
+            batch = structures[start : start + BATCH]
+            graphs = [graph(atoms) for atoms in batch]
+            good = [item for item in graphs if not isinstance(item, Failure)]
+            predicted = model.predict_graph(good, task="efsm", batch_size=BATCH) if good else []
+            answers = iter([predicted] if isinstance(predicted, dict) else predicted)
+            for atoms, item in zip(batch, graphs, strict=True):
+                out.append(item if isinstance(item, Failure) else results(atoms, next(answers)))
+        return out
+
+    def results(atoms: Atoms, found: dict[str, Any]) -> Evaluation:
+        stress = None
+        if atoms.pbc.all():
+            # CHGNet divides by a volume that is negative in a left-handed cell.
+            handed = 1.0 if atoms.cell.handedness >= 0 else -1.0
+            stress = handed * GPA * full_3x3_to_voigt_6_stress(found["s"].astype(float))
+        return checked_results(
+            energy=float(found["e"]) * len(atoms),
+            forces=found["f"].astype(float),
+            stress=stress,
+            magmoms=found["m"].astype(float),
+        )
+
+    return label
+
+
+def _calculator(label: Any) -> Calculator:
+    from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
+
+    class CHGNetCalculator(Calculator):  # type: ignore[misc]
+        """The labeller as an ASE calculator: boxes and units in one place."""
+
+        implemented_properties = ("energy", "forces", "stress", "magmoms")
+
+        def calculate(
+            self, atoms: Atoms, properties: Sequence[str] = ("energy",), system_changes: Sequence[str] = all_changes
+        ) -> None:
+            super().calculate(atoms, properties, system_changes)
+            (found,) = label([atoms])
+            if isinstance(found, Failure):
+                raise CalculationFailed(f"{found.reason}: {found.evidence}")
+            assert isinstance(found, Results)
+            self.results = {
+                "energy": found.energy,
+                "free_energy": found.energy,
+                "forces": found.forces,
+                "stress": found.stress,
+                "magmoms": found.magmoms,
+            }
+
+    return CHGNetCalculator()

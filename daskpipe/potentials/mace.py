@@ -1,0 +1,223 @@
+"""MACE: the bundled Cu-Ag-Au model, a model file of your own, or a foundation model by name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daskpipe.errors import ConfigError, InputError, unknown
+from daskpipe.potentials.potential import Evaluation, Identity, Potential, checked_results, file_hash
+
+if TYPE_CHECKING:
+    import torch
+    from ase import Atoms
+    from torch_sim.models.interface import ModelInterface
+
+BUNDLED = Path(__file__).parent / "bundled" / "cu-ag-au.safetensors"
+BATCH = 16
+UNPICKLE_ANYTHING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+def mace(*, device: str, dtype: str, model: str = "bundled", head: str | None = None) -> Potential:
+    """MACE, batched. Source: arXiv:2206.07697.
+
+    Parameters
+    ----------
+    device
+        ``cpu`` or ``cuda``.
+    dtype
+        ``float32`` or ``float64``.
+    model
+        ``bundled`` (Cu-Ag-Au); a ``.safetensors`` file with its ``.json`` beside it, as `mace_files.save_model`
+        writes them; any other file, which is loaded with ``torch.load``; or the name of a foundation model: those of
+        ``mace_mp`` as MACE calls them (``small``, ``medium-mpa-0`` ...) and those of ``mace_off`` as ``off:small`` ...
+        **A model file that is not safetensors is a program: loading it runs what it says. Know where it is from.**
+    head
+        Of a model with several; by default the one called ``default``.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no such head.
+    InputError
+        If the file is missing or holds no MACE model, or a foundation model cannot be had.
+    """
+    import torch
+
+    import_mace()
+    from mace.calculators import MACECalculator
+    from mace.calculators.mace_torchsim import MaceTorchSimModel
+
+    module = _load(_path(model), device, dtype)
+    heads = list(getattr(module, "heads", ["Default"]))
+    if head is not None and head not in heads:
+        raise ConfigError(unknown("head", head, heads))
+    calculator = MACECalculator(models=module, device=device, default_dtype=dtype, head=head)
+
+    def batched(stress: bool) -> ModelInterface:
+        batched: ModelInterface = MaceTorchSimModel(
+            module, torch.device(device), getattr(torch, dtype), compute_stress=stress, head=calculator.head
+        )
+        return batched
+
+    cutoff = float(module.r_max)
+    return Potential(
+        calculator=calculator,
+        model=batched,
+        label=_labeller(batched(True), cutoff),
+        elements=_symbols(module.atomic_numbers.tolist()),
+        cutoff=cutoff,
+    )
+
+
+def identify(model: str, head: str | None) -> Identity:
+    """Identity of a MACE model: the bytes of its file or files, and the head if one is named."""
+    path = _path(model)
+    files, elements = [path], None
+    if path.suffix == ".safetensors":
+        from daskpipe.potentials.mace_files import hyper_file, read_hypers
+
+        files.append(hyper_file(path))
+        elements = _symbols(read_hypers(path)["atomic_numbers"])
+    parts = [file_hash(file) for file in files] + ([head] if head else [])
+    digest = parts[0] if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    name = {"bundled": "MACE Cu-Ag-Au"}.get(model, f"MACE {model if model in _known(model) else path.name}")
+    return Identity(name=name, hash=digest, elements=elements)
+
+
+def import_mace() -> None:
+    """Import MACE, and leave torch's safe loading as it was.
+
+    MACE sets an environment variable that makes every later ``torch.load`` of the process unpickle anything, data
+    files of others included.
+    """
+    before = os.environ.get(UNPICKLE_ANYTHING)
+    try:
+        import mace.calculators.mace_torchsim  # noqa: F401
+    finally:
+        if before is None:
+            os.environ.pop(UNPICKLE_ANYTHING, None)
+        else:
+            os.environ[UNPICKLE_ANYTHING] = before
+
+
+def _path(model: str) -> Path:
+    """File of a model, fetched if it is a foundation model that is not cached."""
+    if model == "bundled":
+        return BUNDLED
+    path = Path(model).expanduser()
+    if path.is_file():
+        return path.resolve()
+    names = _known(model)
+    if model in names:
+        return _foundation_file(model)
+    hint = f" Foundation models: {', '.join(names)}." if names else ""
+    raise InputError(
+        f"model file {model!r} does not exist; give the path of a MACE model file or model=bundled (Cu-Ag-Au).{hint}"
+    )
+
+
+def _known(model: str) -> list[str]:
+    """Names of foundation models if `model` looks like a name; MACE, which knows them, is slow to import."""
+    if model == "bundled" or "/" in model or os.sep in model or Path(model).suffix:
+        return []
+    from daskpipe.potentials.catalogue import quiet
+
+    with quiet():
+        import_mace()
+        from mace.calculators.foundations_models import mace_mp_urls, mace_off_urls
+    return [*mace_mp_urls, *(f"off:{name}" for name in mace_off_urls)]
+
+
+def _foundation_file(model: str) -> Path:
+    from mace.calculators import foundations_models
+
+    kind, _, size = model.rpartition(":")
+    try:
+        with _talking_to_stderr():
+            if kind != "off":
+                return Path(foundations_models.download_mace_mp_checkpoint(model))
+            # mace_off has no function that only fetches.
+            url = foundations_models.mace_off_urls[size]
+            path = Path(foundations_models.get_cache_dir()) / url.rpartition("/")[2]
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                foundations_models._urlretrieve_with_timeout(url, str(path))
+            return path
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"foundation model {model!r} is not cached in {foundations_models.get_cache_dir()} and cannot be fetched "
+            f"({error}); fetch it where there is a network and give its path: explore.potential.model=/path/to/file.model"
+        ) from error
+
+
+@contextmanager
+def _talking_to_stderr() -> Iterator[None]:
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def _load(path: Path, device: str, dtype: str) -> Any:
+    import torch
+
+    if path.suffix == ".safetensors":
+        from daskpipe.potentials.mace_files import load_model
+
+        module = load_model(path, dtype)
+    else:
+        try:
+            module = torch.load(path, map_location=device, weights_only=False)
+        except Exception as error:  # a pickle may raise anything
+            raise InputError(
+                f"model file {str(path)!r} cannot be loaded ({type(error).__name__}: {error}); give a file written by "
+                "mace_run_train (NAME.model, not a checkpoint or a compiled model)"
+            ) from error
+        missing = [name for name in ("r_max", "atomic_numbers", "interactions") if not hasattr(module, name)]
+        if not isinstance(module, torch.nn.Module) or missing:
+            raise InputError(
+                f"model file {str(path)!r} holds a {type(module).__name__}, not a MACE model; give a file written by "
+                "mace_run_train (NAME.model, not a checkpoint or a compiled model)"
+            )
+    module = module.to(device=device, dtype=getattr(torch, dtype)).eval()
+    for parameter in module.parameters():
+        parameter.requires_grad = False
+    return module
+
+
+def _labeller(model: ModelInterface, cutoff: float) -> Any:
+    import torch_sim
+    from ase.stress import full_3x3_to_voigt_6_stress
+
+    from daskpipe.potentials.box import boxed
+
+    def label(structures: Sequence[Atoms]) -> list[Evaluation]:
+        return [
+            result
+            for start in range(0, len(structures), BATCH)
+            for result in label_batch(structures[start : start + BATCH])
+        ]
+
+    def label_batch(batch: Sequence[Atoms]) -> Iterator[Evaluation]:
+        # A torch-sim state has one kind of periodicity for all its systems; a box changes no edge.
+        state = torch_sim.io.atoms_to_state([boxed(atoms, cutoff) for atoms in batch], model.device, model.dtype)
+        found: dict[str, torch.Tensor] = {name: value.cpu().double() for name, value in model(state).items()}
+        forces = found["forces"].split([len(atoms) for atoms in batch])
+        for atoms, energy, force, stress in zip(batch, found["energy"], forces, found["stress"], strict=True):
+            yield checked_results(
+                energy=float(energy),
+                forces=force.numpy(),
+                stress=full_3x3_to_voigt_6_stress(stress.numpy()) if atoms.pbc.all() else None,
+            )
+
+    return label
+
+
+def _symbols(numbers: Sequence[int]) -> frozenset[str]:
+    from ase.data import chemical_symbols
+
+    return frozenset(chemical_symbols[number] for number in numbers)

@@ -1,0 +1,160 @@
+"""MACE models as safetensors and JSON: loading one runs no pickle.
+
+``NAME.safetensors`` holds the trained parameters and ``NAME.json`` what the constructor needs. All other tensors of
+a MACE module (Clebsch-Gordan coefficients, Bessel roots ...) are computed by the constructor, in full precision for
+either dtype, and so are not stored.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from daskpipe.errors import InputError
+
+FORMAT = "daskpipe-mace/1"
+
+CLASSES = ("interaction_cls", "interaction_cls_first", "readout_cls")
+IRREPS = ("hidden_irreps", "MLP_irreps", "edge_irreps")
+ARRAYS = ("atomic_energies", "atomic_inter_scale", "atomic_inter_shift")
+PLAIN = (
+    "r_max", "num_bessel", "num_polynomial_cutoff", "max_ell", "num_interactions", "num_elements", "use_reduced_cg",
+    "use_so3", "use_edge_irreps_first", "use_agnostic_product", "use_last_readout_only", "avg_num_neighbors",
+    "atomic_numbers", "correlation", "radial_type", "apply_cutoff", "radial_MLP", "pair_repulsion",
+    "distance_transform", "heads",
+)  # fmt: skip
+
+
+def hyper_file(path: Path) -> Path:
+    """The JSON file that belongs to a safetensors file."""
+    return path.with_suffix(".json")
+
+
+def read_hypers(path: Path) -> dict[str, Any]:
+    """Hyper-parameters of the model whose weights are in `path`.
+
+    Raises
+    ------
+    InputError
+        If the JSON file is missing or not of this format.
+    """
+    file = hyper_file(path)
+    try:
+        hypers = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: {error}; a MACE model {path.name} needs its hyper-parameters beside it") from error
+    found = hypers.get("format") if isinstance(hypers, dict) else None
+    if found != FORMAT:
+        raise InputError(f"{file}: expected format {FORMAT!r}, received {found!r}; write it with mace_files.save_model")
+    return dict(hypers)
+
+
+def load_model(path: Path, dtype: str) -> Any:
+    """Rebuild a MACE module from its two files.
+
+    Parameters
+    ----------
+    path
+        ``NAME.safetensors``, with ``NAME.json`` beside it.
+    dtype
+        ``float32`` or ``float64``.
+
+    Returns
+    -------
+    mace.modules.ScaleShiftMACE
+        On the CPU.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, not readable, or the parameters are not those that the hyper-parameters ask for.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    model = build_module(read_hypers(path), dtype)
+    try:
+        weights = load_file(path)
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{path}: {error}; write both files of a model with mace_files.save_model") from error
+    # What is not a parameter was computed by the constructor.
+    missing = sorted(set(missing) & {name for name, _ in model.named_parameters()})
+    if missing or unexpected:
+        raise InputError(
+            f"{path}: the weights do not fit {hyper_file(path).name}: missing {missing}, unexpected {unexpected}; "
+            "write both files of a model with mace_files.save_model"
+        )
+    return model
+
+
+def save_model(model: Any, path: Path, **facts: Any) -> None:
+    """Write a MACE module as ``NAME.safetensors`` and ``NAME.json``, and check that they give it back.
+
+    Parameters
+    ----------
+    model
+        ``ScaleShiftMACE``, as ``mace_run_train`` makes them.
+    path
+        ``NAME.safetensors``.
+    **facts
+        Anything JSON to keep beside the hyper-parameters, such as the package versions.
+
+    Raises
+    ------
+    InputError
+        For a model that the two files could not give back: another class, or trained constants.
+    """
+    import torch
+    from mace import modules
+    from mace.tools.scripts_utils import extract_config_mace_model
+    from safetensors.torch import save_file
+
+    model = model.to("cpu")
+    config = extract_config_mace_model(model)
+    if "error" in config or type(model).__name__ != "ScaleShiftMACE" or config["embedding_specs"] is not None:
+        raise InputError(f"a {type(model).__name__} cannot be saved as safetensors and JSON, only a plain ScaleShiftMACE")
+    gates = {function: name for name, function in modules.gate_dict.items()}
+    hypers = {"format": FORMAT, **facts}
+    hypers |= {name: _plain(config[name]) for name in PLAIN + ARRAYS}
+    hypers |= {name: None if config[name] is None else str(config[name]) for name in IRREPS}
+    hypers |= {name: config[name].__name__ for name in CLASSES}
+    hypers["gate"] = gates[config["gate"]]
+    save_file({name: value.detach().contiguous() for name, value in model.named_parameters()}, path)
+    hyper_file(path).write_text(json.dumps(hypers, indent=1) + "\n")
+
+    dtype = next(model.parameters()).dtype
+    again = load_model(path, str(dtype).removeprefix("torch.")).state_dict()
+    for name, value in model.state_dict().items():
+        if not torch.allclose(again[name].to(value.dtype), value, rtol=1e-5, atol=1e-6):
+            raise InputError(f"the model's {name} is not what its hyper-parameters give; such a model cannot be saved")
+
+
+def build_module(hypers: dict[str, Any], dtype: str) -> Any:
+    """MACE module with fresh parameters from hyper-parameters in JSON types."""
+    import numpy as np
+    import torch
+
+    from daskpipe.potentials.mace import import_mace
+
+    import_mace()
+    from e3nn import o3
+    from mace import modules
+    from mace.tools.torch_tools import default_dtype
+
+    tables = {
+        "interaction_cls": modules.interaction_classes,
+        "interaction_cls_first": modules.interaction_classes,
+        "readout_cls": modules.readout_classes,
+    }
+    arguments = {name: hypers[name] for name in PLAIN}
+    arguments |= {name: np.array(hypers[name]) for name in ARRAYS}
+    arguments |= {name: o3.Irreps(hypers[name]) if hypers[name] else None for name in IRREPS}
+    arguments |= {name: tables[name][hypers[name]] for name in CLASSES}
+    with default_dtype(getattr(torch, dtype)):
+        return modules.ScaleShiftMACE(**arguments, gate=modules.gate_dict[hypers["gate"]])
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value

@@ -1,0 +1,169 @@
+"""What a person sees of a run: a bar a stage with rate and time left, and a closing summary; and the log file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from daskpipe import events
+
+if TYPE_CHECKING:
+    from daskpipe.pipeline import Result
+
+TITLES = {
+    "generate": "generate",
+    "explore": "explore",
+    "describe-fit": "describe (axes)",
+    "describe": "describe",
+    "select": "select",
+    "label": "label",
+    "store": "store",
+}
+
+
+class ProgressBars:
+    """Subscriber that draws one bar a stage.
+
+    Parameters
+    ----------
+    console
+        Where to draw; on something that is not a terminal only finished stages are printed, a line each.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bars = Progress(
+            TextColumn("{task.description:<16}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.completed:>6.0f}/{task.total:<6.0f} {task.fields[what]:<15}"),
+            TextColumn("{task.fields[rate]:>11}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._started = 0.0
+        self._done = 0
+
+    def __enter__(self) -> ProgressBars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, event: events.Event) -> None:
+        """Draw what an event changes."""
+        match event:
+            case events.RunStarted():
+                self.console.print(f"[bold]daskpipe[/] {event.name} in {event.run_dir}", highlight=False)
+                n = len(event.workers)
+                where = f", dashboard {event.dashboard}" if event.dashboard else ""
+                self.console.print(f"{n} worker{'s' * (n != 1)}{where}\n", highlight=False)
+            case events.StageStarted():
+                share = event.n_committed / event.n_units if event.n_units else 1.0
+                self._started, self._done = time.monotonic(), 0
+                self._task = self._bars.add_task(
+                    TITLES.get(event.stage, event.stage),
+                    total=event.n_inputs,
+                    completed=round(event.n_inputs * share),
+                    what=event.what,
+                    rate="",
+                )
+            case events.UnitCommitted() if self._task is not None:
+                self._done += event.n_inputs
+                rate = self._done / max(time.monotonic() - self._started, 1e-3)
+                self._bars.update(self._task, advance=event.n_inputs, rate=f"{rate:.3g}/s")
+            case events.UnitLost():
+                self.console.print(f"[yellow]{event.stage} unit {event.index} lost its worker; trying again[/]")
+            case events.StageFinished():
+                if self._task is not None:
+                    self._bars.update(self._task, completed=self._bars.tasks[self._task].total)
+                    self._bars.stop_task(self._task)
+                if not self.console.is_terminal:
+                    rejected = f", {event.n_rejected} rejected" if event.n_rejected else ""
+                    self.console.print(
+                        f"{TITLES.get(event.stage, event.stage):<16} {event.n_out:>7} out{rejected} "
+                        f"in {event.seconds:.1f} s",
+                        highlight=False,
+                    )
+
+
+class LogFile:
+    """Subscriber that appends a line an event to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, event: events.Event) -> None:
+        """Append an event."""
+        fields = " ".join(f"{key}={value}" for key, value in event.as_json().items() if key != "event")
+        self.write(f"{type(event).__name__} {fields}")
+
+    def write(self, text: str) -> None:
+        """Append a line with the time in front."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def summary(result: Result, console: Console) -> None:
+    """Print counts by stage and system type, rejections by reason, where the dataset is and what to type next."""
+    types = sorted({name for row in result.stages.values() for name in row["counts"]})
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("stage", "in", "out", *types, "rejected", "seconds"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage, row in result.stages.items():
+        counts = [str(row["counts"].get(name, "")) for name in types]
+        table.add_row(
+            TITLES.get(stage, stage), str(row["inputs"]), str(row["out"]), *counts,
+            str(row["rejected"] or ""), f"{row['seconds']:.1f}",
+        )  # fmt: skip
+    console.print()
+    console.print(table)
+    if result.quarantined:
+        console.print("\n[yellow]Quarantined[/] (stage/reason: structures)")
+        for reason, count in result.quarantined.items():
+            console.print(f"  {reason}: {count}", highlight=False)
+        console.print(f"  details in {shown(result.run_dir)}/quarantine/", highlight=False)
+    console.print(f"\n[bold]Dataset[/] {shown(result.dataset)} after {result.seconds:.0f} s", highlight=False)
+    console.print("\nNext", style="bold")
+    for command in next_commands(result):
+        console.print(f"  {command}", highlight=False, soft_wrap=True)
+
+
+def next_commands(result: Result) -> list[str]:
+    """Commands worth typing after a run."""
+    run_dir, dataset = shown(result.run_dir), shown(result.dataset)
+    return [
+        f"daskpipe status {run_dir}",
+        f"daskpipe export {dataset} --to extxyz {run_dir}/dataset.extxyz",
+        f"python -c \"import daskpipe; print(daskpipe.open_dataset('{dataset}'))\"",
+    ]
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """Return a result as JSON types."""
+    return {
+        "run_dir": str(result.run_dir),
+        "dataset": str(result.dataset),
+        "stages": result.stages,
+        "quarantined": result.quarantined,
+        "seconds": round(result.seconds, 2),
+        "exit_code": result.exit_code,
+    }
+
+
+def shown(path: Path) -> str:
+    """Path relative to the present directory where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

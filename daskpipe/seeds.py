@@ -1,0 +1,54 @@
+"""Random streams that belong to structures, never to a worker, a batch or a partition."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def stream(run_seed: int, stage: str, *names: str | bytes | int) -> np.random.Generator:
+    """Return the random stream of one thing in one stage of a run.
+
+    Parameters
+    ----------
+    run_seed
+        The seed in the config.
+    stage
+        The room that draws.
+    *names
+        What the stream belongs to: a structure id (16 bytes) and replica, or a source's name and number.
+
+    Returns
+    -------
+    numpy.random.Generator
+        Philox keyed by a hash of all arguments: the same arguments give the same numbers on any machine.
+    """
+    digest = hashlib.blake2b(digest_size=16, person=b"daskpipe-seeds")
+    for part in (run_seed, stage, *names):
+        data = part if isinstance(part, bytes) else str(part).encode()
+        # Length and kind keep ("ab", "c") and ("a", "bc"), or 1 and "1", apart.
+        digest.update(f"{type(part).__name__}{len(data)}:".encode() + data)
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest.digest(), "little")))
+
+
+def order_by_hash(seed: int, purpose: str, ids: np.ndarray) -> np.ndarray:
+    """Return a shuffled order of structures that depends only on their ids and the seed.
+
+    Parameters
+    ----------
+    seed
+        The seed to record next to what was shuffled.
+    purpose
+        Keeps shuffles for different ends apart.
+    ids
+        Structure ids, shape (structure,), 16 bytes each.
+
+    Returns
+    -------
+    numpy.ndarray
+        Indices into `ids`, shape (structure,), dtype int64. Equal ids keep their order.
+    """
+    key = hashlib.blake2b(f"{seed}:{purpose}".encode(), digest_size=32).digest()
+    ranks = [hashlib.blake2b(item.tobytes(), key=key, digest_size=16).digest() for item in ids]
+    return np.array(sorted(range(len(ranks)), key=ranks.__getitem__), dtype=np.int64)

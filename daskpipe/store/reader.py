@@ -1,0 +1,77 @@
+"""Open a dataset, and check its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from daskpipe.store.writer import crc32c_file, crc32c_root, files_of
+from daskpipe.variables import read_root
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def open_dataset(path: Path | str, chunks: Mapping[str, int] | None = None) -> xr.Dataset:
+    """Open a dataset; no array is read before it is asked for.
+
+    Parameters
+    ----------
+    path
+        Of a ``dataset.zarr``.
+    chunks
+        Rows by dim, e.g. ``{"structure": 4096}``; as stored if not given.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dask arrays with the names, dims, dtypes and units of `daskpipe.variables`. Coded variables hold codes;
+        `daskpipe.variables.decode` gives their names. A chunk file that is missing is an error when it is read
+        (`zarr.errors.ChunkNotFoundError`), never a block of fill values.
+
+    Raises
+    ------
+    InputError
+        If `path` is missing, no Zarr store, no daskpipe dataset, or written in a newer schema.
+    """
+    import xarray as xr
+    import zarr
+
+    read_root(Path(path))
+    # Zarr takes this setting over into each array that it opens, and pickles it with them.
+    with zarr.config.set({"array.read_missing_chunks": False}):
+        ds: xr.Dataset = xr.open_zarr(path, chunks=dict(chunks or {}), consolidated=True)
+    return ds
+
+
+def verify(path: Path | str) -> list[str]:
+    """Read a whole dataset and compare it with its checksums.
+
+    Returns
+    -------
+    list of str
+        The files, relative to `path`, that differ, are missing or are extra, each as ``"name: what"``, sorted;
+        empty if the dataset is what was written.
+
+    Raises
+    ------
+    InputError
+        If `path` is no daskpipe dataset, or its root metadata cannot be read.
+    """
+    path = Path(path)
+    root = read_root(path)
+    try:
+        checksums = root["attributes"]["checksums"]
+        expected: dict[str, str] = checksums["files"]
+        root_differs = checksums["root"] != crc32c_root(root)
+    except (KeyError, TypeError, AttributeError):
+        return ["zarr.json: differs"]
+    found = dict(files_of(path))
+    problems = ["zarr.json: differs"] if root_differs else []
+    problems += [f"{name}: missing" for name in expected.keys() - found.keys()]
+    problems += [f"{name}: extra" for name in found.keys() - expected.keys()]
+    problems += [
+        f"{name}: differs" for name in expected.keys() & found.keys() if crc32c_file(found[name]) != expected[name]
+    ]
+    return sorted(problems)

@@ -1,0 +1,214 @@
+"""Write a dataset as one immutable Zarr group, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskpipe.errors import ConfigError, DiskError, InputError
+from daskpipe.variables import SCHEMA, annotate, encode, per_atom, read_root, validate
+from daskpipe.work import canonical_json, sync_folder
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+ATOM_CHUNK = 2**20
+"""Rows in a chunk of a per-atom array: 12 MB of positions."""
+
+STRUCTURE_CHUNK = 65_536
+"""Rows in a chunk of a per-structure array."""
+
+
+def write_dataset(
+    ds: xr.Dataset,
+    path: Path | str,
+    *,
+    attrs: Mapping[str, Any],
+    atom_chunk: int = ATOM_CHUNK,
+    structure_chunk: int = STRUCTURE_CHUNK,
+) -> dict[str, Any]:
+    """Write a dataset in schema ``daskpipe/1``, and publish it by rename when it is complete.
+
+    The bytes are a function of the arguments alone. Every file but the root's own ``zarr.json`` has its CRC-32C
+    in the root attribute ``checksums``, and so has the root's content.
+
+    Parameters
+    ----------
+    ds
+        In memory or lazy; passes `daskpipe.variables.validate`.
+    path
+        Where the dataset is to be, e.g. ``runs/NAME/dataset.zarr``.
+    attrs
+        Root attributes, JSON types: config, versions, hashes, seed ... and ``dataset_key``, which names the content.
+    atom_chunk, structure_chunk
+        Rows in a chunk.
+
+    Returns
+    -------
+    dict
+        ``path``, ``dataset_key``, ``n_structures``, ``n_atoms``, ``n_files`` and ``n_bytes`` of what is at `path`.
+        If a dataset of the same key is there already, it stays and nothing is written.
+
+    Raises
+    ------
+    ConfigError
+        If something else is at `path`.
+    ValueError
+        If `ds` breaks the schema, or `attrs` is not JSON or has no ``dataset_key``.
+    DiskError
+        If the disk is full or cannot be written.
+    """
+    path = Path(path)
+    if not attrs.get("dataset_key"):
+        raise ValueError(
+            "attrs has no 'dataset_key'; give a string that names the content, e.g. daskpipe.work.key_of(...)"
+        )
+    try:
+        plain_attrs = json.loads(canonical_json(dict(attrs)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"attrs must hold JSON types only: {error}") from error
+    validate(ds)
+    if path.exists():
+        return _receipt_of_same(path, attrs["dataset_key"])
+    # The name is one that `daskpipe.work.Tree.sweep` removes if this process is killed.
+    attempt = path.with_name(f".dataset-{uuid.uuid4().hex}.zarr")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_arrays(encode(annotate(ds)), attempt, atom_chunk, structure_chunk)
+        sizes = {"n_structures": ds.sizes["structure"], "n_atoms": ds.sizes["atom"]}
+        _write_root(attempt, {**plain_attrs, **sizes})
+        _sync_tree(attempt)
+        try:
+            os.rename(attempt, path)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+        sync_folder(path.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise DiskError(
+                f"cannot write {path}: {error.strerror}. Make room ({ds.nbytes:,} bytes), then resume"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(attempt, ignore_errors=True)
+    return _receipt_of_same(path, attrs["dataset_key"])
+
+
+def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Name and path of every file of a store but the root's ``zarr.json``, sorted by name."""
+    files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if not file.is_dir()}
+    files.pop("zarr.json", None)
+    yield from sorted(files.items())
+
+
+def crc32c_file(file: Path) -> str:
+    """CRC-32C (Castagnoli, RFC 3720) of a file, 8 hex digits."""
+    import google_crc32c
+
+    value = 0
+    with open(file, "rb") as stream:
+        while block := stream.read(2**22):
+            value = google_crc32c.extend(value, block)
+    return f"{value:08x}"
+
+
+def crc32c_root(root: Mapping[str, Any]) -> str:
+    """CRC-32C of the root metadata's content, its own checksum left out, 8 hex digits."""
+    import google_crc32c
+
+    attributes = dict(root["attributes"])
+    attributes["checksums"] = {key: value for key, value in attributes["checksums"].items() if key != "root"}
+    return f"{google_crc32c.value(canonical_json({**root, 'attributes': attributes}).encode()):08x}"
+
+
+def _write_arrays(ds: xr.Dataset, folder: Path, atom_chunk: int, structure_chunk: int) -> None:
+    import zarr
+    from zarr.errors import UnstableSpecificationWarning
+
+    group = zarr.create_group(folder, zarr_format=3)
+    for name in sorted(map(str, ds.data_vars)):
+        array = ds[name]
+        rows = min(atom_chunk if per_atom(name) else structure_chunk, max(1, array.shape[0]))
+        with warnings.catch_warnings():
+            # Ids are 16 raw bytes. Zarr's type for them has no final specification yet, as it says each time.
+            warnings.filterwarnings("ignore", r"The data type \(RawBytes", UnstableSpecificationWarning)
+            stored = group.create_array(
+                name,
+                shape=array.shape,
+                dtype=array.dtype,
+                chunks=(rows, *array.shape[1:]),
+                filters=None,
+                compressors=None,
+                fill_value=np.nan if array.dtype.kind == "f" else None,
+                dimension_names=map(str, array.dims),
+                attributes=dict(sorted(array.attrs.items())),
+                config={"write_empty_chunks": True},
+            )
+        for start in range(0, array.shape[0], rows):
+            stored[start : start + rows] = array[start : start + rows].values
+
+
+def _write_root(folder: Path, attributes: dict[str, Any]) -> None:
+    """Write the root metadata, with consolidated copies of the arrays' in sorted order, and all checksums."""
+    arrays = {file.parent.name: json.loads(file.read_text()) for file in folder.glob("*/zarr.json")}
+    checksums: dict[str, Any] = {
+        "algorithm": "crc32c",
+        "files": {name: crc32c_file(file) for name, file in files_of(folder)},
+    }
+    root: dict[str, Any] = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": {
+            **attributes,
+            "Conventions": "CF-1.11",
+            "daskpipe_schema": SCHEMA,
+            "ragged": "contiguous",
+            "checksums": checksums,
+        },
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": arrays},
+    }
+    checksums["root"] = crc32c_root(root)
+    (folder / "zarr.json").write_text(json.dumps(root, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            descriptor = os.open(os.path.join(parent, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_folder(Path(parent))
+
+
+def _receipt_of_same(path: Path, dataset_key: str) -> dict[str, Any]:
+    """Describe the dataset at `path` if it is the one of that key."""
+    try:
+        attributes = read_root(path)["attributes"]
+    except InputError as error:
+        raise ConfigError(f"{path} exists and is no dataset; give another path or move it away ({error})") from error
+    if attributes.get("dataset_key") != dataset_key:
+        raise ConfigError(
+            f"{path} holds another dataset (key {attributes.get('dataset_key')}, this one is {dataset_key}); "
+            "give another path or move it away"
+        )
+    files = [path / "zarr.json", *(file for _, file in files_of(path))]
+    return {
+        "path": str(path),
+        "dataset_key": dataset_key,
+        "n_structures": attributes["n_structures"],
+        "n_atoms": attributes["n_atoms"],
+        "n_files": len(files),
+        "n_bytes": sum(file.stat().st_size for file in files),
+    }

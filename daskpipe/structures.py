@@ -1,0 +1,269 @@
+"""`ase.Atoms` <-> flat arrays, structure ids and lineage: the only door between the two currencies.
+
+In memory a dataset of structures is an `xarray.Dataset` with flat ``atom`` and ``structure`` axes
+(see `daskpipe.variables`). Per-structure facts travel in ``atoms.info`` under the variables' names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskpipe.variables import SIZES, VARIABLES, decode, per_atom, validate
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from ase import Atoms
+
+NO_PARENT = bytes(16)
+
+# Facts about a structure that live in atoms.info; the rest of the variables are geometry, labels or ids.
+INFO_KEYS = (
+    "charge", "spin_multiplicity", "parent_id", "system_type", "generator", "temperature", "pressure", "time",
+    "step", "ensemble", "replica", "features", "cluster", "selection_reason", "split", "group", "label_method",
+    "label_status",
+)  # fmt: skip
+LABEL_KEYS = ("energy", "forces", "stress", "magmoms")
+
+
+def round_positions(atoms: Atoms) -> Atoms:
+    """Round positions, in place, to the float32 numbers that are stored; hash and label come after this."""
+    atoms.positions = atoms.positions.astype(VARIABLES["positions"].dtype).astype(float)
+    return atoms
+
+
+def structure_id(atoms: Atoms) -> bytes:
+    """Return the content hash of a structure, 16 bytes.
+
+    It covers numbers, positions (as float32), cell, pbc, charge and spin multiplicity, and nothing else:
+    the order of atoms and the choice of the cell count, names and labels do not.
+    """
+    digest = hashlib.blake2b(digest_size=16, person=b"structure_id")
+    digest.update(np.asarray(atoms.numbers, dtype="<u1").tobytes())
+    # Adding 0.0 turns -0.0 into 0.0: equal numbers, equal hash.
+    digest.update((np.asarray(atoms.positions, dtype="<f4") + np.float32(0)).tobytes())
+    digest.update((np.asarray(atoms.cell.array, dtype="<f8") + 0.0).tobytes())
+    digest.update(np.asarray(atoms.pbc, dtype="?").tobytes())
+    digest.update(np.array([charge(atoms), spin_multiplicity(atoms)], dtype="<i4").tobytes())
+    return digest.digest()
+
+
+def charge(atoms: Atoms) -> int:
+    """Total charge in e, from ``atoms.info["charge"]``; 0 if it is not given."""
+    return int(atoms.info.get("charge", 0))
+
+
+def spin_multiplicity(atoms: Atoms) -> int:
+    """2S + 1 from ``atoms.info["spin_multiplicity"]``; if it is not given, 1 for an even number of electrons, else 2."""
+    given = atoms.info.get("spin_multiplicity")
+    if given is not None:
+        return int(given)
+    return 1 + (int(np.sum(atoms.numbers)) - charge(atoms)) % 2
+
+
+def as_void(ids: Iterable[bytes]) -> np.ndarray:
+    """Pack ids into an array, shape (structure,), dtype V16."""
+    return np.frombuffer(b"".join(ids), dtype="V16")
+
+
+def from_atoms(structures: Sequence[Atoms]) -> xr.Dataset:
+    """Flatten structures into a dataset.
+
+    Parameters
+    ----------
+    structures
+        Each may carry variables in ``info`` and energy, forces, stress and magmoms in a calculator that
+        already holds them. What one structure lacks is filled with NaN or the neutral value.
+
+    Returns
+    -------
+    xarray.Dataset
+        In memory, dims ``atom`` and ``structure``; passes `daskpipe.variables.validate`.
+    """
+    import xarray as xr
+
+    n_atoms = np.array([len(atoms) for atoms in structures], dtype=np.int32)
+    columns: dict[str, Any] = {
+        "n_atoms": n_atoms,
+        "atom_start": starts(n_atoms),
+        "numbers": _join([atoms.numbers for atoms in structures], "numbers"),
+        "positions": _join([atoms.positions for atoms in structures], "positions"),
+        "cell": _stack([atoms.cell.array for atoms in structures], "cell"),
+        "pbc": _stack([atoms.pbc for atoms in structures], "pbc"),
+        "charge": np.array([charge(atoms) for atoms in structures], dtype=np.int8),
+        "spin_multiplicity": np.array([spin_multiplicity(atoms) for atoms in structures], dtype=np.int8),
+        "structure_id": as_void(structure_id(atoms) for atoms in structures),
+        "parent_id": as_void(atoms.info.get("parent_id", NO_PARENT) for atoms in structures),
+        "composition": np.array([atoms.get_chemical_formula("hill") for atoms in structures], dtype=str),
+    }
+    for name in INFO_KEYS:
+        if name not in columns and any(name in atoms.info for atoms in structures):
+            columns[name] = _column(name, [atoms.info.get(name) for atoms in structures])
+    labels = [atoms.calc.results if atoms.calc is not None else {} for atoms in structures]
+    for name in LABEL_KEYS:
+        if any(name in label for label in labels):
+            rows = [label.get(name, _nan(name, n)) for label, n in zip(labels, n_atoms, strict=True)]
+            columns[name] = _join(rows, name) if per_atom(name) else _stack(rows, name)
+    ds = xr.Dataset({name: (VARIABLES[name].dims, column) for name, column in columns.items()})
+    validate(ds)
+    return ds
+
+
+def to_atoms(ds: xr.Dataset, index: int) -> Atoms:
+    """Return one structure of a dataset.
+
+    Parameters
+    ----------
+    ds
+        A dataset in memory or from `daskpipe.open_dataset`.
+    index
+        Position on the ``structure`` axis; negative counts from the end.
+
+    Returns
+    -------
+    ase.Atoms
+        With the labels (eV, eV/Å, eV/Å^3) in a `SinglePointCalculator` and the other variables in ``info``.
+
+    Raises
+    ------
+    IndexError
+        If there is no such structure.
+    """
+    from ase import Atoms
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    n_structures = ds.sizes["structure"]
+    if not -n_structures <= index < n_structures:
+        raise IndexError(f"structure {index} of {n_structures}: give an index from 0 to {n_structures - 1}")
+    row = ds.isel(structure=index % n_structures)
+    start, n_atoms = int(row["atom_start"]), int(row["n_atoms"])
+    row = row.isel(atom=slice(start, start + n_atoms)) if "atom" in row.dims else row
+    row = row.compute()
+    atoms = Atoms(
+        numbers=row["numbers"].values.astype(int),
+        positions=row["positions"].values.astype(float),
+        cell=row["cell"].values,
+        pbc=row["pbc"].values,
+    )
+    for name in (*INFO_KEYS, "structure_id"):
+        if name in row:
+            atoms.info[name] = _scalar(ds[name], row[name])
+    labels = {name: row[name].values for name in LABEL_KEYS if name in row and not np.isnan(row[name].values).any()}
+    if labels:
+        results = {name: float(value) if name == "energy" else value.astype(float) for name, value in labels.items()}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
+
+
+def take(ds: xr.Dataset, rows: Sequence[int] | np.ndarray) -> xr.Dataset:
+    """Return the structures `rows` (indices, not a mask) of a dataset, in that order, with a fresh ragged index."""
+    rows = np.asarray(rows)
+    if rows.dtype == bool:
+        raise TypeError("rows must be indices, received a mask; give numpy.flatnonzero(mask)")
+    rows = rows.astype(np.int64)
+    n_atoms = ds["n_atoms"].values[rows]
+    start = ds["atom_start"].values[rows]
+    atom_rows = np.repeat(start - starts(n_atoms), n_atoms) + np.arange(int(n_atoms.sum()))
+    out = ds.isel(structure=rows)
+    if "atom" in ds.dims:
+        out = out.isel(atom=atom_rows)
+    return out.assign(atom_start=("structure", starts(n_atoms)))
+
+
+def concat(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Join datasets in memory along both axes; a variable that one of them lacks is filled as in `from_atoms`."""
+    import xarray as xr
+
+    names = {str(name) for ds in datasets for name in ds.data_vars} - {"atom_start"}
+    columns = {}
+    for name in sorted(names):
+        shape = next(ds[name].shape[1:] for ds in datasets if name in ds)
+        parts = [ds[name].values if name in ds else _neutral(name, (_rows(ds, name), *shape)) for ds in datasets]
+        columns[name] = (VARIABLES[name].dims, np.concatenate(parts))
+    ds = xr.Dataset(columns)
+    return ds.assign(atom_start=("structure", starts(ds["n_atoms"].values)))
+
+
+def starts(n_atoms: np.ndarray) -> np.ndarray:
+    """Row of the first atom of each structure, shape (structure,), dtype int64."""
+    return np.concatenate([[0], np.cumsum(n_atoms, dtype=np.int64)])[:-1].astype(np.int64)
+
+
+def overlap(atoms: Atoms, min_distance: float) -> str | None:
+    """Return which atoms are too close, in words; ``None`` if none are.
+
+    Parameters
+    ----------
+    atoms
+        Structure; all periodic images are looked at.
+    min_distance
+        Limit in sums of the two covalent radii.
+    """
+    from ase.data import covalent_radii
+    from ase.neighborlist import neighbor_list
+
+    if len(atoms) < 2 and not atoms.pbc.any():
+        return None
+    radii = covalent_radii[atoms.numbers]
+    first, second, distance = neighbor_list("ijd", atoms, cutoff=2 * float(radii.max()) * min_distance)
+    ratio = distance / (radii[first] + radii[second])
+    if ratio.size == 0 or ratio.min() >= min_distance:
+        return None
+    worst = int(ratio.argmin())
+    names = "-".join(sorted([atoms.symbols[int(first[worst])], atoms.symbols[int(second[worst])]]))
+    return (
+        f"{names} at {distance[worst]:.3f} Å is {ratio[worst]:.2f} of the sum of covalent radii (limit {min_distance:g})"
+    )
+
+
+def hex_ids(ds: xr.Dataset) -> list[str]:
+    """Structure ids of a dataset in hex."""
+    return [item.tobytes().hex() for item in ds["structure_id"].values]
+
+
+def _join(rows: Sequence[Any], name: str) -> np.ndarray:
+    variable = VARIABLES[name]
+    if rows:
+        return np.concatenate([np.asarray(row) for row in rows]).astype(variable.dtype)
+    return np.zeros((0, 3)[: len(variable.dims)], dtype=variable.dtype)
+
+
+def _stack(rows: Sequence[Any], name: str) -> np.ndarray:
+    variable = VARIABLES[name]
+    shape = tuple(SIZES[dim] for dim in variable.dims[1:])
+    return np.array([np.asarray(row) for row in rows], dtype=variable.dtype).reshape(len(rows), *shape)
+
+
+def _nan(name: str, n_atoms: int) -> np.ndarray:
+    shape = {"energy": (), "forces": (n_atoms, 3), "stress": (6,), "magmoms": (n_atoms,)}[name]
+    return np.full(shape, np.nan)
+
+
+def _column(name: str, values: list[Any]) -> np.ndarray:
+    variable, fill = VARIABLES[name], _neutral(name, ()).item()
+    given = [fill if value is None else value for value in values]
+    return np.array([str(value) for value in given]) if variable.coded else np.array(given, dtype=variable.dtype)
+
+
+def _neutral(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return what stands for "not given": NaN, -1 or "unknown"."""
+    variable = VARIABLES[name]
+    if variable.coded:
+        return np.full(shape, "unknown")
+    return np.full(shape, np.nan if variable.dtype.kind == "f" else -1, dtype=variable.dtype)
+
+
+def _rows(ds: xr.Dataset, name: str) -> int:
+    return int(ds["n_atoms"].values.sum()) if per_atom(name) else ds.sizes["structure"]
+
+
+def _scalar(column: xr.DataArray, cell: xr.DataArray) -> Any:
+    variable = VARIABLES[str(column.name)]
+    if variable.coded:
+        return str(decode(cell.expand_dims("structure").assign_attrs(column.attrs))[0])
+    if variable.dtype.kind == "V":
+        return cell.values.tobytes()
+    return cell.values if cell.ndim else cell.values.item()

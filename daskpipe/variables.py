@@ -1,0 +1,234 @@
+"""Every variable of a daskpipe dataset, once: dims, dtype, unit and meaning.
+
+Defaults, checks, the attributes in the store and the table in the docs all come from `VARIABLES`.
+Ragged data is flat: one ``atom`` axis and one ``structure`` axis, tied by ``atom_start`` and ``n_atoms``
+(a CF contiguous ragged array).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskpipe.errors import InputError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+SCHEMA = "daskpipe/1"
+"""Version of the on-disk format; ``CHANGELOG.md`` lists what each one changed."""
+
+SIZES = {"xyz": 3, "vector": 3, "voigt": 6}
+"""Dims of fixed size."""
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variable:
+    """One variable of a dataset.
+
+    Parameters
+    ----------
+    name, dims, doc
+        As in the dataset.
+    dtype
+        NumPy dtype on disk and in memory; of the codes, for a coded variable.
+    unit
+        UDUNITS-like name; ``None`` for identifiers, codes and flags.
+    coded
+        Strings in memory; on disk integer codes whose names stand in the attribute ``flag_meanings``.
+    flags
+        Names of the codes where they are fixed.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    dtype: np.dtype[Any]
+    unit: str | None
+    doc: str
+    coded: bool = False
+    flags: tuple[str, ...] = ()
+
+
+def _variable(name: str, dims: str, dtype: str, unit: str | None, doc: str, **rest: Any) -> Variable:
+    return Variable(name=name, dims=tuple(dims.split()), dtype=np.dtype(dtype), unit=unit, doc=doc, **rest)
+
+
+VARIABLES: dict[str, Variable] = {
+    variable.name: variable
+    for variable in (
+        _variable("n_atoms", "structure", "int32", "1", "Number of atoms of each structure"),
+        _variable("atom_start", "structure", "int64", "1", "Row of the first atom of each structure"),
+        _variable("numbers", "atom", "uint8", "1", "Atomic numbers"),
+        _variable("positions", "atom xyz", "float32", "angstrom", "Cartesian positions"),
+        _variable("forces", "atom xyz", "float32", "eV/angstrom", "Forces"),
+        _variable("magmoms", "atom", "float32", "bohr_magneton", "Magnetic moments given by the teacher"),
+        _variable("cell", "structure vector xyz", "float64", "angstrom", "Cell vectors as rows (as in ASE)"),
+        _variable("pbc", "structure xyz", "bool", None, "Periodic along each cell vector"),
+        _variable("energy", "structure", "float64", "eV", "Potential energy"),
+        _variable(
+            "stress", "structure voigt", "float64", "eV/angstrom^3",
+            "Stress, order xx yy zz yz xz xy (as in ASE: positive under tension); NaN without a periodic cell",
+        ),
+        _variable("charge", "structure", "int8", "e", "Total charge"),
+        _variable("spin_multiplicity", "structure", "int8", "1", "Spin multiplicity, 2S + 1"),
+        _variable("structure_id", "structure", "V16", None, "Hash of numbers, positions, cell, pbc, charge, spin"),
+        _variable("parent_id", "structure", "V16", None, "structure_id of the seed it came from; zeros for none"),
+        _variable("system_type", "structure", "int8", None, "Kind of system", coded=True),
+        _variable("composition", "structure", "int32", None, "Chemical formula (Hill order)", coded=True),
+        _variable("generator", "structure", "int8", None, "Source in the config that made the seed", coded=True),
+        _variable("temperature", "structure", "float32", "K", "Temperature of the thermostat"),
+        _variable("pressure", "structure", "float32", "GPa", "Pressure of the barostat; NaN without one"),
+        _variable("time", "structure", "float32", "fs", "Time since the start of the trajectory"),
+        _variable("step", "structure", "int32", "1", "MD step since the start of the trajectory"),
+        _variable("ensemble", "structure", "int8", None, "Statistical ensemble", coded=True),
+        _variable("replica", "structure", "int32", "1", "Number of the trajectory of its seed"),
+        _variable("features", "structure feature", "float32", "1", "Reduced descriptor of the structure"),
+        _variable("cluster", "structure", "int32", None, "Stratum in feature space; -1 where none was made"),
+        _variable("selection_reason", "structure", "int8", None, "Why the frame was picked", coded=True),
+        _variable("split", "structure", "uint8", None, "Share of the data it belongs to", coded=True, flags=SPLITS),
+        _variable("group", "structure", "int32", None, "What must not be torn apart by a split: one seed's frames"),
+        _variable("label_method", "structure", "int8", None, "Teacher that labelled it", coded=True),
+        _variable("label_status", "structure", "int8", None, "Outcome of the label checks", coded=True),
+    )
+}  # fmt: skip
+
+STRUCTURE_KEYS = ("n_atoms", "atom_start", "numbers", "positions", "cell", "pbc", "structure_id")
+"""What every dataset holds."""
+
+
+def per_atom(name: str) -> bool:
+    """Whether the variable has one row an atom."""
+    return VARIABLES[name].dims[0] == "atom"
+
+
+def validate(ds: xr.Dataset, require: Iterable[str] = STRUCTURE_KEYS) -> None:
+    """Check names, dims, dtypes and the ragged index of a dataset against `VARIABLES`.
+
+    Parameters
+    ----------
+    ds
+        Dataset in memory (coded variables hold strings) or as stored (they hold codes).
+    require
+        Names that must be there.
+
+    Raises
+    ------
+    ValueError
+        Naming the variable, what was expected and what was received.
+    """
+    for required in require:
+        if required not in ds:
+            raise ValueError(f"dataset has no variable {required!r}; it has {', '.join(map(str, ds.data_vars))}")
+    for name, array in ds.data_vars.items():
+        variable = VARIABLES.get(str(name))
+        if variable is None:
+            raise ValueError(f"dataset has a variable {name!r} that variables.py does not know")
+        if array.dims != variable.dims:
+            raise ValueError(f"{name}: expected dims {variable.dims}, received {array.dims}")
+        if array.dtype != variable.dtype and not (variable.coded and array.dtype.kind == "U"):
+            raise ValueError(f"{name}: expected dtype {variable.dtype}, received {array.dtype}")
+    for dim, size in SIZES.items():
+        if dim in ds.sizes and ds.sizes[dim] != size:
+            raise ValueError(f"dim {dim!r}: expected size {size}, received {ds.sizes[dim]}")
+    if "n_atoms" in ds and "atom_start" in ds:
+        n_atoms = np.asarray(ds["n_atoms"].values, dtype=np.int64)
+        start = np.concatenate([[0], np.cumsum(n_atoms)])
+        if not np.array_equal(ds["atom_start"].values, start[:-1]) or start[-1] != ds.sizes.get("atom", 0):
+            raise ValueError("atom_start and n_atoms do not tile the atom axis without gaps")
+
+
+def annotate(ds: xr.Dataset) -> xr.Dataset:
+    """Return `ds` with the unit, meaning and CF attributes of each variable; values are not copied."""
+    ds = ds.copy(deep=False)
+    for name, array in ds.data_vars.items():
+        variable = VARIABLES[str(name)]
+        array.attrs["long_name"] = variable.doc
+        if variable.unit is not None:
+            array.attrs["units"] = variable.unit
+    if "n_atoms" in ds:
+        ds["n_atoms"].attrs["sample_dimension"] = "atom"
+    return ds
+
+
+def encode(ds: xr.Dataset) -> xr.Dataset:
+    """Return `ds` with coded variables as integers and their names in ``flag_meanings``.
+
+    Codes count the sorted names that occur (or the variable's fixed flags), so that equal data give equal bytes.
+
+    Raises
+    ------
+    ValueError
+        If there are more names than codes, or a name holds white space, which ``flag_meanings`` cannot.
+    """
+    ds = ds.copy(deep=False)
+    for name, array in list(ds.data_vars.items()):
+        variable = VARIABLES[str(name)]
+        if not variable.coded or array.dtype.kind != "U":
+            continue
+        names = list(variable.flags) or sorted(set(array.values.tolist()))
+        if bad := [item for item in names if not item or item.split() != [item]]:
+            raise ValueError(f"{name}: {bad[0]!r} cannot be a code name; use a word without white space")
+        if len(names) > np.iinfo(variable.dtype).max:
+            raise ValueError(f"{name}: {len(names)} different names do not fit {variable.dtype}")
+        code = {item: number for number, item in enumerate(names)}
+        if strangers := sorted(set(array.values.tolist()) - set(code)):
+            raise ValueError(f"{name}: {strangers[0]!r} is none of {', '.join(names)}")
+        values = np.array([code[item] for item in array.values.tolist()], dtype=variable.dtype)
+        flags = np.arange(len(names), dtype=variable.dtype)
+        ds[str(name)] = (
+            variable.dims,
+            values,
+            {**array.attrs, "flag_values": flags.tolist(), "flag_meanings": " ".join(names)},
+        )
+    return ds
+
+
+def decode(array: xr.DataArray) -> np.ndarray:
+    """Return the names of a coded variable as stored, shape (structure,), dtype str."""
+    if array.dtype.kind == "U":
+        return np.asarray(array.values)
+    names = np.array(str(array.attrs["flag_meanings"]).split(), dtype=str)
+    if array.size == 0:
+        return np.array([], dtype=str)
+    return names[np.asarray(array.values, dtype=np.int64)]
+
+
+def read_root(path: Path) -> dict[str, Any]:
+    """Return the root metadata (``zarr.json``) of a dataset on disk, or say what to type instead.
+
+    Raises
+    ------
+    InputError
+        If `path` is missing, no Zarr store, no daskpipe dataset, or written in a newer schema.
+    """
+    file = path / "zarr.json"
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give the path of a dataset, e.g. runs/NAME/dataset.zarr")
+    if not file.is_file():
+        if (path / "dataset.zarr").is_dir():
+            raise InputError(f"{path} is a run and not a dataset; type {path / 'dataset.zarr'}")
+        raise InputError(f"{path} is not a Zarr store (it holds no zarr.json); give the path of a dataset.zarr")
+    try:
+        root = json.loads(file.read_text())
+        attributes = root.get("attributes", {})
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{file} is damaged ({error}); copy the dataset again or make it anew") from error
+    schema = attributes.get("daskpipe_schema")
+    if schema is None:
+        raise InputError(
+            f"{path} is a Zarr store but no daskpipe dataset (it has no attribute daskpipe_schema); "
+            "open it with xarray.open_zarr"
+        )
+    if schema != SCHEMA:
+        raise InputError(
+            f"{path} is written in schema {schema!r} and this daskpipe reads {SCHEMA!r}; "
+            "type: pip install --upgrade daskpipe"
+        )
+    return dict(root)

@@ -1,0 +1,455 @@
+"""Unit of work: key, attempt directory, commit by rename, receipt, quarantine; and the driver's window.
+
+Truth is a tree of write-once directories; Dask moves work and holds none of it::
+
+    units/STAGE/K0/KEY/   payload.npz  rejected.json  manifest.json
+    quarantine/KEY.json   one file a rejected structure, written by the driver from the committed units
+    ledger/0001.jsonl     one segment a driver start: an index, rebuildable from the tree
+
+A unit may run twice, anywhere, at any time: the first rename wins and the other attempt is thrown away.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from daskpipe.errors import ClusterError, ConfigError, DaskpipeError, DiskError, IntegrityError, Rejection
+from daskpipe.events import Emit, Event, UnitCommitted, UnitLost
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+LOSS_LIMIT = 10
+"""How often a unit may be lost with its worker before the run stops; a preemption is rare, a crash repeats."""
+
+NO_WORKER_SECONDS = 120.0
+"""How long a run waits without a single living worker before it gives up."""
+
+
+# --- keys -------------------------------------------------------------------------------------------
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON with sorted keys and no white space: equal values, equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def key_of(stage: str, version: int, params: Mapping[str, Any], upstream: Sequence[Any], seed: int) -> str:
+    """Return the key of a unit: 32 hex digits that hash all that decides its bytes.
+
+    Parameters
+    ----------
+    stage, version
+        The room and the version of its algorithm.
+    params
+        Parameters that decide the numbers (not: worker counts or devices), model hashes among them.
+    upstream
+        Keys, and rows, of what the unit reads.
+    seed
+        The run's seed.
+    """
+    text = canonical_json([stage, version, dict(params), list(upstream), seed])
+    return hashlib.blake2b(text.encode(), digest_size=16, person=b"daskpipe-unit").hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One partition of one stage."""
+
+    stage: str
+    index: int
+    key: str
+    n_inputs: int
+    upstream: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.stage} unit {self.index} ({self.key[:8]})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payload:
+    """What a unit made: arrays by name, and the inputs that it rejected."""
+
+    arrays: Mapping[str, np.ndarray]
+    n_out: int
+    rejected: list[Rejection] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What a task returns instead of data: under 2 kB, all that the driver needs to go on."""
+
+    stage: str
+    index: int
+    key: str
+    n_inputs: int
+    n_out: int
+    n_rejected: int
+    counts: dict[str, int]
+    n_bytes: int
+    seconds: float
+    worker: str
+
+
+# --- the tree ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The run directory."""
+
+    root: Path
+
+    @property
+    def dataset(self) -> Path:
+        """Where the dataset is published."""
+        return self.root / "dataset.zarr"
+
+    @property
+    def config(self) -> Path:
+        """The config as resolved."""
+        return self.root / "config.yaml"
+
+    def unit_dir(self, stage: str, key: str) -> Path:
+        """Directory of a committed unit."""
+        return self.root / "units" / stage / key[:2] / key
+
+    def receipt(self, unit: Unit) -> Receipt | None:
+        """Return the receipt of a committed unit, ``None`` if it is not committed."""
+        try:
+            manifest = json.loads((self.unit_dir(unit.stage, unit.key) / "manifest.json").read_text())
+        except FileNotFoundError:
+            return None
+        return Receipt(**manifest["receipt"])
+
+    def load(self, stage: str, key: str, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+        """Return the arrays of a committed unit, after checking their digest.
+
+        Raises
+        ------
+        IntegrityError
+            If the payload is not what was committed.
+        """
+        folder = self.unit_dir(stage, key)
+        data = (folder / "payload.npz").read_bytes()
+        expected = json.loads((folder / "manifest.json").read_text())["files"]["payload.npz"]["sha256"]
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise IntegrityError(
+                f"{folder / 'payload.npz'} is not what was committed (its sha256 differs). "
+                f"Remove {folder} and type: daskpipe resume {self.root}"
+            )
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in (arrays.files if names is None else names)}
+
+    def forget(self, unit: Unit) -> None:
+        """Remove a committed unit, so that it is made again."""
+        folder = self.unit_dir(unit.stage, unit.key)
+        trash = folder.with_name(f".{unit.key}-{uuid.uuid4().hex[:8]}-attempt")
+        os.rename(folder, trash)
+        shutil.rmtree(trash)
+
+    def rejected(self, stage: str, key: str) -> list[Rejection]:
+        """Return what a committed unit rejected."""
+        rows = json.loads((self.unit_dir(stage, key) / "rejected.json").read_text())
+        return [Rejection(**row) for row in rows]
+
+    def quarantine(self, rejections: Iterable[Rejection]) -> None:
+        """Write one file a rejected structure; the same rejection twice gives the same file."""
+        folder = self.root / "quarantine"
+        folder.mkdir(exist_ok=True)
+        for rejection in rejections:
+            name = hashlib.blake2b(canonical_json([rejection.stage, rejection.structure]).encode(), digest_size=16)
+            target = folder / f"{name.hexdigest()}.json"
+            if not target.exists():
+                write_atomically(target, json.dumps(rejection.as_json(), indent=1))
+
+    def quarantined(self) -> list[Rejection]:
+        """Return all rejections, ordered by file name."""
+        files = sorted((self.root / "quarantine").glob("*.json"))
+        return [Rejection(**json.loads(file.read_text())) for file in files]
+
+    def sweep(self) -> int:
+        """Remove what attempts that never committed left behind; return how many there were."""
+        left = [*self.root.glob("units/*/*/.*-attempt"), *self.root.glob(".dataset-*.zarr")]
+        for folder in left:
+            shutil.rmtree(folder, ignore_errors=True)
+        return len(left)
+
+    @contextmanager
+    def driver_lock(self) -> Iterator[None]:
+        """Hold the run directory for one driver.
+
+        Raises
+        ------
+        ConfigError
+            If another driver holds it.
+        """
+        with open(self.root / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"another daskpipe works in {self.root}. Wait for it (daskpipe status {self.root}) or give --run-dir"
+                ) from None
+            yield
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that it is whole or absent."""
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_synced(path: Path, data: bytes) -> dict[str, Any]:
+    """Write a file through to the disk; return its size and sha256."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def commit(root: Path, unit: Unit, payload: Payload) -> Receipt:
+    """Commit what a unit made: attempt directory, manifest last, fsync, rename.
+
+    Raises
+    ------
+    DiskError
+        If the disk is full or cannot be written.
+    """
+    tree = Tree(root)
+    final = tree.unit_dir(unit.stage, unit.key)
+    attempt = final.with_name(f".{unit.key}-{uuid.uuid4().hex[:8]}-attempt")
+    try:
+        attempt.mkdir(parents=True)
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **payload.arrays)  # type: ignore[arg-type]
+        rejected = json.dumps([rejection.as_json() for rejection in payload.rejected], indent=1).encode()
+        files = {
+            "payload.npz": write_synced(attempt / "payload.npz", buffer.getvalue()),
+            "rejected.json": write_synced(attempt / "rejected.json", rejected),
+        }
+        receipt = Receipt(
+            stage=unit.stage,
+            index=unit.index,
+            key=unit.key,
+            n_inputs=unit.n_inputs,
+            n_out=payload.n_out,
+            n_rejected=len(payload.rejected),
+            counts=count_by(payload.arrays.get("system_type")),
+            n_bytes=sum(file["size"] for file in files.values()),
+            seconds=round(payload.seconds, 3),
+            worker=f"{os.uname().nodename}:{os.getpid()}",
+        )
+        manifest = {"unit": asdict(unit), "files": files, "receipt": asdict(receipt)}
+        write_synced(attempt / "manifest.json", json.dumps(manifest, indent=1).encode())
+        sync_folder(attempt)
+        try:
+            os.rename(attempt, final)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            shutil.rmtree(attempt)
+            first = tree.receipt(unit)
+            assert first is not None  # the rename that won carried its manifest
+            return first
+        sync_folder(final.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise DiskError(f"cannot write {attempt}: {error.strerror}. Make room, then: daskpipe resume {root}") from error
+        raise
+    return receipt
+
+
+def count_by(names: np.ndarray | None) -> dict[str, int]:
+    """Count how often each name occurs."""
+    if names is None:
+        return {}
+    values, counts = np.unique(names, return_counts=True)
+    return {str(value): int(count) for value, count in zip(values, counts, strict=True)}
+
+
+# --- datasets in and out of units -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of one committed unit: what a downstream unit reads."""
+
+    stage: str
+    key: str
+    rows: tuple[int, ...]
+
+
+def read_rows(root: Path, pieces: Sequence[Rows]) -> xr.Dataset:
+    """Return the structures that `pieces` name, in their order, as one dataset in memory."""
+    from daskpipe.structures import concat, take
+
+    return concat([take(read_unit(root, piece.stage, piece.key), piece.rows) for piece in pieces])
+
+
+def read_unit(root: Path, stage: str, key: str) -> xr.Dataset:
+    """Return the structures of one committed unit as a dataset in memory."""
+    import xarray as xr
+
+    from daskpipe.variables import VARIABLES
+
+    arrays = Tree(root).load(stage, key)
+    return xr.Dataset({name: (VARIABLES[name].dims, array) for name, array in arrays.items()})
+
+
+def arrays_of(ds: xr.Dataset) -> dict[str, np.ndarray]:
+    """Return the variables of a dataset in memory as plain arrays, for a payload."""
+    return {str(name): array.values for name, array in sorted(ds.data_vars.items())}
+
+
+# --- the driver's window ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A unit and the lazy work that commits it and gives its receipt."""
+
+    unit: Unit
+    work: Any
+
+
+class WorkerLost(Exception):
+    """The process or machine under a unit went away."""
+
+
+class Pool(Protocol):
+    """Where tasks run. `daskpipe.placement.DaskPool` is the one that runs use."""
+
+    def slots(self, stage: str) -> int:
+        """How many units of a stage may be under way at once; 0 while no worker lives."""
+
+    def submit(self, task: Task) -> Any:
+        """Start a task; return a handle."""
+
+    def wait(self, handles: Iterable[Any], timeout: float) -> set[Any]:
+        """Return the handles that are done, after at most `timeout` seconds."""
+
+    def result(self, handle: Any) -> Receipt:
+        """Return the receipt of a done task, release it, and raise what it raised; `WorkerLost` if it was lost."""
+
+    def cancel(self, handles: Iterable[Any]) -> None:
+        """Give up tasks that are under way."""
+
+
+def drive(tasks: Sequence[Task], pool: Pool, emit: Emit, *, clock: Callable[[], float] = time.monotonic) -> None:
+    """Run all tasks through a window as wide as the pool has slots.
+
+    A unit whose worker is lost goes back to the end of the queue; any other error ends the run.
+
+    Raises
+    ------
+    ClusterError
+        If no worker lives for two minutes, or one unit loses its worker again and again.
+    DaskpipeError
+        Whatever a unit raised.
+    """
+    waiting = list(reversed(tasks))
+    under_way: dict[Any, Task] = {}
+    losses: dict[str, int] = {}
+    last_alive = clock()
+    try:
+        while waiting or under_way:
+            slots = pool.slots(tasks[0].unit.stage)
+            if slots:
+                last_alive = clock()
+            elif clock() - last_alive > NO_WORKER_SECONDS:
+                raise ClusterError(f"no worker has lived for {NO_WORKER_SECONDS:.0f} s; start workers, then resume the run")
+            while waiting and len(under_way) < slots:
+                task = waiting.pop()
+                under_way[pool.submit(task)] = task
+            if not under_way:
+                time.sleep(0.2)
+                continue
+            for handle in pool.wait(under_way, timeout=1.0):
+                task = under_way.pop(handle)
+                try:
+                    receipt = pool.result(handle)
+                except WorkerLost as error:
+                    losses[task.unit.key] = losses.get(task.unit.key, 0) + 1
+                    emit(_lost(task.unit, losses[task.unit.key], str(error)))
+                    if losses[task.unit.key] >= LOSS_LIMIT:
+                        raise ClusterError(
+                            f"{task.unit} lost its worker {LOSS_LIMIT} times: {error}. See the workers' logs; "
+                            "if one of its structures crashes the potential, take that structure out"
+                        ) from error
+                    waiting.insert(0, task)
+                except DaskpipeError as error:
+                    raise type(error)(f"{task.unit}: {error}") from error
+                else:
+                    emit(UnitCommitted(**asdict(receipt)))
+    except BaseException:
+        pool.cancel(under_way)
+        raise
+
+
+def _lost(unit: Unit, losses: int, reason: str) -> UnitLost:
+    return UnitLost(stage=unit.stage, index=unit.index, key=unit.key, losses=losses, reason=reason)
+
+
+# --- the ledger -------------------------------------------------------------------------------------
+
+
+class Ledger:
+    """One segment of the run's journal: a line an event, written by one driver.
+
+    Parameters
+    ----------
+    tree
+        The run directory; the segment gets the next free number.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        folder = tree.root / "ledger"
+        folder.mkdir(exist_ok=True)
+        number = 1 + max((int(file.stem) for file in folder.glob("*.jsonl")), default=0)
+        self.path = folder / f"{number:04d}.jsonl"
+
+    def __call__(self, event: Event) -> None:
+        """Append an event."""
+        line = json.dumps({"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **event.as_json()})
+        with open(self.path, "a") as file:
+            file.write(line + "\n")
+
+
+def read_ledger(tree: Tree) -> list[dict[str, Any]]:
+    """Return all events of all segments in order; a line torn by a crash is left out."""
+    events = []
+    for file in sorted((tree.root / "ledger").glob("*.jsonl")):
+        for line in file.read_text().splitlines():
+            try:
+                events.append({"segment": file.stem, **json.loads(line)})
+            except json.JSONDecodeError:  # only the last line of a segment can be torn: one writer, append only
+                continue
+    return events
