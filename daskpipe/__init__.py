@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from daskpipe import load
     from daskpipe.describe.soap import SOAP
-    from daskpipe.pipeline import Result, resume, run
+    from daskpipe.runs import Result, resume, run
     from daskpipe.select.pick import pick
     from daskpipe.store import export, open_dataset
     from daskpipe.structures import from_atoms, to_atoms
@@ -21,9 +21,9 @@ __version__ = "0.1.0"
 
 # Imported on first use, so that `import daskpipe` loads neither torch nor Dask.
 _LAZY = {
-    "run": "daskpipe.pipeline:run",
-    "resume": "daskpipe.pipeline:resume",
-    "Result": "daskpipe.pipeline:Result",
+    "run": "daskpipe.runs:run",
+    "resume": "daskpipe.runs:resume",
+    "Result": "daskpipe.runs:Result",
     "open_dataset": "daskpipe.store:open_dataset",
     "export": "daskpipe.store:export",
     "to_atoms": "daskpipe.structures:to_atoms",

@@ -5,6 +5,7 @@ Heavy imports stand inside the verbs, so that ``daskpipe --help`` answers at onc
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
@@ -12,16 +13,26 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from daskpipe.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, DaskpipeError, Interrupted
+from daskpipe.errors import (
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    ConfigError,
+    DaskpipeError,
+    DiskError,
+    Interrupted,
+)
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from rich.console import Console
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,7 +49,8 @@ app.add_typer(config_app, name="config")
 
 Target = Annotated[str, typer.Argument(metavar="PRESET|FILE.yaml", help="A preset, e.g. quickstart, or your own file")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. select.n=128 generate=files cluster.workers=2")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="e.g. select.n=128 generate=files cluster.workers=2"),
 ]
 ClusterName = Annotated[
     str | None, typer.Option("--cluster", metavar="NAME|ADDRESS", help="local, a site of jobqueue/, or tcp://host:port")
@@ -56,26 +68,26 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a config to its dataset; go on if the run directory holds a run of the same config."""
-    from daskpipe import config, pipeline
+    from daskpipe import config, runs
 
     loaded = config.load(target, [*(overrides or []), *_cluster_overrides(cluster)])
     root = run_dir or Path("runs") / loaded.name
     with _watched(root, as_json) as subscribers:
-        result = pipeline.run(loaded, run_dir=root, subscribers=subscribers)
+        result = runs.run(loaded, run_dir=root, subscribers=subscribers)
     _close(result, as_json)
 
 
 @app.command()
 def resume(run_dir: RunDir, cluster: ClusterName = None, as_json: AsJson = False) -> None:
     """Go on with a run that was stopped; nothing that is committed is computed again."""
-    from daskpipe import config, pipeline
+    from daskpipe import config, runs
 
     settings = None
     if cluster is not None:
         settings = config.load_cluster(_cluster_overrides(cluster))
     config.from_yaml(run_dir / "config.yaml")
     with _watched(run_dir, as_json) as subscribers:
-        result = pipeline.resume(run_dir, cluster=settings, subscribers=subscribers)
+        result = runs.resume(run_dir, cluster=settings, subscribers=subscribers)
     _close(result, as_json)
 
 
@@ -129,7 +141,11 @@ def export(
 
     inside = dataset / "dataset.zarr"
     count = write(inside if inside.is_dir() else dataset, to, out, split=split, force=force)
-    _print({"out": str(out), "structures": count}, as_json, lambda row, console: console.print(f"{count} structures in {out}"))
+    _print(
+        {"out": str(out), "structures": count},
+        as_json,
+        lambda row, console: console.print(f"{count} structures in {out}", markup=False),
+    )
 
 
 @config_app.command("show")
@@ -144,31 +160,48 @@ def config_show(target: Target, overrides: Overrides = None, as_json: AsJson = F
 @config_app.command("schema")
 def config_schema() -> None:
     """Print the JSON schema of the config, for editors."""
-    from daskpipe.config import Config
+    from daskpipe.config import schema
 
-    typer.echo(json.dumps(Config.model_json_schema(), indent=1))
+    typer.echo(json.dumps(schema(), indent=1))
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived. Not an `Exception`: no library on the way may swallow it."""
 
 
 def main() -> None:
     """Entry point: run a verb; turn errors into one message and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
     as_json = "--json" in sys.argv
     try:
-        app()
-    except KeyboardInterrupt:
+        # For people typer draws its own box around a wrong option; for machines it is an error as all others.
+        sys.exit(app(standalone_mode=not as_json))
+    except Stopped:
         _fail("interrupted", EXIT_INTERRUPTED, as_json)
     except DaskpipeError as error:
         _fail(str(error), error.exit_code, as_json)
-    except Exception as error:  # an internal error: say so, keep the traceback, exit 1
-        traceback.print_exc()
-        _fail(f"internal error: {type(error).__name__}: {error}", EXIT_INTERNAL, as_json)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            _fail_internally(error, as_json)
+        _fail(f"{error}. Make room, then: daskpipe resume RUN", DiskError.exit_code, as_json)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's word for a wrong option
+            _fail(error.format_message(), ConfigError.exit_code, as_json)
+        _fail_internally(error, as_json)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise Interrupted(f"signal {signum}")
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise Stopped
 
 
-def _fail(message: str, code: int, as_json: bool) -> None:
+def _fail_internally(error: Exception, as_json: bool) -> NoReturn:
+    """Say that it is our fault, and keep the traceback."""
+    traceback.print_exception(error)
+    _fail(f"internal error: {type(error).__name__}: {error}", EXIT_INTERNAL, as_json)
+
+
+def _fail(message: str, code: int, as_json: bool) -> NoReturn:
     if as_json:
         typer.echo(json.dumps({"error": message, "exit_code": code}))
     else:
@@ -181,12 +214,14 @@ def _fail(message: str, code: int, as_json: bool) -> None:
 def _cluster_overrides(cluster: str | None) -> list[str]:
     if cluster is None:
         return []
-    return [f"cluster.address={cluster}"] if "://" in cluster else [f"cluster={cluster}"]
+    if "://" in cluster:
+        return [f"cluster.address={cluster}"]
+    return [f"cluster.name={cluster}"] if cluster.endswith(".yaml") else [f"cluster={cluster}"]
 
 
 @contextmanager
 def _watched(root: Path, as_json: bool) -> Iterator[list[Any]]:
-    """Subscribers for a run: bars on the screen (unless for machines), lines in the run's log file."""
+    """Yield subscribers for a run: bars on the screen (unless for machines), lines in the run's log file."""
     from rich.console import Console
 
     from daskpipe.progress import LogFile, ProgressBars
@@ -197,10 +232,11 @@ def _watched(root: Path, as_json: bool) -> Iterator[list[Any]]:
         with bars:
             yield [log, bars]
     except BaseException as error:
-        if root.joinpath("config.yaml").exists():
+        # Before its first event a driver may turn out to be in another one's directory, and must leave it alone.
+        if log.begun:
             log.write("".join(traceback.format_exception(error)))
-        if isinstance(error, KeyboardInterrupt | Interrupted):
-            raise Interrupted(f"interrupted; type: daskpipe resume {root}") from error
+        if isinstance(error, Stopped) and root.joinpath("config.yaml").exists():
+            raise Interrupted(f"interrupted; to go on type: daskpipe resume {quote(str(root))}") from error
         raise
 
 
@@ -227,9 +263,13 @@ def _print(content: dict[str, Any], as_json: bool, table: Any) -> None:
 
 
 def _status_table(state: dict[str, Any], console: Console) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
-    console.print(f"[bold]{state['run_dir']}[/] is {state['state']}; drivers started: {state['driver_starts']}", highlight=False)
+    console.print(
+        f"[bold]{escape(state['run_dir'])}[/] is {state['state']}; drivers started: {state['driver_starts']}",
+        highlight=False,
+    )
     rows = Table("stage", "units", "planned", "out", "rejected", box=None, pad_edge=False, header_style="bold")
     for stage, row in state["stages"].items():
         rows.add_row(stage, *(str(row[name]) for name in ("committed", "planned", "out", "rejected")))
@@ -237,9 +277,9 @@ def _status_table(state: dict[str, Any], console: Console) -> None:
     for reason, count in state["quarantined"].items():
         console.print(f"quarantined {reason}: {count}", highlight=False)
     if state["dataset"]:
-        console.print(f"dataset {state['dataset']}", highlight=False, soft_wrap=True)
+        console.print(f"dataset {escape(state['dataset'])}", highlight=False, soft_wrap=True)
     if state["state"] == "stopped":
-        console.print(f"to go on: daskpipe resume {state['run_dir']}", highlight=False, soft_wrap=True)
+        console.print(f"to go on: daskpipe resume {escape(quote(state['run_dir']))}", highlight=False, soft_wrap=True)
 
 
 def _plan_table(content: dict[str, Any], console: Console) -> None:
@@ -255,13 +295,16 @@ def _plan_table(content: dict[str, Any], console: Console) -> None:
 
 
 def _doctor_table(content: dict[str, Any], console: Console) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     for section, rows in content.items():
-        table = Table(title=section, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+        table = Table(
+            title=section, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
+        )
         for name, row in rows.items():
             mark = {True: "[green]ok[/]", False: "[yellow]--[/]"}[row["ok"]]
-            table.add_row(mark, name, row["says"])
+            table.add_row(mark, name, escape(row["says"]))
         console.print(table)
         console.print()
 

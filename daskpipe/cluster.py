@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 DASHBOARD_PORT = 8787
 CONNECT_SECONDS = 20
+
+SITE_CLASSES = ("HTCondorCluster", "LSFCluster", "OARCluster", "PBSCluster", "SGECluster", "SLURMCluster")
 
 ONE_THREAD = {
     name: "1"
@@ -96,10 +99,14 @@ def _join(address: str) -> Iterator[Client]:
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
-        raise ClusterError(f"no scheduler answers at {address}: {error}. Start one: dask scheduler --host 127.0.0.1") from error
+        raise ClusterError(
+            f"no scheduler answers at {address}: {error}. Start one: dask scheduler --host 127.0.0.1"
+        ) from error
     with client:
         if not client.scheduler_info(n_workers=-1)["workers"]:
-            raise ClusterError(f"the scheduler at {address} has no workers. Start one: dask worker {address} --nthreads 1")
+            raise ClusterError(
+                f"the scheduler at {address} has no workers. Start one: dask worker {address} --nthreads 1"
+            )
         yield client
 
 
@@ -133,13 +140,19 @@ def _local(settings: Cluster, log: Path | None) -> Iterator[Client]:
             "dashboard_address": f"{LOOPBACK}:{_free_port(DASHBOARD_PORT)}",
         },
     }
-    with (
-        SpecCluster(workers=workers, scheduler=scheduler, name="daskpipe", silence_logs=logging.ERROR) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        if log is not None:
-            client.register_plugin(OutputToFile(str(log)), name="daskpipe-output")
-        client.wait_for_workers(n_workers, timeout=CONNECT_SECONDS * 6)
+    with ExitStack() as started:
+        try:
+            cluster = started.enter_context(
+                SpecCluster(workers=workers, scheduler=scheduler, name="daskpipe", silence_logs=logging.ERROR)
+            )
+            client = started.enter_context(Client(cluster, set_as_default=False))
+            if log is not None:
+                client.register_plugin(OutputToFile(str(log)), name="daskpipe-output")
+            client.wait_for_workers(n_workers, timeout=CONNECT_SECONDS * 6)
+        except (OSError, RuntimeError, TimeoutError) as error:
+            raise ClusterError(
+                f"cannot start {n_workers} workers here: {error}. Give fewer: cluster.workers=1"
+            ) from error
         yield client
 
 
@@ -150,15 +163,25 @@ def _site(settings: Cluster) -> Iterator[Client]:
 
     site = read_site(settings.name)
     cluster_class = getattr(dask_jobqueue, site["class"])
-    with (
-        cluster_class(
-            **site["job"],
-            n_workers=settings.workers or site["workers"],
-            security=Security.temporary(),
-            scheduler_options={"dashboard_address": f"{LOOPBACK}:{_free_port(DASHBOARD_PORT)}"},
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    command = cluster_class.job_cls.submit_command.split()[0]
+    if shutil.which(command) is None:
+        raise ClusterError(
+            f"cluster {settings.name} needs {command}, and there is none on the PATH. "
+            "Type this where jobs are submitted, or give --cluster local"
+        )
+    with ExitStack() as started:
+        try:
+            cluster = started.enter_context(
+                cluster_class(
+                    **site["job"],
+                    n_workers=settings.workers or site["workers"],
+                    security=Security.temporary(),
+                    scheduler_options={"dashboard_address": f"{LOOPBACK}:{_free_port(DASHBOARD_PORT)}"},
+                )
+            )
+            client = started.enter_context(Client(cluster, set_as_default=False))
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            raise ClusterError(f"cluster {settings.name} does not start: {error}. See its file in jobqueue/") from error
         client.wait_for_workers(1)
         yield client
 
@@ -177,7 +200,15 @@ def read_site(name: str) -> dict[str, Any]:
     known = ["local", *sorted(file.stem for file in package_folder("jobqueue").glob("*.yaml"))]
     if not path.is_file():
         raise ConfigError(unknown("cluster", name, known))
-    site: dict[str, Any] = yaml.safe_load(path.read_text())
+    try:
+        site: dict[str, Any] = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    wanted = {"class": str, "workers": int, "job": dict}
+    if not isinstance(site, dict) or not all(isinstance(site.get(key), kind) for key, kind in wanted.items()):
+        raise ConfigError(f"{path} must hold class: (a word), workers: (a number) and job: (keys and values)")
+    if site["class"] not in SITE_CLASSES:
+        raise ConfigError(f"{path}: {unknown('class', site['class'], list(SITE_CLASSES))}")
     for key, value in site["job"].items():
         if isinstance(value, str) and re.search(r"[;&|`$<>\n\\\"']", value):
             raise ConfigError(f"{path}: job.{key} must not hold shell characters, received {value!r}")
@@ -185,7 +216,7 @@ def read_site(name: str) -> dict[str, Any]:
 
 
 def count_gpus() -> int:
-    """Number of NVIDIA GPUs that this process may use; asks the driver, does not import torch."""
+    """Return the number of NVIDIA GPUs that this process may use; asks the driver, does not import torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([item for item in visible.split(",") if item.strip() not in ("", "-1")])

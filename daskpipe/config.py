@@ -7,6 +7,8 @@ that names the key, the rule, the value received and what to type instead.
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from daskpipe.describe.settings import Describe
 from daskpipe.errors import ConfigError, unknown
 from daskpipe.explore.settings import Dynamics, Guards
+from daskpipe.generate import GENERATORS
 from daskpipe.generate.checks import Limits
 from daskpipe.generate.sources import Source
 from daskpipe.label.settings import LabelChecks
@@ -42,6 +45,13 @@ class Generate(_Model):
     paths: list[str] = Field(default_factory=list, description="Your own files, folders and globs of them")
     partition_size: PositiveInt = Field(default=16, description="Structures, or files, a unit")
     limits: Limits = Field(default_factory=Limits, description="What a seed must satisfy")
+
+    @property
+    def base_dir(self) -> Path:
+        """Folder that all `paths` lie below; their structures are named by the path from there."""
+        # A glob lies where its first * or ? stands.
+        plain = [re.split(r"[*?\[]", path, maxsplit=1)[0] + "x" for path in self.paths]
+        return Path(os.path.commonpath([Path(path).parent for path in plain])) if plain else Path.cwd()
 
     @field_validator("sources")
     @classmethod
@@ -103,9 +113,18 @@ class Cluster(_Model):
     name: str = Field(default="local", description="local, or a site of jobqueue/ (a file in it, or a path to one)")
     address: str | None = Field(default=None, description="Scheduler to join instead, tcp://... or tls://...")
     workers: PositiveInt | None = Field(default=None, description="Local workers; by default one a core, at most 8")
-    gpus: int | None = Field(default=None, ge=0, description="Local workers that offer a GPU; by default as many as there are")
+    gpus: int | None = Field(
+        default=None, ge=0, description="Local workers that offer a GPU; by default as many as there are"
+    )
     memory: str = Field(default="auto", description="Memory limit of a local worker, e.g. 4GB")
     dashboard: bool = Field(default=True, description="Serve the Dask dashboard, on loopback")
+
+    @field_validator("memory")
+    @classmethod
+    def _bytes(cls, memory: str) -> str:
+        if not re.fullmatch(r"auto|\d+(\.\d+)? ?([kMGT]i?)?B", memory):
+            raise ValueError("must be auto or a number with a unit, e.g. 4GB")
+        return memory
 
 
 class Config(_Model):
@@ -122,8 +141,10 @@ class Config(_Model):
     cluster: Cluster = Field(default_factory=Cluster)
 
     def deciding(self) -> dict[str, Any]:
-        """Return the part of the config that decides what the dataset holds, as JSON types."""
-        return self.model_dump(mode="json", exclude={"cluster": True, "name": True})
+        """Return the part of the config that decides what the dataset holds, as JSON types: not where it is made."""
+        return self.model_dump(
+            mode="json", exclude={"cluster": True, "name": True, "explore": {"device"}, "label": {"device"}}
+        )
 
 
 # --- composition ------------------------------------------------------------------------------------
@@ -179,8 +200,10 @@ def compose(target: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from yaml import YAMLError
 
     folder, name = _locate(target)
-    search_path = f"hydra.searchpath=[file://{package_folder('configs')}]"
+    search_path = f"hydra.searchpath=[{_quoted(f'file://{package_folder("configs")}')}]"
     translated = [_translate(override) for override in overrides]
+    # Whoever calls from within a Hydra application of their own finds it again afterwards.
+    theirs = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(folder), version_base="1.3", job_name="daskpipe"):
@@ -190,11 +213,17 @@ def compose(target: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
                 # A file without a defaults list takes group=choice too.
                 if "+" not in str(error) or "No match in the defaults list" not in str(error):
                     raise
-                added = [f"+{item}" if _is_group(item) else item for item in translated]
-                composed = hydra_compose(name, overrides=[search_path, *added])
+                groups = [f"+{item}" for item in translated if _is_group(item)]
+                values = [item for item in translated if not _is_group(item)]
+                # What the file says wins over the groups, as it does after a defaults list that ends in _self_.
+                chosen = hydra_compose(None, overrides=[search_path, *groups])
+                OmegaConf.set_struct(chosen, False)
+                composed = OmegaConf.merge(chosen, hydra_compose(name, overrides=[search_path, *values]))
         content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigError(_explain(error, target)) from error
+    finally:
+        GlobalHydra.instance().hydra = theirs
     if not isinstance(content, dict):
         raise ConfigError(f"{target} must hold keys and values, received {type(content).__name__}")
     config: dict[str, Any] = {str(key): value for key, value in content.items()}
@@ -217,7 +246,7 @@ def validate(content: Mapping[str, Any]) -> Config:
     try:
         config = Config(**content)
     except ValidationError as error:
-        raise ConfigError(explain(error, Config)) from error
+        raise ConfigError("\n".join(_line(item, Config, "", content) for item in error.errors())) from error
     problems = []
     for where, registry, name, params in (
         ("explore.potential.params", POTENTIALS, config.explore.potential.name, config.explore.potential.params),
@@ -236,15 +265,21 @@ def validate(content: Mapping[str, Any]) -> Config:
 
 def _absolute(config: Config) -> Config:
     """Make paths independent of the directory that the run was started in."""
-    paths = [str(Path(path).expanduser().absolute()) for path in config.generate.paths]
     content = config.model_dump(mode="python")
-    content["generate"]["paths"] = paths
+    content["generate"]["paths"] = [_absolute_path(path) for path in config.generate.paths]
+    for source in content["generate"]["sources"].values():
+        if source["generator"] == "files":
+            source["base_dir"] = _absolute_path(source["base_dir"])
     for room in ("explore", "label"):
         potential = content[room]["potential"]
         model = potential["params"].get("model")
         if potential["name"] == "mace" and isinstance(model, str) and Path(model).expanduser().is_file():
-            potential["params"]["model"] = str(Path(model).expanduser().absolute())
+            potential["params"]["model"] = _absolute_path(model)
     return Config(**content)
+
+
+def _absolute_path(path: str) -> str:
+    return os.path.abspath(Path(path).expanduser())
 
 
 def to_yaml(config: Config) -> str:
@@ -267,13 +302,24 @@ def from_yaml(path: Path) -> Config:
 
     try:
         content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path.parent} is no run directory (it has no {path.name}); see: ls runs") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold keys and values")
     return validate(content)
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a config file, for editors: what a file leaves out comes from its ``defaults`` list."""
+    found = Config.model_json_schema()
+    for model in (found, *found["$defs"].values()):
+        model.pop("required", None)
+    found["properties"]["defaults"] = {"type": "array", "description": "Presets and groups that the file starts from"}
+    return found
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:
@@ -291,17 +337,19 @@ def differences(ours: Config, theirs: Config) -> list[str]:
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
     """Return a line for each problem that pydantic found: key, rule, value received."""
-    return "\n".join(_line(item, model, prefix) for item in error.errors())
+    return "\n".join(_line(item, model, prefix, {}) for item in error.errors())
 
 
-def _line(item: Any, model: type[BaseModel], prefix: str) -> str:
+def _line(item: Any, model: type[BaseModel], prefix: str, content: Mapping[str, Any]) -> str:
     path = [prefix, *(str(part) for part in item["loc"])]
     where = ".".join(part for part in path if part and part != "[key]") or "config"
     if item["type"] == "extra_forbidden":
         owner = where.rpartition(".")[0]
-        return unknown(f"key in {owner}:" if owner else "key", path[-1], _known_keys(model, item["loc"][:-1]))
+        known = _known_keys(model, item["loc"][:-1]) + _known_params(item["loc"][:-1], content)
+        return unknown(f"key in {owner}:" if owner else "key", path[-1], known)
     if item["type"] == "missing":
-        return f"{where} is missing; type {where}=VALUE"
+        choices = sorted(file.stem for file in (package_folder("configs") / where).glob("*.yaml"))
+        return f"{where} is missing; type {where}={'|'.join(choices) or 'VALUE'}"
     message = str(item["msg"]).removeprefix("Value error, ")
     received = item.get("input")
     shown = f" (received {received!r})" if isinstance(received, str | int | float | bool | None) else ""
@@ -318,6 +366,14 @@ def _known_keys(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     return sorted(model.model_fields)
 
 
+def _known_params(path: Sequence[int | str], content: Mapping[str, Any]) -> list[str]:
+    """Parameters of the generator of the source that lies at `path`."""
+    match path:
+        case ("generate", "sources", name):
+            return sorted(GENERATORS.params_model(content["generate"]["sources"][name]["generator"]).model_fields)
+    return []
+
+
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(content, dict):
         return {prefix: content}
@@ -332,35 +388,39 @@ def _locate(target: str) -> tuple[Path, str]:
     if target in presets():
         return package_folder("configs").absolute(), target
     path = Path(target).expanduser()
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix == ".yaml":
         if not path.is_file():
             raise ConfigError(f"config file {target} does not exist")
-        return path.parent.absolute(), path.stem if path.suffix == ".yaml" else path.name
+        return path.parent.absolute(), path.stem
     raise ConfigError(unknown("preset", target, presets()) + " A config file must end in .yaml.")
 
 
 def _is_group(override: str) -> bool:
     """Whether ``key=value`` chooses a file of a group rather than setting a value."""
     key, _, value = override.partition("=")
-    return (package_folder("configs") / key).is_dir() and not value.startswith(("{", "["))
+    return bool(key) and (package_folder("configs") / key).is_dir() and not value.startswith(("{", "["))
 
 
 def _translate(override: str) -> str:
     """Let ``key.path=value`` set keys that the YAML files leave at their default."""
     key, equals, _ = override.partition("=")
-    if not equals and not override.startswith("~"):
+    if not key or not (equals or override.startswith("~")):
         raise ConfigError(f"override {override!r} must read key.path=value or group=choice, e.g. select.n=64")
     if override.startswith(("+", "~")) or _is_group(override):
         return override
     return f"++{override}"
 
 
+def _quoted(text: str) -> str:
+    """Write a value so that Hydra's grammar takes every character of it for what it is."""
+    return "'" + text.replace("'", "\\'") + "'"
+
+
 def _explain(error: Exception, target: str) -> str:
     """Turn Hydra's messages into one that says what to type."""
     text = str(error).strip()
-    if "Could not find" in text:
-        missing = text.split("'")[1] if "'" in text else text
-        group, _, choice = missing.rpartition("/")
+    if missing := re.search(r"Could not find '([^']+)'", text):
+        group, _, choice = missing[1].rpartition("/")
         known = sorted(file.stem for file in (package_folder("configs") / group).glob("*.yaml"))
         return unknown(f"choice of {group}" if group else "config", choice, known)
     return f"{target}: {' '.join(text.split())}"

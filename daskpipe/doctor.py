@@ -20,7 +20,8 @@ def examine() -> dict[str, dict[str, dict[str, Any]]]:
     Returns
     -------
     dict
-        Sections of ``{"name": {"ok": bool, "says": str}}``; JSON types. A potential is ok if it gave a finite energy here.
+        Sections of ``{"name": {"ok": bool, "says": str}}``; JSON types. A potential is ok if it gave a finite
+        energy here.
     """
     return {
         "machine": _machine(),
@@ -45,7 +46,9 @@ def _machine() -> dict[str, dict[str, Any]]:
         "memory": _row(True, f"{psutil.virtual_memory().available / 1e9:.1f} GB free"),
         "disk": _row(disk.free > 1e9, f"{disk.free / 1e9:.1f} GB free here"),
         "GPU": _row(bool(gpus), ", ".join(gpus) or "none that torch can use; potentials run on the CPU"),
-        "packages": _row(True, ", ".join(f"{name} {version(name)}" for name in ("torch", "mace-torch", "dask", "zarr"))),
+        "packages": _row(
+            True, ", ".join(f"{name} {version(name)}" for name in ("torch", "mace-torch", "dask", "zarr"))
+        ),
     }
 
 
@@ -59,10 +62,10 @@ def _potentials() -> dict[str, Callable[[], str]]:
             from daskpipe import potentials
 
             identity = potentials.identity(name, params)
-            evaluation = potentials.evaluate(potentials.build(name, params, "auto", "float64"), [atoms])[0]
-            if evaluation.failure:
-                raise DaskpipeError(f"{identity.name}: {': '.join(evaluation.failure)}")
-            value = evaluation.results["energy"] / len(atoms)
+            found = potentials.evaluate(potentials.build(name, params, "auto", "float64"), [atoms])[0]
+            if isinstance(found, potentials.Failure):
+                raise DaskpipeError(f"{identity.name}: {found.reason}: {found.evidence}")
+            value = found.energy / len(atoms)
             return f"{identity.name}: {value:.4f} eV/atom for {atoms.get_chemical_formula()}"
 
         return attempt

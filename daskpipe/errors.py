@@ -15,6 +15,9 @@ EXIT_INTERNAL = 1
 EXIT_QUARANTINED = 10
 EXIT_INTERRUPTED = 75
 
+MOST_LISTED = 40
+"""Longest list of known names that a message spells out."""
+
 
 class DaskpipeError(Exception):
     """Base of every error that daskpipe raises on purpose."""
@@ -60,7 +63,8 @@ def unknown(kind: str, name: object, known: list[str]) -> str:
     """Message for a name that is not known: what was received, the nearest and all known names."""
     near = get_close_matches(str(name), known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {str(name)!r}.{hint} Known: {', '.join(known) or 'none'}."
+    listed = f"Known: {', '.join(known) or 'none'}" if len(known) <= MOST_LISTED else f"{len(known)} are known"
+    return f"unknown {kind} {str(name)!r}.{hint} {listed}."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,13 +25,11 @@ import daskpipe.select.stage as selecting
 import daskpipe.store.stage as storing
 from daskpipe import config as configs
 from daskpipe import potentials
-from daskpipe.cluster import connect
 from daskpipe.config import Config
-from daskpipe.errors import ConfigError, DaskpipeError, InputError, Rejection
-from daskpipe.events import Emit, RunFinished, RunStarted, StageFinished, StageStarted, fan_out
+from daskpipe.errors import DaskpipeError, InputError, Rejection
+from daskpipe.events import Emit, RunFinished, RunStarted, StageFinished, StageStarted
 from daskpipe.placement import DaskPool, gpu_stages, offers
 from daskpipe.work import (
-    Ledger,
     Receipt,
     Rows,
     Task,
@@ -40,41 +38,12 @@ from daskpipe.work import (
     commit,
     drive,
     key_of,
-    write_atomically,
 )
 
 if TYPE_CHECKING:
     from distributed import Client
 
 STAGES = ("generate", "explore", "describe", "select", "label", "store")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run made.
-
-    Parameters
-    ----------
-    run_dir, dataset
-        Where it is.
-    stages
-        Per stage: units, computed now, inputs, outputs, rejected, wall seconds, counts by system type.
-    quarantined
-        Rejected structures by reason.
-    seconds
-        Wall time of this driver.
-    """
-
-    run_dir: Path
-    dataset: Path
-    stages: dict[str, dict[str, Any]]
-    quarantined: dict[str, int]
-    seconds: float
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 10 if structures were quarantined."""
-        return 10 if self.quarantined else 0
 
 
 @dataclass
@@ -115,7 +84,9 @@ class _Run:
         for unit, _ in plan:
             receipt = self.tree.receipt(unit)
             if receipt is None:
-                raise DaskpipeError(f"{unit} gave a receipt and is not on disk; is {self.tree.root} shared by all workers?")
+                raise DaskpipeError(
+                    f"{unit} gave a receipt and is not on disk; is {self.tree.root} shared by all workers?"
+                )
             if receipt.n_rejected:
                 self.tree.quarantine(self.tree.rejected(unit.stage, unit.key))
             receipts.append(receipt)
@@ -143,20 +114,21 @@ class _Run:
 
 
 def _committed(root: Path, unit: Unit, lazy: Any) -> Any:
-    """Wrap a lazy payload so that the task commits it and returns the receipt."""
-    return dask.delayed(_commit_first, pure=False)(root, unit, lazy, dask_key_name=f"{unit.stage}-commit-{unit.key}")
+    """One Dask task, named after its room, that computes a lazy payload where it runs and returns the receipt.
+
+    The scheduler sees one task a unit: no intermediate data moves between workers or stays on one, and there is
+    nothing that fusion could take the unit's resources from.
+    """
+    compute = partial(dask.compute, lazy, scheduler="synchronous")
+    return dask.delayed(_commit, pure=False)(root, unit, compute, dask_key_name=f"{unit.stage}-{unit.key}")
 
 
-def _commit_first(root: Path, unit: Unit, payload: Any) -> Receipt:
-    """Commit the payload of a partition; a bag's partition is a list of one."""
-    return commit(root, unit, payload[0] if isinstance(payload, list) else payload)
-
-
-def _partition(collection: Any) -> Any:
-    """The one partition or block of a lazy collection; not optimised, since fusion would lose its resources."""
-    return collection.to_delayed(optimize_graph=False).item() if hasattr(collection, "chunks") else (
-        collection.to_delayed(optimize_graph=False)[0]
-    )
+def _commit(root: Path, unit: Unit, compute: Callable[[], tuple[Any]]) -> Receipt:
+    """Compute and commit the payload of a partition; a bag's partition is a list of one."""
+    (payload,) = compute()
+    if isinstance(payload, list):
+        (payload,) = payload
+    return commit(root, unit, payload)
 
 
 def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
@@ -169,7 +141,7 @@ def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 def _generate(run: _Run) -> list[Receipt]:
     """Seeds from generators and files; a partition of the bag is a unit."""
     settings = run.config.generate
-    requests = generating.requests(settings.sources, settings.paths, Path.cwd())
+    requests = generating.requests(settings.sources, settings.paths, settings.base_dir)
     plan = []
     for index, batch in enumerate(_batches(requests, settings.partition_size)):
         params = {"requests": [request.fingerprint() for request in batch], "limits": settings.limits.model_dump()}
@@ -178,7 +150,7 @@ def _generate(run: _Run) -> list[Receipt]:
 
         def lazy(batch: Sequence[generating.Request] = batch) -> Any:
             seeds = generating.generate(batch, seed=run.seed, limits=settings.limits, partition_size=len(batch))
-            return _partition(seeds.map_partitions(generating.pack))
+            return seeds.map_partitions(generating.pack)
 
         plan.append((unit, lazy))
     return run.drive("generate", plan, "seeds")
@@ -192,7 +164,7 @@ def _explore(run: _Run, seeds: list[Receipt]) -> tuple[list[Receipt], list[str]]
     if not pieces:
         raise InputError(
             "no seed structure passed the checks; the reasons are in "
-            f"{run.tree.root / 'quarantine'}: {_reasons(run.tree.quarantined())}"
+            f"{run.tree.root / 'quarantine'}: {reasons(run.tree.quarantined())}"
         )
     trajectories = [
         (piece, temperature, replica)
@@ -221,7 +193,7 @@ def _explore(run: _Run, seeds: list[Receipt]) -> tuple[list[Receipt], list[str]]
         def lazy(rows: list[Rows] = rows, conditions: list[tuple[float, int]] = conditions) -> Any:
             loaded = dask.delayed(exploring.load_seeds)(run.tree.root, rows, conditions)
             seeds = db.from_delayed([loaded])
-            return _partition(exploring.explore(seeds, build, settings.dynamics, settings.guards, run.seed))
+            return exploring.explore(seeds, build, settings.dynamics, settings.guards, run.seed)
 
         plan.append((unit, lazy))
     return run.drive("explore", plan, "trajectories"), species
@@ -250,14 +222,14 @@ def _describe(run: _Run, frames: list[Receipt], species: list[str]) -> list[Rece
 
         def lazy(receipt: Receipt = receipt) -> Any:
             features = describing.describe(root, [(receipt.key, receipt.n_out)], settings, species, fit_key)
-            return dask.delayed(describing.pack)(_partition(features))
+            return dask.delayed(describing.pack)(features)
 
         plan.append((unit, lazy))
     return run.drive("describe", plan, "frames")
 
 
 def _select(run: _Run, frames: list[Receipt], features: list[Receipt]) -> Receipt:
-    """Picks, in one unit that streams the features."""
+    """Pick frames, in one unit that streams the features."""
     settings = run.config.select
     keys = [receipt.key for receipt in frames if receipt.n_out]
     table = [(receipt.key, receipt.n_out) for receipt in features]
@@ -291,19 +263,19 @@ def _label(run: _Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
 
         def lazy(batch: Sequence[Rows] = batch, start: int = start) -> Any:
             loaded = dask.delayed(labelling.load_picks)(root, list(batch), picks.key, start, start + len(batch))
-            return _partition(labelling.label(db.from_delayed([loaded]), build, identity.name, settings.checks))
+            return labelling.label(db.from_delayed([loaded]), build, identity.name, settings.checks)
 
         plan.append((unit, lazy))
     return run.drive("label", plan, "frames")
 
 
 def _store(run: _Run, labels: list[Receipt]) -> Receipt:
-    """The dataset, written by one task and published by rename."""
+    """Write the dataset, in one task, and publish it by rename."""
     filled = [receipt.key for receipt in labels if receipt.n_out]
     if not filled:
         raise InputError(
             f"the teacher labelled no structure; the reasons are in {run.tree.root / 'quarantine'}: "
-            f"{_reasons(run.tree.quarantined())}"
+            f"{reasons(run.tree.quarantined())}"
         )
     attrs = {
         "config": json.dumps(run.config.deciding(), sort_keys=True),
@@ -312,7 +284,7 @@ def _store(run: _Run, labels: list[Receipt]) -> Receipt:
         "explore_potential": json.dumps(_named(run.identities["explore"])),
         "label_potential": json.dumps(_named(run.identities["label"])),
         "run_counts": json.dumps({name: row["out"] for name, row in run.stages.items()}),
-        "quarantined": json.dumps(_reasons(run.tree.quarantined())),
+        "quarantined": json.dumps(reasons(run.tree.quarantined())),
     }
     params = {"attrs": attrs, "split": run.config.store.split}
     key = key_of("store", storing.VERSION, params, filled, run.seed)
@@ -339,149 +311,45 @@ def _named(identity: potentials.Identity) -> dict[str, str]:
 
 
 def _builder(settings: configs.Explore | configs.Label) -> Callable[[], potentials.Potential]:
-    """A function that builds the potential where it is called: on the worker, once a process."""
+    """Return a function that builds the potential where it is called: on the worker, once a process."""
     return partial(
         potentials.build, settings.potential.name, settings.potential.params, settings.device, settings.dtype
     )
 
 
-# --- runs -------------------------------------------------------------------------------------------
-
-
-def run(
-    target: str | Config,
-    overrides: Sequence[str] = (),
-    *,
-    run_dir: str | Path | None = None,
-    client: Client | None = None,
-    subscribers: Iterable[Emit] = (),
-) -> Result:
-    """Run a config to its dataset, or go on with a run of the same config.
-
-    Parameters
-    ----------
-    target
-        Name of a preset, path of a YAML file, or a validated config.
-    overrides
-        ``group=choice`` or ``key.path=value``.
-    run_dir
-        Where everything goes; by default ``runs/NAME``.
-    client
-        A Dask client to use; by default ``cluster`` of the config says what to start.
-    subscribers
-        Called with each event.
-
-    Returns
-    -------
-    Result
-
-    Raises
-    ------
-    ConfigError
-        If the config is wrong, or the run directory holds a run of another one.
-    InputError
-        If a model or file cannot be used, or nothing is left to work on.
-    ClusterError
-        If workers cannot be had.
-    """
-    config = target if isinstance(target, Config) else configs.load(target, overrides)
-    root = Path(run_dir) if run_dir is not None else Path("runs") / config.name
-    tree = Tree(root.absolute())
-    identities = prepare(config)
-    _open_run(tree, config)
-    return _drive_all(tree, config, identities, client, subscribers)
-
-
-def resume(
-    run_dir: str | Path,
-    *,
-    cluster: configs.Cluster | None = None,
-    client: Client | None = None,
-    subscribers: Iterable[Emit] = (),
-) -> Result:
-    """Go on with a run; nothing that is committed is computed again.
-
-    Parameters
-    ----------
-    run_dir
-        A run directory.
-    cluster
-        Where to run instead of where the config says.
-    client, subscribers
-        As in `run`.
-
-    Raises
-    ------
-    ConfigError
-        If it is no run directory, or another driver works in it.
-    """
-    tree = Tree(Path(run_dir).absolute())
-    config = configs.from_yaml(tree.config)
-    if cluster is not None:
-        config = config.model_copy(update={"cluster": cluster})
-    return _drive_all(tree, config, prepare(config), client, subscribers)
-
-
-def prepare(config: Config) -> dict[str, potentials.Identity]:
-    """Check, before anything runs, that models and inputs are there.
-
-    Returns
-    -------
-    dict
-        Identity of the potential of each stage that uses one.
-
-    Raises
-    ------
-    InputError
-        For a model or file that is not there.
-    """
-    generating.requests(config.generate.sources, config.generate.paths, Path.cwd())
-    return {
-        stage: potentials.identity(choice.name, choice.params)
-        for stage, choice in (("explore", config.explore.potential), ("label", config.label.potential))
-    }
-
-
-def _open_run(tree: Tree, config: Config) -> None:
-    """Make the run directory, or see that it holds a run of the same config."""
-    if tree.config.exists():
-        if different := configs.differences(config, configs.from_yaml(tree.config)):
-            raise ConfigError(
-                f"{tree.root} holds a run of another config ({'; '.join(different[:3])}). "
-                "Give another --run-dir, or remove it"
-            )
-        return
-    if tree.root.exists() and any(tree.root.iterdir()):
-        raise ConfigError(f"{tree.root} is neither empty nor a run directory; give another --run-dir")
-    tree.root.mkdir(parents=True, exist_ok=True)
-    write_atomically(tree.config, configs.to_yaml(config))
-
-
-def _drive_all(
-    tree: Tree,
-    config: Config,
-    identities: dict[str, potentials.Identity],
-    client: Client | None,
-    subscribers: Iterable[Emit],
-) -> Result:
-    started = time.perf_counter()
-    with tree.driver_lock():
-        tree.sweep()
-        emit = fan_out(Ledger(tree), *subscribers)
-        if client is not None:
-            return _corridor(tree, config, identities, client, emit, started)
-        with connect(config.cluster, tree.root / "workers.log") as own_client:
-            return _corridor(tree, config, identities, own_client, emit, started)
-
-
-def _corridor(
+def corridor(
     tree: Tree,
     config: Config,
     identities: dict[str, potentials.Identity],
     client: Client,
     emit: Emit,
-    started: float,
-) -> Result:
+) -> dict[str, dict[str, Any]]:
+    """Bring a run to its dataset.
+
+    Parameters
+    ----------
+    tree, config
+        An open run directory and its config.
+    identities
+        Potentials of the stages that use one.
+    client
+        Connected client.
+    emit
+        Called with each event.
+
+    Returns
+    -------
+    dict
+        Per stage: units, computed now, inputs, outputs, rejected, wall seconds, counts by system type.
+
+    Raises
+    ------
+    InputError
+        If nothing is left to work on.
+    ClusterError
+        If the workers that a stage needs are not there.
+    """
+    started = time.perf_counter()
     on_gpu = gpu_stages(client, {"explore": config.explore.device, "label": config.label.device})
     workers = sorted(offers(client))
     emit(RunStarted(run_dir=str(tree.root), name=config.name, dashboard=client.dashboard_link or None, workers=workers))
@@ -490,30 +358,30 @@ def _corridor(
     frames, species = _explore(run, seeds)
     if not any(receipt.n_out for receipt in frames):
         raise InputError(
-            f"no trajectory survived; the reasons are in {tree.root / 'quarantine'}: {_reasons(tree.quarantined())}"
+            f"no trajectory survived; the reasons are in {tree.root / 'quarantine'}: {reasons(tree.quarantined())}"
         )
     features = _describe(run, frames, species)
     picks = _select(run, frames, features)
     labels = _label(run, frames, picks)
     _store(run, labels)
-    quarantined = _reasons(tree.quarantined())
     seconds = time.perf_counter() - started
-    emit(RunFinished(dataset=str(tree.dataset), seconds=seconds, quarantined=quarantined))
-    return Result(tree.root, tree.dataset, run.stages, quarantined, seconds)
+    emit(RunFinished(dataset=str(tree.dataset), seconds=seconds, quarantined=reasons(tree.quarantined())))
+    return run.stages
 
 
-def _reasons(rejections: list[Rejection]) -> dict[str, int]:
-    reasons: dict[str, int] = {}
+def reasons(rejections: list[Rejection]) -> dict[str, int]:
+    """Count rejections by stage and reason."""
+    counts: dict[str, int] = {}
     for rejection in sorted(rejections, key=lambda item: (item.stage, item.reason)):
         name = f"{rejection.stage}/{rejection.reason}"
-        reasons[name] = reasons.get(name, 0) + 1
-    return reasons
+        counts[name] = counts.get(name, 0) + 1
+    return counts
 
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     from importlib.metadata import version
 
-    names = ("daskpipe", "ase", "numpy", "scipy", "scikit-learn", "torch", "torch-sim-atomistic", "mace-torch", "chgnet")
-    return {name: version(name) for name in (*names, "tblite", "dscribe", "zarr", "xarray")}
-
+    libraries = ("numpy", "scipy", "scikit-learn", "torch", "zarr", "xarray")
+    models = ("ase", "torch-sim-atomistic", "mace-torch", "chgnet", "tblite", "dscribe")
+    return {name: version(name) for name in ("daskpipe", *libraries, *models)}

@@ -81,7 +81,10 @@ class DaskPool:
 
     def slots(self, stage: str) -> int:
         """One unit a GPU for GPU stages; else one a thread, and one more a worker so that none waits for the driver."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        try:
+            workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        except OSError:  # the scheduler does not answer: nobody works now
+            return 0
         if stage in self.on_gpu:
             return int(sum(worker["resources"].get(GPU, 0) for worker in workers))
         return sum(worker["nthreads"] + 1 for worker in workers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from daskpipe.config import Config
@@ -29,7 +28,7 @@ def plan(config: Config) -> dict[str, Any]:
     InputError
         If a path of the config does not exist.
     """
-    seeds = requests(config.generate.sources, config.generate.paths, Path.cwd())
+    seeds = requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
     dynamics = config.explore.dynamics
     n_trajectories = len(seeds) * len(dynamics.temperatures) * dynamics.replicas
     n_explore = math.ceil(n_trajectories / config.explore.batch_size)
@@ -52,5 +51,3 @@ def plan(config: Config) -> dict[str, Any]:
         },
         "md_steps": n_trajectories * dynamics.steps,
     }
-
-

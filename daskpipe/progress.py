@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from daskpipe import events
 
 if TYPE_CHECKING:
-    from daskpipe.pipeline import Result
+    from daskpipe.runs import Result
 
 TITLES = {
     "generate": "generate",
@@ -63,7 +65,7 @@ class ProgressBars:
         """Draw what an event changes."""
         match event:
             case events.RunStarted():
-                self.console.print(f"[bold]daskpipe[/] {event.name} in {event.run_dir}", highlight=False)
+                self.console.print(f"[bold]daskpipe[/] {event.name} in {escape(event.run_dir)}", highlight=False)
                 n = len(event.workers)
                 where = f", dashboard {event.dashboard}" if event.dashboard else ""
                 self.console.print(f"{n} worker{'s' * (n != 1)}{where}\n", highlight=False)
@@ -97,13 +99,21 @@ class ProgressBars:
 
 
 class LogFile:
-    """Subscriber that appends a line an event to a file."""
+    """Subscriber that appends a line an event to a file.
+
+    Parameters
+    ----------
+    path
+        The file; it is made when the first event arrives, and `begun` is true from then on.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.begun = False
 
     def __call__(self, event: events.Event) -> None:
         """Append an event."""
+        self.begun = True
         fields = " ".join(f"{key}={value}" for key, value in event.as_json().items() if key != "event")
         self.write(f"{type(event).__name__} {fields}")
 
@@ -132,20 +142,21 @@ def summary(result: Result, console: Console) -> None:
         console.print("\n[yellow]Quarantined[/] (stage/reason: structures)")
         for reason, count in result.quarantined.items():
             console.print(f"  {reason}: {count}", highlight=False)
-        console.print(f"  details in {shown(result.run_dir)}/quarantine/", highlight=False)
-    console.print(f"\n[bold]Dataset[/] {shown(result.dataset)} after {result.seconds:.0f} s", highlight=False)
+        console.print(f"  details in {escape(shown(result.run_dir))}/quarantine/", highlight=False)
+    console.print(f"\n[bold]Dataset[/] {escape(shown(result.dataset))} after {result.seconds:.0f} s", highlight=False)
     console.print("\nNext", style="bold")
     for command in next_commands(result):
-        console.print(f"  {command}", highlight=False, soft_wrap=True)
+        console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
 
 
 def next_commands(result: Result) -> list[str]:
     """Commands worth typing after a run."""
     run_dir, dataset = shown(result.run_dir), shown(result.dataset)
+    program = f"import daskpipe; print(daskpipe.open_dataset({dataset!r}))"
     return [
-        f"daskpipe status {run_dir}",
-        f"daskpipe export {dataset} --to extxyz {run_dir}/dataset.extxyz",
-        f"python -c \"import daskpipe; print(daskpipe.open_dataset('{dataset}'))\"",
+        f"daskpipe status {quote(run_dir)}",
+        f"daskpipe export {quote(dataset)} --to extxyz {quote(f'{run_dir}/dataset.extxyz')}",
+        f"python -c {quote(program)}" if "'" in dataset else f'python -c "{program}"',
     ]
 
 

@@ -57,7 +57,7 @@ def charge(atoms: Atoms) -> int:
 
 
 def spin_multiplicity(atoms: Atoms) -> int:
-    """2S + 1 from ``atoms.info["spin_multiplicity"]``; if it is not given, 1 for an even number of electrons, else 2."""
+    """2S + 1 from ``atoms.info["spin_multiplicity"]``; if not given, 1 for an even number of electrons, else 2."""
     given = atoms.info.get("spin_multiplicity")
     if given is not None:
         return int(given)
@@ -190,33 +190,6 @@ def concat(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
 def starts(n_atoms: np.ndarray) -> np.ndarray:
     """Row of the first atom of each structure, shape (structure,), dtype int64."""
     return np.concatenate([[0], np.cumsum(n_atoms, dtype=np.int64)])[:-1].astype(np.int64)
-
-
-def overlap(atoms: Atoms, min_distance: float) -> str | None:
-    """Return which atoms are too close, in words; ``None`` if none are.
-
-    Parameters
-    ----------
-    atoms
-        Structure; all periodic images are looked at.
-    min_distance
-        Limit in sums of the two covalent radii.
-    """
-    from ase.data import covalent_radii
-    from ase.neighborlist import neighbor_list
-
-    if len(atoms) < 2 and not atoms.pbc.any():
-        return None
-    radii = covalent_radii[atoms.numbers]
-    first, second, distance = neighbor_list("ijd", atoms, cutoff=2 * float(radii.max()) * min_distance)
-    ratio = distance / (radii[first] + radii[second])
-    if ratio.size == 0 or ratio.min() >= min_distance:
-        return None
-    worst = int(ratio.argmin())
-    names = "-".join(sorted([atoms.symbols[int(first[worst])], atoms.symbols[int(second[worst])]]))
-    return (
-        f"{names} at {distance[worst]:.3f} Å is {ratio[worst]:.2f} of the sum of covalent radii (limit {min_distance:g})"
-    )
 
 
 def hex_ids(ds: xr.Dataset) -> list[str]:

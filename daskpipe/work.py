@@ -23,6 +23,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -132,10 +133,10 @@ class Tree:
 
     def receipt(self, unit: Unit) -> Receipt | None:
         """Return the receipt of a committed unit, ``None`` if it is not committed."""
-        try:
-            manifest = json.loads((self.unit_dir(unit.stage, unit.key) / "manifest.json").read_text())
-        except FileNotFoundError:
+        folder = self.unit_dir(unit.stage, unit.key)
+        if not folder.exists():
             return None
+        manifest = self._manifest(folder)
         return Receipt(**manifest["receipt"])
 
     def load(self, stage: str, key: str, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
@@ -146,14 +147,7 @@ class Tree:
         IntegrityError
             If the payload is not what was committed.
         """
-        folder = self.unit_dir(stage, key)
-        data = (folder / "payload.npz").read_bytes()
-        expected = json.loads((folder / "manifest.json").read_text())["files"]["payload.npz"]["sha256"]
-        if hashlib.sha256(data).hexdigest() != expected:
-            raise IntegrityError(
-                f"{folder / 'payload.npz'} is not what was committed (its sha256 differs). "
-                f"Remove {folder} and type: daskpipe resume {self.root}"
-            )
+        data = self._committed(self.unit_dir(stage, key), "payload.npz")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in (arrays.files if names is None else names)}
 
@@ -165,9 +159,32 @@ class Tree:
         shutil.rmtree(trash)
 
     def rejected(self, stage: str, key: str) -> list[Rejection]:
-        """Return what a committed unit rejected."""
-        rows = json.loads((self.unit_dir(stage, key) / "rejected.json").read_text())
+        """Return what a committed unit rejected; raises as `load` does."""
+        rows = json.loads(self._committed(self.unit_dir(stage, key), "rejected.json"))
         return [Rejection(**row) for row in rows]
+
+    def _committed(self, folder: Path, name: str) -> bytes:
+        """Return the bytes of one file of a committed unit, after checking their digest."""
+        expected = self._manifest(folder)["files"][name]["sha256"]
+        try:
+            data = (folder / name).read_bytes()
+        except FileNotFoundError:
+            raise self._damaged(folder, name, "it is missing") from None
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise self._damaged(folder, name, "its sha256 differs")
+        return data
+
+    def _manifest(self, folder: Path) -> dict[str, Any]:
+        try:
+            manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+        except (FileNotFoundError, ValueError) as error:
+            raise self._damaged(folder, "manifest.json", f"{type(error).__name__}") from error
+        return manifest
+
+    def _damaged(self, folder: Path, name: str, how: str) -> IntegrityError:
+        return IntegrityError(
+            f"{folder / name} is not what was committed ({how}). Remove {folder} and type: daskpipe resume {self.root}"
+        )
 
     def quarantine(self, rejections: Iterable[Rejection]) -> None:
         """Write one file a rejected structure; the same rejection twice gives the same file."""
@@ -211,9 +228,9 @@ class Tree:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that it is whole or absent."""
+    """Write a small file so that it is whole or absent, even after a power failure."""
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    temporary.write_text(text)
+    write_synced(temporary, text.encode())
     os.replace(temporary, path)
 
 
@@ -281,7 +298,8 @@ def commit(root: Path, unit: Unit, payload: Payload) -> Receipt:
             return first
         sync_folder(final.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        shutil.rmtree(attempt, ignore_errors=True)  # on a full disk every byte counts
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
             raise DiskError(f"cannot write {attempt}: {error.strerror}. Make room, then: daskpipe resume {root}") from error
         raise
     return receipt
@@ -311,7 +329,11 @@ def read_rows(root: Path, pieces: Sequence[Rows]) -> xr.Dataset:
     """Return the structures that `pieces` name, in their order, as one dataset in memory."""
     from daskpipe.structures import concat, take
 
-    return concat([take(read_unit(root, piece.stage, piece.key), piece.rows) for piece in pieces])
+    parts = []
+    # Neighbours of one unit are read together: reading means checking its whole digest.
+    for (stage, key), group in groupby(pieces, key=lambda piece: (piece.stage, piece.key)):
+        parts.append(take(read_unit(root, stage, key), [row for piece in group for row in piece.rows]))
+    return concat(parts)
 
 
 def read_unit(root: Path, stage: str, key: str) -> xr.Dataset:

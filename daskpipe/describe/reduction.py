@@ -27,8 +27,11 @@ class Reduction:
 
     def __call__(self, descriptors: np.ndarray) -> np.ndarray:
         """Project descriptors, shape (structure, descriptor), to features, shape (structure, feature), float32."""
-        # In float64 and one row after another in effect: the float32 result does not depend on the block.
-        return ((descriptors.astype(np.float64) - self.mean) @ self.axes.T).astype(np.float32)
+        features = np.empty((len(descriptors), len(self.axes)), dtype=np.float32)
+        # One row after another: a product of matrices would round a row differently in blocks of other sizes.
+        for row, descriptor in enumerate(descriptors):
+            features[row] = self.axes @ (descriptor.astype(np.float64) - self.mean)
+        return features
 
 
 def fit(descriptors: np.ndarray, dims: int) -> Reduction:
@@ -37,16 +40,25 @@ def fit(descriptors: np.ndarray, dims: int) -> Reduction:
     Parameters
     ----------
     descriptors
-        Sample, shape (structure, descriptor).
+        Sample, at least one row, shape (structure, descriptor).
     dims
         Axes wanted; axes beyond the rank of the sample are zero, so that the number of features is always `dims`.
     """
-    from sklearn.decomposition import PCA
+    from threadpoolctl import threadpool_limits
 
-    n_axes = min(dims, *descriptors.shape)
-    pca = PCA(n_components=n_axes, svd_solver="full").fit(descriptors.astype(np.float64))
-    axes = np.zeros((dims, descriptors.shape[1]))
+    sample = descriptors.astype(np.float64)
+    mean = sample.mean(axis=0)
+    # One thread: sums over threads would round differently on machines with other core counts.
+    with threadpool_limits(1):
+        _, singular, rows = np.linalg.svd(sample - mean, full_matrices=False)
+    # The usual numerical rank, but of the sample before its mean was taken off: that rounds in its own scale.
+    rounding = np.finfo(np.float64).eps * max(sample.shape) * np.linalg.norm(sample)
+    n_axes = min(dims, int(np.sum(singular > rounding)))
+    rows = rows[:n_axes]
+    # An axis has two directions: its largest component shall be positive, as in scikit-learn.
+    largest = rows[np.arange(n_axes), np.abs(rows).argmax(axis=1)]
+    axes = np.zeros((dims, sample.shape[1]))
     explained = np.zeros(dims)
-    axes[:n_axes] = pca.components_
-    explained[:n_axes] = np.nan_to_num(pca.explained_variance_ratio_)
-    return Reduction(mean=pca.mean_, axes=axes, explained=explained)
+    axes[:n_axes] = rows * np.sign(largest)[:, None]
+    explained[:n_axes] = (singular**2 / max(np.sum(singular**2), np.finfo(np.float64).tiny))[:n_axes]
+    return Reduction(mean=mean, axes=axes, explained=explained)

@@ -58,7 +58,7 @@ class SOAP:
         from dscribe.descriptors import SOAP as Dscribe
 
         self._hypers: dict[str, Any] = {
-            "species": sorted(species),
+            "species": sorted(set(species)),
             "r_cut": r_cut,
             "n_max": n_max,
             "l_max": l_max,
@@ -68,14 +68,14 @@ class SOAP:
             "dtype": dtype,
         }
         options = {**self._hypers, "compression": {"mode": compression, "species_weighting": None}}
-        # dscribe needs to be told whether to look at atoms.pbc, and refuses a cell without volume if so.
+        # dscribe needs to be told whether to look at atoms.pbc.
         self._open, self._periodic = (Dscribe(**options, periodic=periodic) for periodic in (False, True))
         self.dtype = np.dtype(dtype)
         self.n_features = int(self._open.get_number_of_features())
 
     def hypers(self) -> dict[str, Any]:
         """Return all parameters, as JSON types; ``SOAP(**soap.hypers())`` is the same descriptor."""
-        return dict(self._hypers)
+        return {**self._hypers, "species": list(self._hypers["species"])}
 
     def compute(self, structures: Sequence[Atoms]) -> np.ndarray:
         """Return the descriptor.
@@ -98,7 +98,16 @@ class SOAP:
                     f"species are {', '.join(self._hypers['species'])}; add the missing ones to species"
                 )
             descriptor = self._periodic if atoms.pbc.any() else self._open
-            blocks.append(np.atleast_2d(descriptor.create(atoms)))
+            blocks.append(np.atleast_2d(descriptor.create(_with_volume(atoms))))
         if not blocks:
             return np.zeros((0, self.n_features), dtype=self.dtype)
         return np.concatenate(blocks).astype(self.dtype)
+
+
+def _with_volume(atoms: Atoms) -> Atoms:
+    """Structure whose zero cell vectors, which are not periodic, are unit vectors: dscribe wants a volume."""
+    if not atoms.pbc.any() or atoms.cell.rank == 3:
+        return atoms
+    atoms = atoms.copy()
+    atoms.cell = atoms.cell.complete()
+    return atoms

@@ -12,7 +12,7 @@ from daskpipe import seeds
 from daskpipe.describe import DESCRIPTORS
 from daskpipe.describe.reduction import Reduction, fit
 from daskpipe.describe.settings import Describe
-from daskpipe.structures import to_atoms
+from daskpipe.structures import take, to_atoms
 from daskpipe.work import Payload, Rows, Tree, read_rows, read_unit
 
 if TYPE_CHECKING:
@@ -90,13 +90,16 @@ def descriptors(frames: Any, settings: Describe, species: list[str]) -> np.ndarr
 def fit_reduction(root: Path, keys: list[str], settings: Describe, species: list[str], run_seed: int) -> Payload:
     """Fit the axes on a sample of frames that depends only on the frames' ids and the run's seed."""
     started = time.perf_counter()
-    ids, pieces = [], []
-    for key in keys:
-        unit_ids = Tree(root).load("explore", key, ["structure_id"])["structure_id"]
-        ids.append(unit_ids)
-        pieces += [(key, row) for row in range(len(unit_ids))]
+    ids = [Tree(root).load("explore", key, ["structure_id"])["structure_id"] for key in keys]
     order = seeds.order_by_hash(run_seed, "describe", np.concatenate(ids))[: settings.sample]
-    sample = read_rows(root, [Rows(stage="explore", key=pieces[i][0], rows=(pieces[i][1],)) for i in order.tolist()])
+    ends = np.cumsum([len(unit_ids) for unit_ids in ids])
+    # Each unit is read once; the sample is put in its canonical order after that.
+    unit = np.searchsorted(ends, np.sort(order), side="right")
+    pieces = []
+    for number in np.unique(unit).tolist():
+        rows = np.sort(order)[unit == number] - (ends[number] - len(ids[number]))
+        pieces.append(Rows(stage="explore", key=keys[number], rows=tuple(rows.tolist())))
+    sample = take(read_rows(root, pieces), np.argsort(np.argsort(order)))
     reduction = fit(descriptors(sample, settings, species), settings.dims)
     arrays = {"mean": reduction.mean, "axes": reduction.axes, "explained": reduction.explained}
     return Payload(arrays=arrays, n_out=len(order), seconds=time.perf_counter() - started)

@@ -21,14 +21,18 @@ from daskpipe import seeds, units
 from daskpipe.errors import Rejection
 from daskpipe.explore.guards import check, temperature_limit
 from daskpipe.explore.settings import Dynamics, Guards
-from daskpipe.structures import overlap, round_positions, structure_id
+from daskpipe.geometry import overlap
+from daskpipe.structures import charge, round_positions, spin_multiplicity, structure_id
 
 if TYPE_CHECKING:
     from ase import Atoms
     from torch_sim.models.interface import ModelInterface
 
-# What a seed hands on to its frames.
 INHERITED = ("system_type", "generator", "charge", "spin_multiplicity", "temperature", "replica")
+"""What a seed hands on to its frames."""
+
+DRAW = 100
+"""Steps whose noise is drawn at once. It bounds the memory; the numbers are the same for any choice."""
 
 
 @dataclass
@@ -113,7 +117,7 @@ def run_batch(
     Parameters
     ----------
     structures
-        Seeds of one periodicity, with ``temperature`` (K) and ``replica`` in ``info``.
+        Seeds of one periodicity, at least one, with ``temperature`` (K) and ``replica`` in ``info``.
     model
         Batched model; decides device and dtype.
     dynamics, guards
@@ -128,7 +132,7 @@ def run_batch(
     """
     trajectories = [
         Trajectory(
-            seed=atoms,
+            seed=_explicit(atoms),
             noise=seeds.stream(
                 run_seed, "explore", structure_id(atoms), float(atoms.info["temperature"]), int(atoms.info["replica"])
             ),
@@ -138,13 +142,10 @@ def run_batch(
     batch = _Batch(trajectories, model, dynamics, guards)
     step = 0
     for n_steps in [dynamics.equilibration, *[dynamics.stride] * dynamics.n_frames]:
-        noise = batch.draw(n_steps)
-        for number in range(n_steps):
-            if not batch.running:
-                return trajectories
-            step += 1
-            noise = batch.step(noise, number, step)
-        if step > dynamics.equilibration:
+        last = step + n_steps
+        while batch.running and step < last:
+            step = batch.advance(step, min(DRAW, last - step))
+        if batch.running and step > dynamics.equilibration:
             batch.keep_frames(step)
     return trajectories
 
@@ -171,7 +172,7 @@ class _Batch:
             state, momenta=self._tensor(np.concatenate(momenta)), energy=output["energy"], forces=output["forces"]
         )
         self._set_constants()
-        self._stop(check(self.state, self.limits, guards.max_force), step=0)
+        self._stop(self._wrong(), step=0)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(array, dtype=self.model.dtype, device=self.model.device)
@@ -184,27 +185,36 @@ class _Batch:
         self.kick = self._tensor(kick[:, None])
         self.limits = self._tensor(temperature_limit(thermostat, n_atoms, self.guards.max_temperature_ratio))
 
-    def draw(self, n_steps: int) -> torch.Tensor:
-        """Noise of the next steps, shape (step, atom, 3); each system draws from its own stream."""
+    def advance(self, step: int, n_steps: int) -> int:
+        """Go `n_steps` on from `step`, or until no system runs; return the step that was reached."""
+        # Each system draws from its own stream; shape (step, atom, 3).
         draws = [item.noise.standard_normal((n_steps, len(item.seed), 3)) for item in self.running]
-        return self._tensor(np.concatenate(draws, axis=1))
+        noise = self._tensor(np.concatenate(draws, axis=1))
+        for number in range(n_steps):
+            step += 1
+            self.state = langevin_step(
+                self.state, self.model, dt=self.dt, damping=self.damping, kick=self.kick, noise=noise[number]
+            )
+            atoms_kept = self._stop(self._wrong(), step)
+            if not self.running:
+                break
+            if atoms_kept is not None:
+                noise = noise[:, atoms_kept]
+        return step
 
-    def step(self, noise: torch.Tensor, number: int, step: int) -> torch.Tensor:
-        """Advance by one step; return the noise of the systems that go on."""
-        self.state = langevin_step(
-            self.state, self.model, dt=self.dt, damping=self.damping, kick=self.kick, noise=noise[number]
-        )
-        atoms_kept = self._stop(check(self.state, self.limits, self.guards.max_force), step)
-        return noise if atoms_kept is None else noise[:, atoms_kept]
+    def _wrong(self) -> dict[int, tuple[str, str]]:
+        """Which systems the last evaluation of the model shows to be broken: ``{system: (reason, evidence)}``."""
+        failures: dict[int, str] = getattr(self.model, "failures", {})
+        return {
+            system: ("potential_failed", failures[system]) if system in failures else fault
+            for system, fault in check(self.state, self.limits, self.guards.max_force).items()
+        }
 
     def _stop(self, wrong: dict[int, tuple[str, str]], step: int) -> torch.Tensor | None:
         """Take systems out of the batch; return the mask of the atoms that stay, ``None`` if all do."""
         if not wrong:
             return None
-        failures: dict[int, str] = getattr(self.model, "failures", {})
         for system, (reason, evidence) in wrong.items():
-            if system in failures:
-                reason, evidence = "potential_failed", failures[system]
             self.running[system].reject(reason, evidence, step)
         kept = [system for system in range(len(self.running)) if system not in wrong]
         atoms_kept = torch.isin(self.state.system_idx, torch.as_tensor(kept, device=self.state.device))
@@ -226,6 +236,13 @@ class _Batch:
             else:
                 trajectory.frames.append(frame)
         self._stop(wrong, step)
+
+
+def _explicit(atoms: Atoms) -> Atoms:
+    """Copy that says its charge and spin; torch-sim drops them from all if one system of the batch does not."""
+    seed = atoms.copy()
+    seed.info |= {"charge": charge(atoms), "spin_multiplicity": spin_multiplicity(atoms)}
+    return seed
 
 
 def _maxwell_boltzmann(trajectory: Trajectory) -> np.ndarray:

@@ -48,15 +48,16 @@ def check(state: MDState, limits: torch.Tensor, max_force: float) -> dict[int, t
     """
     n_systems = state.cell.shape[0]
     force = torch.zeros(n_systems, dtype=state.dtype, device=state.device)
-    largest = state.forces.abs().amax(dim=1).nan_to_num(nan=torch.inf)
-    force.scatter_reduce_(0, state.system_idx, largest, "amax")
+    norm = state.forces.square().sum(dim=1).sqrt()
+    norm = torch.where(state.positions.isfinite().all(dim=1) & norm.isfinite(), norm, torch.inf)
+    force.scatter_reduce_(0, state.system_idx, norm, "amax")
     temperature = temperatures(state)
-    sane = (force <= max_force) & (temperature <= limits)
+    sane = (force <= max_force) & (temperature <= limits) & state.energy.isfinite()
     wrong: dict[int, tuple[str, str]] = {}
     for system in torch.nonzero(~sane).flatten().tolist():
         f, t, limit = float(force[system]), float(temperature[system]), float(limits[system])
-        if not (np.isfinite(f) and np.isfinite(t)):
-            wrong[system] = ("not_finite", "forces or momenta are not finite")
+        if not np.isfinite([f, t, float(state.energy[system])]).all():
+            wrong[system] = ("not_finite", "positions, momenta, forces or energy are not finite")
         elif f > max_force:
             wrong[system] = ("force", f"a force of {f:.4g} eV/Å (limit {max_force:g})")
         else:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 
 class Guards(BaseModel):
     """Limits beyond which a trajectory is not physics any more."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     max_temperature_ratio: float = Field(
         default=6.0, gt=1, description="Instantaneous over thermostat temperature at which a trajectory is stopped"
@@ -24,7 +24,7 @@ class Guards(BaseModel):
 class Dynamics(BaseModel):
     """Conditions and lengths of the trajectories."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     ensemble: Literal["nvt_langevin"] = Field(default="nvt_langevin", description="Statistical ensemble")
     temperatures: list[PositiveFloat] = Field(min_length=1, description="One trajectory a seed at each, K")
@@ -34,6 +34,15 @@ class Dynamics(BaseModel):
     steps: PositiveInt = Field(description="MD steps of each trajectory")
     stride: PositiveInt = Field(description="A frame is kept every so many steps")
     equilibration: Annotated[int, Field(ge=0)] = Field(default=0, description="Steps before the first frame")
+
+    @field_validator("temperatures")
+    @classmethod
+    def _distinct(cls, temperatures: list[float]) -> list[float]:
+        if len(set(temperatures)) < len(temperatures):
+            raise ValueError(
+                f"received {temperatures}; a temperature given twice makes the same trajectory twice, use replicas"
+            )
+        return temperatures
 
     @model_validator(mode="after")
     def _some_frames(self) -> Dynamics:

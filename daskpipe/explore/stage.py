@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from itertools import groupby
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from daskpipe.errors import Rejection
 from daskpipe.explore.settings import Dynamics, Guards
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ase import Atoms
     from dask.bag import Bag
 
+    from daskpipe.explore.dynamics import Trajectory
     from daskpipe.potentials import Potential
 
 VERSION = 1
@@ -49,30 +51,36 @@ def explore_partition(
     """Run the trajectories of one partition; frames are ordered by seed, then time."""
     from daskpipe.explore.dynamics import run_batch
     from daskpipe.potentials import batched
+    from daskpipe.potentials.potential import unknown_elements
 
     started = time.perf_counter()
     potential = build()
-    rejected = []
-    known = []
-    for atoms in seeds:
-        if missing := sorted(set(atoms.symbols) - (potential.elements or set(atoms.symbols))):
-            rejected.append(_unknown_elements(atoms, missing))
+    outcomes: dict[int, Trajectory | Rejection] = {}
+    # torch-sim has one periodicity a batch.
+    groups: dict[tuple[bool, ...], list[int]] = {}
+    for index, atoms in enumerate(seeds):
+        if unknown := unknown_elements(atoms, potential.elements):
+            outcomes[index] = _rejected(atoms, unknown.reason, unknown.evidence)
+        elif not np.isfinite(atoms.positions).all() or not np.isfinite(atoms.cell.array).all():
+            # Neighbour lists take their time, or more, with such a structure.
+            outcomes[index] = _rejected(atoms, "not_finite", "positions or cell of the seed are not finite")
         else:
-            known.append(atoms)
-    frames = []
-    # torch-sim has one periodicity a batch; sorting is stable, and the order of the output is restored below.
-    known.sort(key=lambda atoms: tuple(atoms.pbc))
-    done = {}
-    for _, group in groupby(known, key=lambda atoms: tuple(atoms.pbc)):
-        members = list(group)
-        trajectories = run_batch(members, batched(potential), dynamics, guards, run_seed)
-        done |= {id(atoms): trajectory for atoms, trajectory in zip(members, trajectories, strict=True)}
-    for atoms in seeds:
-        if trajectory := done.get(id(atoms)):
-            if trajectory.rejection:
-                rejected.append(trajectory.rejection)
-            else:
-                frames += trajectory.frames
+            groups.setdefault(tuple(atoms.pbc), []).append(index)
+    # The threads of a worker share the potential.
+    with potential.lock:
+        for members in groups.values():
+            batch = [seeds[index] for index in members]
+            trajectories = run_batch(batch, batched(potential), dynamics, guards, run_seed)
+            outcomes |= zip(members, trajectories, strict=True)
+    frames, rejected = [], []
+    for index in range(len(seeds)):
+        outcome = outcomes[index]
+        if isinstance(outcome, Rejection):
+            rejected.append(outcome)
+        elif outcome.rejection:
+            rejected.append(outcome.rejection)
+        else:
+            frames += outcome.frames
     arrays = arrays_of(from_atoms(frames))
     return [Payload(arrays=arrays, n_out=len(frames), rejected=rejected, seconds=time.perf_counter() - started)]
 
@@ -90,12 +98,6 @@ def load_seeds(root: Path, pieces: list[Rows], conditions: list[tuple[float, int
     return seeds
 
 
-def _unknown_elements(atoms: Atoms, missing: list[str]) -> Rejection:
-    return Rejection(
-        stage="explore",
-        structure=f"{structure_id(atoms).hex()}@{atoms.info['temperature']:g}K#{atoms.info['replica']}",
-        reason="unknown_element",
-        evidence=f"the potential does not know {', '.join(missing)}",
-    )
-
-
+def _rejected(atoms: Atoms, reason: str, evidence: str) -> Rejection:
+    name = f"{structure_id(atoms).hex()}@{atoms.info['temperature']:g}K#{atoms.info['replica']}"
+    return Rejection(stage="explore", structure=name, reason=reason, evidence=evidence)

@@ -11,10 +11,9 @@ from typing import Annotated, Literal
 import numpy as np
 from ase import Atoms
 from ase.build import bulk
-from pydantic import Field
 
 from daskpipe.generate.disorder import apply_strain, choose_size, displace, mean_volume, no_size, occupy
-from daskpipe.generate.params import Composition, CountRange, Rattle, Strain, composition, count_range
+from daskpipe.generate.params import Composition, CountRange, NotEmpty, Rattle, Strain, composition, count_range
 
 Lattice = Literal["fcc", "bcc", "hcp"]
 Repeats = tuple[int, int, int]
@@ -31,7 +30,7 @@ def alloys(
     rng: np.random.Generator,
     elements: Composition,
     n_atoms: CountRange,
-    lattices: Annotated[tuple[Lattice, ...], Field(min_length=1)] = ("fcc", "bcc", "hcp"),
+    lattices: Annotated[tuple[Lattice, ...], NotEmpty] = ("fcc", "bcc", "hcp"),
     strain: Strain = 0.05,
     rattle: Rattle = 0.1,
 ) -> Iterator[Atoms]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from daskpipe.geometry import full_cell, overlap, widths
+
 if TYPE_CHECKING:
     from ase import Atoms
 
@@ -30,9 +32,12 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_atoms: int = Field(10_000, ge=1, description="Largest number of atoms of a structure")
+    max_atoms: int = Field(default=10_000, ge=1, description="Largest number of atoms of a structure")
     min_distance: float = Field(
-        0.6, ge=0, le=1, description="Least distance of two atoms, as a fraction of the sum of their covalent radii"
+        default=0.6,
+        ge=0,
+        le=1,
+        description="Least distance of two atoms, as a fraction of the sum of their covalent radii",
     )
 
 
@@ -96,7 +101,7 @@ def _cell(atoms: Atoms, limits: Limits) -> Fault | None:
         return None
     if np.linalg.matrix_rank(atoms.cell.array[atoms.pbc]) < atoms.pbc.sum():
         return Fault("cell", f"periodic along {_axes(atoms.pbc)} but the cell vectors span nothing there")
-    width = _widths(_full_cell(atoms))[atoms.pbc].min()
+    width = widths(full_cell(atoms))[atoms.pbc].min()
     if width < MIN_WIDTH:
         return Fault("cell", f"the cell is {width:.3g} Å thin; the limit is {MIN_WIDTH} Å")
     return None
@@ -113,72 +118,8 @@ def _spin(atoms: Atoms, limits: Limits) -> Fault | None:
 
 
 def _overlap(atoms: Atoms, limits: Limits) -> Fault | None:
-    """Find the pair of atoms, or of an atom and an image, that is nearest for its covalent radii."""
-    from ase.data import covalent_radii
-    from scipy.spatial import KDTree
-
-    radii = limits.min_distance * covalent_radii[atoms.numbers]
-    cutoff = 2 * radii.max()
-    if cutoff == 0:
-        return None
-    if atoms.pbc.all():
-        # No packing of equal spheres is denser than fcc; asked first, for it bounds the number of images below.
-        volume = atoms.get_volume() / len(atoms)
-        if volume < (2 * radii.min()) ** 3 / 2**0.5:
-            return Fault("overlap", f"{volume:.3g} Å^3 an atom leaves no room for atoms {2 * radii.min():.2f} Å apart")
-    owner, points = _with_images(atoms, cutoff)
-    tree = KDTree(points)
-    # Nearest neighbours first: where many atoms sit in one place, listing all pairs would not fit in memory.
-    distance, nearest = tree.query(points[: len(atoms)], k=2, distance_upper_bound=2 * radii.min())
-    if np.isfinite(distance[:, 1]).any():
-        first = int(distance[:, 1].argmin())
-        pairs = np.array([[first, nearest[first, nearest[first] != first][0]]])
-    else:
-        pairs = tree.query_pairs(cutoff, output_type="ndarray")
-        pairs = pairs[pairs[:, 0] < len(atoms)]  # pairs are sorted: leaves out those of two images
-    distances = np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1)
-    least = radii[owner[pairs]].sum(axis=1)
-    if not (distances < least).any():
-        return None
-    worst = int((distances / least).argmin())
-    (i, j), symbols = owner[pairs[worst]], atoms.symbols
-    other = f"its own image ({symbols[i]})" if i == j else f"atom {i} ({symbols[i]})"
-    return Fault(
-        "overlap",
-        f"atom {j} ({symbols[j]}) is {distances[worst]:.3f} Å from {other}; the limit is {least[worst]:.3f} Å, "
-        f"{limits.min_distance:g} of the sum of covalent radii",
-    )
-
-
-def _with_images(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return atoms, then their periodic images within `cutoff` of the cell: whose they are, and where, Å."""
-    cell = _full_cell(atoms)
-    scaled = np.linalg.solve(cell.T, atoms.positions.T).T
-    scaled[:, atoms.pbc] %= 1
-    owner = np.arange(len(atoms))
-    reach = cutoff / _widths(cell)
-    for axis in np.flatnonzero(atoms.pbc):
-        parts = [(owner, scaled)]
-        for shift in range(1, int(np.ceil(reach[axis])) + 1):
-            for signed in (shift, -shift):
-                moved = scaled + signed * np.eye(3)[axis]
-                near = (moved[:, axis] >= -reach[axis]) & (moved[:, axis] <= 1 + reach[axis])
-                parts.append((owner[near], moved[near]))
-        owner = np.concatenate([part[0] for part in parts])
-        scaled = np.concatenate([part[1] for part in parts])
-    return owner, scaled @ cell
-
-
-def _full_cell(atoms: Atoms) -> np.ndarray:
-    """Cell whose vectors along open axes are unit normals of the periodic ones."""
-    from ase.geometry import complete_cell
-
-    return np.asarray(complete_cell(np.where(atoms.pbc[:, None], atoms.cell.array, 0)))
-
-
-def _widths(cell: np.ndarray) -> np.ndarray:
-    """Distances between opposite faces of a cell, shape (3,)."""
-    return np.asarray(1 / np.linalg.norm(np.linalg.inv(cell), axis=0))
+    evidence = overlap(atoms, limits.min_distance)
+    return Fault("overlap", evidence) if evidence else None
 
 
 def _axes(which: np.ndarray) -> str:
@@ -193,11 +134,11 @@ def system_type(atoms: Atoms) -> str:
     """
     closed = atoms.pbc.copy()
     if closed.any():
-        cell = _full_cell(atoms)
+        cell = full_cell(atoms)
         scaled = np.linalg.solve(cell.T, atoms.positions.T).T % 1
         for axis in np.flatnonzero(closed):
             places = np.sort(scaled[:, axis])
-            gap = np.diff(places, append=places[0] + 1).max() * _widths(cell)[axis]
+            gap = np.diff(places, append=places[0] + 1).max() * widths(cell)[axis]
             closed[axis] = gap < GAP
     if closed.any():
         return "bulk" if closed.all() else "surface"

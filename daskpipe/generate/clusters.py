@@ -10,11 +10,10 @@ from typing import Annotated, Literal
 import numpy as np
 from ase import Atoms
 from ase.cluster import Decahedron, Icosahedron, Octahedron
-from pydantic import Field
 
 from daskpipe.generate.alloys import Lattice, cells, widths
 from daskpipe.generate.disorder import choose_size, displace, mean_volume, no_size, occupy
-from daskpipe.generate.params import Composition, CountRange, Rattle, Vacuum, composition, count_range
+from daskpipe.generate.params import Composition, CountRange, NotEmpty, Rattle, Vacuum, composition, count_range
 
 Shape = Literal["icosahedron", "octahedron", "cuboctahedron", "decahedron", "sphere"]
 SHAPES: tuple[Shape, ...] = ("icosahedron", "octahedron", "cuboctahedron", "decahedron", "sphere")
@@ -32,7 +31,7 @@ def clusters(
     rng: np.random.Generator,
     elements: Composition,
     n_atoms: CountRange,
-    shapes: Annotated[tuple[Shape, ...], Field(min_length=1)] | None = None,
+    shapes: Annotated[tuple[Shape, ...], NotEmpty] | None = None,
     vacuum: Vacuum = 10.0,
     rattle: Rattle = 0.1,
 ) -> Iterator[Atoms]:

@@ -10,9 +10,8 @@ from ase.data import chemical_symbols
 
 from daskpipe.generate.params import atomic_volume
 
-SWEEPS = 20
-"""Sweeps over the elements in `sample_fractions`. One sweep forgets the start for two elements; the memory of it
-shrinks about fourfold a sweep for more."""
+SWEEPS = 10
+"""Sweeps over the elements in `sample_fractions`. Five elements have the moments of exact draws after five."""
 
 
 def sample_fractions(rng: np.random.Generator, ranges: Mapping[str, tuple[float, float]]) -> np.ndarray:

@@ -20,9 +20,9 @@ from typing import Annotated, Any
 
 import numpy as np
 from ase import Atoms
-from pydantic import Field
 
 from daskpipe.errors import InputError, Rejection
+from daskpipe.generate.params import NotEmpty
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class FrameError(Exception):
 
 
 def files(
-    *, rng: np.random.Generator, paths: Annotated[list[str], Field(min_length=1)], base_dir: str = "."
+    *, rng: np.random.Generator, paths: Annotated[list[str], NotEmpty], base_dir: str = "."
 ) -> Iterator[Atoms | Rejection]:
     """Yield all structures of files.
 
@@ -107,7 +107,10 @@ def _rejection(error: Exception, name: str) -> Rejection:
         # ASE looks symbols up in a dict.
         reason, evidence = "unknown_element", f"{error.args[0]!r} is no chemical symbol"
     else:
-        reason, evidence = "unreadable", f"{type(error).__name__}: {error or 'not in the format of its name'}"[:500]
+        reason, evidence = (
+            "unreadable",
+            f"{type(error).__name__}: {str(error) or 'not in the format of its name'}"[:500],
+        )
     return Rejection(stage="generate", structure=name, reason=reason, evidence=evidence)
 
 

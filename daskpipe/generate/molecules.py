@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import numpy as np
 from ase import Atoms
 from ase.collections import g2
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 from daskpipe.generate.disorder import displace
-from daskpipe.generate.params import CountRange, Element, Rattle, Vacuum, count_range
+from daskpipe.generate.params import CountRange, Element, NotEmpty, Rattle, Vacuum, count_range
 
 
 def molecule_name(name: str) -> str:
@@ -32,8 +32,8 @@ MoleculeName = Annotated[str, AfterValidator(molecule_name)]
 def molecules(
     *,
     rng: np.random.Generator,
-    names: Annotated[list[MoleculeName], Field(min_length=1)] | None = None,
-    elements: Annotated[list[Element], Field(min_length=1)] | None = None,
+    names: Annotated[list[MoleculeName], NotEmpty] | None = None,
+    elements: Annotated[list[Element], NotEmpty] | None = None,
     n_atoms: CountRange = (2, 100),
     vacuum: Vacuum = 10.0,
     rattle: Rattle = 0.05,

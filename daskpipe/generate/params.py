@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any
 
-from ase.data import chemical_symbols, reference_states
+from ase.data import atomic_names, chemical_symbols, reference_states
 from pydantic import AfterValidator, BeforeValidator, Field
-
-from daskpipe.errors import unknown
 
 SUM_TOLERANCE = 1e-5
 """How far fractions may miss a sum of one; 1/3 typed with six digits passes."""
@@ -18,10 +17,15 @@ ATOMS_PER_CELL = {"sc": 1, "bcc": 2, "fcc": 4, "diamond": 8}
 
 
 def element(symbol: str) -> str:
-    """Return `symbol` if it is a chemical symbol, else raise ValueError with the nearest one."""
-    if symbol not in chemical_symbols[1:]:
-        raise ValueError(unknown("element", symbol, chemical_symbols[1:]))
-    return symbol
+    """Return `symbol` if it is a chemical symbol, else raise ValueError with the one that was probably meant."""
+    if symbol in chemical_symbols[1:]:
+        return symbol
+    if symbol.title() in atomic_names[1:]:
+        near = [chemical_symbols[atomic_names.index(symbol.title())]]
+    else:
+        near = get_close_matches(symbol.capitalize(), chemical_symbols[1:], n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else "Give a chemical symbol, e.g. 'Cu'."
+    raise ValueError(f"unknown element {symbol!r}. {hint}")
 
 
 def atomic_volume(symbol: str) -> float:
@@ -84,6 +88,16 @@ def count_range(value: Any) -> tuple[int, int]:
         raise ValueError(f"expected a count or [lowest, highest] of at least 1, received {value!r}")
     return pair[0], pair[1]
 
+
+def not_empty[T: (list[Any], tuple[Any, ...])](items: T) -> T:
+    """Return `items` if there are any."""
+    if not items:
+        raise ValueError("give at least one, or leave it out")
+    return items
+
+
+NotEmpty = AfterValidator(not_empty)
+"""Marks a list that may be left out but not be empty."""
 
 Element = Annotated[str, AfterValidator(element)]
 """A chemical symbol."""

@@ -19,7 +19,9 @@ class Source(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     generator: str = Field(description="Name of the generator")
-    n: int | None = Field(None, ge=1, description="Number of structures; for a list of molecules, all by default")
+    n: int | None = Field(
+        default=None, ge=1, description="Number of structures; for a list of molecules, all by default"
+    )
 
     @field_validator("generator")
     @classmethod

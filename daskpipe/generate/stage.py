@@ -59,7 +59,7 @@ class Request:
         return f"{self.source}#{self.index}"
 
     def fingerprint(self) -> list[Any]:
-        """What decides the structures of the request, next to the run's seed: JSON types."""
+        """Return what decides the structures of the request, next to the run's seed: JSON types."""
         return [self.source, self.generator, self.index, self.params, self.digest]
 
 

@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from ase import Atoms, build
-from pydantic import Field
 
 from daskpipe.generate.alloys import LATTICE_CONSTANT, MAX_ELONGATION
 from daskpipe.generate.disorder import apply_strain, choose_size, displace, mean_volume, no_size, occupy
-from daskpipe.generate.params import Composition, CountRange, Rattle, Strain, Vacuum, composition, count_range
+from daskpipe.generate.params import Composition, CountRange, NotEmpty, Rattle, Strain, Vacuum, composition, count_range
 
 Facet = Literal["fcc111", "fcc100", "fcc110", "bcc110", "bcc100", "hcp0001"]
 FACETS: tuple[Facet, ...] = ("fcc111", "fcc100", "fcc110", "bcc110", "bcc100", "hcp0001")
@@ -25,7 +24,7 @@ def surfaces(
     rng: np.random.Generator,
     elements: Composition,
     n_atoms: CountRange,
-    facets: Annotated[tuple[Facet, ...], Field(min_length=1)] = FACETS,
+    facets: Annotated[tuple[Facet, ...], NotEmpty] = FACETS,
     layers: CountRange = (3, 6),
     repeats: CountRange = (2, 6),
     vacuum: Vacuum = 12.0,

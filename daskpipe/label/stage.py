@@ -57,18 +57,16 @@ def label_partition(
     labelled, rejected = [], []
     for atoms, found in zip(frames, evaluate(build(), frames), strict=True):
         if isinstance(found, Failure):
-            fault: tuple[str, str] | None = (found.reason, found.evidence)
+            rejected.append(_rejected(atoms, found.reason, found.evidence))
+        elif fault := wrong(found.energy, found.forces, found.stress, bool(atoms.pbc.all()), checks):
+            rejected.append(_rejected(atoms, *fault))
         else:
-            fault = wrong(found.energy, found.forces, found.stress, bool(atoms.pbc.all()), checks)
-        if fault or isinstance(found, Failure):
-            reason, evidence = fault or ("", "")
-            name = structure_id(atoms).hex()
-            rejected.append(Rejection(stage="label", structure=name, reason=reason, evidence=evidence))
-            continue
-        atoms.info |= {"label_method": method, "label_status": "ok"}
-        results = {"energy": found.energy, "forces": found.forces, "stress": found.stress, "magmoms": found.magmoms}
-        atoms.calc = SinglePointCalculator(atoms, **{key: value for key, value in results.items() if value is not None})
-        labelled.append(atoms)
+            frame = atoms.copy()
+            frame.info |= {"label_method": method, "label_status": "ok"}
+            names = ("energy", "forces", "stress", "magmoms")
+            results = {name: value for name in names if (value := getattr(found, name)) is not None}
+            frame.calc = SinglePointCalculator(frame, **results)
+            labelled.append(frame)
     arrays = arrays_of(from_atoms(labelled))
     return [Payload(arrays=arrays, n_out=len(labelled), rejected=rejected, seconds=time.perf_counter() - started)]
 
@@ -87,3 +85,7 @@ def load_picks(root: Path, pieces: list[Rows], select_key: str, start: int, stop
         atoms.info["selection_reason"] = str(picks["selection_reason"][start + index])
         frames.append(atoms)
     return frames
+
+
+def _rejected(atoms: Atoms, reason: str, evidence: str) -> Rejection:
+    return Rejection(stage="label", structure=structure_id(atoms).hex(), reason=reason, evidence=evidence)

@@ -80,6 +80,4 @@ class AseModel(ModelInterface):
             forces[rows] = found.forces
             stress[index] = voigt_6_to_full_3x3_stress(found.stress)
         out = {"energy": energy, "forces": forces} | ({"stress": stress} if self._compute_stress else {})
-        return {
-            name: torch.as_tensor(value, dtype=state.dtype, device=state.device) for name, value in out.items()
-        }
+        return {name: torch.as_tensor(value, dtype=state.dtype, device=state.device) for name, value in out.items()}

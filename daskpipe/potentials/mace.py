@@ -152,7 +152,8 @@ def _foundation_file(model: str) -> Path:
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"foundation model {model!r} is not cached in {foundations_models.get_cache_dir()} and cannot be fetched "
-            f"({error}); fetch it where there is a network and give its path: explore.potential.model=/path/to/file.model"
+            f"({error}); fetch it where there is a network and give its path: "
+            "explore.potential.params.model=/path/to/file.model"
         ) from error
 
 

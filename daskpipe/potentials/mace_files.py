@@ -27,12 +27,12 @@ PLAIN = (
 
 
 def hyper_file(path: Path) -> Path:
-    """The JSON file that belongs to a safetensors file."""
+    """Return the JSON file that belongs to a safetensors file."""
     return path.with_suffix(".json")
 
 
 def read_hypers(path: Path) -> dict[str, Any]:
-    """Hyper-parameters of the model whose weights are in `path`.
+    """Return the hyper-parameters of the model whose weights are in `path`.
 
     Raises
     ------
@@ -109,19 +109,21 @@ def save_model(model: Any, path: Path, **facts: Any) -> None:
     import torch
     from mace import modules
     from mace.tools.scripts_utils import extract_config_mace_model
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     model = model.to("cpu")
     config = extract_config_mace_model(model)
     if "error" in config or type(model).__name__ != "ScaleShiftMACE" or config["embedding_specs"] is not None:
-        raise InputError(f"a {type(model).__name__} cannot be saved as safetensors and JSON, only a plain ScaleShiftMACE")
+        raise InputError(
+            f"a {type(model).__name__} cannot be saved as safetensors and JSON, only a plain ScaleShiftMACE"
+        )
     gates = {function: name for name, function in modules.gate_dict.items()}
     hypers = {"format": FORMAT, **facts}
     hypers |= {name: _plain(config[name]) for name in PLAIN + ARRAYS}
     hypers |= {name: None if config[name] is None else str(config[name]) for name in IRREPS}
     hypers |= {name: config[name].__name__ for name in CLASSES}
     hypers["gate"] = gates[config["gate"]]
-    save_file({name: value.detach().contiguous() for name, value in model.named_parameters()}, path)
+    path.write_bytes(save({name: value.detach().contiguous() for name, value in model.named_parameters()}))
     hyper_file(path).write_text(json.dumps(hypers, indent=1) + "\n")
 
     dtype = next(model.parameters()).dtype

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import dask.array as da
 
 BLOCK_SIZE = 4096
-"""Rows a block. Fixed, so that no choice of chunks changes what is picked."""
+"""Rows a block, unless a selector needs more. Fixed, so that no choice of chunks changes what is picked."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,21 @@ class Blocks:
     features: np.ndarray | da.Array
     order: np.ndarray
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (rows, features of these rows, float64), block by block; only one block is in memory."""
-        for start in range(0, len(self.order), BLOCK_SIZE):
-            rows = self.order[start : start + BLOCK_SIZE]
+    def __call__(self, size: int = BLOCK_SIZE) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (rows, features of these rows, float64) in blocks of `size` rows; only one is in memory.
+
+        Raises
+        ------
+        ValueError
+            If features are not finite; names the first row.
+        """
+        for start in range(0, len(self.order), size):
+            rows = self.order[start : start + size]
             # Dask wants sorted rows to touch each chunk once; the canonical order is restored after.
             sort = np.argsort(rows)
             block: Any = self.features[rows[sort]]
             values = np.asarray(block.compute(scheduler="synchronous") if hasattr(block, "dask") else block)
+            if not np.isfinite(values).all():
+                first = rows[sort][~np.isfinite(values).all(axis=1)][0]
+                raise ValueError(f"features must be finite, and row {first} is not; drop such rows first")
             yield rows, values[np.argsort(sort)].astype(np.float64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import PositiveInt
 
-from daskpipe.select.blocks import Blocks, Picks
+from daskpipe.select.blocks import BLOCK_SIZE, Blocks, Picks
 
 
 class KMeansStrata:
@@ -33,7 +33,8 @@ class KMeansStrata:
         self.n = n
         self.n_clusters = n_clusters or max(1, n // 4)
         self.passes = passes
-        self._model = MiniBatchKMeans(n_clusters=self.n_clusters, random_state=seed, n_init=3)
+        # scikit-learn takes 32 bits of a seed.
+        self._model = MiniBatchKMeans(n_clusters=self.n_clusters, random_state=seed % 2**32, n_init=3)
 
     def fit_block(self, features: np.ndarray) -> None:
         """Move the centres by one block, shape (row, feature)."""
@@ -50,17 +51,18 @@ class KMeansStrata:
         from threadpoolctl import threadpool_limits
 
         n_frames = len(blocks.order)
-        self._model.set_params(n_clusters=min(self.n_clusters, n_frames))
+        n_clusters = min(self.n_clusters, n_frames)
+        self._model.set_params(n_clusters=n_clusters)
+        # The first block places the centres, so it must hold at least as many rows.
+        size = max(BLOCK_SIZE, n_clusters)
         cluster = np.zeros(n_frames, dtype=np.int32)
         distance = np.zeros(n_frames)
         # One thread: sums over threads would round differently on machines with other core counts.
         with threadpool_limits(1):
             for _ in range(self.passes):
-                for _, features in blocks:
-                    # scikit-learn wants at least as many rows as clusters; only a last block can be shorter.
-                    if len(features) >= self._model.n_clusters:
-                        self.fit_block(features)
-            for rows, features in blocks:
+                for _, features in blocks(size):
+                    self.fit_block(features)
+            for rows, features in blocks(size):
                 cluster[rows], distance[rows] = self.assign(features)
         rank = np.empty(n_frames, dtype=np.int64)
         rank[blocks.order] = np.arange(n_frames)
@@ -93,14 +95,12 @@ def quotas(sizes: np.ndarray, n: int) -> np.ndarray:
     left = min(n, int(sizes.sum()))
     while left:
         room = np.flatnonzero(share < sizes)
-        each, rest = divmod(left, len(room))
-        # The rest goes to the strata with the most members not yet picked; ties to the lower number.
-        extra = room[np.argsort(-(sizes[room] - share[room]), kind="stable")[:rest]]
-        wanted = np.zeros_like(share)
-        wanted[room] = each
-        wanted[extra] += 1
-        granted = np.minimum(wanted, sizes - share)
-        share += granted
-        left -= int(granted.sum())
+        if left < len(room):
+            # Less than one each: to the strata with the most members; ties to the lower number.
+            share[room[np.argsort(-sizes[room], kind="stable")[:left]]] += 1
+            break
+        # All with room rise together, until one is full or the rest is less than one each.
+        rise = min(left // len(room), int((sizes - share)[room].min()))
+        share[room] += rise
+        left -= rise * len(room)
     return share
-

@@ -44,14 +44,19 @@ def pick(
     Raises
     ------
     ValueError
-        If `X` is not a finite 2-D array with rows or `n` is not positive.
+        If `X` is not a 2-D array with rows and known chunks, if it is not finite and the method looks at it, if
+        `n` is not positive, `seed` is negative, or a parameter is unknown or wrong.
     daskpipe.errors.ConfigError
         For an unknown method.
     """
+    if X.ndim == 2 and np.isnan(X.shape[0]):
+        raise ValueError("X must have known chunks, received a Dask array without; call X.compute_chunk_sizes() first")
     if X.ndim != 2 or X.shape[0] == 0:
         raise ValueError(f"X must have shape (row, feature) with at least one row, received {X.shape}")
     if n < 1:
         raise ValueError(f"n must be at least 1, received {n}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, received {seed}")
     selector = SELECTORS.get(method)(n=n, seed=seed, **SELECTORS.check_params(method, params))
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(X.shape[0])
     index: np.ndarray = selector.pick(Blocks(X, order)).index

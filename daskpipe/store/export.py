@@ -35,9 +35,9 @@ def export(
 
     ``extxyz`` carries each label twice: ``energy``, ``forces``, ``stress``, which `ase.io.read` puts into a calculator,
     and ``REF_energy``, ``REF_forces``, ``REF_stress``, the keys that ``mace_run_train --train_file`` looks for by
-    default. ASE (since 3.23) moves the plain names out of ``info`` and ``arrays``, where MACE then finds nothing, so one
-    set cannot serve both. ``total_charge`` and ``total_spin`` (2S + 1) are MACE's names as well. Ids start with ``0x``,
-    without which a reader takes some of them for numbers.
+    default. ASE (since 3.23) moves the plain names out of ``info`` and ``arrays``, where MACE then finds nothing, so
+    one set cannot serve both. ``total_charge`` and ``total_spin`` (2S + 1) are MACE's names as well. Ids start with
+    ``0x``, without which a reader takes some of them for numbers.
 
     Parameters
     ----------
@@ -150,6 +150,6 @@ def _extxyz(columns: dict[str, np.ndarray], row: int) -> str:
     numbers = columns["numbers"][atoms]
     values = np.concatenate(table, axis=1)
     line = "%s" + f" %.{9 if values.dtype == np.float32 else 17}g" * values.shape[1]
-    comment: str = key_val_dict_to_str(info)  # type: ignore[no-untyped-call]
+    comment: str = key_val_dict_to_str(info)
     body = "\n".join(line % (chemical_symbols[z], *xyz) for z, xyz in zip(numbers, values.tolist(), strict=True))
     return f"{len(numbers)}\n{comment}\n{body}\n"

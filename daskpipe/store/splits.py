@@ -32,7 +32,7 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
 
 
 def group_numbers(structure_id: np.ndarray, parent_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number the seeds that structures come from.
+    """Give a number to each seed that structures come from.
 
     Parameters
     ----------

@@ -189,7 +189,8 @@ def test_tensors_are_copies(store):
     data = TorchDataset(store)
     before = data[0]["positions"].clone()
     data[0]["positions"].zero_()
-    assert torch.equal(data[0]["positions"], before) and before.any()
+    assert torch.equal(data[0]["positions"], before)
+    assert before.any()
 
 
 def test_pickled_it_is_small_and_the_same(store):
@@ -215,11 +216,11 @@ def test_wrong_arguments(store, tmp_path):
 def test_a_dataset_without_labels_or_splits(tmp_path):
     ds = from_atoms(structures()[:3])
     write_dataset(ds.drop_vars(["energy", "forces"]), tmp_path / "bare.zarr", attrs=ATTRS)
-    with pytest.raises(InputError, match="bare.zarr holds no energy and no forces; label it first: daskpipe label"):
+    with pytest.raises(InputError, match=r"bare.zarr holds no energy and no forces; label it first: daskpipe label"):
         TorchDataset(tmp_path / "bare.zarr")
     write_dataset(ds, tmp_path / "whole.zarr", attrs=ATTRS)
     assert len(TorchDataset(tmp_path / "whole.zarr")) == 3
-    with pytest.raises(ConfigError, match="unknown split 'train'. Known: none"):
+    with pytest.raises(ConfigError, match=r"unknown split 'train'. Known: none"):
         TorchDataset(tmp_path / "whole.zarr", split="train")
 
 
@@ -258,5 +259,5 @@ def test_importing_the_room_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
     import daskpipe.load
 
-    with pytest.raises(AttributeError, match="module 'daskpipe.load' has no attribute 'Dataset'"):
+    with pytest.raises(AttributeError, match=r"module 'daskpipe.load' has no attribute 'Dataset'"):
         daskpipe.load.Dataset  # noqa: B018

@@ -43,7 +43,7 @@ def make_structures(n: int, seed: int = 0, *, frames_per_seed: int = 3) -> list[
         else:
             atoms.info["parent_id"] = parent
         atoms.info |= {
-            "generator": ("bulk", "sea's_\"own\"")[index % 2],  # a word as a user may write it
+            "generator": ("bulk", 'sea\'s_"own"')[index % 2],  # a word as a user may write it
             "temperature": float(rng.uniform(300, 900)),
             "step": index,
             "label_method": "emt",

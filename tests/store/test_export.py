@@ -110,7 +110,7 @@ def test_what_was_not_labelled_has_no_labels(make_dataset, tmp_path):
 def test_a_file_is_replaced_only_by_force(store, tmp_path):
     out = tmp_path / "all.extxyz"
     out.write_text("mine")
-    with pytest.raises(ConfigError, match="all.extxyz exists; give another name, or --force to replace it"):
+    with pytest.raises(ConfigError, match=r"all.extxyz exists; give another name, or --force to replace it"):
         export(store, "extxyz", out)
     assert out.read_text() == "mine"
     assert export(store, "extxyz", out, force=True) == N_STRUCTURES

@@ -1,0 +1,86 @@
+"""Distances in periodic, open and mixed structures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+
+def overlap(atoms: Atoms, min_distance: float) -> str | None:
+    """Return which two atoms, or atom and image, are too close for their covalent radii; ``None`` if none are.
+
+    Parameters
+    ----------
+    atoms
+        Finite positions; the cell spans a volume along its periodic axes and may be zero along open ones.
+    min_distance
+        Limit as a fraction of the sum of the two covalent radii.
+    """
+    from ase.data import covalent_radii
+    from scipy.spatial import KDTree
+
+    radii = min_distance * covalent_radii[atoms.numbers]
+    cutoff = 2 * radii.max()
+    if cutoff == 0:
+        return None
+    if atoms.pbc.all():
+        # No packing of equal spheres is denser than fcc; asked first, for it bounds the number of images below.
+        volume = atoms.get_volume() / len(atoms)
+        if volume < (2 * radii.min()) ** 3 / 2**0.5:
+            return f"{volume:.3g} Å^3 an atom leaves no room for atoms {2 * radii.min():.2f} Å apart"
+    owner, points = _with_images(atoms, cutoff)
+    tree = KDTree(points)
+    # Nearest neighbours first: where many atoms sit in one place, listing all pairs would not fit in memory.
+    distance, nearest = tree.query(points[: len(atoms)], k=2, distance_upper_bound=2 * radii.min())
+    if np.isfinite(distance[:, 1]).any():
+        first = int(distance[:, 1].argmin())
+        pairs = np.array([[first, nearest[first, nearest[first] != first][0]]])
+    else:
+        pairs = tree.query_pairs(cutoff, output_type="ndarray")
+        pairs = pairs[pairs[:, 0] < len(atoms)]  # pairs are sorted: leaves out those of two images
+    distances = np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1)
+    least = radii[owner[pairs]].sum(axis=1)
+    if not (distances < least).any():
+        return None
+    worst = int((distances / least).argmin())
+    (i, j), symbols = owner[pairs[worst]], atoms.symbols
+    other = f"its own image ({symbols[i]})" if i == j else f"atom {i} ({symbols[i]})"
+    return (
+        f"atom {j} ({symbols[j]}) is {distances[worst]:.3f} Å from {other}; the limit is {least[worst]:.3f} Å, "
+        f"{min_distance:g} of the sum of covalent radii"
+    )
+
+
+def _with_images(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return atoms, then their periodic images within `cutoff` of the cell: whose they are, and where, Å."""
+    cell = full_cell(atoms)
+    scaled = np.linalg.solve(cell.T, atoms.positions.T).T
+    scaled[:, atoms.pbc] %= 1
+    owner = np.arange(len(atoms))
+    reach = cutoff / widths(cell)
+    for axis in np.flatnonzero(atoms.pbc):
+        parts = [(owner, scaled)]
+        for shift in range(1, int(np.ceil(reach[axis])) + 1):
+            for signed in (shift, -shift):
+                moved = scaled + signed * np.eye(3)[axis]
+                near = (moved[:, axis] >= -reach[axis]) & (moved[:, axis] <= 1 + reach[axis])
+                parts.append((owner[near], moved[near]))
+        owner = np.concatenate([part[0] for part in parts])
+        scaled = np.concatenate([part[1] for part in parts])
+    return owner, scaled @ cell
+
+
+def full_cell(atoms: Atoms) -> np.ndarray:
+    """Cell whose vectors along open axes are unit normals of the periodic ones."""
+    from ase.geometry import complete_cell
+
+    return np.asarray(complete_cell(np.where(atoms.pbc[:, None], atoms.cell.array, 0)))
+
+
+def widths(cell: np.ndarray) -> np.ndarray:
+    """Distances between opposite faces of a cell, shape (3,)."""
+    return np.asarray(1 / np.linalg.norm(np.linalg.inv(cell), axis=0))

@@ -1,0 +1,202 @@
+"""Runs: from a config and a directory to a dataset; what `daskpipe.run` and ``daskpipe run`` call."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daskpipe import config as configs
+from daskpipe import potentials
+from daskpipe.cluster import connect
+from daskpipe.config import Config
+from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError
+from daskpipe.events import Emit, fan_out
+from daskpipe.generate.stage import requests
+from daskpipe.pipeline import corridor, reasons
+from daskpipe.work import Ledger, Tree, write_atomically
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made.
+
+    Parameters
+    ----------
+    run_dir, dataset
+        Where it is.
+    stages
+        Per stage: units, computed now, inputs, outputs, rejected, wall seconds, counts by system type.
+    quarantined
+        Rejected structures by reason.
+    seconds
+        Wall time of this driver.
+    """
+
+    run_dir: Path
+    dataset: Path
+    stages: dict[str, dict[str, Any]]
+    quarantined: dict[str, int]
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 10 if structures were quarantined."""
+        return EXIT_QUARANTINED if self.quarantined else EXIT_COMPLETE
+
+
+def run(
+    target: str | Config,
+    overrides: Sequence[str] = (),
+    *,
+    run_dir: str | Path | None = None,
+    client: Client | None = None,
+    subscribers: Iterable[Emit] = (),
+) -> Result:
+    """Run a config to its dataset, or go on with a run of the same config.
+
+    Parameters
+    ----------
+    target
+        Name of a preset, path of a YAML file, or a validated config.
+    overrides
+        ``group=choice`` or ``key.path=value``.
+    run_dir
+        Where everything goes; by default ``runs/NAME``.
+    client
+        A Dask client to use; by default ``cluster`` of the config says what to start.
+    subscribers
+        Called with each event.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    ConfigError
+        If the config is wrong, or the run directory holds a run of another one.
+    InputError
+        If a model or file cannot be used, or nothing is left to work on.
+    ClusterError
+        If workers cannot be had.
+    """
+    config = target if isinstance(target, Config) else configs.load(target, overrides)
+    root = Path(run_dir) if run_dir is not None else Path("runs") / config.name
+    tree = Tree(root.absolute())
+    identities = prepare(config)
+    _open_run(tree, config, identities)
+    return _drive_all(tree, config, identities, client, subscribers)
+
+
+def resume(
+    run_dir: str | Path,
+    *,
+    cluster: configs.Cluster | None = None,
+    client: Client | None = None,
+    subscribers: Iterable[Emit] = (),
+) -> Result:
+    """Go on with a run; nothing that is committed is computed again.
+
+    Parameters
+    ----------
+    run_dir
+        A run directory.
+    cluster
+        Where to run instead of where the config says.
+    client, subscribers
+        As in `run`.
+
+    Raises
+    ------
+    ConfigError
+        If it is no run directory, or another driver works in it.
+    """
+    tree = Tree(Path(run_dir).absolute())
+    config = configs.from_yaml(tree.config)
+    if cluster is not None:
+        config = config.model_copy(update={"cluster": cluster})
+    identities = prepare(config)
+    _open_run(tree, config, identities)
+    return _drive_all(tree, config, identities, client, subscribers)
+
+
+def prepare(config: Config) -> dict[str, potentials.Identity]:
+    """Check, before anything runs, that models and inputs are there.
+
+    Returns
+    -------
+    dict
+        Identity of the potential of each stage that uses one.
+
+    Raises
+    ------
+    InputError
+        For a model or file that is not there.
+    """
+    requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
+    return {
+        stage: potentials.identity(choice.name, choice.params)
+        for stage, choice in (("explore", config.explore.potential), ("label", config.label.potential))
+    }
+
+
+def _open_run(tree: Tree, config: Config, identities: dict[str, potentials.Identity]) -> None:
+    """Make the run directory, or see that it holds a run of the same config and potentials."""
+    if tree.config.is_file():
+        if different := configs.differences(config, configs.from_yaml(tree.config)):
+            raise ConfigError(
+                f"{tree.root} holds a run of another config ({'; '.join(different[:3])}). "
+                "Give another --run-dir, or remove it"
+            )
+    else:
+        _make_folder(tree.root)
+        write_atomically(tree.config, configs.to_yaml(config))
+    record = tree.root / "potentials.json"
+    named = {stage: {"name": found.name, "hash": found.hash} for stage, found in identities.items()}
+    if not record.exists():
+        write_atomically(record, json.dumps(named, indent=1))
+        return
+    for stage, before in json.loads(record.read_text()).items():
+        if before["hash"] != named[stage]["hash"]:
+            raise ConfigError(
+                f"{stage}.potential is not the one that {tree.root} began with: {before['name']} "
+                f"({before['hash'][:12]}) then, {named[stage]['name']} ({named[stage]['hash'][:12]}) now. "
+                "Put the model or package of then back, or give another --run-dir"
+            )
+
+
+def _make_folder(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"{root} is or lies below a file; give another --run-dir") from None
+    except OSError as error:
+        raise DiskError(f"cannot make {root}: {error.strerror}. Make room or give another --run-dir") from error
+    if any(root.iterdir()):
+        raise ConfigError(f"{root} is neither empty nor a run directory; give another --run-dir")
+
+
+def _drive_all(
+    tree: Tree,
+    config: Config,
+    identities: dict[str, potentials.Identity],
+    client: Client | None,
+    subscribers: Iterable[Emit],
+) -> Result:
+    started = time.perf_counter()
+    with tree.driver_lock():
+        tree.sweep()
+        emit = fan_out(Ledger(tree), *subscribers)
+        if client is not None:
+            stages = corridor(tree, config, identities, client, emit)
+        else:
+            with connect(config.cluster, tree.root / "workers.log") as own_client:
+                stages = corridor(tree, config, identities, own_client, emit)
+    return Result(tree.root, tree.dataset, stages, reasons(tree.quarantined()), time.perf_counter() - started)

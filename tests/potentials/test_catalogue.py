@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from daskpipe.errors import ConfigError
+from daskpipe.potentials import POTENTIALS, Failure, build, evaluate, identity
+
+SHA256_HEX = 64
+
+
+def test_names() -> None:
+    assert POTENTIALS.names() == ["chgnet", "emt", "lj", "mace", "xtb"]
+
+
+def test_importing_the_room_imports_no_library() -> None:
+    code = "import sys, daskpipe.potentials; print({'torch', 'ase', 'mace', 'torch_sim', 'chgnet'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ["chgnet", "emt", "lj", "mace", "xtb"])
+def test_identity_is_light_and_stable(name: str) -> None:
+    code = (
+        f"import sys; from daskpipe.potentials import identity; print(identity({name!r}, {{}}).hash);"
+        "print({'torch', 'mace', 'torch_sim'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = identity(name, {})
+    assert done.stdout.split() == [found.hash, "set()"]
+    assert len(found.hash) == SHA256_HEX
+    assert found.name
+    assert found.elements is None or "Cu" in found.elements
+
+
+def test_identity_hangs_on_parameters() -> None:
+    assert identity("lj", {}) == identity("lj", {"sigma": 3.4})
+    assert identity("lj", {}).hash != identity("lj", {"sigma": 3.5}).hash
+    assert identity("xtb", {"method": "GFN1-xTB"}).hash != identity("xtb", {}).hash
+    assert identity("chgnet", {"version": "0.2.0"}).hash != identity("chgnet", {}).hash
+    assert identity("chgnet", {}).name == "CHGNet 0.3.0"
+
+
+def test_built_once() -> None:
+    first = build("emt", {}, "cpu", "float64")
+    assert build("emt", {}, "cpu", "float64") is first
+    assert build("lj", {}, "cpu", "float64") is build("lj", {"sigma": 3.4}, "cpu", "float64")
+    assert build("lj", {}, "cpu", "float32") is not build("lj", {}, "cpu", "float64")
+
+
+def test_a_potential_is_not_pickled() -> None:
+    with pytest.raises(TypeError, match="never pickled: send its name and parameters"):
+        pickle.dumps(build("emt", {}, "cpu", "float64"))
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("mcae", {}, r"unknown potential 'mcae'\. Did you mean 'mace'\? Known: chgnet, emt, lj, mace, xtb"),
+        ("lj", {"sigmma": 1.0}, r"potential 'lj': unknown parameter 'sigmma'\. Did you mean 'sigma'\? Known: epsilon"),
+        ("lj", {"sigma": -1.0}, r"potential 'lj': sigma: Input should be greater than 0, received -1\.0"),
+        ("xtb", {"method": "GFN3"}, r"method: Input should be 'GFN1-xTB' or 'GFN2-xTB', received 'GFN3'"),
+    ],
+)
+def test_wrong_config(name: str, params: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        identity(name, params)
+    with pytest.raises(ConfigError, match=message):
+        build(name, params, "cpu")
+
+
+def test_wrong_device_and_dtype() -> None:
+    with pytest.raises(ConfigError, match=r"unknown device 'gpu'\. Known: auto, cpu, cuda"):
+        build("emt", {}, "gpu")
+    with pytest.raises(ConfigError, match=r"unknown dtype 'float16'\. .*Known: float32, float64"):
+        build("emt", {}, "cpu", "float16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="torch sees no CUDA device in this process; give device=auto or device=cpu"):
+        build("emt", {}, "cuda")
+    assert build("lj", {}, "auto", "float64") is build("lj", {}, "cpu", "float64")
+
+
+def test_unknown_element_is_the_structures_failure(make) -> None:
+    strange = make("alloy")
+    strange.symbols[0] = "Fe"
+    good, bad = evaluate(build("emt", {}, "cpu", "float64"), [make("alloy"), strange])
+    assert not isinstance(good, Failure)
+    assert bad == Failure(reason="unknown_element", evidence="Fe not among Ag Al Au Cu Ni Pd Pt")
+
+
+def test_a_plugin_is_found_built_and_identified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dq_plugin.py").write_text(
+        "from daskpipe.potentials import Potential\n"
+        "def zero(*, device: str, dtype: str, shift: float = 0.0) -> Potential:\n"
+        "    from ase.calculators.lj import LennardJones\n"
+        "    return Potential(calculator=LennardJones())\n"
+    )
+    info = tmp_path / "dq_plugin-1.5.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dq-plugin\nVersion: 1.5\n")
+    (info / "entry_points.txt").write_text("[daskpipe.potentials]\nzero = dq_plugin:zero\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "zero" in POTENTIALS.names()
+    assert build("zero", {}, "cpu") is build("zero", {"shift": 0.0}, "cpu")
+    assert identity("zero", {}).name == "zero"
+    assert identity("zero", {}).hash != identity("zero", {"shift": 1.0}).hash
+    with pytest.raises(ConfigError, match=r"unknown parameter 'shfit'\. Did you mean 'shift'"):
+        identity("zero", {"shfit": 1.0})

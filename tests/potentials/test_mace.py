@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import shutil
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+
+from daskpipe.errors import ConfigError, InputError
+from daskpipe.potentials import Failure, Results, batched, build, evaluate, identity
+from daskpipe.potentials.mace import BUNDLED, UNPICKLE_ANYTHING, import_mace
+from daskpipe.potentials.mace_files import build_module, hyper_file, load_model, read_hypers, save_model
+
+OFFLINE_MESSAGE = (
+    r"foundation model 'NAME' is not cached in .*/mace and cannot be fetched .*; fetch it where there is a network "
+    r"and give its path: explore\.potential\.params\.model=/path/to/file\.model"
+)
+
+
+def random_module(seed: int = 0, **changes: object) -> torch.nn.Module:
+    """MACE for Cu, Ag, Au with random weights, as small as it gets."""
+    hypers = read_hypers(BUNDLED) | {"hidden_irreps": "4x0e", "MLP_irreps": "4x0e", "radial_MLP": [8]} | changes
+    torch.manual_seed(seed)
+    return build_module(hypers, "float32")
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    path = tmp_path / "random.model"
+    torch.save(random_module(), path)
+    return path
+
+
+def one(atoms: Atoms, dtype: str = "float64", **params: object) -> Results:
+    (found,) = evaluate(build("mace", params, "cpu", dtype), [atoms])
+    assert isinstance(found, Results), found
+    return found
+
+
+def test_bundled_model_is_the_default() -> None:
+    found = identity("mace", {})
+    assert found == identity("mace", {"model": "bundled"})
+    assert found.name == "MACE Cu-Ag-Au"
+    assert found.elements == {"Cu", "Ag", "Au"}
+    assert build("mace", {}, "cpu", "float32") is build("mace", {"model": "bundled"}, "cpu", "float32")
+
+
+def test_bundled_model_follows_its_teacher(metals: list[Atoms]) -> None:
+    """The structures are hotter than what it was made for; the model card has the errors on a held-out set."""
+    student = evaluate(build("mace", {}, "cpu", "float32"), metals)
+    teacher = evaluate(build("chgnet", {}, "cpu", "float32"), metals)
+    for atoms, found, wanted in zip(metals, student, teacher, strict=True):
+        assert isinstance(found, Results)
+        assert isinstance(wanted, Results)
+        assert abs(found.energy - wanted.energy) / len(atoms) < 0.15
+        assert np.sqrt(np.mean((found.forces - wanted.forces) ** 2)) < 0.35 * np.sqrt(np.mean(wanted.forces**2))
+
+
+def test_bundled_model_repels() -> None:
+    distances = np.linspace(0.6, 2.2, 17)
+    for pair in ("Cu2", "Ag2", "Au2", "CuAu"):
+        dimers = [Atoms(pair, positions=[[0, 0, 0], [0, 0, distance]]) for distance in distances]
+        found = evaluate(build("mace", {}, "cpu", "float32"), dimers)
+        energies = [item.energy for item in found if isinstance(item, Results)]
+        assert len(energies) == len(distances)
+        assert np.all(np.diff(energies) < 0), f"{pair} must not fall into a hole"
+
+
+def test_unknown_element(make) -> None:
+    atoms = make("cluster")
+    atoms.symbols[0] = "Fe"
+    found = evaluate(build("mace", {}, "cpu", "float32"), [atoms, make("alloy")])
+    assert found[0] == Failure(reason="unknown_element", evidence="Fe not among Ag Au Cu")
+    assert isinstance(found[1], Results)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_safetensors_give_the_same_as_a_pickle(dtype: str, model_file: Path, tmp_path: Path, make) -> None:
+    stem = tmp_path / "random.safetensors"
+    save_model(random_module(), stem, note="for a test")
+    assert read_hypers(stem)["note"] == "for a test"
+    pickled = one(make("alloy"), dtype, model=str(model_file))
+    safe = one(make("alloy"), dtype, model=str(stem))
+    # The pickle holds constants of the module in float32, the JSON gives them in full.
+    tolerance = 1e-5
+    assert safe.energy == pytest.approx(pickled.energy, abs=tolerance)
+    np.testing.assert_allclose(safe.forces, pickled.forces, atol=tolerance)
+    np.testing.assert_allclose(safe.stress, pickled.stress, atol=tolerance)
+    assert np.abs(safe.forces).max() > 100 * tolerance
+    for name, value in random_module().named_parameters():
+        assert torch.equal(load_model(stem, "float32").state_dict()[name], value)
+
+
+def test_a_model_with_vectors_and_without_repulsion_is_given_back(tmp_path: Path) -> None:
+    stem = tmp_path / "other.safetensors"
+    module = random_module(hidden_irreps="4x0e+4x1o", pair_repulsion=False, correlation=3, distance_transform="Agnesi")
+    save_model(module, stem)
+    again = load_model(stem, "float32").state_dict()
+    assert again.keys() == module.state_dict().keys()
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(again[name], value)
+
+
+def test_trained_constants_are_refused(tmp_path: Path) -> None:
+    module = random_module()
+    module.radial_embedding.bessel_fn.bessel_weights *= 1.1
+    with pytest.raises(InputError, match="bessel_weights is not what its hyper-parameters give"):
+        save_model(module, tmp_path / "odd.safetensors")
+
+
+def test_weights_and_hypers_that_do_not_fit(tmp_path: Path) -> None:
+    stem = tmp_path / "a.safetensors"
+    save_model(random_module(), stem)
+    other = tmp_path / "b.safetensors"
+    save_model(random_module(hidden_irreps="8x0e"), other)
+    shutil.copy(hyper_file(other), hyper_file(stem))
+    with pytest.raises(InputError, match=r"a\.safetensors: .*size mismatch.*write both files of a model with"):
+        load_model(stem, "float32")
+    hyper_file(stem).write_text('{"format": "daskpipe-mace/9"}')
+    with pytest.raises(InputError, match=r"a\.json: expected format 'daskpipe-mace/1', received 'daskpipe-mace/9'"):
+        load_model(stem, "float32")
+    hyper_file(stem).unlink()
+    with pytest.raises(InputError, match=r"a\.json: .*No such file.*needs its hyper-parameters beside it"):
+        identity("mace", {"model": str(stem)})
+
+
+def test_damaged_weights(tmp_path: Path) -> None:
+    stem = tmp_path / "a.safetensors"
+    save_model(random_module(), stem)
+    stem.write_bytes(stem.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"a\.safetensors: .*write both files of a model with"):
+        build("mace", {"model": str(stem)}, "cpu", "float32")
+
+
+def test_a_file_of_your_own(model_file: Path, make) -> None:
+    found = identity("mace", {"model": str(model_file)})
+    assert found.name == "MACE random.model"
+    assert found.hash == hashlib.sha256(model_file.read_bytes()).hexdigest()
+    assert found.elements is None, "only loading the program would tell"
+    potential = build("mace", {"model": str(model_file)}, "cpu", "float64")
+    assert potential.elements == {"Cu", "Ag", "Au"}
+    assert potential.cutoff == pytest.approx(4.5)
+    assert batched(potential).dtype == torch.float64
+    assert one(make("alloy"), model=str(model_file)).energy != one(make("alloy")).energy
+
+
+def test_a_changed_file_is_another_potential(model_file: Path) -> None:
+    params = {"model": str(model_file)}
+    before, first = identity("mace", params), build("mace", params, "cpu", "float32")
+    assert build("mace", params, "cpu", "float32") is first
+    torch.save(random_module(seed=1), model_file)
+    assert identity("mace", params).hash != before.hash
+    assert build("mace", params, "cpu", "float32") is not first
+
+
+def test_missing_file() -> None:
+    message = r"model file 'nowhere/x\.model' does not exist; give the path of a MACE model file or model=bundled"
+    with pytest.raises(InputError, match=message):
+        identity("mace", {"model": "nowhere/x.model"})
+    with pytest.raises(InputError, match=message):
+        build("mace", {"model": "nowhere/x.model"}, "cpu")
+
+
+def test_a_name_that_nobody_knows() -> None:
+    with pytest.raises(InputError, match=r"'smal' does not exist; .* Foundation models: small, medium, .*off:small"):
+        identity("mace", {"model": "smal"})
+
+
+@pytest.mark.parametrize("content", [{"a": torch.zeros(2)}, torch.nn.Linear(2, 2)])
+def test_a_file_without_a_model(content: object, tmp_path: Path) -> None:
+    path = tmp_path / "state.model"
+    torch.save(content, path)
+    with pytest.raises(InputError, match=rf"state\.model' holds a {type(content).__name__}, not a MACE model"):
+        build("mace", {"model": str(path)}, "cpu")
+
+
+def test_a_file_that_torch_cannot_read(tmp_path: Path) -> None:
+    path = tmp_path / "text.model"
+    path.write_text("weights")
+    with pytest.raises(InputError, match=r"text\.model' cannot be loaded \(UnpicklingError: "):
+        build("mace", {"model": str(path)}, "cpu")
+
+
+def test_unknown_head(model_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown head 'omat'\. Known: Default"):
+        build("mace", {"model": str(model_file), "head": "omat"}, "cpu")
+    assert build("mace", {"model": str(model_file), "head": "Default"}, "cpu", "float32").cutoff
+
+
+@pytest.mark.parametrize("name", ["small", "medium-mpa-0", "off:small"])
+def test_foundation_model_offline(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_args: object, **_kwargs: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(InputError, match=OFFLINE_MESSAGE.replace("NAME", name)):
+        identity("mace", {"model": name})
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("small", "20231210mace128L0_energy_epoch249model"), ("off:small", "MACE-OFF23_small.model")],
+)
+def test_cached_foundation_model(
+    name: str, file: str, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "mace").mkdir()
+    shutil.copy(model_file, tmp_path / "mace" / file)
+    found = identity("mace", {"model": name})
+    assert found.name == f"MACE {name}"
+    assert found.hash == hashlib.sha256(model_file.read_bytes()).hexdigest()
+    assert build("mace", {"model": name}, "cpu", "float32").elements == {"Cu", "Ag", "Au"}
+
+
+class Bomb:
+    """What a hostile data file would hold."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("true",)
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_mace_leaves_torchs_safe_loading_alone(
+    before: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if before is not None:
+        monkeypatch.setenv(UNPICKLE_ANYTHING, before)
+    import_mace()
+    build("mace", {}, "cpu", "float32")
+    assert os.environ.get(UNPICKLE_ANYTHING) == before
+    torch.save(Bomb(), tmp_path / "bomb.pt")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        torch.load(tmp_path / "bomb.pt")
+
+
+def test_building_leaves_torchs_default_dtype_alone(model_file: Path) -> None:
+    before = torch.get_default_dtype()
+    build("mace", {}, "cpu", "float64")
+    one(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.3]]), model=str(model_file))
+    assert torch.get_default_dtype() == before
+
+
+def test_nothing_is_printed_while_building(model_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    build("mace", {"model": str(model_file)}, "cpu", "float64")
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import fcc111, molecule
+
+from daskpipe.potentials import Failure, Results, build, evaluate
+
+
+def one(atoms: Atoms, **params: object) -> Results | Failure:
+    return evaluate(build("xtb", params, "cpu", "float64"), [atoms])[0]
+
+
+def test_unconverged() -> None:
+    failure = one(molecule("CH3OH"), max_iterations=2)
+    assert failure == Failure(reason="unconverged", evidence="SCF not converged in 2 cycles")
+
+
+def test_atoms_on_top_of_each_other() -> None:
+    failure = one(Atoms("H2", positions=[[0, 0, 0], [0, 0, 0]]))
+    assert isinstance(failure, Failure)
+    assert failure.reason == "failed"
+    assert "Too close interatomic distances" in failure.evidence
+
+
+def test_impossible_spin() -> None:
+    water = molecule("H2O")
+    water.info["spin_multiplicity"] = 2
+    failure = one(water)
+    assert isinstance(failure, Failure)
+    assert "not compatible" in failure.evidence
+
+
+def test_heavy_element() -> None:
+    assert one(Atoms("Am")) == Failure(reason="unknown_element", evidence="Am not among 86 elements")
+
+
+def test_nothing_is_remembered() -> None:
+    calculator = build("xtb", {}, "cpu", "float64").calculator
+    water, stretched = molecule("H2O"), molecule("H2O")
+    stretched.positions *= 1.1
+    fresh = calculator.get_potential_energy(water)
+    calculator.get_potential_energy(stretched)
+    assert calculator.get_potential_energy(water) == fresh
+
+
+def test_info_alone_makes_another_calculation() -> None:
+    calculator = build("xtb", {}, "cpu", "float64").calculator
+    water = molecule("H2O")
+    neutral = calculator.get_potential_energy(water)
+    water.info |= {"charge": 1, "spin_multiplicity": 2}
+    assert calculator.get_potential_energy(water) > neutral + 10
+
+
+def test_a_slab_does_not_hang_on_its_third_vector() -> None:
+    slab = fcc111("Al", (1, 1, 2), vacuum=3.0)
+    slab.pbc = [True, True, False]
+    wide = slab.copy()
+    wide.cell[2, 2] += 7.0
+    none = slab.copy()
+    none.cell[2] = 0
+    found = [one(atoms, method="GFN1-xTB") for atoms in (slab, wide, none)]
+    for item in found:
+        assert isinstance(item, Results)
+        assert item.energy == pytest.approx(found[0].energy, abs=1e-6)  # type: ignore[union-attr]
+        np.testing.assert_allclose(item.forces, found[0].forces, atol=1e-5)  # type: ignore[union-attr]
+        assert np.isnan(item.stress).all()

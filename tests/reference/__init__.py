@@ -1,0 +1,1 @@
+"""Slow, plain versions of what the package does fast: one loop a file."""

@@ -1,0 +1,82 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskpipe.seeds import order_by_hash, stream
+
+ids = st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=30, unique=True)
+names = st.lists(st.one_of(st.integers(), st.text(max_size=4), st.binary(max_size=4)), max_size=3)
+
+
+def draw(*arguments) -> tuple[int, ...]:
+    return tuple(stream(*arguments).integers(0, 2**63, 4).tolist())
+
+
+@settings(max_examples=30, deadline=None)
+@given(run_seed=st.integers(), stage=st.text(max_size=5), names=names)
+def test_equal_arguments_give_equal_numbers(run_seed, stage, names):
+    assert draw(run_seed, stage, *names) == draw(run_seed, stage, *names)
+
+
+@settings(max_examples=60, deadline=None)
+@given(first=names, second=names)
+def test_different_names_give_different_numbers(first, second):
+    same = [(type(item), item) for item in first] == [(type(item), item) for item in second]
+    assert (draw(0, "explore", *first) == draw(0, "explore", *second)) == same
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((0, "explore"), (1, "explore")),
+        ((0, "explore"), (0, "select")),
+        ((0, "explore", b"x", 0), (0, "explore", b"x", 1)),
+        ((0, "explore", "ab", "c"), (0, "explore", "a", "bc")),
+        ((0, "explore", 1), (0, "explore", "1")),
+        ((0, "explore", "a"), (0, "explore", b"a")),
+    ],
+)
+def test_streams_that_must_differ(first, second):
+    assert draw(*first) != draw(*second)
+
+
+def test_numbers_are_the_same_in_every_version_and_on_every_machine():
+    assert stream(1, "explore", b"x" * 16, 0).integers(0, 2**32, 3).tolist() == [2039275336, 2662895116, 2791260056]
+    assert order_by_hash(5, "shuffle", np.arange(16, dtype="<i8").view("V16")).tolist() == [1, 4, 0, 3, 2, 6, 7, 5]
+
+
+def test_hash_randomisation_does_not_reach_them():
+    code = "from daskpipe.seeds import stream; print(stream(1, 'explore', 'a').integers(0, 2**32))"
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert outputs == {f"{stream(1, 'explore', 'a').integers(0, 2**32)}\n"}
+
+
+@settings(max_examples=30, deadline=None)
+@given(ids=ids, seed=st.integers(0, 2**64), order=st.randoms())
+def test_the_shuffled_order_does_not_depend_on_the_input_order(ids, seed, order):
+    shuffled = ids.copy()
+    order.shuffle(shuffled)
+    first = [ids[index] for index in order_by_hash(seed, "shuffle", np.frombuffer(b"".join(ids), "V16"))]
+    second = [shuffled[index] for index in order_by_hash(seed, "shuffle", np.frombuffer(b"".join(shuffled), "V16"))]
+    assert first == second
+    assert sorted(first) == sorted(ids)
+
+
+def test_seed_and_purpose_decide_the_shuffled_order():
+    many = np.arange(200, dtype="<i8").view("V16")
+    orders = [order_by_hash(seed, purpose, many) for seed in (0, 1) for purpose in ("shuffle", "split")]
+    assert len({tuple(order.tolist()) for order in orders}) == 4
+    for order in orders:
+        assert order.dtype == np.int64
+        assert np.array_equal(np.sort(order), np.arange(100))
+        # Uncorrelated with the input order: 5 standard deviations of 1/sqrt(n).
+        assert abs(np.corrcoef(order, np.arange(100))[0, 1]) < 0.5
