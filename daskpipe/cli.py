@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -140,7 +140,7 @@ def export(
     from daskpipe.store import export as write
 
     inside = dataset / "dataset.zarr"
-    count = write(inside if inside.is_dir() else dataset, to, out, split=split, force=force)
+    count = write(inside if inside.is_dir() else dataset, cast(Any, to), out, split=split, force=force)
     _print(
         {"out": str(out), "structures": count},
         as_json,

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,11 +30,21 @@ LOOPBACK = "127.0.0.1"
 DASHBOARD_PORT = 8787
 CONNECT_SECONDS = 20
 
-SITE_CLASSES = ("HTCondorCluster", "LSFCluster", "OARCluster", "PBSCluster", "SGECluster", "SLURMCluster")
+SUBMIT_COMMANDS = {
+    "HTCondorCluster": "condor_submit",
+    "LSFCluster": "bsub",
+    "OARCluster": "oarsub",
+    "PBSCluster": "qsub",
+    "SGECluster": "qsub",
+    "SLURMCluster": "sbatch",
+}
+"""Classes of dask-jobqueue that a site may name, and what they submit jobs with."""
 
-ONE_THREAD = {
-    name: "1"
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "TORCH_NUM_THREADS")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "TORCH_NUM_THREADS")
+
+WORKER_ENVIRONMENT = {name: "1" for name in THREADS} | {
+    # Dask's own 64 kB hands the heap back to the kernel after every MD step: 40 % of the time went there.
+    "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
 }
 
 DASK_CONFIG = {
@@ -73,7 +84,8 @@ def connect(settings: Cluster, log: Path | None = None) -> Iterator[Client]:
     settings
         Section ``cluster`` of the config.
     log
-        File to which workers that are started here append what libraries print, instead of the screen.
+        File to which workers that are started here append what libraries print, instead of the screen. Its
+        folder, which a site's machines must share, holds the keys of a site's cluster while that lives.
 
     Raises
     ------
@@ -90,7 +102,27 @@ def connect(settings: Cluster, log: Path | None = None) -> Iterator[Client]:
         elif settings.name == "local":
             yield from _local(settings, log)
         else:
-            yield from _site(settings)
+            yield from _site(settings, log)
+
+
+def check(settings: Cluster) -> None:
+    """See, before anything is written or started, that a cluster of that description can be had here.
+
+    Raises
+    ------
+    ClusterError
+        If the scheduler of the site is not installed here.
+    ConfigError
+        If there is no such site.
+    """
+    if settings.address or settings.name == "local":
+        return
+    command = SUBMIT_COMMANDS[read_site(settings.name)["class"]]
+    if shutil.which(command) is None:
+        raise ClusterError(
+            f"cluster {settings.name} needs {command}, and there is none on the PATH. "
+            "Type this where jobs are submitted, or give --cluster local"
+        )
 
 
 def _join(address: str) -> Iterator[Client]:
@@ -124,7 +156,7 @@ def _local(settings: Cluster, log: Path | None) -> Iterator[Client]:
     }
     workers = {}
     for number in range(n_workers):
-        environment = dict(ONE_THREAD)
+        environment = dict(WORKER_ENVIRONMENT)
         resources = {}
         if number < n_gpus:
             environment["CUDA_VISIBLE_DEVICES"] = _visible_gpu(number)
@@ -143,8 +175,11 @@ def _local(settings: Cluster, log: Path | None) -> Iterator[Client]:
     with ExitStack() as started:
         try:
             cluster = started.enter_context(
-                SpecCluster(workers=workers, scheduler=scheduler, name="daskpipe", silence_logs=logging.ERROR)
+                SpecCluster(workers={}, scheduler=scheduler, name="daskpipe", silence_logs=logging.ERROR)
             )
+            # Workers come second, so that a signal that arrives while they start still closes what there is.
+            cluster.worker_spec.update(workers)
+            cluster.sync(cluster._correct_state)
             client = started.enter_context(Client(cluster, set_as_default=False))
             if log is not None:
                 client.register_plugin(OutputToFile(str(log)), name="daskpipe-output")
@@ -156,34 +191,55 @@ def _local(settings: Cluster, log: Path | None) -> Iterator[Client]:
         yield client
 
 
-def _site(settings: Cluster) -> Iterator[Client]:
+def _site(settings: Cluster, log: Path | None) -> Iterator[Client]:
     """Start the pools of a site through dask-jobqueue: TLS between machines, dashboard on loopback."""
     import dask_jobqueue
-    from distributed import Client, Security
+    from distributed import Client, Security, Status
 
     site = read_site(settings.name)
     cluster_class = getattr(dask_jobqueue, site["class"])
-    command = cluster_class.job_cls.submit_command.split()[0]
-    if shutil.which(command) is None:
-        raise ClusterError(
-            f"cluster {settings.name} needs {command}, and there is none on the PATH. "
-            "Type this where jobs are submitted, or give --cluster local"
-        )
+    job = site["job"]
+    if log is not None:
+        # dask-jobqueue hands the keys of this cluster to its jobs in files; by default in the present directory.
+        job = {"shared_temp_directory": str(log.parent), **job}
+    n_jobs = settings.workers or site["workers"]
+    refused: list[str] = []
+
+    async def start(job: Any) -> None:
+        try:
+            await cluster_class.job_cls.start(job)
+        except (OSError, RuntimeError) as error:
+            # Dask would log it and wait for the job for ever; that it does not run is seen below.
+            job.status = Status.running
+            refused.append(" ".join(str(error).split()))
+
     with ExitStack() as started:
         try:
             cluster = started.enter_context(
                 cluster_class(
-                    **site["job"],
-                    n_workers=settings.workers or site["workers"],
+                    **job,
+                    job_cls=type("Job", (cluster_class.job_cls,), {"start": start}),
+                    n_workers=n_jobs,
                     security=Security.temporary(),
                     scheduler_options={"dashboard_address": f"{LOOPBACK}:{_free_port(DASHBOARD_PORT)}"},
                 )
             )
+            started.callback(_remove_keys, cluster)
             client = started.enter_context(Client(cluster, set_as_default=False))
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise ClusterError(f"cluster {settings.name} does not start: {error}. See its file in jobqueue/") from error
-        client.wait_for_workers(1)
+        while not client.scheduler_info(n_workers=-1)["workers"]:
+            if len(refused) >= n_jobs:
+                raise ClusterError(f"cluster {settings.name} takes no jobs: {refused[0]}. See its file in jobqueue/")
+            time.sleep(0.2)
         yield client
+
+
+def _remove_keys(cluster: Any) -> None:
+    """Remove the files through which dask-jobqueue hands keys to its jobs; it leaves that to garbage collection."""
+    for name in ("_job_ca_file", "_job_cert", "_job_key"):
+        if file := getattr(cluster, name, None):
+            file.close()
 
 
 def read_site(name: str) -> dict[str, Any]:
@@ -207,8 +263,8 @@ def read_site(name: str) -> dict[str, Any]:
     wanted = {"class": str, "workers": int, "job": dict}
     if not isinstance(site, dict) or not all(isinstance(site.get(key), kind) for key, kind in wanted.items()):
         raise ConfigError(f"{path} must hold class: (a word), workers: (a number) and job: (keys and values)")
-    if site["class"] not in SITE_CLASSES:
-        raise ConfigError(f"{path}: {unknown('class', site['class'], list(SITE_CLASSES))}")
+    if site["class"] not in SUBMIT_COMMANDS:
+        raise ConfigError(f"{path}: {unknown('class', site['class'], list(SUBMIT_COMMANDS))}")
     for key, value in site["job"].items():
         if isinstance(value, str) and re.search(r"[;&|`$<>\n\\\"']", value):
             raise ConfigError(f"{path}: job.{key} must not hold shell characters, received {value!r}")
@@ -248,7 +304,8 @@ def _free_port(wanted: int) -> int:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Dask's own log lines about lost workers off the screen; the driver reports losses itself."""
-    names = ("distributed", "distributed.nanny", "distributed.scheduler", "distributed.worker", "distributed.core")
+    parts = ("client", "nanny", "scheduler", "worker", "core")
+    names = ("distributed", *(f"distributed.{part}" for part in parts))
     before: Mapping[str, int] = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.CRITICAL)

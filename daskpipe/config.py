@@ -6,6 +6,7 @@ that names the key, the rule, the value received and what to type instead.
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 import re
@@ -50,7 +51,7 @@ class Generate(_Model):
     def base_dir(self) -> Path:
         """Folder that all `paths` lie below; their structures are named by the path from there."""
         # A glob lies where its first * or ? stands.
-        plain = [re.split(r"[*?\[]", path, maxsplit=1)[0] + "x" for path in self.paths]
+        plain = [path if Path(path).exists() else re.split(r"[*?\[]", path, maxsplit=1)[0] + "x" for path in self.paths]
         return Path(os.path.commonpath([Path(path).parent for path in plain])) if plain else Path.cwd()
 
     @field_validator("sources")
@@ -93,7 +94,7 @@ class Store(_Model):
     """The dataset."""
 
     split: dict[Literal["train", "val", "test"], float] = Field(
-        default_factory=lambda: {"train": 0.8, "val": 0.1, "test": 0.1},
+        default={"train": 0.8, "val": 0.1, "test": 0.1},
         description="Shares of the data; all frames of a seed stay together",
     )
 
@@ -266,7 +267,7 @@ def validate(content: Mapping[str, Any]) -> Config:
 def _absolute(config: Config) -> Config:
     """Make paths independent of the directory that the run was started in."""
     content = config.model_dump(mode="python")
-    content["generate"]["paths"] = [_absolute_path(path) for path in config.generate.paths]
+    content["generate"]["paths"] = [_absolute_glob(path) for path in config.generate.paths]
     for source in content["generate"]["sources"].values():
         if source["generator"] == "files":
             source["base_dir"] = _absolute_path(source["base_dir"])
@@ -280,6 +281,14 @@ def _absolute(config: Config) -> Config:
 
 def _absolute_path(path: str) -> str:
     return os.path.abspath(Path(path).expanduser())
+
+
+def _absolute_glob(path: str) -> str:
+    expanded = Path(path).expanduser()
+    if glob.has_magic(path) and not expanded.exists():
+        # In the name of the present directory a bracket is a bracket.
+        return os.path.join(glob.escape(os.getcwd()), expanded)
+    return _absolute_path(path)
 
 
 def to_yaml(config: Config) -> str:
@@ -419,7 +428,7 @@ def _quoted(text: str) -> str:
 def _explain(error: Exception, target: str) -> str:
     """Turn Hydra's messages into one that says what to type."""
     text = str(error).strip()
-    if missing := re.search(r"Could not find '([^']+)'", text):
+    if missing := re.search(r"Could not (?:find|load) '([^']+)'", text):
         group, _, choice = missing[1].rpartition("/")
         known = sorted(file.stem for file in (package_folder("configs") / group).glob("*.yaml"))
         return unknown(f"choice of {group}" if group else "config", choice, known)

@@ -98,7 +98,7 @@ class _Run:
         for receipt in receipts:
             for name, count in receipt.counts.items():
                 counts[name] = counts.get(name, 0) + count
-        row = {
+        row: dict[str, Any] = {
             "units": len(receipts),
             "computed": n_computed,
             "inputs": sum(receipt.n_inputs for receipt in receipts),
@@ -149,7 +149,7 @@ def _generate(run: _Run) -> list[Receipt]:
         unit = Unit(stage="generate", index=index, key=key, n_inputs=len(batch))
 
         def lazy(batch: Sequence[generating.Request] = batch) -> Any:
-            seeds = generating.generate(batch, seed=run.seed, limits=settings.limits, partition_size=len(batch))
+            seeds = generating.generate(list(batch), seed=run.seed, limits=settings.limits, partition_size=len(batch))
             return seeds.map_partitions(generating.pack)
 
         plan.append((unit, lazy))
@@ -263,7 +263,7 @@ def _label(run: _Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
 
         def lazy(batch: Sequence[Rows] = batch, start: int = start) -> Any:
             loaded = dask.delayed(labelling.load_picks)(root, list(batch), picks.key, start, start + len(batch))
-            return labelling.label(db.from_delayed([loaded]), build, identity.name, settings.checks)
+            return labelling.label(db.from_delayed([loaded]), build, settings.potential.name, settings.checks)
 
         plan.append((unit, lazy))
     return run.drive("label", plan, "frames")

@@ -83,7 +83,7 @@ class DaskPool:
         """One unit a GPU for GPU stages; else one a thread, and one more a worker so that none waits for the driver."""
         try:
             workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        except OSError:  # the scheduler does not answer: nobody works now
+        except (OSError, KeyError):  # the scheduler does not answer, or has just gone: nobody works now
             return 0
         if stage in self.on_gpu:
             return int(sum(worker["resources"].get(GPU, 0) for worker in workers))
@@ -95,14 +95,18 @@ class DaskPool:
         return self.client.compute(task.work, resources=resources, optimize_graph=False, retries=0)
 
     def wait(self, handles: Iterable[Any], timeout: float) -> set[Any]:
-        """Return the futures that are done."""
+        """Return the futures that are done, those that went with the scheduler among them."""
         from distributed import wait
+        from distributed.client import FuturesCancelledError
 
+        handles = list(handles)
         try:
             with self.client.as_current():
-                return set(wait(list(handles), timeout=timeout, return_when="FIRST_COMPLETED").done)
+                return set(wait(handles, timeout=timeout, return_when="FIRST_COMPLETED").done)
         except TimeoutError:
             return set()
+        except FuturesCancelledError:
+            return {handle for handle in handles if handle.done()}
 
     def result(self, handle: Any) -> Receipt:
         """Return a receipt and release its future at once."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskpipe import config as configs
 from daskpipe import potentials
+from daskpipe.cluster import check as check_cluster
 from daskpipe.cluster import connect
 from daskpipe.config import Config
 from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError
@@ -90,6 +91,8 @@ def run(
     config = target if isinstance(target, Config) else configs.load(target, overrides)
     root = Path(run_dir) if run_dir is not None else Path("runs") / config.name
     tree = Tree(root.absolute())
+    if client is None:
+        check_cluster(config.cluster)
     identities = prepare(config)
     _open_run(tree, config, identities)
     return _drive_all(tree, config, identities, client, subscribers)
@@ -122,6 +125,8 @@ def resume(
     config = configs.from_yaml(tree.config)
     if cluster is not None:
         config = config.model_copy(update={"cluster": cluster})
+    if client is None:
+        check_cluster(config.cluster)
     identities = prepare(config)
     _open_run(tree, config, identities)
     return _drive_all(tree, config, identities, client, subscribers)

@@ -222,7 +222,8 @@ class Tree:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ConfigError(
-                    f"another daskpipe works in {self.root}. Wait for it (daskpipe status {self.root}) or give --run-dir"
+                    f"another daskpipe works in {self.root}. Wait for it (daskpipe status {self.root}) "
+                    "or give --run-dir"
                 ) from None
             yield
 
@@ -266,7 +267,7 @@ def commit(root: Path, unit: Unit, payload: Payload) -> Receipt:
     try:
         attempt.mkdir(parents=True)
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **payload.arrays)  # type: ignore[arg-type]
+        np.savez(buffer, allow_pickle=False, **payload.arrays)
         rejected = json.dumps([rejection.as_json() for rejection in payload.rejected], indent=1).encode()
         files = {
             "payload.npz": write_synced(attempt / "payload.npz", buffer.getvalue()),
@@ -300,7 +301,9 @@ def commit(root: Path, unit: Unit, payload: Payload) -> Receipt:
     except OSError as error:
         shutil.rmtree(attempt, ignore_errors=True)  # on a full disk every byte counts
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
-            raise DiskError(f"cannot write {attempt}: {error.strerror}. Make room, then: daskpipe resume {root}") from error
+            raise DiskError(
+                f"cannot write {attempt}: {error.strerror}. Make room, then: daskpipe resume {root}"
+            ) from error
         raise
     return receipt
 
@@ -362,7 +365,7 @@ class Task:
     work: Any
 
 
-class WorkerLost(Exception):
+class WorkerLost(Exception):  # noqa: N818 (it is nobody's error)
     """The process or machine under a unit went away."""
 
 
@@ -407,7 +410,9 @@ def drive(tasks: Sequence[Task], pool: Pool, emit: Emit, *, clock: Callable[[], 
             if slots:
                 last_alive = clock()
             elif clock() - last_alive > NO_WORKER_SECONDS:
-                raise ClusterError(f"no worker has lived for {NO_WORKER_SECONDS:.0f} s; start workers, then resume the run")
+                raise ClusterError(
+                    f"no worker has lived for {NO_WORKER_SECONDS:.0f} s; start workers, then resume the run"
+                )
             while waiting and len(under_way) < slots:
                 task = waiting.pop()
                 under_way[pool.submit(task)] = task

@@ -1,1 +1,69 @@
-"""Makes what stands beside this file importable in every test: ``reference``, ``chunking``."""
+"""Makes what stands beside this file importable in every test; and what tests of runs share."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from small_runs import SMALL
+
+import daskpipe
+from daskpipe.cli import main
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@pytest.fixture(scope="session")
+def workers_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the workers of `client` write what libraries print."""
+    return tmp_path_factory.mktemp("workers") / "workers.log"
+
+
+@pytest.fixture(scope="session")
+def client(workers_log: Path) -> Iterator[Client]:
+    """Two workers, one of which offers a GPU (it need not have one: EMT would not use it)."""
+    from daskpipe.cluster import connect
+    from daskpipe.config import load
+
+    cluster = load("emt_alloy", ["cluster.workers=2", "cluster.gpus=1"]).cluster
+    with connect(cluster, workers_log) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def reference(client: Client, tmp_path_factory: pytest.TempPathFactory) -> daskpipe.Result:
+    """One undisturbed run of the small config. Read only: copy the directory to change it."""
+    return daskpipe.run("emt_alloy", SMALL, run_dir=tmp_path_factory.mktemp("reference") / "run", client=client)
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def type_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Typed]]:
+    """Run the command line in this process, as the console script does."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def type_command(*words: str) -> Typed:
+        monkeypatch.setattr(sys, "argv", ["daskpipe", *map(str, words)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capfd.readouterr()
+        return Typed(int(stop.value.code or 0), captured.out, captured.err)
+
+    yield type_command
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

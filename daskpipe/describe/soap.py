@@ -55,7 +55,7 @@ class SOAP:
         compression: Literal["off", "mu2", "mu1nu1", "crossover"] = "off",
         dtype: Literal["float32", "float64"] = "float32",
     ) -> None:
-        from dscribe.descriptors import SOAP as Dscribe
+        from dscribe.descriptors import SOAP as DSCRIBE
 
         self._hypers: dict[str, Any] = {
             "species": sorted(set(species)),
@@ -69,7 +69,7 @@ class SOAP:
         }
         options = {**self._hypers, "compression": {"mode": compression, "species_weighting": None}}
         # dscribe needs to be told whether to look at atoms.pbc.
-        self._open, self._periodic = (Dscribe(**options, periodic=periodic) for periodic in (False, True))
+        self._open, self._periodic = (DSCRIBE(**options, periodic=periodic) for periodic in (False, True))
         self.dtype = np.dtype(dtype)
         self.n_features = int(self._open.get_number_of_features())
 

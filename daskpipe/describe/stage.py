@@ -67,7 +67,9 @@ def describe_block(
     number: np.ndarray, root: Path, keys: list[str], settings: Describe, species: list[str], reduction_key: str
 ) -> np.ndarray:
     """Features of one exploration unit, shape (frame, feature)."""
-    return features(read_unit(root, "explore", keys[int(number[0])]), settings, species, load_reduction(root, reduction_key))
+    return features(
+        read_unit(root, "explore", keys[int(number[0])]), settings, species, load_reduction(root, reduction_key)
+    )
 
 
 def pack(block: np.ndarray) -> Payload:
@@ -84,7 +86,13 @@ def descriptors(frames: Any, settings: Describe, species: list[str]) -> np.ndarr
     """Full descriptors of the structures of a dataset, shape (structure, descriptor)."""
     descriptor = DESCRIPTORS.get(settings.descriptor)(species=species, average="outer", **settings.params)
     rows: np.ndarray = descriptor.compute([to_atoms(frames, index) for index in range(frames.sizes["structure"])])
-    return rows
+    return unit_length(rows) if settings.normalise else rows
+
+
+def unit_length(rows: np.ndarray) -> np.ndarray:
+    """Scale each row to length one, as SOAP kernels do; rows of zeros stay."""
+    length = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    return (rows / np.where(length > 0, length, 1)).astype(rows.dtype)
 
 
 def fit_reduction(root: Path, keys: list[str], settings: Describe, species: list[str], run_seed: int) -> Payload:

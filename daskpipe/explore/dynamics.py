@@ -134,7 +134,11 @@ def run_batch(
         Trajectory(
             seed=_explicit(atoms),
             noise=seeds.stream(
-                run_seed, "explore", structure_id(atoms), float(atoms.info["temperature"]), int(atoms.info["replica"])
+                run_seed,
+                "explore",
+                structure_id(atoms),
+                str(float(atoms.info["temperature"])),
+                int(atoms.info["replica"]),
             ),
         )
         for atoms in structures

@@ -49,9 +49,12 @@ def explore_partition(
     seeds: list[Atoms], build: Callable[[], Potential], dynamics: Dynamics, guards: Guards, run_seed: int
 ) -> list[Payload]:
     """Run the trajectories of one partition; frames are ordered by seed, then time."""
-    from daskpipe.explore.dynamics import run_batch
     from daskpipe.potentials import batched
+    from daskpipe.potentials.catalogue import quiet
     from daskpipe.potentials.potential import unknown_elements
+
+    with quiet():  # torch-sim's import has a good deal to say
+        from daskpipe.explore.dynamics import run_batch
 
     started = time.perf_counter()
     potential = build()

@@ -1,4 +1,4 @@
-"""Is a label a label?"""
+"""What a label must be before it counts as one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import numpy as np
 from daskpipe.label.settings import LabelChecks
 
 
-def wrong(energy: float, forces: np.ndarray, stress: np.ndarray, periodic: bool, checks: LabelChecks) -> tuple[str, str] | None:
+def wrong(
+    energy: float, forces: np.ndarray, stress: np.ndarray, periodic: bool, checks: LabelChecks
+) -> tuple[str, str] | None:
     """Return (reason, evidence) if a label cannot be used, ``None`` if it can.
 
     Parameters

@@ -9,6 +9,9 @@ import numpy as np
 if TYPE_CHECKING:
     from ase import Atoms
 
+SLACK = 0.1
+"""Added to the vacuum, Å: at exactly the cutoff, rounding decides whether an image is a neighbour."""
+
 
 def boxed(atoms: Atoms, vacuum: float) -> Atoms:
     """Return a copy that is periodic along all three vectors, without new neighbours.
@@ -38,8 +41,8 @@ def boxed(atoms: Atoms, vacuum: float) -> Atoms:
     for vector, direction in zip(free, directions, strict=True):
         along = atoms.positions @ direction
         low, high = along.min(), along.max()
-        cell[vector] = direction * (high - low + vacuum)
-        atoms.positions += direction * (vacuum / 2 - low)
+        cell[vector] = direction * (high - low + vacuum + SLACK)
+        atoms.positions += direction * ((vacuum + SLACK) / 2 - low)
     atoms.set_cell(cell)
     atoms.pbc = True
     return atoms

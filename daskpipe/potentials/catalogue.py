@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import sys
 import threading
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from typing import Any
 
 from pydantic import ValidationError
 
 from daskpipe.errors import ConfigError, unknown
 from daskpipe.potentials.potential import Identity, Potential, identity_of_version
+from daskpipe.potentials.quiet import quiet
 from daskpipe.registry import Registry
 
 POTENTIALS = Registry(
@@ -38,7 +34,6 @@ DTYPES = ("float32", "float64")
 _built: dict[tuple[str, str, str, str], Potential] = {}
 # Torch's fx tracing in MACE's loader is not thread-safe, and `quiet` changes what belongs to the whole process.
 _building = threading.RLock()
-_log = logging.getLogger(__name__)
 
 
 def build(name: str, params: Mapping[str, Any], device: str = "auto", dtype: str = "float32") -> Potential:
@@ -150,34 +145,6 @@ def resolve_device(device: str) -> str:
     if device == "cuda":
         raise ConfigError("device=cuda, but torch sees no CUDA device in this process; give device=auto or device=cpu")
     return "cpu"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what libraries print and deprecate while they load a model off the terminal: stdout is the CLI's."""
-    said = io.StringIO()
-    warp_level = _set_warp_level(None)
-    with redirect_stdout(said), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=".*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.*")
-        try:
-            yield
-        finally:
-            _set_warp_level(warp_level)
-    for line in said.getvalue().splitlines():
-        _log.debug("%s", line)
-
-
-def _set_warp_level(level: int | None) -> int | None:
-    # nvidia-warp, imported by torch-sim, greets a machine without a GPU with a warning on stderr.
-    if find_spec("warp") is None:
-        return None
-    import warp
-
-    before: int = warp.config.log_level
-    warp.config.log_level = logging.ERROR if level is None else level
-    return before
 
 
 def _parameter_names(name: str) -> set[str]:

@@ -77,7 +77,7 @@ def _labeller(device: str, version: str) -> Any:
     from daskpipe.potentials.box import boxed
     from daskpipe.units import GPA
 
-    class Silent(Structure):  # type: ignore[misc]
+    class Silent(Structure):
         def to(self, *_args: Any, **_kwargs: Any) -> str:
             """CHGNet writes a CIF into the current directory when a graph fails. The error itself says enough."""
             return ""
@@ -131,7 +131,7 @@ def _labeller(device: str, version: str) -> Any:
 def _calculator(label: Any) -> Calculator:
     from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
 
-    class CHGNetCalculator(Calculator):  # type: ignore[misc]
+    class CHGNetCalculator(Calculator):
         """The labeller as an ASE calculator: boxes and units in one place."""
 
         implemented_properties = ("energy", "forces", "stress", "magmoms")

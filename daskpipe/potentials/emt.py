@@ -27,7 +27,7 @@ def _calculator() -> Calculator:
     import numpy as np
     from ase import Atoms
     from ase.calculators.emt import EMT
-    from matscipy.neighbours import neighbour_list
+    from matscipy.neighbours import neighbour_list  # type: ignore[import-untyped]
 
     from daskpipe.potentials.box import boxed
 
@@ -45,7 +45,7 @@ def _calculator() -> Calculator:
             rows = slice(self.start[atom], self.start[atom + 1])
             return self.second[rows], self.offset[rows]
 
-    class FastEMT(EMT):  # type: ignore[misc]
+    class FastEMT(EMT):
         def initialize(self, atoms: Atoms) -> None:
             super().initialize(atoms)
             self.nl = Neighbours(self.rc_list)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskpipe.errors import ConfigError, InputError, unknown
 from daskpipe.potentials.potential import Evaluation, Identity, Potential, checked_results, file_hash
+from daskpipe.potentials.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -97,8 +98,11 @@ def import_mace() -> None:
     files of others included.
     """
     before = os.environ.get(UNPICKLE_ANYTHING)
+    # Set here as well: after an import that broke off, MACE's own line is not run again, and e3nn needs it.
+    os.environ[UNPICKLE_ANYTHING] = "1"
     try:
-        import mace.calculators.mace_torchsim  # noqa: F401
+        with quiet():
+            import mace.calculators.mace_torchsim  # noqa: F401
     finally:
         if before is None:
             os.environ.pop(UNPICKLE_ANYTHING, None)
@@ -126,11 +130,9 @@ def _known(model: str) -> list[str]:
     """Names of foundation models if `model` looks like a name; MACE, which knows them, is slow to import."""
     if model == "bundled" or "/" in model or os.sep in model or Path(model).suffix:
         return []
-    from daskpipe.potentials.catalogue import quiet
+    import_mace()
+    from mace.calculators.foundations_models import mace_mp_urls, mace_off_urls
 
-    with quiet():
-        import_mace()
-        from mace.calculators.foundations_models import mace_mp_urls, mace_off_urls
     return [*mace_mp_urls, *(f"off:{name}" for name in mace_off_urls)]
 
 

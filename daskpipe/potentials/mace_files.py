@@ -78,7 +78,8 @@ def load_model(path: Path, dtype: str) -> Any:
         weights = load_file(path)
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{path}: {error}; write both files of a model with mace_files.save_model") from error
+        reason = " ".join(str(error).splitlines()[:2])
+        raise InputError(f"{path}: {reason}; write both files of a model with mace_files.save_model") from error
     # What is not a parameter was computed by the constructor.
     missing = sorted(set(missing) & {name for name, _ in model.named_parameters()})
     if missing or unexpected:
@@ -143,6 +144,7 @@ def build_module(hypers: dict[str, Any], dtype: str) -> Any:
     import_mace()
     from e3nn import o3
     from mace import modules
+    from mace.tools.compile import disable_e3nn_codegen
     from mace.tools.torch_tools import default_dtype
 
     tables = {
@@ -154,7 +156,8 @@ def build_module(hypers: dict[str, Any], dtype: str) -> Any:
     arguments |= {name: np.array(hypers[name]) for name in ARRAYS}
     arguments |= {name: o3.Irreps(hypers[name]) if hypers[name] else None for name in IRREPS}
     arguments |= {name: tables[name][hypers[name]] for name in CLASSES}
-    with default_dtype(getattr(torch, dtype)):
+    # e3nn's TorchScript is no faster here, slower to build, and deprecated by torch.
+    with default_dtype(getattr(torch, dtype)), disable_e3nn_codegen():
         return modules.ScaleShiftMACE(**arguments, gate=modules.gate_dict[hypers["gate"]])
 
 

@@ -205,11 +205,8 @@ def checked_results(
     *, energy: float, forces: np.ndarray, stress: np.ndarray | None, magmoms: np.ndarray | None = None
 ) -> Evaluation:
     """Results if all numbers are finite, else a failure; a stress of ``None`` becomes NaN."""
-    bad = [
-        name
-        for name, value in {"energy": energy, "forces": forces, "stress": stress, "magmoms": magmoms}.items()
-        if value is not None and not np.isfinite(value).all()
-    ]
+    numbers = {"energy": energy, "forces": forces, "stress": stress, "magmoms": magmoms}
+    bad = [name for name, value in numbers.items() if value is not None and not np.all(np.isfinite(np.asarray(value)))]
     if bad:
         return Failure(reason="not_finite", evidence=f"NaN or infinite: {', '.join(bad)}")
     return Results(

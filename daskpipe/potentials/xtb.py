@@ -71,7 +71,7 @@ def _calculator(**params: Any) -> Calculator:
 
     from daskpipe.potentials.box import boxed
 
-    class XTB(TBLite):  # type: ignore[misc]
+    class XTB(TBLite):
         """`TBLite` with charge and spin from ``atoms.info``, without memory, and right for slabs."""
 
         def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:

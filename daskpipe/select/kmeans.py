@@ -36,6 +36,12 @@ class KMeansStrata:
         # scikit-learn takes 32 bits of a seed.
         self._model = MiniBatchKMeans(n_clusters=self.n_clusters, random_state=seed % 2**32, n_init=3)
 
+    @property
+    def centers(self) -> np.ndarray:
+        """Centres of the strata, shape (stratum, feature), float64; there once a block was fitted."""
+        centers: np.ndarray = self._model.cluster_centers_
+        return centers
+
     def fit_block(self, features: np.ndarray) -> None:
         """Move the centres by one block, shape (row, feature)."""
         self._model.partial_fit(features)

@@ -71,7 +71,9 @@ def feature_table(root: Path, features: Sequence[tuple[str, int]], dims: int) ->
 
     load = delayed(_load_features, pure=True)
     blocks = [
-        da.from_delayed(load(root, key), shape=(n_frames, dims), dtype=np.float32) for key, n_frames in features if n_frames
+        da.from_delayed(load(root, key), shape=(n_frames, dims), dtype=np.float32)
+        for key, n_frames in features
+        if n_frames
     ]
     return da.concatenate(blocks)
 

@@ -30,7 +30,9 @@ def unrounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "round_positions", lambda atoms: atoms)
 
 
-def run(structures: list[Atoms], guards: Guards | None = None, run_seed: int = RUN_SEED, **settings) -> list[Trajectory]:
+def run(
+    structures: list[Atoms], guards: Guards | None = None, run_seed: int = RUN_SEED, **settings
+) -> list[Trajectory]:
     return run_batch(structures, batched(emt()), dynamics(**settings), guards or Guards(), run_seed)
 
 
@@ -144,7 +146,7 @@ def test_seeds_are_left_as_they_were():
 def test_matches_a_plain_loop_over_baoab(atoms, timestep, friction):
     atoms = seed(atoms, temperature=300.0)
     (trajectory,) = run([atoms], steps=20, stride=1, timestep=timestep, friction=friction)
-    noise = seeds.stream(RUN_SEED, "explore", structure_id(atoms), 300.0, 0)
+    noise = seeds.stream(RUN_SEED, "explore", structure_id(atoms), "300.0", 0)
     slow = atoms.copy()
     slow.calc = EMT()
     expected = baoab(slow, noise, temperature=300.0, timestep=timestep, friction=friction, n_steps=20)
@@ -215,7 +217,9 @@ def energies(timestep: float, n_steps: int) -> np.ndarray:
     """Total energy of a crystal without friction, eV."""
     atoms, model = seed(crystal()), batched(emt())
     rng = np.random.default_rng(1)
-    momenta = torch.as_tensor(rng.standard_normal((len(atoms), 3)) * np.sqrt(units.kB * HOT * atoms.get_masses()[:, None]))
+    momenta = torch.as_tensor(
+        rng.standard_normal((len(atoms), 3)) * np.sqrt(units.kB * HOT * atoms.get_masses()[:, None])
+    )
     state = ts.io.atoms_to_state([atoms], model.device, model.dtype)
     state = MDState.from_state(state, momenta=momenta, **model(state))
     no_kick = torch.zeros((len(atoms), 1), dtype=model.dtype)
@@ -281,7 +285,7 @@ def test_overlap_is_rejected_at_the_frame_and_the_last_sane_geometry_is_kept():
     (trajectory,) = run([atoms], Guards(min_distance=limit / both_radii), steps=100, stride=5)
     assert trajectory.rejection is not None
     assert trajectory.rejection.reason == "overlap"
-    assert f"Cu-Cu at {shortest[n_sane]:.3f} Å" in trajectory.rejection.evidence
+    assert f"{shortest[n_sane]:.3f} Å" in trajectory.rejection.evidence
     assert len(trajectory.frames) == n_sane
     np.testing.assert_array_equal(positions(trajectory), positions(free)[:n_sane])
     last = trajectory.rejection.details["last_sane"]["positions"]

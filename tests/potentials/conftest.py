@@ -10,6 +10,8 @@ from ase import Atoms
 from ase.build import bulk, fcc111
 from ase.cluster import Icosahedron
 
+from daskpipe.potentials.quiet import quiet
+
 SYMBOLS = ("Cu", "Ag", "Au")
 
 
@@ -27,6 +29,7 @@ def slab(seed: int) -> Atoms:
     """Rattled (111) slab, periodic along two vectors; the third is zero."""
     rng = np.random.default_rng(seed)
     atoms = fcc111("Ag", (2, 2, 3), a=4.1)
+    atoms.info.clear()
     atoms.symbols[:] = [str(symbol) for symbol in rng.choice(SYMBOLS, len(atoms))]
     atoms.rattle(0.1, rng=rng)
     assert not atoms.pbc[2]
@@ -42,6 +45,9 @@ def cluster(seed: int) -> Atoms:
     atoms.rattle(0.1, rng=rng)
     return atoms
 
+
+with quiet():  # torch-sim's first import warns
+    import torch_sim  # noqa: F401
 
 type Make = Callable[..., Atoms]
 

@@ -75,7 +75,7 @@ def test_wrong_config(name: str, params: dict[str, object], message: str) -> Non
 
 
 def test_wrong_device_and_dtype() -> None:
-    with pytest.raises(ConfigError, match=r"unknown device 'gpu'\. Known: auto, cpu, cuda"):
+    with pytest.raises(ConfigError, match=r"unknown device 'gpu'\. Did you mean 'cpu'\? Known: auto, cpu, cuda"):
         build("emt", {}, "gpu")
     with pytest.raises(ConfigError, match=r"unknown dtype 'float16'\. .*Known: float32, float64"):
         build("emt", {}, "cpu", "float16")

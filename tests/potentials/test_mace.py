@@ -16,6 +16,7 @@ from daskpipe.errors import ConfigError, InputError
 from daskpipe.potentials import Failure, Results, batched, build, evaluate, identity
 from daskpipe.potentials.mace import BUNDLED, UNPICKLE_ANYTHING, import_mace
 from daskpipe.potentials.mace_files import build_module, hyper_file, load_model, read_hypers, save_model
+from daskpipe.potentials.quiet import quiet
 
 OFFLINE_MESSAGE = (
     r"foundation model 'NAME' is not cached in .*/mace and cannot be fetched .*; fetch it where there is a network "
@@ -33,8 +34,13 @@ def random_module(seed: int = 0, **changes: object) -> torch.nn.Module:
 @pytest.fixture
 def model_file(tmp_path: Path) -> Path:
     path = tmp_path / "random.model"
-    torch.save(random_module(), path)
+    save(random_module(), path)
     return path
+
+
+def save(content: object, path: Path) -> None:
+    with quiet():  # MACE's modules hold TorchScript, which torch deprecates
+        torch.save(content, path)
 
 
 def one(atoms: Atoms, dtype: str = "float64", **params: object) -> Results:
@@ -63,7 +69,8 @@ def test_bundled_model_follows_its_teacher(metals: list[Atoms]) -> None:
 
 
 def test_bundled_model_repels() -> None:
-    distances = np.linspace(0.6, 2.2, 17)
+    # From where the guards of exploration stop a trajectory to where the teacher's wall ends, Å.
+    distances = np.linspace(1.5, 2.1, 13)
     for pair in ("Cu2", "Ag2", "Au2", "CuAu"):
         dimers = [Atoms(pair, positions=[[0, 0, 0], [0, 0, distance]]) for distance in distances]
         found = evaluate(build("mace", {}, "cpu", "float32"), dimers)
@@ -93,8 +100,9 @@ def test_safetensors_give_the_same_as_a_pickle(dtype: str, model_file: Path, tmp
     np.testing.assert_allclose(safe.forces, pickled.forces, atol=tolerance)
     np.testing.assert_allclose(safe.stress, pickled.stress, atol=tolerance)
     assert np.abs(safe.forces).max() > 100 * tolerance
+    again = load_model(stem, "float32").state_dict()
     for name, value in random_module().named_parameters():
-        assert torch.equal(load_model(stem, "float32").state_dict()[name], value)
+        assert torch.equal(again[name], value)
 
 
 def test_a_model_with_vectors_and_without_repulsion_is_given_back(tmp_path: Path) -> None:
@@ -120,7 +128,7 @@ def test_weights_and_hypers_that_do_not_fit(tmp_path: Path) -> None:
     other = tmp_path / "b.safetensors"
     save_model(random_module(hidden_irreps="8x0e"), other)
     shutil.copy(hyper_file(other), hyper_file(stem))
-    with pytest.raises(InputError, match=r"a\.safetensors: .*size mismatch.*write both files of a model with"):
+    with pytest.raises(InputError, match=r"a\.safetensors: .*size mismatch for .*write both files of a model with"):
         load_model(stem, "float32")
     hyper_file(stem).write_text('{"format": "daskpipe-mace/9"}')
     with pytest.raises(InputError, match=r"a\.json: expected format 'daskpipe-mace/1', received 'daskpipe-mace/9'"):
@@ -154,7 +162,7 @@ def test_a_changed_file_is_another_potential(model_file: Path) -> None:
     params = {"model": str(model_file)}
     before, first = identity("mace", params), build("mace", params, "cpu", "float32")
     assert build("mace", params, "cpu", "float32") is first
-    torch.save(random_module(seed=1), model_file)
+    save(random_module(seed=1), model_file)
     assert identity("mace", params).hash != before.hash
     assert build("mace", params, "cpu", "float32") is not first
 

@@ -1,0 +1,340 @@
+"""A run from end to end on real workers: what it makes, where its units ran, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
+from distributed import Client
+from small_runs import SMALL, UNITS, committed, files_of, manifests, workers_of
+
+import daskpipe
+from daskpipe.cluster import connect
+from daskpipe.config import load
+from daskpipe.errors import ConfigError, InputError
+from daskpipe.events import Event, StageFinished
+from daskpipe.runs import Result
+from daskpipe.structures import from_atoms
+from daskpipe.variables import VARIABLES
+from daskpipe.work import Receipt, Tree, read_ledger
+
+ENERGY_TOLERANCE = 1e-4
+"""eV/atom."""
+
+FORCE_TOLERANCE = 1e-3
+"""eV/Å."""
+
+RECEIPT_LIMIT = 2048
+"""Bytes: what a task may send to the driver."""
+
+ROOMS = ("generate-", "explore-", "describe-", "select-", "label-", "store-")
+
+
+def without(attrs: dict[str, object], *names: str) -> dict[str, object]:
+    return {name: value for name, value in attrs.items() if name not in names}
+
+
+def check_labels(dataset: Path, teacher: Calculator) -> None:
+    """Recompute the labels with the teacher's own ASE calculator, from nothing but the stored geometry."""
+    ds = daskpipe.open_dataset(dataset)
+    assert ds.sizes["structure"] > 0
+    for index in range(ds.sizes["structure"]):
+        atoms = daskpipe.to_atoms(ds, index)
+        energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+        assert np.abs(forces).max() > FORCE_TOLERANCE  # at rest, zeros would pass as labels
+        atoms.calc = teacher
+        assert abs(atoms.get_potential_energy() - energy) / len(atoms) < ENERGY_TOLERANCE
+        np.testing.assert_allclose(atoms.get_forces(), forces, atol=FORCE_TOLERANCE, rtol=0)
+
+
+# --- the dataset ------------------------------------------------------------------------------------
+
+
+def test_every_stage_ran_and_the_result_says_so(reference: Result) -> None:
+    assert {stage: row["units"] for stage, row in reference.stages.items()} == UNITS
+    assert {stage: row["computed"] for stage, row in reference.stages.items()} == UNITS
+    assert reference.exit_code == 0
+    assert reference.stages["store"]["counts"].keys() == {"alloy", "cluster"}
+    assert reference.stages["explore"]["out"] == 8  # 4 seeds, 10 steps, every fifth
+    assert reference.stages["store"]["out"] == 6
+
+
+def test_xarray_opens_the_dataset_without_a_warning(reference: Result) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ds = xr.open_zarr(reference.dataset)
+        ds.load()
+    assert ds.attrs["Conventions"].startswith("CF-")
+    assert ds.attrs["seed"] == 0
+    assert json.loads(ds.attrs["config"]) == load("emt_alloy", SMALL).deciding()
+    assert {"numpy", "torch", "ase", "daskpipe"} <= json.loads(ds.attrs["versions"]).keys()
+
+
+def test_names_dims_dtypes_and_units_are_those_of_variables(reference: Result) -> None:
+    ds = xr.open_zarr(reference.dataset)
+    for name, array in ds.data_vars.items():
+        variable = VARIABLES[str(name)]
+        assert array.dims == variable.dims
+        assert array.dtype == variable.dtype
+        assert array.attrs.get("units") == variable.unit
+        assert array.attrs["long_name"] == variable.doc
+    missing = VARIABLES.keys() - ds.data_vars.keys()
+    assert missing == {"magmoms"}  # EMT gives none
+
+
+def test_labels_are_the_teachers(reference: Result) -> None:
+    check_labels(reference.dataset, EMT())
+
+
+@pytest.mark.timeout(240)
+def test_labels_of_chgnet_are_the_teachers(client: Client, tmp_path: Path) -> None:
+    from chgnet.model.dynamics import CHGNetCalculator
+    from chgnet.model.model import CHGNet
+
+    overrides = [*SMALL, "label=chgnet", "label.batch_size=2", "select.n=3"]
+    result = daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
+    assert daskpipe.open_dataset(result.dataset)["magmoms"].notnull().all()
+    check_labels(
+        result.dataset, CHGNetCalculator(CHGNet.load(verbose=False), use_device="cpu", on_isolated_atoms="ignore")
+    )
+
+
+@pytest.mark.timeout(240)
+def test_labels_of_xtb_are_the_teachers(client: Client, tmp_path: Path) -> None:
+    from tblite.ase import TBLite
+
+    overrides = ["generate.sources.molecules.n=2", "explore.dynamics.steps=30", "select.n=2", "describe.dims=4"]
+    result = daskpipe.run("molecules", overrides, run_dir=tmp_path / "run", client=client)
+    check_labels(result.dataset, TBLite(method="GFN2-xTB", verbosity=0))
+
+
+def test_to_atoms_round_trips_exactly(reference: Result) -> None:
+    ds = daskpipe.open_dataset(reference.dataset).load()
+    again = from_atoms([daskpipe.to_atoms(ds, index) for index in range(ds.sizes["structure"])])
+    for name in ds.data_vars:
+        stored = daskpipe.variables.decode(ds[name]) if VARIABLES[str(name)].coded else ds[name].values
+        assert np.array_equal(again[name].values, stored, equal_nan=stored.dtype.kind == "f"), name
+
+
+# --- the same bytes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(240)
+def test_one_worker_makes_the_same_bytes_as_two(reference: Result, tmp_path: Path) -> None:
+    config = load("emt_alloy", [*SMALL, "cluster.workers=1", "cluster.gpus=0"])
+    result = daskpipe.run(config, run_dir=tmp_path / "run")
+    assert len(set.union(*workers_of(result.run_dir).values())) == 1
+    assert len(set.union(*workers_of(reference.run_dir).values())) == 2
+    assert files_of(result.dataset) == files_of(reference.dataset)
+
+
+def test_sizes_of_partitions_and_batches_do_not_change_the_arrays(
+    reference: Result, client: Client, tmp_path: Path
+) -> None:
+    overrides = ["generate.partition_size=3", "explore.batch_size=3", "label.batch_size=4"]
+    result = daskpipe.run("emt_alloy", [*SMALL, *overrides], run_dir=tmp_path / "run", client=client)
+    units = {stage: row["units"] for stage, row in result.stages.items()}
+    assert units == {**UNITS, "generate": 2, "explore": 2, "describe": 2, "label": 2}
+    ours, theirs = xr.open_zarr(result.dataset), xr.open_zarr(reference.dataset)
+    xr.testing.assert_identical(ours.drop_attrs(deep=False), theirs.drop_attrs(deep=False))
+    changing = ("config", "dataset_key", "checksums")
+    assert without(ours.attrs, *changing) == without(theirs.attrs, *changing)
+
+
+def test_another_seed_makes_another_dataset(reference: Result, client: Client, tmp_path: Path) -> None:
+    result = daskpipe.run("emt_alloy", [*SMALL, "seed=1"], run_dir=tmp_path / "run", client=client)
+    ours, theirs = (
+        set(xr.open_zarr(path)["structure_id"].values.tolist()) for path in (result.dataset, reference.dataset)
+    )
+    assert not ours & theirs
+
+
+# --- resume -------------------------------------------------------------------------------------------
+
+
+def test_a_complete_run_is_resumed_for_nothing(reference: Result, client: Client, tmp_path: Path) -> None:
+    shutil.copytree(reference.run_dir, tmp_path / "run")
+    before = committed(tmp_path / "run")
+    result = daskpipe.resume(tmp_path / "run", client=client)
+    assert sum(row["computed"] for row in result.stages.values()) == 0
+    assert committed(tmp_path / "run") == before
+    same = {name: {**row, "computed": 0, "seconds": 0} for name, row in reference.stages.items()}
+    assert {name: {**row, "seconds": 0} for name, row in result.stages.items()} == same
+
+
+def test_a_dataset_that_was_taken_away_is_made_again(reference: Result, client: Client, tmp_path: Path) -> None:
+    shutil.copytree(reference.run_dir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "dataset.zarr")
+    result = daskpipe.resume(tmp_path / "run", client=client)
+    assert {stage for stage, row in result.stages.items() if row["computed"]} == {"store"}
+    assert files_of(result.dataset) == files_of(reference.dataset)
+
+
+def test_a_damaged_unit_stops_the_run_and_is_named(reference: Result, client: Client, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(reference.run_dir, run_dir)
+    shutil.rmtree(run_dir / "units" / "label")
+    payload = min((run_dir / "units" / "explore").glob("*/*/payload.npz"))
+    payload.write_bytes(payload.read_bytes()[:-1] + b"!")
+    with pytest.raises(daskpipe.errors.IntegrityError, match=f"(?s){payload.parent}.*Remove.*daskpipe resume"):
+        daskpipe.resume(run_dir, client=client)
+    shutil.rmtree(payload.parent)
+    result = daskpipe.resume(run_dir, client=client)
+    assert result.stages["explore"]["computed"] == 1
+    assert files_of(result.dataset) == files_of(reference.dataset)
+
+
+def test_a_run_directory_of_another_config_is_refused(reference: Result) -> None:
+    before = files_of(reference.run_dir)
+    with pytest.raises(ConfigError, match=r"holds a run of another config \(select.n: 5 here, 6 there\).*--run-dir"):
+        daskpipe.run("emt_alloy", [*SMALL, "select.n=5"], run_dir=reference.run_dir)
+    assert files_of(reference.run_dir) == before
+
+
+def test_another_model_under_the_same_name_is_refused(reference: Result, tmp_path: Path) -> None:
+    shutil.copytree(reference.run_dir, tmp_path / "run")
+    record = tmp_path / "run" / "potentials.json"
+    potentials = json.loads(record.read_text())
+    record.write_text(json.dumps({**potentials, "label": {**potentials["label"], "hash": "0" * 64}}))
+    with pytest.raises(ConfigError, match=r"label.potential is not the one that .* began with.*\(000000000000\) then"):
+        daskpipe.resume(tmp_path / "run")
+
+
+def test_paths_are_resumed_from_any_directory(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: Result
+) -> None:
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    daskpipe.export(reference.dataset, "extxyz", tmp_path / "mine" / "data" / "few.extxyz")
+    monkeypatch.chdir(tmp_path / "mine")
+    overrides = [*SMALL, "generate=files", "generate.paths=[data]", "~generate.sources", "select.n=2"]
+    overrides = [item for item in overrides if not item.startswith("generate.sources")]
+    first = daskpipe.run("emt_alloy", overrides, run_dir="run", client=client)
+    assert first.stages["generate"]["out"] == 6
+    monkeypatch.chdir(tmp_path)
+    again = daskpipe.resume("mine/run", client=client)
+    assert sum(row["computed"] for row in again.stages.values()) == 0
+
+
+# --- where units run, and what they leave ---------------------------------------------------------------
+
+
+def test_exploration_is_held_to_the_gpu_worker_and_nothing_else_is(
+    reference: Result, client: Client, tmp_path: Path
+) -> None:
+    pids = client.run(os.getpid)
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    (gpu,) = [pids[address] for address, worker in workers.items() if worker["resources"].get("GPU")]
+    result = daskpipe.run("emt_alloy", [*SMALL, "explore.device=auto"], run_dir=tmp_path / "run", client=client)
+    ran_on = workers_of(result.run_dir)
+    assert len(list((tmp_path / "run" / "units" / "explore").glob("*/*"))) == UNITS["explore"]
+    assert ran_on["explore"] == {gpu}
+    for stage in ("generate", "describe", "label"):
+        assert ran_on[stage] == set(pids.values()), stage
+    # Where a unit ran decides nothing.
+    assert files_of(result.dataset) == files_of(reference.dataset)
+
+
+def test_without_a_gpu_stage_exploration_runs_on_both(reference: Result, client: Client) -> None:
+    assert workers_of(reference.run_dir)["explore"] == set(client.run(os.getpid).values())
+
+
+def test_a_gpu_worker_without_cuda_is_named(client: Client, tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(ConfigError, match="device=cuda, but torch sees no CUDA device"):
+        daskpipe.run("emt_alloy", [*SMALL, "explore.device=cuda"], run_dir=tmp_path / "run", client=client)
+
+
+def test_tasks_carry_the_names_of_the_rooms(reference: Result, client: Client) -> None:
+    keys = client.run_on_scheduler(lambda dask_scheduler: {str(item[0]) for item in dask_scheduler.transition_log})
+    assert keys
+    assert [key for key in keys if not key.startswith(ROOMS)] == []
+
+
+def test_nothing_stays_on_the_cluster(reference: Result, client: Client) -> None:
+    deadline = time.monotonic() + 10
+    while client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) and time.monotonic() < deadline:
+        time.sleep(0.1)  # releases travel to the scheduler
+    assert client.run_on_scheduler(lambda dask_scheduler: sorted(map(str, dask_scheduler.tasks))) == []
+    assert client.who_has() == {}
+    assert not any(client.run(lambda dask_worker: len(dask_worker.data)).values())
+
+
+def test_receipts_are_small(reference: Result) -> None:
+    receipts = [Receipt(**json.loads(path.read_text())["receipt"]) for path in manifests(reference.run_dir)]
+    assert len(receipts) == sum(UNITS.values())
+    assert max(len(pickle.dumps(receipt)) for receipt in receipts) < RECEIPT_LIMIT
+
+
+def test_the_ledger_tells_what_is_on_disk(reference: Result) -> None:
+    events = read_ledger(Tree(reference.run_dir))
+    told = [event["key"] for event in events if event["event"] == "UnitCommitted"]
+    assert sorted(told) == sorted(committed(reference.run_dir))
+    assert [event["stage"] for event in events if event["event"] == "StageFinished"] == list(UNITS)
+
+
+def test_subscribers_hear_every_stage(reference: Result, client: Client, tmp_path: Path) -> None:
+    heard: list[Event] = []
+    shutil.copytree(reference.run_dir, tmp_path / "run")
+    daskpipe.resume(tmp_path / "run", client=client, subscribers=[heard.append])
+    assert [event.stage for event in heard if isinstance(event, StageFinished)] == list(UNITS)
+
+
+# --- inputs that leave nothing ------------------------------------------------------------------------
+
+
+def test_seeds_that_all_fail_stop_the_run_with_their_reasons(client: Client, tmp_path: Path) -> None:
+    overrides = [*SMALL, "generate.limits.max_atoms=2"]
+    with pytest.raises(InputError, match=r"no seed structure passed.*'generate/too_large': 4"):
+        daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
+
+
+def test_trajectories_that_all_fail_stop_the_run_with_their_reasons(client: Client, tmp_path: Path) -> None:
+    overrides = [*SMALL, "explore.guards.max_force=1e-9"]
+    with pytest.raises(InputError, match=r"no trajectory survived.*'explore/force': 4"):
+        daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
+
+
+def test_labels_that_all_fail_stop_the_run_with_their_reasons(client: Client, tmp_path: Path) -> None:
+    overrides = [*SMALL, "label.checks.max_force=1e-9"]
+    with pytest.raises(InputError, match=r"the teacher labelled no structure.*'label/force': 6"):
+        daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
+
+
+def test_what_fails_is_quarantined_and_the_rest_goes_on(client: Client, tmp_path: Path) -> None:
+    overrides = [*SMALL, "generate.limits.max_atoms=13", "generate.sources.clusters.n_atoms=[14,14]"]
+    result = daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
+    row = result.stages["generate"]
+    assert (row["inputs"], row["out"], row["rejected"]) == (4, 2, 2)  # the two clusters are too large
+    assert result.quarantined == {"generate/too_large": 2}
+    assert result.exit_code == 10
+    (quarantined,) = {item.reason for item in Tree(result.run_dir).quarantined()}
+    assert quarantined == "too_large"
+    attrs = xr.open_zarr(result.dataset).attrs
+    assert json.loads(attrs["quarantined"]) == result.quarantined
+
+
+def test_workers_of_another_start_are_closed(tmp_path: Path) -> None:
+    import psutil
+
+    before = set(psutil.Process().children(recursive=True))
+    with connect(load("emt_alloy", ["cluster.workers=1", "cluster.gpus=0"]).cluster) as own:
+        started = set(psutil.Process().children(recursive=True)) - before
+        (pid,) = own.run(os.getpid).values()
+        assert pid in {process.pid for process in started}
+    gone, alive = psutil.wait_procs(started, timeout=10)
+    # Python's own resource tracker, one a process, serves later clusters too.
+    assert all("resource_tracker" in " ".join(process.cmdline()) for process in alive)
+    assert pid in {process.pid for process in gone}

@@ -1,0 +1,108 @@
+"""Which units go where: what workers offer, and errors where a resource is missing."""
+
+from __future__ import annotations
+
+import time
+
+import dask
+import pytest
+from distributed import Client
+
+from daskpipe.errors import ClusterError
+from daskpipe.placement import GPU, DaskPool, describe_offers, gpu_stages, offers
+from daskpipe.work import Receipt, Task, Unit, WorkerLost
+
+
+def unit(stage: str, index: int = 0) -> Unit:
+    return Unit(stage=stage, index=index, key=f"{index:032x}", n_inputs=1)
+
+
+def where() -> str:
+    """Address of the worker that runs this."""
+    from distributed import get_worker
+
+    return str(get_worker().address)
+
+
+def task(stage: str, index: int = 0, work: object = where) -> Task:
+    name = f"{stage}-{index}-{time.monotonic_ns()}"
+    return Task(unit=unit(stage, index), work=dask.delayed(work, pure=False)(dask_key_name=name))
+
+
+def results(pool: DaskPool, tasks: list[Task]) -> list[object]:
+    handles = [pool.submit(item) for item in tasks]
+    left = set(handles)
+    while left:
+        left -= pool.wait(left, timeout=10)
+    return [pool.result(handle) for handle in handles]
+
+
+def test_offers_are_those_of_the_workers(client: Client) -> None:
+    assert sorted(worker.get(GPU, 0) for worker in offers(client).values()) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("devices", "held"),
+    [
+        ({"explore": "auto", "label": "cpu"}, {"explore"}),
+        ({"explore": "cuda", "label": "auto"}, {"explore", "label"}),
+        ({"explore": "cpu", "label": "cpu"}, set()),
+    ],
+)
+def test_stages_are_held_by_device(client: Client, devices: dict[str, str], held: set[str]) -> None:
+    assert gpu_stages(client, devices) == held
+
+
+def test_offers_in_words() -> None:
+    assert describe_offers({}) == "no workers"
+    assert (
+        describe_offers({"tcp://b": {}, "tcp://a": {"GPU": 1.0, "MEM": 2.5}})
+        == "tcp://a: GPU=1, MEM=2.5; tcp://b: nothing"
+    )
+
+
+def test_a_held_stage_has_a_slot_a_gpu_and_runs_there_only(client: Client) -> None:
+    pool = DaskPool(client, frozenset({"explore"}))
+    (gpu,) = [address for address, worker in offers(client).items() if worker.get(GPU)]
+    assert pool.slots("explore") == 1
+    assert set(results(pool, [task("explore", index) for index in range(8)])) == {gpu}
+
+
+def test_other_stages_have_a_slot_a_thread_and_one_ahead(client: Client) -> None:
+    pool = DaskPool(client, frozenset({"explore"}))
+    assert pool.slots("label") == 4  # two workers of one thread
+    assert set(results(pool, [task("label", index) for index in range(8)])) == set(offers(client))
+
+
+def test_waiting_ends_after_its_time(client: Client) -> None:
+    pool = DaskPool(client, frozenset())
+    handle = pool.submit(task("label", work=lambda: time.sleep(1)))
+    assert pool.wait([handle], timeout=0.05) == set()
+    assert pool.wait([handle], timeout=30) == {handle}
+    pool.result(handle)
+
+
+def test_what_a_unit_raises_arrives(client: Client) -> None:
+    def fail() -> Receipt:
+        raise ClusterError("as said")
+
+    pool = DaskPool(client, frozenset())
+    with pytest.raises(ClusterError, match="as said"):
+        results(pool, [task("label", work=fail)])
+
+
+def test_a_cancelled_unit_counts_as_lost(client: Client) -> None:
+    pool = DaskPool(client, frozenset())
+    handle = pool.submit(task("label", work=lambda: time.sleep(0.5)))
+    pool.cancel([handle])
+    with pytest.raises(WorkerLost):
+        pool.result(handle)
+
+
+def test_cancelling_nothing_or_after_the_end_is_quiet(client: Client) -> None:
+    DaskPool(client, frozenset()).cancel([])
+    closed = Client(client.scheduler.address, set_as_default=False)
+    pool = DaskPool(closed, frozenset())
+    handle = pool.submit(task("label"))
+    closed.close()
+    pool.cancel([handle])

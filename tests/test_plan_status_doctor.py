@@ -1,0 +1,189 @@
+"""What would happen, how far it is, what works here, and how a run is shown."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from small_runs import SMALL, UNITS
+
+from daskpipe import events
+from daskpipe.config import load
+from daskpipe.doctor import examine
+from daskpipe.errors import ConfigError, InputError
+from daskpipe.plan import plan
+from daskpipe.progress import ProgressBars, next_commands, shown, summary
+from daskpipe.runs import Result
+from daskpipe.status import is_running, status
+from daskpipe.work import Tree, read_ledger
+
+# --- plan -----------------------------------------------------------------------------------------------
+
+
+def test_plan_is_what_the_run_did(reference: Result) -> None:
+    planned = plan(load("emt_alloy", SMALL))
+    assert planned["exact"]
+    for stage, row in planned["stages"].items():
+        did = reference.stages[stage]
+        assert row["inputs"] == did["inputs"]
+        assert row["outputs"] == did["out"]
+        fit = reference.stages["describe-fit"]["units"] if stage == "describe" else 0
+        assert row["units"] == did["units"] + fit
+    assert planned["md_steps"] == 4 * 10  # trajectories, steps
+
+
+def test_plan_counts_temperatures_replicas_and_remainders() -> None:
+    dynamics = ["explore.dynamics.temperatures=[300,600]", "explore.dynamics.replicas=3", "explore.batch_size=5"]
+    stages = plan(load("emt_alloy", [*SMALL, *dynamics, "select.n=1000"]))["stages"]
+    assert stages["explore"] == {"inputs": 24, "outputs": 48, "units": 5}
+    assert stages["label"]["inputs"] == 48  # fewer frames than were asked for
+
+
+def test_plan_of_files_is_not_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.xyz").write_text("1\n\nCu 0 0 0\n")
+    monkeypatch.chdir(tmp_path)
+    planned = plan(load("emt_alloy", ["generate=files", "generate.paths=[.]"]))
+    assert not planned["exact"]
+    assert planned["stages"]["generate"] == {"inputs": 1, "outputs": 1, "units": 1}
+    with pytest.raises(InputError, match="lost.xyz' does not exist"):
+        plan(load("emt_alloy", ["generate=files", "generate.paths=[lost.xyz]"]))
+
+
+def test_plan_in_words(type_command: Callable[..., Any]) -> None:
+    typed = type_command("plan", "emt_alloy", *SMALL)
+    assert typed.code == 0
+    assert "explore 4 8 4" in " ".join(typed.out.split())
+    assert "40 MD steps" in typed.out
+    assert json.loads(type_command("plan", "emt_alloy", *SMALL, "--json").out) == plan(load("emt_alloy", SMALL))
+
+
+# --- status ---------------------------------------------------------------------------------------------
+
+
+def test_status_of_a_complete_run(reference: Result) -> None:
+    state = status(reference.run_dir)
+    assert state["state"] == "complete"
+    assert state["driver_starts"] == 1
+    assert state["dataset"] == str(reference.dataset)
+    assert {stage: row["committed"] for stage, row in state["stages"].items()} == UNITS
+    assert {stage: row["out"] for stage, row in state["stages"].items()} == {
+        stage: row["out"] for stage, row in reference.stages.items()
+    }
+
+
+def test_status_of_a_run_that_was_cut_off(reference: Result, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(reference.run_dir, run_dir)
+    (ledger,) = (run_dir / "ledger").iterdir()
+    lines = ledger.read_text().splitlines(keepends=True)
+    cut = next(number for number, line in enumerate(lines) if '"UnitCommitted", "stage": "label"' in line)
+    ledger.write_text("".join(lines[: cut + 1]) + lines[cut + 1][:20])  # and half a line, as a crash leaves it
+    state = status(run_dir)
+    assert state["state"] == "stopped"
+    assert state["stages"]["label"] == {"committed": 1, "planned": 6, "out": 0, "rejected": 0}
+    assert "store" not in state["stages"]
+
+
+def test_status_without_the_dataset_is_not_complete(reference: Result, tmp_path: Path) -> None:
+    shutil.copytree(reference.run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("dataset.zarr"))
+    assert (status(tmp_path / "run")["state"], status(tmp_path / "run")["dataset"]) == ("stopped", None)
+
+
+def test_status_sees_a_driver(reference: Result, tmp_path: Path) -> None:
+    shutil.copytree(reference.run_dir, tmp_path / "run")
+    tree = Tree(tmp_path / "run")
+    assert not is_running(tree)
+    with tree.driver_lock():
+        assert is_running(tree)
+        assert status(tree.root)["state"] == "running"
+    assert not is_running(tree)
+
+
+def test_status_of_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is no run directory \(it has no config.yaml\); see: ls runs"):
+        status(tmp_path)
+
+
+def test_status_in_words(type_command: Callable[..., Any], reference: Result, tmp_path: Path) -> None:
+    shutil.copytree(reference.run_dir, tmp_path / "run")
+    (tmp_path / "run" / "ledger" / "0001.jsonl").write_text("")
+    typed = type_command("status", str(tmp_path / "run"), "--watch")
+    assert typed.code == 0
+    assert "is stopped; drivers started: 0" in " ".join(typed.out.split())
+    assert f"daskpipe resume {tmp_path / 'run'}" in typed.out
+
+
+# --- progress -------------------------------------------------------------------------------------------
+
+
+def told(reference: Result) -> list[events.Event]:
+    """Events of the reference run, read back from its ledger."""
+    rows = [
+        {key: value for key, value in row.items() if key not in ("at", "segment")}
+        for row in read_ledger(Tree(reference.run_dir))
+    ]
+    return [getattr(events, row.pop("event"))(**row) for row in rows]
+
+
+def test_a_terminal_sees_a_bar_a_stage_with_rate_and_time_left(reference: Result) -> None:
+    screen = io.StringIO()
+    with ProgressBars(Console(file=screen, force_terminal=True, width=140)) as bars:
+        for event in told(reference):
+            bars(event)
+    seen = screen.getvalue()
+    for title in ("generate", "explore", "describe (axes)", "describe", "select", "label", "store"):
+        assert title in seen
+    assert "/s" in seen
+    assert "left" in seen
+    assert "4/4" in seen
+
+
+def test_a_file_sees_a_line_a_stage_and_lost_workers(reference: Result) -> None:
+    page = io.StringIO()
+    lost = events.UnitLost(stage="label", index=3, key="k", losses=1, reason="killed")
+    with ProgressBars(Console(file=page, width=140)) as bars:
+        for event in [*told(reference), lost]:
+            bars(event)
+    lines = page.getvalue().splitlines()
+    assert sum(" out in " in line for line in lines) == len(UNITS)
+    assert "label unit 3 lost its worker; trying again" in lines
+
+
+def test_summary_names_what_was_quarantined(tmp_path: Path) -> None:
+    row = {"inputs": 3, "out": 2, "rejected": 1, "seconds": 1.0, "counts": {"alloy": 2}}
+    result = Result(tmp_path, tmp_path / "dataset.zarr", {"generate": row}, {"generate/overlap": 1}, 5.0)
+    page = io.StringIO()
+    summary(result, Console(file=page, width=200))
+    assert "generate/overlap: 1" in page.getvalue()
+    assert f"details in {tmp_path}/quarantine/" in page.getvalue()
+
+
+def test_commands_survive_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = Result(tmp_path / "it's mine", tmp_path / "it's mine" / "dataset.zarr", {}, {}, 0.0)
+    assert shown(result.run_dir) == "it's mine"
+    assert next_commands(result)[0] == """daskpipe status 'it'"'"'s mine'"""
+
+
+# --- doctor ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(240)
+def test_doctor_tries_every_potential(type_command: Callable[..., Any]) -> None:
+    found = examine()
+    assert {name: row["ok"] for name, row in found["potentials"].items()} == {
+        "emt": True, "mace (bundled)": True, "chgnet": True, "xtb": True,
+    }  # fmt: skip
+    assert all("eV/atom" in row["says"] for row in found["potentials"].values())
+    assert found["machine"]["packages"]["ok"]
+    json.dumps(found)
+    typed = type_command("doctor")
+    assert typed.code == 0
+    for name in ("GPU", "disk", "Slurm", "mace (bundled)"):
+        assert name in typed.out

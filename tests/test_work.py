@@ -1,0 +1,609 @@
+import hashlib
+import json
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+from hypothesis import given
+from hypothesis import strategies as st
+
+import daskpipe.work
+from daskpipe.errors import ClusterError, ConfigError, DiskError, IntegrityError, Rejection
+from daskpipe.events import Event, StageFinished, UnitCommitted, UnitLost
+from daskpipe.structures import from_atoms, hex_ids
+from daskpipe.work import (
+    LOSS_LIMIT,
+    NO_WORKER_SECONDS,
+    Ledger,
+    Payload,
+    Receipt,
+    Rows,
+    Task,
+    Tree,
+    Unit,
+    WorkerLost,
+    arrays_of,
+    commit,
+    drive,
+    key_of,
+    read_ledger,
+    read_rows,
+)
+
+
+def unit(index: int = 0, stage: str = "explore") -> Unit:
+    return Unit(stage=stage, index=index, key=key_of(stage, 1, {}, [index], 0), n_inputs=3)
+
+
+def payload(value: float = 1.0, n: int = 100, rejected: Iterable[Rejection] = ()) -> Payload:
+    arrays = {"positions": np.full((n, 3), value), "system_type": np.array(["alloy", "surface"] * (n // 2))}
+    return Payload(arrays=arrays, n_out=n, rejected=list(rejected), seconds=0.5)
+
+
+def rejection(structure: str = "00ff", reason: str = "overlap") -> Rejection:
+    return Rejection(
+        stage="explore", structure=structure, reason=reason, evidence="Cu-Cu at 0.3 Å", details={"step": 4}
+    )
+
+
+def files(root: Path) -> set[str]:
+    return {str(file.relative_to(root)) for file in root.rglob("*") if file.is_file()}
+
+
+# --- keys -------------------------------------------------------------------------------------------
+
+PARTS: dict[str, Any] = {
+    "stage": "explore",
+    "version": 1,
+    "params": {"dynamics": {"steps": 10, "stride": 5}, "potential": "abc"},
+    "upstream": [["aa", 0, 1], ["bb", 2]],
+    "seed": 7,
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stage": "label"},
+        {"version": 2},
+        {"params": {"dynamics": {"steps": 10, "stride": 6}, "potential": "abc"}},
+        {"params": {"dynamics": {"steps": 10, "stride": 5}}},
+        {"upstream": [["bb", 2], ["aa", 0, 1]]},
+        {"upstream": [["aa", 0], [1, "bb", 2]]},
+        {"upstream": [["aa", 0, 1], ["bb", 2], []]},
+        {"seed": 8},
+    ],
+)
+def test_key_depends_on_each_part(change):
+    assert key_of(**PARTS) == key_of(**PARTS)
+    assert len(key_of(**PARTS)) == 32
+    assert key_of(**(PARTS | change)) != key_of(**PARTS)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def backwards(value: Any) -> Any:
+    """The same value with the keys of all dicts inserted in the opposite order."""
+    if isinstance(value, dict):
+        return {key: backwards(item) for key, item in reversed(value.items())}
+    return [backwards(item) for item in value] if isinstance(value, list) else value
+
+
+@given(st.dictionaries(st.text(max_size=4), json_values, min_size=2, max_size=5))
+def test_key_does_not_depend_on_the_order_of_a_dict(params):
+    assert list(backwards(params)) == list(params)[::-1]
+    assert key_of("explore", 1, backwards(params), [], 0) == key_of("explore", 1, params, [], 0)
+
+
+def test_key_takes_tuples_for_lists_and_refuses_nan():
+    assert key_of("explore", 1, {"a": (1, 2)}, (("k", 1),), 0) == key_of("explore", 1, {"a": [1, 2]}, [["k", 1]], 0)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        key_of("explore", 1, {"a": float("nan")}, [], 0)
+
+
+def test_key_is_the_same_in_every_release():
+    """A changed key would make every run on disk start anew."""
+    assert key_of(**PARTS) == "9a8be9445b263cf972f5406229b3161c"
+
+
+# --- commit -----------------------------------------------------------------------------------------
+
+
+def test_manifest_holds_sizes_and_digests_of_all_files(tmp_path):
+    receipt = commit(tmp_path, unit(), payload(rejected=[rejection()]))
+    folder = Tree(tmp_path).unit_dir("explore", unit().key)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert files(folder) == {"manifest.json", "payload.npz", "rejected.json"}
+    assert set(manifest["files"]) == {"payload.npz", "rejected.json"}
+    for name, facts in manifest["files"].items():
+        data = (folder / name).read_bytes()
+        assert facts == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    assert manifest["unit"] == {"stage": "explore", "index": 0, "key": unit().key, "n_inputs": 3, "upstream": []}
+    assert Receipt(**manifest["receipt"]) == receipt == Tree(tmp_path).receipt(unit())
+    assert receipt.n_bytes == sum(facts["size"] for facts in manifest["files"].values())
+    assert (receipt.n_inputs, receipt.n_out, receipt.n_rejected, receipt.seconds) == (3, 100, 1, 0.5)
+    assert receipt.counts == {"alloy": 50, "surface": 50}
+
+
+def test_what_was_committed_is_what_is_read(tmp_path):
+    made = payload(2.5, rejected=[rejection()])
+    commit(tmp_path, unit(), made)
+    tree = Tree(tmp_path)
+    found = tree.load("explore", unit().key)
+    assert set(found) == set(made.arrays)
+    for name, array in made.arrays.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+    assert list(tree.load("explore", unit().key, ["positions"])) == ["positions"]
+    assert tree.rejected("explore", unit().key) == made.rejected
+    assert tree.receipt(unit(1)) is None
+
+
+def test_equal_payloads_are_equal_bytes(tmp_path):
+    for name in ("one", "other"):
+        commit(tmp_path / name, unit(), payload())
+    one, other = (Tree(tmp_path / name).unit_dir("explore", unit().key) for name in ("one", "other"))
+    assert (one / "payload.npz").read_bytes() == (other / "payload.npz").read_bytes()
+
+
+def test_second_attempt_loses_and_leaves_nothing(tmp_path):
+    first = commit(tmp_path, unit(), payload(1.0))
+    before = files(tmp_path)
+    second = commit(tmp_path, unit(), payload(2.0, n=50))
+    assert second == first
+    assert files(tmp_path) == before
+    assert Tree(tmp_path).load("explore", unit().key)["positions"][0, 0] == 1.0
+    assert Tree(tmp_path).sweep() == 0
+
+
+def test_of_many_attempts_at_once_one_wins(tmp_path):
+    n_attempts = 8
+    together = threading.Barrier(n_attempts)
+
+    def attempt(number: int) -> Receipt:
+        together.wait()
+        return commit(tmp_path, unit(), payload(number, n=2 * (number + 1)))
+
+    with ThreadPoolExecutor(n_attempts) as threads:
+        receipts = list(threads.map(attempt, range(n_attempts)))
+    assert len({receipt.n_out for receipt in receipts}) == 1
+    won = receipts[0].n_out // 2 - 1
+    assert set(Tree(tmp_path).load("explore", unit().key)["positions"].ravel()) == {won}
+    assert len(files(tmp_path)) == 3
+
+
+def test_a_forgotten_unit_is_made_again(tmp_path):
+    commit(tmp_path, unit(), payload(1.0))
+    Tree(tmp_path).forget(unit())
+    assert Tree(tmp_path).receipt(unit()) is None
+    assert files(tmp_path) == set()
+    commit(tmp_path, unit(), payload(2.0))
+    assert Tree(tmp_path).load("explore", unit().key)["positions"][0, 0] == 2.0
+
+
+def test_receipt_pickles_below_2_kb(tmp_path):
+    kinds = [f"a_long_name_of_a_kind_of_system_{number}" for number in range(20)]
+    arrays = {"system_type": np.array(kinds * 500), "positions": np.zeros((10_000, 3))}
+    receipt = commit(tmp_path, unit(), Payload(arrays=arrays, n_out=10_000, rejected=[rejection()] * 100))
+    assert receipt.counts == dict.fromkeys(kinds, 500)
+    assert len(pickle.dumps(receipt)) < 2048
+
+
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+import numpy as np
+from daskpipe.work import Payload, Unit, commit, key_of
+
+root, n_kills = Path(sys.argv[1]), int(sys.argv[2])
+clock = random.Random(0)
+for kill in range(n_kills):
+    pid = os.fork()
+    if pid == 0:
+        for index in range(1000):
+            unit = Unit(stage="explore", index=index, key=key_of("explore", 1, {}, [kill, index], 0), n_inputs=1)
+            commit(root, unit, Payload(arrays={"positions": np.full((20_000, 3), index)}, n_out=1))
+    time.sleep(clock.uniform(0, 0.05))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+"""
+
+
+def test_a_process_killed_while_it_commits_leaves_units_absent_or_whole(tmp_path):
+    n_kills = 25
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(n_kills)], check=True, env=environment, timeout=60)
+    tree = Tree(tmp_path)
+    committed = [path for path in tmp_path.glob("units/*/*/*") if not path.name.startswith(".")]
+    assert committed
+    for folder in committed:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        found = tree.load("explore", folder.name)["positions"]
+        assert (found == manifest["unit"]["index"]).all()
+    n_torn = len(list(tmp_path.glob("units/*/*/.*-attempt")))
+    assert n_torn > 0, "no kill fell into an attempt, which shows nothing"
+    assert tree.sweep() == n_torn
+    assert tree.sweep() == 0
+    assert files(tmp_path) == {
+        str((folder / name).relative_to(tmp_path))
+        for folder in committed
+        for name in ("manifest.json", "payload.npz", "rejected.json")
+    }
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 kB."""
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mounted)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    if done.returncode:
+        pytest.skip(f"a small disk cannot be mounted: {done.stderr.decode().strip()}")
+    yield mounted
+    subprocess.run(["umount", str(mounted)], check=True)
+
+
+def test_a_full_disk_is_named_and_left_as_it_was(small_disk):
+    commit(small_disk, unit(0), payload(n=100))
+    before = files(small_disk)
+    with pytest.raises(DiskError, match=r"cannot write .*-attempt: No space left on device. Make room, then: daskpipe"):
+        commit(small_disk, unit(1), payload(n=100_000))
+    assert files(small_disk) == before, "an attempt that failed must not fill the disk"
+    assert Tree(small_disk).receipt(unit(1)) is None
+    commit(small_disk, unit(2), payload(n=100))
+    assert Tree(small_disk).load("explore", unit(0).key)["positions"].shape == (100, 3)
+
+
+def test_a_file_over_the_limit_is_a_disk_error(tmp_path):
+    """The kernel answers a file beyond RLIMIT_FSIZE, or a quota of that kind, with EFBIG."""
+    code = (
+        "import resource, sys; from pathlib import Path; import numpy as np\n"
+        "from daskpipe.errors import DiskError; from daskpipe.work import *\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, {resource.RLIM_INFINITY}))\n"
+        "unit = Unit(stage='explore', index=0, key=key_of('explore', 1, {}, [], 0), n_inputs=1)\n"
+        "try: commit(Path(sys.argv[1]), unit, Payload(arrays={'a': np.zeros(10_000)}, n_out=1))\n"
+        "except DiskError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, timeout=60)
+    assert "File too large. Make room, then: daskpipe resume" in done.stdout.decode()
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("position", [0, 0.5, -1])
+@pytest.mark.parametrize("name", ["payload.npz", "rejected.json"])
+def test_a_flipped_byte_is_found(tmp_path, name, position):
+    commit(tmp_path, unit(), payload(rejected=[rejection()]))
+    tree = Tree(tmp_path)
+    file = tree.unit_dir("explore", unit().key) / name
+    data = bytearray(file.read_bytes())
+    data[int(position * len(data)) if position >= 0 else -1] ^= 1
+    file.write_bytes(data)
+    read = tree.load if name == "payload.npz" else tree.rejected
+    with pytest.raises(IntegrityError, match=f"{name} is not what was committed .its sha256 differs.. Remove .*resume"):
+        read("explore", unit().key)
+
+
+def test_a_missing_file_and_a_torn_manifest_are_found(tmp_path):
+    commit(tmp_path, unit(), payload())
+    tree = Tree(tmp_path)
+    folder = tree.unit_dir("explore", unit().key)
+    (folder / "payload.npz").unlink()
+    with pytest.raises(IntegrityError, match="payload.npz is not what was committed .it is missing"):
+        tree.load("explore", unit().key)
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text()[:100])
+    for read in (lambda: tree.receipt(unit()), lambda: tree.load("explore", unit().key)):
+        with pytest.raises(IntegrityError, match="manifest.json is not what was committed .JSONDecodeError"):
+            read()
+
+
+def test_rows_are_read_in_the_order_asked_for(tmp_path, monkeypatch):
+    structures = [Atoms("Cu" * (index + 1), positions=np.full((index + 1, 3), index)) for index in range(4)]
+    for index, half in enumerate((structures[:2], structures[2:])):
+        commit(tmp_path, unit(index), Payload(arrays=arrays_of(from_atoms(half)), n_out=2))
+    reads = []
+    load = Tree.load
+    monkeypatch.setattr(Tree, "load", lambda *args: reads.append(args[2]) or load(*args))
+    one, other = unit(0).key, unit(1).key
+    wanted = [(other, (1,)), (other, (0, 1)), (one, (1,)), (other, (0,))]
+    found = read_rows(tmp_path, [Rows(stage="explore", key=key, rows=rows) for key, rows in wanted])
+    assert hex_ids(found) == hex_ids(from_atoms([structures[index] for index in (3, 2, 3, 1, 2)]))
+    assert reads == [other, one, other], "neighbouring rows of one unit are read together"
+
+
+# --- quarantine and lock ----------------------------------------------------------------------------
+
+
+def test_quarantine_twice_is_quarantine_once(tmp_path):
+    tree = Tree(tmp_path)
+    rows = [rejection("aa"), rejection("bb", "force")]
+    tree.quarantine(rows)
+    first = {file: (tmp_path / file).stat().st_mtime_ns for file in files(tmp_path)}
+    tree.quarantine(rows[::-1])
+    assert {file: (tmp_path / file).stat().st_mtime_ns for file in files(tmp_path)} == first
+    assert len(first) == 2
+    assert sorted(tree.quarantined(), key=lambda item: item.structure) == rows
+
+
+@pytest.mark.parametrize("name", ["../../escape", "/etc/passwd", "a b\n<script>", "x" * 5000])
+def test_names_from_outside_do_not_become_paths(tmp_path, name):
+    tree = Tree(tmp_path / "run")
+    tree.root.mkdir()
+    tree.quarantine([rejection(name)])
+    (file,) = files(tmp_path)
+    assert file.startswith("run/quarantine/")
+    assert tree.quarantined() == [rejection(name)]
+
+
+def test_the_same_structure_in_two_stages_is_two_rejections(tmp_path):
+    rows = [rejection(), Rejection(stage="label", structure="00ff", reason="force", evidence="60 eV/Å")]
+    Tree(tmp_path).quarantine(rows)
+    assert len(Tree(tmp_path).quarantined()) == 2
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from daskpipe.work import Tree
+with Tree(Path(sys.argv[1])).driver_lock():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_driver_is_kept_out_until_the_first_dies(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(ConfigError, match=f"another daskpipe works in {tmp_path}. Wait for it"),
+            Tree(tmp_path).driver_lock(),
+        ):
+            pass
+        holder.kill()
+    with Tree(tmp_path).driver_lock():
+        pass
+    with Tree(tmp_path).driver_lock():
+        pass
+
+
+# --- the ledger -------------------------------------------------------------------------------------
+
+
+def finished(seconds: float) -> StageFinished:
+    return StageFinished(stage="explore", seconds=seconds, n_out=1, n_rejected=0)
+
+
+def test_each_driver_writes_its_own_segment(tmp_path):
+    tree = Tree(tmp_path)
+    for start in range(3):
+        ledger = Ledger(tree)
+        for number in range(2):
+            ledger(finished(10 * start + number))
+    assert files(tmp_path) == {f"ledger/000{number}.jsonl" for number in (1, 2, 3)}
+    events = read_ledger(tree)
+    assert [event["seconds"] for event in events] == [0, 1, 10, 11, 20, 21]
+    assert [event["segment"] for event in events] == ["0001", "0001", "0002", "0002", "0003", "0003"]
+    assert {event["event"] for event in events} == {"StageFinished"}
+    for event in events:
+        time.strptime(event["at"], "%Y-%m-%dT%H:%M:%SZ")
+
+
+@pytest.mark.parametrize("n_kept", [0, 1, 40, -2])
+def test_a_torn_last_line_is_left_out(tmp_path, n_kept):
+    tree = Tree(tmp_path)
+    torn = Ledger(tree)
+    torn(finished(1))
+    whole = torn.path.stat().st_size
+    torn(finished(2))
+    last_line = torn.path.read_bytes()[whole:]
+    torn.path.write_bytes(torn.path.read_bytes()[:whole] + last_line[:n_kept])
+    Ledger(tree)(finished(3))
+    assert [event["seconds"] for event in read_ledger(tree)] == [1, 3]
+
+
+def test_a_run_without_a_ledger_has_no_events(tmp_path):
+    assert read_ledger(Tree(tmp_path)) == []
+
+
+# --- the driver's window ----------------------------------------------------------------------------
+
+
+class Threads:
+    """Pool that runs tasks, which are functions, in threads of this process."""
+
+    def __init__(self, n_slots: int) -> None:
+        self.n_slots = n_slots
+        self.executor = ThreadPoolExecutor(max(n_slots, 1))
+        self.open: set[Future[Receipt]] = set()
+        self.widest = 0
+        self.order: list[int] = []
+        self.cancelled: list[Future[Receipt]] = []
+
+    def slots(self, stage: str) -> int:
+        assert stage == "explore"
+        return self.n_slots
+
+    def submit(self, task: Task) -> Future[Receipt]:
+        handle: Future[Receipt] = self.executor.submit(task.work)
+        self.open.add(handle)
+        self.widest = max(self.widest, len(self.open))
+        self.order.append(task.unit.index)
+        return handle
+
+    def wait(self, handles: Iterable[Any], timeout: float) -> set[Any]:
+        return wait(list(handles), timeout, return_when=FIRST_COMPLETED).done
+
+    def result(self, handle: Future[Receipt]) -> Receipt:
+        self.open.remove(handle)
+        return handle.result()
+
+    def cancel(self, handles: Iterable[Any]) -> None:
+        self.cancelled = list(handles)
+        for handle in self.cancelled:
+            handle.cancel()
+
+
+class Work:
+    """Commits a unit, after it raised what it was told to raise, and counts its runs."""
+
+    def __init__(self, root: Path, index: int, *errors: Exception) -> None:
+        self.unit, self.root, self.errors, self.n_runs = unit(index), root, list(errors), 0
+
+    def __call__(self) -> Receipt:
+        self.n_runs += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return commit(self.root, self.unit, payload(self.unit.index))
+
+
+def tasks(works: list[Work]) -> list[Task]:
+    return [Task(unit=work.unit, work=work) for work in works]
+
+
+@pytest.mark.parametrize("n_slots", [1, 3, 50])
+def test_all_tasks_run_once_in_a_window_no_wider_than_the_slots(tmp_path, n_slots):
+    n_tasks = 20
+    works = [Work(tmp_path, index) for index in range(n_tasks)]
+    pool, events = Threads(n_slots), list[Event]()
+    drive(tasks(works), pool, events.append)
+    assert [work.n_runs for work in works] == [1] * n_tasks
+    assert pool.widest == min(n_slots, n_tasks)
+    assert pool.open == set()
+    assert pool.order == list(range(n_tasks))
+    assert pool.cancelled == []
+    committed = [event for event in events if isinstance(event, UnitCommitted)]
+    assert sorted(event.index for event in committed) == list(range(n_tasks))
+    tree = Tree(tmp_path)
+    assert all(tree.receipt(work.unit) is not None for work in works)
+
+
+def test_no_tasks_are_done_at_once(tmp_path):
+    pool = Threads(0)
+    drive([], pool, lambda _: pytest.fail("nothing happened, and an event was sent"))
+
+
+def test_a_lost_unit_goes_to_the_end_of_the_queue_and_is_counted(tmp_path):
+    lost = [WorkerLost("killed by the scheduler"), WorkerLost("killed by the scheduler")]
+    works = [Work(tmp_path, 0, *lost), Work(tmp_path, 1), Work(tmp_path, 2)]
+    pool, events = Threads(1), list[Event]()
+    drive(tasks(works), pool, events.append)
+    assert pool.order == [0, 1, 2, 0, 0]
+    losses = [event for event in events if isinstance(event, UnitLost)]
+    assert [(event.index, event.key, event.losses) for event in losses] == [(0, unit(0).key, 1), (0, unit(0).key, 2)]
+    assert {event.reason for event in losses} == {"killed by the scheduler"}
+    assert sum(isinstance(event, UnitCommitted) for event in events) == 3
+
+
+def test_a_unit_that_is_lost_again_and_again_ends_the_run(tmp_path):
+    works = [Work(tmp_path, 0), Work(tmp_path, 1, *[WorkerLost("segmentation fault")] * (LOSS_LIMIT + 1))]
+    events = list[Event]()
+    with pytest.raises(ClusterError, match=rf"explore unit 1 \({unit(1).key[:8]}\) lost its worker 10 times: segm"):
+        drive(tasks(works), Threads(1), events.append)
+    assert works[1].n_runs == LOSS_LIMIT
+    assert [event.losses for event in events if isinstance(event, UnitLost)] == list(range(1, LOSS_LIMIT + 1))
+    assert Tree(tmp_path).receipt(unit(0)) is not None
+
+
+@pytest.mark.parametrize("error", [IntegrityError("bytes differ"), DiskError("no space"), ConfigError("bad model")])
+def test_an_error_names_its_unit_keeps_its_kind_and_cancels_the_rest(tmp_path, error):
+    let_go = threading.Event()
+
+    class Held(Work):
+        def __call__(self) -> Receipt:
+            let_go.wait(30)
+            return super().__call__()
+
+    works = [Work(tmp_path, 0, error), Held(tmp_path, 1), Held(tmp_path, 2), Held(tmp_path, 3)]
+    pool = Threads(2)
+    try:
+        with pytest.raises(type(error), match=rf"explore unit 0 \({unit(0).key[:8]}\): {error}"):
+            drive(tasks(works), pool, lambda _: None)
+    finally:
+        let_go.set()
+    assert pool.order == [0, 1]
+    assert set(pool.cancelled) == pool.open
+    assert len(pool.cancelled) == 1
+
+
+def test_an_error_that_is_not_ours_is_raised_as_it_is_and_cancels_the_rest(tmp_path):
+    pool = Threads(1)
+    works = [Work(tmp_path, 0, ZeroDivisionError("division by zero")), Work(tmp_path, 1)]
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        drive(tasks(works), pool, lambda _: None)
+    assert works[1].n_runs == 0
+
+
+class Clock:
+    """Half a minute later at each look."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 30
+        return self.now
+
+
+def test_a_run_without_workers_gives_up_after_a_while(tmp_path):
+    clock = Clock()
+    with pytest.raises(ClusterError, match="no worker has lived for 120 s; start workers, then resume the run"):
+        drive(tasks([Work(tmp_path, 0)]), Threads(0), lambda _: None, clock=clock)
+    assert NO_WORKER_SECONDS < clock.now <= NO_WORKER_SECONDS + 90
+
+
+def test_workers_that_come_back_in_time_are_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(daskpipe.work.time, "sleep", lambda _: None)
+
+    class Flickering(Threads):
+        """Three looks without a worker, one with, and so on: never long enough to give up."""
+
+        n_looks = 0
+
+        def slots(self, stage: str) -> int:
+            self.n_looks += 1
+            return 0 if self.n_looks % 4 else 1
+
+    works = [Work(tmp_path, index) for index in range(5)]
+    drive(tasks(works), Flickering(1), lambda _: None, clock=Clock())
+    assert [work.n_runs for work in works] == [1] * 5
+
+
+def test_a_pool_that_loses_its_workers_under_way_gives_up_and_cancels(tmp_path):
+    let_go = threading.Event()
+
+    class Dying(Threads):
+        def slots(self, stage: str) -> int:
+            return 0 if self.open else 1
+
+        def wait(self, handles, timeout):
+            return super().wait(handles, 0.01)
+
+    pool = Dying(1)
+    try:
+        with pytest.raises(ClusterError, match="no worker has lived"):
+            drive([Task(unit=unit(0), work=partial(let_go.wait, 30))], pool, lambda _: None, clock=Clock())
+    finally:
+        let_go.set()
+    assert len(pool.cancelled) == 1
