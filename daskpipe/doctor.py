@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -79,8 +80,13 @@ def _potentials() -> dict[str, Callable[[], str]]:
 
 
 def _try(attempt: Callable[[], str]) -> dict[str, Any]:
+    from daskpipe.potentials.quiet import quiet
+
     try:
-        return _row(True, attempt())
+        # What libraries deprecate is not what was asked.
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _row(True, attempt())
     except Exception as error:  # whatever goes wrong is what the doctor is asked to report
         return _row(False, f"{type(error).__name__}: {error}")
 

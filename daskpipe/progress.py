@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from daskpipe import events
+from daskpipe.work import Tree
 
 if TYPE_CHECKING:
     from daskpipe.runs import Result
@@ -139,10 +140,13 @@ def summary(result: Result, console: Console) -> None:
     console.print()
     console.print(table)
     if result.quarantined:
-        console.print("\n[yellow]Quarantined[/] (stage/reason: structures)")
-        for reason, count in result.quarantined.items():
-            console.print(f"  {reason}: {count}", highlight=False)
-        console.print(f"  details in {escape(shown(result.run_dir))}/quarantine/", highlight=False)
+        console.print("\n[yellow]Quarantined[/] (stage/reason: structures, with the first of each)")
+        rejections = Tree(result.run_dir).quarantined()
+        for name, count in result.quarantined.items():
+            first = next(item for item in rejections if f"{item.stage}/{item.reason}" == name)
+            line = f"  {name}: {count}, e.g. {first.structure}: {first.evidence}"
+            console.print(escape(line), highlight=False, soft_wrap=True)
+        console.print(f"  all of them, one file each: {escape(shown(result.run_dir))}/quarantine/", highlight=False)
     console.print(f"\n[bold]Dataset[/] {escape(shown(result.dataset))} after {result.seconds:.0f} s", highlight=False)
     console.print("\nNext", style="bold")
     for command in next_commands(result):

@@ -81,6 +81,4 @@ def signature_model(function: Callable[..., Any], given: tuple[str, ...]) -> typ
             continue
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (parameter.annotation, default)
-    return create_model(
-        function.__name__, __config__=ConfigDict(extra="forbid", validate_default=True), **fields
-    )
+    return create_model(function.__name__, __config__=ConfigDict(extra="forbid", validate_default=True), **fields)

@@ -194,7 +194,7 @@ class Tree:
             name = hashlib.blake2b(canonical_json([rejection.stage, rejection.structure]).encode(), digest_size=16)
             target = folder / f"{name.hexdigest()}.json"
             if not target.exists():
-                write_atomically(target, json.dumps(rejection.as_json(), indent=1))
+                write_atomically(target, json.dumps(rejection.as_json(), indent=1, ensure_ascii=False))
 
     def quarantined(self) -> list[Rejection]:
         """Return all rejections, ordered by file name."""
@@ -365,7 +365,7 @@ class Task:
     work: Any
 
 
-class WorkerLost(Exception):  # noqa: N818 (it is nobody's error)
+class WorkerLost(Exception):
     """The process or machine under a unit went away."""
 
 

@@ -38,9 +38,7 @@ def test_overlap_is_a_slow_loop_over_images(atoms, limit):
 
 def test_overlap_says_which_atoms():
     evidence = overlap(Atoms("OH", positions=[[0, 0, 0], [0, 0, 0.3]]), 0.6)
-    assert evidence == (
-        "atom 1 (H) is 0.300 Å from atom 0 (O); the limit is 0.582 Å, 0.6 of the sum of covalent radii"
-    )
+    assert evidence == ("atom 1 (H) is 0.300 Å from atom 0 (O); the limit is 0.582 Å, 0.6 of the sum of covalent radii")
     assert overlap(Atoms("H"), 0.6) is None
     assert overlap(molecule("CH3CH2OH"), 0.6) is None
     assert "1.000 Å from its own image (Cu)" in overlap(Atoms("Cu", cell=[1, 9, 9], pbc=[True, False, False]), 0.6)

@@ -50,8 +50,8 @@ def explore_partition(
 ) -> list[Payload]:
     """Run the trajectories of one partition; frames are ordered by seed, then time."""
     from daskpipe.potentials import batched
-    from daskpipe.potentials.catalogue import quiet
     from daskpipe.potentials.potential import unknown_elements
+    from daskpipe.potentials.quiet import quiet
 
     with quiet():  # torch-sim's import has a good deal to say
         from daskpipe.explore.dynamics import run_batch

@@ -27,7 +27,7 @@ def _calculator() -> Calculator:
     import numpy as np
     from ase import Atoms
     from ase.calculators.emt import EMT
-    from matscipy.neighbours import neighbour_list  # type: ignore[import-untyped]
+    from matscipy.neighbours import neighbour_list
 
     from daskpipe.potentials.box import boxed
 

@@ -7,7 +7,16 @@ from ase.build import bulk, fcc111
 from daskpipe.describe.reduction import fit
 from daskpipe.describe.settings import Describe
 from daskpipe.describe.soap import SOAP
-from daskpipe.describe.stage import FIT, describe, features, fit_reduction, load_reduction, pack
+from daskpipe.describe.stage import (
+    FIT,
+    describe,
+    descriptors,
+    features,
+    fit_reduction,
+    load_reduction,
+    pack,
+    unit_length,
+)
 from daskpipe.structures import from_atoms, round_positions
 from daskpipe.work import Payload, Unit, arrays_of, commit, key_of, read_unit
 
@@ -84,7 +93,7 @@ def test_blocks_hold_what_the_tools_give_in_memory(tmp_path):
     key = fitted(tmp_path, units)
     lazy = describe(tmp_path, units, SETTINGS, SPECIES, key)
     reduction = load_reduction(tmp_path, key)
-    in_memory = reduction(SOAP(species=SPECIES, average="outer", **PARAMS).compute(structures))
+    in_memory = reduction(unit_length(SOAP(species=SPECIES, average="outer", **PARAMS).compute(structures)))
     assert np.ptp(in_memory, axis=0).min() > 0
     np.testing.assert_array_equal(lazy.compute(scheduler="synchronous"), in_memory)
     np.testing.assert_array_equal(lazy.blocks[1].compute(scheduler="synchronous"), in_memory[5:8])
@@ -124,7 +133,7 @@ def test_axes_are_those_of_a_sample_of_the_size_asked_for(tmp_path):
     assert few.n_out == SETTINGS.sample
     everything = fit_reduction(tmp_path, keys, SETTINGS.model_copy(update={"sample": 100}), SPECIES, RUN_SEED)
     assert everything.n_out == len(structures)
-    expected = fit(SOAP(species=SPECIES, average="outer", **PARAMS).compute(structures), SETTINGS.dims)
+    expected = fit(unit_length(SOAP(species=SPECIES, average="outer", **PARAMS).compute(structures)), SETTINGS.dims)
     np.testing.assert_allclose(everything.arrays["axes"], expected.axes, atol=1e-9)
     assert not np.allclose(few.arrays["axes"], expected.axes, atol=1e-9)
     other_seed = fit_reduction(tmp_path, keys, SETTINGS, SPECIES, RUN_SEED + 1)
@@ -137,3 +146,16 @@ def test_pack_makes_a_payload():
     assert payload.n_out == 3
     assert list(payload.arrays) == ["features"]
     np.testing.assert_array_equal(payload.arrays["features"], block)
+
+
+def test_descriptors_have_length_one_unless_told_otherwise():
+    ds = from_atoms(frames(3))
+    raw = descriptors(ds, SETTINGS.model_copy(update={"normalise": False}), SPECIES)
+    scaled = descriptors(ds, SETTINGS, SPECIES)
+    assert np.ptp(np.linalg.norm(raw, axis=1)) > 0.1 * np.linalg.norm(raw, axis=1).max()
+    np.testing.assert_allclose(np.linalg.norm(scaled, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(scaled, raw / np.linalg.norm(raw, axis=1, keepdims=True), rtol=1e-5)
+
+
+def test_zeros_keep_their_length():
+    np.testing.assert_array_equal(unit_length(np.zeros((1, 3), dtype=np.float32)), np.zeros((1, 3)))
