@@ -184,7 +184,8 @@ def _make_folder(root: Path) -> None:
         raise ConfigError(f"{root} is or lies below a file; give another --run-dir") from None
     except OSError as error:
         raise DiskError(f"cannot make {root}: {error.strerror}. Make room or give another --run-dir") from error
-    if any(root.iterdir()):
+    # A kill between mkdir and the first rename leaves a hidden temporary file.
+    if any(not path.name.startswith(".") for path in root.iterdir()):
         raise ConfigError(f"{root} is neither empty nor a run directory; give another --run-dir")
 
 
