@@ -57,6 +57,9 @@ TRAINING = {
     "error_table": "PerAtomRMSE",
 }  # fmt: skip
 
+COLLISION = 10
+"""Force on an atom, eV/Å, beyond which atoms are being driven together: errors are told apart there."""
+
 
 def train(datasets: Sequence[Path], work: Path, epochs: int, out: Path) -> None:
     """Run ``mace_run_train`` on the training split, and write the model as safetensors and JSON."""
@@ -166,7 +169,10 @@ def errors(structures: list[Atoms]) -> str:
     """Rows of the table of errors."""
     potential = build("mace", {}, "cpu")
     rows = []
-    for kind, frames in {**by_kind(structures), "all": structures}.items():
+    colliding = [atoms for atoms in structures if np.linalg.norm(atoms.arrays["REF_forces"], axis=1).max() > COLLISION]
+    calm = [atoms for atoms in structures if atoms not in colliding]
+    groups = {**by_kind(calm), f"any, a force above {COLLISION} eV/Å": colliding}
+    for kind, frames in groups.items():
         energy, forces, size, stress = [], [], [], []
         for atoms, found in zip(frames, evaluate(potential, frames), strict=True):
             if isinstance(found, Failure):
