@@ -122,6 +122,7 @@ Root-mean-square errors on {len(data["test"])} held-out structures. No frame of 
 * Cu, Ag and Au only. Its teacher was trained on bulk crystals; for clusters and surfaces it is extrapolating itself.
 * No magnetism, no charge, no dispersion beyond what the teacher has; energies are the teacher's, not those of a DFT.
 * Closer than about 1.6 Å the ZBL repulsion rules, and the numbers are good for keeping atoms apart only.
+* Running the recipe again gives an equivalent model, not these weights.
 * It is rough: fit for exploring, not for results.
 """
     CARD.write_text(text)
