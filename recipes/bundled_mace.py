@@ -172,7 +172,7 @@ def errors(structures: list[Atoms]) -> str:
     rows = []
     colliding = [atoms for atoms in structures if np.linalg.norm(atoms.arrays["REF_forces"], axis=1).max() > COLLISION]
     calm = [atoms for atoms in structures if atoms not in colliding]
-    groups = {**by_kind(calm), f"any, a force above {COLLISION} eV/Å": colliding}
+    groups = by_kind(calm) | ({f"any, a force above {COLLISION} eV/Å": colliding} if colliding else {})
     for kind, frames in groups.items():
         energy, forces, size, stress = [], [], [], []
         for atoms, found in zip(frames, evaluate(potential, frames), strict=True):

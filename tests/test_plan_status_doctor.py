@@ -16,7 +16,7 @@ from small_runs import SMALL, UNITS
 from daskpipe import events
 from daskpipe.config import load
 from daskpipe.doctor import examine
-from daskpipe.errors import ConfigError, InputError
+from daskpipe.errors import ConfigError, InputError, Rejection
 from daskpipe.plan import plan
 from daskpipe.progress import ProgressBars, next_commands, shown, summary
 from daskpipe.runs import Result
@@ -157,11 +157,16 @@ def test_a_file_sees_a_line_a_stage_and_lost_workers(reference: Result) -> None:
 
 def test_summary_names_what_was_quarantined(tmp_path: Path) -> None:
     row = {"inputs": 3, "out": 2, "rejected": 1, "seconds": 1.0, "counts": {"alloy": 2}}
-    result = Result(tmp_path, tmp_path / "dataset.zarr", {"generate": row}, {"generate/overlap": 1}, 5.0)
+    names = [f"mix/[bold]{number}.xyz" for number in range(2)]
+    Tree(tmp_path).quarantine(
+        Rejection(stage="generate", structure=name, reason="overlap", evidence="too close") for name in names
+    )
+    result = Result(tmp_path, tmp_path / "dataset.zarr", {"generate": row}, {"generate/overlap": 2}, 5.0)
     page = io.StringIO()
     summary(result, Console(file=page, width=200))
-    assert "generate/overlap: 1" in page.getvalue()
-    assert f"details in {tmp_path}/quarantine/" in page.getvalue()
+    lines = page.getvalue().splitlines()
+    assert any(f"  generate/overlap: 2, e.g. {name}: too close" in lines for name in names)
+    assert f"  all of them, one file each: {tmp_path}/quarantine/" in lines
 
 
 def test_commands_survive_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

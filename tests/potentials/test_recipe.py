@@ -58,10 +58,17 @@ def test_training_ends_in_a_model_that_loads(
     assert isinstance(found, Results)
 
 
-def test_table_of_errors(recipe: ModuleType, dataset: Path) -> None:
-    rows = recipe.errors(recipe.read([dataset], "test")).splitlines()
-    assert [row.split(" | ")[0] for row in rows] == ["| alloy", "| cluster", "| surface", "| all"]
+def test_table_of_errors(recipe: ModuleType, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    structures = recipe.read([dataset], "test")
+    beyond_any_force, below_any_force = 1000, 0
+    monkeypatch.setattr(recipe, "COLLISION", beyond_any_force)
+    rows = recipe.errors(structures).splitlines()
+    assert [row.split(" | ")[0] for row in rows] == ["| alloy", "| cluster", "| surface"]
     assert rows[1].endswith("| - |"), "a cluster has no stress"
+    assert sum(int(row.split(" | ")[1]) for row in rows) == len(structures)
+    monkeypatch.setattr(recipe, "COLLISION", below_any_force)
+    (row,) = recipe.errors(structures).splitlines()
+    assert row.startswith(f"| any, a force above 0 eV/Å | {len(structures)} |")
     assert recipe.rms([3.0, -3.0]) == 3.0
 
 
