@@ -6,6 +6,8 @@ contract; library users catch the classes.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -94,6 +96,16 @@ class Rejection:
     attempts: int = 1
     details: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def kind(self) -> str:
+        """What it is counted by: ``stage/reason``."""
+        return f"{self.stage}/{self.reason}"
+
     def as_json(self) -> dict[str, Any]:
         """Return the rejection as JSON types."""
         return asdict(self)
+
+
+def reasons(rejections: Iterable[Rejection]) -> dict[str, int]:
+    """Count rejections by kind, in the order of the kinds' names."""
+    return dict(sorted(Counter(rejection.kind for rejection in rejections).items()))

@@ -26,7 +26,7 @@ import daskpipe.store.stage as storing
 from daskpipe import config as configs
 from daskpipe import potentials
 from daskpipe.config import Config
-from daskpipe.errors import DaskpipeError, InputError, Rejection
+from daskpipe.errors import DaskpipeError, InputError, reasons
 from daskpipe.events import Emit, RunFinished, RunStarted, StageFinished, StageStarted
 from daskpipe.placement import DaskPool, gpu_stages, offers
 from daskpipe.work import (
@@ -42,8 +42,6 @@ from daskpipe.work import (
 
 if TYPE_CHECKING:
     from distributed import Client
-
-STAGES = ("generate", "explore", "describe", "select", "label", "store")
 
 
 @dataclass
@@ -367,15 +365,6 @@ def corridor(
     seconds = time.perf_counter() - started
     emit(RunFinished(dataset=str(tree.dataset), seconds=seconds, quarantined=reasons(tree.quarantined())))
     return run.stages
-
-
-def reasons(rejections: list[Rejection]) -> dict[str, int]:
-    """Count rejections by stage and reason."""
-    counts: dict[str, int] = {}
-    for rejection in sorted(rejections, key=lambda item: (item.stage, item.reason)):
-        name = f"{rejection.stage}/{rejection.reason}"
-        counts[name] = counts.get(name, 0) + 1
-    return counts
 
 
 def versions() -> dict[str, str]:

@@ -143,7 +143,7 @@ def summary(result: Result, console: Console) -> None:
         console.print("\n[yellow]Quarantined[/] (stage/reason: structures, with the first of each)")
         rejections = Tree(result.run_dir).quarantined()
         for name, count in result.quarantined.items():
-            first = next(item for item in rejections if f"{item.stage}/{item.reason}" == name)
+            first = next(item for item in rejections if item.kind == name)
             line = f"  {name}: {count}, e.g. {first.structure}: {first.evidence}"
             console.print(escape(line), highlight=False, soft_wrap=True)
         console.print(f"  all of them, one file each: {escape(shown(result.run_dir))}/quarantine/", highlight=False)

@@ -14,10 +14,10 @@ from daskpipe import potentials
 from daskpipe.cluster import check as check_cluster
 from daskpipe.cluster import connect
 from daskpipe.config import Config
-from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError
+from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, reasons
 from daskpipe.events import Emit, fan_out
 from daskpipe.generate.stage import requests
-from daskpipe.pipeline import corridor, reasons
+from daskpipe.pipeline import corridor
 from daskpipe.work import Ledger, Tree, write_atomically
 
 if TYPE_CHECKING:
@@ -91,11 +91,7 @@ def run(
     config = target if isinstance(target, Config) else configs.load(target, overrides)
     root = Path(run_dir) if run_dir is not None else Path("runs") / config.name
     tree = Tree(root.absolute())
-    if client is None:
-        check_cluster(config.cluster)
-    identities = prepare(config)
-    _open_run(tree, config, identities)
-    return _drive_all(tree, config, identities, client, subscribers)
+    return _start(tree, config, client, subscribers)
 
 
 def resume(
@@ -125,6 +121,11 @@ def resume(
     config = configs.from_yaml(tree.config)
     if cluster is not None:
         config = config.model_copy(update={"cluster": cluster})
+    return _start(tree, config, client, subscribers)
+
+
+def _start(tree: Tree, config: Config, client: Client | None, subscribers: Iterable[Emit]) -> Result:
+    """Check all that can be checked before anything runs, then run."""
     if client is None:
         check_cluster(config.cluster)
     identities = prepare(config)

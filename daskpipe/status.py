@@ -6,7 +6,7 @@ import fcntl
 from pathlib import Path
 from typing import Any
 
-from daskpipe.errors import ConfigError
+from daskpipe.errors import ConfigError, reasons
 from daskpipe.work import Tree, read_ledger
 
 
@@ -47,16 +47,12 @@ def status(run_dir: Path | str) -> dict[str, Any]:
             stages[event["stage"]] |= {"out": event["n_out"], "rejected": event["n_rejected"]}
         elif event["event"] == "RunFinished":
             finished = True
-    quarantined: dict[str, int] = {}
-    for rejection in tree.quarantined():
-        name = f"{rejection.stage}/{rejection.reason}"
-        quarantined[name] = quarantined.get(name, 0) + 1
     running = is_running(tree)
     return {
         "run_dir": str(tree.root),
         "state": "running" if running else "complete" if finished and tree.dataset.exists() else "stopped",
         "stages": stages,
-        "quarantined": dict(sorted(quarantined.items())),
+        "quarantined": reasons(tree.quarantined()),
         "driver_starts": len({event["segment"] for event in events}),
         "dataset": str(tree.dataset) if tree.dataset.exists() else None,
     }

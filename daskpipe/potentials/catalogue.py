@@ -115,7 +115,7 @@ def check_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return POTENTIALS.check_params(name, params)
     except ValidationError as error:
-        known = sorted(_parameter_names(name))
+        known = sorted(POTENTIALS.params_model(name).model_fields)
         wrong = []
         for item in error.errors():
             key = ".".join(map(str, item["loc"]))
@@ -145,9 +145,3 @@ def resolve_device(device: str) -> str:
     if device == "cuda":
         raise ConfigError("device=cuda, but torch sees no CUDA device in this process; give device=auto or device=cpu")
     return "cpu"
-
-
-def _parameter_names(name: str) -> set[str]:
-    from daskpipe.registry import signature_model
-
-    return set(signature_model(POTENTIALS.get(name), POTENTIALS.given).model_fields)
