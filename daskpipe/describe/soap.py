@@ -1,4 +1,4 @@
-"""SOAP power spectrum of structures, computed by dscribe.
+"""SOAP power spectrum of structures, with the numbers of dscribe.
 
 Smooth overlap of atomic positions (Bartók, Kondor, Csányi, DOI 10.1103/PhysRevB.87.184115) with the
 Gaussian-type radial basis of dscribe (DOI 10.1016/j.cpc.2019.106949); its argument names and feature order.
@@ -6,14 +6,25 @@ Gaussian-type radial basis of dscribe (DOI 10.1016/j.cpc.2019.106949); its argum
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+WIDTH = 8
+"""Radial functions in a vector of `soap_kernels`."""
+
+TAIL = 1e-3
+"""dscribe's threshold: Gaussians of neighbours count up to where they have fallen to it at `r_cut`."""
+
+TOLERANCE = {"float32": 1e-6, "float64": 1e-11}
+"""Largest error of the tabulated radial functions, in units of the largest value of each."""
 
 
 class SOAP:
@@ -24,7 +35,8 @@ class SOAP:
     species
         Chemical symbols that may occur; they fix the number of features.
     r_cut
-        Radius of an environment, Å.
+        Radius of an environment, Å; more than 1. Neighbours count up to ``r_cut + 3.72 sigma``, where their
+        Gaussians have left the environment.
     n_max, l_max
         Radial functions and largest degree of the spherical harmonics.
     sigma
@@ -40,7 +52,14 @@ class SOAP:
     Raises
     ------
     ValueError
-        For parameters that dscribe refuses.
+        If `species` is empty or holds what is no element, if `r_cut` is at most 1 Å, or if the radial basis is
+        singular in float64.
+
+    Notes
+    -----
+    The coefficients of a neighbour at distance r in direction u are ``g[n, l](r) Y[l, m](u)``, with g the overlap of a
+    radial function with the neighbour's Gaussian. It is tabulated once as cubic polynomials; harmonics come by
+    recurrence; the power spectrum by small products of matrices.
     """
 
     def __init__(
@@ -49,16 +68,22 @@ class SOAP:
         species: Sequence[str],
         r_cut: PositiveFloat = 5.0,
         n_max: PositiveInt = 6,
-        l_max: PositiveInt = 4,
+        l_max: NonNegativeInt = 4,
         sigma: PositiveFloat = 0.75,
         average: Literal["off", "inner", "outer"] = "off",
         compression: Literal["off", "mu2", "mu1nu1", "crossover"] = "off",
         dtype: Literal["float32", "float64"] = "float32",
     ) -> None:
-        from dscribe.descriptors import SOAP as DSCRIBE
+        from ase.data import atomic_numbers
 
+        if unknown := sorted(set(species) - set(atomic_numbers)):
+            raise ValueError(f"species must be chemical symbols such as Cu, received {', '.join(map(str, unknown))}")
+        if not species:
+            raise ValueError("species must name at least one element, received none")
+        if r_cut <= 1:
+            raise ValueError(f"r_cut must be more than 1 Å, where the radial functions begin, received {r_cut}")
         self._hypers: dict[str, Any] = {
-            "species": sorted(set(species)),
+            "species": sorted(set(species), key=atomic_numbers.__getitem__),
             "r_cut": r_cut,
             "n_max": n_max,
             "l_max": l_max,
@@ -67,11 +92,23 @@ class SOAP:
             "compression": compression,
             "dtype": dtype,
         }
-        options = {**self._hypers, "compression": {"mode": compression, "species_weighting": None}}
-        # dscribe needs to be told whether to look at atoms.pbc.
-        self._open, self._periodic = (DSCRIBE(**options, periodic=periodic) for periodic in (False, True))
         self.dtype = np.dtype(dtype)
-        self.n_features = int(self._open.get_number_of_features())
+        n_species = len(self._hypers["species"])
+        blocks = {
+            "off": n_species * n_max * (n_species * n_max + 1) // 2,
+            "mu2": n_max * (n_max + 1) // 2,
+            "mu1nu1": n_species * n_max**2,
+            "crossover": n_species * n_max * (n_max + 1) // 2,
+        }
+        self.n_features = blocks[compression] * (l_max + 1)
+        self._kind = np.full(len(atomic_numbers), -1, dtype=np.int64)
+        self._kind[[atomic_numbers[symbol] for symbol in self._hypers["species"]]] = (
+            0 if compression == "mu2" else np.arange(n_species)
+        )
+        self._cutoff = r_cut + sigma * math.sqrt(-2 * math.log(TAIL))
+        self._table, self._step = radial_table(r_cut, n_max, l_max, sigma, self._cutoff, TOLERANCE[dtype])
+        self._table = _on_cache_lines(self._table.astype(dtype).reshape(-1))
+        self._factors = harmonic_factors(l_max).astype(dtype)
 
     def hypers(self) -> dict[str, Any]:
         """Return all parameters, as JSON types; ``SOAP(**soap.hypers())`` is the same descriptor."""
@@ -88,26 +125,157 @@ class SOAP:
         Raises
         ------
         ValueError
-            If a structure holds an element that is not in `species`.
+            If a structure holds an element that is not in `species`, has no atoms, or is periodic without a cell.
         """
-        blocks = []
-        for atoms in structures:
-            if missing := sorted(set(atoms.symbols) - set(self._hypers["species"])):
+        each = self._hypers["average"] == "off"
+        n_rows = [len(atoms) if each else 1 for atoms in structures]
+        out = np.empty((sum(n_rows), self.n_features), dtype=self.dtype)
+        end = 0
+        for atoms, rows in zip(structures, n_rows, strict=True):
+            self._fill(atoms, out[end : end + rows])
+            end += rows
+        return out
+
+    def _fill(self, atoms: Atoms, out: np.ndarray) -> None:
+        """Write the rows of one structure."""
+        from daskpipe.describe import soap_kernels as kernels
+        from daskpipe.describe.neighbours import Grid
+
+        if not len(atoms):
+            raise ValueError("a structure without atoms has no descriptor; drop it")
+        kinds = self._kind[atoms.numbers]
+        if kinds.min() < 0:
+            missing = sorted(set(atoms.symbols) - set(self._hypers["species"]))
+            raise ValueError(
+                f"structure of {atoms.get_chemical_formula()} holds {', '.join(missing)}, "
+                f"species are {', '.join(self._hypers['species'])}; add the missing ones to species"
+            )
+        compression, average = self._hypers["compression"], self._hypers["average"]
+        grid = Grid.of(atoms, self._cutoff)
+        kernels.soap(
+            grid.positions,
+            grid.points,
+            kinds[grid.atom_index],
+            grid.bin_ptr,
+            grid.low,
+            grid.edges,
+            grid.n_bins,
+            self._cutoff,
+            1 if compression == "mu2" else len(self._hypers["species"]),
+            self.dtype.type(1 / self._step),
+            self._table,
+            self._factors,
+            self._hypers["l_max"],
+            self._hypers["n_max"],
+            {"off": kernels.OFF, "mu2": kernels.MU2, "mu1nu1": kernels.MU1NU1, "crossover": kernels.CROSSOVER}[
+                compression
+            ],
+            {"off": kernels.EACH, "inner": kernels.INNER, "outer": kernels.OUTER}[average],
+            out,
+        )
+
+
+# --- tables -----------------------------------------------------------------------------------------
+
+
+def radial_table(
+    r_cut: float, n_max: int, l_max: int, sigma: float, cutoff: float, tolerance: float
+) -> tuple[np.ndarray, float]:
+    """Tabulate the radial parts of a neighbour's coefficients, for interpolation by cubic polynomials of four rows.
+
+    Returns
+    -------
+    tuple of numpy.ndarray, float
+        Values, shape (row, group, 8), float64; a group are eight radial functions of one l. Row i lies at
+        ``(i - 1) * step``. Zeros are the last four rows, for a neighbour beyond the cutoff, and the radial functions
+        beyond `n_max`. And the step, Å.
+    """
+    overlap = _Overlap(r_cut, n_max, l_max, sigma)
+    n_steps = 64
+    while True:
+        # A little more than the cutoff, so that a neighbour there does not fall beyond.
+        step = cutoff * (1 + 1e-6) / n_steps
+        values = overlap(step * np.arange(-1, n_steps + 2))
+        middle = (9 * (values[1:-2] + values[2:-1]) - values[:-3] - values[3:]) / 16
+        exact = overlap(step * (np.arange(n_steps) + 0.5))
+        error, scale = np.abs(middle - exact).max(axis=0), np.abs(exact).max(axis=0)
+        if (error <= tolerance * scale + overlap.rounding).all():
+            break
+        n_steps *= 2
+    n_groups = (l_max + 1) * -(-n_max // WIDTH)
+    padded = np.zeros((n_steps + 7, l_max + 1, n_groups // (l_max + 1) * WIDTH))
+    padded[:-4, :, :n_max] = values
+    table = np.zeros((n_steps + 7, n_groups + n_groups % 2, WIDTH))
+    table[:, :n_groups] = padded.reshape(n_steps + 7, n_groups, WIDTH)
+    return table, step
+
+
+class _Overlap:
+    """Overlap of dscribe's radial functions with the Gaussian of a neighbour, by its distance.
+
+    ``g[n, l](r) = sum_k beta[l, n, k] r^l exp(-alpha[l, k] r^2)``, where alpha lets the k-th primitive fall to 1e-3 at
+    a distance between 1 Å and `r_cut` and beta makes them orthonormal (Löwdin).
+    """
+
+    def __init__(self, r_cut: float, n_max: int, l_max: int, sigma: float) -> None:
+        from scipy.linalg import LinAlgWarning, inv, sqrtm
+        from scipy.special import gamma
+
+        degree = np.arange(l_max + 1)[:, None]
+        ends = np.linspace(1, r_cut, n_max)
+        alpha, beta = np.empty((l_max + 1, n_max)), np.empty((l_max + 1, n_max, n_max))
+        for k in range(l_max + 1):
+            # Operation by operation as dscribe: the inverse magnifies a difference in the last bit up to 1e10 times.
+            alpha[k] = -np.log(TAIL / np.power(ends, k)) / ends**2
+            metric = 0.5 * gamma(k + 3.0 / 2.0) * (alpha[k] + alpha[k][:, None]) ** (-k - 3.0 / 2.0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", LinAlgWarning)  # ill-conditioned is what many functions are
+                root = sqrtm(inv(metric))
+            if np.iscomplexobj(root):
                 raise ValueError(
-                    f"structure of {atoms.get_chemical_formula()} holds {', '.join(missing)}, "
-                    f"species are {', '.join(self._hypers['species'])}; add the missing ones to species"
+                    f"{n_max} radial functions within {r_cut} Å are not independent in float64 (l = {k}); "
+                    "lower n_max or raise r_cut"
                 )
-            descriptor = self._periodic if atoms.pbc.any() else self._open
-            blocks.append(np.atleast_2d(descriptor.create(_with_volume(atoms))))
-        if not blocks:
-            return np.zeros((0, self.n_features), dtype=self.dtype)
-        return np.concatenate(blocks).astype(self.dtype)
+            beta[k] = root
+        eta = 1 / (2 * sigma**2)
+        # A product of Gaussians is a Gaussian: integral of r^l Y exp(-alpha r^2) exp(-eta (r - R)^2).
+        primitive = (eta / (alpha + eta)) ** degree * (np.pi / (alpha + eta)) ** 1.5
+        # The power spectrum's prefactor, shared among its two factors.
+        prefactor = np.sqrt(np.pi * np.sqrt(8 / (2 * degree + 1)))
+        self._weights = beta * (primitive * prefactor)[:, None, :]
+        self._decay = alpha * eta / (alpha + eta)
+        self._degree = degree
+        # The largest value of r^l exp(-a r^2) lies at r^2 = l / 2a.
+        peak = np.exp(-degree / 2) * (np.maximum(degree, 1) / (2 * self._decay)) ** (degree / 2)
+        self._largest = np.einsum("lk,lnk->ln", peak, np.abs(self._weights))
+
+    @property
+    def rounding(self) -> np.ndarray:
+        """What float64 leaves uncertain, shape (l, n): beta holds large numbers of both signs."""
+        return 8 * np.finfo(np.float64).eps * self._largest
+
+    def __call__(self, distance: np.ndarray) -> np.ndarray:
+        """Values at distances, also negative ones, shape (distance, l, n)."""
+        r = distance[:, None, None]
+        return np.einsum("rlk,lnk->rln", r**self._degree * np.exp(-self._decay * r**2), self._weights)
 
 
-def _with_volume(atoms: Atoms) -> Atoms:
-    """Structure whose zero cell vectors, which are not periodic, are unit vectors: dscribe wants a volume."""
-    if not atoms.pbc.any() or atoms.cell.rank == 3:
-        return atoms
-    atoms = atoms.copy()
-    atoms.cell = atoms.cell.complete()
-    return atoms
+def harmonic_factors(l_max: int) -> np.ndarray:
+    """Factors of the recurrence in `soap_kernels.harmonics`, shape (1 + 2 x number of (l, m >= 0)), float64."""
+    factors = [1.0]
+    for m in range(l_max + 1):
+        start = math.sqrt(math.prod((2 * k + 1) / (2 * k) for k in range(1, m + 1)) / (4 * math.pi))
+        factors += [start * (math.sqrt(2) if m else 1), 0.0]
+        for degree in range(m + 1, l_max + 1):
+            factor = math.sqrt((4 * degree**2 - 1) / (degree**2 - m**2))
+            factors += [factor, factor * math.sqrt(((degree - 1) ** 2 - m**2) / (4 * (degree - 1) ** 2 - 1))]
+    return np.array(factors)
+
+
+def _on_cache_lines(array: np.ndarray) -> np.ndarray:
+    """Copy of a 1-D array that starts on a cache line."""
+    line = 64 // array.itemsize
+    room = np.empty(len(array) + line, dtype=array.dtype)
+    skip = -(room.ctypes.data // array.itemsize) % line
+    room[skip : skip + len(array)] = array
+    return room[skip : skip + len(array)]

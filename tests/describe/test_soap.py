@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -8,16 +9,24 @@ from dscribe.descriptors import SOAP as DSCRIBE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from reference import soap as slow
+from scipy.linalg import LinAlgWarning
 from scipy.spatial.transform import Rotation
 
 from daskpipe.describe import DESCRIPTORS
+from daskpipe.describe.lanes import WIDTH
+from daskpipe.describe.neighbours import Grid
+from daskpipe.describe.neighbours_kernels import around
 from daskpipe.describe.soap import SOAP
 from daskpipe.errors import ConfigError
 
-HYPERS = {"species": ["Au", "Cu"], "r_cut": 4.0, "n_max": 3, "l_max": 2, "sigma": 0.5}
 COMPRESSIONS = ("off", "mu2", "mu1nu1", "crossover")
-ROUNDING = 1e-5
-"""Relative; dscribe computes in float64 and gives float32."""
+HYPERS = {"species": ["Cu", "Au"], "r_cut": 4.0, "n_max": 3, "l_max": 2, "sigma": 0.5}
+ELEMENTS = ["H", "C", "O", "Na", "Al", "Ti", "Cu", "Ag", "Pt", "Au"]
+ROUNDING = 1e-4
+"""Relative, of float32."""
+AGREEMENT = {"float64": {"rtol": 1e-6, "atol": 1e-9}, "float32": {"rtol": 1e-4, "atol": 1e-7}}
+"""With dscribe; `atol` is in units of the largest feature, since sums of both signs leave small ones uncertain."""
 
 
 def structure(kind: str, rng: np.random.Generator) -> Atoms:
@@ -33,26 +42,98 @@ def structure(kind: str, rng: np.random.Generator) -> Atoms:
     return atoms
 
 
-@pytest.mark.parametrize("kind", ["periodic", "slab", "open"])
-@pytest.mark.parametrize("compression", COMPRESSIONS)
+@st.composite
+def drawn(draw: st.DrawFn) -> tuple[Atoms, dict[str, object]]:
+    """Any structure and parameters that dscribe takes; atoms inside the cell, outside of it dscribe misses images."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    species = rng.choice(ELEMENTS, size=draw(st.integers(1, len(ELEMENTS))), replace=False).tolist()
+    n_atoms = draw(st.integers(1, 8))
+    # From a lattice vector far shorter than the cutoff to one beyond it, and skewed by up to half of another.
+    cell = np.diag(rng.uniform(2.0, 9.0, 3)) + np.tril(rng.uniform(-3.0, 3.0, (3, 3)), -1)
+    atoms = Atoms(rng.choice(species, size=n_atoms), scaled_positions=rng.random((n_atoms, 3)), cell=cell)
+    atoms.pbc = [draw(st.booleans()) for _ in range(3)]
+    hypers = {
+        "species": species,
+        "r_cut": rng.uniform(3.0, 6.0),
+        "n_max": draw(st.integers(1, 12)),
+        "l_max": draw(st.integers(0, 9)),
+        "sigma": rng.uniform(0.2, 1.0),
+        "average": draw(st.sampled_from(["off", "inner", "outer"])),
+        "compression": draw(st.sampled_from(COMPRESSIONS)),
+    }
+    return atoms, hypers
+
+
+@settings(max_examples=150, deadline=None)
+@given(drawn(), st.sampled_from(["float32", "float64"]))
+def test_is_dscribe(case, dtype):
+    atoms, hypers = case
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LinAlgWarning)  # of dscribe's many radial functions
+        direct = DSCRIBE(
+            **{**hypers, "compression": {"mode": hypers["compression"], "species_weighting": None}},
+            periodic=bool(atoms.pbc.any()),
+            dtype="float64",
+        )
+    expected = np.atleast_2d(direct.create(atoms))
+    soap = SOAP(**hypers, dtype=dtype)
+    found = soap.compute([atoms])
+    assert found.shape == (len(atoms) if hypers["average"] == "off" else 1, soap.n_features) == expected.shape
+    assert expected.max() > 0
+    tolerance = AGREEMENT[dtype]
+    np.testing.assert_allclose(found, expected, tolerance["rtol"], tolerance["atol"] * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("average", ["off", "inner", "outer"])
-def test_is_dscribe(average, compression, kind):
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_is_dscribe_on_a_large_cell(compression, average):
+    """Hundreds of neighbours an atom, whole vectors of them for each species."""
     rng = np.random.default_rng(0)
-    structures = [structure(kind, rng) for _ in range(2)]
-    soap = SOAP(**HYPERS, average=average, compression=compression, dtype="float64")
-    direct = DSCRIBE(
-        **HYPERS,
-        average=average,
-        compression={"mode": compression, "species_weighting": None},
-        periodic=kind != "open",
-        dtype="float64",
-    )
-    found = soap.compute(structures)
-    expected = np.concatenate([np.atleast_2d(direct.create(atoms)) for atoms in structures])
-    n_rows = sum(map(len, structures)) if average == "off" else len(structures)
-    assert found.shape == (n_rows, soap.n_features)
-    assert np.ptp(found, axis=0).max() > 0
-    np.testing.assert_array_equal(found, expected)
+    atoms = bulk("Cu", cubic=True) * (2, 3, 2)
+    atoms.rattle(0.1, rng=rng)
+    atoms.wrap()
+    atoms.symbols[:] = rng.choice(["Cu", "Ag", "Au"], size=len(atoms))
+    hypers = {"species": ["Cu", "Ag", "Au"], "r_cut": 5.0, "n_max": 8, "l_max": 6, "sigma": 1.0, "average": average}
+    mode = {"mode": compression, "species_weighting": None}
+    expected = np.atleast_2d(DSCRIBE(**hypers, compression=mode, periodic=True, dtype="float64").create(atoms))
+    for dtype, tolerance in AGREEMENT.items():
+        found = SOAP(**hypers, compression=compression, dtype=dtype).compute([atoms])
+        np.testing.assert_allclose(found, expected, tolerance["rtol"], tolerance["atol"] * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", ["periodic", "slab", "open"])
+def test_is_the_slow_reference(kind):
+    atoms = structure(kind, np.random.default_rng(8))
+    found = SOAP(**HYPERS, dtype="float64").compute([atoms])
+    hypers = {name: HYPERS[name] for name in ("r_cut", "n_max", "l_max", "sigma")}
+    expected = slow.power_spectrum(atoms, [29, 79], **hypers)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
+
+
+@settings(max_examples=60, deadline=None)
+@given(drawn(), st.floats(0.5, 7.0))
+def test_points_around_an_atom_are_its_neighbours(case, cutoff):
+    atoms, _ = case
+    atoms.positions += atoms.cell.array.sum(axis=0) * np.arange(len(atoms))[:, None]  # far outside of the cell
+    grid = Grid.of(atoms, cutoff)
+    # Atoms that are pushed out of a cell that is not periodic are far from the others, as they should be.
+    expected = slow.neighbours(atoms, cutoff)
+    found = np.empty(grid.points.shape[1] + WIDTH, np.int32)
+    for atom, (x, y, z) in enumerate(grid.positions):
+        n_found = around(x, y, z, grid.points, grid.bin_ptr, grid.low, grid.edges, grid.n_bins, cutoff, found)
+        points = found[:n_found]
+        rows = np.column_stack([grid.atom_index[points], grid.points[:, points].T - grid.positions[atom]])
+        wanted = np.array([[other, *vector] for other, vector in expected[atom]])
+        assert len(rows) == len(wanted)
+        order = np.lexsort(np.round(rows, 6).T), np.lexsort(np.round(wanted, 6).T)
+        np.testing.assert_allclose(rows[order[0]], wanted[order[1]], atol=1e-8)
+
+
+def test_few_atoms_in_much_space_take_little_memory():
+    atoms = Atoms("Cu2", positions=[[0, 0, 0], [3e4, 2e4, 1e4]])
+    grid = Grid.of(atoms, 3.0)
+    assert grid.points.shape == (3, 2)
+    assert len(grid.bin_ptr) < 100
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -153,13 +234,36 @@ def test_order_and_repeats_of_species_do_not_matter():
 
 
 def test_unknown_species_are_named():
-    with pytest.raises(ValueError, match=r"AgCuPd holds Ag, Pd, species are Au, Cu; add the missing ones to species"):
+    with pytest.raises(ValueError, match=r"AgCuPd holds Ag, Pd, species are Cu, Au; add the missing ones to species"):
         SOAP(**HYPERS).compute([Atoms("AgCuPd", positions=3 * np.eye(3))])
 
 
-def test_what_dscribe_refuses_is_a_value_error():
-    with pytest.raises(ValueError, match="cutoff"):
-        SOAP(**{**HYPERS, "r_cut": 0.5})
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"r_cut": 0.5}, "r_cut must be more than 1 Å, where the radial functions begin, received 0.5"),
+        (
+            {"r_cut": 1.5, "n_max": 12},
+            "12 radial functions within 1.5 Å are not independent .* lower n_max",
+        ),
+        ({"species": []}, "species must name at least one element, received none"),
+        ({"species": ["Cu", "Xx9"]}, "species must be chemical symbols such as Cu, received Xx9"),
+    ],
+)
+def test_parameters_without_a_descriptor_say_why(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SOAP(**{**HYPERS, **changes})
+
+
+def test_a_structure_without_atoms_is_refused():
+    with pytest.raises(ValueError, match="without atoms has no descriptor; drop it"):
+        SOAP(**HYPERS).compute([Atoms()])
+
+
+def test_a_lattice_without_volume_is_refused():
+    atoms = Atoms("Cu", cell=[[3, 0, 0], [6, 0, 0], [0, 0, 3]], pbc=True)
+    with pytest.raises(ValueError, match="structure of Cu is periodic .* span no lattice; set atoms.cell or atoms.pbc"):
+        SOAP(**HYPERS).compute([atoms])
 
 
 @pytest.mark.parametrize(
@@ -177,5 +281,5 @@ def test_wrong_parameters_in_a_config_are_refused(params, message):
 
 
 def test_unknown_descriptor_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"unknown descriptor 'soup'. Did you mean 'soap'\? Known: soap"):
+    with pytest.raises(ConfigError, match=r"unknown descriptor 'soup'. Did you mean 'soap'\? Known: .*soap"):
         DESCRIPTORS.get("soup")

@@ -1,0 +1,187 @@
+"""Vectors in Numba: eight numbers at once, or sixteen that are the eight of two neighbours in turn.
+
+Numba leaves it to LLVM to find vectors in loops, and LLVM does not find those of inner loops as short as ours.
+Here they are said: each operation is an LLVM instruction or two, which become what the processor has (AVX-512, AVX2,
+NEON). Arrays are one-dimensional and contiguous, indices are not checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+WIDTH = 8
+"""Numbers in a vector."""
+
+INT32 = ir.IntType(32)
+
+
+class Lanes(types.Type):
+    """Numba's type of 8 or 16 numbers of one dtype."""
+
+    def __init__(self, dtype: Any, width: int = WIDTH) -> None:
+        self.dtype = dtype
+        self.width = width
+        super().__init__(name=f"Lanes({dtype}, {width})")
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, lanes: Lanes) -> None:
+        element = manager.lookup(lanes.dtype).get_value_type()
+        super().__init__(manager, lanes, ir.VectorType(element, lanes.width))
+
+
+def _address(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    array = context.make_array(signature.args[0])(context, builder, args[0])
+    return builder.gep(array.data, [args[1]])
+
+
+def _read(context: Any, builder: Any, signature: Any, args: Any, width: int) -> Any:
+    dtype = signature.args[0].dtype
+    vector = ir.VectorType(context.get_value_type(dtype), width)
+    address = builder.bitcast(_address(context, builder, signature, args), vector.as_pointer())
+    return builder.load(address, align=dtype.bitwidth // 8)
+
+
+def _shuffle(builder: Any, a: Any, b: Any, lanes: Sequence[int]) -> Any:
+    mask = ir.Constant(ir.VectorType(INT32, len(lanes)), list(lanes))
+    return builder.shuffle_vector(a, b, mask)
+
+
+def _reader(width: int, lanes: Sequence[int] | None, result: int, doc: str) -> Any:
+    """Intrinsic that reads `width` items from an array and puts them into `lanes`."""
+
+    def read(typingcontext: Any, array: Any, start: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            items = _read(context, builder, signature, args, width)
+            return items if lanes is None else _shuffle(builder, items, items, lanes)
+
+        return Lanes(array.dtype, result)(array, types.intp), code
+
+    read.__doc__ = doc
+    return intrinsic(read)
+
+
+load = _reader(WIDTH, None, WIDTH, "Eight items from `start` on.")
+load_two = _reader(2 * WIDTH, None, 2 * WIDTH, "Sixteen items from `start` on.")
+spread = _reader(1, [0] * WIDTH, WIDTH, "One item, eight times.")
+spread_wide = _reader(1, [0] * 2 * WIDTH, 2 * WIDTH, "One item, sixteen times.")
+spread_two = _reader(2, [0, 1] * WIDTH, 2 * WIDTH, "Two items in turn, eight times each.")
+
+
+@intrinsic
+def store(typingcontext: Any, array: Any, start: Any, lanes: Any) -> Any:
+    """Write a vector to an array from `start` on."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector = context.get_value_type(signature.args[2])
+        address = builder.bitcast(_address(context, builder, signature, args), vector.as_pointer())
+        builder.store(args[2], address, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, lanes), code
+
+
+@intrinsic
+def zeros(typingcontext: Any, array: Any) -> Any:
+    """Eight zeros of the dtype of `array`."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return cgutils.get_null_value(context.get_value_type(signature.return_type))
+
+    return Lanes(array.dtype)(array), code
+
+
+def _operator(code: Callable[..., Any], n_operands: int, doc: str) -> Any:
+    """Intrinsic on vectors of one type."""
+
+    def binary(typingcontext: Any, a: Any, b: Any) -> Any:
+        return a(a, a), lambda context, builder, signature, args: code(builder, signature, *args)
+
+    def ternary(typingcontext: Any, a: Any, b: Any, c: Any) -> Any:
+        return a(a, a, a), lambda context, builder, signature, args: code(builder, signature, *args)
+
+    operation = ternary if n_operands == 3 else binary
+    operation.__doc__ = doc
+    return intrinsic(operation)
+
+
+def _multiply_add(builder: Any, signature: Any, a: Any, b: Any, c: Any) -> Any:
+    lanes = signature.return_type
+    name = f"llvm.fmuladd.v{lanes.width}f{lanes.dtype.bitwidth}"
+    operation = cgutils.get_or_insert_function(builder.module, ir.FunctionType(a.type, [a.type] * 3), name)
+    return builder.call(operation, [a, b, c])
+
+
+add = _operator(lambda builder, signature, a, b: builder.fadd(a, b), 2, "``a + b``.")
+sub = _operator(lambda builder, signature, a, b: builder.fsub(a, b), 2, "``a - b``.")
+mul = _operator(lambda builder, signature, a, b: builder.fmul(a, b), 2, "``a * b``.")
+fma = _operator(_multiply_add, 3, "``a * b + c``, rounded once where the processor can.")
+
+LOW = [lane for pair in zip(range(WIDTH), range(2 * WIDTH, 3 * WIDTH), strict=True) for lane in pair]
+HIGH = [lane + WIDTH for lane in LOW]
+
+interleave_low = _operator(
+    lambda builder, signature, a, b: _shuffle(builder, a, b, LOW), 2, "First eights of two sixteens, in turn."
+)
+interleave_high = _operator(
+    lambda builder, signature, a, b: _shuffle(builder, a, b, HIGH), 2, "Second eights of two sixteens, in turn."
+)
+
+
+@intrinsic
+def fold(typingcontext: Any, lanes: Any) -> Any:
+    """Sum neighbouring lanes: sixteen to eight."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        even, odd = (_shuffle(builder, args[0], args[0], range(first, 2 * WIDTH, 2)) for first in (0, 1))
+        return builder.fadd(even, odd)
+
+    return Lanes(lanes.dtype)(lanes), code
+
+
+@intrinsic
+def append_where_within(
+    typingcontext: Any, points: Any, first: Any, x: Any, y: Any, z: Any, square: Any, out: Any, end: Any
+) -> Any:
+    """Append to `out` (int32) the numbers of the points, of eight, that lie within a distance of a place.
+
+    `points` is (xyz, point), float64; the eight from `first` on are looked at. `square` is the squared distance.
+    Returns the new `end` of `out`.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector, integers = ir.VectorType(ir.DoubleType(), WIDTH), ir.VectorType(INT32, WIDTH)
+
+        def everywhere(value: Any, kind: Any) -> Any:
+            one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(INT32, 0))
+            return _shuffle(builder, one, one, [0] * WIDTH)
+
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        n_points = builder.extract_value(array.shape, 1)
+        total = None
+        for axis, place in enumerate(args[2:5]):
+            item = builder.add(builder.mul(n_points, ir.Constant(n_points.type, axis)), args[1])
+            address = builder.bitcast(builder.gep(array.data, [item]), vector.as_pointer())
+            difference = builder.fsub(builder.load(address, align=8), everywhere(place, vector))
+            product = builder.fmul(difference, difference)
+            total = product if total is None else builder.fadd(total, product)
+        mask = builder.fcmp_ordered("<=", total, everywhere(args[5], vector))
+        numbers = builder.add(
+            everywhere(builder.trunc(args[1], INT32), integers), ir.Constant(integers, list(range(WIDTH)))
+        )
+        target = context.make_array(signature.args[6])(context, builder, args[6])
+        kind = ir.FunctionType(ir.VoidType(), [integers, INT32.as_pointer(), mask.type])
+        compress = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.compressstore.v{WIDTH}i32")
+        builder.call(compress, [numbers, builder.gep(target.data, [args[7]]), mask])
+        n_found = builder.ctpop(builder.bitcast(mask, ir.IntType(WIDTH)))
+        return builder.add(args[7], builder.zext(n_found, args[7].type))
+
+    real, whole = types.float64, types.intp
+    return whole(points, whole, real, real, real, real, out, whole), code
