@@ -37,16 +37,16 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, lanes, ir.VectorType(element, lanes.width))
 
 
-def _address(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    array = context.make_array(signature.args[0])(context, builder, args[0])
+def _address(context: Any, builder: Any, kinds: Any, args: Any) -> Any:
+    """Address of item ``args[1]`` of array ``args[0]``; `kinds` are their types."""
+    array = context.make_array(kinds[0])(context, builder, args[0])
     return builder.gep(array.data, [args[1]])
 
 
-def _read(context: Any, builder: Any, signature: Any, args: Any, width: int) -> Any:
-    dtype = signature.args[0].dtype
-    vector = ir.VectorType(context.get_value_type(dtype), width)
-    address = builder.bitcast(_address(context, builder, signature, args), vector.as_pointer())
-    return builder.load(address, align=dtype.bitwidth // 8)
+def _read(context: Any, builder: Any, kinds: Any, args: Any, width: int) -> Any:
+    vector = ir.VectorType(context.get_value_type(kinds[0].dtype), width)
+    address = builder.bitcast(_address(context, builder, kinds, args), vector.as_pointer())
+    return builder.load(address, align=kinds[0].dtype.bitwidth // 8)
 
 
 def _shuffle(builder: Any, a: Any, b: Any, lanes: Sequence[int]) -> Any:
@@ -59,7 +59,7 @@ def _reader(width: int, lanes: Sequence[int] | None, result: int, doc: str) -> A
 
     def read(typingcontext: Any, array: Any, start: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            items = _read(context, builder, signature, args, width)
+            items = _read(context, builder, signature.args, args, width)
             return items if lanes is None else _shuffle(builder, items, items, lanes)
 
         return Lanes(array.dtype, result)(array, types.intp), code
@@ -81,7 +81,7 @@ def store(typingcontext: Any, array: Any, start: Any, lanes: Any) -> Any:
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vector = context.get_value_type(signature.args[2])
-        address = builder.bitcast(_address(context, builder, signature, args), vector.as_pointer())
+        address = builder.bitcast(_address(context, builder, signature.args, args), vector.as_pointer())
         builder.store(args[2], address, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
@@ -146,6 +146,33 @@ def fold(typingcontext: Any, lanes: Any) -> Any:
     return Lanes(lanes.dtype)(lanes), code
 
 
+def _everywhere(builder: Any, value: Any, width: int = WIDTH) -> Any:
+    one = builder.insert_element(ir.Constant(ir.VectorType(value.type, width), ir.Undefined), value, INT32(0))
+    return _shuffle(builder, one, one, [0] * width)
+
+
+def _append(context: Any, builder: Any, kind: Any, array: Any, end: Any, items: Any, mask: Any) -> Any:
+    """Write the items whose mask is set one after another to an array from `end` on; the new end."""
+    target = context.make_array(kind)(context, builder, array)
+    signature = ir.FunctionType(ir.VoidType(), [items.type, INT32.as_pointer(), mask.type])
+    compress = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.compressstore.v{WIDTH}i32")
+    builder.call(compress, [items, builder.gep(target.data, [end]), mask])
+    return builder.add(end, builder.zext(builder.ctpop(builder.bitcast(mask, ir.IntType(WIDTH))), end.type))
+
+
+@intrinsic
+def append_where_equal(typingcontext: Any, keys: Any, items: Any, first: Any, key: Any, out: Any, end: Any) -> Any:
+    """Append to `out` the items, of the eight from `first` on, whose key is `key`; return the new `end`. All int32."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        places = [_read(context, builder, signature.args[k:], [args[k], args[2]], WIDTH) for k in (0, 1)]
+        mask = builder.icmp_signed("==", places[0], _everywhere(builder, builder.trunc(args[3], INT32)))
+        return _append(context, builder, signature.args[4], args[4], args[5], places[1], mask)
+
+    whole = types.intp
+    return whole(keys, items, whole, whole, out, whole), code
+
+
 @intrinsic
 def append_where_within(
     typingcontext: Any, points: Any, first: Any, x: Any, y: Any, z: Any, square: Any, out: Any, end: Any
@@ -157,31 +184,19 @@ def append_where_within(
     """
 
     def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector, integers = ir.VectorType(ir.DoubleType(), WIDTH), ir.VectorType(INT32, WIDTH)
-
-        def everywhere(value: Any, kind: Any) -> Any:
-            one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(INT32, 0))
-            return _shuffle(builder, one, one, [0] * WIDTH)
-
+        vector = ir.VectorType(ir.DoubleType(), WIDTH)
         array = context.make_array(signature.args[0])(context, builder, args[0])
         n_points = builder.extract_value(array.shape, 1)
-        total = None
+        total = ir.Constant(vector, None)
         for axis, place in enumerate(args[2:5]):
             item = builder.add(builder.mul(n_points, ir.Constant(n_points.type, axis)), args[1])
             address = builder.bitcast(builder.gep(array.data, [item]), vector.as_pointer())
-            difference = builder.fsub(builder.load(address, align=8), everywhere(place, vector))
-            product = builder.fmul(difference, difference)
-            total = product if total is None else builder.fadd(total, product)
-        mask = builder.fcmp_ordered("<=", total, everywhere(args[5], vector))
-        numbers = builder.add(
-            everywhere(builder.trunc(args[1], INT32), integers), ir.Constant(integers, list(range(WIDTH)))
-        )
-        target = context.make_array(signature.args[6])(context, builder, args[6])
-        kind = ir.FunctionType(ir.VoidType(), [integers, INT32.as_pointer(), mask.type])
-        compress = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.compressstore.v{WIDTH}i32")
-        builder.call(compress, [numbers, builder.gep(target.data, [args[7]]), mask])
-        n_found = builder.ctpop(builder.bitcast(mask, ir.IntType(WIDTH)))
-        return builder.add(args[7], builder.zext(n_found, args[7].type))
+            difference = builder.fsub(builder.load(address, align=8), _everywhere(builder, place))
+            total = builder.fadd(total, builder.fmul(difference, difference))
+        mask = builder.fcmp_ordered("<=", total, _everywhere(builder, args[5]))
+        first_number = _everywhere(builder, builder.trunc(args[1], INT32))
+        numbers = builder.add(first_number, ir.Constant(first_number.type, list(range(WIDTH))))
+        return _append(context, builder, signature.args[6], args[6], args[7], numbers, mask)
 
     real, whole = types.float64, types.intp
     return whole(points, whole, real, real, real, real, out, whole), code

@@ -7,6 +7,7 @@ Work and memory are linear in the number of atoms. Pairs are not kept: who wants
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +15,42 @@ from daskpipe.accelerate import kernel
 from daskpipe.describe.lanes import WIDTH, append_where_within
 
 
+class Grid(NamedTuple):
+    """A structure's atoms, and those of their images that lie within a cutoff of the box around them.
+
+    Parameters
+    ----------
+    positions
+        Atoms, wrapped into the cell along its periodic vectors, shape (atom, xyz), float64, Å.
+    points
+        Atoms and images in order of their bins, shape (xyz, point), float64, Å.
+    atom_index
+        The atom that each point is an image of, shape (point,), int64.
+    bin_ptr
+        Points of bin i lie from ``bin_ptr[i]`` to ``bin_ptr[i + 1]``, shape (bin + 1,), int64; x runs fastest.
+    low, edges
+        Corner of the grid and size of a bin, shape (xyz,), Å.
+    n_bins
+        Bins along each axis, shape (xyz,), int64.
+    cutoff
+        Å.
+    """
+
+    positions: np.ndarray
+    points: np.ndarray
+    atom_index: np.ndarray
+    bin_ptr: np.ndarray
+    low: np.ndarray
+    edges: np.ndarray
+    n_bins: np.ndarray
+    cutoff: float
+
+
 @kernel
-def wrap(positions, cell, heights, inverse, pbc, cutoff, out, spans, box):
+def wrap(
+    positions: np.ndarray, cell: np.ndarray, inverse: np.ndarray, pbc: np.ndarray, cutoff: float, out: np.ndarray,
+    spans: np.ndarray, box: np.ndarray,
+) -> None:  # fmt: skip
     """Move atoms into the cell along its periodic vectors, and frame what lies around them.
 
     Writes the positions, how many images to look at on either side along each cell vector, and the corners of the
@@ -24,29 +59,32 @@ def wrap(positions, cell, heights, inverse, pbc, cutoff, out, spans, box):
     fractional, low, high = np.empty(3), np.full(3, np.inf), np.full(3, -np.inf)
     box[0, :], box[1, :] = np.inf, -np.inf
     for atom in range(len(positions)):
-        for k in range(3):
-            fractional[k] = (
-                positions[atom, 0] * inverse[0, k]
-                + positions[atom, 1] * inverse[1, k]
-                + positions[atom, 2] * inverse[2, k]
-            )
         out[atom, :] = positions[atom, :]
         for k in range(3):
-            if pbc[k]:
-                shift = math.floor(fractional[k])
-                fractional[k] -= shift
-                for axis in range(3):
-                    out[atom, axis] -= shift * cell[k, axis]
-                low[k], high[k] = min(low[k], fractional[k]), max(high[k], fractional[k])
+            if not pbc[k]:
+                continue
+            fractional[k] = 0
+            for axis in range(3):
+                fractional[k] += positions[atom, axis] * inverse[axis, k]
+            shift = math.floor(fractional[k])
+            fractional[k] -= shift
+            low[k], high[k] = min(low[k], fractional[k]), max(high[k], fractional[k])
+            for axis in range(3):
+                out[atom, axis] -= shift * cell[k, axis]
         for axis in range(3):
             box[0, axis] = min(box[0, axis], out[atom, axis] - cutoff)
             box[1, axis] = max(box[1, axis], out[atom, axis] + cutoff)
     for k in range(3):
-        spans[k] = math.floor(high[k] - low[k] + cutoff / heights[k]) if pbc[k] else 0
+        # The height of the cell over the plane of the other two vectors is one over the inverse's column.
+        per_height = math.sqrt(inverse[0, k] ** 2 + inverse[1, k] ** 2 + inverse[2, k] ** 2)
+        spans[k] = math.floor(high[k] - low[k] + cutoff * per_height) if pbc[k] else 0
 
 
 @kernel
-def images(positions, cell, spans, box, out_points, out_atoms):
+def images(
+    positions: np.ndarray, cell: np.ndarray, spans: np.ndarray, box: np.ndarray, out_points: np.ndarray,
+    out_atoms: np.ndarray,
+) -> int:  # fmt: skip
     """Write all copies of atoms that lie in the box, unless into empty arrays; return how many there are."""
     n_points = 0
     writes = len(out_atoms) > 0
@@ -60,9 +98,8 @@ def images(positions, cell, spans, box, out_points, out_atoms):
                     x = positions[atom, 0] + shift_x
                     y = positions[atom, 1] + shift_y
                     z = positions[atom, 2] + shift_z
-                    if (
-                        box[0, 0] <= x <= box[1, 0] and box[0, 1] <= y <= box[1, 1] and box[0, 2] <= z <= box[1, 2]
-                    ):  # fmt: skip
+                    inside = box[0, 0] <= x <= box[1, 0] and box[0, 1] <= y <= box[1, 1]
+                    if inside and box[0, 2] <= z <= box[1, 2]:
                         if writes:
                             out_points[0, n_points] = x
                             out_points[1, n_points] = y
@@ -73,14 +110,15 @@ def images(positions, cell, spans, box, out_points, out_atoms):
 
 
 @kernel
-def place(coordinate, low, edge, n_bins):
+def place(coordinate: float, low: float, edge: float, n_bins: int) -> int:
     """Bin of a coordinate along one axis."""
     return min(max(int((coordinate - low) / edge), 0), n_bins - 1)
 
 
 @kernel
-def sort(points, atoms, low, edges, n_bins, bin_ptr, out_points, out_atoms):
-    """Order points by bin, x fastest; those of bin i lie from ``bin_ptr[i]`` to ``bin_ptr[i + 1]``."""
+def sort(points: np.ndarray, atoms: np.ndarray, grid: Grid) -> None:
+    """Fill a grid: its points, the atoms they belong to, and where each bin begins."""
+    low, edges, n_bins, bin_ptr = grid.low, grid.edges, grid.n_bins, grid.bin_ptr
     where = np.empty(len(atoms), np.int64)
     bin_ptr[:] = 0
     for point in range(len(atoms)):
@@ -95,27 +133,27 @@ def sort(points, atoms, low, edges, n_bins, bin_ptr, out_points, out_atoms):
     for point in range(len(atoms)):
         target = free[where[point]]
         free[where[point]] += 1
-        out_points[0, target] = points[0, point]
-        out_points[1, target] = points[1, point]
-        out_points[2, target] = points[2, point]
-        out_atoms[target] = atoms[point]
+        for axis in range(3):
+            grid.points[axis, target] = points[axis, point]
+        grid.atom_index[target] = atoms[point]
 
 
 @kernel
-def beyond(coordinate, low, edge, number):
+def beyond(coordinate: float, low: float, edge: float, number: int) -> float:
     """Distance of a coordinate from a bin along one axis, 0 inside it."""
     left = low + number * edge
     return max(left - coordinate, coordinate - left - edge, 0.0)
 
 
 @kernel
-def around(x, y, z, points, bin_ptr, low, edges, n_bins, cutoff, out):
-    """Points within the cutoff of a place, a point there included; returns how many there are.
+def around(centre: np.ndarray, grid: Grid, out: np.ndarray) -> int:
+    """Write the numbers of the points within the cutoff of a place, one there included; return how many they are.
 
-    `out` has room for all points and a vector more.
+    `out` is int32 and has room for all points and a vector more.
     """
-    px, py, pz = points[0], points[1], points[2]
-    squared = cutoff * cutoff
+    points, bin_ptr, low, edges, n_bins = grid.points, grid.bin_ptr, grid.low, grid.edges, grid.n_bins
+    cutoff, square = grid.cutoff, grid.cutoff * grid.cutoff
+    x, y, z = centre[0], centre[1], centre[2]
     found = 0
     first_k, last_k = place(z - cutoff, low[2], edges[2], n_bins[2]), place(z + cutoff, low[2], edges[2], n_bins[2])
     first_j, last_j = place(y - cutoff, low[1], edges[1], n_bins[1]), place(y + cutoff, low[1], edges[1], n_bins[1])
@@ -123,7 +161,7 @@ def around(x, y, z, points, bin_ptr, low, edges, n_bins, cutoff, out):
         gap_z = beyond(z, low[2], edges[2], k)
         for j in range(first_j, last_j + 1):
             gap_y = beyond(y, low[1], edges[1], j)
-            left = squared - gap_z * gap_z - gap_y * gap_y
+            left = square - gap_z * gap_z - gap_y * gap_y
             if left < 0:
                 continue
             reach = math.sqrt(left)
@@ -133,10 +171,10 @@ def around(x, y, z, points, bin_ptr, low, edges, n_bins, cutoff, out):
             stop = bin_ptr[row + place(x + reach, low[0], edges[0], n_bins[0]) + 1]
             whole = start + (stop - start) // WIDTH * WIDTH
             for point in range(start, whole, WIDTH):
-                found = append_where_within(points, point, x, y, z, squared, out, found)
+                found = append_where_within(points, point, x, y, z, square, out, found)
             for point in range(whole, stop):
-                dx, dy, dz = px[point] - x, py[point] - y, pz[point] - z
+                dx, dy, dz = points[0, point] - x, points[1, point] - y, points[2, point] - z
                 # Written always, kept where the count goes on: no branch to guess.
                 out[found] = point
-                found += dx * dx + dy * dy + dz * dz <= squared
+                found += dx * dx + dy * dy + dz * dz <= square
     return found

@@ -9,13 +9,19 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+    from daskpipe.describe.soap_kernels import Basis
+
+COMPRESSIONS = ("off", "mu2", "mu1nu1", "crossover")
+AVERAGES = ("off", "inner", "outer")
 
 WIDTH = 8
 """Radial functions in a vector of `soap_kernels`."""
@@ -58,8 +64,8 @@ class SOAP:
     Notes
     -----
     The coefficients of a neighbour at distance r in direction u are ``g[n, l](r) Y[l, m](u)``, with g the overlap of a
-    radial function with the neighbour's Gaussian. It is tabulated once as cubic polynomials; harmonics come by
-    recurrence; the power spectrum by small products of matrices.
+    radial function with the neighbour's Gaussian. It is tabulated once and interpolated by cubic polynomials;
+    harmonics come by recurrence; the power spectrum by small products of matrices.
     """
 
     def __init__(
@@ -101,14 +107,12 @@ class SOAP:
             "crossover": n_species * n_max * (n_max + 1) // 2,
         }
         self.n_features = blocks[compression] * (l_max + 1)
-        self._kind = np.full(len(atomic_numbers), -1, dtype=np.int64)
+        self._kind = np.full(len(atomic_numbers), -1, dtype=np.int32)
         self._kind[[atomic_numbers[symbol] for symbol in self._hypers["species"]]] = (
             0 if compression == "mu2" else np.arange(n_species)
         )
         self._cutoff = r_cut + sigma * math.sqrt(-2 * math.log(TAIL))
         self._table, self._step = radial_table(r_cut, n_max, l_max, sigma, self._cutoff, TOLERANCE[dtype])
-        self._table = _on_cache_lines(self._table.astype(dtype).reshape(-1))
-        self._factors = harmonic_factors(l_max).astype(dtype)
 
     def hypers(self) -> dict[str, Any]:
         """Return all parameters, as JSON types; ``SOAP(**soap.hypers())`` is the same descriptor."""
@@ -138,8 +142,8 @@ class SOAP:
 
     def _fill(self, atoms: Atoms, out: np.ndarray) -> None:
         """Write the rows of one structure."""
-        from daskpipe.describe import soap_kernels as kernels
-        from daskpipe.describe.neighbours import Grid
+        from daskpipe.describe.neighbours import neighbour_grid
+        from daskpipe.describe.soap_kernels import soap
 
         if not len(atoms):
             raise ValueError("a structure without atoms has no descriptor; drop it")
@@ -150,28 +154,27 @@ class SOAP:
                 f"structure of {atoms.get_chemical_formula()} holds {', '.join(missing)}, "
                 f"species are {', '.join(self._hypers['species'])}; add the missing ones to species"
             )
-        compression, average = self._hypers["compression"], self._hypers["average"]
-        grid = Grid.of(atoms, self._cutoff)
-        kernels.soap(
-            grid.positions,
-            grid.points,
-            kinds[grid.atom_index],
-            grid.bin_ptr,
-            grid.low,
-            grid.edges,
-            grid.n_bins,
-            self._cutoff,
-            1 if compression == "mu2" else len(self._hypers["species"]),
-            self.dtype.type(1 / self._step),
-            self._table,
-            self._factors,
-            self._hypers["l_max"],
-            self._hypers["n_max"],
-            {"off": kernels.OFF, "mu2": kernels.MU2, "mu1nu1": kernels.MU1NU1, "crossover": kernels.CROSSOVER}[
-                compression
-            ],
-            {"off": kernels.EACH, "inner": kernels.INNER, "outer": kernels.OUTER}[average],
-            out,
+        grid = neighbour_grid(atoms, self._cutoff)
+        mode, average = COMPRESSIONS.index(self._hypers["compression"]), AVERAGES.index(self._hypers["average"])
+        soap(grid, kinds[grid.atom_index], self._basis, mode, average, out)
+
+    @cached_property
+    def _basis(self) -> Basis:
+        """What the kernels need to know, made on first use: it takes Numba."""
+        from daskpipe.describe.soap_kernels import Basis, aligned
+
+        table = aligned(self._table.size, np.empty(0, self.dtype))
+        table[:] = self._table.reshape(-1)
+        n_max, l_max = self._hypers["n_max"], self._hypers["l_max"]
+        return Basis(
+            table=table,
+            rows_per_length=cast(float, self.dtype.type(1 / self._step)),
+            factors=harmonic_factors(l_max).astype(self.dtype),
+            n_species=int(self._kind.max()) + 1,
+            n_max=n_max,
+            l_max=l_max,
+            n_vectors=-(-n_max // WIDTH),
+            n_groups=self._table.shape[1],
         )
 
 
@@ -270,12 +273,3 @@ def harmonic_factors(l_max: int) -> np.ndarray:
             factor = math.sqrt((4 * degree**2 - 1) / (degree**2 - m**2))
             factors += [factor, factor * math.sqrt(((degree - 1) ** 2 - m**2) / (4 * (degree - 1) ** 2 - 1))]
     return np.array(factors)
-
-
-def _on_cache_lines(array: np.ndarray) -> np.ndarray:
-    """Copy of a 1-D array that starts on a cache line."""
-    line = 64 // array.itemsize
-    room = np.empty(len(array) + line, dtype=array.dtype)
-    skip = -(room.ctypes.data // array.itemsize) % line
-    room[skip : skip + len(array)] = array
-    return room[skip : skip + len(array)]

@@ -8,12 +8,15 @@ of degree l from ``l * l`` on.
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from daskpipe.accelerate import kernel
 from daskpipe.describe.lanes import (
     WIDTH,
+    add,
+    append_where_equal,
     fma,
     fold,
     interleave_high,
@@ -28,28 +31,140 @@ from daskpipe.describe.lanes import (
     sub,
     zeros,
 )
-from daskpipe.describe.neighbours_kernels import around
+from daskpipe.describe.neighbours_kernels import Grid, around
 
 OFF, MU2, MU1NU1, CROSSOVER = 0, 1, 2, 3
-"""dscribe's modes of compression."""
+"""dscribe's modes of compression, as `soap.COMPRESSIONS` names them."""
 
 EACH, INNER, OUTER = 0, 1, 2
-"""A row an atom; the spectrum of the mean coefficients; the mean of the spectra."""
+"""A row an atom; the spectrum of the mean coefficients; the mean of the spectra. As `soap.AVERAGES` names them."""
+
+
+class Basis(NamedTuple):
+    """What the descriptor expands in.
+
+    Parameters
+    ----------
+    table
+        Radial functions, flat from shape (row, n_groups, 8); a group are eight functions of one l. Row i lies at
+        ``(i - 1) / rows_per_length``; the last four rows are zeros.
+    rows_per_length
+        Scalar of the table's dtype, 1/Å.
+    factors
+        Of the recurrence in `harmonics`.
+    n_species, n_max, l_max
+        Numbers of species (1 for mu2) and of radial functions, and the largest degree.
+    n_vectors, n_groups
+        Vectors an l, and groups a row; the latter even.
+    """
+
+    table: np.ndarray
+    rows_per_length: float
+    factors: np.ndarray
+    n_species: int
+    n_max: int
+    l_max: int
+    n_vectors: int
+    n_groups: int
+
+
+class Buffers(NamedTuple):
+    """Room for the work on one centre: its neighbours by species, and what they add up to."""
+
+    found: np.ndarray
+    found_kinds: np.ndarray
+    places: np.ndarray
+    ends: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    z: np.ndarray
+    rows: np.ndarray
+    weights: np.ndarray
+    harmonics: np.ndarray
+    radial: np.ndarray
+    pairwise: np.ndarray
+    summed: np.ndarray
 
 
 @kernel
-def harmonics(x_row, y_row, z_row, first, factors, l_max, out):
-    """Real orthonormal spherical harmonics of eight unit vectors, ``out[lm, 8]``.
+def aligned(size: int, like: np.ndarray) -> np.ndarray:
+    """Array of zeros of the dtype of `like` that starts on a cache line, so that no vector lies on two."""
+    line = 64 // like.itemsize
+    array = np.zeros(size + line, like.dtype)
+    skip = (-(array.ctypes.data // like.itemsize)) % line
+    return array[skip : skip + size]
 
-    `factors` starts with a one; then come, by m and l, two factors each of the recurrence
+
+@kernel
+def gather(centre: np.ndarray, grid: Grid, kinds: np.ndarray, basis: Basis, work: Buffers) -> int:
+    """Find the neighbours of a centre and order them by species, each species from a multiple of eight on.
+
+    Places that stay empty are so far away that radial functions are zero there. Returns the number of places;
+    ``work.ends`` says where each species ends, padding left out.
+    """
+    found, found_kinds, places, ends = work.found, work.found_kinds, work.places, work.ends
+    x, y, z = work.x, work.y, work.z
+    n_found = around(centre, grid, found)
+    for number in range(n_found):
+        found_kinds[number] = kinds[found[number]]
+    # The last vector reaches beyond the end, where nothing is of any species.
+    found_kinds[n_found : n_found + WIDTH] = -1
+    n_places = 0
+    for kind in range(basis.n_species):
+        ends[kind] = n_places
+        for number in range(0, n_found, WIDTH):
+            ends[kind] = append_where_equal(found_kinds, found, number, kind, places, ends[kind])
+        n_places = (ends[kind] + WIDTH - 1) // WIDTH * WIDTH
+        places[ends[kind] : n_places] = 0
+    px, py, pz = grid.points[0], grid.points[1], grid.points[2]
+    for place in range(n_places):
+        point = places[place]
+        x[place], y[place], z[place] = px[point] - centre[0], py[point] - centre[1], pz[point] - centre[2]
+    far = (len(basis.table) // (basis.n_groups * WIDTH) - 3.5) / basis.rows_per_length
+    for kind in range(basis.n_species):
+        for place in range(ends[kind], (ends[kind] + WIDTH - 1) // WIDTH * WIDTH):
+            x[place], y[place], z[place] = 0, 0, far
+    return n_places
+
+
+@kernel
+def directions(n_places: int, basis: Basis, work: Buffers) -> None:
+    """Turn vectors into unit vectors, and their lengths into rows of the radial table and weights of four rows."""
+    x, y, z, rows = work.x, work.y, work.z, work.rows
+    w0, w1, w2, w3 = work.weights[0], work.weights[1], work.weights[2], work.weights[3]
+    one = basis.rows_per_length / basis.rows_per_length  # of the table's dtype
+    half, sixth = one / 2, one / 6
+    for place in range(n_places):
+        r = math.sqrt(x[place] * x[place] + y[place] * y[place] + z[place] * z[place])
+        # The centre itself has no direction; its radial functions vanish beyond l = 0.
+        inverse = one / (r if r > 0 else one)
+        x[place] *= inverse
+        y[place] *= inverse
+        z[place] *= inverse
+        row = np.int32(r * basis.rows_per_length)
+        rows[place] = row
+        # Cubic Lagrange polynomials at -1, 0, 1, 2.
+        t = r * basis.rows_per_length - row
+        w0[place] = -sixth * t * (t - one) * (t - 2 * one)
+        w1[place] = half * (t + one) * (t - one) * (t - 2 * one)
+        w2[place] = -half * (t + one) * t * (t - 2 * one)
+        w3[place] = sixth * (t + one) * t * (t - one)
+
+
+@kernel
+def harmonics(first: int, basis: Basis, work: Buffers) -> None:
+    """Real orthonormal spherical harmonics of eight unit vectors, (lm, 8).
+
+    ``basis.factors`` starts with a one; then come, by m and l, two factors each of the recurrence
     ``q[l, m] = a z q[l - 1, m] - b q[l - 2, m]``, in whose place the first is q[m, m] itself where l = m.
     """
-    x, y, z = load(x_row, first), load(y_row, first), load(z_row, first)
+    factors, out = basis.factors, work.harmonics
+    x, y, z = load(work.x, first), load(work.y, first), load(work.z, first)
     real, imaginary = spread(factors, 0), zeros(factors)
     entry = 1
-    for m in range(l_max + 1):
+    for m in range(basis.l_max + 1):
         before, now = zeros(factors), spread(factors, entry)
-        for degree in range(m, l_max + 1):
+        for degree in range(m, basis.l_max + 1):
             if degree > m:
                 after = sub(mul(spread(factors, entry), mul(z, now)), mul(spread(factors, entry + 1), before))
                 before = now
@@ -68,127 +183,85 @@ def harmonics(x_row, y_row, z_row, first, factors, l_max, out):
 
 
 @kernel
-def radial(table, at, stride, w0, w1, w2, w3):
-    """Sixteen radial functions between the rows of a table, from four rows and their weights."""
-    near = fma(load_two(table, at + stride), w1, mul(load_two(table, at), w0))
-    return fma(load_two(table, at + 3 * stride), w3, fma(load_two(table, at + 2 * stride), w2, near))
+def radial(first: int, basis: Basis, work: Buffers) -> None:
+    """Radial functions of eight neighbours, (n_groups / 2, neighbour, 16): cubic polynomials through four rows."""
+    table, out = basis.table, work.radial
+    stride = basis.n_groups * WIDTH
+    for neighbour in range(WIDTH):
+        w0, w1 = spread_wide(work.weights[0], first + neighbour), spread_wide(work.weights[1], first + neighbour)
+        w2, w3 = spread_wide(work.weights[2], first + neighbour), spread_wide(work.weights[3], first + neighbour)
+        row = work.rows[first + neighbour] * stride
+        for at in range(0, stride, 2 * WIDTH):
+            near = fma(load_two(table, row + stride + at), w1, mul(load_two(table, row + at), w0))
+            far = fma(load_two(table, row + 3 * stride + at), w3, mul(load_two(table, row + 2 * stride + at), w2))
+            store(out, at * WIDTH + neighbour * 2 * WIDTH, add(near, far))
 
 
 @kernel
-def contract(table, n_groups, rows, weights, first, y, l_max, n_vectors, shift, pairwise):
-    """Add radial functions times harmonics of four neighbours to the coefficients of one species.
+def contract(shift: int, basis: Basis, work: Buffers) -> None:
+    """Add radial functions times harmonics of eight neighbours to the coefficients of one species.
 
-    The radial functions come in `n_groups` of eight, by l and then n: `table` is (row, n_groups, 8). The neighbours'
-    harmonics are four columns of `y`, which is (lm, 8). `pairwise` is (species, lm, n_vectors, 8, 2): sums over every
-    other neighbour.
+    ``work.pairwise`` is (species, lm, n_vectors, 8, 2): sums over every other neighbour.
     """
-    stride = n_groups * WIDTH
-    w0, w1, w2, w3 = weights[0], weights[1], weights[2], weights[3]
-    a0, a1, a2, a3 = (spread_wide(w0, first), spread_wide(w1, first), spread_wide(w2, first),
-                      spread_wide(w3, first))  # fmt: skip
-    b0, b1, b2, b3 = (spread_wide(w0, first + 1), spread_wide(w1, first + 1), spread_wide(w2, first + 1),
-                      spread_wide(w3, first + 1))  # fmt: skip
-    c0, c1, c2, c3 = (spread_wide(w0, first + 2), spread_wide(w1, first + 2), spread_wide(w2, first + 2),
-                      spread_wide(w3, first + 2))  # fmt: skip
-    d0, d1, d2, d3 = (spread_wide(w0, first + 3), spread_wide(w1, first + 3), spread_wide(w2, first + 3),
-                      spread_wide(w3, first + 3))  # fmt: skip
-    column = first % WIDTH
+    values = work.radial
     degree, part = 0, 0
-    for at in range(0, n_groups * WIDTH, 2 * WIDTH):
-        a = radial(table, rows[first] * stride + at, stride, a0, a1, a2, a3)
-        b = radial(table, rows[first + 1] * stride + at, stride, b0, b1, b2, b3)
-        c = radial(table, rows[first + 2] * stride + at, stride, c0, c1, c2, c3)
-        d = radial(table, rows[first + 3] * stride + at, stride, d0, d1, d2, d3)
-        outer(interleave_low(a, b), interleave_low(c, d), degree, part, y, column, n_vectors, shift, pairwise)
-        degree, part = (degree, part + 1) if part + 1 < n_vectors else (degree + 1, 0)
-        if degree <= l_max:
-            outer(interleave_high(a, b), interleave_high(c, d), degree, part, y, column, n_vectors, shift, pairwise)
-        degree, part = (degree, part + 1) if part + 1 < n_vectors else (degree + 1, 0)
+    for at in range(0, basis.n_groups * WIDTH * WIDTH, 2 * WIDTH * WIDTH):
+        a, b = load_two(values, at), load_two(values, at + 2 * WIDTH)
+        c, d = load_two(values, at + 4 * WIDTH), load_two(values, at + 6 * WIDTH)
+        e, f = load_two(values, at + 8 * WIDTH), load_two(values, at + 10 * WIDTH)
+        g, h = load_two(values, at + 12 * WIDTH), load_two(values, at + 14 * WIDTH)
+        low = interleave_low(a, b), interleave_low(c, d), interleave_low(e, f), interleave_low(g, h)
+        multiply(low, degree, part, shift, basis, work)
+        degree, part = (degree, part + 1) if part + 1 < basis.n_vectors else (degree + 1, 0)
+        if degree <= basis.l_max:
+            high = interleave_high(a, b), interleave_high(c, d), interleave_high(e, f), interleave_high(g, h)
+            multiply(high, degree, part, shift, basis, work)
+        degree, part = (degree, part + 1) if part + 1 < basis.n_vectors else (degree + 1, 0)
 
 
 @kernel
-def outer(first_two, last_two, degree, part, y, column, n_vectors, shift, pairwise):
-    """Add the products of one group of radial functions of four neighbours with their harmonics."""
+def multiply(functions: Any, degree: int, part: int, shift: int, basis: Basis, work: Buffers) -> None:
+    """Add the products of eight neighbours' radial functions, of one group, with their harmonics of one degree."""
+    y, pairwise = work.harmonics, work.pairwise
+    first, second, third, fourth = functions
     for lm in range(degree * degree, (degree + 1) * (degree + 1)):
-        target = shift + (lm * n_vectors + part) * 2 * WIDTH
-        source = lm * WIDTH + column
-        total = fma(first_two, spread_two(y, source), load_two(pairwise, target))
-        store(pairwise, target, fma(last_two, spread_two(y, source + 2), total))
+        target = shift + (lm * basis.n_vectors + part) * 2 * WIDTH
+        source = lm * WIDTH
+        total = fma(first, spread_two(y, source), load_two(pairwise, target))
+        total = fma(second, spread_two(y, source + 2), total)
+        total = fma(third, spread_two(y, source + 4), total)
+        store(pairwise, target, fma(fourth, spread_two(y, source + 6), total))
 
 
 @kernel
-def gather(centre, points, kinds, found, n_found, n_species, ends, x, y, z, far):
-    """Put the points found around a centre in order of species, each species from a multiple of eight on.
-
-    Places that stay empty are `far` away. Returns the number of places; `ends` says where each species ends, padding
-    left out.
-    """
-    ends[:] = 0
-    for number in range(n_found):
-        ends[kinds[found[number]] + 1] += 1
-    for kind in range(n_species):
-        ends[kind + 1] = ends[kind] + (ends[kind + 1] + WIDTH - 1) // WIDTH * WIDTH
-    n_places = ends[n_species]
-    x[:n_places], y[:n_places], z[:n_places] = 0, 0, far
-    px, py, pz = points[0], points[1], points[2]
-    for number in range(n_found):
-        point = found[number]
-        place = ends[kinds[point]]
-        ends[kinds[point]] = place + 1
-        x[place], y[place], z[place] = px[point] - centre[0], py[point] - centre[1], pz[point] - centre[2]
-    return n_places
-
-
-@kernel
-def directions(n_places, one, step, x, y, z, rows, weights):
-    """Turn vectors into unit vectors, and their lengths into rows of the radial table and weights of four rows."""
-    w0, w1, w2, w3 = weights[0], weights[1], weights[2], weights[3]
-    half, sixth = one / 2, one / 6
-    for place in range(n_places):
-        r = math.sqrt(x[place] * x[place] + y[place] * y[place] + z[place] * z[place])
-        # The centre itself has no direction; its radial functions vanish beyond l = 0.
-        inverse = one / (r if r > 0 else one)
-        x[place] *= inverse
-        y[place] *= inverse
-        z[place] *= inverse
-        row = np.int32(r * step)
-        rows[place] = row
-        # Cubic Lagrange polynomials at -1, 0, 1, 2.
-        t = r * step - row
-        w0[place] = -sixth * t * (t - one) * (t - 2 * one)
-        w1[place] = half * (t + one) * (t - one) * (t - 2 * one)
-        w2[place] = -half * (t + one) * t * (t - 2 * one)
-        w3[place] = sixth * (t + one) * t * (t - one)
-
-
-@kernel
-def expand(n_places, ends, x, y, z, rows, weights, table, n_groups, factors, l_max, n_vectors, ylm, pairwise, out):
-    """Expansion coefficients of a neighbourhood; `ylm` and `pairwise` are buffers."""
-    pairwise[:] = 0
-    size = (l_max + 1) * (l_max + 1) * n_vectors * 2 * WIDTH
+def expand(n_places: int, basis: Basis, work: Buffers, coefficients: np.ndarray) -> None:
+    """Expansion coefficients of a neighbourhood."""
+    work.pairwise[:] = 0
+    size = (basis.l_max + 1) * (basis.l_max + 1) * basis.n_vectors * 2 * WIDTH
     kind = 0
     for first in range(0, n_places, WIDTH):
-        while first >= ends[kind]:
+        while first >= work.ends[kind]:
             kind += 1
-        shift = kind * size
-        harmonics(x, y, z, first, factors, l_max, ylm)
-        contract(table, n_groups, rows, weights, first, ylm, l_max, n_vectors, shift, pairwise)
-        if ends[kind] - first > WIDTH // 2:
-            contract(table, n_groups, rows, weights, first + WIDTH // 2, ylm, l_max, n_vectors, shift, pairwise)
-    for target in range(0, len(pairwise) // 2, WIDTH):
-        store(out, target, fold(load_two(pairwise, 2 * target)))
+        harmonics(first, basis, work)
+        radial(first, basis, work)
+        contract(kind * size, basis, work)
+    for target in range(0, len(work.pairwise) // 2, WIDTH):
+        store(coefficients, target, fold(load_two(work.pairwise, 2 * target)))
 
 
 @kernel
-def full_block(a, shift_a, b, shift_b, degree, n_max, n_vectors, row, at):
+def full_block(
+    a: np.ndarray, shift_a: int, b: np.ndarray, shift_b: int, degree: int, basis: Basis, row: np.ndarray, at: int
+) -> int:
     """Spectrum of two species' coefficients at one degree, all n x n'; returns where it ends in `row`.
 
     A vector that reaches beyond n' = n_max is overwritten by what follows it.
     """
-    stride = n_vectors * WIDTH
+    n_max = basis.n_max
+    stride = basis.n_vectors * WIDTH
     first, last = degree * degree * stride, (degree + 1) * (degree + 1) * stride
     for n in range(0, n_max, 4):
-        for part in range(n_vectors - 1, -1, -1):
+        for part in range(basis.n_vectors - 1, -1, -1):
             p0, p1, p2, p3 = zeros(a), zeros(a), zeros(a), zeros(a)
             for lm in range(first, last, stride):
                 other = load(b, shift_b + lm + part * WIDTH)
@@ -206,113 +279,88 @@ def full_block(a, shift_a, b, shift_b, degree, n_max, n_vectors, row, at):
 
 
 @kernel
-def half_block(a, shift, degree, n_max, n_vectors, row, at):
+def half_block(a: np.ndarray, shift: int, degree: int, basis: Basis, row: np.ndarray, at: int) -> int:
     """Spectrum of one species' coefficients at one degree, n' >= n; returns where it ends in `row`."""
-    stride = n_vectors * WIDTH
+    stride = basis.n_vectors * WIDTH
     first, last = degree * degree * stride + shift, (degree + 1) * (degree + 1) * stride + shift
-    for n in range(n_max):
-        for part in range(n, n_max, WIDTH):
+    for n in range(basis.n_max):
+        for part in range(n, basis.n_max, WIDTH):
             total = zeros(a)
             for lm in range(first, last, stride):
                 total = fma(load(a, lm + part), spread(a, lm + n), total)
             store(row, at + part - n, total)
-        at += n_max - n
+        at += basis.n_max - n
     return at
 
 
 @kernel
-def spectrum(coefficients, summed, n_species, l_max, n_max, n_vectors, mode, row):
-    """Power spectrum of one set of coefficients in dscribe's order; `row` has room for 64 more than the features."""
-    size = (l_max + 1) * (l_max + 1) * n_vectors * WIDTH
+def spectrum(coefficients: np.ndarray, basis: Basis, mode: int, summed: np.ndarray, row: np.ndarray) -> None:
+    """Power spectrum of one set of coefficients in dscribe's order; vectors reach beyond the end of the features."""
+    size = (basis.l_max + 1) * (basis.l_max + 1) * basis.n_vectors * WIDTH
     at = 0
     if mode == MU1NU1:
         summed[:] = 0
-        for kind in range(n_species):
+        for kind in range(basis.n_species):
             for place in range(size):
                 summed[place] += coefficients[kind * size + place]
-        for kind in range(n_species):
-            for degree in range(l_max + 1):
-                at = full_block(coefficients, kind * size, summed, 0, degree, n_max, n_vectors, row, at)
+        for kind in range(basis.n_species):
+            for degree in range(basis.l_max + 1):
+                at = full_block(coefficients, kind * size, summed, 0, degree, basis, row, at)
         return
-    for kind in range(n_species):
-        for degree in range(l_max + 1):
-            at = half_block(coefficients, kind * size, degree, n_max, n_vectors, row, at)
+    for kind in range(basis.n_species):
+        for degree in range(basis.l_max + 1):
+            at = half_block(coefficients, kind * size, degree, basis, row, at)
         if mode == CROSSOVER:
             continue
-        for other in range(kind + 1, n_species):
-            for degree in range(l_max + 1):
-                at = full_block(
-                    coefficients, kind * size, coefficients, other * size, degree, n_max, n_vectors, row, at
-                )
+        for other in range(kind + 1, basis.n_species):
+            for degree in range(basis.l_max + 1):
+                at = full_block(coefficients, kind * size, coefficients, other * size, degree, basis, row, at)
 
 
 @kernel
-def aligned(size, like):
-    """Array of zeros of the dtype of `like` that starts on a cache line, so that no vector lies on two."""
-    line = 64 // like.itemsize
-    array = np.zeros(size + line, like.dtype)
-    skip = (-(array.ctypes.data // like.itemsize)) % line
-    return array[skip : skip + size]
-
-
-@kernel
-def soap(
-    positions, points, kinds, bin_ptr, low, edges, n_bins, cutoff,
-    n_species, step, table, factors, l_max, n_max, mode, average, out,
-):  # fmt: skip
+def soap(grid: Grid, kinds: np.ndarray, basis: Basis, mode: int, average: int, out: np.ndarray) -> None:
     """Power spectra of all atoms of a structure.
 
-    `points`, ``(xyz, point)``, are the atoms and their images in a grid of bins (`neighbours_kernels.sort`); `kinds`
-    are their species, counted from 0 (all 0 for mu2). `out` is (atom, feature), or (1, feature) for an average.
+    `kinds` are the species of the grid's points, int32, counted from 0 (all 0 for mu2). `out` is (atom, feature), or
+    (1, feature) for an average.
     """
-    n_atoms, n_features = len(positions), out.shape[1]
-    n_vectors = (n_max + WIDTH - 1) // WIDTH
-    size = (l_max + 1) * (l_max + 1) * n_vectors * WIDTH
-    one = step / step
-    found = np.empty(len(kinds) + WIDTH, np.int32)
-    most = len(kinds) + n_species * WIDTH
-    ends, rows = np.empty(n_species + 1, np.int64), np.empty(most, np.int32)
-    x, y, z, weights = aligned(most, out), aligned(most, out), aligned(most, out), np.empty((4, most), out.dtype)
-    ylm = aligned((l_max + 1) * (l_max + 1) * WIDTH, out)
-    n_groups = ((l_max + 1) * n_vectors + 1) // 2 * 2
-    # The last four rows are zeros.
-    far = (len(table) // (n_groups * WIDTH) - 3.5) / step
-    pairwise = aligned(n_species * 2 * size, out)
-    coefficients, summed = aligned(n_species * size + WIDTH, out), aligned(size, out)
+    n_atoms, n_features = len(grid.positions), out.shape[1]
+    n_lm = (basis.l_max + 1) * (basis.l_max + 1)
+    size = n_lm * basis.n_vectors * WIDTH
+    n_points = len(kinds) + WIDTH
+    n_places = n_points + basis.n_species * WIDTH
+    work = Buffers(
+        np.empty(n_points, np.int32),
+        np.empty(n_points, np.int32),
+        np.empty(n_places, np.int32),
+        np.empty(basis.n_species, np.int64),
+        aligned(n_places, out),
+        aligned(n_places, out),
+        aligned(n_places, out),
+        np.empty(n_places, np.int32),
+        np.empty((4, n_places), out.dtype),
+        aligned(n_lm * WIDTH, out),
+        aligned(basis.n_groups * WIDTH * WIDTH, out),
+        aligned(basis.n_species * 2 * size, out),
+        aligned(size, out),
+    )
+    coefficients = aligned(basis.n_species * size + WIDTH, out)
     # Vectors are written whole and reach beyond a row's end, where the next row follows: only the last needs room.
-    row = np.empty(n_features + 8 * n_max + WIDTH, out.dtype)
+    row = np.empty(n_features + 8 * basis.n_max + WIDTH, out.dtype)
     flat = out.reshape(-1)
     total = np.zeros(n_features if average == OUTER else 0, np.float64)
     mean = np.zeros(len(coefficients) if average == INNER else 0, np.float64)
     for atom in range(n_atoms):
-        centre = positions[atom]
-        n_found = around(centre[0], centre[1], centre[2], points, bin_ptr, low, edges, n_bins, cutoff, found)
-        n_places = gather(centre, points, kinds, found, n_found, n_species, ends, x, y, z, far)
-        directions(n_places, one, step, x, y, z, rows, weights)
-        expand(
-            n_places,
-            ends,
-            x,
-            y,
-            z,
-            rows,
-            weights,
-            table,
-            n_groups,
-            factors,
-            l_max,
-            n_vectors,
-            ylm,
-            pairwise,
-            coefficients,
-        )
+        n_places = gather(grid.positions[atom], grid, kinds, basis, work)
+        directions(n_places, basis, work)
+        expand(n_places, basis, work, coefficients)
         if average == INNER:
             for place in range(len(mean)):
                 mean[place] += coefficients[place]
         elif average == EACH and atom * n_features + len(row) <= len(flat):
-            spectrum(coefficients, summed, n_species, l_max, n_max, n_vectors, mode, flat[atom * n_features :])
+            spectrum(coefficients, basis, mode, work.summed, flat[atom * n_features :])
         else:
-            spectrum(coefficients, summed, n_species, l_max, n_max, n_vectors, mode, row)
+            spectrum(coefficients, basis, mode, work.summed, row)
             if average == EACH:
                 out[atom, :] = row[:n_features]
             else:
@@ -321,7 +369,7 @@ def soap(
     if average == INNER:
         for place in range(len(mean)):
             coefficients[place] = mean[place] / n_atoms
-        spectrum(coefficients, summed, n_species, l_max, n_max, n_vectors, mode, row)
+        spectrum(coefficients, basis, mode, work.summed, row)
         out[0, :] = row[:n_features]
     elif average == OUTER:
         for feature in range(n_features):

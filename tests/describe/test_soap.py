@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from daskpipe.describe import DESCRIPTORS
 from daskpipe.describe.lanes import WIDTH
-from daskpipe.describe.neighbours import Grid
+from daskpipe.describe.neighbours import neighbour_grid
 from daskpipe.describe.neighbours_kernels import around
 from daskpipe.describe.soap import SOAP
 from daskpipe.errors import ConfigError
@@ -115,12 +115,12 @@ def test_is_the_slow_reference(kind):
 def test_points_around_an_atom_are_its_neighbours(case, cutoff):
     atoms, _ = case
     atoms.positions += atoms.cell.array.sum(axis=0) * np.arange(len(atoms))[:, None]  # far outside of the cell
-    grid = Grid.of(atoms, cutoff)
+    grid = neighbour_grid(atoms, cutoff)
     # Atoms that are pushed out of a cell that is not periodic are far from the others, as they should be.
     expected = slow.neighbours(atoms, cutoff)
     found = np.empty(grid.points.shape[1] + WIDTH, np.int32)
-    for atom, (x, y, z) in enumerate(grid.positions):
-        n_found = around(x, y, z, grid.points, grid.bin_ptr, grid.low, grid.edges, grid.n_bins, cutoff, found)
+    for atom, position in enumerate(grid.positions):
+        n_found = around(position, grid, found)
         points = found[:n_found]
         rows = np.column_stack([grid.atom_index[points], grid.points[:, points].T - grid.positions[atom]])
         wanted = np.array([[other, *vector] for other, vector in expected[atom]])
@@ -131,7 +131,7 @@ def test_points_around_an_atom_are_its_neighbours(case, cutoff):
 
 def test_few_atoms_in_much_space_take_little_memory():
     atoms = Atoms("Cu2", positions=[[0, 0, 0], [3e4, 2e4, 1e4]])
-    grid = Grid.of(atoms, 3.0)
+    grid = neighbour_grid(atoms, 3.0)
     assert grid.points.shape == (3, 2)
     assert len(grid.bin_ptr) < 100
 
