@@ -202,9 +202,11 @@ def radial_table(
         middle = (9 * (values[1:-2] + values[2:-1]) - values[:-3] - values[3:]) / 16
         exact = overlap(step * (np.arange(n_steps) + 0.5))
         error, scale = np.abs(middle - exact).max(axis=0), np.abs(exact).max(axis=0)
-        if (error <= tolerance * scale + overlap.rounding).all():
+        excess = float((error / (tolerance * scale + overlap.rounding)).max())
+        if excess <= 1:
             break
-        n_steps *= 2
+        # The error goes with the fourth power of the step.
+        n_steps = math.ceil(n_steps * max(1.05, 1.02 * excess**0.25))
     n_groups = (l_max + 1) * -(-n_max // WIDTH)
     padded = np.zeros((n_steps + 7, l_max + 1, n_groups // (l_max + 1) * WIDTH))
     padded[:-4, :, :n_max] = values

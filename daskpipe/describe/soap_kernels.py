@@ -185,12 +185,13 @@ def harmonics(first: int, basis: Basis, work: Buffers) -> None:
 @kernel
 def radial(first: int, basis: Basis, work: Buffers) -> None:
     """Radial functions of eight neighbours, (n_groups / 2, neighbour, 16): cubic polynomials through four rows."""
-    table, out = basis.table, work.radial
+    table, rows, out = basis.table, work.rows, work.radial
+    to_0, to_1, to_2, to_3 = work.weights[0], work.weights[1], work.weights[2], work.weights[3]
     stride = basis.n_groups * WIDTH
     for neighbour in range(WIDTH):
-        w0, w1 = spread_wide(work.weights[0], first + neighbour), spread_wide(work.weights[1], first + neighbour)
-        w2, w3 = spread_wide(work.weights[2], first + neighbour), spread_wide(work.weights[3], first + neighbour)
-        row = work.rows[first + neighbour] * stride
+        w0, w1 = spread_wide(to_0, first + neighbour), spread_wide(to_1, first + neighbour)
+        w2, w3 = spread_wide(to_2, first + neighbour), spread_wide(to_3, first + neighbour)
+        row = rows[first + neighbour] * stride
         for at in range(0, stride, 2 * WIDTH):
             near = fma(load_two(table, row + stride + at), w1, mul(load_two(table, row + at), w0))
             far = fma(load_two(table, row + 3 * stride + at), w3, mul(load_two(table, row + 2 * stride + at), w2))
@@ -255,41 +256,62 @@ def full_block(
 ) -> int:
     """Spectrum of two species' coefficients at one degree, all n x n'; returns where it ends in `row`.
 
-    A vector that reaches beyond n' = n_max is overwritten by what follows it.
+    What a vector writes beyond n' = n_max, and rows beyond n = n_max, is overwritten by what follows.
     """
-    n_max = basis.n_max
-    stride = basis.n_vectors * WIDTH
-    first, last = degree * degree * stride, (degree + 1) * (degree + 1) * stride
-    for n in range(0, n_max, 4):
-        for part in range(basis.n_vectors - 1, -1, -1):
-            p0, p1, p2, p3 = zeros(a), zeros(a), zeros(a), zeros(a)
-            for lm in range(first, last, stride):
-                other = load(b, shift_b + lm + part * WIDTH)
-                one = shift_a + lm + n
+    n_max, stride = basis.n_max, basis.n_vectors * WIDTH
+    first = degree * degree * stride
+    for n in range(0, n_max, 8):
+        for part in range(stride - WIDTH, -1, -WIDTH):
+            p0, p1, p2, p3, p4, p5, p6, p7 = (zeros(a), zeros(a), zeros(a), zeros(a), zeros(a), zeros(a), zeros(a),
+                                              zeros(a))  # fmt: skip
+            for k in range(2 * degree + 1):
+                other = load(b, shift_b + first + k * stride + part)
+                one = shift_a + first + k * stride + n
                 p0 = fma(other, spread(a, one), p0)
                 p1 = fma(other, spread(a, one + 1), p1)
                 p2 = fma(other, spread(a, one + 2), p2)
                 p3 = fma(other, spread(a, one + 3), p3)
-            target = at + n * n_max + part * WIDTH
+                p4 = fma(other, spread(a, one + 4), p4)
+                p5 = fma(other, spread(a, one + 5), p5)
+                p6 = fma(other, spread(a, one + 6), p6)
+                p7 = fma(other, spread(a, one + 7), p7)
+            target = at + n * n_max + part
             store(row, target, p0)
             store(row, target + n_max, p1)
             store(row, target + 2 * n_max, p2)
             store(row, target + 3 * n_max, p3)
+            store(row, target + 4 * n_max, p4)
+            store(row, target + 5 * n_max, p5)
+            store(row, target + 6 * n_max, p6)
+            store(row, target + 7 * n_max, p7)
     return at + n_max * n_max
 
 
 @kernel
 def half_block(a: np.ndarray, shift: int, degree: int, basis: Basis, row: np.ndarray, at: int) -> int:
     """Spectrum of one species' coefficients at one degree, n' >= n; returns where it ends in `row`."""
-    stride = basis.n_vectors * WIDTH
-    first, last = degree * degree * stride + shift, (degree + 1) * (degree + 1) * stride + shift
-    for n in range(basis.n_max):
-        for part in range(n, basis.n_max, WIDTH):
-            total = zeros(a)
-            for lm in range(first, last, stride):
-                total = fma(load(a, lm + part), spread(a, lm + n), total)
-            store(row, at + part - n, total)
-        at += basis.n_max - n
+    n_max, stride = basis.n_max, basis.n_vectors * WIDTH
+    first = shift + degree * degree * stride
+    for n in range(0, n_max, 4):
+        length = n_max - n
+        for part in range((length - 1) // WIDTH * WIDTH, -1, -WIDTH):
+            p0, p1, p2, p3 = zeros(a), zeros(a), zeros(a), zeros(a)
+            for k in range(2 * degree + 1):
+                one = first + k * stride + n
+                other = one + part
+                p0 = fma(load(a, other), spread(a, one), p0)
+                p1 = fma(load(a, other + 1), spread(a, one + 1), p1)
+                p2 = fma(load(a, other + 2), spread(a, one + 2), p2)
+                p3 = fma(load(a, other + 3), spread(a, one + 3), p3)
+            store(row, at + part, p0)
+            if length > 1:
+                store(row, at + part + length, p1)
+            if length > 2:
+                store(row, at + part + 2 * length - 1, p2)
+            if length > 3:
+                store(row, at + part + 3 * length - 3, p3)
+        n_rows = min(4, length)
+        at += n_rows * length - n_rows * (n_rows - 1) // 2
     return at
 
 

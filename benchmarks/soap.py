@@ -1,0 +1,160 @@
+"""SOAP per atom, one thread, next to dscribe, featomic and quippy; then one Dask worker next to two.
+
+Run: ``pip install featomic quippy-ase`` and ``python benchmarks/soap.py``. The programs take turns; in its
+turn each describes the same list of frames, from ``ase.Atoms`` to arrays with a row an atom, neighbour search included.
+What is printed are medians over turns, in microseconds an atom, and their ratios to daskpipe in float32.
+
+dscribe and daskpipe give the same numbers. They count neighbours up to ``r_cut + 3.72 sigma``, featomic and quippy up
+to ``r_cut`` only, so these two have less to do. featomic's blocks are left as it makes them, not moved into one array.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.build import bulk
+from ase.data import atomic_numbers
+
+# featomic's threads; the others have one.
+os.environ["RAYON_NUM_THREADS"] = "1"
+
+HYPERS = {"r_cut": 5.0, "n_max": 8, "l_max": 6, "sigma": 1.0}
+Program = Callable[[list[Atoms]], Any]
+SPECIES = ["Cu", "Ag", "Au", "Ni", "Pd", "Pt", "Al", "Fe", "Ti"]
+
+
+def frames(n_species: int, n_frames: int) -> list[Atoms]:
+    """fcc Cu, 108 atoms, displaced by 0.1 Å, elements drawn at random."""
+    rng = np.random.default_rng(n_species)
+    made = []
+    for _ in range(n_frames):
+        atoms = bulk("Cu", cubic=True) * (3, 3, 3)
+        atoms.rattle(0.1, rng=rng)
+        atoms.wrap()
+        atoms.symbols[:] = rng.choice(SPECIES[:n_species], len(atoms))
+        made.append(atoms)
+    return made
+
+
+def daskpipe_soap(species: list[str], dtype: str) -> Program:
+    from daskpipe import SOAP
+
+    soap = SOAP(species=species, dtype=dtype, **HYPERS)
+    return soap.compute
+
+
+def dscribe_soap(species: list[str]) -> Program:
+    from dscribe.descriptors import SOAP
+
+    return SOAP(species=species, periodic=True, dtype="float32", **HYPERS).create
+
+
+def featomic_soap(species: list[str]) -> Program:
+    from featomic import SoapPowerSpectrum
+
+    soap = SoapPowerSpectrum(
+        cutoff={"radius": HYPERS["r_cut"], "smoothing": {"type": "ShiftedCosine", "width": 0.5}},
+        density={"type": "Gaussian", "width": HYPERS["sigma"]},
+        basis={
+            "type": "TensorProduct",
+            "max_angular": HYPERS["l_max"],
+            "radial": {"type": "Gto", "max_radial": HYPERS["n_max"] - 1},
+        },
+    )
+    return soap.compute
+
+
+def quippy_soap(species: list[str]) -> Program:
+    from quippy.descriptors import Descriptor
+
+    numbers = " ".join(str(number) for number in sorted(atomic_numbers[symbol] for symbol in species))
+    soap = Descriptor(
+        f"soap cutoff={HYPERS['r_cut']} l_max={HYPERS['l_max']} n_max={HYPERS['n_max']} atom_sigma={HYPERS['sigma']} "
+        f"n_Z={len(species)} Z={{{numbers}}} n_species={len(species)} species_Z={{{numbers}}}"
+    )
+    return lambda structures: [soap.calc_descriptor(atoms) for atoms in structures]
+
+
+PROGRAMS: dict[str, Callable[[list[str]], Program]] = {
+    "daskpipe": lambda species: daskpipe_soap(species, "float32"),
+    "daskpipe float64": lambda species: daskpipe_soap(species, "float64"),
+    "dscribe": dscribe_soap,
+    "featomic": featomic_soap,
+    "quippy": quippy_soap,
+}
+
+
+def describe(species: list[str], n_frames: int, seed: int) -> float:
+    """Describe frames on a worker; return something small that depends on all of it."""
+    from daskpipe import SOAP
+
+    soap = SOAP(species=species, **HYPERS)
+    rows = [soap.compute([atoms]).sum(dtype=np.float64) for atoms in frames(len(species), 4) * (n_frames // 4)]
+    return float(sum(rows)) + 0 * seed
+
+
+def scaling(n_frames: int, rounds: int) -> float:
+    """Throughput of two Dask workers over that of one; both have the same work each."""
+    from distributed import Client, LocalCluster
+
+    species = SPECIES[:4]
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        workers = list(client.scheduler_info()["workers"])
+        seconds: dict[int, list[float]] = {1: [], 2: []}
+        for number in range(rounds + 1):
+            for n_workers in seconds:
+                started = time.perf_counter()
+                tasks = [
+                    client.submit(describe, species, n_frames, number, workers=[name], pure=False)
+                    for name in workers[:n_workers]
+                ]
+                client.gather(tasks)
+                if number:  # the first round compiles or loads the kernels
+                    seconds[n_workers].append((time.perf_counter() - started) / n_workers)
+    return statistics.median(seconds[1]) / statistics.median(seconds[2])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    model = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line)
+    print(f"{model.split(': ')[1]}, {os.cpu_count()} cores; Python {platform.python_version()}")
+    packages = ("dscribe", "featomic", "quippy-ase", "numba")
+    print(", ".join(f"{name} {version(name)}" for name in packages))
+    print(f"108-atom fcc frames, {', '.join(f'{name} {value}' for name, value in HYPERS.items())}; one thread\n")
+    print(f"{'species':<9}{'program':<18}{'us/atom':>9}{'fastest':>9}{'x daskpipe':>12}")
+    for n_species in (1, 4, 9):
+        structures = frames(n_species, arguments.frames)
+        programs = {name: make(SPECIES[:n_species]) for name, make in PROGRAMS.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in programs}
+        for number in range(arguments.rounds + 1):
+            for name, program in programs.items():
+                copies = [atoms.copy() for atoms in structures]  # quippy writes into what it is given
+                started = time.perf_counter()
+                program(copies)
+                if number:  # the first turn compiles or loads the kernels
+                    seconds[name].append((time.perf_counter() - started) / sum(map(len, structures)) * 1e6)
+        ours = statistics.median(seconds["daskpipe"])
+        for name, values in seconds.items():
+            median = statistics.median(values)
+            print(f"{n_species:<9}{name:<18}{median:>9.1f}{min(values):>9.1f}{median / ours:>12.1f}")
+    print(f"\ntwo workers over one: {scaling(arguments.frames * 100, arguments.rounds):.2f}")
+
+
+if __name__ == "__main__":
+    main()
