@@ -148,6 +148,58 @@ def export(
     )
 
 
+Frames = Annotated[
+    list[str], typer.Argument(metavar="FRAMES... [KEY=VALUE]...", help="Files, folders, globs; overrides after them")
+]
+Force = Annotated[bool, typer.Option(help="Overwrite OUT")]
+
+
+@app.command()
+def select(
+    frames: Frames,
+    n: Annotated[int, typer.Option("-n", min=1, help="Frames to pick")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write, *.extxyz")],
+    method: Annotated[str, typer.Option(help="kmeans, direct, fps, environments, random, stride")] = "kmeans",
+    against: Annotated[
+        Path | None, typer.Option(help="A dataset.zarr, or a file of frames, that the picks shall differ from")
+    ] = None,
+    cluster: ClusterName = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pick the frames of your own files that differ most; e.g. select md.extxyz -n 500 -o picked.extxyz."""
+    from daskpipe import config, standalone
+
+    paths, overrides = _paths_and_overrides(frames)
+    overrides = [f"select={method}", *overrides, *_cluster_overrides(cluster)]
+    if method == "environments":
+        overrides.insert(0, "describe.level=atom")
+    if against is not None:
+        overrides.append(f"select.against={config.quoted(str(against))}")
+    with _bars(as_json) as bars:
+        done = standalone.select(paths, n, out, overrides, force=force, subscribers=[bars])
+    _close_standalone(done, as_json)
+
+
+@app.command()
+def describe(
+    frames: Frames,
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write, *.zarr or *.npz")],
+    cluster: ClusterName = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Describe the frames of your own files; e.g. describe md.extxyz -o features.zarr describe.level=atom."""
+    from daskpipe import standalone
+
+    paths, overrides = _paths_and_overrides(frames)
+    with _bars(as_json) as bars:
+        done = standalone.describe(
+            paths, out, [*overrides, *_cluster_overrides(cluster)], force=force, subscribers=[bars]
+        )
+    _close_standalone(done, as_json)
+
+
 @config_app.command("show")
 def config_show(target: Target, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print a config as composed and validated, defaults filled in."""
@@ -238,6 +290,39 @@ def _watched(root: Path, as_json: bool) -> Iterator[list[Any]]:
         if isinstance(error, Stopped) and root.joinpath("config.yaml").exists():
             raise Interrupted(f"interrupted; to go on type: daskpipe resume {quote(str(root))}") from error
         raise
+
+
+@contextmanager
+def _bars(as_json: bool) -> Iterator[Any]:
+    """Yield a subscriber that draws bars on the screen, unless for machines."""
+    from rich.console import Console
+
+    from daskpipe.progress import ProgressBars
+
+    with ProgressBars(Console(stderr=True, quiet=as_json)) as bars:
+        yield bars
+
+
+def _paths_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """Tell files from overrides: a word with = that is no file is an override."""
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    paths = [word for word in words if word not in overrides]
+    if not paths:
+        raise ConfigError("no frames: give a file, a folder or a glob, e.g. md.extxyz")
+    return paths, overrides
+
+
+def _close_standalone(done: Any, as_json: bool) -> None:
+    from rich.console import Console
+
+    from daskpipe import progress
+
+    if as_json:
+        typer.echo(json.dumps(progress.standalone_as_json(done), indent=1))
+    else:
+        progress.standalone_summary(done, Console())
+    if done.exit_code:
+        raise typer.Exit(done.exit_code)
 
 
 def _close(result: Any, as_json: bool) -> None:

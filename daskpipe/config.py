@@ -144,7 +144,14 @@ class Config(_Model):
     def deciding(self) -> dict[str, Any]:
         """Return the part of the config that decides what the dataset holds, as JSON types: not where it is made."""
         return self.model_dump(
-            mode="json", exclude={"cluster": True, "name": True, "explore": {"device"}, "label": {"device"}}
+            mode="json",
+            exclude={
+                "cluster": True,
+                "name": True,
+                "explore": {"device"},
+                "describe": {"device"},
+                "label": {"device"},
+            },
         )
 
 
@@ -201,7 +208,7 @@ def compose(target: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from yaml import YAMLError
 
     folder, name = _locate(target)
-    search_path = f"hydra.searchpath=[{_quoted(f'file://{package_folder("configs")}')}]"
+    search_path = f"hydra.searchpath=[{quoted(f'file://{package_folder("configs")}')}]"
     translated = [_translate(override) for override in overrides]
     # Whoever calls from within a Hydra application of their own finds it again afterwards.
     theirs = GlobalHydra.instance().hydra
@@ -240,7 +247,7 @@ def validate(content: Mapping[str, Any]) -> Config:
     ConfigError
         A line for each thing that is wrong.
     """
-    from daskpipe.describe import DESCRIPTORS
+    from daskpipe.describe import DESCRIPTORS, check_descriptor
     from daskpipe.potentials import POTENTIALS
     from daskpipe.select import SELECTORS
 
@@ -259,8 +266,11 @@ def validate(content: Mapping[str, Any]) -> Config:
             registry.check_params(name, params)
         except ValidationError as error:
             problems.append(explain(error, registry.params_model(name), where))
+    if config.select.method == "environments" and config.describe.level != "atom":
+        problems.append("select.method=environments needs the environments of atoms; type describe.level=atom")
     if problems:
         raise ConfigError("\n".join(problems))
+    check_descriptor(config.describe)
     return _absolute(config)
 
 
@@ -271,11 +281,17 @@ def _absolute(config: Config) -> Config:
     for source in content["generate"]["sources"].values():
         if source["generator"] == "files":
             source["base_dir"] = _absolute_path(source["base_dir"])
-    for room in ("explore", "label"):
-        potential = content[room]["potential"]
-        model = potential["params"].get("model")
-        if potential["name"] == "mace" and isinstance(model, str) and Path(model).expanduser().is_file():
-            potential["params"]["model"] = _absolute_path(model)
+    if content["select"]["against"] is not None:
+        content["select"]["against"] = _absolute_path(content["select"]["against"])
+    explore, describe, label = content["explore"]["potential"], content["describe"], content["label"]["potential"]
+    for name, params in (
+        (explore["name"], explore["params"]),
+        (describe["descriptor"], describe["params"]),
+        (label["name"], label["params"]),
+    ):
+        model = params.get("model")
+        if name == "mace" and isinstance(model, str) and Path(model).expanduser().is_file():
+            params["model"] = _absolute_path(model)
     return Config(**content)
 
 
@@ -420,7 +436,7 @@ def _translate(override: str) -> str:
     return f"++{override}"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Write a value so that Hydra's grammar takes every character of it for what it is."""
     return "'" + text.replace("'", "\\'") + "'"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,14 @@ import daskpipe.label.stage as labelling
 import daskpipe.select.stage as selecting
 import daskpipe.store.stage as storing
 from daskpipe import config as configs
-from daskpipe import potentials
+from daskpipe import describe, potentials
 from daskpipe.config import Config
 from daskpipe.errors import DaskpipeError, InputError, reasons
 from daskpipe.events import Emit, RunFinished, RunStarted, StageFinished, StageStarted
+from daskpipe.generate.files import KNOWN_NAMES, checksum, reader_of
+from daskpipe.generate.stretches import stretches
 from daskpipe.placement import DaskPool, gpu_stages, offers
+from daskpipe.store import reader
 from daskpipe.work import (
     Receipt,
     Rows,
@@ -42,6 +45,12 @@ from daskpipe.work import (
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from daskpipe.generate.stretches import Stretch
+
+AGAINST = "describe-against"
+AGAINST_SIZE = 1024
+"""Structures of an existing dataset that are described by one unit."""
 
 
 @dataclass
@@ -197,12 +206,27 @@ def _explore(run: _Run, seeds: list[Receipt]) -> tuple[list[Receipt], list[str]]
     return run.drive("explore", plan, "trajectories"), species
 
 
-def _describe(run: _Run, frames: list[Receipt], species: list[str]) -> list[Receipt]:
-    """Features of all frames: axes fitted once on a sample, then one block a unit of exploration."""
+def _read(run: _Run, stretches: Sequence[Stretch]) -> list[Receipt]:
+    """Read frames of the user's files: they stand where those of an exploration stand."""
+    plan = []
+    for index, stretch in enumerate(stretches):
+        key = key_of("read", generating.VERSION, asdict(stretch), [], run.seed)
+        unit = Unit(stage="explore", index=index, key=key, n_inputs=stretch.n_frames)
+        plan.append((unit, partial(dask.delayed(generating.read_frames), stretch)))
+    return run.drive("read", plan, "frames")
+
+
+def _describe(run: _Run, frames: list[Receipt], species: list[str]) -> tuple[list[Receipt], list[Receipt]]:
+    """Features of all frames: axes fitted once on a sample, then one block a unit of exploration.
+
+    And the features of the structures that the picks shall differ from.
+    """
     settings = run.config.describe
     root = run.tree.root
     filled = [receipt for receipt in frames if receipt.n_out]
-    params = {**settings.model_dump(), "species": species}
+    params = {**settings.model_dump(exclude={"device"}), "species": species}
+    if "describe" in run.identities:
+        params["model"] = run.identities["describe"].hash
     keys = [receipt.key for receipt in filled]
     fit_key = key_of(describing.FIT, describing.VERSION, params, keys, run.seed)
     n_sample = min(settings.sample, sum(receipt.n_out for receipt in filled))
@@ -217,26 +241,72 @@ def _describe(run: _Run, frames: list[Receipt], species: list[str]) -> list[Rece
     for index, receipt in enumerate(filled):
         key = key_of("describe", describing.VERSION, params, [fit_key, receipt.key], run.seed)
         unit = Unit(stage="describe", index=index, key=key, n_inputs=receipt.n_out, upstream=(fit_key, receipt.key))
+        plan.append((unit, partial(describing.unit, root, receipt.key, receipt.n_out, settings, species, fit_key)))
+    features = run.drive("describe", plan, "frames")
+    return features, _describe_against(run, species, params, fit_key) if run.config.select.against else []
 
-        def lazy(receipt: Receipt = receipt) -> Any:
-            features = describing.describe(root, [(receipt.key, receipt.n_out)], settings, species, fit_key)
-            return dask.delayed(describing.pack)(features)
+
+def _describe_against(run: _Run, species: list[str], params: dict[str, Any], fit_key: str) -> list[Receipt]:
+    """Features of an existing dataset, or of the frames of a file, on the axes of this run."""
+    path = Path(run.config.select.against or "")
+    digest = content_of(path)
+    read: Callable[..., Any]
+    pieces: list[tuple[Any, ...]]
+    if path.is_dir():
+        read, n_structures = reader.geometries, reader.content(path)[1]
+        starts = range(0, n_structures, AGAINST_SIZE)
+        pieces = [(path, start, min(start + AGAINST_SIZE, n_structures)) for start in starts]
+        sizes = [stop - start for _, start, stop in pieces]
+    else:
+        read = generating.frames_in_memory
+        pieces = [(stretch,) for stretch in stretches(path, AGAINST_SIZE)]
+        sizes = [stretch.n_frames for (stretch,) in pieces]
+    plan = []
+    for index, (piece, size) in enumerate(zip(pieces, sizes, strict=True)):
+        key = key_of(AGAINST, describing.VERSION, params, [fit_key, digest, index], run.seed)
+        unit = Unit(stage=AGAINST, index=index, key=key, n_inputs=size, upstream=(fit_key,))
+
+        def lazy(piece: tuple[Any, ...] = piece) -> Any:
+            structures = dask.delayed(read)(*piece)
+            return dask.delayed(describing.outside)(structures, run.tree.root, run.config.describe, species, fit_key)
 
         plan.append((unit, lazy))
-    return run.drive("describe", plan, "frames")
+    return run.drive(AGAINST, plan, "structures")
 
 
-def _select(run: _Run, frames: list[Receipt], features: list[Receipt]) -> Receipt:
+def content_of(path: Path) -> str:
+    """Return what tells a dataset, or a file of frames, from all others.
+
+    Raises
+    ------
+    InputError
+        If it is neither, or is not there.
+    """
+    if path.is_dir():
+        return reader.content(path)[0]
+    if not path.exists():
+        raise InputError(f"{path} does not exist; select.against wants a dataset.zarr or a file of frames")
+    if reader_of(path) is None:
+        raise InputError(f"{path} is in no known format; select.against wants a dataset.zarr or one of {KNOWN_NAMES}")
+    return checksum(path)
+
+
+def _select(run: _Run, frames: list[Receipt], features: list[Receipt], against: list[Receipt]) -> Receipt:
     """Pick frames, in one unit that streams the features."""
     settings = run.config.select
     keys = [receipt.key for receipt in frames if receipt.n_out]
     table = [(receipt.key, receipt.n_out) for receipt in features]
-    key = key_of("select", selecting.VERSION, settings.model_dump(), [keys, table], run.seed)
+    others = [receipt.key for receipt in against]
+    key = key_of("select", selecting.VERSION, settings.model_dump(exclude={"against"}), [keys, table, others], run.seed)
     n_frames = sum(n for _, n in table)
     unit = Unit(stage="select", index=0, key=key, n_inputs=n_frames, upstream=tuple(keys))
     pick = dask.delayed(selecting.select)
-    lazy = partial(pick, run.tree.root, keys, table, run.config.describe.dims, settings, run.seed)
-    return run.drive("select", [(unit, lazy)], "frames")[0]
+    near = dask.delayed(selecting.features_of)(run.tree.root, AGAINST, others)
+    lazy = partial(pick, run.tree.root, keys, table, run.config.describe.dims, settings, run.seed, against=near)
+    (receipt,) = run.drive("select", [(unit, lazy)], "frames")
+    report = json.loads(run.tree.load("select", receipt.key, ["report"])["report"].item())
+    run.stages["select"]["report"] = report
+    return receipt
 
 
 def _label(run: _Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
@@ -281,6 +351,8 @@ def _store(run: _Run, labels: list[Receipt]) -> Receipt:
         "versions": json.dumps(versions(), sort_keys=True),
         "explore_potential": json.dumps(_named(run.identities["explore"])),
         "label_potential": json.dumps(_named(run.identities["label"])),
+        **({"describe_model": json.dumps(_named(model))} if (model := run.identities.get("describe")) else {}),
+        "selection": json.dumps(run.stages["select"]["report"], sort_keys=True),
         "run_counts": json.dumps({name: row["out"] for name, row in run.stages.items()}),
         "quarantined": json.dumps(reasons(run.tree.quarantined())),
     }
@@ -308,6 +380,14 @@ def _named(identity: potentials.Identity) -> dict[str, str]:
     return {"name": identity.name, "sha256": identity.hash}
 
 
+def _devices(config: Config) -> dict[str, str]:
+    """Device of each stage that computes on one."""
+    devices: dict[str, str] = {"explore": config.explore.device, "label": config.label.device}
+    if describe.uses_device(config.describe):
+        devices |= {"describe": config.describe.device, describing.FIT: config.describe.device}
+    return devices
+
+
 def _builder(settings: configs.Explore | configs.Label) -> Callable[[], potentials.Potential]:
     """Return a function that builds the potential where it is called: on the worker, once a process."""
     return partial(
@@ -329,7 +409,7 @@ def corridor(
     tree, config
         An open run directory and its config.
     identities
-        Potentials of the stages that use one.
+        Potentials and models of the stages that use one.
     client
         Connected client.
     emit
@@ -348,7 +428,7 @@ def corridor(
         If the workers that a stage needs are not there.
     """
     started = time.perf_counter()
-    on_gpu = gpu_stages(client, {"explore": config.explore.device, "label": config.label.device})
+    on_gpu = gpu_stages(client, _devices(config))
     workers = sorted(offers(client))
     emit(RunStarted(run_dir=str(tree.root), name=config.name, dashboard=client.dashboard_link or None, workers=workers))
     run = _Run(config, tree, DaskPool(client, on_gpu), emit, identities)
@@ -358,13 +438,53 @@ def corridor(
         raise InputError(
             f"no trajectory survived; the reasons are in {tree.root / 'quarantine'}: {reasons(tree.quarantined())}"
         )
-    features = _describe(run, frames, species)
-    picks = _select(run, frames, features)
+    picks = _select(run, frames, *_describe(run, frames, species))
     labels = _label(run, frames, picks)
     _store(run, labels)
     seconds = time.perf_counter() - started
     emit(RunFinished(dataset=str(tree.dataset), seconds=seconds, quarantined=reasons(tree.quarantined())))
     return run.stages
+
+
+def read_and_describe(
+    tree: Tree, config: Config, stretches: Sequence[Stretch], client: Client, emit: Emit, *, picks: bool
+) -> tuple[list[Receipt], list[Receipt], Receipt | None]:
+    """Describe the frames of files, and pick some of them; no exploration, no labels.
+
+    Parameters
+    ----------
+    tree, config
+        An open run directory; of the config only ``seed``, ``describe`` and ``select`` count.
+    stretches
+        What to read.
+    client, emit
+        Connected client; called with each event.
+    picks
+        Whether to pick.
+
+    Returns
+    -------
+    frames, features : list of Receipt
+        Units of frames, one a stretch, and of their features, one for each unit that holds frames.
+    picks : Receipt or None
+        The unit of picks.
+
+    Raises
+    ------
+    InputError
+        If no frame can be read.
+    """
+    model = describe.identity(config.describe)
+    devices = {stage: device for stage, device in _devices(config).items() if stage not in ("explore", "label")}
+    pool = DaskPool(client, gpu_stages(client, devices))
+    run = _Run(config, tree, pool, emit, {"describe": model} if model else {})
+    frames = _read(run, stretches)
+    if not any(receipt.n_out for receipt in frames):
+        rejected = tree.quarantined()
+        raise InputError(f"no frame can be described: {reasons(rejected)}; e.g. {rejected[0].evidence}")
+    species = generating.elements(tree.root, [receipt.key for receipt in frames])
+    features, against = _describe(run, frames, species)
+    return frames, features, _select(run, frames, features, against) if picks else None
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,13 @@ from daskpipe.work import Tree
 
 if TYPE_CHECKING:
     from daskpipe.runs import Result
+    from daskpipe.standalone import Done
 
 TITLES = {
     "generate": "generate",
     "explore": "explore",
+    "read": "read",
+    "describe-against": "describe (old)",
     "describe-fit": "describe (axes)",
     "describe": "describe",
     "select": "select",
@@ -147,6 +151,9 @@ def summary(result: Result, console: Console) -> None:
             line = f"  {name}: {count}, e.g. {first.structure}: {first.evidence}"
             console.print(escape(line), highlight=False, soft_wrap=True)
         console.print(f"  all of them, one file each: {escape(shown(result.run_dir))}/quarantine/", highlight=False)
+    console.print()
+    for line in selection_lines(result.stages["select"]["report"]):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"\n[bold]Dataset[/] {escape(shown(result.dataset))} after {result.seconds:.0f} s", highlight=False)
     console.print("\nNext", style="bold")
     for command in next_commands(result):
@@ -174,6 +181,41 @@ def as_json(result: Result) -> dict[str, Any]:
         "seconds": round(result.seconds, 2),
         "exit_code": result.exit_code,
     }
+
+
+def standalone_summary(done: Done, console: Console) -> None:
+    """Print what was made of the frames of files: counts, what was left out and why, and how well picks cover."""
+    rejected = sum(done.rejected.values())
+    left_out = f", {rejected} rejected" if rejected else ""
+    console.print(f"\n{done.n_frames:,} frames described{left_out} in {done.seconds:.1f} s", highlight=False)
+    for reason, count in done.rejected.items():
+        console.print(escape(f"  {reason}: {count}, e.g. {done.examples[reason]}"), highlight=False, soft_wrap=True)
+    if "coverage" in done.report:
+        for line in selection_lines(done.report):
+            console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"[bold]Wrote[/] {escape(shown(done.out.absolute()))}: {done.n_out:,} frames", highlight=False)
+
+
+def selection_lines(report: dict[str, Any]) -> list[str]:
+    """Say what selection left out as near-duplicates, and how well its picks cover the pool."""
+    duplicates, coverage = report["duplicates"], report["coverage"]
+    near = f"near-duplicates left out: {duplicates['against_pool']:,} of an earlier frame"
+    if duplicates["against_dataset"]:
+        near += f", {duplicates['against_dataset']:,} of the existing dataset"
+    elements = "" if coverage["elements_hit"] is None else f", {coverage['elements_hit']:.0%} of the elements"
+    return [
+        f"{near} (closer than {duplicates['threshold']:g} of the pool's spread)",
+        f"{report['n_picked']:,} of {report['n_pool']:,} frames picked by {report['method']}: they hit "
+        f"{coverage['clusters_hit']:.0%} of 256 clusters of the pool, {coverage['bins_hit']:.0%} of the bins of its "
+        f"features{elements}",
+        f"distance of a frame to the nearest pick: mean {coverage['nearest_mean']:.3g}, 95 % below "
+        f"{coverage['nearest_p95']:.3g}, largest {coverage['nearest_max']:.3g}",
+    ]
+
+
+def standalone_as_json(done: Done) -> dict[str, Any]:
+    """Return what was made of the frames of files as JSON types."""
+    return {**asdict(done), "out": str(done.out), "seconds": round(done.seconds, 2), "exit_code": done.exit_code}
 
 
 def shown(path: Path) -> str:

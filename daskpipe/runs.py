@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskpipe import config as configs
-from daskpipe import potentials
+from daskpipe import describe, potentials
 from daskpipe.cluster import check as check_cluster
 from daskpipe.cluster import connect
 from daskpipe.config import Config
 from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, reasons
 from daskpipe.events import Emit, fan_out
 from daskpipe.generate.stage import requests
-from daskpipe.pipeline import corridor
+from daskpipe.pipeline import content_of, corridor
 from daskpipe.work import Ledger, Tree, write_atomically
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def prepare(config: Config) -> dict[str, potentials.Identity]:
     Returns
     -------
     dict
-        Identity of the potential of each stage that uses one.
+        Identity of the potential, or of the descriptor's model, of each stage that uses one.
 
     Raises
     ------
@@ -147,10 +147,14 @@ def prepare(config: Config) -> dict[str, potentials.Identity]:
         For a model or file that is not there.
     """
     requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
-    return {
+    if config.select.against is not None:
+        content_of(Path(config.select.against))
+    found = {
         stage: potentials.identity(choice.name, choice.params)
         for stage, choice in (("explore", config.explore.potential), ("label", config.label.potential))
     }
+    model = describe.identity(config.describe)
+    return found if model is None else {**found, "describe": model}
 
 
 def _open_run(tree: Tree, config: Config, identities: dict[str, potentials.Identity]) -> None:
@@ -171,8 +175,9 @@ def _open_run(tree: Tree, config: Config, identities: dict[str, potentials.Ident
         return
     for stage, before in json.loads(record.read_text()).items():
         if before["hash"] != named[stage]["hash"]:
+            what = "describe.params.model" if stage == "describe" else f"{stage}.potential"
             raise ConfigError(
-                f"{stage}.potential is not the one that {tree.root} began with: {before['name']} "
+                f"{what} is not the one that {tree.root} began with: {before['name']} "
                 f"({before['hash'][:12]}) then, {named[stage]['name']} ({named[stage]['hash'][:12]}) now. "
                 "Put the model or package of then back, or give another --run-dir"
             )

@@ -27,7 +27,7 @@ from daskpipe.plan import plan
 
 CONFIGS = package_folder("configs")
 GROUP_FILES = sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("*/*.yaml"))
-NEEDED = {"generate=files": ["generate.paths=[seeds.xyz]"]}
+NEEDED = {"generate=files": ["generate.paths=[seeds.xyz]"], "select=environments": ["describe=environments"]}
 """What a choice cannot do without."""
 
 
@@ -64,8 +64,8 @@ def test_every_group_file_is_chosen_and_planned(choice: str, folder: Path) -> No
     config = load("emt_alloy", [override, *NEEDED.get(override, [])])
     written = yaml.safe_load((CONFIGS / f"{choice}.yaml").read_text())
     composed = compose("emt_alloy", [override])[group]
-    # The preset itself sets how many frames it selects and the size of the descriptor.
-    own = {"select": {"n"}, "describe": {"params", "dims"}}.get(group, set())
+    # The preset itself sets how many frames it selects.
+    own = {"select": {"n"}}.get(group, set())
     assert all(composed[key] == value for key, value in written.items() if key not in own)
     assert plan(config)["stages"]["select"]["outputs"] > 0
 
@@ -162,11 +162,14 @@ def test_paths_become_absolute(folder: Path) -> None:
         "generate.sources.own={generator: files, paths: [a.xyz]}",
         "explore=mace",
         "explore.potential.params.model=model.bin",
+        "describe=mace",
+        "describe.params.model=model.bin",
     ]
     config = load("emt_alloy", overrides)
     assert config.generate.paths == [str(folder / "seeds.xyz"), f"{glob.escape(str(folder))}/se*.xyz"]
     assert config.generate.sources["own"].params["base_dir"] == str(folder)
     assert config.explore.potential.params["model"] == str(folder / "model.bin")
+    assert config.describe.params["model"] == str(folder / "model.bin")
     overrides = ["generate=files", "generate.paths=['se*.xyz']"]
     assert plan(load("emt_alloy", overrides))["stages"]["generate"]["inputs"] == 1
 
@@ -200,7 +203,15 @@ def test_a_hydra_application_of_the_caller_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["cluster.workers=3", "name=other", "explore.device=cpu", "label.device=auto", "cluster=slurm"]
+    "override",
+    [
+        "cluster.workers=3",
+        "name=other",
+        "explore.device=cpu",
+        "describe.device=auto",
+        "label.device=auto",
+        "cluster=slurm",
+    ],
 )
 def test_where_it_runs_decides_nothing(override: str) -> None:
     assert differences(load("emt_alloy", [override]), load("emt_alloy")) == []
@@ -259,6 +270,9 @@ WRONG_VALUES = [
     ("generate.sources.alloys.generator=alloy", r"unknown generator 'alloy'. Did you mean 'alloys'\? Known: alloys"),
     ("explore.potential.name=emtt", r"unknown potential 'emtt'. Did you mean 'emt'\? Known: chgnet, emt"),
     ("describe.descriptor=sope", r"unknown descriptor 'sope'. Did you mean 'soap'\?"),
+    ("describe.device=gpu", r"describe.device: Input should be 'auto', 'cpu' or 'cuda' \(received 'gpu'\)"),
+    ("describe.level=atoms", r"describe.level: Input should be 'structure' or 'atom' \(received 'atoms'\)"),
+    ("select.method=environments", r"select.method=environments needs .*; type describe.level=atom"),
     ("select.method=kmean", r"unknown selector 'kmean'. Did you mean 'kmeans'\?"),
     ("explore.device=gpu", r"explore.device: Input should be 'auto', 'cpu' or 'cuda' \(received 'gpu'\)"),
     ("seed=-1", r"seed: Input should be greater than or equal to 0 \(received -1\)"),
@@ -281,7 +295,7 @@ MALFORMED = [
     ("select.n=[1", r"no viable alternative at input"),
     ("generate=null", r"Config group override must be a string or a list"),
     ("select.n=${foo}", r"Interpolation key 'foo' not found"),
-    ("select=rand", r"unknown choice of select 'rand'. Did you mean 'random'\? Known: kmeans, random"),
+    ("select=rand", r"unknown choice of select 'rand'. Did you mean 'random'\? Known: .*kmeans, random"),
     ("cluster=nowhere", r"unknown choice of cluster 'nowhere'. Known: local, slurm"),
 ]
 
@@ -290,6 +304,17 @@ MALFORMED = [
 def test_unknown_keys_and_malformed_overrides_are_explained(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load("emt_alloy", [override])
+
+
+def test_a_descriptor_that_cannot_give_what_is_asked_for_is_explained() -> None:
+    with pytest.raises(ConfigError, match=r"mbtr describes whole structures only; type describe.level=structure, or"):
+        load("emt_alloy", ["describe=mbtr", "describe.level=atom"])
+    with pytest.raises(
+        ConfigError, match=r"MBTR of open structures: .*min value should be smaller.*change describe.params"
+    ):
+        load("emt_alloy", ["describe=mbtr", "describe.params.grid.min=2"])
+    with pytest.raises(ConfigError, match=r"describe.params.geometry.function: Input should be 'atomic_number', "):
+        load("emt_alloy", ["describe=mbtr", "describe.params.geometry.function=sine"])
 
 
 @pytest.mark.parametrize(("override", "said"), WRONG_VALUES, ids=[override for override, _ in WRONG_VALUES])

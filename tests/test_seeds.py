@@ -1,11 +1,13 @@
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import daskpipe.seeds
 from daskpipe.seeds import order_by_hash, stream
 
 ids = st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=30, unique=True)
@@ -46,7 +48,7 @@ def test_streams_that_must_differ(first, second):
 
 def test_numbers_are_the_same_in_every_version_and_on_every_machine():
     assert stream(1, "explore", b"x" * 16, 0).integers(0, 2**32, 3).tolist() == [2039275336, 2662895116, 2791260056]
-    assert order_by_hash(5, "shuffle", np.arange(16, dtype="<i8").view("V16")).tolist() == [1, 4, 0, 3, 2, 6, 7, 5]
+    assert order_by_hash(5, "shuffle", np.arange(16, dtype="<i8").view("V16")).tolist() == [5, 2, 4, 6, 3, 1, 0, 7]
 
 
 def test_hash_randomisation_does_not_reach_them():
@@ -80,3 +82,37 @@ def test_seed_and_purpose_decide_the_shuffled_order():
         assert np.array_equal(np.sort(order), np.arange(100))
         # Uncorrelated with the input order: 5 standard deviations of 1/sqrt(n).
         assert abs(np.corrcoef(order, np.arange(100))[0, 1]) < 0.5
+
+
+def test_equal_ids_keep_their_order_and_stand_together():
+    ids = np.frombuffer(b"".join(bytes([value]) * 16 for value in (3, 1, 3, 2, 1, 3)), "V16")
+    order = order_by_hash(0, "shuffle", ids).tolist()
+    for same in ([0, 2, 5], [1, 4]):
+        places = [order.index(row) for row in same]
+        assert places == list(range(places[0], places[0] + len(same)))
+
+
+def test_where_the_ranks_collide_the_whole_id_decides(monkeypatch):
+    monkeypatch.setattr(daskpipe.seeds, "_mix", lambda words: np.zeros(words.shape, dtype=np.uint64))
+    ids = np.random.default_rng(0).integers(0, 2**64, (50, 2), dtype=np.uint64).view("V16").ravel()
+    ordered = ids[order_by_hash(0, "shuffle", ids)]
+    shuffled = ids[np.random.default_rng(1).permutation(50)]
+    assert (shuffled[order_by_hash(0, "shuffle", shuffled)] == ordered).all()
+
+
+def test_every_bit_of_an_id_reaches_its_rank():
+    words = np.zeros((129, 2), dtype="<u8")
+    for bit in range(128):
+        words[bit + 1, bit // 64] = np.uint64(1) << np.uint64(bit % 64)
+    places = np.argsort(order_by_hash(0, "shuffle", words.view("V16").ravel()))
+    assert len(set(places.tolist())) == 129
+    # Uncorrelated with the bit's number: 5 standard deviations of 1/sqrt(n).
+    assert abs(np.corrcoef(places, np.arange(129))[0, 1]) < 5 / np.sqrt(129)
+
+
+def test_millions_are_shuffled_in_seconds():
+    n_ids, most_seconds = 1_000_000, 2.0  # 0.2 s where it was written; a hash each in Python takes longer
+    ids = np.random.default_rng(0).integers(0, 2**64, (n_ids, 2), dtype=np.uint64).view("V16").ravel()
+    started = time.perf_counter()
+    order_by_hash(0, "shuffle", ids)
+    assert time.perf_counter() - started < most_seconds

@@ -1,18 +1,13 @@
-"""Describe: frames to features, a chunked Dask array.
+"""Describe: frames to features, chunked Dask arrays.
 
 Needs: frames in the unit tree; the elements that occur.
-Makes: a float32 array (structure, feature) whose chunks are the exploration units, and the reduction
-    (mean and principal axes of a hash-chosen sample) that every block shares.
-Plugins: entry-point group ``daskpipe.descriptors``.
-Entry: `daskpipe.describe.stage.describe` (Dask array), `daskpipe.SOAP` (in memory).
-Memory per partition: frames of one unit x n_features of the full descriptor x 4 bytes.
+Makes: a float32 array (structure, feature) whose chunks are the exploration units; with ``level: atom`` another one
+    (atom, feature) beside it; and the reduction (mean and principal axes of a hash-chosen sample) that all share.
+Plugins: entry-point group ``daskpipe.descriptors``; their kit is `daskpipe.testing.check_descriptor`.
+Entry: `daskpipe.describe.stage.describe` and `environments` (Dask arrays), `daskpipe.SOAP` (in memory).
+Memory per partition: frames of one unit, and 4 MB of full descriptors however many frames there are.
 """
 
-from daskpipe.registry import Registry
+from daskpipe.describe.catalogue import DESCRIPTORS, build, check_descriptor, identity, uses_device
 
-DESCRIPTORS = Registry(
-    "descriptor",
-    {"soap": "daskpipe.describe.soap:SOAP"},
-    group="daskpipe.descriptors",
-    given=("species", "average"),
-)
+__all__ = ["DESCRIPTORS", "build", "check_descriptor", "identity", "uses_device"]

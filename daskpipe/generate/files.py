@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,11 +70,16 @@ def files(
         yield from read(Path(base_dir) / path, name=path)
 
 
-def read(path: Path, *, name: str) -> Iterator[Atoms | Rejection]:
-    """Yield the structures of one file; see `files`."""
-    number = 0
+def read(
+    path: Path, *, name: str, first: int = 0, n_frames: int | None = None, offset: int = 0
+) -> Iterator[Atoms | Rejection]:
+    """Yield the structures of one file, or of a stretch of it that begins with frame `first` at byte `offset`.
+
+    See `files` for what is yielded, and `daskpipe.generate.stretches` for how a file is cut.
+    """
+    number = first
     try:
-        for number, frame in enumerate(_frames(path), start=1):
+        for number, frame in enumerate(islice(_frames(path, first, offset), n_frames), start=first + 1):
             yield _build(frame, f"{name}#{number - 1}")
         if number == 0:
             raise FrameError("empty", "the file holds no structure")
@@ -91,13 +96,13 @@ def _build(frame: Frame, name: str) -> Atoms | Rejection:
     return atoms
 
 
-def _frames(path: Path) -> Iterator[Frame]:
+def _frames(path: Path, first: int, offset: int) -> Iterator[Frame]:
     reader = reader_of(path)
     if reader is None:
         raise FrameError("unknown_format", f"{path.name} is in no known format; known names: {KNOWN_NAMES}")
     if path.stat().st_size == 0:
         raise FrameError("empty", "the file has no bytes")
-    return reader(path)
+    return _xyz(path, offset) if reader is _xyz else islice(reader(path), first, None)
 
 
 def _rejection(error: Exception, name: str) -> Rejection:
@@ -139,7 +144,7 @@ def _integer(info: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
     return None
 
 
-def _xyz(path: Path) -> Iterator[Frame]:
+def _xyz(path: Path, offset: int = 0) -> Iterator[Frame]:
     """Frames of an extxyz or xyz file, split by us: ASE would give up all frames for one that is broken."""
     from ase.io.extxyz import read_xyz
 
@@ -147,7 +152,21 @@ def _xyz(path: Path) -> Iterator[Frame]:
         atoms: Atoms = next(read_xyz(StringIO(text), index=0))
         return atoms
 
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    for text in xyz_texts(path, offset):
+        yield partial(build, text)
+
+
+def xyz_texts(path: Path, offset: int = 0) -> Iterator[str]:
+    """Yield the frames of an extxyz or xyz file, from byte `offset` on, as they are written.
+
+    Raises
+    ------
+    ValueError
+        Where the file is broken.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        lines = TextIOWrapper(file, encoding="utf-8", errors="replace")
         header = next(lines, "")
         while header:
             if not header.strip():
@@ -163,7 +182,7 @@ def _xyz(path: Path) -> Iterator[Frame]:
             while following.lstrip().startswith("VEC"):  # the cell, in ADF's dialect
                 body.append(following)
                 following = next(lines, "")
-            yield partial(build, "".join([header, *body]))
+            yield "".join([header, *body])
             header = following
 
 
@@ -320,10 +339,20 @@ def expand(params: dict[str, Any], n: int | None, base_dir: Path) -> list[tuple[
     for path in find(params["paths"], base_dir):
         absolute = Path(os.path.abspath(path))
         name = absolute.relative_to(base_dir) if absolute.is_relative_to(base_dir) else absolute
-        try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
-        except OSError as error:
-            raise InputError(f"paths: {path} cannot be read: {error.strerror}; check its permissions") from error
-        requests.append(({"paths": [name.as_posix()], "base_dir": str(base_dir)}, digest))
+        requests.append(({"paths": [name.as_posix()], "base_dir": str(base_dir)}, checksum(path)))
     return requests
+
+
+def checksum(path: Path) -> str:
+    """Hash of a file's bytes, 32 hex digits.
+
+    Raises
+    ------
+    InputError
+        If it cannot be opened.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
+    except OSError as error:
+        raise InputError(f"paths: {path} cannot be read: {error.strerror}; check its permissions") from error

@@ -7,18 +7,23 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask.bag as db
+import numpy as np
 from ase import Atoms
 
 from daskpipe.errors import ConfigError, Rejection
 from daskpipe.generate import ENUMERATED, GENERATORS
 from daskpipe.generate.checks import Limits, check, system_type
 from daskpipe.generate.sources import Source
+from daskpipe.generate.stretches import Stretch, frames
 from daskpipe.seeds import stream
 from daskpipe.structures import from_atoms, hex_ids, round_positions
-from daskpipe.work import Payload, Rows, arrays_of, read_unit
+from daskpipe.work import Payload, Rows, Tree, arrays_of, read_unit
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 VERSION = 1
 
@@ -176,6 +181,26 @@ def pack(items: list[Atoms | Rejection]) -> list[Payload]:
     rejected = [item for item in items if isinstance(item, Rejection)]
     seeds = [item for item in items if not isinstance(item, Rejection)]
     return [Payload(arrays=arrays_of(from_atoms(seeds)), n_out=len(seeds), rejected=rejected)]
+
+
+def read_frames(stretch: Stretch) -> Payload:
+    """Flatten the frames of a stretch of a file into what a unit commits."""
+    (payload,) = pack(list(frames(stretch)))
+    return payload
+
+
+def frames_in_memory(stretch: Stretch) -> xr.Dataset:
+    """Read the frames of a stretch of a file, without those that cannot be described."""
+    return from_atoms([item for item in frames(stretch) if not isinstance(item, Rejection)])
+
+
+def elements(root: Path, keys: list[str]) -> list[str]:
+    """Symbols of the elements that occur in units of frames, sorted."""
+    from ase.data import chemical_symbols
+
+    units = [Tree(root).load("explore", key, ["numbers"])["numbers"] for key in keys]
+    numbers = np.unique(np.concatenate([np.unique(unit) for unit in units]))
+    return sorted(chemical_symbols[number] for number in numbers.tolist())
 
 
 def distinct(root: Path, keys: list[str]) -> tuple[list[Rows], list[Rejection], list[str]]:

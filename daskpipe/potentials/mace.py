@@ -10,6 +10,8 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from daskpipe.errors import ConfigError, InputError, unknown
 from daskpipe.potentials.potential import Evaluation, Identity, Potential, checked_results, file_hash
 from daskpipe.potentials.quiet import quiet
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 BUNDLED = Path(__file__).parent / "bundled" / "cu-ag-au.safetensors"
 BATCH = 16
+FEATURE_ATOMS = 1024
+"""Atoms of a batch that gives node features: without gradients it takes less memory than a batch with forces."""
 UNPICKLE_ANYTHING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
@@ -74,6 +78,107 @@ def mace(*, device: str, dtype: str, model: str = "bundled", head: str | None = 
         elements=_symbols(module.atomic_numbers.tolist()),
         cutoff=cutoff,
     )
+
+
+def node_features(
+    potential: Potential, structures: Sequence[Atoms], *, invariants_only: bool = True, num_layers: int = -1
+) -> np.ndarray:
+    """Return what a MACE model holds about each atom before its readouts, batched.
+
+    Parameters
+    ----------
+    potential
+        A MACE, from `daskpipe.potentials.build`.
+    structures
+        Of any periodicity, elements that the model knows.
+    invariants_only, num_layers
+        As in `node_feature_columns`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (atom, feature) over all structures, dtype of the model: the rows of
+        ``MACECalculator.get_descriptors`` for one structure after another. The last bits of a row may depend on its
+        batch.
+    """
+    import torch
+    from mace.data import AtomicData, KeySpecification, config_from_atoms
+    from mace.tools.torch_geometric import Batch
+    from mace.tools.torch_tools import default_dtype
+
+    calculator: Any = potential.calculator
+    module = calculator.models[0]
+    columns = torch.from_numpy(node_feature_columns(potential, invariants_only, num_layers)).to(calculator.device)
+    keys = KeySpecification(info_keys=calculator.info_keys, arrays_keys=calculator.arrays_keys)
+    blocks = []
+    with potential.lock, default_dtype(calculator.default_dtype), torch.no_grad():
+        for batch in _batches_of_atoms(structures):
+            graphs = [
+                AtomicData.from_config(
+                    config_from_atoms(atoms, key_specification=keys, head_name=calculator.head),
+                    z_table=calculator.z_table,
+                    cutoff=calculator.r_max,
+                    heads=calculator.available_heads,
+                )
+                for atoms in batch
+            ]
+            data = Batch.from_data_list(graphs).to(calculator.device)
+            blocks.append(module(data.to_dict(), compute_force=False)["node_feats"][:, columns].cpu().numpy())
+    if not blocks:
+        return np.zeros((0, len(columns)), dtype=calculator.default_dtype)
+    return np.concatenate(blocks)
+
+
+def node_feature_columns(potential: Potential, invariants_only: bool = True, num_layers: int = -1) -> np.ndarray:
+    """Say which of a MACE model's node features are taken.
+
+    Parameters
+    ----------
+    potential
+        A MACE, from `daskpipe.potentials.build`.
+    invariants_only
+        Leave vectors and higher tensors out.
+    num_layers
+        Layers taken, from the first one on; -1 for all.
+
+    Returns
+    -------
+    numpy.ndarray
+        Columns of the features of all layers, int64.
+
+    Raises
+    ------
+    ConfigError
+        If the model does not have so many layers.
+    """
+    from e3nn import o3
+
+    module: Any = potential.calculator.models[0]
+    layers = [o3.Irreps(str(product.linear.irreps_out)) for product in module.products]
+    if num_layers == 0 or not -1 <= num_layers <= len(layers):
+        raise ConfigError(f"num_layers={num_layers}: the model has {len(layers)} layers; give 1 to {len(layers)} or -1")
+    columns: list[int] = []
+    start = 0
+    for irreps in layers[: None if num_layers == -1 else num_layers]:
+        for part, (_, irrep) in zip(irreps.slices(), irreps, strict=True):
+            if irrep.l == 0 or not invariants_only:
+                columns.extend(range(start + part.start, start + part.stop))
+        start += irreps.dim
+    return np.array(columns, dtype=np.int64)
+
+
+def _batches_of_atoms(structures: Sequence[Atoms]) -> Iterator[list[Atoms]]:
+    """Neighbours of a list, so many together that they hold at most `FEATURE_ATOMS` atoms; at least one."""
+    batch: list[Atoms] = []
+    n_atoms = 0
+    for atoms in structures:
+        if batch and n_atoms + len(atoms) > FEATURE_ATOMS:
+            yield batch
+            batch, n_atoms = [], 0
+        batch.append(atoms)
+        n_atoms += len(atoms)
+    if batch:
+        yield batch
 
 
 def identify(model: str, head: str | None) -> Identity:

@@ -1,10 +1,10 @@
 """Select: the frames that are worth a label.
 
 Needs: features as a chunked Dask array (or NumPy), structure ids for the canonical order.
-Makes: sorted indices of the picks, the stratum of each, and why it was picked.
+Makes: sorted indices of the picks, the stratum of each, why it was picked, and a report of the coverage.
 Plugins: entry-point group ``daskpipe.selectors``.
 Entry: `daskpipe.pick` (indices from an array), `daskpipe.select.stage.select` (a run's unit).
-Memory per partition: one block of features, the picks' distances and 16 bytes a frame.
+Memory: one chunk, a sample of 2**18 rows, and some 30 bytes a frame; ``fps`` alone holds all features.
 """
 
 from daskpipe.registry import Registry
@@ -12,8 +12,12 @@ from daskpipe.registry import Registry
 SELECTORS = Registry(
     "selector",
     {
+        "direct": "daskpipe.select.direct:Direct",
+        "environments": "daskpipe.select.environments:Environments",
+        "fps": "daskpipe.select.fps:FarthestPoints",
         "kmeans": "daskpipe.select.kmeans:KMeansStrata",
         "random": "daskpipe.select.random:Random",
+        "stride": "daskpipe.select.stride:Stride",
     },
     group="daskpipe.selectors",
     given=("n", "seed"),

@@ -15,13 +15,13 @@ class Random:
     n
         Frames to pick.
     seed
-        Decides, with nothing else, which positions of the canonical order are drawn.
+        Decides the canonical order, of which the first `n` frames are drawn.
     """
 
     def __init__(self, *, n: int, seed: int) -> None:
-        self.n, self.seed = n, seed
+        self.n = n
 
     def pick(self, blocks: Blocks) -> Picks:
         """Return the first `n` frames of the canonical order, which is a shuffle of all frames."""
-        index = np.sort(blocks.order[: self.n])
+        index = np.sort(blocks.order[: self.n]).astype(np.int64)
         return Picks(index=index, cluster=np.full(len(index), -1, dtype=np.int32), reason="random")

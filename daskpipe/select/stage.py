@@ -1,13 +1,16 @@
-"""Selection as one unit: features stream from the unit tree through a Dask array, a block at a time."""
+"""Selection as one unit: features stream from the unit tree through a Dask array, a chunk at a time."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daskpipe import seeds
+from daskpipe.errors import ConfigError
 from daskpipe.select import SELECTORS
 from daskpipe.select.blocks import Blocks
 from daskpipe.select.pick import canonical_order
@@ -19,13 +22,23 @@ if TYPE_CHECKING:
 
     import dask.array as da
 
-VERSION = 1
+VERSION = 2
+
+BY_ATOMS = ("environments",)
+"""Methods whose rows are atoms."""
 
 
 def select(
-    root: Path, frames: Sequence[str], features: Sequence[tuple[str, int]], dims: int, settings: Select, run_seed: int
+    root: Path,
+    frames: Sequence[str],
+    features: Sequence[tuple[str, int]],
+    dims: int,
+    settings: Select,
+    run_seed: int,
+    *,
+    against: np.ndarray | None = None,
 ) -> Payload:
-    """Pick frames.
+    """Leave out near-duplicates, and pick frames from the others.
 
     Parameters
     ----------
@@ -39,44 +52,148 @@ def select(
         Features a frame.
     settings, run_seed
         What to pick.
+    against
+        Features of an existing dataset in the same space, shape (structure, feature).
 
     Returns
     -------
     daskpipe.work.Payload
         ``unit`` (position in `frames`) and ``row`` of each pick, its ``features``, ``cluster`` and
-        ``selection_reason``; ordered by unit and row.
+        ``selection_reason``; ordered by unit and row. ``report`` is JSON text: method, counts, what the removal of
+        duplicates found, and the `daskpipe.select.coverage.Coverage` of the pool.
+
+    Raises
+    ------
+    daskpipe.errors.ConfigError
+        If near-duplicates of the dataset are all there is.
     """
+    from daskpipe.select.coverage import coverage_of
+
     started = time.perf_counter()
-    ids = np.concatenate([Tree(root).load("explore", key, ["structure_id"])["structure_id"] for key in frames])
+    ids, n_atoms, elements = _frames(root, frames)
     table = feature_table(root, features, dims)
+    keep, duplicates = _without_duplicates(Blocks(table, canonical_order(run_seed, ids)), settings, against)
+    kept = np.flatnonzero(keep)
+    if len(kept) == 0:
+        raise ConfigError(
+            f"all {len(ids)} frames lie within select.duplicate_distance={settings.duplicate_distance} of the existing "
+            "dataset, so that none is left to pick. Explore further, or type a smaller select.duplicate_distance"
+        )
+    order = canonical_order(run_seed, ids[kept])
+    if settings.method in BY_ATOMS:
+        atoms = atom_table(root, features, n_atoms)
+        blocks = Blocks(atoms, order, n_atoms[kept], np.repeat(keep, n_atoms))
+    else:
+        blocks = Blocks(table, order, keep=keep)
     params = SELECTORS.check_params(settings.method, settings.params)
-    selector = SELECTORS.get(settings.method)(n=settings.n, seed=run_seed, **params)
-    picks = selector.pick(Blocks(table, canonical_order(run_seed, ids)))
-    ends = np.cumsum([n_frames for _, n_frames in features])
-    unit = np.searchsorted(ends, picks.index, side="right")
+    picks = SELECTORS.get(settings.method)(n=settings.n, seed=run_seed, **params).pick(blocks)
+
+    index = kept[picks.index]
+    covered = coverage_of(Blocks(table, seeds.order_by_hash(run_seed, "coverage", ids)), index, elements=elements)
+    report = {
+        "method": settings.method,
+        "params": params,
+        "n_pool": len(ids),
+        "n_picked": len(index),
+        "duplicates": duplicates,
+        "coverage": covered.as_dict(),
+    }
+    sizes = np.array([n_frames for _, n_frames in features])
+    ends = np.cumsum(sizes)
+    unit = np.searchsorted(ends, index, side="right")
     arrays = {
         "unit": unit.astype(np.int64),
-        "row": picks.index - (ends - [n_frames for _, n_frames in features])[unit],
-        "features": np.asarray(table[picks.index].compute(scheduler="synchronous")),
+        "row": index - (ends - sizes)[unit],
+        "features": Blocks(table, np.arange(len(ids))).gather(index),
         "cluster": picks.cluster,
-        "selection_reason": np.full(len(picks.index), picks.reason),
+        "selection_reason": np.full(len(index), picks.reason),
+        "report": np.array(json.dumps(report, sort_keys=True)),
     }
-    return Payload(arrays=arrays, n_out=len(picks.index), seconds=time.perf_counter() - started)
+    return Payload(arrays=arrays, n_out=len(index), seconds=time.perf_counter() - started)
+
+
+def _without_duplicates(
+    blocks: Blocks, settings: Select, against: np.ndarray | None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return which frames stay, and what to report."""
+    from daskpipe.select.duplicates import near_duplicates
+
+    if settings.duplicate_distance == 0:
+        return np.ones(blocks.n_rows, dtype=np.bool_), {"against_pool": 0, "against_dataset": 0, "threshold": 0.0}
+    found = near_duplicates(blocks, settings.duplicate_distance, against)
+    return ~found.mask, {
+        "against_pool": found.n_against_pool,
+        "against_dataset": found.n_against_dataset,
+        "threshold": found.threshold,
+        "scale": found.scale,
+    }
+
+
+def _frames(root: Path, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return ids (structure,), atoms (structure,) and elements held (structure, element), bool, of all frames."""
+    ids, n_atoms, held = [], [], []
+    for key in keys:
+        unit = Tree(root).load("explore", key, ["structure_id", "n_atoms", "numbers"])
+        ids.append(unit["structure_id"])
+        n_atoms.append(unit["n_atoms"].astype(np.int64))
+        here, number = np.unique(unit["numbers"], return_inverse=True)
+        presence = np.zeros((len(n_atoms[-1]), len(here)), dtype=np.bool_)
+        presence[np.repeat(np.arange(len(presence)), n_atoms[-1]), number] = True
+        held.append((here, presence))
+    # Of the elements that occur anywhere: a column for each of the periodic table would be the largest array here.
+    species = np.unique(np.concatenate([here for here, _ in held]))
+    elements = np.zeros((sum(map(len, ids)), len(species)), dtype=np.bool_)
+    start = 0
+    for here, presence in held:
+        elements[start : start + len(presence), np.searchsorted(species, here)] = presence
+        start += len(presence)
+    return np.concatenate(ids), np.concatenate(n_atoms), elements
+
+
+def features_of(root: Path, stage: str, keys: Sequence[str]) -> np.ndarray | None:
+    """Return the features that units of a stage hold, shape (structure, feature); None if there are no units."""
+    return np.concatenate([Tree(root).load(stage, key, ["features"])["features"] for key in keys]) if keys else None
 
 
 def feature_table(root: Path, features: Sequence[tuple[str, int]], dims: int) -> da.Array:
     """Return the features in the unit tree as a lazy Dask array, shape (frame, feature), float32."""
+    return _table(root, "features", features, dims)
+
+
+def atom_table(root: Path, features: Sequence[tuple[str, int]], n_atoms: np.ndarray) -> da.Array:
+    """Return the atoms' features in the unit tree as a lazy Dask array, shape (atom, feature), float32.
+
+    `n_atoms` holds the atoms of each frame, shape (frame,). The number of features is that of the first unit.
+    """
+    ends = np.cumsum([n_frames for _, n_frames in features])
+    sizes = [(key, int(n_atoms[end - n : end].sum())) for (key, n), end in zip(features, ends.tolist(), strict=True)]
+    first = next(key for key, size in sizes if size)
+    return _table(root, "environments", sizes, _load(root, first, "environments").shape[1])
+
+
+def _table(root: Path, name: str, sizes: Sequence[tuple[str, int]], dims: int) -> da.Array:
+    """Concatenate one array of the description units, of which each has so many rows."""
     import dask.array as da
     from dask import delayed
 
-    load = delayed(_load_features, pure=True)
-    blocks = [
-        da.from_delayed(load(root, key), shape=(n_frames, dims), dtype=np.float32)
-        for key, n_frames in features
-        if n_frames
-    ]
-    return da.concatenate(blocks)
+    load = delayed(_load, pure=True)
+    return da.concatenate(
+        [da.from_delayed(load(root, key, name), shape=(n, dims), dtype=np.float32) for key, n in sizes if n]
+    )
 
 
-def _load_features(root: Path, key: str) -> np.ndarray:
-    return Tree(root).load("describe", key, ["features"])["features"]
+def _load(root: Path, key: str, name: str) -> np.ndarray:
+    """Read one array of a description unit.
+
+    Raises
+    ------
+    ValueError
+        If the unit does not hold it.
+    """
+    try:
+        return Tree(root).load("describe", key, [name])[name]
+    except KeyError:
+        raise ValueError(
+            f"description unit {key} holds no {name!r}; method 'environments' needs the features of atoms, "
+            "which a descriptor of whole frames does not make"
+        ) from None

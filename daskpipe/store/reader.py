@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from daskpipe.store.writer import crc32c_file, crc32c_root, files_of
+from daskpipe.structures import starts
 from daskpipe.variables import read_root
 
 if TYPE_CHECKING:
@@ -43,6 +46,30 @@ def open_dataset(path: Path | str, chunks: Mapping[str, int] | None = None) -> x
     with zarr.config.set({"array.read_missing_chunks": False}):
         ds: xr.Dataset = xr.open_zarr(path, chunks=dict(chunks or {}), consolidated=True)
     return ds
+
+
+def content(path: Path | str) -> tuple[str, int]:
+    """Return what tells a dataset from all others, and its number of structures; raises as `open_dataset`."""
+    attributes = read_root(Path(path))["attributes"]
+    return attributes["checksums"]["root"], attributes["n_structures"]
+
+
+def geometries(path: Path | str, start: int, stop: int) -> xr.Dataset:
+    """Read numbers, positions and cells of some structures of a dataset into memory.
+
+    Parameters
+    ----------
+    path
+        Of a ``dataset.zarr``.
+    start, stop
+        The structures, in the order of the dataset.
+    """
+    ds = open_dataset(path)
+    ends = np.cumsum(ds["n_atoms"].values)
+    atoms = slice(int(ends[start - 1]) if start else 0, int(ends[stop - 1]))
+    names = ["n_atoms", "numbers", "positions", "cell", "pbc", "charge"]
+    found = ds[[name for name in names if name in ds]].isel(structure=slice(start, stop), atom=atoms).load()
+    return found.assign(atom_start=("structure", starts(found["n_atoms"].values)))
 
 
 def verify(path: Path | str) -> list[str]:

@@ -14,7 +14,7 @@ from ase import Atoms
 
 from daskpipe.errors import ConfigError, InputError
 from daskpipe.potentials import Failure, Results, batched, build, evaluate, identity
-from daskpipe.potentials.mace import BUNDLED, UNPICKLE_ANYTHING, import_mace
+from daskpipe.potentials.mace import BUNDLED, UNPICKLE_ANYTHING, import_mace, node_feature_columns, node_features
 from daskpipe.potentials.mace_files import build_module, hyper_file, load_model, read_hypers, save_model
 from daskpipe.potentials.quiet import quiet
 
@@ -259,3 +259,69 @@ def test_building_leaves_torchs_default_dtype_alone(model_file: Path) -> None:
 def test_nothing_is_printed_while_building(model_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     build("mace", {"model": str(model_file)}, "cpu", "float64")
     assert capfd.readouterr() == ("", "")
+
+
+# --- node features ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def vector_model(tmp_path: Path) -> Path:
+    """Random model whose first layer has vectors beside scalars, as a pickle like those of foundation models."""
+    path = tmp_path / "vectors.model"
+    save(random_module(hidden_irreps="4x0e+4x1o"), path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("invariants_only", [True, False])
+@pytest.mark.parametrize("num_layers", [-1, 1, 2])
+def test_node_features_are_the_calculators(
+    num_layers: int, invariants_only: bool, dtype: str, vector_model: Path, metals: list[Atoms]
+) -> None:
+    potential = build("mace", {"model": str(vector_model)}, "cpu", dtype)
+    choice = {"invariants_only": invariants_only, "num_layers": num_layers}
+    found = node_features(potential, metals, **choice)
+    expected = np.concatenate([potential.calculator.get_descriptors(atoms, **choice) for atoms in metals])
+    assert found.dtype == expected.dtype == np.dtype(dtype)
+    assert found.shape == (sum(map(len, metals)), len(node_feature_columns(potential, **choice)))
+    assert np.ptp(expected, axis=0).min() > 1e-3
+    tolerance = {"float32": 1e-4, "float64": 1e-11}[dtype]
+    np.testing.assert_allclose(found, expected, atol=tolerance)
+
+
+def test_vectors_are_left_out_of_the_invariants(vector_model: Path) -> None:
+    potential = build("mace", {"model": str(vector_model)}, "cpu", "float32")
+    # Two layers: four scalars and four vectors, then four scalars.
+    assert node_feature_columns(potential).tolist() == [0, 1, 2, 3, 16, 17, 18, 19]
+    assert node_feature_columns(potential, invariants_only=False).tolist() == list(range(20))
+
+
+def test_batches_of_node_features_hold_a_number_of_atoms(monkeypatch: pytest.MonkeyPatch, make) -> None:
+    potential = build("mace", {}, "cpu", "float64")
+    structures = [make(kind, seed=seed) for seed in range(2) for kind in ("alloy", "slab", "cluster")]
+    expected = node_features(potential, structures)
+    sizes = []
+    (module,) = potential.calculator.models
+    hook = module.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0]["positions"])))
+    monkeypatch.setattr("daskpipe.potentials.mace.FEATURE_ATOMS", 25)
+    found = node_features(potential, structures)
+    hook.remove()
+    assert [len(atoms) for atoms in structures] == [8, 12, 13, 8, 12, 13]
+    assert sizes == [20, 21, 25]
+    np.testing.assert_allclose(found, expected, atol=1e-11)
+    assert node_features(potential, []).shape == (0, expected.shape[1])
+
+
+def test_node_features_of_layers_that_are_not_there() -> None:
+    potential = build("mace", {}, "cpu", "float32")
+    for wrong in (0, 3, -2):
+        with pytest.raises(ConfigError, match=rf"num_layers={wrong}: the model has 2 layers; give 1 to 2 or -1"):
+            node_feature_columns(potential, num_layers=wrong)
+
+
+def test_node_features_leave_torch_and_the_structures_alone(metals: list[Atoms]) -> None:
+    before, copies = torch.get_default_dtype(), [atoms.copy() for atoms in metals]
+    node_features(build("mace", {}, "cpu", "float64"), metals)
+    assert torch.get_default_dtype() == before
+    assert torch.is_grad_enabled()
+    assert metals == copies

@@ -1,33 +1,58 @@
+import json
+
 import numpy as np
 import pytest
 
+from daskpipe.errors import ConfigError
 from daskpipe.select.settings import Select
-from daskpipe.select.stage import feature_table, select
+from daskpipe.select.stage import VERSION, feature_table, select
 from daskpipe.structures import as_void
 from daskpipe.work import Payload, Tree, Unit, commit, key_of
 
 DIMS = 3
 N_FRAMES = 60
 RUN_SEED = 12
+METHODS = ("direct", "environments", "fps", "kmeans", "random", "stride")
+REASON = {"kmeans": "kmeans_spread"}
 
 
-def table() -> tuple[np.ndarray, np.ndarray]:
-    """Ids and features of all frames; the features stand in six groups."""
+def table() -> dict[str, np.ndarray]:
+    """Ids, features, atoms and their elements of all frames; the features stand in six groups."""
     rng = np.random.default_rng(0)
-    ids = as_void(rng.bytes(16) for _ in range(N_FRAMES))
-    features = 10 * rng.integers(0, 6, (N_FRAMES, 1)) + rng.standard_normal((N_FRAMES, DIMS))
-    return ids, features.astype(np.float32)
+    group = rng.integers(0, 6, N_FRAMES)
+    n_atoms = rng.integers(2, 6, N_FRAMES)
+    features = 10 * group[:, None] + rng.standard_normal((N_FRAMES, DIMS))
+    atoms = np.repeat(features, n_atoms, axis=0) + rng.standard_normal((n_atoms.sum(), DIMS))
+    return {
+        "structure_id": as_void(rng.bytes(16) for _ in range(N_FRAMES)),
+        "features": features.astype(np.float32),
+        "n_atoms": n_atoms.astype(np.int32),
+        "numbers": np.where(np.repeat(group, n_atoms) == 5, 79, 29).astype(np.uint8),
+        "environments": atoms.astype(np.float32),
+    }
 
 
-def run(root, ids, features, sizes, settings) -> Payload:
+BY_ATOM = ("numbers", "environments")
+EXPLORED = ("structure_id", "n_atoms", "numbers")
+
+
+def rows_of(found: dict[str, np.ndarray], order: np.ndarray) -> dict[str, np.ndarray]:
+    """The frames in another order."""
+    ends = np.cumsum(found["n_atoms"])
+    atoms = np.concatenate([np.arange(ends[row] - found["n_atoms"][row], ends[row]) for row in order])
+    return {name: array[atoms if name in BY_ATOM else order] for name, array in found.items()}
+
+
+def run(root, found, sizes, settings, **inputs) -> Payload:
     """Commit exploration and description units of so many frames, and select from them."""
-    assert sum(sizes) == len(ids)
+    assert sum(sizes) == len(found["features"])
     frames, described, start = [], [], 0
     for index, size in enumerate(sizes):
-        rows = slice(start, start + size)
-        for stage, arrays in (("explore", {"structure_id": ids[rows]}), ("describe", {"features": features[rows]})):
+        arrays = rows_of(found, np.arange(start, start + size)) if size else {name: a[:0] for name, a in found.items()}
+        for stage in ("explore", "describe"):
+            part = {name: array for name, array in arrays.items() if (name in EXPLORED) == (stage == "explore")}
             key = key_of(stage, 1, {}, [index], 0)
-            commit(root, Unit(stage=stage, index=index, key=key, n_inputs=1), Payload(arrays=arrays, n_out=size))
+            commit(root, Unit(stage=stage, index=index, key=key, n_inputs=1), Payload(arrays=part, n_out=size))
             if stage == "explore":
                 frames.append(key)
             else:
@@ -35,54 +60,110 @@ def run(root, ids, features, sizes, settings) -> Payload:
         start += size
     lazy = feature_table(root, described, DIMS)
     assert lazy.chunks == (tuple(size for size in sizes if size), (DIMS,))
-    np.testing.assert_array_equal(lazy.compute(scheduler="synchronous"), features)
-    return select(root, frames, described, DIMS, settings, RUN_SEED)
+    np.testing.assert_array_equal(lazy.compute(scheduler="synchronous"), found["features"])
+    return select(root, frames, described, DIMS, settings, RUN_SEED, **inputs)
 
 
-@pytest.mark.parametrize("method", ["kmeans", "random"])
+def rows_picked(arrays, sizes) -> np.ndarray:
+    return np.cumsum([0, *sizes])[arrays["unit"]] + arrays["row"]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_payload_names_unit_and_row_of_each_pick(tmp_path, method):
-    ids, features = table()
+    found = table()
     sizes = (20, 0, 25, 15)
-    payload = run(tmp_path, ids, features, sizes, Select(n=12, method=method))
+    payload = run(tmp_path, found, sizes, Select(n=12, method=method))
     arrays = payload.arrays
     assert payload.n_out == 12
     places = list(zip(arrays["unit"].tolist(), arrays["row"].tolist(), strict=True))
     assert places == sorted(set(places))
-    starts = np.cumsum([0, *sizes])
-    rows = np.array([starts[unit] + row for unit, row in places])
     assert all(row < sizes[unit] for unit, row in places)
     assert len({unit for unit, _ in places}) == 3, "picks from one unit alone show little"
-    np.testing.assert_array_equal(arrays["features"], features[rows])
+    np.testing.assert_array_equal(arrays["features"], found["features"][rows_picked(arrays, sizes)])
     assert arrays["features"].dtype == np.float32
     assert arrays["cluster"].dtype == np.int32
-    reason, strata = {"kmeans": ("kmeans_nearest", {0, 1, 2}), "random": ("random", {-1})}[method]
-    assert set(arrays["selection_reason"].tolist()) == {reason}
-    assert set(arrays["cluster"].tolist()) == strata
+    assert set(arrays["selection_reason"].tolist()) == {REASON.get(method, method)}
+    assert (set(arrays["cluster"].tolist()) == {-1}) == (method in ("fps", "random", "stride"))
 
 
-@pytest.mark.parametrize("method", ["kmeans", "random"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "stride"])
 @pytest.mark.parametrize("sizes", [(60,), (5,) * 12, (30, 7, 23)])
 def test_picks_depend_on_ids_and_not_on_units_or_order(tmp_path, method, sizes):
-    ids, features = table()
+    found = table()
     shuffle = np.random.default_rng(5).permutation(N_FRAMES)
-    settings = Select(n=12, method=method)
+    # A threshold that takes out some of them, and which depends on the canonical order.
+    settings = Select(n=12, method=method, duplicate_distance=0.05)
 
-    def picked(name, ids, features, sizes):
-        arrays = run(tmp_path / name, ids, features, sizes, settings).arrays
-        rows = np.cumsum([0, *sizes])[arrays["unit"]] + arrays["row"]
+    def picked(name, found, sizes):
+        arrays = run(tmp_path / name, found, sizes, settings).arrays
+        removed = json.loads(str(arrays["report"]))["duplicates"]["against_pool"]
+        assert 0 < removed < 40
         strata = arrays["cluster"].tolist()
-        return {ids[row].tobytes(): stratum for row, stratum in zip(rows, strata, strict=True)}
+        rows = rows_picked(arrays, sizes)
+        return removed, {found["structure_id"][row].tobytes(): at for row, at in zip(rows, strata, strict=True)}
 
-    expected = picked("one", ids, features, (20, 25, 15))
-    assert len(expected) == 12
-    assert picked("other units", ids, features, sizes) == expected
-    assert picked("other order", ids[shuffle], features[shuffle], sizes) == expected
+    expected = picked("one", found, (20, 25, 15))
+    assert len(expected[1]) == 12
+    assert picked("other units", found, sizes) == expected
+    assert picked("other order", rows_of(found, shuffle), sizes) == expected
+
+
+def test_the_report_tells_what_was_done(tmp_path):
+    found = table()
+    found["features"][31] = found["features"][30]
+    payload = run(tmp_path, found, (20, 25, 15), Select(n=12, params={"n_clusters": 4}))
+    report = json.loads(str(payload.arrays["report"]))
+    assert (report["method"], report["n_pool"], report["n_picked"]) == ("kmeans", 60, 12)
+    assert report["params"] == {"n_clusters": 4, "allocation": "sqrt", "within": "spread", "passes": 1}
+    duplicates = report["duplicates"]
+    assert (duplicates["against_pool"], duplicates["against_dataset"]) == (1, 0)
+    assert duplicates["threshold"] == Select(n=1).duplicate_distance
+    centred = found["features"] - found["features"].mean(axis=0, dtype=float)
+    assert duplicates["scale"] == pytest.approx(np.sqrt((centred**2).sum(axis=1).mean()), rel=1e-5)
+    assert report["coverage"]["n_pool"] == 60
+    assert report["coverage"]["elements_hit"] in (0.5, 1)
+    assert 0 < report["coverage"]["bins_hit"] <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_near_duplicates_are_not_picked(tmp_path, method):
+    found = table()
+    found["features"][30:] = found["features"][:30]
+    sizes = (20, 25, 15)
+    arrays = run(tmp_path, found, sizes, Select(n=60, method=method)).arrays
+    rows = rows_picked(arrays, sizes)
+    assert len(rows) == 30
+    assert sorted(rows % 30) == list(range(30))
+    kept = run(tmp_path / "off", found, sizes, Select(n=60, method=method, duplicate_distance=0)).arrays
+    assert len(kept["row"]) == 60
+    assert json.loads(str(kept["report"]))["duplicates"]["against_pool"] == 0
+
+
+def test_frames_near_the_dataset_are_not_picked(tmp_path):
+    found = table()
+    sizes = (20, 25, 15)
+    arrays = run(tmp_path, found, sizes, Select(n=60), against=found["features"][[5, 40]]).arrays
+    assert sorted(set(range(60)) - set(rows_picked(arrays, sizes).tolist())) == [5, 40]
+    assert json.loads(str(arrays["report"]))["duplicates"]["against_dataset"] == 2
+
+
+def test_a_pool_that_says_nothing_new_is_refused(tmp_path):
+    found = table()
+    with pytest.raises(ConfigError, match="all 60 frames lie within .*0.001 of the existing dataset.* type a smaller"):
+        run(tmp_path, found, (60,), Select(n=5), against=found["features"])
+
+
+def test_atoms_are_needed_for_environments(tmp_path):
+    found = table()
+    del found["environments"]
+    message = "holds no 'environments'; method 'environments' needs the features of atoms"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, found, (60,), Select(n=5, method="environments"))
 
 
 def test_payload_can_be_committed(tmp_path):
-    ids, features = table()
-    payload = run(tmp_path, ids, features, (60,), Select(n=5))
-    key = key_of("select", 1, {}, [], 0)
+    payload = run(tmp_path, table(), (60,), Select(n=5))
+    key = key_of("select", VERSION, {}, [], 0)
     commit(tmp_path, Unit(stage="select", index=0, key=key, n_inputs=N_FRAMES), payload)
     loaded = Tree(tmp_path).load("select", key)
     for name, array in payload.arrays.items():

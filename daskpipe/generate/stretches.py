@@ -1,0 +1,164 @@
+"""The user's own trajectories, cut into stretches that are read side by side, and copied from frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from daskpipe.errors import Rejection
+from daskpipe.generate.checks import Limits, check, system_type
+from daskpipe.generate.files import read, reader_of, xyz_texts
+from daskpipe.structures import round_positions
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+TEXTS = (".extxyz", ".xyz")
+"""Files in which a frame is a stretch of text."""
+
+ANY = Limits(max_atoms=10_000_000, min_distance=0)
+"""Frames are described as they are: what a teacher could not compute is no matter here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Frames of one file that are read by one task.
+
+    Parameters
+    ----------
+    path
+        The file.
+    first, n_frames
+        Number of the first frame, from 0, and how many there are.
+    offset
+        Byte that the first frame begins at, in files of text.
+    last
+        Whether it ends the file: what comes after its frames, and cannot be read, is told as a rejection.
+    """
+
+    path: str
+    first: int
+    n_frames: int
+    offset: int = 0
+    last: bool = False
+
+
+def stretches(path: Path, size: int) -> list[Stretch]:
+    """Cut a file into stretches of `size` frames; files of text are read through once, others are asked.
+
+    Parameters
+    ----------
+    path
+        A file of a format that `daskpipe.generate.files` knows.
+    size
+        Frames in a stretch.
+    """
+    begins, n_frames = _offsets(path, size) if path.suffix.lower() in TEXTS else ([], _count(path))
+    starts = range(0, max(n_frames, 1), size)
+    return [
+        Stretch(
+            path=str(path),
+            first=start,
+            n_frames=min(size, n_frames - start),
+            offset=begins[number] if begins else 0,
+            last=start == starts[-1],
+        )
+        for number, start in enumerate(starts)
+    ]
+
+
+def _offsets(path: Path, size: int) -> tuple[list[int], int]:
+    """Return where each `size`-th frame begins, in bytes, and the number of frames that are whole."""
+    begins, n_frames, offset = [], 0, 0
+    with path.open("rb") as lines:
+        for line in lines:
+            if line.strip().isdigit():
+                body = list(islice(lines, int(line) + 1))
+                if len(body) < int(line) + 1:
+                    break
+                if n_frames % size == 0:
+                    begins.append(offset)
+                n_frames += 1
+                offset += len(line) + sum(map(len, body))
+            elif not line.strip() or line.lstrip().startswith(b"VEC"):
+                offset += len(line)
+            else:
+                break
+    return begins, n_frames
+
+
+def _count(path: Path) -> int:
+    """Count the frames of a file; 0 if it cannot be read, which reading it will explain."""
+    reader = reader_of(path)
+    try:
+        return sum(1 for _ in reader(path)) if reader else 0
+    except Exception:  # a parser may raise anything when it meets foreign bytes
+        return 0
+
+
+def frames(stretch: Stretch) -> Iterator[Atoms | Rejection]:
+    """Yield the structures of a stretch; ``info["step"]`` is the number of the frame in its file."""
+    path = Path(stretch.path)
+    found = read(
+        path,
+        name=path.name,
+        first=stretch.first,
+        n_frames=None if stretch.last else stretch.n_frames,
+        offset=stretch.offset,
+    )
+    for number, item in enumerate(found, start=stretch.first):
+        yield item if isinstance(item, Rejection) else _finish(item, number)
+
+
+def _finish(atoms: Atoms, number: int) -> Atoms | Rejection:
+    name = atoms.info.pop("name")
+    atoms.info.pop("spin_multiplicity", None)  # nothing here depends on it, and it may be wrong
+    round_positions(atoms)
+    if fault := check(atoms, ANY):
+        return Rejection(stage="read", structure=name, reason=fault.reason, evidence=fault.evidence)
+    atoms.info |= {"step": number, "system_type": system_type(atoms)}
+    return atoms
+
+
+def copy_frames(picked: Iterable[tuple[str, Sequence[int]]], out: Path) -> None:
+    """Copy frames of files to one extxyz file; frames of extxyz and xyz files with all that is written in them.
+
+    Parameters
+    ----------
+    picked
+        Files, and the sorted numbers of the frames to copy from each.
+    out
+        The file to write.
+    """
+    from ase.io.extxyz import write_extxyz
+
+    with out.open("w", encoding="utf-8") as file:
+        for path, numbers in picked:
+            if Path(path).suffix.lower() in TEXTS:
+                wanted = set(numbers)
+                for number, text in enumerate(islice(xyz_texts(Path(path)), numbers[-1] + 1)):
+                    if number in wanted:
+                        file.write(text if text.endswith("\n") else f"{text}\n")
+            else:
+                whole = _whole(Path(path))
+                for number in numbers:
+                    write_extxyz(file, whole(number))
+
+
+def _whole(path: Path) -> Callable[[int], Atoms]:
+    """Return a function that reads one frame of a file with its labels."""
+    import ase.io
+
+    if path.suffix.lower() == ".db":
+        from ase.db import connect
+
+        database = connect(str(path), type="db", use_lock_file=False)
+        ids = [row.id for row in database.select(columns=["id"], sort="id")]
+        return lambda number: database.get_atoms(id=ids[number], add_additional_information=False)
+    if path.suffix.lower() == ".traj":
+        trajectory = ase.io.Trajectory(path)
+        return lambda number: trajectory[number]
+    return lambda number: ase.io.read(path, index=number)

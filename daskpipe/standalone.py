@@ -1,0 +1,280 @@
+"""One stage on its own, files in, files out: what ``daskpipe describe`` and ``daskpipe select`` call.
+
+The frames of the user's files take the place of an exploration in a run directory that lives as long as the call;
+the rooms, the units and the workers are those of a run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskpipe import config as configs
+from daskpipe.cluster import check as check_cluster
+from daskpipe.cluster import connect
+from daskpipe.config import Config
+from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, reasons
+from daskpipe.events import Emit, RunStarted, fan_out
+from daskpipe.generate.files import find
+from daskpipe.generate.stretches import Stretch, copy_frames, stretches
+from daskpipe.pipeline import content_of, read_and_describe, versions
+from daskpipe.placement import offers
+from daskpipe.select.stage import atom_table, feature_table
+from daskpipe.work import Ledger, Receipt, Tree
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from distributed import Client
+
+SIZE = 512
+"""Frames read and described by one task."""
+
+SECTIONS = ("describe", "select", "cluster", "seed")
+"""What of the config counts here."""
+
+CHUNK = 65_536
+"""Rows of a chunk of what `describe` writes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What was made of the frames of files.
+
+    Parameters
+    ----------
+    out
+        The file written.
+    n_frames, n_out
+        Frames described, and rows or frames written.
+    rejected
+        Frames that could not be read, by reason.
+    examples
+        One of each reason: what it was.
+    report
+        Of `select`: method, near-duplicates left out, coverage. Of `describe`: the descriptor and the axes.
+    seconds
+        Wall time.
+    """
+
+    out: Path
+    n_frames: int
+    n_out: int
+    seconds: float
+    rejected: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 10 if frames were rejected."""
+        return EXIT_QUARANTINED if self.rejected else EXIT_COMPLETE
+
+
+def select(
+    paths: Sequence[str],
+    n: int,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    force: bool = False,
+    client: Client | None = None,
+    subscribers: Iterable[Emit] = (),
+) -> Done:
+    """Pick frames of files, and copy them to an extxyz file as they are written there.
+
+    Parameters
+    ----------
+    paths
+        Files, folders and globs of the formats that ``generate.paths`` takes.
+    n
+        Frames to pick.
+    out
+        File to write, ``*.extxyz`` or ``*.xyz``.
+    overrides
+        Of ``describe``, ``select``, ``cluster`` and ``seed``: ``select=fps``, ``describe.params.r_cut=6``.
+    force
+        Replace `out` if it exists.
+    client, subscribers
+        As in `daskpipe.run`.
+
+    Raises
+    ------
+    ConfigError
+        For a wrong override or file name, or if `out` exists.
+    InputError
+        If a path does not exist, or no frame can be read.
+    """
+    out = _target(out, (".extxyz", ".xyz"), force)
+    config = _config([*overrides, f"select.n={n}"])
+
+    def write(tree: Tree, pieces: list[Stretch], frames: list[Receipt], _: list[Receipt], picks: Receipt | None) -> Any:
+        assert picks is not None
+        chosen = tree.load("select", picks.key, ["unit", "row", "report"])
+        filled = [(piece, receipt.key) for piece, receipt in zip(pieces, frames, strict=True) if receipt.n_out]
+        numbers: dict[str, list[int]] = {}
+        for unit in np.unique(chosen["unit"]).tolist():
+            piece, key = filled[unit]
+            steps = tree.load("explore", key, ["step"])["step"]
+            numbers.setdefault(piece.path, []).extend(steps[chosen["row"][chosen["unit"] == unit]].tolist())
+        with _published(out) as attempt:
+            copy_frames(numbers.items(), attempt)
+        return picks.n_out, json.loads(chosen["report"].item())
+
+    return _run(f"select {n}", config, paths, out, client, subscribers, write, picks=True)
+
+
+def describe(
+    paths: Sequence[str],
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    force: bool = False,
+    client: Client | None = None,
+    subscribers: Iterable[Emit] = (),
+) -> Done:
+    """Describe frames of files: their features, and with ``describe.level=atom`` those of their atoms.
+
+    Parameters
+    ----------
+    paths, overrides, force, client, subscribers
+        As in `select`.
+    out
+        ``*.zarr``, which xarray opens, or ``*.npz``. It holds ``features`` (structure, feature), ``n_atoms``,
+        ``structure_id``, ``file`` and ``frame`` of each structure, and ``environments`` (atom, feature).
+
+    Raises
+    ------
+    ConfigError, InputError
+        As `select`.
+    """
+    out = _target(out, (".zarr", ".npz"), force)
+    config = _config(overrides)
+
+    def write(tree: Tree, pieces: list[Stretch], frames: list[Receipt], rows: list[Receipt], _: Receipt | None) -> Any:
+        ds = _features(tree, pieces, frames, rows, config)
+        with _published(out) as attempt:
+            if out.suffix == ".zarr":
+                ds.to_zarr(attempt, zarr_format=3, consolidated=False)
+            else:
+                np.savez(attempt, allow_pickle=False, **{str(name): array.values for name, array in ds.items()})
+        return ds.sizes["structure"], {key: json.loads(value) for key, value in ds.attrs.items()}
+
+    return _run("describe", config, paths, out, client, subscribers, write, picks=False)
+
+
+def _config(overrides: Sequence[str]) -> Config:
+    """Compose the sections that count, from the presets of SOAP and k-means."""
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0].partition(".")[0]
+        if key not in SECTIONS:
+            raise ConfigError(f"{override!r} is of no use here: overrides begin with {', '.join(SECTIONS)}")
+    return configs.load("quickstart", ["describe=soap", "select=kmeans", *overrides])
+
+
+def _target(out: str | Path, suffixes: Sequence[str], force: bool) -> Path:
+    out = Path(out)
+    if out.suffix not in suffixes:
+        raise ConfigError(f"{out} must end in {' or '.join(suffixes)}; type e.g. -o {out.stem}{suffixes[0]}")
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists; give another name, or --force to replace it")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"{out.parent} is no folder; make it, or give another -o")
+    return out
+
+
+def _run(
+    name: str,
+    config: Config,
+    paths: Sequence[str],
+    out: Path,
+    client: Client | None,
+    subscribers: Iterable[Emit],
+    write: Callable[[Tree, list[Stretch], list[Receipt], list[Receipt], Receipt | None], tuple[int, dict[str, Any]]],
+    *,
+    picks: bool,
+) -> Done:
+    """Read, describe and perhaps pick in a run directory beside `out`, hand it to `write`, and remove it."""
+    started = time.perf_counter()
+    if client is None:
+        check_cluster(config.cluster)
+    if config.select.against is not None:
+        content_of(Path(config.select.against))
+    files = find(list(paths), Path.cwd())
+    pieces = [piece for file in files for piece in stretches(file, SIZE)]
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
+    except OSError as error:
+        raise DiskError(f"cannot write beside {out}: {error.strerror}; give another -o") from error
+    try:
+        tree = Tree(folder)
+        emit = fan_out(Ledger(tree), *subscribers)
+        with nullcontext(client) if client is not None else connect(config.cluster) as connected:
+            workers = sorted(offers(connected))
+            dashboard = connected.dashboard_link or None
+            emit(RunStarted(run_dir=str(out), name=name, dashboard=dashboard, workers=workers))
+            frames, features, chosen = read_and_describe(tree, config, pieces, connected, emit, picks=picks)
+            n_out, report = write(tree, pieces, frames, features, chosen)
+        rejections = tree.quarantined()
+        return Done(
+            out=out,
+            n_frames=sum(receipt.n_out for receipt in frames),
+            n_out=n_out,
+            seconds=time.perf_counter() - started,
+            rejected=reasons(rejections),
+            examples={item.kind: f"{item.structure}: {item.evidence}" for item in reversed(rejections)},
+            report=report,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _features(
+    tree: Tree, pieces: list[Stretch], frames: list[Receipt], features: list[Receipt], config: Config
+) -> xr.Dataset:
+    """Gather what describes the frames; features are lazy Dask arrays."""
+    import xarray as xr
+
+    dims = config.describe.dims
+    table = [(receipt.key, receipt.n_out) for receipt in features]
+    filled = [(piece, receipt.key) for piece, receipt in zip(pieces, frames, strict=True) if receipt.n_out]
+    units = [tree.load("explore", key, ["structure_id", "n_atoms", "step"]) for _, key in filled]
+    n_atoms = np.concatenate([unit["n_atoms"] for unit in units])
+    files = [np.full(len(unit["step"]), piece.path) for (piece, _), unit in zip(filled, units, strict=True)]
+    variables: dict[str, Any] = {
+        "features": (("structure", "feature"), feature_table(tree.root, table, dims).rechunk((CHUNK, dims))),
+        "n_atoms": ("structure", n_atoms),
+        "structure_id": ("structure", [id_.tobytes().hex() for unit in units for id_ in unit["structure_id"]]),
+        "file": ("structure", np.concatenate(files)),
+        "frame": ("structure", np.concatenate([unit["step"] for unit in units])),
+    }
+    if config.describe.level == "atom":
+        atoms = atom_table(tree.root, table, n_atoms.astype(np.int64)).rechunk((CHUNK, dims))
+        variables["environments"] = (("atom", "feature"), atoms)
+    attrs = {"describe": config.describe.model_dump(mode="json"), "versions": versions()}
+    return xr.Dataset(variables, attrs={key: json.dumps(value, sort_keys=True) for key, value in attrs.items()})
+
+
+@contextmanager
+def _published(out: Path) -> Iterator[Path]:
+    """Yield a name to write to, which becomes `out` when all is written."""
+    attempt = out.with_name(f".{out.stem}-{uuid.uuid4().hex[:8]}{out.suffix}")
+    try:
+        yield attempt
+        if out.is_dir():
+            shutil.rmtree(out)
+        os.replace(attempt, out)
+    except OSError as error:
+        raise DiskError(f"cannot write {out}: {error.strerror}. Make room, or give another -o") from error
+    finally:
+        shutil.rmtree(attempt, ignore_errors=True) if attempt.is_dir() else attempt.unlink(missing_ok=True)
