@@ -6,7 +6,9 @@ Heavy imports stand inside the verbs, so that ``daskpipe --help`` answers at onc
 from __future__ import annotations
 
 import errno
+import glob
 import json
+import os
 import signal
 import sys
 import traceback
@@ -304,8 +306,8 @@ def _bars(as_json: bool) -> Iterator[Any]:
 
 
 def _paths_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """Tell files from overrides: a word with = that is no file is an override."""
-    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    """Tell files from overrides: a word with = that is no file, folder or glob of any is an override."""
+    overrides = [word for word in words if "=" in word and not os.path.exists(word) and not glob.glob(word)]
     paths = [word for word in words if word not in overrides]
     if not paths:
         raise ConfigError("no frames: give a file, a folder or a glob, e.g. md.extxyz")

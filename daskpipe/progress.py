@@ -202,12 +202,13 @@ def selection_lines(report: dict[str, Any]) -> list[str]:
     near = f"near-duplicates left out: {duplicates['against_pool']:,} of an earlier frame"
     if duplicates["against_dataset"]:
         near += f", {duplicates['against_dataset']:,} of the existing dataset"
+    n_clusters = min(256, report["n_pool"])
     elements = "" if coverage["elements_hit"] is None else f", {coverage['elements_hit']:.0%} of the elements"
     return [
         f"{near} (closer than {duplicates['threshold']:g} of the pool's spread)",
         f"{report['n_picked']:,} of {report['n_pool']:,} frames picked by {report['method']}: they hit "
-        f"{coverage['clusters_hit']:.0%} of 256 clusters of the pool, {coverage['bins_hit']:.0%} of the bins of its "
-        f"features{elements}",
+        f"{coverage['clusters_hit']:.0%} of {n_clusters} clusters of the pool, {coverage['bins_hit']:.0%} of the "
+        f"bins of its features{elements}",
         f"distance of a frame to the nearest pick: mean {coverage['nearest_mean']:.3g}, 95 % below "
         f"{coverage['nearest_p95']:.3g}, largest {coverage['nearest_max']:.3g}",
     ]

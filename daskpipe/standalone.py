@@ -62,7 +62,7 @@ class Done:
     examples
         One of each reason: what it was.
     report
-        Of `select`: method, near-duplicates left out, coverage. Of `describe`: the descriptor and the axes.
+        Of `select`: method, near-duplicates left out, coverage. Of `describe`: its settings, and versions.
     seconds
         Wall time.
     """
@@ -151,7 +151,7 @@ def describe(
         As in `select`.
     out
         ``*.zarr``, which xarray opens, or ``*.npz``. It holds ``features`` (structure, feature), ``n_atoms``,
-        ``structure_id``, ``file`` and ``frame`` of each structure, and ``environments`` (atom, feature).
+        ``structure_id``, ``path`` and ``frame`` of each structure, and ``environments`` (atom, feature).
 
     Raises
     ------
@@ -236,7 +236,10 @@ def _run(
             report=report,
         )
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        # Away in one step: units that are still under way after an interruption find nothing to add to.
+        gone = folder.with_name(f"{folder.name}-gone")
+        os.rename(folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _features(
@@ -250,12 +253,12 @@ def _features(
     filled = [(piece, receipt.key) for piece, receipt in zip(pieces, frames, strict=True) if receipt.n_out]
     units = [tree.load("explore", key, ["structure_id", "n_atoms", "step"]) for _, key in filled]
     n_atoms = np.concatenate([unit["n_atoms"] for unit in units])
-    files = [np.full(len(unit["step"]), piece.path) for (piece, _), unit in zip(filled, units, strict=True)]
+    paths = [np.full(len(unit["step"]), piece.path) for (piece, _), unit in zip(filled, units, strict=True)]
     variables: dict[str, Any] = {
         "features": (("structure", "feature"), feature_table(tree.root, table, dims).rechunk((CHUNK, dims))),
         "n_atoms": ("structure", n_atoms),
         "structure_id": ("structure", [id_.tobytes().hex() for unit in units for id_ in unit["structure_id"]]),
-        "file": ("structure", np.concatenate(files)),
+        "path": ("structure", np.concatenate(paths)),
         "frame": ("structure", np.concatenate([unit["step"] for unit in units])),
     }
     if config.describe.level == "atom":
@@ -268,7 +271,7 @@ def _features(
 @contextmanager
 def _published(out: Path) -> Iterator[Path]:
     """Yield a name to write to, which becomes `out` when all is written."""
-    attempt = out.with_name(f".{out.stem}-{uuid.uuid4().hex[:8]}{out.suffix}")
+    attempt = out.absolute().with_name(f".{out.stem}-{uuid.uuid4().hex[:8]}{out.suffix}")
     try:
         yield attempt
         if out.is_dir():

@@ -260,12 +260,17 @@ def commit(root: Path, unit: Unit, payload: Payload) -> Receipt:
     ------
     DiskError
         If the disk is full or cannot be written.
+    FileNotFoundError
+        If the run directory is not there.
     """
     tree = Tree(root)
     final = tree.unit_dir(unit.stage, unit.key)
     attempt = final.with_name(f".{unit.key}-{uuid.uuid4().hex[:8]}-attempt")
     try:
-        attempt.mkdir(parents=True)
+        # Never the run directory itself: one that was removed under a unit stays removed.
+        for folder in (root / "units", final.parent.parent, final.parent):
+            folder.mkdir(exist_ok=True)
+        attempt.mkdir()
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **payload.arrays)
         rejected = json.dumps([rejection.as_json() for rejection in payload.rejected], indent=1).encode()

@@ -18,7 +18,7 @@ from daskpipe.config import load
 from daskpipe.doctor import examine
 from daskpipe.errors import ConfigError, InputError, Rejection
 from daskpipe.plan import plan
-from daskpipe.progress import ProgressBars, next_commands, shown, summary
+from daskpipe.progress import ProgressBars, next_commands, selection_lines, shown, summary
 from daskpipe.runs import Result
 from daskpipe.status import is_running, status
 from daskpipe.work import Tree, read_ledger
@@ -155,13 +155,56 @@ def test_a_file_sees_a_line_a_stage_and_lost_workers(reference: Result) -> None:
     assert "label unit 3 lost its worker; trying again" in lines
 
 
+REPORT: dict[str, Any] = {
+    "method": "fps",
+    "n_pool": 12_000,
+    "n_picked": 1_500,
+    "duplicates": {"against_pool": 1_234, "against_dataset": 0, "threshold": 0.001, "scale": 0.2},
+    "coverage": {
+        "clusters_hit": 0.75, "bins_hit": 0.504, "elements_hit": 1.0, "nearest_mean": 0.012345, "nearest_p95": 0.0456,
+        "nearest_max": 1.5,
+    },
+}  # fmt: skip
+"""What selection tells of itself."""
+
+
+def test_selection_in_words() -> None:
+    assert selection_lines(REPORT) == [
+        "near-duplicates left out: 1,234 of an earlier frame (closer than 0.001 of the pool's spread)",
+        "1,500 of 12,000 frames picked by fps: they hit 75% of 256 clusters of the pool, 50% of the bins of its "
+        "features, 100% of the elements",
+        "distance of a frame to the nearest pick: mean 0.0123, 95 % below 0.0456, largest 1.5",
+    ]
+
+
+def test_selection_against_a_dataset_of_a_small_pool_of_unknown_elements() -> None:
+    duplicates = {**REPORT["duplicates"], "against_dataset": 2_000, "threshold": 0.0}
+    coverage = {**REPORT["coverage"], "elements_hit": None}
+    lines = selection_lines({**REPORT, "n_pool": 20, "duplicates": duplicates, "coverage": coverage})
+    assert lines[0] == (
+        "near-duplicates left out: 1,234 of an earlier frame, 2,000 of the existing dataset "
+        "(closer than 0 of the pool's spread)"
+    )
+    assert lines[1].endswith("75% of 20 clusters of the pool, 50% of the bins of its features")
+
+
+def test_summary_tells_the_selection(reference: Result) -> None:
+    page = io.StringIO()
+    summary(reference, Console(file=page, width=200))
+    report = reference.stages["select"]["report"]
+    assert (report["n_pool"], report["n_picked"]) == (8, 6)
+    lines = page.getvalue().splitlines()
+    assert [line for line in selection_lines(report) if line not in lines] == []
+
+
 def test_summary_names_what_was_quarantined(tmp_path: Path) -> None:
     row = {"inputs": 3, "out": 2, "rejected": 1, "seconds": 1.0, "counts": {"alloy": 2}}
+    stages = {"generate": row, "select": {**row, "counts": {}, "report": REPORT}}
     names = [f"mix/[bold]{number}.xyz" for number in range(2)]
     Tree(tmp_path).quarantine(
         Rejection(stage="generate", structure=name, reason="overlap", evidence="too close") for name in names
     )
-    result = Result(tmp_path, tmp_path / "dataset.zarr", {"generate": row}, {"generate/overlap": 2}, 5.0)
+    result = Result(tmp_path, tmp_path / "dataset.zarr", stages, {"generate/overlap": 2}, 5.0)
     page = io.StringIO()
     summary(result, Console(file=page, width=200))
     lines = page.getvalue().splitlines()

@@ -156,8 +156,15 @@ def test_what_was_committed_is_what_is_read(tmp_path):
     assert tree.receipt(unit(1)) is None
 
 
+def test_a_run_directory_that_was_removed_is_not_made_again(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone"):
+        commit(tmp_path / "gone", unit(), payload())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_equal_payloads_are_equal_bytes(tmp_path):
     for name in ("one", "other"):
+        (tmp_path / name).mkdir()
         commit(tmp_path / name, unit(), payload())
     one, other = (Tree(tmp_path / name).unit_dir("explore", unit().key) for name in ("one", "other"))
     assert (one / "payload.npz").read_bytes() == (other / "payload.npz").read_bytes()

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from io import StringIO, TextIOWrapper
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -148,41 +148,51 @@ def _xyz(path: Path, offset: int = 0) -> Iterator[Frame]:
     """Frames of an extxyz or xyz file, split by us: ASE would give up all frames for one that is broken."""
     from ase.io.extxyz import read_xyz
 
-    def build(text: str) -> Atoms:
-        atoms: Atoms = next(read_xyz(StringIO(text), index=0))
+    def build(frame: bytes) -> Atoms:
+        atoms: Atoms = next(read_xyz(StringIO(frame.decode("utf-8", errors="replace")), index=0))
         return atoms
 
-    for text in xyz_texts(path, offset):
-        yield partial(build, text)
+    for _, frame in xyz_frames(path, offset):
+        yield partial(build, frame)
 
 
-def xyz_texts(path: Path, offset: int = 0) -> Iterator[str]:
-    """Yield the frames of an extxyz or xyz file, from byte `offset` on, as they are written.
+def xyz_frames(path: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield where each frame of an extxyz or xyz file begins, and its bytes as they stand there.
+
+    Parameters
+    ----------
+    path
+        The file.
+    offset
+        Byte that a frame begins at; it and those after it are yielded.
 
     Raises
     ------
     ValueError
         Where the file is broken.
     """
-    with path.open("rb") as file:
-        file.seek(offset)
-        lines = TextIOWrapper(file, encoding="utf-8", errors="replace")
-        header = next(lines, "")
+    with path.open("rb") as lines:
+        lines.seek(offset)
+        header = next(lines, b"")
         while header:
             if not header.strip():
-                header = next(lines, "")
+                offset += len(header)
+                header = next(lines, b"")
                 continue
-            if not header.strip().isdecimal():
-                raise ValueError(f"expected a line with the number of atoms, found {header.strip()[:60]!r}")
+            if not header.strip().isdigit():
+                received = header[:1000].decode("utf-8", errors="replace").strip()[:60]
+                raise ValueError(f"expected a line with the number of atoms, found {received!r}")
             n_atoms = int(header)
             body = list(islice(lines, n_atoms + 1))
             if len(body) < n_atoms + 1:
                 raise ValueError(f"the file ends after {max(len(body) - 1, 0)} of {n_atoms} atoms")
-            following = next(lines, "")
-            while following.lstrip().startswith("VEC"):  # the cell, in ADF's dialect
+            following = next(lines, b"")
+            while following.lstrip().startswith(b"VEC"):  # the cell, in ADF's dialect
                 body.append(following)
-                following = next(lines, "")
-            yield "".join([header, *body])
+                following = next(lines, b"")
+            frame = b"".join([header, *body])
+            yield offset, frame
+            offset += len(frame)
             header = following
 
 

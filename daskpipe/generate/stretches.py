@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daskpipe.errors import Rejection
 from daskpipe.generate.checks import Limits, check, system_type
-from daskpipe.generate.files import read, reader_of, xyz_texts
+from daskpipe.generate.files import read, reader_of, xyz_frames
 from daskpipe.structures import round_positions
 
 if TYPE_CHECKING:
@@ -72,21 +73,14 @@ def stretches(path: Path, size: int) -> list[Stretch]:
 
 def _offsets(path: Path, size: int) -> tuple[list[int], int]:
     """Return where each `size`-th frame begins, in bytes, and the number of frames that are whole."""
-    begins, n_frames, offset = [], 0, 0
-    with path.open("rb") as lines:
-        for line in lines:
-            if line.strip().isdigit():
-                body = list(islice(lines, int(line) + 1))
-                if len(body) < int(line) + 1:
-                    break
-                if n_frames % size == 0:
-                    begins.append(offset)
-                n_frames += 1
-                offset += len(line) + sum(map(len, body))
-            elif not line.strip() or line.lstrip().startswith(b"VEC"):
-                offset += len(line)
-            else:
-                break
+    begins, n_frames = [], 0
+    try:
+        for offset, _ in xyz_frames(path):
+            if n_frames % size == 0:
+                begins.append(offset)
+            n_frames += 1
+    except (OSError, ValueError):  # from here on it cannot be read, which reading it will explain
+        pass
     return begins, n_frames
 
 
@@ -104,7 +98,7 @@ def frames(stretch: Stretch) -> Iterator[Atoms | Rejection]:
     path = Path(stretch.path)
     found = read(
         path,
-        name=path.name,
+        name=stretch.path,
         first=stretch.first,
         n_frames=None if stretch.last else stretch.n_frames,
         offset=stretch.offset,
@@ -135,30 +129,39 @@ def copy_frames(picked: Iterable[tuple[str, Sequence[int]]], out: Path) -> None:
     """
     from ase.io.extxyz import write_extxyz
 
-    with out.open("w", encoding="utf-8") as file:
+    with out.open("wb") as file:
         for path, numbers in picked:
             if Path(path).suffix.lower() in TEXTS:
                 wanted = set(numbers)
-                for number, text in enumerate(islice(xyz_texts(Path(path)), numbers[-1] + 1)):
+                for number, (_, frame) in enumerate(islice(xyz_frames(Path(path)), numbers[-1] + 1)):
                     if number in wanted:
-                        file.write(text if text.endswith("\n") else f"{text}\n")
+                        file.write(frame if frame.endswith(b"\n") else frame + b"\n")
             else:
-                whole = _whole(Path(path))
-                for number in numbers:
-                    write_extxyz(file, whole(number))
+                for atoms in _whole(Path(path), numbers):
+                    text = StringIO()
+                    write_extxyz(text, atoms)
+                    file.write(text.getvalue().encode())
 
 
-def _whole(path: Path) -> Callable[[int], Atoms]:
-    """Return a function that reads one frame of a file with its labels."""
-    import ase.io
-
+def _whole(path: Path, numbers: Sequence[int]) -> Iterator[Atoms]:
+    """Yield frames of a file that is not text, with their labels."""
     if path.suffix.lower() == ".db":
         from ase.db import connect
 
         database = connect(str(path), type="db", use_lock_file=False)
         ids = [row.id for row in database.select(columns=["id"], sort="id")]
-        return lambda number: database.get_atoms(id=ids[number], add_additional_information=False)
-    if path.suffix.lower() == ".traj":
-        trajectory = ase.io.Trajectory(path)
-        return lambda number: trajectory[number]
-    return lambda number: ase.io.read(path, index=number)
+        for number in numbers:
+            row = database.get(id=ids[number])
+            atoms = row.toatoms()
+            atoms.info |= row.key_value_pairs
+            yield atoms
+    elif path.suffix.lower() == ".traj":
+        import ase.io
+
+        with ase.io.Trajectory(path) as trajectory:
+            for number in numbers:
+                yield trajectory[number]
+    elif reader := reader_of(path):
+        built = list(reader(path))
+        for number in numbers:
+            yield built[number]()

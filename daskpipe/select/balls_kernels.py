@@ -14,11 +14,18 @@ import numpy as np
 from numba import njit
 
 SLACK = 1e-3
+"""What the bounds of a ball are loosened by, relatively."""
+
+LOOK = 16
+"""Features between two looks at whether a ball is out of reach already; a multiple of four."""
 
 
 @njit(nogil=True, cache=True)
-def squared_distances(row: np.ndarray, points: np.ndarray, lo: int, hi: int, out: np.ndarray) -> None:
-    """Write the squared distances of one row to the points of one ball into ``out[: hi - lo]``."""
+def squared_distances(row: np.ndarray, points: np.ndarray, lo: int, hi: int, bound: float, out: np.ndarray) -> bool:
+    """Write the squared distances of one row to the points of one ball into ``out[: hi - lo]``.
+
+    Leave off and return False as soon as all are seen to be larger than `bound`: sums of squares only grow.
+    """
     size = hi - lo
     base = lo * len(row)
     sums = out[:size]
@@ -39,12 +46,20 @@ def squared_distances(row: np.ndarray, points: np.ndarray, lo: int, hi: int, out
             d2 = p2[i] - x2
             d3 = p3[i] - x3
             sums[i] = (((sums[i] + d0 * d0) + d1 * d1) + d2 * d2) + d3 * d3
+        if f % LOOK == LOOK - 4:
+            limit = points.dtype.type(bound)
+            n_within = 0
+            for i in range(size):
+                n_within += sums[i] <= limit
+            if n_within == 0:
+                return False
     for f in range(whole, len(row)):
         p0 = points[base + f * size : base + (f + 1) * size]
         x0 = row[f]
         for i in range(size):
             d0 = p0[i] - x0
             sums[i] += d0 * d0
+    return True
 
 
 @njit(nogil=True, cache=True)
@@ -74,7 +89,7 @@ def nearest(
     to_center = np.empty(n_balls, points.dtype)
     for r in range(len(rows)):
         row = rows[r]
-        squared_distances(row, centers, 0, n_balls, to_center)
+        squared_distances(row, centers, 0, n_balls, np.inf, to_center)
         home = 0
         for ball in range(n_balls):
             to_center[ball] = math.sqrt(to_center[ball])
@@ -88,7 +103,8 @@ def nearest(
             if step == home or not may_hold_nearer(to_center[ball], radii[ball], best):
                 continue
             lo, hi = ptr[ball], ptr[ball + 1]
-            squared_distances(row, points, lo, hi, found)
+            if not squared_distances(row, points, lo, hi, best, found):
+                continue
             for i in range(hi - lo):
                 if found[i] < best or (found[i] == best and number[lo + i] < best_number):
                     best = found[i]
@@ -135,13 +151,13 @@ def farthest(
         size = ptr[home + 1] - ptr[home]
         for f in range(n_features):
             row[f] = points[ptr[home] * n_features + f * size + pick - ptr[home]]
-        squared_distances(row, centers, 0, n_balls, to_center)
+        squared_distances(row, centers, 0, n_balls, np.inf, to_center)
         for ball in range(n_balls):
             # A ball out of reach keeps its distances, and its champion unless that was picked just now.
             if ball != home and not may_hold_nearer(math.sqrt(to_center[ball]), radii[ball], reach[ball]):
                 continue
             lo, hi = ptr[ball], ptr[ball + 1]
-            squared_distances(row, points, lo, hi, found)
+            squared_distances(row, points, lo, hi, np.inf, found)
             best = lo
             for i in range(hi - lo):
                 if found[i] < squared[lo + i]:

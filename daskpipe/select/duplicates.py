@@ -11,7 +11,7 @@ from daskpipe.select.blocks import Blocks
 GRID_FEATURES = 3
 """Features of greatest variance that make the grid in which neighbours are looked for."""
 
-KEPT_FEATURES = 8
+KEPT_FEATURES = 6
 """Features of greatest variance that are held of every row, to rule out most neighbours of the grid."""
 
 SIDE = 2**20
@@ -50,7 +50,7 @@ def near_duplicates(blocks: Blocks, threshold: float, against: np.ndarray | None
     (Euclidean distance of the features). Exact: pairs are looked for in a grid of cells as wide as the threshold,
     and distances computed in float64.
 
-    Memory: about 80 bytes a row, and all features of the rows that have a neighbour in eight of them. The time
+    Memory: about 100 bytes a row, and all features of the rows that have a neighbour in six of them. The time
     grows with the pairs that are close in three features, so that thresholds near the scale of the data are slow.
 
     Parameters
@@ -93,9 +93,11 @@ def near_duplicates(blocks: Blocks, threshold: float, against: np.ndarray | None
     reach = limit + 4 * float(np.finfo(np.float32).eps) * largest * np.sqrt(len(widest))
     cell = _cells(coordinates[:, :GRID_FEATURES], reach)
     order = np.argsort(cell, kind="stable")
-    keys, ptr = np.unique(cell[order], return_index=True)
+    keys = cell[order]
+    ptr = np.append(np.flatnonzero(np.append(True, keys[1:] != keys[:-1])), len(keys))
+    keys = keys[ptr[:-1]]
     near = np.zeros(len(cell), dtype=np.bool_)
-    duplicates_kernels.mark_candidates(coordinates, order, keys, np.append(ptr, len(order)), SIDE, float(reach), near)
+    duplicates_kernels.mark_candidates(coordinates, order, keys, ptr, SIDE, float(reach), near)
     del coordinates, order
 
     candidates = np.flatnonzero(near)

@@ -64,7 +64,8 @@ class Strata:
         """
         everything = (share == self.sizes) | (share <= 1)
         found = [self.nearest(np.where(everything, share, 0))]
-        most = max(int(share.max()), SPREAD_BYTES // (blocks.features.shape[1] * 8))
+        row_bytes = blocks.features.shape[1] * (4 if blocks.features.dtype == np.float32 else 8)
+        most = max(int(share.max()), SPREAD_BYTES // row_bytes)
         waiting: list[tuple[np.ndarray, int]] = []
         n_waiting = 0
         for number in np.flatnonzero(~everything).tolist():

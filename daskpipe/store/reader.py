@@ -65,8 +65,8 @@ def geometries(path: Path | str, start: int, stop: int) -> xr.Dataset:
         The structures, in the order of the dataset.
     """
     ds = open_dataset(path)
-    ends = np.cumsum(ds["n_atoms"].values)
-    atoms = slice(int(ends[start - 1]) if start else 0, int(ends[stop - 1]))
+    bounds = np.append(0, np.cumsum(ds["n_atoms"].values, dtype=np.int64))
+    atoms = slice(int(bounds[start]), int(bounds[stop]))
     names = ["n_atoms", "numbers", "positions", "cell", "pbc", "charge"]
     found = ds[[name for name in names if name in ds]].isel(structure=slice(start, stop), atom=atoms).load()
     return found.assign(atom_start=("structure", starts(found["n_atoms"].values)))

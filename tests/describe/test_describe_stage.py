@@ -61,6 +61,7 @@ def frames(n: int = 12) -> list[Atoms]:
 def explored(root, structures, sizes) -> list[tuple[str, int]]:
     """Commit `structures` as exploration units of so many frames; return their keys and sizes."""
     assert sum(sizes) == len(structures)
+    root.mkdir(exist_ok=True)
     units, start = [], 0
     for index, size in enumerate(sizes):
         key = key_of("explore", 1, {"sizes": sizes, "index": index}, [], 0)

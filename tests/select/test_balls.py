@@ -12,6 +12,9 @@ POINTS = {
     "clouds": lambda seed: clouds(300, 5, seed=seed)[0],
     "lattice": lambda seed: on_a_lattice(300, seed=seed),
     "float64": lambda seed: np.random.default_rng(seed).random((300, 7)),
+    # So many that a ball is given up half-way.
+    "wide": lambda seed: np.random.default_rng(seed).standard_normal((300, 70)).astype(np.float32),
+    "wide clouds": lambda seed: clouds(300, 37, seed=seed)[0],
     "one feature": lambda seed: np.random.default_rng(seed).random((300, 1)).astype(np.float32),
     "all equal": lambda seed: np.full((300, 4), 0.1 * seed, dtype=np.float32),
     "far from zero": lambda seed: (1e4 + np.random.default_rng(seed).random((300, 3))).astype(np.float32),

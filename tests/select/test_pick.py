@@ -74,7 +74,7 @@ def test_blocks_threads_and_memory_do_not_matter(rows, method, threads):
     expected = picked(X, 40, method, **params)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(daskpipe.select.blocks, "BLOCK_SIZE", 16)
-        patch.setattr(daskpipe.select.strata, "SPREAD_BYTES", 8000)
+        patch.setattr(daskpipe.select.strata, "SPREAD_BYTES", 4000)
         patch.setenv("OMP_NUM_THREADS", threads)
         np.testing.assert_array_equal(picked(chunked(X, rows), 40, method, **params), expected)
 

@@ -46,6 +46,7 @@ def rows_of(found: dict[str, np.ndarray], order: np.ndarray) -> dict[str, np.nda
 def run(root, found, sizes, settings, **inputs) -> Payload:
     """Commit exploration and description units of so many frames, and select from them."""
     assert sum(sizes) == len(found["features"])
+    root.mkdir(exist_ok=True)
     frames, described, start = [], [], 0
     for index, size in enumerate(sizes):
         arrays = rows_of(found, np.arange(start, start + size)) if size else {name: a[:0] for name, a in found.items()}

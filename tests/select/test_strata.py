@@ -57,7 +57,7 @@ def test_spread_reads_the_strata_in_several_passes(monkeypatch):
     # The first pass is that of the sample.
     expected = picked()
     n_passes, n_members = len(passes), sum(passes)
-    monkeypatch.setattr(daskpipe.select.strata, "SPREAD_BYTES", 3 * 8 * 100)
+    monkeypatch.setattr(daskpipe.select.strata, "SPREAD_BYTES", 3 * 4 * 100)
     np.testing.assert_array_equal(picked(), expected)
     assert sum(passes) == n_members
     assert len(passes) > n_passes
@@ -66,7 +66,7 @@ def test_spread_reads_the_strata_in_several_passes(monkeypatch):
 
 def test_of_a_stratum_that_is_too_large_the_nearest_and_the_first_take_part(monkeypatch):
     X, _ = clouds(200)
-    monkeypatch.setattr(daskpipe.select.strata, "SPREAD_BYTES", 3 * 8 * 50)
+    monkeypatch.setattr(daskpipe.select.strata, "SPREAD_BYTES", 3 * 4 * 50)
     blocks = Blocks(X, order_of(200))
     selector = KMeansStrata(n=20, seed=0, n_clusters=1)
     index = selector.pick(blocks).index

@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import dask
@@ -8,8 +9,11 @@ import pytest
 import xarray as xr
 from zarr.errors import ChunkNotFoundError
 
+from daskpipe.describe.rows import geometries as atoms_of
 from daskpipe.errors import InputError
 from daskpipe.store import open_dataset, verify, write_dataset
+from daskpipe.store.reader import content, geometries
+from daskpipe.structures import to_atoms
 
 ATTRS = {"dataset_key": "k1", "seed": 3}
 SMALL = {"atom_chunk": 16, "structure_chunk": 4}
@@ -98,9 +102,36 @@ def test_verify_finds_a_changed_root(store, change):
     assert verify(store) == ["zarr.json: differs"]
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 9), (0, 1), (8, 9), (2, 7), (3, 4), (4, 8), (0, 0), (5, 5), (9, 9)])
+def test_geometries_are_a_slice_of_the_dataset(store, start, stop):
+    found = geometries(store, start, stop)
+    whole = open_dataset(store).load()
+    ends = np.cumsum(whole["n_atoms"].values)
+    first, last = (int(ends[index - 1]) if index else 0 for index in (start, stop))
+    for name in ("n_atoms", "cell", "pbc", "charge"):
+        assert np.array_equal(found[name].values, whole[name].values[start:stop]), name
+    for name in ("numbers", "positions"):
+        assert np.array_equal(found[name].values, whole[name].values[first:last]), name
+    assert np.array_equal(found["atom_start"].values, whole["atom_start"].values[start:stop] - first)
+    assert not found.chunks
+    for atoms, index in zip(atoms_of(found), range(start, stop), strict=True):
+        stored = to_atoms(whole, index)
+        assert np.array_equal(atoms.numbers, stored.numbers)
+        assert np.array_equal(atoms.positions, stored.positions)
+
+
+def test_content_is_that_of_the_bytes_and_not_of_the_place(store, make_dataset, tmp_path):
+    digest, n_structures = content(store)
+    assert n_structures == open_dataset(store).sizes["structure"] == 9
+    shutil.copytree(store, tmp_path / "copy.zarr")
+    assert content(tmp_path / "copy.zarr") == (digest, 9)
+    write_dataset(make_dataset(9, seed=1), tmp_path / "other.zarr", attrs=ATTRS, **SMALL)
+    assert content(tmp_path / "other.zarr")[0] != digest
+
+
 def test_paths_that_are_no_dataset(store, tmp_path):
     def refused(path: Path, message: str) -> None:
-        for read in (open_dataset, verify):
+        for read in (open_dataset, verify, content, lambda path: geometries(path, 0, 1)):
             with pytest.raises(InputError, match=message):
                 read(path)
 
