@@ -5,9 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import ase.io
+import numpy as np
 import pytest
 import yaml
+from ase import Atoms
+from ase.build import bulk
+from distributed import Client
 
 import daskpipe
 from daskpipe import config
@@ -27,13 +33,59 @@ def test_two_commands_come_first() -> None:
 
 
 def test_python_example_runs(reference: daskpipe.Result) -> None:
-    (example,) = blocks("python")
+    example = blocks("python")[0]
     assert "runs/quickstart/dataset.zarr" in example
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(example.replace("runs/quickstart/dataset.zarr", str(reference.dataset)), names)
-    assert names["ds"].sizes["structure"] == reference.stages["store"]["out"]  # type: ignore[attr-defined]
-    assert names["atoms"].get_potential_energy() == float(names["ds"]["energy"][0])  # type: ignore[attr-defined]
-    assert 0 < len(names["train"]) < reference.stages["store"]["out"]  # type: ignore[arg-type]
+    assert names["ds"].sizes["structure"] == reference.stages["store"]["out"]
+    assert names["atoms"].get_potential_energy() == float(names["ds"]["energy"][0])
+    assert 0 < len(names["train"]) < reference.stages["store"]["out"]
+
+
+def frames(n: int) -> list[Atoms]:
+    """Frames of a user's own."""
+    rng = np.random.default_rng(0)
+    made = []
+    for index in range(n):
+        atoms = bulk("Ag", "fcc", a=4.0, cubic=True)
+        atoms.symbols[index % 4] = "Cu"
+        atoms.rattle(0.2, rng=rng)
+        made.append(atoms)
+    return made
+
+
+def test_python_example_of_description_and_selection_runs() -> None:
+    example = blocks("python")[1]
+    names: dict[str, Any] = {"daskpipe": daskpipe, "frames": frames(120)}
+    exec(example, names)
+    assert names["X"].shape == (120, names["soap"].n_features)
+    assert names["X"].dtype == np.float32
+    assert len(names["picked"]) == 100
+    assert (np.diff(names["picked"]) > 0).all()
+
+
+def test_commands_for_frames_of_ones_own_run(
+    type_command: Callable[..., Any],
+    reference: daskpipe.Result,
+    client: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("md").mkdir()
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/dataset.zarr").symlink_to(reference.dataset)
+    for name in ("md.extxyz", "md.traj", "md/a.extxyz"):
+        ase.io.write(name, frames(12))
+    commands = re.findall(r"^\$ daskpipe ((?:select|describe) [^#\n]+)", README.read_text(), flags=re.MULTILINE)
+    typed = [command.split() for command in commands]
+    assert {words[0] for words in typed} == {"select", "describe"}
+    for words in typed:
+        out = Path(words[words.index("-o") + 1])
+        answer = type_command(*words, "--cluster", str(client.scheduler.address), "--force")
+        assert answer.code == 0, answer.err
+        assert out.exists()
+    assert len(ase.io.read("picked.extxyz", ":")) == 12  # fewer than asked for
 
 
 def test_config_example_is_valid(tmp_path: Path) -> None:

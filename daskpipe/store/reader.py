@@ -65,10 +65,13 @@ def geometries(path: Path | str, start: int, stop: int) -> xr.Dataset:
         The structures, in the order of the dataset.
     """
     ds = open_dataset(path)
-    bounds = np.append(0, np.cumsum(ds["n_atoms"].values, dtype=np.int64))
+    # Read here: within a task Dask would hand the reading to the cluster.
+    n_atoms = ds["n_atoms"].compute(scheduler="synchronous").values
+    bounds = np.append(0, np.cumsum(n_atoms, dtype=np.int64))
     atoms = slice(int(bounds[start]), int(bounds[stop]))
     names = ["n_atoms", "numbers", "positions", "cell", "pbc", "charge"]
-    found = ds[[name for name in names if name in ds]].isel(structure=slice(start, stop), atom=atoms).load()
+    found = ds[[name for name in names if name in ds]].isel(structure=slice(start, stop), atom=atoms)
+    found = found.load(scheduler="synchronous")
     return found.assign(atom_start=("structure", starts(found["n_atoms"].values)))
 
 
