@@ -263,7 +263,7 @@ def _describe_against(run: _Run, species: list[str], params: dict[str, Any], fit
         sizes = [stretch.n_frames for (stretch,) in pieces]
     plan = []
     for index, (piece, size) in enumerate(zip(pieces, sizes, strict=True)):
-        key = key_of(AGAINST, describing.VERSION, params, [fit_key, digest, index], run.seed)
+        key = key_of(AGAINST, describing.VERSION, params, [fit_key, digest, AGAINST_SIZE, index], run.seed)
         unit = Unit(stage=AGAINST, index=index, key=key, n_inputs=size, upstream=(fit_key,))
 
         def lazy(piece: tuple[Any, ...] = piece) -> Any:

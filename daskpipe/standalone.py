@@ -235,6 +235,9 @@ def _run(
             examples={item.kind: f"{item.structure}: {item.evidence}" for item in reversed(rejections)},
             report=report,
         )
+    except DiskError as error:
+        # There is no run to go on with.
+        raise DiskError(f"{str(error).partition('. ')[0]}. Make room, or give another -o") from error
     finally:
         # Away in one step: units that are still under way after an interruption find nothing to add to.
         gone = folder.with_name(f"{folder.name}-gone")

@@ -462,11 +462,11 @@ def test_select_tells_what_it_could_not_read(type_command: Command, address: str
     typed = type_command(*words)
     assert typed.code == 10
     assert "12 frames described, 3 rejected in " in typed.out
-    assert "  generate/unknown_element: 2, e.g. " in typed.out
-    assert f"  generate/unreadable: 1, e.g. {here / 'md.xyz'}#14: ValueError: the file ends after 1 of 3" in typed.out
+    assert "  read/unknown_element: 2, e.g. " in typed.out
+    assert f"  read/unreadable: 1, e.g. {here / 'md.xyz'}#14: ValueError: the file ends after 1 of 3" in typed.out
     answer = json.loads(type_command(*words, "--json").out)
     assert answer["exit_code"] == 10
-    assert answer["rejected"] == {"generate/unknown_element": 2, "generate/unreadable": 1}
+    assert answer["rejected"] == {"read/unknown_element": 2, "read/unreadable": 1}
     assert answer["examples"].keys() == answer["rejected"].keys()
 
 

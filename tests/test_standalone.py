@@ -195,18 +195,18 @@ def test_rejected_frames_are_counted_with_examples(files: Path, client: Client, 
     (here / "empty.cif").touch()
     done = standalone.select(["."], 5, "picked.extxyz", QUICK, client=client)
     assert done.exit_code == 10
-    assert done.rejected == {"generate/empty": 1, "generate/unknown_element": 2, "generate/unreadable": 2}
+    assert done.rejected == {"read/empty": 1, "read/unknown_element": 2, "read/unreadable": 2}
     assert done.n_frames == 2 * N_MD
-    assert "md.xyz#0: 'Xx' is no chemical symbol" in done.examples["generate/unknown_element"]
-    assert f"md.xyz#{N_MD + 1}: ValueError: the file ends after 1 of 3" in done.examples["generate/unreadable"]
-    assert done.examples["generate/empty"] == f"{here / 'empty.cif'}: the file has no bytes"
+    assert "md.xyz#0: 'Xx' is no chemical symbol" in done.examples["read/unknown_element"]
+    assert f"md.xyz#{N_MD + 1}: ValueError: the file ends after 1 of 3" in done.examples["read/unreadable"]
+    assert done.examples["read/empty"] == f"{here / 'empty.cif'}: the file has no bytes"
     # A frame's number counts the broken ones before it: what is copied is what was picked.
     assert set(texts(here / "picked.extxyz")) < set(texts(files / "md.extxyz"))
 
 
 def test_nothing_to_describe_is_an_error_with_the_reason(client: Client, here: Path) -> None:
     (here / "a.xyz").write_text(BROKEN)
-    message = r"no frame can be described: .*'generate/unknown_element': 1.*; e.g. 'Xx' is no chemical symbol"
+    message = r"no frame can be described: .*'read/unknown_element': 1.*; e.g. 'Xx' is no chemical symbol"
     with pytest.raises(InputError, match=message):
         standalone.select(["a.xyz"], 1, "out.xyz", QUICK, client=client)
     assert os.listdir(here) == ["a.xyz"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 TEXTS = (".extxyz", ".xyz")
 """Files in which a frame is a stretch of text."""
+
+STAGE = "read"
+"""What rejections are counted under."""
 
 ANY = Limits(max_atoms=10_000_000, min_distance=0)
 """Frames are described as they are: what a teacher could not compute is no matter here."""
@@ -104,7 +107,7 @@ def frames(stretch: Stretch) -> Iterator[Atoms | Rejection]:
         offset=stretch.offset,
     )
     for number, item in enumerate(found, start=stretch.first):
-        yield item if isinstance(item, Rejection) else _finish(item, number)
+        yield replace(item, stage=STAGE) if isinstance(item, Rejection) else _finish(item, number)
 
 
 def _finish(atoms: Atoms, number: int) -> Atoms | Rejection:
@@ -112,7 +115,7 @@ def _finish(atoms: Atoms, number: int) -> Atoms | Rejection:
     atoms.info.pop("spin_multiplicity", None)  # nothing here depends on it, and it may be wrong
     round_positions(atoms)
     if fault := check(atoms, ANY):
-        return Rejection(stage="read", structure=name, reason=fault.reason, evidence=fault.evidence)
+        return Rejection(stage=STAGE, structure=name, reason=fault.reason, evidence=fault.evidence)
     atoms.info |= {"step": number, "system_type": system_type(atoms)}
     return atoms
 

@@ -56,7 +56,7 @@ def cut(path: Path, size: int) -> list[Atoms | Rejection]:
 def told(item: Atoms | Rejection) -> Any:
     """What two readings must agree in; positions as they are stored."""
     if isinstance(item, Rejection):
-        return item
+        return item.structure, item.reason, item.evidence
     positions = item.positions.astype(np.float32).tolist()
     return item.numbers.tolist(), positions, item.cell.tolist(), item.pbc.tolist(), item.info.get("charge")
 
@@ -81,6 +81,7 @@ def check_against_whole(path: Path, sizes: tuple[int, ...]) -> list[Atoms | Reje
                 assert (item.structure, item.reason) == (f"{path}#{number}", "not_finite")
             else:
                 assert told(item) == wanted
+                assert isinstance(item, Atoms) or item.stage == "read"
             if isinstance(item, Atoms):
                 assert item.info["step"] == number
     return found
