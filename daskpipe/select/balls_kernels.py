@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from daskpipe.accelerate import kernel
 
 SLACK = 1e-3
 """What the bounds of a ball are loosened by, relatively."""
@@ -20,7 +21,7 @@ LOOK = 16
 """Features between two looks at whether a ball is out of reach already; a multiple of four."""
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def squared_distances(row: np.ndarray, points: np.ndarray, lo: int, hi: int, bound: float, out: np.ndarray) -> bool:
     """Write the squared distances of one row to the points of one ball into ``out[: hi - lo]``.
 
@@ -62,14 +63,14 @@ def squared_distances(row: np.ndarray, points: np.ndarray, lo: int, hi: int, bou
     return True
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def may_hold_nearer(to_center: float, radius: float, squared: float) -> bool:
     """Say whether a ball can hold a point whose squared distance is at most `squared`."""
     lower = to_center * (1 - SLACK) - radius
     return lower <= 0 or lower * lower * (1 - SLACK) <= squared
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def nearest(
     rows: np.ndarray,
     points: np.ndarray,
@@ -113,7 +114,7 @@ def nearest(
         out_distance[r] = math.sqrt(best)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def farthest(
     points: np.ndarray,
     rank: np.ndarray,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from daskpipe.accelerate import kernel
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def project(rows: np.ndarray, mean: np.ndarray, axes: np.ndarray, out: np.ndarray) -> None:
     """Compute ``(rows - mean) @ axes``, summed in float64 and in the order of the features."""
     sums = np.empty(axes.shape[1], np.float64)

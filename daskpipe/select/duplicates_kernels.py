@@ -8,10 +8,11 @@ distances decide.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from daskpipe.accelerate import kernel
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _within(a: np.ndarray, b: np.ndarray, squared: float) -> bool:
     total = 0.0
     for f in range(len(a)):
@@ -22,7 +23,7 @@ def _within(a: np.ndarray, b: np.ndarray, squared: float) -> bool:
     return True
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def mark_candidates(
     coordinates: np.ndarray,
     rows: np.ndarray,
@@ -52,7 +53,7 @@ def mark_candidates(
                 v += 1
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def greedy(
     features: np.ndarray, cell: np.ndarray, keys: np.ndarray, side: int, n_given: int, limit: float, out: np.ndarray
 ) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from daskpipe.accelerate import kernel
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def cover(
     cluster_ptr: np.ndarray,
     holders: np.ndarray,
