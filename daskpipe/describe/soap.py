@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
+from daskpipe.describe.species import check_species
+
 if TYPE_CHECKING:
     from ase import Atoms
 
@@ -149,11 +151,7 @@ class SOAP:
             raise ValueError("a structure without atoms has no descriptor; drop it")
         kinds = self._kind[atoms.numbers]
         if kinds.min() < 0:
-            missing = sorted(set(atoms.symbols) - set(self._hypers["species"]))
-            raise ValueError(
-                f"structure of {atoms.get_chemical_formula()} holds {', '.join(missing)}, "
-                f"species are {', '.join(self._hypers['species'])}; add the missing ones to species"
-            )
+            check_species([atoms], self._hypers["species"])
         grid = neighbour_grid(atoms, self._cutoff)
         mode, average = COMPRESSIONS.index(self._hypers["compression"]), AVERAGES.index(self._hypers["average"])
         soap(grid, kinds[grid.atom_index], self._basis, mode, average, out)
