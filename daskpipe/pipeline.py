@@ -6,6 +6,7 @@ It computes nothing itself and keeps nothing but receipts.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -123,11 +124,13 @@ class _Run:
 def _committed(root: Path, unit: Unit, lazy: Any) -> Any:
     """One Dask task, named after its room, that computes a lazy payload where it runs and returns the receipt.
 
-    The scheduler sees one task a unit: no intermediate data moves between workers or stays on one, and there is
+    Its name holds the run directory too: on a scheduler that others use, or that still holds a unit of the same key from
+    before, another run's receipt must not be taken for ours. The scheduler sees one task a unit: no intermediate data moves between workers or stays on one, and there is
     nothing that fusion could take the unit's resources from.
     """
     compute = partial(dask.compute, lazy, scheduler="synchronous")
-    return dask.delayed(_commit, pure=False)(root, unit, compute, dask_key_name=f"{unit.stage}-{unit.key}")
+    name = f"{unit.stage}-{unit.key}-{hashlib.blake2b(str(root).encode(), digest_size=8).hexdigest()}"
+    return dask.delayed(_commit, pure=False)(root, unit, compute, dask_key_name=name)
 
 
 def _commit(root: Path, unit: Unit, compute: Callable[[], tuple[Any]]) -> Receipt:
