@@ -124,9 +124,9 @@ class _Run:
 def _committed(root: Path, unit: Unit, lazy: Any) -> Any:
     """One Dask task, named after its room, that computes a lazy payload where it runs and returns the receipt.
 
-    Its name holds the run directory too: on a scheduler that others use, or that still holds a unit of the same key from
-    before, another run's receipt must not be taken for ours. The scheduler sees one task a unit: no intermediate data moves between workers or stays on one, and there is
-    nothing that fusion could take the unit's resources from.
+    The scheduler sees one task a unit: no intermediate data moves between workers or stays on one, and there is
+    nothing that fusion could take the unit's resources from. The task's name holds the run directory too: on a
+    scheduler that others use, or that still holds a unit of the same key, another run's receipt must not be ours.
     """
     compute = partial(dask.compute, lazy, scheduler="synchronous")
     name = f"{unit.stage}-{unit.key}-{hashlib.blake2b(str(root).encode(), digest_size=8).hexdigest()}"

@@ -442,3 +442,19 @@ def test_workers_of_another_start_are_closed(tmp_path: Path) -> None:
     # Python's own resource tracker, one a process, serves later clusters too.
     assert all("resource_tracker" in " ".join(process.cmdline()) for process in alive)
     assert pid in {process.pid for process in gone}
+
+
+def test_two_runs_of_one_config_on_one_scheduler_both_have_their_units(
+    reference: Result, client: Client, tmp_path: Path
+) -> None:
+    """Their units have the same keys, and the first run's futures are still held while the second runs."""
+    units = [file for file in (reference.run_dir / "units/label").rglob("manifest.json")]
+    held = [
+        client.submit(lambda: None, key=f"label-{json.loads(file.read_text())['unit']['key']}", pure=False)
+        for file in units
+    ]
+    result = daskpipe.run("emt_alloy", SMALL, run_dir=tmp_path / "run", client=client)
+    assert held
+    assert {file.parent.name for file in (result.run_dir / "units/label").rglob("manifest.json")} == {
+        file.parent.name for file in units
+    }
