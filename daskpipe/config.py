@@ -10,15 +10,15 @@ import glob
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAliasType, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from daskpipe.describe.settings import Describe
 from daskpipe.errors import ConfigError, unknown
-from daskpipe.explore.settings import Dynamics, Guards
+from daskpipe.explore.settings import Exploration
 from daskpipe.generate import GENERATORS
 from daskpipe.generate.checks import Limits
 from daskpipe.generate.sources import Source
@@ -69,15 +69,13 @@ class Generate(_Model):
         return self
 
 
-class Explore(_Model):
-    """Molecular dynamics around the seeds."""
+class Explore(Exploration):
+    """Molecular dynamics, and Monte Carlo, around the seeds."""
 
     potential: PotentialChoice = Field(description="What moves the atoms")
     device: Device = Field(default="auto", description="auto takes workers that offer a GPU where there are any")
     dtype: Literal["float32", "float64"] = Field(default="float32", description="Precision of the potential")
-    dynamics: Dynamics = Field(description="Conditions and lengths")
-    guards: Guards = Field(default_factory=Guards, description="What ends a trajectory")
-    batch_size: PositiveInt = Field(default=16, description="Trajectories a unit, all in one batch")
+    batch_size: PositiveInt = Field(default=16, description="Trajectories a unit")
 
 
 class Label(_Model):
@@ -148,7 +146,7 @@ class Config(_Model):
             exclude={
                 "cluster": True,
                 "name": True,
-                "explore": {"device"},
+                "explore": {"device", "checkpoint"},
                 "describe": {"device"},
                 "label": {"device"},
             },
@@ -367,7 +365,7 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
 
 def _line(item: Any, model: type[BaseModel], prefix: str, content: Mapping[str, Any]) -> str:
     path = [prefix, *(str(part) for part in item["loc"])]
-    where = ".".join(part for part in path if part and part != "[key]") or "config"
+    where = ".".join(part for part in path if part and not part.startswith("[")) or "config"
     if item["type"] == "extra_forbidden":
         owner = where.rpartition(".")[0]
         known = _known_keys(model, item["loc"][:-1]) + _known_params(item["loc"][:-1], content)
@@ -385,10 +383,19 @@ def _known_keys(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     """Keys of the model that lies `path` below `model`."""
     for part in path:
         field = model.model_fields.get(str(part))
-        # Below a dict of models (generate.sources.NAME) the value's model follows the name.
-        candidates = [field.annotation, *get_args(field.annotation)] if field else [model]
-        model = next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), model)
+        # Below a dict or list of models (generate.sources.NAME) the value's model follows the name.
+        model = next(_models_in(field.annotation), model) if field else model
     return sorted(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models that a type holds, however deep."""
+    if isinstance(annotation, TypeAliasType):
+        annotation = annotation.__value__
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
 
 
 def _known_params(path: Sequence[int | str], content: Mapping[str, Any]) -> list[str]:

@@ -61,6 +61,10 @@ class Interrupted(DaskpipeError):
     exit_code = EXIT_INTERRUPTED
 
 
+class Yielded(DaskpipeError):
+    """A unit stopped at a checkpoint because its worker ends soon; it goes on elsewhere."""
+
+
 def unknown(kind: str, name: object, known: list[str]) -> str:
     """Message for a name that is not known: what was received, the nearest and all known names."""
     near = get_close_matches(str(name), known, n=1)

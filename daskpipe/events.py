@@ -71,6 +71,15 @@ class UnitLost(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnitYielded(Event):
+    """A unit stopped at a checkpoint because its worker ends soon; it goes on elsewhere."""
+
+    stage: str
+    index: int
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageFinished(Event):
     """All units of a stage are committed."""
 

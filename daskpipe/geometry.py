@@ -55,6 +55,30 @@ def overlap(atoms: Atoms, min_distance: float) -> str | None:
     )
 
 
+def n_parts(atoms: Atoms, reach: float) -> int:
+    """Count the parts of a structure that no chain of neighbours connects.
+
+    Parameters
+    ----------
+    atoms
+        As in `overlap`.
+    reach
+        Longest distance of neighbours, as a multiple of the sum of the two covalent radii.
+    """
+    from ase.data import covalent_radii
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import KDTree
+
+    radii = reach * covalent_radii[atoms.numbers]
+    owner, points = _with_images(atoms, 2 * radii.max())
+    pairs = KDTree(points).query_pairs(2 * radii.max(), output_type="ndarray")
+    near = np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1) < radii[owner[pairs]].sum(axis=1)
+    first, second = owner[pairs[near]].T
+    links = coo_array((np.ones(len(first)), (first, second)), shape=(len(atoms), len(atoms)))
+    return int(connected_components(links, directed=False)[0])
+
+
 def _with_images(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
     """Return atoms, then their periodic images within `cutoff` of the cell: whose they are, and where, Å."""
     cell = full_cell(atoms)

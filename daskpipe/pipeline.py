@@ -27,13 +27,16 @@ import daskpipe.store.stage as storing
 from daskpipe import config as configs
 from daskpipe import describe, potentials
 from daskpipe.config import Config
-from daskpipe.errors import DaskpipeError, InputError, reasons
+from daskpipe.errors import DaskpipeError, InputError, Yielded, reasons
 from daskpipe.events import Emit, RunFinished, RunStarted, StageFinished, StageStarted
+from daskpipe.explore.settings import Exploration
+from daskpipe.explore.walkers import Condition
 from daskpipe.generate.files import KNOWN_NAMES, checksum, reader_of
 from daskpipe.generate.stretches import stretches
-from daskpipe.placement import DaskPool, gpu_stages, offers
+from daskpipe.placement import DaskPool, gpu_stages, offers, retire
 from daskpipe.store import reader
 from daskpipe.work import (
+    Checkpoints,
     Receipt,
     Rows,
     Task,
@@ -87,7 +90,7 @@ class _Run:
         )
         tasks = [Task(unit=unit, work=_committed(self.tree.root, unit, lazy())) for unit, lazy in missing]
         if tasks:
-            drive(tasks, self.pool, self.emit)
+            drive(tasks, self.pool, self.emit, reached=self._reached)
         receipts = []
         for unit, _ in plan:
             receipt = self.tree.receipt(unit)
@@ -100,6 +103,11 @@ class _Run:
             receipts.append(receipt)
         self._finished(stage, receipts, len(tasks), time.perf_counter() - started)
         return receipts
+
+    def _reached(self, unit: Unit) -> int:
+        """Tell how far a unit has come: the time of its newest checkpoint, ns."""
+        files = Checkpoints(root=self.tree.root, unit=unit).files()
+        return files[0].stat().st_mtime_ns if files else 0
 
     def _finished(self, stage: str, receipts: list[Receipt], n_computed: int, seconds: float) -> None:
         counts: dict[str, int] = {}
@@ -135,7 +143,11 @@ def _committed(root: Path, unit: Unit, lazy: Any) -> Any:
 
 def _commit(root: Path, unit: Unit, compute: Callable[[], tuple[Any]]) -> Receipt:
     """Compute and commit the payload of a partition; a bag's partition is a list of one."""
-    (payload,) = compute()
+    try:
+        (payload,) = compute()
+    except Yielded:
+        retire()
+        raise
     if isinstance(payload, list):
         (payload,) = payload
     return commit(root, unit, payload)
@@ -176,34 +188,47 @@ def _explore(run: _Run, seeds: list[Receipt]) -> tuple[list[Receipt], list[str]]
             "no seed structure passed the checks; the reasons are in "
             f"{run.tree.root / 'quarantine'}: {reasons(run.tree.quarantined())}"
         )
+    barostats = exploring.have_barostats(run.tree.root, pieces, settings.dynamics)
     trajectories = [
-        (piece, temperature, replica)
-        for piece in pieces
-        for temperature in settings.dynamics.temperatures
-        for replica in range(settings.dynamics.replicas)
+        (piece, condition)
+        for piece, barostat in zip(pieces, barostats, strict=True)
+        for condition in exploring.conditions(settings.dynamics, barostat=barostat)
     ]
     build = _builder(settings)
+    name = f"{run.identities['explore'].hash} {settings.dtype}"
+    fingerprint = None
+    deciding = {
+        "potential": run.identities["explore"].hash,
+        "dtype": settings.dtype,
+        **settings.model_dump(include=set(Exploration.model_fields) - {"checkpoint"}),
+    }
+    if settings.dynamics.change is not None:
+        fingerprint = partial(describe.fingerprints, settings=run.config.describe, species=species)
+        deciding["fingerprint"] = [run.config.describe.model_dump(include={"descriptor", "params"}), species]
+    for of_each in ("temperatures", "pressures", "replicas"):
+        del deciding["dynamics"][of_each]
     plan = []
     for index, batch in enumerate(_batches(trajectories, settings.batch_size)):
-        rows = [piece for piece, _, _ in batch]
-        conditions = [(temperature, replica) for _, temperature, replica in batch]
-        params = {
-            "potential": run.identities["explore"].hash,
-            "dtype": settings.dtype,
-            "dynamics": settings.dynamics.model_dump(exclude={"temperatures", "replicas"}),
-            "guards": settings.guards.model_dump(),
-            "conditions": conditions,
-        }
+        rows = [piece for piece, _ in batch]
+        conditions = [condition for _, condition in batch]
+        params = {**deciding, "conditions": [condition.model_dump() for condition in conditions]}
         upstream = [[piece.key, *piece.rows] for piece in rows]
         key = key_of("explore", exploring.VERSION, params, upstream, run.seed)
         unit = Unit(
             stage="explore", index=index, key=key, n_inputs=len(batch), upstream=tuple(sorted({p.key for p in rows}))
         )
 
-        def lazy(rows: list[Rows] = rows, conditions: list[tuple[float, int]] = conditions) -> Any:
+        def lazy(unit: Unit = unit, rows: list[Rows] = rows, conditions: list[Condition] = conditions) -> Any:
             loaded = dask.delayed(exploring.load_seeds)(run.tree.root, rows, conditions)
-            seeds = db.from_delayed([loaded])
-            return exploring.explore(seeds, build, settings.dynamics, settings.guards, run.seed)
+            return exploring.explore(
+                db.from_delayed([loaded]),
+                build,
+                settings,
+                run.seed,
+                name=name,
+                fingerprint=fingerprint,
+                checkpoints=Checkpoints(root=run.tree.root, unit=unit),
+            )
 
         plan.append((unit, lazy))
     return run.drive("explore", plan, "trajectories"), species

@@ -7,6 +7,7 @@ nobody offers waits for ever.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -128,3 +129,22 @@ class DaskPool:
         handles = list(handles)
         if handles and self.client.status == "running":
             self.client.cancel(handles, force=True)
+
+
+RETIRE_SECONDS = 1.0
+"""Time that a worker leaves to what it has to say about its last unit."""
+
+
+def retire() -> None:
+    """Close the worker that this runs on as soon as it has nothing more to do."""
+    from distributed import get_worker
+
+    worker = get_worker()
+
+    async def close() -> None:
+        while worker.state.executing_count:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(RETIRE_SECONDS)
+        await worker.close_gracefully(reason="the worker ends soon")
+
+    worker.loop.add_callback(close)

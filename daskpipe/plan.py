@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from daskpipe.config import Config
+from daskpipe.explore.stage import conditions
 from daskpipe.generate.stage import requests
 
 
@@ -21,7 +22,8 @@ def plan(config: Config) -> dict[str, Any]:
     -------
     dict
         Per stage ``inputs``, ``outputs`` (at most) and ``units``; JSON types. A file counts as one structure,
-        since it is not read: ``exact`` is false if there are any.
+        since it is not read, and each structure is counted under each pressure: ``exact`` is false if there are
+        files, or several pressures.
 
     Raises
     ------
@@ -30,7 +32,8 @@ def plan(config: Config) -> dict[str, Any]:
     """
     seeds = requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
     dynamics = config.explore.dynamics
-    n_trajectories = len(seeds) * len(dynamics.temperatures) * dynamics.replicas
+    # As if all were bulk: without a barostat a seed is explored once for all pressures.
+    n_trajectories = len(seeds) * len(conditions(dynamics))
     n_explore = math.ceil(n_trajectories / config.explore.batch_size)
     n_frames = n_trajectories * dynamics.n_frames
     n_picks = min(config.select.n, n_frames)
@@ -40,7 +43,7 @@ def plan(config: Config) -> dict[str, Any]:
 
     return {
         "name": config.name,
-        "exact": not any(request.generator == "files" for request in seeds),
+        "exact": not any(request.generator == "files" for request in seeds) and len(dynamics.pressures) == 1,
         "stages": {
             "generate": row(len(seeds), len(seeds), math.ceil(len(seeds) / config.generate.partition_size)),
             "explore": row(n_trajectories, n_frames, n_explore),
@@ -49,5 +52,5 @@ def plan(config: Config) -> dict[str, Any]:
             "label": row(n_picks, n_picks, math.ceil(n_picks / config.label.batch_size)),
             "store": row(n_picks, n_picks, 1),
         },
-        "md_steps": n_trajectories * dynamics.steps,
+        "md_steps": n_trajectories * dynamics.n_steps,
     }

@@ -24,12 +24,37 @@ def stream(run_seed: int, stage: str, *names: str | bytes | int) -> np.random.Ge
     numpy.random.Generator
         Philox keyed by a hash of all arguments: the same arguments give the same numbers on any machine.
     """
+    return np.random.Generator(np.random.Philox(key=key_of(run_seed, stage, *names)))
+
+
+def key_of(run_seed: int, stage: str, *names: str | bytes | int) -> int:
+    """Return the 128 bits that key the stream of `stream`; for `at`."""
     digest = hashlib.blake2b(digest_size=16, person=b"daskpipe-seeds")
     for part in (run_seed, stage, *names):
         data = part if isinstance(part, bytes) else str(part).encode()
         # Length and kind keep ("ab", "c") and ("a", "bc"), or 1 and "1", apart.
         digest.update(f"{type(part).__name__}{len(data)}:".encode() + data)
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest.digest(), "little")))
+    return int.from_bytes(digest.digest(), "little")
+
+
+def at(key: int, purpose: int, number: int) -> np.random.Generator:
+    """Return a stream that starts at a place of its own: nothing has to be drawn, or kept, to get there.
+
+    Parameters
+    ----------
+    key
+        From `key_of`.
+    purpose, number
+        What the numbers are for, and the how manieth time (a step, or a block of steps), both below 2**64.
+
+    Returns
+    -------
+    numpy.random.Generator
+        Philox (DOI 10.1145/2063384.2063405) with `purpose` and `number` in the upper half of its 256-bit counter. Two
+        such streams of one key do not meet before each has given 2**128 blocks of numbers.
+    """
+    # The lowest word counts the blocks that are drawn.
+    return np.random.Generator(np.random.Philox(key=key, counter=(number << 192) | (purpose << 128)))
 
 
 def order_by_hash(seed: int, purpose: str, ids: np.ndarray) -> np.ndarray:

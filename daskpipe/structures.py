@@ -23,9 +23,11 @@ NO_PARENT = bytes(16)
 # Facts about a structure that live in atoms.info; the rest of the variables are geometry, labels or ids.
 INFO_KEYS = (
     "charge", "spin_multiplicity", "parent_id", "system_type", "generator", "temperature", "pressure", "time",
-    "step", "ensemble", "replica", "features", "cluster", "selection_reason", "split", "group", "label_method",
-    "label_status",
+    "step", "ensemble", "replica", "force_disagreement", "candidate", "features", "cluster", "selection_reason",
+    "split", "group", "label_method", "label_status",
 )  # fmt: skip
+ARRAY_KEYS = ("initial_charges", "initial_magmoms")
+"""Facts about atoms, under ASE's names for them in ``atoms.arrays``."""
 LABEL_KEYS = ("energy", "forces", "stress", "magmoms")
 
 
@@ -39,7 +41,8 @@ def structure_id(atoms: Atoms) -> bytes:
     """Return the content hash of a structure, 16 bytes.
 
     It covers numbers, positions (as float32), cell, pbc, charge and spin multiplicity, and nothing else:
-    the order of atoms and the choice of the cell count, names and labels do not.
+    the order of atoms and the choice of the cell count; names, labels, and the charges and moments of single
+    atoms do not.
     """
     digest = hashlib.blake2b(digest_size=16, person=b"structure_id")
     digest.update(np.asarray(atoms.numbers, dtype="<u1").tobytes())
@@ -64,6 +67,14 @@ def spin_multiplicity(atoms: Atoms) -> int:
     return 1 + (int(np.sum(atoms.numbers)) - charge(atoms)) % 2
 
 
+def copy_arrays(source: Atoms, target: Atoms) -> None:
+    """Give `target`, in place, the initial charges and magnetic moments of `source`'s atoms, where it has them."""
+    for name in ARRAY_KEYS:
+        if source.has(name):
+            values = source.get_array(name)
+            target.set_array(name, values, float, values.shape[1:])
+
+
 def as_void(ids: Iterable[bytes]) -> np.ndarray:
     """Pack ids into an array, shape (structure,), dtype V16."""
     return np.frombuffer(b"".join(ids), dtype="V16")
@@ -75,8 +86,9 @@ def from_atoms(structures: Sequence[Atoms]) -> xr.Dataset:
     Parameters
     ----------
     structures
-        Each may carry variables in ``info`` and energy, forces, stress and magmoms in a calculator that
-        already holds them. What one structure lacks is filled with NaN or the neutral value.
+        Each may carry variables in ``info``, the arrays ``initial_charges`` (e) and ``initial_magmoms`` (Bohr
+        magnetons, one number an atom), and energy, forces, stress and magmoms in a calculator that already holds
+        them. What one structure lacks is filled with NaN or the neutral value.
 
     Returns
     -------
@@ -103,9 +115,9 @@ def from_atoms(structures: Sequence[Atoms]) -> xr.Dataset:
         if name not in columns and any(name in atoms.info for atoms in structures):
             columns[name] = _column(name, [atoms.info.get(name) for atoms in structures])
     labels = [atoms.calc.results if atoms.calc is not None else {} for atoms in structures]
-    for name in LABEL_KEYS:
-        if any(name in label for label in labels):
-            rows = [label.get(name, _nan(name, n)) for label, n in zip(labels, n_atoms, strict=True)]
+    for names, given in ((ARRAY_KEYS, [atoms.arrays for atoms in structures]), (LABEL_KEYS, labels)):
+        for name in (name for name in names if any(name in facts for facts in given)):
+            rows = [facts.get(name, _nan(name, n)) for facts, n in zip(given, n_atoms, strict=True)]
             columns[name] = _join(rows, name) if per_atom(name) else _stack(rows, name)
     ds = xr.Dataset({name: (VARIABLES[name].dims, column) for name, column in columns.items()})
     validate(ds)
@@ -125,7 +137,8 @@ def to_atoms(ds: xr.Dataset, index: int) -> Atoms:
     Returns
     -------
     ase.Atoms
-        With the labels (eV, eV/Å, eV/Å^3) in a `SinglePointCalculator` and the other variables in ``info``.
+        With the labels (eV, eV/Å, eV/Å^3) in a `SinglePointCalculator`, ``initial_charges`` and
+        ``initial_magmoms`` as arrays where the structure has them, and the other variables in ``info``.
 
     Raises
     ------
@@ -151,8 +164,15 @@ def to_atoms(ds: xr.Dataset, index: int) -> Atoms:
     for name in (*INFO_KEYS, "structure_id"):
         if name in row:
             atoms.info[name] = _scalar(ds[name], row[name])
-    labels = {name: row[name].values for name in LABEL_KEYS if name in row and not np.isnan(row[name].values).any()}
-    if labels:
+    known = {
+        name: row[name].values
+        for name in (*ARRAY_KEYS, *LABEL_KEYS)
+        if name in row and not np.isnan(row[name].values).any()
+    }
+    for name in ARRAY_KEYS:
+        if name in known:
+            atoms.set_array(name, known.pop(name), float, ())
+    if labels := known:
         results = {name: float(value) if name == "energy" else value.astype(float) for name, value in labels.items()}
         atoms.calc = SinglePointCalculator(atoms, **results)
     return atoms
@@ -211,8 +231,8 @@ def _stack(rows: Sequence[Any], name: str) -> np.ndarray:
 
 
 def _nan(name: str, n_atoms: int) -> np.ndarray:
-    shape = {"energy": (), "forces": (n_atoms, 3), "stress": (6,), "magmoms": (n_atoms,)}[name]
-    return np.full(shape, np.nan)
+    first, *rest = VARIABLES[name].dims
+    return np.full(([n_atoms] if first == "atom" else []) + [SIZES[dim] for dim in rest], np.nan)
 
 
 def _column(name: str, values: list[Any]) -> np.ndarray:
@@ -222,11 +242,11 @@ def _column(name: str, values: list[Any]) -> np.ndarray:
 
 
 def _neutral(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return what stands for "not given": NaN, -1 or "unknown"."""
+    """Return what stands for "not given": NaN, -1, False or "unknown"."""
     variable = VARIABLES[name]
     if variable.coded:
         return np.full(shape, "unknown")
-    return np.full(shape, np.nan if variable.dtype.kind == "f" else -1, dtype=variable.dtype)
+    return np.full(shape, {"f": np.nan, "b": False}.get(variable.dtype.kind, -1), dtype=variable.dtype)
 
 
 def _rows(ds: xr.Dataset, name: str) -> int:

@@ -1,4 +1,4 @@
-"""Contract kits that plugin authors run on what they register: ``daskpipe.testing.check_descriptor(factory)``.
+"""Contract kits that plugin authors run on what they register: `check_descriptor` and `check_potential`.
 
 A kit raises AssertionError with the promise that was not kept; it needs no test framework.
 """
@@ -6,7 +6,7 @@ A kit raises AssertionError with the promise that was not kept; it needs no test
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -67,12 +67,188 @@ def check_descriptor(
             atoms = example(kind, species, rng)
             check_form(descriptor, [atoms, example(kind, species, rng)], rows_are_atoms=average == "off")
             expected = descriptor.compute([atoms])
-            for name, changed, order in same_structures(atoms, rng):
+            for name, changed, order, _ in same_structures(atoms, rng):
                 change = distance(descriptor.compute([changed]), expected[order] if average == "off" else expected)
                 assert change <= tolerance, f"{name} of a {kind} changes its descriptor by {change:.2g} ({average=})"
             change = distance(descriptor.compute([distorted(atoms, rng)]), expected)
             least = VISIBLE * tolerance
             assert change > least, f"a distorted {kind} has the same descriptor to {change:.2g} ({average=})"
+
+
+def check_potential(
+    name: str,
+    params: Mapping[str, Any] | None = None,
+    structures: Sequence[Atoms] | None = None,
+    *,
+    device: str = "cpu",
+    dtype: str = "float64",
+    tolerance: float = 1e-6,
+    step: float = 1e-4,
+    slope_tolerance: float = 1e-4,
+    supercells: bool = True,
+    seed: int = 0,
+) -> None:
+    """Check that a potential keeps what daskpipe promises about potentials.
+
+    Its batched model takes bulk, slab and molecule in one batch, gives float64 for a float64 state, leaves the state
+    alone, and agrees with its ASE calculator; a system's numbers do not depend on the others of its batch; forces and
+    stress are slopes of the energy; they are the same for rotated, moved and renumbered structures, for atoms moved by
+    lattice vectors and for supercells.
+
+    Parameters
+    ----------
+    name
+        One of ``daskpipe.potentials.POTENTIALS.names()``, those of plugins included.
+    params
+        Its parameters.
+    structures
+        Of elements that it knows; by default a bulk, a slab and a molecule of one or two of them, at the distances of
+        copper.
+    device, dtype
+        That it is built for.
+    tolerance
+        Largest change that counts as none: of energies in eV an atom, forces in eV/Å and stresses in eV/Å^3, or of a
+        part of the largest of them if that is above 1.
+    step
+        Of the finite differences, Å; as a strain, a tenth of it.
+    slope_tolerance
+        As `tolerance`, for finite differences.
+    supercells
+        Whether a supercell is to be the same; not so for a method of electrons with one k point.
+    seed
+        Draws the structures and their changes.
+
+    Raises
+    ------
+    AssertionError
+        Naming the promise, the structure and the change that was measured.
+    """
+    from daskpipe.potentials import batched, build
+
+    rng = np.random.default_rng(seed)
+    potential = build(name, params or {}, device, dtype)
+    if structures is None:
+        species = _two_elements(potential.elements)
+        structures = [example(kind, species, rng) for kind in ("bulk", "slab", "molecule")]
+    model = batched(potential, stress=True)
+    found = predict(model, structures)
+    assert all("stress" not in item for item in predict(batched(potential), structures)), "stress without being asked"
+    forces = np.concatenate([item["forces"] for item in found])
+    assert np.abs(forces).max() > VISIBLE * tolerance, "there are no forces to be seen on any atom"
+
+    for other in (structures[::-1], structures[:1], structures[-1:]):
+        for atoms, item in zip(other, predict(model, other), strict=True):
+            index = next(index for index, original in enumerate(structures) if original is atoms)
+            _same(item, found[index], tolerance, f"{atoms} with others in its batch")
+    for atoms, item in zip(structures, found, strict=True):
+        _check_calculator(potential.calculator, atoms, item, tolerance)
+        _check_slopes(model, atoms, item, step, slope_tolerance, rng)
+        for change, changed, order, turn in same_structures(atoms, rng):
+            if change == "a supercell" and not supercells:
+                continue
+            (got,) = predict(model, [changed])
+            expected = {
+                "energy": item["energy"] * len(changed) / len(atoms),
+                "forces": item["forces"][order] @ turn.T,
+                "stress": turn @ item["stress"] @ turn.T,
+            }
+            _same(got, expected, tolerance, f"{change} of {atoms}")
+
+
+def predict(model: Any, structures: Sequence[Atoms]) -> list[dict[str, np.ndarray]]:
+    """Run a batched model on a float64 state, and see that what it returns has the form that it is to have.
+
+    Returns
+    -------
+    list of dict
+        For each structure: ``energy`` (), ``forces`` (atom, 3) and, if the model computes it, ``stress`` (3, 3).
+    """
+    import torch
+
+    from daskpipe.potentials.batches import batch
+
+    state = batch(structures, model.device, torch.float64)
+    before = (state.positions.clone(), state.cell.clone())
+    out = model(state)
+    assert torch.equal(state.positions, before[0]), "the model changed the positions of its state"
+    assert torch.equal(state.cell, before[1]), "the model changed the cells of its state"
+    n_atoms = [len(atoms) for atoms in structures]
+    shapes = {"energy": (len(structures),), "forces": (sum(n_atoms), 3)}
+    shapes |= {"stress": (len(structures), 3, 3)} if model.compute_stress else {}
+    for key, shape in shapes.items():
+        assert key in out, f"the model returns no {key}"
+        assert tuple(out[key].shape) == shape, f"{key} has shape {tuple(out[key].shape)}, not {shape}"
+        assert out[key].dtype == torch.float64, f"{key} of a float64 state has dtype {out[key].dtype}"
+    values = {key: out[key].detach().cpu() for key in out if key in ("energy", "forces", "stress")}
+    parts = {key: value.split(n_atoms) if key == "forces" else value for key, value in values.items()}
+    return [{key: part[index].numpy() for key, part in parts.items()} for index in range(len(structures))]
+
+
+def _two_elements(elements: frozenset[str] | None) -> list[str]:
+    known = elements or {"Au", "Cu"}
+    return ["Au", "Cu"] if {"Au", "Cu"} <= known else sorted(known)[:2]
+
+
+def _same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float, what: str) -> None:
+    """See that energy an atom, forces and stress are the same; NaN only where NaN is expected."""
+    n_atoms = len(found["forces"])
+    for key in ("energy", "forces", "stress"):
+        scale = n_atoms if key == "energy" else 1
+        one, two = found[key] / scale, expected[key] / scale
+        largest = max(1.0, float(np.nan_to_num(np.abs(two)).max()))
+        assert np.array_equal(np.isnan(one), np.isnan(two)), f"{what}: {key} is NaN where it was not, or the reverse"
+        change = float(np.nan_to_num(np.abs(one - two)).max()) / largest
+        assert change <= tolerance, f"{what} changes its {key} by {change:.2g}"
+
+
+def _check_calculator(calculator: Any, atoms: Atoms, found: dict[str, np.ndarray], tolerance: float) -> None:
+    from ase.stress import voigt_6_to_full_3x3_stress
+
+    from daskpipe.potentials.potential import Failure, calculate
+
+    expected = calculate(calculator, atoms)
+    assert not isinstance(expected, Failure), f"the calculator fails with {atoms}: {expected}"
+    periodic = bool(atoms.pbc.all())
+    _same(
+        found | ({} if periodic else {"stress": np.zeros(())}),
+        {
+            "energy": np.asarray(expected.energy),
+            "forces": expected.forces,
+            "stress": voigt_6_to_full_3x3_stress(expected.stress) if periodic else np.zeros(()),
+        },
+        tolerance,
+        f"the batched model, not the calculator, of {atoms}",
+    )
+    assert atoms.cell.rank == 3 or np.isnan(found["stress"]).all(), f"{atoms} has a stress, and its cell no volume"
+
+
+def _check_slopes(
+    model: Any, atoms: Atoms, found: dict[str, np.ndarray], step: float, tolerance: float, rng: np.random.Generator
+) -> None:
+    """See that forces and stress are the slopes of the energy along a random displacement and a random strain."""
+    direction = rng.normal(size=(len(atoms), 3))
+    direction /= np.linalg.norm(direction)
+    strain = rng.normal(size=(3, 3))
+    strain = (strain + strain.T) / np.linalg.norm(strain + strain.T)
+    changed = []
+    for sign in (1, -1):
+        moved, strained = atoms.copy(), atoms.copy()
+        moved.positions += sign * step * direction
+        deformation = np.eye(3) + sign * step / 10 * strain
+        strained.set_cell(atoms.cell.array @ deformation)
+        strained.positions = atoms.positions @ deformation
+        changed += [moved, strained]
+    energies = [float(item["energy"]) for item in predict(model, changed)]
+    work = -float(np.sum(found["forces"] * direction))
+    slope = (energies[0] - energies[2]) / (2 * step)
+    change = abs(slope - work) / max(1.0, abs(work))
+    assert change <= tolerance, f"the forces on {atoms} are off the slope of the energy by {change:.2g}"
+    if np.isfinite(found["stress"]).all():
+        # An energy, as forces are that of a displacement: a stress would hide it behind a large volume.
+        work = float(np.sum(found["stress"] * strain)) * atoms.get_volume()
+        slope = (energies[1] - energies[3]) / (2 * step / 10)
+        change = abs(slope - work) / max(1.0, abs(work))
+        assert change <= 10 * tolerance, f"the stress of {atoms} is off the slope of the energy by {change:.2g}"
 
 
 def check_hypers(descriptor: Any) -> None:
@@ -133,11 +309,11 @@ def example(kind: Kind, species: Sequence[str], rng: np.random.Generator) -> Ato
     return Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
 
 
-def same_structures(atoms: Atoms, rng: np.random.Generator) -> list[tuple[str, Atoms, np.ndarray]]:
-    """Return what is the same structure: a name, the structure, and the row of `atoms` that each of its atoms is."""
+def same_structures(atoms: Atoms, rng: np.random.Generator) -> list[tuple[str, Atoms, np.ndarray, np.ndarray]]:
+    """Return what is the same structure: name, structure, the row of `atoms` that each atom is, and its rotation."""
     from scipy.spatial.transform import Rotation
 
-    unchanged = np.arange(len(atoms))
+    unchanged, upright = np.arange(len(atoms)), np.eye(3)
     rotation = Rotation.random(rng=rng).as_matrix()
     turned = atoms.copy()
     turned.set_cell(atoms.cell.array @ rotation.T)
@@ -146,16 +322,16 @@ def same_structures(atoms: Atoms, rng: np.random.Generator) -> list[tuple[str, A
     moved.positions += rng.uniform(-SHIFT, SHIFT, 3)
     order = rng.permutation(len(atoms))
     found = [
-        ("a rotation", turned, unchanged),
-        ("a translation", moved, unchanged),
-        ("a new order", atoms[order], order),
+        ("a rotation", turned, unchanged, rotation),
+        ("a translation", moved, unchanged, upright),
+        ("a new order", atoms[order], order, upright),
     ]
     if atoms.pbc.any():
         wrapped = atoms.copy()
         wrapped.positions += (rng.integers(-2, 3, (len(atoms), 3)) * atoms.pbc) @ atoms.cell.array
-        found.append(("moving atoms by lattice vectors", wrapped, unchanged))
+        found.append(("moving atoms by lattice vectors", wrapped, unchanged, upright))
         times = np.where(atoms.pbc, [2, 1, 2], 1)
-        found.append(("a supercell", atoms.repeat(times), np.tile(unchanged, int(times.prod()))))
+        found.append(("a supercell", atoms.repeat(times), np.tile(unchanged, int(times.prod())), upright))
     return found
 
 

@@ -69,6 +69,8 @@ VARIABLES: dict[str, Variable] = {
         _variable("positions", "atom xyz", "float32", "angstrom", "Cartesian positions"),
         _variable("forces", "atom xyz", "float32", "eV/angstrom", "Forces"),
         _variable("magmoms", "atom", "float32", "bohr_magneton", "Magnetic moments given by the teacher"),
+        _variable("initial_charges", "atom", "float32", "e", "Charges it came with; NaN without"),
+        _variable("initial_magmoms", "atom", "float32", "bohr_magneton", "Moments it came with; NaN without"),
         _variable("cell", "structure vector xyz", "float64", "angstrom", "Cell vectors as rows (as in ASE)"),
         _variable("pbc", "structure xyz", "bool", None, "Periodic along each cell vector"),
         _variable("energy", "structure", "float64", "eV", "Potential energy"),
@@ -89,6 +91,14 @@ VARIABLES: dict[str, Variable] = {
         _variable("step", "structure", "int32", "1", "MD step since the start of the trajectory"),
         _variable("ensemble", "structure", "int8", None, "Statistical ensemble", coded=True),
         _variable("replica", "structure", "int32", "1", "Number of the trajectory of its seed"),
+        _variable(
+            "force_disagreement", "structure", "float32", "eV/angstrom",
+            "Largest disagreement of a committee about a force; NaN without one",
+        ),
+        _variable(
+            "candidate", "structure", "bool", None,
+            "The committee's disagreement ended the trajectory at this frame",
+        ),
         _variable("features", "structure feature", "float32", "1", "Reduced descriptor of the structure"),
         _variable("cluster", "structure", "int32", None, "Stratum in feature space; -1 where none was made"),
         _variable("selection_reason", "structure", "int8", None, "Why the frame was picked", coded=True),

@@ -21,16 +21,16 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from daskpipe.errors import ClusterError, ConfigError, DaskpipeError, DiskError, IntegrityError, Rejection
-from daskpipe.events import Emit, Event, UnitCommitted, UnitLost
+from daskpipe.errors import ClusterError, ConfigError, DaskpipeError, DiskError, IntegrityError, Rejection, Yielded
+from daskpipe.events import Emit, Event, UnitCommitted, UnitLost, UnitYielded
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -139,8 +139,10 @@ class Tree:
         manifest = self._manifest(folder)
         return Receipt(**manifest["receipt"])
 
-    def load(self, stage: str, key: str, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-        """Return the arrays of a committed unit, after checking their digest.
+    def load(
+        self, stage: str, key: str, names: Iterable[str] | None = None, *, optional: Iterable[str] = ()
+    ) -> dict[str, np.ndarray]:
+        """Return the arrays of a committed unit, all or by name, after checking their digest.
 
         Raises
         ------
@@ -149,7 +151,8 @@ class Tree:
         """
         data = self._committed(self.unit_dir(stage, key), "payload.npz")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in (arrays.files if names is None else names)}
+            found = {name: arrays[name] for name in (arrays.files if names is None else names)}
+            return found | {name: arrays[name] for name in optional if name in arrays.files}
 
     def forget(self, unit: Unit) -> None:
         """Remove a committed unit, so that it is made again."""
@@ -204,6 +207,11 @@ class Tree:
     def sweep(self) -> int:
         """Remove what attempts that never committed left behind; return how many there were."""
         left = [*self.root.glob("units/*/*/.*-attempt"), *self.root.glob(".dataset-*.zarr")]
+        for folder in self.root.glob("units/*/*/.*-checkpoint"):
+            _, key, *_ = folder.name.replace(".", "-").split("-")
+            # That of a unit which is not committed is where it goes on.
+            if (folder.parent / key).exists():
+                left.append(folder)
         for folder in left:
             shutil.rmtree(folder, ignore_errors=True)
         return len(left)
@@ -253,6 +261,120 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+DEADLINE = ("DASKPIPE_DEADLINE", "SLURM_JOB_END_TIME")
+"""Environment variables that tell a worker when it will be ended, in seconds since 1970."""
+
+YIELD_SECONDS = 60.0
+"""Time before the end of its worker at which a unit leaves its last checkpoint."""
+
+
+def seconds_left() -> float:
+    """Return the time until this process will be ended, as far as it was told; infinite if it was not."""
+    ends = [float(os.environ[name]) for name in DEADLINE if os.environ.get(name)]
+    return min(ends, default=float("inf")) - time.time()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """Where one attempt at a unit leaves what it has reached, for whoever goes on.
+
+    Each attempt writes into a directory of its own, so that a unit may run twice; a new one goes on from the newest
+    checkpoint of all. They are gone when the unit is committed.
+
+    Parameters
+    ----------
+    root, unit
+        Run directory and unit.
+    attempt
+        Names the directory; `begin` gives it.
+    """
+
+    root: Path
+    unit: Unit
+    attempt: str = ""
+
+    def begin(self) -> Checkpoints:
+        """Return the checkpoints of a new attempt, where it runs."""
+        return replace(self, attempt=uuid.uuid4().hex[:8])
+
+    @property
+    def _unit_dir(self) -> Path:
+        return Tree(self.root).unit_dir(self.unit.stage, self.unit.key)
+
+    def files(self) -> list[Path]:
+        """Return the checkpoints of all attempts, the newest first."""
+        written = {}
+        for file in self._unit_dir.parent.glob(f".{self.unit.key}-*-checkpoint/state"):
+            with suppress(FileNotFoundError):  # another attempt has committed, or gone on from it
+                written[file] = file.stat().st_mtime_ns
+        return sorted(written, key=lambda file: written[file], reverse=True)
+
+    def newest(self) -> bytes | None:
+        """Return the newest checkpoint whose digest is right."""
+        for file in self.files():
+            data = b""
+            with suppress(FileNotFoundError):
+                data = file.read_bytes()
+            digest, content = data[:32], data[32:]
+            if hashlib.sha256(content).digest() == digest:
+                return content
+        return None
+
+    def save(self, content: bytes) -> None:
+        """Write a checkpoint in place of the one before.
+
+        Raises
+        ------
+        DiskError
+            If the disk is full or cannot be written.
+        FileNotFoundError
+            If the run directory is not there.
+        """
+        folder = self._unit_dir.with_name(f".{self.unit.key}-{self.attempt}-checkpoint")
+        older = [file.parent for file in self.files() if file.parent != folder]
+        with explained(self.root, folder):
+            make_folders(self.root, folder)
+            write_synced(folder / "new", hashlib.sha256(content).digest() + content)
+            os.replace(folder / "new", folder / "state")
+            sync_folder(folder)
+        for other in older:
+            shutil.rmtree(other, ignore_errors=True)
+
+    def ends_soon(self) -> bool:
+        """Whether the worker ends so soon that the unit should go on elsewhere."""
+        return seconds_left() < YIELD_SECONDS
+
+    def give_way(self) -> None:
+        """Hand the unit on if the worker ends soon.
+
+        Raises
+        ------
+        Yielded
+            If it does.
+        """
+        if self.ends_soon():
+            raise Yielded(f"the worker ends in {max(0.0, seconds_left()):.0f} s")
+
+
+def make_folders(root: Path, folder: Path) -> None:
+    """Make a folder below ``units``; never the run directory itself: one that was removed under a unit stays so."""
+    for path in (*reversed(folder.relative_to(root).parents[:-1]), folder.relative_to(root)):
+        (root / path).mkdir(exist_ok=True)
+
+
+@contextmanager
+def explained(root: Path, folder: Path) -> Iterator[None]:
+    """Turn what a disk says into a `DiskError` that says what to type."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+            raise DiskError(
+                f"cannot write {folder}: {error.strerror}. Make room, then: daskpipe resume {root}"
+            ) from error
+        raise
+
+
 def commit(root: Path, unit: Unit, payload: Payload) -> Receipt:
     """Commit what a unit made: attempt directory, manifest last, fsync, rename.
 
@@ -267,49 +389,50 @@ def commit(root: Path, unit: Unit, payload: Payload) -> Receipt:
     final = tree.unit_dir(unit.stage, unit.key)
     attempt = final.with_name(f".{unit.key}-{uuid.uuid4().hex[:8]}-attempt")
     try:
-        # Never the run directory itself: one that was removed under a unit stays removed.
-        for folder in (root / "units", final.parent.parent, final.parent):
-            folder.mkdir(exist_ok=True)
-        attempt.mkdir()
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **payload.arrays)
-        rejected = json.dumps([rejection.as_json() for rejection in payload.rejected], indent=1).encode()
-        files = {
-            "payload.npz": write_synced(attempt / "payload.npz", buffer.getvalue()),
-            "rejected.json": write_synced(attempt / "rejected.json", rejected),
-        }
-        receipt = Receipt(
-            stage=unit.stage,
-            index=unit.index,
-            key=unit.key,
-            n_inputs=unit.n_inputs,
-            n_out=payload.n_out,
-            n_rejected=len(payload.rejected),
-            counts=count_by(payload.arrays.get("system_type")),
-            n_bytes=sum(file["size"] for file in files.values()),
-            seconds=round(payload.seconds, 3),
-            worker=f"{os.uname().nodename}:{os.getpid()}",
-        )
-        manifest = {"unit": asdict(unit), "files": files, "receipt": asdict(receipt)}
-        write_synced(attempt / "manifest.json", json.dumps(manifest, indent=1).encode())
-        sync_folder(attempt)
-        try:
-            os.rename(attempt, final)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-            shutil.rmtree(attempt)
-            first = tree.receipt(unit)
-            assert first is not None  # the rename that won carried its manifest
-            return first
-        sync_folder(final.parent)
-    except OSError as error:
+        with explained(root, attempt):
+            make_folders(root, attempt)
+            receipt = _publish(tree, unit, payload, attempt, final)
+    except BaseException:
         shutil.rmtree(attempt, ignore_errors=True)  # on a full disk every byte counts
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
-            raise DiskError(
-                f"cannot write {attempt}: {error.strerror}. Make room, then: daskpipe resume {root}"
-            ) from error
         raise
+    for folder in final.parent.glob(f".{unit.key}-*-checkpoint"):
+        shutil.rmtree(folder, ignore_errors=True)
+    return receipt
+
+
+def _publish(tree: Tree, unit: Unit, payload: Payload, attempt: Path, final: Path) -> Receipt:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **payload.arrays)
+    rejected = json.dumps([rejection.as_json() for rejection in payload.rejected], indent=1).encode()
+    files = {
+        "payload.npz": write_synced(attempt / "payload.npz", buffer.getvalue()),
+        "rejected.json": write_synced(attempt / "rejected.json", rejected),
+    }
+    receipt = Receipt(
+        stage=unit.stage,
+        index=unit.index,
+        key=unit.key,
+        n_inputs=unit.n_inputs,
+        n_out=payload.n_out,
+        n_rejected=len(payload.rejected),
+        counts=count_by(payload.arrays.get("system_type")),
+        n_bytes=sum(file["size"] for file in files.values()),
+        seconds=round(payload.seconds, 3),
+        worker=f"{os.uname().nodename}:{os.getpid()}",
+    )
+    manifest = {"unit": asdict(unit), "files": files, "receipt": asdict(receipt)}
+    write_synced(attempt / "manifest.json", json.dumps(manifest, indent=1).encode())
+    sync_folder(attempt)
+    try:
+        os.rename(attempt, final)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        shutil.rmtree(attempt)
+        first = tree.receipt(unit)
+        assert first is not None  # the rename that won carried its manifest
+        return first
+    sync_folder(final.parent)
     return receipt
 
 
@@ -393,10 +516,18 @@ class Pool(Protocol):
         """Give up tasks that are under way."""
 
 
-def drive(tasks: Sequence[Task], pool: Pool, emit: Emit, *, clock: Callable[[], float] = time.monotonic) -> None:
+def drive(
+    tasks: Sequence[Task],
+    pool: Pool,
+    emit: Emit,
+    *,
+    reached: Callable[[Unit], Any] = lambda _: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
     """Run all tasks through a window as wide as the pool has slots.
 
-    A unit whose worker is lost goes back to the end of the queue; any other error ends the run.
+    A unit whose worker is lost goes back to the end of the queue; any other error ends the run. `reached` tells how
+    far a unit has come: one that has come farther since it was last lost is not at fault.
 
     Raises
     ------
@@ -408,6 +539,7 @@ def drive(tasks: Sequence[Task], pool: Pool, emit: Emit, *, clock: Callable[[], 
     waiting = list(reversed(tasks))
     under_way: dict[Any, Task] = {}
     losses: dict[str, int] = {}
+    lost_at: dict[str, Any] = {}
     last_alive = clock()
     try:
         while waiting or under_way:
@@ -429,13 +561,18 @@ def drive(tasks: Sequence[Task], pool: Pool, emit: Emit, *, clock: Callable[[], 
                 try:
                     receipt = pool.result(handle)
                 except WorkerLost as error:
-                    losses[task.unit.key] = losses.get(task.unit.key, 0) + 1
+                    place, before = reached(task.unit), lost_at.get(task.unit.key)
+                    lost_at[task.unit.key] = place
+                    losses[task.unit.key] = 1 if place != before else losses.get(task.unit.key, 0) + 1
                     emit(_lost(task.unit, losses[task.unit.key], str(error)))
                     if losses[task.unit.key] >= LOSS_LIMIT:
                         raise ClusterError(
                             f"{task.unit} lost its worker {LOSS_LIMIT} times: {error}. See the workers' logs; "
                             "if one of its structures crashes the potential, take that structure out"
                         ) from error
+                    waiting.insert(0, task)
+                except Yielded:
+                    emit(UnitYielded(stage=task.unit.stage, index=task.unit.index, key=task.unit.key))
                     waiting.insert(0, task)
                 except DaskpipeError as error:
                     raise type(error)(f"{task.unit}: {error}") from error

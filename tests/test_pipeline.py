@@ -89,7 +89,8 @@ def test_names_dims_dtypes_and_units_are_those_of_variables(reference: Result) -
         assert array.attrs.get("units") == variable.unit
         assert array.attrs["long_name"] == variable.doc
     missing = VARIABLES.keys() - ds.data_vars.keys()
-    assert missing == {"magmoms"}  # EMT gives none
+    # EMT gives no moments, no seed brings charges or moments of its atoms, and there is no committee.
+    assert missing == {"magmoms", "initial_charges", "initial_magmoms", "force_disagreement", "candidate"}
 
 
 def test_labels_are_the_teachers(reference: Result) -> None:
@@ -149,6 +150,60 @@ def test_sizes_of_partitions_and_batches_do_not_change_the_arrays(
     xr.testing.assert_identical(ours.drop_attrs(deep=False), theirs.drop_attrs(deep=False))
     changing = ("config", "dataset_key", "checksums")
     assert without(ours.attrs, *changing) == without(theirs.attrs, *changing)
+
+
+ALL_OF_EXPLORATION = [
+    "explore.potential.name=committee",
+    "explore.potential.params={members: [{name: emt}, {name: lj, params: {epsilon: 0.1, sigma: 2.3}}]}",
+    "explore.dynamics.ensemble=auto",
+    "explore.dynamics.temperatures=[{start: 300, end: 900, cycles: 1}]",
+    "explore.dynamics.pressures=[0, 2]",
+    "explore.dynamics.change=1e-6",
+    "explore.monte_carlo={every: 5, swaps: 3, hops: 3}",
+    "explore.repulsion=zbl",
+    "explore.guards={on_stop: retry, max_disagreement: 0.8}",
+    "select.n=12",
+]
+
+
+def test_all_that_exploration_can_do_and_batches_do_not_change_it(client: Client, tmp_path: Path) -> None:
+    overrides = [*SMALL, *ALL_OF_EXPLORATION]
+    one_by_one = daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "one", client=client)
+    in_one = [*overrides, "explore.batch_size=6", "explore.batch_atoms=40"]
+    together = daskpipe.run("emt_alloy", in_one, run_dir=tmp_path / "six", client=client)
+    assert one_by_one.stages["explore"]["inputs"] == together.stages["explore"]["inputs"] == 2 * 2 + 2
+    assert [result.stages["explore"]["units"] for result in (one_by_one, together)] == [6, 1]
+    ours, theirs = xr.open_zarr(one_by_one.dataset), xr.open_zarr(together.dataset)
+    xr.testing.assert_identical(ours.drop_attrs(deep=False), theirs.drop_attrs(deep=False))
+    is_alloy = daskpipe.variables.decode(ours["system_type"]) == "alloy"
+    pressure = ours["pressure"].values
+    assert set(pressure[is_alloy].tolist()) == {0.0, 2.0}
+    assert np.isnan(pressure[~is_alloy]).all()
+    assert set(daskpipe.variables.decode(ours["ensemble"])[is_alloy]) == {"npt_isotropic"}
+    assert set(daskpipe.variables.decode(ours["ensemble"])[~is_alloy]) == {"nvt_langevin"}
+    disagreement, candidate = ours["force_disagreement"].values, ours["candidate"].values
+    assert (disagreement > 0).all()
+    np.testing.assert_array_equal(candidate, disagreement > 0.8)
+    assert candidate.any()
+    assert not candidate.all()
+    np.testing.assert_array_equal(daskpipe.variables.decode(ours["selection_reason"]) == "candidate", candidate)
+
+
+def test_seeds_that_explode_end_in_the_quarantine_and_the_run_goes_on(client: Client, tmp_path: Path) -> None:
+    from ase import Atoms
+    from ase.build import bulk
+    from ase.io import write
+
+    write(tmp_path / "pair.xyz", Atoms("Pt2", positions=[[0, 0, 0], [0, 0, 1.95]]))
+    write(tmp_path / "sane.xyz", bulk("Cu", cubic=True))
+    overrides = [*SMALL, f"generate.paths=[{tmp_path}/pair.xyz,{tmp_path}/sane.xyz]", "explore.dynamics.stride=1"]
+    result = daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
+    assert result.exit_code == 10
+    assert result.quarantined == {"explore/temperature": 1}
+    (stop,) = Tree(tmp_path / "run").quarantined()
+    assert "at step" in stop.evidence
+    assert stop.details["step"] > 0
+    assert len(stop.details["crashed"]["positions"]) == len(stop.details["last_sane"]["positions"]) == 2
 
 
 def test_another_seed_makes_another_dataset(reference: Result, client: Client, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from daskpipe.structures import (
+    ARRAY_KEYS,
     LABEL_KEYS,
     NO_PARENT,
     as_void,
@@ -56,9 +57,14 @@ def atoms_with_facts(draw):
             "replica": st.integers(0, 99),
             "cluster": st.integers(-1, 99),
             "group": st.integers(0, 99),
+            "force_disagreement": st.floats(0, 100, width=32),
+            "candidate": st.booleans(),
         },
     )
     atoms.info |= draw(facts)
+    given = {name: arrays(np.float32, n, elements=float32) for name in ARRAY_KEYS}
+    for name, values in draw(st.fixed_dictionaries({}, optional=given)).items():
+        atoms.set_array(name, values.astype(float))
     labels = {
         "energy": float64,
         "forces": arrays(np.float32, (n, 3), elements=float32),
@@ -88,6 +94,9 @@ def test_atoms_survive_the_flat_form(structures, encoded):
         assert after.pbc.tolist() == before.pbc.tolist()
         for name, value in before.info.items():
             assert after.info[name] == value, name
+        assert after.arrays.keys() == before.arrays.keys()
+        for name in ARRAY_KEYS:
+            assert plain(after.arrays.get(name)) == plain(before.arrays.get(name)), name
         assert after.info["structure_id"] == structure_id(before) == structure_id(after)
         before_results = before.calc.results if before.calc else {}
         after_results = after.calc.results if after.calc else {}
@@ -103,7 +112,7 @@ def test_the_flat_form_survives_atoms(structures):
     validate(ds)
     again = from_atoms([to_atoms(ds, index) for index in range(len(structures))])
     for name in ds.data_vars:
-        if name in LABEL_KEYS and name not in again:
+        if name in (*LABEL_KEYS, *ARRAY_KEYS) and name not in again:
             assert np.isnan(ds[name]).all()
         else:
             np.testing.assert_array_equal(again[name].values, ds[name].values, err_msg=str(name))
@@ -121,6 +130,9 @@ def test_take_is_a_slow_loop(structures, data):
         slow, fast = to_atoms(ds, row), to_atoms(taken, place)
         assert plain(fast.positions) == plain(slow.positions)
         assert plain(fast.numbers) == plain(slow.numbers)
+        assert fast.arrays.keys() == slow.arrays.keys()
+        for name in slow.arrays:
+            assert plain(fast.arrays[name]) == plain(slow.arrays[name]), name
         assert fast.info["structure_id"] == slow.info["structure_id"]
         if "forces" in ds:
             np.testing.assert_array_equal(*(atoms.calc and atoms.calc.results.get("forces") for atoms in (fast, slow)))
@@ -166,13 +178,18 @@ def test_what_one_structure_lacks_is_neutral():
     labelled = bulk("Cu")
     labelled.calc = EMT()
     labelled.get_stress()
-    labelled.info |= {"temperature": 300.0, "step": 4, "system_type": "alloy"}
+    labelled.info |= {"temperature": 300.0, "step": 4, "system_type": "alloy", "candidate": True}
+    labelled.set_initial_charges([0.5])
     ds = from_atoms([labelled, molecule("H2O")])
     assert np.isnan(ds["temperature"].values).tolist() == [False, True]
     assert ds["step"].values.tolist() == [4, -1]
     assert ds["system_type"].values.tolist() == ["alloy", "unknown"]
     assert np.isnan(ds["forces"].values).all(axis=1).tolist() == [False, True, True, True]
     assert np.isnan(ds["stress"].values).all(axis=1).tolist() == [False, True]
+    assert ds["candidate"].values.tolist() == [True, False]
+    assert np.isnan(ds["initial_charges"].values).tolist() == [False, True, True, True]
+    assert "initial_magmoms" not in ds
+    assert not to_atoms(ds, 1).has("initial_charges")
     assert to_atoms(ds, 1).calc is None
     assert ds["parent_id"].values[0].tobytes() == NO_PARENT
 
@@ -225,12 +242,14 @@ def test_structure_id_sees(change):
     [
         lambda atoms: atoms.info.update(temperature=300.0, name="x"),
         lambda atoms: atoms.set_velocities(np.ones((2, 3))),
+        lambda atoms: atoms.set_initial_charges([1, -1]),
+        lambda atoms: atoms.set_initial_magnetic_moments([1, 0]),
         lambda atoms: setattr(atoms, "calc", EMT()),
         lambda atoms: setattr(atoms, "positions", atoms.positions * -0.0 + atoms.positions),
         lambda atoms: atoms.positions.__setitem__((1, 2), 2.5 + 1e-9),  # less than float32 tells apart
         lambda atoms: atoms.info.update(charge=0, spin_multiplicity=1),  # what is assumed
     ],
-    ids=["info", "velocities", "calculator", "minus zero", "below float32", "defaults given"],
+    ids=["info", "velocities", "charges", "moments", "calculator", "minus zero", "below float32", "defaults given"],
 )
 def test_structure_id_does_not_see(change):
     assert structure_id(changed(change)) == structure_id(BASE)

@@ -9,5 +9,6 @@ Memory per partition: frames of one unit, and 4 MB of full descriptors however m
 """
 
 from daskpipe.describe.catalogue import DESCRIPTORS, build, check_descriptor, identity, uses_device
+from daskpipe.describe.rows import fingerprints
 
-__all__ = ["DESCRIPTORS", "build", "check_descriptor", "identity", "uses_device"]
+__all__ = ["DESCRIPTORS", "build", "check_descriptor", "fingerprints", "identity", "uses_device"]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from daskpipe.describe.catalogue import Descriptor, build, per_atom
-from daskpipe.describe.reduction import Reduction, mean_over_atoms
+from daskpipe.describe.reduction import Reduction, mean_over_atoms, unit_length
+from daskpipe.structures import from_atoms
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -83,6 +84,12 @@ def describe_frames(
             environments[start : start + len(found)] = of_atoms(found, normalise=settings.normalise)
             start += len(found)
     return features, environments
+
+
+def fingerprints(structures: list[Atoms], settings: Describe, species: list[str]) -> np.ndarray:
+    """Return descriptors at unit length, before any axes are fitted; shape (structure, component)."""
+    found = [descriptors for _, descriptors, _ in rows(from_atoms(structures), settings, species)]
+    return unit_length(np.concatenate(found))
 
 
 def most_atoms(descriptor: Descriptor) -> int:

@@ -1,274 +1,247 @@
-"""NVT Langevin dynamics of many structures in one torch-sim batch, with noise that belongs to each structure.
-
-The step is the BAOAB splitting of Leimkuhler and Matthews (DOI 10.1098/rspa.2016.0138) on torch-sim's own
-kick and drift. Only the noise is ours: torch-sim draws it for the whole batch at once, so that a
-trajectory would depend on its neighbours in the batch. All arithmetic on a system's atoms is element-wise
-multiplication, addition and division, which IEEE 754 rounds the same in any batch.
-"""
+"""The flight of a unit's walkers: who is in the batch, and what happens between segments of dynamics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch_sim as ts
-from torch_sim.integrators.md import MDState, momentum_step, position_step
 
-from daskpipe import seeds, units
-from daskpipe.errors import Rejection
-from daskpipe.explore.guards import check, temperature_limit
-from daskpipe.explore.settings import Dynamics, Guards
-from daskpipe.geometry import overlap
-from daskpipe.structures import charge, round_positions, spin_multiplicity, structure_id
+from daskpipe.explore.batch import Batch
+from daskpipe.explore.checkpoint import pack, unpack
+from daskpipe.explore.guards import CANDIDATE, FINISHED, Fault, check_geometry, of_batch
+from daskpipe.explore.monte_carlo import trial_moves
+from daskpipe.explore.noise import BLOCK
+from daskpipe.explore.packing import Room, is_out_of_memory
+from daskpipe.explore.settings import Exploration
+from daskpipe.explore.walkers import Frame, Walker
+from daskpipe.potentials.potential import mixes_periodicity
 
 if TYPE_CHECKING:
     from ase import Atoms
     from torch_sim.models.interface import ModelInterface
 
-INHERITED = ("system_type", "generator", "charge", "spin_multiplicity", "temperature", "replica")
-"""What a seed hands on to its frames."""
+    from daskpipe.work import Checkpoints
 
-DRAW = 100
-"""Steps whose noise is drawn at once. It bounds the memory; the numbers are the same for any choice."""
+_log = logging.getLogger(__name__)
 
-
-@dataclass
-class Trajectory:
-    """One seed at one temperature in one replica, while it runs."""
-
-    seed: Atoms
-    noise: np.random.Generator
-    frames: list[Atoms] = field(default_factory=list)
-    rejection: Rejection | None = None
-
-    @property
-    def temperature(self) -> float:
-        """Temperature of the thermostat, K."""
-        return float(self.seed.info["temperature"])
-
-    @property
-    def name(self) -> str:
-        """What the quarantine calls it."""
-        return f"{structure_id(self.seed).hex()}@{self.temperature:g}K#{self.seed.info['replica']}"
-
-    def reject(self, reason: str, evidence: str, step: int) -> None:
-        """End the trajectory; the geometry of the last sane frame goes with the reason."""
-        last = self.frames[-1] if self.frames else self.seed
-        self.rejection = Rejection(
-            stage="explore",
-            structure=self.name,
-            reason=reason,
-            evidence=f"at step {step}: {evidence}",
-            details={
-                "step": step,
-                "last_sane": {
-                    "symbols": list(last.symbols),
-                    "positions": np.round(last.positions, 4).tolist(),
-                    "cell": np.round(last.cell.array, 4).tolist(),
-                    "pbc": last.pbc.tolist(),
-                },
-            },
-        )
+type Fingerprint = Callable[[list[Atoms]], np.ndarray]
+"""From structures to descriptors, shape (structure, feature)."""
 
 
-def langevin_step(
-    state: MDState,
-    model: ModelInterface,
-    *,
-    dt: float,
-    damping: float,
-    kick: torch.Tensor,
-    noise: torch.Tensor,
-) -> MDState:
-    """One BAOAB step of the Langevin equation, in place.
+class Flight:
+    """Brings walkers to their ends, as many at a time as there is room for.
 
     Parameters
     ----------
-    state
-        Batch with momenta and forces.
+    walkers
+        All of a unit, in its order.
     model
-        Gives energy (eV) and forces (eV/Å).
-    dt
-        Time step, Å sqrt(amu/eV).
-    damping
-        exp(-friction x dt).
-    kick
-        sqrt(kT (1 - damping^2) m) of each atom, shape (atom, 1).
-    noise
-        Standard normal numbers, shape (atom, 3).
+        Batched model.
+    settings
+        How they are run.
+    room
+        How many fit.
+    fingerprint
+        Descriptor by whose change frames are kept; needed if ``dynamics.change`` is set.
+    checkpoints
+        Where to leave what was reached, for whoever goes on; ``None`` to leave nothing.
+    clock
+        Seconds; for tests.
     """
-    state = momentum_step(state, dt / 2)
-    state = position_step(state, dt / 2)
-    state.momenta = state.momenta * damping + kick * noise
-    state = position_step(state, dt / 2)
-    output = model(state)
-    state.energy, state.forces = output["energy"], output["forces"]
-    return momentum_step(state, dt / 2)
-
-
-def run_batch(
-    structures: Sequence[Atoms], model: ModelInterface, dynamics: Dynamics, guards: Guards, run_seed: int
-) -> list[Trajectory]:
-    """Run one trajectory from each structure, all in one batch.
-
-    Parameters
-    ----------
-    structures
-        Seeds of one periodicity, at least one, with ``temperature`` (K) and ``replica`` in ``info``.
-    model
-        Batched model; decides device and dtype.
-    dynamics, guards
-        See `daskpipe.explore.settings`.
-    run_seed
-        The run's seed.
-
-    Returns
-    -------
-    list of Trajectory
-        In the order of `structures`; each holds its frames and, if it was stopped, why.
-    """
-    trajectories = [
-        Trajectory(
-            seed=_explicit(atoms),
-            noise=seeds.stream(
-                run_seed,
-                "explore",
-                structure_id(atoms),
-                str(float(atoms.info["temperature"])),
-                int(atoms.info["replica"]),
-            ),
-        )
-        for atoms in structures
-    ]
-    batch = _Batch(trajectories, model, dynamics, guards)
-    step = 0
-    for n_steps in [dynamics.equilibration, *[dynamics.stride] * dynamics.n_frames]:
-        last = step + n_steps
-        while batch.running and step < last:
-            step = batch.advance(step, min(DRAW, last - step))
-        if batch.running and step > dynamics.equilibration:
-            batch.keep_frames(step)
-    return trajectories
-
-
-class _Batch:
-    """The systems that still run, as one torch-sim state."""
 
     def __init__(
-        self, trajectories: list[Trajectory], model: ModelInterface, dynamics: Dynamics, guards: Guards
+        self,
+        walkers: Sequence[Walker],
+        model: ModelInterface,
+        settings: Exploration,
+        room: Room,
+        fingerprint: Fingerprint | None = None,
+        checkpoints: Checkpoints | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.model, self.dynamics, self.guards = model, dynamics, guards
-        self.running = trajectories
-        self.dt = dynamics.timestep * units.FS
-        self.damping = float(np.exp(-dynamics.friction * dynamics.timestep))
-        state = ts.io.atoms_to_state(
-            [trajectory.seed for trajectory in trajectories],
-            model.device,
-            model.dtype,
-            system_extras_map={"charge": "charge", "spin": "spin_multiplicity"},
-        )
-        momenta = [_maxwell_boltzmann(trajectory) for trajectory in trajectories]
-        output = model(state)
-        self.state = MDState.from_state(
-            state, momenta=self._tensor(np.concatenate(momenta)), energy=output["energy"], forces=output["forces"]
-        )
-        self._set_constants()
-        self._stop(self._wrong(), step=0)
+        self.walkers, self.model, self.settings, self.room = list(walkers), model, settings, room
+        self.fingerprint, self.checkpoints, self.clock = fingerprint, checkpoints, clock
+        self.mixes = mixes_periodicity(model)
+        self.guards = of_batch(settings.guards)
+        self.flying: list[Walker] = []
+        self.waiting = [walker for walker in self.walkers if not walker.finished]
+        self.saved_at = clock()
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(array, dtype=self.model.dtype, device=self.model.device)
+    def run(self) -> None:
+        """Run until all walkers are finished.
 
-    def _set_constants(self) -> None:
-        thermostat = np.array([trajectory.temperature for trajectory in self.running])
-        n_atoms = np.array([len(trajectory.seed) for trajectory in self.running])
-        masses = np.concatenate([trajectory.seed.get_masses() for trajectory in self.running])
-        kick = np.sqrt(units.KB * np.repeat(thermostat, n_atoms) * (1 - self.damping**2) * masses)
-        self.kick = self._tensor(kick[:, None])
-        self.limits = self._tensor(temperature_limit(thermostat, n_atoms, self.guards.max_temperature_ratio))
+        Raises
+        ------
+        Yielded
+            If the worker ends soon. What was reached is in the checkpoint.
+        """
+        self._take_up()
+        while self._board():
+            try:
+                batch = Batch(self.flying, self.model, self.settings.dynamics)
+                self._fly(batch)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._too_many(error)
 
-    def advance(self, step: int, n_steps: int) -> int:
-        """Go `n_steps` on from `step`, or until no system runs; return the step that was reached."""
-        # Each system draws from its own stream; shape (step, atom, 3).
-        draws = [item.noise.standard_normal((n_steps, len(item.seed), 3)) for item in self.running]
-        noise = self._tensor(np.concatenate(draws, axis=1))
-        for number in range(n_steps):
-            step += 1
-            self.state = langevin_step(
-                self.state, self.model, dt=self.dt, damping=self.damping, kick=self.kick, noise=noise[number]
-            )
-            atoms_kept = self._stop(self._wrong(), step)
-            if not self.running:
+    def _board(self) -> bool:
+        """Fill the batch from those that wait, the first first; say whether anybody flies."""
+        for walker in list(self.waiting):
+            if not self.mixes and self.flying and (walker.seed.pbc != self.flying[0].seed.pbc).any():
+                continue
+            if not self.room.fits([other.seed for other in self.flying], walker.seed):
                 break
-            if atoms_kept is not None:
-                noise = noise[:, atoms_kept]
-        return step
+            self.waiting.remove(walker)
+            self.flying.append(walker)
+        return bool(self.flying)
 
-    def _wrong(self) -> dict[int, tuple[str, str]]:
-        """Which systems the last evaluation of the model shows to be broken: ``{system: (reason, evidence)}``."""
-        failures: dict[int, str] = getattr(self.model, "failures", {})
-        return {
-            system: ("potential_failed", failures[system]) if system in failures else fault
-            for system, fault in check(self.state, self.limits, self.guards.max_force).items()
-        }
+    def _too_many(self, error: RuntimeError) -> None:
+        """Take the later half of the batch out; they go on when there is room again."""
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(self.flying) == 1:
+            (walker,) = self.flying
+            self._stopped(walker, ("out_of_memory", f"{len(walker.seed)} atoms alone: {error}"), walker.seed)
+            return
+        self.room.halve([walker.seed for walker in self.flying])
+        _log.info("out of memory with %d systems; at most a weight of %g now", len(self.flying), self.room.capacity)
+        left: list[Walker] = []
+        while len(self.flying) > 1 and self.room.weight([walker.seed for walker in self.flying]) > self.room.capacity:
+            left.insert(0, self.flying.pop())
+        self.waiting = left + self.waiting
 
-    def _stop(self, wrong: dict[int, tuple[str, str]], step: int) -> torch.Tensor | None:
-        """Take systems out of the batch; return the mask of the atoms that stay, ``None`` if all do."""
-        if not wrong:
-            return None
-        for system, (reason, evidence) in wrong.items():
-            self.running[system].reject(reason, evidence, step)
-        kept = [system for system in range(len(self.running)) if system not in wrong]
-        atoms_kept = torch.isin(self.state.system_idx, torch.as_tensor(kept, device=self.state.device))
-        self.running = [self.running[system] for system in kept]
-        if self.running:
-            self.state = self.state[kept]
-            self._set_constants()
-        return atoms_kept
-
-    def keep_frames(self, step: int) -> None:
-        """Keep the present geometry of each system as a frame, unless atoms overlap."""
-        positions = self.state.positions.double().cpu().numpy()
-        ends = np.cumsum([len(trajectory.seed) for trajectory in self.running])
-        wrong = {}
-        for system, (trajectory, block) in enumerate(zip(self.running, np.split(positions, ends[:-1]), strict=True)):
-            frame = _frame(trajectory, block, step, self.dynamics)
-            if evidence := overlap(frame, self.guards.min_distance):
-                wrong[system] = ("overlap", evidence)
+    def _fly(self, batch: Batch) -> None:
+        """Advance a batch until somebody leaves it."""
+        faults = batch.check(self.guards)  # newcomers may be broken, or candidates, from the start
+        faults |= self._keep(batch, [system for system, fault in faults.items() if fault == CANDIDATE], faults)
+        try:
+            while not faults:
+                if self._is_time_to_save():
+                    batch.export()
+                    self._save()
+                faults = batch.advance(self._steps_to_event(), self.guards, lambda: not self._is_time_to_save())
+                faults |= self._frames(batch, faults)
+                self._trial_moves(batch, faults)
+        finally:
+            batch.export()
+        for system, fault in faults.items():
+            walker = batch.walkers[system]
+            if fault in (FINISHED, CANDIDATE):
+                walker.finished = True
+                self.flying.remove(walker)
             else:
-                trajectory.frames.append(frame)
-        self._stop(wrong, step)
+                self._stopped(walker, fault, batch.geometry(system))
 
+    def _stopped(self, walker: Walker, fault: Fault, crashed: Atoms) -> None:
+        """Take a walker out that is broken; if it is tried again, it queues up."""
+        walker.stop(*fault, crashed, self.settings.guards.on_stop)
+        self.flying.remove(walker)
+        if not walker.finished:
+            self.waiting.append(walker)
 
-def _explicit(atoms: Atoms) -> Atoms:
-    """Copy that says its charge and spin; torch-sim drops them from all if one system of the batch does not."""
-    seed = atoms.copy()
-    seed.info |= {"charge": charge(atoms), "spin_multiplicity": spin_multiplicity(atoms)}
-    return seed
+    def _steps_to_event(self) -> int:
+        """Count the steps until a frame, a trial move or the end of some walker."""
+        dynamics, monte_carlo = self.settings.dynamics, self.settings.monte_carlo
+        steps = [BLOCK]
+        for walker in self.flying:
+            past = walker.step - dynamics.equilibration
+            steps.append(dynamics.stride - past % dynamics.stride if past >= 0 else -past)
+            if monte_carlo:
+                steps.append(monte_carlo.every - walker.step % monte_carlo.every)
+        return min(steps)
 
+    def _frames(self, batch: Batch, faults: dict[int, Fault]) -> dict[int, Fault]:
+        """Keep frames of those that are due, and of candidates; return who leaves thereby."""
+        dynamics = self.settings.dynamics
+        due = []
+        for system, walker in enumerate(batch.walkers):
+            past = walker.step - dynamics.equilibration
+            if (past > 0 and past % dynamics.stride == 0 and system not in faults) or faults.get(system) == CANDIDATE:
+                due.append(system)
+        return self._keep(batch, due, faults)
 
-def _maxwell_boltzmann(trajectory: Trajectory) -> np.ndarray:
-    """Momenta at the thermostat's temperature, shape (atom, 3), without net momentum."""
-    masses = trajectory.seed.get_masses()[:, None]
-    draw = trajectory.noise.standard_normal((len(trajectory.seed), 3))
-    momenta = draw * np.sqrt(units.KB * trajectory.temperature * masses)
-    if len(masses) == 1:
-        return momenta
-    velocity: Any = momenta.sum(axis=0) / masses.sum()
-    return momenta - masses * velocity
+    def _keep(self, batch: Batch, due: Sequence[int], faults: dict[int, Fault]) -> dict[int, Fault]:
+        """Keep a frame of each of some systems, unless it is broken; return who leaves."""
+        dynamics = self.settings.dynamics
+        leaving: dict[int, Fault] = {}
+        geometries = {system: batch.geometry(system) for system in due}
+        changed = self._changed(batch, geometries)
+        for system, atoms in geometries.items():
+            walker = batch.walkers[system]
+            is_candidate = faults.get(system) == CANDIDATE
+            if fault := check_geometry(atoms, walker.seed, self.settings.guards):
+                leaving[system] = fault
+                continue
+            if system in changed or is_candidate:
+                walker.frames.append(
+                    Frame(
+                        positions=atoms.positions.astype(np.float32),
+                        cell=batch.cell(system),
+                        step=walker.step,
+                        temperature=walker.temperature(dynamics, walker.step),
+                        pressure=walker.pressure(dynamics, walker.step),
+                        force_disagreement=float(batch.state.disagreement[system]),
+                        candidate=is_candidate,
+                    )
+                )
+            if walker.step >= dynamics.n_steps and not is_candidate:
+                leaving[system] = FINISHED
+        return leaving
 
+    def _changed(self, batch: Batch, geometries: dict[int, Atoms]) -> set[int]:
+        """Return the systems that look other than their last frame; all, if that is not asked for."""
+        least = self.settings.dynamics.change
+        if least is None or not geometries:
+            return set(geometries)
+        assert self.fingerprint is not None
+        found = self.fingerprint(list(geometries.values()))
+        changed = set()
+        for system, fingerprint in zip(geometries, found, strict=True):
+            walker = batch.walkers[system]
+            last = walker.fingerprint
+            if last is None or np.linalg.norm(fingerprint - last) >= least:
+                walker.fingerprint = fingerprint
+                changed.add(system)
+        return changed
 
-def _frame(trajectory: Trajectory, positions: np.ndarray, step: int, dynamics: Dynamics) -> Atoms:
-    frame = trajectory.seed.copy()
-    frame.positions = positions
-    frame.info = {name: trajectory.seed.info[name] for name in INHERITED if name in trajectory.seed.info}
-    frame.info |= {
-        "parent_id": structure_id(trajectory.seed),
-        "step": step,
-        "time": step * dynamics.timestep,
-        "ensemble": dynamics.ensemble,
-        "pressure": np.nan,
-    }
-    return round_positions(frame)
+    def _trial_moves(self, batch: Batch, faults: dict[int, Fault]) -> None:
+        """Make the trial moves of those that are due and stay."""
+        settings = self.settings.monte_carlo
+        if settings is None:
+            return
+        due = [
+            system
+            for system, walker in enumerate(batch.walkers)
+            if system not in faults and walker.step % settings.every == 0
+        ]
+        if due:
+            trial_moves(batch, due, settings)
+
+    # --- checkpoints ---
+
+    def _is_time_to_save(self) -> bool:
+        return self.checkpoints is not None and (
+            self.clock() - self.saved_at >= self.settings.checkpoint or self.checkpoints.ends_soon()
+        )
+
+    def _save(self) -> None:
+        """Leave a checkpoint; hand the unit on if the worker ends soon."""
+        assert self.checkpoints is not None
+        order = [self.walkers.index(walker) for walker in (*self.flying, *self.waiting)]
+        self.checkpoints.save(pack(self.walkers, order, len(self.flying), self.room.capacity))
+        self.saved_at = self.clock()
+        self.checkpoints.give_way()
+
+    def _take_up(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        data = self.checkpoints.newest() if self.checkpoints else None
+        if data is None:
+            return
+        order, n_flying, self.room.capacity = unpack(data, self.walkers)
+        self.flying = [self.walkers[index] for index in order[:n_flying]]
+        self.waiting = [self.walkers[index] for index in order[n_flying:]]

@@ -2,58 +2,230 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
+
+type EnsembleName = Literal[
+    "auto",
+    "nve",
+    "nvt_langevin",
+    "nvt_nose_hoover",
+    "nvt_rescale",
+    "npt_isotropic",
+    "npt_anisotropic",
+    "npt_triclinic",
+    "npt_plane",
+]
 
 
-class Guards(BaseModel):
-    """Limits beyond which a trajectory is not physics any more."""
-
+class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Guards(_Model):
+    """Limits beyond which a trajectory is not physics any more, and what happens then."""
 
     max_temperature_ratio: float = Field(
         default=6.0, gt=1, description="Instantaneous over thermostat temperature at which a trajectory is stopped"
     )
     max_force: PositiveFloat = Field(default=100.0, description="Largest force on an atom, eV/Å")
+    max_volume_ratio: float = Field(
+        default=1.6, gt=1, description="Volume over the seed's, or the seed's over it, that a barostat may reach"
+    )
     min_distance: float = Field(
         default=0.5, ge=0, lt=1, description="Shortest pair distance, in sums of the two covalent radii"
     )
+    evaporation: Annotated[float, Field(gt=1)] | None = Field(
+        default=2.5,
+        description="A part that is farther than this many sums of covalent radii from the rest has left; null: may",
+    )
+    max_disagreement: PositiveFloat | None = Field(
+        default=None,
+        description="Disagreement of a committee about a force, eV/Å, at which a frame is marked as a candidate and "
+        "its trajectory ends",
+    )
+    on_stop: Literal["keep", "retry", "quarantine"] = Field(
+        default="keep",
+        description="keep: frames before the stop stay; retry: from the seed at 0.9 T, at most twice, then keep; "
+        "quarantine: none of them stays. The stop is listed in the quarantine in any case",
+    )
 
 
-class Dynamics(BaseModel):
-    """Conditions and lengths of the trajectories."""
+class Ramp(_Model):
+    """A temperature (K) or pressure (GPa) that changes linearly while frames are taken."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    start: float = Field(description="Value during equilibration and at its end")
+    end: float = Field(description="Value that it goes to")
+    cycles: NonNegativeInt = Field(default=0, description="0: one way, to the end; n: n times there and back")
 
-    ensemble: Literal["nvt_langevin"] = Field(default="nvt_langevin", description="Statistical ensemble")
-    temperatures: list[PositiveFloat] = Field(min_length=1, description="One trajectory a seed at each, K")
-    replicas: PositiveInt = Field(default=1, description="Trajectories a seed and temperature")
-    timestep: PositiveFloat = Field(default=1.0, le=20, description="Time step, fs")
-    friction: PositiveFloat = Field(default=0.01, le=1, description="Friction of the Langevin thermostat, 1/fs")
-    steps: PositiveInt = Field(description="MD steps of each trajectory")
-    stride: PositiveInt = Field(description="A frame is kept every so many steps")
-    equilibration: Annotated[int, Field(ge=0)] = Field(default=0, description="Steps before the first frame")
+    def __str__(self) -> str:
+        return f"{self.start:g}to{self.end:g}" + (f"x{self.cycles}" if self.cycles else "")
 
-    @field_validator("temperatures")
-    @classmethod
-    def _distinct(cls, temperatures: list[float]) -> list[float]:
-        if len(set(temperatures)) < len(temperatures):
-            raise ValueError(
-                f"received {temperatures}; a temperature given twice makes the same trajectory twice, use replicas"
-            )
-        return temperatures
+    def at(self, progress: float) -> float:
+        """Value at a fraction of the way, 0 to 1."""
+        if self.cycles:
+            phase = (progress * self.cycles) % 1.0
+            progress = 2 * min(phase, 1 - phase)
+        return self.start + (self.end - self.start) * progress
+
+
+def _kind(value: Any) -> str:
+    return "[ramp]" if isinstance(value, dict | Ramp) else "[number]"
+
+
+type Schedule = float | Ramp
+"""A constant, or a ramp."""
+
+# With a tag an error is about what was meant, and not about both.
+type _Temperature = Annotated[
+    Annotated[PositiveFloat, Tag("[number]")] | Annotated[Ramp, Tag("[ramp]")], Discriminator(_kind)
+]
+type _Pressure = Annotated[Annotated[float, Tag("[number]")] | Annotated[Ramp, Tag("[ramp]")], Discriminator(_kind)]
+
+
+def ends(schedule: Schedule) -> tuple[float, float]:
+    """First and farthest value of a schedule."""
+    return (schedule.start, schedule.end) if isinstance(schedule, Ramp) else (schedule, schedule)
+
+
+class MonteCarlo(_Model):
+    """Trial moves between segments of dynamics, accepted at the temperature of the system (Metropolis)."""
+
+    every: PositiveInt = Field(default=20, description="MD steps between two segments of trial moves")
+    swaps: NonNegativeInt = Field(default=0, description="Trial exchanges of two atoms of different elements a segment")
+    hops: NonNegativeInt = Field(
+        default=0, description="Trial hops of one atom by about a bond length a segment; most overlap and cost nothing"
+    )
+    min_distance: float = Field(
+        default=0.7, ge=0, lt=1.5, description="Trial moves that bring a pair closer are rejected, as in the guards"
+    )
+    oxidation_states: dict[str, float] = Field(
+        default_factory=dict,
+        description="Oxidation state of each element, e; guessed from the composition if not given",
+    )
+    charge_tolerance: float = Field(
+        default=0.1, ge=0, description="Largest difference of oxidation states, e, of two atoms that may be exchanged"
+    )
 
     @model_validator(mode="after")
-    def _some_frames(self) -> Dynamics:
+    def _some_moves(self) -> Self:
+        if not self.swaps + self.hops:
+            raise ValueError("no trial moves: give swaps or hops, or leave monte_carlo out")
+        return self
+
+
+class Dynamics(_Model):
+    """Conditions and lengths of the trajectories."""
+
+    ensemble: EnsembleName = Field(
+        default="auto",
+        description="auto: npt_isotropic for bulk, nvt_langevin where there is a vacuum; or one for all: nve, "
+        "nvt_langevin, nvt_nose_hoover, nvt_rescale, npt_isotropic, npt_anisotropic, npt_triclinic, npt_plane",
+    )
+    ensembles: dict[str, EnsembleName] = Field(
+        default_factory=dict,
+        description="Ensemble of a system type, such as {surface: nvt_langevin}; wins over ensemble",
+    )
+    relax_plane: bool = Field(default=False, description="auto lets slabs change their area (npt_plane)")
+    temperatures: list[_Temperature] = Field(
+        min_length=1, description="One trajectory a seed at each, K; a number, or {start, end, cycles} for a ramp"
+    )
+    pressures: list[_Pressure] = Field(
+        default=[0.0], min_length=1, description="One trajectory a seed under a barostat at each, GPa; as temperatures"
+    )
+    replicas: PositiveInt = Field(default=1, description="Trajectories a seed, temperature and pressure")
+    timestep: PositiveFloat = Field(default=1.0, le=20, description="Time step, fs")
+    friction: PositiveFloat = Field(default=0.01, le=1, description="Friction of the Langevin thermostat, 1/fs")
+    thermostat_time: PositiveFloat = Field(
+        default=100.0, description="Relaxation time of the Nosé-Hoover and velocity-rescaling thermostats, fs"
+    )
+    barostat_time: PositiveFloat = Field(
+        default=1000.0, description="Relaxation time of the volume of matter of that compressibility, fs"
+    )
+    compressibility: PositiveFloat = Field(
+        default=0.02, description="Rough compressibility, 1/GPa: 0.01 for metals, 0.5 for liquids; sets only the pace"
+    )
+    steps: PositiveInt = Field(description="MD steps of each trajectory")
+    stride: PositiveInt = Field(description="A frame is kept every so many steps")
+    change: PositiveFloat | None = Field(
+        default=None,
+        description="A frame is kept only if its descriptor (that of describe, at unit length) is this far from that "
+        "of the frame kept before",
+    )
+    equilibration: NonNegativeInt = Field(default=0, description="Steps before the first frame")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
         if self.n_frames < 1:
             raise ValueError(
                 f"steps={self.steps} with equilibration={self.equilibration} and stride={self.stride} keep no frame; "
                 "make steps larger or stride smaller"
             )
+        for name, schedules in (("temperature", self.temperatures), ("pressure", self.pressures)):
+            said = [str(item) if isinstance(item, Ramp) else f"{item:g}" for item in schedules]
+            if len(set(said)) < len(said):
+                raise ValueError(
+                    f"received {', '.join(said)}; a {name} given twice makes the same trajectory twice, use replicas"
+                )
+        for schedule in self.temperatures:
+            if min(ends(schedule)) <= 0:
+                raise ValueError(f"received {schedule} K; a temperature must be greater than 0 K")
+        if self.timestep >= self.thermostat_time or self.timestep >= self.barostat_time:
+            raise ValueError(
+                f"thermostat_time={self.thermostat_time:g} fs and barostat_time={self.barostat_time:g} fs must be "
+                f"longer than timestep={self.timestep:g} fs; ten steps and more are sensible"
+            )
         return self
 
     @property
     def n_frames(self) -> int:
-        """Frames kept of each trajectory."""
+        """Frames, or occasions for one, of each trajectory."""
         return (self.steps - self.equilibration) // self.stride
+
+    @property
+    def n_steps(self) -> int:
+        """Steps that are run: to the last frame."""
+        return self.equilibration + self.stride * self.n_frames
+
+    def progress(self, step: int) -> float:
+        """Fraction of the way from the end of equilibration to the last frame."""
+        return min(max(0.0, (step - self.equilibration) / (self.n_steps - self.equilibration)), 1.0)
+
+    def value(self, schedule: Schedule, step: int) -> float:
+        """Value of a schedule at a step."""
+        return schedule.at(self.progress(step)) if isinstance(schedule, Ramp) else schedule
+
+
+class Exploration(_Model):
+    """How seeds are explored."""
+
+    dynamics: Dynamics = Field(description="Conditions and lengths")
+    guards: Guards = Field(default_factory=Guards, description="What ends a trajectory")
+    monte_carlo: MonteCarlo | None = Field(default=None, description="Trial moves between segments of dynamics")
+    repulsion: Literal["none", "zbl"] = Field(
+        default="none", description="zbl adds a screened repulsion of nuclei closer than the sum of covalent radii"
+    )
+    batch_atoms: PositiveInt | None = Field(
+        default=None, description="Most atoms in flight at once; null: 1024 on a CPU, on a GPU what fits its memory"
+    )
+    checkpoint: PositiveFloat = Field(default=60.0, description="Seconds between two checkpoints of a unit")
+
+    @model_validator(mode="after")
+    def _thermostats(self) -> Self:
+        if self.monte_carlo and "nve" in (self.dynamics.ensemble, *self.dynamics.ensembles.values()):
+            raise ValueError(
+                "monte_carlo accepts moves at the temperature of a thermostat and nve has none; "
+                "give ensemble=nvt_langevin or leave monte_carlo out"
+            )
+        return self

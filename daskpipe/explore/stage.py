@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from daskpipe.errors import Rejection
-from daskpipe.explore.settings import Dynamics, Guards
-from daskpipe.structures import from_atoms, structure_id
-from daskpipe.work import Payload, Rows, arrays_of, read_rows
+from daskpipe.explore.ensembles import choose, refusal
+from daskpipe.explore.oxidation import oxidation_states
+from daskpipe.explore.settings import Dynamics, Exploration
+from daskpipe.explore.walkers import Condition, Walker, geometry
+from daskpipe.geometry import overlap
+from daskpipe.structures import charge, from_atoms, spin_multiplicity
+from daskpipe.work import Checkpoints, Payload, Rows, arrays_of, read_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,88 +23,171 @@ if TYPE_CHECKING:
     from ase import Atoms
     from dask.bag import Bag
 
-    from daskpipe.explore.dynamics import Trajectory
     from daskpipe.potentials import Potential
 
-VERSION = 1
+VERSION = 2
+
+FLAT = 1e-6
+"""Volume (area, length) of the periodic cell vectors over the product of their lengths below which there is none."""
 
 
-def explore(seeds: Bag, build: Callable[[], Potential], dynamics: Dynamics, guards: Guards, run_seed: int) -> Bag:
+def explore(
+    seeds: Bag,
+    build: Callable[[], Potential],
+    settings: Exploration,
+    run_seed: int,
+    *,
+    name: str = "",
+    fingerprint: Callable[[list[Atoms]], np.ndarray] | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> Bag:
     """Explore around seeds; lazy.
 
     Parameters
     ----------
     seeds
-        Bag of `ase.Atoms` with ``temperature`` and ``replica`` in ``info``; a partition is a batch.
+        Bag of `ase.Atoms` with a `daskpipe.explore.walkers.Condition` as ``condition`` in ``info``. A partition flies
+        together, as far as the device has room.
     build
         Builds the potential on the worker (or returns the one that its process built before).
-    dynamics, guards, run_seed
-        See `daskpipe.explore.dynamics.run_batch`.
+    settings
+        See `daskpipe.explore.settings`.
+    run_seed
+        The run's seed.
+    name
+        Names the potential; how much memory it takes on a GPU is remembered under it.
+    fingerprint
+        Descriptor of structures, shape (structure, feature); needed if ``dynamics.change`` is set.
+    checkpoints
+        Where a unit leaves what it has reached; with these the bag has one partition.
 
     Returns
     -------
     dask.bag.Bag
         One `daskpipe.work.Payload` a partition.
     """
-    return seeds.map_partitions(explore_partition, build, dynamics, guards, run_seed)
+    return seeds.map_partitions(explore_partition, build, settings, run_seed, name, fingerprint, checkpoints)
 
 
 def explore_partition(
-    seeds: list[Atoms], build: Callable[[], Potential], dynamics: Dynamics, guards: Guards, run_seed: int
+    seeds: list[Atoms],
+    build: Callable[[], Potential],
+    settings: Exploration,
+    run_seed: int,
+    name: str = "",
+    fingerprint: Callable[[list[Atoms]], np.ndarray] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[Payload]:
     """Run the trajectories of one partition; frames are ordered by seed, then time."""
     from daskpipe.potentials import batched
-    from daskpipe.potentials.potential import unknown_elements
     from daskpipe.potentials.quiet import quiet
 
     with quiet():  # torch-sim's import has a good deal to say
-        from daskpipe.explore.dynamics import run_batch
+        from daskpipe.explore.dynamics import Flight
+        from daskpipe.explore.packing import room
+        from daskpipe.potentials.zbl import repelled
 
     started = time.perf_counter()
     potential = build()
-    outcomes: dict[int, Trajectory | Rejection] = {}
-    # torch-sim has one periodicity a batch.
-    groups: dict[tuple[bool, ...], list[int]] = {}
-    for index, atoms in enumerate(seeds):
-        if unknown := unknown_elements(atoms, potential.elements):
-            outcomes[index] = _rejected(atoms, unknown.reason, unknown.evidence)
-        elif not np.isfinite(atoms.positions).all() or not np.isfinite(atoms.cell.array).all():
-            # Neighbour lists take their time, or more, with such a structure.
-            outcomes[index] = _rejected(atoms, "not_finite", "positions or cell of the seed are not finite")
-        else:
-            groups.setdefault(tuple(atoms.pbc), []).append(index)
-    # The threads of a worker share the potential.
-    with potential.lock:
-        for members in groups.values():
-            batch = [seeds[index] for index in members]
-            trajectories = run_batch(batch, batched(potential), dynamics, guards, run_seed)
-            outcomes |= zip(members, trajectories, strict=True)
-    frames, rejected = [], []
-    for index in range(len(seeds)):
-        outcome = outcomes[index]
-        if isinstance(outcome, Rejection):
-            rejected.append(outcome)
-        elif outcome.rejection:
-            rejected.append(outcome.rejection)
-        else:
-            frames += outcome.frames
+    walkers = [_walker(seed, settings, run_seed, potential.elements) for seed in seeds]
+    fit = [walker for walker in walkers if not walker.finished]
+    if fit:
+        # The threads of a worker share the potential.
+        with potential.lock:
+            model = batched(potential, stress=any(walker.has_barostat for walker in fit))
+            if settings.repulsion == "zbl":
+                model = repelled(model, {symbol for walker in fit for symbol in walker.seed.symbols})
+            space = room(model, [walker.seed for walker in fit], settings.batch_atoms, potential.cutoff, name)
+            attempt = checkpoints.begin() if checkpoints else None
+            Flight(fit, model, settings, space, fingerprint, attempt).run()
+    frames = [atoms for walker in walkers for atoms in walker.products(settings.dynamics)]
+    rejected = [stop for walker in walkers for stop in walker.stops]
     arrays = arrays_of(from_atoms(frames))
     return [Payload(arrays=arrays, n_out=len(frames), rejected=rejected, seconds=time.perf_counter() - started)]
 
 
-def load_seeds(root: Path, pieces: list[Rows], conditions: list[tuple[float, int]]) -> list[Atoms]:
-    """Read one partition of seeds from the unit tree and give each its temperature (K) and replica."""
+def _walker(seed: Atoms, settings: Exploration, run_seed: int, elements: frozenset[str] | None) -> Walker:
+    """Return the walker of a seed; it is finished, and says why, if the seed is nothing to start from."""
+    seed = seed.copy()
+    # All say what is the default: labels and noise must not depend on whether a structure spells it out.
+    seed.info |= {"charge": charge(seed), "spin_multiplicity": spin_multiplicity(seed)}
+    reason, evidence, ensemble = _ensemble(seed, settings, elements)
+    walker = Walker(seed=seed, ensemble=ensemble, run_seed=run_seed)
+    if reason:
+        walker.finished = True
+        walker.stops.append(
+            Rejection(
+                stage="explore",
+                structure=walker.name,
+                reason=reason,
+                evidence=f"at step 0: {evidence}",
+                details={"step": 0, "crashed": geometry(seed)},
+            )
+        )
+    return walker
+
+
+def _ensemble(seed: Atoms, settings: Exploration, elements: frozenset[str] | None) -> tuple[str, str, str]:
+    """Say why a seed cannot be run (one word, and evidence; empty if it can), and in which ensemble it is."""
+    from daskpipe.potentials.potential import unknown_elements
+
+    if not np.isfinite(seed.positions).all() or not np.isfinite(seed.cell.array).all():
+        # Neighbour lists take their time, or more, with such a structure.
+        return "not_finite", "positions or cell of the seed are not finite", ""
+    vectors = seed.cell.array[seed.pbc]
+    if np.linalg.svd(vectors, compute_uv=False).prod() <= FLAT * np.linalg.norm(vectors, axis=1).prod():
+        return "cell", f"its periodic cell vectors do not span a volume: {vectors.tolist()}", ""
+    if unknown := unknown_elements(seed, elements):
+        return unknown.reason, unknown.evidence, ""
+    if evidence := overlap(seed, settings.guards.min_distance):
+        return "overlap", evidence, ""
+    if settings.monte_carlo and settings.monte_carlo.swaps:
+        try:
+            oxidation_states(seed, settings.monte_carlo.oxidation_states)
+        except ValueError as error:
+            return "oxidation_states", str(error), ""
+    ensemble = _named_ensemble(seed, settings.dynamics)
+    if evidence := refusal(ensemble, seed):
+        return "ensemble", evidence, ensemble
+    return "", "", ensemble
+
+
+def _named_ensemble(seed: Atoms, dynamics: Dynamics) -> str:
+    name = dynamics.ensembles.get(seed.info.get("system_type", ""), dynamics.ensemble)
+    return choose(seed, relax_plane=dynamics.relax_plane) if name == "auto" else name
+
+
+def load_seeds(root: Path, pieces: Sequence[Rows], conditions: Sequence[Condition]) -> list[Atoms]:
+    """Read one partition of seeds from the unit tree and give each its condition."""
     from daskpipe.structures import to_atoms
 
     ds = read_rows(root, pieces)
     seeds = []
-    for index, (temperature, replica) in enumerate(conditions):
+    for index, condition in enumerate(conditions):
         atoms = to_atoms(ds, index)
-        atoms.info |= {"temperature": temperature, "replica": replica}
+        atoms.info["condition"] = condition
         seeds.append(atoms)
     return seeds
 
 
-def _rejected(atoms: Atoms, reason: str, evidence: str) -> Rejection:
-    name = f"{structure_id(atoms).hex()}@{atoms.info['temperature']:g}K#{atoms.info['replica']}"
-    return Rejection(stage="explore", structure=name, reason=reason, evidence=evidence)
+def have_barostats(root: Path, pieces: Sequence[Rows], dynamics: Dynamics) -> list[bool]:
+    """Say which seeds are explored under a barostat; they are read only if there is more than one pressure."""
+    if len(dynamics.pressures) == 1:
+        return [True] * len(pieces)
+    from daskpipe.structures import to_atoms
+
+    ds = read_rows(root, pieces)
+    return [_named_ensemble(to_atoms(ds, index), dynamics).startswith("npt") for index in range(len(pieces))]
+
+
+def conditions(dynamics: Dynamics, *, barostat: bool = True) -> list[Condition]:
+    """Return all conditions of a seed, in their order: temperatures, then pressures, then replicas.
+
+    A seed without a barostat is explored once for all pressures.
+    """
+    return [
+        Condition(temperature=temperature, pressure=pressure, replica=replica)
+        for temperature in dynamics.temperatures
+        for pressure in (dynamics.pressures if barostat else dynamics.pressures[:1])
+        for replica in range(dynamics.replicas)
+    ]

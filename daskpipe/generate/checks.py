@@ -62,9 +62,9 @@ def check(atoms: Atoms, limits: Limits) -> Fault | None:
     -------
     Fault or None
         The first of these reasons that holds: ``empty``, ``too_large``, ``unknown_element``, ``not_finite``,
-        ``cell``, ``spin``, ``overlap``.
+        ``cell``, ``spin``, ``charge``, ``overlap``.
     """
-    for test in (_size, _elements, _finite, _cell, _spin):
+    for test in (_size, _elements, _finite, _cell, _spin, _arrays):
         if fault := test(atoms, limits):
             return fault
     return _overlap(atoms, limits)
@@ -114,6 +114,16 @@ def _spin(atoms: Atoms, limits: Limits) -> Fault | None:
     electrons = int(atoms.numbers.sum()) - int(atoms.info.get("charge", 0))
     if electrons < 0 or (electrons + multiplicity) % 2 == 0 or multiplicity > electrons + 1:
         return Fault("spin", f"{electrons} electrons cannot have spin multiplicity {multiplicity}")
+    return None
+
+
+def _arrays(atoms: Atoms, limits: Limits) -> Fault | None:
+    for name, reason in (("initial_charges", "charge"), ("initial_magmoms", "spin")):
+        values = atoms.arrays.get(name, np.zeros(len(atoms)))
+        if values.ndim != 1:
+            return Fault(reason, f"{name} are vectors of {values.shape[1]}; give one number an atom")
+        if bad := np.flatnonzero(~np.isfinite(values)).tolist():
+            return Fault(reason, f"{name} of atom {bad[0]} is {values[bad[0]]}; give one number for each atom, or none")
     return None
 
 

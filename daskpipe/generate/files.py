@@ -1,7 +1,8 @@
 """The user's own structures: extxyz, xyz, CIF, POSCAR, ASE trajectories and ASE databases.
 
-Files are foreign bytes. Formats go by name; only numbers, positions, cell, periodicity, charge and spin are taken,
-by ASE's parsers, none of which unpickles. Constraints, calculators, tags and other notes are left behind.
+Files are foreign bytes. Formats go by name; only numbers, positions, cell, periodicity, charge and spin are taken
+(those of the structure, and ASE's initial charges and magnetic moments of its atoms), by ASE's parsers, none of which
+unpickles. Constraints, calculators, tags and other notes are left behind.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ase import Atoms
 
 from daskpipe.errors import InputError, Rejection
 from daskpipe.generate.params import NotEmpty
+from daskpipe.structures import copy_arrays
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +65,9 @@ def files(
     ase.Atoms or Rejection
         One for each frame, in order, as far as the file can be read: ``info`` holds ``name`` and, where the file
         gives them, ``charge`` (keys charge, total_charge) and ``spin_multiplicity`` (keys spin_multiplicity,
-        multiplicity, spin: always 2S + 1). Reasons of rejection: ``unknown_format``, ``empty``, ``unreadable``,
-        ``unknown_element``, ``partial_occupancy``, ``charge``, ``spin``.
+        multiplicity, spin: always 2S + 1); the arrays ``initial_charges`` and ``initial_magmoms`` are kept. Reasons
+        of rejection: ``unknown_format``, ``empty``, ``unreadable``, ``unknown_element``, ``partial_occupancy``,
+        ``charge``, ``spin``.
     """
     for path in paths:
         yield from read(Path(base_dir) / path, name=path)
@@ -131,7 +134,9 @@ def _clean(atoms: Atoms) -> Atoms:
         if not 1 <= multiplicity <= 127:
             raise FrameError("spin", f"spin multiplicity {multiplicity}; it must lie within 1 and 127")
         info["spin_multiplicity"] = multiplicity
-    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc, info=info)
+    clean = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc, info=info)
+    copy_arrays(atoms, clean)
+    return clean
 
 
 def _integer(info: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
@@ -237,7 +242,10 @@ def _trajectory(path: Path) -> Iterator[Frame]:
             item = items[number]
             # Numbers and periodicity stand in the first item unless they change.
             numbers, pbc = (item.get(key) if key in item else items.get(key) for key in ("numbers", "pbc"))
-            return Atoms(numbers, item.positions, cell=item.cell, pbc=pbc, info=item.get("info"))
+            return Atoms(
+                numbers, item.positions, cell=item.cell, pbc=pbc, info=item.get("info"),
+                charges=item.get("charges"), magmoms=item.get("magmoms"),
+            )  # fmt: skip
 
         for number in range(len(items)):
             yield partial(build, number)
@@ -259,7 +267,10 @@ def _database(path: Path) -> Iterator[Frame]:
 
     def build(row_id: int) -> Atoms:
         row = database.get(id=row_id)
-        return Atoms(row.numbers, row.positions, cell=row.cell, pbc=row.pbc, info=row.key_value_pairs)
+        return Atoms(
+            row.numbers, row.positions, cell=row.cell, pbc=row.pbc, info=row.key_value_pairs,
+            charges=row.get("initial_charges"), magmoms=row.get("initial_magmoms"),
+        )  # fmt: skip
 
     for row_id in ids:
         yield partial(build, row_id)

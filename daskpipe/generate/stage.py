@@ -19,7 +19,7 @@ from daskpipe.generate.checks import Limits, check, system_type
 from daskpipe.generate.sources import Source
 from daskpipe.generate.stretches import Stretch, frames
 from daskpipe.seeds import stream
-from daskpipe.structures import from_atoms, hex_ids, round_positions
+from daskpipe.structures import copy_arrays, from_atoms, hex_ids, round_positions
 from daskpipe.work import Payload, Rows, Tree, arrays_of, read_unit
 
 if TYPE_CHECKING:
@@ -142,7 +142,8 @@ def generate_partition(requests: list[Request], *, seed: int, limits: Limits) ->
     """Return the structures of some requests, checked, in order; those that fail as rejections.
 
     Positions are rounded as they will be stored. ``info`` holds system_type, generator (the name of the source) and,
-    where they are known, charge and spin_multiplicity; calculators are dropped.
+    where they are known, charge and spin_multiplicity; initial charges and magnetic moments of atoms are kept,
+    calculators are dropped.
 
     Raises
     ------
@@ -168,6 +169,7 @@ def _finish(made: Atoms, request: Request, limits: Limits) -> Atoms | Rejection:
     # A fresh object: no calculator, constraint, tag or momentum comes along.
     info = {key: made.info[key] for key in INFO_KEYS if key in made.info}
     atoms = round_positions(Atoms(made.numbers, made.positions, cell=made.cell.array, pbc=made.pbc, info=info))
+    copy_arrays(made, atoms)
     if fault := check(atoms, limits):
         name = made.info.get("name", request.name)
         return Rejection(stage="generate", structure=name, reason=fault.reason, evidence=fault.evidence)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from daskpipe.errors import Rejection
 from daskpipe.generate.checks import Limits, check, system_type
 from daskpipe.generate.files import read, reader_of, xyz_frames
-from daskpipe.structures import round_positions
+from daskpipe.structures import ARRAY_KEYS, round_positions
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -112,7 +112,10 @@ def frames(stretch: Stretch) -> Iterator[Atoms | Rejection]:
 
 def _finish(atoms: Atoms, number: int) -> Atoms | Rejection:
     name = atoms.info.pop("name")
-    atoms.info.pop("spin_multiplicity", None)  # nothing here depends on it, and it may be wrong
+    # Nothing here depends on these, and they may be wrong.
+    atoms.info.pop("spin_multiplicity", None)
+    for key in ARRAY_KEYS:
+        atoms.arrays.pop(key, None)
     round_positions(atoms)
     if fault := check(atoms, ANY):
         return Rejection(stage=STAGE, structure=name, reason=fault.reason, evidence=fault.evidence)

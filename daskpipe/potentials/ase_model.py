@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 from torch_sim.models.interface import ModelInterface
 
+from daskpipe.potentials.batches import periodic
 from daskpipe.potentials.potential import Failure, calculate
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ class AseModel(ModelInterface):
         and stress are NaN.
     """
 
+    mixes_periodicity = True
+    """Reads the periodicity of each system of a batch."""
+
     def __init__(self, calculator: Calculator, *, compute_stress: bool = False) -> None:
         super().__init__()
         self.calculator = calculator
@@ -57,7 +61,7 @@ class AseModel(ModelInterface):
         cells = state.row_vector_cell.detach().cpu().numpy().astype(float)
         numbers = state.atomic_numbers.cpu().numpy()
         system = state.system_idx.cpu().numpy()
-        pbc = state.pbc.cpu().numpy()
+        axes = periodic(state).cpu().numpy()
         extras = {
             info: getattr(state, extra).cpu().numpy().round().astype(int)
             for extra, info in (("charge", "charge"), ("spin", "spin_multiplicity"))
@@ -70,7 +74,7 @@ class AseModel(ModelInterface):
         self.failures = {}
         for index in range(n_systems):
             rows = np.flatnonzero(system == index)
-            atoms = Atoms(numbers[rows], positions=positions[rows], cell=cells[index], pbc=pbc)
+            atoms = Atoms(numbers[rows], positions=positions[rows], cell=cells[index], pbc=axes[index])
             atoms.info = {info: int(values[index]) for info, values in extras.items()}
             found = calculate(self.calculator, atoms, stress=self._compute_stress)
             if isinstance(found, Failure):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ POTENTIALS = Registry(
     "potential",
     {
         "chgnet": "daskpipe.potentials.chgnet:chgnet",
+        "committee": "daskpipe.potentials.committee:committee",
         "emt": "daskpipe.potentials.emt:emt",
         "lj": "daskpipe.potentials.lj:lj",
         "mace": "daskpipe.potentials.mace:mace",
@@ -31,7 +33,7 @@ POTENTIALS = Registry(
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64")
 
-_built: dict[tuple[str, str, str, str], Potential] = {}
+_built: dict[tuple[str, ...], Potential] = {}
 # Torch's fx tracing in MACE's loader is not thread-safe, and `quiet` changes what belongs to the whole process.
 _building = threading.RLock()
 
@@ -46,9 +48,9 @@ def build(name: str, params: Mapping[str, Any], device: str = "auto", dtype: str
     params
         Its parameters, as in the config.
     device
-        ``auto`` (CUDA if torch sees one), ``cpu`` or ``cuda``. EMT and xTB run on the CPU in any case.
+        ``auto`` (CUDA if torch sees one), ``cpu`` or ``cuda``. xTB runs on the CPU in any case.
     dtype
-        ``float32`` or ``float64``. EMT and xTB compute in float64 and CHGNet in float32 in any case.
+        ``float32`` or ``float64``. xTB computes in float64 and CHGNet in float32 in any case.
 
     Returns
     -------
@@ -66,7 +68,8 @@ def build(name: str, params: Mapping[str, Any], device: str = "auto", dtype: str
     if dtype not in DTYPES:
         raise ConfigError(unknown("dtype", dtype, list(DTYPES)))
     params = check_params(name, params)
-    key = (name, identity(name, params).hash, device, dtype)
+    # The parameters beside the hash: some change how numbers are computed, and not which.
+    key = (name, identity(name, params).hash, json.dumps(params, sort_keys=True), device, dtype)
     with _building:
         if key not in _built:
             with quiet():

@@ -13,14 +13,13 @@ from daskpipe.potentials.potential import (
     Failure,
     Identity,
     Potential,
-    Results,
+    calculator_of,
     checked_results,
     file_hash,
 )
 
 if TYPE_CHECKING:
     from ase import Atoms
-    from ase.calculators.calculator import Calculator
 
 CUTOFF = 6.0
 """Å, of CHGNet's atom graph."""
@@ -46,7 +45,7 @@ def chgnet(*, device: str, dtype: str, version: Literal["0.3.0", "0.2.0", "r2sca
         Weights: 0.3.0 and 0.2.0 are of PBE(+U), r2scan of r2SCAN.
     """
     label = _labeller(device, version)
-    return Potential(calculator=_calculator(label), label=label, elements=_elements(), cutoff=CUTOFF)
+    return Potential(calculator=calculator_of(label), label=label, elements=_elements(), cutoff=CUTOFF)
 
 
 def identify(version: str) -> Identity:
@@ -126,30 +125,3 @@ def _labeller(device: str, version: str) -> Any:
         )
 
     return label
-
-
-def _calculator(label: Any) -> Calculator:
-    from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
-
-    class CHGNetCalculator(Calculator):
-        """The labeller as an ASE calculator: boxes and units in one place."""
-
-        implemented_properties = ("energy", "forces", "stress", "magmoms")
-
-        def calculate(
-            self, atoms: Atoms, properties: Sequence[str] = ("energy",), system_changes: Sequence[str] = all_changes
-        ) -> None:
-            super().calculate(atoms, properties, system_changes)
-            (found,) = label([atoms])
-            if isinstance(found, Failure):
-                raise CalculationFailed(f"{found.reason}: {found.evidence}")
-            assert isinstance(found, Results)
-            self.results = {
-                "energy": found.energy,
-                "free_energy": found.energy,
-                "forces": found.forces,
-                "stress": found.stress,
-                "magmoms": found.magmoms,
-            }
-
-    return CHGNetCalculator()

@@ -7,20 +7,105 @@ from typing import TYPE_CHECKING
 from daskpipe.potentials.potential import Identity, Potential, identity_of_version
 
 if TYPE_CHECKING:
+    import torch
     from ase.calculators.calculator import Calculator
+    from torch_sim.models.interface import ModelInterface
+
+    from daskpipe.potentials.batches import Neighbours
+    from daskpipe.potentials.edge_model import Interaction
 
 ELEMENTS = frozenset({"Al", "Cu", "Ag", "Au", "Ni", "Pd", "Pt"})
 """ASE also has toy parameters for H, C, N and O; they are "not for any serious use" and left out."""
 
 
 def emt(*, device: str, dtype: str) -> Potential:
-    """ASE's effective medium theory; float64 on the CPU. Source: Surf. Sci. 366, 394 (1996)."""
-    return Potential(calculator=_calculator(), elements=ELEMENTS)
+    """Effective medium theory with ASE's parameters and cutoff. Source: Surf. Sci. 366, 394 (1996).
+
+    Parameters
+    ----------
+    device, dtype
+        Of the batched model; the ASE calculator runs on the CPU in float64.
+    """
+    from ase import Atoms
+
+    def model(stress: bool) -> ModelInterface:
+        import torch
+
+        from daskpipe.potentials.edge_model import EdgeModel
+
+        where, what = torch.device(device), getattr(torch, dtype)
+        interaction, cutoff = _interaction(where, what)
+        return EdgeModel(interaction, cutoff, device=where, dtype=what, compute_stress=stress)
+
+    calculator = _calculator()
+    calculator.initialize(Atoms())
+    return Potential(calculator=calculator, model=model, elements=ELEMENTS, cutoff=calculator.rc_list)
 
 
 def identify() -> Identity:
     """Identity of EMT: the version of ASE."""
     return identity_of_version("EMT", "ase", {}, elements=ELEMENTS)
+
+
+def _interaction(device: torch.device, dtype: torch.dtype) -> tuple[Interaction, float]:
+    """EMT as an interaction of edges, and its cutoff in Å; names as in `ase.calculators.emt`, whose numbers it takes.
+
+    Sums over the neighbours of an atom give its density sigma1, which gives its energy through the radius ds of the
+    neutral sphere; the rest is a sum of pairs.
+    """
+    import torch
+    from ase import Atoms
+    from ase.calculators.emt import EMT, beta
+
+    from daskpipe.potentials.batches import sums
+
+    source = EMT()
+    source.initialize(Atoms(sorted(ELEMENTS)))
+    rc, acut = source.rc, source.acut
+    kinds = torch.full((119,), -1)
+    kinds[torch.as_tensor(source.par["Z"]).long()] = torch.arange(len(ELEMENTS))
+    kinds = kinds.to(device)
+    table = {name: torch.tensor(values, device=device, dtype=dtype) for name, values in source.par.items()}
+    chi = torch.tensor(source.chi, device=device, dtype=dtype).flatten()
+
+    def interaction(edges: Neighbours, r: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        kind = kinds[numbers]
+        one, other = kind.index_select(0, edges.first), kind.index_select(0, edges.second)
+        ratio = chi.index_select(0, one * len(ELEMENTS) + other)
+        (eta, eta_other), (kappa, kappa_other), (s0, s0_other), (half, half_other) = (
+            (table[name].index_select(0, one), table[name].index_select(0, other))
+            for name in ("eta2", "kappa", "s0", "neghalfv0overgamma2")
+        )
+
+        w = 1 / (1 + torch.exp(acut * (r - rc)))
+        ratio_w, w_ratio = ratio * w, w / ratio
+        bend = acut * (w - 1)
+        # What the other atom adds to this one's sums, and what this one adds to the other's.
+        taken = torch.exp(-eta_other * (r - beta * s0_other)) * ratio_w
+        given = torch.exp(-eta * (r - beta * s0)) * w_ratio
+        pair = half * torch.exp(-kappa_other * (r / beta - s0_other)) * ratio_w
+        pair_other = half_other * torch.exp(-kappa * (r / beta - s0)) * w_ratio
+
+        atom = {name: values[kind] for name, values in table.items()}
+        alone = edges.per_atom == 0
+        sigma1 = torch.where(alone, 1.0, sums(taken, edges.per_atom))
+        ds = -torch.log(sigma1 * atom["inv12gamma1"]) / (beta * atom["eta2"])
+        near = atom["E0"] * torch.exp(-atom["lambda"] * ds)
+        shift = 6 * atom["V0"] * torch.exp(-atom["kappa"] * ds)
+        reduced = atom["lambda"] * ds
+        sphere = torch.where(alone, 0.0, near * (1 + reduced) + shift)
+        dsphere = (atom["lambda"] * reduced * near + atom["kappa"] * shift) / (beta * atom["eta2"] * sigma1)
+
+        energies = sphere + 0.5 * sums(pair + pair_other, edges.per_atom) - atom["E0"]
+        slopes = (
+            dsphere.index_select(0, edges.first) * taken * (bend - eta_other)
+            + dsphere.index_select(0, edges.second) * given * (bend - eta)
+            + pair * (bend - kappa_other / beta)
+            + pair_other * (bend - kappa / beta)
+        )
+        return energies, slopes
+
+    return interaction, source.rc_list
 
 
 def _calculator() -> Calculator:

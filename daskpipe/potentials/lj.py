@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
     from torch_sim.models.interface import ModelInterface
 
+    from daskpipe.potentials.batches import Neighbours
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 ONSET = 0.66
@@ -38,15 +40,19 @@ def lj(
 
     def model(stress: bool) -> ModelInterface:
         import torch
-        from torch_sim.models.pair_potential import PairPotentialModel
 
-        def pair(distance: torch.Tensor, _zi: torch.Tensor, _zj: torch.Tensor) -> torch.Tensor:
-            return smooth_pair(distance, epsilon, sigma, r_cut)
+        from daskpipe.potentials.batches import sums
+        from daskpipe.potentials.edge_model import EdgeModel
 
-        return PairPotentialModel(
-            pair, cutoff=r_cut, device=torch.device(device), dtype=getattr(torch, dtype),
-            compute_stress=stress, reduce_to_half_list=True,
-        )  # fmt: skip
+        def interaction(
+            edges: Neighbours, distances: torch.Tensor, _numbers: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            energies, slopes = smooth_pair(distances, epsilon, sigma, r_cut)
+            return 0.5 * sums(energies, edges.per_atom), slopes
+
+        return EdgeModel(
+            interaction, r_cut, device=torch.device(device), dtype=getattr(torch, dtype), compute_stress=stress
+        )
 
     calculator = LennardJones(epsilon=epsilon, sigma=sigma, rc=r_cut, ro=ONSET * r_cut, smooth=True)
     return Potential(calculator=calculator, model=model, cutoff=r_cut)
@@ -57,12 +63,22 @@ def identify(epsilon: float, sigma: float, r_cut: float) -> Identity:
     return identity_of_version("Lennard-Jones", "ase", {"epsilon": epsilon, "sigma": sigma, "r_cut": r_cut})
 
 
-def smooth_pair(distance: torch.Tensor, epsilon: float, sigma: float, r_cut: float) -> torch.Tensor:
-    """Pair energies, eV, of distances, Å, with the cutoff function of `ase.calculators.lj` (in the squares)."""
+def smooth_pair(
+    distances: torch.Tensor, epsilon: float, sigma: float, r_cut: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Energies (eV) of pairs below the cutoff and their slopes (eV/Å), by distance (Å).
+
+    The cutoff function is that of `ase.calculators.lj`, a cubic in the squared distance.
+    """
     import torch
 
-    r2, rc2, ro2 = distance**2, r_cut**2, (ONSET * r_cut) ** 2
-    c6 = (sigma**2 / r2) ** 3
-    smooth = (rc2 - r2) ** 2 * (rc2 + 2 * r2 - 3 * ro2) / (rc2 - ro2) ** 3
-    cutoff = torch.where(r2 < ro2, torch.ones_like(r2), torch.where(r2 < rc2, smooth, torch.zeros_like(r2)))
-    return 4 * epsilon * (c6**2 - c6) * cutoff
+    r2, rc2, ro2 = distances * distances, r_cut * r_cut, ONSET * ONSET * r_cut * r_cut
+    c2 = sigma * sigma / r2
+    c6 = c2 * c2 * c2
+    energies = 4 * epsilon * (c6 * c6 - c6)
+    slopes = -24 * epsilon * (2 * c6 * c6 - c6) / distances
+    width = (rc2 - ro2) * (rc2 - ro2) * (rc2 - ro2)
+    left = rc2 - r2
+    smooth = torch.where(r2 < ro2, 1.0, left * left * (rc2 + 2 * r2 - 3 * ro2) / width)
+    bend = torch.where(r2 < ro2, 0.0, 12 * distances * left * (ro2 - r2) / width)
+    return energies * smooth, slopes * smooth + energies * bend

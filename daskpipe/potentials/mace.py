@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from daskpipe.potentials.potential import Evaluation, Identity, Potential, check
 from daskpipe.potentials.quiet import quiet
 
 if TYPE_CHECKING:
-    import torch
     from ase import Atoms
     from torch_sim.models.interface import ModelInterface
 
@@ -25,10 +24,18 @@ BUNDLED = Path(__file__).parent / "bundled" / "cu-ag-au.safetensors"
 BATCH = 16
 FEATURE_ATOMS = 1024
 """Atoms of a batch that gives node features: without gradients it takes less memory than a batch with forces."""
+LONG_RANGED = ("MACELES", "PolarMACE")
 UNPICKLE_ANYTHING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
-def mace(*, device: str, dtype: str, model: str = "bundled", head: str | None = None) -> Potential:
+def mace(
+    *,
+    device: str,
+    dtype: str,
+    model: str = "bundled",
+    head: str | None = None,
+    acceleration: Literal["none", "cueq", "compile"] = "none",
+) -> Potential:
     """MACE, batched. Source: arXiv:2206.07697.
 
     Parameters
@@ -44,37 +51,42 @@ def mace(*, device: str, dtype: str, model: str = "bundled", head: str | None = 
         **A model file that is not safetensors is a program: loading it runs what it says. Know where it is from.**
     head
         Of a model with several; by default the one called ``default``.
+    acceleration
+        Of the batched model for dynamics; labels are computed without. ``cueq`` needs NVIDIA's cuEquivariance,
+        ``compile`` a compiler for C++ (on CUDA: Triton) and minutes for the first step.
 
     Raises
     ------
     ConfigError
-        If the model has no such head.
+        If the model has no such head, or the acceleration is not to be had here.
     InputError
-        If the file is missing or holds no MACE model, or a foundation model cannot be had.
+        If the file is missing, holds no MACE model or one with a long range, or a foundation model cannot be had.
     """
     import torch
 
     import_mace()
     from mace.calculators import MACECalculator
-    from mace.calculators.mace_torchsim import MaceTorchSimModel
 
+    from daskpipe.potentials.mace_model import MixedMace, check_acceleration
+
+    check_acceleration(acceleration, device)
     module = _load(_path(model), device, dtype)
     heads = list(getattr(module, "heads", ["Default"]))
     if head is not None and head not in heads:
         raise ConfigError(unknown("head", head, heads))
     calculator = MACECalculator(models=module, device=device, default_dtype=dtype, head=head)
 
-    def batched(stress: bool) -> ModelInterface:
-        batched: ModelInterface = MaceTorchSimModel(
-            module, torch.device(device), getattr(torch, dtype), compute_stress=stress, head=calculator.head
-        )
-        return batched
+    def batched(stress: bool, acceleration: str = acceleration) -> ModelInterface:
+        return MixedMace(
+            module, torch.device(device), getattr(torch, dtype), compute_stress=stress, head=calculator.head,
+            acceleration=acceleration,
+        )  # fmt: skip
 
     cutoff = float(module.r_max)
     return Potential(
         calculator=calculator,
         model=batched,
-        label=_labeller(batched(True), cutoff),
+        label=_labeller(batched(True, "none")),
         elements=_symbols(module.atomic_numbers.tolist()),
         cutoff=cutoff,
     )
@@ -181,8 +193,11 @@ def _batches_of_atoms(structures: Sequence[Atoms]) -> Iterator[list[Atoms]]:
         yield batch
 
 
-def identify(model: str, head: str | None) -> Identity:
-    """Identity of a MACE model: the bytes of its file or files, and the head if one is named."""
+def identify(model: str, head: str | None, acceleration: str = "none") -> Identity:
+    """Identity of a MACE model: the bytes of its file or files, and the head if one is named.
+
+    How it is accelerated is no part of it: that changes rounding, and no label.
+    """
     path = _path(model)
     files, elements = [path], None
     if path.suffix == ".safetensors":
@@ -291,17 +306,22 @@ def _load(path: Path, device: str, dtype: str) -> Any:
                 f"model file {str(path)!r} holds a {type(module).__name__}, not a MACE model; give a file written by "
                 "mace_run_train (NAME.model, not a checkpoint or a compiled model)"
             )
+        if type(module).__name__ in LONG_RANGED:
+            raise InputError(
+                f"model file {str(path)!r} holds a {type(module).__name__}, whose long range is not made of edges and "
+                "needs one periodicity for all systems of a batch; give a MACE without"
+            )
     module = module.to(device=device, dtype=getattr(torch, dtype)).eval()
     for parameter in module.parameters():
         parameter.requires_grad = False
     return module
 
 
-def _labeller(model: ModelInterface, cutoff: float) -> Any:
-    import torch_sim
+def _labeller(model: ModelInterface) -> Any:
+    import torch
     from ase.stress import full_3x3_to_voigt_6_stress
 
-    from daskpipe.potentials.box import boxed
+    from daskpipe.potentials.batches import batch
 
     def label(structures: Sequence[Atoms]) -> list[Evaluation]:
         return [
@@ -310,12 +330,10 @@ def _labeller(model: ModelInterface, cutoff: float) -> Any:
             for result in label_batch(structures[start : start + BATCH])
         ]
 
-    def label_batch(batch: Sequence[Atoms]) -> Iterator[Evaluation]:
-        # A torch-sim state has one kind of periodicity for all its systems; a box changes no edge.
-        state = torch_sim.io.atoms_to_state([boxed(atoms, cutoff) for atoms in batch], model.device, model.dtype)
-        found: dict[str, torch.Tensor] = {name: value.cpu().double() for name, value in model(state).items()}
-        forces = found["forces"].split([len(atoms) for atoms in batch])
-        for atoms, energy, force, stress in zip(batch, found["energy"], forces, found["stress"], strict=True):
+    def label_batch(structures: Sequence[Atoms]) -> Iterator[Evaluation]:
+        found = {name: value.cpu() for name, value in model(batch(structures, model.device, torch.float64)).items()}
+        forces = found["forces"].split([len(atoms) for atoms in structures])
+        for atoms, energy, force, stress in zip(structures, found["energy"], forces, found["stress"], strict=True):
             yield checked_results(
                 energy=float(energy),
                 forces=force.numpy(),

@@ -57,12 +57,15 @@ class Results:
         structure is periodic along all three cell vectors.
     magmoms
         Shape (atom,), µB; ``None`` if the potential has none.
+    force_disagreement
+        Of the members of a committee, eV/Å; ``None`` for any other potential.
     """
 
     energy: float
     forces: np.ndarray
     stress: np.ndarray
     magmoms: np.ndarray | None = None
+    force_disagreement: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,7 @@ class Potential:
     elements: frozenset[str] | None = None
     cutoff: float | None = None
     lock: Any = field(default_factory=threading.RLock, repr=False)
+    _models: dict[bool, ModelInterface] = field(default_factory=dict, repr=False, init=False)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -156,7 +160,7 @@ def evaluate(potential: Potential, structures: Sequence[Atoms]) -> list[Evaluati
 
 
 def batched(potential: Potential, *, stress: bool = False) -> ModelInterface:
-    """Return the torch-sim model of a potential.
+    """Return the torch-sim model of a potential, the same one whenever it is asked for.
 
     Parameters
     ----------
@@ -168,14 +172,27 @@ def batched(potential: Potential, *, stress: bool = False) -> ModelInterface:
     Returns
     -------
     torch_sim.models.interface.ModelInterface
-        Its ``device`` and ``dtype`` are those that a state must have. A potential without a batched model gets
-        `daskpipe.potentials.ase_model.AseModel`: CPU, float64, one structure after another.
+        Takes states of any float dtype on its ``device``, with systems of any periodicities: those that the system
+        extra ``periodic`` (system, 3) tells, else ``state.pbc`` for all. Results have the state's dtype. A potential
+        without a batched model gets `daskpipe.potentials.ase_model.AseModel`: float64, one structure after another.
     """
+    with potential.lock:
+        if stress not in potential._models:
+            potential._models[stress] = _model(potential, stress)
+        return potential._models[stress]
+
+
+def _model(potential: Potential, stress: bool) -> ModelInterface:
     if potential.model is not None:
         return potential.model(stress)
     from daskpipe.potentials.ase_model import AseModel
 
     return AseModel(potential.calculator, compute_stress=stress)
+
+
+def mixes_periodicity(model: ModelInterface) -> bool:
+    """Whether the systems of a batch may be periodic along different axes; torch-sim's own models say nothing."""
+    return bool(getattr(model, "mixes_periodicity", False))
 
 
 def calculate(calculator: Calculator, atoms: Atoms, *, stress: bool = True) -> Evaluation:
@@ -199,6 +216,26 @@ def calculate(calculator: Calculator, atoms: Atoms, *, stress: bool = True) -> E
         stress=np.array(found["stress"], dtype=float) if wants_stress else None,
         magmoms=np.array(found["magmoms"], dtype=float) if "magmoms" in found else None,
     )
+
+
+def calculator_of(label: Callable[[Sequence[Atoms]], list[Evaluation]]) -> Calculator:
+    """Return a labeller as an ASE calculator, which raises ``CalculationFailed`` for a failure."""
+    from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
+
+    class Labelled(Calculator):
+        implemented_properties = ("energy", "forces", "stress", "magmoms")
+
+        def calculate(
+            self, atoms: Atoms, properties: Sequence[str] = ("energy",), system_changes: Sequence[str] = all_changes
+        ) -> None:
+            super().calculate(atoms, properties, system_changes)
+            (found,) = label([atoms])
+            if isinstance(found, Failure):
+                raise CalculationFailed(f"{found.reason}: {found.evidence}")
+            self.results = {name: value for name, value in vars(found).items() if value is not None}
+            self.results["free_energy"] = found.energy
+
+    return Labelled()
 
 
 def checked_results(

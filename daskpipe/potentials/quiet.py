@@ -21,6 +21,7 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message="The TorchScript type system", category=UserWarning)
+        warnings.filterwarnings("ignore", message="To copy construct from a tensor", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.*")
         yield
     for line in said.getvalue().splitlines():

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
     import dask.array as da
 
-VERSION = 2
+VERSION = 3
+
+CANDIDATE = "candidate"
+"""Reason of a pick that exploration had marked: the committee disagreed about it."""
 
 BY_ATOMS = ("environments",)
 """Methods whose rows are atoms."""
@@ -38,7 +41,7 @@ def select(
     *,
     against: np.ndarray | None = None,
 ) -> Payload:
-    """Leave out near-duplicates, and pick frames from the others.
+    """Leave out near-duplicates, and pick frames from the others: first those that exploration marked as candidates.
 
     Parameters
     ----------
@@ -70,7 +73,7 @@ def select(
     from daskpipe.select.coverage import coverage_of
 
     started = time.perf_counter()
-    ids, n_atoms, elements = _frames(root, frames)
+    ids, n_atoms, elements, candidate = _frames(root, frames)
     table = feature_table(root, features, dims)
     keep, duplicates = _without_duplicates(Blocks(table, canonical_order(run_seed, ids)), settings, against)
     kept = np.flatnonzero(keep)
@@ -79,22 +82,32 @@ def select(
             f"all {len(ids)} frames lie within select.duplicate_distance={settings.duplicate_distance} of the existing "
             "dataset, so that none is left to pick. Explore further, or type a smaller select.duplicate_distance"
         )
-    order = canonical_order(run_seed, ids[kept])
-    if settings.method in BY_ATOMS:
-        atoms = atom_table(root, features, n_atoms)
-        blocks = Blocks(atoms, order, n_atoms[kept], np.repeat(keep, n_atoms))
-    else:
-        blocks = Blocks(table, order, keep=keep)
+    marked = kept[candidate[kept]]
+    first = marked[np.sort(canonical_order(run_seed, ids[marked])[: settings.n])]
+    keep[first] = False
+    kept = np.flatnonzero(keep)
     params = SELECTORS.check_params(settings.method, settings.params)
-    picks = SELECTORS.get(settings.method)(n=settings.n, seed=run_seed, **params).pick(blocks)
-
-    index = kept[picks.index]
+    index, cluster, reason = first, np.full(len(first), -1, dtype=np.int32), np.full(len(first), CANDIDATE)
+    if len(first) < settings.n and len(kept):
+        order = canonical_order(run_seed, ids[kept])
+        if settings.method in BY_ATOMS:
+            atoms = atom_table(root, features, n_atoms)
+            blocks = Blocks(atoms, order, n_atoms[kept], np.repeat(keep, n_atoms))
+        else:
+            blocks = Blocks(table, order, keep=keep)
+        picks = SELECTORS.get(settings.method)(n=settings.n - len(first), seed=run_seed, **params).pick(blocks)
+        index = np.concatenate([first, kept[picks.index]])
+        sort = np.argsort(index)
+        cluster = np.concatenate([cluster, picks.cluster])[sort]
+        reason = np.concatenate([reason, np.full(len(picks.index), picks.reason)])[sort]
+        index = index[sort]
     covered = coverage_of(Blocks(table, seeds.order_by_hash(run_seed, "coverage", ids)), index, elements=elements)
     report = {
         "method": settings.method,
         "params": params,
         "n_pool": len(ids),
         "n_picked": len(index),
+        "candidates": {"marked": int(candidate.sum()), "picked": len(first)},
         "duplicates": duplicates,
         "coverage": covered.as_dict(),
     }
@@ -105,8 +118,8 @@ def select(
         "unit": unit.astype(np.int64),
         "row": index - (ends - sizes)[unit],
         "features": Blocks(table, np.arange(len(ids))).gather(index),
-        "cluster": picks.cluster,
-        "selection_reason": np.full(len(index), picks.reason),
+        "cluster": cluster,
+        "selection_reason": reason,
         "report": np.array(json.dumps(report, sort_keys=True)),
     }
     return Payload(arrays=arrays, n_out=len(index), seconds=time.perf_counter() - started)
@@ -129,11 +142,12 @@ def _without_duplicates(
     }
 
 
-def _frames(root: Path, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return ids (structure,), atoms (structure,) and elements held (structure, element), bool, of all frames."""
-    ids, n_atoms, held = [], [], []
+def _frames(root: Path, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return ids (structure,), atoms (structure,), elements held (structure, element) and candidates of all frames."""
+    ids, n_atoms, held, candidate = [], [], [], []
     for key in keys:
-        unit = Tree(root).load("explore", key, ["structure_id", "n_atoms", "numbers"])
+        unit = Tree(root).load("explore", key, ["structure_id", "n_atoms", "numbers"], optional=["candidate"])
+        candidate.append(unit.get("candidate", np.zeros(len(unit["n_atoms"]), dtype=np.bool_)))
         ids.append(unit["structure_id"])
         n_atoms.append(unit["n_atoms"].astype(np.int64))
         here, number = np.unique(unit["numbers"], return_inverse=True)
@@ -147,7 +161,7 @@ def _frames(root: Path, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np
     for here, presence in held:
         elements[start : start + len(presence), np.searchsorted(species, here)] = presence
         start += len(presence)
-    return np.concatenate(ids), np.concatenate(n_atoms), elements
+    return np.concatenate(ids), np.concatenate(n_atoms), elements, np.concatenate(candidate)
 
 
 def features_of(root: Path, stage: str, keys: Sequence[str]) -> np.ndarray | None:

@@ -4,31 +4,32 @@ import dask.bag as db
 import numpy as np
 import pytest
 from ase import Atoms
-from explore_samples import HOT, cluster, compressed, crystal, dynamics, emt, seed, slab, trajectories
+from explore_samples import (
+    HOT,
+    RUN_SEED,
+    cluster,
+    compressed,
+    crystal,
+    dynamics,
+    emt,
+    lj,
+    mixed,
+    seed,
+    settings,
+    slab,
+    trajectories,
+)
 
-from daskpipe.explore.settings import Guards
-from daskpipe.explore.stage import explore, explore_partition, load_seeds
+from daskpipe.explore.settings import Guards, MonteCarlo
+from daskpipe.explore.stage import conditions, explore, explore_partition, have_barostats, load_seeds
+from daskpipe.explore.walkers import Condition
 from daskpipe.structures import from_atoms, structure_id
-from daskpipe.work import Payload, Rows, Unit, arrays_of, commit, key_of
-
-RUN_SEED = 7
+from daskpipe.work import Checkpoints, Payload, Rows, Unit, arrays_of, commit, key_of
 
 
-def run(seeds: list[Atoms], **settings) -> Payload:
-    (payload,) = explore_partition(seeds, emt, dynamics(**settings), Guards(), RUN_SEED)
+def run(seeds: list[Atoms], guards: Guards | None = None, build=emt, **changes) -> Payload:
+    (payload,) = explore_partition(seeds, build, settings(guards, **changes), RUN_SEED)
     return payload
-
-
-def mixed() -> list[Atoms]:
-    """Seeds of three periodicities, interleaved."""
-    return [
-        seed(crystal("Cu")),
-        seed(cluster("Cu"), system_type="cluster"),
-        seed(slab(), system_type="surface"),
-        seed(cluster("Au"), system_type="cluster"),
-        seed(crystal("Cu"), replica=1),
-        seed(crystal("Cu"), temperature=HOT / 2),
-    ]
 
 
 def test_trajectories_of_mixed_periodicity_are_the_same_alone_and_in_any_order():
@@ -51,23 +52,110 @@ def test_frames_are_ordered_by_seed_then_time():
     assert arrays["step"].tolist() == [5, 10, 15, 20] * len(seeds)
     assert arrays["temperature"].dtype == np.float32
     counts = dict(zip(*np.unique(arrays["system_type"], return_counts=True), strict=True))
-    assert counts == {"alloy": 3 * n_frames, "cluster": 2 * n_frames, "surface": n_frames}
+    assert counts == {"alloy": 4 * n_frames, "cluster": 2 * n_frames, "surface": n_frames}
+    ensembles = dict(zip(*np.unique(arrays["ensemble"], return_counts=True), strict=True))
+    assert ensembles == {"npt_isotropic": 4 * n_frames, "nvt_langevin": 3 * n_frames}
 
 
-def test_what_fails_is_rejected_and_the_rest_is_unchanged_by_a_bit():
-    unknown = seed(Atoms("Fe2", positions=[[0, 0, 0], [0, 0, 2.2]]), temperature=450.0, replica=2)
-    touching = seed(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 0.3]]))
+def poison() -> dict[str, Atoms]:
+    """Seeds that are nothing to start from, or not for long, by the reason that must be named."""
     nowhere = seed(cluster("Pd"))
     nowhere.positions[2, 1] = np.nan
-    sane = mixed()
-    expected = trajectories(run(sane))
-    payload = run([touching, *sane[:2], unknown, *sane[2:4], nowhere, *sane[4:], seed(compressed())])
-    assert trajectories(payload) == expected
-    assert payload.n_out == len(sane) * dynamics().n_frames
-    assert [item.reason for item in payload.rejected] == ["force", "unknown_element", "not_finite", "temperature"]
+    endless = seed(crystal("Pd"))
+    endless.cell[0, 0] = np.inf
+    flat = seed(crystal("Pd"))
+    flat.cell = [[3.0, 0, 0], [6.0, 0, 0], [0, 0, 3.0]]
+    nothing = seed(crystal("Ni"))
+    nothing.cell[:] = 0
+    return {
+        "not_finite": nowhere,
+        "not_finite ": endless,
+        "cell": flat,
+        "cell ": nothing,
+        "unknown_element": seed(Atoms("Fe2", positions=[[0, 0, 0], [0, 0, 2.2]]), temperature=450.0, replica=2),
+        "overlap": seed(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 0.3]])),
+        "overlap ": seed(Atoms("Cu2", positions=[[1, 1, 1], [1, 1, 1]])),
+        "force": seed(Atoms("Pt2", positions=[[0, 0, 0], [0, 0, 1.5]])),
+        "temperature": seed(compressed()),
+    }
+
+
+@pytest.mark.parametrize("build", [emt, lj], ids=["emt", "lj"])
+def test_poison_is_quarantined_with_reason_and_step_and_no_neighbour_changes_by_a_bit(build):
+    sane, bad = mixed(), poison()
+    expected = trajectories(run(sane, build=build))
+    # Lennard-Jones knows all elements, and its pairs are softer: what blows up with it does so in other ways.
+    seeds = [atoms for pair in zip(bad.values(), [*sane, *sane], strict=False) for atoms in pair]
+    payload = run(seeds, Guards(on_stop="quarantine"), build=build)
+    assert trajectories(payload) == trajectories(run([*sane, *sane[:2]], build=build))
+    assert set(trajectories(payload)) == set(expected)
+    found = {item.structure.partition("@")[0]: item for item in payload.rejected}
+    named = {reason: found.get(structure_id(atoms).hex()) for reason, atoms in bad.items()}
+    if build is emt:
+        assert {reason: item and item.reason for reason, item in named.items()} == {
+            reason: reason.strip() for reason in bad
+        }
+        fe = named["unknown_element"]
+        assert fe is not None
+        assert fe.structure == f"{structure_id(bad['unknown_element']).hex()}@450K#2"
+        assert fe.evidence == "at step 0: Fe not among Ag Al Au Cu Ni Pd Pt"
+    for reason in ("not_finite", "not_finite ", "cell", "cell ", "overlap", "overlap "):
+        item = named[reason]
+        assert item is not None
+        assert item.reason == reason.strip()
+        assert item.details["step"] == 0
+        assert len(item.details["crashed"]["symbols"]) == len(bad[reason])
     assert {item.stage for item in payload.rejected} == {"explore"}
-    assert payload.rejected[1].structure == f"{structure_id(unknown).hex()}@450K#2"
-    assert payload.rejected[1].evidence == "Fe not among Ag Al Au Cu Ni Pd Pt"
+    assert all("step" in item.details for item in payload.rejected)
+
+
+def test_what_is_kept_of_a_broken_trajectory_is_in_the_payload_and_the_stop_in_the_quarantine():
+    payload = run([seed(compressed())], stride=1)
+    (stop,) = payload.rejected
+    assert payload.n_out == stop.details["step"] - 1 > 0
+    assert payload.arrays["step"].tolist() == list(range(1, stop.details["step"]))
+
+
+def test_an_ensemble_that_a_structure_cannot_have_is_refused_for_it_alone():
+    payload = run([seed(slab()), seed(crystal())], ensemble="npt_triclinic")
+    (stop,) = payload.rejected
+    assert stop.reason == "ensemble"
+    assert "the structure is open along c; give npt_plane or nvt_langevin" in stop.evidence
+    assert payload.n_out == dynamics().n_frames
+
+
+def test_ensembles_by_system_type_and_slabs_that_relax_in_plane():
+    seeds = [seed(slab(), system_type="surface"), seed(crystal()), seed(cluster(), system_type="cluster")]
+    arrays = run(seeds, relax_plane=True, ensembles={"cluster": "nvt_rescale"}).arrays
+    assert arrays["ensemble"].tolist()[::4] == ["npt_plane", "npt_isotropic", "nvt_rescale"]
+    cell = arrays["cell"][3]
+    assert np.abs(cell[:2] - slab().cell.array[:2]).max() > 1e-4
+    np.testing.assert_array_equal(cell[2], slab().cell.array[2])
+
+
+def test_oxidation_states_must_be_there_for_all_elements():
+    moves = MonteCarlo(swaps=1, oxidation_states={"Cu": 1.0})
+    payload = run([seed(cluster("Au")), seed(cluster("Cu"))], monte_carlo=moves)
+    (stop,) = payload.rejected
+    assert stop.reason == "oxidation_states"
+    assert "are given for Cu and not for Au" in stop.evidence
+    assert payload.n_out == dynamics().n_frames
+
+
+def test_zbl_keeps_atoms_apart_that_the_potential_would_let_through():
+    """A pair that lies in the well of a Lennard-Jones that is too small for copper."""
+    pair = seed(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.1]]))
+
+    def small():
+        from daskpipe.potentials import build
+
+        return build("lj", {"epsilon": 0.3, "sigma": 1.9, "r_cut": 5.0}, "cpu", "float64")
+
+    warm = Guards(max_temperature_ratio=50, evaporation=None)
+    near = run([pair], warm, build=small, ensemble="nve").arrays["positions"].reshape(-1, 2, 3)
+    far = run([pair], warm, build=small, ensemble="nve", repulsion="zbl").arrays["positions"].reshape(-1, 2, 3)
+    lengths = [np.linalg.norm(np.ptp(frames, axis=1), axis=1) for frames in (near, far)]
+    assert lengths[0].max() < 2.5 < lengths[1].max()
 
 
 def test_a_partition_may_lose_all_its_seeds():
@@ -104,7 +192,7 @@ def test_bag_is_lazy_and_partition_size_does_not_matter(partition_size):
 
     seeds = mixed()
     bag = db.from_sequence(seeds, partition_size=partition_size)
-    payloads = explore(bag, build, dynamics(), Guards(), RUN_SEED)
+    payloads = explore(bag, build, settings(), RUN_SEED)
     assert built == []
     assert payloads.npartitions == -(-len(seeds) // partition_size)
     found = payloads.compute(scheduler="synchronous")
@@ -113,12 +201,55 @@ def test_bag_is_lazy_and_partition_size_does_not_matter(partition_size):
     assert ids == [item.tobytes() for item in run(seeds).arrays["structure_id"]]
 
 
-def test_seeds_come_from_the_tree_with_their_conditions(tmp_path):
-    stored = [seed(crystal("Cu")), seed(slab()), seed(cluster("Pd"))]
+def stored(tmp_path) -> list[Rows]:
+    """Four seeds in the tree: bulk, slab, cluster, bulk."""
+    seeds = [seed(crystal("Cu")), seed(slab()), seed(cluster("Pd")), seed(crystal("Au"))]
     key = key_of("generate", 1, {}, [], 0)
-    unit = Unit(stage="generate", index=0, key=key, n_inputs=3)
-    commit(tmp_path, unit, Payload(arrays=arrays_of(from_atoms(stored)), n_out=3))
-    pieces = [Rows(stage="generate", key=key, rows=(row,)) for row in (2, 0, 0)]
-    seeds = load_seeds(tmp_path, pieces, [(300.0, 0), (300.0, 1), (450.0, 0)])
-    assert [structure_id(atoms) for atoms in seeds] == [structure_id(stored[row]) for row in (2, 0, 0)]
-    assert [(atoms.info["temperature"], atoms.info["replica"]) for atoms in seeds] == [(300, 0), (300, 1), (450, 0)]
+    unit = Unit(stage="generate", index=0, key=key, n_inputs=len(seeds))
+    commit(tmp_path, unit, Payload(arrays=arrays_of(from_atoms(seeds)), n_out=len(seeds)))
+    return [Rows(stage="generate", key=key, rows=(row,)) for row in range(len(seeds))]
+
+
+def test_seeds_come_from_the_tree_with_their_conditions(tmp_path):
+    pieces = stored(tmp_path)
+    chosen = [Condition(temperature=300.0), Condition(temperature=300.0, replica=1), Condition(temperature=450.0)]
+    seeds = load_seeds(tmp_path, [pieces[2], pieces[0], pieces[0]], chosen)
+    expected = [structure_id(seed(atoms)) for atoms in (cluster("Pd"), crystal("Cu"), crystal("Cu"))]
+    assert [structure_id(atoms) for atoms in seeds] == expected
+    assert [atoms.info["condition"] for atoms in seeds] == chosen
+
+
+def test_the_grid_has_each_temperature_pressure_and_replica_once():
+    grid = dynamics(temperatures=[300.0, {"start": 300, "end": 900}], pressures=[0.0, 2.0], replicas=3)
+    found = conditions(grid)
+    assert len(found) == len({repr(condition) for condition in found}) == 2 * 2 * 3
+    assert len(conditions(grid, barostat=False)) == 2 * 3
+
+
+def test_several_pressures_are_for_what_has_a_barostat(tmp_path):
+    pieces = stored(tmp_path)
+    assert have_barostats(tmp_path, pieces, dynamics(pressures=[0.0, 1.0])) == [True, False, False, True]
+    chosen = dynamics(pressures=[0.0, 1.0], relax_plane=True, ensembles={"alloy": "auto"})
+    assert have_barostats(tmp_path, pieces, chosen) == [True, True, False, True]
+    assert have_barostats(tmp_path / "nowhere", pieces, dynamics()) == [True] * 4
+
+
+def test_a_unit_goes_on_from_its_checkpoint_and_leaves_none_behind(tmp_path):
+    unit = Unit(stage="explore", index=0, key="cd" * 16, n_inputs=1)
+    seeds = mixed()
+    chosen = settings(checkpoint=1e-9)
+    handle = Checkpoints(root=tmp_path, unit=unit)
+    (expected,) = explore_partition(seeds, emt, chosen, RUN_SEED)
+    (payload,) = explore_partition(seeds, emt, chosen, RUN_SEED, checkpoints=handle)
+    assert len(handle.files()) == 1
+    (resumed,) = explore_partition(seeds, emt, chosen, RUN_SEED, checkpoints=handle)
+    for found in (payload, resumed):
+        assert set(found.arrays) == set(expected.arrays)
+        for name, array in expected.arrays.items():
+            np.testing.assert_array_equal(found.arrays[name], array)
+    commit(tmp_path, unit, payload)
+    assert handle.files() == []
+
+
+def test_hot_is_as_hot_as_the_samples_say():
+    assert {atoms.info["condition"].temperature for atoms in mixed()} == {HOT, HOT / 2}

@@ -1,86 +1,136 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-import torch_sim as ts
-from ase.units import kB
-from explore_samples import HOT, crystal, seed
-from torch_sim.integrators.md import MDState
+from ase import Atoms
+from ase.build import bulk, molecule
+from explore_samples import HOT, crystal, emt, seed, settings, walkers
 
-from daskpipe.explore.guards import check, temperature_limit, temperatures
+from daskpipe import units
+from daskpipe.explore.batch import Batch
+from daskpipe.explore.guards import CANDIDATE, View, check, check_geometry, of_batch
+from daskpipe.explore.settings import Guards
+from daskpipe.geometry import n_parts
+from daskpipe.potentials import batched
 
 N_SYSTEMS = 3
-LIMITS = torch.full((N_SYSTEMS,), 3600.0, dtype=torch.float64)
-MAX_FORCE = 100.0
+GUARDS = Guards(max_disagreement=0.5)
 
 
-def state() -> MDState:
-    """Three sane crystals of four atoms."""
-    still = ts.io.atoms_to_state([seed(crystal())] * N_SYSTEMS, torch.device("cpu"), torch.float64)
-    rng = np.random.default_rng(0)
-    shape = tuple(still.positions.shape)
-    momenta = rng.standard_normal(shape) * np.sqrt(kB * HOT * still.masses.numpy()[:, None])
-    forces = rng.standard_normal(shape)
-    return MDState.from_state(
-        still, momenta=torch.as_tensor(momenta), forces=torch.as_tensor(forces), energy=torch.zeros(N_SYSTEMS).double()
-    )
+@pytest.fixture
+def view() -> View:
+    """Three sane crystals of four atoms, the last of them under a barostat."""
+    chosen = settings(ensemble="nvt_langevin")
+    found = walkers([seed(crystal(), replica=number) for number in range(N_SYSTEMS)], chosen)
+    found[2].ensemble = "npt_isotropic"
+    batch = Batch(found, batched(emt(), stress=True), chosen.dynamics)
+    thermal = torch.full((N_SYSTEMS,), units.KB * HOT, dtype=torch.float64)
+    return View(state=batch.state, systems=batch.systems, thermal=thermal, volume=batch.volume)
 
 
-def test_sane_systems_pass():
-    assert check(state(), LIMITS, MAX_FORCE) == {}
+def broken(view: View, **changes: torch.Tensor) -> dict[int, tuple[str, str]]:
+    return check(of_batch(GUARDS), replace(view, state=replace(view.state, **changes)))
+
+
+def test_sane_systems_pass(view):
+    assert broken(view) == {}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["positions", "momenta", "forces", "energy"])
-def test_what_is_not_finite_is_found_in_its_system_only(name, value):
-    broken = state()
-    array = getattr(broken, name)
-    first_of_the_second_system = 1 if name == "energy" else 4
+@pytest.mark.parametrize("name", ["positions", "momenta", "forces", "energy", "cell"])
+def test_what_is_not_finite_is_found_in_its_system_only(view, name, value):
+    array = getattr(view.state, name).clone()
+    first_of_the_second_system = 1 if name in ("energy", "cell") else 4
     array[first_of_the_second_system] = value
-    assert check(broken, LIMITS, MAX_FORCE) == {
-        1: ("not_finite", "positions, momenta, forces or energy are not finite")
+    assert broken(view, **{name: array}) == {
+        1: ("not_finite", "positions, momenta, forces, cell or energy are not finite")
     }
 
 
-def test_largest_force_is_a_length_and_not_a_component():
-    broken = state()
-    component = 0.6 * MAX_FORCE  # below the limit; the vector of three of them is 1.04 limits long
-    broken.forces[9] = component
-    ((system, (reason, evidence)),) = check(broken, LIMITS, MAX_FORCE).items()
+def test_largest_force_is_a_length_and_not_a_component(view):
+    component = 0.6 * GUARDS.max_force  # below the limit; the vector of three of them is 1.04 limits long
+    forces = view.state.forces.clone()
+    forces[9] = component
+    ((system, (reason, evidence)),) = broken(view, forces=forces).items()
     assert (system, reason) == (2, "force")
     assert evidence == f"a force of {np.sqrt(3) * component:.4g} eV/Å (limit 100)"
 
 
-def test_runaway_temperature_is_found():
-    broken = state()
-    broken.momenta[4:8] *= 10
-    hot = float(temperatures(broken)[1])
-    assert check(broken, LIMITS, MAX_FORCE) == {
+def test_runaway_temperature_is_found(view):
+    momenta = view.state.momenta.clone()
+    momenta[4:8] *= 10
+    hot = float(replace(view, state=replace(view.state, momenta=momenta)).temperature()[1])
+    assert broken(view, momenta=momenta) == {
         1: ("temperature", f"an instantaneous temperature of {hot:.4g} K (limit 3600)")
     }
 
 
-def test_temperatures_are_those_of_ase():
-    batch = state()
+@pytest.mark.parametrize("factor", [1.62, 1 / 1.62])
+def test_volume_is_watched_where_there_is_a_barostat(view, factor):
+    cell = view.state.cell * factor ** (1 / 3)
+    assert broken(view, cell=cell) == {2: ("volume", "its volume has changed by a factor of 1.62 (limit 1.6)")}
+
+
+def test_disagreement_is_an_end_and_not_a_fault(view):
+    disagreement = torch.tensor([0.4, 0.6, np.nan], dtype=torch.float64)
+    assert broken(view, disagreement=disagreement)[1] == CANDIDATE
+    assert 0 not in broken(view, disagreement=disagreement)
+    forces = view.state.forces.clone()
+    forces[4] = torch.nan
+    assert broken(view, disagreement=disagreement, forces=forces)[1][0] == "not_finite"
+
+
+def test_temperatures_are_those_of_ase_with_the_centre_of_mass_at_rest(view):
     atoms = seed(crystal())
-    for system, momenta in enumerate(batch.momenta.numpy().reshape(N_SYSTEMS, 4, 3)):
+    for system, momenta in enumerate(view.state.momenta.numpy().reshape(N_SYSTEMS, 4, 3)):
         atoms.set_momenta(momenta)
-        assert float(temperatures(batch)[system]) == pytest.approx(atoms.get_temperature(), rel=1e-6)
+        three_of_twelve_are_fixed = 12 / 9
+        expected = atoms.get_temperature() * three_of_twelve_are_fixed
+        assert float(view.temperature()[system]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_temperature_limit_is_the_ratio_for_large_systems_and_fluctuation_for_small_ones():
-    ratio, many, one = 6.0, 1000, 1
-    large, small = temperature_limit(np.array([300.0, 300.0]), np.array([many, one]), ratio)
-    assert large == ratio * 300
-    assert small == pytest.approx(300 * (1 + 8 * np.sqrt(2 / 3)))
-    assert small > large
+def test_temperature_limit_is_the_ratio_for_large_systems_and_fluctuation_for_small_ones(view):
+    (guard,) = [guard for guard in of_batch(GUARDS) if guard.reason == "temperature"]
+    many, one = 3000.0, 3.0
+    sizes = replace(view, systems=replace(view.systems, freedom=torch.tensor([many, one, one], dtype=torch.float64)))
+    large, small, _ = guard.limit(sizes).tolist()
+    assert large == pytest.approx(6 * HOT)
+    assert small == pytest.approx(HOT * (1 + 8 * np.sqrt(2 / 3)))
 
 
 def test_temperature_limit_is_out_of_reach_of_sane_systems():
-    """Kinetic energies of a million small systems in equilibrium stay below the limit of the least ratio."""
-    n_systems, least = 1_000_000, np.nextafter(1, 2)
+    """Kinetic energies of a million small systems in equilibrium stay below the fluctuation that is allowed."""
+    n_systems = 1_000_000
     rng = np.random.default_rng(0)
-    for n_atoms in (2, 8, 64):
-        instantaneous = HOT * rng.chisquare(3 * n_atoms, size=n_systems) / (3 * n_atoms)
-        (limit,) = temperature_limit(np.array([HOT]), np.array([n_atoms]), least)
-        share_beyond = np.mean(instantaneous > limit)
-        assert share_beyond < 1e-4
+    for freedom in (3, 21, 189):
+        instantaneous = rng.chisquare(freedom, size=n_systems) / freedom
+        assert np.mean(instantaneous > 1 + 8 * np.sqrt(2 / freedom)) < 1e-4
+
+
+def test_overlap_is_named_before_what_has_left():
+    atoms = Atoms("Cu3", positions=[[0, 0, 0], [0, 0, 0.8], [0, 0, 30]])
+    found = check_geometry(atoms, bulk("Cu"), Guards())
+    assert found is not None
+    assert found[0] == "overlap"
+
+
+def test_what_was_apart_from_the_start_has_not_left():
+    pair = molecule("H2O") + Atoms("Ar", positions=[[0, 0, 20.0]])
+    assert check_geometry(pair, pair, Guards()) is None
+    further = pair + Atoms("Ar", positions=[[0, 0, 40.0]])
+    assert check_geometry(further, pair, Guards()) == (
+        "evaporated",
+        "3 parts instead of 2 are farther than 2.5 sums of covalent radii apart",
+    )
+    assert check_geometry(further, pair, Guards(evaporation=None)) is None
+
+
+def test_parts_are_counted_across_the_boundary():
+    chain = Atoms("Cu2", positions=[[0, 0, 0.1], [0, 0, 9.9]], cell=[10, 10, 10], pbc=[False, False, True])
+    assert n_parts(chain, 1.1) == 1
+    chain.pbc = False
+    assert n_parts(chain, 1.1) == 2
+    # Longer than a bond between light atoms and shorter than one between heavy ones: radii of the pair decide.
+    assert n_parts(Atoms("H2", positions=[[0, 0, 0], [0, 0, 2.5]]), 1.1) == 2
+    assert n_parts(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.5]]), 1.1) == 1

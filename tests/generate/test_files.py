@@ -127,11 +127,29 @@ def test_adf_cell_vectors(tmp_path: Path) -> None:
     assert len(water) == 3
 
 
+@pytest.mark.parametrize("name", ["a.extxyz", "a.traj", "a.db"])
+def test_charges_and_moments_of_atoms_come_back(tmp_path: Path, name: str) -> None:
+    written = bulk("NaCl", "rocksalt", a=5.64)
+    written.set_initial_charges([0.9, -0.9])
+    written.set_initial_magnetic_moments([0.0, 1.5])
+    bare = bulk("Cu")
+    if name.endswith("db"):
+        save_database(tmp_path / name, [written, bare])
+    else:
+        write(tmp_path / name, [written, bare])
+    found, without = read(tmp_path / name)
+    assert isinstance(found, Atoms)
+    assert found.get_initial_charges().tolist() == [0.9, -0.9]
+    assert found.get_initial_magnetic_moments().tolist() == [0.0, 1.5]
+    assert isinstance(without, Atoms)
+    assert set(without.arrays) == {"numbers", "positions"}
+
+
 def test_only_geometry_charge_and_spin_survive(tmp_path: Path) -> None:
     atoms = molecule("H2O")
     atoms.info = {"total_charge": 1, "spin": 2, "secret": "x", "virial_note": [1, 2]}
     atoms.set_tags([1, 2, 3])
-    atoms.set_initial_charges([1, 0, 0])
+    atoms.set_velocities(np.ones((3, 3)))
     atoms.set_constraint(FixAtoms([0]))
     atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.ones((3, 3)))
     for name in ("a.extxyz", "a.traj"):

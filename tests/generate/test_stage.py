@@ -18,7 +18,7 @@ from daskpipe.errors import ConfigError, InputError, Rejection
 from daskpipe.generate import GENERATORS
 from daskpipe.generate.checks import Limits
 from daskpipe.generate.sources import Source
-from daskpipe.generate.stage import Request, generate, generate_partition, requests
+from daskpipe.generate.stage import Request, generate, generate_partition, pack, requests
 from daskpipe.structures import from_atoms, structure_id
 
 ELEMENTS = {"Cu": [0, 1], "Ag": [0, 1], "Au": [0, 1]}
@@ -144,6 +144,16 @@ def test_mixed_folder(tmp_path: Path) -> None:
     good = [item for item in found if isinstance(item, Atoms)]
     assert [atoms.get_chemical_formula() for atoms in good] == ["Cu", "Au2", "Ag"]
     assert all(atoms.info == {"system_type": "bulk", "generator": "files"} for atoms in good)
+
+
+def test_seeds_keep_the_charges_and_moments_of_their_atoms(tmp_path: Path) -> None:
+    salt = bulk("NaCl", "rocksalt", a=5.64)
+    salt.set_initial_charges([1, -1])
+    salt.set_initial_magnetic_moments([0, 2])
+    write(tmp_path / "a.extxyz", [salt, bulk("Cu")])
+    (payload,) = pack(generate_partition(requests({}, ["a.extxyz"], tmp_path), seed=0, limits=LIMITS))
+    assert payload.arrays["initial_charges"].tolist() == pytest.approx([1, -1, np.nan], nan_ok=True)
+    assert payload.arrays["initial_magmoms"].tolist() == pytest.approx([0, 2, np.nan], nan_ok=True)
 
 
 def test_files_of_sources_and_of_paths_join(tmp_path: Path) -> None:

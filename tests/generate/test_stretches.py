@@ -183,11 +183,13 @@ def test_a_broken_frame_and_a_broken_tail_leave_the_others(tmp_path: Path) -> No
 
 def test_frames_are_taken_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "odd.xyz"
-    # Atoms on top of each other, a spin that these electrons cannot have, a name that is taken.
-    path.write_text("2\nspin=2 name=mine step=77\nH 0 0 0\nH 0 0 0.01\n")
+    # Atoms on top of each other, a spin that these electrons cannot have, moments as vectors, a name that is taken.
+    columns = "Properties=species:S:1:pos:R:3:initial_magmoms:R:3"
+    path.write_text(f"2\n{columns} spin=2 name=mine step=77\nH 0 0 0 0 0 1\nH 0 0 0.01 0 0 1\n")
     (atoms,) = cut(path, 3)
     assert isinstance(atoms, Atoms)
     assert atoms.info == {"step": 0, "system_type": "molecule"}
+    assert set(atoms.arrays) == {"numbers", "positions"}
 
 
 def test_only_the_bytes_of_a_stretch_and_what_follows_are_read(tmp_path: Path) -> None:

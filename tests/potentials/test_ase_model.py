@@ -8,8 +8,9 @@ from ase import Atoms
 from ase.build import molecule
 from torch_sim.models.interface import validate_model_outputs
 
-from daskpipe.potentials import batched, build
+from daskpipe.potentials import batched, build, evaluate
 from daskpipe.potentials.ase_model import AseModel
+from daskpipe.potentials.batches import batch
 
 
 def state_of(*structures: Atoms) -> torch_sim.SimState:
@@ -25,7 +26,7 @@ def test_torch_sims_own_contract() -> None:
 
 
 def test_a_system_is_the_same_bits_in_any_company(make) -> None:
-    model = batched(build("emt", {}, "cpu", "float64"))
+    model = AseModel(build("emt", {}, "cpu", "float64").calculator)
     structures = [make("alloy", seed) for seed in range(4)]
     together = model(state_of(*structures))
     backwards = model(state_of(*structures[::-1]))
@@ -35,6 +36,15 @@ def test_a_system_is_the_same_bits_in_any_company(make) -> None:
             assert float(other["energy"][place]) == float(alone["energy"][0])
             rows = slice(place * len(atoms), (place + 1) * len(atoms))
             np.testing.assert_array_equal(other["forces"][rows].numpy(), alone["forces"].numpy())
+
+
+def test_each_system_has_its_own_periodicity(metals: list[Atoms]) -> None:
+    potential = build("emt", {}, "cpu", "float64")
+    out = AseModel(potential.calculator, compute_stress=True)(batch(metals, torch.device("cpu"), torch.float64))
+    expected = evaluate(potential, metals)
+    np.testing.assert_allclose(out["energy"].numpy(), [item.energy for item in expected], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(out["forces"].numpy(), np.concatenate([item.forces for item in expected]), atol=1e-12)
+    assert [float(stress.isnan().all()) for stress in out["stress"]] == [0, 1, 1]
 
 
 def test_a_failing_system_fails_alone() -> None:
@@ -63,7 +73,7 @@ def test_charge_and_spin_come_with_the_state() -> None:
 
 
 def test_output_follows_the_state(make) -> None:
-    model = batched(build("emt", {}, "cpu", "float64"), stress=True)
+    model = AseModel(build("emt", {}, "cpu", "float64").calculator, compute_stress=True)
     state = torch_sim.io.atoms_to_state([make("alloy")], torch.device("cpu"), torch.float32)
     assert {value.dtype for value in model(state).values()} == {torch.float32}
     assert model(state)["stress"].shape == (1, 3, 3)

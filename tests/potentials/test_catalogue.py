@@ -15,7 +15,7 @@ SHA256_HEX = 64
 
 
 def test_names() -> None:
-    assert POTENTIALS.names() == ["chgnet", "emt", "lj", "mace", "xtb"]
+    assert POTENTIALS.names() == ["chgnet", "committee", "emt", "lj", "mace", "xtb"]
 
 
 def test_importing_the_room_imports_no_library() -> None:
@@ -61,7 +61,7 @@ def test_a_potential_is_not_pickled() -> None:
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("mcae", {}, r"unknown potential 'mcae'\. Did you mean 'mace'\? Known: chgnet, emt, lj, mace, xtb"),
+        ("mcae", {}, r"unknown potential 'mcae'\. Did you mean 'mace'\? Known: chgnet, committee, emt, lj, mace, xtb"),
         ("lj", {"sigmma": 1.0}, r"potential 'lj': unknown parameter 'sigmma'\. Did you mean 'sigma'\? Known: epsilon"),
         ("lj", {"sigma": -1.0}, r"potential 'lj': sigma: Input should be greater than 0, received -1\.0"),
         ("xtb", {"method": "GFN3"}, r"method: Input should be 'GFN1-xTB' or 'GFN2-xTB', received 'GFN3'"),

@@ -188,6 +188,19 @@ def test_a_file_without_a_model(content: object, tmp_path: Path) -> None:
         build("mace", {"model": str(path)}, "cpu")
 
 
+class MACELES(torch.nn.Module):
+    """As far as a loader sees it; the real one needs a package of its own."""
+
+    r_max, atomic_numbers, interactions = 4.5, (29,), ()
+
+
+def test_a_model_with_a_long_range(tmp_path: Path) -> None:
+    path = tmp_path / "les.model"
+    save(MACELES(), path)
+    with pytest.raises(InputError, match=r"les\.model' holds a MACELES, whose long range is not made of edges"):
+        build("mace", {"model": str(path)}, "cpu")
+
+
 def test_a_file_that_torch_cannot_read(tmp_path: Path) -> None:
     path = tmp_path / "text.model"
     path.write_text("weights")

@@ -6,27 +6,31 @@ from ase.units import fs, kB
 
 
 def baoab(
-    atoms: Atoms, noise: np.random.Generator, *, temperature: float, timestep: float, friction: float, n_steps: int
+    atoms: Atoms, first: np.ndarray, normals: np.ndarray, *, temperature: float, timestep: float, friction: float
 ) -> np.ndarray:
     """Positions after each step, shape (step, atom, 3), Å.
 
-    `atoms` has a calculator; `noise` gives the momenta first and then each step's normal numbers;
-    `timestep` in fs, `friction` in 1/fs.
+    `atoms` has a calculator; `first` are the normal numbers of the momenta, shape (atom, 3), and `normals` those of
+    the steps, shape (step, atom, 3). The centre of mass is kept at rest. `timestep` in fs, `friction` in 1/fs.
     """
     dt = timestep * fs
     mass = atoms.get_masses()[:, None]
     spread = np.sqrt(kB * temperature * mass)
-    p = noise.standard_normal((len(atoms), 3)) * spread
-    p -= mass * p.sum(axis=0) / mass.sum()
+    p = at_rest(first * spread, mass)
     force = atoms.get_forces()
     trace = []
-    for _ in range(n_steps):
+    for normal in normals:
         p = p + force * dt / 2  # B
         atoms.positions += p / mass * dt / 2  # A
         kept = np.exp(-friction * timestep)
-        p = kept * p + np.sqrt(1 - kept**2) * spread * noise.standard_normal((len(atoms), 3))  # O
+        p = kept * p + at_rest(np.sqrt(1 - kept**2) * spread * normal, mass)  # O
         atoms.positions += p / mass * dt / 2  # A
         force = atoms.get_forces()
         p = p + force * dt / 2  # B
         trace.append(atoms.positions.copy())
     return np.array(trace)
+
+
+def at_rest(p: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """Momenta without those of the centre of mass."""
+    return p - mass * p.sum(axis=0) / mass.sum()

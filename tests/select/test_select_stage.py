@@ -33,7 +33,7 @@ def table() -> dict[str, np.ndarray]:
 
 
 BY_ATOM = ("numbers", "environments")
-EXPLORED = ("structure_id", "n_atoms", "numbers")
+EXPLORED = ("structure_id", "n_atoms", "numbers", "candidate")
 
 
 def rows_of(found: dict[str, np.ndarray], order: np.ndarray) -> dict[str, np.ndarray]:
@@ -63,6 +63,27 @@ def run(root, found, sizes, settings, **inputs) -> Payload:
     assert lazy.chunks == (tuple(size for size in sizes if size), (DIMS,))
     np.testing.assert_array_equal(lazy.compute(scheduler="synchronous"), found["features"])
     return select(root, frames, described, DIMS, settings, RUN_SEED, **inputs)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("n_marked", [1, 5, 12, 20])
+def test_candidates_are_picked_first(tmp_path, method, n_marked):
+    marked = np.zeros(N_FRAMES, dtype=bool)
+    marked[np.random.default_rng(1).permutation(N_FRAMES)[:n_marked]] = True
+    found = {**table(), "candidate": marked}
+    sizes = (20, 25, 15)
+    payload = run(tmp_path, found, sizes, Select(n=12, method=method))
+    rows = rows_picked(payload.arrays, sizes)
+    assert payload.n_out == len(set(rows.tolist())) == 12
+    assert rows.tolist() == sorted(rows.tolist())
+    expected = np.flatnonzero(marked)
+    assert (len(set(rows) & set(expected))) == min(n_marked, 12)
+    reasons = payload.arrays["selection_reason"]
+    np.testing.assert_array_equal(reasons == "candidate", marked[rows])
+    assert set(payload.arrays["cluster"][marked[rows]].tolist()) == {-1}
+    np.testing.assert_array_equal(payload.arrays["features"], found["features"][rows])
+    report = json.loads(payload.arrays["report"].item())
+    assert report["candidates"] == {"marked": n_marked, "picked": min(n_marked, 12)}
 
 
 def rows_picked(arrays, sizes) -> np.ndarray:

@@ -1,0 +1,103 @@
+"""Trial moves of some systems of a batch: one evaluation serves a trial of each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import numpy as np
+import torch
+
+from daskpipe.explore.batch import Batch, evaluator, split
+from daskpipe.explore.moves import SegmentResult, Swaps, Trial, hop_length, redraw, segment, swaps_allowed
+from daskpipe.explore.noise import Purpose
+from daskpipe.explore.oxidation import oxidation_states
+from daskpipe.explore.settings import MonteCarlo
+from daskpipe.explore.walkers import Walker
+
+
+def trial_moves(batch: Batch, due: Sequence[int], settings: MonteCarlo) -> None:
+    """Make one segment of trial moves with each of some systems.
+
+    The cells stay as they are. Atoms that have moved get new velocities.
+
+    Parameters
+    ----------
+    batch
+        Positions, momenta, forces, energy and stress of the systems are those after the moves.
+    due
+        Systems of the batch.
+    settings
+        Which moves, and how many.
+    """
+    batch.export()
+    walkers = {system: batch.walkers[system] for system in due}
+    streams = {system: walker.noise.at(Purpose.MOVES, walker.step) for system, walker in walkers.items()}
+    results = _decide(batch, {system: _segment(batch, system, settings, streams[system]) for system in due})
+    moved = [system for system in due if len(results[system].moved)]
+    if not moved:
+        return
+    found = _evaluate(batch, {system: results[system].positions for system in moved})
+    for system, row in zip(moved, found, strict=True):
+        walker = walkers[system]
+        assert walker.state is not None
+        momenta = walker.state["momenta"]
+        temperature = walker.temperature(batch.dynamics, walker.step)
+        for atom in results[system].moved.tolist():
+            normal = streams[system].standard_normal(3)
+            momenta = redraw(momenta, walker.masses, atom, normal, temperature)
+        walker.state |= {**row, "positions": results[system].positions, "momenta": momenta}
+    batch.load()
+
+
+def _segment(
+    batch: Batch, system: int, settings: MonteCarlo, rng: np.random.Generator
+) -> Generator[Trial, float, SegmentResult]:
+    walker = batch.walkers[system]
+    assert walker.state is not None
+    if walker.moves is None:
+        walker.moves = (_swaps(walker, settings), hop_length(walker.seed))
+    swaps, length = walker.moves
+    return segment(
+        walker.state["positions"],
+        float(walker.state["energy"]),
+        numbers=walker.seed.numbers,
+        cell=walker.state["cell"],
+        pbc=walker.seed.pbc,
+        temperature=walker.temperature(batch.dynamics, walker.step),
+        swaps=swaps,
+        n_swaps=settings.swaps,
+        n_hops=settings.hops,
+        hop_length=length,
+        min_distance=settings.min_distance,
+        rng=rng,
+    )
+
+
+def _swaps(walker: Walker, settings: MonteCarlo) -> Swaps:
+    states = oxidation_states(walker.seed, settings.oxidation_states)
+    return swaps_allowed(walker.seed.numbers, states, settings.charge_tolerance)
+
+
+def _decide(batch: Batch, segments: dict[int, Generator[Trial, float, SegmentResult]]) -> dict[int, SegmentResult]:
+    """Run coroutines to their ends, with one evaluation for a trial of each."""
+    results: dict[int, SegmentResult] = {}
+    answers: dict[int, float | None] = dict.fromkeys(segments)
+    while answers:
+        trials: dict[int, Trial] = {}
+        for system, energy in answers.items():
+            try:
+                # The first thing that is sent to a coroutine is nothing.
+                trials[system] = segments[system].send(energy)  # type: ignore[arg-type]
+            except StopIteration as end:
+                results[system] = end.value
+        found = _evaluate(batch, {system: trial.positions for system, trial in trials.items()}) if trials else []
+        answers = {system: float(row["energy"]) for system, row in zip(trials, found, strict=True)}
+    return results
+
+
+def _evaluate(batch: Batch, positions: dict[int, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Evaluate some systems of a batch with other positions."""
+    walkers = [batch.walkers[system] for system in positions]
+    cells = batch.state.cell[list(positions)]
+    places = torch.as_tensor(np.concatenate(list(positions.values())), device=batch.model.device)
+    return split(evaluator(walkers, batch.model)(places, cells), [len(walker.seed) for walker in walkers])

@@ -1,0 +1,212 @@
+"""A walker: one seed under one condition, what it has reached and the frames that it has given.
+
+While a walker is not in a batch its dynamic state lies here, as arrays on the host: so it waits, is taken out of a
+batch that does not fit the device, and is written into a checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from daskpipe import seeds
+from daskpipe.errors import Rejection
+from daskpipe.explore.ensembles import strain_modes
+from daskpipe.explore.noise import Noise
+from daskpipe.explore.settings import Dynamics, Ramp, Schedule
+from daskpipe.structures import round_positions, structure_id
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from daskpipe.explore.moves import Swaps
+
+COOLER = 0.9
+"""Factor of the temperature of each new try."""
+TRIES = 3
+"""How often a trajectory is tried at most where stops are retried."""
+
+INHERITED = ("system_type", "generator", "charge", "spin_multiplicity")
+"""What a seed hands on to its frames, besides what each atom carries."""
+
+
+class Condition(BaseModel):
+    """What a seed is explored under."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: Schedule
+    pressure: Schedule = 0.0
+    replica: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """A geometry that is kept."""
+
+    positions: np.ndarray
+    """Shape (atom, 3), float32, Å."""
+    cell: np.ndarray
+    """Shape (3, 3), Å."""
+    step: int
+    temperature: float
+    pressure: float
+    force_disagreement: float
+    candidate: bool
+
+
+@dataclass(kw_only=True, eq=False)
+class Walker:
+    """One trajectory.
+
+    Parameters
+    ----------
+    seed
+        Where it starts, with ``condition`` in ``info``.
+    ensemble
+        One of `ensembles.ENSEMBLES`.
+    run_seed
+        The run's seed.
+    """
+
+    seed: Atoms
+    ensemble: str
+    run_seed: int
+    attempt: int = 0
+    step: int = 0
+    state: dict[str, np.ndarray] | None = None
+    """Fields of `integrate.State` of this system alone; ``None`` before the first step."""
+    frames: list[Frame] = field(default_factory=list)
+    stops: list[Rejection] = field(default_factory=list)
+    fingerprint: np.ndarray | None = None
+    """Descriptor of the frame kept last."""
+    finished: bool = False
+    moves: tuple[Swaps, float] | None = None
+    """Which atoms may be swapped, and how far one hops, Å; a function of the seed."""
+
+    def __post_init__(self) -> None:
+        self.id = structure_id(self.seed)
+        self.condition: Condition = self.seed.info["condition"]
+        self.masses = self.seed.get_masses()
+        self._noise: Noise | None = None
+
+    @cached_property
+    def modes(self) -> np.ndarray:
+        """Strains that its barostat may make, shape (6, 3, 3)."""
+        return strain_modes(self.ensemble, self.seed)
+
+    @property
+    def has_barostat(self) -> bool:
+        """Whether its cell changes."""
+        return self.ensemble.startswith("npt")
+
+    @property
+    def name(self) -> str:
+        """What the quarantine calls it."""
+        pressure = f"{_said(self.condition.pressure)}GPa" if self.has_barostat else ""
+        again = f"~{self.attempt}" if self.attempt else ""
+        return f"{self.id.hex()}@{_said(self.condition.temperature)}K{pressure}#{self.condition.replica}{again}"
+
+    @property
+    def noise(self) -> Noise:
+        """Its random numbers in this try."""
+        if self._noise is None:
+            condition = self.condition
+            key = seeds.key_of(
+                self.run_seed, "explore", self.id, self.ensemble, _said(condition.temperature),
+                _said(condition.pressure), condition.replica, self.attempt,
+            )  # fmt: skip
+            self._noise = Noise(key)
+        return self._noise
+
+    def temperature(self, dynamics: Dynamics, step: int) -> float:
+        """Temperature of its thermostat at a step, K."""
+        return dynamics.value(self.condition.temperature, step) * COOLER**self.attempt
+
+    def pressure(self, dynamics: Dynamics, step: int) -> float:
+        """Pressure of its barostat at a step, GPa; NaN without one."""
+        return dynamics.value(self.condition.pressure, step) if self.has_barostat else np.nan
+
+    def stop(self, reason: str, evidence: str, crashed: Atoms, on_stop: str) -> None:
+        """End this try: what happened is recorded, and what follows is up to `on_stop` (see `Guards`)."""
+        last = self.atoms(self.frames[-1]) if self.frames else self.seed
+        again = on_stop == "retry" and self.attempt + 1 < TRIES
+        if again:
+            then = f"tried again at {COOLER ** (self.attempt + 1):.2f} of the temperature"
+        elif on_stop == "quarantine":
+            then = "none of its frames is kept"
+        else:
+            then = f"{len(self.frames)} frames before are kept"
+        self.stops.append(
+            Rejection(
+                stage="explore",
+                structure=self.name,
+                reason=reason,
+                evidence=f"at step {self.step}: {evidence}; {then}",
+                attempts=self.attempt + 1,
+                details={"step": self.step, "last_sane": geometry(last), "crashed": geometry(crashed)},
+            )
+        )
+        if again:
+            self.attempt += 1
+            self.step = 0
+            self._noise = None
+        else:
+            self.finished = True
+        if again or on_stop == "quarantine":
+            self.frames = []
+        self.state = self.fingerprint = None
+
+    def atoms(self, frame: Frame) -> Atoms:
+        """Return a kept geometry as a structure."""
+        return self.geometry(frame.positions, frame.cell)
+
+    def geometry(self, positions: np.ndarray, cell: np.ndarray) -> Atoms:
+        """Return the seed with other positions and cell, Å."""
+        atoms = self.seed.copy()
+        atoms.calc = None
+        atoms.set_cell(cell)
+        atoms.positions = positions
+        atoms.info = {name: self.seed.info[name] for name in INHERITED if name in self.seed.info}
+        return atoms
+
+    def products(self, dynamics: Dynamics) -> list[Atoms]:
+        """Return the kept frames with all that the dataset says about them."""
+        found = []
+        for frame in self.frames:
+            atoms = round_positions(self.atoms(frame))
+            atoms.info |= {
+                "parent_id": self.id,
+                "ensemble": self.ensemble,
+                "replica": self.condition.replica,
+                "step": frame.step,
+                "time": frame.step * dynamics.timestep,
+                "temperature": frame.temperature,
+                "pressure": frame.pressure,
+            }
+            if not np.isnan(frame.force_disagreement):
+                atoms.info |= {"force_disagreement": frame.force_disagreement, "candidate": frame.candidate}
+            found.append(atoms)
+        return found
+
+
+def geometry(atoms: Atoms) -> dict[str, Any]:
+    """Return a geometry as JSON types; what is not finite becomes null."""
+    return {
+        "symbols": list(atoms.symbols),
+        "positions": _json(np.round(atoms.positions, 4)),
+        "cell": _json(np.round(atoms.cell.array, 4)),
+        "pbc": atoms.pbc.tolist(),
+    }
+
+
+def _json(rows: np.ndarray) -> list[list[float | None]]:
+    return [[float(value) if np.isfinite(value) else None for value in row] for row in rows]
+
+
+def _said(schedule: Schedule) -> str:
+    return str(schedule) if isinstance(schedule, Ramp) else f"{schedule:g}"

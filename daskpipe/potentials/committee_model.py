@@ -1,0 +1,63 @@
+"""The batched model of a committee."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch_sim.models.interface import ModelInterface
+
+from daskpipe.potentials.potential import mixes_periodicity
+
+if TYPE_CHECKING:
+    from torch_sim import SimState
+
+
+class CommitteeModel(ModelInterface):
+    """Mean of several batched models, and the disagreement of their forces.
+
+    Parameters
+    ----------
+    members
+        Batched models; all or none of them compute stresses.
+    device
+        Where states are to be.
+
+    Attributes
+    ----------
+    failures
+        After ``forward``: the systems of that batch with which a member failed, by their index, and why.
+    """
+
+    def __init__(self, members: Sequence[ModelInterface], device: torch.device) -> None:
+        super().__init__()
+        self.members = torch.nn.ModuleList(members)
+        self.failures: dict[int, str] = {}
+        self._device = device
+        self._dtype = torch.float64
+        self._compute_stress = all(member.compute_stress for member in members)
+        self._compute_forces = True
+        self._memory_scales_with = "n_atoms_x_density"
+        self.mixes_periodicity = all(mixes_periodicity(member) for member in members)
+
+    def forward(self, state: SimState, **_kwargs: Any) -> dict[str, torch.Tensor]:
+        """Mean energy (system,), forces (atom, 3) and, if asked for, stress (system, 3, 3) in eV, eV/Å, eV/Å^3.
+
+        ``force_disagreement`` (system,), eV/Å, is the largest over atoms of the root of the variance of the members'
+        forces, summed over components. The output has the state's dtype.
+        """
+        found = []
+        self.failures = {}
+        for member in self.members:
+            found.append(member(state))
+            self.failures = getattr(member, "failures", {}) | self.failures
+        names = ("energy", "forces", "stress") if self._compute_stress else ("energy", "forces")
+        forces = torch.stack([item["forces"] for item in found])
+        spread = forces.var(dim=0, correction=0).sum(dim=1).sqrt()
+        # A maximum would pass over the NaN of a system that failed.
+        largest = torch.segment_reduce(spread.nan_to_num(), "max", lengths=state.n_atoms_per_system)
+        unknown = torch.segment_reduce(spread, "sum", lengths=state.n_atoms_per_system).isnan()
+        return {name: torch.stack([item[name] for item in found]).mean(dim=0) for name in names} | {
+            "force_disagreement": torch.where(unknown, torch.nan, largest)
+        }

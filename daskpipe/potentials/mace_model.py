@@ -1,0 +1,195 @@
+"""The batched MACE for dynamics: any periodicities in one batch, states of any dtype, and faster if asked for.
+
+To be imported after `daskpipe.potentials.mace.import_mace`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from copy import deepcopy
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from mace.calculators.mace_torchsim import MaceTorchSimModel
+from mace.tools.compile import simplify
+from mace.tools.torch_tools import default_dtype
+from torch_sim import SimState
+
+from daskpipe.errors import ConfigError
+from daskpipe.potentials.batches import Finder, completed, lost, periodic, volumes
+from daskpipe.potentials.quiet import quiet
+
+CUEQ = {"cuequivariance": "cuequivariance", "cuequivariance_torch": "cuequivariance-torch"}
+CUEQ_ON_CUDA = {"cuequivariance_ops_torch": "cuequivariance-ops-torch-cu12"}
+"""Packages by what is imported from them; a machine with CUDA 13 has ``-cu13`` for ``-cu12``."""
+
+
+class MixedMace(MaceTorchSimModel):
+    """MACE's own torch-sim model with a periodicity for each system.
+
+    Neighbours are found in the state's dtype, and positions moved near the origin before they are rounded to the
+    model's: how far a system has drifted costs no precision.
+
+    Parameters
+    ----------
+    module
+        The MACE, which is left as it is.
+    device, dtype
+        Where and in what it computes. States of another dtype are taken as well.
+    compute_stress
+        Whether ``forward`` returns stresses.
+    head
+        Name of the head.
+    acceleration
+        ``none``, ``cueq`` or ``compile``; see `daskpipe.potentials.mace.mace`.
+    """
+
+    mixes_periodicity = True
+    """Reads the periodicity of each system of a batch."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        compute_stress: bool,
+        head: str,
+        acceleration: str = "none",
+    ) -> None:
+        # cuEquivariance's conversion sets torch's default dtype, and compiling rewrites the module.
+        with quiet(), default_dtype(dtype):
+            super().__init__(
+                module if acceleration == "none" else deepcopy(module),
+                device,
+                dtype,
+                compute_stress=compute_stress,
+                head=head,
+                enable_cueq=acceleration == "cueq",
+                compile_mode="default" if acceleration == "compile" else None,
+            )
+        self.find = Finder(self.r_max)
+
+    def _setup_compile(self, compile_mode: str) -> None:
+        self.model: Any = CompiledEnergy(self.model, compile_mode)
+
+    def _ensure_budgets(self, n_atoms: int, n_edges: int, n_systems: int) -> None:
+        # What fills up needs an atom and a system of its own: else it would be counted with the last real system.
+        super()._ensure_budgets(n_atoms + 1, n_edges, n_systems + 1)
+
+    def forward(self, state: SimState, **_kwargs: Any) -> dict[str, torch.Tensor]:
+        """Energy (system,), forces (atom, 3) and, if asked for, stress (system, 3, 3) in eV, eV/Å, eV/Å^3.
+
+        The output has the state's dtype. The stress is positive under tension, as in ASE; NaN where the cell has no
+        volume.
+        """
+        edges = self.find(state)
+        near, turns = near_origin(state)
+        shifts = edges.offsets.T + turns[edges.second] - turns[edges.first]
+        self.neighbor_list_fn = lambda *_: (
+            torch.stack([edges.first, edges.second]),
+            edges.system,
+            shifts.to(self.dtype),
+        )
+        # Without periodicity torch-sim neither wraps nor looks for images: both are done. What is not finite belongs
+        # to systems that are lost, and would spread.
+        inside = SimState(
+            positions=near.nan_to_num(0.0, 0.0, 0.0).to(self.dtype),
+            masses=state.masses.to(self.dtype),
+            cell=state.cell.nan_to_num(0.0, 0.0, 0.0).to(self.dtype),
+            pbc=False,
+            atomic_numbers=state.atomic_numbers,
+            system_idx=state.system_idx,
+        )
+        with torch.enable_grad():
+            found = super().forward(inside)
+        out = {name: found[name].to(state.dtype) for name in ("energy", "forces", "stress") if name in found}
+        out["energy"] = torch.where(lost(state), torch.nan, out["energy"])
+        if "stress" in out:
+            spans = volumes(state.row_vector_cell).isfinite()
+            out["stress"] = torch.where(spans[:, None, None], out["stress"], torch.nan)
+        return out
+
+
+class CompiledEnergy(torch.nn.Module):
+    """A MACE whose energy is compiled, with the derivatives taken around the compiled code.
+
+    MACE's own way has ``torch.autograd.grad`` compiled as one operation, which gives forces of zero with torch 2.15.
+
+    Parameters
+    ----------
+    module
+        The MACE, which is changed.
+    mode
+        Of ``torch.compile``.
+    """
+
+    def __init__(self, module: Any, mode: str) -> None:
+        super().__init__()
+        self.heads = getattr(module, "heads", ["Default"])
+        self.r_max, self.atomic_numbers = module.r_max, module.atomic_numbers
+        self.energy = torch.compile(simplify(module), mode=mode)
+
+    def forward(self, data: dict[str, torch.Tensor], *, compute_stress: bool, **_: Any) -> dict[str, torch.Tensor]:
+        """Energy, forces and stress of a padded batch; names as in MACE."""
+        positions, cell, batch = data["positions"].detach().requires_grad_(True), data["cell"], data["batch"]
+        strain = torch.zeros_like(cell, requires_grad=True)
+        symmetric = 0.5 * (strain + strain.mT)
+        cells = cell + cell @ symmetric
+        shifts = (data["unit_shifts"][:, :, None] * cells[batch[data["edge_index"][0]]]).sum(dim=1)
+        moved = positions + (positions[:, :, None] * symmetric[batch]).sum(dim=1)
+        with warnings.catch_warnings():
+            # Dynamo looks at the gradients of what it is given.
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+            found = self.energy(
+                data | {"positions": moved, "cell": cells, "shifts": shifts}, compute_force=False, training=False
+            )
+        forces, virials = torch.autograd.grad(found["energy"].sum(), [positions, strain])
+        out = {"energy": found["energy"], "forces": -forces}
+        return out | ({"stress": virials / torch.linalg.det(cell).abs()[:, None, None]} if compute_stress else {})
+
+
+def near_origin(state: SimState) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions near the origin, and by how many cell vectors each atom was moved back relative to its system.
+
+    Returns
+    -------
+    positions
+        Shape (atom, 3), Å: each system moved as one body, its first atom to the origin; then its other atoms by
+        periodic cell vectors next to it.
+    turns
+        Shape (atom, 3): the number of cell vectors that was taken off.
+    """
+    system, per_system = state.system_idx, state.n_atoms_per_system
+    axes = periodic(state)
+    cell = completed(state.row_vector_cell, axes)
+    start = per_system.cumsum(0) - per_system
+    positions = state.positions - state.positions[start][system]
+    fractions = (positions[:, :, None] * torch.linalg.inv_ex(cell)[0][system]).sum(dim=1)
+    turns = torch.where(axes[system], fractions.round(), 0.0)
+    return positions - (turns[:, :, None] * cell[system]).sum(dim=1), turns
+
+
+def check_acceleration(acceleration: str, device: str) -> None:
+    """Refuse an acceleration that cannot be had here.
+
+    Raises
+    ------
+    ConfigError
+        Naming what to install.
+    """
+    if acceleration == "cueq":
+        needed = CUEQ | (CUEQ_ON_CUDA if device == "cuda" else {})
+        missing = [name for name in needed if find_spec(name) is None]
+        if missing:
+            raise ConfigError(
+                f"potential 'mace': acceleration=cueq needs {', '.join(missing)}; pip install "
+                f"{' '.join(needed[name] for name in missing)} or give acceleration=none"
+            )
+    if acceleration == "compile" and device == "cpu" and shutil.which("g++") is None:
+        raise ConfigError(
+            "potential 'mace': acceleration=compile needs the compiler g++, which is not in PATH; install it or give "
+            "acceleration=none"
+        )

@@ -1,0 +1,111 @@
+"""Repulsion of nuclei at short range, for models that never saw atoms so close.
+
+Source: Ziegler, Biersack and Littmark, The Stopping and Range of Ions in Solids, Pergamon, New York 1985.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ase import units
+from ase.data import atomic_numbers, covalent_radii
+from torch_sim.models.interface import ModelInterface
+
+from daskpipe.potentials.batches import Neighbours, sums
+from daskpipe.potentials.edge_model import EdgeModel
+from daskpipe.potentials.potential import mixes_periodicity
+
+if TYPE_CHECKING:
+    from torch_sim import SimState
+
+SCREENING = ((0.1818, 3.2), (0.5099, 0.9423), (0.2802, 0.4029), (0.02817, 0.2016))
+"""Weights and decays of the universal screening function."""
+LENGTH, POWER = 0.8854, 0.23
+"""The screening length of a pair is LENGTH Bohr radii over the sum of both atomic numbers to the POWER."""
+
+
+def repelled(model: ModelInterface, elements: Iterable[str] | None = None) -> ModelInterface:
+    """Add the universal repulsion of nuclei to a model.
+
+    The screened Coulomb energy of each pair, E = k Z Z' / r phi(r / a), is taken times 1 - 28 x^6 + 48 x^7 - 21 x^8
+    with x = r / R, so that value, slope and curvature go to zero at R, the sum of the covalent radii.
+
+    Parameters
+    ----------
+    model
+        A batched model, such as `daskpipe.potentials.batched` returns.
+    elements
+        Symbols of all elements that systems may hold, which bounds the distance at which pairs are looked for;
+        ``None`` for any.
+
+    Returns
+    -------
+    ModelInterface
+        Adds to ``energy``, ``forces`` and ``stress``, and leaves what else the model returns. Computes in float64.
+    """
+    numbers = [atomic_numbers[symbol] for symbol in elements] if elements is not None else range(len(covalent_radii))
+    reach = 2 * max(float(covalent_radii[number]) for number in numbers)
+    return Repelled(model, reach)
+
+
+class Repelled(ModelInterface):
+    """A model and the repulsion of nuclei; see `repelled`.
+
+    Attributes
+    ----------
+    model
+        The model without repulsion.
+    failures
+        That of the model, if it has one.
+    """
+
+    def __init__(self, model: ModelInterface, reach: float) -> None:
+        super().__init__()
+        self.model = model
+        self._device, self._dtype = model.device, model.dtype
+        self._compute_stress, self._compute_forces = model.compute_stress, True
+        self._memory_scales_with = model.memory_scales_with
+        self.mixes_periodicity = mixes_periodicity(model)
+        self.wall = EdgeModel(
+            screened_nuclei(model.device), reach, device=model.device, dtype=torch.float64,
+            compute_stress=model.compute_stress,
+        )  # fmt: skip
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """Systems of the last batch without results, and why."""
+        return getattr(self.model, "failures", {})
+
+    def forward(self, state: SimState, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Return what the model returns, with the repulsion added to energy, forces and stress."""
+        found = self.model(state, **kwargs)
+        return found | {name: found[name] + value for name, value in self.wall(state).items()}
+
+
+def screened_nuclei(device: torch.device) -> Any:
+    """Return the repulsion as an `daskpipe.potentials.edge_model.Interaction`, float64."""
+    radii = torch.tensor(covalent_radii, device=device, dtype=torch.float64)
+    # A table of powers: a power of a tensor may round otherwise at another place of a batch.
+    powers = torch.tensor([number**POWER for number in range(len(covalent_radii))], device=device, dtype=torch.float64)
+
+    def interaction(edges: Neighbours, r: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        one, other = numbers[edges.first], numbers[edges.second]
+        inverse_length = (powers[one] + powers[other]) / (LENGTH * units.Bohr)
+        charge = units.Hartree * units.Bohr * (one * other).double()
+        screening, decay = torch.zeros_like(r), torch.zeros_like(r)
+        for weight, rate in SCREENING:
+            part = weight * torch.exp(-rate * inverse_length * r)
+            screening = screening + part
+            decay = decay - rate * inverse_length * part
+        energy = charge * screening / r
+        slope = charge * decay / r - energy / r
+
+        x = (r / (radii[one] + radii[other])).clamp(max=1.0)
+        x5 = x * x * x * x * x
+        smooth = 1 - x5 * x * (28 - 48 * x + 21 * x * x)
+        bend = -168 * x5 * (1 - x) * (1 - x) / (radii[one] + radii[other])
+        return 0.5 * sums(energy * smooth, edges.per_atom), slope * smooth + energy * bend
+
+    return interaction

@@ -1,0 +1,177 @@
+"""The worker is killed again and again while it explores: each attempt goes on where the one before left off."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from distributed import Client
+from small_runs import SMALL, files_of
+
+import daskpipe
+from daskpipe.cluster import connect
+from daskpipe.config import Config, load
+from daskpipe.errors import ClusterError
+from daskpipe.events import Event, UnitLost, UnitYielded
+from daskpipe.explore.checkpoint import progress
+from daskpipe.runs import Result
+from daskpipe.work import LOSS_LIMIT
+
+INTERVAL = 0.5
+"""Seconds between two checkpoints."""
+
+N_KILLS = 4
+
+
+def long_exploration() -> Config:
+    """One unit of four walkers that takes some ten seconds."""
+    steps = ["explore.dynamics.steps=4000", "explore.dynamics.stride=1000", "select.n=4"]
+    cluster = ["cluster.workers=1", "cluster.gpus=0", "explore.batch_size=4", f"explore.checkpoint={INTERVAL}"]
+    return load("emt_alloy", [*SMALL, *steps, *cluster])
+
+
+@dataclass
+class Killer(threading.Thread):
+    """Kills the worker two intervals after each attempt has left its first checkpoint."""
+
+    client: Client
+    run_dir: Path
+    n_kills: int
+    starts: list[int] = field(default_factory=list)
+    """Steps in the first checkpoint of each attempt that was killed."""
+    ends: list[int] = field(default_factory=list)
+    """Steps in its last one."""
+    lost: list[float] = field(default_factory=list)
+    """Seconds from that to its death."""
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        super().__init__(daemon=True)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def run(self) -> None:
+        attempts: set[Path] = set()
+        while len(self.lost) < self.n_kills and not self.over.wait(0.01):
+            fresh = set(self.run_dir.glob("units/explore/*/.*-checkpoint/state")) - attempts
+            if not fresh:
+                continue
+            (file,) = fresh
+            attempts.add(file)
+            self.starts.append(progress(file.read_bytes()[32:]))
+            time.sleep(2 * INTERVAL)
+            (pid,) = self.client.run(os.getpid).values()
+            os.kill(pid, signal.SIGKILL)
+            self.lost.append(time.time() - file.stat().st_mtime)
+            self.ends.append(progress(file.read_bytes()[32:]))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    config = long_exploration()
+    with connect(config.cluster) as client:
+        return daskpipe.run(config, run_dir=tmp_path_factory.mktemp("undisturbed") / "run", client=client)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_bytes_are_the_same_and_no_step_before_a_checkpoint_is_made_again(
+    undisturbed: Result, tmp_path: Path
+) -> None:
+    config = long_exploration()
+    lost: list[Event] = []
+    with connect(config.cluster) as client:
+        killer = Killer(client, tmp_path / "run", N_KILLS)
+        killer.start()
+        result = daskpipe.run(config, run_dir=tmp_path / "run", client=client, subscribers=[lost.append])
+        killer.over.set()
+        killer.join()
+    assert len(killer.lost) == N_KILLS, "the run was over before all kills"
+    assert sum(isinstance(event, UnitLost) for event in lost) == N_KILLS
+    assert files_of(result.dataset) == files_of(undisturbed.dataset)
+    assert killer.starts[0] < killer.ends[0]
+    # Each attempt writes its first checkpoint some time after it went on from the last one before.
+    assert all(start >= end for start, end in zip(killer.starts[1:], killer.ends, strict=False))
+    assert list((tmp_path / "run").rglob("*checkpoint*")) == []
+    # A save and a step come on top of the interval; the machine may be slow, and the bound is not what is tested.
+    print(f"seconds of work lost a kill: {np.round(killer.lost, 2).tolist()}, one checkpoint each {INTERVAL} s")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_unit_that_comes_on_may_be_lost_more_often_than_one_that_does_not(tmp_path: Path) -> None:
+    """The driver's limit of losses is for units that crash their worker."""
+    from daskpipe.events import StageStarted
+    from daskpipe.work import Receipt, Task, Unit, WorkerLost, drive
+
+    class Dying:
+        """A pool that loses its worker each time but the last."""
+
+        def __init__(self, n: int) -> None:
+            self.left = n
+
+        def slots(self, stage: str) -> int:
+            return 1
+
+        def submit(self, task: Task) -> object:
+            return object()
+
+        def wait(self, handles: object, timeout: float) -> set[object]:
+            return set(handles)  # type: ignore[call-overload]
+
+        def result(self, handle: object) -> Receipt:
+            self.left -= 1
+            if self.left:
+                raise WorkerLost("killed")
+            return Receipt(
+                stage="explore", index=0, key="k", n_inputs=1, n_out=1, n_rejected=0, counts={}, n_bytes=0,
+                seconds=0.0, worker="w",
+            )  # fmt: skip
+
+        def cancel(self, handles: object) -> None:
+            pass
+
+    task = Task(unit=Unit(stage="explore", index=0, key="k", n_inputs=1), work=None)
+    events: list[Event] = []
+    checkpoints = iter(range(100))
+    drive([task], Dying(2 * LOSS_LIMIT), events.append, reached=lambda _: next(checkpoints))
+    assert sum(isinstance(event, UnitLost) for event in events) == 2 * LOSS_LIMIT - 1
+    with pytest.raises(ClusterError, match=f"lost its worker {LOSS_LIMIT} times"):
+        drive([task], Dying(2 * LOSS_LIMIT), events.append, reached=lambda _: 7)
+    assert not any(isinstance(event, StageStarted) for event in events)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_worker_that_ends_soon_hands_its_unit_on(undisturbed: Result, tmp_path: Path) -> None:
+    """One of two workers is told that it has little more than the minute in which units give way."""
+    config = long_exploration()
+    events: list[Event] = []
+    two = config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": 2})})
+    with connect(two.cluster) as client:
+
+        def tell(event: Event) -> None:
+            events.append(event)
+            if type(event).__name__ == "StageStarted" and getattr(event, "stage", "") == "explore":
+                threading.Timer(4.0, lambda: client.run(_end_in, 61.0, workers=busy(client))).start()
+
+        result = daskpipe.run(two, run_dir=tmp_path / "run", client=client, subscribers=[tell])
+        assert len(client.scheduler_info(n_workers=-1)["workers"]) == 1
+    assert sum(isinstance(event, UnitYielded) for event in events) == 1
+    assert files_of(result.dataset) == files_of(undisturbed.dataset)
+
+
+def busy(client: Client) -> list[str]:
+    """Addresses of workers that compute."""
+    return [address for address, keys in client.processing().items() if keys]
+
+
+def _end_in(seconds: float) -> None:
+    os.environ["DASKPIPE_DEADLINE"] = str(time.time() + seconds)
