@@ -1,11 +1,12 @@
 """Molecular dynamics with MACE: ASE one by one, bare torch-sim, and daskpipe through Dask and the store.
 
-Run: ``python benchmarks/explore.py [SYSTEMS [STEPS [DEVICE]]]``. The same bundled model in float32, the same threads, one
-process at work, one run. Systems are 32-atom cells of random Cu-Ag-Au alloys at 900 K, NVT Langevin with 4 fs and a frame
-every ten steps. ASE is `ase.md.langevin.Langevin` on `MACECalculator`; with many systems only some of them are run.
-torch-sim is `torch_sim.integrate` on MACE's own torch-sim model, without a trajectory file. daskpipe is what a run does for
-its stage ``explore``: units of the tree, one Dask worker in a process of its own, guards, frames, checkpoints, a commit.
-Each is warmed up with a few steps first. On a GPU its share of busy time and the largest batch that fits are measured too.
+Run: ``python benchmarks/explore.py [SYSTEMS [STEPS [DEVICE]]]``. The same bundled model in float32, the same threads,
+one process at work, one run. Systems are 32-atom cells of random Cu-Ag-Au alloys at 900 K, NVT Langevin with 4 fs and
+a frame every ten steps. ASE is `ase.md.langevin.Langevin` on `MACECalculator`; with many systems only some of them
+are run. torch-sim is `torch_sim.integrate` on MACE's own torch-sim model, without a trajectory file. daskpipe is what
+a run does for its stage ``explore``: units of the tree, one Dask worker in a process of its own, guards, frames,
+checkpoints, a commit. Each is warmed up with a few steps first. On a GPU its share of busy time and the largest batch
+that fits are measured too.
 """
 
 from __future__ import annotations

@@ -264,6 +264,14 @@ def validate(content: Mapping[str, Any]) -> Config:
             registry.check_params(name, params)
         except ValidationError as error:
             problems.append(explain(error, registry.params_model(name), where))
+        except ConfigError as error:  # a member of a committee
+            problems.append(f"{where}: {error}")
+    guards, potential = config.explore.guards, config.explore.potential.name
+    if guards.max_disagreement is not None and potential in POTENTIALS.table and potential != "committee":
+        problems.append(
+            f"explore.guards.max_disagreement needs a committee, received explore.potential.name={potential}; type "
+            "explore.potential.name=committee and explore.potential.params.members=[{name: ...}, {name: ...}]"
+        )
     if config.select.method == "environments" and config.describe.level != "atom":
         problems.append("select.method=environments needs the environments of atoms; type describe.level=atom")
     if problems:
@@ -287,10 +295,16 @@ def _absolute(config: Config) -> Config:
         (describe["descriptor"], describe["params"]),
         (label["name"], label["params"]),
     ):
-        model = params.get("model")
-        if name == "mace" and isinstance(model, str) and Path(model).expanduser().is_file():
-            params["model"] = _absolute_path(model)
+        _make_models_absolute(name, params)
     return Config(**content)
+
+
+def _make_models_absolute(name: str, params: dict[str, Any]) -> None:
+    model = params.get("model")
+    if name == "mace" and isinstance(model, str) and Path(model).expanduser().is_file():
+        params["model"] = _absolute_path(model)
+    for member in params.get("members", []) if name == "committee" else []:
+        _make_models_absolute(member["name"], member.get("params", {}))
 
 
 def _absolute_path(path: str) -> str:

@@ -188,11 +188,11 @@ def _explore(run: _Run, seeds: list[Receipt]) -> tuple[list[Receipt], list[str]]
             "no seed structure passed the checks; the reasons are in "
             f"{run.tree.root / 'quarantine'}: {reasons(run.tree.quarantined())}"
         )
-    barostats = exploring.have_barostats(run.tree.root, pieces, settings.dynamics)
+    pressed = exploring.under_pressure(run.tree.root, pieces, settings.dynamics)
     trajectories = [
         (piece, condition)
-        for piece, barostat in zip(pieces, barostats, strict=True)
-        for condition in exploring.conditions(settings.dynamics, barostat=barostat)
+        for piece, each in zip(pieces, pressed, strict=True)
+        for condition in exploring.conditions(settings.dynamics, pressed=each)
     ]
     build = _builder(settings)
     name = f"{run.identities['explore'].hash} {settings.dtype}"

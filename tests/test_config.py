@@ -283,6 +283,26 @@ WRONG_VALUES = [
         r"cluster.memory: must be auto or a number with a unit, e.g. 4GB \(received '4 bananas'\)",
     ),
     ("name=../up", r"name: String should match pattern"),
+    (
+        "explore.guards.max_disagreement=0.3",
+        r"max_disagreement needs a committee, received .*name=emt; type explore.potential.name=committee",
+    ),
+    (
+        "explore.potential={name: committee, params: {members: [{name: emt}]}}",
+        r"explore.potential.params.members: List should have at least 2 items",
+    ),
+    (
+        "explore.potential={name: committee, params: {members: [{name: emt}, {name: lj, params: {sgma: 2}}]}}",
+        r"explore.potential.params: potential 'lj': unknown parameter 'sgma'. Did you mean 'sigma'\?",
+    ),
+    (
+        "explore.dynamics.temperatures=[{start: 300, ed: 400}]",
+        r"unknown key in explore.dynamics.temperatures.0: 'ed'. Did you mean 'end'\?",
+    ),
+    ("explore.dynamics.temperatures=[{start: 300, end: 0}]", r"300to0 K; a temperature must be greater than 0 K"),
+    ("explore.dynamics.ensemble=npt", r"explore.dynamics.ensemble: Input should be 'auto', 'nve', .*'npt_isotropic'"),
+    ("explore.monte_carlo={swap: 3}", r"unknown key in explore.monte_carlo: 'swap'. Did you mean 'swaps'\?"),
+    ("explore.monte_carlo={every: 3}", r"explore.monte_carlo: no trial moves: give swaps or hops"),
     ("explore.dynamics.steps=4", r"steps=4 with equilibration=0 and stride=5 keep no frame; make steps larger"),
     ("~select.n", r"select.n is missing; type select.n=VALUE"),
     ("~label", r"label is missing; type label=chgnet\|emt\|mace\|xtb"),

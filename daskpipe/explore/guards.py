@@ -27,6 +27,10 @@ CANDIDATE: Fault = ("candidate", "")
 """Its end at a frame that is worth a label, for the committee disagrees."""
 
 
+RARE = 25.0
+"""Minus the logarithm of the chance that a sane system is stopped for its temperature in a step."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class View:
     """What guards look at."""
@@ -100,12 +104,13 @@ def force(most: float) -> Guard:
 def temperature(ratio: float) -> Guard:
     """See that the instantaneous temperature is at most `ratio` times that of the thermostat.
 
-    Small systems fluctuate: the standard deviation of the instantaneous temperature is T sqrt(2 / f) with f degrees of
-    freedom, so the limit is eight of them above T where that is more.
+    Small systems fluctuate: their kinetic energy is chi-square distributed, and the limit is where a sane system comes
+    in one of exp(`RARE`) steps (DOI 10.1214/aos/1015957395, lemma 1) if that is more.
     """
 
     def limit(view: View) -> torch.Tensor:
-        fluctuation = 1 + 8 * torch.sqrt(2 / view.systems.freedom)
+        freedom = view.systems.freedom
+        fluctuation = 1 + (2 * torch.sqrt(RARE * freedom) + 2 * RARE) / freedom
         return view.thermal / units.KB * fluctuation.clamp(min=ratio)
 
     return Guard(

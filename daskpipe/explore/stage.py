@@ -170,24 +170,25 @@ def load_seeds(root: Path, pieces: Sequence[Rows], conditions: Sequence[Conditio
     return seeds
 
 
-def have_barostats(root: Path, pieces: Sequence[Rows], dynamics: Dynamics) -> list[bool]:
-    """Say which seeds are explored under a barostat; they are read only if there is more than one pressure."""
+def under_pressure(root: Path, pieces: Sequence[Rows], dynamics: Dynamics) -> list[bool]:
+    """Say which seeds are explored under each pressure; they are read only if there is more than one."""
     if len(dynamics.pressures) == 1:
         return [True] * len(pieces)
     from daskpipe.structures import to_atoms
 
     ds = read_rows(root, pieces)
-    return [_named_ensemble(to_atoms(ds, index), dynamics).startswith("npt") for index in range(len(pieces))]
+    names = [_named_ensemble(to_atoms(ds, index), dynamics) for index in range(len(pieces))]
+    return [name.startswith("npt") and name != "npt_plane" for name in names]
 
 
-def conditions(dynamics: Dynamics, *, barostat: bool = True) -> list[Condition]:
+def conditions(dynamics: Dynamics, *, pressed: bool = True) -> list[Condition]:
     """Return all conditions of a seed, in their order: temperatures, then pressures, then replicas.
 
-    A seed without a barostat is explored once for all pressures.
+    A seed that no pressure acts on is explored once for all of them.
     """
     return [
         Condition(temperature=temperature, pressure=pressure, replica=replica)
         for temperature in dynamics.temperatures
-        for pressure in (dynamics.pressures if barostat else dynamics.pressures[:1])
+        for pressure in (dynamics.pressures if pressed else dynamics.pressures[:1])
         for replica in range(dynamics.replicas)
     ]

@@ -105,9 +105,14 @@ class Walker:
         return self.ensemble.startswith("npt")
 
     @property
+    def has_pressure(self) -> bool:
+        """Whether its barostat is set to a pressure: in the plane of a slab there is nothing that presses."""
+        return self.has_barostat and self.ensemble != "npt_plane"
+
+    @property
     def name(self) -> str:
         """What the quarantine calls it."""
-        pressure = f"{_said(self.condition.pressure)}GPa" if self.has_barostat else ""
+        pressure = f"{_said(self.condition.pressure)}GPa" if self.has_pressure else ""
         again = f"~{self.attempt}" if self.attempt else ""
         return f"{self.id.hex()}@{_said(self.condition.temperature)}K{pressure}#{self.condition.replica}{again}"
 
@@ -129,7 +134,9 @@ class Walker:
 
     def pressure(self, dynamics: Dynamics, step: int) -> float:
         """Pressure of its barostat at a step, GPa; NaN without one."""
-        return dynamics.value(self.condition.pressure, step) if self.has_barostat else np.nan
+        if not self.has_barostat:
+            return np.nan
+        return dynamics.value(self.condition.pressure, step) if self.has_pressure else 0.0
 
     def stop(self, reason: str, evidence: str, crashed: Atoms, on_stop: str) -> None:
         """End this try: what happened is recorded, and what follows is up to `on_stop` (see `Guards`)."""

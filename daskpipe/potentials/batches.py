@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch_sim
-from nvalchemiops.neighbors.neighbor_utils import NeighborOverflowError  # type: ignore[import-untyped]
+from nvalchemiops.neighbors.neighbor_utils import NeighborOverflowError
 from torch_sim.neighbors import alchemiops_nl_cell_list, alchemiops_nl_n2, torch_nl_linked_cell
 
 from daskpipe import structures

@@ -21,7 +21,7 @@ from explore_samples import (
 )
 
 from daskpipe.explore.settings import Guards, MonteCarlo
-from daskpipe.explore.stage import conditions, explore, explore_partition, have_barostats, load_seeds
+from daskpipe.explore.stage import conditions, explore, explore_partition, load_seeds, under_pressure
 from daskpipe.explore.walkers import Condition
 from daskpipe.structures import from_atoms, structure_id
 from daskpipe.work import Checkpoints, Payload, Rows, Unit, arrays_of, commit, key_of
@@ -83,12 +83,13 @@ def poison() -> dict[str, Atoms]:
 @pytest.mark.parametrize("build", [emt, lj], ids=["emt", "lj"])
 def test_poison_is_quarantined_with_reason_and_step_and_no_neighbour_changes_by_a_bit(build):
     sane, bad = mixed(), poison()
-    expected = trajectories(run(sane, build=build))
-    # Lennard-Jones knows all elements, and its pairs are softer: what blows up with it does so in other ways.
+    expected = trajectories(run([*sane, *sane[:2]], build=build))
     seeds = [atoms for pair in zip(bad.values(), [*sane, *sane], strict=False) for atoms in pair]
     payload = run(seeds, Guards(on_stop="quarantine"), build=build)
-    assert trajectories(payload) == trajectories(run([*sane, *sane[:2]], build=build))
-    assert set(trajectories(payload)) == set(expected)
+    kept = trajectories(payload)
+    assert {key: kept[key] for key in expected} == expected
+    # Lennard-Jones knows all elements, and its pairs are softer: some of what blows up with EMT does not.
+    assert build is lj or kept.keys() == expected.keys()
     found = {item.structure.partition("@")[0]: item for item in payload.rejected}
     named = {reason: found.get(structure_id(atoms).hex()) for reason, atoms in bad.items()}
     if build is emt:
@@ -223,15 +224,15 @@ def test_the_grid_has_each_temperature_pressure_and_replica_once():
     grid = dynamics(temperatures=[300.0, {"start": 300, "end": 900}], pressures=[0.0, 2.0], replicas=3)
     found = conditions(grid)
     assert len(found) == len({repr(condition) for condition in found}) == 2 * 2 * 3
-    assert len(conditions(grid, barostat=False)) == 2 * 3
+    assert len(conditions(grid, pressed=False)) == 2 * 3
 
 
 def test_several_pressures_are_for_what_has_a_barostat(tmp_path):
     pieces = stored(tmp_path)
-    assert have_barostats(tmp_path, pieces, dynamics(pressures=[0.0, 1.0])) == [True, False, False, True]
+    assert under_pressure(tmp_path, pieces, dynamics(pressures=[0.0, 1.0])) == [True, False, False, True]
     chosen = dynamics(pressures=[0.0, 1.0], relax_plane=True, ensembles={"alloy": "auto"})
-    assert have_barostats(tmp_path, pieces, chosen) == [True, True, False, True]
-    assert have_barostats(tmp_path / "nowhere", pieces, dynamics()) == [True] * 4
+    assert under_pressure(tmp_path, pieces, chosen) == [True, False, False, True]
+    assert under_pressure(tmp_path / "nowhere", pieces, dynamics()) == [True] * 4
 
 
 def test_a_unit_goes_on_from_its_checkpoint_and_leaves_none_behind(tmp_path):

@@ -58,7 +58,6 @@ def test_each_system_of_a_mixed_batch_goes_as_it_goes_alone():
     assert moved == len(together.walkers)
 
 
-@pytest.mark.xfail(strict=True, reason="chains of others are integrated along, without an effect on their atoms")
 def test_only_systems_with_a_chain_have_one():
     batch = batch_of(zoo())
     sample(batch, volume, samples=1, every=10)
