@@ -378,7 +378,10 @@ def _plan_table(content: dict[str, Any], console: Console) -> None:
     console.print(rows)
     console.print(f"{content['md_steps']:,} MD steps of single structures", highlight=False)
     if not content["exact"]:
-        console.print("files are not read by plan: each counts as one structure", highlight=False)
+        console.print(
+            "files are not read by plan: each counts as one structure; and each structure under each pressure",
+            highlight=False,
+        )
 
 
 def _doctor_table(content: dict[str, Any], console: Console) -> None:

@@ -57,6 +57,7 @@ class UnitCommitted(Event):
     n_bytes: int
     seconds: float
     worker: str
+    tallies: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -110,10 +111,10 @@ class _Run:
         return files[0].stat().st_mtime_ns if files else 0
 
     def _finished(self, stage: str, receipts: list[Receipt], n_computed: int, seconds: float) -> None:
-        counts: dict[str, int] = {}
-        for receipt in receipts:
-            for name, count in receipt.counts.items():
-                counts[name] = counts.get(name, 0) + count
+        counts, tallies = (
+            dict(sum((Counter(getattr(receipt, name)) for receipt in receipts), Counter()))
+            for name in ("counts", "tallies")
+        )
         row: dict[str, Any] = {
             "units": len(receipts),
             "computed": n_computed,
@@ -122,6 +123,7 @@ class _Run:
             "rejected": sum(receipt.n_rejected for receipt in receipts),
             "seconds": round(seconds, 2),
             "counts": counts,
+            "tallies": tallies,
         }
         self.stages[stage] = row
         self.emit(
@@ -446,7 +448,7 @@ def corridor(
     Returns
     -------
     dict
-        Per stage: units, computed now, inputs, outputs, rejected, wall seconds, counts by system type.
+        Per stage: units, computed now, inputs, outputs, rejected, wall seconds, counts by system type, tallies.
 
     Raises
     ------

@@ -152,7 +152,7 @@ def summary(result: Result, console: Console) -> None:
             console.print(escape(line), highlight=False, soft_wrap=True)
         console.print(f"  all of them, one file each: {escape(shown(result.run_dir))}/quarantine/", highlight=False)
     console.print()
-    for line in selection_lines(result.stages["select"]["report"]):
+    for line in [*move_lines(result.stages["explore"]["tallies"]), *selection_lines(result.stages["select"]["report"])]:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"\n[bold]Dataset[/] {escape(shown(result.dataset))} after {result.seconds:.0f} s", highlight=False)
     console.print("\nNext", style="bold")
@@ -196,16 +196,31 @@ def standalone_summary(done: Done, console: Console) -> None:
     console.print(f"[bold]Wrote[/] {escape(shown(done.out.absolute()))}: {done.n_out:,} frames", highlight=False)
 
 
+def move_lines(tallies: dict[str, int]) -> list[str]:
+    """Say how many trial moves were accepted."""
+    lines = []
+    for kind in ("swaps", "hops"):
+        tried, overlapping, accepted = (
+            tallies.get(f"{kind}_{what}", 0) for what in ("tried", "overlapping", "accepted")
+        )
+        if tried:
+            lines.append(f"trial {kind}: {accepted:,} of {tried:,} accepted ({overlapping:,} overlapped)")
+    return lines
+
+
 def selection_lines(report: dict[str, Any]) -> list[str]:
     """Say what selection left out as near-duplicates, and how well its picks cover the pool."""
     duplicates, coverage = report["duplicates"], report["coverage"]
     near = f"near-duplicates left out: {duplicates['against_pool']:,} of an earlier frame"
     if duplicates["against_dataset"]:
         near += f", {duplicates['against_dataset']:,} of the existing dataset"
+    candidates = report["candidates"]
+    marked = [f"candidates of the committee: {candidates['picked']:,} of {candidates['marked']:,} picked"]
     n_clusters = min(256, report["n_pool"])
     elements = "" if coverage["elements_hit"] is None else f", {coverage['elements_hit']:.0%} of the elements"
     return [
         f"{near} (closer than {duplicates['threshold']:g} of the pool's spread)",
+        *(marked if candidates["marked"] else []),
         f"{report['n_picked']:,} of {report['n_pool']:,} frames picked by {report['method']}: they hit "
         f"{coverage['clusters_hit']:.0%} of {n_clusters} clusters of the pool, {coverage['bins_hit']:.0%} of the "
         f"bins of its features{elements}",

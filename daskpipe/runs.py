@@ -33,7 +33,7 @@ class Result:
     run_dir, dataset
         Where it is.
     stages
-        Per stage: units, computed now, inputs, outputs, rejected, wall seconds, counts by system type.
+        Per stage: units, computed now, inputs, outputs, rejected, wall seconds, counts by system type, tallies.
     quarantined
         Rejected structures by reason.
     seconds

@@ -90,6 +90,8 @@ class Payload:
     n_out: int
     rejected: list[Rejection] = field(default_factory=list)
     seconds: float = 0.0
+    tallies: Mapping[str, int] = field(default_factory=dict)
+    """Counts of what happened, such as trial moves; they are summed over units."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,7 @@ class Receipt:
     n_bytes: int
     seconds: float
     worker: str
+    tallies: dict[str, int] = field(default_factory=dict)
 
 
 # --- the tree ---------------------------------------------------------------------------------------
@@ -332,11 +335,15 @@ class Checkpoints:
         """
         folder = self._unit_dir.with_name(f".{self.unit.key}-{self.attempt}-checkpoint")
         older = [file.parent for file in self.files() if file.parent != folder]
-        with explained(self.root, folder):
-            make_folders(self.root, folder)
-            write_synced(folder / "new", hashlib.sha256(content).digest() + content)
-            os.replace(folder / "new", folder / "state")
-            sync_folder(folder)
+        try:
+            with explained(self.root, folder):
+                make_folders(self.root, folder)
+                write_synced(folder / "new", hashlib.sha256(content).digest() + content)
+                os.replace(folder / "new", folder / "state")
+                sync_folder(folder)
+        except DiskError:
+            (folder / "new").unlink(missing_ok=True)  # the one before stays
+            raise
         for other in older:
             shutil.rmtree(other, ignore_errors=True)
 
@@ -419,6 +426,7 @@ def _publish(tree: Tree, unit: Unit, payload: Payload, attempt: Path, final: Pat
         n_bytes=sum(file["size"] for file in files.values()),
         seconds=round(payload.seconds, 3),
         worker=f"{os.uname().nodename}:{os.getpid()}",
+        tallies=dict(payload.tallies),
     )
     manifest = {"unit": asdict(unit), "files": files, "receipt": asdict(receipt)}
     write_synced(attempt / "manifest.json", json.dumps(manifest, indent=1).encode())

@@ -160,6 +160,7 @@ REPORT: dict[str, Any] = {
     "n_pool": 12_000,
     "n_picked": 1_500,
     "duplicates": {"against_pool": 1_234, "against_dataset": 0, "threshold": 0.001, "scale": 0.2},
+    "candidates": {"marked": 0, "picked": 0},
     "coverage": {
         "clusters_hit": 0.75, "bins_hit": 0.504, "elements_hit": 1.0, "nearest_mean": 0.012345, "nearest_p95": 0.0456,
         "nearest_max": 1.5,
@@ -199,7 +200,8 @@ def test_summary_tells_the_selection(reference: Result) -> None:
 
 def test_summary_names_what_was_quarantined(tmp_path: Path) -> None:
     row = {"inputs": 3, "out": 2, "rejected": 1, "seconds": 1.0, "counts": {"alloy": 2}}
-    stages = {"generate": row, "select": {**row, "counts": {}, "report": REPORT}}
+    moves = {"swaps_tried": 640, "swaps_accepted": 184, "hops_tried": 8000, "hops_overlapping": 6780}
+    stages = {"generate": row, "explore": {**row, "tallies": moves}, "select": {**row, "counts": {}, "report": REPORT}}
     names = [f"mix/[bold]{number}.xyz" for number in range(2)]
     Tree(tmp_path).quarantine(
         Rejection(stage="generate", structure=name, reason="overlap", evidence="too close") for name in names
@@ -210,6 +212,13 @@ def test_summary_names_what_was_quarantined(tmp_path: Path) -> None:
     lines = page.getvalue().splitlines()
     assert any(f"  generate/overlap: 2, e.g. {name}: too close" in lines for name in names)
     assert f"  all of them, one file each: {tmp_path}/quarantine/" in lines
+    assert "trial swaps: 184 of 640 accepted (0 overlapped)" in lines
+    assert "trial hops: 0 of 8,000 accepted (6,780 overlapped)" in lines
+
+
+def test_candidates_are_told_where_there_are_any() -> None:
+    lines = selection_lines({**REPORT, "candidates": {"marked": 1_500, "picked": 72}})
+    assert lines[1] == "candidates of the committee: 72 of 1,500 picked"
 
 
 def test_commands_survive_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

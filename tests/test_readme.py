@@ -89,7 +89,7 @@ def test_commands_for_frames_of_ones_own_run(
 
 
 def test_config_example_is_valid(tmp_path: Path) -> None:
-    (example,) = blocks("yaml")
+    example, _ = blocks("yaml")
     assert yaml.safe_load(example)["explore"]["potential"]["params"]["model"] == "/path/to/my.model"
     file = tmp_path / "my.yaml"
     file.write_text(example)
@@ -97,6 +97,19 @@ def test_config_example_is_valid(tmp_path: Path) -> None:
     assert loaded.name == "mine"
     assert loaded.explore.dynamics.temperatures == [300, 900]
     assert loaded.select.n == 200
+
+
+def test_example_of_exploration_is_valid(tmp_path: Path) -> None:
+    _, example = blocks("yaml")
+    file = tmp_path / "exploration.yaml"
+    file.write_text("defaults: [quickstart, _self_]\n" + example)
+    explore = config.load(str(file)).explore
+    assert explore.dynamics.ensemble == "auto"
+    assert explore.dynamics.ensembles == {"surface": "nvt_rescale"}
+    assert explore.monte_carlo is not None
+    assert explore.monte_carlo.swaps == 10
+    assert explore.guards.on_stop == "retry"
+    assert explore.repulsion == "zbl"
 
 
 @pytest.mark.parametrize("verb", sorted(set(re.findall(r"daskpipe ([a-z]+)\b", README.read_text())) - {"makes"}))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import daskpipe.seeds
+from daskpipe import seeds
 from daskpipe.seeds import order_by_hash, stream
 
 ids = st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=30, unique=True)
@@ -116,3 +117,15 @@ def test_millions_are_shuffled_in_seconds():
     started = time.perf_counter()
     order_by_hash(0, "shuffle", ids)
     assert time.perf_counter() - started < most_seconds
+
+
+def test_streams_start_at_places_of_their_own():
+    key = seeds.key_of(0, "explore", b"x" * 16, 3)
+    again = seeds.at(key, 2, 5).standard_normal(8)
+    np.testing.assert_array_equal(seeds.at(key, 2, 5).standard_normal(8), again)
+    others = [seeds.at(key, 2, 6), seeds.at(key, 3, 5), seeds.at(key, 5, 2), seeds.at(key + 1, 2, 5)]
+    assert not any(np.isin(other.standard_normal(8), again).any() for other in others)
+    # The first place is where the stream of the same key starts.
+    np.testing.assert_array_equal(
+        seeds.at(key, 0, 0).standard_normal(8), seeds.stream(0, "explore", b"x" * 16, 3).standard_normal(8)
+    )

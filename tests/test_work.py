@@ -20,12 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import daskpipe.work
-from daskpipe.errors import ClusterError, ConfigError, DiskError, IntegrityError, Rejection
-from daskpipe.events import Event, StageFinished, UnitCommitted, UnitLost
+from daskpipe.errors import ClusterError, ConfigError, DiskError, IntegrityError, Rejection, Yielded
+from daskpipe.events import Event, StageFinished, UnitCommitted, UnitLost, UnitYielded
 from daskpipe.structures import from_atoms, hex_ids
 from daskpipe.work import (
+    DEADLINE,
     LOSS_LIMIT,
     NO_WORKER_SECONDS,
+    Checkpoints,
     Ledger,
     Payload,
     Receipt,
@@ -40,6 +42,7 @@ from daskpipe.work import (
     key_of,
     read_ledger,
     read_rows,
+    seconds_left,
 )
 
 
@@ -434,6 +437,86 @@ def test_a_run_without_a_ledger_has_no_events(tmp_path):
     assert read_ledger(Tree(tmp_path)) == []
 
 
+# --- checkpoints ------------------------------------------------------------------------------------
+
+
+def checkpoints(root: Path, index: int = 0) -> Checkpoints:
+    """Checkpoints of a new attempt."""
+    return Checkpoints(root=root, unit=unit(index)).begin()
+
+
+def test_a_new_attempt_goes_on_from_the_newest_checkpoint_of_all(tmp_path):
+    first, twin = checkpoints(tmp_path), checkpoints(tmp_path)
+    assert first.newest() is None
+    first.save(b"one")
+    assert checkpoints(tmp_path).newest() == b"one"
+    first.save(b"two")
+    assert len(first.files()) == 1, "each attempt keeps one"
+    twin.save(b"three")
+    assert checkpoints(tmp_path).newest() == twin.newest() == first.newest() == b"three"
+    assert len(first.files()) == 1, "the older ones are not needed any more"
+    first.save(b"four")  # it still runs, and its folder was taken away
+    assert checkpoints(tmp_path).newest() == b"four"
+    assert checkpoints(tmp_path, 1).newest() is None
+
+
+def test_a_checkpoint_that_is_torn_or_changed_is_passed_over(tmp_path):
+    first, twin = checkpoints(tmp_path), checkpoints(tmp_path)
+    first.save(b"sane")
+    (sane,) = first.files()
+    broken = sane.parent.with_name(f".{unit().key}-beef-checkpoint")
+    broken.mkdir()
+    for content in (b"", sane.read_bytes()[:-1], sane.read_bytes() + b"!"):
+        (broken / "state").write_bytes(content)
+        os.utime(broken / "state", ns=(2**62, 2**62))
+        assert twin.files()[0].parent == broken
+        assert twin.newest() == b"sane"
+
+
+def test_checkpoints_are_gone_with_the_commit_and_swept_if_a_twin_leaves_one(tmp_path):
+    one, other = checkpoints(tmp_path, 0), checkpoints(tmp_path, 1)
+    one.save(b"x")
+    other.save(b"y")
+    commit(tmp_path, unit(0), payload())
+    assert one.files() == []
+    one.save(b"late")
+    tree = Tree(tmp_path)
+    assert tree.sweep() == 1
+    assert one.files() == []
+    assert other.newest() == b"y", "a unit that is not committed goes on from it"
+    assert tree.sweep() == 0
+
+
+def test_a_checkpoint_in_a_run_that_was_removed_makes_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        checkpoints(tmp_path / "gone").save(b"x")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(small_disk):
+    kept = checkpoints(small_disk)
+    kept.save(b"small")
+    with pytest.raises(DiskError, match=r"cannot write .*-checkpoint: No space left on device. Make room, then: daskp"):
+        kept.save(bytes(2**20))
+    assert kept.newest() == b"small"
+    assert sum(path.stat().st_size for path in small_disk.rglob("*") if path.is_file()) < 100
+
+
+def test_the_end_of_a_worker_is_read_from_its_environment(monkeypatch, tmp_path):
+    for name in DEADLINE:
+        monkeypatch.delenv(name, raising=False)
+    assert seconds_left() == float("inf")
+    handle = checkpoints(tmp_path)
+    handle.give_way()
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 3600))
+    assert 3590 < seconds_left() < 3601
+    handle.give_way()
+    monkeypatch.setenv("DASKPIPE_DEADLINE", str(time.time() + 30))
+    assert handle.ends_soon()
+    with pytest.raises(Yielded, match=r"the worker ends in (29|30) s"):
+        handle.give_way()
+
+
 # --- the driver's window ----------------------------------------------------------------------------
 
 
@@ -534,6 +617,29 @@ def test_a_unit_that_is_lost_again_and_again_ends_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("error", [IntegrityError("bytes differ"), DiskError("no space"), ConfigError("bad model")])
+def test_a_unit_that_comes_on_between_its_losses_is_not_at_fault(tmp_path):
+    n_losses = 2 * LOSS_LIMIT
+    works = [Work(tmp_path, 0, *[WorkerLost("preempted")] * n_losses)]
+    checkpoints, events = iter(range(100)), list[Event]()
+    drive(tasks(works), Threads(1), events.append, reached=lambda _: next(checkpoints))
+    assert [event.losses for event in events if isinstance(event, UnitLost)] == [1] * n_losses
+    assert works[0].n_runs == n_losses + 1
+    stuck = [Work(tmp_path, 1, *[WorkerLost("segmentation fault")] * n_losses)]
+    with pytest.raises(ClusterError, match="lost its worker 10 times"):
+        drive(tasks(stuck), Threads(1), events.append, reached=lambda _: 7)
+
+
+def test_a_unit_that_yields_goes_to_the_end_of_the_queue_and_is_not_counted(tmp_path):
+    works = [Work(tmp_path, 0, *[Yielded("the worker ends in 5 s")] * (LOSS_LIMIT + 1)), Work(tmp_path, 1)]
+    pool, events = Threads(1), list[Event]()
+    drive(tasks(works), pool, events.append)
+    assert pool.order[:3] == [0, 1, 0]
+    yielded = [event for event in events if isinstance(event, UnitYielded)]
+    assert {(event.stage, event.index, event.key) for event in yielded} == {("explore", 0, unit(0).key)}
+    assert len(yielded) == LOSS_LIMIT + 1
+    assert not any(isinstance(event, UnitLost) for event in events)
+
+
 def test_an_error_names_its_unit_keeps_its_kind_and_cancels_the_rest(tmp_path, error):
     let_go = threading.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -33,6 +34,11 @@ def trial_moves(batch: Batch, due: Sequence[int], settings: MonteCarlo) -> None:
     walkers = {system: batch.walkers[system] for system in due}
     streams = {system: walker.noise.at(Purpose.MOVES, walker.step) for system, walker in walkers.items()}
     results = _decide(batch, {system: _segment(batch, system, settings, streams[system]) for system in due})
+    for system, walker in walkers.items():
+        for kind in ("swaps", "hops"):
+            for what, count in asdict(getattr(results[system], kind)).items():
+                name = f"{kind}_{what}"
+                walker.tallies[name] = walker.tallies.get(name, 0) + count
     moved = [system for system in due if len(results[system].moved)]
     if not moved:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -103,7 +104,9 @@ def explore_partition(
     frames = [atoms for walker in walkers for atoms in walker.products(settings.dynamics)]
     rejected = [stop for walker in walkers for stop in walker.stops]
     arrays = arrays_of(from_atoms(frames))
-    return [Payload(arrays=arrays, n_out=len(frames), rejected=rejected, seconds=time.perf_counter() - started)]
+    tallies = sum((Counter(walker.tallies) for walker in walkers), Counter())
+    seconds = time.perf_counter() - started
+    return [Payload(arrays=arrays, n_out=len(frames), rejected=rejected, seconds=seconds, tallies=tallies)]
 
 
 def _walker(seed: Atoms, settings: Exploration, run_seed: int, elements: frozenset[str] | None) -> Walker:

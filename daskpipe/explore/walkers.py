@@ -85,6 +85,8 @@ class Walker:
     fingerprint: np.ndarray | None = None
     """Descriptor of the frame kept last."""
     finished: bool = False
+    tallies: dict[str, int] = field(default_factory=dict)
+    """Trial moves: ``swaps_tried``, ``swaps_overlapping``, ``swaps_accepted`` and the same of hops."""
     moves: tuple[Swaps, float] | None = None
     """Which atoms may be swapped, and how far one hops, Å; a function of the seed."""
 

@@ -17,11 +17,9 @@ from small_runs import SMALL, files_of
 import daskpipe
 from daskpipe.cluster import connect
 from daskpipe.config import Config, load
-from daskpipe.errors import ClusterError
 from daskpipe.events import Event, UnitLost, UnitYielded
 from daskpipe.explore.checkpoint import progress
 from daskpipe.runs import Result
-from daskpipe.work import LOSS_LIMIT
 
 INTERVAL = 0.5
 """Seconds between two checkpoints."""
@@ -102,50 +100,6 @@ def test_the_bytes_are_the_same_and_no_step_before_a_checkpoint_is_made_again(
     assert list((tmp_path / "run").rglob("*checkpoint*")) == []
     # A save and a step come on top of the interval; the machine may be slow, and the bound is not what is tested.
     print(f"seconds of work lost a kill: {np.round(killer.lost, 2).tolist()}, one checkpoint each {INTERVAL} s")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_unit_that_comes_on_may_be_lost_more_often_than_one_that_does_not(tmp_path: Path) -> None:
-    """The driver's limit of losses is for units that crash their worker."""
-    from daskpipe.events import StageStarted
-    from daskpipe.work import Receipt, Task, Unit, WorkerLost, drive
-
-    class Dying:
-        """A pool that loses its worker each time but the last."""
-
-        def __init__(self, n: int) -> None:
-            self.left = n
-
-        def slots(self, stage: str) -> int:
-            return 1
-
-        def submit(self, task: Task) -> object:
-            return object()
-
-        def wait(self, handles: object, timeout: float) -> set[object]:
-            return set(handles)  # type: ignore[call-overload]
-
-        def result(self, handle: object) -> Receipt:
-            self.left -= 1
-            if self.left:
-                raise WorkerLost("killed")
-            return Receipt(
-                stage="explore", index=0, key="k", n_inputs=1, n_out=1, n_rejected=0, counts={}, n_bytes=0,
-                seconds=0.0, worker="w",
-            )  # fmt: skip
-
-        def cancel(self, handles: object) -> None:
-            pass
-
-    task = Task(unit=Unit(stage="explore", index=0, key="k", n_inputs=1), work=None)
-    events: list[Event] = []
-    checkpoints = iter(range(100))
-    drive([task], Dying(2 * LOSS_LIMIT), events.append, reached=lambda _: next(checkpoints))
-    assert sum(isinstance(event, UnitLost) for event in events) == 2 * LOSS_LIMIT - 1
-    with pytest.raises(ClusterError, match=f"lost its worker {LOSS_LIMIT} times"):
-        drive([task], Dying(2 * LOSS_LIMIT), events.append, reached=lambda _: 7)
-    assert not any(isinstance(event, StageStarted) for event in events)
 
 
 @pytest.mark.slow
