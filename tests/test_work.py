@@ -616,7 +616,6 @@ def test_a_unit_that_is_lost_again_and_again_ends_the_run(tmp_path):
     assert Tree(tmp_path).receipt(unit(0)) is not None
 
 
-@pytest.mark.parametrize("error", [IntegrityError("bytes differ"), DiskError("no space"), ConfigError("bad model")])
 def test_a_unit_that_comes_on_between_its_losses_is_not_at_fault(tmp_path):
     n_losses = 2 * LOSS_LIMIT
     works = [Work(tmp_path, 0, *[WorkerLost("preempted")] * n_losses)]
@@ -640,6 +639,7 @@ def test_a_unit_that_yields_goes_to_the_end_of_the_queue_and_is_not_counted(tmp_
     assert not any(isinstance(event, UnitLost) for event in events)
 
 
+@pytest.mark.parametrize("error", [IntegrityError("bytes differ"), DiskError("no space"), ConfigError("bad model")])
 def test_an_error_names_its_unit_keeps_its_kind_and_cancels_the_rest(tmp_path, error):
     let_go = threading.Event()
 
