@@ -118,12 +118,14 @@ def node_features(
     from mace.tools.torch_geometric import Batch
     from mace.tools.torch_tools import default_dtype
 
+    from daskpipe.potentials.mace_model import as_written
+
     calculator: Any = potential.calculator
     module = calculator.models[0]
     columns = torch.from_numpy(node_feature_columns(potential, invariants_only, num_layers)).to(calculator.device)
     keys = KeySpecification(info_keys=calculator.info_keys, arrays_keys=calculator.arrays_keys)
     blocks = []
-    with potential.lock, default_dtype(calculator.default_dtype), torch.no_grad():
+    with potential.lock, default_dtype(calculator.default_dtype), torch.no_grad(), as_written():
         for batch in _batches_of_atoms(structures):
             graphs = [
                 AtomicData.from_config(

@@ -103,7 +103,7 @@ class MixedMace(MaceTorchSimModel):
             atomic_numbers=state.atomic_numbers,
             system_idx=state.system_idx,
         )
-        with torch.enable_grad():
+        with torch.enable_grad(), as_written():
             found = super().forward(inside)
         out = {name: found[name].to(state.dtype) for name in ("energy", "forces", "stress") if name in found}
         out["energy"] = torch.where(lost(state), torch.nan, out["energy"])
@@ -149,6 +149,14 @@ class CompiledEnergy(torch.nn.Module):
         forces, virials = torch.autograd.grad(found["energy"].sum(), [positions, strain])
         out = {"energy": found["energy"], "forces": -forces}
         return out | ({"stress": virials / torch.linalg.det(cell).abs()[:, None, None]} if compute_stress else {})
+
+
+def as_written() -> Any:
+    """Run TorchScript without its optimiser: the first call of a process would round otherwise than later ones.
+
+    A unit that goes on in another process would then take another course.
+    """
+    return torch.jit.optimized_execution(False)
 
 
 def near_origin(state: SimState) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -209,3 +211,34 @@ def test_labels_are_not_accelerated(organic_file: Path) -> None:
     )
     for first, second in zip(one, two, strict=True):
         np.testing.assert_array_equal(first.forces, second.forces)
+
+
+def evaluations_of_a_process(*dtypes: str) -> list[str]:
+    """Forces of a mixed batch in float32, as hex, of the third last evaluations of a fresh process."""
+    code = """
+import sys
+import torch
+from ase.build import bulk, fcc111
+from daskpipe.potentials import batched, build
+from daskpipe.potentials.batches import batch
+
+torch.set_num_threads(1)
+structures = [bulk("Cu", cubic=True), fcc111("Ag", (1, 2, 3), vacuum=5.0), bulk("Au", cubic=True).repeat((2, 1, 1))]
+for number, atoms in enumerate(structures):
+    atoms.rattle(0.1, seed=number)
+state = batch(structures, torch.device("cpu"), torch.float64)
+for dtype in sys.argv[1:]:
+    forces = batched(build("mace", {}, "cpu", dtype), stress=True)(state)["forces"]
+    if dtype == "float32":
+        print(forces.numpy().tobytes().hex())
+"""
+    command = [sys.executable, "-c", code, *dtypes]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout.split()
+
+
+def test_the_first_evaluation_of_a_process_rounds_as_later_ones() -> None:
+    """TorchScript's optimiser would make the first call of a fresh process another one."""
+    alone = evaluations_of_a_process("float32", "float32", "float32")
+    after_another = evaluations_of_a_process("float64", "float32")
+    assert len(alone) == 3
+    assert len({*alone, *after_another}) == 1
