@@ -27,7 +27,7 @@ def workers_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def client(workers_log: Path) -> Iterator[Client]:
-    """Two workers, one of which offers a GPU (it need not have one: EMT would not use it)."""
+    """Two workers, one of which offers a GPU (it need not have one: device auto then computes on the CPU)."""
     from daskpipe.cluster import connect
     from daskpipe.config import load
 
