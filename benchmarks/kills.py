@@ -1,9 +1,9 @@
 """A run whose worker is killed every few seconds while it explores with MACE: work lost a kill, time, and the bytes.
 
-Run: ``python benchmarks/kills.py [SECONDS [INTERVAL]]``. A small quickstart with one worker and a checkpoint each INTERVAL
-seconds (2); first undisturbed, then with SIGKILL to the worker SECONDS (6) after each attempt has left its first
-checkpoint, until exploration is over. Work lost is the time from the newest checkpoint to the kill; what comes on top is
-the start of a new worker, which imports torch and MACE.
+Run: ``python benchmarks/kills.py [SECONDS [INTERVAL]]``. A small quickstart with one worker and a checkpoint each
+INTERVAL seconds (2); first undisturbed, then with SIGKILL to the worker SECONDS (6) after each attempt has left its
+first checkpoint, until exploration is over. Work lost is the time from the newest checkpoint to the kill; what comes
+on top is the start of a new worker, which imports torch and MACE.
 """
 
 from __future__ import annotations

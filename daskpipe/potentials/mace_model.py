@@ -156,7 +156,7 @@ def as_written() -> Any:
 
     A unit that goes on in another process would then take another course.
     """
-    return torch.jit.optimized_execution(False)
+    return torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
 
 
 def near_origin(state: SimState) -> tuple[torch.Tensor, torch.Tensor]:
