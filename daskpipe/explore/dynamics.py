@@ -67,6 +67,7 @@ class Flight:
         self.fingerprint, self.checkpoints, self.clock = fingerprint, checkpoints, clock
         self.mixes = mixes_periodicity(model)
         self.guards = of_batch(settings.guards)
+        self.weight = {walker: room.weigh(walker.seed) for walker in self.walkers}
         self.flying: list[Walker] = []
         self.waiting = [walker for walker in self.walkers if not walker.finished]
         self.saved_at = clock()
@@ -83,35 +84,39 @@ class Flight:
         while self._board():
             try:
                 batch = Batch(self.flying, self.model, self.settings.dynamics)
-                self._fly(batch)
             except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
                 self._too_many(error)
+            else:
+                self._fly(batch)
 
     def _board(self) -> bool:
         """Fill the batch from those that wait, the first first; say whether anybody flies."""
         for walker in list(self.waiting):
             if not self.mixes and self.flying and (walker.seed.pbc != self.flying[0].seed.pbc).any():
                 continue
-            if not self.room.fits([other.seed for other in self.flying], walker.seed):
+            if not self.room.fits(self._weights(), self.weight[walker]):
                 break
             self.waiting.remove(walker)
             self.flying.append(walker)
         return bool(self.flying)
 
+    def _weights(self) -> list[float]:
+        return [self.weight[walker] for walker in self.flying]
+
     def _too_many(self, error: RuntimeError) -> None:
-        """Take the later half of the batch out; they go on when there is room again."""
+        """Take the later half of a batch out that does not fit; they go on when there is room again."""
+        if not is_out_of_memory(error):
+            raise error
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
         if len(self.flying) == 1:
             (walker,) = self.flying
             self._stopped(walker, ("out_of_memory", f"{len(walker.seed)} atoms alone: {error}"), walker.seed)
             return
-        self.room.halve([walker.seed for walker in self.flying])
+        self.room.halve(self._weights())
         _log.info("out of memory with %d systems; at most a weight of %g now", len(self.flying), self.room.capacity)
         left: list[Walker] = []
-        while len(self.flying) > 1 and self.room.weight([walker.seed for walker in self.flying]) > self.room.capacity:
+        while len(self.flying) > 1 and sum(self._weights()) > self.room.capacity:
             left.insert(0, self.flying.pop())
         self.waiting = left + self.waiting
 
@@ -119,16 +124,19 @@ class Flight:
         """Advance a batch until somebody leaves it."""
         faults = batch.check(self.guards)  # newcomers may be broken, or candidates, from the start
         faults |= self._keep(batch, [system for system, fault in faults.items() if fault == CANDIDATE], faults)
-        try:
-            while not faults:
-                if self._is_time_to_save():
-                    batch.export()
-                    self._save()
+        while not faults:
+            if self._is_time_to_save():
+                batch.export()
+                self._save()
+            try:
                 faults = batch.advance(self._steps_to_event(), self.guards, lambda: not self._is_time_to_save())
-                faults |= self._frames(batch, faults)
-                self._trial_moves(batch, faults)
-        finally:
-            batch.export()
+            except RuntimeError as error:
+                batch.export()
+                self._too_many(error)
+                return
+            faults |= self._frames(batch, faults)
+            self._trial_moves(batch, faults)
+        batch.export()
         for system, fault in faults.items():
             walker = batch.walkers[system]
             if fault in (FINISHED, CANDIDATE):

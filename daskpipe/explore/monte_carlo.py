@@ -12,6 +12,7 @@ from daskpipe.explore.batch import Batch, evaluator, split
 from daskpipe.explore.moves import SegmentResult, Swaps, Trial, hop_length, redraw, segment, swaps_allowed
 from daskpipe.explore.noise import Purpose
 from daskpipe.explore.oxidation import oxidation_states
+from daskpipe.explore.packing import is_out_of_memory
 from daskpipe.explore.settings import MonteCarlo
 from daskpipe.explore.walkers import Walker
 
@@ -102,7 +103,18 @@ def _decide(batch: Batch, segments: dict[int, Generator[Trial, float, SegmentRes
 
 
 def _evaluate(batch: Batch, positions: dict[int, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Evaluate some systems of a batch with other positions."""
+    """Evaluate some systems of a batch with other positions, in parts if the device cannot hold them all."""
+    try:
+        return _evaluate_at_once(batch, positions)
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or len(positions) == 1:
+            raise
+    half = len(positions) // 2
+    parts = (dict(list(positions.items())[:half]), dict(list(positions.items())[half:]))
+    return [row for part in parts for row in _evaluate(batch, part)]
+
+
+def _evaluate_at_once(batch: Batch, positions: dict[int, np.ndarray]) -> list[dict[str, np.ndarray]]:
     walkers = [batch.walkers[system] for system in positions]
     cells = batch.state.cell[list(positions)]
     places = torch.as_tensor(np.concatenate(list(positions.values())), device=batch.model.device)

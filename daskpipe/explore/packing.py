@@ -45,17 +45,13 @@ class Room:
     def __init__(self, weigh: Callable[[Atoms], float], capacity: float) -> None:
         self.weigh, self.capacity = weigh, capacity
 
-    def fits(self, flying: Sequence[Atoms], newcomer: Atoms) -> bool:
-        """Whether one more structure may join."""
-        return not flying or self.weight(flying) + self.weigh(newcomer) <= self.capacity
+    def fits(self, flying: Sequence[float], newcomer: float) -> bool:
+        """Whether one more structure may join, by the weights."""
+        return not flying or sum(flying) + newcomer <= self.capacity
 
-    def weight(self, flying: Sequence[Atoms]) -> float:
-        """Weight of all structures in flight."""
-        return sum(self.weigh(atoms) for atoms in flying)
-
-    def halve(self, flying: Sequence[Atoms]) -> None:
-        """Learn that these structures did not fit."""
-        self.capacity = self.weight(flying) / 2
+    def halve(self, flying: Sequence[float]) -> None:
+        """Learn that structures of these weights did not fit."""
+        self.capacity = sum(flying) / 2
 
 
 def room(

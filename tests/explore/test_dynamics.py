@@ -181,6 +181,23 @@ def test_memory_may_run_out_under_way():
     assert [bits(walker) for walker in found] == [bits(walker) for walker in expected]
 
 
+def test_memory_may_run_out_in_trial_moves():
+    """Each evaluation of a part of the batch fails once it is larger than ten atoms; those of all go through."""
+    chosen = settings(monte_carlo=MOVES)
+    n_atoms = sum(map(len, mixed()))
+    refused = []
+
+    def before(state: Any) -> None:
+        if 10 < len(state.positions) < n_atoms:
+            refused.append(len(state.positions))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    expected = fly(mixed(), chosen)
+    found = fly(mixed(), chosen, model=Wrapped(batched(emt(), stress=True), before))
+    assert refused
+    assert [bits(walker) for walker in found] == [bits(walker) for walker in expected]
+
+
 def test_what_does_not_fit_alone_is_rejected_and_the_others_go_on():
     small, large = fly([seed(cluster()), seed(alloy())], model=too_small(6))
     assert small.stops == []

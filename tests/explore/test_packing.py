@@ -19,18 +19,19 @@ def test_room_on_a_cpu_counts_atoms():
     model = batched(emt())
     assert room(model, [COPPER], None, 5.0, "emt").capacity == CPU_ATOMS
     space = room(model, [COPPER], 10, 5.0, "emt")
-    assert [space.fits([COPPER] * number, COPPER) for number in range(4)] == [True, True, False, False]
+    weight = space.weigh(COPPER)
+    assert [space.fits([weight] * number, weight) for number in range(4)] == [True, True, False, False]
 
 
 def test_what_is_too_heavy_flies_alone():
     space = Room(len, 3)
-    assert space.fits([], COPPER)
-    assert not space.fits([Atoms("H")], COPPER)
+    assert space.fits([], space.weigh(COPPER))
+    assert not space.fits([space.weigh(Atoms("H"))], space.weigh(COPPER))
 
 
 def test_halving_takes_half_of_what_was_in_flight():
     space = Room(len, 1000)
-    space.halve([COPPER] * 5)
+    space.halve([4] * 5)
     assert space.capacity == 10
 
 
