@@ -377,11 +377,8 @@ def _plan_table(content: dict[str, Any], console: Console) -> None:
         rows.add_row(stage, *(f"{row[name]:,}" for name in ("inputs", "outputs", "units")))
     console.print(rows)
     console.print(f"{content['md_steps']:,} MD steps of single structures", highlight=False)
-    if not content["exact"]:
-        console.print(
-            "files are not read by plan: each counts as one structure; and each structure under each pressure",
-            highlight=False,
-        )
+    for doubt in content["doubts"]:
+        console.print(doubt, highlight=False)
 
 
 def _doctor_table(content: dict[str, Any], console: Console) -> None:

@@ -22,8 +22,8 @@ def plan(config: Config) -> dict[str, Any]:
     -------
     dict
         Per stage ``inputs``, ``outputs`` (at most) and ``units``; JSON types. A file counts as one structure,
-        since it is not read, and each structure is counted under each pressure: ``exact`` is false if there are
-        files, or several pressures.
+        since it is not read, and each structure is counted under each pressure: ``exact`` is false and ``doubts``
+        says so if there are files, or several pressures.
 
     Raises
     ------
@@ -38,12 +38,21 @@ def plan(config: Config) -> dict[str, Any]:
     n_frames = n_trajectories * dynamics.n_frames
     n_picks = min(config.select.n, n_frames)
 
+    doubts = []
+    if any(request.generator == "files" for request in seeds):
+        doubts.append("files are not read by plan: each counts as one structure")
+    if len(dynamics.pressures) > 1:
+        doubts.append(
+            "each structure is counted under each pressure: without a barostat there is one trajectory for all"
+        )
+
     def row(inputs: int, outputs: int, units: int) -> dict[str, int]:
         return {"inputs": inputs, "outputs": outputs, "units": units}
 
     return {
         "name": config.name,
-        "exact": not any(request.generator == "files" for request in seeds) and len(dynamics.pressures) == 1,
+        "exact": not doubts,
+        "doubts": doubts,
         "stages": {
             "generate": row(len(seeds), len(seeds), math.ceil(len(seeds) / config.generate.partition_size)),
             "explore": row(n_trajectories, n_frames, n_explore),

@@ -430,3 +430,20 @@ def test_schema_documents_every_key() -> None:
         if "description" not in value and "$ref" not in value
     ]
     assert undocumented == []
+
+
+def test_where_and_how_often_is_not_what() -> None:
+    """Device and checkpoints do not decide what a run makes, and so do not make it another run."""
+    one = load("emt_alloy", ["explore.checkpoint=5", "explore.device=cpu", "cluster.workers=3"])
+    other = load("emt_alloy", ["explore.checkpoint=60", "explore.device=auto"])
+    assert one.deciding() == other.deciding()
+    assert load("emt_alloy", ["explore.batch_atoms=100"]).deciding() != other.deciding()
+
+
+def test_models_of_a_committee_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.model").write_bytes(b"weights")
+    members = "members: [{name: mace, params: {model: one.model}}, {name: mace, params: {model: bundled}}]"
+    loaded = load("emt_alloy", ["explore.potential.name=committee", f"explore.potential.params={{{members}}}"])
+    models = [member["params"]["model"] for member in loaded.explore.potential.params["members"]]
+    assert models == [str(tmp_path / "one.model"), "bundled"]

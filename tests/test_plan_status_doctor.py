@@ -45,11 +45,19 @@ def test_plan_counts_temperatures_replicas_and_remainders() -> None:
     assert stages["label"]["inputs"] == 48  # fewer frames than were asked for
 
 
+def test_plan_under_several_pressures_is_an_upper_bound() -> None:
+    one, two = (plan(load("emt_alloy", [f"explore.dynamics.pressures={grid}"])) for grid in ("[0]", "[0,1]"))
+    assert (one["exact"], two["exact"]) == (True, False)
+    assert two["stages"]["explore"]["inputs"] == 2 * one["stages"]["explore"]["inputs"]
+    assert two["doubts"][0].startswith("each structure is counted under each pressure")
+
+
 def test_plan_of_files_is_not_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.xyz").write_text("1\n\nCu 0 0 0\n")
     monkeypatch.chdir(tmp_path)
     planned = plan(load("emt_alloy", ["generate=files", "generate.paths=[.]"]))
     assert not planned["exact"]
+    assert planned["doubts"] == ["files are not read by plan: each counts as one structure"]
     assert planned["stages"]["generate"] == {"inputs": 1, "outputs": 1, "units": 1}
     with pytest.raises(InputError, match="lost.xyz' does not exist"):
         plan(load("emt_alloy", ["generate=files", "generate.paths=[lost.xyz]"]))

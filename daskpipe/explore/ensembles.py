@@ -208,7 +208,7 @@ def refusal(ensemble: str, atoms: Atoms) -> str | None:
     else:
         found = f"matter is connected along {n_directions} of 3 directions and the barostat would close the vacuum"
     instead = "npt_plane or nvt_langevin" if n_directions == 2 else "nvt_langevin"
-    return f"{ensemble} strains the whole cell, but {found}; give {instead}"
+    return f"{ensemble} strains the whole cell, but {found}; give {instead}, or auto"
 
 
 def _no_plane(n_directions: int) -> str:
