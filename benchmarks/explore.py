@@ -35,6 +35,7 @@ from distributed import Client, LocalCluster
 from daskpipe import potentials
 from daskpipe.cluster import DASK_CONFIG
 from daskpipe.explore import stage
+from daskpipe.explore.packing import room
 from daskpipe.explore.settings import Dynamics, Exploration
 from daskpipe.explore.walkers import Condition
 from daskpipe.potentials.quiet import quiet
@@ -193,6 +194,10 @@ def main() -> None:
         )
     if shares:
         print(f"GPU busy while daskpipe ran: {statistics.mean(shares):.0f} %")
+        potential = potentials.build("mace", {}, device, "float32")
+        space = room(potentials.batched(potential), structures[:1], None, potential.cutoff, "benchmark")
+        largest = space.capacity / space.weigh(structures[0])
+        print(f"largest batch that its memory is thought to hold: {largest:,.0f} systems")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,10 @@ RARE = 25.0
 """Minus the logarithm of the chance that a sane system is stopped for its temperature in a step."""
 
 
+BOND = 1.25
+"""Longest bond in sums of covalent radii, or about that."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class View:
     """What guards look at."""
@@ -179,9 +183,9 @@ def check_geometry(atoms: Atoms, seed: Atoms, settings: Guards) -> Fault | None:
     """Return what is wrong with a geometry: atoms that overlap, or a part that has left."""
     if evidence := geometry.overlap(atoms, settings.min_distance):
         return "overlap", evidence
-    if settings.evaporation is not None:
-        now = geometry.n_parts(atoms, settings.evaporation)
-        before = 1 if now == 1 else geometry.n_parts(seed, settings.evaporation)
+    # What hangs together by bonds does so all the more by longer reaches, which take more time to look at.
+    if settings.evaporation is not None and geometry.n_parts(atoms, min(BOND, settings.evaporation)) > 1:
+        now, before = (geometry.n_parts(each, settings.evaporation) for each in (atoms, seed))
         if now > before:
             apart = f"farther than {settings.evaporation:g} sums of covalent radii apart"
             return "evaporated", f"{now} parts instead of {before} are {apart}"
