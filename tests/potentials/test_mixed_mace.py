@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -160,10 +159,10 @@ def test_cueq_that_is_not_installed(device: str, message: str, monkeypatch: pyte
         check_acceleration("cueq", device)
 
 
-@pytest.mark.skipif(find_spec("cuequivariance") is not None, reason="needs a Python without cuEquivariance")
-def test_a_potential_without_what_its_acceleration_needs() -> None:
+def test_a_potential_without_what_its_acceleration_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daskpipe.potentials.mace_model.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"potential 'mace': acceleration=cueq needs cuequivariance"):
-        build("mace", {"acceleration": "cueq"}, "cpu", "float32")
+        batched(build("mace", {"acceleration": "cueq"}, "cpu", "float32"))
 
 
 def test_unknown_acceleration() -> None:
