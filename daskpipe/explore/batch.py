@@ -84,7 +84,7 @@ class Batch:
         device = self.model.device
         modes = np.stack([walker.modes for walker in self.walkers])
         names = [walker.ensemble for walker in self.walkers]
-        langevin = np.array([name == "nvt_langevin" or name.startswith("npt") for name in names])
+        langevin = np.array([walker.has_friction for walker in self.walkers])
         nose_hoover = np.array([name == "nvt_nose_hoover" for name in names])
         rescale = np.array([name == "nvt_rescale" for name in names])
         return Systems(
@@ -163,7 +163,7 @@ class Batch:
     def _kicks(self, walker: Walker, thermal: np.ndarray) -> np.ndarray:
         """Momenta from the Langevin thermostat, shape (step, atom, 3); they leave the centre of mass at rest."""
         shape = (len(walker.seed), 3)
-        if walker.ensemble != "nvt_langevin" and not walker.has_barostat:
+        if not walker.has_friction:
             return np.zeros((len(thermal), *shape))
         normal = walker.noise.steps(
             Purpose.THERMOSTAT, walker.step, len(thermal), lambda generator, n: generator.standard_normal((n, *shape))

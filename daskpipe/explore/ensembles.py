@@ -147,6 +147,16 @@ def choose(atoms: Atoms, *, relax_plane: bool = False) -> str:
     return "npt_plane" if n_directions == 2 and relax_plane else "nvt_langevin"
 
 
+def has_barostat(ensemble: str) -> bool:
+    """Whether the cell changes."""
+    return ensemble.startswith("npt")
+
+
+def has_pressure(ensemble: str) -> bool:
+    """Whether the barostat is set to a pressure: in the plane of a slab there is nothing that presses."""
+    return has_barostat(ensemble) and ensemble != "npt_plane"
+
+
 def strain_modes(ensemble: str, atoms: Atoms) -> np.ndarray:
     """Return the strains of the cell that a barostat may use.
 
@@ -196,7 +206,7 @@ def refusal(ensemble: str, atoms: Atoms) -> str | None:
         If the ensemble is not known.
     """
     _check_name(ensemble)
-    if not ensemble.startswith("npt"):
+    if not has_barostat(ensemble):
         return None
     n_directions = len(periodic_directions(atoms))
     if ensemble == "npt_plane":

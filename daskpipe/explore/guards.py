@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from daskpipe import geometry, units
-from daskpipe.explore.integrate import State, Systems, determinant, per_system
+from daskpipe.explore.integrate import State, Systems, determinant, kinetic_energy, per_system
 from daskpipe.explore.settings import Guards
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ class View:
 
     def temperature(self) -> torch.Tensor:
         """Instantaneous temperatures, K, shape (system,)."""
-        kinetic = 0.5 * per_system(self.state.momenta**2 / self.systems.masses, self.systems).sum(dim=1)
-        return 2 * kinetic / (self.systems.freedom * units.KB)
+        return 2 * kinetic_energy(self.state.momenta, self.systems) / (self.systems.freedom * units.KB)
 
 
 @dataclass(frozen=True, kw_only=True)

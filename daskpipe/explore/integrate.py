@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch_sim.integrators.md import NoseHooverChain, construct_nose_hoover_chain
 
+from daskpipe.potentials.batches import sums
+
 CHAIN = 3
 """Thermostats of a Nosé-Hoover chain."""
 
@@ -134,7 +136,7 @@ def step(state: State, systems: Systems, bath: Bath, pace: Pace, evaluate: Evalu
     cell, chain = state.cell, state.chain
     scale = torch.where(systems.langevin, pace.damping, 1.0)
     if systems.has_chain or systems.has_rescale:
-        kinetic = 0.5 * per_system(momenta * momenta / systems.masses, systems).sum(dim=1)
+        kinetic = kinetic_energy(momenta, systems)
         if systems.has_rescale:
             scale = torch.where(systems.rescale, rescaling(kinetic, bath, pace), scale)
         if systems.has_chain:
@@ -236,7 +238,12 @@ def cell_strain(state: State, momenta: torch.Tensor, systems: Systems, bath: Bat
 
 def per_system(values: torch.Tensor, systems: Systems) -> torch.Tensor:
     """Sum rows of atoms, shape (atom, n), over each system, in their order."""
-    return torch.segment_reduce(values, "sum", lengths=systems.n_atoms, axis=0)
+    return sums(values, systems.n_atoms)
+
+
+def kinetic_energy(momenta: torch.Tensor, systems: Systems) -> torch.Tensor:
+    """Return the kinetic energy of each system, shape (system,)."""
+    return 0.5 * per_system(momenta * momenta / systems.masses, systems).sum(dim=1)
 
 
 def ordered_sum(values: torch.Tensor) -> torch.Tensor:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.errors import Rejection
-from daskpipe.explore.ensembles import choose, refusal
+from daskpipe.explore.ensembles import choose, has_pressure, refusal
 from daskpipe.explore.oxidation import oxidation_states
 from daskpipe.explore.settings import Dynamics, Exploration
-from daskpipe.explore.walkers import Condition, Walker, geometry
+from daskpipe.explore.walkers import Condition, Walker
 from daskpipe.geometry import overlap
 from daskpipe.structures import charge, from_atoms, spin_multiplicity
 from daskpipe.work import Checkpoints, Payload, Rows, arrays_of, read_rows
@@ -117,16 +116,7 @@ def _walker(seed: Atoms, settings: Exploration, run_seed: int, elements: frozens
     reason, evidence, ensemble = _ensemble(seed, settings, elements)
     walker = Walker(seed=seed, ensemble=ensemble, run_seed=run_seed)
     if reason:
-        walker.finished = True
-        walker.stops.append(
-            Rejection(
-                stage="explore",
-                structure=walker.name,
-                reason=reason,
-                evidence=f"at step 0: {evidence}",
-                details={"step": 0, "crashed": geometry(seed)},
-            )
-        )
+        walker.refuse(reason, evidence)
     return walker
 
 
@@ -149,14 +139,19 @@ def _ensemble(seed: Atoms, settings: Exploration, elements: frozenset[str] | Non
             oxidation_states(seed, settings.monte_carlo.oxidation_states)
         except ValueError as error:
             return "oxidation_states", str(error), ""
-    ensemble = _named_ensemble(seed, settings.dynamics)
-    if evidence := refusal(ensemble, seed):
+    ensemble = _ensemble_of(seed, settings.dynamics)
+    # What auto chooses need not be looked at a second time.
+    if _named(seed, settings.dynamics) != "auto" and (evidence := refusal(ensemble, seed)):
         return "ensemble", evidence, ensemble
     return "", "", ensemble
 
 
-def _named_ensemble(seed: Atoms, dynamics: Dynamics) -> str:
-    name = dynamics.ensembles.get(seed.info.get("system_type", ""), dynamics.ensemble)
+def _named(seed: Atoms, dynamics: Dynamics) -> str:
+    return dynamics.ensembles.get(seed.info.get("system_type", ""), dynamics.ensemble)
+
+
+def _ensemble_of(seed: Atoms, dynamics: Dynamics) -> str:
+    name = _named(seed, dynamics)
     return choose(seed, relax_plane=dynamics.relax_plane) if name == "auto" else name
 
 
@@ -180,8 +175,7 @@ def under_pressure(root: Path, pieces: Sequence[Rows], dynamics: Dynamics) -> li
     from daskpipe.structures import to_atoms
 
     ds = read_rows(root, pieces)
-    names = [_named_ensemble(to_atoms(ds, index), dynamics) for index in range(len(pieces))]
-    return [name.startswith("npt") and name != "npt_plane" for name in names]
+    return [has_pressure(_ensemble_of(to_atoms(ds, index), dynamics)) for index in range(len(pieces))]
 
 
 def conditions(dynamics: Dynamics, *, pressed: bool = True) -> list[Condition]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from daskpipe import seeds
 from daskpipe.errors import Rejection
-from daskpipe.explore.ensembles import strain_modes
+from daskpipe.explore.ensembles import has_barostat, has_pressure, strain_modes
 from daskpipe.explore.noise import Noise
 from daskpipe.explore.settings import Dynamics, Ramp, Schedule
 from daskpipe.structures import round_positions, structure_id
@@ -104,12 +104,17 @@ class Walker:
     @property
     def has_barostat(self) -> bool:
         """Whether its cell changes."""
-        return self.ensemble.startswith("npt")
+        return has_barostat(self.ensemble)
 
     @property
     def has_pressure(self) -> bool:
-        """Whether its barostat is set to a pressure: in the plane of a slab there is nothing that presses."""
-        return self.has_barostat and self.ensemble != "npt_plane"
+        """Whether its barostat is set to a pressure."""
+        return has_pressure(self.ensemble)
+
+    @property
+    def has_friction(self) -> bool:
+        """Whether its thermostat is Langevin's, as it is beside every barostat."""
+        return self.ensemble == "nvt_langevin" or self.has_barostat
 
     @property
     def name(self) -> str:
@@ -150,16 +155,7 @@ class Walker:
             then = "none of its frames is kept"
         else:
             then = f"{len(self.frames)} frames before are kept"
-        self.stops.append(
-            Rejection(
-                stage="explore",
-                structure=self.name,
-                reason=reason,
-                evidence=f"at step {self.step}: {evidence}; {then}",
-                attempts=self.attempt + 1,
-                details={"step": self.step, "last_sane": geometry(last), "crashed": geometry(crashed)},
-            )
-        )
+        self._record(reason, f"{evidence}; {then}", last_sane=last, crashed=crashed)
         if again:
             self.attempt += 1
             self.step = 0
@@ -169,6 +165,23 @@ class Walker:
         if again or on_stop == "quarantine":
             self.frames = []
         self.state = self.fingerprint = None
+
+    def refuse(self, reason: str, evidence: str) -> None:
+        """End it before it began: its seed is nothing to start from."""
+        self._record(reason, evidence, crashed=self.seed)
+        self.finished = True
+
+    def _record(self, reason: str, evidence: str, **geometries: Atoms) -> None:
+        self.stops.append(
+            Rejection(
+                stage="explore",
+                structure=self.name,
+                reason=reason,
+                evidence=f"at step {self.step}: {evidence}",
+                attempts=self.attempt + 1,
+                details={"step": self.step, **{name: geometry(atoms) for name, atoms in geometries.items()}},
+            )
+        )
 
     def atoms(self, frame: Frame) -> Atoms:
         """Return a kept geometry as a structure."""
