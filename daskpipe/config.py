@@ -7,7 +7,6 @@ that names the key, the rule, the value received and what to type instead.
 from __future__ import annotations
 
 import glob
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from daskpipe.generate.checks import Limits
 from daskpipe.generate.sources import Source
 from daskpipe.label.settings import LabelChecks
 from daskpipe.select.settings import Select
+from daskpipe.store.splits import Split
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -88,24 +88,6 @@ class Label(_Model):
     batch_size: PositiveInt = Field(default=16, description="Frames a unit")
 
 
-class Store(_Model):
-    """The dataset."""
-
-    split: dict[Literal["train", "val", "test"], float] = Field(
-        default={"train": 0.8, "val": 0.1, "test": 0.1},
-        description="Shares of the data; all frames of a seed stay together",
-    )
-
-    @field_validator("split")
-    @classmethod
-    def _whole(cls, split: dict[str, float]) -> dict[str, float]:
-        if any(share < 0 for share in split.values()):
-            raise ValueError(f"fractions must not be negative, received {split}")
-        if not math.isclose(total := sum(split.values()), 1.0, abs_tol=1e-6):
-            raise ValueError(f"fractions must sum to 1, they sum to {total:g}")
-        return split
-
-
 class Cluster(_Model):
     """Where the work runs; it never changes what comes out."""
 
@@ -136,7 +118,7 @@ class Config(_Model):
     describe: Describe = Field(default_factory=Describe)
     select: Select
     label: Label
-    store: Store = Field(default_factory=Store)
+    store: Split = Field(default_factory=Split)
     cluster: Cluster = Field(default_factory=Cluster)
 
     def deciding(self) -> dict[str, Any]:

@@ -54,6 +54,9 @@ if TYPE_CHECKING:
     from daskpipe.generate.stretches import Stretch
 
 AGAINST = "describe-against"
+MERGE_SIZE = 4096
+"""Structures of a dataset that are read by one unit when datasets are merged."""
+
 AGAINST_SIZE = 1024
 """Structures of an existing dataset that are described by one unit."""
 
@@ -236,16 +239,6 @@ def _explore(run: _Run, seeds: list[Receipt]) -> tuple[list[Receipt], list[str]]
     return run.drive("explore", plan, "trajectories"), species
 
 
-def _read(run: _Run, stretches: Sequence[Stretch]) -> list[Receipt]:
-    """Read frames of the user's files: they stand where those of an exploration stand."""
-    plan = []
-    for index, stretch in enumerate(stretches):
-        key = key_of("read", generating.VERSION, asdict(stretch), [], run.seed)
-        unit = Unit(stage="explore", index=index, key=key, n_inputs=stretch.n_frames)
-        plan.append((unit, partial(dask.delayed(generating.read_frames), stretch)))
-    return run.drive("read", plan, "frames")
-
-
 def _describe(run: _Run, frames: list[Receipt], species: list[str]) -> tuple[list[Receipt], list[Receipt]]:
     """Features of all frames: axes fitted once on a sample, then one block a unit of exploration.
 
@@ -368,8 +361,8 @@ def _label(run: _Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
 
 
 def _store(run: _Run, labels: list[Receipt]) -> Receipt:
-    """Write the dataset, in one task, and publish it by rename."""
-    filled = [receipt.key for receipt in labels if receipt.n_out]
+    """Pack the labelled structures into the dataset of the run."""
+    filled = [receipt for receipt in labels if receipt.n_out]
     if not filled:
         raise InputError(
             f"the teacher labelled no structure; the reasons are in {run.tree.root / 'quarantine'}: "
@@ -377,8 +370,6 @@ def _store(run: _Run, labels: list[Receipt]) -> Receipt:
         )
     attrs = {
         "config": json.dumps(run.config.deciding(), sort_keys=True),
-        "seed": run.seed,
-        "versions": json.dumps(versions(), sort_keys=True),
         "explore_potential": json.dumps(_named(run.identities["explore"])),
         "label_potential": json.dumps(_named(run.identities["label"])),
         **({"describe_model": json.dumps(_named(model))} if (model := run.identities.get("describe")) else {}),
@@ -386,24 +377,75 @@ def _store(run: _Run, labels: list[Receipt]) -> Receipt:
         "run_counts": json.dumps({name: row["out"] for name, row in run.stages.items()}),
         "quarantined": json.dumps(reasons(run.tree.quarantined())),
     }
-    params = {"attrs": attrs, "split": run.config.store.split}
-    key = key_of("store", storing.VERSION, params, filled, run.seed)
-    n_inputs = sum(receipt.n_out for receipt in labels)
-    unit = Unit(stage="store", index=0, key=key, n_inputs=n_inputs, upstream=tuple(filled))
-    if run.tree.receipt(unit) and not run.tree.dataset.exists():
+    sources = [storing.Source(stage="label", key=receipt.key) for receipt in filled]
+    return _pack(run, filled, sources, run.tree.dataset, attrs)
+
+
+def _pack(
+    run: _Run,
+    receipts: Sequence[Receipt],
+    sources: Sequence[storing.Source],
+    target: Path,
+    attrs: Mapping[str, Any],
+) -> Receipt:
+    """Sort, plan, write and publish a dataset of committed rows: `receipts` are those of the units of `sources`."""
+    root, rule = run.tree.root, run.config.store
+    rule_params = rule.model_dump()
+    runs = []
+    for index, batch in enumerate(_runs(list(zip(receipts, sources, strict=True)))):
+        of_run = [source for _, source in batch]
+        key = key_of(storing.SORT, storing.VERSION, {}, [asdict(source) for source in of_run], run.seed)
+        n_rows = sum(receipt.n_out for receipt, _ in batch)
+        upstream = tuple(source.key for source in of_run)
+        unit = Unit(stage=storing.SORT, index=index, key=key, n_inputs=n_rows, upstream=upstream)
+        runs.append((unit, partial(dask.delayed(storing.sort), root, of_run, seed=run.seed)))
+    keys = [unit.key for unit, _ in runs]
+    n_inputs = sum(receipt.n_out for receipt in receipts)
+    plan_key = key_of(storing.PLAN, storing.VERSION, rule_params, keys, run.seed)
+    attrs = {
+        **attrs,
+        "seed": run.seed,
+        "versions": json.dumps(versions(), sort_keys=True),
+        "split_rule": storing.split_rule(run.seed, rule.split, rule),
+    }
+    key = key_of("store", storing.VERSION, {"attrs": attrs, "split": rule_params}, [plan_key], run.seed)
+    unit = Unit(stage="store", index=0, key=key, n_inputs=n_inputs, upstream=(plan_key,))
+    if run.tree.receipt(unit) and not target.exists():
         # The user took the dataset away; the units that make it still stand.
         run.tree.forget(unit)
-    write = dask.delayed(storing.store)
-    lazy = partial(
-        write,
-        run.tree.root,
-        filled,
-        target=run.tree.dataset,
-        seed=run.seed,
-        fractions=run.config.store.split,
+    run.drive(storing.SORT, runs, "structures")
+    planned = Unit(stage=storing.PLAN, index=0, key=plan_key, n_inputs=n_inputs, upstream=tuple(keys))
+    plan = partial(dask.delayed(storing.plan), root, keys, rule, seed=run.seed)
+    run.drive(storing.PLAN, [(planned, plan)], "structures")
+    run.stages[storing.PLAN]["report"] = json.loads(run.tree.load(storing.PLAN, plan_key, ["report"])["report"].item())
+    chunks = []
+    for index, (axis, number, n_files) in enumerate(storing.chunks_of(storing.read_plan(root, plan_key))):
+        chunk_key = key_of(storing.WRITE, storing.VERSION, {"axis": axis, "number": number}, [plan_key], run.seed)
+        chunk = Unit(stage=storing.WRITE, index=index, key=chunk_key, n_inputs=n_files, upstream=(plan_key,))
+        chunks.append((chunk, partial(dask.delayed(storing.write), root, keys, plan_key, axis, number)))
+    run.drive(storing.WRITE, chunks, "files")
+    publish = partial(
+        dask.delayed(storing.store),
+        root,
+        plan_key,
+        [chunk.key for chunk, _ in chunks],
+        target=target,
         attrs={**attrs, "dataset_key": key},
     )
-    return run.drive("store", [(unit, lazy)], "structures")[0]
+    return run.drive("store", [(unit, publish)], "structures")[0]
+
+
+def _runs(items: Sequence[tuple[Receipt, Any]]) -> list[list[tuple[Receipt, Any]]]:
+    """Gather units, in their order, into runs that one task can hold."""
+    found: list[list[tuple[Receipt, Any]]] = []
+    n_bytes = n_rows = 0
+    for receipt, source in items:
+        n_bytes, n_rows = n_bytes + receipt.n_bytes, n_rows + receipt.n_out
+        if not found or n_bytes > storing.RUN_BYTES or n_rows > storing.RUN_STRUCTURES:
+            found.append([])
+            n_bytes, n_rows = receipt.n_bytes, receipt.n_out
+        found[-1].append((receipt, source))
+    return found
 
 
 def _named(identity: potentials.Identity) -> dict[str, str]:
@@ -476,8 +518,36 @@ def corridor(
     return run.stages
 
 
+Frames = Sequence[tuple[Unit, Callable[[], Any]]]
+"""Units that bring frames to be described, and what makes their payloads."""
+
+
+def frames_of(stretches: Sequence[Stretch], seed: int) -> Frames:
+    """Plan to read the frames of stretches of files: they stand where those of an exploration stand."""
+    plan = []
+    for index, stretch in enumerate(stretches):
+        key = key_of("read", generating.VERSION, asdict(stretch), [], seed)
+        unit = Unit(stage="explore", index=index, key=key, n_inputs=stretch.n_frames)
+        plan.append((unit, partial(dask.delayed(generating.read_frames), stretch)))
+    return plan
+
+
+def rows_of(paths: Sequence[Path], seed: int) -> Frames:
+    """Plan to read all rows of datasets, labels and all."""
+    plan: list[tuple[Unit, Callable[[], Any]]] = []
+    for path in paths:
+        digest, n_structures = reader.content(path)
+        for start in range(0, n_structures, MERGE_SIZE):
+            stop = min(start + MERGE_SIZE, n_structures)
+            # The number keeps the rows of a dataset that is named twice apart.
+            key = key_of("rows", storing.VERSION, {"index": len(plan)}, [digest, start, stop], seed)
+            unit = Unit(stage="explore", index=len(plan), key=key, n_inputs=stop - start)
+            plan.append((unit, partial(dask.delayed(storing.read), path, start, stop)))
+    return plan
+
+
 def read_and_describe(
-    tree: Tree, config: Config, stretches: Sequence[Stretch], client: Client, emit: Emit, *, picks: bool
+    tree: Tree, config: Config, plan: Frames, client: Client, emit: Emit, *, picks: bool
 ) -> tuple[list[Receipt], list[Receipt], Receipt | None]:
     """Describe the frames of files, and pick some of them; no exploration, no labels.
 
@@ -485,7 +555,7 @@ def read_and_describe(
     ----------
     tree, config
         An open run directory; of the config only ``seed``, ``describe`` and ``select`` count.
-    stretches
+    plan
         What to read.
     client, emit
         Connected client; called with each event.
@@ -504,17 +574,60 @@ def read_and_describe(
     InputError
         If no frame can be read.
     """
+    run = _described_run(tree, config, client, emit)
+    frames, features, against = _read_and_describe(run, plan)
+    return frames, features, _select(run, frames, features, against) if picks else None
+
+
+def gather(
+    tree: Tree, config: Config, plan: Frames, client: Client, emit: Emit, *, target: Path, attrs: Mapping[str, Any]
+) -> tuple[list[Receipt], Receipt, dict[str, Any]]:
+    """Make a dataset of labelled structures that others have made.
+
+    Parameters
+    ----------
+    tree, config, plan, client, emit
+        As `read_and_describe` takes them; ``store`` counts too.
+    target
+        Where the dataset is to be.
+    attrs
+        Root attributes that say where the structures come from.
+
+    Returns
+    -------
+    frames : list of Receipt
+        Units of structures.
+    dataset : Receipt
+        The unit that published it.
+    report : dict
+        How the splits came out.
+    """
+    run = _described_run(tree, config, client, emit)
+    frames, features, _ = _read_and_describe(run, plan)
+    filled = [receipt for receipt in frames if receipt.n_out]
+    sources = [
+        storing.Source(stage="explore", key=rows.key, features=described.key)
+        for rows, described in zip(filled, features, strict=True)
+    ]
+    published = _pack(run, filled, sources, target, {**attrs, "quarantined": json.dumps(reasons(tree.quarantined()))})
+    return frames, published, run.stages[storing.PLAN]["report"]
+
+
+def _described_run(tree: Tree, config: Config, client: Client, emit: Emit) -> _Run:
     model = describe.identity(config.describe)
     devices = {stage: device for stage, device in _devices(config).items() if stage not in ("explore", "label")}
     pool = DaskPool(client, gpu_stages(client, devices))
-    run = _Run(config, tree, pool, emit, {"describe": model} if model else {})
-    frames = _read(run, stretches)
+    return _Run(config, tree, pool, emit, {"describe": model} if model else {})
+
+
+def _read_and_describe(run: _Run, plan: Frames) -> tuple[list[Receipt], list[Receipt], list[Receipt]]:
+    frames = run.drive("read", plan, "frames")
     if not any(receipt.n_out for receipt in frames):
-        rejected = tree.quarantined()
+        rejected = run.tree.quarantined()
         raise InputError(f"no frame can be described: {reasons(rejected)}; e.g. {rejected[0].evidence}")
-    species = generating.elements(tree.root, [receipt.key for receipt in frames])
+    species = generating.elements(run.tree.root, [receipt.key for receipt in frames])
     features, against = _describe(run, frames, species)
-    return frames, features, _select(run, frames, features, against) if picks else None
+    return frames, features, against
 
 
 def versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from daskpipe import events
+from daskpipe.variables import SPLITS
 from daskpipe.work import Tree
 
 if TYPE_CHECKING:
@@ -29,8 +30,14 @@ TITLES = {
     "describe": "describe",
     "select": "select",
     "label": "label",
+    "store-sort": "store (sort)",
+    "store-plan": "store (split)",
+    "store-write": "store (write)",
     "store": "store",
 }
+
+STEPS = ("store-sort", "store-plan", "store-write")
+"""Stages that are part of the one that follows them: of interest while they run, and not afterwards."""
 
 
 class ProgressBars:
@@ -94,7 +101,7 @@ class ProgressBars:
                 if self._task is not None:
                     self._bars.update(self._task, completed=self._bars.tasks[self._task].total)
                     self._bars.stop_task(self._task)
-                if not self.console.is_terminal:
+                if not self.console.is_terminal and event.stage not in STEPS:
                     rejected = f", {event.n_rejected} rejected" if event.n_rejected else ""
                     self.console.print(
                         f"{TITLES.get(event.stage, event.stage):<16} {event.n_out:>7} out{rejected} "
@@ -135,7 +142,7 @@ def summary(result: Result, console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("stage", "in", "out", *types, "rejected", "seconds"):
         table.add_column(column, justify="left" if column == "stage" else "right")
-    for stage, row in result.stages.items():
+    for stage, row in _folded(result.stages).items():
         counts = [str(row["counts"].get(name, "")) for name in types]
         table.add_row(
             TITLES.get(stage, stage), str(row["inputs"]), str(row["out"]), *counts,
@@ -152,12 +159,21 @@ def summary(result: Result, console: Console) -> None:
             console.print(escape(line), highlight=False, soft_wrap=True)
         console.print(f"  all of them, one file each: {escape(shown(result.run_dir))}/quarantine/", highlight=False)
     console.print()
-    for line in [*move_lines(result.stages["explore"]["tallies"]), *selection_lines(result.stages["select"]["report"])]:
+    explored, selected, planned = (result.stages[stage] for stage in ("explore", "select", "store-plan"))
+    lines = [*move_lines(explored["tallies"]), *selection_lines(selected["report"]), *split_lines(planned["report"])]
+    for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"\n[bold]Dataset[/] {escape(shown(result.dataset))} after {result.seconds:.0f} s", highlight=False)
     console.print("\nNext", style="bold")
     for command in next_commands(result):
         console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
+
+
+def _folded(stages: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the rows of stages, the seconds of `STEPS` added to those of the stage that they are part of."""
+    steps = sum(row["seconds"] for stage, row in stages.items() if stage in STEPS)
+    shown = {stage: row for stage, row in stages.items() if stage not in STEPS}
+    return {stage: row | {"seconds": row["seconds"] + steps * (stage == "store")} for stage, row in shown.items()}
 
 
 def next_commands(result: Result) -> list[str]:
@@ -227,6 +243,36 @@ def selection_lines(report: dict[str, Any]) -> list[str]:
         f"distance of a frame to the nearest pick: mean {coverage['nearest_mean']:.3g}, 95 % below "
         f"{coverage['nearest_p95']:.3g}, largest {coverage['nearest_max']:.3g}",
     ]
+
+
+KEPT_TOGETHER = {
+    "seed": "all frames of a seed",
+    "trajectory": "all frames of a trajectory",
+    "composition": "all structures of a composition",
+    "cluster": "all structures of a region of feature space",
+    "structure": "nothing",
+}
+"""What ``store.split_by`` keeps together, in words."""
+
+
+def split_lines(report: dict[str, Any]) -> list[str]:
+    """Say how large the splits are, what they keep together, and how much of the tests the training data gives away."""
+    counts = ", ".join(f"{report['counts'][name]:,} {name}" for name in SPLITS if report["counts"][name])
+    near = " and near-duplicates" if report["near_duplicates"] and report["by"] != "structure" else ""
+    lines = [
+        f"splits: {counts}; {KEPT_TOGETHER[report['by']]}{near} kept together in {report['n_groups']:,} groups, the "
+        f"largest of {report['largest_group']:,}"
+    ]
+    for name, share in report["leakage"].items():
+        at_random = report["leakage_random"].get(name)
+        random = "" if at_random is None else f" (in a random split {at_random:.0%})"
+        lines.append(
+            f"leakage: {share:.0%} of {name} has a training neighbour closer than a frame is to the next of its "
+            f"trajectory{random}"
+        )
+    if not report["leakage"]:
+        lines.append("leakage: not measured, for no trajectory has two frames here that are described")
+    return lines
 
 
 def standalone_as_json(done: Done) -> dict[str, Any]:

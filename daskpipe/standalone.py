@@ -1,4 +1,4 @@
-"""One stage on its own, files in, files out: what ``daskpipe describe`` and ``daskpipe select`` call.
+"""Some stages on their own, files in, files out: what ``daskpipe describe``, ``select``, ``merge`` and ``import`` call.
 
 The frames of the user's files take the place of an exploration in a run directory that lives as long as the call;
 the rooms, the units and the workers are those of a run.
@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +28,10 @@ from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskEr
 from daskpipe.events import Emit, RunStarted, fan_out
 from daskpipe.generate.files import find
 from daskpipe.generate.stretches import Stretch, copy_frames, stretches
-from daskpipe.pipeline import content_of, read_and_describe, versions
+from daskpipe.pipeline import Frames, content_of, frames_of, gather, read_and_describe, rows_of, versions
 from daskpipe.placement import offers
 from daskpipe.select.stage import atom_table, feature_table
+from daskpipe.variables import read_root
 from daskpipe.work import Ledger, Receipt, Tree
 
 if TYPE_CHECKING:
@@ -40,8 +41,12 @@ if TYPE_CHECKING:
 SIZE = 512
 """Frames read and described by one task."""
 
-SECTIONS = ("describe", "select", "cluster", "seed")
-"""What of the config counts here."""
+PICKING = ("describe", "select", "cluster", "seed")
+MAKING = ("store", "describe", "cluster", "seed")
+"""What of the config counts where frames are described and picked, and where a dataset is made."""
+
+Made = tuple[list[Receipt], int, dict[str, Any]]
+"""Units of frames, how much was written, and what to report."""
 
 CHUNK = 65_536
 """Rows of a chunk of what `describe` writes."""
@@ -118,7 +123,10 @@ def select(
     out = _target(out, (".extxyz", ".xyz"), force)
     config = _config([*overrides, f"select.n={n}"])
 
-    def write(tree: Tree, pieces: list[Stretch], frames: list[Receipt], _: list[Receipt], picks: Receipt | None) -> Any:
+    pieces = _pieces(paths)
+
+    def work(tree: Tree, client: Client, emit: Emit) -> Made:
+        frames, _, picks = read_and_describe(tree, config, frames_of(pieces, config.seed), client, emit, picks=True)
         assert picks is not None
         chosen = tree.load("select", picks.key, ["unit", "row", "report"])
         filled = [(piece, receipt.key) for piece, receipt in zip(pieces, frames, strict=True) if receipt.n_out]
@@ -129,9 +137,11 @@ def select(
             numbers.setdefault(piece.path, []).extend(steps[chosen["row"][chosen["unit"] == unit]].tolist())
         with _published(out) as attempt:
             copy_frames(numbers.items(), attempt)
-        return picks.n_out, json.loads(chosen["report"].item())
+        return frames, picks.n_out, json.loads(chosen["report"].item())
 
-    return _run(f"select {n}", config, paths, out, client, subscribers, write, picks=True)
+    if config.select.against is not None:
+        content_of(Path(config.select.against))
+    return _run(f"select {n}", config, out, client, subscribers, work)
 
 
 def describe(
@@ -161,24 +171,97 @@ def describe(
     out = _target(out, (".zarr", ".npz"), force)
     config = _config(overrides)
 
-    def write(tree: Tree, pieces: list[Stretch], frames: list[Receipt], rows: list[Receipt], _: Receipt | None) -> Any:
+    pieces = _pieces(paths)
+
+    def work(tree: Tree, client: Client, emit: Emit) -> Made:
+        frames, rows, _ = read_and_describe(tree, config, frames_of(pieces, config.seed), client, emit, picks=False)
         ds = _features(tree, pieces, frames, rows, config)
         with _published(out) as attempt:
             if out.suffix == ".zarr":
                 ds.to_zarr(attempt, zarr_format=3, consolidated=False)
             else:
                 np.savez(attempt, allow_pickle=False, **{str(name): array.values for name, array in ds.items()})
-        return ds.sizes["structure"], {key: json.loads(value) for key, value in ds.attrs.items()}
+        return frames, ds.sizes["structure"], {key: json.loads(value) for key, value in ds.attrs.items()}
 
-    return _run("describe", config, paths, out, client, subscribers, write, picks=False)
+    return _run("describe", config, out, client, subscribers, work)
 
 
-def _config(overrides: Sequence[str]) -> Config:
+def merge(
+    datasets: Sequence[str | Path],
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    force: bool = False,
+    client: Client | None = None,
+    subscribers: Iterable[Emit] = (),
+) -> Done:
+    """Make one dataset of several. Structures that occur twice are kept once: the one of the dataset named first.
+
+    All are described anew, on common axes, and split anew: groups are connected across the datasets.
+
+    Parameters
+    ----------
+    datasets
+        Paths of datasets, or of runs.
+    out
+        ``*.zarr``.
+    overrides
+        Of ``store`` (``store.split_by=composition``), ``describe``, ``cluster`` and ``seed``.
+    force, client, subscribers
+        As in `select`.
+
+    Raises
+    ------
+    ConfigError, InputError
+        As `select`.
+    """
+    out = _target(out, (".zarr",), force)
+    config = _config(overrides, MAKING)
+    paths = [dataset_of(path) for path in datasets]
+    sources = [_provenance(path) for path in paths]
+    return _gathered("merge", config, rows_of(paths, config.seed), sources, out, client, subscribers)
+
+
+def dataset_of(path: str | Path) -> Path:
+    """Return the path of a dataset that is given by itself or by its run."""
+    inside = Path(path) / "dataset.zarr"
+    return (inside if inside.is_dir() else Path(path)).absolute()
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    """Return the row of a dataset in the table of where the structures of another come from."""
+    attributes = read_root(path)["attributes"]
+    said = ("dataset_key", "n_structures", "seed", "explore_potential", "label_potential", "sources", "versions")
+    found = {name: attributes[name] for name in said if name in attributes}
+    return {"name": path.name, **found, "checksum": attributes["checksums"]["root"]}
+
+
+def _gathered(
+    name: str,
+    config: Config,
+    plan: Frames,
+    sources: Sequence[Mapping[str, Any]],
+    out: Path,
+    client: Client | None,
+    subscribers: Iterable[Emit],
+) -> Done:
+    """Make a dataset at `out` of labelled structures."""
+
+    def work(tree: Tree, client: Client, emit: Emit) -> Made:
+        attrs = {"sources": json.dumps(sources, sort_keys=True)}
+        with _published(out) as attempt:
+            frames, dataset, report = gather(tree, config, plan, client, emit, target=attempt, attrs=attrs)
+        return frames, dataset.n_out, report
+
+    return _run(name, config, out, client, subscribers, work)
+
+
+def _config(overrides: Sequence[str], sections: Sequence[str] = PICKING) -> Config:
     """Compose the sections that count, from the presets of SOAP and k-means."""
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0].partition(".")[0]
-        if key not in SECTIONS:
-            raise ConfigError(f"{override!r} is of no use here: overrides begin with {', '.join(SECTIONS)}")
+        if key not in sections:
+            raise ConfigError(f"{override!r} is of no use here: overrides begin with {', '.join(sections)}")
     return configs.load("quickstart", ["describe=soap", "select=kmeans", *overrides])
 
 
@@ -193,25 +276,22 @@ def _target(out: str | Path, suffixes: Sequence[str], force: bool) -> Path:
     return out
 
 
+def _pieces(paths: Sequence[str]) -> list[Stretch]:
+    return [piece for file in find(list(paths), Path.cwd()) for piece in stretches(file, SIZE)]
+
+
 def _run(
     name: str,
     config: Config,
-    paths: Sequence[str],
     out: Path,
     client: Client | None,
     subscribers: Iterable[Emit],
-    write: Callable[[Tree, list[Stretch], list[Receipt], list[Receipt], Receipt | None], tuple[int, dict[str, Any]]],
-    *,
-    picks: bool,
+    work: Callable[[Tree, Client, Emit], Made],
 ) -> Done:
-    """Read, describe and perhaps pick in a run directory beside `out`, hand it to `write`, and remove it."""
+    """Do the work in a run directory beside `out`, and remove it."""
     started = time.perf_counter()
     if client is None:
         check_cluster(config.cluster)
-    if config.select.against is not None:
-        content_of(Path(config.select.against))
-    files = find(list(paths), Path.cwd())
-    pieces = [piece for file in files for piece in stretches(file, SIZE)]
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
     except OSError as error:
@@ -223,8 +303,7 @@ def _run(
             workers = sorted(offers(connected))
             dashboard = connected.dashboard_link or None
             emit(RunStarted(run_dir=str(out), name=name, dashboard=dashboard, workers=workers))
-            frames, features, chosen = read_and_describe(tree, config, pieces, connected, emit, picks=picks)
-            n_out, report = write(tree, pieces, frames, features, chosen)
+            frames, n_out, report = work(tree, connected, emit)
         rejections = tree.quarantined()
         return Done(
             out=out,

@@ -185,11 +185,9 @@ def take(ds: xr.Dataset, rows: Sequence[int] | np.ndarray) -> xr.Dataset:
         raise TypeError("rows must be indices, received a mask; give numpy.flatnonzero(mask)")
     rows = rows.astype(np.int64)
     n_atoms = ds["n_atoms"].values[rows]
-    start = ds["atom_start"].values[rows]
-    atom_rows = np.repeat(start - starts(n_atoms), n_atoms) + np.arange(int(n_atoms.sum()))
     out = ds.isel(structure=rows)
     if "atom" in ds.dims:
-        out = out.isel(atom=atom_rows)
+        out = out.isel(atom=atom_rows(ds["atom_start"].values[rows], n_atoms))
     return out.assign(atom_start=("structure", starts(n_atoms)))
 
 
@@ -201,7 +199,7 @@ def concat(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
     columns = {}
     for name in sorted(names):
         shape = next(ds[name].shape[1:] for ds in datasets if name in ds)
-        parts = [ds[name].values if name in ds else _neutral(name, (_rows(ds, name), *shape)) for ds in datasets]
+        parts = [ds[name].values if name in ds else neutral(name, (_rows(ds, name), *shape)) for ds in datasets]
         columns[name] = (VARIABLES[name].dims, np.concatenate(parts))
     ds = xr.Dataset(columns)
     return ds.assign(atom_start=("structure", starts(ds["n_atoms"].values)))
@@ -210,6 +208,11 @@ def concat(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
 def starts(n_atoms: np.ndarray) -> np.ndarray:
     """Row of the first atom of each structure, shape (structure,), dtype int64."""
     return np.concatenate([[0], np.cumsum(n_atoms, dtype=np.int64)])[:-1].astype(np.int64)
+
+
+def atom_rows(start: np.ndarray, n_atoms: np.ndarray) -> np.ndarray:
+    """Rows of the atoms of structures that begin at `start`, one structure after the other; dtype int64."""
+    return np.repeat(start - starts(n_atoms), n_atoms) + np.arange(int(n_atoms.sum()))
 
 
 def hex_ids(ds: xr.Dataset) -> list[str]:
@@ -236,12 +239,12 @@ def _nan(name: str, n_atoms: int) -> np.ndarray:
 
 
 def _column(name: str, values: list[Any]) -> np.ndarray:
-    variable, fill = VARIABLES[name], _neutral(name, ()).item()
+    variable, fill = VARIABLES[name], neutral(name, ()).item()
     given = [fill if value is None else value for value in values]
     return np.array([str(value) for value in given]) if variable.coded else np.array(given, dtype=variable.dtype)
 
 
-def _neutral(name: str, shape: tuple[int, ...]) -> np.ndarray:
+def neutral(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Return what stands for "not given": NaN, -1, False or "unknown"."""
     variable = VARIABLES[name]
     if variable.coded:

@@ -8,7 +8,7 @@ Ragged data is flat: one ``atom`` axis and one ``structure`` axis, tied by ``ato
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,49 +154,66 @@ def validate(ds: xr.Dataset, require: Iterable[str] = STRUCTURE_KEYS) -> None:
             raise ValueError("atom_start and n_atoms do not tile the atom axis without gaps")
 
 
+def attributes(name: str, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return the CF attributes of a variable: meaning, unit, and the `names` that its codes count."""
+    variable = VARIABLES[name]
+    found: dict[str, Any] = {"long_name": variable.doc}
+    if variable.unit is not None:
+        found["units"] = variable.unit
+    if name == "n_atoms":
+        found["sample_dimension"] = "atom"
+    if names is not None:
+        found |= {"flag_values": list(range(len(names))), "flag_meanings": " ".join(names)}
+    return found
+
+
 def annotate(ds: xr.Dataset) -> xr.Dataset:
     """Return `ds` with the unit, meaning and CF attributes of each variable; values are not copied."""
     ds = ds.copy(deep=False)
     for name, array in ds.data_vars.items():
-        variable = VARIABLES[str(name)]
-        array.attrs["long_name"] = variable.doc
-        if variable.unit is not None:
-            array.attrs["units"] = variable.unit
-    if "n_atoms" in ds:
-        ds["n_atoms"].attrs["sample_dimension"] = "atom"
+        array.attrs |= attributes(str(name))
     return ds
+
+
+def code_names(name: str, values: Iterable[str]) -> list[str]:
+    """Return the names that the codes of a variable count: its fixed flags, or the sorted names that occur.
+
+    Raises
+    ------
+    ValueError
+        If there are more names than codes, a name holds white space, which ``flag_meanings`` cannot, or is no flag.
+    """
+    variable, found = VARIABLES[name], sorted(set(values))
+    names = list(variable.flags) or found
+    if bad := [item for item in names if not item or item.split() != [item]]:
+        raise ValueError(f"{name}: {bad[0]!r} cannot be a code name; use a word without white space")
+    if len(names) > np.iinfo(variable.dtype).max:
+        raise ValueError(f"{name}: {len(names)} different names do not fit {variable.dtype}")
+    if strangers := sorted(set(found) - set(names)):
+        raise ValueError(f"{name}: {strangers[0]!r} is none of {', '.join(names)}")
+    return names
+
+
+def codes_of(name: str, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Return the code of each of the names `values`, shape (structure,), in the dtype of the variable."""
+    distinct, inverse = np.unique(values, return_inverse=True)
+    codes = np.array([names.index(item) for item in distinct.tolist()], dtype=VARIABLES[name].dtype)
+    return codes[inverse.reshape(values.shape)]
 
 
 def encode(ds: xr.Dataset) -> xr.Dataset:
     """Return `ds` with coded variables as integers and their names in ``flag_meanings``.
 
     Codes count the sorted names that occur (or the variable's fixed flags), so that equal data give equal bytes.
-
-    Raises
-    ------
-    ValueError
-        If there are more names than codes, or a name holds white space, which ``flag_meanings`` cannot.
+    Raises `ValueError` as `code_names` does.
     """
     ds = ds.copy(deep=False)
     for name, array in list(ds.data_vars.items()):
-        variable = VARIABLES[str(name)]
-        if not variable.coded or array.dtype.kind != "U":
+        if not VARIABLES[str(name)].coded or array.dtype.kind != "U":
             continue
-        names = list(variable.flags) or sorted(set(array.values.tolist()))
-        if bad := [item for item in names if not item or item.split() != [item]]:
-            raise ValueError(f"{name}: {bad[0]!r} cannot be a code name; use a word without white space")
-        if len(names) > np.iinfo(variable.dtype).max:
-            raise ValueError(f"{name}: {len(names)} different names do not fit {variable.dtype}")
-        code = {item: number for number, item in enumerate(names)}
-        if strangers := sorted(set(array.values.tolist()) - set(code)):
-            raise ValueError(f"{name}: {strangers[0]!r} is none of {', '.join(names)}")
-        values = np.array([code[item] for item in array.values.tolist()], dtype=variable.dtype)
-        flags = np.arange(len(names), dtype=variable.dtype)
-        ds[str(name)] = (
-            variable.dims,
-            values,
-            {**array.attrs, "flag_values": flags.tolist(), "flag_meanings": " ".join(names)},
-        )
+        names = code_names(str(name), array.values.tolist())
+        values = codes_of(str(name), array.values, names)
+        ds[str(name)] = (array.dims, values, {**array.attrs, **attributes(str(name), names)})
     return ds
 
 

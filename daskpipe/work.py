@@ -2,7 +2,7 @@
 
 Truth is a tree of write-once directories; Dask moves work and holds none of it::
 
-    units/STAGE/K0/KEY/   payload.npz  rejected.json  manifest.json
+    units/STAGE/K0/KEY/   payload.npz  rejected.json  manifest.json, and files of the unit's own
     quarantine/KEY.json   one file a rejected structure, written by the driver from the committed units
     ledger/0001.jsonl     one segment a driver start: an index, rebuildable from the tree
 
@@ -20,7 +20,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Buffer, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
@@ -84,7 +84,10 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Payload:
-    """What a unit made: arrays by name, and the inputs that it rejected."""
+    """What a unit made: arrays by name, and the inputs that it rejected.
+
+    `files` are kept beside the arrays, byte for byte: what is mapped, or becomes a part of the dataset, as it is.
+    """
 
     arrays: Mapping[str, np.ndarray]
     n_out: int
@@ -92,6 +95,7 @@ class Payload:
     seconds: float = 0.0
     tallies: Mapping[str, int] = field(default_factory=dict)
     """Counts of what happened, such as trial moves; they are summed over units."""
+    files: Mapping[str, Buffer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +160,22 @@ class Tree:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in (arrays.files if names is None else names)}
             return found | {name: arrays[name] for name in optional if name in arrays.files}
+
+    def file(self, stage: str, key: str, name: str) -> Path:
+        """Return the path of one file of a committed unit, after checking its size.
+
+        Raises
+        ------
+        IntegrityError
+            If it is missing or was cut.
+        """
+        folder = self.unit_dir(stage, key)
+        path = folder / name
+        if not path.is_file():
+            raise self._damaged(folder, name, "it is missing")
+        if path.stat().st_size != self._manifest(folder)["files"][name]["size"]:
+            raise self._damaged(folder, name, "its size differs")
+        return path
 
     def forget(self, unit: Unit) -> None:
         """Remove a committed unit, so that it is made again."""
@@ -246,13 +266,13 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def write_synced(path: Path, data: bytes) -> dict[str, Any]:
+def write_synced(path: Path, data: Buffer) -> dict[str, Any]:
     """Write a file through to the disk; return its size and sha256."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {"size": memoryview(data).nbytes, "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def sync_folder(path: Path) -> None:
@@ -414,6 +434,7 @@ def _publish(tree: Tree, unit: Unit, payload: Payload, attempt: Path, final: Pat
     files = {
         "payload.npz": write_synced(attempt / "payload.npz", buffer.getvalue()),
         "rejected.json": write_synced(attempt / "rejected.json", rejected),
+        **{name: write_synced(attempt / name, data) for name, data in payload.files.items()},
     }
     receipt = Receipt(
         stage=unit.stage,

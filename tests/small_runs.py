@@ -23,7 +23,18 @@ SMALL = [
 ]
 """Overrides of the preset emt_alloy."""
 
-UNITS = {"generate": 4, "explore": 4, "describe-fit": 1, "describe": 4, "select": 1, "label": 6, "store": 1}
+UNITS = {
+    "generate": 4,
+    "explore": 4,
+    "describe-fit": 1,
+    "describe": 4,
+    "select": 1,
+    "label": 6,
+    "store-sort": 1,
+    "store-plan": 1,
+    "store-write": 2,
+    "store": 1,
+}
 """Units of each stage of the small config."""
 
 

@@ -65,7 +65,7 @@ WRONG: dict[str, tuple[int, list[str], str]] = {
         "unknown key in explore.potential.params: 'k'",
     ),
     "unknown parameter of a descriptor": (2, ["run", "emt_alloy", "describe.params.rcut=1"], "Did you mean 'r_cut'?"),
-    "split": (2, ["run", "emt_alloy", "store.split.train=0.5"], "fractions must sum to 1, they sum to 0.7"),
+    "split": (2, ["run", "emt_alloy", "store.split.train=0.5"], "the splits must sum to 1; received train=0.5"),
     "composition": (
         2,
         ["run", "emt_alloy", "generate.sources.alloys.elements={Cu: 0.5, Au: 0.6}"],

@@ -355,7 +355,7 @@ def test_against_counts_by_content_and_not_by_path(
     shutil.rmtree(again.dataset)
     other = daskpipe.resume(tmp_path / "run", client=client)
     computed = {stage for stage, row in other.stages.items() if row["computed"]}
-    assert computed == {"describe-against", "select", "label", "store"}
+    assert computed == {"describe-against", "select", "label", "store-sort", "store-plan", "store-write", "store"}
     assert ids_of(other.dataset) == ids_of(second.run_dir.parent / "old.zarr")
 
 

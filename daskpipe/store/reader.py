@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from daskpipe.store.writer import crc32c_file, crc32c_root, files_of
 from daskpipe.structures import starts
-from daskpipe.variables import read_root
+from daskpipe.variables import VARIABLES, decode, read_root
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -54,8 +54,17 @@ def content(path: Path | str) -> tuple[str, int]:
     return attributes["checksums"]["root"], attributes["n_structures"]
 
 
+GEOMETRY = ("n_atoms", "numbers", "positions", "cell", "pbc", "charge")
+"""What makes a geometry, with the charge where it is known."""
+
+
 def geometries(path: Path | str, start: int, stop: int) -> xr.Dataset:
-    """Read numbers, positions and cells of some structures of a dataset into memory.
+    """Read numbers, positions and cells of some structures of a dataset into memory; see `rows`."""
+    return rows(path, start, stop, GEOMETRY)
+
+
+def rows(path: Path | str, start: int, stop: int, names: Collection[str] | None = None) -> xr.Dataset:
+    """Read some structures of a dataset into memory.
 
     Parameters
     ----------
@@ -63,16 +72,23 @@ def geometries(path: Path | str, start: int, stop: int) -> xr.Dataset:
         Of a ``dataset.zarr``.
     start, stop
         The structures, in the order of the dataset.
+    names
+        Of the variables to read, those that are there; all if not given.
+
+    Returns
+    -------
+    xarray.Dataset
+        As `daskpipe.structures.from_atoms` makes it: coded variables hold names.
     """
     ds = open_dataset(path)
     # Read here: within a task Dask would hand the reading to the cluster.
     n_atoms = ds["n_atoms"].compute(scheduler="synchronous").values
     bounds = np.append(0, np.cumsum(n_atoms, dtype=np.int64))
     atoms = slice(int(bounds[start]), int(bounds[stop]))
-    names = ["n_atoms", "numbers", "positions", "cell", "pbc", "charge"]
-    found = ds[[name for name in names if name in ds]].isel(structure=slice(start, stop), atom=atoms)
+    found = ds[[name for name in ds if names is None or name in names]].isel(structure=slice(start, stop), atom=atoms)
     found = found.load(scheduler="synchronous")
-    return found.assign(atom_start=("structure", starts(found["n_atoms"].values)))
+    decoded = {name: (array.dims, decode(array)) for name, array in found.items() if VARIABLES[str(name)].coded}
+    return found.assign(decoded).assign(atom_start=("structure", starts(found["n_atoms"].values)))
 
 
 def verify(path: Path | str) -> list[str]:

@@ -1,15 +1,51 @@
-"""Groups that must not be torn apart, and the share of the data that each belongs to."""
+"""Which structures must stay together, and the share of the data that each such group belongs to."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, field_validator
 
 from daskpipe.errors import ConfigError, unknown
 from daskpipe.seeds import order_by_hash
 from daskpipe.variables import SPLITS
+
+BLOCK = 4096
+"""Structures whose neighbours in feature space are looked for at once."""
+
+By = Literal["seed", "trajectory", "composition", "cluster", "structure"]
+
+
+class Split(BaseModel):
+    """How the data is split, so that what resembles a training structure is no test of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    split: dict[str, float] = Field(
+        default={"train": 0.8, "val": 0.1, "test": 0.1}, description="Shares of the data; a group is never torn"
+    )
+    split_by: By = Field(
+        default="seed",
+        description="What stays together: all frames of a seed, or of a trajectory; for harder tests all of a "
+        "composition, or of a region (cluster) of feature space; structure tears everything: a random split",
+    )
+    near_duplicates: NonNegativeFloat = Field(
+        default=0.01,
+        description="Structures whose features are closer than this share of the data's spread stay together too",
+    )
+    clusters: PositiveInt = Field(default=20, description="Regions of feature space, for split_by=cluster")
+
+    @field_validator("split")
+    @classmethod
+    def _whole(cls, split: dict[str, float]) -> dict[str, float]:
+        try:
+            check_fractions(split)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return split
 
 
 def check_fractions(fractions: Mapping[str, float]) -> None:
@@ -31,31 +67,91 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
         raise ConfigError(f"the splits must sum to 1; received {given} (sum {total:g}), try train=0.8 val=0.1 test=0.1")
 
 
-def group_numbers(structure_id: np.ndarray, parent_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give a number to each seed that structures come from.
+def groups(columns: Mapping[str, np.ndarray], rule: Split, *, seed: int) -> np.ndarray:
+    """Find the groups of structures that no split may tear apart.
 
     Parameters
     ----------
-    structure_id, parent_id
-        Shape (structure,), 16 bytes each; a parent of zeros marks a structure that is a seed itself.
+    columns
+        Of `LINEAGE`, those that the data has, each with one row a structure.
+    rule
+        What makes a group.
+    seed
+        Of the clustering.
 
     Returns
     -------
-    group
-        Number of each structure's seed in the sorted list of seeds, shape (structure,), dtype int32.
-    group_ids
-        The sorted seeds, shape (group,), dtype V16.
+    numpy.ndarray
+        Number of each structure's group, shape (structure,), dtype int32, counted in the order of the smallest
+        id that each holds, so that it does not depend on the order of the rows.
+
+    Raises
+    ------
+    ConfigError
+        If ``split_by=cluster`` finds no features.
     """
-    no_parent = parent_id == np.zeros((), dtype=parent_id.dtype)
-    group_ids, group = np.unique(np.where(no_parent, structure_id, parent_id), return_inverse=True)
-    return group.astype(np.int32), group_ids
+    ids, spaced = columns["structure_id"], features_of(columns)
+    if rule.split_by == "structure":
+        return _numbered(np.arange(len(ids)), ids)
+    if rule.split_by == "composition":
+        basic = _codes(columns["composition"])
+    else:
+        basic = _codes(origins(columns)) if rule.split_by == "seed" else trajectories(columns)
+    if rule.split_by == "cluster":
+        basic = _regions(columns, basic, rule.clusters, seed)
+    if spaced is not None and rule.near_duplicates:
+        for pairs in _near_pairs(*spaced, rule.near_duplicates):
+            basic = _joined(basic, pairs)
+    return _numbered(basic, ids)
+
+
+LINEAGE = (
+    "structure_id", "parent_id", "composition", "temperature", "pressure", "replica", "ensemble", "step", "time",
+    "features",
+)  # fmt: skip
+"""The variables that groups and leakage are told from; of a structure, not of its atoms."""
+
+
+def origins(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the id of each structure's seed, its own if it is one; shape (structure,), dtype V16."""
+    own, parent = columns["structure_id"], columns["parent_id"]
+    return np.where(parent == np.zeros((), dtype=parent.dtype), own, parent)
+
+
+def trajectories(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the number of each structure's trajectory: those of one seed differ in conditions and replica."""
+    keys = [_codes(origins(columns))]
+    # A seed that was labelled itself belongs to no trajectory of its own: it has no conditions.
+    keys += [_codes(columns[name]) for name in ("temperature", "pressure", "replica", "ensemble") if name in columns]
+    return _codes(np.stack(keys, axis=1))
+
+
+def features_of(columns: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Return what is known of the structures' places in feature space.
+
+    Returns
+    -------
+    features : numpy.ndarray
+        Shape (described, feature), float64.
+    rows : numpy.ndarray
+        Which structures they are of.
+    spread : float
+        Root mean square distance from their mean. Nothing is returned if fewer than two are described, or all alike.
+    """
+    if "features" not in columns:
+        return None
+    rows = np.flatnonzero(np.isfinite(columns["features"]).all(axis=1))
+    features = columns["features"][rows].astype(np.float64)
+    if len(rows) < 2 or not (spread := float(np.sqrt(features.var(axis=0).sum()))):
+        return None
+    return features, rows, spread
 
 
 def assign_splits(sizes: np.ndarray, group_ids: np.ndarray, *, seed: int, fractions: Mapping[str, float]) -> np.ndarray:
     """Give each group to a split.
 
-    Groups come in an order that is random in their ids, and each goes to the split that lacks most structures.
-    So a split misses its share by at most the sizes of the largest groups, whatever the fractions. A split
+    Groups come in an order that is random in their ids, and each goes to the split that lacks most structures. Then
+    groups move from splits that have too much to those that lack, as long as this brings the shares closer. A split
     with a share gets at least one group if there are as many groups as such splits.
 
     Parameters
@@ -73,16 +169,98 @@ def assign_splits(sizes: np.ndarray, group_ids: np.ndarray, *, seed: int, fracti
         Index into `SPLITS` of each group, shape (group,), dtype uint8.
     """
     shares = np.array([fractions.get(name, 0.0) for name in SPLITS])
-    lacking = shares * sizes.sum()
     shared: list[int] = np.flatnonzero(shares > 0).tolist()
-    waiting = set(shared)  # splits that still need their first group
+    lacking = shares * sizes.sum()
     codes = np.zeros(len(sizes), dtype=np.uint8)
     order = order_by_hash(seed, "split", group_ids)
-    for left, group in zip(range(len(order), 0, -1), order, strict=True):
-        # The last groups are kept for splits that would otherwise stay empty. A split without a share gets none.
-        open_splits = sorted(waiting) if left <= len(waiting) else shared
-        code = max(open_splits, key=lacking.__getitem__)
-        codes[group] = code
+    for group in order:
+        codes[group] = max(shared, key=lacking.__getitem__)
+        lacking[codes[group]] -= sizes[group]
+    while moved := _best_move(sizes, codes, lacking, order, shared):
+        group, code = moved
+        lacking[codes[group]] += sizes[group]
         lacking[code] -= sizes[group]
-        waiting.discard(code)
+        codes[group] = code
+    for code in shared:
+        counts = np.bincount(codes, minlength=len(SPLITS))
+        if counts[code] == 0 and counts.max() > 1:
+            donors = order[counts[codes[order]] > 1]
+            codes[donors[np.argmin(sizes[donors])]] = code
     return codes
+
+
+def _best_move(
+    sizes: np.ndarray, codes: np.ndarray, lacking: np.ndarray, order: np.ndarray, shared: list[int]
+) -> tuple[int, int] | None:
+    """Return a group, and the split that it should move to, so that the sum of squared misses falls; None at best."""
+    for donor in sorted(shared, key=lacking.__getitem__):
+        here = order[codes[order] == donor]
+        for taker in sorted(shared, key=lacking.__getitem__, reverse=True):
+            gap = lacking[taker] - lacking[donor]
+            # A move of size s changes the sum of squares by 2 s (s - gap).
+            fitting = here[sizes[here] < gap - 1e-9]
+            if len(fitting):
+                return int(fitting[np.argmin(np.abs(sizes[fitting] - gap / 2))]), taker
+    return None
+
+
+def _codes(values: np.ndarray) -> np.ndarray:
+    """Return the number of each row among the distinct ones, shape (row,), dtype int64; NaN equals NaN."""
+    axis = 0 if values.ndim > 1 else None  # NaN equals NaN only without an axis
+    return np.unique(values, axis=axis, return_inverse=True)[1].reshape(-1)
+
+
+def _numbered(basic: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return the groups renumbered in the order of the smallest id that they hold."""
+    _, rank = np.unique(ids, return_inverse=True)
+    smallest = np.full(int(basic.max(initial=-1)) + 1, len(ids), dtype=np.int64)
+    np.minimum.at(smallest, basic, rank.reshape(-1))
+    return np.unique(smallest[basic], return_inverse=True)[1].astype(np.int32)
+
+
+def _near_pairs(features: np.ndarray, rows: np.ndarray, spread: float, near: float) -> Iterator[np.ndarray]:
+    """Yield pairs of structures that are near-duplicates, shape (pair, 2), a block of structures at a time."""
+    from scipy.spatial import cKDTree
+
+    # Equal features would give all their pairs: each is tied to the first of them, and that one to its neighbours.
+    distinct, first, inverse = np.unique(features, axis=0, return_index=True, return_inverse=True)
+    yield np.stack([rows, rows[first[inverse.reshape(-1)]]], axis=1)
+    tree = cKDTree(distinct)
+    for start in range(0, len(distinct), BLOCK):
+        found = tree.query_ball_point(distinct[start : start + BLOCK], near * spread)
+        own = np.repeat(np.arange(start, start + len(found)), [len(others) for others in found])
+        yield rows[first[np.stack([own, np.concatenate(found).astype(np.int64)], axis=1)]]
+
+
+def _joined(basic: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Join groups that a pair of structures connects, however long the chain."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = int(basic.max(initial=-1)) + 1
+    one, other = basic[pairs[:, 0]], basic[pairs[:, 1]]
+    graph = coo_array((np.ones(len(pairs), dtype=np.int8), (one, other)), shape=(n, n))
+    return connected_components(graph, directed=False)[1][basic].astype(np.int64)
+
+
+def _regions(columns: Mapping[str, np.ndarray], basic: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
+    """Gather groups whose mean features lie in one region: k-means of the groups, so that none of them is torn."""
+    from sklearn.cluster import KMeans
+
+    spaced = features_of(columns)
+    if spaced is None:
+        raise ConfigError("store.split_by=cluster needs features, and the data has none; type store.split_by=seed")
+    features, rows, _ = spaced
+    described, own = np.unique(basic[rows], return_inverse=True)
+    means = np.zeros((len(described), features.shape[1]))
+    np.add.at(means, own, features)
+    means /= np.bincount(own)[:, None]
+    # Their order decides k-means' course: it must not be that of the rows.
+    order = np.lexsort(means.T)
+    n_clusters = min(n_clusters, len(np.unique(means, axis=0)))
+    found = np.empty(len(described), dtype=np.int64)
+    found[order] = KMeans(n_clusters, random_state=seed % 2**32, n_init=4).fit_predict(means[order])
+    # A group without features is a region of its own.
+    region = np.arange(int(basic.max()) + 1) + n_clusters
+    region[described] = found
+    return _codes(region[basic])

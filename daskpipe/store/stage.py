@@ -1,57 +1,240 @@
-"""From the rows that labelling left to a dataset on disk: shuffle, group, split, write."""
+"""From the rows that labelling left to a dataset on disk: sort, plan, write, publish; or all at once in memory."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.seeds import order_by_hash
-from daskpipe.store.splits import assign_splits, check_fractions, group_numbers
-from daskpipe.store.writer import write_dataset
-from daskpipe.structures import concat, take
-from daskpipe.variables import SPLITS
-from daskpipe.work import Payload, read_unit
+from daskpipe.store.arrangement import COLUMNS, arrangement
+from daskpipe.store.parts import MADE, Load, Plan, chunk, mapped, sorted_run, union
+from daskpipe.store.reader import rows
+from daskpipe.store.splits import Split, check_fractions
+from daskpipe.store.writer import publish, write_dataset
+from daskpipe.structures import concat, neutral, take
+from daskpipe.variables import SPLITS, VARIABLES, per_atom
+from daskpipe.work import Payload, Tree, arrays_of, read_unit
 
 if TYPE_CHECKING:
     import xarray as xr
 
-VERSION = 1
+VERSION = 2
+
+SORT, PLAN, WRITE = "store-sort", "store-plan", "store-write"
+"""Stages before the dataset is published."""
+
+RUN_BYTES = 2**26
+RUN_STRUCTURES = 65_536
+"""Size at which a run of rows is full: what one task of `SORT` holds in memory, three times."""
 
 
-def store(
-    root: Path, keys: list[str], *, target: Path, seed: int, fractions: Mapping[str, float], attrs: Mapping[str, Any]
-) -> Payload:
-    """Pack the labelled units `keys` into one dataset at `target`; see `pack`."""
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A committed unit whose rows belong into the dataset.
+
+    Parameters
+    ----------
+    stage, key
+        Of the unit.
+    features
+        Key of the unit of ``describe`` that holds their features, if they do not hold them themselves.
+    """
+
+    stage: str
+    key: str
+    features: str | None = None
+
+
+def read(path: Path, start: int, stop: int) -> Payload:
+    """Read rows of a dataset, without what belongs to that dataset as a whole: features, strata, groups, splits."""
     started = time.perf_counter()
-    ds = concat([read_unit(root, "label", key) for key in keys])
-    pack(ds, target, seed=seed, fractions=fractions, attrs=attrs)
-    arrays = {"system_type": ds["system_type"].values}
-    return Payload(arrays=arrays, n_out=ds.sizes["structure"], seconds=time.perf_counter() - started)
+    ds = rows(path, start, stop).drop_vars(["group", "split", "features", "cluster"], errors="ignore")
+    return Payload(arrays=arrays_of(ds), n_out=stop - start, seconds=time.perf_counter() - started)
 
 
-def arrange(ds: xr.Dataset, *, seed: int, fractions: Mapping[str, float]) -> xr.Dataset:
-    """Return the dataset in its final order, with ``group`` and ``split``.
+def sort(root: Path, sources: Sequence[Source], *, seed: int) -> Payload:
+    """Bring the rows of some units into the order of the dataset, each variable as a file that can be mapped."""
+    started = time.perf_counter()
+    ds = concat([_rows_of(root, source) for source in sources])
+    files = sorted_run(ds, seed=seed)
+    names = {
+        name: sorted(set(ds[name].values.tolist()))
+        for name in map(str, ds.data_vars)
+        if VARIABLES[name].coded and name not in MADE
+    }
+    arrays = {"names": np.array(json.dumps(names))}
+    return Payload(arrays=arrays, n_out=ds.sizes["structure"], files=files, seconds=time.perf_counter() - started)
 
-    The order, the groups and the splits depend on structure ids, parent ids and the seed, and on nothing else:
-    not on the order in which the rows arrive.
+
+def _rows_of(root: Path, source: Source) -> xr.Dataset:
+    ds = read_unit(root, source.stage, source.key)
+    if source.features is None:
+        return ds
+    features = Tree(root).load("describe", source.features, ["features"])["features"]
+    return ds.assign(features=(VARIABLES["features"].dims, features))
+
+
+def plan(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> Payload:
+    """Find the order, the groups and the splits of all rows of the sorted runs; see `Plan` and `arrangement`.
+
+    Memory: about 200 bytes a structure, and its features.
+    """
+    started = time.perf_counter()
+    load = _loader(root, runs)
+    n_atoms = [_known(load(number, "n_atoms")) for number in range(len(runs))]
+    sizes = [len(of_run) for of_run in n_atoms]
+    columns = _columns(load, sizes)
+    found = arrangement(columns, rule, seed=seed)
+    ends = np.cumsum(sizes)
+    run = np.searchsorted(ends, found.order, side="right")
+    tables = [json.loads(Tree(root).load(SORT, key, ["names"])["names"].item()) for key in runs]
+    names = {path.stem for key in runs for path in _files(root, key)}
+    made = Plan(
+        run=run.astype(np.int32),
+        row=found.order - (ends - sizes)[run],
+        n_atoms=np.concatenate(n_atoms)[found.order],
+        group=found.group,
+        split=found.split,
+        names=tuple(sorted(names | set(MADE))),
+        codes=union(tables),
+        n_features=columns["features"].shape[1] if "features" in columns else 0,
+    )
+    arrays = {**made.as_arrays(), "report": np.array(json.dumps(found.report, sort_keys=True))}
+    return Payload(arrays=arrays, n_out=len(found.order), seconds=time.perf_counter() - started)
+
+
+def _columns(load: Load, sizes: Sequence[int]) -> dict[str, np.ndarray]:
+    """Return what tells order and groups, of the rows of all runs, one run after the other."""
+    columns = {}
+    for name in COLUMNS:
+        parts = [load(number, name) for number in range(len(sizes))]
+        tail = next((part.shape[1:] for part in parts if part is not None), None)
+        if tail is not None:
+            filled = [
+                neutral(name, (size, *tail)) if part is None else part for part, size in zip(parts, sizes, strict=True)
+            ]
+            columns[name] = np.concatenate(filled)
+    return columns
+
+
+def _known(values: np.ndarray | None) -> np.ndarray:
+    """Return what every run holds."""
+    assert values is not None
+    return values
+
+
+def _files(root: Path, run: str) -> list[Path]:
+    return sorted(Tree(root).unit_dir(SORT, run).glob("*.npy"))
+
+
+def _loader(root: Path, runs: Sequence[str]) -> Load:
+    """Return a function that maps a variable of a run, once."""
+    held = [{path.stem for path in _files(root, key)} for key in runs]
+
+    @cache
+    def load(number: int, name: str) -> np.ndarray | None:
+        return mapped(Tree(root).file(SORT, runs[number], f"{name}.npy")) if name in held[number] else None
+
+    return load
+
+
+def read_plan(root: Path, key: str) -> Plan:
+    """Return the plan that a unit of `PLAN` holds."""
+    return Plan.from_arrays(Tree(root).load(PLAN, key))
+
+
+def chunks_of(made: Plan) -> list[tuple[str, int, int]]:
+    """Return axis, number and files of each chunk of the dataset."""
+    found = []
+    for axis, of_axis in (("structure", "n_atoms"), ("atom", "numbers")):
+        n_files = sum(per_atom(name) == (axis == "atom") for name in made.names)
+        found += [(axis, number, n_files) for number in range(made.layouts[of_axis].n_chunks)]
+    return found
+
+
+def write(root: Path, runs: Sequence[str], plan_key: str, axis: str, number: int) -> Payload:
+    """Make one chunk file of each array along an axis; the files are those of the dataset."""
+    import google_crc32c
+
+    started = time.perf_counter()
+    files, checksums = {}, {}
+    for layout, values in chunk(read_plan(root, plan_key), axis, number, _loader(root, runs)):
+        files[layout.name] = values.tobytes()
+        checksums[layout.file(number)] = f"{google_crc32c.value(files[layout.name]):08x}"
+    arrays = {"checksums": np.array(json.dumps(checksums))}
+    return Payload(arrays=arrays, n_out=len(files), files=files, seconds=time.perf_counter() - started)
+
+
+def store(root: Path, plan_key: str, chunks: Sequence[str], *, target: Path, attrs: Mapping[str, Any]) -> Payload:
+    """Publish the chunks that the units `chunks` of `WRITE` hold as one dataset at `target`."""
+    started = time.perf_counter()
+    tree = Tree(root)
+    made = read_plan(root, plan_key)
+    report = tree.load(PLAN, plan_key, ["report"])["report"].item()
+
+    def fill(folder: Path) -> dict[str, str]:
+        checksums: dict[str, str] = {}
+        for key in chunks:
+            found = json.loads(tree.load(WRITE, key, ["checksums"])["checksums"].item())
+            for name in found:
+                file = folder / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                _place(tree.file(WRITE, key, name.partition("/")[0]), file)
+            checksums |= found
+        return checksums
+
+    publish(target, list(made.layouts.values()), fill, attrs={**attrs, "split_report": report})
+    types = _system_types(target)
+    arrays = {} if types is None else {"system_type": types}
+    return Payload(arrays=arrays, n_out=len(made.row), seconds=time.perf_counter() - started)
+
+
+def _place(source: Path, target: Path) -> None:
+    """Give a file a second name; copy it where the file system knows no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _system_types(path: Path) -> np.ndarray | None:
+    from daskpipe.store.reader import open_dataset
+    from daskpipe.variables import decode
+
+    ds = open_dataset(path)
+    return decode(ds["system_type"].compute(scheduler="synchronous")) if "system_type" in ds else None
+
+
+def arrange(ds: xr.Dataset, *, seed: int, fractions: Mapping[str, float], rule: Split | None = None) -> xr.Dataset:
+    """Return a dataset in its final order, with ``group`` and ``split``.
+
+    The order, the groups and the splits depend on what the structures are, and on the seed: not on the order in which
+    the rows arrive.
 
     Parameters
     ----------
     ds
-        In memory, structure ids all different.
+        In memory.
     seed
         Of the shuffle and of the split.
     fractions
         Share of the structures of each of ``train``, ``val`` and ``test``; they sum to 1, a missing one is 0.
+    rule
+        What stays together, by default what comes from one seed; its own shares are not looked at.
 
     Returns
     -------
     xarray.Dataset
-        The same structures in an order that is random with respect to all they hold.
+        The structures, those with the same id once, in an order that is random with respect to all they hold. Its
+        attribute ``split_report`` says how the splits came out; see `daskpipe.store.arrangement.Arrangement`.
 
     Raises
     ------
@@ -59,15 +242,29 @@ def arrange(ds: xr.Dataset, *, seed: int, fractions: Mapping[str, float]) -> xr.
         If the fractions are not shares that sum to 1, or name an unknown split.
     """
     check_fractions(fractions)
-    ds = take(ds, order_by_hash(seed, "shuffle", ds["structure_id"].values))
-    group, group_ids = group_numbers(ds["structure_id"].values, ds["parent_id"].values)
-    codes = assign_splits(np.bincount(group, minlength=len(group_ids)), group_ids, seed=seed, fractions=fractions)
-    return ds.assign(group=("structure", group), split=("structure", np.array(SPLITS)[codes[group]]))
+    rule = (rule or Split()).model_copy(update={"split": dict(fractions)})
+    found = arrangement({name: ds[name].values for name in COLUMNS if name in ds}, rule, seed=seed)
+    split = np.array(SPLITS)[found.split]
+    arranged = take(ds, found.order).assign(group=("structure", found.group), split=("structure", split))
+    return arranged.assign_attrs(split_report=json.dumps(found.report, sort_keys=True))
 
 
 def pack(
-    ds: xr.Dataset, path: Path | str, *, seed: int, fractions: Mapping[str, float], attrs: Mapping[str, Any]
+    ds: xr.Dataset,
+    path: Path | str,
+    *,
+    seed: int,
+    fractions: Mapping[str, float],
+    attrs: Mapping[str, Any],
+    rule: Split | None = None,
 ) -> dict[str, Any]:
-    """Arrange a dataset and write it; see `arrange` and `daskpipe.store.writer.write_dataset`."""
-    rule = {"seed": seed, "fractions": dict(fractions), "unit": "group"}
-    return write_dataset(arrange(ds, seed=seed, fractions=fractions), path, attrs={**attrs, "split_rule": rule})
+    """Arrange a dataset in memory and write it; see `arrange` and `daskpipe.store.writer.write_dataset`."""
+    arranged = arrange(ds, seed=seed, fractions=fractions, rule=rule)
+    splits = {"split_rule": split_rule(seed, fractions, rule), "split_report": arranged.attrs["split_report"]}
+    return write_dataset(arranged, path, attrs={**attrs, **splits})
+
+
+def split_rule(seed: int, fractions: Mapping[str, float], rule: Split | None = None) -> dict[str, Any]:
+    """Return what the root attribute ``split_rule`` says."""
+    chosen = (rule or Split()).model_dump(include={"split_by", "near_duplicates", "clusters"})
+    return {"seed": seed, "fractions": dict(fractions), "unit": "group", **chosen}

@@ -8,14 +8,15 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from daskpipe.errors import ConfigError, DiskError, InputError
-from daskpipe.variables import SCHEMA, annotate, encode, per_atom, read_root, validate
+from daskpipe.variables import SCHEMA, SIZES, VARIABLES, annotate, attributes, encode, per_atom, read_root, validate
 from daskpipe.work import canonical_json, sync_folder
 
 if TYPE_CHECKING:
@@ -26,6 +27,86 @@ ATOM_CHUNK = 2**20
 
 STRUCTURE_CHUNK = 65_536
 """Rows in a chunk of a per-structure array."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Shape, chunks and attributes of one array on disk; each chunk file is the raw bytes of whole rows.
+
+    Parameters
+    ----------
+    name, shape, dtype
+        Of the array.
+    rows
+        Rows in a chunk. The last chunk is as long as all others, its end filled with NaN or 0.
+    attrs
+        CF attributes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    rows: int
+    attrs: Mapping[str, Any]
+
+    @property
+    def n_chunks(self) -> int:
+        """Number of its chunk files."""
+        return -(-self.shape[0] // self.rows)
+
+    def file(self, chunk: int) -> str:
+        """Name of a chunk file within the store."""
+        return "/".join([self.name, "c", str(chunk), *["0"] * (len(self.shape) - 1)])
+
+    def chunk(self, values: np.ndarray) -> np.ndarray:
+        """Return the rows of one chunk as they are on disk, shape (rows, ...)."""
+        if values.dtype != self.dtype or values.shape[1:] != self.shape[1:]:
+            received = f"{values.shape[1:]} {values.dtype}"
+            raise ValueError(f"{self.name}: expected rows of {self.shape[1:]} {self.dtype}, received {received}")
+        if len(values) == self.rows:
+            return np.ascontiguousarray(values)
+        whole = np.zeros((self.rows, *self.shape[1:]), dtype=self.dtype)
+        if self.dtype.kind == "f":
+            whole[len(values) :] = np.nan
+        whole[: len(values)] = values
+        return whole
+
+
+def layouts(
+    names: Iterable[str],
+    n_structures: int,
+    n_atoms: int,
+    n_features: int = 0,
+    codes: Mapping[str, Sequence[str]] | None = None,
+    *,
+    atom_chunk: int = ATOM_CHUNK,
+    structure_chunk: int = STRUCTURE_CHUNK,
+) -> dict[str, Layout]:
+    """Return the layout of each array of a dataset, sorted by name.
+
+    Parameters
+    ----------
+    names
+        Of `daskpipe.variables.VARIABLES`.
+    n_structures, n_atoms, n_features
+        Sizes of the dims.
+    codes
+        Names that the codes of each coded variable count.
+    atom_chunk, structure_chunk
+        Rows in a chunk.
+    """
+    sizes = {**SIZES, "structure": n_structures, "atom": n_atoms, "feature": n_features}
+    found = {}
+    for name in sorted(names):
+        shape = tuple(sizes[dim] for dim in VARIABLES[name].dims)
+        found[name] = Layout(
+            name=name,
+            shape=shape,
+            dtype=VARIABLES[name].dtype,
+            rows=min(atom_chunk if per_atom(name) else structure_chunk, max(1, shape[0])),
+            attrs=attributes(name, (codes or {}).get(name)),
+        )
+    return found
 
 
 def write_dataset(
@@ -67,6 +148,45 @@ def write_dataset(
     DiskError
         If the disk is full or cannot be written.
     """
+    validate(ds)
+    encoded = encode(annotate(ds))
+    n_structures, n_atoms, n_features = (ds.sizes.get(dim, 0) for dim in ("structure", "atom", "feature"))
+    names = map(str, ds.data_vars)
+    plain = layouts(names, n_structures, n_atoms, n_features, atom_chunk=atom_chunk, structure_chunk=structure_chunk)
+    arrays = [Layout(**{**vars(layout), "attrs": encoded[name].attrs}) for name, layout in plain.items()]
+
+    def fill(folder: Path) -> dict[str, str]:
+        checksums = {}
+        for layout in arrays:
+            for number in range(layout.n_chunks):
+                rows = slice(number * layout.rows, (number + 1) * layout.rows)
+                file = folder / layout.file(number)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(memoryview(layout.chunk(encoded[layout.name][rows].values)))
+                checksums[layout.file(number)] = crc32c_file(file)
+        return checksums
+
+    return publish(path, arrays, fill, attrs=attrs)
+
+
+def publish(
+    path: Path | str,
+    arrays: Sequence[Layout],
+    fill: Callable[[Path], Mapping[str, str]],
+    *,
+    attrs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Make a dataset beside `path` and rename it when it is complete.
+
+    Parameters
+    ----------
+    path, attrs
+        As `write_dataset` takes them, and so are the result and the errors.
+    arrays
+        What it holds.
+    fill
+        Called with the folder of the store; puts all chunk files there and returns the CRC-32C of each.
+    """
     path = Path(path)
     if not attrs.get("dataset_key"):
         raise ValueError(
@@ -76,16 +196,17 @@ def write_dataset(
         plain_attrs = json.loads(canonical_json(dict(attrs)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"attrs must hold JSON types only: {error}") from error
-    validate(ds)
     if path.exists():
         return _receipt_of_same(path, attrs["dataset_key"])
+    n_bytes = sum(layout.dtype.itemsize * int(np.prod(layout.shape)) for layout in arrays)
     # The name is one that `daskpipe.work.Tree.sweep` removes if this process is killed.
     attempt = path.with_name(f".dataset-{uuid.uuid4().hex}.zarr")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_arrays(encode(annotate(ds)), attempt, atom_chunk, structure_chunk)
-        sizes = {"n_structures": ds.sizes["structure"], "n_atoms": ds.sizes["atom"]}
-        _write_root(attempt, {**plain_attrs, **sizes})
+        checksums = {**_create_arrays(attempt, arrays), **fill(attempt)}
+        by_name = {layout.name: layout for layout in arrays}
+        sizes = {"n_structures": by_name["n_atoms"].shape[0], "n_atoms": by_name["numbers"].shape[0]}
+        _write_root(attempt, {**plain_attrs, **sizes}, checksums)
         _sync_tree(attempt)
         try:
             os.rename(attempt, path)
@@ -95,9 +216,8 @@ def write_dataset(
         sync_folder(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-            raise DiskError(
-                f"cannot write {path}: {error.strerror}. Make room ({ds.nbytes:,} bytes), then resume"
-            ) from error
+            room = f"Make room ({n_bytes:,} bytes), then resume"
+            raise DiskError(f"cannot write {path}: {error.strerror}. {room}") from error
         raise
     finally:
         shutil.rmtree(attempt, ignore_errors=True)
@@ -131,40 +251,34 @@ def crc32c_root(root: Mapping[str, Any]) -> str:
     return f"{google_crc32c.value(canonical_json({**root, 'attributes': attributes}).encode()):08x}"
 
 
-def _write_arrays(ds: xr.Dataset, folder: Path, atom_chunk: int, structure_chunk: int) -> None:
+def _create_arrays(folder: Path, arrays: Sequence[Layout]) -> dict[str, str]:
+    """Make a group with the metadata of all arrays; return the checksums of its files."""
     import zarr
     from zarr.errors import UnstableSpecificationWarning
 
     group = zarr.create_group(folder, zarr_format=3)
-    for name in sorted(map(str, ds.data_vars)):
-        array = ds[name]
-        rows = min(atom_chunk if per_atom(name) else structure_chunk, max(1, array.shape[0]))
+    for layout in arrays:
         with warnings.catch_warnings():
             # Ids are 16 raw bytes. Zarr's type for them has no final specification yet, as it says each time.
             warnings.filterwarnings("ignore", r"The data type \(RawBytes", UnstableSpecificationWarning)
-            stored = group.create_array(
-                name,
-                shape=array.shape,
-                dtype=array.dtype,
-                chunks=(rows, *array.shape[1:]),
+            group.create_array(
+                layout.name,
+                shape=layout.shape,
+                dtype=layout.dtype,
+                chunks=(layout.rows, *layout.shape[1:]),
                 filters=None,
                 compressors=None,
-                fill_value=np.nan if array.dtype.kind == "f" else None,
-                dimension_names=map(str, array.dims),
-                attributes=dict(sorted(array.attrs.items())),
-                config={"write_empty_chunks": True},
+                fill_value=np.nan if layout.dtype.kind == "f" else None,
+                dimension_names=VARIABLES[layout.name].dims,
+                attributes=dict(sorted(layout.attrs.items())),
             )
-        for start in range(0, array.shape[0], rows):
-            stored[start : start + rows] = array[start : start + rows].values
+    return {name: crc32c_file(file) for name, file in files_of(folder)}
 
 
-def _write_root(folder: Path, attributes: dict[str, Any]) -> None:
+def _write_root(folder: Path, attributes: dict[str, Any], files: Mapping[str, str]) -> None:
     """Write the root metadata, with consolidated copies of the arrays' in sorted order, and all checksums."""
     arrays = {file.parent.name: json.loads(file.read_text()) for file in folder.glob("*/zarr.json")}
-    checksums: dict[str, Any] = {
-        "algorithm": "crc32c",
-        "files": {name: crc32c_file(file) for name, file in files_of(folder)},
-    }
+    checksums: dict[str, Any] = {"algorithm": "crc32c", "files": dict(files)}
     root: dict[str, Any] = {
         "zarr_format": 3,
         "node_type": "group",

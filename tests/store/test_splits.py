@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,13 +8,14 @@ from hypothesis import strategies as st
 from daskpipe.errors import ConfigError
 from daskpipe.seeds import order_by_hash
 from daskpipe.store import arrange
-from daskpipe.store.splits import assign_splits, group_numbers
+from daskpipe.store.leakage import compare, frame_distance, leakage
+from daskpipe.store.splits import Split, assign_splits, groups, origins, trajectories
 from daskpipe.structures import as_void, take
 from daskpipe.variables import SPLITS
 
 N_SHARED = 3  # splits that can have a share
 ids = st.binary(min_size=16, max_size=16)
-groups = st.dictionaries(ids, st.integers(1, 30), min_size=1, max_size=40)
+sizes_by_group = st.dictionaries(ids, st.integers(1, 30), min_size=1, max_size=40)
 
 
 @st.composite
@@ -21,7 +24,7 @@ def fractions(draw):
     return {name: weight / sum(weights) for name, weight in zip(SPLITS, weights, strict=True) if weight}
 
 
-@given(sizes=groups, fractions=fractions(), seed=st.integers(0, 2**32))
+@given(sizes=sizes_by_group, fractions=fractions(), seed=st.integers(0, 2**32))
 @settings(deadline=None, max_examples=60)
 def test_shares_are_met_as_well_as_groups_allow(sizes, fractions, seed):
     counts = np.array(list(sizes.values()))
@@ -34,7 +37,7 @@ def test_shares_are_met_as_well_as_groups_allow(sizes, fractions, seed):
         assert got[wanted > 0].all()
 
 
-@given(sizes=groups, fractions=fractions(), seed=st.integers(0, 2**32), order=st.randoms())
+@given(sizes=sizes_by_group, fractions=fractions(), seed=st.integers(0, 2**32), order=st.randoms())
 @settings(deadline=None, max_examples=60)
 def test_a_group_gets_the_same_split_whatever_the_order_of_groups(sizes, fractions, seed, order):
     def splits_of(items):
@@ -58,13 +61,14 @@ def test_single_structures_meet_the_shares_exactly():
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(ids, ids | st.just(bytes(16))), min_size=1, max_size=30))
-def test_groups_are_numbered_by_sorted_seed(rows):
-    group, group_ids = group_numbers(as_void(row[0] for row in rows), as_void(row[1] for row in rows))
+@given(st.lists(st.tuples(ids, ids | st.just(bytes(16))), min_size=1, max_size=30, unique_by=lambda row: row[0]))
+def test_groups_are_seeds_numbered_by_their_smallest_id(rows):
+    columns = {"structure_id": as_void(row[0] for row in rows), "parent_id": as_void(row[1] for row in rows)}
+    group = groups(columns, Split(), seed=0)
     seeds = [own if parent == bytes(16) else parent for own, parent in rows]
-    expected = {seed: number for number, seed in enumerate(sorted(set(seeds)))}  # the slow way
+    smallest = {seed: min(own for (own, _), of in zip(rows, seeds, strict=True) if of == seed) for seed in seeds}
+    expected = {seed: number for number, seed in enumerate(sorted(smallest, key=smallest.__getitem__))}
     assert group.tolist() == [expected[seed] for seed in seeds]
-    assert [item.tobytes() for item in group_ids] == sorted(set(seeds))
     assert group.dtype == np.int32
 
 
@@ -79,7 +83,7 @@ def test_arrange_is_a_permutation_that_tears_no_group_and_ignores_the_input_orde
     assert arranged.identical(arrange(take(ds, rows), seed=seed, fractions=shares))
 
     back = np.argsort(order_by_hash(seed, "shuffle", ds["structure_id"].values))
-    assert take(arranged, back).drop_vars(["group", "split"]).identical(ds)
+    assert take(arranged, back).drop_vars(["group", "split"]).drop_attrs().identical(ds)
 
     pairs = set(zip(arranged["group"].values.tolist(), arranged["split"].values.tolist(), strict=True))
     assert len(pairs) == len({group for group, _ in pairs}) == -(-n // frames)
@@ -109,3 +113,173 @@ def test_the_seed_decides_the_order(make_dataset):
 def test_fractions_that_are_none(make_dataset, fractions, message):
     with pytest.raises(ConfigError, match=message):
         arrange(make_dataset(3), seed=0, fractions=fractions)
+
+
+# --- groups ------------------------------------------------------------------------------------------
+
+
+def walks(
+    n_seeds: int, n_replicas: int, n_frames: int, *, length: float = 0.05, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Random walks in feature space: trajectories of a seed start where it lies, seeds lie far apart."""
+    rng = np.random.default_rng(seed)
+    n = n_seeds * n_replicas * n_frames
+    parent = np.repeat(np.arange(n_seeds), n_replicas * n_frames)
+    starts = 10.0 * np.arange(n_seeds)[:, None] + rng.normal(size=(n_seeds, 4))
+    steps = rng.normal(scale=length, size=(n_seeds, n_replicas, n_frames, 4)).cumsum(axis=2)
+    return {
+        "structure_id": as_void(rng.bytes(16) for _ in range(n)),
+        "parent_id": as_void(int(number + 1).to_bytes(16) for number in parent),
+        "composition": np.array(["Cu2", "CuAg"])[parent % 2],
+        "temperature": np.full(n, 300, dtype=np.float32),
+        "replica": np.tile(np.repeat(np.arange(n_replicas), n_frames), n_seeds),
+        "step": np.tile(np.arange(n_frames), n_seeds * n_replicas),
+        "features": (starts[:, None, None] + steps).reshape(n, 4).astype(np.float32),
+    }
+
+
+def partition(numbers: np.ndarray) -> set[frozenset[int]]:
+    """Rows that share a number."""
+    return {frozenset(np.flatnonzero(numbers == number).tolist()) for number in set(numbers.tolist())}
+
+
+def closed(columns: dict[str, np.ndarray], basic: np.ndarray, near: float) -> set[frozenset[int]]:
+    """Join rows of one basic group, and rows that lie close, the slow way."""
+    features = columns["features"].astype(float)
+    reach = near * np.sqrt(features.var(axis=0).sum())
+    found = [set(rows) for rows in partition(basic)]
+    for i in range(len(features)):
+        for j in range(i):
+            if np.linalg.norm(features[i] - features[j]) <= reach:
+                one, other = (next(item for item in found if row in item) for row in (i, j))
+                if one is not other:
+                    found.remove(other)
+                    one |= other
+    return {frozenset(item) for item in found}
+
+
+@pytest.mark.parametrize("near", [0.0, 0.002, 0.02, 0.5])
+@pytest.mark.parametrize("by", ["seed", "trajectory"])
+def test_near_duplicates_join_groups_however_long_the_chain(by, near):
+    columns = walks(3, 4, 5, length=0.3)
+    basic = origins(columns).view("S16") if by == "seed" else trajectories(columns)
+    found = partition(groups(columns, Split(split_by=by, near_duplicates=near), seed=0))
+    assert found == (closed(columns, basic, near) if near else partition(basic))
+
+
+def test_the_chains_are_real():
+    columns = walks(3, 4, 5, length=0.3)
+    n_groups = [
+        len(partition(groups(columns, Split(split_by="trajectory", near_duplicates=near), seed=0)))
+        for near in (0.0, 0.02, 0.5)
+    ]
+    assert 12 == n_groups[0] > n_groups[1] > n_groups[2]
+
+
+def test_equal_features_are_near_whatever_their_number():
+    columns = walks(4, 1, 50)
+    columns["features"][::50] = 7.0  # the first frame of each seed
+    assert len(partition(groups(columns, Split(near_duplicates=1e-9), seed=0))) == 1
+
+
+def test_composition_and_structure():
+    columns = walks(4, 2, 3)
+    assert partition(groups(columns, Split(split_by="composition", near_duplicates=0), seed=0)) == partition(
+        columns["composition"]
+    )
+    assert len(partition(groups(columns, Split(split_by="structure"), seed=0))) == len(columns["step"])
+
+
+@pytest.mark.parametrize("clusters", [1, 2, 5])
+def test_regions_keep_seeds_whole_and_hold_neighbours(clusters):
+    columns = walks(6, 2, 5)
+    group = groups(columns, Split(split_by="cluster", clusters=clusters, near_duplicates=0), seed=0)
+    assert len(partition(group)) == clusters
+    of_seed = [set(group[columns["parent_id"] == parent].tolist()) for parent in np.unique(columns["parent_id"])]
+    assert all(len(numbers) == 1 for numbers in of_seed)
+    order = [numbers.pop() for numbers in of_seed]  # seeds lie on a line: a region is a stretch of it
+    assert sum(one != other for one, other in pairwise(order)) == clusters - 1
+
+
+def test_clusters_need_features():
+    columns = {name: values for name, values in walks(2, 1, 2).items() if name != "features"}
+    with pytest.raises(ConfigError, match=r"split_by=cluster needs features.*type store.split_by=seed"):
+        groups(columns, Split(split_by="cluster"), seed=0)
+
+
+@pytest.mark.parametrize("by", ["seed", "trajectory", "composition", "cluster", "structure"])
+def test_groups_do_not_depend_on_the_order_of_rows(by):
+    columns = walks(5, 3, 4)
+    rows = np.random.default_rng(1).permutation(len(columns["step"]))
+    rule = Split(split_by=by, clusters=3)
+    there = groups({name: values[rows] for name, values in columns.items()}, rule, seed=4)
+    assert np.array_equal(there, groups(columns, rule, seed=4)[rows])
+
+
+def test_structures_without_features_are_joined_by_lineage_alone():
+    columns = walks(3, 1, 4)
+    columns["features"][5] = np.nan
+    assert len(partition(groups(columns, Split(), seed=0))) == 3
+
+
+# --- leakage -----------------------------------------------------------------------------------------
+
+
+def test_three_systems_of_twenty_trajectories():
+    columns = walks(3, 20, 10)
+    rule = Split(split_by="trajectory", near_duplicates=0)
+    group = groups(columns, rule, seed=0)
+    codes = assign_splits(np.bincount(group), np.arange(2 * 60).view("V16"), seed=0, fractions=rule.split)[group]
+    assert np.bincount(codes).tolist() == [480, 60, 60]
+    report = compare(columns, codes, seed=0, fractions=rule.split)
+    # In a random split nearly each frame has the next one in training.
+    assert report["leakage_random"]["test"] > 0.8
+    assert report["leakage"]["test"] < report["leakage_random"]["test"] - 0.2  # all begin where the seed lies
+
+
+def test_leakage_is_the_share_of_near_neighbours():
+    columns = walks(4, 3, 6, length=0.2)
+    codes = np.random.default_rng(2).integers(0, 3, len(columns["step"])).astype(np.uint8)
+    features = columns["features"].astype(float).reshape(12, 6, 4)
+    reach = np.median(np.linalg.norm(np.diff(features, axis=1), axis=2))
+    assert frame_distance(columns) == pytest.approx(reach, rel=1e-12)
+    found = leakage(columns, codes, seed=0)
+    flat = features.reshape(-1, 4)
+    for name, code in (("val", 1), ("test", 2)):
+        nearest = np.linalg.norm(flat[codes == code][:, None] - flat[codes == 0][None], axis=2).min(axis=1)
+        assert found[name] == np.mean(nearest < reach)
+    assert 0 < found["test"] < 1
+
+
+def test_leakage_of_a_sample(monkeypatch):
+    monkeypatch.setattr("daskpipe.store.leakage.SAMPLE", 5)
+    columns = walks(2, 2, 30)
+    found = leakage(columns, np.tile([0, 2], 60).astype(np.uint8), seed=0)
+    assert found["test"] in {number / 5 for number in range(6)}
+
+
+def test_leakage_that_cannot_be_told():
+    columns = walks(3, 2, 1)  # no trajectory has two frames
+    codes = np.array([0, 0, 0, 0, 2, 2], dtype=np.uint8)
+    assert frame_distance(columns) is None
+    assert compare(columns, codes, seed=0, fractions={"train": 1.0}) == {
+        "frame_distance": None, "leakage": {}, "leakage_random": {},
+    }  # fmt: skip
+    del columns["features"]
+    assert leakage(columns, codes, seed=0) == {}
+
+
+@settings(deadline=None, max_examples=30)
+@given(sizes=st.lists(st.integers(1, 5), min_size=200, max_size=300), seed=st.integers(0, 99))
+def test_many_small_groups_meet_the_fractions_within_two_percent(sizes, seed):
+    counts = np.array(sizes)
+    codes = assign_splits(counts, np.arange(2 * len(counts)).view("V16"), seed=seed, fractions=Split().split)
+    shares = np.bincount(codes, weights=counts, minlength=3) / counts.sum()
+    assert np.abs(shares - [0.8, 0.1, 0.1]).max() < 0.02
+
+
+def test_moves_mend_what_the_random_order_spoils():
+    sizes = np.array([40, *[1] * 60])  # whatever comes first, the large group belongs to training
+    for seed in range(20):
+        codes = assign_splits(sizes, np.arange(122).view("V16"), seed=seed, fractions=Split().split)
+        assert np.bincount(codes, weights=sizes).tolist() == [80, 10, 10]

@@ -70,7 +70,8 @@ def test_root_attributes(make_dataset, tmp_path):
     assert attrs["daskpipe_schema"] == SCHEMA
     assert attrs["ragged"] == "contiguous"
     assert (attrs["n_structures"], attrs["n_atoms"]) == (9, int(ds["n_atoms"].sum()))
-    assert attrs["split_rule"] == {"seed": 7, "fractions": FRACTIONS, "unit": "group"}
+    rule = {"split_by": "seed", "near_duplicates": 0.01, "clusters": 20}
+    assert attrs["split_rule"] == {"seed": 7, "fractions": FRACTIONS, "unit": "group", **rule}
     assert {name: attrs[name] for name in ATTRS} == ATTRS
     on_disk = contents(tmp_path / "dataset.zarr")
     assert set(attrs["checksums"]["files"]) == set(on_disk) - {"zarr.json"}
