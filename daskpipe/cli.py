@@ -6,9 +6,7 @@ Heavy imports stand inside the verbs, so that ``daskpipe --help`` answers at onc
 from __future__ import annotations
 
 import errno
-import glob
 import json
-import os
 import signal
 import sys
 import traceback
@@ -16,10 +14,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from daskpipe import cli_dataset
+from daskpipe.cli_options import (
+    AsJson,
+    ClusterName,
+    Force,
+    Frames,
+    Overrides,
+    RunDir,
+    Target,
+    bars_on_screen,
+    close_standalone,
+    cluster_overrides,
+    paths_and_overrides,
+    print_answer,
+)
 from daskpipe.errors import (
     EXIT_INTERNAL,
     EXIT_INTERRUPTED,
@@ -48,17 +61,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Show the composed config, or the schema of all keys.")
 app.add_typer(config_app, name="config")
-
-Target = Annotated[str, typer.Argument(metavar="PRESET|FILE.yaml", help="A preset, e.g. quickstart, or your own file")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="e.g. select.n=128 generate=files cluster.workers=2"),
-]
-ClusterName = Annotated[
-    str | None, typer.Option("--cluster", metavar="NAME|ADDRESS", help="local, a site of jobqueue/, or tcp://host:port")
-]
-RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text")]
+app.add_typer(cli_dataset.app)
 
 
 @app.command()
@@ -72,7 +75,7 @@ def run(
     """Run a config to its dataset; go on if the run directory holds a run of the same config."""
     from daskpipe import config, runs
 
-    loaded = config.load(target, [*(overrides or []), *_cluster_overrides(cluster)])
+    loaded = config.load(target, [*(overrides or []), *cluster_overrides(cluster)])
     root = run_dir or Path("runs") / loaded.name
     with _watched(root, as_json) as subscribers:
         result = runs.run(loaded, run_dir=root, subscribers=subscribers)
@@ -86,7 +89,7 @@ def resume(run_dir: RunDir, cluster: ClusterName = None, as_json: AsJson = False
 
     settings = None
     if cluster is not None:
-        settings = config.load_cluster(_cluster_overrides(cluster))
+        settings = config.load_cluster(cluster_overrides(cluster))
     config.from_yaml(run_dir / "config.yaml")
     with _watched(run_dir, as_json) as subscribers:
         result = runs.resume(run_dir, cluster=settings, subscribers=subscribers)
@@ -106,7 +109,7 @@ def status(
 
     while True:
         state = read_status(run_dir)
-        _print(state, as_json, _status_table)
+        print_answer(state, as_json, _status_table)
         if not watch or state["state"] != "running":
             return
         time.sleep(2)
@@ -118,7 +121,7 @@ def plan(target: Target, overrides: Overrides = None, as_json: AsJson = False) -
     from daskpipe import config
     from daskpipe.plan import plan as count
 
-    _print(count(config.load(target, overrides or [])), as_json, _plan_table)
+    print_answer(count(config.load(target, overrides or [])), as_json, _plan_table)
 
 
 @app.command()
@@ -126,34 +129,7 @@ def doctor(as_json: AsJson = False) -> None:
     """Show what works here: GPUs, potentials, schedulers, disk."""
     from daskpipe.doctor import examine
 
-    _print(examine(), as_json, _doctor_table)
-
-
-@app.command()
-def export(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A dataset.zarr, or a run directory")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write")],
-    to: Annotated[str, typer.Option("--to", help="extxyz")] = "extxyz",
-    split: Annotated[str | None, typer.Option(help="Only train, val or test")] = None,
-    force: Annotated[bool, typer.Option(help="Overwrite OUT")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Write a dataset in another format."""
-    from daskpipe.store import export as write
-
-    inside = dataset / "dataset.zarr"
-    count = write(inside if inside.is_dir() else dataset, cast(Any, to), out, split=split, force=force)
-    _print(
-        {"out": str(out), "structures": count},
-        as_json,
-        lambda row, console: console.print(f"{count} structures in {out}", markup=False),
-    )
-
-
-Frames = Annotated[
-    list[str], typer.Argument(metavar="FRAMES... [KEY=VALUE]...", help="Files, folders, globs; overrides after them")
-]
-Force = Annotated[bool, typer.Option(help="Overwrite OUT")]
+    print_answer(examine(), as_json, _doctor_table)
 
 
 @app.command()
@@ -172,15 +148,15 @@ def select(
     """Pick the frames of your own files that differ most; e.g. select md.extxyz -n 500 -o picked.extxyz."""
     from daskpipe import config, standalone
 
-    paths, overrides = _paths_and_overrides(frames)
-    overrides = [f"select={method}", *overrides, *_cluster_overrides(cluster)]
+    paths, overrides = paths_and_overrides(frames)
+    overrides = [f"select={method}", *overrides, *cluster_overrides(cluster)]
     if method == "environments":
         overrides.insert(0, "describe.level=atom")
     if against is not None:
         overrides.append(f"select.against={config.quoted(str(against))}")
-    with _bars(as_json) as bars:
+    with bars_on_screen(as_json) as bars:
         done = standalone.select(paths, n, out, overrides, force=force, subscribers=[bars])
-    _close_standalone(done, as_json)
+    close_standalone(done, as_json)
 
 
 @app.command()
@@ -194,12 +170,12 @@ def describe(
     """Describe the frames of your own files; e.g. describe md.extxyz -o features.zarr describe.level=atom."""
     from daskpipe import standalone
 
-    paths, overrides = _paths_and_overrides(frames)
-    with _bars(as_json) as bars:
+    paths, overrides = paths_and_overrides(frames)
+    with bars_on_screen(as_json) as bars:
         done = standalone.describe(
-            paths, out, [*overrides, *_cluster_overrides(cluster)], force=force, subscribers=[bars]
+            paths, out, [*overrides, *cluster_overrides(cluster)], force=force, subscribers=[bars]
         )
-    _close_standalone(done, as_json)
+    close_standalone(done, as_json)
 
 
 @config_app.command("show")
@@ -265,14 +241,6 @@ def _fail(message: str, code: int, as_json: bool) -> NoReturn:
     sys.exit(code)
 
 
-def _cluster_overrides(cluster: str | None) -> list[str]:
-    if cluster is None:
-        return []
-    if "://" in cluster:
-        return [f"cluster.address={cluster}"]
-    return [f"cluster.name={cluster}"] if cluster.endswith(".yaml") else [f"cluster={cluster}"]
-
-
 @contextmanager
 def _watched(root: Path, as_json: bool) -> Iterator[list[Any]]:
     """Yield subscribers for a run: bars on the screen (unless for machines), lines in the run's log file."""
@@ -294,39 +262,6 @@ def _watched(root: Path, as_json: bool) -> Iterator[list[Any]]:
         raise
 
 
-@contextmanager
-def _bars(as_json: bool) -> Iterator[Any]:
-    """Yield a subscriber that draws bars on the screen, unless for machines."""
-    from rich.console import Console
-
-    from daskpipe.progress import ProgressBars
-
-    with ProgressBars(Console(stderr=True, quiet=as_json)) as bars:
-        yield bars
-
-
-def _paths_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """Tell files from overrides: a word with = that is no file, folder or glob of any is an override."""
-    overrides = [word for word in words if "=" in word and not os.path.exists(word) and not glob.glob(word)]
-    paths = [word for word in words if word not in overrides]
-    if not paths:
-        raise ConfigError("no frames: give a file, a folder or a glob, e.g. md.extxyz")
-    return paths, overrides
-
-
-def _close_standalone(done: Any, as_json: bool) -> None:
-    from rich.console import Console
-
-    from daskpipe import progress
-
-    if as_json:
-        typer.echo(json.dumps(progress.standalone_as_json(done), indent=1))
-    else:
-        progress.standalone_summary(done, Console())
-    if done.exit_code:
-        raise typer.Exit(done.exit_code)
-
-
 def _close(result: Any, as_json: bool) -> None:
     from rich.console import Console
 
@@ -338,15 +273,6 @@ def _close(result: Any, as_json: bool) -> None:
         progress.summary(result, Console())
     if result.exit_code:
         raise typer.Exit(result.exit_code)
-
-
-def _print(content: dict[str, Any], as_json: bool, table: Any) -> None:
-    from rich.console import Console
-
-    if as_json:
-        typer.echo(json.dumps(content, indent=1))
-    else:
-        table(content, Console())
 
 
 def _status_table(state: dict[str, Any], console: Console) -> None:

@@ -206,10 +206,15 @@ def standalone_summary(done: Done, console: Console) -> None:
     console.print(f"\n{done.n_frames:,} frames described{left_out} in {done.seconds:.1f} s", highlight=False)
     for reason, count in done.rejected.items():
         console.print(escape(f"  {reason}: {count}, e.g. {done.examples[reason]}"), highlight=False, soft_wrap=True)
-    if "coverage" in done.report:
-        for line in selection_lines(done.report):
-            console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"[bold]Wrote[/] {escape(shown(done.out.absolute()))}: {done.n_out:,} frames", highlight=False)
+    lines = selection_lines(done.report) if "coverage" in done.report else []
+    if "n_doubled" in done.report:
+        n_conflicts = done.report["n_conflicts"]
+        differing = f", {n_conflicts:,} of them with another energy" if n_conflicts else ""
+        lines = [f"doubled structures left out: {done.report['n_doubled']:,}{differing}", *split_lines(done.report)]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    what = "structures" if "n_doubled" in done.report else "frames"
+    console.print(f"[bold]Wrote[/] {escape(shown(done.out.absolute()))}: {done.n_out:,} {what}", highlight=False)
 
 
 def move_lines(tallies: dict[str, int]) -> list[str]:

@@ -248,7 +248,8 @@ def _gathered(
     """Make a dataset at `out` of labelled structures."""
 
     def work(tree: Tree, client: Client, emit: Emit) -> Made:
-        attrs = {"sources": json.dumps(sources, sort_keys=True)}
+        described = config.describe.model_dump(mode="json", exclude={"device"})
+        attrs = {"sources": json.dumps(sources, sort_keys=True), "describe": json.dumps(described, sort_keys=True)}
         with _published(out) as attempt:
             frames, dataset, report = gather(tree, config, plan, client, emit, target=attempt, attrs=attrs)
         return frames, dataset.n_out, report

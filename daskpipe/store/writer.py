@@ -41,6 +41,8 @@ class Layout:
         Rows in a chunk. The last chunk is as long as all others, its end filled with NaN or 0.
     attrs
         CF attributes.
+    inner
+        Rows of the compressed chunks that each file is a shard of; by default a file is one raw chunk.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Layout:
     dtype: np.dtype[Any]
     rows: int
     attrs: Mapping[str, Any]
+    inner: int | None = None
 
     @property
     def n_chunks(self) -> int:
@@ -254,10 +257,16 @@ def crc32c_root(root: Mapping[str, Any]) -> str:
 def _create_arrays(folder: Path, arrays: Sequence[Layout]) -> dict[str, str]:
     """Make a group with the metadata of all arrays; return the checksums of its files."""
     import zarr
+    from zarr.codecs import BloscCodec
     from zarr.errors import UnstableSpecificationWarning
 
     group = zarr.create_group(folder, zarr_format=3)
     for layout in arrays:
+        tail = layout.shape[1:]
+        encoding: dict[str, Any] = {"chunks": (layout.rows, *tail), "compressors": None}
+        if layout.inner is not None:
+            compressor = BloscCodec(cname="zstd", clevel=5, shuffle="shuffle", typesize=layout.dtype.itemsize)
+            encoding = {"chunks": (layout.inner, *tail), "shards": (layout.rows, *tail), "compressors": compressor}
         with warnings.catch_warnings():
             # Ids are 16 raw bytes. Zarr's type for them has no final specification yet, as it says each time.
             warnings.filterwarnings("ignore", r"The data type \(RawBytes", UnstableSpecificationWarning)
@@ -265,9 +274,8 @@ def _create_arrays(folder: Path, arrays: Sequence[Layout]) -> dict[str, str]:
                 layout.name,
                 shape=layout.shape,
                 dtype=layout.dtype,
-                chunks=(layout.rows, *layout.shape[1:]),
                 filters=None,
-                compressors=None,
+                **encoding,
                 fill_value=np.nan if layout.dtype.kind == "f" else None,
                 dimension_names=VARIABLES[layout.name].dims,
                 attributes=dict(sorted(layout.attrs.items())),

@@ -1,0 +1,67 @@
+"""The verbs that take a dataset, or make one of what there is already."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daskpipe.cli_options import (
+    AsJson,
+    ClusterName,
+    DatasetPath,
+    Force,
+    NewDataset,
+    bars_on_screen,
+    close_standalone,
+    cluster_overrides,
+    paths_and_overrides,
+    print_answer,
+)
+from daskpipe.errors import EXIT_INTERNAL
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer()
+
+
+@app.command()
+def merge(
+    datasets: Annotated[
+        list[str], typer.Argument(metavar="DATASET... [KEY=VALUE]...", help="Datasets or runs; overrides after them")
+    ],
+    out: NewDataset,
+    cluster: ClusterName = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make one dataset of several: doubled structures once, described and split anew."""
+    from daskpipe import standalone
+
+    paths, overrides = paths_and_overrides(datasets)
+    with bars_on_screen(as_json) as bars:
+        done = standalone.merge(paths, out, [*overrides, *cluster_overrides(cluster)], force=force, subscribers=[bars])
+    close_standalone(done, as_json)
+
+
+@app.command()
+def verify(dataset: DatasetPath, as_json: AsJson = False) -> None:
+    """Compare every byte of a dataset with its checksums; exit 1 if one differs."""
+    from daskpipe import store
+    from daskpipe.standalone import dataset_of
+
+    path = dataset_of(dataset)
+    problems = store.verify(path)
+    print_answer({"dataset": str(path), "problems": problems}, as_json, _verified)
+    if problems:
+        raise typer.Exit(EXIT_INTERNAL)
+
+
+def _verified(answer: dict[str, Any], console: Console) -> None:
+    from rich.markup import escape
+
+    for problem in answer["problems"]:
+        console.print(escape(problem), highlight=False, soft_wrap=True)
+    state = "[red]damaged[/]: copy it again, or make it anew" if answer["problems"] else "[green]as it was written[/]"
+    console.print(f"{escape(answer['dataset'])} is {state}", highlight=False, soft_wrap=True)

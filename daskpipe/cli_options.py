@@ -1,0 +1,91 @@
+"""What the verbs of the command line share: options defined once, and how answers are printed."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daskpipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Target = Annotated[str, typer.Argument(metavar="PRESET|FILE.yaml", help="A preset, e.g. quickstart, or your own file")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="e.g. select.n=128 generate=files cluster.workers=2"),
+]
+ClusterName = Annotated[
+    str | None, typer.Option("--cluster", metavar="NAME|ADDRESS", help="local, a site of jobqueue/, or tcp://host:port")
+]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory")]
+DatasetPath = Annotated[Path, typer.Argument(metavar="DATASET", help="A dataset.zarr, or a run directory")]
+Frames = Annotated[
+    list[str], typer.Argument(metavar="FRAMES... [KEY=VALUE]...", help="Files, folders, globs; overrides after them")
+]
+NewDataset = Annotated[Path, typer.Option("-o", "--out", help="Dataset to make, *.zarr")]
+Force = Annotated[bool, typer.Option(help="Overwrite OUT")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text")]
+
+Table = Callable[[dict[str, Any], "Console"], None]
+"""Prints an answer for people."""
+
+
+def cluster_overrides(cluster: str | None) -> list[str]:
+    """Return ``--cluster`` as overrides of the config."""
+    if cluster is None:
+        return []
+    if "://" in cluster:
+        return [f"cluster.address={cluster}"]
+    return [f"cluster.name={cluster}"] if cluster.endswith(".yaml") else [f"cluster={cluster}"]
+
+
+@contextmanager
+def bars_on_screen(as_json: bool) -> Iterator[Any]:
+    """Yield a subscriber that draws bars on the screen, unless for machines."""
+    from rich.console import Console
+
+    from daskpipe.progress import ProgressBars
+
+    with ProgressBars(Console(stderr=True, quiet=as_json)) as bars:
+        yield bars
+
+
+def paths_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """Tell files from overrides: a word with = that is no file, folder or glob of any is an override."""
+    overrides = [word for word in words if "=" in word and not os.path.exists(word) and not glob.glob(word)]
+    paths = [word for word in words if word not in overrides]
+    if not paths:
+        raise ConfigError("no frames: give a file, a folder or a glob, e.g. md.extxyz")
+    return paths, overrides
+
+
+def close_standalone(done: Any, as_json: bool) -> None:
+    """Print what was made of files, and end with its exit code."""
+    from rich.console import Console
+
+    from daskpipe import progress
+
+    if as_json:
+        typer.echo(json.dumps(progress.standalone_as_json(done), indent=1))
+    else:
+        progress.standalone_summary(done, Console())
+    if done.exit_code:
+        raise typer.Exit(done.exit_code)
+
+
+def print_answer(content: dict[str, Any], as_json: bool, table: Table) -> None:
+    """Print an answer, as JSON for machines."""
+    from rich.console import Console
+
+    if as_json:
+        typer.echo(json.dumps(content, indent=1))
+    else:
+        table(content, Console())
