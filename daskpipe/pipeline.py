@@ -375,7 +375,7 @@ def _store(run: _Run, labels: list[Receipt]) -> Receipt:
         **({"describe_model": json.dumps(_named(model))} if (model := run.identities.get("describe")) else {}),
         "selection": json.dumps(run.stages["select"]["report"], sort_keys=True),
         "run_counts": json.dumps({name: row["out"] for name, row in run.stages.items()}),
-        "quarantined": json.dumps(reasons(run.tree.quarantined())),
+        **_rejected(run.tree),
     }
     sources = [storing.Source(stage="label", key=receipt.key) for receipt in filled]
     return _pack(run, filled, sources, run.tree.dataset, attrs)
@@ -433,6 +433,16 @@ def _pack(
         attrs={**attrs, "dataset_key": key},
     )
     return run.drive("store", [(unit, publish)], "structures")[0]
+
+
+def _rejected(tree: Tree) -> dict[str, str]:
+    """Return what is no part of the dataset, as root attributes: counts by stage and reason, and what it was."""
+    rejections = tree.quarantined()
+    names: dict[str, list[str]] = {kind: [] for kind in reasons(rejections)}
+    for rejection in rejections:
+        names[rejection.kind].append(rejection.structure)
+    rows = {kind: sorted(found) for kind, found in names.items()}
+    return {"quarantined": json.dumps(reasons(rejections)), "rejected": json.dumps(rows)}
 
 
 def _runs(items: Sequence[tuple[Receipt, Any]]) -> list[list[tuple[Receipt, Any]]]:
@@ -609,7 +619,7 @@ def gather(
         storing.Source(stage="explore", key=rows.key, features=described.key)
         for rows, described in zip(filled, features, strict=True)
     ]
-    published = _pack(run, filled, sources, target, {**attrs, "quarantined": json.dumps(reasons(tree.quarantined()))})
+    published = _pack(run, filled, sources, target, {**attrs, **_rejected(tree)})
     return frames, published, run.stages[storing.PLAN]["report"]
 
 
