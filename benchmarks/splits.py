@@ -2,7 +2,7 @@
 
     python benchmarks/splits.py
 
-Alloys, surfaces and clusters of copper, silver and gold, EMT throughout: 20 seeds of each system, one trajectory a seed,
+Alloys, surfaces and clusters of Cu, Ag and Au, EMT throughout: 20 seeds of each system, one trajectory a seed,
 10 frames a trajectory. The model is kernel ridge regression of the energy an atom on averaged SOAP vectors; its two
 hyper-parameters are chosen on the validation split. "test" is the error that its user would report, "unseen" that on
 what the model will meet: trajectories of 60 other seeds of the same systems, which no split has seen.

@@ -1,9 +1,11 @@
 """Load: datasets into torch, without zarr-python in the way.
 
-Needs: a ``dataset.zarr`` that `daskpipe.store` wrote; torch.
-Makes: a map-style torch dataset, and batches with flat atoms and a system index.
-Entry: `daskpipe.load.TorchDataset` with `daskpipe.load.collate`.
-Memory: chunk files are mapped, not read; 13 bytes a structure for the index, and the batch.
+Needs: a ``dataset.zarr`` that `daskpipe.store` wrote; torch; MACE for `MACEDataset`.
+Makes: batches with flat atoms in one buffer, a system index, and neighbour lists if asked for.
+Entry: `TorchDataset` with `collate` (map style), `TorchStream` (in shuffled blocks, resumable, for DDP),
+    `AtomBatchSampler` (batches by atoms), `spec` (reference energies, scales), `MACEDataset`.
+Memory: chunk files are mapped, not read; 24 bytes a structure for the index, and the batch. Of a compressed
+    copy a `TorchStream` holds as much as its window of blocks.
 Placement: the training process, or DataLoader workers (fork or spawn).
 
 Importing this package does not import torch; using it does.
@@ -11,17 +13,44 @@ Importing this package does not import torch; using it does.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from daskpipe.load.batch import Batch
+    from daskpipe.load.normalisation import Spec, spec
+    from daskpipe.load.sampler import AtomBatchSampler
+    from daskpipe.load.stream import TorchStream
+    from daskpipe.load.to_mace import MACEDataset, mace_data
     from daskpipe.load.torch_data import TorchDataset, collate
 
-__all__ = ["TorchDataset", "collate"]
+# No module is named like what it gives: once imported, it would stand in its place.
+_MODULES = {
+    "AtomBatchSampler": "sampler",
+    "Batch": "batch",
+    "MACEDataset": "to_mace",
+    "Spec": "normalisation",
+    "TorchDataset": "torch_data",
+    "TorchStream": "stream",
+    "collate": "torch_data",
+    "mace_data": "to_mace",
+    "spec": "normalisation",
+}
+
+__all__ = [
+    "AtomBatchSampler",
+    "Batch",
+    "MACEDataset",
+    "Spec",
+    "TorchDataset",
+    "TorchStream",
+    "collate",
+    "mace_data",
+    "spec",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from daskpipe.load import torch_data
-
-    return getattr(torch_data, name)
+    return getattr(import_module(f"daskpipe.load.{_MODULES[name]}"), name)

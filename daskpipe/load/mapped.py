@@ -2,28 +2,82 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
+import math
+import mmap
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from daskpipe.errors import IntegrityError
+from daskpipe.errors import InputError, IntegrityError
 
 NUMBERS = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64"]
 """Zarr's types of numbers that NumPy calls by the same name."""
+
+CODECS = ["blosc", "bytes", "crc32c", "gzip", "sharding_indexed", "transpose", "zstd"]
+"""Those of the Zarr v3 specification and its extensions that zarr-python itself writes."""
+
+
+MAP_FIXED = 0x10
+"""Of the C library's ``mmap``, on Linux and macOS: over whatever is mapped there."""
+
+
+class Runs:
+    """Runs of rows, ``start`` to ``stop`` each, in any order.
+
+    Parameters
+    ----------
+    start, stop
+        Shape (run,), dtype int64.
+    """
+
+    def __init__(self, start: np.ndarray, stop: np.ndarray) -> None:
+        self.start, self.stop = start, stop
+
+    @property
+    def rows(self) -> np.ndarray:
+        """All rows, one after the other, shape (row,), dtype int64."""
+        lengths = self.stop - self.start
+        ends = np.cumsum(lengths)
+        return np.repeat(self.stop - ends, lengths) + np.arange(lengths.sum())
+
+    @cached_property
+    def slices(self) -> list[slice]:
+        """The same rows as slices; runs that follow each other in the array are one."""
+        start, stop = self.start, self.stop
+        joined = start[1:] == stop[:-1]
+        if joined.any():
+            start, stop = start[np.append(True, ~joined)], stop[np.append(~joined, True)]
+        return list(map(slice, start.tolist(), stop.tolist()))
 
 
 class Rows(Protocol):
     """An array that gives rows."""
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """Return a copy of `rows` (indices, in any order, repeats allowed)."""
+    dtype: np.dtype[Any]
+    tail: tuple[int, ...]
+
+    def read(self, runs: Runs, out: np.ndarray) -> None:
+        """Copy rows into `out`, shape (row, ...), converted to its dtype."""
 
 
-def open_rows(store: Path, name: str, metadata: Mapping[str, Any]) -> Rows:
-    """Return the array `name` of a store, mapped if its layout allows it.
+def metadata_of(store: Path, root: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the metadata of each array of a store by name: as consolidated in `root`, or else from the files."""
+    if consolidated := root.get("consolidated_metadata"):
+        return dict(consolidated["metadata"])
+    return {file.parent.name: json.loads(file.read_text()) for file in sorted(store.glob("*/zarr.json"))}
+
+
+def open_rows(
+    store: Path, name: str, metadata: Mapping[str, Any], checksums: Mapping[str, str], *, verify: bool
+) -> Rows:
+    """Return an array of a store, mapped if its layout allows it.
 
     Parameters
     ----------
@@ -33,13 +87,43 @@ def open_rows(store: Path, name: str, metadata: Mapping[str, Any]) -> Rows:
         Of the array in the group.
     metadata
         The array's ``zarr.json``, parsed.
+    checksums
+        CRC-32C of the files of the store by name, hex.
+    verify
+        Compare the chunk files with them. Where an array cannot be mapped, its ``zarr.json`` tells whether
+        daskpipe wrote it: the checksums say nothing about copies that other programs made.
+
+    Raises
+    ------
+    InputError
+        If the array is stored with a codec that is not known.
+    IntegrityError
+        If a chunk file is missing, is too short, or differs from its checksum; it names the file.
     """
-    return MappedRows(store, name, metadata) if is_raw(metadata) else ZarrRows(store, name)
+    for codec in _codecs(metadata):
+        if codec not in CODECS:
+            raise InputError(
+                f"{store / name / 'zarr.json'}: the array {name!r} is stored with the codec {codec!r}, which daskpipe "
+                f"does not read. Known: {', '.join(CODECS)}. Write the dataset again with one of these"
+            )
+    if is_mappable(metadata):
+        files, values = map_array(store / name, metadata)
+        if verify:
+            _verify(store, files, checksums)
+        return ArrayRows(values)
+    if checksums.get(f"{name}/zarr.json") == _crc32c(store / name / "zarr.json"):
+        files = [store / file for file in checksums if file.startswith(f"{name}/c/")]
+        # Zarr reads a missing chunk as fill values.
+        if missing := [file for file in files if not file.exists()]:
+            raise IntegrityError(f"{missing[0]} is missing; copy the dataset again or make it anew")
+        if verify:
+            _verify(store, files, checksums)
+    return ZarrRows(store, name)
 
 
-def is_raw(metadata: Mapping[str, Any]) -> bool:
-    """Whether each chunk file is the bytes of a C-ordered block of whole rows, in this machine's byte order."""
-    return (
+def is_mappable(metadata: Mapping[str, Any]) -> bool:
+    """Whether the chunk files, one after the other, are the bytes of the array, and can be mapped side by side."""
+    if not (
         sys.byteorder == "little"
         and metadata["data_type"] in NUMBERS
         and metadata["codecs"] in ([{"name": "bytes"}], [{"name": "bytes", "configuration": {"endian": "little"}}])
@@ -47,42 +131,78 @@ def is_raw(metadata: Mapping[str, Any]) -> bool:
         and metadata["chunk_grid"]["configuration"]["chunk_shape"][1:] == metadata["shape"][1:]
         and metadata["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "/"}}
         and not metadata.get("storage_transformers")
-    )
+    ):
+        return False
+    chunk_shape = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    whole_pages = math.prod(chunk_shape) * np.dtype(metadata["data_type"]).itemsize % mmap.PAGESIZE == 0
+    return whole_pages or metadata["shape"][0] <= chunk_shape[0]
 
 
-class MappedRows:
-    """Rows of an array whose chunk files are raw."""
+def map_array(folder: Path, metadata: Mapping[str, Any]) -> tuple[list[Path], np.ndarray]:
+    """Map the chunk files of an array, one after the other, into one piece of address space.
 
-    def __init__(self, store: Path, name: str, metadata: Mapping[str, Any]) -> None:
-        self.n_rows, *self.tail = metadata["shape"]
-        self.chunk_rows: int = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-        self.dtype = np.dtype(metadata["data_type"])
-        n_chunks = -(-self.n_rows // self.chunk_rows)
-        suffix = "/0" * len(self.tail)
-        self.chunks = [self._map(store / name / f"c/{chunk}{suffix}") for chunk in range(n_chunks)]
+    Parameters
+    ----------
+    folder
+        Of the array.
+    metadata
+        Its ``zarr.json``, parsed; passes `is_mappable`.
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """Return a copy of `rows`, shape (len(rows), ...)."""
-        if len(self.chunks) == 1:
-            return np.asarray(self.chunks[0][rows])
-        out = np.empty((len(rows), *self.tail), dtype=self.dtype)
-        chunk_index, row = np.divmod(rows, self.chunk_rows)
-        for chunk in np.unique(chunk_index):
-            here = chunk_index == chunk
-            out[here] = self.chunks[chunk][row[here]]
-        return out
+    Returns
+    -------
+    files
+        The chunk files.
+    values
+        The array, read only, shape and dtype as in the metadata.
 
-    def _map(self, file: Path) -> np.ndarray:
-        shape = (self.chunk_rows, *self.tail)
-        expected = int(np.prod(shape)) * self.dtype.itemsize
+    Raises
+    ------
+    IntegrityError
+        If a file is missing or its size is wrong; it names the file.
+    """
+    shape, dtype = metadata["shape"], np.dtype(metadata["data_type"])
+    chunk_shape = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    chunk_bytes = math.prod(chunk_shape) * dtype.itemsize
+    suffix = "/0" * (len(shape) - 1)
+    files = [folder / f"c/{chunk}{suffix}" for chunk in range(-(-shape[0] // chunk_shape[0]))]
+    if not files:
+        return files, np.empty(shape, dtype)
+    # Address space only: each file is then mapped over its part, and all goes when nothing refers to it any more.
+    space = mmap.mmap(-1, len(files) * chunk_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    whole = np.frombuffer(space, dtype=np.uint8)
+    for number, file in enumerate(files):
         size = file.stat().st_size if file.exists() else None
-        if size != expected:
+        if size != chunk_bytes:
             found = "missing" if size is None else f"{size} bytes"
             raise IntegrityError(
-                f"{file} is {found}, expected {expected} bytes; copy the dataset again or make it anew"
+                f"{file} is {found}, expected {chunk_bytes} bytes; copy the dataset again or make it anew"
             )
-        # A plain array over the map: indexing a memmap makes memmaps, which costs time and says nothing.
-        return np.asarray(np.memmap(file, dtype=self.dtype, mode="r", shape=shape))
+        with open(file, "rb") as stream:
+            _map_over(whole.ctypes.data + number * chunk_bytes, chunk_bytes, stream.fileno())
+    return files, whole.view(dtype).reshape(-1, *shape[1:])[: shape[0]]
+
+
+def _map_over(address: int, n_bytes: int, descriptor: int) -> None:
+    """Map a file at an address that is ours; Python's own `mmap` cannot choose the address."""
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    if library.mmap(address, n_bytes, mmap.PROT_READ, mmap.MAP_SHARED | MAP_FIXED, descriptor, 0) != address:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+class ArrayRows:
+    """Rows of an array in the address space: mapped, or held in memory."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.dtype, self.tail = values, values.dtype, values.shape[1:]
+
+    def read(self, runs: Runs, out: np.ndarray) -> None:
+        """Copy rows into `out`, shape (row, ...), converted to its dtype."""
+        if len(out) == len(runs.start):  # one row each: NumPy gathers them faster than slices
+            out[...] = self.values[runs.start]
+        else:
+            np.concatenate([self.values[rows] for rows in runs.slices], out=out, casting="unsafe")
 
 
 class ZarrRows:
@@ -91,10 +211,41 @@ class ZarrRows:
     def __init__(self, store: Path, name: str) -> None:
         import zarr
 
-        with zarr.config.set({"array.read_missing_chunks": False}):
-            array = zarr.open_array(store, path=name, mode="r")
-        self.array = array
+        self.array = zarr.open_array(store, path=name, mode="r")
+        self.dtype = np.dtype(self.array.dtype)
+        self.tail = tuple(self.array.shape[1:])
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """Return a copy of `rows`, shape (len(rows), ...)."""
-        return np.asarray(self.array.get_orthogonal_selection((rows,)))
+    def read(self, runs: Runs, out: np.ndarray) -> None:
+        """Copy rows into `out`, shape (row, ...), converted to its dtype."""
+        if len(out):
+            out[...] = self.array.get_orthogonal_selection((runs.rows,))
+
+
+def _codecs(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """Names of all codecs of an array, those within shards as well."""
+    for codec in metadata["codecs"]:
+        yield codec["name"]
+        inner = codec.get("configuration", {})
+        for key in ("codecs", "index_codecs"):
+            yield from _codecs({"codecs": inner.get(key, [])})
+
+
+def _verify(store: Path, files: list[Path], checksums: Mapping[str, str]) -> None:
+    for file in files:
+        expected, found = checksums.get(file.relative_to(store).as_posix()), _crc32c(file)
+        if found != expected:
+            raise IntegrityError(
+                f"{file} is damaged: its CRC-32C is {found}, expected {expected}; copy the dataset again or make it "
+                "anew (verify=False reads a copy that was changed on purpose)"
+            )
+
+
+def _crc32c(file: Path) -> str:
+    """CRC-32C of a file, 8 hex digits."""
+    import google_crc32c
+
+    value = 0
+    with open(file, "rb") as stream:
+        while block := stream.read(2**22):
+            value = google_crc32c.extend(value, block)
+    return f"{value:08x}"

@@ -11,8 +11,11 @@ import torch
 from torch.utils.data import Dataset
 
 from daskpipe.errors import ConfigError, InputError, unknown
-from daskpipe.load.mapped import Rows, open_rows
-from daskpipe.variables import per_atom, read_root
+from daskpipe.load.batch import Batch, is_per_atom
+from daskpipe.load.mapped import Rows, Runs, metadata_of, open_rows
+from daskpipe.load.neighbours import edges_of
+from daskpipe.load.table import Table, fill_ragged
+from daskpipe.variables import read_root
 
 LABELS = ("energy", "forces")
 """What a dataset must hold to be trained on."""
@@ -25,7 +28,7 @@ Item = dict[str, torch.Tensor]
 
 
 class TorchDataset(Dataset[Item]):
-    """Structures of a dataset as dicts of tensors.
+    """Structures of a dataset as tensors: ``data[i]`` is a dict, and a `DataLoader` gets whole batches.
 
     Parameters
     ----------
@@ -33,110 +36,142 @@ class TorchDataset(Dataset[Item]):
         Of a ``dataset.zarr``.
     split
         ``"train"``, ``"val"`` or ``"test"``; all structures if not given.
+    verify
+        Compare the files that are read later with their checksums now. Copies in DataLoader workers do not do it again.
 
     Raises
     ------
     InputError
-        If `path` is no dataset, or holds no labels.
+        If `path` is no dataset, holds no labels, or is stored with an unknown codec.
     ConfigError
         If the split is unknown.
+    IntegrityError
+        If a chunk file is missing, cut or differs from its checksum; it names the file.
 
     Notes
     -----
-    Values and dtypes are those of the store, `numbers`, `charge` and `spin_multiplicity` as int64: positions (Å) and
+    Values and dtypes are those of the store, integers as int64: positions (Å) and
     forces (eV/Å) float32; cell (Å, rows are vectors), energy (eV) and stress (eV/Å^3, Voigt order xx yy zz yz xz xy,
     NaN without a periodic cell) float64. `collate` can cast them to one dtype. ``index`` is the row of the
     structure in the store: ``daskpipe.to_atoms(ds, index)``.
 
+    With more than one process (DDP) give the `DataLoader` a ``torch.utils.data.DistributedSampler(data)``, or an
+    `AtomBatchSampler`, or use a `TorchStream`.
+
     Examples
     --------
     >>> data = TorchDataset("runs/q/dataset.zarr", split="train")  # doctest: +SKIP
-    >>> loader = torch.utils.data.DataLoader(data, batch_size=32, collate_fn=collate)  # doctest: +SKIP
+    >>> loader = torch.utils.data.DataLoader(data, batch_size=32, shuffle=True, collate_fn=collate)  # doctest: +SKIP
     """
 
-    def __init__(self, path: Path | str, split: str | None = None) -> None:
+    def __init__(self, path: Path | str, split: str | None = None, *, verify: bool = True) -> None:
         self.path = Path(path)
         self.split = split
-        self._open()
+        self._open(verify)
 
-    def _open(self) -> None:
-        metadata = read_root(self.path)["consolidated_metadata"]["metadata"]
+    def _open(self, verify: bool) -> None:
+        root = read_root(self.path)
+        metadata = metadata_of(self.path, root)
+        checksums: dict[str, Any] = root["attributes"].get("checksums", {})
+        self.checksum: str = checksums.get("root", "")
         if missing := [name for name in LABELS if name not in metadata]:
             raise InputError(f"{self.path} holds no {' and no '.join(missing)}; label it first: daskpipe label")
 
         def rows_of(name: str) -> Rows:
-            return open_rows(self.path, name, metadata[name])
+            return open_rows(self.path, name, metadata[name], checksums.get("files", {}), verify=verify)
 
-        everything = np.arange(metadata["n_atoms"]["shape"][0])
+        n_structures: int = metadata["n_atoms"]["shape"][0]
+
+        def column(name: str) -> np.ndarray:
+            out = np.empty(n_structures, np.int64)
+            rows_of(name).read(Runs(np.array([0]), np.array([n_structures])), out)
+            return out
+
+        index = np.arange(n_structures)
         if self.split is not None:
             names = metadata["split"]["attributes"]["flag_meanings"].split() if "split" in metadata else []
             if self.split not in names:
                 raise ConfigError(unknown("split", self.split, names))
-            everything = np.flatnonzero(rows_of("split").take(everything) == names.index(self.split))
-        self.rows = everything
-        self.n_atoms = rows_of("n_atoms").take(self.rows).astype(np.int64)
-        self.atom_start = rows_of("atom_start").take(self.rows)
-        self.fields = {name: rows_of(name) for name in FIELDS if name in metadata}
+            index = np.flatnonzero(column("split") == names.index(self.split))
+        self.table = Table(
+            index=index,
+            rows=index,
+            atom_start=column("atom_start")[index],
+            n_atoms=column("n_atoms")[index],
+            fields={name: rows_of(name) for name in FIELDS if name in metadata},
+        )
+
+    @property
+    def n_atoms(self) -> np.ndarray:
+        """Number of atoms of each structure, shape (structure,), dtype int64."""
+        return self.table.n_atoms
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "split": self.split}  # a spawned worker opens its own maps
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open()
+        self._open(verify=False)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.table)
 
     def __getitem__(self, index: int) -> Item:
         if not -len(self) <= index < len(self):
             raise IndexError(f"structure {index} of {len(self)}: give an index from 0 to {len(self) - 1}")
-        return self.__getitems__([index])[0]
+        return self.__getitems__([index]).structures()[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Read several structures at once; torch's `DataLoader` calls this with the indices of a batch."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        rows, n_atoms = self.rows[chosen], self.n_atoms[chosen]
-        stop = np.cumsum(n_atoms)
-        atom_rows = np.repeat(self.atom_start[chosen] - stop + n_atoms, n_atoms) + np.arange(int(n_atoms.sum()))
-        items: list[Item] = [{} for _ in rows]
-        for name, field in self.fields.items():
-            values = field.take(atom_rows if per_atom(name) else rows)
-            tensor = torch.from_numpy(values.astype(np.int64) if values.dtype.kind in "iu" else values)
-            parts = torch.split(tensor, n_atoms.tolist()) if per_atom(name) else tensor.unbind()
-            for item, part in zip(items, parts, strict=True):
-                item[name] = part
-        for item, n, row in zip(items, n_atoms.tolist(), rows.tolist(), strict=True):
-            item["n_atoms"] = torch.tensor(n)
-            item["index"] = torch.tensor(row)
-        return items
+        return self.table.read(np.asarray(indices, dtype=np.int64))
 
 
-def collate(batch: Sequence[Item], dtype: torch.dtype | None = None) -> Item:
-    """Join structures into one batch with flat atoms.
+def collate(batch: Batch | Sequence[Item], dtype: torch.dtype | None = None, cutoff: float | None = None) -> Batch:
+    """Make the batch that a model gets; the ``collate_fn`` of a `DataLoader` over a `TorchDataset`.
 
     Parameters
     ----------
     batch
-        Items of a `TorchDataset`.
+        What `TorchDataset.__getitems__` gave, or a list of its items.
     dtype
         Cast all floating tensors to it, e.g. with ``functools.partial(collate, dtype=torch.float32)``; a total energy
         in float32 keeps seven digits, so subtract the atoms' energies first. As stored if not given.
+    cutoff
+        In Å. If given, all pairs of atoms that are nearer are added: ``edge_index``, shape (2, edge), int64, sender i
+        and receiver j; ``shifts`` (Å) and ``unit_shifts`` (numbers of cells), shape (edge, 3), of the dtype of the
+        positions. The vector from i to j is ``positions[j] - positions[i] + shift``. Each pair is there both ways, as
+        in MACE.
 
     Returns
     -------
-    dict of torch.Tensor
-        Per-atom tensors concatenated, shape (atom, ...); the others stacked, shape (system, ...); ``batch``, the system
-        of each atom, shape (atom,), and ``ptr``, the first atom of each system and the end, shape (system + 1,); int64.
+    Batch
+        With flat atoms.
+
+    Raises
+    ------
+    ValueError
+        If there is no structure.
     """
-    if not batch:
-        raise ValueError("collate received an empty batch")
-    out: Item = {}
-    for name in batch[0]:
-        rows = [item[name] for item in batch]
-        tensor = torch.cat(rows) if name in FIELDS and per_atom(name) else torch.stack(rows)
-        out[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-    n_atoms = out["n_atoms"]
-    out["batch"] = torch.repeat_interleave(torch.arange(len(batch)), n_atoms)
-    out["ptr"] = torch.cat([n_atoms.new_zeros(1), n_atoms.cumsum(0)])
+    joined = batch if isinstance(batch, Batch) else _join(batch)
+    if dtype is None and cutoff is None:
+        return joined
+    tensors = dict(joined.items())
+    if cutoff is not None:
+        tensors |= edges_of(joined, cutoff, dtype or joined["positions"].dtype)
+    out = Batch.of(tensors, dtype)
+    out.state = joined.state
     return out
+
+
+def _join(items: Sequence[Item]) -> Batch:
+    if not items:
+        raise ValueError("collate received an empty batch")
+    tensors = {}
+    for name in items[0]:
+        rows = [item[name] for item in items]
+        tensors[name] = torch.cat(rows) if is_per_atom(name) else torch.stack(rows)
+    n_atoms = tensors["n_atoms"]
+    tensors |= {"batch": torch.empty(int(n_atoms.sum()), dtype=torch.int64), "ptr": n_atoms.new_empty(len(items) + 1)}
+    batch = Batch.of(tensors)
+    fill_ragged(batch)
+    return batch

@@ -1,155 +1,247 @@
-"""Copy a dataset into a format of other programs."""
+"""Copy a dataset into a format of other programs, in parts that are made side by side and read back."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.errors import ConfigError, InputError, unknown
+from daskpipe.errors import ConfigError, InputError, IntegrityError, unknown
+from daskpipe.store.formats import FORMATS, Format, format_of, records, same
 from daskpipe.store.reader import open_dataset
-from daskpipe.structures import NO_PARENT
-from daskpipe.variables import decode
+from daskpipe.structures import take
 
 if TYPE_CHECKING:
     import xarray as xr
 
-FORMATS = ("extxyz",)
+PART_ATOMS = 2**20
+PART_STRUCTURES = 65_536
+"""Most of a part, which one task holds in memory: about one chunk of each array."""
 
-BLOCK_ATOMS = 2**20
-BLOCK_STRUCTURES = 65_536
-"""What is in memory at once: about one chunk of each array."""
+OURS = re.compile(r"data\.\d{4,}\.\w+|metadata\.npz")
+"""Names of the files of an export that is a folder."""
 
-CODED = ("system_type", "generator", "label_method", "split")
-VOIGT_TO_FULL = (0, 5, 4, 5, 1, 3, 4, 3, 2)
+Make = Callable[[], int]
+RunParts = Callable[[Sequence[Make]], list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What an export made.
+
+    Parameters
+    ----------
+    out
+        The file or folder.
+    n_structures
+        How many structures it holds. Each was read back and compared with the dataset.
+    files
+        Names of the files in `out`, or of `out` itself.
+    reader
+        What they were read back with.
+    fields
+        The variables of the dataset that the format carries: those that were compared, all numbers to the last bit.
+    """
+
+    out: Path
+    n_structures: int
+    files: tuple[str, ...]
+    reader: str
+    fields: tuple[str, ...]
+
+
+def one_after_another(calls: Sequence[Make]) -> list[int]:
+    """Make the parts in this process."""
+    return [call() for call in calls]
 
 
 def export(
-    path: Path | str, to: Literal["extxyz"], out: Path | str, *, split: str | None = None, force: bool = False
-) -> int:
-    """Write the structures of a dataset to a file, in its order.
+    path: Path | str,
+    to: str,
+    out: Path | str,
+    *,
+    split: str | None = None,
+    force: bool = False,
+    run_parts: RunParts = one_after_another,
+) -> Exported:
+    """Write the structures of a dataset to a file or folder, in its order, and read each of them back.
 
-    ``extxyz`` carries each label twice: ``energy``, ``forces``, ``stress``, which `ase.io.read` puts into a calculator,
-    and ``REF_energy``, ``REF_forces``, ``REF_stress``, the keys that ``mace_run_train --train_file`` looks for by
-    default. ASE (since 3.23) moves the plain names out of ``info`` and ``arrays``, where MACE then finds nothing, so
-    one set cannot serve both. ``total_charge`` and ``total_spin`` (2S + 1) are MACE's names as well. Ids start with
-    ``0x``, without which a reader takes some of them for numbers.
+    The rows, and for text the bytes, are the same however many parts there are and wherever they are made.
 
     Parameters
     ----------
     path
         Of a ``dataset.zarr``.
     to
-        The format.
+        The format: ``extxyz``, ``ase-db`` (SQLite), ``mace-hdf5``, ``aselmdb`` (fairchem), ``hdf5`` (flat arrays),
+        ``parquet`` (ColabFit's columns) or ``csv`` (scalars). What each holds, under which keys, is told by the modules
+        of `daskpipe.store.formats`.
     out
-        File to write. It appears when it is complete.
+        What to write: a folder for ``aselmdb``, and for ``mace-hdf5`` unless it ends in ``.h5``; else a file. It
+        appears when it is complete; on failure nothing is left.
     split
         Write the structures of this split only.
     force
-        Replace `out` if it exists.
-
-    Returns
-    -------
-    int
-        How many structures were written.
+        Replace `out` if it exists; a folder only if it holds an export and nothing else.
+    run_parts
+        Calls all it is given and returns what they return, in order. The calls pickle, are independent, and hold one
+        part in memory each; where they run on other machines, `out` is on a disk that these share.
 
     Raises
     ------
     ConfigError
-        If the format or the split is unknown, or `out` exists and `force` is not given.
+        If the format or the split is unknown, the name does not fit the format, or `out` exists and `force` is not
+        given.
     InputError
         If `path` is no dataset, or has no structure of that split.
+    IntegrityError
+        If what was written does not read back as what is stored.
     """
-    if to not in FORMATS:
-        raise ConfigError(unknown("export format", to, list(FORMATS)))
+    made_by = format_of(to)
     out = Path(out)
-    if out.exists() and not force:
-        raise ConfigError(f"{out} exists; give another name, or --force to replace it")
+    made_by.check_name(out)
+    _check_free(out, force)
     ds = open_dataset(path)
     rows = _rows_of(ds, split)
+    parts = _cut(ds["n_atoms"].values[rows], min(PART_STRUCTURES, made_by.MAX_STRUCTURES))
     temporary = out.with_name(f".{out.name}-{uuid.uuid4().hex}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as stream:
-            for frame in _frames(ds, rows):
-                stream.write(frame)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, out)
+        temporary.mkdir(parents=True)
+        names = [temporary / f"part-{number:05d}{made_by.SUFFIX}" for number in range(len(parts))]
+        calls = [partial(make_part, path, rows[cut], to, name) for cut, name in zip(parts, names, strict=True)]
+        n = sum(run_parts(calls))
+        joined = temporary / "joined" / out.name
+        joined.parent.mkdir()
+        made_by.join(names, joined)
+        if not n == len(rows) == made_by.count(joined):
+            raise IntegrityError(f"{to}: {made_by.count(joined)} of {len(rows)} structures were written to {out}")
+        _sync(joined)
+        _publish(joined, out, temporary)
     finally:
-        temporary.unlink(missing_ok=True)
-    return int(rows.sum())
+        shutil.rmtree(temporary, ignore_errors=True)
+    files = tuple(sorted(os.listdir(out))) if out.is_dir() else (out.name,)
+    fields = tuple(name for name in made_by.FIELDS if name in ds)
+    return Exported(out=out, n_structures=n, files=files, reader=made_by.READER, fields=fields)
+
+
+def make_part(path: Path | str, rows: np.ndarray, to: str, part: Path) -> int:
+    """Write some structures of a dataset, read them back and compare them; return how many they are.
+
+    Parameters
+    ----------
+    path
+        Of a ``dataset.zarr``.
+    rows
+        The structures, in the order of the dataset.
+    to
+        The format.
+    part
+        File to write.
+    """
+    made_by = format_of(to)
+    block = _read(path, rows)
+    made_by.write_part(block, part)
+    compare(to, made_by, block, part)
+    return len(rows)
+
+
+def compare(to: str, made_by: Format, block: xr.Dataset, part: Path) -> None:
+    """Check that a part reads back as the structures of `block`.
+
+    Raises
+    ------
+    IntegrityError
+        Naming the format, the structure and the field that differs.
+    """
+    for row, (stored, found) in enumerate(zip_longest(records(block), made_by.read(part))):
+        if stored is None or found is None:
+            raise IntegrityError(
+                f"{to}: {made_by.READER} finds {'more' if stored is None else 'only'} {row} of "
+                f"{block.sizes['structure']} structures in what was written"
+            )
+        for name in made_by.FIELDS:
+            if not same(name, stored.get(name), found.get(name)):
+                raise IntegrityError(
+                    f"{to}: {name} of structure {stored['structure_id']} is {stored.get(name)} in the dataset, and "
+                    f"{made_by.READER} reads {found.get(name)} in what was written; nothing was exported. Check the "
+                    "dataset with daskpipe.store.verify, and export again"
+                )
+
+
+def _read(path: Path | str, rows: np.ndarray) -> xr.Dataset:
+    """Return some structures of a dataset in memory."""
+    ds = open_dataset(path)
+    # Read here: within a task Dask would hand the reading to the cluster.
+    index = ds[["n_atoms", "atom_start"]].load(scheduler="synchronous")
+    return take(ds.assign(index.data_vars), rows).load(scheduler="synchronous")
 
 
 def _rows_of(ds: xr.Dataset, split: str | None) -> np.ndarray:
-    """Which structures to write, shape (structure,), dtype bool."""
+    """Which structures to write, in order."""
     if split is None:
-        rows = np.ones(ds.sizes["structure"], dtype=bool)
+        rows = np.arange(ds.sizes["structure"])
     else:
         names = str(ds["split"].attrs["flag_meanings"]).split() if "split" in ds else []
         if split not in names:
             raise ConfigError(unknown("split", split, names))
-        rows = ds["split"].values == names.index(split)
-    if not rows.any():
+        rows = np.flatnonzero(ds["split"].values == names.index(split))
+    if not rows.size:
         raise InputError(f"the dataset has no structure{f' of split {split!r}' if split else ''}; nothing to export")
     return rows
 
 
-def _frames(ds: xr.Dataset, wanted: np.ndarray) -> Iterator[str]:
-    n_atoms, atom_start = ds["n_atoms"].values, ds["atom_start"].values
-    stop_atom = atom_start + n_atoms
-    first, last = 0, len(n_atoms)
-    while first < last:
-        # As many rows as the limits allow, but at least one.
-        stop = int(np.searchsorted(stop_atom, atom_start[first] + BLOCK_ATOMS, side="right"))
-        stop = max(first + 1, min(stop, first + BLOCK_STRUCTURES))
-        if wanted[first:stop].any():
-            atoms = slice(int(atom_start[first]), int(stop_atom[stop - 1]))
-            block = ds.isel(structure=slice(first, stop), atom=atoms).load()
-            columns = {str(name): array.values for name, array in block.data_vars.items()}
-            columns |= {name: decode(block[name]) for name in CODED if name in block}
-            columns["atom_start"] = columns["atom_start"] - atoms.start
-            for row in np.flatnonzero(wanted[first:stop]):
-                yield _extxyz(columns, int(row))
+def _cut(n_atoms: np.ndarray, max_structures: int) -> list[slice]:
+    """Cut rows into parts: as many as the limits allow, but at least one."""
+    stops = np.cumsum(n_atoms, dtype=np.int64)
+    parts, first = [], 0
+    while first < len(n_atoms):
+        before = stops[first] - n_atoms[first]
+        stop = int(np.searchsorted(stops, before + PART_ATOMS, side="right"))
+        stop = max(first + 1, min(stop, first + max_structures))
+        parts.append(slice(first, stop))
         first = stop
+    return parts
 
 
-def _extxyz(columns: dict[str, np.ndarray], row: int) -> str:
-    """One frame. Numbers are printed so that they read back as the stored ones, bit for bit."""
-    from ase.data import chemical_symbols
-    from ase.io.extxyz import key_val_dict_to_str
+def _check_free(out: Path, force: bool) -> None:
+    if not out.exists():
+        return
+    if not force:
+        raise ConfigError(f"{out} exists; give another name, or --force to replace it")
+    strangers = sorted(name for name in os.listdir(out) if not OURS.fullmatch(name)) if out.is_dir() else []
+    if strangers:
+        raise ConfigError(f"{out} is a folder that holds {strangers[0]!r}, which no export wrote; give another name")
 
-    atoms = slice(start := int(columns["atom_start"][row]), start + int(columns["n_atoms"][row]))
-    table = [columns["positions"][atoms]]
-    properties = "species:S:1:pos:R:3"
-    info: dict[str, Any] = {}
-    if (cell := columns["cell"][row]).any():
-        info["Lattice"] = cell.T  # the writer flattens it column by column
-    if "forces" in columns and not np.isnan(forces := columns["forces"][atoms]).any():
-        table += [forces, forces]
-        properties += ":forces:R:3:REF_forces:R:3"
-    info |= {"Properties": properties, "pbc": columns["pbc"][row]}
-    if "energy" in columns and not np.isnan(energy := columns["energy"][row]):
-        info |= {"energy": float(energy), "REF_energy": float(energy)}
-    if "stress" in columns and not np.isnan(stress := columns["stress"][row]).any():
-        full = stress[list(VOIGT_TO_FULL)]
-        info |= {"stress": full.reshape(3, 3), "REF_stress": full}
-    info["structure_id"] = f"0x{columns['structure_id'][row].tobytes().hex()}"
-    if "parent_id" in columns and (parent := columns["parent_id"][row].tobytes()) != NO_PARENT:
-        info["parent_id"] = f"0x{parent.hex()}"
-    info |= {name: str(columns[name][row]) for name in CODED if name in columns}
-    if "charge" in columns:
-        info |= {"charge": int(columns["charge"][row]), "total_charge": int(columns["charge"][row])}
-    if "spin_multiplicity" in columns:
-        spin = int(columns["spin_multiplicity"][row])
-        info |= {"spin_multiplicity": spin, "total_spin": spin}
-    numbers = columns["numbers"][atoms]
-    values = np.concatenate(table, axis=1)
-    line = "%s" + f" %.{9 if values.dtype == np.float32 else 17}g" * values.shape[1]
-    comment: str = key_val_dict_to_str(info)
-    body = "\n".join(line % (chemical_symbols[z], *xyz) for z, xyz in zip(numbers, values.tolist(), strict=True))
-    return f"{len(numbers)}\n{comment}\n{body}\n"
+
+def _sync(joined: Path) -> None:
+    for file in sorted(joined.iterdir()) if joined.is_dir() else [joined]:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _publish(joined: Path, out: Path, temporary: Path) -> None:
+    """Rename; a folder cannot replace what is there, so that goes aside first and is removed with the rest."""
+    aside = temporary / "replaced"
+    if out.exists() and (out.is_dir() or joined.is_dir()):
+        os.rename(out, aside)
+    try:
+        os.replace(joined, out)
+    except OSError:
+        if aside.exists():
+            os.rename(aside, out)
+        raise
+
+
+__all__ = ["FORMATS", "Exported", "compare", "export", "make_part", "one_after_another"]

@@ -2,20 +2,28 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import h5py
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from ase.db import connect
 from ase.io import read
 from zarr.errors import ChunkNotFoundError
 
 from daskpipe.errors import ConfigError, InputError
 from daskpipe.store import export, open_dataset, pack
+from daskpipe.store.export import Exported
+from daskpipe.store.formats import FORMATS
 from daskpipe.structures import structure_id, take, to_atoms
 from daskpipe.variables import SPLITS, decode
 
 ATTRS = {"dataset_key": "k1"}
 FRACTIONS = {"train": 0.5, "val": 0.3, "test": 0.2}
 N_STRUCTURES = 26
+MODULE = sys.modules[export.__module__]  # the package's attribute of that name is the function
 
 
 @pytest.fixture
@@ -25,7 +33,14 @@ def store(make_dataset, tmp_path):
 
 
 def test_ase_reads_back_what_is_stored(store, tmp_path):
-    assert export(store, "extxyz", tmp_path / "all.extxyz") == N_STRUCTURES
+    made = export(store, "extxyz", tmp_path / "all.extxyz")
+    assert made == Exported(
+        out=tmp_path / "all.extxyz",
+        n_structures=N_STRUCTURES,
+        files=("all.extxyz",),
+        reader="ase.io.iread",
+        fields=made.fields,
+    )
     ds = open_dataset(store).load()
     frames = read(tmp_path / "all.extxyz", index=":")
     assert len(frames) == N_STRUCTURES
@@ -77,20 +92,97 @@ def test_one_split(store, tmp_path):
     names = decode(open_dataset(store)["split"])
     for split in SPLITS:
         out = tmp_path / f"{split}.extxyz"
-        assert export(store, "extxyz", out, split=split) == np.count_nonzero(names == split) > 0
+        assert export(store, "extxyz", out, split=split).n_structures == np.count_nonzero(names == split) > 0
         assert {frame.info["split"] for frame in read(out, index=":")} == {split}
 
 
-def test_block_size_does_not_matter(store, tmp_path, monkeypatch):
-    module = sys.modules[export.__module__]  # the package's attribute of that name is the function
-    whole, by_one, by_atoms = (tmp_path / name for name in ("whole", "by_one", "by_atoms"))
-    export(store, "extxyz", whole, split="train")
-    monkeypatch.setattr(module, "BLOCK_STRUCTURES", 1)
-    export(store, "extxyz", by_one, split="train")
-    monkeypatch.setattr(module, "BLOCK_STRUCTURES", 1000)
-    monkeypatch.setattr(module, "BLOCK_ATOMS", 11)
-    export(store, "extxyz", by_atoms, split="train")
-    assert whole.read_bytes() == by_one.read_bytes() == by_atoms.read_bytes()
+# --- parts ------------------------------------------------------------------------------------------
+
+
+def without_times(out: Path) -> list[list[object]]:
+    """All that ASE databases hold, but when it was written."""
+    files = sorted(out.glob("*.aselmdb")) if out.is_dir() else [out]
+    rows = []
+    for file in files:
+        with connect(file, **({"readonly": True} if out.is_dir() else {})) as database:
+            for row in database.select(sort="" if out.is_dir() else "id"):
+                known = {key: row[key] for key in row if key not in ("ctime", "mtime", "id", "user")}
+                rows.append([(key, np.asarray(known[key]).tolist()) for key in sorted(known)] + [dict(row.data)])
+    return rows
+
+
+def hdf5(out: Path) -> dict[str, object]:
+    """All that HDF5 files hold; a folder of them as if it were one file."""
+    found: dict[str, object] = {}
+    n = 0
+    for path in sorted(out.iterdir()) if out.is_dir() else [out]:
+        with h5py.File(path) as file:
+            groups = file.get("config_batch_0", {})
+            order = {name: f"config_{n + int(name.split('_')[1])}" for name in groups}
+            n += len(order)
+
+            names: list[str] = []
+            file.visit(names.append)
+            for name in names:
+                if isinstance(item := file[name], h5py.Dataset):
+                    place = "/".join(order.get(word, word) for word in name.split("/"))
+                    attrs = {key: np.asarray(value).tolist() for key, value in item.attrs.items()}
+                    found[place] = (str(item.dtype), item.shape, item[()].tobytes() if item.shape else item[()], attrs)
+            found |= {f"@{key}": value for key, value in file.attrs.items()}
+    return found
+
+
+SAME_FOR_ANY_PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "extxyz": ("x.extxyz", Path.read_bytes),
+    "csv": ("x.csv", Path.read_bytes),
+    "ase-db": ("x.db", without_times),
+    "aselmdb": ("x", without_times),
+    "hdf5": ("x.h5", hdf5),
+    "mace-hdf5": ("x.h5", hdf5),
+    "mace-hdf5 folder": ("x", hdf5),
+    "parquet": ("x.parquet", lambda out: pq.read_table(out).to_pylist()),
+}
+
+
+@pytest.mark.parametrize("case", SAME_FOR_ANY_PARTS)
+def test_number_and_order_of_parts_do_not_matter(case, store, tmp_path, monkeypatch):
+    name, contents = SAME_FOR_ANY_PARTS[case]
+    n_parts = []
+
+    def elsewhere(calls: Sequence[Callable[[], int]]) -> list[int]:
+        """Run them as workers would: pickled, in another order."""
+        n_parts.append(len(calls))
+        answers = {row: pickle.loads(pickle.dumps(calls[row]))() for row in reversed(range(len(calls)))}
+        return [answers[row] for row in range(len(calls))]
+
+    made = []
+    for folder, constant, limit in (
+        ("whole", "PART_ATOMS", 2**20),
+        ("ones", "PART_STRUCTURES", 1),
+        ("b", "PART_ATOMS", 11),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(MODULE, constant, limit)
+            (tmp_path / folder).mkdir()
+            to = case.removesuffix(" folder")
+            export(store, to, tmp_path / folder / name, split="train", run_parts=elsewhere)
+        made.append(contents(tmp_path / folder / name))
+    n_train = np.count_nonzero(decode(open_dataset(store)["split"]) == "train")
+    assert n_parts[0] == 1 < n_parts[2] < n_parts[1] == n_train
+    assert len(made[0]) >= n_train
+    assert made[0] == made[1] == made[2]
+
+
+def test_all_formats_are_compared():
+    assert {case.removesuffix(" folder") for case in SAME_FOR_ANY_PARTS} == set(FORMATS)
+
+
+def test_an_atom_limit_below_a_structure_still_ends(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(MODULE, "PART_ATOMS", 1)
+    assert export(store, "csv", tmp_path / "x.csv").n_structures == N_STRUCTURES
+
+
+# --- whole or not at all ----------------------------------------------------------------------------
 
 
 def test_what_was_not_labelled_has_no_labels(make_dataset, tmp_path):
@@ -105,6 +197,12 @@ def test_what_was_not_labelled_has_no_labels(make_dataset, tmp_path):
         labelled = frame.info["structure_id"] != step_one
         assert ("REF_energy" in frame.info, "REF_forces" in frame.arrays) == (labelled, labelled)
         assert ({"energy", "forces"} <= set(getattr(frame.calc, "results", {}))) == labelled
+    for to, name in (("ase-db", "x.db"), ("aselmdb", "x"), ("hdf5", "x.h5"), ("parquet", "x.pq"), ("csv", "x.csv")):
+        assert export(tmp_path / "dataset.zarr", to, tmp_path / name).n_structures == 4
+    export(tmp_path / "dataset.zarr", "mace-hdf5", tmp_path / "mace.h5")
+    with h5py.File(tmp_path / "mace.h5") as file:
+        weights = [item["property_weights/energy"][()] for item in file["config_batch_0"].values()]
+    assert sorted(weights) == [0, 1, 1, 1]
 
 
 def test_a_file_is_replaced_only_by_force(store, tmp_path):
@@ -113,19 +211,43 @@ def test_a_file_is_replaced_only_by_force(store, tmp_path):
     with pytest.raises(ConfigError, match=r"all.extxyz exists; give another name, or --force to replace it"):
         export(store, "extxyz", out)
     assert out.read_text() == "mine"
-    assert export(store, "extxyz", out, force=True) == N_STRUCTURES
+    assert export(store, "extxyz", out, force=True).n_structures == N_STRUCTURES
     assert len(read(out, index=":")) == N_STRUCTURES
 
 
-def test_a_failure_leaves_no_file(store, tmp_path):
-    (store / "forces/c/0/0").unlink()
-    with pytest.raises(ChunkNotFoundError, match="c/0/0"):
-        export(store, "extxyz", tmp_path / "all.extxyz")
-    assert os.listdir(tmp_path) == ["dataset.zarr"]
+def test_a_folder_is_replaced_only_if_it_is_an_export(store, tmp_path):
+    out = tmp_path / "set"
+    export(store, "aselmdb", out)
+    with pytest.raises(ConfigError, match="set exists; give another name, or --force"):
+        export(store, "aselmdb", out)
+    made = export(store, "mace-hdf5", out, force=True, split="val")
+    assert made.files == tuple(os.listdir(out)) == ("data.0000.h5",)
+    (out / "thesis.tex").write_text("mine")
+    for to in ("aselmdb", "extxyz"):
+        with pytest.raises(ConfigError, match=r"set is a folder that holds 'thesis.tex', which no export wrote"):
+            export(store, to, out, force=True)
+    assert sorted(os.listdir(out)) == ["data.0000.h5", "thesis.tex"]
+    (out / "thesis.tex").unlink()
+    assert export(store, "extxyz", out, force=True).n_structures == N_STRUCTURES
+    assert export(store, "aselmdb", out, force=True).n_structures == N_STRUCTURES
+    assert sorted(os.listdir(tmp_path)) == ["dataset.zarr", "set"]
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_failure_leaves_what_was_there(to, store, tmp_path):
+    (store / "numbers/c/0").unlink()
+    out = tmp_path / "x.db"
+    out.write_text("mine")
+    with pytest.raises(ChunkNotFoundError, match="c/0"):
+        export(store, to, out, force=True)
+    assert sorted(os.listdir(tmp_path)) == ["dataset.zarr", "x.db"]
+    assert out.read_text() == "mine"
 
 
 def test_wrong_arguments(store, make_dataset, tmp_path):
-    with pytest.raises(ConfigError, match=r"unknown export format 'exyz'. Did you mean 'extxyz'\? Known: extxyz"):
+    with pytest.raises(
+        ConfigError, match=r"unknown export format 'exyz'. Did you mean 'extxyz'\? Known: extxyz, ase-db"
+    ):
         export(store, "exyz", tmp_path / "x")
     with pytest.raises(ConfigError, match=r"unknown split 'valid'. Did you mean 'val'\? Known: train, val, test"):
         export(store, "extxyz", tmp_path / "x", split="valid")
