@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,6 +57,49 @@ def verify(dataset: DatasetPath, as_json: AsJson = False) -> None:
     print_answer({"dataset": str(path), "problems": problems}, as_json, _verified)
     if problems:
         raise typer.Exit(EXIT_INTERNAL)
+
+
+@app.command()
+def quality(
+    dataset: DatasetPath,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[quality.KEY=VALUE]...", help="e.g. quality.forces=15")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a dataset against thresholds: GO (exit 0) or NO-GO (exit 1), and why."""
+    from daskpipe import config
+    from daskpipe.standalone import dataset_of
+    from daskpipe.store.quality import judge, lines
+
+    path = dataset_of(dataset)
+    verdict = judge(path, config.load_quality(path.parent, overrides or []))
+    print_answer(
+        verdict.as_json(),
+        as_json,
+        lambda _, console: [
+            console.print(line, markup=False, highlight=False, soft_wrap=True) for line in lines(verdict)
+        ],
+    )
+    if not verdict.go:
+        raise typer.Exit(EXIT_INTERNAL)
+
+
+@app.command()
+def report(
+    target: Annotated[Path, typer.Argument(metavar="RUN|DATASET", help="A run directory, or a dataset.zarr")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Page to write [default: RUN/report.html]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a run or a dataset on one HTML page that needs no network."""
+    from daskpipe.report import write
+
+    written = write(target, out)
+    print_answer(
+        {"report": str(written)},
+        as_json,
+        lambda answer, console: console.print(answer["report"], markup=False, highlight=False, soft_wrap=True),
+    )
 
 
 def _verified(answer: dict[str, Any], console: Console) -> None:

@@ -23,6 +23,7 @@ from daskpipe.generate.checks import Limits
 from daskpipe.generate.sources import Source
 from daskpipe.label.settings import LabelChecks
 from daskpipe.select.settings import Select
+from daskpipe.store.settings import Quality
 from daskpipe.store.splits import Split
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -119,6 +120,7 @@ class Config(_Model):
     select: Select
     label: Label
     store: Split = Field(default_factory=Split)
+    quality: Quality = Field(default_factory=Quality)
     cluster: Cluster = Field(default_factory=Cluster)
 
     def deciding(self) -> dict[str, Any]:
@@ -128,6 +130,7 @@ class Config(_Model):
             exclude={
                 "cluster": True,
                 "name": True,
+                "quality": True,
                 "explore": {"device", "checkpoint"},
                 "describe": {"device"},
                 "label": {"device"},
@@ -175,6 +178,31 @@ def load(target: str, overrides: Sequence[str] = ()) -> Config:
 def load_cluster(overrides: Sequence[str]) -> Cluster:
     """Compose and validate the ``cluster`` section alone, from overrides such as ``cluster=slurm``."""
     return load("emt_alloy", overrides).cluster
+
+
+def load_quality(run_dir: Path, overrides: Sequence[str]) -> Quality:
+    """Return the thresholds of a run's config, or the defaults where there is none, changed by ``quality.KEY=VALUE``.
+
+    Raises
+    ------
+    ConfigError
+        If an override is no threshold.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    file = run_dir / "config.yaml"
+    before = from_yaml(file).quality if file.is_file() else Quality()
+    if strangers := [word for word in overrides if not re.match(r"quality\.\w.*=", word)]:
+        raise ConfigError(f"{strangers[0]!r} is no threshold; type e.g. quality.forces=15 or quality.diversity=null")
+    try:
+        changed = OmegaConf.merge({"quality": before.model_dump()}, OmegaConf.from_dotlist(list(overrides)))
+        content: Any = OmegaConf.to_container(changed, resolve=True)
+        return Quality(**content["quality"])
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{' '.join(overrides)}: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(explain(error, Quality, "quality")) from error
 
 
 def compose(target: str, overrides: Sequence[str] = ()) -> dict[str, Any]:

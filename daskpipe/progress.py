@@ -14,12 +14,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from daskpipe import events
+from daskpipe.store import quality
 from daskpipe.variables import SPLITS
 from daskpipe.work import Tree
 
 if TYPE_CHECKING:
     from daskpipe.runs import Result
     from daskpipe.standalone import Done
+    from daskpipe.store.quality import Verdict
 
 TITLES = {
     "generate": "generate",
@@ -164,9 +166,26 @@ def summary(result: Result, console: Console) -> None:
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"\n[bold]Dataset[/] {escape(shown(result.dataset))} after {result.seconds:.0f} s", highlight=False)
+    verdict_summary(result.verdict, console)
     console.print("\nNext", style="bold")
     for command in next_commands(result):
         console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
+
+
+def verdict_summary(verdict: Verdict, console: Console) -> None:
+    """Print what the quality gate says: the checks that fail alone, and the verdict."""
+    _, *rows, last = quality.lines(verdict)
+    failed = {check.name for check in verdict.checks if check.verdict == "fail"}
+    shown_rows, wanted = [], False
+    for row in rows:
+        if row[:4].strip():
+            wanted = row.split()[1] in failed
+        if wanted:
+            shown_rows.append(row)
+    for row in shown_rows:
+        console.print(escape(row), highlight=False, soft_wrap=True)
+    color = "green" if verdict.go else "red"
+    console.print(f"[bold]Quality[/] [{color}]{escape(last)}[/]", highlight=False, soft_wrap=True)
 
 
 def _folded(stages: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -181,7 +200,8 @@ def next_commands(result: Result) -> list[str]:
     run_dir, dataset = shown(result.run_dir), shown(result.dataset)
     program = f"import daskpipe; print(daskpipe.open_dataset({dataset!r}))"
     return [
-        f"daskpipe status {quote(run_dir)}",
+        f"daskpipe report {quote(run_dir)}",
+        f"daskpipe quality {quote(run_dir)}",
         f"daskpipe export {quote(dataset)} --to extxyz {quote(f'{run_dir}/dataset.extxyz')}",
         f"python -c {quote(program)}" if "'" in dataset else f'python -c "{program}"',
     ]
@@ -195,6 +215,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "stages": result.stages,
         "quarantined": result.quarantined,
         "seconds": round(result.seconds, 2),
+        "quality": result.verdict.as_json(),
         "exit_code": result.exit_code,
     }
 

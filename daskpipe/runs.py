@@ -18,6 +18,7 @@ from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskEr
 from daskpipe.events import Emit, fan_out
 from daskpipe.generate.stage import requests
 from daskpipe.pipeline import content_of, corridor
+from daskpipe.store.quality import Verdict, judge
 from daskpipe.work import Ledger, Tree, write_atomically
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Result:
         Rejected structures by reason.
     seconds
         Wall time of this driver.
+    verdict
+        What the quality gate says of the dataset; ``quality.json`` in the run directory.
     """
 
     run_dir: Path
@@ -45,6 +48,7 @@ class Result:
     stages: dict[str, dict[str, Any]]
     quarantined: dict[str, int]
     seconds: float
+    verdict: Verdict
 
     @property
     def exit_code(self) -> int:
@@ -211,4 +215,7 @@ def _drive_all(
         else:
             with connect(config.cluster, tree.root / "workers.log") as own_client:
                 stages = corridor(tree, config, identities, own_client, emit)
-    return Result(tree.root, tree.dataset, stages, reasons(tree.quarantined()), time.perf_counter() - started)
+        verdict = judge(tree.dataset, config.quality)
+        write_atomically(tree.root / "quality.json", json.dumps(verdict.as_json(), indent=1))
+    seconds = time.perf_counter() - started
+    return Result(tree.root, tree.dataset, stages, reasons(tree.quarantined()), seconds, verdict)
