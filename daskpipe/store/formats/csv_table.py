@@ -1,0 +1,73 @@
+"""A table of scalars: one row a structure, one column a variable, no arrays.
+
+Ids are ``0x`` and hex digits, coded variables are words, and what a structure lacks is empty. Floats are printed so
+that they read back as stored; pandas before 3.1 wants ``float_precision="round_trip"`` for that.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daskpipe.store.formats import SCALARS, Record, records
+from daskpipe.variables import VARIABLES
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+SUFFIX = ".csv"
+READER = "pandas.read_csv"
+FIELDS = SCALARS
+MAX_STRUCTURES = 65_536
+
+
+def check_name(out: Path) -> None:
+    """Any name will do."""
+
+
+def write_part(block: xr.Dataset, path: Path) -> None:
+    """Write a header and a row a structure."""
+    names = [name for name in SCALARS if name in block]
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(["n_atoms", *names])
+        for record in records(block):
+            table.writerow([len(record["numbers"]), *(_text(name, record.get(name)) for name in names)])
+
+
+def _text(name: str, value: Any) -> Any:
+    """Shortest text that reads back as the same number of its precision."""
+    return f"{value:.9g}" if isinstance(value, float) and VARIABLES[name].dtype.itemsize == 4 else value
+
+
+def read(path: Path) -> Iterator[Record]:
+    """Yield the rows that pandas reads."""
+    import pandas as pd
+
+    words: dict[Any, Any] = {
+        name: str for name in SCALARS if VARIABLES[name].coded or VARIABLES[name].dtype.kind == "V"
+    }
+    table = pd.read_csv(path, dtype=words, na_values=[""], keep_default_na=False)
+    known = table.notna().to_numpy()
+    for row, values in enumerate(zip(*(table[name].tolist() for name in table), strict=True)):
+        yield {str(name): value for name, value, given in zip(table, values, known[row], strict=True) if given}
+
+
+def join(parts: Sequence[Path], out: Path) -> None:
+    """Copy the bytes of all parts, the header once."""
+    with open(out, "wb") as stream:
+        for part in parts:
+            with open(part, "rb") as source:
+                header = source.readline()
+                if part == parts[0]:
+                    stream.write(header)
+                shutil.copyfileobj(source, stream, 2**20)
+
+
+def count(out: Path) -> int:
+    """Count lines; no word holds a line break."""
+    with open(out, "rb") as lines:
+        return sum(1 for _ in lines) - 1

@@ -1,0 +1,117 @@
+"""Extended XYZ: text that ASE, MACE and most programs of the field read.
+
+Each label stands there twice: ``energy``, ``forces``, ``stress``, which `ase.io.read` puts into a calculator, and
+``REF_energy``, ``REF_forces``, ``REF_stress``, the keys that ``mace_run_train --train_file`` looks for by default. ASE
+(since 3.23) moves the plain names out of ``info`` and ``arrays``, where MACE then finds nothing, so one set cannot
+serve both. ``total_charge`` and ``total_spin`` (2S + 1) are MACE's names as well.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskpipe.store.formats import ATOM_FACTS, FACTS, GEOMETRY, LABELS, Record, full_stress, records
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+SUFFIX = ".extxyz"
+READER = "ase.io.iread"
+FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, *FACTS)
+MAX_STRUCTURES = 65_536
+
+
+def check_name(out: Path) -> None:
+    """Any name will do."""
+
+
+def write_part(block: xr.Dataset, path: Path) -> None:
+    """Write frames of text."""
+    with open(path, "w", encoding="utf-8") as stream:
+        for record in records(block):
+            stream.write(frame(record))
+
+
+def frame(record: Record) -> str:
+    """One frame. Numbers are printed so that they read back as the stored ones, bit for bit."""
+    from ase.data import chemical_symbols
+    from ase.io.extxyz import key_val_dict_to_str
+
+    table, properties = [record["positions"]], "species:S:1:pos:R:3"
+    info: dict[str, Any] = {}
+    if record["cell"].any():
+        info["Lattice"] = record["cell"].T  # the writer flattens it column by column
+    if "forces" in record:
+        table += [record["forces"], record["forces"]]
+        properties += ":forces:R:3:REF_forces:R:3"
+    for name in ATOM_FACTS:
+        if name in record:
+            table.append(record[name][:, None])
+            properties += f":{name}:R:1"
+    info |= {"Properties": properties, "pbc": record["pbc"]}
+    if "energy" in record:
+        info |= {"energy": record["energy"], "REF_energy": record["energy"]}
+    if "stress" in record:
+        full = full_stress(record["stress"])
+        info |= {"stress": full, "REF_stress": full.reshape(9)}
+    for name in ("structure_id", "parent_id", "system_type", "generator", "label_method", "split"):
+        if name in record:
+            info[name] = _word(record[name])
+    if "charge" in record:
+        info |= {"charge": record["charge"], "total_charge": record["charge"]}
+    if "spin_multiplicity" in record:
+        info |= {"spin_multiplicity": record["spin_multiplicity"], "total_spin": record["spin_multiplicity"]}
+    values = np.concatenate(table, axis=1)
+    line = "%s" + f" %.{9 if values.dtype == np.float32 else 17}g" * values.shape[1]
+    comment: str = key_val_dict_to_str(info)
+    rows = zip(record["numbers"].tolist(), values.tolist(), strict=True)
+    body = "\n".join(line % (chemical_symbols[number], *row) for number, row in rows)
+    return f"{len(values)}\n{comment}\n{body}\n"
+
+
+@cache
+def _word(word: str) -> str:
+    """Text that ASE reads as this word, and not as a number or a truth."""
+    from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
+
+    as_read = key_val_str_to_dict(key_val_dict_to_str({"word": word}))["word"]
+    return word if isinstance(as_read, str) else f"_JSON {json.dumps(word)}"
+
+
+def read(path: Path) -> Iterator[Record]:
+    """Yield what ASE reads."""
+    from ase.io import iread
+
+    for atoms in iread(path, format="extxyz"):
+        found: dict[str, Any] = {"numbers": atoms.numbers, "positions": atoms.positions}
+        found |= {"cell": atoms.cell.array, "pbc": atoms.pbc}
+        found |= atoms.calc.results if atoms.calc is not None else {}
+        found |= {name: atoms.info[name] for name in FACTS if name in atoms.info}
+        found |= {name: atoms.arrays[name] for name in ATOM_FACTS if name in atoms.arrays}
+        yield found
+
+
+def join(parts: Sequence[Path], out: Path) -> None:
+    """Copy the bytes of all parts."""
+    with open(out, "wb") as stream:
+        for part in parts:
+            with open(part, "rb") as source:
+                shutil.copyfileobj(source, stream, 2**20)
+
+
+def count(out: Path) -> int:
+    """Walk from header to header."""
+    n = 0
+    with open(out, "rb") as lines:
+        for header in lines:
+            for _ in range(int(header) + 1):
+                next(lines)
+            n += 1
+    return n

@@ -1,0 +1,151 @@
+"""MACE's HDF5: one file, or a folder of files, for ``mace_run_train --train_file``.
+
+A file has one group ``config_batch_0`` with ``config_0``, ``config_1`` ...: MACE takes all groups for as large as the
+first one, and with a single group it cannot miscount. Numbers are float64, as MACE's own ``mace_prepare_data`` writes
+them; a property that a structure lacks has the weight 0. The head is that of the reader: ``Default``, or its last one.
+MACE knows neither the elements nor the energies of single atoms from such a file: give ``--atomic_numbers`` and
+``--E0s``, and ``--valid_file`` in the same format. Source: mace-torch 0.3.16, ``mace/data/hdf5_dataset.py`` and
+``mace/data/utils.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskpipe.store.formats import GEOMETRY, LABELS, Record, full_stress, records
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+SUFFIX = ".h5"
+READER = "mace.data.HDF5Dataset"
+FIELDS = (*GEOMETRY, *LABELS, "charge", "spin_multiplicity")
+MAX_STRUCTURES = 8_192
+"""Some 30 objects of HDF5 are made for each."""
+
+SINGLE = (".h5", ".hdf5")
+"""What a single file is told by, here as in MACE."""
+
+GROUP = "config_batch_0"
+OTHERS = ("virials", "dipole", "charges", "polarizability")
+"""Properties that MACE could train on and daskpipe does not have."""
+
+FULL_TO_VOIGT = (0, 4, 8, 5, 2, 1)
+"""Place in a 3 x 3 stress of ``xx yy zz yz xz xy``."""
+
+UNPICKLE_ANYTHING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+def check_name(out: Path) -> None:
+    """Any name will do: without ``.h5`` it is a folder."""
+
+
+def write_part(block: xr.Dataset, path: Path) -> None:
+    """Write one file as MACE does."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file.attrs["drop_last"] = False
+        group = file.create_group(GROUP)
+        for row, record in enumerate(records(block)):
+            _write(group.create_group(f"config_{row}"), record)
+
+
+def _write(group: Any, record: Record) -> None:
+    group["atomic_numbers"] = record["numbers"].astype(np.int64)
+    group["positions"] = record["positions"].astype(float)
+    group["cell"] = record["cell"]
+    group["pbc"] = record["pbc"]
+    group["weight"] = 1.0
+    group["config_type"] = "Default"
+    properties = group.create_group("properties")
+    properties["head"] = "Default"
+    if "energy" in record:
+        properties["energy"] = record["energy"]
+    if "forces" in record:
+        properties["forces"] = record["forces"].astype(float)
+    if "stress" in record:
+        properties["stress"] = full_stress(record["stress"])
+    properties["total_charge"] = record["charge"]
+    properties["total_spin"] = record["spin_multiplicity"]
+    weights = group.create_group("property_weights")
+    for name in (*LABELS, *OTHERS):
+        weights[name] = float(name in record)
+
+
+def read(path: Path) -> Iterator[Record]:
+    """Yield what MACE's own dataset gives before it looks for neighbours."""
+    dataset = _dataset_class()(str(path), r_max=0.0, z_table=None, atomic_dataclass=_AsRead)
+    try:
+        for index in range(len(dataset)):
+            config = dataset[index]
+            properties, weights = config.properties, config.property_weights
+            found = {"numbers": config.atomic_numbers, "positions": config.positions, "cell": config.cell}
+            found |= {"pbc": config.pbc, "charge": properties["total_charge"]}
+            found["spin_multiplicity"] = properties["total_spin"]
+            found |= {name: properties[name] for name in LABELS if weights[name]}
+            if "stress" in found:
+                found["stress"] = found["stress"].reshape(9)[list(FULL_TO_VOIGT)]
+            yield found
+    finally:
+        dataset.file.close()
+
+
+class _AsRead:
+    """Stands for MACE's graph of a structure, which would be made in single precision."""
+
+    @staticmethod
+    def from_config(config: Any, **_: Any) -> Any:
+        return config
+
+
+def _dataset_class() -> Any:
+    """Import MACE's reader, and leave torch's safe loading as it was: MACE turns it off for the whole process."""
+    before = os.environ.get(UNPICKLE_ANYTHING)
+    os.environ[UNPICKLE_ANYTHING] = "1"  # after an import that broke off, MACE's own line is not run again
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript, which MACE and e3nn use
+            from mace.data.hdf5_dataset import HDF5Dataset
+    finally:
+        if before is None:
+            del os.environ[UNPICKLE_ANYTHING]
+        else:
+            os.environ[UNPICKLE_ANYTHING] = before
+    return HDF5Dataset
+
+
+def join(parts: Sequence[Path], out: Path) -> None:
+    """Move the parts into a folder, or copy their structures into one group of one file."""
+    import h5py
+
+    if out.suffix not in SINGLE:
+        out.mkdir()
+        for number, part in enumerate(parts):
+            os.rename(part, out / f"data.{number:04d}{SUFFIX}")
+        return
+    os.rename(parts[0], out)
+    with h5py.File(out, "a") as file:
+        group = file[GROUP]
+        for part in parts[1:]:
+            with h5py.File(part) as source:
+                before = len(group)
+                for row in range(len(source[GROUP])):
+                    source.copy(f"{GROUP}/config_{row}", group, f"config_{before + row}")
+
+
+def count(out: Path) -> int:
+    """Count as MACE does."""
+    import h5py
+
+    n = 0
+    for path in sorted(out.iterdir()) if out.is_dir() else [out]:
+        with h5py.File(path) as file:
+            n += len(file) * len(file[GROUP])
+    return n
