@@ -12,12 +12,14 @@ from daskpipe.cli_options import (
     ClusterName,
     DatasetPath,
     Force,
+    Frames,
     NewDataset,
     bars_on_screen,
     close_standalone,
     cluster_overrides,
     paths_and_overrides,
     print_answer,
+    print_lines,
 )
 from daskpipe.errors import EXIT_INTERNAL
 
@@ -46,6 +48,36 @@ def merge(
     close_standalone(done, as_json)
 
 
+@app.command("import")
+def import_(
+    frames: Frames,
+    out: NewDataset,
+    method: Annotated[str, typer.Option(help="One word for how the labels were made, e.g. PBE-D3")],
+    energy: Annotated[str | None, typer.Option(help="Key of the energy, eV [default: energy, REF_energy]")] = None,
+    forces: Annotated[str | None, typer.Option(help="Key of the forces, eV/Å [default: forces, REF_forces]")] = None,
+    stress: Annotated[str | None, typer.Option(help="Key of the stress, eV/Å^3 [default: stress, REF_stress]")] = None,
+    cluster: ClusterName = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a dataset of labelled frames: extxyz, ASE .db, .aselmdb; described, and split without leakage."""
+    from daskpipe import standalone
+    from daskpipe.generate.labelled import LabelKeys
+
+    paths, overrides = paths_and_overrides(frames)
+    with bars_on_screen(as_json) as bars:
+        done = standalone.import_labelled(
+            paths,
+            out,
+            [*overrides, *cluster_overrides(cluster)],
+            method=method,
+            keys=LabelKeys(energy=energy, forces=forces, stress=stress),
+            force=force,
+            subscribers=[bars],
+        )
+    close_standalone(done, as_json)
+
+
 @app.command()
 def verify(dataset: DatasetPath, as_json: AsJson = False) -> None:
     """Compare every byte of a dataset with its checksums; exit 1 if one differs."""
@@ -57,6 +89,31 @@ def verify(dataset: DatasetPath, as_json: AsJson = False) -> None:
     print_answer({"dataset": str(path), "problems": problems}, as_json, _verified)
     if problems:
         raise typer.Exit(EXIT_INTERNAL)
+
+
+@app.command()
+def export(
+    dataset: DatasetPath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write")],
+    to: Annotated[
+        str,
+        typer.Option("--to", help="extxyz, ase-db, mace-hdf5, aselmdb, hdf5, parquet, csv, or cold (Zarr, compressed)"),
+    ] = "extxyz",
+    split: Annotated[str | None, typer.Option(help="Only train, val or test")] = None,
+    cluster: ClusterName = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a dataset in another format, and read all of it back."""
+    from daskpipe import standalone
+
+    done = standalone.export(dataset, to, out, split=split, force=force, overrides=cluster_overrides(cluster))
+    print_answer(done, as_json, _exported)
+
+
+def _exported(answer: dict[str, Any], console: Console) -> None:
+    line = f"{answer['structures']:,} structures in {answer['out']}, read back with {answer['reader']}"
+    print_lines([line], console)
 
 
 @app.command()
@@ -74,13 +131,7 @@ def quality(
 
     path = dataset_of(dataset)
     verdict = judge(path, config.load_quality(path.parent, overrides or []))
-    print_answer(
-        verdict.as_json(),
-        as_json,
-        lambda _, console: [
-            console.print(line, markup=False, highlight=False, soft_wrap=True) for line in lines(verdict)
-        ],
-    )
+    print_answer(verdict.as_json(), as_json, lambda _, console: print_lines(lines(verdict), console))
     if not verdict.go:
         raise typer.Exit(EXIT_INTERNAL)
 
@@ -95,11 +146,7 @@ def report(
     from daskpipe.report import write
 
     written = write(target, out)
-    print_answer(
-        {"report": str(written)},
-        as_json,
-        lambda answer, console: console.print(answer["report"], markup=False, highlight=False, soft_wrap=True),
-    )
+    print_answer({"report": str(written)}, as_json, lambda answer, console: print_lines([answer["report"]], console))
 
 
 def _verified(answer: dict[str, Any], console: Console) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -89,3 +89,9 @@ def print_answer(content: dict[str, Any], as_json: bool, table: Table) -> None:
         typer.echo(json.dumps(content, indent=1))
     else:
         table(content, Console())
+
+
+def print_lines(lines: Iterable[str], console: Console) -> None:
+    """Print lines as they are: no markup, not broken."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -33,6 +33,7 @@ from daskpipe.events import Emit, RunFinished, RunStarted, StageFinished, StageS
 from daskpipe.explore.settings import Exploration
 from daskpipe.explore.walkers import Condition
 from daskpipe.generate.files import KNOWN_NAMES, checksum, reader_of
+from daskpipe.generate.labelled import LabelKeys, LabelledStretch, read_labelled
 from daskpipe.generate.stretches import stretches
 from daskpipe.placement import DaskPool, gpu_stages, offers, retire
 from daskpipe.store import reader
@@ -553,6 +554,21 @@ def rows_of(paths: Sequence[Path], seed: int) -> Frames:
             key = key_of("rows", storing.VERSION, {"index": len(plan)}, [digest, start, stop], seed)
             unit = Unit(stage="explore", index=len(plan), key=key, n_inputs=stop - start)
             plan.append((unit, partial(dask.delayed(storing.read), path, start, stop)))
+    return plan
+
+
+def labels_of(stretches: Sequence[LabelledStretch], keys: LabelKeys, method: str, seed: int) -> Frames:
+    """Plan to read labelled frames of stretches of files."""
+    plan = []
+    for index, stretch in enumerate(stretches):
+        params = {**asdict(stretch), "keys": keys.model_dump(), "method": method}
+        unit = Unit(
+            stage="explore",
+            index=index,
+            key=key_of("import", generating.VERSION, params, [], seed),
+            n_inputs=stretch.n_frames,
+        )
+        plan.append((unit, partial(dask.delayed(read_labelled), stretch, keys, method)))
     return plan
 
 

@@ -26,11 +26,14 @@ from daskpipe.cluster import connect
 from daskpipe.config import Config
 from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, reasons
 from daskpipe.events import Emit, RunStarted, fan_out
-from daskpipe.generate.files import find
-from daskpipe.generate.stretches import Stretch, copy_frames, stretches
-from daskpipe.pipeline import Frames, content_of, frames_of, gather, read_and_describe, rows_of, versions
+from daskpipe.generate.files import checksum, find
+from daskpipe.generate.labelled import DATABASES, LabelKeys, labelled_stretches
+from daskpipe.generate.stretches import TEXTS, Stretch, copy_frames, stretches
+from daskpipe.pipeline import Frames, content_of, frames_of, gather, labels_of, read_and_describe, rows_of, versions
 from daskpipe.placement import offers
 from daskpipe.select.stage import atom_table, feature_table
+from daskpipe.store import export as export_dataset
+from daskpipe.store.cold import write_cold
 from daskpipe.variables import read_root
 from daskpipe.work import Ledger, Receipt, Tree
 
@@ -44,6 +47,9 @@ SIZE = 512
 PICKING = ("describe", "select", "cluster", "seed")
 MAKING = ("store", "describe", "cluster", "seed")
 """What of the config counts where frames are described and picked, and where a dataset is made."""
+
+LABELLED = (*TEXTS, *DATABASES)
+"""Files whose frames can have labels."""
 
 Made = tuple[list[Receipt], int, dict[str, Any]]
 """Units of frames, how much was written, and what to report."""
@@ -222,6 +228,52 @@ def merge(
     return _gathered("merge", config, rows_of(paths, config.seed), sources, out, client, subscribers)
 
 
+def import_labelled(
+    paths: Sequence[str],
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    method: str,
+    keys: LabelKeys = LabelKeys(),  # noqa: B008
+    force: bool = False,
+    client: Client | None = None,
+    subscribers: Iterable[Emit] = (),
+) -> Done:
+    """Make a dataset of labelled frames that others have computed.
+
+    Frames are described, near-duplicates and trajectories found, and the splits made as in a run. Doubled frames are
+    kept once; frames that cannot be used are counted by reason, and named in the dataset's attribute ``rejected``.
+
+    Parameters
+    ----------
+    paths
+        ``.extxyz``, ``.xyz``, ASE's ``.db`` and fairchem's ``.aselmdb`` files, folders and globs of them.
+    out
+        ``*.zarr``.
+    overrides
+        As in `merge`.
+    method
+        One word for how the labels were made, e.g. ``PBE-D3``: it becomes ``label_method``.
+    keys
+        Where the labels stand.
+    force, client, subscribers
+        As in `select`.
+
+    Raises
+    ------
+    ConfigError, InputError
+        As `select`.
+    """
+    out = _target(out, (".zarr",), force)
+    config = _config(overrides, MAKING)
+    files = find(list(paths), Path.cwd())
+    if strangers := [file for file in files if file.suffix.lower() not in LABELLED]:
+        raise ConfigError(f"{strangers[0]} holds no labels that can be read; give {', '.join(LABELLED)}")
+    sources = [{"name": file.name, "checksum": checksum(file), "label_method": method} for file in files]
+    pieces = [piece for file in files for piece in labelled_stretches(file, SIZE)]
+    return _gathered("import", config, labels_of(pieces, keys, method, config.seed), sources, out, client, subscribers)
+
+
 def dataset_of(path: str | Path) -> Path:
     """Return the path of a dataset that is given by itself or by its run."""
     inside = Path(path) / "dataset.zarr"
@@ -255,6 +307,64 @@ def _gathered(
         return frames, dataset.n_out, report
 
     return _run(name, config, out, client, subscribers, work)
+
+
+def export(
+    dataset: str | Path,
+    to: str,
+    out: str | Path,
+    *,
+    split: str | None = None,
+    force: bool = False,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write a dataset in another format, its parts side by side on a cluster if there are several.
+
+    Parameters
+    ----------
+    dataset
+        Path of a dataset, or of a run.
+    to
+        A format of `daskpipe.store.formats`, or ``cold``: a compressed copy of the Zarr store.
+    out, split, force
+        As `daskpipe.export` takes them.
+    overrides
+        Of ``cluster``.
+
+    Returns
+    -------
+    dict
+        ``out``, ``to``, ``structures``, ``files`` and the ``reader`` that it was read back with; JSON types.
+
+    Raises
+    ------
+    ConfigError, InputError, IntegrityError
+        As `daskpipe.export`.
+    """
+    config = _config(overrides, ("cluster",))
+    path, out = dataset_of(dataset), Path(out)
+
+    def side_by_side(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        if len(calls) == 1:
+            return [calls[0]()]
+        with connect(config.cluster) as client:
+            return list(client.gather(client.map(_called, calls, pure=False)))
+
+    if to == "cold":
+        if split is not None:
+            raise ConfigError("a cold copy is of the whole dataset; leave --split out")
+        out = _target(out, (".zarr",), force)
+        with _published(out) as attempt:
+            n_files = write_cold(path, attempt, side_by_side)
+        n_structures, reader = int(read_root(out)["attributes"]["n_structures"]), "zarr-python"
+    else:
+        done = export_dataset(path, to, out, split=split, force=force, run_parts=side_by_side)
+        n_structures, n_files, reader = done.n_structures, len(done.files), done.reader
+    return {"out": str(out), "to": to, "structures": n_structures, "files": n_files, "reader": reader}
+
+
+def _called(call: Callable[[], Any]) -> Any:
+    return call()
 
 
 def _config(overrides: Sequence[str], sections: Sequence[str] = PICKING) -> Config:

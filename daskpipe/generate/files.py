@@ -87,14 +87,14 @@ def read(
         if number == 0:
             raise FrameError("empty", "the file holds no structure")
     except Exception as error:  # what is wrong with the file as a whole, or from here on
-        yield _rejection(error, f"{name}#{number}" if number else name)
+        yield rejection_of(error, f"{name}#{number}" if number else name)
 
 
 def _build(frame: Frame, name: str) -> Atoms | Rejection:
     try:
-        atoms = _clean(frame())
+        atoms = cleaned(frame())
     except Exception as error:  # a parser may raise anything when it meets foreign bytes
-        return _rejection(error, name)
+        return rejection_of(error, name)
     atoms.info["name"] = name
     return atoms
 
@@ -108,7 +108,8 @@ def _frames(path: Path, first: int, offset: int) -> Iterator[Frame]:
     return _xyz(path, offset) if reader is _xyz else islice(reader(path), first, None)
 
 
-def _rejection(error: Exception, name: str) -> Rejection:
+def rejection_of(error: Exception, name: str) -> Rejection:
+    """Return the rejection that an error of reading a structure stands for."""
     if isinstance(error, FrameError):
         reason, evidence = error.reason, str(error)
     elif isinstance(error, KeyError) and re.fullmatch(r"\w{1,8}", str(error.args[0])):
@@ -122,7 +123,7 @@ def _rejection(error: Exception, name: str) -> Rejection:
     return Rejection(stage="generate", structure=name, reason=reason, evidence=evidence)
 
 
-def _clean(atoms: Atoms) -> Atoms:
+def cleaned(atoms: Atoms) -> Atoms:
     """Return only what daskpipe takes from a foreign structure."""
     info: dict[str, Any] = {}
     if (charge := _integer(atoms.info, CHARGE_KEYS)) is not None:
@@ -264,16 +265,28 @@ def _database(path: Path) -> Iterator[Frame]:
     finally:
         connection.close()
     database = connect(str(path), type="db", use_lock_file=False)
-
-    def build(row_id: int) -> Atoms:
-        row = database.get(id=row_id)
-        return Atoms(
-            row.numbers, row.positions, cell=row.cell, pbc=row.pbc, info=row.key_value_pairs,
-            charges=row.get("initial_charges"), magmoms=row.get("initial_magmoms"),
-        )  # fmt: skip
-
     for row_id in ids:
-        yield partial(build, row_id)
+        yield partial(_of_row, database, row_id)
+
+
+def _lmdb(path: Path) -> Iterator[Frame]:
+    """Rows of a database of fairchem's, in the order of their ids."""
+    import lmdb
+    from ase.db import connect
+
+    # ASE's class, if opening fails, raises once more when it goes away: what is no database is met before.
+    lmdb.open(str(path), subdir=False, readonly=True, lock=False).close()
+    with connect(str(path), type="aselmdb", readonly=True) as database:
+        for row_id in database.ids:
+            yield partial(_of_row, database, row_id)
+
+
+def _of_row(database: Any, row_id: int) -> Atoms:
+    row = database.get(id=row_id)
+    return Atoms(
+        row.numbers, row.positions, cell=row.cell, pbc=row.pbc, info=row.key_value_pairs,
+        charges=row.get("initial_charges"), magmoms=row.get("initial_magmoms"),
+    )  # fmt: skip
 
 
 READERS: dict[str, Callable[[Path], Iterator[Frame]]] = {
@@ -284,6 +297,7 @@ READERS: dict[str, Callable[[Path], Iterator[Frame]]] = {
     ".vasp": _poscar,
     ".traj": _trajectory,
     ".db": _database,
+    ".aselmdb": _lmdb,
 }
 KNOWN_NAMES = ", ".join(["POSCAR*", "CONTCAR*", *(f"*{suffix}" for suffix in READERS)])
 

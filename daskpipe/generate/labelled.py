@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from daskpipe.errors import ConfigError, Rejection
 from daskpipe.generate.checks import check, system_type
-from daskpipe.generate.files import FrameError, _clean, _rejection, xyz_frames
+from daskpipe.generate.files import FrameError, cleaned, rejection_of, xyz_frames
 from daskpipe.generate.stretches import ANY, TEXTS, Stretch
 from daskpipe.geometry import full_cell
 from daskpipe.structures import NO_PARENT, from_atoms, round_positions, structure_id
@@ -178,7 +178,7 @@ def _read(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Iterator[At
         if number == 0:
             raise FrameError("empty", "the file holds no structure")
     except Exception as error:  # what is wrong with the file as a whole, or from here on
-        yield _rejection(error, f"{stretch.path}#{number}" if number else stretch.path)
+        yield rejection_of(error, f"{stretch.path}#{number}" if number else stretch.path)
 
 
 def _row(
@@ -193,7 +193,7 @@ def _row(
         parent = trajectory.parent_of(atoms, lineage)
         labels = _labels(raw, keys)
     except Exception as error:  # a parser may raise anything when it meets foreign bytes
-        return _rejection(error, name)
+        return rejection_of(error, name)
     facts = {"system_type": system_type(atoms), "generator": STAGE, "label_method": method}
     if lineage is not None:
         facts |= {key: word for key in WORDS if (word := str(raw.info.get(key, ""))).split() == [word]}
@@ -265,7 +265,7 @@ def _structure(raw: Atoms) -> tuple[Atoms, bytes | None]:
     FrameError
         If it cannot be used.
     """
-    atoms = round_positions(_clean(raw))
+    atoms = round_positions(cleaned(raw))
     if fault := check(atoms, ANY):
         raise FrameError(fault.reason, fault.evidence)
     known = _id(raw.info.get("structure_id"))

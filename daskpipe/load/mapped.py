@@ -23,7 +23,6 @@ NUMBERS = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32
 CODECS = ["blosc", "bytes", "crc32c", "gzip", "sharding_indexed", "transpose", "zstd"]
 """Those of the Zarr v3 specification and its extensions that zarr-python itself writes."""
 
-
 MAP_FIXED = 0x10
 """Of the C library's ``mmap``, on Linux and macOS: over whatever is mapped there."""
 

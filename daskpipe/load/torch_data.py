@@ -13,7 +13,6 @@ from torch.utils.data import Dataset
 from daskpipe.errors import ConfigError, InputError, unknown
 from daskpipe.load.batch import Batch, is_per_atom
 from daskpipe.load.mapped import Rows, Runs, metadata_of, open_rows
-from daskpipe.load.neighbours import edges_of
 from daskpipe.load.table import Table, fill_ragged
 from daskpipe.variables import read_root
 
@@ -157,6 +156,8 @@ def collate(batch: Batch | Sequence[Item], dtype: torch.dtype | None = None, cut
         return joined
     tensors = dict(joined.items())
     if cutoff is not None:
+        from daskpipe.load.neighbours import edges_of
+
         tensors |= edges_of(joined, cutoff, dtype or joined["positions"].dtype)
     out = Batch.of(tensors, dtype)
     out.state = joined.state

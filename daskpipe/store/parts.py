@@ -1,7 +1,8 @@
 """A dataset in parts, of which each is made on its own: sorted runs of rows, and chunks of the final arrays.
 
 The final order is one of hashed ids. So each run of rows is sorted by it at once, and a chunk of the final arrays
-needs a stretch of each run: no part of the work, and no file, is larger than a run or a chunk, however large the dataset.
+needs a stretch of each run: no part of the work, and no file, is larger than a run or a chunk, however many rows
+there are.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def test_collate_casts_what_floats(store):
 
 
 @forks
-@pytest.mark.parametrize(("workers", "context"), [(0, None), (2, "fork"), (2, "spawn")])
+@pytest.mark.parametrize(("workers", "context"), [(0, None), (2, "fork"), (1, "spawn")])
 def test_data_loader_gives_each_structure_once(store, compressed, workers, context):
     path = store if context != "fork" else compressed  # zarr-python has read in the parent before the fork
     data = TorchDataset(path)

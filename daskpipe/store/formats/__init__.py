@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -29,6 +30,9 @@ FORMATS = {
     "parquet": "daskpipe.store.formats.parquet",
     "csv": "daskpipe.store.formats.csv_table",
 }
+
+NEEDED = {"aselmdb": "ase_db_backends", "parquet": "pyarrow"}
+"""Modules that formats want and that do not come with daskpipe."""
 
 Record = Mapping[str, Any]
 """One structure by the names of `daskpipe.variables`; ids as text, coded variables as words, and no NaN: what a
@@ -92,10 +96,12 @@ def format_of(name: str) -> Format:
     Raises
     ------
     ConfigError
-        If there is no such format; lists the known ones.
+        If there is no such format (the known ones are listed), or a package that it needs is missing.
     """
     if name not in FORMATS:
         raise ConfigError(unknown("export format", name, list(FORMATS)))
+    if name in NEEDED and find_spec(NEEDED[name]) is None:
+        raise ConfigError(f"the format {name} needs {NEEDED[name]}; type: pip install 'daskpipe[export]'")
     return cast(Format, import_module(FORMATS[name]))
 
 

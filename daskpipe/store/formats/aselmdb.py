@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.errors import ConfigError
 from daskpipe.store.formats import Record, records
 from daskpipe.store.formats.ase_rows import FIELDS, pairs_and_data, record_of, row_of
 
@@ -32,11 +31,7 @@ MAX_STRUCTURES = 10_000
 
 
 def check_name(out: Path) -> None:
-    """Any name will do where the package is there."""
-    from importlib.util import find_spec
-
-    if find_spec("ase_db_backends") is None:
-        raise ConfigError("the format aselmdb needs ase-db-backends; type: pip install 'daskpipe[export]'")
+    """Any name will do."""
 
 
 def write_part(block: xr.Dataset, path: Path) -> None:

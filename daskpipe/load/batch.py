@@ -1,0 +1,160 @@
+"""A batch of structures: named tensors that are views of one buffer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from typing import Any
+
+import torch
+
+from daskpipe.errors import unknown
+from daskpipe.variables import VARIABLES, per_atom
+
+ALIGNMENT = 64
+"""Bytes; each tensor starts at a multiple, which suits every dtype and vector unit."""
+
+Layout = dict[str, tuple[torch.dtype, tuple[int, ...], int]]
+"""dtype, shape and first byte of each tensor."""
+
+EDGES = ("edge_index", "shifts", "unit_shifts")
+
+
+class Batch:
+    """Structures with flat atoms, as named tensors.
+
+    It reads like a dict: ``batch["forces"]``, ``batch.items()``, ``dict(batch)``, ``name in batch``; ``len(batch)``
+    is the number of names, and ``batch.n_structures`` that of structures. It is not a
+    `collections.abc.Mapping` to ``isinstance``, because torch's DataLoader takes those apart.
+
+    All tensors are views of `buffer`: what moves a batch (to a device, to pinned memory, from a worker to the
+    main process) moves one tensor.
+
+    Parameters
+    ----------
+    buffer
+        Shape (byte,), dtype uint8.
+    layout
+        dtype, shape and first byte of each tensor by name.
+    state
+        Of a `TorchStream`, after this batch: give it to `TorchStream.load_state_dict` to go on with the next.
+
+    Notes
+    -----
+    Tensors of a dataset: ``numbers``, ``positions``, ``forces``, shape (atom, ...); ``cell``, ``pbc``, ``energy``,
+    ``stress``, ``charge``, ``spin_multiplicity``, shape (system, ...). Besides them, all int64: ``batch``, the
+    system of each atom, shape (atom,); ``ptr``, the first atom of each system and the end, shape (system + 1,);
+    ``n_atoms`` and ``index``, the row in the store, shape (system,). With a cutoff: ``edge_index`` (2, edge),
+    ``shifts`` and ``unit_shifts`` (edge, 3); see `collate`.
+    """
+
+    def __init__(self, buffer: torch.Tensor, layout: Layout, state: dict[str, Any] | None = None) -> None:
+        self.buffer, self.layout, self.state = buffer, layout, state
+        flat = {dtype: buffer.view(dtype) for dtype in {dtype for dtype, _, _ in layout.values()}}
+        self._tensors = {
+            name: flat[dtype].as_strided(shape, _strides(shape), start // dtype.itemsize)
+            for name, (dtype, shape, start) in layout.items()
+        }
+
+    @classmethod
+    def empty(cls, kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> Batch:
+        """Return a batch of tensors of these dtypes and shapes, to be filled in place."""
+        layout: Layout = {}
+        end = 0
+        for name, (dtype, shape) in kinds.items():
+            layout[name] = (dtype, shape, end)
+            end += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        return cls(torch.empty(end, dtype=torch.uint8), layout)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> Batch:
+        """Return a batch that holds copies of `tensors`, those that float as `dtype` if it is given."""
+        batch = cls.empty(
+            {
+                name: (dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype, tuple(tensor.shape))
+                for name, tensor in tensors.items()
+            }
+        )
+        for name, tensor in tensors.items():
+            batch[name].copy_(tensor)
+        return batch
+
+    @property
+    def n_structures(self) -> int:
+        """Number of structures."""
+        return len(self["n_atoms"])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Return the batch on `device`; itself if it is there."""
+        if self.buffer.device == torch.device(device):
+            return self
+        return Batch(self.buffer.to(device, non_blocking=non_blocking), self.layout, self.state)
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory, from where it is copied to a GPU without waiting."""
+        return Batch(self.buffer.pin_memory(), self.layout, self.state)
+
+    def structures(self) -> list[dict[str, torch.Tensor]]:
+        """Return each structure as a dict of tensors: per-atom ones (atom, ...), the others without the first axis.
+
+        ``edge_index``, where there is one, counts the atoms of the structure.
+        """
+        parts: dict[str, Any] = {}
+        n_atoms = self["n_atoms"].tolist()
+        n_edges: list[int] = []
+        if "edge_index" in self:
+            senders = self["edge_index"][0]
+            n_edges = torch.bincount(self["batch"][senders], minlength=len(n_atoms)).tolist()
+        for name, tensor in self.items():
+            if name == "edge_index":
+                pairs = tensor.split(n_edges, dim=1)
+                parts[name] = [pair - first for pair, first in zip(pairs, self["ptr"].tolist(), strict=False)]
+            elif name in EDGES:
+                parts[name] = tensor.split(n_edges)
+            elif name not in ("batch", "ptr"):
+                parts[name] = tensor.split(n_atoms) if is_per_atom(name) else tensor.unbind()
+        return [{name: part[row] for name, part in parts.items()} for row in range(len(n_atoms))]
+
+    def keys(self) -> KeysView[str]:
+        """Names of the tensors."""
+        return self._tensors.keys()
+
+    def values(self) -> ValuesView[torch.Tensor]:
+        """Tensors without their names."""
+        return self._tensors.values()
+
+    def items(self) -> ItemsView[str, torch.Tensor]:
+        """Names and tensors."""
+        return self._tensors.items()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise KeyError(unknown("tensor", name, list(self._tensors))) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in self.items())
+        return f"Batch({self.n_structures} structures: {shapes})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Batch, (self.buffer, self.layout, self.state)
+
+
+def is_per_atom(name: str) -> bool:
+    """Whether a tensor of that name has one row an atom."""
+    return name in VARIABLES and per_atom(name)
+
+
+def _strides(shape: tuple[int, ...]) -> list[int]:
+    """Return the strides of a contiguous tensor."""
+    return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]

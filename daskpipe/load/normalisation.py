@@ -1,0 +1,130 @@
+"""What a model is normalised with: reference energies, scales and counts of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from daskpipe.errors import InputError
+from daskpipe.load.batch import Batch
+from daskpipe.load.torch_data import TorchDataset
+
+BLOCK = 512
+"""Structures in memory at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Normalisation of a training set; ``json.dumps(dataclasses.asdict(spec))`` writes it down.
+
+    Parameters
+    ----------
+    n_structures, n_atoms
+        Counts.
+    elements
+        Atomic numbers that occur, sorted.
+    e0s
+        Energy of an atom of each element by symbol, eV: the least-squares fit of the energies on the compositions.
+        Where the compositions do not tell elements apart (a fixed stoichiometry) it is the solution of smallest norm:
+        sums are right, but single numbers mean nothing.
+    mean_energy_per_atom, std_energy_per_atom
+        Of the structures, eV an atom.
+    std_residual_per_atom
+        The same after the `e0s` are taken off: root of the mean square, eV an atom.
+    rms_force
+        Root of the mean square of all components of all forces, eV/Å.
+    max_force
+        Largest norm of a force, eV/Å.
+    cutoff, avg_num_neighbors
+        Mean number of neighbours of an atom nearer than the cutoff (Å); null without one.
+    """
+
+    n_structures: int
+    n_atoms: int
+    elements: list[int]
+    e0s: dict[str, float]
+    mean_energy_per_atom: float
+    std_energy_per_atom: float
+    std_residual_per_atom: float
+    rms_force: float
+    max_force: float
+    cutoff: float | None
+    avg_num_neighbors: float | None
+
+
+def spec(path: Path | str, split: str | None = "train", cutoff: float | None = None, *, verify: bool = True) -> Spec:
+    """Compute the normalisation of a split, in float64 and in blocks of 512 structures.
+
+    Parameters
+    ----------
+    path, split, verify
+        As for `TorchDataset`.
+    cutoff
+        In Å: count neighbours as well, which takes about a millisecond a structure.
+
+    Raises
+    ------
+    InputError
+        If the split holds no structure; besides, as `TorchDataset`.
+    """
+    from ase.data import chemical_symbols
+
+    from daskpipe.load.neighbours import edges_of
+
+    data = TorchDataset(path, split, verify=verify)
+    if not len(data):
+        raise InputError(f"{path} has no structure of split {split!r}; take another split")
+    counts = np.zeros(len(chemical_symbols))
+    squares, largest, n_edges = 0.0, 0.0, 0
+    # The triangle of a QR decomposition of all rows (composition, energy) so far is all that the fit needs of them.
+    triangle = np.zeros((0, len(counts) + 1))
+    energy_per_atom = np.empty(len(data))
+    for rows, batch in _blocks(data):
+        composition, energy = _compositions(batch), batch["energy"].numpy()
+        triangle = np.linalg.qr(np.vstack([triangle, np.column_stack([composition, energy])]), mode="r")
+        counts += composition.sum(axis=0)
+        energy_per_atom[rows] = energy / batch["n_atoms"].numpy()
+        forces = (batch["forces"].numpy().astype(np.float64) ** 2).sum(axis=1)
+        squares += forces.sum()
+        largest = max(largest, forces.max())
+        if cutoff is not None:
+            n_edges += edges_of(batch, cutoff, torch.float64)["edge_index"].shape[1]
+    present = np.flatnonzero(counts)
+    e0s = np.linalg.lstsq(triangle[:, present], triangle[:, -1], rcond=None)[0]
+    residual = energy_per_atom.copy()
+    for rows, batch in _blocks(data):
+        residual[rows] -= _compositions(batch)[:, present] @ e0s / batch["n_atoms"].numpy()
+    n_atoms = int(counts.sum())
+    return Spec(
+        n_structures=len(data),
+        n_atoms=n_atoms,
+        elements=present.tolist(),
+        e0s={chemical_symbols[z]: float(value) for z, value in zip(present, e0s, strict=True)},
+        mean_energy_per_atom=float(energy_per_atom.mean()),
+        std_energy_per_atom=float(energy_per_atom.std()),
+        std_residual_per_atom=float(np.sqrt((residual**2).mean())),
+        rms_force=float(np.sqrt(squares / (3 * n_atoms))),
+        max_force=float(np.sqrt(largest)),
+        cutoff=cutoff,
+        avg_num_neighbors=None if cutoff is None else n_edges / n_atoms,
+    )
+
+
+def _blocks(data: TorchDataset) -> Iterator[tuple[slice, Batch]]:
+    for start in range(0, len(data), BLOCK):
+        rows = slice(start, min(start + BLOCK, len(data)))
+        yield rows, data.table.read(np.arange(rows.start, rows.stop))
+
+
+def _compositions(batch: Batch) -> np.ndarray:
+    """Atoms of each element (by atomic number), shape (structure, 119), float64."""
+    from ase.data import chemical_symbols
+
+    n_elements = len(chemical_symbols)
+    place = batch["batch"].numpy() * n_elements + batch["numbers"].numpy()
+    counts = np.bincount(place, minlength=batch.n_structures * n_elements)
+    return counts.reshape(batch.n_structures, n_elements).astype(np.float64)

@@ -1,0 +1,181 @@
+"""A stream of batches in shuffled blocks: the same for any number of workers, resumable, fit for DDP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from daskpipe.errors import ConfigError
+from daskpipe.load.batch import Batch
+from daskpipe.load.plan import atom_batches, epoch_order, even_batches, rank_and_world
+from daskpipe.load.torch_data import TorchDataset, collate
+
+
+class TorchStream(IterableDataset[Batch]):
+    """Batches of a dataset, read in contiguous blocks: ``DataLoader(stream, batch_size=None, num_workers=n)``.
+
+    Blocks of neighbouring structures come in a shuffled order, and the structures of each window of blocks are
+    shuffled. The batches and their order are a function of the arguments and the epoch, and not of the number of
+    workers: worker w of n makes batches w, w + n, ... Over all ranks each structure comes once an epoch, and
+    each rank gets as many batches, so that DDP does not wait for ever.
+
+    Parameters
+    ----------
+    path, split, verify
+        As for `TorchDataset`.
+    batch_size
+        Most structures in a batch; sizes differ by at most one.
+    max_atoms
+        Most atoms in a batch, instead of `batch_size`. The largest batches are halved until all ranks get as many.
+    seed
+        Decides the order, with the number of the epoch.
+    rank, world
+        Number of this process and how many there are; torch.distributed's if not given.
+    block
+        Structures in a block.
+    buffer
+        Blocks in a window. Of a compressed copy a worker holds that many structures in memory, divided by the number of
+        workers and ranks.
+    shuffle
+        Without it the batches come in the order of the dataset.
+    cutoff, dtype
+        As for `collate`, which the workers call.
+
+    Raises
+    ------
+    InputError, ConfigError, IntegrityError
+        As `TorchDataset` does; ConfigError as well if not exactly one of `batch_size` and `max_atoms` is given, a
+        structure is larger than `max_atoms`, or there are fewer structures than ranks.
+
+    Examples
+    --------
+    Each batch carries the `state` of the stream after it. Save it with the weights, and a later run goes on with the
+    next batch, with any number of workers:
+
+    >>> stream = TorchStream("runs/q/dataset.zarr", "train", batch_size=32, seed=1)  # doctest: +SKIP
+    >>> stream.load_state_dict(checkpoint["stream"])  # to go on from there  # doctest: +SKIP
+    >>> for epoch in range(stream.epoch, 100):  # doctest: +SKIP
+    ...     stream.set_epoch(epoch)
+    ...     for batch in torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2):
+    ...         train(batch)
+    ...         checkpoint = {"stream": batch.state, ...}
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        split: str | None = None,
+        *,
+        batch_size: int | None = None,
+        max_atoms: int | None = None,
+        seed: int = 0,
+        rank: int | None = None,
+        world: int | None = None,
+        block: int = 1024,
+        buffer: int = 16,
+        shuffle: bool = True,
+        cutoff: float | None = None,
+        dtype: torch.dtype | None = None,
+        verify: bool = True,
+    ) -> None:
+        if (batch_size is None) == (max_atoms is None):
+            raise ConfigError(f"batch_size={batch_size}, max_atoms={max_atoms}: give exactly one of them")
+        for name, value in (("batch_size", batch_size), ("max_atoms", max_atoms), ("block", block), ("buffer", buffer)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value}: give at least 1")
+        self.rank, self.world = rank_and_world(rank, world)
+        self.batch_size, self.max_atoms, self.seed = batch_size, max_atoms, seed
+        self.block, self.buffer, self.shuffle = block, buffer, shuffle
+        self.cutoff, self.dtype = cutoff, dtype
+        self.data = TorchDataset(path, split, verify=verify)
+        # Epoch, and batches of it that are done: shared, so that persistent workers see what the main process sets.
+        self._progress = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._planned: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._plan()  # what is wrong with the arguments is said here, not in a worker
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that the next pass gives."""
+        return int(self._progress[0])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next pass give that epoch: the whole, or the rest of it if `load_state_dict` has set the same one."""
+        if epoch != self.epoch:
+            self._progress[:] = torch.tensor([epoch, 0])
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next pass go on after the batch that carried `state`, on any rank.
+
+        Raises
+        ------
+        ConfigError
+            If the state is of another dataset, split, seed, number of ranks, or other batches.
+        """
+        for name, mine in self._identity().items():
+            if state.get(name) != mine:
+                raise ConfigError(
+                    f"the state is of a stream with {name}={state.get(name)!r}, this one has {mine!r}; "
+                    "make the stream as it was, or start the epoch anew with set_epoch"
+                )
+        self._progress[:] = torch.tensor([state["epoch"], state["n_batches"]])
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what decides the sequence of batches, JSON types."""
+        return {
+            "dataset": self.data.checksum,
+            "split": self.data.split,
+            "seed": self.seed,
+            "world": self.world,
+            "batch_size": self.batch_size,
+            "max_atoms": self.max_atoms,
+            "block": self.block,
+            "buffer": self.buffer,
+            "shuffle": self.shuffle,
+        }
+
+    def _plan(self) -> tuple[np.ndarray, np.ndarray]:
+        """Order of the epoch, shape (structure,), and where its batches begin, shape (batch + 1,)."""
+        epoch = self.epoch
+        if self._planned is None or self._planned[0] != epoch:
+            n = len(self.data)
+            order = np.arange(n)
+            if self.shuffle:
+                order = epoch_order(n, seed=self.seed, epoch=epoch, block=self.block, buffer=self.buffer)
+            if self.max_atoms is not None:
+                bounds = atom_batches(self.data.n_atoms[order], self.max_atoms, self.world)
+            else:
+                assert self.batch_size is not None
+                bounds = even_batches(n, self.batch_size, self.world)
+            self._planned = epoch, order, bounds
+        return self._planned[1:]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_planned": None}
+
+    def __len__(self) -> int:
+        """Batches that each rank gets in the epoch."""
+        return (len(self._plan()[1]) - 1) // self.world
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, done = self._progress.tolist()
+        order, bounds = self._plan()
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        numbers = range(done + first, len(self), step)
+        # So many of these batches span a window.
+        together = max(1, self.block * self.buffer * len(self) // (len(order) * step))
+        for start in range(0, len(numbers), together):
+            group = numbers[start : start + together]
+            places = [self.rank + number * self.world for number in group]
+            chosen = [order[bounds[place] : bounds[place + 1]] for place in places]
+            window = np.sort(np.concatenate(chosen))
+            table = self.data.table.window(window)
+            for number, structures in zip(group, chosen, strict=True):
+                batch = collate(table.read(np.searchsorted(window, structures)), self.dtype, self.cutoff)
+                batch.state = {**self._identity(), "epoch": epoch, "n_batches": number + 1}
+                yield batch

@@ -1,0 +1,127 @@
+"""Structures of a dataset as MACE's own `AtomicData`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from daskpipe.errors import ConfigError
+from daskpipe.load.batch import Batch
+from daskpipe.load.torch_data import TorchDataset
+
+PROPERTIES = {
+    "energy": "energy", "forces": "forces", "stress": "stress", "total_charge": "charge",
+    "total_spin": "spin_multiplicity",
+}  # fmt: skip
+"""MACE's names of what a structure has, and ours."""
+
+
+def mace_data(
+    batch: Batch | dict[str, torch.Tensor],
+    elements: Iterable[int],
+    cutoff: float,
+    *,
+    head: str = "Default",
+    heads: Sequence[str] = ("Default",),
+) -> list[Any]:
+    """Return structures as MACE makes them of the extxyz file that `daskpipe.export` writes, field by field.
+
+    Parameters
+    ----------
+    batch
+        A batch, or one structure of a `TorchDataset`; not cast to another dtype.
+    elements
+        Atomic numbers that the model knows, in its order: MACE's ``z_table.zs``.
+    cutoff
+        MACE's ``r_max``, Å.
+    head, heads
+        The head that the structures belong to, and all heads of the model.
+
+    Returns
+    -------
+    list of mace.data.AtomicData
+        In torch's default dtype. What a structure lacks (e.g. a stress without a periodic cell) is zero, and so is its
+        weight.
+
+    Raises
+    ------
+    ConfigError
+        If a structure holds an element that is not among `elements`.
+
+    Notes
+    -----
+    Importing MACE lets every later ``torch.load`` in the process unpickle anything.
+    """
+    from mace.data import AtomicData, Configuration, KeySpecification
+    from mace.tools import AtomicNumberTable
+
+    table = AtomicNumberTable(list(elements))
+    keys = KeySpecification.from_defaults()
+    names = [*keys.arrays_keys, *keys.info_keys]
+    found = []
+    for item in batch.structures() if isinstance(batch, Batch) else [batch]:
+        numbers = item["numbers"].numpy()
+        if strangers := sorted(set(numbers.tolist()) - set(table.zs)):
+            raise ConfigError(
+                f"structure {int(item['index'])} holds element {strangers[0]}, which is not among the elements "
+                f"{', '.join(map(str, table.zs))}; give all atomic numbers of the dataset (daskpipe.load.spec)"
+            )
+        values = {name: item[ours].numpy().astype(float) for name, ours in PROPERTIES.items() if ours in item}
+        known = {name: value if value.ndim else value.item() for name, value in values.items() if _whole(value)}
+        config = Configuration(
+            atomic_numbers=numbers,
+            positions=item["positions"].numpy().astype(float),
+            properties={name: known.get(name) for name in names},
+            property_weights={name: float(name in known) for name in names},
+            cell=item["cell"].numpy(),
+            pbc=tuple(item["pbc"].tolist()),
+            head=head,
+        )
+        found.append(AtomicData.from_config(config, z_table=table, cutoff=cutoff, heads=list(heads)))
+    return found
+
+
+def _whole(value: np.ndarray) -> bool:
+    return not np.isnan(value).any()
+
+
+class MACEDataset(Dataset[Any]):
+    """A dataset for MACE's own ``mace.tools.torch_geometric.dataloader.DataLoader``.
+
+    Parameters
+    ----------
+    path, split, verify
+        As for `TorchDataset`.
+    elements, cutoff, head, heads
+        As for `mace_data`.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        split: str | None = None,
+        *,
+        elements: Iterable[int],
+        cutoff: float,
+        head: str = "Default",
+        heads: Sequence[str] = ("Default",),
+        verify: bool = True,
+    ) -> None:
+        self.data = TorchDataset(path, split, verify=verify)
+        self.elements, self.cutoff, self.head, self.heads = list(elements), cutoff, head, list(heads)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.__getitems__([range(len(self))[index]])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Return several structures; torch's `DataLoader` calls this with the indices of a batch."""
+        batch = self.data.__getitems__(indices)
+        return mace_data(batch, self.elements, self.cutoff, head=self.head, heads=self.heads)

@@ -1,0 +1,72 @@
+"""Small structures, and a way to write them that daskpipe itself does not map."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from ase import Atoms
+from ase.build import bulk, fcc111
+from ase.calculators.emt import EMT
+
+from daskpipe.store.writer import crc32c_file, files_of
+
+N_STRUCTURES = 20
+ATTRS = {"dataset_key": "k1"}
+FRACTIONS = {"train": 0.5, "val": 0.3, "test": 0.2}
+
+
+def structures(n: int = N_STRUCTURES) -> list[Atoms]:
+    """Molecules, slabs and crystals of Cu, Ag and Au with EMT's labels."""
+    rng = np.random.default_rng(0)
+    found = []
+    for index in range(n):
+        if index % 3 == 0:
+            atoms = Atoms("AuAg", positions=[[0, 0, 0], [0, 0, 2.7]], info={"charge": 1, "spin_multiplicity": 2})
+        elif index % 3 == 1:
+            atoms = bulk("Cu", cubic=True) * (1, 1, 1 + index % 2)
+        else:
+            atoms = fcc111("Cu", (2, 1, 2), vacuum=4.0)
+        atoms.numbers = rng.choice([29, 47, 79], size=len(atoms))
+        atoms.rattle(0.1, rng=rng)
+        atoms.calc = EMT()
+        atoms.get_potential_energy()
+        if atoms.cell.rank == 3:
+            atoms.get_stress()
+        found.append(atoms)
+    return found
+
+
+def forks(test: Callable[..., None]) -> Callable[..., None]:
+    """Let a test fork workers, more than there are cores.
+
+    Python 3.12 warns that a fork of a process with threads may hang; the loader holds no lock that a child could need.
+    """
+    threads = "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
+    cores = "ignore:This DataLoader will create . worker processes in total:UserWarning"
+    return pytest.mark.filterwarnings(threads)(pytest.mark.filterwarnings(cores)(test))
+
+
+def write_sharded(store: Path, path: Path) -> Path:
+    """Write a cold copy of `store`."""
+    source, group = zarr.open_group(store, mode="r"), zarr.create_group(path, zarr_format=3)
+    root = json.loads((store / "zarr.json").read_text())
+    arrays = root["consolidated_metadata"]["metadata"]
+    for name in [name for name in arrays if not name.endswith("_id")]:
+        array = source[name]
+        group.create_array(
+            name, shape=array.shape, dtype=array.dtype, shards=(8, *array.shape[1:]), chunks=(4, *array.shape[1:]),
+            compressors=zarr.codecs.ZstdCodec(level=3), fill_value=array.fill_value,
+            attributes=dict(array.attrs), config={"write_empty_chunks": True},
+        )[:] = array[:]  # fmt: skip
+    files = {name: crc32c_file(file) for name, file in files_of(path)}
+    root["attributes"]["checksums"] = {"algorithm": "crc32c", "files": files, "root": "cold"}
+    root["consolidated_metadata"]["metadata"] = {
+        file.parent.name: json.loads(file.read_text()) for file in path.glob("*/zarr.json")
+    }
+    (path / "zarr.json").write_text(json.dumps(root))
+    return path

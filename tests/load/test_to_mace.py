@@ -1,0 +1,86 @@
+import warnings
+
+import pytest
+import torch
+from load_samples import N_STRUCTURES
+
+from daskpipe.errors import ConfigError
+from daskpipe.load import MACEDataset, TorchDataset, mace_data
+from daskpipe.store import open_dataset
+from daskpipe.structures import to_atoms
+
+ELEMENTS = [29, 47, 79]
+CUTOFF = 4.0
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from mace.data import AtomicData, KeySpecification, config_from_atoms
+    from mace.tools import AtomicNumberTable
+    from mace.tools.torch_geometric.dataloader import DataLoader
+
+
+def expected(ds, index, heads=("Default",), head="Default"):
+    """What MACE makes of a structure under the names that its files carry."""
+    atoms = to_atoms(ds, index)
+    atoms.info["REF_energy"] = atoms.get_potential_energy()
+    atoms.arrays["REF_forces"] = atoms.get_forces()
+    if "stress" in atoms.calc.results:
+        atoms.info["REF_stress"] = atoms.get_stress()
+    atoms.info["total_charge"] = atoms.info["charge"]
+    atoms.info["total_spin"] = atoms.info["spin_multiplicity"]
+    config = config_from_atoms(atoms, KeySpecification.from_defaults(), head_name=head)
+    return AtomicData.from_config(config, AtomicNumberTable(ELEMENTS), CUTOFF, heads=list(heads))
+
+
+def assert_equal(found, wanted):
+    assert sorted(found.keys) == sorted(wanted.keys)
+    for name in wanted.keys:
+        if isinstance(wanted[name], torch.Tensor):
+            assert found[name].dtype == wanted[name].dtype, name
+            assert torch.equal(found[name], wanted[name]), name
+        else:
+            assert found[name] == wanted[name], name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_field_by_field_what_mace_makes_itself(store, dtype):
+    ds = open_dataset(store).load()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        data = MACEDataset(store, elements=ELEMENTS, cutoff=CUTOFF)
+        assert len(data) == N_STRUCTURES
+        weights = set()
+        for index in range(N_STRUCTURES):
+            found = data[index]
+            assert_equal(found, expected(ds, index))
+            weights.add((found.energy_weight.item(), found.stress_weight.item(), found.virials_weight.item()))
+        assert weights == {(1.0, 1.0, 0.0), (1.0, 0.0, 0.0)}  # molecules have no stress
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_items_batches_and_heads(store):
+    ds = open_dataset(store).load()
+    data = TorchDataset(store)
+    heads = ("pbe", "scan")
+    options = {"heads": heads, "head": "scan"}
+    (found,) = mace_data(data[3], ELEMENTS, CUTOFF, **options)
+    assert_equal(found, expected(ds, 3, **options))
+    assert found.head == 1
+    for found, index in zip(mace_data(data.__getitems__([5, 2]), ELEMENTS, CUTOFF), (5, 2), strict=True):
+        assert_equal(found, expected(ds, index))
+
+
+def test_maces_own_loader_takes_it(store):
+    data = MACEDataset(store, "train", elements=ELEMENTS, cutoff=CUTOFF)
+    loader = DataLoader(data, batch_size=4, shuffle=False)
+    energies = torch.cat([batch.energy for batch in loader])
+    stored = TorchDataset(store, "train").__getitems__(range(len(data)))["energy"]
+    assert torch.equal(energies, stored.to(energies.dtype))
+
+
+def test_unknown_elements_are_refused(store):
+    data = MACEDataset(store, elements=[29, 47], cutoff=CUTOFF)
+    with pytest.raises(ConfigError, match=r"holds element 79, which is not among the elements 29, 47; give all"):
+        [data[index] for index in range(len(data))]
