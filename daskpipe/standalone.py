@@ -24,16 +24,17 @@ from daskpipe import config as configs
 from daskpipe.cluster import check as check_cluster
 from daskpipe.cluster import connect
 from daskpipe.config import Config
-from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, reasons
+from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, reasons, unknown
 from daskpipe.events import Emit, RunStarted, fan_out
 from daskpipe.generate.files import checksum, find
-from daskpipe.generate.labelled import DATABASES, LabelKeys, labelled_stretches
+from daskpipe.generate.labelled import DATABASES, LabelKeys, check_method, labelled_stretches
 from daskpipe.generate.stretches import TEXTS, Stretch, copy_frames, stretches
 from daskpipe.pipeline import Frames, content_of, frames_of, gather, labels_of, read_and_describe, rows_of, versions
 from daskpipe.placement import offers
 from daskpipe.select.stage import atom_table, feature_table
 from daskpipe.store import export as export_dataset
 from daskpipe.store.cold import write_cold
+from daskpipe.store.formats import FORMATS
 from daskpipe.variables import read_root
 from daskpipe.work import Ledger, Receipt, Tree
 
@@ -50,6 +51,9 @@ MAKING = ("store", "describe", "cluster", "seed")
 
 LABELLED = (*TEXTS, *DATABASES)
 """Files whose frames can have labels."""
+
+COLD = "cold"
+"""Name of the compressed copy among the formats of exports."""
 
 Made = tuple[list[Receipt], int, dict[str, Any]]
 """Units of frames, how much was written, and what to report."""
@@ -265,6 +269,7 @@ def import_labelled(
         As `select`.
     """
     out = _target(out, (".zarr",), force)
+    check_method(method)
     config = _config(overrides, MAKING)
     files = find(list(paths), Path.cwd())
     if strangers := [file for file in files if file.suffix.lower() not in LABELLED]:
@@ -341,6 +346,8 @@ def export(
     ConfigError, InputError, IntegrityError
         As `daskpipe.export`.
     """
+    if to not in (*FORMATS, COLD):
+        raise ConfigError(unknown("export format", to, [*FORMATS, COLD]))
     config = _config(overrides, ("cluster",))
     path, out = dataset_of(dataset), Path(out)
 
@@ -350,7 +357,7 @@ def export(
         with connect(config.cluster) as client:
             return list(client.gather(client.map(_called, calls, pure=False)))
 
-    if to == "cold":
+    if to == COLD:
         if split is not None:
             raise ConfigError("a cold copy is of the whole dataset; leave --split out")
         out = _target(out, (".zarr",), force)
@@ -410,7 +417,9 @@ def _run(
     try:
         tree = Tree(folder)
         emit = fan_out(Ledger(tree), *subscribers)
-        with nullcontext(client) if client is not None else connect(config.cluster) as connected:
+        with (
+            nullcontext(client) if client is not None else connect(config.cluster, folder / "workers.log") as connected
+        ):
             workers = sorted(offers(connected))
             dashboard = connected.dashboard_link or None
             emit(RunStarted(run_dir=str(out), name=name, dashboard=dashboard, workers=workers))

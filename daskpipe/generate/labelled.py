@@ -152,8 +152,7 @@ def read_labelled(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Pay
     ConfigError
         If the method is not one word.
     """
-    if method.split() != [method]:
-        raise ConfigError(f"label method {method!r}: use one word without white space, e.g. PBE-D3")
+    check_method(method)
     good: list[Atoms] = []
     rejected: list[Rejection] = []
     for item in _read(stretch, keys, method):
@@ -162,6 +161,12 @@ def read_labelled(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Pay
         else:
             good.append(item)
     return Payload(arrays=arrays_of(from_atoms(good)), n_out=len(good), rejected=rejected)
+
+
+def check_method(method: str) -> None:
+    """Raise `ConfigError` if the name of a method is not one word."""
+    if method.split() != [method]:
+        raise ConfigError(f"label method {method!r}: use one word without white space, e.g. PBE-D3")
 
 
 def _read(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Iterator[Atoms | Rejection]:

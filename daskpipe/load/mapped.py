@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from daskpipe.checksums import crc32c_file
 from daskpipe.errors import InputError, IntegrityError
 
 NUMBERS = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64"]
@@ -110,7 +111,7 @@ def open_rows(
         if verify:
             _verify(store, files, checksums)
         return ArrayRows(values)
-    if checksums.get(f"{name}/zarr.json") == _crc32c(store / name / "zarr.json"):
+    if checksums.get(f"{name}/zarr.json") == crc32c_file(store / name / "zarr.json"):
         files = [store / file for file in checksums if file.startswith(f"{name}/c/")]
         # Zarr reads a missing chunk as fill values.
         if missing := [file for file in files if not file.exists()]:
@@ -231,20 +232,9 @@ def _codecs(metadata: Mapping[str, Any]) -> Iterator[str]:
 
 def _verify(store: Path, files: list[Path], checksums: Mapping[str, str]) -> None:
     for file in files:
-        expected, found = checksums.get(file.relative_to(store).as_posix()), _crc32c(file)
+        expected, found = checksums.get(file.relative_to(store).as_posix()), crc32c_file(file)
         if found != expected:
             raise IntegrityError(
                 f"{file} is damaged: its CRC-32C is {found}, expected {expected}; copy the dataset again or make it "
                 "anew (verify=False reads a copy that was changed on purpose)"
             )
-
-
-def _crc32c(file: Path) -> str:
-    """CRC-32C of a file, 8 hex digits."""
-    import google_crc32c
-
-    value = 0
-    with open(file, "rb") as stream:
-        while block := stream.read(2**22):
-            value = google_crc32c.extend(value, block)
-    return f"{value:08x}"

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from daskpipe.checksums import crc32c_file
 from daskpipe.errors import IntegrityError
-from daskpipe.store.writer import Layout, crc32c_file, publish
+from daskpipe.store.writer import Layout, publish
 from daskpipe.variables import VARIABLES, per_atom, read_root
 
 ATOM_INNER = 16_384

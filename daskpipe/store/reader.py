@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.store.writer import crc32c_file, crc32c_root, files_of
+from daskpipe.checksums import crc32c_file, crc32c_root
+from daskpipe.store.writer import files_of
 from daskpipe.structures import starts
 from daskpipe.variables import VARIABLES, decode, read_root
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daskpipe.checksums import crc32c_file, crc32c_root
 from daskpipe.errors import ConfigError, DiskError, InputError
 from daskpipe.variables import SCHEMA, SIZES, VARIABLES, annotate, attributes, encode, per_atom, read_root, validate
 from daskpipe.work import canonical_json, sync_folder
@@ -232,26 +233,6 @@ def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
     files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if not file.is_dir()}
     files.pop("zarr.json", None)
     yield from sorted(files.items())
-
-
-def crc32c_file(file: Path) -> str:
-    """CRC-32C (Castagnoli, RFC 3720) of a file, 8 hex digits."""
-    import google_crc32c
-
-    value = 0
-    with open(file, "rb") as stream:
-        while block := stream.read(2**22):
-            value = google_crc32c.extend(value, block)
-    return f"{value:08x}"
-
-
-def crc32c_root(root: Mapping[str, Any]) -> str:
-    """CRC-32C of the root metadata's content, its own checksum left out, 8 hex digits."""
-    import google_crc32c
-
-    attributes = dict(root["attributes"])
-    attributes["checksums"] = {key: value for key, value in attributes["checksums"].items() if key != "root"}
-    return f"{google_crc32c.value(canonical_json({**root, 'attributes': attributes}).encode()):08x}"
 
 
 def _create_arrays(folder: Path, arrays: Sequence[Layout]) -> dict[str, str]:

@@ -1,0 +1,115 @@
+"""What is written down about a model: facts for machines, and a card for people."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daskpipe.train.options import Options
+from daskpipe.variables import read_root
+
+if TYPE_CHECKING:
+    from daskpipe.load import Spec
+    from daskpipe.train.accuracy import Errors
+
+Facts = dict[str, Any]
+
+PACKAGES = ("daskpipe", "mace-torch", "torch", "numpy", "ase")
+
+HEADER = (
+    "| split | structures | system type | energy MAE / RMSE, meV/atom | forces MAE / RMSE, eV/Å "
+    "| mean predictor, eV/Å | times better | stress RMSE, meV/Å³ |\n|---|---|---|---|---|---|---|---|"
+)
+
+
+def dataset_facts(path: Path) -> Facts:
+    """Return what tells a dataset from all others, and its teacher."""
+    attributes = read_root(path)["attributes"]
+    teacher = json.loads(attributes.get("label_potential", "{}"))
+    return {
+        "name": f"{path.parent.name}/{path.name}",
+        "dataset_key": attributes.get("dataset_key"),
+        "checksum": attributes["checksums"]["root"],
+        "n_structures": attributes["n_structures"],
+        "teacher": teacher.get("name"),
+        "teacher_sha256": teacher.get("sha256"),
+    }
+
+
+def model_facts(spec: Spec, options: Options) -> Facts:
+    """Return what a model was made with."""
+    from ase.data import chemical_symbols
+
+    return {
+        "elements": [chemical_symbols[number] for number in spec.elements],
+        "e0s": spec.e0s,
+        "rms_force": spec.rms_force,
+        "avg_num_neighbors": spec.avg_num_neighbors,
+        "mace_options": {name: str(value) for name, value in options.items()},
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+    }
+
+
+def model_card(name: str, facts: Facts, splits: Mapping[str, Mapping[str, Errors]]) -> str:
+    """Return the card of a model, Markdown."""
+    data = facts["dataset"]
+    counts = ", ".join(f"{number} {split}" for split, number in data["splits"].items())
+    teacher = f"{data['teacher'] or 'not recorded'} (SHA-256 `{data['teacher_sha256'] or 'not recorded'}`)"
+    options = "\n".join(f"| `{key}` | `{value}` |" for key, value in sorted(facts["mace_options"].items()))
+    e0s = ", ".join(f"{symbol} {energy:.4f}" for symbol, energy in facts["e0s"].items())
+    rows = [_row(split, kind, found) for split, groups in splits.items() for kind, found in groups.items()]
+    failed = {split: groups["all"]["failures"] for split, groups in splits.items() if groups["all"]["failures"]}
+    return f"""# {name}
+
+A MACE for {", ".join(facts["elements"])}, trained by `daskpipe train`.
+
+* Use it: `explore.potential={{name: mace, params: {{model: PATH/model.model}}}}`, or MACE's `MACECalculator`.
+  The file is a pickle: loading it runs what it says, so know where it is from.
+* SHA-256 of `model.model`: `{facts["sha256"]}`
+* Dataset: `{data["name"]}`, key `{data["dataset_key"] or "not recorded"}`, checksum of its root `{data["checksum"]}`,
+  {data["n_structures"]} structures ({counts}). MACE was given the splits train and val only.
+* Teacher: {teacher}.
+* Training: {facts["epochs"]} epochs, the weights of epoch {facts["best_epoch"]} (lowest loss on val), seed
+  {facts["seed"]}, {facts["device"]}, {facts["dtype"]}, {facts["seconds"]:.0f} s with the evaluation.
+* Made with {", ".join(f"{package} {number}" for package, number in facts["versions"].items())}.
+
+## Errors against the teacher
+
+{HEADER}
+{chr(10).join(rows)}
+
+The mean predictor takes no forces, and for the energy the sum over the atoms; its force RMSE is the RMS of the forces.
+"Times better" is the ratio of the two force RMSEs.{f" Structures without a result: {failed}." if failed else ""}
+
+## Limits
+
+* It knows {", ".join(facts["elements"])} only, and what the dataset shows of them: the table tells how far it can be
+  trusted on frames that are like those of the dataset, and nothing about others.
+* Its energies are those of its teacher, with the teacher's errors.
+* Energies of single atoms (eV: {e0s}) are a least-squares fit on the training split, not those of free atoms.
+* No charges, no magnetic moments, nothing beyond {2 * float(facts["mace_options"]["r_max"]):g} Å.
+
+## Options of mace_run_train
+
+| option | value |
+|---|---|
+{options}
+"""
+
+
+def _row(split: str, kind: str, found: Errors) -> str:
+    energy, forces, stress = found["energy"], found["forces"], found["stress"]
+    cells = [split, str(found["n_structures"]), kind, "-", "-", "-", "-", "-"]
+    if energy is not None:
+        cells[3] = f"{1e3 * energy['mae']:.1f} / {1e3 * energy['rmse']:.1f}"
+    if forces is not None:
+        cells[4] = f"{forces['mae']:.4f} / {forces['rmse']:.4f}"
+        cells[5] = f"{forces['mean_predictor_rmse']:.4f}"
+        cells[6] = f"{forces['times_better']:.1f}" if forces["times_better"] else "-"
+    if stress is not None:
+        cells[7] = f"{1e3 * stress['rmse']:.2f}"
+    return f"| {' | '.join(cells)} |"

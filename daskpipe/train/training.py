@@ -1,0 +1,254 @@
+"""Train a MACE on a dataset: export, ``mace_run_train``, evaluate, publish."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from daskpipe import load, store
+from daskpipe.errors import ConfigError, InputError, Interrupted, unknown
+from daskpipe.events import Emit, Event, fan_out
+from daskpipe.potentials import build
+from daskpipe.potentials.catalogue import DTYPES, resolve_device
+from daskpipe.potentials.potential import file_hash
+from daskpipe.train.accuracy import measure
+from daskpipe.train.card import dataset_facts, model_card, model_facts
+from daskpipe.train.mace_run import NAME, run_mace
+from daskpipe.train.options import Options, choose, cutoff_of
+from daskpipe.variables import SPLITS, decode
+
+MODEL, CARD, METRICS, LOG = "model.model", "MODEL_CARD.md", "metrics.json", "train.log"
+"""What the folder of a model holds."""
+
+FOUNDATION = "foundation.model"
+
+IN_MEMORY = 500_000
+"""Atoms of training and validation up to which MACE holds all graphs in memory, at some 5 kB an atom; else it reads
+HDF5, and looks for neighbours in each epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStarted(Event):
+    """MACE starts. It writes to the file `log`; `counts` are the structures of the splits."""
+
+    log: str
+    counts: dict[str, int]
+    n_epochs: int
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A model, and how good it is.
+
+    Parameters
+    ----------
+    out, model
+        The folder, and the model in it: ``explore.potential.params.model`` of a next run, or the first argument of
+        MACE's ``MACECalculator``.
+    metrics
+        What ``metrics.json`` holds: the errors ``metrics["splits"]["test"]["all"]["forces"]["rmse"]`` (see
+        `daskpipe.train.accuracy.errors`), the ``history`` of the validation, ``sha256`` of the model, ``epochs``,
+        ``best_epoch``, ``seconds``, dataset, options and versions.
+    """
+
+    out: Path
+    model: Path
+    metrics: dict[str, Any]
+
+
+def train(
+    dataset: Path | str,
+    out: Path | str | None = None,
+    *,
+    size: str = "small",
+    epochs: int | None = None,
+    max_minutes: float | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    seed: int = 0,
+    r_max: float | None = None,
+    foundation: str | None = None,
+    overrides: Sequence[str] = (),
+    force: bool = False,
+    subscribers: Iterable[Emit] = (),
+) -> Trained:
+    """Train a MACE on the training split of a dataset, by ``mace_run_train``, and measure it on all splits.
+
+    Energies of single atoms are the least-squares fit on the training split; interactions are scaled by its RMS force.
+    The validation split decides which epoch's weights are kept. MACE never sees the test split.
+
+    Parameters
+    ----------
+    dataset
+        Path of a ``dataset.zarr``, or of a run.
+    out
+        Folder to make: ``RUN/model``, or ``NAME.mace`` beside ``NAME.zarr``, if not given. It appears when it is
+        complete. Meanwhile, and if the training fails, the log is beside it: ``OUT.log``.
+    size
+        ``small`` or ``medium``; see `daskpipe.train.options.SIZES`.
+    epochs
+        Passes over the training split; chosen by its size if not given.
+    max_minutes
+        Stop after the first epoch that ends later than this, and keep the best one.
+    device
+        ``auto``, ``cpu`` or ``cuda``.
+    dtype
+        ``float32`` or ``float64``.
+    seed
+        Of the weights and of the order of the data.
+    r_max
+        Cutoff in Å; that of the preset if not given.
+    foundation
+        Begin with the weights of this MACE and take over its architecture: ``bundled``, a file, or a name, as for the
+        potential ``mace``.
+    overrides
+        ``KEY=VALUE`` for ``mace_run_train``, such as ``lr=0.005``.
+    force
+        Replace `out` if it is the folder of a model.
+    subscribers
+        Get `TrainingStarted` and `EpochFinished`.
+
+    Raises
+    ------
+    ConfigError
+        For an argument or override that is wrong, or if `out` exists.
+    InputError
+        If `dataset` is none, has no labels, no training or no validation structures; if MACE fails or diverges.
+    Interrupted
+        If the training was interrupted. The log stays.
+    """
+    path = _dataset_of(Path(dataset))
+    out = Path(out) if out is not None else _default_out(path)
+    _check_free(out, force)
+    if dtype not in DTYPES:
+        raise ConfigError(unknown("dtype", dtype, list(DTYPES)))
+    if max_minutes is not None and not max_minutes > 0:
+        raise ConfigError(f"max_minutes={max_minutes:g}: give a time greater than 0")
+    cutoff, device = cutoff_of(size, r_max, overrides), resolve_device(device)
+    counts = _check_splits(path)
+    emit = fan_out(*subscribers)
+
+    started = time.perf_counter()
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
+    log = out.with_name(f"{out.name}.log")
+    try:
+        if foundation is not None:
+            cutoff = _save_foundation(foundation, work / FOUNDATION, dtype)
+        spec = load.spec(path, "train", cutoff)
+        options = _write_data(path, spec, work) | {"seed": seed, "device": device, "default_dtype": dtype}
+        options |= choose(size, spec, epochs, overrides, None if foundation is None else FOUNDATION)
+        n_epochs = int(options["max_num_epochs"])
+        emit(TrainingStarted(log=str(log), counts=counts, n_epochs=n_epochs, device=device))
+        history = run_mace(options, work, log, emit, max_minutes)
+
+        result = work / "whole"
+        result.mkdir()
+        os.rename(work / f"{NAME}.model", result / MODEL)
+        splits = measure(path, build("mace", {"model": str(result / MODEL)}, device, dtype), spec.e0s)
+        facts = {
+            "sha256": file_hash(result / MODEL), "seed": seed, "size": size, "device": device, "dtype": dtype,
+            "foundation": foundation, "epochs": len(history),
+            "best_epoch": min(history, key=lambda item: item.loss).epoch,
+            "seconds": round(time.perf_counter() - started, 1),
+            "dataset": {**dataset_facts(path), "splits": counts}, **model_facts(spec, options),
+            "units": {"energy": "eV/atom", "forces": "eV/angstrom", "stress": "eV/angstrom^3"},
+            "splits": splits, "history": [item.as_json() for item in history],
+        }  # fmt: skip
+        (result / METRICS).write_text(json.dumps(facts, indent=1) + "\n")
+        (result / CARD).write_text(model_card(out.name, facts, splits))
+        shutil.copyfile(log, result / LOG)
+        _publish(result, out, work / "replaced")
+        log.unlink()
+    except BaseException as error:
+        if isinstance(error, Exception | SystemExit):
+            raise
+        # Ctrl-C, or what the command line makes of it.
+        raise Interrupted(f"interrupted; the log is {log}. To train again type the same command") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Trained(out=out, model=out / MODEL, metrics=facts)
+
+
+def _dataset_of(path: Path) -> Path:
+    """Return the path of a dataset that is given by itself or by its run."""
+    inside = path / "dataset.zarr"
+    return (inside if inside.is_dir() else path).absolute()
+
+
+def _default_out(path: Path) -> Path:
+    """Return where the model of a dataset goes: into its run, or beside it."""
+    if path.with_name("ledger").is_dir():
+        return path.with_name("model")
+    return path.with_suffix(".mace")
+
+
+def _check_free(out: Path, force: bool) -> None:
+    if not out.exists():
+        return
+    if not force:
+        raise ConfigError(f"{out} exists; give another --out, or --force to replace it")
+    if not (out / MODEL).is_file():
+        raise ConfigError(f"{out} is not the folder of a model (it holds no {MODEL}); give another --out")
+
+
+def _check_splits(path: Path) -> dict[str, int]:
+    """Return the number of structures of each split, or refuse a dataset that MACE cannot be trained on."""
+    ds = store.open_dataset(path)
+    load.TorchDataset(path, verify=False)  # says which labels are missing
+    names = decode(ds["split"].compute(scheduler="synchronous")).tolist() if "split" in ds else []
+    counts = {split: names.count(split) for split in SPLITS}
+    for split in ("train", "val"):
+        if not counts[split]:
+            listed = ", ".join(f"{number} {name}" for name, number in counts.items())
+            raise InputError(
+                f"{path} has no structures of split {split!r} ({listed}); MACE needs both train and val. Split anew: "
+                f"daskpipe merge {path.name} -o new.zarr 'store.split={{train:0.8,val:0.1,test:0.1}}'"
+            )
+    return counts
+
+
+def _save_foundation(model: str, file: Path, dtype: str) -> float:
+    """Write a model as MACE loads it, and return its cutoff in Å."""
+    import torch
+
+    from daskpipe.potentials.mace import mace
+
+    module: Any = mace(device="cpu", dtype=dtype, model=model).calculator.models[0]
+    torch.save(module, file)
+    return float(module.r_max)
+
+
+def _write_data(path: Path, spec: load.Spec, work: Path) -> Options:
+    """Export train and val, and write the statistics of train; return the options that name them."""
+    from ase.data import atomic_numbers
+
+    to, suffix = ("extxyz", "extxyz") if spec.n_atoms <= IN_MEMORY else ("mace-hdf5", "h5")
+    for split in ("train", "val"):
+        store.export(path, to, work / f"{split}.{suffix}", split=split)
+    statistics = {
+        "atomic_numbers": str(spec.elements),
+        "atomic_energies": str({atomic_numbers[symbol]: energy for symbol, energy in spec.e0s.items()}),
+        "avg_num_neighbors": spec.avg_num_neighbors,
+        "mean": 0.0,
+        "std": spec.rms_force,
+    }
+    (work / "statistics.json").write_text(json.dumps(statistics))
+    files = {"train_file": f"train.{suffix}", "valid_file": f"val.{suffix}", "statistics_file": "statistics.json"}
+    # Without an option of that name MACE computes the scale itself.
+    return {**files, "std": spec.rms_force}
+
+
+def _publish(result: Path, out: Path, aside: Path) -> None:
+    """Rename; a folder cannot replace another one, so that goes aside first and is removed with the rest."""
+    if out.exists():
+        os.rename(out, aside)
+    os.rename(result, out)
