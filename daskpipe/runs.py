@@ -18,7 +18,7 @@ from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskEr
 from daskpipe.events import Emit, fan_out
 from daskpipe.generate.stage import requests
 from daskpipe.pipeline import content_of, corridor
-from daskpipe.store.quality import Verdict, judge
+from daskpipe.store.quality import Outcome, Verdict, judge
 from daskpipe.work import Ledger, Tree, write_atomically
 
 if TYPE_CHECKING:
@@ -215,7 +215,8 @@ def _drive_all(
         else:
             with connect(config.cluster, tree.root / "workers.log") as own_client:
                 stages = corridor(tree, config, identities, own_client, emit)
-        verdict = judge(tree.dataset, config.quality)
+        seen = Outcome(system_types=sorted(stages["generate"]["counts"]))
+        verdict = judge(tree.dataset, config.quality, outcome=seen)
         write_atomically(tree.root / "quality.json", json.dumps(verdict.as_json(), indent=1))
     seconds = time.perf_counter() - started
     return Result(tree.root, tree.dataset, stages, reasons(tree.quarantined()), seconds, verdict)
