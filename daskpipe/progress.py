@@ -174,18 +174,10 @@ def summary(result: Result, console: Console) -> None:
 
 def verdict_summary(verdict: Verdict, console: Console) -> None:
     """Print what the quality gate says: the checks that fail alone, and the verdict."""
-    _, *rows, last = quality.lines(verdict)
-    failed = {check.name for check in verdict.checks if check.verdict == "fail"}
-    shown_rows, wanted = [], False
-    for row in rows:
-        if row[:4].strip():
-            wanted = row.split()[1] in failed
-        if wanted:
-            shown_rows.append(row)
-    for row in shown_rows:
+    for row in quality.check_lines(check for check in verdict.checks if check.verdict == "fail"):
         console.print(escape(row), highlight=False, soft_wrap=True)
     color = "green" if verdict.go else "red"
-    console.print(f"[bold]Quality[/] [{color}]{escape(last)}[/]", highlight=False, soft_wrap=True)
+    console.print(f"[bold]Quality[/] [{color}]{escape(quality.last_line(verdict))}[/]", highlight=False, soft_wrap=True)
 
 
 def _folded(stages: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,9 +149,21 @@ def judge(path: Path | str, settings: Quality = Quality(), *, outcome: Outcome |
 
 def lines(verdict: Verdict) -> list[str]:
     """Return a verdict as plain lines for people; names from outside are printed without control characters."""
+    head = f"{printable(verdict.dataset)}: {verdict.n_structures:,} structures"
+    return [head, *check_lines(verdict.checks), last_line(verdict)]
+
+
+def last_line(verdict: Verdict) -> str:
+    """Return GO, or NO-GO and the checks that say so."""
+    failed = [check.name for check in verdict.checks if check.verdict == "fail"]
+    return "GO" if verdict.go else f"NO-GO: {', '.join(failed)}"
+
+
+def check_lines(found: Iterable[Check]) -> list[str]:
+    """Return a line a check: mark, number and limit, what it says; and the worst offenders of those that fail."""
     marks = {"pass": "ok", "fail": "FAIL", "skipped": "-"}
-    rows = [f"{printable(verdict.dataset)}: {verdict.n_structures:,} structures"]
-    for check in verdict.checks:
+    rows = []
+    for check in found:
         numbers = ""
         if check.value is not None or check.threshold is not None:
             value = "none" if check.value is None else f"{check.value:.4g}"
@@ -161,8 +173,6 @@ def lines(verdict: Verdict) -> list[str]:
             more = check.n_offenders - min(LISTED, len(check.offenders))
             listed = ", ".join(check.offenders[:LISTED]) + (f" and {more:,} more" if more else "")
             rows.append(f"      {'':<19}  {listed}")
-    failed = [check.name for check in verdict.checks if check.verdict == "fail"]
-    rows.append("GO" if verdict.go else f"NO-GO: {', '.join(failed)}")
     return rows
 
 
