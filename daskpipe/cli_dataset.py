@@ -149,6 +149,60 @@ def report(
     print_answer({"report": str(written)}, as_json, lambda answer, console: print_lines([answer["report"]], console))
 
 
+@app.command()
+def train(
+    dataset: DatasetPath,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of mace_run_train, e.g. lr=0.005")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder to make [default: RUN/model, or NAME.mace beside it]")
+    ] = None,
+    size: Annotated[str, typer.Option(help="small (two cores will do) or medium")] = "small",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data; by default by its size")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after the first epoch that ends later")] = None,
+    foundation: Annotated[str | None, typer.Option(help="Begin with this MACE: bundled, a file, a name")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights and the order of the data")] = 0,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a MACE on the splits of a dataset, and measure it on the test split that it never saw."""
+    from daskpipe.progress import TrainingLines
+    from daskpipe.train import train as train_on
+
+    trained = train_on(
+        dataset,
+        out,
+        size=size,
+        epochs=epochs,
+        max_minutes=minutes,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        foundation=foundation,
+        overrides=overrides or [],
+        force=force,
+        subscribers=[] if as_json else [TrainingLines()],
+    )
+    print_answer({"out": str(trained.out), "model": str(trained.model), **trained.metrics}, as_json, _trained)
+
+
+def _trained(answer: dict[str, Any], console: Console) -> None:
+    rows = []
+    for split, groups in answer["splits"].items():
+        energy, forces = groups["all"]["energy"], groups["all"]["forces"]
+        rows.append(
+            f"{split:<5}  energy RMSE {1e3 * energy['rmse']:.1f} meV/atom, forces RMSE {forces['rmse']:.4f} eV/Å: "
+            f"{forces['times_better']:.1f} times better than no forces at all"
+        )
+    again = f"daskpipe run quickstart explore.potential.params.model={answer['model']}"
+    print_lines(
+        [*rows, f"Model {answer['model']} after {answer['seconds']:.0f} s", f"explore with it: {again}"], console
+    )
+
+
 def _verified(answer: dict[str, Any], console: Console) -> None:
     from rich.markup import escape
 

@@ -112,6 +112,33 @@ class ProgressBars:
                     )
 
 
+class TrainingLines:
+    """Subscriber that prints a training on the error stream: its first epochs, and then one every few seconds."""
+
+    SECONDS = 5.0
+    """Time between two lines."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self._last = 0.0
+
+    def __call__(self, event: events.Event) -> None:
+        """Print what an event says, if it is time."""
+        from daskpipe.train import EpochFinished, TrainingStarted
+
+        match event:
+            case TrainingStarted():
+                counts = ", ".join(f"{count:,} {split}" for split, count in event.counts.items())
+                line = (
+                    f"training on {counts} ({event.device}, at most {event.n_epochs} epochs); MACE's log: {event.log}"
+                )
+            case EpochFinished() if event.epoch == event.n_epochs - 1 or event.seconds >= self._last + self.SECONDS:
+                self._last, line = event.seconds, str(event)
+            case _:
+                return
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 class LogFile:
     """Subscriber that appends a line an event to a file.
 
