@@ -80,7 +80,7 @@ def _potentials() -> dict[str, Callable[[], str]]:
 
 
 def _try(attempt: Callable[[], str]) -> dict[str, Any]:
-    from daskpipe.potentials.quiet import quiet
+    from daskpipe.foreign import quiet
 
     try:
         # What libraries deprecate is not what was asked.

@@ -220,7 +220,6 @@ def next_commands(result: Result) -> list[str]:
     program = f"import daskpipe; print(daskpipe.open_dataset({dataset!r}))"
     return [
         f"daskpipe report {quote(run_dir)}",
-        f"daskpipe quality {quote(run_dir)}",
         f"daskpipe export {quote(dataset)} --to extxyz {quote(f'{run_dir}/dataset.extxyz')}",
         f"python -c {quote(program)}" if "'" in dataset else f'python -c "{program}"',
     ]

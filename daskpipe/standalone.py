@@ -132,6 +132,8 @@ def select(
     """
     out = _target(out, (".extxyz", ".xyz"), force)
     config = _config([*overrides, f"select.n={n}"])
+    if config.select.against is not None:
+        content_of(Path(config.select.against))
 
     pieces = _pieces(paths)
 
@@ -149,8 +151,6 @@ def select(
             copy_frames(numbers.items(), attempt)
         return frames, picks.n_out, json.loads(chosen["report"].item())
 
-    if config.select.against is not None:
-        content_of(Path(config.select.against))
     return _run(f"select {n}", config, out, client, subscribers, work)
 
 

@@ -34,9 +34,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 import daskpipe
+from daskpipe.foreign import quiet
 from daskpipe.potentials import Failure, Results, batched, build, evaluate, identity
 from daskpipe.potentials.mace import BUNDLED
-from daskpipe.potentials.quiet import quiet
 
 NAME = "cu-ag-au"
 CARD = BUNDLED.with_name("MODEL_CARD.md")
@@ -65,7 +65,7 @@ def train(datasets: Sequence[Path], work: Path, epochs: int, out: Path) -> None:
     """Run ``mace_run_train`` on the training split, and write the model as safetensors and JSON."""
     import torch
 
-    from daskpipe.potentials.mace import import_mace
+    from daskpipe.foreign import import_mace
     from daskpipe.potentials.mace_files import save_model
 
     work.mkdir(parents=True, exist_ok=True)

@@ -16,13 +16,13 @@ PACKAGE = Path(daskpipe.__file__).parent
 
 WORDS = {
     "variables", "structures", "geometry", "seeds", "units", "errors", "registry", "events", "placement", "work",
-    "accelerate", "checksums",
+    "accelerate", "checksums", "foreign",
 }  # fmt: skip
 ROOMS = {"generate", "potentials", "explore", "describe", "select", "label", "store", "load"}
 ROOF = {"config", "pipeline", "testing"}
 EDGES = {
-    "cluster", "runs", "cli", "cli_dataset", "cli_options", "progress", "status", "plan", "doctor", "standalone", "report",
-    "train", "__main__",
+    "cluster", "runs", "cli", "cli_dataset", "cli_options", "progress", "status", "plan", "doctor", "standalone",
+    "report", "train", "__main__",
 }  # fmt: skip
 FLOORS = [WORDS, ROOMS, ROOF, EDGES]
 # A potential serves three rooms, so it stands below them.

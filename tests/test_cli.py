@@ -566,9 +566,8 @@ def test_export_writes_extxyz_and_does_not_overwrite(type_command: Command, refe
     assert "out.extxyz" in typed.err
     assert snapshot(here) == before
     assert json.loads(type_command("export", str(reference.dataset), "out.extxyz", "--force", "--json").out) == {
-        "out": "out.extxyz",
-        "structures": 6,
-    }
+        "out": "out.extxyz", "to": "extxyz", "structures": 6, "files": 1, "reader": "ase.io.iread",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["-h"]])

@@ -258,8 +258,14 @@ UNKNOWN_KEYS = [
 ]
 
 WRONG_VALUES = [
-    ("store.split={train: 0.5, val: 0.1, test: 0.1}", r"store.split: the splits must sum to 1; received train=0.5.*sum 0.7"),
-    ("store.split={train: 1.5, val: -0.5, test: 0}", r"store.split: split train=1.5 is no share; give a number from 0 to 1"),
+    (
+        "store.split={train: 0.5, val: 0.1, test: 0.1}",
+        r"store.split: the splits must sum to 1.*sum 0.7",
+    ),
+    (
+        "store.split={train: 1.5, val: -0.5, test: 0}",
+        r"store.split: split train=1.5 is no share; give a number",
+    ),
     ("store.split.trane=0.9", r"store.split: unknown split 'trane'. Did you mean 'train'\?"),
     (
         "generate.sources.alloys.elements={Cu: 0.5, Au: 0.6}",

@@ -9,6 +9,7 @@ import shutil
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -423,10 +424,17 @@ def test_tasks_carry_the_names_of_the_rooms(reference: Result, client: Client) -
 
 
 def test_nothing_stays_on_the_cluster(reference: Result, client: Client) -> None:
-    deadline = time.monotonic() + 60
-    while client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) and time.monotonic() < deadline:
+    def known(dask_scheduler: Any) -> dict[str, Any]:
+        """Tasks, their state, who wants them and where they are."""
+        return {
+            str(key): (task.state, [one.client_key for one in task.who_wants], str(task.processing_on))
+            for key, task in dask_scheduler.tasks.items()
+        }
+
+    deadline = time.monotonic() + 20
+    while client.run_on_scheduler(known) and time.monotonic() < deadline:
         time.sleep(0.1)  # releases travel to the scheduler
-    assert client.run_on_scheduler(lambda dask_scheduler: sorted(map(str, dask_scheduler.tasks))) == []
+    assert client.run_on_scheduler(known) == {}, client.id
     assert client.who_has() == {}
     assert not any(client.run(lambda dask_worker: len(dask_worker.data)).values())
 

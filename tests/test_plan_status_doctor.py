@@ -18,9 +18,11 @@ from daskpipe.config import load
 from daskpipe.doctor import examine
 from daskpipe.errors import ConfigError, InputError, Rejection
 from daskpipe.plan import plan
-from daskpipe.progress import ProgressBars, next_commands, selection_lines, shown, summary
+from daskpipe.progress import STEPS, ProgressBars, next_commands, selection_lines, shown, split_lines, summary
 from daskpipe.runs import Result
 from daskpipe.status import is_running, status
+from daskpipe.store.quality import Verdict
+from daskpipe.store.quality_checks import Check
 from daskpipe.work import Tree, read_ledger
 
 # --- plan -----------------------------------------------------------------------------------------------
@@ -159,7 +161,7 @@ def test_a_file_sees_a_line_a_stage_and_lost_workers(reference: Result) -> None:
         for event in [*told(reference), lost]:
             bars(event)
     lines = page.getvalue().splitlines()
-    assert sum(" out in " in line for line in lines) == len(UNITS)
+    assert sum(" out in " in line for line in lines) == len(UNITS) - len(STEPS)  # steps are told with their stage
     assert "label unit 3 lost its worker; trying again" in lines
 
 
@@ -209,12 +211,18 @@ def test_summary_tells_the_selection(reference: Result) -> None:
 def test_summary_names_what_was_quarantined(tmp_path: Path) -> None:
     row = {"inputs": 3, "out": 2, "rejected": 1, "seconds": 1.0, "counts": {"alloy": 2}}
     moves = {"swaps_tried": 640, "swaps_accepted": 184, "hops_tried": 8000, "hops_overlapping": 6780}
-    stages = {"generate": row, "explore": {**row, "tallies": moves}, "select": {**row, "counts": {}, "report": REPORT}}
+    stages = {
+        "generate": row, "explore": {**row, "tallies": moves}, "select": {**row, "counts": {}, "report": REPORT},
+        "store-plan": {**row, "seconds": 2.0, "report": SPLIT_REPORT}, "store": row,
+    }  # fmt: skip
     names = [f"mix/[bold]{number}.xyz" for number in range(2)]
     Tree(tmp_path).quarantine(
         Rejection(stage="generate", structure=name, reason="overlap", evidence="too close") for name in names
     )
-    result = Result(tmp_path, tmp_path / "dataset.zarr", stages, {"generate/overlap": 2}, 5.0)
+    failed = Check(name="forces", verdict="fail", says="[bold]", value=12.0, threshold=10.0, unit="eV/Å")
+    passed = Check(name="stress", verdict="pass", says="fine")
+    verdict = Verdict(go=False, dataset="d", dataset_key="k", n_structures=2, checks=(failed, passed))
+    result = Result(tmp_path, tmp_path / "dataset.zarr", stages, {"generate/overlap": 2}, 5.0, verdict)
     page = io.StringIO()
     summary(result, Console(file=page, width=200))
     lines = page.getvalue().splitlines()
@@ -222,6 +230,30 @@ def test_summary_names_what_was_quarantined(tmp_path: Path) -> None:
     assert f"  all of them, one file each: {tmp_path}/quarantine/" in lines
     assert "trial swaps: 184 of 640 accepted (0 overlapped)" in lines
     assert "trial hops: 0 of 8,000 accepted (6,780 overlapped)" in lines
+    assert [line for line in split_lines(SPLIT_REPORT) if line not in lines] == []
+    assert [line.split()[-1] for line in lines if line.startswith("store")] == ["3.0"]  # its steps are part of it
+    assert "Quality NO-GO: forces" in lines
+    assert any(line.startswith("FAIL  forces") and line.endswith("[bold]") for line in lines)
+    assert not any("stress" in line for line in lines)
+
+
+SPLIT_REPORT: dict[str, Any] = {
+    "by": "seed", "near_duplicates": 0.01, "n_groups": 1_200, "largest_group": 40, "frame_distance": 0.1,
+    "counts": {"test": 1_000, "train": 8_000, "val": 0}, "leakage": {"test": 0.004}, "leakage_random": {"test": 0.61},
+}  # fmt: skip
+"""What the splits tell of themselves."""
+
+
+def test_splits_in_words() -> None:
+    assert split_lines(SPLIT_REPORT) == [
+        "splits: 8,000 train, 1,000 test; all frames of a seed and near-duplicates kept together in 1,200 groups, the "
+        "largest of 40",
+        "leakage: 0% of test has a training neighbour closer than a frame is to the next of its trajectory (in a "
+        "random split 61%)",
+    ]
+    alone = split_lines({**SPLIT_REPORT, "by": "structure", "leakage": {}})
+    assert "; nothing kept together in" in alone[0]
+    assert alone[1] == "leakage: not measured, for no trajectory has two frames here that are described"
 
 
 def test_candidates_are_told_where_there_are_any() -> None:
@@ -229,11 +261,14 @@ def test_candidates_are_told_where_there_are_any() -> None:
     assert lines[1] == "candidates of the committee: 72 of 1,500 picked"
 
 
+GO = Verdict(go=True, dataset="d", dataset_key="k", n_structures=2, checks=())
+
+
 def test_commands_survive_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    result = Result(tmp_path / "it's mine", tmp_path / "it's mine" / "dataset.zarr", {}, {}, 0.0)
+    result = Result(tmp_path / "it's mine", tmp_path / "it's mine" / "dataset.zarr", {}, {}, 0.0, GO)
     assert shown(result.run_dir) == "it's mine"
-    assert next_commands(result)[0] == """daskpipe status 'it'"'"'s mine'"""
+    assert next_commands(result)[0] == """daskpipe report 'it'"'"'s mine'"""
 
 
 # --- doctor ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.emt import EMT
 from distributed import Client
 
 import daskpipe
@@ -86,6 +88,40 @@ def test_commands_for_frames_of_ones_own_run(
         assert answer.code == 0, answer.err
         assert out.exists()
     assert len(ase.io.read("picked.extxyz", ":")) == 12  # fewer than asked for
+
+
+def test_commands_for_datasets_run(
+    type_command: Callable[..., Any], reference: daskpipe.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(reference.run_dir, "runs/quickstart")
+    commands = [
+        command.split("#")[0].split()
+        for command in re.findall(
+            r"^\$ daskpipe ((?:quality|report|train|export|import|merge|verify) .+)", README.read_text(), re.MULTILINE
+        )
+    ]
+    assert {words[0] for words in commands} == {"quality", "report", "train", "export", "import", "merge", "verify"}
+    old = frames(6)
+    for atoms in old:
+        atoms.calc = EMT()
+        atoms.get_forces()
+    ase.io.write("old.extxyz", old)
+    for words in commands:
+        extra = {"train": ["--epochs", "1", "batch_size=2"], "quality": ["quality.diversity=null"]}.get(words[0], [])
+        if words[0] in ("import", "merge"):
+            extra = ["cluster.workers=1"]
+        answer = type_command(*words, *extra)
+        assert answer.code == 0, (words, answer.err, answer.out)
+    for made in (
+        "runs/quickstart/report.html",
+        "runs/quickstart/model/model.model",
+        "train.extxyz",
+        "lmdb",
+        "all.zarr",
+    ):
+        assert Path(made).exists()
+    assert "as it was written" in " ".join(answer.out.split())
 
 
 def test_config_example_is_valid(tmp_path: Path) -> None:

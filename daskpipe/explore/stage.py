@@ -79,8 +79,8 @@ def explore_partition(
     checkpoints: Checkpoints | None = None,
 ) -> list[Payload]:
     """Run the trajectories of one partition; frames are ordered by seed, then time."""
+    from daskpipe.foreign import quiet
     from daskpipe.potentials import batched
-    from daskpipe.potentials.quiet import quiet
 
     with quiet():  # torch-sim's import has a good deal to say
         from daskpipe.explore.dynamics import Flight

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from daskpipe.errors import ConfigError
+from daskpipe.foreign import import_mace
 from daskpipe.load.batch import Batch
 from daskpipe.load.torch_data import TorchDataset
 
@@ -52,11 +53,8 @@ def mace_data(
     ------
     ConfigError
         If a structure holds an element that is not among `elements`.
-
-    Notes
-    -----
-    Importing MACE lets every later ``torch.load`` in the process unpickle anything.
     """
+    import_mace()
     from mace.data import AtomicData, Configuration, KeySpecification
     from mace.tools import AtomicNumberTable
 

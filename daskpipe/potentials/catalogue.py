@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from daskpipe.errors import ConfigError, unknown
+from daskpipe.foreign import quiet
 from daskpipe.potentials.potential import Identity, Potential, identity_of_version
-from daskpipe.potentials.quiet import quiet
 from daskpipe.registry import Registry
 
 POTENTIALS = Registry(

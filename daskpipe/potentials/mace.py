@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from daskpipe.errors import ConfigError, InputError, unknown
+from daskpipe.foreign import import_mace
 from daskpipe.potentials.potential import Evaluation, Identity, Potential, checked_results, file_hash
-from daskpipe.potentials.quiet import quiet
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -25,7 +25,6 @@ BATCH = 16
 FEATURE_ATOMS = 1024
 """Atoms of a batch that gives node features: without gradients it takes less memory than a batch with forces."""
 LONG_RANGED = ("MACELES", "PolarMACE")
-UNPICKLE_ANYTHING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 def mace(
@@ -211,25 +210,6 @@ def identify(model: str, head: str | None, acceleration: str = "none") -> Identi
     digest = parts[0] if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()
     name = {"bundled": "MACE Cu-Ag-Au"}.get(model, f"MACE {model if model in _known(model) else path.name}")
     return Identity(name=name, hash=digest, elements=elements)
-
-
-def import_mace() -> None:
-    """Import MACE, and leave torch's safe loading as it was.
-
-    MACE sets an environment variable that makes every later ``torch.load`` of the process unpickle anything, data
-    files of others included.
-    """
-    before = os.environ.get(UNPICKLE_ANYTHING)
-    # Set here as well: after an import that broke off, MACE's own line is not run again, and e3nn needs it.
-    os.environ[UNPICKLE_ANYTHING] = "1"
-    try:
-        with quiet():
-            import mace.calculators.mace_torchsim  # noqa: F401
-    finally:
-        if before is None:
-            os.environ.pop(UNPICKLE_ANYTHING, None)
-        else:
-            os.environ[UNPICKLE_ANYTHING] = before
 
 
 def _path(model: str) -> Path:

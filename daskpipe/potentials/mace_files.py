@@ -139,7 +139,7 @@ def build_module(hypers: dict[str, Any], dtype: str) -> Any:
     import numpy as np
     import torch
 
-    from daskpipe.potentials.mace import import_mace
+    from daskpipe.foreign import import_mace
 
     import_mace()
     from e3nn import o3

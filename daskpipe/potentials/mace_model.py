@@ -18,8 +18,8 @@ from mace.tools.torch_tools import default_dtype
 from torch_sim import SimState
 
 from daskpipe.errors import ConfigError
+from daskpipe.foreign import quiet
 from daskpipe.potentials.batches import Finder, completed, lost, periodic, volumes
-from daskpipe.potentials.quiet import quiet
 
 CUEQ = {"cuequivariance": "cuequivariance", "cuequivariance_torch": "cuequivariance-torch"}
 CUEQ_ON_CUDA = {"cuequivariance_ops_torch": "cuequivariance-ops-torch-cu12"}

@@ -176,7 +176,7 @@ def batched(potential: Potential, *, stress: bool = False) -> ModelInterface:
         extra ``periodic`` (system, 3) tells, else ``state.pbc`` for all. Results have the state's dtype. A potential
         without a batched model gets `daskpipe.potentials.ase_model.AseModel`: float64, one structure after another.
     """
-    from daskpipe.potentials.quiet import quiet
+    from daskpipe.foreign import quiet
 
     with potential.lock, quiet():  # torch-sim's import has a good deal to say
         if stress not in potential._models:

@@ -63,6 +63,7 @@ def model_card(name: str, facts: Facts, splits: Mapping[str, Mapping[str, Errors
     e0s = ", ".join(f"{symbol} {energy:.4f}" for symbol, energy in facts["e0s"].items())
     rows = [_row(split, kind, found) for split, groups in splits.items() for kind, found in groups.items()]
     failed = {split: groups["all"]["failures"] for split, groups in splits.items() if groups["all"]["failures"]}
+    begun = f", begun from the model {facts['foundation']}" if facts["foundation"] else ""
     return f"""# {name}
 
 A MACE for {", ".join(facts["elements"])}, trained by `daskpipe train`.
@@ -73,8 +74,8 @@ A MACE for {", ".join(facts["elements"])}, trained by `daskpipe train`.
 * Dataset: `{data["name"]}`, key `{data["dataset_key"] or "not recorded"}`, checksum of its root `{data["checksum"]}`,
   {data["n_structures"]} structures ({counts}). MACE was given the splits train and val only.
 * Teacher: {teacher}.
-* Training: {facts["epochs"]} epochs, the weights of epoch {facts["best_epoch"]} (lowest loss on val), seed
-  {facts["seed"]}, {facts["device"]}, {facts["dtype"]}, {facts["seconds"]:.0f} s with the evaluation.
+* Training: {facts["epochs"]} epochs, the weights of epoch {facts["best_epoch"]} (lowest loss on val),
+  seed {facts["seed"]}, {facts["device"]}, {facts["dtype"]}{begun}; {facts["seconds"]:.0f} s with the evaluation.
 * Made with {", ".join(f"{package} {number}" for package, number in facts["versions"].items())}.
 
 ## Errors against the teacher

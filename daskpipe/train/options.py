@@ -29,12 +29,12 @@ SIZES: dict[str, Options] = {
 COMMON: Options = {
     "model": "MACE", "pair_repulsion": True, "scaling": "rms_forces_scaling",
     "loss": "universal", "energy_weight": 10, "forces_weight": 10, "stress_weight": 100,
-    "lr": 0.01, "amsgrad": True, "scheduler": "ExponentialLR", "clip_grad": 10, "ema": True, "ema_decay": 0.99,
+    "lr": 0.02, "amsgrad": True, "scheduler": "ExponentialLR", "clip_grad": 10, "ema": True, "ema_decay": 0.99,
     "error_table": "PerAtomRMSE", "plot": False, "save_cpu": True,
 }  # fmt: skip
 """The loss is that of the MACE-MP models. The ZBL repulsion (``pair_repulsion``) keeps atoms apart where no data is."""
 
-STEPS, EPOCHS = 2_000, (30, 400)
+STEPS, EPOCHS = 1_500, (30, 400)
 """Updates of the weights that a small dataset gets, and the fewest and most passes over the data."""
 
 BATCHES, MAX_BATCH = 12, 32
@@ -92,7 +92,7 @@ def choose(
     overrides
         ``KEY=VALUE`` in MACE's own names, e.g. ``lr=0.005``; they win.
     foundation
-        File of the model whose weights are the first ones.
+        File of the model whose weights are the first ones; its architecture takes the place of that of `size`.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def choose(
         epochs = max(fewest, min(most, STEPS // (spec.n_structures // int(batch_size))))
     if epochs < 1:
         raise ConfigError(f"epochs={epochs}: give at least 1")
-    chosen = COMMON | SIZES[size] | {
+    chosen = COMMON | ({} if foundation is not None else SIZES[size]) | {
         "r_max": spec.cutoff, "batch_size": int(batch_size), "valid_batch_size": MAX_BATCH, "max_num_epochs": epochs,
         "lr_scheduler_gamma": round(DECAY ** (1 / epochs), 6),
     }  # fmt: skip
@@ -150,7 +150,7 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
 
 
 def _actions() -> list[Any]:
-    from daskpipe.potentials.mace import import_mace
+    from daskpipe.foreign import import_mace
 
     import_mace()
     from mace.tools import build_default_arg_parser

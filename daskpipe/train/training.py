@@ -15,7 +15,8 @@ from typing import Any
 from daskpipe import load, store
 from daskpipe.errors import ConfigError, InputError, Interrupted, unknown
 from daskpipe.events import Emit, Event, fan_out
-from daskpipe.potentials import build
+from daskpipe.foreign import quiet
+from daskpipe.potentials import build, identity
 from daskpipe.potentials.catalogue import DTYPES, resolve_device
 from daskpipe.potentials.potential import file_hash
 from daskpipe.train.accuracy import measure
@@ -91,7 +92,7 @@ def train(
         Path of a ``dataset.zarr``, or of a run.
     out
         Folder to make: ``RUN/model``, or ``NAME.mace`` beside ``NAME.zarr``, if not given. It appears when it is
-        complete. Meanwhile, and if the training fails, the log is beside it: ``OUT.log``.
+        complete. Meanwhile, and if the training fails, the log is beside it: ``OUT.train.log``.
     size
         ``small`` or ``medium``; see `daskpipe.train.options.SIZES`.
     epochs
@@ -103,7 +104,8 @@ def train(
     dtype
         ``float32`` or ``float64``.
     seed
-        Of the weights and of the order of the data.
+        Of the weights and of the order of the data. On a CPU the same seed, number of threads and versions give the
+        same file, bit for bit, unless `max_minutes` ends the training.
     r_max
         Cutoff in Å; that of the preset if not given.
     foundation
@@ -121,7 +123,8 @@ def train(
     ConfigError
         For an argument or override that is wrong, or if `out` exists.
     InputError
-        If `dataset` is none, has no labels, no training or no validation structures; if MACE fails or diverges.
+        If `dataset` is none, has no labels, no training or no validation structures, or elements that only validation
+        has or that `foundation` does not know; if MACE fails or diverges.
     Interrupted
         If the training was interrupted. The log stays.
     """
@@ -139,11 +142,14 @@ def train(
     started = time.perf_counter()
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
-    log = out.with_name(f"{out.name}.log")
+    log = out.with_name(f"{out.name}.train.log")
+    log.unlink(missing_ok=True)
     try:
+        known = None
         if foundation is not None:
-            cutoff = _save_foundation(foundation, work / FOUNDATION, dtype)
+            cutoff, known = _save_foundation(foundation, work / FOUNDATION, dtype)
         spec = load.spec(path, "train", cutoff)
+        _check_elements(path, spec, known)
         options = _write_data(path, spec, work) | {"seed": seed, "device": device, "default_dtype": dtype}
         options |= choose(size, spec, epochs, overrides, None if foundation is None else FOUNDATION)
         n_epochs = int(options["max_num_epochs"])
@@ -155,8 +161,8 @@ def train(
         os.rename(work / f"{NAME}.model", result / MODEL)
         splits = measure(path, build("mace", {"model": str(result / MODEL)}, device, dtype), spec.e0s)
         facts = {
-            "sha256": file_hash(result / MODEL), "seed": seed, "size": size, "device": device, "dtype": dtype,
-            "foundation": foundation, "epochs": len(history),
+            "sha256": file_hash(result / MODEL), "seed": seed, "device": device, "dtype": dtype,
+            "size": size if foundation is None else None, "foundation": _named(foundation), "epochs": len(history),
             "best_epoch": min(history, key=lambda item: item.loss).epoch,
             "seconds": round(time.perf_counter() - started, 1),
             "dataset": {**dataset_facts(path), "splits": counts}, **model_facts(spec, options),
@@ -172,7 +178,8 @@ def train(
         if isinstance(error, Exception | SystemExit):
             raise
         # Ctrl-C, or what the command line makes of it.
-        raise Interrupted(f"interrupted; the log is {log}. To train again type the same command") from error
+        told = f"; the log is {log}" if log.exists() else ""
+        raise Interrupted(f"interrupted{told}. To train again type the same command") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Trained(out=out, model=out / MODEL, metrics=facts)
@@ -211,20 +218,42 @@ def _check_splits(path: Path) -> dict[str, int]:
             listed = ", ".join(f"{number} {name}" for name, number in counts.items())
             raise InputError(
                 f"{path} has no structures of split {split!r} ({listed}); MACE needs both train and val. Split anew: "
-                f"daskpipe merge {path.name} -o new.zarr 'store.split={{train:0.8,val:0.1,test:0.1}}'"
+                f"daskpipe merge {path} -o new.zarr 'store.split={{train:0.8,val:0.1,test:0.1}}'"
             )
     return counts
 
 
-def _save_foundation(model: str, file: Path, dtype: str) -> float:
-    """Write a model as MACE loads it, and return its cutoff in Å."""
+def _check_elements(path: Path, spec: load.Spec, known: frozenset[str] | None) -> None:
+    """Refuse elements that only validation structures have, or that the first weights do not know."""
+    if strange := sorted(set(load.spec(path, "val", verify=False).e0s) - set(spec.e0s)):
+        raise InputError(
+            f"{path}: no structure of split train holds {', '.join(strange)}, and some of val do; split anew, e.g. "
+            f"daskpipe merge {path} -o new.zarr seed=1"
+        )
+    if known is not None and (strange := sorted(set(spec.e0s) - known)):
+        raise InputError(
+            f"the foundation model does not know {', '.join(strange)}; take one that does, or train without"
+        )
+
+
+def _save_foundation(model: str, file: Path, dtype: str) -> tuple[float, frozenset[str] | None]:
+    """Write a model as MACE loads it, and return its cutoff in Å and its elements."""
     import torch
 
-    from daskpipe.potentials.mace import mace
+    potential = build("mace", {"model": model}, "cpu", dtype)
+    calculator: Any = potential.calculator
+    with quiet():  # e3nn writes TorchScript
+        torch.save(calculator.models[0], file)
+    assert potential.cutoff is not None
+    return potential.cutoff, potential.elements
 
-    module: Any = mace(device="cpu", dtype=dtype, model=model).calculator.models[0]
-    torch.save(module, file)
-    return float(module.r_max)
+
+def _named(foundation: str | None) -> str | None:
+    """Name a model without its place on this machine."""
+    if foundation is None:
+        return None
+    who = identity("mace", {"model": foundation})
+    return f"{who.name} (SHA-256 {who.hash})"
 
 
 def _write_data(path: Path, spec: load.Spec, work: Path) -> Options:

@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.build import bulk, fcc111
 from ase.cluster import Icosahedron
 
-from daskpipe.potentials.quiet import quiet
+from daskpipe.foreign import quiet
 
 SYMBOLS = ("Cu", "Ag", "Au")
 

@@ -13,10 +13,10 @@ import torch
 from ase import Atoms
 
 from daskpipe.errors import ConfigError, InputError
+from daskpipe.foreign import UNPICKLE_ANYTHING, import_mace, quiet
 from daskpipe.potentials import Failure, Results, batched, build, evaluate, identity
-from daskpipe.potentials.mace import BUNDLED, UNPICKLE_ANYTHING, import_mace, node_feature_columns, node_features
+from daskpipe.potentials.mace import BUNDLED, node_feature_columns, node_features
 from daskpipe.potentials.mace_files import build_module, hyper_file, load_model, read_hypers, save_model
-from daskpipe.potentials.quiet import quiet
 
 OFFLINE_MESSAGE = (
     r"foundation model 'NAME' is not cached in .*/mace and cannot be fetched .*; fetch it where there is a network "
@@ -252,6 +252,7 @@ class Bomb:
 def test_mace_leaves_torchs_safe_loading_alone(
     before: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv(UNPICKLE_ANYTHING, raising=False)
     if before is not None:
         monkeypatch.setenv(UNPICKLE_ANYTHING, before)
     import_mace()

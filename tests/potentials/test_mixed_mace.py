@@ -15,9 +15,9 @@ from ase.build import bulk, fcc111, molecule, surface
 from test_mace import random_module, save
 
 from daskpipe.errors import ConfigError
+from daskpipe.foreign import import_mace
 from daskpipe.potentials import Potential, batched, build, evaluate, identity
 from daskpipe.potentials.batches import batch
-from daskpipe.potentials.mace import import_mace
 
 import_mace()
 from daskpipe.potentials.mace_model import check_acceleration  # noqa: E402

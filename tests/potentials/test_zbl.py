@@ -11,9 +11,9 @@ from ase import Atoms, units
 from ase.data import covalent_radii
 from mixed_structures import random_structure
 
+from daskpipe.foreign import quiet
 from daskpipe.potentials import batched, build
 from daskpipe.potentials.batches import batch
-from daskpipe.potentials.quiet import quiet
 from daskpipe.potentials.zbl import repelled
 
 CPU = torch.device("cpu")
@@ -108,7 +108,7 @@ def test_it_ends_smoothly_at_the_sum_of_the_covalent_radii() -> None:
 
 
 def test_maces_repulsion_is_the_same_formula() -> None:
-    from daskpipe.potentials.mace import import_mace
+    from daskpipe.foreign import import_mace
 
     import_mace()
     from mace.modules.radial import ZBLBasis

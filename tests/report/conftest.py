@@ -46,6 +46,7 @@ def run_dir(reference: daskpipe.Result, tmp_path_factory: pytest.TempPathFactory
     """A complete run with rejected structures, one of a name that tries to be a script. Read only."""
     path = tmp_path_factory.mktemp("reported") / "run"
     shutil.copytree(reference.run_dir, path)
+    (path / "quality.json").unlink()
     rejections = [
         Rejection(stage="generate", structure=f"files/{HOSTILE}.xyz", reason="unreadable", evidence=f"found {HOSTILE}"),
         Rejection(stage="explore", structure="0f" * 16, reason="force", evidence="120 eV/Å", details={"step": 7}),

@@ -11,13 +11,13 @@ MACE knows neither the elements nor the energies of single atoms from such a fil
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daskpipe.foreign import import_mace
 from daskpipe.store.formats import GEOMETRY, LABELS, Record, full_stress, records
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ OTHERS = ("virials", "dipole", "charges", "polarizability")
 
 FULL_TO_VOIGT = (0, 4, 8, 5, 2, 1)
 """Place in a 3 x 3 stress of ``xx yy zz yz xz xy``."""
-
-UNPICKLE_ANYTHING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 def check_name(out: Path) -> None:
@@ -81,7 +79,10 @@ def _write(group: Any, record: Record) -> None:
 
 def read(path: Path) -> Iterator[Record]:
     """Yield what MACE's own dataset gives before it looks for neighbours."""
-    dataset = _dataset_class()(str(path), r_max=0.0, z_table=None, atomic_dataclass=_AsRead)
+    import_mace()
+    from mace.data.hdf5_dataset import HDF5Dataset
+
+    dataset = HDF5Dataset(str(path), r_max=0.0, z_table=None, atomic_dataclass=_AsRead)
     try:
         for index in range(len(dataset)):
             config = dataset[index]
@@ -103,22 +104,6 @@ class _AsRead:
     @staticmethod
     def from_config(config: Any, **_: Any) -> Any:
         return config
-
-
-def _dataset_class() -> Any:
-    """Import MACE's reader, and leave torch's safe loading as it was: MACE turns it off for the whole process."""
-    before = os.environ.get(UNPICKLE_ANYTHING)
-    os.environ[UNPICKLE_ANYTHING] = "1"  # after an import that broke off, MACE's own line is not run again
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of TorchScript, which MACE and e3nn use
-            from mace.data.hdf5_dataset import HDF5Dataset
-    finally:
-        if before is None:
-            del os.environ[UNPICKLE_ANYTHING]
-        else:
-            os.environ[UNPICKLE_ANYTHING] = before
-    return HDF5Dataset
 
 
 def join(parts: Sequence[Path], out: Path) -> None:

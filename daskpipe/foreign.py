@@ -1,15 +1,18 @@
-"""Silence around libraries that talk while they load."""
+"""Foreign libraries talk while they load, and MACE changes the whole process; here they do not."""
 
 from __future__ import annotations
 
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 
 _log = logging.getLogger(__name__)
+
+UNPICKLE_ANYTHING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 @contextmanager
@@ -35,3 +38,22 @@ def _hush_warp() -> None:
         import warp
 
         warp.config.log_level = logging.ERROR
+
+
+def import_mace() -> None:
+    """Import MACE, and leave torch's safe loading as it was.
+
+    MACE sets an environment variable that makes every later ``torch.load`` of the process unpickle anything, data
+    files of others included.
+    """
+    before = os.environ.get(UNPICKLE_ANYTHING)
+    # Set here as well: after an import that broke off, MACE's own line is not run again, and e3nn needs it.
+    os.environ[UNPICKLE_ANYTHING] = "1"
+    try:
+        with quiet():
+            import mace.calculators.mace_torchsim  # noqa: F401
+    finally:
+        if before is None:
+            os.environ.pop(UNPICKLE_ANYTHING, None)
+        else:
+            os.environ[UNPICKLE_ANYTHING] = before
