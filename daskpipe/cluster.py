@@ -10,8 +10,8 @@ import logging
 import os
 import re
 import shutil
-import socket
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -170,7 +170,7 @@ def _local(settings: Cluster, log: Path | None) -> Iterator[Client]:
         "options": {
             "host": LOOPBACK,
             "dashboard": settings.dashboard,
-            "dashboard_address": f"{LOOPBACK}:{_free_port(DASHBOARD_PORT)}",
+            "dashboard_address": f"{LOOPBACK}:{DASHBOARD_PORT}",
         },
     }
     with ExitStack() as started:
@@ -222,7 +222,7 @@ def _site(settings: Cluster, log: Path | None) -> Iterator[Client]:
                     job_cls=type("Job", (cluster_class.job_cls,), {"start": start}),
                     n_workers=n_jobs,
                     security=Security.temporary(),
-                    scheduler_options={"dashboard_address": f"{LOOPBACK}:{_free_port(DASHBOARD_PORT)}"},
+                    scheduler_options={"dashboard_address": f"{LOOPBACK}:{DASHBOARD_PORT}"},
                 )
             )
             started.callback(_remove_keys, cluster)
@@ -292,26 +292,21 @@ def _share_of_memory(n_workers: int) -> int:
     return int(MEMORY_LIMIT * 0.9 / n_workers)
 
 
-def _free_port(wanted: int) -> int:
-    """Return `wanted`, or 0 (any free port) if it is taken."""
-    with socket.socket() as probe:
-        try:
-            probe.bind((LOOPBACK, wanted))
-        except OSError:
-            return 0
-    return wanted
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Dask's own log lines about lost workers off the screen; the driver reports losses itself."""
+    """Keep off the screen what Dask says of lost workers, which the driver reports itself, and of a port that is taken.
+
+    Where that of the dashboard is, Dask takes another one; the link says which.
+    """
     parts = ("client", "nanny", "scheduler", "worker", "core")
     names = ("distributed", *(f"distributed.{part}" for part in parts))
     before: Mapping[str, int] = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"\s*Port \d+ is already in use", UserWarning)
+            yield
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
