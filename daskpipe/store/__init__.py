@@ -1,12 +1,13 @@
 """Store: labelled structures in one immutable Zarr group that any xarray opens.
 
-Needs: a dataset of `daskpipe.variables`, in memory (or lazy: it is written one chunk after the other).
+Needs: committed units of labelled rows, or a dataset of `daskpipe.variables` in memory.
 Makes: ``dataset.zarr`` in schema ``daskpipe/1``: globally shuffled, split by whole groups, uncompressed,
     with a checksum of every file; published by rename, so that it is whole or absent.
-Entry: `daskpipe.store.pack` (arrange, then write); `open_dataset`, `verify`, `export` on what it made.
-Memory: `arrange` holds the dataset twice; writing, reading, verifying and exporting hold one chunk an array
-    (2**20 atoms or 65,536 structures; about 40 MB).
-Placement: one task, anywhere.
+Entry: in a run ``stage.sort``, ``plan``, ``write``, ``store``; in memory `daskpipe.store.pack`. On what they made
+    `open_dataset`, `verify`, `export`, ``quality.judge``, ``cold.write_cold``.
+Memory: a task holds one run of rows (64 MB) or one chunk an array (2**20 atoms or 65,536 structures; 40 MB),
+    ``plan`` 200 bytes a structure and its features; `pack` holds the dataset twice.
+Placement: a task each, anywhere.
 """
 
 from daskpipe.store.export import export
