@@ -82,7 +82,7 @@ def import_(
 def verify(dataset: DatasetPath, as_json: AsJson = False) -> None:
     """Compare every byte of a dataset with its checksums; exit 1 if one differs."""
     from daskpipe import store
-    from daskpipe.standalone import dataset_of
+    from daskpipe.store.reader import dataset_of
 
     path = dataset_of(dataset)
     problems = store.verify(path)
@@ -126,8 +126,8 @@ def quality(
 ) -> None:
     """Judge a dataset against thresholds: GO (exit 0) or NO-GO (exit 1), and why."""
     from daskpipe import config
-    from daskpipe.standalone import dataset_of
     from daskpipe.store.quality import judge, lines
+    from daskpipe.store.reader import dataset_of
 
     path = dataset_of(dataset)
     verdict = judge(path, config.load_quality(path.parent, overrides or []))

@@ -129,6 +129,10 @@ class DaskPool:
         handles = list(handles)
         if handles and self.client.status == "running":
             self.client.cancel(handles, force=True)
+        for handle in handles:
+            # Not when it is garbage: an error's traceback may hold it, while a later driver submits the unit again, whose
+            # result would then stay on the cluster.
+            handle.release()
 
 
 RETIRE_SECONDS = 1.0

@@ -35,6 +35,7 @@ from daskpipe.select.stage import atom_table, feature_table
 from daskpipe.store import export as export_dataset
 from daskpipe.store.cold import write_cold
 from daskpipe.store.formats import FORMATS
+from daskpipe.store.reader import dataset_of
 from daskpipe.variables import read_root
 from daskpipe.work import Ledger, Receipt, Tree
 
@@ -277,12 +278,6 @@ def import_labelled(
     sources = [{"name": file.name, "checksum": checksum(file), "label_method": method} for file in files]
     pieces = [piece for file in files for piece in labelled_stretches(file, SIZE)]
     return _gathered("import", config, labels_of(pieces, keys, method, config.seed), sources, out, client, subscribers)
-
-
-def dataset_of(path: str | Path) -> Path:
-    """Return the path of a dataset that is given by itself or by its run."""
-    inside = Path(path) / "dataset.zarr"
-    return (inside if inside.is_dir() else Path(path)).absolute()
 
 
 def _provenance(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import dask
 import pytest
@@ -97,6 +98,23 @@ def test_a_cancelled_unit_counts_as_lost(client: Client) -> None:
     pool.cancel([handle])
     with pytest.raises(WorkerLost):
         pool.result(handle)
+
+
+def test_a_cancelled_unit_that_is_submitted_again_does_not_stay(client: Client) -> None:
+    pool = DaskPool(client, frozenset())
+    again = task("label", work=lambda: time.sleep(0.3) or 1)
+    cancelled = pool.submit(again)
+    pool.cancel([cancelled])
+    done = None
+    while done is None:
+        # The word that it is cancelled may come late, and is then taken for the new one, as it is in a run.
+        with suppress(WorkerLost):
+            done = pool.result(pool.submit(again))
+    deadline = time.monotonic() + 20
+    while client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    # `cancelled` is alive, as it is while an error's traceback holds it.
+    assert client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks)) == [], cancelled
 
 
 def test_cancelling_nothing_or_after_the_end_is_quiet(client: Client) -> None:

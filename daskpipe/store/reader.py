@@ -49,6 +49,12 @@ def open_dataset(path: Path | str, chunks: Mapping[str, int] | None = None) -> x
     return ds
 
 
+def dataset_of(path: str | Path) -> Path:
+    """Return the path of a dataset that is given by itself or by its run."""
+    inside = Path(path) / "dataset.zarr"
+    return (inside if inside.is_dir() else Path(path)).absolute()
+
+
 def content(path: Path | str) -> tuple[str, int]:
     """Return what tells a dataset from all others, and its number of structures; raises as `open_dataset`."""
     attributes = read_root(Path(path))["attributes"]

@@ -19,6 +19,7 @@ from daskpipe.foreign import quiet
 from daskpipe.potentials import build, identity
 from daskpipe.potentials.catalogue import DTYPES, resolve_device
 from daskpipe.potentials.potential import file_hash
+from daskpipe.store.reader import dataset_of
 from daskpipe.train.accuracy import measure
 from daskpipe.train.card import dataset_facts, model_card, model_facts
 from daskpipe.train.mace_run import NAME, run_mace
@@ -128,7 +129,7 @@ def train(
     Interrupted
         If the training was interrupted. The log stays.
     """
-    path = _dataset_of(Path(dataset))
+    path = dataset_of(dataset)
     out = Path(out) if out is not None else _default_out(path)
     _check_free(out, force)
     if dtype not in DTYPES:
@@ -183,12 +184,6 @@ def train(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Trained(out=out, model=out / MODEL, metrics=facts)
-
-
-def _dataset_of(path: Path) -> Path:
-    """Return the path of a dataset that is given by itself or by its run."""
-    inside = path / "dataset.zarr"
-    return (inside if inside.is_dir() else path).absolute()
 
 
 def _default_out(path: Path) -> Path:
