@@ -130,8 +130,8 @@ class DaskPool:
         if handles and self.client.status == "running":
             self.client.cancel(handles, force=True)
         for handle in handles:
-            # Not when it is garbage: an error's traceback may hold it, while a later driver submits the unit again, whose
-            # result would then stay on the cluster.
+            # Now, and not when it is garbage: an error's traceback may hold it while the unit is submitted again, and
+            # the new result would stay on the cluster.
             handle.release()
 
 
