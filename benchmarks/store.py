@@ -1,10 +1,11 @@
 """Read and write labelled structures: daskpipe's store next to other formats, one thread, warm page cache.
 
-Run: ``pip install lmdb msgpack h5py ase-db-backends`` and ``python benchmarks/store.py [n_structures ...]``. Synthetic
-structures of 10 to 200 atoms with numbers, positions, forces, cell, pbc, energy and stress. Each format is written,
-checked against the arrays that went in, and read: random batches of 32, all fields collated into flat arrays; and all
-structures in order, 1,024 at a time. Formats that write slowly are stopped after `WRITE_SECONDS`, and read with the
-rows that they hold by then: fewer rows can only flatter them.
+Run: ``pip install lmdb msgpack h5py ase-db-backends`` and ``python benchmarks/store.py [n_structures ...] [NAME ...]``.
+Synthetic structures of 10 to 200 atoms with numbers, positions, forces, cell, pbc, energy and stress. Each format is
+written, checked against the arrays that went in, and read: random batches of 32, all fields collated into flat arrays;
+and all structures in order, 1,024 at a time. Formats that write slowly are stopped after `WRITE_SECONDS`, and read with
+the rows that they hold by then: fewer rows can only flatter them. Words among the arguments choose the formats whose
+names begin so.
 """
 
 from __future__ import annotations
@@ -377,7 +378,20 @@ def shuffled_stream(folder: Path) -> float:
     return n / (time.perf_counter() - started)
 
 
-def compare(n: int) -> None:
+def copying(data: Data) -> float:
+    """Structures a second at which NumPy copies the same bytes, a block after the other, into memory that is in use."""
+    blocks = {
+        name: np.empty_like(array[: len(array) * BLOCK // len(data.n_atoms)]) for name, array in data.arrays.items()
+    }
+    started = time.perf_counter()
+    for name, array in data.arrays.items():
+        block = blocks[name]
+        for first in range(0, len(array) - len(block), len(block)):
+            np.copyto(block, array[first : first + len(block)])
+    return len(data.n_atoms) / (time.perf_counter() - started)
+
+
+def compare(n: int, chosen: list[str]) -> None:
     data = synthetic(n)
     raw = sum(array.nbytes for array in data.arrays.values())
     print(f"\n{n:,} structures, {int(data.n_atoms.sum()):,} atoms, {raw / 1e6:,.0f} MB raw\n")
@@ -388,6 +402,8 @@ def compare(n: int) -> None:
     floor = 0.0
     notes = []
     for kind in FORMATS:
+        if chosen and not kind.name.startswith(tuple(chosen)):
+            continue
         folder = Path(tempfile.mkdtemp(prefix="daskpipe-store-"))
         try:
             written, seconds = kind.write(data, folder)
@@ -422,6 +438,7 @@ def compare(n: int) -> None:
                 )
         finally:
             shutil.rmtree(folder)
+    notes.append(f"NumPy copies the same bytes from memory to memory at {copying(data):,.0f} structures/s")
     print("\n" + "\n".join(notes), flush=True)
 
 
@@ -434,8 +451,9 @@ def main() -> None:
     print(f"{model.split(': ')[1]}, {os.cpu_count()} cores, one thread; local disk, page cache warm; load at the start")
     print(f"{os.getloadavg()[0]:.1f}. daskpipe makes torch tensors, the others NumPy arrays. aselmdb: at most")
     print(f"{ASELMDB_ROWS:,} rows a file. Writing is timed without making ase.Atoms; only daskpipe and LMDB sync.")
-    for n in [int(argument) for argument in sys.argv[1:]] or [50_000, 800_000]:
-        compare(n)
+    sizes = [int(word) for word in sys.argv[1:] if word.isdecimal()]
+    for n in sizes or [50_000, 800_000]:
+        compare(n, [word for word in sys.argv[1:] if not word.isdecimal()])
 
 
 if __name__ == "__main__":
