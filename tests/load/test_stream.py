@@ -102,6 +102,22 @@ def test_a_resumed_stream_goes_on_with_the_next_batch(store, before, after):
     assert len(batches_of(again)) == len(again)
 
 
+@forks
+def test_two_ranks_with_workers_that_all_stop_and_go_on_give_each_structure_once(store):
+    ranks = {"world": 2, "batch_size": 2, **SMALL}
+    seen, states = [], []
+    for rank in range(2):
+        first = batches_of(TorchStream(store, rank=rank, **ranks), 2, "fork")[:3]
+        seen += [row for rows, _ in first for row in rows]
+        states.append(first[-1][1])
+    assert 0 < len(seen) < N_STRUCTURES
+    for rank in range(2):
+        stream = TorchStream(store, rank=rank, **ranks)
+        stream.load_state_dict(states[1 - rank])  # both have come as far
+        seen += [row for rows, _ in batches_of(stream, 4, "fork") for row in rows]
+    assert sorted(seen) == list(range(N_STRUCTURES))
+
+
 def test_a_state_after_the_last_batch_leaves_nothing(store):
     stream = TorchStream(store, batch_size=6, **SMALL)
     stream.load_state_dict(batches_of(stream)[-1][1])
