@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from daskpipe.describe.soap import SOAP
     from daskpipe.runs import Result, resume, run
     from daskpipe.select.pick import pick
+    from daskpipe.standalone import import_labelled, merge
     from daskpipe.store import export, open_dataset
     from daskpipe.structures import from_atoms, to_atoms
 
@@ -26,6 +27,8 @@ _LAZY = {
     "Result": "daskpipe.runs:Result",
     "open_dataset": "daskpipe.store:open_dataset",
     "export": "daskpipe.store:export",
+    "merge": "daskpipe.standalone:merge",
+    "import_labelled": "daskpipe.standalone:import_labelled",
     "to_atoms": "daskpipe.structures:to_atoms",
     "from_atoms": "daskpipe.structures:from_atoms",
     "SOAP": "daskpipe.describe.soap:SOAP",
@@ -33,7 +36,10 @@ _LAZY = {
     "load": "daskpipe.load:",
 }
 
-__all__ = ["SOAP", "Result", "export", "from_atoms", "load", "open_dataset", "pick", "resume", "run", "to_atoms"]
+__all__ = [
+    "SOAP", "Result", "export", "from_atoms", "import_labelled", "load", "merge", "open_dataset", "pick", "resume",
+    "run", "to_atoms",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
+@pytest.fixture(scope="session", autouse=True)
+def any_port() -> Iterator[None]:
+    """Let each dashboard have a port of its own: several runs of the tests may be under way on one machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("daskpipe.cluster.DASHBOARD_PORT", 0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def workers_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the workers of `client` write what libraries print."""

@@ -1,15 +1,19 @@
-"""Datasets merged: each structure once, its labels as they were, described and split anew."""
+"""Datasets merged, exported and imported: each structure once, its labels as they were."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import pytest
+from ase import Atoms
 from distributed import Client
 from store.conftest import make_structures
 
@@ -140,3 +144,81 @@ def test_wrong_input(datasets: list[Path], client: Client, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="one.zarr exists; give another name, or --force to replace it"):
         merge(datasets, datasets[0], client)
     assert os.listdir(tmp_path) == []
+
+
+# --- exports and imports --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("to", "out"), [("extxyz", "out.extxyz"), ("csv", "out.csv"), ("cold", "out.zarr")])
+def test_parts_made_by_workers_are_those_made_here(
+    to: str, out: str, datasets: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = standalone.export(datasets[0], to, out)
+    before = contents(tmp_path / out)
+    shutil.rmtree(out) if Path(out).is_dir() else os.remove(out)
+    monkeypatch.setattr(sys.modules["daskpipe.store.export"], "PART_STRUCTURES", 7)
+    assert standalone.export(datasets[0], to, out, overrides=["cluster.workers=2"]) == whole
+    assert contents(tmp_path / out) == before
+    assert whole["structures"] == 24
+    assert os.listdir(tmp_path) == [out]
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("out", ["all.extxyz", "all.db"])
+def test_what_is_exported_and_imported_is_what_it_was(
+    out: str, datasets: list[Path], client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    daskpipe.export(datasets[0], {".extxyz": "extxyz", ".db": "ase-db"}[Path(out).suffix], out)
+    done = standalone.import_labelled([out], "back.zarr", QUICK, method="another", client=client)
+    assert (done.n_out, done.rejected) == (24, {})
+    before, after = by_id(datasets[0]), by_id(tmp_path / "back.zarr")
+    assert before.keys() == after.keys()
+    carried = (
+        "numbers",
+        "positions",
+        "forces",
+        "energy",
+        "stress",
+        "cell",
+        "pbc",
+        "charge",
+        "parent_id",
+        "label_method",
+    )
+    for key, row in before.items():
+        assert {name: row[name] for name in carried} == {name: after[key][name] for name in carried}
+    (source,) = json.loads(open_dataset(tmp_path / "back.zarr").attrs["sources"])
+    assert (source["name"], source["label_method"]) == (out, "another")
+
+
+def test_frames_without_labels_are_named(datasets: list[Path], client: Client, tmp_path: Path) -> None:
+    daskpipe.export(datasets[2], "extxyz", tmp_path / "some.extxyz")
+    frames = ase.io.read(tmp_path / "some.extxyz", ":")
+    bare = Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.5]])
+    ase.io.write(tmp_path / "some.extxyz", [*frames[:3], bare, *frames[3:]])
+    done = standalone.import_labelled(
+        [str(tmp_path / "some.extxyz")], tmp_path / "out.zarr", QUICK, method="emt", client=client
+    )
+    assert (done.n_out, done.exit_code) == (10, 10)
+    ((kind, count),) = done.rejected.items()
+    assert (kind, count) == ("import/no_energy", 1)
+    rejected = json.loads(open_dataset(tmp_path / "out.zarr").attrs["rejected"])
+    assert [name.rpartition("/")[2] for name in rejected["import/no_energy"]] == ["some.extxyz#3"]
+
+
+def test_wrong_imports(datasets: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="label method 'two words': use one word without white space"):
+        standalone.import_labelled(["x.extxyz"], tmp_path / "out.zarr", method="two words")
+    (tmp_path / "x.cif").write_text("")
+    with pytest.raises(ConfigError, match=r"x.cif holds no labels that can be read; give .extxyz, .xyz, .db, .aselmdb"):
+        standalone.import_labelled([str(tmp_path / "x.cif")], tmp_path / "out.zarr", method="one")
+    with pytest.raises(ConfigError, match=r"unknown export format 'npz'.*csv, cold"):
+        standalone.export(datasets[0], "npz", tmp_path / "x.npz")
+    with pytest.raises(ConfigError, match="a cold copy is of the whole dataset; leave --split out"):
+        standalone.export(datasets[0], "cold", tmp_path / "x.zarr", split="train")

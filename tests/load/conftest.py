@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import xarray as xr
-from load_samples import ATTRS, FRACTIONS, structures, write_sharded
+from load_samples import ATTRS, FRACTIONS, structures
 
 from daskpipe.store import open_dataset, pack, write_dataset
+from daskpipe.store.cold import write_cold
 from daskpipe.structures import from_atoms
 
 
@@ -40,9 +41,11 @@ def compressed(store: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sharded(store: Path) -> Path:
+def sharded(chunked: Path) -> Path:
     """The same data as a cold copy: shards of compressed chunks, with checksums."""
-    return write_sharded(store, store.with_name("sharded.zarr"))
+    path = chunked.with_name("sharded.zarr")
+    write_cold(chunked, path, lambda parts: [part() for part in parts])
+    return path
 
 
 @pytest.fixture(params=["store", "chunked", "compressed", "sharded"])

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 from ase import Atoms
 from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
-
-from daskpipe.store.writer import crc32c_file, files_of
 
 N_STRUCTURES = 20
 ATTRS = {"dataset_key": "k1"}
@@ -49,24 +44,3 @@ def forks(test: Callable[..., None]) -> Callable[..., None]:
     threads = "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
     cores = "ignore:This DataLoader will create . worker processes in total:UserWarning"
     return pytest.mark.filterwarnings(threads)(pytest.mark.filterwarnings(cores)(test))
-
-
-def write_sharded(store: Path, path: Path) -> Path:
-    """Write a cold copy of `store`."""
-    source, group = zarr.open_group(store, mode="r"), zarr.create_group(path, zarr_format=3)
-    root = json.loads((store / "zarr.json").read_text())
-    arrays = root["consolidated_metadata"]["metadata"]
-    for name in [name for name in arrays if not name.endswith("_id")]:
-        array = source[name]
-        group.create_array(
-            name, shape=array.shape, dtype=array.dtype, shards=(8, *array.shape[1:]), chunks=(4, *array.shape[1:]),
-            compressors=zarr.codecs.ZstdCodec(level=3), fill_value=array.fill_value,
-            attributes=dict(array.attrs), config={"write_empty_chunks": True},
-        )[:] = array[:]  # fmt: skip
-    files = {name: crc32c_file(file) for name, file in files_of(path)}
-    root["attributes"]["checksums"] = {"algorithm": "crc32c", "files": files, "root": "cold"}
-    root["consolidated_metadata"]["metadata"] = {
-        file.parent.name: json.loads(file.read_text()) for file in path.glob("*/zarr.json")
-    }
-    (path / "zarr.json").write_text(json.dumps(root))
-    return path
