@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# As on daskpipe's workers: numbers that are summed by several threads are not the same each time. Before any import.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import signal
 import sys
 from collections.abc import Callable, Iterator
