@@ -38,7 +38,7 @@ from daskpipe.explore import stage
 from daskpipe.explore.packing import room
 from daskpipe.explore.settings import Dynamics, Exploration
 from daskpipe.explore.walkers import Condition
-from daskpipe.potentials.quiet import quiet
+from daskpipe.foreign import quiet
 from daskpipe.structures import from_atoms, round_positions
 from daskpipe.work import Checkpoints, Payload, Rows, Unit, arrays_of, commit, key_of
 

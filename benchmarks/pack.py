@@ -24,8 +24,10 @@ import xarray as xr
 from distributed import Client
 
 import daskpipe.store.stage as storing
-from daskpipe import config, pipeline
+from daskpipe import config
 from daskpipe.cluster import connect
+from daskpipe.driving import Run
+from daskpipe.packing import pack
 from daskpipe.placement import DaskPool
 from daskpipe.store import open_dataset, verify
 from daskpipe.structures import starts
@@ -93,10 +95,10 @@ def main(n_structures: int) -> None:
 def report(folder: Path, tree: Tree, client: Client, receipts: list[Receipt], n_atoms: int) -> None:
     before = client.run(peak).values()
     driver_before = peak()
-    run = pipeline._Run(config.load("emt_alloy"), tree, DaskPool(client, frozenset()), Ledger(tree), {})
+    run = Run(config.load("emt_alloy"), tree, DaskPool(client, frozenset()), Ledger(tree), {})
     sources = [storing.Source(stage="label", key=receipt.key) for receipt in receipts]
     started = time.perf_counter()
-    pipeline._pack(run, receipts, sources, tree.dataset, {})
+    pack(run, receipts, sources, tree.dataset, {})
     seconds = time.perf_counter() - started
     size = sum(file.stat().st_size for file in tree.dataset.rglob("*") if file.is_file())
     started = time.perf_counter()

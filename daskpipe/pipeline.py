@@ -6,12 +6,10 @@ It computes nothing itself and keeps nothing but receipts.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,24 +26,23 @@ import daskpipe.store.stage as storing
 from daskpipe import config as configs
 from daskpipe import describe, potentials
 from daskpipe.config import Config
-from daskpipe.errors import DaskpipeError, InputError, Yielded, reasons
-from daskpipe.events import Emit, RunFinished, RunStarted, StageFinished, StageStarted
+from daskpipe.driving import Run, batches
+from daskpipe.errors import InputError, reasons
+from daskpipe.events import Emit, RunFinished, RunStarted
 from daskpipe.explore.settings import Exploration
 from daskpipe.explore.walkers import Condition
 from daskpipe.generate.files import KNOWN_NAMES, checksum, reader_of
 from daskpipe.generate.labelled import LabelKeys, LabelledStretch, read_labelled
 from daskpipe.generate.stretches import stretches
-from daskpipe.placement import DaskPool, gpu_stages, offers, retire
+from daskpipe.packing import pack
+from daskpipe.placement import DaskPool, gpu_stages, offers
 from daskpipe.store import reader
 from daskpipe.work import (
     Checkpoints,
     Receipt,
     Rows,
-    Task,
     Tree,
     Unit,
-    commit,
-    drive,
     key_of,
 )
 
@@ -62,116 +59,15 @@ AGAINST_SIZE = 1024
 """Structures of an existing dataset that are described by one unit."""
 
 
-@dataclass
-class _Run:
-    """What all stages of a run share."""
-
-    config: Config
-    tree: Tree
-    pool: DaskPool
-    emit: Emit
-    identities: Mapping[str, potentials.Identity]
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def seed(self) -> int:
-        return self.config.seed
-
-    def drive(self, stage: str, plan: Sequence[tuple[Unit, Callable[[], Any]]], what: str) -> list[Receipt]:
-        """Bring all units of a stage to be committed; return their receipts in order.
-
-        `plan` pairs each unit with a function that makes its lazy payload; it is called only where needed.
-        """
-        started = time.perf_counter()
-        missing = [(unit, lazy) for unit, lazy in plan if self.tree.receipt(unit) is None]
-        self.emit(
-            StageStarted(
-                stage=stage,
-                n_units=len(plan),
-                n_committed=len(plan) - len(missing),
-                n_inputs=sum(unit.n_inputs for unit, _ in plan),
-                what=what,
-            )
-        )
-        tasks = [Task(unit=unit, work=_committed(self.tree.root, unit, lazy())) for unit, lazy in missing]
-        if tasks:
-            drive(tasks, self.pool, self.emit, reached=self._reached)
-        receipts = []
-        for unit, _ in plan:
-            receipt = self.tree.receipt(unit)
-            if receipt is None:
-                raise DaskpipeError(
-                    f"{unit} gave a receipt and is not on disk; is {self.tree.root} shared by all workers?"
-                )
-            if receipt.n_rejected:
-                self.tree.quarantine(self.tree.rejected(unit.stage, unit.key))
-            receipts.append(receipt)
-        self._finished(stage, receipts, len(tasks), time.perf_counter() - started)
-        return receipts
-
-    def _reached(self, unit: Unit) -> int:
-        """Tell how far a unit has come: the time of its newest checkpoint, ns."""
-        files = Checkpoints(root=self.tree.root, unit=unit).files()
-        return files[0].stat().st_mtime_ns if files else 0
-
-    def _finished(self, stage: str, receipts: list[Receipt], n_computed: int, seconds: float) -> None:
-        counts, tallies = (
-            dict(sum((Counter(getattr(receipt, name)) for receipt in receipts), Counter()))
-            for name in ("counts", "tallies")
-        )
-        row: dict[str, Any] = {
-            "units": len(receipts),
-            "computed": n_computed,
-            "inputs": sum(receipt.n_inputs for receipt in receipts),
-            "out": sum(receipt.n_out for receipt in receipts),
-            "rejected": sum(receipt.n_rejected for receipt in receipts),
-            "seconds": round(seconds, 2),
-            "counts": counts,
-            "tallies": tallies,
-        }
-        self.stages[stage] = row
-        self.emit(
-            StageFinished(stage=stage, seconds=seconds, n_out=row["out"], n_rejected=row["rejected"], counts=counts)
-        )
-
-
-def _committed(root: Path, unit: Unit, lazy: Any) -> Any:
-    """One Dask task, named after its room, that computes a lazy payload where it runs and returns the receipt.
-
-    The scheduler sees one task a unit: no intermediate data moves between workers or stays on one, and there is
-    nothing that fusion could take the unit's resources from. The task's name holds the run directory too: on a
-    scheduler that others use, or that still holds a unit of the same key, another run's receipt must not be ours.
-    """
-    compute = partial(dask.compute, lazy, scheduler="synchronous")
-    name = f"{unit.stage}-{unit.key}-{hashlib.blake2b(str(root).encode(), digest_size=8).hexdigest()}"
-    return dask.delayed(_commit, pure=False)(root, unit, compute, dask_key_name=name)
-
-
-def _commit(root: Path, unit: Unit, compute: Callable[[], tuple[Any]]) -> Receipt:
-    """Compute and commit the payload of a partition; a bag's partition is a list of one."""
-    try:
-        (payload,) = compute()
-    except Yielded:
-        retire()
-        raise
-    if isinstance(payload, list):
-        (payload,) = payload
-    return commit(root, unit, payload)
-
-
-def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
 # --- stages -----------------------------------------------------------------------------------------
 
 
-def _generate(run: _Run) -> list[Receipt]:
+def _generate(run: Run) -> list[Receipt]:
     """Seeds from generators and files; a partition of the bag is a unit."""
     settings = run.config.generate
     requests = generating.requests(settings.sources, settings.paths, settings.base_dir)
     plan = []
-    for index, batch in enumerate(_batches(requests, settings.partition_size)):
+    for index, batch in enumerate(batches(requests, settings.partition_size)):
         params = {"requests": [request.fingerprint() for request in batch], "limits": settings.limits.model_dump()}
         key = key_of("generate", generating.VERSION, params, [], run.seed)
         unit = Unit(stage="generate", index=index, key=key, n_inputs=len(batch))
@@ -184,7 +80,7 @@ def _generate(run: _Run) -> list[Receipt]:
     return run.drive("generate", plan, "seeds")
 
 
-def _explore(run: _Run, seeds: list[Receipt]) -> tuple[list[Receipt], list[str]]:
+def _explore(run: Run, seeds: list[Receipt]) -> tuple[list[Receipt], list[str]]:
     """Trajectories from each seed at each temperature and replica; and the elements of the seeds."""
     settings = run.config.explore
     pieces, duplicates, species = generating.distinct(run.tree.root, [receipt.key for receipt in seeds])
@@ -214,7 +110,7 @@ def _explore(run: _Run, seeds: list[Receipt]) -> tuple[list[Receipt], list[str]]
     for of_each in ("temperatures", "pressures", "replicas"):
         del deciding["dynamics"][of_each]
     plan = []
-    for index, batch in enumerate(_batches(trajectories, settings.batch_size)):
+    for index, batch in enumerate(batches(trajectories, settings.batch_size)):
         rows = [piece for piece, _ in batch]
         conditions = [condition for _, condition in batch]
         params = {**deciding, "conditions": [condition.model_dump() for condition in conditions]}
@@ -240,7 +136,7 @@ def _explore(run: _Run, seeds: list[Receipt]) -> tuple[list[Receipt], list[str]]
     return run.drive("explore", plan, "trajectories"), species
 
 
-def _describe(run: _Run, frames: list[Receipt], species: list[str]) -> tuple[list[Receipt], list[Receipt]]:
+def _describe(run: Run, frames: list[Receipt], species: list[str]) -> tuple[list[Receipt], list[Receipt]]:
     """Features of all frames: axes fitted once on a sample, then one block a unit of exploration.
 
     And the features of the structures that the picks shall differ from.
@@ -270,7 +166,7 @@ def _describe(run: _Run, frames: list[Receipt], species: list[str]) -> tuple[lis
     return features, _describe_against(run, species, params, fit_key) if run.config.select.against else []
 
 
-def _describe_against(run: _Run, species: list[str], params: dict[str, Any], fit_key: str) -> list[Receipt]:
+def _describe_against(run: Run, species: list[str], params: dict[str, Any], fit_key: str) -> list[Receipt]:
     """Features of an existing dataset, or of the frames of a file, on the axes of this run."""
     path = Path(run.config.select.against or "")
     digest = content_of(path)
@@ -315,7 +211,7 @@ def content_of(path: Path) -> str:
     return checksum(path)
 
 
-def _select(run: _Run, frames: list[Receipt], features: list[Receipt], against: list[Receipt]) -> Receipt:
+def _select(run: Run, frames: list[Receipt], features: list[Receipt], against: list[Receipt]) -> Receipt:
     """Pick frames, in one unit that streams the features."""
     settings = run.config.select
     keys = [receipt.key for receipt in frames if receipt.n_out]
@@ -333,7 +229,7 @@ def _select(run: _Run, frames: list[Receipt], features: list[Receipt], against: 
     return receipt
 
 
-def _label(run: _Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
+def _label(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
     """Labels of the picks, a batch a unit, in canonical order."""
     settings = run.config.label
     root = run.tree.root
@@ -346,7 +242,7 @@ def _label(run: _Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
     build = _builder(settings)
     identity = run.identities["label"]
     plan = []
-    for index, batch in enumerate(_batches(pieces, settings.batch_size)):
+    for index, batch in enumerate(batches(pieces, settings.batch_size)):
         start = index * settings.batch_size
         params = {"potential": identity.hash, "dtype": settings.dtype, "checks": settings.checks.model_dump()}
         upstream = [picks.key, start, [[piece.key, *piece.rows] for piece in batch]]
@@ -361,7 +257,7 @@ def _label(run: _Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
     return run.drive("label", plan, "frames")
 
 
-def _store(run: _Run, labels: list[Receipt]) -> Receipt:
+def _store(run: Run, labels: list[Receipt]) -> Receipt:
     """Pack the labelled structures into the dataset of the run."""
     filled = [receipt for receipt in labels if receipt.n_out]
     if not filled:
@@ -379,61 +275,7 @@ def _store(run: _Run, labels: list[Receipt]) -> Receipt:
         **_rejected(run.tree),
     }
     sources = [storing.Source(stage="label", key=receipt.key) for receipt in filled]
-    return _pack(run, filled, sources, run.tree.dataset, attrs)
-
-
-def _pack(
-    run: _Run,
-    receipts: Sequence[Receipt],
-    sources: Sequence[storing.Source],
-    target: Path,
-    attrs: Mapping[str, Any],
-) -> Receipt:
-    """Sort, plan, write and publish a dataset of committed rows: `receipts` are those of the units of `sources`."""
-    root, rule = run.tree.root, run.config.store
-    rule_params = rule.model_dump()
-    runs = []
-    for index, batch in enumerate(_runs(list(zip(receipts, sources, strict=True)))):
-        of_run = [source for _, source in batch]
-        key = key_of(storing.SORT, storing.VERSION, {}, [asdict(source) for source in of_run], run.seed)
-        n_rows = sum(receipt.n_out for receipt, _ in batch)
-        upstream = tuple(source.key for source in of_run)
-        unit = Unit(stage=storing.SORT, index=index, key=key, n_inputs=n_rows, upstream=upstream)
-        runs.append((unit, partial(dask.delayed(storing.sort), root, of_run, seed=run.seed)))
-    keys = [unit.key for unit, _ in runs]
-    n_inputs = sum(receipt.n_out for receipt in receipts)
-    plan_key = key_of(storing.PLAN, storing.VERSION, rule_params, keys, run.seed)
-    attrs = {
-        **attrs,
-        "seed": run.seed,
-        "versions": json.dumps(versions(), sort_keys=True),
-        "split_rule": storing.split_rule(run.seed, rule.split, rule),
-    }
-    key = key_of("store", storing.VERSION, {"attrs": attrs, "split": rule_params}, [plan_key], run.seed)
-    unit = Unit(stage="store", index=0, key=key, n_inputs=n_inputs, upstream=(plan_key,))
-    if run.tree.receipt(unit) and not target.exists():
-        # The user took the dataset away; the units that make it still stand.
-        run.tree.forget(unit)
-    run.drive(storing.SORT, runs, "structures")
-    planned = Unit(stage=storing.PLAN, index=0, key=plan_key, n_inputs=n_inputs, upstream=tuple(keys))
-    plan = partial(dask.delayed(storing.plan), root, keys, rule, seed=run.seed)
-    run.drive(storing.PLAN, [(planned, plan)], "structures")
-    run.stages[storing.PLAN]["report"] = json.loads(run.tree.load(storing.PLAN, plan_key, ["report"])["report"].item())
-    chunks = []
-    for index, (axis, number, n_files) in enumerate(storing.chunks_of(storing.read_plan(root, plan_key))):
-        chunk_key = key_of(storing.WRITE, storing.VERSION, {"axis": axis, "number": number}, [plan_key], run.seed)
-        chunk = Unit(stage=storing.WRITE, index=index, key=chunk_key, n_inputs=n_files, upstream=(plan_key,))
-        chunks.append((chunk, partial(dask.delayed(storing.write), root, keys, plan_key, axis, number)))
-    run.drive(storing.WRITE, chunks, "files")
-    publish = partial(
-        dask.delayed(storing.store),
-        root,
-        plan_key,
-        [chunk.key for chunk, _ in chunks],
-        target=target,
-        attrs={**attrs, "dataset_key": key},
-    )
-    return run.drive("store", [(unit, publish)], "structures")[0]
+    return pack(run, filled, sources, run.tree.dataset, attrs)
 
 
 def _rejected(tree: Tree) -> dict[str, str]:
@@ -444,19 +286,6 @@ def _rejected(tree: Tree) -> dict[str, str]:
         names[rejection.kind].append(rejection.structure)
     rows = {kind: sorted(found) for kind, found in names.items()}
     return {"quarantined": json.dumps(reasons(rejections)), "rejected": json.dumps(rows)}
-
-
-def _runs(items: Sequence[tuple[Receipt, Any]]) -> list[list[tuple[Receipt, Any]]]:
-    """Gather units, in their order, into runs that one task can hold."""
-    found: list[list[tuple[Receipt, Any]]] = []
-    n_bytes = n_rows = 0
-    for receipt, source in items:
-        n_bytes, n_rows = n_bytes + receipt.n_bytes, n_rows + receipt.n_out
-        if not found or n_bytes > storing.RUN_BYTES or n_rows > storing.RUN_STRUCTURES:
-            found.append([])
-            n_bytes, n_rows = receipt.n_bytes, receipt.n_out
-        found[-1].append((receipt, source))
-    return found
 
 
 def _named(identity: potentials.Identity) -> dict[str, str]:
@@ -514,7 +343,7 @@ def corridor(
     on_gpu = gpu_stages(client, _devices(config))
     workers = sorted(offers(client))
     emit(RunStarted(run_dir=str(tree.root), name=config.name, dashboard=client.dashboard_link or None, workers=workers))
-    run = _Run(config, tree, DaskPool(client, on_gpu), emit, identities)
+    run = Run(config, tree, DaskPool(client, on_gpu), emit, identities)
     seeds = _generate(run)
     frames, species = _explore(run, seeds)
     if not any(receipt.n_out for receipt in frames):
@@ -635,18 +464,18 @@ def gather(
         storing.Source(stage="explore", key=rows.key, features=described.key)
         for rows, described in zip(filled, features, strict=True)
     ]
-    published = _pack(run, filled, sources, target, {**attrs, **_rejected(tree)})
+    published = pack(run, filled, sources, target, {**attrs, **_rejected(tree)})
     return frames, published, run.stages[storing.PLAN]["report"]
 
 
-def _described_run(tree: Tree, config: Config, client: Client, emit: Emit) -> _Run:
+def _described_run(tree: Tree, config: Config, client: Client, emit: Emit) -> Run:
     model = describe.identity(config.describe)
     devices = {stage: device for stage, device in _devices(config).items() if stage not in ("explore", "label")}
     pool = DaskPool(client, gpu_stages(client, devices))
-    return _Run(config, tree, pool, emit, {"describe": model} if model else {})
+    return Run(config, tree, pool, emit, {"describe": model} if model else {})
 
 
-def _read_and_describe(run: _Run, plan: Frames) -> tuple[list[Receipt], list[Receipt], list[Receipt]]:
+def _read_and_describe(run: Run, plan: Frames) -> tuple[list[Receipt], list[Receipt], list[Receipt]]:
     frames = run.drive("read", plan, "frames")
     if not any(receipt.n_out for receipt in frames):
         rejected = run.tree.quarantined()
@@ -654,12 +483,3 @@ def _read_and_describe(run: _Run, plan: Frames) -> tuple[list[Receipt], list[Rec
     species = generating.elements(run.tree.root, [receipt.key for receipt in frames])
     features, against = _describe(run, frames, species)
     return frames, features, against
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    from importlib.metadata import version
-
-    libraries = ("numpy", "scipy", "scikit-learn", "torch", "zarr", "xarray")
-    models = ("ase", "torch-sim-atomistic", "mace-torch", "chgnet", "tblite", "dscribe")
-    return {name: version(name) for name in ("daskpipe", *libraries, *models)}

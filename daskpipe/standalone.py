@@ -29,7 +29,8 @@ from daskpipe.events import Emit, RunStarted, fan_out
 from daskpipe.generate.files import checksum, find
 from daskpipe.generate.labelled import DATABASES, LabelKeys, check_method, labelled_stretches
 from daskpipe.generate.stretches import TEXTS, Stretch, copy_frames, stretches
-from daskpipe.pipeline import Frames, content_of, frames_of, gather, labels_of, read_and_describe, rows_of, versions
+from daskpipe.packing import versions
+from daskpipe.pipeline import Frames, content_of, frames_of, gather, labels_of, read_and_describe, rows_of
 from daskpipe.placement import offers
 from daskpipe.select.stage import atom_table, feature_table
 from daskpipe.store import export as export_dataset

@@ -19,7 +19,7 @@ WORDS = {
     "accelerate", "checksums", "foreign",
 }  # fmt: skip
 ROOMS = {"generate", "potentials", "explore", "describe", "select", "label", "store", "load"}
-ROOF = {"config", "pipeline", "testing"}
+ROOF = {"config", "driving", "packing", "pipeline", "testing"}
 EDGES = {
     "cluster", "runs", "cli", "cli_dataset", "cli_options", "progress", "status", "plan", "doctor", "standalone",
     "report", "train", "__main__",
