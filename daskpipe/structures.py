@@ -215,6 +215,18 @@ def atom_rows(start: np.ndarray, n_atoms: np.ndarray) -> np.ndarray:
     return np.repeat(start - starts(n_atoms), n_atoms) + np.arange(int(n_atoms.sum()))
 
 
+def cut(n_atoms: np.ndarray, max_atoms: int, max_structures: int) -> list[slice]:
+    """Cut structures into blocks: as many in each as the limits allow, but at least one."""
+    ends = np.cumsum(n_atoms, dtype=np.int64)
+    blocks, first = [], 0
+    while first < len(n_atoms):
+        stop = int(np.searchsorted(ends, ends[first] - n_atoms[first] + max_atoms, side="right"))
+        stop = max(first + 1, min(stop, first + max_structures))
+        blocks.append(slice(first, stop))
+        first = stop
+    return blocks
+
+
 def hex_ids(ds: xr.Dataset) -> list[str]:
     """Structure ids of a dataset in hex."""
     return [item.tobytes().hex() for item in ds["structure_id"].values]

@@ -26,6 +26,12 @@ SCHEMA = "daskpipe/1"
 SIZES = {"xyz": 3, "vector": 3, "voigt": 6}
 """Dims of fixed size."""
 
+FULL_TO_VOIGT = (0, 4, 8, 5, 2, 1)
+"""Place in a 3 x 3 stress, row by row, of ``xx yy zz yz xz xy``."""
+
+VOIGT_TO_FULL = (0, 5, 4, 5, 1, 3, 4, 3, 2)
+"""Place in ``xx yy zz yz xz xy`` of each number of a 3 x 3 stress."""
+
 SPLITS = ("train", "val", "test")
 
 

@@ -30,6 +30,7 @@ from daskpipe.generate.files import FrameError, cleaned, rejection_of, xyz_frame
 from daskpipe.generate.stretches import ANY, TEXTS, Stretch
 from daskpipe.geometry import full_cell
 from daskpipe.structures import NO_PARENT, from_atoms, round_positions, structure_id
+from daskpipe.variables import FULL_TO_VOIGT
 from daskpipe.work import Payload, arrays_of
 
 if TYPE_CHECKING:
@@ -48,8 +49,6 @@ WORDS = ("system_type", "generator", "label_method", "split")
 """Facts that daskpipe's own exports carry."""
 
 ID_DIGITS = 32
-FULL_TO_VOIGT = (0, 4, 8, 5, 2, 1)
-"""Place in a 3 x 3 stress of ``xx yy zz yz xz xy``."""
 
 Build = Callable[[], "Atoms"]
 

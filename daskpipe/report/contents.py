@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.seeds import order_by_hash
+from daskpipe.structures import cut
 from daskpipe.units import GPA
 
 if TYPE_CHECKING:
@@ -246,15 +247,11 @@ def structures(ds: xr.Dataset, rows: np.ndarray) -> list[Atoms]:
 def blocks(ds: xr.Dataset, names: Sequence[str]) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
     """Read some variables, per-atom ones among them, in blocks of whole structures; give rows and arrays."""
     n_atoms = ds["n_atoms"].values
-    ends = np.cumsum(n_atoms, dtype=np.int64)
-    first = 0
-    while first < len(n_atoms):
-        start = int(ends[first] - n_atoms[first])
-        stop = int(np.searchsorted(ends, start + BLOCK_ATOMS, side="right"))
-        stop = max(first + 1, min(stop, first + BLOCK_STRUCTURES))
-        block = ds[list(names)].isel(structure=slice(first, stop), atom=slice(start, int(ends[stop - 1]))).load()
-        yield slice(first, stop), {name: block[name].values for name in names}
-        first = stop
+    bounds = np.append(0, np.cumsum(n_atoms, dtype=np.int64))
+    for rows in cut(n_atoms, BLOCK_ATOMS, BLOCK_STRUCTURES):
+        atoms = slice(int(bounds[rows.start]), int(bounds[rows.stop]))
+        block = ds[list(names)].isel(structure=rows, atom=atoms).load()
+        yield rows, {name: block[name].values for name in names}
 
 
 def histogram(values: np.ndarray, group: np.ndarray, names: Sequence[str], n_bins: int = 40) -> Histogram | None:

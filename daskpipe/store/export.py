@@ -18,7 +18,7 @@ import numpy as np
 from daskpipe.errors import ConfigError, InputError, IntegrityError, unknown
 from daskpipe.store.formats import FORMATS, Format, format_of, records, same
 from daskpipe.store.reader import open_dataset
-from daskpipe.structures import take
+from daskpipe.structures import cut, take
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -112,12 +112,12 @@ def export(
     _check_free(out, force)
     ds = open_dataset(path)
     rows = _rows_of(ds, split)
-    parts = _cut(ds["n_atoms"].values[rows], min(PART_STRUCTURES, made_by.MAX_STRUCTURES))
+    parts = cut(ds["n_atoms"].values[rows], PART_ATOMS, min(PART_STRUCTURES, made_by.MAX_STRUCTURES))
     temporary = out.with_name(f".{out.name}-{uuid.uuid4().hex}")
     try:
         temporary.mkdir(parents=True)
         names = [temporary / f"part-{number:05d}{made_by.SUFFIX}" for number in range(len(parts))]
-        calls = [partial(make_part, path, rows[cut], to, name) for cut, name in zip(parts, names, strict=True)]
+        calls = [partial(make_part, path, rows[part], to, name) for part, name in zip(parts, names, strict=True)]
         n = sum(run_parts(calls))
         joined = temporary / "joined" / out.name
         joined.parent.mkdir()
@@ -197,19 +197,6 @@ def _rows_of(ds: xr.Dataset, split: str | None) -> np.ndarray:
     if not rows.size:
         raise InputError(f"the dataset has no structure{f' of split {split!r}' if split else ''}; nothing to export")
     return rows
-
-
-def _cut(n_atoms: np.ndarray, max_structures: int) -> list[slice]:
-    """Cut rows into parts: as many as the limits allow, but at least one."""
-    stops = np.cumsum(n_atoms, dtype=np.int64)
-    parts, first = [], 0
-    while first < len(n_atoms):
-        before = stops[first] - n_atoms[first]
-        stop = int(np.searchsorted(stops, before + PART_ATOMS, side="right"))
-        stop = max(first + 1, min(stop, first + max_structures))
-        parts.append(slice(first, stop))
-        first = stop
-    return parts
 
 
 def _check_free(out: Path, force: bool) -> None:

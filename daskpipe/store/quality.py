@@ -17,7 +17,8 @@ from daskpipe.store import quality_measures as measures
 from daskpipe.store.quality_checks import Check, skipped
 from daskpipe.store.reader import open_dataset
 from daskpipe.store.settings import Quality
-from daskpipe.structures import starts
+from daskpipe.store.splits import origins
+from daskpipe.structures import cut, starts
 from daskpipe.variables import decode, read_root
 
 if TYPE_CHECKING:
@@ -332,7 +333,8 @@ def _measured(ds: xr.Dataset, columns: Mapping[str, np.ndarray], settings: Quali
         measured["features"], measured["feature_ids"] = measured["features"][finite], ids[sampled][finite]
     if "forces" in ds:
         measured["p99"] = np.array(_percentile_99(top, n_norms))
-    measured["origin"] = measures.origins(ids, columns.get("parent_id", np.zeros_like(ids)))
+    lineage = {"structure_id": ids, "parent_id": columns.get("parent_id", np.zeros_like(ids))}
+    measured["origin"] = np.unique(origins(lineage), return_inverse=True)[1].astype(np.int64)
     if settings.units is not None and {"energy", "forces"} <= set(map(str, ds.data_vars)):
         measured |= _pairs(ds, {**columns, **measured})
     if "split" in columns and "group" not in columns:
@@ -391,18 +393,13 @@ def _blocks(
 ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
     """Read some variables block by block, those without a `wanted` row left out; ``atom_start`` counts in the block."""
     start_atom = starts(n_atoms)
-    stop_atom = start_atom + n_atoms
     names = [name for name in names if name in ds]
-    first = 0
-    while first < len(n_atoms):
-        # As many rows as the limits allow, but at least one.
-        stop = int(np.searchsorted(stop_atom, start_atom[first] + BLOCK_ATOMS, side="right"))
-        stop = max(first + 1, min(stop, first + BLOCK_STRUCTURES))
-        if wanted is None or ((wanted >= first) & (wanted < stop)).any():
-            rows, atoms = slice(first, stop), slice(int(start_atom[first]), int(stop_atom[stop - 1]))
+    for rows in cut(n_atoms, BLOCK_ATOMS, BLOCK_STRUCTURES):
+        if wanted is None or ((wanted >= rows.start) & (wanted < rows.stop)).any():
+            first, last = rows.start, rows.stop - 1
+            atoms = slice(int(start_atom[first]), int(start_atom[last] + n_atoms[last]))
             block = {name: _read(ds[name][atoms if ds[name].dims[0] == "atom" else rows]) for name in names}
             yield rows, {**block, "n_atoms": n_atoms[rows], "atom_start": start_atom[rows] - atoms.start}
-        first = stop
 
 
 def _read(array: xr.DataArray) -> np.ndarray:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from daskpipe.seeds import order_by_hash
-from daskpipe.structures import NO_PARENT
 
 type Columns = Mapping[str, np.ndarray]
 
@@ -233,12 +232,6 @@ def per_structure(reduce: np.ufunc, values: np.ndarray, block: Columns) -> np.nd
     if len(filled):
         out[filled] = reduce.reduceat(values, block["atom_start"][filled])
     return out
-
-
-def origins(structure_id: np.ndarray, parent_id: np.ndarray) -> np.ndarray:
-    """Return the number of each structure's seed, which may be itself; shape (structure,), int64."""
-    is_seed = parent_id == np.frombuffer(NO_PARENT, dtype=parent_id.dtype)
-    return np.unique(np.where(is_seed, structure_id, parent_id), return_inverse=True)[1].astype(np.int64)
 
 
 def near_pairs(columns: Columns) -> np.ndarray:

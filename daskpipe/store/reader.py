@@ -89,9 +89,9 @@ def rows(path: Path | str, start: int, stop: int, names: Collection[str] | None 
     """
     ds = open_dataset(path)
     # Read here: within a task Dask would hand the reading to the cluster.
-    n_atoms = ds["n_atoms"].compute(scheduler="synchronous").values
-    bounds = np.append(0, np.cumsum(n_atoms, dtype=np.int64))
-    atoms = slice(int(bounds[start]), int(bounds[stop]))
+    index = ds[["n_atoms", "atom_start"]].isel(structure=slice(start, stop)).load(scheduler="synchronous")
+    ends = np.append(index["atom_start"].values[:1], index["atom_start"].values + index["n_atoms"].values)
+    atoms = slice(int(ends[0]), int(ends[-1])) if len(ends) else slice(0, 0)
     found = ds[[name for name in ds if names is None or name in names]].isel(structure=slice(start, stop), atom=atoms)
     found = found.load(scheduler="synchronous")
     decoded = {name: (array.dims, decode(array)) for name, array in found.items() if VARIABLES[str(name)].coded}

@@ -16,7 +16,7 @@ import numpy as np
 
 from daskpipe.errors import ConfigError, unknown
 from daskpipe.structures import NO_PARENT
-from daskpipe.variables import VARIABLES, decode
+from daskpipe.variables import VARIABLES, VOIGT_TO_FULL, decode
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -57,9 +57,6 @@ SCALARS = tuple(
     for name, variable in VARIABLES.items()
     if variable.dims == ("structure",) and name not in ("n_atoms", "atom_start")
 )
-
-VOIGT_TO_FULL = (0, 5, 4, 5, 1, 3, 4, 3, 2)
-"""Place in ``xx yy zz yz xz xy`` of each number of a 3 x 3 stress."""
 
 
 class Format(Protocol):

@@ -19,6 +19,7 @@ import numpy as np
 
 from daskpipe.foreign import import_mace
 from daskpipe.store.formats import GEOMETRY, LABELS, Record, full_stress, records
+from daskpipe.variables import FULL_TO_VOIGT
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,7 +37,6 @@ GROUP = "config_batch_0"
 OTHERS = ("virials", "dipole", "charges", "polarizability")
 """Properties that MACE could train on and daskpipe does not have."""
 
-FULL_TO_VOIGT = (0, 4, 8, 5, 2, 1)
 """Place in a 3 x 3 stress of ``xx yy zz yz xz xy``."""
 
 

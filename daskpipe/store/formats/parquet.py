@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record, full_stress, records
+from daskpipe.variables import FULL_TO_VOIGT
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,8 +40,6 @@ MAX_STRUCTURES = 65_536
 
 ID_DIGITS = 25
 """Digits of a hash that ColabFit's ids keep."""
-
-FULL_TO_VOIGT = (0, 4, 8, 5, 2, 1)
 
 
 def check_name(out: Path) -> None:
