@@ -33,6 +33,7 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from distributed import Client, LocalCluster
 
 from daskpipe import potentials
+from daskpipe.checkpoints import Checkpoints
 from daskpipe.cluster import DASK_CONFIG
 from daskpipe.explore import stage
 from daskpipe.explore.packing import room
@@ -40,7 +41,7 @@ from daskpipe.explore.settings import Dynamics, Exploration
 from daskpipe.explore.walkers import Condition
 from daskpipe.foreign import quiet
 from daskpipe.structures import from_atoms, round_positions
-from daskpipe.work import Checkpoints, Payload, Rows, Unit, arrays_of, commit, key_of
+from daskpipe.work import Payload, Rows, Unit, arrays_of, commit, key_of
 
 TEMPERATURE, TIMESTEP, FRICTION, STRIDE = 900.0, 4.0, 0.01, 10
 WARM_UP = 10

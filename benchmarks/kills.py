@@ -46,7 +46,8 @@ def killer(client: Client, run_dir: Path, seconds: float, over: threading.Event,
 def run(config: Config, run_dir: Path, seconds: float | None) -> tuple[Result, list[float]]:
     lost: list[float] = []
     over = threading.Event()
-    with connect(config.cluster, run_dir.with_suffix(".log")) as client:
+    with connect(config.cluster, run_dir.with_suffix(".log")) as workers:
+        client = workers.client
         thread = threading.Thread(target=killer, args=(client, run_dir, seconds, over, lost))
         if seconds is not None:
             thread.start()

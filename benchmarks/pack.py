@@ -27,12 +27,13 @@ import daskpipe.store.stage as storing
 from daskpipe import config
 from daskpipe.cluster import connect
 from daskpipe.driving import Run
+from daskpipe.ledger import Ledger
 from daskpipe.packing import pack
-from daskpipe.placement import DaskPool
+from daskpipe.placement import DaskPool, Workers
 from daskpipe.store import open_dataset, verify
 from daskpipe.structures import starts
 from daskpipe.variables import VARIABLES
-from daskpipe.work import Ledger, Payload, Receipt, Tree, Unit, arrays_of, commit, key_of
+from daskpipe.work import Payload, Receipt, Tree, Unit, arrays_of, commit, key_of
 
 UNIT = 16
 """Structures of a unit of labels."""
@@ -86,7 +87,8 @@ def main(n_structures: int) -> None:
             unit = Unit(stage="label", index=index, key=key_of("label", 0, {}, [index], 0), n_inputs=UNIT)
             receipts.append(commit(folder, unit, Payload(arrays=arrays_of(ds), n_out=UNIT)))
         cluster = config.load("emt_alloy", ["cluster.workers=2", "cluster.gpus=0"]).cluster
-        with connect(cluster, folder / "workers.log") as client:
+        with connect(cluster, folder / "workers.log") as workers:
+            client = workers.client
             report(folder, tree, client, receipts, n_atoms)
     finally:
         shutil.rmtree(folder)
@@ -95,7 +97,7 @@ def main(n_structures: int) -> None:
 def report(folder: Path, tree: Tree, client: Client, receipts: list[Receipt], n_atoms: int) -> None:
     before = client.run(peak).values()
     driver_before = peak()
-    run = Run(config.load("emt_alloy"), tree, DaskPool(client, frozenset()), Ledger(tree), {})
+    run = Run(config.load("emt_alloy"), tree, DaskPool(Workers(client), frozenset()), Ledger(tree), {})
     sources = [storing.Source(stage="label", key=receipt.key) for receipt in receipts]
     started = time.perf_counter()
     pack(run, receipts, sources, tree.dataset, {})

@@ -162,7 +162,8 @@ def make(folder: Path) -> dict[str, Path]:
     made = {}
     for preset, overrides in MADE.items():
         config = load(preset, [*overrides, "cluster.workers=1", "cluster.gpus=0"])
-        with connect(config.cluster, folder / f"{preset}.log") as client:
+        with connect(config.cluster, folder / f"{preset}.log") as workers:
+            client = workers.client
             made[preset] = daskpipe.run(config, run_dir=folder / preset, client=client).dataset
     return made
 

@@ -15,16 +15,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distributed import WorkerPlugin
 
 from daskpipe.config import Cluster, package_folder
 from daskpipe.errors import ClusterError, ConfigError, unknown
-from daskpipe.placement import GPU
-
-if TYPE_CHECKING:
-    from distributed import Client
+from daskpipe.placement import GPU, Workers
 
 LOOPBACK = "127.0.0.1"
 DASHBOARD_PORT = 8787
@@ -77,8 +74,8 @@ class OutputToFile(WorkerPlugin):
 
 
 @contextmanager
-def connect(settings: Cluster, log: Path | None = None) -> Iterator[Client]:
-    """Yield a client with living workers, and close what was started for it.
+def connect(settings: Cluster, log: Path | None = None) -> Iterator[Workers]:
+    """Yield workers, and close what was started for it.
 
     Parameters
     ----------
@@ -126,7 +123,7 @@ def check(settings: Cluster) -> None:
         )
 
 
-def _join(address: str) -> Iterator[Client]:
+def _join(address: str) -> Iterator[Workers]:
     from distributed import Client
 
     try:
@@ -140,10 +137,10 @@ def _join(address: str) -> Iterator[Client]:
             raise ClusterError(
                 f"the scheduler at {address} has no workers. Start one: dask worker {address} --nthreads 1"
             )
-        yield client
+        yield Workers(client)
 
 
-def _local(settings: Cluster, log: Path | None) -> Iterator[Client]:
+def _local(settings: Cluster, log: Path | None) -> Iterator[Workers]:
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
     n_gpus = count_gpus() if settings.gpus is None else settings.gpus
@@ -189,10 +186,10 @@ def _local(settings: Cluster, log: Path | None) -> Iterator[Client]:
             raise ClusterError(
                 f"cannot start {n_workers} workers here: {error}. Give fewer: cluster.workers=1"
             ) from error
-        yield client
+        yield Workers(client)
 
 
-def _site(settings: Cluster, log: Path | None) -> Iterator[Client]:
+def _site(settings: Cluster, log: Path | None) -> Iterator[Workers]:
     """Start the pools of a site through dask-jobqueue: TLS between machines, dashboard on loopback."""
     import dask_jobqueue
     from distributed import Client, Security, Status
@@ -233,7 +230,7 @@ def _site(settings: Cluster, log: Path | None) -> Iterator[Client]:
             if len(refused) >= n_jobs:
                 raise ClusterError(f"cluster {settings.name} takes no jobs: {refused[0]}. See its file in jobqueue/")
             time.sleep(0.2)
-        yield client
+        yield Workers(client)
 
 
 def _remove_keys(cluster: Any) -> None:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import dask
 
+from daskpipe.checkpoints import Checkpoints
 from daskpipe.config import Config
 from daskpipe.errors import DaskpipeError, Yielded
 from daskpipe.events import Emit, StageFinished, StageStarted
 from daskpipe.placement import DaskPool, retire
-from daskpipe.work import Checkpoints, Receipt, Task, Tree, Unit, commit, drive
+from daskpipe.window import Task, drive
+from daskpipe.work import Receipt, Tree, Unit, commit
 
 if TYPE_CHECKING:
     from daskpipe.potentials import Identity

@@ -25,6 +25,7 @@ import daskpipe.select.stage as selecting
 import daskpipe.store.stage as storing
 from daskpipe import config as configs
 from daskpipe import describe, potentials
+from daskpipe.checkpoints import Checkpoints
 from daskpipe.config import Config
 from daskpipe.driving import Run, batches
 from daskpipe.errors import InputError, reasons
@@ -35,20 +36,11 @@ from daskpipe.generate.files import KNOWN_NAMES, checksum, reader_of
 from daskpipe.generate.labelled import LabelKeys, LabelledStretch, read_labelled
 from daskpipe.generate.stretches import stretches
 from daskpipe.packing import pack
-from daskpipe.placement import DaskPool, gpu_stages, offers
+from daskpipe.placement import DaskPool, Workers, gpu_stages, offers
 from daskpipe.store import reader
-from daskpipe.work import (
-    Checkpoints,
-    Receipt,
-    Rows,
-    Tree,
-    Unit,
-    key_of,
-)
+from daskpipe.work import Receipt, Rows, Tree, Unit, key_of
 
 if TYPE_CHECKING:
-    from distributed import Client
-
     from daskpipe.generate.stretches import Stretch
 
 AGAINST = "describe-against"
@@ -311,7 +303,7 @@ def corridor(
     tree: Tree,
     config: Config,
     identities: dict[str, potentials.Identity],
-    client: Client,
+    workers: Workers,
     emit: Emit,
 ) -> dict[str, dict[str, Any]]:
     """Bring a run to its dataset.
@@ -322,8 +314,8 @@ def corridor(
         An open run directory and its config.
     identities
         Potentials and models of the stages that use one.
-    client
-        Connected client.
+    workers
+        Those that there are, and those that can be had.
     emit
         Called with each event.
 
@@ -340,10 +332,17 @@ def corridor(
         If the workers that a stage needs are not there.
     """
     started = time.perf_counter()
-    on_gpu = gpu_stages(client, _devices(config))
-    workers = sorted(offers(client))
-    emit(RunStarted(run_dir=str(tree.root), name=config.name, dashboard=client.dashboard_link or None, workers=workers))
-    run = Run(config, tree, DaskPool(client, on_gpu), emit, identities)
+    on_gpu = gpu_stages(workers, _devices(config))
+    client = workers.client
+    emit(
+        RunStarted(
+            run_dir=str(tree.root),
+            name=config.name,
+            dashboard=client.dashboard_link or None,
+            workers=sorted(offers(client)),
+        )
+    )
+    run = Run(config, tree, DaskPool(workers, on_gpu), emit, identities)
     seeds = _generate(run)
     frames, species = _explore(run, seeds)
     if not any(receipt.n_out for receipt in frames):
@@ -402,7 +401,7 @@ def labels_of(stretches: Sequence[LabelledStretch], keys: LabelKeys, method: str
 
 
 def read_and_describe(
-    tree: Tree, config: Config, plan: Frames, client: Client, emit: Emit, *, picks: bool
+    tree: Tree, config: Config, plan: Frames, workers: Workers, emit: Emit, *, picks: bool
 ) -> tuple[list[Receipt], list[Receipt], Receipt | None]:
     """Describe the frames of files, and pick some of them; no exploration, no labels.
 
@@ -412,8 +411,8 @@ def read_and_describe(
         An open run directory; of the config only ``seed``, ``describe`` and ``select`` count.
     plan
         What to read.
-    client, emit
-        Connected client; called with each event.
+    workers, emit
+        Where units run; called with each event.
     picks
         Whether to pick.
 
@@ -429,19 +428,19 @@ def read_and_describe(
     InputError
         If no frame can be read.
     """
-    run = _described_run(tree, config, client, emit)
+    run = _described_run(tree, config, workers, emit)
     frames, features, against = _read_and_describe(run, plan)
     return frames, features, _select(run, frames, features, against) if picks else None
 
 
 def gather(
-    tree: Tree, config: Config, plan: Frames, client: Client, emit: Emit, *, target: Path, attrs: Mapping[str, Any]
+    tree: Tree, config: Config, plan: Frames, workers: Workers, emit: Emit, *, target: Path, attrs: Mapping[str, Any]
 ) -> tuple[list[Receipt], Receipt, dict[str, Any]]:
     """Make a dataset of labelled structures that others have made.
 
     Parameters
     ----------
-    tree, config, plan, client, emit
+    tree, config, plan, workers, emit
         As `read_and_describe` takes them; ``store`` counts too.
     target
         Where the dataset is to be.
@@ -457,7 +456,7 @@ def gather(
     report : dict
         How the splits came out.
     """
-    run = _described_run(tree, config, client, emit)
+    run = _described_run(tree, config, workers, emit)
     frames, features, _ = _read_and_describe(run, plan)
     filled = [receipt for receipt in frames if receipt.n_out]
     sources = [
@@ -468,10 +467,10 @@ def gather(
     return frames, published, run.stages[storing.PLAN]["report"]
 
 
-def _described_run(tree: Tree, config: Config, client: Client, emit: Emit) -> Run:
+def _described_run(tree: Tree, config: Config, workers: Workers, emit: Emit) -> Run:
     model = describe.identity(config.describe)
     devices = {stage: device for stage, device in _devices(config).items() if stage not in ("explore", "label")}
-    pool = DaskPool(client, gpu_stages(client, devices))
+    pool = DaskPool(workers, gpu_stages(workers, devices))
     return Run(config, tree, pool, emit, {"describe": model} if model else {})
 
 

@@ -9,16 +9,46 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from daskpipe.errors import ClusterError
-from daskpipe.work import Receipt, Task, WorkerLost
+from daskpipe.window import Task, WorkerLost
+from daskpipe.work import Receipt
 
 if TYPE_CHECKING:
     from distributed import Client
 
 GPU = "GPU"
 """Name of the Dask resource that a worker with a GPU offers, one a GPU."""
+
+CPU = "CPU"
+"""Name of the Dask resource that a worker of a site's pool without GPUs offers, one a thread."""
+
+
+class Supply(Protocol):
+    """What brings workers when units wait for them: the pools of a site."""
+
+    @property
+    def resources(self) -> frozenset[str]:
+        """The resources, `GPU` and `CPU`, that can be had, whether or not a worker offers them now."""
+
+    def want(self, resource: str, n_units: int) -> None:
+        """Tell how many units that need a resource wait or are under way; return at once.
+
+        Raises
+        ------
+        ClusterError
+            If workers that offer it cannot be had.
+        """
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where units run: a connected client, and what brings more workers, if anything does."""
+
+    client: Client
+    supply: Supply | None = None
 
 
 def offers(client: Client) -> dict[str, dict[str, float]]:
@@ -27,13 +57,13 @@ def offers(client: Client) -> dict[str, dict[str, float]]:
     return {address: dict(worker["resources"]) for address, worker in workers.items()}
 
 
-def gpu_stages(client: Client, devices: dict[str, str]) -> frozenset[str]:
+def gpu_stages(workers: Workers, devices: dict[str, str]) -> frozenset[str]:
     """Return the stages that run on GPU workers.
 
     Parameters
     ----------
-    client
-        Connected client.
+    workers
+        Those that there are, and those that can be had.
     devices
         Device of each stage that uses a potential: ``auto``, ``cuda`` or ``cpu``. ``auto`` takes GPU workers
         where there are any.
@@ -43,8 +73,9 @@ def gpu_stages(client: Client, devices: dict[str, str]) -> frozenset[str]:
     ClusterError
         If a stage needs ``cuda`` and no worker offers a GPU.
     """
-    offered = offers(client)
+    offered = offers(workers.client)
     has_gpu = any(worker.get(GPU, 0) >= 1 for worker in offered.values())
+    has_gpu |= workers.supply is not None and GPU in workers.supply.resources
     for stage, device in devices.items():
         if device == "cuda" and not has_gpu:
             raise ClusterError(
@@ -70,15 +101,27 @@ class DaskPool:
 
     Parameters
     ----------
-    client
-        Connected client; not closed here.
+    workers
+        Those that there are, and those that can be had; not closed here.
     on_gpu
         Stages that are held to workers which offer a GPU.
     """
 
-    def __init__(self, client: Client, on_gpu: frozenset[str]) -> None:
-        self.client = client
+    def __init__(self, workers: Workers, on_gpu: frozenset[str]) -> None:
+        self.client = workers.client
+        self.supply = workers.supply
         self.on_gpu = on_gpu
+
+    def _resource(self, stage: str) -> str | None:
+        """Resource that units of a stage are held to; a site with pools for both keeps CPU work off its GPUs."""
+        if stage in self.on_gpu:
+            return GPU
+        return CPU if self.supply is not None and CPU in self.supply.resources else None
+
+    def want(self, stage: str, n_units: int) -> None:
+        """Tell what brings workers how many units of a stage are not committed."""
+        if self.supply is not None:
+            self.supply.want(self._resource(stage) or GPU, n_units)
 
     def slots(self, stage: str) -> int:
         """One unit a GPU for GPU stages; else one a thread, and one more a worker so that none waits for the driver."""
@@ -86,13 +129,17 @@ class DaskPool:
             workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
         except (OSError, KeyError):  # the scheduler does not answer, or has just gone: nobody works now
             return 0
-        if stage in self.on_gpu:
+        resource = self._resource(stage)
+        if resource == GPU:
             return int(sum(worker["resources"].get(GPU, 0) for worker in workers))
-        return sum(worker["nthreads"] + 1 for worker in workers)
+        return sum(
+            worker["nthreads"] + 1 for worker in workers if resource is None or worker["resources"].get(resource)
+        )
 
     def submit(self, task: Task) -> Any:
         """Submit one unit, with its resources; the graph is not optimised (fusion would lose them)."""
-        resources = {GPU: 1} if task.unit.stage in self.on_gpu else None
+        resource = self._resource(task.unit.stage)
+        resources = None if resource is None else {resource: 1}
         return self.client.compute(task.work, resources=resources, optimize_graph=False, retries=0)
 
     def wait(self, handles: Iterable[Any], timeout: float) -> set[Any]:

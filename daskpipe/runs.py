@@ -17,9 +17,11 @@ from daskpipe.config import Config
 from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, reasons
 from daskpipe.events import Emit, fan_out
 from daskpipe.generate.stage import requests
+from daskpipe.ledger import Ledger
 from daskpipe.pipeline import content_of, corridor
+from daskpipe.placement import Workers
 from daskpipe.store.quality import Outcome, Verdict, judge
-from daskpipe.work import Ledger, Tree, write_atomically
+from daskpipe.work import Tree, write_atomically
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -211,10 +213,10 @@ def _drive_all(
         tree.sweep()
         emit = fan_out(Ledger(tree), *subscribers)
         if client is not None:
-            stages = corridor(tree, config, identities, client, emit)
+            stages = corridor(tree, config, identities, Workers(client), emit)
         else:
-            with connect(config.cluster, tree.root / "workers.log") as own_client:
-                stages = corridor(tree, config, identities, own_client, emit)
+            with connect(config.cluster, tree.root / "workers.log") as workers:
+                stages = corridor(tree, config, identities, workers, emit)
         seen = Outcome(system_types=sorted(stages["generate"]["counts"]))
         verdict = judge(tree.dataset, config.quality, outcome=seen)
         write_atomically(tree.root / "quality.json", json.dumps(verdict.as_json(), indent=1))

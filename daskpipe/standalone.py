@@ -29,16 +29,17 @@ from daskpipe.events import Emit, RunStarted, fan_out
 from daskpipe.generate.files import checksum, find
 from daskpipe.generate.labelled import DATABASES, LabelKeys, check_method, labelled_stretches
 from daskpipe.generate.stretches import TEXTS, Stretch, copy_frames, stretches
+from daskpipe.ledger import Ledger
 from daskpipe.packing import versions
 from daskpipe.pipeline import Frames, content_of, frames_of, gather, labels_of, read_and_describe, rows_of
-from daskpipe.placement import offers
+from daskpipe.placement import Workers, offers
 from daskpipe.select.stage import atom_table, feature_table
 from daskpipe.store import export as export_dataset
 from daskpipe.store.cold import write_cold
 from daskpipe.store.formats import FORMATS
 from daskpipe.store.reader import dataset_of
 from daskpipe.variables import read_root
-from daskpipe.work import Ledger, Receipt, Tree
+from daskpipe.work import Receipt, Tree
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -139,8 +140,8 @@ def select(
 
     pieces = _pieces(paths)
 
-    def work(tree: Tree, client: Client, emit: Emit) -> Made:
-        frames, _, picks = read_and_describe(tree, config, frames_of(pieces, config.seed), client, emit, picks=True)
+    def work(tree: Tree, workers: Workers, emit: Emit) -> Made:
+        frames, _, picks = read_and_describe(tree, config, frames_of(pieces, config.seed), workers, emit, picks=True)
         assert picks is not None
         chosen = tree.load("select", picks.key, ["unit", "row", "report"])
         filled = [(piece, receipt.key) for piece, receipt in zip(pieces, frames, strict=True) if receipt.n_out]
@@ -185,8 +186,8 @@ def describe(
 
     pieces = _pieces(paths)
 
-    def work(tree: Tree, client: Client, emit: Emit) -> Made:
-        frames, rows, _ = read_and_describe(tree, config, frames_of(pieces, config.seed), client, emit, picks=False)
+    def work(tree: Tree, workers: Workers, emit: Emit) -> Made:
+        frames, rows, _ = read_and_describe(tree, config, frames_of(pieces, config.seed), workers, emit, picks=False)
         ds = _features(tree, pieces, frames, rows, config)
         with _published(out) as attempt:
             if out.suffix == ".zarr":
@@ -300,11 +301,11 @@ def _gathered(
 ) -> Done:
     """Make a dataset at `out` of labelled structures."""
 
-    def work(tree: Tree, client: Client, emit: Emit) -> Made:
+    def work(tree: Tree, workers: Workers, emit: Emit) -> Made:
         described = config.describe.model_dump(mode="json", exclude={"device"})
         attrs = {"sources": json.dumps(sources, sort_keys=True), "describe": json.dumps(described, sort_keys=True)}
         with _published(out) as attempt:
-            frames, dataset, report = gather(tree, config, plan, client, emit, target=attempt, attrs=attrs)
+            frames, dataset, report = gather(tree, config, plan, workers, emit, target=attempt, attrs=attrs)
         return frames, dataset.n_out, report
 
     return _run(name, config, out, client, subscribers, work)
@@ -350,8 +351,8 @@ def export(
     def side_by_side(calls: Sequence[Callable[[], Any]]) -> list[Any]:
         if len(calls) == 1:
             return [calls[0]()]
-        with connect(config.cluster) as client:
-            return list(client.gather(client.map(_called, calls, pure=False)))
+        with connect(config.cluster) as workers:
+            return list(workers.client.gather(workers.client.map(_called, calls, pure=False)))
 
     if to == COLD:
         if split is not None:
@@ -400,7 +401,7 @@ def _run(
     out: Path,
     client: Client | None,
     subscribers: Iterable[Emit],
-    work: Callable[[Tree, Client, Emit], Made],
+    work: Callable[[Tree, Workers, Emit], Made],
 ) -> Done:
     """Do the work in a run directory beside `out`, and remove it."""
     started = time.perf_counter()
@@ -414,12 +415,11 @@ def _run(
         tree = Tree(folder)
         emit = fan_out(Ledger(tree), *subscribers)
         with (
-            nullcontext(client) if client is not None else connect(config.cluster, folder / "workers.log") as connected
-        ):
-            workers = sorted(offers(connected))
-            dashboard = connected.dashboard_link or None
-            emit(RunStarted(run_dir=str(out), name=name, dashboard=dashboard, workers=workers))
-            frames, n_out, report = work(tree, connected, emit)
+            nullcontext(Workers(client)) if client is not None else connect(config.cluster, folder / "workers.log")
+        ) as workers:
+            dashboard = workers.client.dashboard_link or None
+            emit(RunStarted(run_dir=str(out), name=name, dashboard=dashboard, workers=sorted(offers(workers.client))))
+            frames, n_out, report = work(tree, workers, emit)
         rejections = tree.quarantined()
         return Done(
             out=out,

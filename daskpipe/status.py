@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from daskpipe.errors import ConfigError, reasons
-from daskpipe.work import Tree, read_ledger
+from daskpipe.ledger import read_ledger
+from daskpipe.work import Tree
 
 
 def status(run_dir: Path | str) -> dict[str, Any]:

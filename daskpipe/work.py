@@ -18,29 +18,20 @@ import io
 import json
 import os
 import shutil
-import time
 import uuid
-from collections.abc import Buffer, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Buffer, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.errors import ClusterError, ConfigError, DaskpipeError, DiskError, IntegrityError, Rejection, Yielded
-from daskpipe.events import Emit, Event, UnitCommitted, UnitLost, UnitYielded
+from daskpipe.errors import ConfigError, DiskError, IntegrityError, Rejection
 
 if TYPE_CHECKING:
     import xarray as xr
-
-LOSS_LIMIT = 10
-"""How often a unit may be lost with its worker before the run stops; a preemption is rare, a crash repeats."""
-
-NO_WORKER_SECONDS = 120.0
-"""How long a run waits without a single living worker before it gives up."""
-
 
 # --- keys -------------------------------------------------------------------------------------------
 
@@ -284,105 +275,6 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-DEADLINE = ("DASKPIPE_DEADLINE", "SLURM_JOB_END_TIME")
-"""Environment variables that tell a worker when it will be ended, in seconds since 1970."""
-
-YIELD_SECONDS = 60.0
-"""Time before the end of its worker at which a unit leaves its last checkpoint."""
-
-
-def seconds_left() -> float:
-    """Return the time until this process will be ended, as far as it was told; infinite if it was not."""
-    ends = [float(os.environ[name]) for name in DEADLINE if os.environ.get(name)]
-    return min(ends, default=float("inf")) - time.time()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoints:
-    """Where one attempt at a unit leaves what it has reached, for whoever goes on.
-
-    Each attempt writes into a directory of its own, so that a unit may run twice; a new one goes on from the newest
-    checkpoint of all. They are gone when the unit is committed.
-
-    Parameters
-    ----------
-    root, unit
-        Run directory and unit.
-    attempt
-        Names the directory; `begin` gives it.
-    """
-
-    root: Path
-    unit: Unit
-    attempt: str = ""
-
-    def begin(self) -> Checkpoints:
-        """Return the checkpoints of a new attempt, where it runs."""
-        return replace(self, attempt=uuid.uuid4().hex[:8])
-
-    @property
-    def _unit_dir(self) -> Path:
-        return Tree(self.root).unit_dir(self.unit.stage, self.unit.key)
-
-    def files(self) -> list[Path]:
-        """Return the checkpoints of all attempts, the newest first."""
-        written = {}
-        for file in self._unit_dir.parent.glob(f".{self.unit.key}-*-checkpoint/state"):
-            with suppress(FileNotFoundError):  # another attempt has committed, or gone on from it
-                written[file] = file.stat().st_mtime_ns
-        return sorted(written, key=lambda file: written[file], reverse=True)
-
-    def newest(self) -> bytes | None:
-        """Return the newest checkpoint whose digest is right."""
-        for file in self.files():
-            data = b""
-            with suppress(FileNotFoundError):
-                data = file.read_bytes()
-            digest, content = data[:32], data[32:]
-            if hashlib.sha256(content).digest() == digest:
-                return content
-        return None
-
-    def save(self, content: bytes) -> None:
-        """Write a checkpoint in place of the one before.
-
-        Raises
-        ------
-        DiskError
-            If the disk is full or cannot be written.
-        FileNotFoundError
-            If the run directory is not there.
-        """
-        folder = self._unit_dir.with_name(f".{self.unit.key}-{self.attempt}-checkpoint")
-        older = [file.parent for file in self.files() if file.parent != folder]
-        try:
-            with explained(self.root, folder):
-                make_folders(self.root, folder)
-                write_synced(folder / "new", hashlib.sha256(content).digest() + content)
-                os.replace(folder / "new", folder / "state")
-                sync_folder(folder)
-        except DiskError:
-            (folder / "new").unlink(missing_ok=True)  # the one before stays
-            raise
-        for other in older:
-            shutil.rmtree(other, ignore_errors=True)
-
-    def ends_soon(self) -> bool:
-        """Whether the worker ends so soon that the unit should go on elsewhere."""
-        return seconds_left() < YIELD_SECONDS
-
-    def give_way(self) -> None:
-        """Hand the unit on if the worker ends soon.
-
-        Raises
-        ------
-        Yielded
-            If it does.
-        """
-        if self.ends_soon():
-            raise Yielded(f"the worker ends in {max(0.0, seconds_left()):.0f} s")
-
-
 def make_folders(root: Path, folder: Path) -> None:
     """Make a folder below ``units``; never the run directory itself: one that was removed under a unit stays so."""
     for path in (*reversed(folder.relative_to(root).parents[:-1]), folder.relative_to(root)):
@@ -509,145 +401,3 @@ def read_unit(root: Path, stage: str, key: str) -> xr.Dataset:
 def arrays_of(ds: xr.Dataset) -> dict[str, np.ndarray]:
     """Return the variables of a dataset in memory as plain arrays, for a payload."""
     return {str(name): array.values for name, array in sorted(ds.data_vars.items())}
-
-
-# --- the driver's window ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A unit and the lazy work that commits it and gives its receipt."""
-
-    unit: Unit
-    work: Any
-
-
-class WorkerLost(Exception):
-    """The process or machine under a unit went away."""
-
-
-class Pool(Protocol):
-    """Where tasks run. `daskpipe.placement.DaskPool` is the one that runs use."""
-
-    def slots(self, stage: str) -> int:
-        """How many units of a stage may be under way at once; 0 while no worker lives."""
-
-    def submit(self, task: Task) -> Any:
-        """Start a task; return a handle."""
-
-    def wait(self, handles: Iterable[Any], timeout: float) -> set[Any]:
-        """Return the handles that are done, after at most `timeout` seconds."""
-
-    def result(self, handle: Any) -> Receipt:
-        """Return the receipt of a done task, release it, and raise what it raised; `WorkerLost` if it was lost."""
-
-    def cancel(self, handles: Iterable[Any]) -> None:
-        """Give up tasks that are under way."""
-
-
-def drive(
-    tasks: Sequence[Task],
-    pool: Pool,
-    emit: Emit,
-    *,
-    reached: Callable[[Unit], Any] = lambda _: None,
-    clock: Callable[[], float] = time.monotonic,
-) -> None:
-    """Run all tasks through a window as wide as the pool has slots.
-
-    A unit whose worker is lost goes back to the end of the queue; any other error ends the run. `reached` tells how
-    far a unit has come: one that has come farther since it was last lost is not at fault.
-
-    Raises
-    ------
-    ClusterError
-        If no worker lives for two minutes, or one unit loses its worker again and again.
-    DaskpipeError
-        Whatever a unit raised.
-    """
-    waiting = list(reversed(tasks))
-    under_way: dict[Any, Task] = {}
-    losses: dict[str, int] = {}
-    lost_at: dict[str, Any] = {}
-    last_alive = clock()
-    try:
-        while waiting or under_way:
-            slots = pool.slots(tasks[0].unit.stage)
-            if slots:
-                last_alive = clock()
-            elif clock() - last_alive > NO_WORKER_SECONDS:
-                raise ClusterError(
-                    f"no worker has lived for {NO_WORKER_SECONDS:.0f} s; start workers, then resume the run"
-                )
-            while waiting and len(under_way) < slots:
-                task = waiting.pop()
-                under_way[pool.submit(task)] = task
-            if not under_way:
-                time.sleep(0.2)
-                continue
-            for handle in pool.wait(under_way, timeout=1.0):
-                task = under_way.pop(handle)
-                try:
-                    receipt = pool.result(handle)
-                except WorkerLost as error:
-                    place, before = reached(task.unit), lost_at.get(task.unit.key)
-                    lost_at[task.unit.key] = place
-                    losses[task.unit.key] = 1 if place != before else losses.get(task.unit.key, 0) + 1
-                    emit(_lost(task.unit, losses[task.unit.key], str(error)))
-                    if losses[task.unit.key] >= LOSS_LIMIT:
-                        raise ClusterError(
-                            f"{task.unit} lost its worker {LOSS_LIMIT} times: {error}. See the workers' logs; "
-                            "if one of its structures crashes the potential, take that structure out"
-                        ) from error
-                    waiting.insert(0, task)
-                except Yielded:
-                    emit(UnitYielded(stage=task.unit.stage, index=task.unit.index, key=task.unit.key))
-                    waiting.insert(0, task)
-                except DaskpipeError as error:
-                    raise type(error)(f"{task.unit}: {error}") from error
-                else:
-                    emit(UnitCommitted(**asdict(receipt)))
-    except BaseException:
-        pool.cancel(under_way)
-        raise
-
-
-def _lost(unit: Unit, losses: int, reason: str) -> UnitLost:
-    return UnitLost(stage=unit.stage, index=unit.index, key=unit.key, losses=losses, reason=reason)
-
-
-# --- the ledger -------------------------------------------------------------------------------------
-
-
-class Ledger:
-    """One segment of the run's journal: a line an event, written by one driver.
-
-    Parameters
-    ----------
-    tree
-        The run directory; the segment gets the next free number.
-    """
-
-    def __init__(self, tree: Tree) -> None:
-        folder = tree.root / "ledger"
-        folder.mkdir(exist_ok=True)
-        number = 1 + max((int(file.stem) for file in folder.glob("*.jsonl")), default=0)
-        self.path = folder / f"{number:04d}.jsonl"
-
-    def __call__(self, event: Event) -> None:
-        """Append an event."""
-        line = json.dumps({"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **event.as_json()})
-        with open(self.path, "a") as file:
-            file.write(line + "\n")
-
-
-def read_ledger(tree: Tree) -> list[dict[str, Any]]:
-    """Return all events of all segments in order; a line torn by a crash is left out."""
-    events = []
-    for file in sorted((tree.root / "ledger").glob("*.jsonl")):
-        for line in file.read_text().splitlines():
-            try:
-                events.append({"segment": file.stem, **json.loads(line)})
-            except json.JSONDecodeError:  # only the last line of a segment can be torn: one writer, append only
-                continue
-    return events

@@ -45,8 +45,8 @@ def client(workers_log: Path) -> Iterator[Client]:
     from daskpipe.config import load
 
     cluster = load("emt_alloy", ["cluster.workers=2", "cluster.gpus=1"]).cluster
-    with connect(cluster, workers_log) as client:
-        yield client
+    with connect(cluster, workers_log) as workers:
+        yield workers.client
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from daskpipe.work import Tree, read_ledger
+from daskpipe.ledger import read_ledger
+from daskpipe.work import Tree
 
 SMALL = [
     "generate.sources.alloys.n=2",

@@ -16,7 +16,7 @@ PACKAGE = Path(daskpipe.__file__).parent
 
 WORDS = {
     "variables", "structures", "geometry", "seeds", "units", "errors", "registry", "events", "placement", "work",
-    "accelerate", "checksums", "foreign",
+    "accelerate", "checksums", "foreign", "checkpoints", "window", "ledger",
 }  # fmt: skip
 ROOMS = {"generate", "potentials", "explore", "describe", "select", "label", "store", "load"}
 ROOF = {"config", "driving", "packing", "pipeline", "testing"}

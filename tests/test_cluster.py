@@ -66,7 +66,8 @@ def test_what_workers_print_goes_to_the_log(client: Client, workers_log: Path) -
 
 
 def test_joining_leaves_the_cluster_as_it_was(client: Client) -> None:
-    with connect(Cluster(address=client.scheduler.address)) as joined:
+    with connect(Cluster(address=client.scheduler.address)) as workers:
+        joined = workers.client
         assert joined.scheduler.address == client.scheduler.address
         assert joined.run(os.getpid) == client.run(os.getpid)
     assert len(client.scheduler_info(n_workers=-1)["workers"]) == 2

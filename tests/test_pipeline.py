@@ -24,10 +24,11 @@ from daskpipe.cluster import connect
 from daskpipe.config import load
 from daskpipe.errors import ConfigError, InputError
 from daskpipe.events import Event, StageFinished
+from daskpipe.ledger import read_ledger
 from daskpipe.runs import Result
 from daskpipe.structures import from_atoms
 from daskpipe.variables import VARIABLES
-from daskpipe.work import Receipt, Tree, read_ledger
+from daskpipe.work import Receipt, Tree
 
 ENERGY_TOLERANCE = 1e-4
 """eV/atom."""
@@ -497,7 +498,8 @@ def test_workers_of_another_start_are_closed(tmp_path: Path) -> None:
     import psutil
 
     before = set(psutil.Process().children(recursive=True))
-    with connect(load("emt_alloy", ["cluster.workers=1", "cluster.gpus=0"]).cluster) as own:
+    with connect(load("emt_alloy", ["cluster.workers=1", "cluster.gpus=0"]).cluster) as workers:
+        own = workers.client
         started = set(psutil.Process().children(recursive=True)) - before
         (pid,) = own.run(os.getpid).values()
         assert pid in {process.pid for process in started}

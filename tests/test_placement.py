@@ -10,8 +10,9 @@ import pytest
 from distributed import Client
 
 from daskpipe.errors import ClusterError
-from daskpipe.placement import GPU, DaskPool, describe_offers, gpu_stages, offers
-from daskpipe.work import Receipt, Task, Unit, WorkerLost
+from daskpipe.placement import GPU, DaskPool, Workers, describe_offers, gpu_stages, offers
+from daskpipe.window import Task, WorkerLost
+from daskpipe.work import Receipt, Unit
 
 
 def unit(stage: str, index: int = 0) -> Unit:
@@ -51,7 +52,7 @@ def test_offers_are_those_of_the_workers(client: Client) -> None:
     ],
 )
 def test_stages_are_held_by_device(client: Client, devices: dict[str, str], held: set[str]) -> None:
-    assert gpu_stages(client, devices) == held
+    assert gpu_stages(Workers(client), devices) == held
 
 
 def test_offers_in_words() -> None:
@@ -63,20 +64,20 @@ def test_offers_in_words() -> None:
 
 
 def test_a_held_stage_has_a_slot_a_gpu_and_runs_there_only(client: Client) -> None:
-    pool = DaskPool(client, frozenset({"explore"}))
+    pool = DaskPool(Workers(client), frozenset({"explore"}))
     (gpu,) = [address for address, worker in offers(client).items() if worker.get(GPU)]
     assert pool.slots("explore") == 1
     assert set(results(pool, [task("explore", index) for index in range(8)])) == {gpu}
 
 
 def test_other_stages_have_a_slot_a_thread_and_one_ahead(client: Client) -> None:
-    pool = DaskPool(client, frozenset({"explore"}))
+    pool = DaskPool(Workers(client), frozenset({"explore"}))
     assert pool.slots("label") == 4  # two workers of one thread
     assert set(results(pool, [task("label", index) for index in range(8)])) == set(offers(client))
 
 
 def test_waiting_ends_after_its_time(client: Client) -> None:
-    pool = DaskPool(client, frozenset())
+    pool = DaskPool(Workers(client), frozenset())
     handle = pool.submit(task("label", work=lambda: time.sleep(1)))
     assert pool.wait([handle], timeout=0.05) == set()
     assert pool.wait([handle], timeout=30) == {handle}
@@ -87,13 +88,13 @@ def test_what_a_unit_raises_arrives(client: Client) -> None:
     def fail() -> Receipt:
         raise ClusterError("as said")
 
-    pool = DaskPool(client, frozenset())
+    pool = DaskPool(Workers(client), frozenset())
     with pytest.raises(ClusterError, match="as said"):
         results(pool, [task("label", work=fail)])
 
 
 def test_a_cancelled_unit_counts_as_lost(client: Client) -> None:
-    pool = DaskPool(client, frozenset())
+    pool = DaskPool(Workers(client), frozenset())
     handle = pool.submit(task("label", work=lambda: time.sleep(0.5)))
     pool.cancel([handle])
     with pytest.raises(WorkerLost):
@@ -101,7 +102,7 @@ def test_a_cancelled_unit_counts_as_lost(client: Client) -> None:
 
 
 def test_a_cancelled_unit_that_is_submitted_again_does_not_stay(client: Client) -> None:
-    pool = DaskPool(client, frozenset())
+    pool = DaskPool(Workers(client), frozenset())
     again = task("label", work=lambda: time.sleep(0.3) or 1)
     cancelled = pool.submit(again)
     pool.cancel([cancelled])
@@ -118,9 +119,9 @@ def test_a_cancelled_unit_that_is_submitted_again_does_not_stay(client: Client) 
 
 
 def test_cancelling_nothing_or_after_the_end_is_quiet(client: Client) -> None:
-    DaskPool(client, frozenset()).cancel([])
+    DaskPool(Workers(client), frozenset()).cancel([])
     closed = Client(client.scheduler.address, set_as_default=False)
-    pool = DaskPool(closed, frozenset())
+    pool = DaskPool(Workers(closed), frozenset())
     handle = pool.submit(task("label"))
     closed.close()
     pool.cancel([handle])

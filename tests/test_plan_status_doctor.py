@@ -17,13 +17,14 @@ from daskpipe import events
 from daskpipe.config import load
 from daskpipe.doctor import examine
 from daskpipe.errors import ConfigError, InputError, Rejection
+from daskpipe.ledger import read_ledger
 from daskpipe.plan import plan
 from daskpipe.progress import STEPS, ProgressBars, next_commands, selection_lines, shown, split_lines, summary
 from daskpipe.runs import Result
 from daskpipe.status import is_running, status
 from daskpipe.store.quality import Verdict
 from daskpipe.store.quality_checks import Check
-from daskpipe.work import Tree, read_ledger
+from daskpipe.work import Tree
 
 # --- plan -----------------------------------------------------------------------------------------------
 

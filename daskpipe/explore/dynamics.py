@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ase import Atoms
     from torch_sim.models.interface import ModelInterface
 
-    from daskpipe.work import Checkpoints
+    from daskpipe.checkpoints import Checkpoints
 
 _log = logging.getLogger(__name__)
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from daskpipe.checkpoints import Checkpoints
 from daskpipe.explore.ensembles import choose, has_pressure, refusal
 from daskpipe.explore.oxidation import oxidation_states
 from daskpipe.explore.settings import Dynamics, Exploration
 from daskpipe.explore.walkers import Condition, Walker
 from daskpipe.geometry import overlap
 from daskpipe.structures import charge, from_atoms, spin_multiplicity
-from daskpipe.work import Checkpoints, Payload, Rows, arrays_of, read_rows
+from daskpipe.work import Payload, Rows, arrays_of, read_rows
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.errors import InputError, Rejection
-from daskpipe.work import Receipt, Tree, Unit, read_ledger
+from daskpipe.ledger import read_ledger
+from daskpipe.work import Receipt, Tree, Unit
 
 if TYPE_CHECKING:
     from daskpipe.report.contents import Contents

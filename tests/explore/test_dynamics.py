@@ -35,6 +35,7 @@ from explore_samples import (
 from reference.baoab import baoab
 from scipy.spatial.distance import pdist
 
+from daskpipe.checkpoints import Checkpoints
 from daskpipe.errors import Yielded
 from daskpipe.explore.batch import Batch
 from daskpipe.explore.dynamics import Flight
@@ -45,7 +46,7 @@ from daskpipe.explore.settings import Guards, MonteCarlo, Ramp
 from daskpipe.explore.walkers import Walker
 from daskpipe.potentials import Potential, batched
 from daskpipe.structures import structure_id
-from daskpipe.work import Checkpoints, Unit
+from daskpipe.work import Unit
 
 ENSEMBLES = ["auto", "nve", "nvt_nose_hoover", "nvt_rescale"]
 MOVES = MonteCarlo(every=10, swaps=3, hops=5)

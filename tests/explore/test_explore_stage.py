@@ -20,11 +20,12 @@ from explore_samples import (
     trajectories,
 )
 
+from daskpipe.checkpoints import Checkpoints
 from daskpipe.explore.settings import Guards, MonteCarlo
 from daskpipe.explore.stage import conditions, explore, explore_partition, load_seeds, under_pressure
 from daskpipe.explore.walkers import Condition
 from daskpipe.structures import from_atoms, structure_id
-from daskpipe.work import Checkpoints, Payload, Rows, Unit, arrays_of, commit, key_of
+from daskpipe.work import Payload, Rows, Unit, arrays_of, commit, key_of
 
 
 def run(seeds: list[Atoms], guards: Guards | None = None, build=emt, **changes) -> Payload:

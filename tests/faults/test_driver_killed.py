@@ -16,9 +16,10 @@ from driver import resume, run, wait_for_the_end_of
 from small_runs import UNITS, committed, files_of, last_segment, names_of
 
 import daskpipe
+from daskpipe.ledger import read_ledger
 from daskpipe.runs import Result
 from daskpipe.status import status
-from daskpipe.work import Tree, read_ledger
+from daskpipe.work import Tree
 
 # In which stage the driver is killed, and after how many of its units. Each of these drivers has fresh workers, whose
 # first unit of a stage takes as long as the imports that it needs: the stage is still under way when the signal comes.

@@ -74,7 +74,8 @@ class Killer(threading.Thread):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Result:
     config = long_exploration()
-    with connect(config.cluster) as client:
+    with connect(config.cluster) as workers:
+        client = workers.client
         return daskpipe.run(config, run_dir=tmp_path_factory.mktemp("undisturbed") / "run", client=client)
 
 
@@ -85,7 +86,8 @@ def test_the_bytes_are_the_same_and_no_step_before_a_checkpoint_is_made_again(
 ) -> None:
     config = long_exploration()
     lost: list[Event] = []
-    with connect(config.cluster) as client:
+    with connect(config.cluster) as workers:
+        client = workers.client
         killer = Killer(client, tmp_path / "run", N_KILLS)
         killer.start()
         result = daskpipe.run(config, run_dir=tmp_path / "run", client=client, subscribers=[lost.append])
@@ -109,7 +111,8 @@ def test_a_worker_that_ends_soon_hands_its_unit_on(undisturbed: Result, tmp_path
     config = long_exploration()
     events: list[Event] = []
     two = config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": 2})})
-    with connect(two.cluster) as client:
+    with connect(two.cluster) as workers:
+        client = workers.client
 
         def tell(event: Event) -> None:
             events.append(event)

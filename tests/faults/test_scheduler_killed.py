@@ -48,7 +48,7 @@ def test_scheduler_killed(reference: Result, client: Client, tmp_path: Path, mon
         if isinstance(event, UnitCommitted) and event.stage == "generate":
             os.kill(scheduler.pid, signal.SIGKILL)
 
-    monkeypatch.setattr("daskpipe.work.NO_WORKER_SECONDS", 2.0)
+    monkeypatch.setattr("daskpipe.window.NO_WORKER_SECONDS", 2.0)
     run_dir = tmp_path / "run"
     try:
         with Client(address, set_as_default=False) as watching:
@@ -57,7 +57,7 @@ def test_scheduler_killed(reference: Result, client: Client, tmp_path: Path, mon
             connect(Cluster(address=address)) as theirs,
             pytest.raises(ClusterError, match="no worker has lived for 2 s; start workers, then resume the run"),
         ):
-            daskpipe.run(load("emt_alloy", SMALL), run_dir=run_dir, client=theirs, subscribers=[kill])
+            daskpipe.run(load("emt_alloy", SMALL), run_dir=run_dir, client=theirs.client, subscribers=[kill])
     finally:
         for process in (scheduler, worker):
             process.terminate()

@@ -42,7 +42,8 @@ class Killer:
 @pytest.mark.timeout(900)
 def test_workers_killed_at_random(reference: Result, tmp_path: Path) -> None:
     config = load("emt_alloy", [*SMALL, "cluster.workers=2", "cluster.gpus=0"])
-    with connect(config.cluster) as client:
+    with connect(config.cluster) as workers:
+        client = workers.client
         killer = Killer(client, seed=0)
         result = daskpipe.run(config, run_dir=tmp_path / "run", client=client, subscribers=[killer])
     assert killer.killed.keys() == set(KILLED_IN)

@@ -1,0 +1,113 @@
+"""Where a unit leaves what it has reached, and when it must hand itself on because its worker ends."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from daskpipe.errors import DiskError, Yielded
+from daskpipe.work import Tree, Unit, explained, make_folders, sync_folder, write_synced
+
+DEADLINE = ("DASKPIPE_DEADLINE", "SLURM_JOB_END_TIME")
+"""Environment variables that tell a worker when it will be ended, in seconds since 1970."""
+
+YIELD_SECONDS = 60.0
+"""Time before the end of its worker at which a unit leaves its last checkpoint."""
+
+
+def seconds_left() -> float:
+    """Return the time until this process will be ended, as far as it was told; infinite if it was not."""
+    ends = [float(os.environ[name]) for name in DEADLINE if os.environ.get(name)]
+    return min(ends, default=float("inf")) - time.time()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """Where one attempt at a unit leaves what it has reached, for whoever goes on.
+
+    Each attempt writes into a directory of its own, so that a unit may run twice; a new one goes on from the newest
+    checkpoint of all. They are gone when the unit is committed.
+
+    Parameters
+    ----------
+    root, unit
+        Run directory and unit.
+    attempt
+        Names the directory; `begin` gives it.
+    """
+
+    root: Path
+    unit: Unit
+    attempt: str = ""
+
+    def begin(self) -> Checkpoints:
+        """Return the checkpoints of a new attempt, where it runs."""
+        return replace(self, attempt=uuid.uuid4().hex[:8])
+
+    @property
+    def _unit_dir(self) -> Path:
+        return Tree(self.root).unit_dir(self.unit.stage, self.unit.key)
+
+    def files(self) -> list[Path]:
+        """Return the checkpoints of all attempts, the newest first."""
+        written = {}
+        for file in self._unit_dir.parent.glob(f".{self.unit.key}-*-checkpoint/state"):
+            with suppress(FileNotFoundError):  # another attempt has committed, or gone on from it
+                written[file] = file.stat().st_mtime_ns
+        return sorted(written, key=lambda file: written[file], reverse=True)
+
+    def newest(self) -> bytes | None:
+        """Return the newest checkpoint whose digest is right."""
+        for file in self.files():
+            data = b""
+            with suppress(FileNotFoundError):
+                data = file.read_bytes()
+            digest, content = data[:32], data[32:]
+            if hashlib.sha256(content).digest() == digest:
+                return content
+        return None
+
+    def save(self, content: bytes) -> None:
+        """Write a checkpoint in place of the one before.
+
+        Raises
+        ------
+        DiskError
+            If the disk is full or cannot be written.
+        FileNotFoundError
+            If the run directory is not there.
+        """
+        folder = self._unit_dir.with_name(f".{self.unit.key}-{self.attempt}-checkpoint")
+        older = [file.parent for file in self.files() if file.parent != folder]
+        try:
+            with explained(self.root, folder):
+                make_folders(self.root, folder)
+                write_synced(folder / "new", hashlib.sha256(content).digest() + content)
+                os.replace(folder / "new", folder / "state")
+                sync_folder(folder)
+        except DiskError:
+            (folder / "new").unlink(missing_ok=True)  # the one before stays
+            raise
+        for other in older:
+            shutil.rmtree(other, ignore_errors=True)
+
+    def ends_soon(self) -> bool:
+        """Whether the worker ends so soon that the unit should go on elsewhere."""
+        return seconds_left() < YIELD_SECONDS
+
+    def give_way(self) -> None:
+        """Hand the unit on if the worker ends soon.
+
+        Raises
+        ------
+        Yielded
+            If it does.
+        """
+        if self.ends_soon():
+            raise Yielded(f"the worker ends in {max(0.0, seconds_left()):.0f} s")
