@@ -51,13 +51,13 @@ class Checkpoints:
         return replace(self, attempt=uuid.uuid4().hex[:8])
 
     @property
-    def _unit_dir(self) -> Path:
-        return Tree(self.root).unit_dir(self.unit.stage, self.unit.key)
+    def _folder(self) -> Path:
+        return Tree(self.root).work_dir(self.unit.stage, self.unit.key)
 
     def files(self) -> list[Path]:
         """Return the checkpoints of all attempts, the newest first."""
         written = {}
-        for file in self._unit_dir.parent.glob(f".{self.unit.key}-*-checkpoint/state"):
+        for file in self._folder.glob("*-checkpoint/state"):
             with suppress(FileNotFoundError):  # another attempt has committed, or gone on from it
                 written[file] = file.stat().st_mtime_ns
         return sorted(written, key=lambda file: written[file], reverse=True)
@@ -83,7 +83,7 @@ class Checkpoints:
         FileNotFoundError
             If the run directory is not there.
         """
-        folder = self._unit_dir.with_name(f".{self.unit.key}-{self.attempt}-checkpoint")
+        folder = self._folder / f"{self.attempt}-checkpoint"
         older = [file.parent for file in self.files() if file.parent != folder]
         try:
             with explained(self.root, folder):

@@ -18,20 +18,23 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from daskpipe import cli_dataset
+from daskpipe import cli_care, cli_dataset, cli_plan, cli_status
 from daskpipe.cli_options import (
     AsJson,
     ClusterName,
+    Detach,
     Force,
     Frames,
     Overrides,
     RunDir,
+    ShardOf,
     Target,
     bars_on_screen,
     close_standalone,
     cluster_overrides,
     paths_and_overrides,
     print_answer,
+    shard_overrides,
 )
 from daskpipe.errors import (
     EXIT_INTERNAL,
@@ -40,6 +43,7 @@ from daskpipe.errors import (
     DaskpipeError,
     DiskError,
     Interrupted,
+    printable,
 )
 
 if TYPE_CHECKING:
@@ -62,6 +66,9 @@ app = typer.Typer(
 config_app = typer.Typer(no_args_is_help=True, help="Show the composed config, or the schema of all keys.")
 app.add_typer(config_app, name="config")
 app.add_typer(cli_dataset.app)
+app.add_typer(cli_status.app)
+app.add_typer(cli_plan.app)
+app.add_typer(cli_care.app)
 
 
 @app.command()
@@ -69,59 +76,53 @@ def run(
     target: Target,
     overrides: Overrides = None,
     cluster: ClusterName = None,
+    shard: ShardOf = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where everything goes [default: runs/NAME]")] = None,
+    detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a config to its dataset; go on if the run directory holds a run of the same config."""
     from daskpipe import config, runs
+    from daskpipe import detach as jobs
 
-    loaded = config.load(target, [*(overrides or []), *cluster_overrides(cluster)])
-    root = run_dir or Path("runs") / loaded.name
+    loaded = config.load(target, [*(overrides or []), *cluster_overrides(cluster), *shard_overrides(shard)])
+    root = run_dir or Path("runs") / loaded.run_name
+    if detach:
+        cli_status.print_detached(root, jobs.run(loaded, root), as_json)
+        return
     with _watched(root, as_json) as subscribers:
         result = runs.run(loaded, run_dir=root, subscribers=subscribers)
     _close(result, as_json)
 
 
 @app.command()
-def resume(run_dir: RunDir, cluster: ClusterName = None, as_json: AsJson = False) -> None:
+def resume(
+    run_dir: RunDir,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of cluster and budget, e.g. budget.hours=8")
+    ] = None,
+    cluster: ClusterName = None,
+    detach: Detach = False,
+    detached: Annotated[str | None, typer.Option(hidden=True, help="What the job of --detach types")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Go on with a run that was stopped; nothing that is committed is computed again."""
     from daskpipe import config, runs
+    from daskpipe import detach as jobs
 
     settings = None
     if cluster is not None:
         settings = config.load_cluster(cluster_overrides(cluster))
+    if detach:
+        cli_status.print_detached(run_dir, jobs.resume(run_dir, overrides or [], cluster=settings), as_json)
+        return
     config.from_yaml(run_dir / "config.yaml")
     with _watched(run_dir, as_json) as subscribers:
-        result = runs.resume(run_dir, cluster=settings, subscribers=subscribers)
+        if detached is not None:
+            result = jobs.drive(run_dir, detached, subscribers)
+        else:
+            result = runs.resume(run_dir, overrides or [], cluster=settings, subscribers=subscribers)
     _close(result, as_json)
-
-
-@app.command()
-def status(
-    run_dir: RunDir,
-    watch: Annotated[bool, typer.Option(help="Look again every two seconds until the run ends")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Show how far a run is, from its directory alone."""
-    import time
-
-    from daskpipe.status import status as read_status
-
-    while True:
-        state = read_status(run_dir)
-        print_answer(state, as_json, _status_table)
-        if not watch or state["state"] != "running":
-            return
-        time.sleep(2)
-
-
-@app.command()
-def plan(target: Target, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Count what a config would do, before anything runs."""
-    from daskpipe import config
-    from daskpipe.plan import plan as count
-
-    print_answer(count(config.load(target, overrides or [])), as_json, _plan_table)
 
 
 @app.command()
@@ -227,7 +228,7 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 def _fail_internally(error: Exception, as_json: bool) -> NoReturn:
     """Say that it is our fault, and keep the traceback."""
-    traceback.print_exception(error)
+    typer.echo(printable("".join(traceback.format_exception(error))), err=True)
     _fail(f"internal error: {type(error).__name__}: {error}", EXIT_INTERNAL, as_json)
 
 
@@ -236,7 +237,7 @@ def _fail(message: str, code: int, as_json: bool) -> NoReturn:
         typer.echo(json.dumps({"error": message, "exit_code": code}))
     else:
         typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        typer.echo(message, err=True)
+        typer.echo(printable(message), err=True)
     sys.stdout.flush()
     sys.exit(code)
 
@@ -275,41 +276,10 @@ def _close(result: Any, as_json: bool) -> None:
         raise typer.Exit(result.exit_code)
 
 
-def _status_table(state: dict[str, Any], console: Console) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    console.print(
-        f"[bold]{escape(state['run_dir'])}[/] is {state['state']}; drivers started: {state['driver_starts']}",
-        highlight=False,
-    )
-    rows = Table("stage", "units", "planned", "out", "rejected", box=None, pad_edge=False, header_style="bold")
-    for stage, row in state["stages"].items():
-        rows.add_row(stage, *(str(row[name]) for name in ("committed", "planned", "out", "rejected")))
-    console.print(rows)
-    for reason, count in state["quarantined"].items():
-        console.print(f"quarantined {reason}: {count}", highlight=False)
-    if state["dataset"]:
-        console.print(f"dataset {escape(state['dataset'])}", highlight=False, soft_wrap=True)
-    if state["state"] == "stopped":
-        console.print(f"to go on: daskpipe resume {escape(quote(state['run_dir']))}", highlight=False, soft_wrap=True)
-
-
-def _plan_table(content: dict[str, Any], console: Console) -> None:
-    from rich.table import Table
-
-    rows = Table("stage", "inputs", "outputs (at most)", "units", box=None, pad_edge=False, header_style="bold")
-    for stage, row in content["stages"].items():
-        rows.add_row(stage, *(f"{row[name]:,}" for name in ("inputs", "outputs", "units")))
-    console.print(rows)
-    console.print(f"{content['md_steps']:,} MD steps of single structures", highlight=False)
-    for doubt in content["doubts"]:
-        console.print(doubt, highlight=False)
-
-
 def _doctor_table(content: dict[str, Any], console: Console) -> None:
-    from rich.markup import escape
     from rich.table import Table
+
+    from daskpipe.progress import escape
 
     for section, rows in content.items():
         table = Table(

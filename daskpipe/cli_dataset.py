@@ -204,7 +204,7 @@ def _trained(answer: dict[str, Any], console: Console) -> None:
 
 
 def _verified(answer: dict[str, Any], console: Console) -> None:
-    from rich.markup import escape
+    from daskpipe.progress import escape
 
     for problem in answer["problems"]:
         console.print(escape(problem), highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daskpipe.errors import ConfigError
+from daskpipe.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,8 +23,12 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="e.g. select.n=128 generate=files cluster.workers=2"),
 ]
 ClusterName = Annotated[
-    str | None, typer.Option("--cluster", metavar="NAME|ADDRESS", help="local, a site of jobqueue/, or tcp://host:port")
+    str | None, typer.Option("--cluster", metavar="NAME|ADDRESS", help="local, a site or its file, or tls://host:port")
 ]
+ShardOf = Annotated[
+    str | None, typer.Option("--shard", metavar="I/N", help="Part of a campaign over several schedulers, e.g. 2/8")
+]
+Detach = Annotated[bool, typer.Option("--detach", help="Drive the run from a job of its own; needs --cluster SITE")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory")]
 DatasetPath = Annotated[Path, typer.Argument(metavar="DATASET", help="A dataset.zarr, or a run directory")]
 Frames = Annotated[
@@ -44,7 +48,16 @@ def cluster_overrides(cluster: str | None) -> list[str]:
         return []
     if "://" in cluster:
         return [f"cluster.address={cluster}"]
-    return [f"cluster.name={cluster}"] if cluster.endswith(".yaml") else [f"cluster={cluster}"]
+    from daskpipe.config import package_folder, quoted
+
+    if cluster in (file.stem for file in (package_folder("configs") / "cluster").glob("*.yaml")):
+        return [f"cluster={cluster}"]
+    return [f"cluster.name={quoted(cluster)}"]  # a site of the user's own
+
+
+def shard_overrides(shard: str | None) -> list[str]:
+    """Return ``--shard`` as overrides of the config."""
+    return [] if shard is None else [f"shard='{shard}'"]
 
 
 @contextmanager
@@ -92,6 +105,6 @@ def print_answer(content: dict[str, Any], as_json: bool, table: Table) -> None:
 
 
 def print_lines(lines: Iterable[str], console: Console) -> None:
-    """Print lines as they are: no markup, not broken."""
+    """Print lines as they are: no markup, not broken; what a terminal would heed is spelled out."""
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)

@@ -1,55 +1,53 @@
-"""From a name to a Dask client: ``local``, a site of ``jobqueue/``, or the address of a scheduler.
+"""From a name to Dask workers: ``local``, a site of ``jobqueue/``, or the address of a scheduler.
 
-Local listeners are on loopback only. A worker has one thread, and NumPy and torch in it one thread each:
-sums over threads round differently on machines with other core counts, and Dask is the parallelism.
+Local listeners are on loopback only, and what leaves this machine is TLS. A worker has one thread, and NumPy and torch
+in it one thread each: sums over threads round differently on machines with other core counts, and Dask is the
+parallelism.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
-import re
 import shutil
-import time
+import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from distributed import WorkerPlugin
 
-from daskpipe.config import Cluster, package_folder
-from daskpipe.errors import ClusterError, ConfigError, unknown
+from daskpipe import jobs
+from daskpipe.config import Cluster
+from daskpipe.errors import ClusterError, ConfigError
+from daskpipe.events import Emit
+from daskpipe.jobs import LOOPBACK
 from daskpipe.placement import GPU, Workers
+from daskpipe.sites import WORKER_CONFIG, site_of
 
-LOOPBACK = "127.0.0.1"
+if TYPE_CHECKING:
+    from distributed import Security
+
 DASHBOARD_PORT = 8787
 CONNECT_SECONDS = 20
 
-SUBMIT_COMMANDS = {
-    "HTCondorCluster": "condor_submit",
-    "LSFCluster": "bsub",
-    "OARCluster": "oarsub",
-    "PBSCluster": "qsub",
-    "SGECluster": "qsub",
-    "SLURMCluster": "sbatch",
-}
-"""Classes of dask-jobqueue that a site may name, and what they submit jobs with."""
+MOST_WORKERS = 8
+"""Local workers that are started if no number is given."""
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "TORCH_NUM_THREADS")
+WORKER_BYTES = 2 * 10**9
+"""Memory that a local worker has at least, as far as their number is chosen here."""
 
-# Dask would also set MALLOC_TRIM_THRESHOLD_, whereupon each tensor above 128 kB is mapped and unmapped anew: 30 % to
-# 40 % of the time of molecular dynamics with MACE went into the kernel.
-WORKER_ENVIRONMENT = dict.fromkeys(THREADS, "1")
+SHARE_OF_MEMORY = 0.9
+"""The rest is the driver's."""
 
 DASK_CONFIG = {
-    # Set before the process starts, since malloc and OpenMP look only once.
-    "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
+    **WORKER_CONFIG,
     # The driver owns retries: a lost worker is reported at once instead of killing three more.
     "distributed.scheduler.allowed-failures": 0,
     "distributed.admin.tick.limit": "30s",
-    "distributed.worker.daemon": True,
 }
 
 
@@ -74,7 +72,7 @@ class OutputToFile(WorkerPlugin):
 
 
 @contextmanager
-def connect(settings: Cluster, log: Path | None = None) -> Iterator[Workers]:
+def connect(settings: Cluster, log: Path | None = None, emit: Emit = lambda event: None) -> Iterator[Workers]:
     """Yield workers, and close what was started for it.
 
     Parameters
@@ -82,25 +80,40 @@ def connect(settings: Cluster, log: Path | None = None) -> Iterator[Workers]:
     settings
         Section ``cluster`` of the config.
     log
-        File to which workers that are started here append what libraries print, instead of the screen. Its
-        folder, which a site's machines must share, holds the keys of a site's cluster while that lives.
+        File to which workers that are started here append what libraries print, instead of the screen. For a site,
+        whose machines must share its folder, keys and logs of jobs lie beside it.
+    emit
+        Called with what a person should know of a site's jobs.
 
     Raises
     ------
     ClusterError
-        If the workers cannot be had.
+        If the workers cannot be had, or would be reached without TLS.
     ConfigError
         If there is no such site.
     """
     import dask
 
+    dashboard = f"{LOOPBACK}:{DASHBOARD_PORT}" if settings.dashboard else None
     with dask.config.set(DASK_CONFIG), _quiet():
         if settings.address:
-            yield from _join(settings.address)
+            yield from _join(settings, settings.address, emit)
         elif settings.name == "local":
-            yield from _local(settings, log)
+            yield from _local(settings, log, dashboard)
+        elif log is None:
+            raise ConfigError(
+                f"this has no run directory, which the jobs of cluster {settings.name} would need; "
+                "give --cluster local, or the address of a scheduler"
+            )
         else:
-            yield from _site(settings, log)
+            site = site_of(settings)
+            # Dask would name the address of the scheduler, where nothing but TLS is served.
+            link = dask.config.set({"distributed.dashboard.link": f"{{scheme}}://{LOOPBACK}:{{port}}/status"})
+            with (
+                link,
+                jobs.site_workers(site, log.parent, emit, insecure=settings.insecure, dashboard=dashboard) as workers,
+            ):
+                yield workers
 
 
 def check(settings: Cluster) -> None:
@@ -109,26 +122,33 @@ def check(settings: Cluster) -> None:
     Raises
     ------
     ClusterError
-        If the scheduler of the site is not installed here.
+        If the scheduler of the site is not installed here, or would be reached without TLS.
     ConfigError
         If there is no such site.
     """
-    if settings.address or settings.name == "local":
-        return
-    command = SUBMIT_COMMANDS[read_site(settings.name)["class"]]
-    if shutil.which(command) is None:
-        raise ClusterError(
-            f"cluster {settings.name} needs {command}, and there is none on the PATH. "
-            "Type this where jobs are submitted, or give --cluster local"
-        )
+    if settings.address:
+        _check_encrypted(settings, settings.address)
+    elif settings.name != "local":
+        command = site_of(settings).submit_command
+        if shutil.which(command) is None:
+            raise ClusterError(
+                f"cluster {settings.name} needs {command}, and there is none on the PATH. "
+                "Type this where jobs are submitted, or give --cluster local"
+            )
 
 
-def _join(address: str) -> Iterator[Workers]:
+# --- a scheduler that others started ----------------------------------------------------------------
+
+
+def _join(settings: Cluster, address: str, emit: Emit) -> Iterator[Workers]:
     from distributed import Client
 
+    if not _check_encrypted(settings, address):
+        jobs.warn_insecure(address, emit)
     try:
-        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as error:
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False, security=_keys(settings, address))
+    except (OSError, ValueError, TimeoutError, MemoryError) as error:
+        # Where something else than a scheduler answers, its first bytes are taken for the length of a message.
         raise ClusterError(
             f"no scheduler answers at {address}: {error}. Start one: dask scheduler --host 127.0.0.1"
         ) from error
@@ -140,11 +160,60 @@ def _join(address: str) -> Iterator[Workers]:
         yield Workers(client)
 
 
-def _local(settings: Cluster, log: Path | None) -> Iterator[Workers]:
-    from distributed import Client, Nanny, Scheduler, SpecCluster
+def _check_encrypted(settings: Cluster, address: str) -> bool:
+    """Return whether what is said there is heard by nobody else; refuse it if not, unless the config insists."""
+    if address.startswith("tls://") or not _beyond_this_machine(address.rpartition("://")[2]):
+        return True
+    if not settings.insecure:
+        raise ClusterError(
+            f"{address} is not on this machine, and without TLS whoever is on the network could run programs as you. "
+            "Start the scheduler with --protocol tls --tls-ca-file ... and give cluster.address=tls://... and "
+            "cluster.tls=FOLDER; or, on a network that you trust, cluster.insecure=true"
+        )
+    return False
+
+
+def _beyond_this_machine(location: str) -> bool:
+    """Tell whether host:port is elsewhere; a host that has no address cannot be reached at all."""
+    host = location.rpartition(":")[0].strip("[]") or location
+    try:
+        found = socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return not all(ipaddress.ip_address(str(item[4][0]).partition("%")[0]).is_loopback for item in found)
+
+
+def _keys(settings: Cluster, address: str) -> Security | None:
+    """Return the keys of a client: those of the config's folder, or Dask's own; none for plain TCP."""
+    from distributed import Security
+
+    if not address.startswith("tls://"):
+        return None
+    if settings.tls is None:
+        security = Security()
+        if not security.tls_client_cert:
+            raise ClusterError(
+                f"{address} needs keys: give cluster.tls=FOLDER with ca.pem, cert.pem and key.pem, "
+                "or distributed.comm.tls in Dask's config"
+            )
+        return security
+    folder = Path(settings.tls).expanduser()
+    if missing := [name for name in jobs.KEY_FILES if not (folder / name).is_file()]:
+        raise ClusterError(
+            f"cluster.tls={settings.tls} holds no {', '.join(missing)}; give a folder with all three keys"
+        )
+    ca, cert, key = (str(folder / name) for name in jobs.KEY_FILES)
+    return Security(tls_ca_file=ca, tls_client_cert=cert, tls_client_key=key, require_encryption=True)
+
+
+# --- workers on this machine ------------------------------------------------------------------------
+
+
+def _local(settings: Cluster, log: Path | None, dashboard: str | None) -> Iterator[Workers]:
+    from distributed import Client, Nanny
 
     n_gpus = count_gpus() if settings.gpus is None else settings.gpus
-    n_workers = max(settings.workers or min(8, os.cpu_count() or 1), n_gpus)
+    n_workers = max(settings.workers or default_workers(), n_gpus)
     options = {
         "host": LOOPBACK,
         "nthreads": 1,
@@ -162,19 +231,9 @@ def _local(settings: Cluster, log: Path | None) -> Iterator[Workers]:
         else:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         workers[number] = {"cls": Nanny, "options": {**options, "resources": resources, "env": environment}}
-    scheduler = {
-        "cls": Scheduler,
-        "options": {
-            "host": LOOPBACK,
-            "dashboard": settings.dashboard,
-            "dashboard_address": f"{LOOPBACK}:{DASHBOARD_PORT}",
-        },
-    }
     with ExitStack() as started:
         try:
-            cluster = started.enter_context(
-                SpecCluster(workers={}, scheduler=scheduler, name="daskpipe", silence_logs=logging.ERROR)
-            )
+            cluster = started.enter_context(jobs.scheduler(LOOPBACK, None, dashboard))
             # Workers come second, so that a signal that arrives while they start still closes what there is.
             cluster.worker_spec.update(workers)
             cluster.sync(cluster._correct_state)
@@ -189,84 +248,12 @@ def _local(settings: Cluster, log: Path | None) -> Iterator[Workers]:
         yield Workers(client)
 
 
-def _site(settings: Cluster, log: Path | None) -> Iterator[Workers]:
-    """Start the pools of a site through dask-jobqueue: TLS between machines, dashboard on loopback."""
-    import dask_jobqueue
-    from distributed import Client, Security, Status
+def default_workers() -> int:
+    """Return how many workers this machine is good for, by its cores and its memory."""
+    from dask.system import CPU_COUNT
+    from distributed.system import MEMORY_LIMIT
 
-    site = read_site(settings.name)
-    cluster_class = getattr(dask_jobqueue, site["class"])
-    job = site["job"]
-    if log is not None:
-        # dask-jobqueue hands the keys of this cluster to its jobs in files; by default in the present directory.
-        job = {"shared_temp_directory": str(log.parent), **job}
-    n_jobs = settings.workers or site["workers"]
-    refused: list[str] = []
-
-    async def start(job: Any) -> None:
-        try:
-            await cluster_class.job_cls.start(job)
-        except (OSError, RuntimeError) as error:
-            # Dask would log it and wait for the job for ever; that it does not run is seen below.
-            job.status = Status.running
-            refused.append(" ".join(str(error).split()))
-
-    with ExitStack() as started:
-        try:
-            cluster = started.enter_context(
-                cluster_class(
-                    **job,
-                    job_cls=type("Job", (cluster_class.job_cls,), {"start": start}),
-                    n_workers=n_jobs,
-                    security=Security.temporary(),
-                    scheduler_options={"dashboard_address": f"{LOOPBACK}:{DASHBOARD_PORT}"},
-                )
-            )
-            started.callback(_remove_keys, cluster)
-            client = started.enter_context(Client(cluster, set_as_default=False))
-        except (OSError, RuntimeError, TypeError, ValueError) as error:
-            raise ClusterError(f"cluster {settings.name} does not start: {error}. See its file in jobqueue/") from error
-        while not client.scheduler_info(n_workers=-1)["workers"]:
-            if len(refused) >= n_jobs:
-                raise ClusterError(f"cluster {settings.name} takes no jobs: {refused[0]}. See its file in jobqueue/")
-            time.sleep(0.2)
-        yield Workers(client)
-
-
-def _remove_keys(cluster: Any) -> None:
-    """Remove the files through which dask-jobqueue hands keys to its jobs; it leaves that to garbage collection."""
-    for name in ("_job_ca_file", "_job_cert", "_job_key"):
-        if file := getattr(cluster, name, None):
-            file.close()
-
-
-def read_site(name: str) -> dict[str, Any]:
-    """Read the description of a site, from ``jobqueue/`` or a path.
-
-    Raises
-    ------
-    ConfigError
-        If there is none, or a value in it could be read by a shell as more than a value.
-    """
-    import yaml
-
-    path = Path(name) if name.endswith((".yaml", ".yml")) else package_folder("jobqueue") / f"{name}.yaml"
-    known = ["local", *sorted(file.stem for file in package_folder("jobqueue").glob("*.yaml"))]
-    if not path.is_file():
-        raise ConfigError(unknown("cluster", name, known))
-    try:
-        site: dict[str, Any] = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    wanted = {"class": str, "workers": int, "job": dict}
-    if not isinstance(site, dict) or not all(isinstance(site.get(key), kind) for key, kind in wanted.items()):
-        raise ConfigError(f"{path} must hold class: (a word), workers: (a number) and job: (keys and values)")
-    if site["class"] not in SUBMIT_COMMANDS:
-        raise ConfigError(f"{path}: {unknown('class', site['class'], list(SUBMIT_COMMANDS))}")
-    for key, value in site["job"].items():
-        if isinstance(value, str) and re.search(r"[;&|`$<>\n\\\"']", value):
-            raise ConfigError(f"{path}: job.{key} must not hold shell characters, received {value!r}")
-    return site
+    return max(1, min(MOST_WORKERS, CPU_COUNT, int(MEMORY_LIMIT * SHARE_OF_MEMORY) // WORKER_BYTES))
 
 
 def count_gpus() -> int:
@@ -286,7 +273,7 @@ def _visible_gpu(number: int) -> str:
 def _share_of_memory(n_workers: int) -> int:
     from distributed.system import MEMORY_LIMIT
 
-    return int(MEMORY_LIMIT * 0.9 / n_workers)
+    return int(MEMORY_LIMIT * SHARE_OF_MEMORY / n_workers)
 
 
 @contextmanager

@@ -13,7 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAliasType, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from daskpipe.describe.settings import Describe
 from daskpipe.errors import ConfigError, unknown
@@ -27,6 +36,9 @@ from daskpipe.store.settings import Quality
 from daskpipe.store.splits import Split
 
 Device = Literal["auto", "cpu", "cuda"]
+
+SIZE = r"(\d+(?:\.\d+)?) ?([kMGT]i?)?B"
+"""A number of bytes with its unit."""
 
 
 class _Model(BaseModel):
@@ -92,9 +104,20 @@ class Label(_Model):
 class Cluster(_Model):
     """Where the work runs; it never changes what comes out."""
 
-    name: str = Field(default="local", description="local, or a site of jobqueue/ (a file in it, or a path to one)")
+    name: str = Field(default="local", description="local, or a site: its name, or the path of its file")
     address: str | None = Field(default=None, description="Scheduler to join instead, tcp://... or tls://...")
-    workers: PositiveInt | None = Field(default=None, description="Local workers; by default one a core, at most 8")
+    tls: str | None = Field(
+        default=None, description="Folder with ca.pem, cert.pem and key.pem, to join a scheduler at tls://..."
+    )
+    insecure: bool = Field(
+        default=False, description="No TLS off this machine: anyone on the network can run code as you"
+    )
+    workers: PositiveInt | None = Field(
+        default=None, description="Local workers, by default one a core, at most 8; or most jobs of each pool of a site"
+    )
+    pools: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Changes of a site's pools, e.g. cluster.pools.gpu.jobs=8"
+    )
     gpus: int | None = Field(
         default=None, ge=0, description="Local workers that offer a GPU; by default as many as there are"
     )
@@ -104,9 +127,57 @@ class Cluster(_Model):
     @field_validator("memory")
     @classmethod
     def _bytes(cls, memory: str) -> str:
-        if not re.fullmatch(r"auto|\d+(\.\d+)? ?([kMGT]i?)?B", memory):
+        if not re.fullmatch(f"auto|{SIZE}", memory):
             raise ValueError("must be auto or a number with a unit, e.g. 4GB")
         return memory
+
+    @model_validator(mode="after")
+    def _keys(self) -> Cluster:
+        if self.tls is not None and not (self.address or "").startswith("tls://"):
+            raise ValueError(f"tls is for cluster.address=tls://host:port, received address {self.address}")
+        return self
+
+
+class Budget(_Model):
+    """What a run may take; of a shard, its share of it."""
+
+    hours: PositiveFloat | None = Field(default=None, description="Hours of workers at work, over all driver starts")
+    bytes: str | None = Field(default=None, description="Size of the units in the run directory, e.g. 50GB")
+    labels: PositiveInt | None = Field(default=None, description="Frames that are labelled at most: cuts select.n")
+
+    @field_validator("bytes")
+    @classmethod
+    def _size(cls, size: str | None) -> str | None:
+        if size is not None and not (re.fullmatch(SIZE, size) and in_bytes(size)):
+            raise ValueError("must be a number with a unit, e.g. 50GB")
+        return size
+
+
+class Faults(_Model):
+    """How much a run puts up with; it never changes what comes out of structures that harm nothing."""
+
+    attempts: int = Field(
+        default=3,
+        ge=2,
+        description="Tries of a unit under which the process dies, hangs or runs out of memory; in the last one each "
+        "of its structures has a process of its own, and those that kill it are quarantined",
+    )
+    hang: PositiveFloat = Field(
+        default=3600.0, description="Seconds without a checkpoint, or a labelled structure, after which a unit hangs"
+    )
+    disk_reserve: str = Field(default="500MB", description="Free space below which a run stops, e.g. 5GB")
+
+    @field_validator("disk_reserve")
+    @classmethod
+    def _size(cls, size: str) -> str:
+        if not re.fullmatch(SIZE, size):
+            raise ValueError("must be a number with a unit, e.g. 5GB")
+        return size
+
+    @property
+    def disk_bytes(self) -> int:
+        """`disk_reserve` in bytes."""
+        return in_bytes(self.disk_reserve)
 
 
 class Config(_Model):
@@ -122,20 +193,91 @@ class Config(_Model):
     store: Split = Field(default_factory=Split)
     quality: Quality = Field(default_factory=Quality)
     cluster: Cluster = Field(default_factory=Cluster)
+    budget: Budget = Field(default_factory=Budget)
+    faults: Faults = Field(default_factory=Faults)
+    shard: str | None = Field(default=None, description="Part of a campaign, e.g. 2/8: its seeds, a share of picks")
+
+    @field_validator("shard")
+    @classmethod
+    def _part(cls, shard: str | None) -> str | None:
+        if shard is not None:
+            number, n = part_of(shard) if re.fullmatch(r"[1-9]\d*/[1-9]\d*", shard, re.ASCII) else (1, 0)
+            if number > n:
+                raise ValueError("must be i/n with i from 1 to n, e.g. 2/8")
+        return shard
+
+    @model_validator(mode="after")
+    def _picks(self) -> Config:
+        if self.shard is not None and not _share(self._n_labels, self.shard):
+            raise ValueError(
+                f"select.n={self._n_labels} leaves shard={self.shard} nothing to pick; give fewer shards or a larger n"
+            )
+        return self
+
+    @property
+    def _n_labels(self) -> int:
+        """Frames to pick, of all shards together."""
+        return min(self.select.n, self.budget.labels or self.select.n)
+
+    @property
+    def selection(self) -> Select:
+        """What is picked: ``select``, `n` cut to the budget's labels and to the shard's share."""
+        n = self._n_labels
+        return self.select.model_copy(update={"n": n if self.shard is None else _share(n, self.shard)})
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run directory, if no other is given."""
+        return self.name if self.shard is None else f"{self.name}-{self.shard.replace('/', 'of')}"
+
+    def holds(self, structure: str) -> bool:
+        """Whether a seed, by its id in hex, belongs to the shard.
+
+        The ids are cut into n equal stretches: shards are disjoint, and together complete, for any n.
+        """
+        if self.shard is None:
+            return True
+        number, n = part_of(self.shard)
+        return int(structure[:16], 16) * n >> 64 == number - 1
 
     def deciding(self) -> dict[str, Any]:
-        """Return the part of the config that decides what the dataset holds, as JSON types: not where it is made."""
-        return self.model_dump(
+        """Return the part of the config that decides what the dataset holds, as JSON types: not where it is made.
+
+        ``select.n`` is the number that is really picked: cut to the budget's labels and to the shard's share.
+        """
+        return self.model_copy(update={"select": self.selection}).model_dump(
             mode="json",
             exclude={
                 "cluster": True,
+                "budget": True,
                 "name": True,
                 "quality": True,
+                "faults": True,
                 "explore": {"device", "checkpoint"},
                 "describe": {"device"},
                 "label": {"device"},
             },
         )
+
+
+def part_of(shard: str) -> tuple[int, int]:
+    """Return number, from 1, and count of a shard ``i/n``."""
+    number, _, n = shard.partition("/")
+    return int(number), int(n)
+
+
+def _share(total: int, shard: str) -> int:
+    """Return a shard's share of a count; those of all shards add up to it."""
+    number, n = part_of(shard)
+    return total * number // n - total * (number - 1) // n
+
+
+def in_bytes(size: str) -> int:
+    """Return the number of bytes that e.g. ``50GB`` or ``2 GiB`` stands for."""
+    found = re.fullmatch(SIZE, size)
+    assert found is not None  # the models see to it
+    prefix, base = (found[2] or "").removesuffix("i"), 1024 if (found[2] or "").endswith("i") else 1000
+    return int(float(found[1]) * base ** ("", "k", "M", "G", "T").index(prefix))
 
 
 # --- composition ------------------------------------------------------------------------------------
@@ -180,6 +322,45 @@ def load_cluster(overrides: Sequence[str]) -> Cluster:
     return load("emt_alloy", overrides).cluster
 
 
+def changed(config: Config, overrides: Sequence[str]) -> Config:
+    """Return the config of a run that has begun, changed where that changes nothing of what comes out.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    overrides
+        ``cluster=NAME``, ``cluster.KEY=VALUE`` and ``budget.KEY=VALUE``.
+
+    Raises
+    ------
+    ConfigError
+        For an override of anything else, or a wrong value.
+    """
+    if strangers := [word for word in overrides if not re.match(r"(cluster=|(cluster|budget)\.\w+=)", word)]:
+        raise ConfigError(
+            f"{strangers[0]!r} cannot be changed in a run that has begun: only cluster.KEY=VALUE and budget.KEY=VALUE "
+            "can; for another config type daskpipe run with another --run-dir"
+        )
+    if groups := [word for word in overrides if word.startswith("cluster=")]:
+        config = config.model_copy(update={"cluster": load_cluster(groups)})
+    content = config.model_dump(mode="json")
+    return validate(_merged(content, [word for word in overrides if word not in groups]))
+
+
+def _merged(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return plain containers changed by ``key.path=value``."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        merged = OmegaConf.merge(content, OmegaConf.from_dotlist(list(overrides)))
+        found: Any = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{' '.join(overrides)}: {error}") from error
+    return found
+
+
 def load_quality(run_dir: Path, overrides: Sequence[str]) -> Quality:
     """Return the thresholds of a run's config, or the defaults where there is none, changed by ``quality.KEY=VALUE``.
 
@@ -188,19 +369,13 @@ def load_quality(run_dir: Path, overrides: Sequence[str]) -> Quality:
     ConfigError
         If an override is no threshold.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     file = run_dir / "config.yaml"
     before = from_yaml(file).quality if file.is_file() else Quality()
     if strangers := [word for word in overrides if not re.match(r"quality\.\w.*=", word)]:
         raise ConfigError(f"{strangers[0]!r} is no threshold; type e.g. quality.forces=15 or quality.diversity=null")
+    content = _merged({"quality": before.model_dump()}, overrides)
     try:
-        changed = OmegaConf.merge({"quality": before.model_dump()}, OmegaConf.from_dotlist(list(overrides)))
-        content: Any = OmegaConf.to_container(changed, resolve=True)
         return Quality(**content["quality"])
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{' '.join(overrides)}: {error}") from error
     except ValidationError as error:
         raise ConfigError(explain(error, Quality, "quality")) from error
 
@@ -216,6 +391,8 @@ def compose(target: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from yaml import YAMLError
 
     folder, name = _locate(target)
+    if (file := folder / f"{name}.yaml").is_file():
+        check_yaml(file)
     search_path = f"hydra.searchpath=[{quoted(f'file://{package_folder("configs")}')}]"
     translated = [_translate(override) for override in overrides]
     # Whoever calls from within a Hydra application of their own finds it again afterwards.
@@ -235,6 +412,7 @@ def compose(target: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
                 chosen = hydra_compose(None, overrides=[search_path, *groups])
                 OmegaConf.set_struct(chosen, False)
                 composed = OmegaConf.merge(chosen, hydra_compose(name, overrides=[search_path, *values]))
+        _refuse_resolvers(OmegaConf.to_container(composed, resolve=False))
         content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigError(_explain(error, target)) from error
@@ -299,6 +477,10 @@ def _absolute(config: Config) -> Config:
             source["base_dir"] = _absolute_path(source["base_dir"])
     if content["select"]["against"] is not None:
         content["select"]["against"] = _absolute_path(content["select"]["against"])
+    if content["cluster"]["name"].endswith((".yaml", ".yml")):
+        content["cluster"]["name"] = _absolute_path(content["cluster"]["name"])
+    if content["cluster"]["tls"] is not None:
+        content["cluster"]["tls"] = _absolute_path(content["cluster"]["tls"])
     explore, describe, label = content["explore"]["potential"], content["describe"], content["label"]["potential"]
     for name, params in (
         (explore["name"], explore["params"]),
@@ -348,6 +530,7 @@ def from_yaml(path: Path) -> Config:
     import yaml
 
     try:
+        check_yaml(path)
         content = yaml.safe_load(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path.parent} is no run directory (it has no {path.name}); see: ls runs") from None
@@ -358,6 +541,50 @@ def from_yaml(path: Path) -> Config:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold keys and values")
     return validate(content)
+
+
+LARGEST_YAML = 100_000
+"""Most values that a file may stand for, with what its aliases repeat."""
+
+
+def check_yaml(path: Path) -> None:
+    """See that a file does not stand for more than can be held: a few lines of aliases may repeat without end.
+
+    Raises
+    ------
+    ConfigError
+        If it does, or nests too deep. Other faults are told by whoever reads it.
+    """
+    import yaml
+
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = LARGEST_YAML + 1  # what holds itself has no end
+            inner = node.value if isinstance(node.value, list) else []
+            parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+            sizes[id(node)] = 1 + sum(size(part) for part in parts)
+        return sizes[id(node)]
+
+    try:
+        node = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+        n_values = 0 if node is None else size(node)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return
+    except RecursionError:
+        raise ConfigError(f"{path} nests too deep to be a config") from None
+    if n_values > LARGEST_YAML:
+        raise ConfigError(f"{path} stands for more than {LARGEST_YAML:,} values; write out what its aliases repeat")
+
+
+def _refuse_resolvers(content: Any) -> None:
+    """Refuse ``${name:...}``: what it looks up may be a secret of the environment, and a run publishes its config."""
+    if isinstance(content, dict | list):
+        for item in content.values() if isinstance(content, dict) else content:
+            _refuse_resolvers(item)
+    elif isinstance(content, str) and (found := re.search(r"\$\{[^${}]*:", content)):
+        raise ValueError(f"{content!r} looks {found[0]}...}} up; only keys may be, ${{key.path}}: type the value")
 
 
 def schema() -> dict[str, Any]:
@@ -409,7 +636,7 @@ def _known_keys(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
         field = model.model_fields.get(str(part))
         # Below a dict or list of models (generate.sources.NAME) the value's model follows the name.
         model = next(_models_in(field.annotation), model) if field else model
-    return sorted(model.model_fields)
+    return sorted(field.alias or name for name, field in model.model_fields.items())
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

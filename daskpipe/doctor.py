@@ -8,11 +8,21 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from daskpipe.errors import DaskpipeError
+from daskpipe.errors import ConfigError, DaskpipeError
+from daskpipe.sites import known_sites, read_site
 
-SCHEDULERS = {"Slurm": "sbatch", "PBS": "qsub", "LSF": "bsub", "HTCondor": "condor_submit", "OAR": "oarsub"}
+# PBS and SGE both submit with qsub.
+SCHEDULERS = {
+    "Slurm": "sbatch",
+    "PBS": "pbsnodes",
+    "LSF": "bsub",
+    "SGE": "qconf",
+    "HTCondor": "condor_submit",
+    "OAR": "oarsub",
+}
 
 
 def examine() -> dict[str, dict[str, dict[str, Any]]]:
@@ -28,6 +38,7 @@ def examine() -> dict[str, dict[str, dict[str, Any]]]:
         "machine": _machine(),
         "potentials": {name: _try(attempt) for name, attempt in _potentials().items()},
         "schedulers": {name: _command(program) for name, program in SCHEDULERS.items()},
+        "sites": {name: _site(path) for name, path in sorted(known_sites().items())},
     }
 
 
@@ -89,6 +100,15 @@ def _try(attempt: Callable[[], str]) -> dict[str, Any]:
             return _row(True, attempt())
     except Exception as error:  # whatever goes wrong is what the doctor is asked to report
         return _row(False, f"{type(error).__name__}: {error}")
+
+
+def _site(path: Path) -> dict[str, Any]:
+    try:
+        site = read_site(str(path))
+    except ConfigError as error:
+        return _row(False, str(error))
+    pools = ", ".join(f"{name} (at most {pool.jobs} jobs)" for name, pool in site.pools.items())
+    return _row(shutil.which(site.submit_command) is not None, f"{path}: {site.kind}, pools {pools}")
 
 
 def _command(program: str) -> dict[str, Any]:

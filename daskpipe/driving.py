@@ -3,26 +3,49 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask
 
-from daskpipe.checkpoints import Checkpoints
+from daskpipe.alone import Apart, Bounds, compute_apart
+from daskpipe.attempts import marked, marks, note
+from daskpipe.checkpoints import YIELD_SECONDS, Checkpoints, seconds_left
 from daskpipe.config import Config
-from daskpipe.errors import DaskpipeError, Yielded
-from daskpipe.events import Emit, StageFinished, StageStarted
+from daskpipe.errors import DaskpipeError, DiskError, Suspect, Yielded
+from daskpipe.events import Emit, Event, StageFinished, StageStarted, UnitCommitted
 from daskpipe.placement import DaskPool, retire
-from daskpipe.window import Task, drive
-from daskpipe.work import Receipt, Tree, Unit, commit
+from daskpipe.window import Call, Task, WorkerLost, drive
+from daskpipe.work import Payload, Receipt, Tree, Unit, commit
 
 if TYPE_CHECKING:
     from daskpipe.potentials import Identity
+
+
+SHARE_OF_MEMORY = 0.95
+"""Of a worker's limit, from which on its nanny ends it."""
+
+Lazy = Callable[[], Any]
+"""Makes the lazy payload of a unit, or of one of its inputs; called only where it is computed."""
+
+
+class Planned(NamedTuple):
+    """A unit, what makes its payload, and the same for each of its inputs if it can be taken apart.
+
+    `one` are functions that make lazy payloads of the inputs, `names` one that returns their names on a worker.
+    """
+
+    unit: Unit
+    lazy: Lazy
+    one: Sequence[Lazy] = ()
+    names: Callable[[], list[str]] = list
 
 
 @dataclass
@@ -34,49 +57,106 @@ class Run:
     pool: DaskPool
     emit: Emit
     identities: Mapping[str, Identity]
+    go_on: Callable[[], None] = lambda: None
+    """Raises what speaks against going on, such as another driver; called every second."""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _longest: float = 0.0
+    """Seconds of the longest unit of the present stage."""
+    _hung: dict[Path, str] = field(default_factory=dict)
+    """What was said of marks whose processes were ended because they hung."""
 
     @property
     def seed(self) -> int:
         """The run's seed."""
         return self.config.seed
 
-    def drive(self, stage: str, plan: Sequence[tuple[Unit, Callable[[], Any]]], what: str) -> list[Receipt]:
-        """Bring all units of a stage to be committed; return their receipts in order.
-
-        `plan` pairs each unit with a function that makes its lazy payload; it is called only where needed.
-        """
+    def drive(self, stage: str, plan: Sequence[Planned | tuple[Unit, Lazy]], what: str) -> list[Receipt]:
+        """Bring all units of a stage to be committed; return their receipts in order."""
         started = time.perf_counter()
-        missing = [(unit, lazy) for unit, lazy in plan if self.tree.receipt(unit) is None]
+        planned = [Planned(*item) for item in plan]
+        receipts = [self.tree.receipt(item.unit) for item in planned]
+        missing = [item for item, receipt in zip(planned, receipts, strict=True) if receipt is None]
         self.emit(
             StageStarted(
                 stage=stage,
-                n_units=len(plan),
-                n_committed=len(plan) - len(missing),
-                n_inputs=sum(unit.n_inputs for unit, _ in plan),
+                n_units=len(planned),
+                n_committed=len(planned) - len(missing),
+                n_inputs=sum(item.unit.n_inputs for item in planned),
                 what=what,
             )
         )
-        tasks = [Task(unit=unit, work=_committed(self.tree.root, unit, lazy())) for unit, lazy in missing]
-        if tasks:
-            drive(tasks, self.pool, self.emit, reached=self._reached)
-        receipts = []
-        for unit, _ in plan:
-            receipt = self.tree.receipt(unit)
+        self._longest = 0.0
+        drive(
+            [self._task(item) for item in missing], self.pool, self, self._heard, attempts=self.config.faults.attempts
+        )
+        found = []
+        for item, before in zip(planned, receipts, strict=True):
+            receipt = before or self.tree.receipt(item.unit)
             if receipt is None:
                 raise DaskpipeError(
-                    f"{unit} gave a receipt and is not on disk; is {self.tree.root} shared by all workers?"
+                    f"{item.unit} gave a receipt and is not on disk; is {self.tree.root} shared by all workers?"
                 )
             if receipt.n_rejected:
-                self.tree.quarantine(self.tree.rejected(unit.stage, unit.key))
-            receipts.append(receipt)
-        self._finished(stage, receipts, len(tasks), time.perf_counter() - started)
-        return receipts
+                self.tree.quarantine(self.tree.rejected(receipt.stage, receipt.key))
+            found.append(receipt)
+        self._finished(stage, found, len(missing), time.perf_counter() - started)
+        return found
 
-    def _reached(self, unit: Unit) -> int:
+    def _heard(self, event: Event) -> None:
+        if isinstance(event, UnitCommitted):
+            self._longest = max(self._longest, event.seconds)
+        self.emit(event)
+
+    def _task(self, item: Planned) -> Task:
+        root, unit, bounds = self.tree.root, item.unit, self.config.faults
+
+        def work() -> Call:
+            return _committed(root, unit, partial(_compute, item.lazy()), needed=self._seconds_needed(unit))
+
+        def one_by_one() -> Call:
+            apart = Apart(names=item.names, one=[partial(_compute, lazy()) for lazy in item.one])
+            take_apart = partial(_compute_apart, root, unit, apart, bounds.hang, bounds.attempts)
+            return _committed(root, unit, take_apart, needed=self._seconds_needed(unit))
+
+        return Task(unit=unit, work=work, one_by_one=one_by_one if item.one else None)
+
+    def _seconds_needed(self, unit: Unit) -> float:
+        """Seconds that a worker must still have before it starts a unit: to a checkpoint, or to the unit's end."""
+        return min(self._longest, self.config.explore.checkpoint) if unit.stage == "explore" else self._longest
+
+    # --- what the window asks -------------------------------------------------------------------------
+
+    def reached(self, unit: Unit) -> int:
         """Tell how far a unit has come: the time of its newest checkpoint, ns."""
         files = Checkpoints(root=self.tree.root, unit=unit).files()
         return files[0].stat().st_mtime_ns if files else 0
+
+    def evidence(self, unit: Unit, lost: WorkerLost) -> str:
+        """Say what speaks for the process having died under this unit; empty if nothing does."""
+        said = ""
+        for mark in marks(self.tree.root, unit):
+            if mark.worker != lost.worker:
+                continue
+            if hung := self._hung.pop(mark.path, ""):
+                said = hung
+            elif self.pool.died(mark):
+                said = mark.note or f"the process that computed it at {mark.worker} died"
+            mark.path.unlink(missing_ok=True)
+        return said
+
+    def end_hanging(self, unit: Unit) -> None:
+        """End the process that computes a unit if it has given no sign of life for too long."""
+        limit = self.config.faults.hang
+        for mark in marks(self.tree.root, unit):
+            silent = min(mark.age, time.time() - self.reached(unit) / 1e9)
+            if silent > limit and mark.path not in self._hung:
+                self._hung[mark.path] = f"it gave no sign of life for {silent:.0f} s (faults.hang is {limit:g} s)"
+                self.pool.end(mark)
+
+    def check(self) -> None:
+        """Raise what speaks against going on: another driver, a full disk."""
+        self.go_on()
+        check_disk(self.tree.root, self.config.faults.disk_bytes)
 
     def _finished(self, stage: str, receipts: list[Receipt], n_computed: int, seconds: float) -> None:
         counts, tallies = (
@@ -99,28 +179,77 @@ class Run:
         )
 
 
-def _committed(root: Path, unit: Unit, lazy: Any) -> Any:
-    """One Dask task, named after its room, that computes a lazy payload where it runs and returns the receipt.
+def check_disk(root: Path, reserve: int) -> None:
+    """See that a run directory's disk has room and inodes left.
+
+    Raises
+    ------
+    DiskError
+        If there are less than `reserve` bytes, or no inodes.
+    """
+    disk = os.statvfs(root)
+    free = disk.f_bavail * disk.f_frsize
+    if free < reserve:
+        raise DiskError(
+            f"{root} has {free / 1e9:.2f} GB left, less than faults.disk_reserve={reserve / 1e9:g}GB. "
+            f"Make room, then: daskpipe resume {root}"
+        )
+    if disk.f_files and not disk.f_favail:
+        raise DiskError(f"{root} has no inodes left. Remove files, then: daskpipe resume {root}")
+
+
+def _committed(root: Path, unit: Unit, compute: Callable[..., Payload], *, needed: float) -> Call:
+    """Return one Dask task, named after its room, that computes a payload where it runs and returns the receipt.
 
     The scheduler sees one task a unit: no intermediate data moves between workers or stays on one, and there is
     nothing that fusion could take the unit's resources from. The task's name holds the run directory too: on a
     scheduler that others use, or that still holds a unit of the same key, another run's receipt must not be ours.
     """
-    compute = partial(dask.compute, lazy, scheduler="synchronous")
     name = f"{unit.stage}-{unit.key}-{hashlib.blake2b(str(root).encode(), digest_size=8).hexdigest()}"
-    return dask.delayed(_commit, pure=False)(root, unit, compute, dask_key_name=name)
+    return Call(name, partial(_commit, root, unit, compute, needed))
 
 
-def _commit(root: Path, unit: Unit, compute: Callable[[], tuple[Any]]) -> Receipt:
-    """Compute and commit the payload of a partition; a bag's partition is a list of one."""
-    try:
-        (payload,) = compute()
-    except Yielded:
-        retire()
-        raise
+def _compute(lazy: Any, **_: Any) -> Payload:
+    """Compute a lazy payload here; a bag's partition is a list of one."""
+    (payload,) = dask.compute(lazy, scheduler="synchronous")
     if isinstance(payload, list):
         (payload,) = payload
-    return commit(root, unit, payload)
+    return payload
+
+
+def _compute_apart(root: Path, unit: Unit, apart: Apart, hang: float, attempts: int, *, mark: Path) -> Payload:
+    """Compute a unit input by input; each may hold what the nanny lets this worker hold, which is idle meanwhile."""
+    from distributed import get_worker
+
+    memory = int(SHARE_OF_MEMORY * (get_worker().memory_manager.memory_limit or 0))
+    return compute_apart(root, unit, apart, Bounds(hang=hang, memory=memory, attempts=attempts), mark)
+
+
+def _commit(root: Path, unit: Unit, compute: Callable[..., Payload], needed: float) -> Receipt:
+    """Compute and commit the payload of a partition, if the worker lives long enough."""
+    from distributed import get_worker
+
+    if seconds_left() < YIELD_SECONDS + needed:
+        retire()
+        raise Yielded(f"the worker ends in {max(0.0, seconds_left()):.0f} s, and the unit may need {needed:.0f} s")
+    worker = get_worker()
+    with marked(root, unit, worker=worker.address, nanny=worker.nanny or "") as mark:
+        started = time.perf_counter()
+        try:
+            payload = compute(mark=mark)
+            return commit(root, unit, replace(payload, seconds=time.perf_counter() - started))
+        except Yielded:
+            retire()
+            raise
+        except MemoryError as error:
+            raise Suspect(f"memory ran out: {error}") from error
+        except RuntimeError as error:
+            if "CUDA" not in str(error):
+                raise
+            # A device that failed once fails everything that this process asks of it.
+            traceback.print_exc()
+            note(mark, f"{type(error).__name__}: {error}")
+            os._exit(1)
 
 
 def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

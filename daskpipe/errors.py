@@ -65,6 +65,10 @@ class Yielded(DaskpipeError):
     """A unit stopped at a checkpoint because its worker ends soon; it goes on elsewhere."""
 
 
+class Suspect(DaskpipeError):
+    """Memory ran out under a unit, or a device failed: the unit or its worker is at fault, and which is not known."""
+
+
 def unknown(kind: str, name: object, known: list[str]) -> str:
     """Message for a name that is not known: what was received, the nearest and all known names."""
     near = get_close_matches(str(name), known, n=1)
@@ -108,6 +112,13 @@ class Rejection:
     def as_json(self) -> dict[str, Any]:
         """Return the rejection as JSON types."""
         return asdict(self)
+
+
+def printable(text: object) -> str:
+    """Return text as a terminal may be given it: characters that steer one are spelled out, line ends stay."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in str(text)
+    )
 
 
 def reasons(rejections: Iterable[Rejection]) -> dict[str, int]:

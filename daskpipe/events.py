@@ -62,12 +62,13 @@ class UnitCommitted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class UnitLost(Event):
-    """The worker of a unit was lost; the unit is tried again."""
+    """A unit was lost with its worker and is tried again; `kind` is ``infrastructure`` or ``suspect``."""
 
     stage: str
     index: int
     key: str
     losses: int
+    kind: str
     reason: str
 
 
@@ -78,6 +79,15 @@ class UnitYielded(Event):
     stage: str
     index: int
     key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitForgotten(Event):
+    """A committed unit was taken away on purpose and will be made again: it was damaged, or stood on what changes."""
+
+    stage: str
+    key: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +108,20 @@ class RunFinished(Event):
     dataset: str
     seconds: float
     quarantined: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice(Event):
+    """Something that a person should know and that is mended without them: a job that failed, a host left out."""
+
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Insecure(Event):
+    """A scheduler listens beyond this machine without TLS, as the config says; it was said on the screen, too."""
+
+    address: str
 
 
 def fan_out(*subscribers: Emit) -> Emit:

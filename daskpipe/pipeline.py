@@ -27,7 +27,7 @@ from daskpipe import config as configs
 from daskpipe import describe, potentials
 from daskpipe.checkpoints import Checkpoints
 from daskpipe.config import Config
-from daskpipe.driving import Run, batches
+from daskpipe.driving import Planned, Run, batches
 from daskpipe.errors import InputError, reasons
 from daskpipe.events import Emit, RunFinished, RunStarted
 from daskpipe.explore.settings import Exploration
@@ -54,29 +54,43 @@ AGAINST_SIZE = 1024
 # --- stages -----------------------------------------------------------------------------------------
 
 
-def _generate(run: Run) -> list[Receipt]:
+def _generate(run: Run, requests: Sequence[generating.Request] | None) -> list[Receipt]:
     """Seeds from generators and files; a partition of the bag is a unit."""
     settings = run.config.generate
-    requests = generating.requests(settings.sources, settings.paths, settings.base_dir)
+    if requests is None:
+        requests = generating.requests(settings.sources, settings.paths, settings.base_dir)
+
+    def lazy(batch: Sequence[generating.Request]) -> Any:
+        seeds = generating.generate(list(batch), seed=run.seed, limits=settings.limits, partition_size=len(batch))
+        return seeds.map_partitions(generating.pack)
+
     plan = []
     for index, batch in enumerate(batches(requests, settings.partition_size)):
         params = {"requests": [request.fingerprint() for request in batch], "limits": settings.limits.model_dump()}
         key = key_of("generate", generating.VERSION, params, [], run.seed)
         unit = Unit(stage="generate", index=index, key=key, n_inputs=len(batch))
-
-        def lazy(batch: Sequence[generating.Request] = batch) -> Any:
-            seeds = generating.generate(list(batch), seed=run.seed, limits=settings.limits, partition_size=len(batch))
-            return seeds.map_partitions(generating.pack)
-
-        plan.append((unit, lazy))
+        one = [partial(lazy, [request]) for request in batch]
+        plan.append(Planned(unit, partial(lazy, batch), one, partial(_names, batch)))
     return run.drive("generate", plan, "seeds")
 
 
-def _explore(run: Run, seeds: list[Receipt]) -> tuple[list[Receipt], list[str]]:
+def _names(requests: Sequence[generating.Request]) -> list[str]:
+    return [request.name for request in requests]
+
+
+def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Receipt], list[str]]:
     """Trajectories from each seed at each temperature and replica; and the elements of the seeds."""
     settings = run.config.explore
-    pieces, duplicates, species = generating.distinct(run.tree.root, [receipt.key for receipt in seeds])
+    holds = run.config.holds
+    pieces, duplicates, species = generating.distinct(run.tree.root, [receipt.key for receipt in seeds], holds)
     run.tree.quarantine(duplicates)
+    n_seeds = sum(receipt.n_out for receipt in seeds) - len(duplicates)
+    if n_seeds and not pieces:
+        raise InputError(
+            f"none of the {n_seeds:,} seeds lies in shard {run.config.shard}; give fewer shards, e.g. --shard 1/2, or "
+            "more seeds"
+        )
+    pieces = pieces[:most]
     if not pieces:
         raise InputError(
             "no seed structure passed the checks; the reasons are in "
@@ -101,6 +115,19 @@ def _explore(run: Run, seeds: list[Receipt]) -> tuple[list[Receipt], list[str]]:
         deciding["fingerprint"] = [run.config.describe.model_dump(include={"descriptor", "params"}), species]
     for of_each in ("temperatures", "pressures", "replicas"):
         del deciding["dynamics"][of_each]
+
+    def lazy(rows: list[Rows], conditions: list[Condition], checkpoints: Checkpoints | None = None) -> Any:
+        loaded = dask.delayed(exploring.load_seeds)(run.tree.root, rows, conditions)
+        return exploring.explore(
+            db.from_delayed([loaded]),
+            build,
+            settings,
+            run.seed,
+            name=name,
+            fingerprint=fingerprint,
+            checkpoints=checkpoints,
+        )
+
     plan = []
     for index, batch in enumerate(batches(trajectories, settings.batch_size)):
         rows = [piece for piece, _ in batch]
@@ -111,20 +138,10 @@ def _explore(run: Run, seeds: list[Receipt]) -> tuple[list[Receipt], list[str]]:
         unit = Unit(
             stage="explore", index=index, key=key, n_inputs=len(batch), upstream=tuple(sorted({p.key for p in rows}))
         )
-
-        def lazy(unit: Unit = unit, rows: list[Rows] = rows, conditions: list[Condition] = conditions) -> Any:
-            loaded = dask.delayed(exploring.load_seeds)(run.tree.root, rows, conditions)
-            return exploring.explore(
-                db.from_delayed([loaded]),
-                build,
-                settings,
-                run.seed,
-                name=name,
-                fingerprint=fingerprint,
-                checkpoints=Checkpoints(root=run.tree.root, unit=unit),
-            )
-
-        plan.append((unit, lazy))
+        checkpoints = Checkpoints(root=run.tree.root, unit=unit)
+        one = [partial(lazy, [piece], [condition]) for piece, condition in batch]
+        names = partial(exploring.names, run.tree.root, rows, conditions, settings.dynamics)
+        plan.append(Planned(unit, partial(lazy, rows, conditions, checkpoints), one, names))
     return run.drive("explore", plan, "trajectories"), species
 
 
@@ -205,7 +222,7 @@ def content_of(path: Path) -> str:
 
 def _select(run: Run, frames: list[Receipt], features: list[Receipt], against: list[Receipt]) -> Receipt:
     """Pick frames, in one unit that streams the features."""
-    settings = run.config.select
+    settings = run.config.selection
     keys = [receipt.key for receipt in frames if receipt.n_out]
     table = [(receipt.key, receipt.n_out) for receipt in features]
     others = [receipt.key for receipt in against]
@@ -233,6 +250,11 @@ def _label(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
     ]
     build = _builder(settings)
     identity = run.identities["label"]
+
+    def lazy(batch: Sequence[Rows], start: int) -> Any:
+        loaded = dask.delayed(labelling.load_picks)(root, list(batch), picks.key, start, start + len(batch))
+        return labelling.label(db.from_delayed([loaded]), build, settings.potential.name, settings.checks)
+
     plan = []
     for index, batch in enumerate(batches(pieces, settings.batch_size)):
         start = index * settings.batch_size
@@ -240,12 +262,8 @@ def _label(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
         upstream = [picks.key, start, [[piece.key, *piece.rows] for piece in batch]]
         key = key_of("label", labelling.VERSION, params, upstream, run.seed)
         unit = Unit(stage="label", index=index, key=key, n_inputs=len(batch), upstream=(picks.key,))
-
-        def lazy(batch: Sequence[Rows] = batch, start: int = start) -> Any:
-            loaded = dask.delayed(labelling.load_picks)(root, list(batch), picks.key, start, start + len(batch))
-            return labelling.label(db.from_delayed([loaded]), build, settings.potential.name, settings.checks)
-
-        plan.append((unit, lazy))
+        one = [partial(lazy, [piece], start + row) for row, piece in enumerate(batch)]
+        plan.append(Planned(unit, partial(lazy, batch, start), one, partial(labelling.names, root, list(batch))))
     return run.drive("label", plan, "frames")
 
 
@@ -284,7 +302,7 @@ def _named(identity: potentials.Identity) -> dict[str, str]:
     return {"name": identity.name, "sha256": identity.hash}
 
 
-def _devices(config: Config) -> dict[str, str]:
+def devices(config: Config) -> dict[str, str]:
     """Device of each stage that computes on one."""
     devices: dict[str, str] = {"explore": config.explore.device, "label": config.label.device}
     if describe.uses_device(config.describe):
@@ -305,6 +323,10 @@ def corridor(
     identities: dict[str, potentials.Identity],
     workers: Workers,
     emit: Emit,
+    *,
+    go_on: Callable[[], None] = lambda: None,
+    requests: Sequence[generating.Request] | None = None,
+    n_seeds: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Bring a run to its dataset.
 
@@ -318,6 +340,10 @@ def corridor(
         Those that there are, and those that can be had.
     emit
         Called with each event.
+    go_on
+        Raises what speaks against going on; called every second.
+    requests, n_seeds
+        What to generate, and how many of the seeds to explore; by default all. A probe takes some.
 
     Returns
     -------
@@ -332,7 +358,7 @@ def corridor(
         If the workers that a stage needs are not there.
     """
     started = time.perf_counter()
-    on_gpu = gpu_stages(workers, _devices(config))
+    on_gpu = gpu_stages(workers, devices(config))
     client = workers.client
     emit(
         RunStarted(
@@ -342,9 +368,9 @@ def corridor(
             workers=sorted(offers(client)),
         )
     )
-    run = Run(config, tree, DaskPool(workers, on_gpu), emit, identities)
-    seeds = _generate(run)
-    frames, species = _explore(run, seeds)
+    run = Run(config, tree, DaskPool(workers, on_gpu), emit, identities, go_on)
+    seeds = _generate(run, requests)
+    frames, species = _explore(run, seeds, n_seeds)
     if not any(receipt.n_out for receipt in frames):
         raise InputError(
             f"no trajectory survived; the reasons are in {tree.root / 'quarantine'}: {reasons(tree.quarantined())}"
@@ -469,8 +495,8 @@ def gather(
 
 def _described_run(tree: Tree, config: Config, workers: Workers, emit: Emit) -> Run:
     model = describe.identity(config.describe)
-    devices = {stage: device for stage, device in _devices(config).items() if stage not in ("explore", "label")}
-    pool = DaskPool(workers, gpu_stages(workers, devices))
+    wanted = {stage: device for stage, device in devices(config).items() if stage not in ("explore", "label")}
+    pool = DaskPool(workers, gpu_stages(workers, wanted))
     return Run(config, tree, pool, emit, {"describe": model} if model else {})
 
 

@@ -8,13 +8,18 @@ nobody offers waits for ever.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from daskpipe.attempts import Mark
 from daskpipe.errors import ClusterError
-from daskpipe.window import Task, WorkerLost
-from daskpipe.work import Receipt
+from daskpipe.window import Call, WorkerLost
+from daskpipe.work import Receipt, Unit
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -111,6 +116,8 @@ class DaskPool:
         self.client = workers.client
         self.supply = workers.supply
         self.on_gpu = on_gpu
+        self._slots: tuple[str, float, int] | None = None
+        """Stage, until when it holds, and how many slots there are: asking the scheduler takes as long as a commit."""
 
     def _resource(self, stage: str) -> str | None:
         """Resource that units of a stage are held to; a site with pools for both keeps CPU work off its GPUs."""
@@ -118,13 +125,23 @@ class DaskPool:
             return GPU
         return CPU if self.supply is not None and CPU in self.supply.resources else None
 
-    def want(self, stage: str, n_units: int) -> None:
-        """Tell what brings workers how many units of a stage are not committed."""
-        if self.supply is not None:
-            self.supply.want(self._resource(stage) or GPU, n_units)
+    def want(self, stage: str, n_units: int) -> bool:
+        """Tell what brings workers how many units of a stage are not committed; whether there is such a thing."""
+        if self.supply is None:
+            return False
+        self.supply.want(self._resource(stage) or GPU, n_units)
+        return True
 
     def slots(self, stage: str) -> int:
         """One unit a GPU for GPU stages; else one a thread, and one more a worker so that none waits for the driver."""
+        now = time.monotonic()
+        if self._slots is not None and self._slots[0] == stage and now < self._slots[1]:
+            return self._slots[2]
+        n_slots = self._count_slots(stage)
+        self._slots = (stage, now + SLOTS_SECONDS, n_slots)
+        return n_slots
+
+    def _count_slots(self, stage: str) -> int:
         try:
             workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
         except (OSError, KeyError):  # the scheduler does not answer, or has just gone: nobody works now
@@ -136,11 +153,11 @@ class DaskPool:
             worker["nthreads"] + 1 for worker in workers if resource is None or worker["resources"].get(resource)
         )
 
-    def submit(self, task: Task) -> Any:
-        """Submit one unit, with its resources; the graph is not optimised (fusion would lose them)."""
-        resource = self._resource(task.unit.stage)
+    def submit(self, unit: Unit, call: Call) -> Any:
+        """Submit one unit, with its resources, as one task: there is no graph whose fusion could lose them."""
+        resource = self._resource(unit.stage)
         resources = None if resource is None else {resource: 1}
-        return self.client.compute(task.work, resources=resources, optimize_graph=False, retries=0)
+        return self.client.submit(call.function, key=call.name, resources=resources, retries=0, pure=False)
 
     def wait(self, handles: Iterable[Any], timeout: float) -> set[Any]:
         """Return the futures that are done, those that went with the scheduler among them."""
@@ -165,7 +182,11 @@ class DaskPool:
 
         try:
             receipt: Receipt = handle.result()
-        except (KilledWorker, NoValidWorkerError, CancelledError, FutureCancelledError) as error:
+        except KilledWorker as error:
+            self._slots = None
+            address = error.last_worker.address
+            raise WorkerLost(f"worker {address} went away", address) from error
+        except (NoValidWorkerError, CancelledError, FutureCancelledError) as error:
             raise WorkerLost(str(error)) from error
         finally:
             handle.release()
@@ -181,21 +202,80 @@ class DaskPool:
             # the new result would stay on the cluster.
             handle.release()
 
+    def died(self, mark: Mark) -> bool:
+        """Whether the process that made a mark is gone while its nanny lives on: it died, and its machine did not.
+
+        A nanny whose job is cancelled ends its worker first, so it is asked a second time.
+        """
+        if not mark.nanny or self._ask(mark.nanny, partial(_process_lives, mark.pid)) is not False:
+            return False
+        time.sleep(NANNY_SECONDS)
+        return self._ask(mark.nanny, partial(_process_lives, mark.pid)) is False
+
+    def end(self, mark: Mark) -> None:
+        """End the process that made a mark; its nanny starts another one."""
+        if mark.nanny:
+            self._ask(mark.nanny, partial(_end_process, mark.pid))
+
+    def _ask(self, nanny: str, question: Callable[..., Any]) -> Any:
+        """Call a function where a nanny runs; ``None`` if that does not answer or is about to end."""
+        from distributed import rpc
+        from distributed.protocol.pickle import dumps
+
+        async def ask() -> Any:
+            async with rpc(nanny, connection_args=self.client.connection_args, timeout=NANNY_SECONDS) as remote:
+                return await asyncio.wait_for(remote.run(function=dumps(question)), NANNY_SECONDS)
+
+        try:
+            answer = self.client.sync(ask)
+        except (OSError, TimeoutError):  # distributed's errors of connections are OSErrors
+            return None
+        return answer["result"] if answer["status"] == "OK" else None
+
+
+SLOTS_SECONDS = 0.5
+"""How long the number of slots is taken to stay as it was."""
+
+NANNY_SECONDS = 2.0
+"""Time in which a nanny must answer."""
+
+
+def _process_lives(pid: int, dask_worker: Any) -> bool | None:
+    """Whether a nanny's process is still the one with this id; ``None`` if the nanny is about to end."""
+    import psutil
+    from distributed import Status
+
+    if dask_worker.status in (Status.closing, Status.closed, Status.closing_gracefully):
+        return None
+    process = dask_worker.process
+    if process is None or process.pid != pid:
+        return False
+    return bool(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+
+
+def _end_process(pid: int, dask_worker: Any) -> None:
+    if dask_worker.process is not None and dask_worker.process.pid == pid:
+        os.kill(pid, signal.SIGKILL)
+
 
 RETIRE_SECONDS = 1.0
 """Time that a worker leaves to what it has to say about its last unit."""
 
 
 def retire() -> None:
-    """Close the worker that this runs on as soon as it has nothing more to do."""
+    """Close the worker that this runs on as soon as it has nothing more to do; its job ends with its last worker."""
     from distributed import get_worker
 
     worker = get_worker()
 
     async def close() -> None:
+        # Before anything else: a unit that it hands on must not come back to it.
+        await worker.scheduler.retire_workers(
+            workers=[worker.address], close_workers=False, remove=False, stimulus_id="the worker ends soon"
+        )
         while worker.state.executing_count:
             await asyncio.sleep(0.05)
         await asyncio.sleep(RETIRE_SECONDS)
-        await worker.close_gracefully(reason="the worker ends soon")
+        await worker.close(nanny=True, reason="the worker ends soon")
 
     worker.loop.add_callback(close)

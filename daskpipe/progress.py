@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from daskpipe import events
+from daskpipe.errors import printable
+from daskpipe.lease import JOB_VARIABLES
 from daskpipe.store import quality
 from daskpipe.variables import SPLITS
 from daskpipe.work import Tree
@@ -38,8 +43,16 @@ TITLES = {
     "store": "store",
 }
 
+LOST = {"infrastructure": "lost its worker", "suspect": "ended its worker"}
+"""What became of a unit, by the class of the fault."""
+
 STEPS = ("store-sort", "store-plan", "store-write")
 """Stages that are part of the one that follows them: of interest while they run, and not afterwards."""
+
+
+def escape(text: object) -> str:
+    """Return text from outside as rich may be given it: no markup, and nothing that a terminal would heed."""
+    return escape_markup(printable(text))
 
 
 class ProgressBars:
@@ -81,8 +94,14 @@ class ProgressBars:
             case events.RunStarted():
                 self.console.print(f"[bold]daskpipe[/] {event.name} in {escape(event.run_dir)}", highlight=False)
                 n = len(event.workers)
+                workers = f"{n} worker{'s' * (n != 1)}" if n else "workers come as jobs start"
                 where = f", dashboard {event.dashboard}" if event.dashboard else ""
-                self.console.print(f"{n} worker{'s' * (n != 1)}{where}\n", highlight=False)
+                self.console.print(f"{workers}{where}", highlight=False)
+                if event.dashboard and (words := tunnel(event.dashboard)):
+                    self.console.print(f"to see it from elsewhere: {words}", highlight=False, soft_wrap=True)
+                self.console.print()
+            case events.Notice():
+                self.console.print(f"[yellow]{escape(event.message)}[/]", highlight=False, soft_wrap=True)
             case events.StageStarted():
                 share = event.n_committed / event.n_units if event.n_units else 1.0
                 self._started, self._done = time.monotonic(), 0
@@ -98,7 +117,7 @@ class ProgressBars:
                 rate = self._done / max(time.monotonic() - self._started, 1e-3)
                 self._bars.update(self._task, advance=event.n_inputs, rate=f"{rate:.3g}/s")
             case events.UnitLost():
-                self.console.print(f"[yellow]{event.stage} unit {event.index} lost its worker; trying again[/]")
+                self.console.print(f"[yellow]{event.stage} unit {event.index} {LOST[event.kind]}; trying again[/]")
             case events.StageFinished():
                 if self._task is not None:
                     self._bars.update(self._task, completed=self._bars.tasks[self._task].total)
@@ -110,6 +129,14 @@ class ProgressBars:
                         f"in {event.seconds:.1f} s",
                         highlight=False,
                     )
+
+
+def tunnel(dashboard: str) -> str | None:
+    """Return what to type on one's own machine to see a dashboard, which is on loopback; None if it is this one."""
+    if "SSH_CONNECTION" not in os.environ and not any(name in os.environ for name in JOB_VARIABLES):
+        return None
+    port = urlsplit(dashboard).port
+    return f"ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}"
 
 
 class TrainingLines:
@@ -156,13 +183,13 @@ class LogFile:
         """Append an event."""
         self.begun = True
         fields = " ".join(f"{key}={value}" for key, value in event.as_json().items() if key != "event")
-        self.write(f"{type(event).__name__} {fields}")
+        self.write(f"{type(event).__name__} {fields}".replace("\n", "\\n"))
 
     def write(self, text: str) -> None:
         """Append a line with the time in front."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n")
 
 
 def summary(result: Result, console: Console) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskpipe import config as configs
 from daskpipe import describe, potentials
+from daskpipe.budget import BudgetKeeper
 from daskpipe.cluster import check as check_cluster
 from daskpipe.cluster import connect
 from daskpipe.config import Config
 from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, reasons
 from daskpipe.events import Emit, fan_out
 from daskpipe.generate.stage import requests
+from daskpipe.lease import Lease, WalltimeNear, hold
 from daskpipe.ledger import Ledger
 from daskpipe.pipeline import content_of, corridor
 from daskpipe.placement import Workers
@@ -75,7 +77,7 @@ def run(
     overrides
         ``group=choice`` or ``key.path=value``.
     run_dir
-        Where everything goes; by default ``runs/NAME``.
+        Where everything goes; by default ``runs/NAME``, and of a shard ``runs/NAME-2of8``.
     client
         A Dask client to use; by default ``cluster`` of the config says what to start.
     subscribers
@@ -93,19 +95,23 @@ def run(
         If a model or file cannot be used, or nothing is left to work on.
     ClusterError
         If workers cannot be had.
+    Interrupted
+        If the config's budget of hours or bytes is spent before the end, or `Lease.check` ends the run.
     """
     config = target if isinstance(target, Config) else configs.load(target, overrides)
-    root = Path(run_dir) if run_dir is not None else Path("runs") / config.name
+    root = Path(run_dir) if run_dir is not None else Path("runs") / config.run_name
     tree = Tree(root.absolute())
     return _start(tree, config, client, subscribers)
 
 
 def resume(
     run_dir: str | Path,
+    overrides: Sequence[str] = (),
     *,
     cluster: configs.Cluster | None = None,
     client: Client | None = None,
     subscribers: Iterable[Emit] = (),
+    detached: Detached | None = None,
 ) -> Result:
     """Go on with a run; nothing that is committed is computed again.
 
@@ -113,30 +119,87 @@ def resume(
     ----------
     run_dir
         A run directory.
+    overrides
+        ``cluster.KEY=VALUE`` and ``budget.KEY=VALUE``: what may change in a run that has begun.
     cluster
         Where to run instead of where the config says.
     client, subscribers
         As in `run`.
+    detached
+        What this driver is, if it is a job of its own.
 
     Raises
     ------
     ConfigError
-        If it is no run directory, or another driver works in it.
+        If it is no run directory, another driver works in it, or an override is of anything else.
     """
+    tree, config = stored(run_dir, overrides, cluster=cluster)
+    return _start(tree, config, client, subscribers, detached or Detached())
+
+
+def stored(
+    run_dir: str | Path, overrides: Sequence[str] = (), *, cluster: configs.Cluster | None = None
+) -> tuple[Tree, Config]:
+    """Return a run directory and its config with what may change; parameters and errors as of `resume`."""
     tree = Tree(Path(run_dir).absolute())
     config = configs.from_yaml(tree.config)
     if cluster is not None:
         config = config.model_copy(update={"cluster": cluster})
-    return _start(tree, config, client, subscribers)
+    return tree, configs.changed(config, overrides) if overrides else config
 
 
-def _start(tree: Tree, config: Config, client: Client | None, subscribers: Iterable[Emit]) -> Result:
+@dataclass(frozen=True, kw_only=True)
+class Detached:
+    """A driver that is a job of its own.
+
+    Parameters
+    ----------
+    token
+        Its name in the lease; None for a driver that is no such job.
+    patience
+        Seconds that it waits for another driver to end.
+    hand_over
+        Called when the job ends soon, after the cluster was closed and before the lease is given back.
+    """
+
+    token: str | None = None
+    patience: float = 0.0
+    hand_over: Callable[[], None] = lambda: None
+
+
+def _start(
+    tree: Tree, config: Config, client: Client | None, subscribers: Iterable[Emit], detached: Detached | None = None
+) -> Result:
     """Check all that can be checked before anything runs, then run."""
+    identities = open_run(tree, config, client)
+    detached = detached or Detached()
+    with hold(tree.root, patience=detached.patience, token=detached.token) as lease:
+        try:
+            return _drive_all(tree, config, identities, client, subscribers, lease)
+        except BaseException:
+            if isinstance(lease.stop, WalltimeNear):
+                detached.hand_over()
+            raise
+
+
+def open_run(tree: Tree, config: Config, client: Client | None = None) -> dict[str, potentials.Identity]:
+    """Check all that can be checked before anything runs, and make the run directory if it is not there.
+
+    Returns
+    -------
+    dict
+        As `prepare`.
+
+    Raises
+    ------
+    ConfigError
+        If the run directory holds a run of another config.
+    """
     if client is None:
         check_cluster(config.cluster)
     identities = prepare(config)
     _open_run(tree, config, identities)
-    return _drive_all(tree, config, identities, client, subscribers)
+    return identities
 
 
 def prepare(config: Config) -> dict[str, potentials.Identity]:
@@ -191,7 +254,7 @@ def _open_run(tree: Tree, config: Config, identities: dict[str, potentials.Ident
 
 def _make_folder(root: Path) -> None:
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(f"{root} is or lies below a file; give another --run-dir") from None
     except OSError as error:
@@ -207,18 +270,18 @@ def _drive_all(
     identities: dict[str, potentials.Identity],
     client: Client | None,
     subscribers: Iterable[Emit],
+    lease: Lease,
 ) -> Result:
     started = time.perf_counter()
-    with tree.driver_lock():
-        tree.sweep()
-        emit = fan_out(Ledger(tree), *subscribers)
-        if client is not None:
-            stages = corridor(tree, config, identities, Workers(client), emit)
-        else:
-            with connect(config.cluster, tree.root / "workers.log") as workers:
-                stages = corridor(tree, config, identities, workers, emit)
-        seen = Outcome(system_types=sorted(stages["generate"]["counts"]))
-        verdict = judge(tree.dataset, config.quality, outcome=seen)
-        write_atomically(tree.root / "quality.json", json.dumps(verdict.as_json(), indent=1))
+    tree.sweep()
+    emit = fan_out(lambda _: lease.check(), Ledger(tree), *subscribers, BudgetKeeper(tree, config))
+    if client is not None:
+        stages = corridor(tree, config, identities, Workers(client), emit, go_on=lease.check)
+    else:
+        with connect(config.cluster, tree.root / "workers.log", emit) as workers:
+            stages = corridor(tree, config, identities, workers, emit, go_on=lease.check)
+    seen = Outcome(system_types=sorted(stages["generate"]["counts"]))
+    verdict = judge(tree.dataset, config.quality, outcome=seen)
+    write_atomically(tree.root / "quality.json", json.dumps(verdict.as_json(), indent=1))
     seconds = time.perf_counter() - started
     return Result(tree.root, tree.dataset, stages, reasons(tree.quarantined()), seconds, verdict)

@@ -415,7 +415,9 @@ def _run(
         tree = Tree(folder)
         emit = fan_out(Ledger(tree), *subscribers)
         with (
-            nullcontext(Workers(client)) if client is not None else connect(config.cluster, folder / "workers.log")
+            nullcontext(Workers(client))
+            if client is not None
+            else connect(config.cluster, folder / "workers.log", emit)
         ) as workers:
             dashboard = workers.client.dashboard_link or None
             emit(RunStarted(run_dir=str(out), name=name, dashboard=dashboard, workers=sorted(offers(workers.client))))

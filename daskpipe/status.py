@@ -1,14 +1,158 @@
-"""How far a run is, read from its directory alone."""
+"""How far a run is, read from its directory alone, from any machine that shares it."""
 
 from __future__ import annotations
 
-import fcntl
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from daskpipe import detach, lease
 from daskpipe.errors import ConfigError, reasons
-from daskpipe.ledger import read_ledger
+from daskpipe.ledger import Reader
 from daskpipe.work import Tree
+
+ASK_SECONDS = 30.0
+"""Time between two questions to the queue of a driver that waits in it: it serves all users of the site."""
+
+UNDER_WAY = ("running", "queued")
+"""States in which there is something to watch."""
+
+
+@dataclass
+class Row:
+    """What the ledger tells of a stage."""
+
+    planned: int = 0
+    committed: int = 0
+    out: int = 0
+    rejected: int = 0
+    lost: int = 0
+    yielded: int = 0
+
+    def __post_init__(self) -> None:
+        self._since = self._until = 0.0
+        self._before = 0
+
+    def begins(self, n_units: int, n_committed: int, at: float) -> None:
+        """Hear that a driver began the stage, or went on with it."""
+        self.planned, self.committed = n_units, n_committed
+        self._since, self._until, self._before = at, at, n_committed
+
+    def grows(self, at: float) -> None:
+        """Hear that a unit was committed."""
+        self.committed += 1
+        self._until = at
+
+    @property
+    def rate(self) -> float | None:
+        """Units a second that this driver commits; None while there is nothing to judge by."""
+        n_done, seconds = self.committed - self._before, self._until - self._since
+        return n_done / seconds if n_done > 0 and seconds > 0 else None
+
+
+@dataclass
+class Watch:
+    """Looks at a run again and again; of the ledger it reads what is new.
+
+    Parameters
+    ----------
+    run_dir
+        A run directory.
+
+    Raises
+    ------
+    ConfigError
+        If it is no run directory.
+    """
+
+    run_dir: Path | str
+    stages: dict[str, Row] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tree = Tree(Path(self.run_dir))
+        if not self.tree.config.is_file():
+            raise ConfigError(f"{self.run_dir} is no run directory (it has no config.yaml); see: ls runs")
+        self._journal = Reader(self.tree)
+        self._now: str | None = None
+        self._finished = False
+        self._drivers = 0
+        self._workers: int | None = None
+        self._notices: deque[str] = deque(maxlen=1)
+        self._gone: dict[str, bool] = {}
+        self._asked = -ASK_SECONDS
+
+    def look(self) -> dict[str, Any]:
+        """Return how far the run is now, as `status` does."""
+        for event in self._journal.events():
+            self._hear(event)
+        driver = lease.holder(self.tree.root)
+        queued = self._queued() if driver is None else None
+        if queued is not None:  # it may have begun while the queue was asked
+            driver = lease.holder(self.tree.root)
+        complete = self._finished and self.tree.dataset.exists()
+        state = "running" if driver else "queued" if queued else "complete" if complete else "stopped"
+        now = self.stages[self._now] if self._now is not None and state == "running" else None
+        rate = None if now is None else now.rate
+        return {
+            "run_dir": str(self.tree.root),
+            "state": state,
+            "driver": None
+            if driver is None
+            else {"host": driver.host, "pid": driver.pid, "job_id": driver.job_id, "since": driver.since},
+            "queued": None if queued is None or driver else {"job_id": queued.job_id, "since": queued.at},
+            "log": None if (record := detach.read(self.tree.root)) is None else record.log,
+            "workers": self._workers if driver else None,
+            "stages": {stage: asdict(row) for stage, row in self.stages.items()},
+            "stage": self._now if now is not None else None,
+            "rate": None if rate is None else round(rate, 4),
+            "seconds_left": None if now is None or rate is None else round((now.planned - now.committed) / rate),
+            "notice": self._notices[-1] if self._notices and state == "running" else None,
+            "quarantined": reasons(self.tree.quarantined()),
+            "driver_starts": self._drivers,
+            "dataset": str(self.tree.dataset) if self.tree.dataset.exists() else None,
+        }
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        at = datetime.fromisoformat(event["at"]).timestamp()
+        row = self.stages.get(event.get("stage", ""), Row())
+        match event["event"]:
+            case "RunStarted":
+                self._finished, self._now = False, None
+                self._drivers += 1
+                self._workers = len(event["workers"])
+            case "StageStarted":
+                self._now = event["stage"]
+                row = self.stages.setdefault(event["stage"], row)
+                row.begins(event["n_units"], event["n_committed"], at)
+            case "UnitCommitted":
+                row.grows(at)
+            case "UnitLost":
+                row.lost += 1
+            case "UnitYielded":
+                row.yielded += 1
+            case "UnitForgotten":
+                row.committed -= 1
+                self._finished = False
+            case "StageFinished":
+                row.out, row.rejected = event["n_out"], event["n_rejected"]
+                self._now = None
+            case "RunFinished":
+                self._finished = True
+            case "Notice":
+                self._notices.append(event["message"])
+
+    def _queued(self) -> detach.Record | None:
+        """Return the detached driver that waits in a queue; where that can be asked, one that is there."""
+        record = detach.waiting(self.tree.root)
+        if record is None:
+            return None
+        if time.monotonic() - self._asked >= ASK_SECONDS:
+            self._gone = {record.token: detach.in_queue(record) is False}
+            self._asked = time.monotonic()
+        return None if self._gone.get(record.token) else record
 
 
 def status(run_dir: Path | str) -> dict[str, Any]:
@@ -22,51 +166,21 @@ def status(run_dir: Path | str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``state`` (``running``, ``complete`` or ``stopped``), ``stages`` (units committed and planned, outputs,
-        rejected), ``quarantined`` by reason, ``driver_starts`` and ``dataset`` (or None). JSON types.
+        ``state``: ``running``, ``queued`` (the job of a detached driver waits), ``complete`` or ``stopped``;
+        ``driver``: host, pid, job_id and since; ``queued``: job_id and since; ``log`` of a detached driver;
+        ``workers`` that there were when the driver began; ``stages``: units planned and committed, outputs, rejected,
+        units lost with their workers and units that yielded; ``stage`` under way, its ``rate`` in units a second and
+        the estimate ``seconds_left``; the last ``notice``; ``quarantined`` by reason, ``driver_starts`` and
+        ``dataset``. None where there is none. JSON types.
 
     Raises
     ------
     ConfigError
         If it is no run directory.
     """
-    tree = Tree(Path(run_dir))
-    if not tree.config.is_file():
-        raise ConfigError(f"{run_dir} is no run directory (it has no config.yaml); see: ls runs")
-    events = read_ledger(tree)
-    stages: dict[str, dict[str, int]] = {}
-    finished = False
-    for event in events:
-        if event["event"] == "RunStarted":
-            finished = False
-        elif event["event"] == "StageStarted":
-            planned = stages.setdefault(event["stage"], {"committed": 0, "planned": 0, "out": 0, "rejected": 0})
-            planned |= {"planned": event["n_units"], "committed": event["n_committed"]}
-        elif event["event"] == "UnitCommitted":
-            stages[event["stage"]]["committed"] += 1
-        elif event["event"] == "StageFinished":
-            stages[event["stage"]] |= {"out": event["n_out"], "rejected": event["n_rejected"]}
-        elif event["event"] == "RunFinished":
-            finished = True
-    running = is_running(tree)
-    return {
-        "run_dir": str(tree.root),
-        "state": "running" if running else "complete" if finished and tree.dataset.exists() else "stopped",
-        "stages": stages,
-        "quarantined": reasons(tree.quarantined()),
-        "driver_starts": len({event["segment"] for event in events}),
-        "dataset": str(tree.dataset) if tree.dataset.exists() else None,
-    }
+    return Watch(run_dir).look()
 
 
 def is_running(tree: Tree) -> bool:
-    """Whether a driver on this machine holds the run directory."""
-    lock = tree.root / ".lock"
-    if not lock.exists():
-        return False
-    with open(lock) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    """Whether a driver, on whatever machine, works in the run directory."""
+    return lease.holder(tree.root) is not None

@@ -251,7 +251,7 @@ def read_root(path: Path) -> dict[str, Any]:
     try:
         root = json.loads(file.read_text())
         attributes = root.get("attributes", {})
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{file} is damaged ({error}); copy the dataset again or make it anew") from error
     schema = attributes.get("daskpipe_schema")
     if schema is None:

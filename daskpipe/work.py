@@ -12,7 +12,6 @@ A unit may run twice, anywhere, at any time: the first rename wins and the other
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -24,11 +23,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.errors import ConfigError, DiskError, IntegrityError, Rejection
+from daskpipe.errors import DiskError, IntegrityError, Rejection
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -129,6 +129,10 @@ class Tree:
         """Directory of a committed unit."""
         return self.root / "units" / stage / key[:2] / key
 
+    def work_dir(self, stage: str, key: str) -> Path:
+        """Folder of what attempts at a unit leave for others while it is not committed."""
+        return self.root / "units" / stage / key[:2] / f".{key}-work"
+
     def receipt(self, unit: Unit) -> Receipt | None:
         """Return the receipt of a committed unit, ``None`` if it is not committed."""
         folder = self.unit_dir(unit.stage, unit.key)
@@ -163,9 +167,9 @@ class Tree:
         folder = self.unit_dir(stage, key)
         path = folder / name
         if not path.is_file():
-            raise self._damaged(folder, name, "it is missing")
+            raise self.damaged(folder, name, "it is missing")
         if path.stat().st_size != self._manifest(folder)["files"][name]["size"]:
-            raise self._damaged(folder, name, "its size differs")
+            raise self.damaged(folder, name, "its size differs")
         return path
 
     def forget(self, unit: Unit) -> None:
@@ -186,21 +190,24 @@ class Tree:
         try:
             data = (folder / name).read_bytes()
         except FileNotFoundError:
-            raise self._damaged(folder, name, "it is missing") from None
+            raise self.damaged(folder, name, "it is missing") from None
         if hashlib.sha256(data).hexdigest() != expected:
-            raise self._damaged(folder, name, "its sha256 differs")
+            raise self.damaged(folder, name, "its sha256 differs")
         return data
 
     def _manifest(self, folder: Path) -> dict[str, Any]:
         try:
             manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
-        except (FileNotFoundError, ValueError) as error:
-            raise self._damaged(folder, "manifest.json", f"{type(error).__name__}") from error
+        except (FileNotFoundError, ValueError, RecursionError) as error:
+            raise self.damaged(folder, "manifest.json", f"{type(error).__name__}") from error
         return manifest
 
-    def _damaged(self, folder: Path, name: str, how: str) -> IntegrityError:
+    def damaged(self, folder: Path, name: str, how: str) -> IntegrityError:
+        """Return the error for a file of a committed unit that is not what it was."""
+        run = quote(str(self.root))
         return IntegrityError(
-            f"{folder / name} is not what was committed ({how}). Remove {folder} and type: daskpipe resume {self.root}"
+            f"{folder / name} is not what was committed ({how}). To have that unit made again type: "
+            f"daskpipe fsck {run} --rehash --mend, then: daskpipe resume {run}"
         )
 
     def quarantine(self, rejections: Iterable[Rejection]) -> None:
@@ -208,46 +215,44 @@ class Tree:
         folder = self.root / "quarantine"
         folder.mkdir(exist_ok=True)
         for rejection in rejections:
-            name = hashlib.blake2b(canonical_json([rejection.stage, rejection.structure]).encode(), digest_size=16)
-            target = folder / f"{name.hexdigest()}.json"
+            target = self.quarantine_file(rejection)
             if not target.exists():
                 write_atomically(target, json.dumps(rejection.as_json(), indent=1, ensure_ascii=False))
 
+    def quarantine_file(self, rejection: Rejection) -> Path:
+        """Return where the quarantine keeps a rejection; names from outside never become paths."""
+        name = hashlib.blake2b(canonical_json([rejection.stage, rejection.structure]).encode(), digest_size=16)
+        return self.root / "quarantine" / f"{name.hexdigest()}.json"
+
     def quarantined(self) -> list[Rejection]:
         """Return all rejections, ordered by file name."""
-        files = sorted((self.root / "quarantine").glob("*.json"))
-        return [Rejection(**json.loads(file.read_text())) for file in files]
+        return [self.held(file) for file in sorted((self.root / "quarantine").glob("[!.]*.json"))]
+
+    def held(self, file: Path) -> Rejection:
+        """Return the rejection that a file of the quarantine holds.
+
+        Raises
+        ------
+        IntegrityError
+            If it holds none.
+        """
+        try:
+            return Rejection(**json.loads(file.read_bytes()))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise self.damaged(file.parent, file.name, f"{type(error).__name__}") from error
 
     def sweep(self) -> int:
         """Remove what attempts that never committed left behind; return how many there were."""
         left = [*self.root.glob("units/*/*/.*-attempt"), *self.root.glob(".dataset-*.zarr")]
-        for folder in self.root.glob("units/*/*/.*-checkpoint"):
-            _, key, *_ = folder.name.replace(".", "-").split("-")
-            # That of a unit which is not committed is where it goes on.
-            if (folder.parent / key).exists():
+        for folder in self.root.glob("units/*/*/.*-work"):
+            for mark in folder.glob("*-running"):
+                mark.unlink(missing_ok=True)
+            # Checkpoints of a unit that is not committed are where it goes on.
+            if (folder.parent / folder.name[1 : -len("-work")]).exists():
                 left.append(folder)
         for folder in left:
             shutil.rmtree(folder, ignore_errors=True)
         return len(left)
-
-    @contextmanager
-    def driver_lock(self) -> Iterator[None]:
-        """Hold the run directory for one driver.
-
-        Raises
-        ------
-        ConfigError
-            If another driver holds it.
-        """
-        with open(self.root / ".lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"another daskpipe works in {self.root}. Wait for it (daskpipe status {self.root}) "
-                    "or give --run-dir"
-                ) from None
-            yield
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -289,7 +294,7 @@ def explained(root: Path, folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
             raise DiskError(
-                f"cannot write {folder}: {error.strerror}. Make room, then: daskpipe resume {root}"
+                f"cannot write {folder}: {error.strerror}. Make room, then: daskpipe resume {quote(str(root))}"
             ) from error
         raise
 
@@ -314,8 +319,7 @@ def commit(root: Path, unit: Unit, payload: Payload) -> Receipt:
     except BaseException:
         shutil.rmtree(attempt, ignore_errors=True)  # on a full disk every byte counts
         raise
-    for folder in final.parent.glob(f".{unit.key}-*-checkpoint"):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(tree.work_dir(unit.stage, unit.key), ignore_errors=True)
     return receipt
 
 

@@ -16,13 +16,15 @@ PACKAGE = Path(daskpipe.__file__).parent
 
 WORDS = {
     "variables", "structures", "geometry", "seeds", "units", "errors", "registry", "events", "placement", "work",
-    "accelerate", "checksums", "foreign", "checkpoints", "window", "ledger",
+    "accelerate", "checksums", "foreign", "checkpoints", "window", "ledger", "lease", "attempts",
+    "manifests",
 }  # fmt: skip
 ROOMS = {"generate", "potentials", "explore", "describe", "select", "label", "store", "load"}
-ROOF = {"config", "driving", "packing", "pipeline", "testing"}
+ROOF = {"config", "alone", "driving", "packing", "pipeline", "testing"}
 EDGES = {
-    "cluster", "runs", "cli", "cli_dataset", "cli_options", "progress", "status", "plan", "doctor", "standalone",
-    "report", "train", "__main__",
+    "budget", "cli_plan", "cluster", "probe", "runs", "cli", "cli_dataset", "cli_options", "cli_status", "cancel",
+    "detach", "progress", "status", "plan", "doctor", "standalone", "jobs", "keeper", "submissions", "queues", "sites",
+    "worker", "report", "train", "cli_care", "fsck", "inspection", "quarantine", "__main__",
 }  # fmt: skip
 FLOORS = [WORDS, ROOMS, ROOF, EDGES]
 # A potential serves three rooms, so it stands below them.

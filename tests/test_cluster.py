@@ -1,20 +1,25 @@
-"""Clusters: local workers, their listeners and threads; joining a scheduler; descriptions of sites."""
+"""Clusters: local workers, their listeners and threads; joining a scheduler; sites that cannot be had."""
 
 from __future__ import annotations
 
 import os
+import socket
+import socketserver
+import sys
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 from dask.system import CPU_COUNT
-from distributed import Client
+from distributed import Client, Nanny
 
-from daskpipe.cluster import LOOPBACK, SUBMIT_COMMANDS, check, connect, count_gpus, read_site
-from daskpipe.config import Cluster, load, package_folder
-from daskpipe.errors import ClusterError, ConfigError
-
-SITES = sorted(path.stem for path in package_folder("jobqueue").glob("*.yaml"))
+from daskpipe.cluster import LOOPBACK, WORKER_BYTES, connect, count_gpus, default_workers
+from daskpipe.config import Cluster, load
+from daskpipe.errors import ClusterError
+from daskpipe.jobs import OwnGpu, own_gpu, scheduler
+from daskpipe.lease import JOB_VARIABLES
+from daskpipe.progress import tunnel
 
 
 def test_local_listeners_are_on_loopback_only(client: Client) -> None:
@@ -83,6 +88,27 @@ def test_no_scheduler_there(address: str, monkeypatch: pytest.MonkeyPatch) -> No
         pass
 
 
+def test_something_else_answers_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A web server's answer is no message of Dask."""
+    monkeypatch.setattr("daskpipe.cluster.CONNECT_SECONDS", 2)
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer((LOOPBACK, 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"tcp://{LOOPBACK}:{server.server_address[1]}"
+        try:
+            with (
+                pytest.raises(ClusterError, match=f"no scheduler answers at {address}"),
+                connect(Cluster(address=address)),
+            ):
+                pass
+        finally:
+            server.shutdown()
+
+
 def test_workers_and_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load("emt_alloy").cluster.workers is None
     assert CPU_COUNT >= 1
@@ -91,78 +117,68 @@ def test_workers_and_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         assert count_gpus() == n_gpus
 
 
-# --- sites ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", SITES)
-def test_every_site_is_read_and_writes_a_job_script(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import dask_jobqueue
-
-    site = read_site(name)
-    job_class = getattr(dask_jobqueue, site["class"]).job_cls
-    script = job_class(scheduler="tls://127.0.0.1:1", name="worker", **site["job"]).job_script()
-    assert job_class.submit_command.split()[0] == SUBMIT_COMMANDS[site["class"]]
-    assert "distributed.cli.dask_worker tls://127.0.0.1:1" in script
-
-
-def test_there_is_a_choice_for_every_site() -> None:
-    choices = {path.stem for path in (package_folder("configs") / "cluster").glob("*.yaml")}
-    assert choices == {"local", *SITES}
-
-
-SITE = "class: SLURMCluster\nworkers: 1\njob: {cores: 1, memory: 1GB}\n"
+@pytest.mark.parametrize(
+    ("cores", "memory", "n_workers"),
+    [(4, 16e9, 4), (64, 256e9, 8), (8, 8e9, 3), (2, 1e9, 1)],
+    ids=["as many as cores", "no more than eight", "a laptop of little memory", "at least one"],
+)
+def test_local_workers_are_as_many_as_cores_and_memory_allow(
+    cores: int, memory: float, n_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dask.system.CPU_COUNT", cores)
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", int(memory))
+    assert default_workers() == n_workers
+    assert n_workers == 1 or memory / n_workers > WORKER_BYTES
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("name", "visible", "gpu"),
     [
-        (SITE.replace("SLURM", "SLRM"), r"unknown class 'SLRMCluster'. Did you mean 'SLURMCluster'\?"),
-        (SITE.replace("SLURMCluster", "Security"), r"unknown class 'Security'"),
-        (
-            SITE.replace("1GB", "'1GB; rm -rf ~'"),
-            r"job.memory must not hold shell characters, received '1GB; rm -rf ~'",
-        ),
-        (SITE.replace("1GB", "'$(id)'"), r"job.memory must not hold shell characters"),
-        ("workers: 1", r"must hold class: \(a word\), workers: \(a number\) and job:"),
-        ("[1]", r"must hold class: \(a word\)"),
-        ("class: !!python/name:os.system x", r"is not YAML: could not determine a constructor"),
-        ("a: [", r"is not YAML"),
+        ("daskpipe-1a2b-gpu.7", "3", "3"),  # alone in its job
+        ("daskpipe-1a2b-gpu.7", None, "0"),
+        ("daskpipe-1a2b-gpu.7-1", "4,6", "6"),  # the second of two
+        ("daskpipe-1a2b-gpu.7-1", None, "1"),
+        ("daskpipe-1a2b-a100-2.7", "GPU-1a2b,GPU-3c4d", "GPU-1a2b"),  # a pool called a100-2
+        ("daskpipe-1a2b-a100-2.7-1", "GPU-1a2b,GPU-3c4d", "GPU-3c4d"),
     ],
 )
-def test_sites_that_are_wrong_are_explained(content: str, said: str, tmp_path: Path) -> None:
-    file = tmp_path / "site.yaml"
-    file.write_text(content)
-    with pytest.raises(ConfigError, match=said):
-        read_site(str(file))
+def test_each_worker_of_a_job_has_its_own_gpu(name: str, visible: str | None, gpu: str) -> None:
+    assert own_gpu(name, visible) == gpu
 
 
-def test_a_site_of_ones_own_is_named_by_path(tmp_path: Path) -> None:
-    file = tmp_path / "site.yaml"
-    file.write_text(SITE)
-    assert read_site(str(file))["class"] == "SLURMCluster"
-    with pytest.raises(ConfigError, match=r"unknown cluster 'slrm'. Did you mean 'slurm'\? Known: local, slurm"):
-        read_site("slrm")
+def test_a_worker_learns_its_gpu_before_its_first_unit() -> None:
+    """A job with two GPUs has two processes; in a CPU pool no process sees a GPU."""
+    for resources, expected in (({"GPU": 1}, ["4", "6"]), ({"CPU": 1}, ["", ""])):
+        workers = {
+            f"daskpipe-x-pool.1-{number}": {
+                "cls": Nanny,
+                "options": {
+                    "nthreads": 1,
+                    "host": LOOPBACK,
+                    "dashboard": False,
+                    "name": f"daskpipe-x-pool.1-{number}",
+                    "resources": resources,
+                    "env": {"CUDA_VISIBLE_DEVICES": "4,6"},
+                },
+            }
+            for number in range(2)
+        }
+        with scheduler(LOOPBACK, None, None) as cluster, Client(cluster, set_as_default=False) as client:
+            client.register_plugin(OwnGpu())
+            cluster.worker_spec.update(workers)
+            cluster.sync(cluster._correct_state)
+            client.wait_for_workers(2, timeout=120)
+            assert sorted(client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"]).values()) == expected
+            imported = client.run(lambda: "torch" in sys.modules)
+            assert not any(imported.values())
 
 
-def test_a_site_is_checked_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ClusterError, match=r"cluster slurm needs sbatch, and there is none on the PATH"):
-        check(Cluster(name="slurm"))
-    (tmp_path / "sbatch").touch(mode=0o755)
-    check(Cluster(name="slurm"))
-    check(Cluster(name="local"))
-    check(Cluster(name="slurm", address="tcp://127.0.0.1:1"))
-
-
-@pytest.mark.timeout(120)
-def test_a_site_that_refuses_jobs_is_a_cluster_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "sbatch"
-    program.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with (
-        pytest.raises(ClusterError, match=r"(?s)cluster slurm takes no jobs.*invalid partition"),
-        connect(Cluster(name="slurm"), tmp_path / "workers.log"),
-    ):
-        pass
-    assert [path.name for path in tmp_path.iterdir()] == ["sbatch"]  # no key is left behind
+def test_the_dashboard_is_seen_through_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SSH_CONNECTION", *JOB_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    assert tunnel("http://127.0.0.1:8787/status") is None
+    monkeypatch.setenv("SSH_CONNECTION", "192.0.2.9 50000 192.0.2.2 22")
+    assert tunnel("http://127.0.0.1:9999/status") == f"ssh -L 9999:127.0.0.1:9999 {socket.gethostname()}"
+    monkeypatch.delenv("SSH_CONNECTION")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert tunnel("http://127.0.0.1:8787/status") is not None

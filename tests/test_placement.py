@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
-import dask
 import pytest
 from distributed import Client
 
 from daskpipe.errors import ClusterError
 from daskpipe.placement import GPU, DaskPool, Workers, describe_offers, gpu_stages, offers
-from daskpipe.window import Task, WorkerLost
+from daskpipe.window import Call, Task, WorkerLost
 from daskpipe.work import Receipt, Unit
 
 
@@ -28,11 +27,15 @@ def where() -> str:
 
 def task(stage: str, index: int = 0, work: object = where) -> Task:
     name = f"{stage}-{index}-{time.monotonic_ns()}"
-    return Task(unit=unit(stage, index), work=dask.delayed(work, pure=False)(dask_key_name=name))
+    return Task(unit=unit(stage, index), work=lambda: Call(name, work))
+
+
+def submitted(pool: DaskPool, item: Task) -> object:
+    return pool.submit(item.unit, item.work())
 
 
 def results(pool: DaskPool, tasks: list[Task]) -> list[object]:
-    handles = [pool.submit(item) for item in tasks]
+    handles = [submitted(pool, item) for item in tasks]
     left = set(handles)
     while left:
         left -= pool.wait(left, timeout=10)
@@ -78,7 +81,7 @@ def test_other_stages_have_a_slot_a_thread_and_one_ahead(client: Client) -> None
 
 def test_waiting_ends_after_its_time(client: Client) -> None:
     pool = DaskPool(Workers(client), frozenset())
-    handle = pool.submit(task("label", work=lambda: time.sleep(1)))
+    handle = submitted(pool, task("label", work=lambda: time.sleep(1)))
     assert pool.wait([handle], timeout=0.05) == set()
     assert pool.wait([handle], timeout=30) == {handle}
     pool.result(handle)
@@ -95,7 +98,7 @@ def test_what_a_unit_raises_arrives(client: Client) -> None:
 
 def test_a_cancelled_unit_counts_as_lost(client: Client) -> None:
     pool = DaskPool(Workers(client), frozenset())
-    handle = pool.submit(task("label", work=lambda: time.sleep(0.5)))
+    handle = submitted(pool, task("label", work=lambda: time.sleep(0.5)))
     pool.cancel([handle])
     with pytest.raises(WorkerLost):
         pool.result(handle)
@@ -104,13 +107,13 @@ def test_a_cancelled_unit_counts_as_lost(client: Client) -> None:
 def test_a_cancelled_unit_that_is_submitted_again_does_not_stay(client: Client) -> None:
     pool = DaskPool(Workers(client), frozenset())
     again = task("label", work=lambda: time.sleep(0.3) or 1)
-    cancelled = pool.submit(again)
+    cancelled = submitted(pool, again)
     pool.cancel([cancelled])
     done = None
     while done is None:
         # The word that it is cancelled may come late, and is then taken for the new one, as it is in a run.
         with suppress(WorkerLost):
-            done = pool.result(pool.submit(again))
+            done = pool.result(submitted(pool, again))
     deadline = time.monotonic() + 20
     while client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -122,6 +125,6 @@ def test_cancelling_nothing_or_after_the_end_is_quiet(client: Client) -> None:
     DaskPool(Workers(client), frozenset()).cancel([])
     closed = Client(client.scheduler.address, set_as_default=False)
     pool = DaskPool(Workers(closed), frozenset())
-    handle = pool.submit(task("label"))
+    handle = submitted(pool, task("label"))
     closed.close()
     pool.cancel([handle])

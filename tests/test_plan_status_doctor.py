@@ -1,134 +1,26 @@
-"""What would happen, how far it is, what works here, and how a run is shown."""
+"""What works here, and how a run is shown."""
 
 from __future__ import annotations
 
 import io
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-from small_runs import SMALL, UNITS
+from small_runs import UNITS
 
 from daskpipe import events
-from daskpipe.config import load
 from daskpipe.doctor import examine
-from daskpipe.errors import ConfigError, InputError, Rejection
+from daskpipe.errors import Rejection
 from daskpipe.ledger import read_ledger
-from daskpipe.plan import plan
 from daskpipe.progress import STEPS, ProgressBars, next_commands, selection_lines, shown, split_lines, summary
 from daskpipe.runs import Result
-from daskpipe.status import is_running, status
 from daskpipe.store.quality import Verdict
 from daskpipe.store.quality_checks import Check
 from daskpipe.work import Tree
-
-# --- plan -----------------------------------------------------------------------------------------------
-
-
-def test_plan_is_what_the_run_did(reference: Result) -> None:
-    planned = plan(load("emt_alloy", SMALL))
-    assert planned["exact"]
-    for stage, row in planned["stages"].items():
-        did = reference.stages[stage]
-        assert row["inputs"] == did["inputs"]
-        assert row["outputs"] == did["out"]
-        fit = reference.stages["describe-fit"]["units"] if stage == "describe" else 0
-        assert row["units"] == did["units"] + fit
-    assert planned["md_steps"] == 4 * 10  # trajectories, steps
-
-
-def test_plan_counts_temperatures_replicas_and_remainders() -> None:
-    dynamics = ["explore.dynamics.temperatures=[300,600]", "explore.dynamics.replicas=3", "explore.batch_size=5"]
-    stages = plan(load("emt_alloy", [*SMALL, *dynamics, "select.n=1000"]))["stages"]
-    assert stages["explore"] == {"inputs": 24, "outputs": 48, "units": 5}
-    assert stages["label"]["inputs"] == 48  # fewer frames than were asked for
-
-
-def test_plan_under_several_pressures_is_an_upper_bound() -> None:
-    one, two = (plan(load("emt_alloy", [f"explore.dynamics.pressures={grid}"])) for grid in ("[0]", "[0,1]"))
-    assert (one["exact"], two["exact"]) == (True, False)
-    assert two["stages"]["explore"]["inputs"] == 2 * one["stages"]["explore"]["inputs"]
-    assert two["doubts"][0].startswith("each structure is counted under each pressure")
-
-
-def test_plan_of_files_is_not_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.xyz").write_text("1\n\nCu 0 0 0\n")
-    monkeypatch.chdir(tmp_path)
-    planned = plan(load("emt_alloy", ["generate=files", "generate.paths=[.]"]))
-    assert not planned["exact"]
-    assert planned["doubts"] == ["files are not read by plan: each counts as one structure"]
-    assert planned["stages"]["generate"] == {"inputs": 1, "outputs": 1, "units": 1}
-    with pytest.raises(InputError, match="lost.xyz' does not exist"):
-        plan(load("emt_alloy", ["generate=files", "generate.paths=[lost.xyz]"]))
-
-
-def test_plan_in_words(type_command: Callable[..., Any]) -> None:
-    typed = type_command("plan", "emt_alloy", *SMALL)
-    assert typed.code == 0
-    assert "explore 4 8 4" in " ".join(typed.out.split())
-    assert "40 MD steps" in typed.out
-    assert json.loads(type_command("plan", "emt_alloy", *SMALL, "--json").out) == plan(load("emt_alloy", SMALL))
-
-
-# --- status ---------------------------------------------------------------------------------------------
-
-
-def test_status_of_a_complete_run(reference: Result) -> None:
-    state = status(reference.run_dir)
-    assert state["state"] == "complete"
-    assert state["driver_starts"] == 1
-    assert state["dataset"] == str(reference.dataset)
-    assert {stage: row["committed"] for stage, row in state["stages"].items()} == UNITS
-    assert {stage: row["out"] for stage, row in state["stages"].items()} == {
-        stage: row["out"] for stage, row in reference.stages.items()
-    }
-
-
-def test_status_of_a_run_that_was_cut_off(reference: Result, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    shutil.copytree(reference.run_dir, run_dir)
-    (ledger,) = (run_dir / "ledger").iterdir()
-    lines = ledger.read_text().splitlines(keepends=True)
-    cut = next(number for number, line in enumerate(lines) if '"UnitCommitted", "stage": "label"' in line)
-    ledger.write_text("".join(lines[: cut + 1]) + lines[cut + 1][:20])  # and half a line, as a crash leaves it
-    state = status(run_dir)
-    assert state["state"] == "stopped"
-    assert state["stages"]["label"] == {"committed": 1, "planned": 6, "out": 0, "rejected": 0}
-    assert "store" not in state["stages"]
-
-
-def test_status_without_the_dataset_is_not_complete(reference: Result, tmp_path: Path) -> None:
-    shutil.copytree(reference.run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("dataset.zarr"))
-    assert (status(tmp_path / "run")["state"], status(tmp_path / "run")["dataset"]) == ("stopped", None)
-
-
-def test_status_sees_a_driver(reference: Result, tmp_path: Path) -> None:
-    shutil.copytree(reference.run_dir, tmp_path / "run")
-    tree = Tree(tmp_path / "run")
-    assert not is_running(tree)
-    with tree.driver_lock():
-        assert is_running(tree)
-        assert status(tree.root)["state"] == "running"
-    assert not is_running(tree)
-
-
-def test_status_of_what_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"is no run directory \(it has no config.yaml\); see: ls runs"):
-        status(tmp_path)
-
-
-def test_status_in_words(type_command: Callable[..., Any], reference: Result, tmp_path: Path) -> None:
-    shutil.copytree(reference.run_dir, tmp_path / "run")
-    (tmp_path / "run" / "ledger" / "0001.jsonl").write_text("")
-    typed = type_command("status", str(tmp_path / "run"), "--watch")
-    assert typed.code == 0
-    assert "is stopped; drivers started: 0" in " ".join(typed.out.split())
-    assert f"daskpipe resume {tmp_path / 'run'}" in typed.out
-
 
 # --- progress -------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,19 @@ import pytest
 
 import daskpipe.window
 import daskpipe.work
-from daskpipe.errors import ClusterError, ConfigError, DiskError, IntegrityError, Rejection, Yielded
+from daskpipe.errors import ClusterError, ConfigError, DiskError, IntegrityError, Rejection, Suspect, Yielded
 from daskpipe.events import Event, UnitCommitted, UnitLost, UnitYielded
-from daskpipe.window import LOSS_LIMIT, NO_WORKER_SECONDS, Task, WorkerLost, drive
+from daskpipe.window import (
+    DISK_LIMIT,
+    FIRST_PAUSE,
+    FRUITLESS_LIMIT,
+    NO_WORKER_SECONDS,
+    YIELD_LIMIT,
+    Call,
+    Task,
+    WorkerLost,
+    drive,
+)
 from daskpipe.work import Payload, Receipt, Tree, Unit, commit, key_of
 
 
@@ -38,18 +49,19 @@ class Threads:
         self.order: list[int] = []
         self.cancelled: list[Future[Receipt]] = []
 
-    def want(self, stage: str, n_units: int) -> None:
+    def want(self, stage: str, n_units: int) -> bool:
         self.wanted = (stage, n_units)
+        return False
 
     def slots(self, stage: str) -> int:
         assert stage == "explore"
         return self.n_slots
 
-    def submit(self, task: Task) -> Future[Receipt]:
-        handle: Future[Receipt] = self.executor.submit(task.work)
+    def submit(self, unit: Unit, call: Call) -> Future[Receipt]:
+        handle: Future[Receipt] = self.executor.submit(call.function)
         self.open.add(handle)
         self.widest = max(self.widest, len(self.open))
-        self.order.append(task.unit.index)
+        self.order.append(unit.index)
         return handle
 
     def wait(self, handles: Iterable[Any], timeout: float) -> set[Any]:
@@ -65,117 +77,49 @@ class Threads:
             handle.cancel()
 
 
+class Watcher:
+    """What the window asks; evidence is in the word of the loss itself: one that begins with "died" has it."""
+
+    def __init__(self, *places: int) -> None:
+        self.places, self.n_checks, self.looked_at = list(places), 0, set[int]()
+
+    def reached(self, unit: Unit) -> int:
+        return self.places.pop(0) if self.places else 0
+
+    def evidence(self, unit: Unit, lost: WorkerLost) -> str:
+        return str(lost) if str(lost).startswith("died") else ""
+
+    def end_hanging(self, unit: Unit) -> None:
+        self.looked_at.add(unit.index)
+
+    def check(self) -> None:
+        self.n_checks += 1
+
+
 class Work:
     """Commits a unit, after it raised what it was told to raise, and counts its runs."""
 
     def __init__(self, root: Path, index: int, *errors: Exception) -> None:
         self.unit, self.root, self.errors, self.n_runs = unit(index), root, list(errors), 0
+        self.n_apart = 0
 
-    def __call__(self) -> Receipt:
+    def __call__(self, *, apart: bool = False) -> Receipt:
         self.n_runs += 1
+        self.n_apart += apart
         if self.errors:
             raise self.errors.pop(0)
         return commit(self.root, self.unit, payload(self.unit.index))
 
 
-def tasks(works: list[Work]) -> list[Task]:
-    return [Task(unit=work.unit, work=work) for work in works]
-
-
-@pytest.mark.parametrize("n_slots", [1, 3, 50])
-def test_all_tasks_run_once_in_a_window_no_wider_than_the_slots(tmp_path, n_slots):
-    n_tasks = 20
-    works = [Work(tmp_path, index) for index in range(n_tasks)]
-    pool, events = Threads(n_slots), list[Event]()
-    drive(tasks(works), pool, events.append)
-    assert [work.n_runs for work in works] == [1] * n_tasks
-    assert pool.widest == min(n_slots, n_tasks)
-    assert pool.open == set()
-    assert pool.order == list(range(n_tasks))
-    assert pool.cancelled == []
-    committed = [event for event in events if isinstance(event, UnitCommitted)]
-    assert sorted(event.index for event in committed) == list(range(n_tasks))
-    tree = Tree(tmp_path)
-    assert all(tree.receipt(work.unit) is not None for work in works)
-
-
-def test_no_tasks_are_done_at_once(tmp_path):
-    pool = Threads(0)
-    drive([], pool, lambda _: pytest.fail("nothing happened, and an event was sent"))
-
-
-def test_a_lost_unit_goes_to_the_end_of_the_queue_and_is_counted(tmp_path):
-    lost = [WorkerLost("killed by the scheduler"), WorkerLost("killed by the scheduler")]
-    works = [Work(tmp_path, 0, *lost), Work(tmp_path, 1), Work(tmp_path, 2)]
-    pool, events = Threads(1), list[Event]()
-    drive(tasks(works), pool, events.append)
-    assert pool.order == [0, 1, 2, 0, 0]
-    losses = [event for event in events if isinstance(event, UnitLost)]
-    assert [(event.index, event.key, event.losses) for event in losses] == [(0, unit(0).key, 1), (0, unit(0).key, 2)]
-    assert {event.reason for event in losses} == {"killed by the scheduler"}
-    assert sum(isinstance(event, UnitCommitted) for event in events) == 3
-
-
-def test_a_unit_that_is_lost_again_and_again_ends_the_run(tmp_path):
-    works = [Work(tmp_path, 0), Work(tmp_path, 1, *[WorkerLost("segmentation fault")] * (LOSS_LIMIT + 1))]
-    events = list[Event]()
-    with pytest.raises(ClusterError, match=rf"explore unit 1 \({unit(1).key[:8]}\) lost its worker 10 times: segm"):
-        drive(tasks(works), Threads(1), events.append)
-    assert works[1].n_runs == LOSS_LIMIT
-    assert [event.losses for event in events if isinstance(event, UnitLost)] == list(range(1, LOSS_LIMIT + 1))
-    assert Tree(tmp_path).receipt(unit(0)) is not None
-
-
-def test_a_unit_that_comes_on_between_its_losses_is_not_at_fault(tmp_path):
-    n_losses = 2 * LOSS_LIMIT
-    works = [Work(tmp_path, 0, *[WorkerLost("preempted")] * n_losses)]
-    checkpoints, events = iter(range(100)), list[Event]()
-    drive(tasks(works), Threads(1), events.append, reached=lambda _: next(checkpoints))
-    assert [event.losses for event in events if isinstance(event, UnitLost)] == [1] * n_losses
-    assert works[0].n_runs == n_losses + 1
-    stuck = [Work(tmp_path, 1, *[WorkerLost("segmentation fault")] * n_losses)]
-    with pytest.raises(ClusterError, match="lost its worker 10 times"):
-        drive(tasks(stuck), Threads(1), events.append, reached=lambda _: 7)
-
-
-def test_a_unit_that_yields_goes_to_the_end_of_the_queue_and_is_not_counted(tmp_path):
-    works = [Work(tmp_path, 0, *[Yielded("the worker ends in 5 s")] * (LOSS_LIMIT + 1)), Work(tmp_path, 1)]
-    pool, events = Threads(1), list[Event]()
-    drive(tasks(works), pool, events.append)
-    assert pool.order[:3] == [0, 1, 0]
-    yielded = [event for event in events if isinstance(event, UnitYielded)]
-    assert {(event.stage, event.index, event.key) for event in yielded} == {("explore", 0, unit(0).key)}
-    assert len(yielded) == LOSS_LIMIT + 1
-    assert not any(isinstance(event, UnitLost) for event in events)
-
-
-@pytest.mark.parametrize("error", [IntegrityError("bytes differ"), DiskError("no space"), ConfigError("bad model")])
-def test_an_error_names_its_unit_keeps_its_kind_and_cancels_the_rest(tmp_path, error):
-    let_go = threading.Event()
-
-    class Held(Work):
-        def __call__(self) -> Receipt:
-            let_go.wait(30)
-            return super().__call__()
-
-    works = [Work(tmp_path, 0, error), Held(tmp_path, 1), Held(tmp_path, 2), Held(tmp_path, 3)]
-    pool = Threads(2)
-    try:
-        with pytest.raises(type(error), match=rf"explore unit 0 \({unit(0).key[:8]}\): {error}"):
-            drive(tasks(works), pool, lambda _: None)
-    finally:
-        let_go.set()
-    assert pool.order == [0, 1]
-    assert set(pool.cancelled) == pool.open
-    assert len(pool.cancelled) == 1
-
-
-def test_an_error_that_is_not_ours_is_raised_as_it_is_and_cancels_the_rest(tmp_path):
-    pool = Threads(1)
-    works = [Work(tmp_path, 0, ZeroDivisionError("division by zero")), Work(tmp_path, 1)]
-    with pytest.raises(ZeroDivisionError, match="division by zero"):
-        drive(tasks(works), pool, lambda _: None)
-    assert works[1].n_runs == 0
+def tasks(works: list[Work], *, apart: bool = True) -> list[Task]:
+    return [
+        Task(
+            unit=work.unit,
+            work=partial(Call, "work", work),
+            one_by_one=partial(Call, "apart", partial(work, apart=True)) if apart else None,
+        )
+        for work in works
+    ]
 
 
 class Clock:
@@ -189,10 +133,216 @@ class Clock:
         return self.now
 
 
+@pytest.mark.parametrize("n_slots", [1, 3, 50])
+def test_all_tasks_run_once_in_a_window_no_wider_than_the_slots(tmp_path, n_slots):
+    n_tasks = 20
+    works = [Work(tmp_path, index) for index in range(n_tasks)]
+    pool, events = Threads(n_slots), list[Event]()
+    drive(tasks(works), pool, Watcher(), events.append)
+    assert [work.n_runs for work in works] == [1] * n_tasks
+    assert pool.widest == min(n_slots, n_tasks)
+    assert pool.open == set()
+    assert pool.order == list(range(n_tasks))
+    assert pool.cancelled == []
+    committed = [event for event in events if isinstance(event, UnitCommitted)]
+    assert sorted(event.index for event in committed) == list(range(n_tasks))
+    tree = Tree(tmp_path)
+    assert all(tree.receipt(work.unit) is not None for work in works)
+
+
+def test_no_tasks_are_done_at_once(tmp_path):
+    pool = Threads(0)
+    drive([], pool, Watcher(), lambda _: pytest.fail("nothing happened, and an event was sent"))
+
+
+def lost_events(events: list[Event]) -> list[UnitLost]:
+    return [event for event in events if isinstance(event, UnitLost)]
+
+
+def test_a_lost_unit_goes_to_the_end_of_the_queue_and_is_told(tmp_path):
+    lost = [WorkerLost("its machine went away"), WorkerLost("its machine went away")]
+    works = [Work(tmp_path, 0, *lost), Work(tmp_path, 1), Work(tmp_path, 2)]
+    pool, events = Threads(1), list[Event]()
+    drive(tasks(works), pool, Watcher(), events.append)
+    assert sorted(pool.order) == [0, 0, 0, 1, 2]
+    assert pool.order[:3] == [0, 1, 2]
+    told = lost_events(events)
+    assert [(event.index, event.key, event.losses) for event in told] == [(0, unit(0).key, 1), (0, unit(0).key, 2)]
+    assert {(event.kind, event.reason) for event in told} == {("infrastructure", "its machine went away")}
+    assert sum(isinstance(event, UnitCommitted) for event in events) == 3
+    assert works[0].n_apart == 0
+
+
+def test_all_workers_may_go_at_once_and_come_back(tmp_path):
+    n_slots, n_losses = 4, FRUITLESS_LIMIT - 5
+    works = [Work(tmp_path, index, *[WorkerLost("preempted")] * n_losses) for index in range(n_slots)]
+    drive(tasks(works), Threads(n_slots), Watcher(), lambda _: None, clock=Clock())
+    assert [(work.n_runs, work.n_apart) for work in works] == [(n_losses + 1, 0)] * n_slots
+
+
+def test_a_stage_that_only_loses_is_stopped(tmp_path):
+    works = [Work(tmp_path, 0), *(Work(tmp_path, i, *[WorkerLost("gone")] * FRUITLESS_LIMIT) for i in (1, 2))]
+    events = list[Event]()
+    with pytest.raises(ClusterError, match=rf"{FRUITLESS_LIMIT} units of explore were lost in a row.*gone. See"):
+        drive(tasks(works), Threads(1), Watcher(), events.append, clock=Clock())
+    assert len(lost_events(events)) == FRUITLESS_LIMIT
+    assert Tree(tmp_path).receipt(unit(0)) is not None
+
+
+def test_pauses_between_fruitless_losses_grow(tmp_path, monkeypatch):
+    monkeypatch.setattr(daskpipe.window.time, "sleep", lambda _: None)
+
+    class Waiting(Threads):
+        """Notes when units are submitted, by a clock that only sleeping moves."""
+
+        now = 0.0
+
+        def submit(self, unit, call):
+            times.append(self.now)
+            return super().submit(unit, call)
+
+    pool, times = Waiting(1), list[float]()
+
+    def clock() -> float:
+        pool.now += 0.01
+        return pool.now
+
+    drive(tasks([Work(tmp_path, 0, *[WorkerLost("gone")] * 4)]), pool, Watcher(), lambda _: None, clock=clock)
+    pauses = np.diff(times)
+    assert all(late > 1.5 * early for early, late in pairwise(pauses))
+    assert pauses[0] >= FIRST_PAUSE
+
+
+def test_a_unit_that_comes_on_between_its_losses_is_not_at_fault(tmp_path):
+    n_losses = 2 * FRUITLESS_LIMIT
+    for reason in ("preempted", "died"):
+        work = Work(tmp_path / reason, 0, *[WorkerLost(reason)] * n_losses)
+        work.root.mkdir()
+        drive(tasks([work]), Threads(1), Watcher(*range(1, 100)), lambda _: None, clock=Clock())
+        assert (work.n_runs, work.n_apart) == (n_losses + 1, 0)
+
+
+@pytest.mark.parametrize("attempts", [2, 3, 5])
+@pytest.mark.parametrize("error", [WorkerLost("died of a segmentation fault"), Suspect("memory ran out")])
+def test_a_suspect_unit_is_taken_apart_at_its_last_attempt(tmp_path, attempts, error):
+    work, events = Work(tmp_path, 0, *[error] * (attempts - 1)), list[Event]()
+    drive(tasks([work]), Threads(1), Watcher(), events.append, attempts=attempts, clock=Clock())
+    assert (work.n_runs, work.n_apart) == (attempts, 1)
+    assert [(event.kind, event.losses) for event in lost_events(events)] == [
+        ("suspect", number + 1) for number in range(attempts - 1)
+    ]
+    assert {event.reason for event in lost_events(events)} == {str(error)}
+
+
+def test_what_ends_the_process_of_a_unit_taken_apart_was_not_the_unit(tmp_path):
+    work = Work(tmp_path, 0, *[WorkerLost("died of a segmentation fault")] * 5)
+    events = list[Event]()
+    drive(tasks([work]), Threads(1), Watcher(), events.append, clock=Clock())
+    assert [event.kind for event in lost_events(events)] == ["suspect"] * 2 + ["infrastructure"] * 3
+    assert work.n_apart == 4
+
+
+def test_a_suspect_unit_that_cannot_be_taken_apart_stops_the_run(tmp_path):
+    work = Work(tmp_path, 0, *[WorkerLost("died of a segmentation fault")] * 9)
+    with pytest.raises(ClusterError, match=rf"explore unit 0 \({unit(0).key[:8]}\) lost its worker 3 times: died of a"):
+        drive(tasks([work], apart=False), Threads(1), Watcher(), lambda _: None, clock=Clock())
+    assert work.n_runs == 3
+
+
+def test_a_full_disk_is_waited_out_for_a_while(tmp_path):
+    work = Work(tmp_path, 0, *[DiskError("cannot write x: no space left")] * (DISK_LIMIT - 1))
+    drive(tasks([work]), Threads(1), Watcher(), lambda _: None, clock=Clock())
+    assert work.n_runs == DISK_LIMIT
+    full = Work(tmp_path, 1, *[DiskError("cannot write x: no space left")] * DISK_LIMIT)
+    with pytest.raises(DiskError, match=rf"explore unit 1 \({unit(1).key[:8]}\): cannot write x: no space left"):
+        drive(tasks([full]), Threads(1), Watcher(), lambda _: None, clock=Clock())
+    assert full.n_runs == DISK_LIMIT
+
+
+def test_a_unit_that_yields_goes_to_the_end_of_the_queue_and_is_not_lost(tmp_path):
+    works = [Work(tmp_path, 0, *[Yielded("the worker ends in 5 s")] * (YIELD_LIMIT - 1)), Work(tmp_path, 1)]
+    pool, events = Threads(1), list[Event]()
+    drive(tasks(works), pool, Watcher(), events.append)
+    assert pool.order[:3] == [0, 1, 0]
+    yielded = [event for event in events if isinstance(event, UnitYielded)]
+    assert {(event.stage, event.index, event.key) for event in yielded} == {("explore", 0, unit(0).key)}
+    assert len(yielded) == YIELD_LIMIT - 1
+    assert lost_events(events) == []
+
+
+def test_a_unit_that_yields_may_do_so_as_often_as_it_comes_on(tmp_path):
+    n_yields = 3 * YIELD_LIMIT
+    on = Work(tmp_path, 0, *[Yielded("the worker ends in 5 s")] * n_yields)
+    drive(tasks([on]), Threads(1), Watcher(*range(1, 100)), lambda _: None)
+    assert on.n_runs == n_yields + 1
+    stuck = Work(tmp_path, 1, *[Yielded("the worker ends in 5 s")] * n_yields)
+    with pytest.raises(ClusterError, match=rf"yielded {YIELD_LIMIT} times without coming on \(the worker ends"):
+        drive(tasks([stuck]), Threads(1), Watcher(), lambda _: None)
+
+
+def test_what_speaks_against_going_on_ends_the_stage_and_cancels(tmp_path):
+    let_go = threading.Event()
+
+    class Full(Watcher):
+        def check(self) -> None:
+            super().check()
+            if self.n_checks == 3:
+                raise DiskError("0.1 GB left")
+
+    class Impatient(Threads):
+        def wait(self, handles, timeout):
+            return super().wait(handles, 0.01)
+
+    pool = Impatient(1)
+    held = Task(unit=unit(0), work=lambda: Call("held", partial(let_go.wait, 30)))
+    try:
+        with pytest.raises(DiskError, match="0.1 GB left"):
+            drive([held], pool, Full(), lambda _: None, clock=Clock())
+    finally:
+        let_go.set()
+    assert len(pool.cancelled) == 1
+
+
+def test_units_under_way_are_looked_at_and_the_pool_knows_what_is_wanted(tmp_path):
+    watch, pool = Watcher(), Threads(1)
+    drive(tasks([Work(tmp_path, index) for index in range(3)]), pool, watch, lambda _: None, clock=Clock())
+    assert watch.looked_at == {0, 1, 2}
+    assert pool.wanted == ("explore", 0)
+
+
+@pytest.mark.parametrize("error", [IntegrityError("bytes differ"), ConfigError("bad model")])
+def test_an_error_names_its_unit_keeps_its_kind_and_cancels_the_rest(tmp_path, error):
+    let_go = threading.Event()
+
+    class Held(Work):
+        def __call__(self, *, apart: bool = False) -> Receipt:
+            let_go.wait(30)
+            return super().__call__(apart=apart)
+
+    works = [Work(tmp_path, 0, error), Held(tmp_path, 1), Held(tmp_path, 2), Held(tmp_path, 3)]
+    pool = Threads(2)
+    try:
+        with pytest.raises(type(error), match=rf"explore unit 0 \({unit(0).key[:8]}\): {error}"):
+            drive(tasks(works), pool, Watcher(), lambda _: None)
+    finally:
+        let_go.set()
+    assert pool.order == [0, 1]
+    assert set(pool.cancelled) == pool.open
+    assert len(pool.cancelled) == 1
+
+
+def test_an_error_that_is_not_ours_is_raised_as_it_is_and_cancels_the_rest(tmp_path):
+    pool = Threads(1)
+    works = [Work(tmp_path, 0, ZeroDivisionError("division by zero")), Work(tmp_path, 1)]
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        drive(tasks(works), pool, Watcher(), lambda _: None)
+    assert works[1].n_runs == 0
+
+
 def test_a_run_without_workers_gives_up_after_a_while(tmp_path):
     clock = Clock()
     with pytest.raises(ClusterError, match="no worker has lived for 120 s; start workers, then resume the run"):
-        drive(tasks([Work(tmp_path, 0)]), Threads(0), lambda _: None, clock=clock)
+        drive(tasks([Work(tmp_path, 0)]), Threads(0), Watcher(), lambda _: None, clock=clock)
     assert NO_WORKER_SECONDS < clock.now <= NO_WORKER_SECONDS + 90
 
 
@@ -209,7 +359,7 @@ def test_workers_that_come_back_in_time_are_used(tmp_path, monkeypatch):
             return 0 if self.n_looks % 4 else 1
 
     works = [Work(tmp_path, index) for index in range(5)]
-    drive(tasks(works), Flickering(1), lambda _: None, clock=Clock())
+    drive(tasks(works), Flickering(1), Watcher(), lambda _: None, clock=Clock())
     assert [work.n_runs for work in works] == [1] * 5
 
 
@@ -224,9 +374,10 @@ def test_a_pool_that_loses_its_workers_under_way_gives_up_and_cancels(tmp_path):
             return super().wait(handles, 0.01)
 
     pool = Dying(1)
+    held = Task(unit=unit(0), work=lambda: Call("held", partial(let_go.wait, 30)))
     try:
         with pytest.raises(ClusterError, match="no worker has lived"):
-            drive([Task(unit=unit(0), work=partial(let_go.wait, 30))], pool, lambda _: None, clock=Clock())
+            drive([held], pool, Watcher(), lambda _: None, clock=Clock())
     finally:
         let_go.set()
     assert len(pool.cancelled) == 1

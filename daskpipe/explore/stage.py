@@ -169,6 +169,14 @@ def load_seeds(root: Path, pieces: Sequence[Rows], conditions: Sequence[Conditio
     return seeds
 
 
+def names(root: Path, pieces: Sequence[Rows], conditions: Sequence[Condition], dynamics: Dynamics) -> list[str]:
+    """Return what the quarantine calls the trajectories of a partition."""
+    return [
+        Walker(seed=seed, ensemble=_ensemble_of(seed, dynamics), run_seed=0).name
+        for seed in load_seeds(root, pieces, conditions)
+    ]
+
+
 def under_pressure(root: Path, pieces: Sequence[Rows], dynamics: Dynamics) -> list[bool]:
     """Say which seeds are explored under each pressure; they are read only if there is more than one."""
     if len(dynamics.pressures) == 1:

@@ -155,11 +155,21 @@ def _xyz(path: Path, offset: int = 0) -> Iterator[Frame]:
     from ase.io.extxyz import read_xyz
 
     def build(frame: bytes) -> Atoms:
+        _check_columns(frame)
         atoms: Atoms = next(read_xyz(StringIO(frame.decode("utf-8", errors="replace")), index=0))
         return atoms
 
     for _, frame in xyz_frames(path, offset):
         yield partial(build, frame)
+
+
+def _check_columns(frame: bytes) -> None:
+    """See that the first atom has as many columns as the comment claims: the parser makes room for all of them."""
+    _, comment, *atoms = frame.split(b"\n", 3)
+    found = re.search(rb"\bProperties=\"?([^\s\"]+)", comment, flags=re.IGNORECASE)
+    claimed = sum(int(count) for count in found[1].split(b":")[2::3] if count.isdigit()) if found else 0
+    if atoms and claimed > (n_columns := len(atoms[0].split())):
+        raise ValueError(f"the comment claims {claimed} columns, and the first atom has {n_columns}")
 
 
 def xyz_frames(path: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
@@ -189,6 +199,8 @@ def xyz_frames(path: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
                 received = header[:1000].decode("utf-8", errors="replace").strip()[:60]
                 raise ValueError(f"expected a line with the number of atoms, found {received!r}")
             n_atoms = int(header)
+            if n_atoms > (size := path.stat().st_size):
+                raise ValueError(f"the file claims {n_atoms:.3g} atoms, and has {size} bytes")
             body = list(islice(lines, n_atoms + 1))
             if len(body) < n_atoms + 1:
                 raise ValueError(f"the file ends after {max(len(body) - 1, 0)} of {n_atoms} atoms")
@@ -228,6 +240,11 @@ def _cif(path: Path) -> Iterator[Frame]:
 def _poscar(path: Path) -> Iterator[Frame]:
     from ase.io.vasp import read_vasp
 
+    size = path.stat().st_size
+    with path.open("rb") as lines:
+        claimed = max((int(word) for line in islice(lines, 5, 7) for word in line.split() if word.isdigit()), default=0)
+    if claimed > size:  # the parser makes room for all of them
+        raise ValueError(f"the file claims {claimed:.3g} atoms, and has {size} bytes")
     yield partial(read_vasp, path)
 
 

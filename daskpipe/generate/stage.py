@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import islice
@@ -205,7 +205,9 @@ def elements(root: Path, keys: list[str]) -> list[str]:
     return sorted(chemical_symbols[number] for number in numbers.tolist())
 
 
-def distinct(root: Path, keys: list[str]) -> tuple[list[Rows], list[Rejection], list[str]]:
+def distinct(
+    root: Path, keys: list[str], holds: Callable[[str], bool] = lambda _: True
+) -> tuple[list[Rows], list[Rejection], list[str]]:
     """Look through committed seeds.
 
     Parameters
@@ -214,6 +216,8 @@ def distinct(root: Path, keys: list[str]) -> tuple[list[Rows], list[Rejection], 
         Run directory.
     keys
         Keys of the units of seeds, in canonical order.
+    holds
+        Whether a seed, by its id in hex, belongs to this run; another shard explores the others.
 
     Returns
     -------
@@ -246,5 +250,6 @@ def distinct(root: Path, keys: list[str]) -> tuple[list[Rows], list[Rejection], 
                 )
                 continue
             first[structure] = name
-            rows.append(Rows(stage="generate", key=key, rows=(row,)))
+            if holds(structure):
+                rows.append(Rows(stage="generate", key=key, rows=(row,)))
     return rows, duplicates, sorted(chemical_symbols[number] for number in numbers)

@@ -87,5 +87,10 @@ def load_picks(root: Path, pieces: list[Rows], select_key: str, start: int, stop
     return frames
 
 
+def names(root: Path, pieces: list[Rows]) -> list[str]:
+    """Return what the quarantine calls the frames of a partition."""
+    return [structure.hex() for structure in read_rows(root, pieces)["structure_id"].values.tolist()]
+
+
 def _rejected(atoms: Atoms, reason: str, evidence: str) -> Rejection:
     return Rejection(stage="label", structure=structure_id(atoms).hex(), reason=reason, evidence=evidence)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from daskpipe.attempts import come_on
+
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
@@ -202,6 +204,7 @@ def calculate(calculator: Calculator, atoms: Atoms, *, stress: bool = True) -> E
     from ase.calculators.calculator import CalculationFailed, CalculatorError, all_changes
 
     wants_stress = stress and bool(atoms.pbc.all())
+    come_on()
     calculator.reset()
     try:
         calculator.calculate(atoms, ["energy", "forces", *(["stress"] if wants_stress else [])], all_changes)

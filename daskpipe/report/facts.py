@@ -242,8 +242,8 @@ def _reasons(tree: Tree) -> list[Reason]:
 
 def _rejections(tree: Tree) -> Iterator[Rejection]:
     # One at a time: each holds geometries, and there may be many.
-    for file in sorted((tree.root / "quarantine").glob("*.json")):
-        yield Rejection(**json.loads(file.read_text()))
+    for file in sorted((tree.root / "quarantine").glob("[!.]*.json")):
+        yield tree.held(file)
 
 
 def _steps(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from daskpipe.checksums import crc32c_file, crc32c_root
+from daskpipe.errors import InputError
 from daskpipe.store.writer import files_of
 from daskpipe.structures import starts
 from daskpipe.variables import VARIABLES, decode, read_root
@@ -42,11 +44,59 @@ def open_dataset(path: Path | str, chunks: Mapping[str, int] | None = None) -> x
     import xarray as xr
     import zarr
 
-    read_root(Path(path))
+    _check_arrays(Path(path), read_root(Path(path)))
     # Zarr takes this setting over into each array that it opens, and pickles it with them.
     with zarr.config.set({"array.read_missing_chunks": False}):
         ds: xr.Dataset = xr.open_zarr(path, chunks=dict(chunks or {}), consolidated=True)
     return ds
+
+
+CODECS = {"bytes", "crc32c", "sharding_indexed", "transpose", "zstd", "gzip", "blosc"}
+"""Codecs that Zarr itself brings and that datasets are written with, or may be recompressed with."""
+
+
+def _check_arrays(path: Path, root: Mapping[str, Any]) -> None:
+    """See that the arrays are what the schema says before anything makes room for them or decodes them.
+
+    Raises
+    ------
+    InputError
+        If a codec is unknown, or a type or a shape is not that of the schema and the counts.
+    """
+    file = path / "zarr.json"
+    try:
+        arrays = root["consolidated_metadata"]["metadata"]
+        files = [name.partition("/")[0] for name in root["attributes"]["checksums"]["files"] if "/c/" in name]
+        counts = {dim: root["attributes"][name] for dim, name in (("structure", "n_structures"), ("atom", "n_atoms"))}
+        for name, array in arrays.items():
+            codecs = [codec["name"] for codec in array["codecs"]]
+            if strangers := [codec for codec in codecs if codec not in CODECS]:
+                raise InputError(f"{file}: {name} needs the codec {strangers[0]!r}; known: {', '.join(sorted(CODECS))}")
+            dims, dtype = VARIABLES[name].dims, _zarr_type(VARIABLES[name].dtype)
+            if array["data_type"] != dtype or tuple(array["dimension_names"]) != dims:
+                raise InputError(f"{file}: {name} is {array['data_type']}; the schema says {dtype}, {', '.join(dims)}")
+            expected = [counts.get(dim, size) for dim, size in zip(dims, array["shape"], strict=True)]
+            chunk = array["chunk_grid"]["configuration"]["chunk_shape"]
+            n_chunks = math.prod(-(-size // rows) for size, rows in zip(array["shape"], chunk, strict=True))
+            if array["shape"] != expected or n_chunks != files.count(name) or chunk[0] > max(array["shape"][0], 1):
+                raise InputError(
+                    f"{file}: {name} claims the shape {array['shape']} in {n_chunks:,} chunks of {chunk}; expected "
+                    f"{expected} in {files.count(name):,} chunks"
+                )
+            if codecs == ["bytes"]:
+                n_bytes = math.prod(chunk) * VARIABLES[name].dtype.itemsize
+                first = path / "/".join([name, "c", *["0"] * len(chunk)])
+                if first.is_file() and first.stat().st_size != n_bytes:
+                    raise InputError(f"{first} has {first.stat().st_size} bytes, and its array claims {n_bytes:,}")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{file} is damaged ({type(error).__name__}: {error}); copy the dataset again") from error
+
+
+def _zarr_type(dtype: np.dtype[Any]) -> Any:
+    """Return how Zarr writes a type."""
+    if dtype.kind == "V":
+        return {"name": "raw_bytes", "configuration": {"length_bytes": dtype.itemsize}}
+    return dtype.name
 
 
 def dataset_of(path: str | Path) -> Path:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ Events = list[dict[str, Any]]
 class Driver:
     """``daskpipe run`` or ``daskpipe resume`` in a process and a process group of its own."""
 
-    def __init__(self, run_dir: Path, *words: str) -> None:
+    def __init__(self, run_dir: Path, *words: str, program: Sequence[str] = ("-m", "daskpipe")) -> None:
         self.run_dir = run_dir
         self.log = run_dir.with_name(f"{run_dir.name}.txt")
-        command = [sys.executable, "-m", "daskpipe", *words]
+        command = [sys.executable, *program, *words]
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 

@@ -1,0 +1,110 @@
+"""Marks of units that are being computed: who computes what, and when it last came on.
+
+A mark lies in the unit's work folder while a process computes the unit. One that stays behind tells that its
+process died under the unit; a unit that was only waiting for a worker has none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from daskpipe.work import Tree, Unit, explained, make_folders
+
+TOUCH_SECONDS = 1.0
+"""A mark is touched no more often than this, however often `come_on` is called."""
+
+_HERE = threading.local()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """What a mark says.
+
+    Parameters
+    ----------
+    path
+        Its file; the time of the file is when the unit last came on.
+    worker, nanny
+        Addresses of the Dask worker that computes the unit and of its nanny (empty if there is none).
+    pid
+        Its process.
+    note
+        Why it ended, if it could still say so.
+    """
+
+    path: Path
+    worker: str
+    nanny: str
+    pid: int
+    note: str = ""
+
+    @property
+    def age(self) -> float:
+        """Seconds since the unit last came on; 0 if it has ended meanwhile."""
+        with suppress(FileNotFoundError):
+            return time.time() - self.path.stat().st_mtime
+        return 0.0
+
+
+@contextmanager
+def marked(root: Path, unit: Unit, *, worker: str, nanny: str) -> Iterator[Path]:
+    """Mark a unit as being computed by this process.
+
+    Raises
+    ------
+    DiskError
+        If the disk is full or cannot be written.
+    """
+    folder = Tree(root).work_dir(unit.stage, unit.key)
+    path = folder / f"{uuid.uuid4().hex[:8]}-running"
+    with explained(root, path):
+        make_folders(root, folder)
+        path.write_text(json.dumps({"worker": worker, "nanny": nanny, "pid": os.getpid()}))
+    with touching(path):
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it holds checkpoints or another attempt's mark, or a twin has committed
+                folder.rmdir()
+
+
+@contextmanager
+def touching(path: Path) -> Iterator[None]:
+    """Let `come_on` of this thread touch a mark."""
+    _HERE.path, _HERE.touched = path, time.monotonic()
+    try:
+        yield
+    finally:
+        del _HERE.path
+
+
+def come_on() -> None:
+    """Tell that the unit which this thread computes comes on; nothing if it computes none."""
+    path = getattr(_HERE, "path", None)
+    if path is not None and time.monotonic() - _HERE.touched > TOUCH_SECONDS:
+        with suppress(FileNotFoundError):  # the run was swept by another driver
+            os.utime(path)
+        _HERE.touched = time.monotonic()
+
+
+def note(path: Path, why: str) -> None:
+    """Write into a mark why its process ends."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"note": why}))
+
+
+def marks(root: Path, unit: Unit) -> list[Mark]:
+    """Return the marks of all attempts at a unit that are under way or have died."""
+    found = []
+    for path in Tree(root).work_dir(unit.stage, unit.key).glob("*-running"):
+        with suppress(FileNotFoundError, json.JSONDecodeError):  # it has just ended, or just begun
+            found.append(Mark(path=path, **json.loads(path.read_text())))
+    return found

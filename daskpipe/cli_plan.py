@@ -1,0 +1,111 @@
+"""The verb ``plan``: what a config would do, and what it would take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daskpipe.cli_options import (
+    AsJson,
+    ClusterName,
+    Overrides,
+    ShardOf,
+    Target,
+    bars_on_screen,
+    cluster_overrides,
+    print_answer,
+    shard_overrides,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer()
+
+
+@app.command()
+def plan(
+    target: Target,
+    overrides: Overrides = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Run about 1 % on the cluster, to tell hours")] = False,
+    show_script: Annotated[bool, typer.Option("--show-script", help="Show the job scripts of the cluster")] = False,
+    cluster: ClusterName = None,
+    shard: ShardOf = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where it would go; a probe works beside it")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a config would do before anything runs: units, bytes, files; with --probe hours and GO or not."""
+    from daskpipe import config
+    from daskpipe.plan import plan as count
+
+    loaded = config.load(target, [*(overrides or []), *cluster_overrides(cluster), *shard_overrides(shard)])
+    scripts = {}
+    if show_script:
+        from daskpipe.errors import ConfigError
+        from daskpipe.sites import scripts as scripts_of
+
+        if loaded.cluster.name == "local" or loaded.cluster.address:
+            raise ConfigError("there are no job scripts without a job queue; type e.g. --cluster slurm --show-script")
+        scripts = scripts_of(loaded.cluster)
+    measured = None
+    if probe:
+        from daskpipe.probe import probe as measure
+
+        with bars_on_screen(as_json) as bars:
+            measured = measure(loaded, run_dir, subscribers=[bars])
+    answer = count(loaded, measured)
+    print_answer({**answer, "scripts": scripts} if show_script else answer, as_json, _plan_table)
+
+
+def _plan_table(content: dict[str, Any], console: Console) -> None:
+    from rich.table import Table
+
+    from daskpipe.budget import size_in_words
+    from daskpipe.progress import escape
+
+    probe = content["probe"]
+    rows = Table(box=None, pad_edge=False, header_style="bold")
+    columns = ("stage", "pool", "inputs", "outputs (at most)", "units", "bytes", "inodes")
+    for column in (*columns, *(("s a unit", "hours") if probe else ())):
+        rows.add_column(column, justify="left" if column in ("stage", "pool") else "right")
+    for stage, row in content["stages"].items():
+        size = "?" if row["bytes"] is None else size_in_words(row["bytes"])
+        numbers = [f"{row[name]:,}" for name in ("inputs", "outputs", "units")]
+        times = [f"{row['seconds_a_unit']:.3g}", f"{row['hours']:.3g}"] if probe else []
+        rows.add_row(stage, row["pool"], *numbers, size, f"{row['inodes']:,}", *times)
+    console.print(rows)
+    totals = content["totals"]
+    size = "unknown" if totals["bytes"] is None else size_in_words(totals["bytes"])
+    lines = [
+        f"{totals['units']:,} units, each one Dask task; {size} in {totals['inodes']:,} files and folders; "
+        f"{content['md_steps']:,} MD steps of single structures",
+        *(_pool_line(name, pool) for name, pool in content["pools"].items()),
+        "hours unknown: type --probe" if probe is None else _probe_line(content),
+        *content["doubts"],
+    ]
+    if content["budget"]:
+        lines.append(f"budget: {content['budget']['says']}")
+    for name, script in content.get("scripts", {}).items():
+        lines += ["", f"# --- job script of {name} ---", script.rstrip()]
+    for line in lines:
+        console.print(escape(line), highlight=False, soft_wrap=True)
+
+
+def _pool_line(name: str, pool: dict[str, Any]) -> str:
+    workers = "workers not known" if pool["workers"] is None else f"{pool['workers']} workers"
+    hours = "" if pool["hours"] is None else f", {pool['hours']:.3g} h of work, {pool['wall_hours']:.3g} h on the clock"
+    return f"pool {name} ({workers}{hours}): {', '.join(pool['stages'])}"
+
+
+def _probe_line(content: dict[str, Any]) -> str:
+    probe = content["probe"]
+    explore = probe["stages"]["explore"]
+    spread = "" if explore["spread"] is None else f"; its units differ by {explore['spread']:.0%}"
+    seconds = content["seconds"]
+    clock = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.2f} h"
+    return (
+        f"on these workers the run takes {clock}, {content['totals']['hours']:.3g} h of work; probed in "
+        f"{probe['seconds']:.0f} s, exploration extrapolated by {explore['extrapolated_by']:.3g}{spread}"
+    )

@@ -1,0 +1,299 @@
+"""A driver that is a job of its own.
+
+``detached.json`` in the run directory says which job will drive it, and with what settings. The job types ``daskpipe
+resume RUN --detached TOKEN``; the token in its lease tells that it has begun. Near its walltime it submits the next one
+as the last thing that it does, so none waits for another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daskpipe import lease
+from daskpipe.errors import ClusterError, ConfigError, Interrupted
+from daskpipe.work import Tree, write_atomically
+
+if TYPE_CHECKING:
+    from daskpipe.config import Cluster, Config
+    from daskpipe.events import Emit
+    from daskpipe.runs import Result
+    from daskpipe.sites import Site
+
+QUEUE_SECONDS = 30.0
+"""Time that a queue has to answer."""
+
+TRIES = 6
+"""How often the successor of a driver is submitted to a queue that does not take it."""
+
+PAUSE_SECONDS = 10.0
+"""Time between two tries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The job that will drive a run, or has; ``detached.json``.
+
+    Parameters
+    ----------
+    token
+        Names the driver in its lease.
+    job_id
+        None for the moment between its record and its submission.
+    kind
+        Its queue, as dask-jobqueue calls it.
+    log
+        Where it prints.
+    cluster, overrides
+        With what it resumes the run.
+    """
+
+    token: str
+    job_id: str | None
+    kind: str
+    log: str
+    at: str
+    cluster: dict[str, Any]
+    overrides: list[str]
+
+
+def read(root: Path) -> Record | None:
+    """Return the record of the last detached driver of a run; ``None`` if there is none."""
+    try:
+        return Record(**json.loads(_file(root).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def waiting(root: Path) -> Record | None:
+    """Return the record of a detached driver that has not begun, as far as files tell; ``None`` if there is none."""
+    record, last = read(root), lease.last(root)
+    return None if record is None or (last is not None and last.token == record.token) else record
+
+
+def forget(root: Path) -> None:
+    """Remove the record: no detached driver is to drive the run."""
+    _file(root).unlink(missing_ok=True)
+
+
+def in_queue(record: Record) -> bool | None:
+    """Whether a detached driver's job is in its queue; ``None`` if the queue cannot be asked here."""
+    if record.job_id is None:
+        return None
+    try:
+        return record.job_id in listed(site_of_kind(record.kind))
+    except ClusterError:
+        return None
+
+
+# --- submission ---------------------------------------------------------------------------------------
+
+
+def run(config: Config, run_dir: Path | str) -> Record:
+    """Check a config, open its run directory, and submit a job that drives the run; parameters as of `runs.run`.
+
+    Raises
+    ------
+    ConfigError
+        As `runs.run`; or if the cluster is no site, or a driver works or waits already.
+    ClusterError
+        If the site takes no job.
+    """
+    from daskpipe import runs
+
+    refuse(config.cluster)
+    tree = Tree(Path(run_dir).absolute())
+    runs.open_run(tree, config)
+    return _detach(tree, config)
+
+
+def resume(run_dir: Path | str, overrides: Sequence[str] = (), *, cluster: Cluster | None = None) -> Record:
+    """Submit a job that goes on with a run; parameters as of `runs.resume`, errors as of `run`."""
+    from daskpipe import runs
+
+    tree, config = runs.stored(run_dir, overrides, cluster=cluster)
+    refuse(config.cluster)
+    runs.open_run(tree, config)
+    return _detach(tree, config)
+
+
+def _detach(tree: Tree, config: Config) -> Record:
+    if (driver := lease.holder(tree.root)) is not None:
+        raise lease.busy(tree.root, driver)
+    if (record := waiting(tree.root)) is not None and in_queue(record) is not False:
+        raise ConfigError(
+            f"job {record.job_id} waits to drive {tree.root} since {record.at}. Look at it: daskpipe status "
+            f"{_quoted(tree.root)} --watch, or take it back: daskpipe cancel {_quoted(tree.root)}"
+        )
+    cluster = config.cluster
+    if cluster.name.endswith((".yaml", ".yml")):  # the job may begin in another directory
+        cluster = cluster.model_copy(update={"name": str(Path(cluster.name).expanduser().absolute())})
+    budget = config.budget.model_dump(mode="json", include={"hours", "bytes"})
+    overrides = [f"budget.{name}={'null' if value is None else value}" for name, value in budget.items()]
+    return _submit(tree.root, cluster, overrides)
+
+
+def refuse(cluster: Cluster) -> None:
+    """See that a cluster can have a detached driver.
+
+    Raises
+    ------
+    ConfigError
+        If it is no site with a queue.
+    """
+    if cluster.address or cluster.name == "local":
+        raise ConfigError(
+            f"--detach submits the driver as a job of a site, and cluster is {cluster.address or cluster.name}. "
+            "Give --cluster slurm, or leave --detach out"
+        )
+
+
+def drive(run_dir: Path | str, token: str, subscribers: Iterable[Emit] = ()) -> Result:
+    """Drive a run from the job of a detached driver; near its end submit the next one.
+
+    Parameters
+    ----------
+    run_dir, subscribers
+        As of `runs.resume`.
+    token
+        Names the driver in ``detached.json``.
+
+    Raises
+    ------
+    ConfigError
+        If another job has taken its place.
+    Interrupted
+        If the job ends soon and the next one goes on.
+    """
+    from daskpipe import runs
+    from daskpipe.config import Cluster
+
+    root = Path(run_dir).absolute()
+    record = read(root)
+    if record is None or record.token != token:
+        raise ConfigError(
+            f"this job is not to drive {root} any more: it was cancelled, or another took its place. "
+            f"See: daskpipe status {_quoted(root)}"
+        )
+    cluster = Cluster(**record.cluster)
+
+    def hand_over() -> None:
+        if lease.requested(root):  # cancelled in this very moment
+            return
+        following = _submit_patiently(root, cluster, record.overrides)
+        raise Interrupted(f"the job of this driver ends soon; job {following.job_id} goes on with {root}")
+
+    # The one before may have died on another machine, which only its silence tells.
+    detached = runs.Detached(token=token, patience=2 * lease.LEASE_SECONDS, hand_over=hand_over)
+    return runs.resume(root, record.overrides, cluster=cluster, subscribers=subscribers, detached=detached)
+
+
+def _submit_patiently(root: Path, cluster: Cluster, overrides: Sequence[str]) -> Record:
+    for _ in range(TRIES - 1):
+        try:
+            return _submit(root, cluster, overrides)
+        except ClusterError:  # its controller restarts, perhaps
+            time.sleep(PAUSE_SECONDS)
+    return _submit(root, cluster, overrides)
+
+
+def _submit(root: Path, cluster: Cluster, overrides: Sequence[str]) -> Record:
+    """Record and submit a job that resumes a run; it may begin before this returns."""
+    from daskpipe import sites
+    from daskpipe.submissions import tag, words_of
+
+    site = sites.site_of(cluster)
+    token = uuid.uuid4().hex[:12]
+    name, folder = f"{tag(root)}-driver", root / "jobs"
+    folder.mkdir(exist_ok=True)
+    python = shlex.quote(site.python or sys.executable)
+    job = sites.job(
+        site,
+        site.driver,
+        scheduler="tcp://127.0.0.1:0",  # it has its own
+        name=name,
+        keys=None,
+        log_directory=folder,
+        command=f"{python} -m daskpipe resume {_quoted(root)} --detached {token}",
+    )
+    record = Record(
+        token=token,
+        job_id=None,
+        kind=site.kind,
+        log=str(folder),
+        at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        cluster=cluster.model_dump(mode="json"),
+        overrides=list(overrides),
+    )
+    _write(root, record)
+    try:
+        asyncio.run(job.start())
+    except (OSError, RuntimeError, ValueError) as error:
+        forget(root)
+        raise ClusterError(
+            f"{site.name} takes no job for the driver: {words_of(error)}. Change section driver of its file; to see "
+            f"what was submitted: daskpipe plan {_quoted(root / 'config.yaml')} --show-script"
+        ) from error
+    job_id = str(job.job_id)
+    named = {"SLURM", "LSF", "OAR", "HTCondor"}  # the others choose the name of the log
+    record = replace(record, job_id=job_id, log=str(folder / f"{name}-{job_id}.log" if site.kind in named else folder))
+    _write(root, record)
+    return record
+
+
+# --- queues -------------------------------------------------------------------------------------------
+
+
+def site_of_kind(kind: str) -> Site:
+    """Return a site of a queue, enough to ask the queue and to cancel jobs."""
+    from daskpipe.sites import Site
+
+    return Site.model_validate({"name": "any", "class": kind, "pools": {"cpu": {}}})
+
+
+def listed(site: Site) -> set[str]:
+    """Return the ids of the jobs in a queue; raises as `ask`."""
+    from daskpipe.sites import parse, queue
+
+    return set(parse(site, ask(queue(site))))
+
+
+def ask(words: Sequence[str]) -> str:
+    """Run a command of a queue; return what it prints.
+
+    Raises
+    ------
+    ClusterError
+        If it is not there, fails or does not answer.
+    """
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=QUEUE_SECONDS).stdout
+    except subprocess.CalledProcessError as error:
+        raise ClusterError(f"{shlex.join(words)}: {error.stderr.strip()}. Try again when it answers") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ClusterError(f"{shlex.join(words)}: {error}. Type this where the site's commands are") from error
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+def _file(root: Path) -> Path:
+    return root / "detached.json"
+
+
+def _write(root: Path, record: Record) -> None:
+    write_atomically(_file(root), json.dumps(asdict(record), indent=1))
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(os.fspath(path))

@@ -1,0 +1,214 @@
+"""The cluster of a site: one scheduler in this process, with keys of its own, and the jobs that work for it.
+
+`site_workers` yields them. `daskpipe.keeper` decides which jobs there should be.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distributed import WorkerPlugin
+
+from daskpipe import sites
+from daskpipe.errors import ClusterError, DiskError
+from daskpipe.events import Emit, Insecure, Notice
+from daskpipe.keeper import Keeper
+from daskpipe.placement import GPU, Workers
+from daskpipe.submissions import cancel_left
+
+if TYPE_CHECKING:
+    from distributed import Security, SpecCluster
+
+LOOPBACK = "127.0.0.1"
+KEY_FILES = ("ca.pem", "cert.pem", "key.pem")
+KEYS = "keys-"
+"""Folders of keys in a run directory begin with this."""
+
+INSECURE = (
+    "WARNING: cluster.insecure=true: no TLS. Whoever reaches {address} on the network can run programs as you, and "
+    "read and change your files, while this run lasts"
+)
+
+
+@contextmanager
+def site_workers(
+    site: sites.Site, root: Path, emit: Emit, *, insecure: bool, dashboard: str | None
+) -> Iterator[Workers]:
+    """Start a scheduler in this process and yield it with the keeper of a site's jobs; end both, and all jobs.
+
+    Parameters
+    ----------
+    site
+        Its description.
+    root
+        Run directory, which the jobs' machines must share: keys, job logs and the list of jobs are below it.
+    emit
+        Called with what a person should know of the jobs.
+    insecure
+        Do without TLS.
+    dashboard
+        Address and port of the dashboard; None for none.
+
+    Raises
+    ------
+    ClusterError
+        If the scheduler cannot listen.
+    """
+    from distributed import Client, Security
+
+    address = address_of(site)
+    if left := cancel_left(site, root):
+        emit(Notice(message=f"cancelled jobs that a driver of this run had left: {', '.join(left)}"))
+    remove_keys(root)
+    with ExitStack() as started:
+        security = None if insecure else Security.temporary()
+        keys = None if security is None else started.enter_context(key_files(root, security))
+        cluster = started.enter_context(scheduler(address, security, dashboard))
+        if security is None:
+            warn_insecure(cluster.scheduler_address, emit)
+        keeper = started.enter_context(Keeper(cluster, site, root, keys, emit))
+        client = started.enter_context(Client(cluster, set_as_default=False))
+        client.register_plugin(OwnGpu(), name="daskpipe-gpu")
+        yield Workers(client, keeper)
+
+
+def warn_insecure(address: str, emit: Emit) -> None:
+    """Say on the screen, whatever else is shown there, and in the run's events that there is no TLS."""
+    print(INSECURE.format(address=address), file=sys.stderr, flush=True)
+    emit(Insecure(address=address))
+
+
+def address_of(site: sites.Site) -> str:
+    """Return the address of this machine by which a site's jobs reach it: that of its interface, if it names one.
+
+    Raises
+    ------
+    ClusterError
+        If there is no such interface here.
+    """
+    from distributed.utils import get_ip_interface
+
+    if site.interface is not None:
+        try:
+            return get_ip_interface(site.interface)
+        except ValueError as error:
+            raise ClusterError(f"interface of site {site.name}: {error}. Change it in the site's file") from error
+    # No packet is sent: this asks for the route only, to an address that is set aside for documentation.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return probe.getsockname()[0]
+        except OSError:  # no route to elsewhere: the jobs can only be on this machine
+            return LOOPBACK
+
+
+@contextmanager
+def scheduler(address: str, security: Security | None, dashboard: str | None) -> Iterator[SpecCluster]:
+    """Yield a cluster that is a scheduler alone, in this process, listening on one address.
+
+    Parameters
+    ----------
+    address
+        Of this machine; never all of them.
+    security
+        Keys that whoever connects must hold, too; None for plain TCP.
+    dashboard
+        Address and port of the dashboard; None for none.
+
+    Raises
+    ------
+    ClusterError
+        If it cannot listen.
+    """
+    from distributed import Scheduler, SpecCluster
+
+    options = {
+        "host": address,
+        "port": 0,
+        "protocol": "tcp://" if security is None else "tls://",
+        "security": security,
+        "dashboard": dashboard is not None,
+        "dashboard_address": dashboard or f"{LOOPBACK}:0",
+    }
+    with ExitStack() as started:
+        try:
+            cluster = started.enter_context(
+                SpecCluster(
+                    workers={},
+                    scheduler={"cls": Scheduler, "options": options},
+                    security=security,
+                    name="daskpipe",
+                    silence_logs=logging.ERROR,
+                )
+            )
+        except (OSError, RuntimeError) as error:
+            raise ClusterError(
+                f"the scheduler cannot listen on {address}: {error}. Give the site an interface"
+            ) from error
+        yield cluster
+
+
+# --- keys -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def key_files(root: Path, security: Security) -> Iterator[Path]:
+    """Yield a folder with the keys of a cluster, for its owner only; remove it."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=KEYS, dir=root))  # mode 0700
+    except OSError as error:
+        raise DiskError(
+            f"cannot write keys into {root}: {error.strerror}. Make room or give another --run-dir"
+        ) from error
+    try:
+        for name, field in zip(KEY_FILES, ("tls_ca_file", "tls_worker_cert", "tls_worker_key"), strict=True):
+            descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(getattr(security, field))
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_keys(root: Path) -> None:
+    """Remove the keys of drivers that were killed. Their schedulers are gone, so they open nothing any more."""
+    for folder in root.glob(f"{KEYS}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- workers ----------------------------------------------------------------------------------------
+
+
+class OwnGpu(WorkerPlugin):
+    """Worker plugin: each process of a job with several GPUs sees one of them; one of a CPU pool sees none.
+
+    Torch looks at the variable when it is imported, which the first unit does, after this.
+    """
+
+    def setup(self, worker: Any) -> None:
+        """Set CUDA_VISIBLE_DEVICES by the number at the end of the worker's name."""
+        has_gpu = GPU in worker.state.total_resources
+        os.environ["CUDA_VISIBLE_DEVICES"] = (
+            own_gpu(str(worker.name), os.environ.get("CUDA_VISIBLE_DEVICES")) if has_gpu else ""
+        )
+
+
+def own_gpu(name: str, visible: str | None) -> str:
+    """Return the GPU of a worker of a GPU job, given its name and the job's CUDA_VISIBLE_DEVICES.
+
+    Workers of a job are ``JOB.7-0``, ``JOB.7-1``, ...; one that is alone in its job bears the job's name, ``JOB.7``.
+    """
+    numbered = re.search(r"\.\d+-(\d+)$", name)
+    index = int(numbered[1]) if numbered else 0
+    gpus = [gpu.strip() for gpu in (visible or "").split(",") if gpu.strip()]
+    return gpus[index] if index < len(gpus) else str(index)

@@ -1,0 +1,172 @@
+"""The matrix of faults: real drivers, one fault at a time or several in a row, and what became of the structures.
+
+    python tests/faults/matrix.py [--only NAME ...] [--stage STAGE ...] [--repeat N] [--out FILE]
+
+Names are those of `SCENARIOS`. The rows of Slurm need it, and root; the rows of full disks need root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"  # as on daskpipe's workers, before any import
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import rows_calculators
+import rows_disk as disk
+import rows_processes as processes
+import rows_slurm
+import slurm
+from strikes import STAGES, Bench, Row
+
+Scenario = Callable[[Bench], list[Row]]
+
+
+def _scenarios() -> Iterator[tuple[str, Scenario]]:
+    """Each name and what it does, in the order of the table."""
+    who = "worker killed"
+    for rotation in range(len(processes.STEPS)):
+        yield (
+            f"worker-{rotation}",
+            lambda bench, rotation=rotation: processes.workers_struck(
+                bench, processes.diagonal(rotation, bench.stages, who)
+            ),
+        )
+    yield "worker-files", lambda bench: processes.workers_struck(bench, processes.more_steps(bench.stages, who))
+    yield "worker-published", lambda bench: processes.workers_struck(bench, processes.published(bench.stages, who))
+    yield "nanny", processes.nannies_killed
+    for rotation in range(len(processes.STEPS)):
+        yield (
+            f"driver-{rotation}",
+            lambda bench, rotation=rotation: processes.driver_while_units_commit(bench, rotation),
+        )
+    yield (
+        "driver-published",
+        lambda bench: processes.driver_killed(
+            bench, processes.published(bench.stages, "driver killed, a unit", act="kill parent")
+        ),
+    )
+    for rotation in range(len(processes.LEDGER_MOMENTS)):
+        yield f"ledger-{rotation}", lambda bench, rotation=rotation: processes.driver_at_its_ledger(bench, rotation)
+    yield "driver-files", processes.driver_at_its_files
+    yield "scheduler", processes.schedulers_killed
+    yield "worker-stopped", processes.workers_stopped
+    yield "local-worker-stopped", processes.local_worker_stopped
+    yield "driver-stopped", processes.driver_stopped
+    yield "two-drivers", processes.two_drivers_at_once
+    yield "calculators", rows_calculators.calculators
+    for rotation in range(len(disk.ERRORS)):
+        yield f"disk-errors-{rotation}", lambda bench, rotation=rotation: disk.disk_errors(bench, rotation)
+    yield "driver-disk-errors", disk.driver_disk_errors
+    if disk.can_mount():
+        yield "disk-full", disk.disk_full
+    yield "torn-ledger", disk.torn_ledger
+    yield "flipped", disk.flipped
+    yield "dataset-flipped", disk.dataset_flipped
+    if slurm.missing() is None:
+        for name, disturb in rows_slurm.DISTURBANCES.items():
+            yield name, lambda bench, disturb=disturb: _on_slurm(bench, disturb)
+
+
+def _on_slurm(bench: Bench, disturb: Callable[[Bench, slurm.Slurm], list[Row]]) -> list[Row]:
+    with slurm.running() as running:
+        return disturb(bench, running)
+
+
+SCENARIOS: dict[str, Scenario] = dict(_scenarios())
+
+
+def rows_of(name: str, bench: Bench) -> list[Row]:
+    """Return the rows of a scenario; one that says so if it did not come to its end."""
+    try:
+        return SCENARIOS[name](bench)
+    except Exception as error:  # its row tells, and the others go on
+        traceback.print_exc()
+        (line,) = traceback.format_exception_only(error)[-1:]
+        return [Row(fault=name, stage="-", note=" ".join(line.split())[:300])]
+
+
+HEAD = ("fault", "stage", "injected", "survived", "lost", "duplicates", "seconds", "bit-identical")
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of the table."""
+    cells = [HEAD] + [
+        (
+            row.fault,
+            row.stage,
+            f"{row.injected}",
+            f"{row.survived}",
+            f"{row.lost}",
+            f"{row.duplicates}",
+            f"{row.seconds:.1f}",
+            "yes" if row.identical else "NO",
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(HEAD))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    ]
+    notes = [f"{row.fault} | {row.stage}: {row.note or 'was not injected'}" for row in rows if not row.good]
+    return lines + (["", *notes] if notes else [])
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Return the last line."""
+    total = {name: sum(getattr(row, name) for row in rows) for name in ("injected", "survived", "lost", "duplicates")}
+    return (
+        f"{total['injected']} faults injected, {total['survived']} survived; {total['lost']} structures lost, "
+        f"{total['duplicates']} duplicates; {sum(row.identical for row in rows)} of {len(rows)} rows bit-identical"
+    )
+
+
+def machine() -> str:
+    """Return what the seconds depend on."""
+    day, python, load = time.strftime("%Y-%m-%d"), platform.python_version(), os.getloadavg()[0]
+    return f"{day}, {os.cpu_count()} cores, {platform.machine()}, Python {python}, load {load:.1f} at the start"
+
+
+def main() -> int:
+    """Run scenarios and print their rows; 1 if one of them is not as it should be."""
+    parser = argparse.ArgumentParser(description="Inject faults into runs of daskpipe, and print what became of them.")
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, metavar="NAME", help=f"of {', '.join(SCENARIOS)}")
+    parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    chosen = parser.parse_args()
+    head = f"$ python tests/faults/matrix.py {' '.join(sys.argv[1:])}".rstrip()
+    head = f"{head}   ({machine()})"
+    started = time.monotonic()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="daskpipe-faults-") as folder:
+        bench = Bench(Path(folder), chosen.stage)
+        for _ in range(chosen.repeat):
+            for name in chosen.only or SCENARIOS:
+                began = time.monotonic()
+                rows += rows_of(name, bench)
+                good = all(row.good for row in rows)
+                print(f"{name}: {time.monotonic() - began:.0f} s{'' if good else ', not all good'}", file=sys.stderr)
+    end = f"{summary(rows)}; {(time.monotonic() - started) / 60:.0f} minutes"
+    lines = [head, "", *table(rows), "", end]
+    print("\n".join(lines))
+    if chosen.out:
+        chosen.out.write_text("\n".join(lines) + "\n")
+    return 0 if rows and all(row.good for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

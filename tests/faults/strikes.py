@@ -1,0 +1,298 @@
+"""Faults to inject, what was injected, and how what a run left compares with an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pytest
+from driver import PATIENCE, Driver
+from small_runs import SMALL, UNITS, files_of, manifests
+
+from daskpipe.errors import EXIT_QUARANTINED
+from daskpipe.fsck import fsck
+from daskpipe.structures import hex_ids
+from daskpipe.work import Tree, read_unit
+
+STAGES = tuple(UNITS)
+HOLD_STRUCTURES = ("generate", "explore", "label")
+"""Stages whose units hold structures with an id; `dataset.zarr` is the fourth place."""
+
+HURRIED = (str(Path(__file__).with_name("hurried.py")),)
+"""What a driver is started with that is to wait less for workers and jobs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strike:
+    """One fault at one call.
+
+    Parameters
+    ----------
+    fault, stage
+        For the table.
+    call, when, pattern
+        `mkdir`, `fsync`, `rename` or `write`, and `before`, `after` or (of a write) `half`; what the path, or of a
+        write the path and the text, must match.
+    act
+        ``kill self|parent|FILE ...``, ``stop``, ``raise ERRNO``, ``fill``.
+    times
+        How often.
+    file
+        Of a write: what the path must match.
+    """
+
+    fault: str
+    stage: str
+    call: str
+    when: str
+    pattern: str
+    act: str = "kill self"
+    times: int = 1
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class Struck:
+    """A marker."""
+
+    at: float
+    pid: int
+    parent: int
+    subject: str
+
+
+@dataclass
+class Plan:
+    """Strikes that wait for the processes of a driver."""
+
+    folder: Path
+    strikes: Sequence[Strike]
+
+    def struck(self, strike: Strike) -> list[Struck]:
+        """Markers of a strike, in their order."""
+        found = []
+        for path in sorted(self.folder.glob(f"struck-{self.strikes.index(strike)}-*")):
+            text = path.read_text()
+            if text:  # else it is just being written
+                found.append(Struck(**json.loads(text)))
+        return found
+
+    @property
+    def n_struck(self) -> int:
+        """How many have been made."""
+        return len(list(self.folder.glob("struck-*")))
+
+
+@contextmanager
+def striking(folder: Path, strikes: Sequence[Strike]) -> Iterator[Plan]:
+    """Let the processes that are started meanwhile be struck."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("import injected\n")
+    (folder / "strikes.json").write_text(json.dumps([asdict(strike) for strike in strikes]))
+    paths = [str(folder), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
+        patch.setenv("FAULTS_PLAN", str(folder))
+        yield Plan(folder, strikes)
+
+
+# --- what a run left --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run left: ids by place, checksums of what units hold, dataset, quarantine."""
+
+    ids: dict[str, Counter[str]]
+    units: dict[str, object]
+    dataset: dict[str, bytes]
+    quarantine: dict[str, bytes]
+
+
+def left_by(run_dir: Path) -> Left:
+    """Read a run directory, each byte of it checked."""
+    from daskpipe.store.reader import open_dataset
+
+    units, ids = {}, {stage: Counter[str]() for stage in HOLD_STRUCTURES}
+    for path in manifests(run_dir):
+        manifest = json.loads(path.read_text())
+        stage, key = manifest["unit"]["stage"], manifest["unit"]["key"]
+        units[f"{stage}/{key}"] = manifest["files"]
+        if stage in HOLD_STRUCTURES and manifest["receipt"]["n_out"]:
+            ids[stage].update(hex_ids(read_unit(run_dir, stage, key)))
+    if Tree(run_dir).dataset.exists():
+        ids["dataset"] = Counter(hex_ids(open_dataset(Tree(run_dir).dataset).compute(scheduler="synchronous")))
+    # Hidden files are those that were never renamed.
+    quarantine = {path.name: path.read_bytes() for path in (run_dir / "quarantine").glob("[!.]*.json")}
+    return Left(ids, units, files_of(run_dir / "dataset.zarr"), quarantine)
+
+
+@dataclass(kw_only=True)
+class Row:
+    """One line of the table."""
+
+    fault: str
+    stage: str
+    injected: int = 0
+    survived: int = 0
+    lost: int = 0
+    duplicates: int = 0
+    seconds: float = 0.0
+    """Longest time from a strike to the next commit."""
+    identical: bool = False
+    note: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Injected, survived, nothing lost, nothing twice, the same bytes."""
+        survived = self.injected > 0 and self.survived == self.injected
+        return survived and self.identical and self.lost == self.duplicates == 0
+
+
+def judged(run_dir: Path, reference: Left, *, fully: bool = True) -> tuple[dict[str, int], list[str]]:
+    """Compare a run with an undisturbed one; return ids lost, ids twice, and what is wrong in words."""
+    found = left_by(run_dir)
+    numbers = {"lost": 0, "duplicates": 0}
+    for place, expected in reference.ids.items():
+        here = found.ids.get(place, Counter())
+        numbers["lost"] += (expected - here).total()
+        numbers["duplicates"] += (here - expected).total()
+    wrong = []
+    if found.dataset != reference.dataset:
+        wrong.append("dataset differs")
+    if found.units != reference.units:
+        names = sorted(key for key in found.units | reference.units if found.units.get(key) != reference.units.get(key))
+        wrong.append(f"units differ: {', '.join(name[:22] for name in names)}")
+    if found.quarantine != reference.quarantine:
+        wrong.append("quarantine differs")
+    if fully:
+        # What attempts that were killed have left is no finding: the next driver removes it.
+        wrong += [f"fsck: {finding.says}" for finding in fsck(run_dir, rehash=True).findings]
+    return numbers, wrong
+
+
+# --- a bench ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Bench:
+    """Where runs are made, and what an undisturbed one left.
+
+    One of its seeds is rejected, so that there is a quarantine.
+    """
+
+    folder: Path
+    stages: Sequence[str] = STAGES
+    undisturbed: Path = field(init=False)
+    reference: Left = field(init=False)
+    _runs: int = 0
+
+    def __post_init__(self) -> None:
+        (self.folder / "overlap.xyz").write_text("2\n\nCu 0 0 0\nAu 0 0 0.3\n")
+        self.undisturbed = self.folder / "undisturbed"
+        driver = self.start(self.undisturbed)
+        ended(driver, EXIT_QUARANTINED)
+        self.reference = left_by(self.undisturbed)
+        _, wrong = judged(self.undisturbed, self.reference)
+        assert not wrong, wrong
+        assert self.reference.dataset
+        assert self.reference.quarantine
+
+    def words(self, run_dir: Path, *overrides: str) -> list[str]:
+        """What is typed to run the config."""
+        paths = f"generate.paths=['{self.folder}/overlap.xyz']"
+        local = ["cluster.workers=2", "cluster.gpus=0"]
+        return ["run", "emt_alloy", *SMALL, paths, *local, *overrides, "--run-dir", str(run_dir)]
+
+    def start(self, run_dir: Path, *overrides: str, program: Sequence[str] = ("-m", "daskpipe")) -> Driver:
+        """Start a driver, or go on: the same config in the same directory is the same run."""
+        return Driver(run_dir, *self.words(run_dir, *overrides), program=program)
+
+    def fresh(self) -> Path:
+        """Return a folder for a scenario."""
+        self._runs += 1
+        folder = self.folder / f"{self._runs}"
+        folder.mkdir()
+        return folder
+
+    def rows(self, plan: Plan, run_dir: Path, starts: Sequence[float] = ()) -> list[Row]:
+        """Return a row for each strike of a plan, after the end of its run.
+
+        `starts` are the times at which further drivers were started: one that was killed has recovered when the next
+        one commits.
+        """
+        numbers, wrong = judged(run_dir, self.reference)
+        end = time.time()
+        commits = sorted((path.stat().st_mtime, path.parents[2].name) for path in manifests(run_dir))
+        rows = []
+        for strike in plan.strikes:
+            struck = plan.struck(strike)
+            seconds = 0.0
+            for mark in struck:
+                restarted = next((start for start in starts if start > mark.at), None)
+                after = restarted or mark.at
+                back = next(
+                    (at for at, stage in commits if at > after and (restarted or stage == strike.stage)),
+                    min(end, newest(run_dir)),
+                )
+                seconds = max(seconds, back - mark.at)
+            rows.append(
+                Row(
+                    fault=strike.fault,
+                    stage=strike.stage,
+                    injected=len(struck),
+                    survived=len(struck),
+                    seconds=seconds,
+                    identical=not wrong,
+                    note="; ".join(wrong),
+                    **numbers,
+                )
+            )
+        return rows
+
+    def row(self, fault: str, stage: str, run_dir: Path, at: float, injected: int, *, fully: bool = True) -> Row:
+        """Return the row of a fault that was injected from outside at some time, after the end of its run."""
+        numbers, wrong = judged(run_dir, self.reference, fully=fully)
+        commits = [path.stat().st_mtime for path in manifests(run_dir)]
+        back = min([moment for moment in commits if moment > at], default=newest(run_dir))
+        return Row(
+            fault=fault,
+            stage=stage,
+            injected=injected,
+            survived=injected,
+            seconds=back - at,
+            identical=not wrong,
+            note="; ".join(wrong),
+            **numbers,
+        )
+
+
+def newest(run_dir: Path) -> float:
+    """Return when a run last wrote to its ledger."""
+    return max(path.stat().st_mtime for path in (run_dir / "ledger").glob("*.jsonl"))
+
+
+def ended(driver: Driver, *codes: int) -> int:
+    """Wait for a driver; see that it ended as it should."""
+    code = driver.process.wait(4 * PATIENCE)
+    assert code in codes, f"the driver ended with {code}: {driver.log.read_text()[-3000:]}"
+    return code
+
+
+def wait_until(done: object, seconds: float = PATIENCE) -> None:
+    """Wait until a function returns something true."""
+    assert callable(done)
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "it did not come there"
+        time.sleep(0.05)
+
+
+PYTHON = sys.executable

@@ -1,0 +1,35 @@
+"""The short form of the matrix of faults on Slurm: what `test_slurm` does not do to jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import slurm
+from rows_slurm import drain, early_death
+from slurm import Slurm
+from strikes import Bench, Row
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def queue() -> Iterator[Slurm]:
+    if reason := slurm.missing():
+        pytest.skip(reason)
+    with slurm.running() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bench(queue: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.mark.parametrize("disturb", [early_death, drain])
+def test_nothing_is_lost_and_nothing_doubled(
+    disturb: Callable[[Bench, Slurm], list[Row]], bench: Bench, queue: Slurm
+) -> None:
+    rows = disturb(bench, queue)
+    assert len(rows) == 1
+    assert [row for row in rows if not row.good] == []

@@ -1,0 +1,192 @@
+"""A private Slurm for tests: munged, slurmctld and slurmd of its own, below a temporary folder, on ports of its own.
+
+One node, this machine, with two partitions, ``cpu`` and ``gpu``; its two GPUs are ``/dev/null`` and ``/dev/zero``.
+Jobs run as the user of the tests, which must be root: slurmd starts them under their owner's name.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+START_SECONDS = 30.0
+STOP_SECONDS = 20.0
+N_CPUS = 16
+"""More than there are: jobs of tests mostly wait."""
+
+CONFIG = """
+ClusterName=daskpipe
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+CryptoType=crypto/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SwitchType=switch/none
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/none
+GresTypes=gpu
+ReturnToService=2
+KillWait=5
+SchedulerParameters=bf_interval=1,sched_interval=2,batch_sched_delay=0
+SlurmdParameters=config_overrides
+NodeName={host} NodeAddr=127.0.0.1 CPUs={n_cpus} RealMemory=20000 Gres=gpu:2 State=UNKNOWN
+PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=gpu Nodes=ALL MaxTime=INFINITE State=UP
+"""
+
+GPUS = """
+NodeName={host} Name=gpu File=/dev/null
+NodeName={host} Name=gpu File=/dev/zero
+"""
+
+
+def missing() -> str | None:
+    """What keeps a Slurm from being started here, and what to do about it; None if nothing does."""
+    if absent := [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None]:
+        return f"no {', '.join(absent)} on the PATH: apt-get install slurm-wlm munge"
+    return "slurmd must be started by root to run jobs" if os.geteuid() else None
+
+
+def command(*words: object) -> str:
+    """Run a command of Slurm; return what it printed."""
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, f"{words}: {done.stderr}"
+    return done.stdout
+
+
+@dataclass
+class Slurm:
+    """A Slurm that runs: SLURM_CONF of this process points at it."""
+
+    folder: Path
+    daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, *words: str, user: str | None = None) -> None:
+        """Start a daemon in the foreground of a session of its own."""
+        name = words[0]
+        with (self.folder / f"{name}.out").open("ab") as out:
+            self.daemons[name] = subprocess.Popen(
+                words, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True, user=user, group=user
+            )
+
+    def stop(self, name: str) -> None:
+        """Kill a daemon, as a machine that goes down does."""
+        daemon = self.daemons.pop(name)
+        daemon.kill()
+        daemon.wait(STOP_SECONDS)
+
+    def start_controller(self) -> None:
+        """Start slurmctld, with the jobs that it knew before."""
+        self.start("slurmctld", "-D")
+
+    def stop_controller(self) -> None:
+        """Kill slurmctld: jobs go on, and no command of Slurm is answered."""
+        self.stop("slurmctld")
+
+    def squeue(self) -> dict[str, dict[str, str]]:
+        """Jobs that are not over, by id: their name, state, partition."""
+        lines = command("squeue", "-h", "-o", "%A|%j|%T|%P").splitlines()
+        return {
+            job_id: {"name": name, "state": state, "partition": partition}
+            for job_id, name, state, partition in (line.split("|") for line in lines)
+        }
+
+    def wait_until_idle(self, seconds: float) -> None:
+        """Wait until the queue is empty and the node has no job's processes left."""
+        deadline = time.monotonic() + seconds
+        while (jobs := self.squeue()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not jobs, f"still in the queue after {seconds} s: {jobs}"
+
+    def said(self) -> str:
+        """What the daemons printed last."""
+        return "\n".join(f"{file.name}:\n{file.read_text()[-1500:]}" for file in sorted(self.folder.glob("*.out")))
+
+
+@contextmanager
+def running() -> Iterator[Slurm]:
+    """Start a Slurm, point SLURM_CONF at it, and stop it with all its jobs at the end."""
+    # Not pytest's folder, which nobody but its owner may enter: munged runs as a user of its own.
+    folder = Path(tempfile.mkdtemp(prefix="daskpipe-slurm-"))
+    folder.chmod(0o755)
+    slurm = Slurm(folder)
+    with ExitStack() as left, pytest.MonkeyPatch.context() as patch:
+        left.callback(shutil.rmtree, folder, ignore_errors=True)
+        left.callback(lambda: [slurm.stop(name) for name in list(slurm.daemons)])
+        _write_files(folder)
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        munge = folder / "munge"
+        options = [
+            f"--{option}={munge / name}"
+            for option, name in (
+                ("key-file", "key"),
+                ("socket", "socket"),
+                ("pid-file", "pid"),
+                ("log-file", "log"),
+                ("seed-file", "seed"),
+            )
+        ]
+        slurm.start("munged", "--foreground", *options, user="munge")
+        _wait_for(lambda: (munge / "socket").exists(), slurm)
+        slurm.start("slurmctld", "-D", "-c")
+        slurm.start("slurmd", "-D", "-c")
+        _wait_for(lambda: "idle" in subprocess.run(["sinfo", "-h"], capture_output=True, text=True).stdout, slurm)
+        try:
+            yield slurm
+        finally:
+            if "slurmctld" not in slurm.daemons:
+                slurm.start_controller()
+                _wait_for(lambda: subprocess.run(["scontrol", "ping"], capture_output=True).returncode == 0, slurm)
+            subprocess.run(["scancel", "--user=root"], capture_output=True)
+            slurm.wait_until_idle(STOP_SECONDS)
+
+
+def _write_files(folder: Path) -> None:
+    for name in ("state", "spool", "munge"):
+        (folder / name).mkdir(mode=0o755)
+    owner = pwd.getpwnam("munge")
+    key = folder / "munge" / "key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o400)
+    for path in (key.parent, key):
+        os.chown(path, owner.pw_uid, owner.pw_gid)
+    values = {"folder": folder, "host": socket.gethostname(), "ports": _free_ports(2), "n_cpus": N_CPUS}
+    (folder / "slurm.conf").write_text(CONFIG.format(**values))
+    (folder / "gres.conf").write_text(GPUS.format(**values))
+    (folder / "cgroup.conf").touch()
+
+
+def _free_ports(n: int) -> list[int]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(n)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _wait_for(done: Callable[[], bool], slurm: Slurm) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not done():
+        assert time.monotonic() < deadline, f"Slurm does not start: {slurm.said()}"
+        time.sleep(0.1)

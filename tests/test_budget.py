@@ -1,0 +1,142 @@
+"""A budget of hours, bytes and labels is kept: the run stops in order, says what was spent, and goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+from small_runs import SMALL, UNITS, committed, files_of, last_segment, manifests, names_of
+
+import daskpipe
+from daskpipe.budget import BudgetKeeper, limits, size_in_words, spent
+from daskpipe.config import Config, changed, in_bytes, load
+from daskpipe.errors import ConfigError, Interrupted
+from daskpipe.events import StageStarted, UnitCommitted
+from daskpipe.runs import Result
+from daskpipe.work import Tree
+
+
+def started(stage: str, n_units: int, n_committed: int = 0) -> StageStarted:
+    return StageStarted(stage=stage, n_units=n_units, n_committed=n_committed, n_inputs=n_units, what="seeds")
+
+
+def unit(stage: str, *, seconds: float = 0.0, n_bytes: int = 0) -> UnitCommitted:
+    return UnitCommitted(
+        stage=stage, index=0, key="k", n_inputs=1, n_out=1, n_rejected=0, counts={}, n_bytes=n_bytes, seconds=seconds,
+        worker="w",
+    )  # fmt: skip
+
+
+def test_what_was_spent_is_what_the_tree_says(reference: Result) -> None:
+    found = spent(Tree(reference.run_dir))
+    receipts = [json.loads(path.read_text())["receipt"] for path in manifests(reference.run_dir)]
+    assert found.bytes.total() == sum(receipt["n_bytes"] for receipt in receipts)
+    assert sum(found.seconds.values()) == pytest.approx(sum(receipt["seconds"] for receipt in receipts))
+    assert set(found.bytes) == set(UNITS)
+
+
+def test_a_run_stops_and_goes_on_to_the_same_dataset(reference: Result, client: Client, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    whole = spent(Tree(reference.run_dir)).bytes
+    limit = whole["generate"] + whole["explore"] // 2
+    with pytest.raises(Interrupted, match=rf"budget.bytes={limit}B is spent .* units of explore, then describe-fit"):
+        daskpipe.run("emt_alloy", [*SMALL, f"budget.bytes={limit}B"], run_dir=run_dir, client=client)
+    assert not (run_dir / "dataset.zarr").exists()
+    before = committed(run_dir)
+    assert len(before) >= UNITS["generate"] + 1
+    with pytest.raises(Interrupted, match="is spent"):  # nothing is tried that the budget does not hold
+        daskpipe.resume(run_dir, client=client)
+    assert names_of(last_segment(run_dir), "UnitCommitted", "explore") == 0
+    result = daskpipe.resume(run_dir, ["budget.bytes=1GB"], client=client)
+    assert {key: committed(run_dir)[key] for key in before} == before
+    assert files_of(result.dataset) == files_of(reference.dataset)
+
+
+def test_the_hours_of_earlier_drivers_count(reference: Result, tmp_path: Path) -> None:
+    tree = Tree(reference.run_dir)
+    hours = sum(spent(tree).seconds.values()) / 3600
+    assert hours > 0
+    keeper = BudgetKeeper(tree, load("emt_alloy", [f"budget.hours={hours + 1:.6f}"]))
+    keeper(started("label", 3))
+    keeper(unit("label", seconds=3590))
+    with pytest.raises(Interrupted, match=r"budget.hours=.* is spent \(1.* h of work: label .* Left to do: 1 of 3"):
+        keeper(unit("label", seconds=20))
+    fresh = BudgetKeeper(Tree(tmp_path), load("emt_alloy", [f"budget.hours={hours + 1:.6f}"]))
+    fresh(started("label", 3))
+    fresh(unit("label", seconds=3590))
+
+
+def test_a_run_ends_though_its_last_unit_was_one_too_many(tmp_path: Path) -> None:
+    keeper = BudgetKeeper(Tree(tmp_path), load("emt_alloy", ["budget.bytes=1kB"]))
+    keeper(started("store", 1))
+    keeper(unit("store", n_bytes=2000))
+    keeper(started("store", 1, n_committed=1))  # all is there: nothing to stop
+    with pytest.raises(Interrupted, match=r"Left to do: 2 of 2 units of explore, .* resume .* budget.bytes=2kB"):
+        keeper(started("explore", 2))
+
+
+def test_labels_cut_the_picks_and_decide_the_dataset() -> None:
+    whole, cut = load("emt_alloy", ["select.n=10"]), load("emt_alloy", ["select.n=10", "budget.labels=4"])
+    assert (whole.selection.n, cut.selection.n) == (10, 4)
+    assert cut.deciding() == load("emt_alloy", ["select.n=4"]).deciding() != whole.deciding()
+    assert load("emt_alloy", ["select.n=10", "budget.labels=40"]).deciding() == whole.deciding()
+    assert load("emt_alloy", ["select.n=10", "budget.hours=1", "budget.bytes=1GB"]).deciding() == whole.deciding()
+
+
+def test_labels_cannot_be_changed_on_the_way(reference: Result, client: Client) -> None:
+    with pytest.raises(ConfigError, match=r"holds a run of another config \(select.n: 2 here, 6 there\)"):
+        daskpipe.resume(reference.run_dir, ["budget.labels=2"], client=client)
+
+
+@pytest.mark.parametrize("override", ["select.n=3", "seed=1", "clusters.workers=2", "budget"])
+def test_what_decides_the_dataset_is_refused_on_resume(
+    override: str, reference: Result, type_command: Callable[..., Any]
+) -> None:
+    typed = type_command("resume", str(reference.run_dir), override)
+    assert typed.code == 2
+    assert "only cluster.KEY=VALUE and budget.KEY=VALUE can" in typed.err
+
+
+def test_cluster_and_budget_change_on_resume() -> None:
+    config = load("emt_alloy", ["budget.hours=1", "cluster.workers=2"])
+    other = changed(config, ["budget.hours=null", "budget.bytes=2GB", "cluster.memory=3GB"])
+    assert (other.budget.hours, other.budget.bytes) == (None, "2GB")
+    assert (other.cluster.workers, other.cluster.memory) == (2, "3GB")
+    assert changed(config, ["cluster=slurm"]).cluster.name == "slurm"
+    assert other.deciding() == config.deciding()
+    with pytest.raises(ConfigError, match=r"budget.hours: Input should be greater than 0 \(received -1\)"):
+        changed(config, ["budget.hours=-1"])
+    with pytest.raises(ConfigError, match="unknown key in budget: 'hour'. Did you mean 'hours'?"):
+        changed(config, ["budget.hour=1"])
+
+
+@pytest.mark.parametrize("size", ["50", "GB", "-1GB", "0GB", "1 XB"])
+def test_a_wrong_size_is_refused(size: str) -> None:
+    with pytest.raises(ConfigError, match="budget.bytes: must be a number with a unit, e.g. 50GB"):
+        load("emt_alloy", [f"budget.bytes='{size}'"])
+
+
+def test_sizes() -> None:
+    assert [in_bytes(size) for size in ("7B", "1.5kB", "2 GB", "1GiB")] == [7, 1500, 2 * 10**9, 2**30]
+    assert [size_in_words(n) for n in (7, 1500, 2e9, 3e15)] == ["7 B", "1.5 kB", "2 GB", "3e+03 TB"]
+
+
+def test_a_shard_has_its_share() -> None:
+    config: Config = load("emt_alloy", ["budget.hours=8", "budget.bytes=4GB", "shard=1/4"])
+    assert limits(config) == (2.0, 10**9)
+
+
+def test_a_spent_budget_ends_the_command_with_75(
+    type_command: Callable[..., Any], tmp_path: Path, client: Client
+) -> None:
+    address = client.scheduler.address
+    words = ["run", "emt_alloy", *SMALL, "budget.bytes=1kB", "--cluster", address, "--run-dir", str(tmp_path / "run")]
+    typed = type_command(*words, "--json")
+    assert typed.code == 75
+    answer = json.loads(typed.out)
+    assert answer["exit_code"] == 75
+    assert answer["error"].endswith(f"daskpipe resume {tmp_path / 'run'} budget.bytes=2kB")

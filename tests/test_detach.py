@@ -1,0 +1,307 @@
+"""A driver that is a job of its own, on a real Slurm; and how it is stopped from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import slurm
+from slurm import Slurm
+from small_runs import SMALL, UNITS, committed, files_of
+
+from daskpipe import cancel, detach
+from daskpipe.lease import hold, last
+from daskpipe.ledger import read_ledger
+from daskpipe.runs import Result
+from daskpipe.status import status
+from daskpipe.work import Tree
+
+pytestmark = pytest.mark.timeout(900)
+
+PATIENCE = 240.0
+"""Seconds until Slurm and a driver must have come to a point, on a machine that does other work."""
+
+SITE = """
+class: SLURM
+driver: {{memory: 2GB, partition: cpu, walltime: "{walltime}"}}
+pools:
+  cpu: {{jobs: 1, cores: 1, memory: 2GB, partition: {partition}, walltime: "00:20:00"}}
+"""
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Slurm]:
+    if reason := slurm.missing():
+        pytest.skip(reason)
+    with slurm.running() as running:
+        yield running
+
+
+@pytest.fixture
+def queue(started: Slurm) -> Iterator[Slurm]:
+    """An empty queue, emptied again: a driver that a failed test leaves would go on for ever."""
+    yield started
+    subprocess.run(["scancel", "--user=root"], check=True)
+    started.wait_until_idle(60)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with the file of a site."""
+    monkeypatch.chdir(tmp_path)
+    Path("here.yaml").write_text(SITE.format(walltime="00:20:00", partition="cpu"))
+    return tmp_path
+
+
+def detached(type_command: Command, *words: str) -> dict[str, Any]:
+    """Type a command that submits a driver; return its answer."""
+    typed = type_command(*words, "--cluster", "here.yaml", "--detach", "--json")
+    assert typed.code == 0, typed.out + typed.err
+    answer: dict[str, Any] = json.loads(typed.out)
+    return answer
+
+
+def wait_until(reached: Callable[[], object], run_dir: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not reached():
+        assert time.monotonic() < deadline, said(run_dir)
+        time.sleep(0.2)
+
+
+def said(run_dir: Path) -> str:
+    """What the jobs of a run printed, without line breaks."""
+    return "\n".join(f"{log.name}: {' '.join(log.read_text().split())}" for log in sorted((run_dir / "jobs").glob("*")))
+
+
+# --- without a queue ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["local", "tcp://127.0.0.1:8786"])
+def test_only_a_site_has_detached_drivers(type_command: Command, here: Path, where: str) -> None:
+    typed = type_command("run", "emt_alloy", "--cluster", where, "--detach")
+    assert typed.code == 2
+    words = " ".join(typed.err.split())
+    assert f"and cluster is {where}. Give --cluster slurm, or leave --detach out" in words
+    assert not Path("runs").exists()
+
+
+def record(root: Path, **changes: Any) -> detach.Record:
+    """Write the record of a driver that waits in a queue which cannot be asked here."""
+    values = {
+        "token": "t", "job_id": "17", "kind": "OAR", "log": "l", "at": "2026-11-22T08:00:00Z", "cluster": {},
+        "overrides": [],
+    }  # fmt: skip
+    made = detach.Record(**(values | changes))
+    (root / "detached.json").write_text(json.dumps(made.__dict__))
+    return made
+
+
+@pytest.fixture
+def run_dir(reference: Result, tmp_path: Path) -> Path:
+    """A run that has not begun."""
+    root = tmp_path / "run"
+    root.mkdir()
+    for name in ("config.yaml", "potentials.json"):
+        (root / name).write_bytes((reference.run_dir / name).read_bytes())
+    return root
+
+
+def test_status_tells_of_a_driver_that_waits_until_it_begins(run_dir: Path, type_command: Command) -> None:
+    assert status(run_dir)["state"] == "stopped"
+    waits = record(run_dir)
+    state = status(run_dir)
+    assert (state["state"], state["queued"]) == ("queued", {"job_id": "17", "since": "2026-11-22T08:00:00Z"})
+    assert "is queued as job 17 since 2026-11-22T08:00:00Z" in type_command("status", str(run_dir)).out
+    with hold(run_dir, token=waits.token):
+        assert status(run_dir)["state"] == "running"
+    assert (status(run_dir)["state"], status(run_dir)["queued"]) == ("stopped", None)
+    with hold(run_dir):  # someone who resumes it, or mends it, in a shell
+        pass
+    assert status(run_dir)["state"] == "stopped"
+    record(run_dir, token="u")  # its successor
+    assert status(run_dir)["state"] == "queued"
+
+
+def test_a_second_detached_driver_is_refused(run_dir: Path, here: Path, type_command: Command) -> None:
+    Path("here.yaml").write_text(Path("here.yaml").read_text().replace("SLURM", "OAR"))
+    record(run_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{_stub(here, 'oarsub')}:{os.environ['PATH']}")
+        typed = type_command("resume", str(run_dir), "--cluster", "here.yaml", "--detach")
+        assert typed.code == 2
+        assert f"job 17 waits to drive {run_dir} since" in " ".join(typed.err.split())
+        with hold(run_dir):
+            typed = type_command("resume", str(run_dir), "--cluster", "here.yaml", "--detach")
+    assert typed.code == 2
+    assert f"another daskpipe works in {run_dir}" in " ".join(typed.err.split())
+
+
+def _stub(folder: Path, name: str) -> Path:
+    """Make a command of a queue that refuses everything."""
+    program = folder / "bin" / name
+    program.parent.mkdir(exist_ok=True)
+    program.write_text("#!/bin/sh\necho no such partition >&2\nexit 1\n")
+    program.chmod(0o755)
+    return program.parent
+
+
+def test_a_driver_that_is_refused_leaves_no_record(run_dir: Path, here: Path, type_command: Command) -> None:
+    Path("here.yaml").write_text(Path("here.yaml").read_text().replace("SLURM", "OAR"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{_stub(here, 'oarsub')}:{os.environ['PATH']}")
+        typed = type_command("resume", str(run_dir), "--cluster", "here.yaml", "--detach")
+    assert typed.code == 4
+    words = " ".join(typed.err.split())
+    assert "here takes no job for the driver: no such partition. Change section driver of its file" in words
+    assert detach.read(run_dir) is None
+    assert status(run_dir)["state"] == "stopped"
+
+
+def test_a_job_whose_place_was_taken_does_nothing(run_dir: Path, type_command: Command) -> None:
+    record(run_dir)
+    typed = type_command("resume", str(run_dir), "--detached", "older")
+    assert typed.code == 2
+    assert "this job is not to drive" in typed.err
+    assert last(run_dir) is None
+
+
+def test_cancel_where_nothing_runs(run_dir: Path, tmp_path: Path, type_command: Command) -> None:
+    typed = type_command("cancel", str(run_dir))
+    assert (typed.code, typed.out) == (0, "nothing runs\n")
+    assert not (run_dir / "cancel").exists()
+    typed = type_command("cancel", str(tmp_path))
+    assert typed.code == 2
+    assert "is no run directory" in typed.err
+
+
+def test_cancel_of_a_queue_that_cannot_be_asked_says_where_to_type_it(run_dir: Path, type_command: Command) -> None:
+    record(run_dir)
+    typed = type_command("cancel", str(run_dir))
+    assert typed.code == 4
+    assert "oarstat" in typed.err
+    assert "Type this where the site's commands are" in " ".join(typed.err.split())
+    assert status(run_dir)["state"] == "queued"
+
+
+def test_a_driver_that_does_not_stop_is_named(
+    run_dir: Path, type_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cancel, "HONOUR_SECONDS", 1.0)
+    with hold(run_dir):  # which has just been renewed, and looks for requests every five seconds
+        typed = type_command("cancel", str(run_dir))
+    assert typed.code == 1
+    assert f"End it there: ssh {os.uname().nodename} kill {os.getpid()}" in " ".join(typed.err.split())
+
+
+# --- on a real Slurm ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_detached_driver_completes_the_run(
+    queue: Slurm, here: Path, reference: Result, type_command: Command
+) -> None:
+    answer = detached(type_command, "run", "emt_alloy", *SMALL, "--run-dir", "run")
+    assert answer["job_id"] in queue.squeue()
+    run_dir = here / "run"
+    watched = type_command("status", "run", "--watch")  # ends when the run does
+    assert watched.code == 0
+    assert re.search(r"^(queued as job|running on) ", watched.out), watched.out
+    assert "run is complete" in watched.out, said(run_dir)
+    assert Path(answer["log"]).is_file()
+    driver = last(run_dir)
+    assert driver is not None
+    assert (driver.job_id, driver.token) == (answer["job_id"], detach.read(run_dir).token)
+    queue.wait_until_idle(30)
+    assert files_of(run_dir / "dataset.zarr") == files_of(reference.dataset)
+
+
+@pytest.mark.slow
+def test_a_driver_near_its_walltime_submits_the_next(
+    queue: Slurm, here: Path, reference: Result, type_command: Command
+) -> None:
+    run_dir = here / "run"
+    slurm.command("scontrol", "update", "partition=gpu", "state=down")  # the first driver sees no worker
+    Path("here.yaml").write_text(SITE.format(walltime="00:01:00", partition="gpu"))
+    first = detached(type_command, "run", "emt_alloy", *SMALL, "--run-dir", "run")
+    wait_until(lambda: status(run_dir)["state"] == "running", run_dir)
+    Path("here.yaml").write_text(SITE.format(walltime="00:20:00", partition="gpu"))  # and the second one has the time
+    wait_until(lambda: "goes on with" in said(run_dir), run_dir)
+    slurm.command("scontrol", "update", "partition=gpu", "state=up")
+    wait_until(lambda: status(run_dir)["state"] == "complete", run_dir)
+    second = detach.read(run_dir)
+    assert second is not None
+    assert second.job_id != first["job_id"]
+    assert f"the job of this driver ends soon; job {second.job_id} goes on with {run_dir}" in said(run_dir)
+    driver = last(run_dir)
+    assert driver is not None
+    assert driver.job_id == second.job_id
+    assert files_of(run_dir / "dataset.zarr") == files_of(reference.dataset)
+    queue.wait_until_idle(60)  # no third one
+
+
+@pytest.mark.slow
+def test_cancel_of_a_driver_that_waits(queue: Slurm, here: Path, type_command: Command) -> None:
+    slurm.command("scontrol", "update", "partition=cpu", "state=down")
+    try:
+        answer = detached(type_command, "run", "emt_alloy", *SMALL, "--run-dir", "run")
+        assert status(here / "run")["state"] == "queued"
+        typed = type_command("cancel", "run")
+        assert typed.code == 0
+        assert f"cancelled jobs: {answer['job_id']}" in typed.out
+        assert queue.squeue() == {}
+        assert status(here / "run")["state"] == "stopped"
+    finally:
+        slurm.command("scontrol", "update", "partition=cpu", "state=up")
+
+
+@pytest.mark.slow
+def test_cancel_of_a_driver_at_work_leaves_no_job(queue: Slurm, here: Path, type_command: Command) -> None:
+    run_dir = here / "run"
+    answer = detached(type_command, "run", "emt_alloy", *SMALL, "--run-dir", "run")
+    wait_until(lambda: len(queue.squeue()) > 1 and status(run_dir)["state"] == "running", run_dir)
+    typed = type_command("cancel", "run")
+    assert typed.code == 0, typed.err
+    assert f"job {answer['job_id']}" in typed.out
+    queue.wait_until_idle(30)
+    assert status(run_dir)["state"] == "stopped"
+    assert "cancelled from" in said(run_dir)
+    assert len(committed(run_dir)) < sum(UNITS.values())
+
+
+@pytest.mark.slow
+def test_cancel_after_the_driver_was_killed(queue: Slurm, here: Path, type_command: Command) -> None:
+    run_dir = here / "run"
+    detached(type_command, "run", "emt_alloy", *SMALL, "--run-dir", "run")
+    wait_until(lambda: len(queue.squeue()) > 1 and status(run_dir)["state"] == "running", run_dir)
+    driver = last(run_dir)
+    assert driver is not None
+    os.kill(driver.pid, signal.SIGKILL)
+    wait_until(lambda: status(run_dir)["state"] == "stopped", run_dir)
+    typed = type_command("cancel", "run")
+    assert typed.code == 0, typed.err
+    assert queue.squeue() == {}
+
+
+@pytest.mark.slow
+def test_a_requeued_driver_goes_on(queue: Slurm, here: Path, reference: Result, type_command: Command) -> None:
+    run_dir = here / "run"
+    answer = detached(type_command, "run", "emt_alloy", *SMALL, "--run-dir", "run")
+    wait_until(lambda: status(run_dir)["stages"].get("explore"), run_dir)
+    slurm.command("scontrol", "requeue", answer["job_id"])
+    # Slurm holds a job that was requeued for two minutes.
+    subprocess.run(["scontrol", "update", f"jobid={answer['job_id']}", "starttime=now"], check=False)
+    wait_until(lambda: status(run_dir)["state"] == "complete", run_dir)
+    starts = {event["segment"] for event in read_ledger(Tree(run_dir)) if event["event"] == "RunStarted"}
+    assert len(starts) == 2
+    assert files_of(run_dir / "dataset.zarr") == files_of(reference.dataset)
+    queue.wait_until_idle(60)
