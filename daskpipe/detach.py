@@ -16,6 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,9 @@ TRIES = 6
 PAUSE_SECONDS = 10.0
 """Time between two tries."""
 
+FRUITLESS_LIMIT = 3
+"""Drivers in a row that reach neither a commit nor a checkpoint, after which none is submitted any more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -56,6 +60,8 @@ class Record:
         Where it prints.
     cluster, overrides
         With what it resumes the run.
+    fruitless
+        How many drivers in a row before it brought the run no farther.
     """
 
     token: str
@@ -65,6 +71,7 @@ class Record:
     at: str
     cluster: dict[str, Any]
     overrides: list[str]
+    fruitless: int = 0
 
 
 def read(root: Path) -> Record | None:
@@ -187,10 +194,18 @@ def drive(run_dir: Path | str, token: str, subscribers: Iterable[Emit] = ()) -> 
         )
     cluster = Cluster(**record.cluster)
 
+    started = time.time()
+
     def hand_over() -> None:
         if lease.requested(root):  # cancelled in this very moment
             return
-        following = _submit_patiently(root, cluster, record.overrides)
+        fruitless = 0 if _came_on(root, started) else record.fruitless + 1
+        if fruitless >= FRUITLESS_LIMIT:
+            raise ClusterError(
+                f"{fruitless} drivers of {root} in a row reached neither a commit nor a checkpoint before the end of "
+                "their jobs. Give section driver of the site's file a longer walltime, or leave --detach out"
+            )
+        following = _submit_patiently(root, cluster, record.overrides, fruitless)
         raise Interrupted(f"the job of this driver ends soon; job {following.job_id} goes on with {root}")
 
     # The one before may have died on another machine, which only its silence tells.
@@ -198,16 +213,26 @@ def drive(run_dir: Path | str, token: str, subscribers: Iterable[Emit] = ()) -> 
     return runs.resume(root, record.overrides, cluster=cluster, subscribers=subscribers, detached=detached)
 
 
-def _submit_patiently(root: Path, cluster: Cluster, overrides: Sequence[str]) -> Record:
+def _came_on(root: Path, since: float) -> bool:
+    """Tell whether a unit was committed, or left a checkpoint, after a time."""
+    for pattern in ("*/manifest.json", ".*-work/*-checkpoint/state"):
+        for file in root.glob(f"units/*/*/{pattern}"):
+            with suppress(FileNotFoundError):  # a worker that still ends has removed it
+                if file.stat().st_mtime > since:
+                    return True
+    return False
+
+
+def _submit_patiently(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int) -> Record:
     for _ in range(TRIES - 1):
         try:
-            return _submit(root, cluster, overrides)
+            return _submit(root, cluster, overrides, fruitless)
         except ClusterError:  # its controller restarts, perhaps
             time.sleep(PAUSE_SECONDS)
-    return _submit(root, cluster, overrides)
+    return _submit(root, cluster, overrides, fruitless)
 
 
-def _submit(root: Path, cluster: Cluster, overrides: Sequence[str]) -> Record:
+def _submit(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int = 0) -> Record:
     """Record and submit a job that resumes a run; it may begin before this returns."""
     from daskpipe import sites
     from daskpipe.submissions import tag, words_of
@@ -234,6 +259,7 @@ def _submit(root: Path, cluster: Cluster, overrides: Sequence[str]) -> Record:
         at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         cluster=cluster.model_dump(mode="json"),
         overrides=list(overrides),
+        fruitless=fruitless,
     )
     _write(root, record)
     try:

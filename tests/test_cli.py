@@ -101,9 +101,9 @@ WRONG: dict[str, tuple[int, list[str], str]] = {
     "unknown cluster": (
         2,
         ["run", "emt_alloy", "--cluster", "nowhere"],
-        "unknown choice of cluster 'nowhere'. Known: local",
+        "unknown cluster 'nowhere'. Known: local, example-site",
     ),
-    "unknown site file": (2, ["run", "emt_alloy", "--cluster", "nowhere.yaml"], "unknown cluster 'nowhere.yaml'"),
+    "unknown site file": (2, ["run", "emt_alloy", "--cluster", "nowhere.yaml"], "nowhere.yaml'. Known: local"),
     "unknown choice": (
         2,
         ["run", "emt_alloy", "select=rand"],

@@ -18,6 +18,7 @@ from slurm import Slurm
 from small_runs import SMALL, UNITS, committed, files_of
 
 from daskpipe import cancel, detach
+from daskpipe.errors import ClusterError
 from daskpipe.lease import hold, last
 from daskpipe.ledger import read_ledger
 from daskpipe.runs import Result
@@ -173,6 +174,15 @@ def test_a_job_whose_place_was_taken_does_nothing(run_dir: Path, type_command: C
     assert typed.code == 2
     assert "this job is not to drive" in typed.err
     assert last(run_dir) is None
+
+
+def test_a_chain_of_drivers_that_bring_the_run_no_farther_ends(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(run_dir, fruitless=detach.FRUITLESS_LIMIT - 1, cluster={"workers": 1, "gpus": 0})
+    monkeypatch.setenv("DASKPIPE_DEADLINE", str(time.time() + 2))  # less than workers take to start
+    with pytest.raises(ClusterError, match=r"3 drivers of .* in a row reached neither a commit nor a checkpoint"):
+        detach.drive(run_dir, "t")
+    assert last(run_dir) is not None
+    assert status(run_dir)["state"] == "stopped"
 
 
 def test_cancel_where_nothing_runs(run_dir: Path, tmp_path: Path, type_command: Command) -> None:

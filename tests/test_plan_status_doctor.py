@@ -49,7 +49,7 @@ def test_a_terminal_sees_a_bar_a_stage_with_rate_and_time_left(reference: Result
 
 def test_a_file_sees_a_line_a_stage_and_lost_workers(reference: Result) -> None:
     page = io.StringIO()
-    lost = events.UnitLost(stage="label", index=3, key="k", losses=1, reason="killed")
+    lost = events.UnitLost(stage="label", index=3, key="k", losses=1, kind="infrastructure", reason="killed")
     with ProgressBars(Console(file=page, width=140)) as bars:
         for event in [*told(reference), lost]:
             bars(event)

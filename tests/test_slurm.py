@@ -174,6 +174,19 @@ def test_two_pools_give_the_same_bytes_and_leave_nothing(
     nothing_is_left(queue, run_dir)
 
 
+QUICKSTART = ["explore.dynamics.steps=20", "explore.dynamics.stride=10", "select.n=8"]
+"""The quickstart with less molecular dynamics and fewer labels: MACE explores, CHGNet labels."""
+
+
+def test_the_quickstart_gives_the_same_bytes(queue: Slurm, site: Callable[..., Path], tmp_path: Path) -> None:
+    local = daskpipe.run("quickstart", [*QUICKSTART, "cluster.workers=2", "cluster.gpus=0"], run_dir=tmp_path / "local")
+    file = site(cpu=CPU.replace("2GB", "4GB"), gpu=GPU.replace("jobs: 1", "jobs: 2").replace("2GB", "4GB"))
+    result = daskpipe.run("quickstart", [*QUICKSTART, f"cluster.name={file}"], run_dir=tmp_path / "run")
+    assert files_of(result.dataset) == files_of(local.dataset)
+    assert {job["pool"] for job in submitted(result.run_dir)} == {"cpu", "gpu"}
+    nothing_is_left(queue, result.run_dir)
+
+
 # --- jobs that are disturbed ------------------------------------------------------------------------
 
 

@@ -290,7 +290,7 @@ def test_a_flipped_byte_is_found(tmp_path, name, position):
     data[int(position * len(data)) if position >= 0 else -1] ^= 1
     file.write_bytes(data)
     read = tree.load if name == "payload.npz" else tree.rejected
-    with pytest.raises(IntegrityError, match=f"{name} is not what was committed .its sha256 differs.. .*fsck .* --mend"):
+    with pytest.raises(IntegrityError, match=f"{name} is not what was committed .its sha256 differs.. .*fsck .*--mend"):
         read("explore", unit().key)
 
 

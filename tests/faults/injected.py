@@ -62,6 +62,7 @@ def act(what: str, subject: str) -> None:
         return
     assert kind == "stop", what
     os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.2)  # another thread may have taken the signal, and this one still run for a moment
 
 
 class Watched:

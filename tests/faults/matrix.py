@@ -15,6 +15,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -32,31 +33,15 @@ Scenario = Callable[[Bench], list[Row]]
 
 
 def _scenarios() -> Iterator[tuple[str, Scenario]]:
-    """Each name and what it does, in the order of the table."""
-    who = "worker killed"
-    for rotation in range(len(processes.STEPS)):
-        yield (
-            f"worker-{rotation}",
-            lambda bench, rotation=rotation: processes.workers_struck(
-                bench, processes.diagonal(rotation, bench.stages, who)
-            ),
-        )
-    yield "worker-files", lambda bench: processes.workers_struck(bench, processes.more_steps(bench.stages, who))
-    yield "worker-published", lambda bench: processes.workers_struck(bench, processes.published(bench.stages, who))
+    """Yield each name and what it does, in the order of the table."""
+    steps, moments, errors = len(processes.STEPS), len(processes.LEDGER_MOMENTS), len(disk.ERRORS)
+    yield from _rotated("worker", processes.workers_at_steps, steps)
+    yield "worker-files", processes.workers_at_more_steps
+    yield "worker-published", processes.worker_has_published
     yield "nanny", processes.nannies_killed
-    for rotation in range(len(processes.STEPS)):
-        yield (
-            f"driver-{rotation}",
-            lambda bench, rotation=rotation: processes.driver_while_units_commit(bench, rotation),
-        )
-    yield (
-        "driver-published",
-        lambda bench: processes.driver_killed(
-            bench, processes.published(bench.stages, "driver killed, a unit", act="kill parent")
-        ),
-    )
-    for rotation in range(len(processes.LEDGER_MOMENTS)):
-        yield f"ledger-{rotation}", lambda bench, rotation=rotation: processes.driver_at_its_ledger(bench, rotation)
+    yield from _rotated("driver", processes.driver_while_units_commit, steps)
+    yield "driver-published", processes.driver_while_published
+    yield from _rotated("ledger", processes.driver_at_its_ledger, moments)
     yield "driver-files", processes.driver_at_its_files
     yield "scheduler", processes.schedulers_killed
     yield "worker-stopped", processes.workers_stopped
@@ -64,8 +49,7 @@ def _scenarios() -> Iterator[tuple[str, Scenario]]:
     yield "driver-stopped", processes.driver_stopped
     yield "two-drivers", processes.two_drivers_at_once
     yield "calculators", rows_calculators.calculators
-    for rotation in range(len(disk.ERRORS)):
-        yield f"disk-errors-{rotation}", lambda bench, rotation=rotation: disk.disk_errors(bench, rotation)
+    yield from _rotated("disk-errors", disk.disk_errors, errors)
     yield "driver-disk-errors", disk.driver_disk_errors
     if disk.can_mount():
         yield "disk-full", disk.disk_full
@@ -74,12 +58,21 @@ def _scenarios() -> Iterator[tuple[str, Scenario]]:
     yield "dataset-flipped", disk.dataset_flipped
     if slurm.missing() is None:
         for name, disturb in rows_slurm.DISTURBANCES.items():
-            yield name, lambda bench, disturb=disturb: _on_slurm(bench, disturb)
+            yield name, partial(_on_slurm, disturb=disturb)
+
+
+def _rotated(name: str, scenario: Callable[..., list[Row]], n: int) -> Iterator[tuple[str, Scenario]]:
+    """Yield a scenario in each of its rotations: together they are all pairs of a stage and a step."""
+    for rotation in range(n):
+        yield f"{name}-{rotation}", partial(scenario, rotation=rotation)
 
 
 def _on_slurm(bench: Bench, disturb: Callable[[Bench, slurm.Slurm], list[Row]]) -> list[Row]:
     with slurm.running() as running:
-        return disturb(bench, running)
+        try:
+            return disturb(bench, running)
+        finally:
+            bench.close()
 
 
 SCENARIOS: dict[str, Scenario] = dict(_scenarios())
@@ -91,6 +84,7 @@ def rows_of(name: str, bench: Bench) -> list[Row]:
         return SCENARIOS[name](bench)
     except Exception as error:  # its row tells, and the others go on
         traceback.print_exc()
+        bench.close()
         (line,) = traceback.format_exception_only(error)[-1:]
         return [Row(fault=name, stage="-", note=" ".join(line.split())[:300])]
 
@@ -148,23 +142,23 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
-    head = f"$ python tests/faults/matrix.py {' '.join(sys.argv[1:])}".rstrip()
-    head = f"{head}   ({machine()})"
+    head = f"$ python tests/faults/matrix.py {' '.join(sys.argv[1:])}".rstrip() + f"   ({machine()})"
     started = time.monotonic()
     rows: list[Row] = []
+    text = ""
     with tempfile.TemporaryDirectory(prefix="daskpipe-faults-") as folder:
         bench = Bench(Path(folder), chosen.stage)
-        for _ in range(chosen.repeat):
-            for name in chosen.only or SCENARIOS:
-                began = time.monotonic()
-                rows += rows_of(name, bench)
-                good = all(row.good for row in rows)
-                print(f"{name}: {time.monotonic() - began:.0f} s{'' if good else ', not all good'}", file=sys.stderr)
-    end = f"{summary(rows)}; {(time.monotonic() - started) / 60:.0f} minutes"
-    lines = [head, "", *table(rows), "", end]
-    print("\n".join(lines))
-    if chosen.out:
-        chosen.out.write_text("\n".join(lines) + "\n")
+        for name in [*(chosen.only or SCENARIOS)] * chosen.repeat:
+            began = time.monotonic()
+            found = rows_of(name, bench)
+            rows += found
+            good = "" if all(row.good for row in found) else ", not all good"
+            print(f"{name}: {len(found)} rows in {time.monotonic() - began:.0f} s{good}", file=sys.stderr)
+            end = f"{summary(rows)}; {(time.monotonic() - started) / 60:.0f} minutes"
+            text = "\n".join([head, "", *table(rows), "", end]) + "\n"
+            if chosen.out:
+                chosen.out.write_text(text)  # each time: it takes hours
+    print(text, end="")
     return 0 if rows and all(row.good for row in rows) else 1
 
 

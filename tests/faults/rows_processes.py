@@ -45,9 +45,6 @@ MORE_STEPS = (
 )
 """Steps that only units of some stages have."""
 
-DIAGONAL = 0
-"""Rotation of the short form: each stage is struck at another step."""
-
 LEDGER_MOMENTS = ("before", "half", "after")
 
 
@@ -66,12 +63,12 @@ def diagonal(rotation: int, stages: Sequence[str], who: str, **more: Any) -> lis
     ]
 
 
-def more_steps(stages: Sequence[str], who: str, **more: Any) -> list[Strike]:
+def more_steps(stages: Sequence[str]) -> list[Strike]:
     """Return the strikes at steps that only some stages have."""
-    return [at_step(f"{who} {name}", stage, step, **more) for stage, name, step in MORE_STEPS if stage in stages]
+    return [at_step(f"worker killed {name}", stage, step) for stage, name, step in MORE_STEPS if stage in stages]
 
 
-def published(stages: Sequence[str], who: str, **more: Any) -> list[Strike]:
+def published(stages: Sequence[str], who: str, **more: str) -> list[Strike]:
     """Return the strike after the dataset was published, before its unit is committed."""
     step = {**PUBLISHED, "when": "after"}
     return [at_step(f"{who} after the dataset was published", "store", step, **more)] if "store" in stages else []
@@ -79,6 +76,8 @@ def published(stages: Sequence[str], who: str, **more: Any) -> list[Strike]:
 
 def workers_struck(bench: Bench, strikes: Sequence[Strike]) -> list[Row]:
     """Strike workers at the steps of units; one driver goes through it all."""
+    if not strikes:  # none of the stages that were asked for
+        return []
     folder = bench.fresh()
     with striking(folder / "plan", strikes) as plan:
         ended(bench.start(folder / "run"), EXIT_QUARANTINED)
@@ -87,6 +86,8 @@ def workers_struck(bench: Bench, strikes: Sequence[Strike]) -> list[Row]:
 
 def driver_killed(bench: Bench, strikes: Sequence[Strike]) -> list[Row]:
     """Kill the driver, with its scheduler, again and again; the next one starts while the last one's workers live."""
+    if not strikes:
+        return []
     folder = bench.fresh()
     starts: list[float] = []
     with striking(folder / "plan", strikes) as plan:
@@ -112,6 +113,26 @@ def alive(plan: Plan) -> list[psutil.Process]:
             except psutil.NoSuchProcess:
                 continue
     return [process for process in found if "multiprocessing" in " ".join(process.cmdline())]
+
+
+def workers_at_steps(bench: Bench, rotation: int) -> list[Row]:
+    """Kill a worker in each stage, each at another step of its unit."""
+    return workers_struck(bench, diagonal(rotation, bench.stages, "worker killed"))
+
+
+def workers_at_more_steps(bench: Bench) -> list[Row]:
+    """Kill workers at the steps that only some stages have."""
+    return workers_struck(bench, more_steps(bench.stages))
+
+
+def worker_has_published(bench: Bench) -> list[Row]:
+    """Kill the worker that has published the dataset, before its unit is committed."""
+    return workers_struck(bench, published(bench.stages, "worker killed"))
+
+
+def driver_while_published(bench: Bench) -> list[Row]:
+    """Kill the driver in the moment in which a worker has published the dataset."""
+    return driver_killed(bench, published(bench.stages, "driver killed", act="kill parent"))
 
 
 def driver_while_units_commit(bench: Bench, rotation: int) -> list[Row]:

@@ -16,8 +16,8 @@ from slurm import Slurm, command
 from small_runs import last_segment, names_of
 from strikes import HURRIED, Bench, Row, ended, wait_until
 
-from daskpipe import keeper
 from daskpipe.errors import EXIT_QUARANTINED
+from daskpipe.submissions import RECORD
 
 CPU = '{{jobs: 1, cores: 1, memory: 2GB, partition: cpu, walltime: "{walltime}"{more}}}'
 GPU = '{{jobs: 1, cores: 1, gpus: 1, memory: 2GB, partition: gpu, walltime: "{walltime}", idle: 0{more}}}'
@@ -65,7 +65,7 @@ class OnSlurm:
 
     def submitted(self) -> list[str]:
         """Ids of all jobs of the run in their order."""
-        lines = [json.loads(line) for line in (self.run_dir / keeper.RECORD).read_text().splitlines()]
+        lines = [json.loads(line) for line in (self.run_dir / RECORD).read_text().splitlines()]
         return [line["job_id"] for line in lines if "job_id" in line]
 
     def logs(self) -> str:
@@ -149,11 +149,16 @@ def early_death(bench: Bench, slurm: Slurm) -> list[Row]:
 
 
 def controller(bench: Bench, slurm: Slurm) -> list[Row]:
-    """Kill slurmctld and the jobs' programs with it; it comes back when the driver has noticed."""
+    """Stop slurmctld and kill the jobs' programs; it comes back when the driver has noticed.
+
+    It may write down what it knows: of a job that it has just started and forgotten it takes the node away for good.
+    """
     run = OnSlurm(bench, slurm, bench.fresh())
     driver = run.start()
     run.until(driver, "explore")
     at = time.time()
+    slurm.daemons["slurmctld"].terminate()
+    slurm.daemons["slurmctld"].wait(30)
     slurm.stop_controller()
     try:
         for program in programs(run.run_dir):
@@ -161,7 +166,7 @@ def controller(bench: Bench, slurm: Slurm) -> list[Row]:
         wait_until(lambda: "does not answer" in ledger_of(run.run_dir), PATIENCE)
     finally:
         slurm.start_controller()
-    return [run.finish(driver, "slurmctld killed with the jobs' programs, and restarted", "explore", at, 1)]
+    return [run.finish(driver, "slurmctld restarted, the jobs' programs killed meanwhile", "explore", at, 1)]
 
 
 def drain(bench: Bench, slurm: Slurm) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -24,6 +25,8 @@ from daskpipe.work import Tree, read_unit
 STAGES = tuple(UNITS)
 HOLD_STRUCTURES = ("generate", "explore", "label")
 """Stages whose units hold structures with an id; `dataset.zarr` is the fourth place."""
+
+UNIT = re.compile(r"units/[a-z-]+/[0-9a-f]{2}/\.([0-9a-f]{32})")
 
 HURRIED = (str(Path(__file__).with_name("hurried.py")),)
 """What a driver is started with that is to wait less for workers and jobs."""
@@ -145,7 +148,7 @@ class Row:
     lost: int = 0
     duplicates: int = 0
     seconds: float = 0.0
-    """Longest time from a strike to the next commit."""
+    """Longest time from a strike until the struck unit was committed, or the next driver committed."""
     identical: bool = False
     note: str = ""
 
@@ -193,6 +196,7 @@ class Bench:
     undisturbed: Path = field(init=False)
     reference: Left = field(init=False)
     _runs: int = 0
+    _drivers: list[Driver] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         (self.folder / "overlap.xyz").write_text("2\n\nCu 0 0 0\nAu 0 0 0.3\n")
@@ -213,7 +217,16 @@ class Bench:
 
     def start(self, run_dir: Path, *overrides: str, program: Sequence[str] = ("-m", "daskpipe")) -> Driver:
         """Start a driver, or go on: the same config in the same directory is the same run."""
-        return Driver(run_dir, *self.words(run_dir, *overrides), program=program)
+        driver = Driver(run_dir, *self.words(run_dir, *overrides), program=program)
+        self._drivers.append(driver)
+        return driver
+
+    def close(self) -> None:
+        """Kill the drivers that a scenario which broke off has left."""
+        for driver in self._drivers:
+            driver.process.kill()
+            driver.process.wait()
+        self._drivers.clear()
 
     def fresh(self) -> Path:
         """Return a folder for a scenario."""
@@ -229,27 +242,17 @@ class Bench:
         one commits.
         """
         numbers, wrong = judged(run_dir, self.reference)
-        end = time.time()
-        commits = sorted((path.stat().st_mtime, path.parents[2].name) for path in manifests(run_dir))
+        commits = {path.parent.name: path.stat().st_mtime for path in manifests(run_dir)}
         rows = []
         for strike in plan.strikes:
             struck = plan.struck(strike)
-            seconds = 0.0
-            for mark in struck:
-                restarted = next((start for start in starts if start > mark.at), None)
-                after = restarted or mark.at
-                back = next(
-                    (at for at, stage in commits if at > after and (restarted or stage == strike.stage)),
-                    min(end, newest(run_dir)),
-                )
-                seconds = max(seconds, back - mark.at)
             rows.append(
                 Row(
                     fault=strike.fault,
                     stage=strike.stage,
                     injected=len(struck),
                     survived=len(struck),
-                    seconds=seconds,
+                    seconds=max((recovered(mark, commits, starts, run_dir) - mark.at for mark in struck), default=0.0),
                     identical=not wrong,
                     note="; ".join(wrong),
                     **numbers,
@@ -272,6 +275,15 @@ class Bench:
             note="; ".join(wrong),
             **numbers,
         )
+
+
+def recovered(mark: Struck, commits: dict[str, float], starts: Sequence[float], run_dir: Path) -> float:
+    """Return when the struck unit was committed; of a driver, when the next one committed or had nothing to commit."""
+    unit = UNIT.search(mark.subject)
+    after = next((start for start in starts if start > mark.at), None)
+    if after is None and unit is not None and commits[unit[1]] > mark.at:
+        return commits[unit[1]]
+    return min((at for at in commits.values() if at > (after or mark.at)), default=newest(run_dir))
 
 
 def newest(run_dir: Path) -> float:

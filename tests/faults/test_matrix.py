@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import matrix
@@ -15,9 +16,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 # What the other files here show in full is left to them: the driver killed in every stage, two drivers, calculators.
 SHORT: dict[str, tuple[int, matrix.Scenario]] = {
+    # The errors begin at the second: the last one comes at the call at which a worker is killed in the last stage.
     "workers-killed-and-disks-that-fail": (
         2 * len(STAGES),
-        lambda bench: workers_struck(bench, [*diagonal(0, STAGES, "worker killed"), *rows_disk.errors(0, STAGES)]),
+        lambda bench: workers_struck(bench, [*diagonal(0, STAGES, "worker killed"), *rows_disk.errors(1, STAGES)]),
     ),
     "worker-stopped": (1, lambda bench: workers_stopped(bench, ["label"])),
     "driver-files": (9, driver_at_its_files),
@@ -28,8 +30,10 @@ SHORT: dict[str, tuple[int, matrix.Scenario]] = {
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(tmp_path_factory.mktemp("faults"))
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    bench = Bench(tmp_path_factory.mktemp("faults"))
+    yield bench
+    bench.close()
 
 
 @pytest.mark.parametrize("name", SHORT)

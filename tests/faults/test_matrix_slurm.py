@@ -22,8 +22,10 @@ def queue() -> Iterator[Slurm]:
 
 
 @pytest.fixture(scope="module")
-def bench(queue: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(tmp_path_factory.mktemp("faults"))
+def bench(queue: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    bench = Bench(tmp_path_factory.mktemp("faults"))
+    yield bench
+    bench.close()
 
 
 @pytest.mark.parametrize("disturb", [early_death, drain])
