@@ -47,6 +47,8 @@ DASK_CONFIG = {
     **WORKER_CONFIG,
     # The driver owns retries: a lost worker is reported at once instead of killing three more.
     "distributed.scheduler.allowed-failures": 0,
+    # Dask would close the nanny of a worker that takes longer than 15 s to be back, and start no other.
+    "distributed.deploy.lost-worker-timeout": "1 day",
     "distributed.admin.tick.limit": "30s",
 }
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask
@@ -192,10 +193,10 @@ def check_disk(root: Path, reserve: int) -> None:
     if free < reserve:
         raise DiskError(
             f"{root} has {free / 1e9:.2f} GB left, less than faults.disk_reserve={reserve / 1e9:g}GB. "
-            f"Make room, then: daskpipe resume {root}"
+            f"Make room, then: daskpipe resume {quote(str(root))}"
         )
     if disk.f_files and not disk.f_favail:
-        raise DiskError(f"{root} has no inodes left. Remove files, then: daskpipe resume {root}")
+        raise DiskError(f"{root} has no inodes left. Remove files, then: daskpipe resume {quote(str(root))}")
 
 
 def _committed(root: Path, unit: Unit, compute: Callable[..., Payload], *, needed: float) -> Call:

@@ -252,12 +252,19 @@ class Tree:
                 left.append(folder)
         for folder in left:
             shutil.rmtree(folder, ignore_errors=True)
+        # What `write_atomically` had not brought into place.
+        for file in [*self.root.glob(TEMPORARY), *self.root.glob(f"quarantine/{TEMPORARY}")]:
+            file.unlink(missing_ok=True)
         return len(left)
+
+
+TEMPORARY = ".*.*-????????"
+"""Files that a process which was killed in `write_atomically` leaves."""
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that it is whole or absent, even after a power failure."""
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")  # fits TEMPORARY
     write_synced(temporary, text.encode())
     os.replace(temporary, path)
 
@@ -293,8 +300,9 @@ def explained(root: Path, folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+            advice = "Have the disk looked at" if error.errno == errno.EIO else "Make room"
             raise DiskError(
-                f"cannot write {folder}: {error.strerror}. Make room, then: daskpipe resume {quote(str(root))}"
+                f"cannot write {folder}: {error.strerror}. {advice}, then: daskpipe resume {quote(str(root))}"
             ) from error
         raise
 

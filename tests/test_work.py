@@ -427,6 +427,17 @@ def test_a_checkpoint_that_is_torn_or_changed_is_passed_over(tmp_path):
         assert twin.newest() == b"sane"
 
 
+def test_what_a_killed_driver_was_writing_is_swept(tmp_path):
+    (tmp_path / "quarantine").mkdir()
+    kept = [tmp_path / "config.yaml", tmp_path / "quarantine" / "00ff.json", tmp_path / ".hidden"]
+    torn = [tmp_path / ".config.yaml-0123abcd", tmp_path / "quarantine" / ".00ff.json-0123abcd"]
+    for file in [*kept, *torn]:
+        file.write_text("{")
+    Tree(tmp_path).sweep()
+    assert [file.exists() for file in kept] == [True] * 3
+    assert [file.exists() for file in torn] == [False] * 2
+
+
 def test_checkpoints_are_gone_with_the_commit_and_swept_if_a_twin_leaves_one(tmp_path):
     one, other = checkpoints(tmp_path, 0), checkpoints(tmp_path, 1)
     one.save(b"x")

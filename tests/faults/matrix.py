@@ -142,7 +142,8 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
-    head = f"$ python tests/faults/matrix.py {' '.join(sys.argv[1:])}".rstrip() + f"   ({machine()})"
+    words = " ".join(sys.argv[1:]).replace(f"--out {chosen.out}", "").strip()  # a folder of this machine
+    head = f"$ python tests/faults/matrix.py {words}".rstrip() + f"   ({machine()})"
     started = time.monotonic()
     rows: list[Row] = []
     text = ""
