@@ -29,13 +29,13 @@ def killer(client: Client, run_dir: Path, seconds: float, over: threading.Event,
     """Kill the worker again and again; note the work that each kill has cost."""
     seen: set[Path] = set()
     while not over.wait(0.02):
-        fresh = set(run_dir.glob("units/explore/*/.*-checkpoint/state")) - seen
+        fresh = set(run_dir.glob("units/explore/*/.*-work/*-checkpoint/state")) - seen
         if not fresh:
             continue
         seen |= fresh
         if over.wait(seconds):
             return
-        files = list(run_dir.glob("units/explore/*/.*-checkpoint/state"))
+        files = list(run_dir.glob("units/explore/*/.*-work/*-checkpoint/state"))
         if not files:  # the unit was committed meanwhile
             continue
         (pid,) = client.run(os.getpid).values()

@@ -69,6 +69,8 @@ class _Job:
     submitted: float
     listed: bool = False
     """Whether the queue has named it."""
+    missed: int = 0
+    """How often in a row it has not since."""
     pending: bool = True
     running_since: float | None = None
     ending_since: float | None = None
@@ -250,9 +252,12 @@ class Keeper:
             if state is None:
                 # A job that was just submitted may not be listed yet; one whose workers are there is not over.
                 if not job.workers and (job.listed or asked - job.submitted > QUEUE_SECONDS):
-                    self._ended(job, now)
+                    # One that is put back into Slurm's queue is for a moment in no list.
+                    job.missed += 1
+                    if job.missed > 1:
+                        self._ended(job, now)
                 continue
-            job.listed = True
+            job.listed, job.missed = True, 0
             if state.state == "other":  # it ends, and may go back into the queue
                 job.ending_since = job.ending_since or now
                 if not job.workers and now - job.ending_since > ENDING_SECONDS:

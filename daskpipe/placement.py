@@ -263,16 +263,18 @@ RETIRE_SECONDS = 1.0
 
 
 def retire() -> None:
-    """Close the worker that this runs on as soon as it has nothing more to do; its job ends with its last worker."""
+    """Close the worker that this runs on as soon as it has nothing more to do; its job ends with its last worker.
+
+    When this returns the scheduler gives it no unit any more: one that it hands on must not come back to it.
+    """
     from distributed import get_worker
+    from distributed.utils import sync
 
     worker = get_worker()
+    retired = {"close_workers": False, "remove": False, "stimulus_id": "the worker ends soon"}
+    sync(worker.loop, worker.scheduler.retire_workers, workers=[worker.address], **retired)
 
     async def close() -> None:
-        # Before anything else: a unit that it hands on must not come back to it.
-        await worker.scheduler.retire_workers(
-            workers=[worker.address], close_workers=False, remove=False, stimulus_id="the worker ends soon"
-        )
         while worker.state.executing_count:
             await asyncio.sleep(0.05)
         await asyncio.sleep(RETIRE_SECONDS)

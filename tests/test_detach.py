@@ -308,8 +308,9 @@ def test_a_requeued_driver_goes_on(queue: Slurm, here: Path, reference: Result, 
     answer = detached(type_command, "run", "emt_alloy", *SMALL, "--run-dir", "run")
     wait_until(lambda: status(run_dir)["stages"].get("explore"), run_dir)
     slurm.command("scontrol", "requeue", answer["job_id"])
+    wait_until(lambda: queue.squeue().get(answer["job_id"], {}).get("state") == "PENDING", run_dir)
     # Slurm holds a job that was requeued for two minutes.
-    subprocess.run(["scontrol", "update", f"jobid={answer['job_id']}", "starttime=now"], check=False)
+    slurm.command("scontrol", "update", f"JobId={answer['job_id']}", "StartTime=now")
     wait_until(lambda: status(run_dir)["state"] == "complete", run_dir)
     starts = {event["segment"] for event in read_ledger(Tree(run_dir)) if event["event"] == "RunStarted"}
     assert len(starts) == 2

@@ -243,7 +243,7 @@ def test_a_damaged_unit_stops_the_run_and_is_named(reference: Result, client: Cl
     shutil.rmtree(run_dir / "units" / "label")
     payload = min((run_dir / "units" / "explore").glob("*/*/payload.npz"))
     payload.write_bytes(payload.read_bytes()[:-1] + b"!")
-    with pytest.raises(daskpipe.errors.IntegrityError, match=f"(?s){payload.parent}.*Remove.*daskpipe resume"):
+    with pytest.raises(daskpipe.errors.IntegrityError, match=f"(?s){payload.parent}.*fsck .*--mend.*daskpipe resume"):
         daskpipe.resume(run_dir, client=client)
     shutil.rmtree(payload.parent)
     result = daskpipe.resume(run_dir, client=client)

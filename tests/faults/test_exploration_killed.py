@@ -58,7 +58,7 @@ class Killer(threading.Thread):
     def run(self) -> None:
         attempts: set[Path] = set()
         while len(self.lost) < self.n_kills and not self.over.wait(0.01):
-            fresh = set(self.run_dir.glob("units/explore/*/.*-checkpoint/state")) - attempts
+            fresh = set(self.run_dir.glob("units/explore/*/.*-work/*-checkpoint/state")) - attempts
             if not fresh:
                 continue
             (file,) = fresh

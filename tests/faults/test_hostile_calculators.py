@@ -26,7 +26,7 @@ ATTEMPTS = {"none": 3, "segfault": 3, "hang": 2, "leak": 3}
 
 REASONS = {"segfault": "crashed", "hang": "hung", "leak": "memory"}
 
-HANG_SECONDS = 30.0
+HANG_SECONDS = 20.0
 """A fresh process imports torch first, on a machine that does other work."""
 
 
@@ -81,9 +81,7 @@ def frames_of(result: Result, stage: str) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    ("stage", "fault"), [("explore", "segfault"), ("explore", "leak"), ("label", "segfault"), ("label", "hang")]
-)
+@pytest.mark.parametrize(("stage", "fault"), [("explore", "segfault"), ("label", "leak"), ("label", "hang")])
 def test_what_kills_its_process_is_quarantined_alone(
     stage: str, fault: str, harmless: dict[str, Result], workers: Workers, tmp_path: Path
 ) -> None:

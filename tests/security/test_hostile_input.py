@@ -146,6 +146,13 @@ def test_arrays_and_archives_are_no_input(name: str, canary: Path, type_command:
         assert "Traceback" not in typed.err
 
 
+@pytest.fixture
+def no_mace_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what MACE does to the process where a test imports it itself."""
+    monkeypatch.delenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", raising=False)
+
+
+@pytest.mark.usefixtures("no_mace_yet")
 def test_a_model_file_is_a_program_and_is_taken_for_one_only_where_it_is_named(canary: Path, tmp_path: Path) -> None:
     """What is not named as a model is loaded with weights alone; `test_mace.py` has the same after MACE's import."""
     torch.save(Bomb(canary), tmp_path / "evil.model")
@@ -515,6 +522,7 @@ def test_json_that_nests_too_deep_is_no_dataset(canary: Path, type_command: Comm
         assert "zarr.json is damaged" in typed.err
 
 
+@pytest.mark.usefixtures("no_mace_yet")
 def test_the_command_line_leaves_torchs_safe_loading_on() -> None:
     code = "import daskpipe.cli, os; print(os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
