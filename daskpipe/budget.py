@@ -10,13 +10,8 @@ from shlex import quote
 from daskpipe.config import Config, in_bytes, part_of
 from daskpipe.errors import Interrupted
 from daskpipe.events import Event, StageStarted, UnitCommitted
+from daskpipe.manifests import ORDER
 from daskpipe.work import Tree
-
-STAGES = (
-    "generate", "explore", "describe-fit", "describe", "describe-against", "select", "label", "store-sort",
-    "store-plan", "store-write", "store",
-)  # fmt: skip
-"""All stages of a run, in their order."""
 
 HOUR = 3600.0
 
@@ -103,7 +98,7 @@ class BudgetKeeper:
 
     def _stop(self, what: str, limit: str, taken: str) -> None:
         share = f", of which shard {self.config.shard} has its share," if self.config.shard else ""
-        later = STAGES[STAGES.index(self._stage) + 1 :] if self._stage in STAGES else ()
+        later = ORDER[ORDER.index(self._stage) + 1 :] if self._stage in ORDER else ()
         then = f", then {', '.join(name for name in later if name != 'describe-against')}" if later else ""
         raise Interrupted(
             f"budget.{what}={limit}{share} is spent ({taken}). Left to do: {self._left:,} of {self._units:,} units of "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskpipe import lease
-from daskpipe.detach import Record, ask, forget, listed, read, site_of_kind, waiting
+from daskpipe.detach import Record, forget, read, site_of_kind, waiting
 from daskpipe.errors import ClusterError, ConfigError, DaskpipeError
 
 if TYPE_CHECKING:
@@ -99,10 +99,10 @@ def _cancel_workers(root: Path, kind: str) -> list[str]:
 
 
 def _cancel_job(record: Record) -> list[str]:
-    from daskpipe.submissions import cancel_command
+    from daskpipe.submissions import ask, cancel_command, listed_in
 
     site = site_of_kind(record.kind)
-    left = [record.job_id] if record.job_id in listed(site) else []
+    left = [record.job_id] if record.job_id in listed_in(site) else []
     if left:
         ask([*cancel_command(site), *left])
         _wait_until_gone(site, left)
@@ -110,8 +110,10 @@ def _cancel_job(record: Record) -> list[str]:
 
 
 def _wait_until_gone(site: Site, ids: list[str]) -> None:
+    from daskpipe.submissions import listed_in
+
     until = time.monotonic() + GONE_SECONDS
-    while left := [job_id for job_id in ids if job_id in listed(site)]:
+    while left := [job_id for job_id in ids if job_id in listed_in(site)]:
         if time.monotonic() > until:
             raise ClusterError(f"jobs {', '.join(left)} are cancelled and do not leave the queue. Try again later")
         time.sleep(1.0)

@@ -214,8 +214,7 @@ def _keys(settings: Cluster, address: str) -> Security | None:
 def _local(settings: Cluster, log: Path | None, dashboard: str | None) -> Iterator[Workers]:
     from distributed import Client, Nanny
 
-    n_gpus = count_gpus() if settings.gpus is None else settings.gpus
-    n_workers = max(settings.workers or default_workers(), n_gpus)
+    n_workers, n_gpus = local_workers(settings)
     options = {
         "host": LOOPBACK,
         "nthreads": 1,
@@ -248,6 +247,12 @@ def _local(settings: Cluster, log: Path | None, dashboard: str | None) -> Iterat
                 f"cannot start {n_workers} workers here: {error}. Give fewer: cluster.workers=1"
             ) from error
         yield Workers(client)
+
+
+def local_workers(settings: Cluster) -> tuple[int, int]:
+    """Return how many workers are started on this machine, and how many of them offer a GPU."""
+    n_gpus = count_gpus() if settings.gpus is None else settings.gpus
+    return max(settings.workers or default_workers(), n_gpus), n_gpus
 
 
 def default_workers() -> int:

@@ -11,8 +11,6 @@ import asyncio
 import json
 import os
 import shlex
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
     from daskpipe.events import Emit
     from daskpipe.runs import Result
     from daskpipe.sites import Site
-
-QUEUE_SECONDS = 30.0
-"""Time that a queue has to answer."""
 
 TRIES = 6
 """How often the successor of a driver is submitted to a queue that does not take it."""
@@ -97,8 +92,10 @@ def in_queue(record: Record) -> bool | None:
     """Whether a detached driver's job is in its queue; ``None`` if the queue cannot be asked here."""
     if record.job_id is None:
         return None
+    from daskpipe.submissions import listed_in
+
     try:
-        return record.job_id in listed(site_of_kind(record.kind))
+        return record.job_id in listed_in(site_of_kind(record.kind))
     except ClusterError:
         return None
 
@@ -241,16 +238,7 @@ def _submit(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: i
     token = uuid.uuid4().hex[:12]
     name, folder = f"{tag(root)}-driver", root / "jobs"
     folder.mkdir(exist_ok=True)
-    python = shlex.quote(site.python or sys.executable)
-    job = sites.job(
-        site,
-        site.driver,
-        scheduler="tcp://127.0.0.1:0",  # it has its own
-        name=name,
-        keys=None,
-        log_directory=folder,
-        command=f"{python} -m daskpipe resume {_quoted(root)} --detached {token}",
-    )
+    job = sites.driver_job(site, root, name=name, token=token)
     record = Record(
         token=token,
         job_id=None,
@@ -285,29 +273,6 @@ def site_of_kind(kind: str) -> Site:
     from daskpipe.sites import Site
 
     return Site.model_validate({"name": "any", "class": kind, "pools": {"cpu": {}}})
-
-
-def listed(site: Site) -> set[str]:
-    """Return the ids of the jobs in a queue; raises as `ask`."""
-    from daskpipe.sites import parse, queue
-
-    return set(parse(site, ask(queue(site))))
-
-
-def ask(words: Sequence[str]) -> str:
-    """Run a command of a queue; return what it prints.
-
-    Raises
-    ------
-    ClusterError
-        If it is not there, fails or does not answer.
-    """
-    try:
-        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=QUEUE_SECONDS).stdout
-    except subprocess.CalledProcessError as error:
-        raise ClusterError(f"{shlex.join(words)}: {error.stderr.strip()}. Try again when it answers") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ClusterError(f"{shlex.join(words)}: {error}. Type this where the site's commands are") from error
 
 
 # --- files --------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from daskpipe.errors import ConfigError, InputError, Rejection
 from daskpipe.generate import ENUMERATED
 from daskpipe.manifests import ORDER, Manifest, entries, ledger_lines, parsed, read_manifest
 from daskpipe.quarantine import held, standing_on
-from daskpipe.work import Tree, Unit
+from daskpipe.work import TEMPORARY, Tree, Unit
 
 THREADS = 2
 """Threads that read units; hashing leaves the interpreter free."""
@@ -46,8 +45,6 @@ FOLLOWS = {
     "store": "label",
 }
 """Stages whose inputs are the outputs of another stage, all of them."""
-
-TEMPORARY = re.compile(r"\..+-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -419,7 +416,7 @@ def _leftovers(root: Path) -> Iterator[dict[str, Any]]:
     """Yield what attempts and interrupted writes left behind, and what was moved aside."""
     found = [(path, "attempt") for path in root.glob("units/*/*/.*")]
     found += [(path, "temporary") for folder in (root, root / "ledger", root / "quarantine", root / "drivers")
-              for path in folder.glob(".*") if TEMPORARY.fullmatch(path.name)]  # fmt: skip
+              for path in folder.glob(TEMPORARY)]  # fmt: skip
     found += [(path, "dataset") for path in root.glob(".dataset-*.zarr")]
     found += [(path, "keys") for path in root.glob("keys-*")]
     found += [(path, "moved aside") for path in root.glob(DAMAGED)]

@@ -47,7 +47,7 @@ def pack(
     unit = Unit(stage="store", index=0, key=key, n_inputs=n_inputs, upstream=(plan_key,))
     if run.tree.receipt(unit) and not target.exists():
         # The user took the dataset away; the units that make it still stand.
-        run.tree.forget(unit)
+        run.tree.forget(unit.stage, unit.key)
     run.drive(storing.SORT, runs, "structures")
     planned = Unit(stage=storing.PLAN, index=0, key=plan_key, n_inputs=n_inputs, upstream=tuple(keys))
     plan = partial(dask.delayed(storing.plan), root, keys, rule, seed=run.seed)

@@ -371,7 +371,7 @@ def _on_gpu(config: Config) -> frozenset[str]:
 
 def _workers(config: Config) -> dict[str, int]:
     """Return how many workers each pool would have; 0 where it is not known, or none."""
-    from daskpipe.cluster import count_gpus
+    from daskpipe.cluster import local_workers
 
     settings = config.cluster
     if settings.address:
@@ -382,5 +382,5 @@ def _workers(config: Config) -> dict[str, int]:
             kind: sum(pool.jobs * pool.n_processes for pool in pools if (pool.gpus > 0) == (kind == "gpu"))
             for kind in ("gpu", "cpu")
         }
-    n_gpus = count_gpus() if settings.gpus is None else settings.gpus
-    return {"gpu": n_gpus, "cpu": max(settings.workers or min(8, os.cpu_count() or 1), n_gpus)}
+    n_workers, n_gpus = local_workers(settings)
+    return {"gpu": n_gpus, "cpu": n_workers}

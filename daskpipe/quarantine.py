@@ -141,13 +141,14 @@ def forget(tree: Tree, units: Iterable[tuple[str, str]], emit: Emit, *, reason: 
     """Remove committed units, their quarantine files, and the dataset; those that stand on others first."""
     units = sorted(units, key=lambda each: ORDER.index(each[0]), reverse=True)
     if units and tree.dataset.exists():
-        _remove(tree.dataset, tree.root / f".dataset-{uuid.uuid4().hex[:8]}.zarr")
+        hidden = tree.root / f".dataset-{uuid.uuid4().hex[:8]}.zarr"
+        os.rename(tree.dataset, hidden)  # under its name it is whole or not there
+        shutil.rmtree(hidden)
     for stage, key in units:
         for name in _names(tree, stage, key):
             (tree.root / "quarantine" / f"{name}.json").unlink(missing_ok=True)
-        folder = tree.unit_dir(stage, key)
         emit(UnitForgotten(stage=stage, key=key, reason=reason))
-        _remove(folder, folder.with_name(f".{key}-{uuid.uuid4().hex[:8]}-attempt"))
+        tree.forget(stage, key)
     if any(stage == "generate" for stage, _ in units):  # the driver finds duplicates anew among all seeds
         for path in _files(tree):
             if (found := held(path)) and found.kind == DUPLICATE:
@@ -179,9 +180,3 @@ def _tree(run_dir: Path | str) -> Tree:
     if not tree.config.is_file():
         raise ConfigError(f"{run_dir} is no run directory (it has no config.yaml); see: ls runs")
     return tree
-
-
-def _remove(folder: Path, hidden: Path) -> None:
-    """Remove a folder in one step: under its name it is whole or not there."""
-    os.rename(folder, hidden)
-    shutil.rmtree(hidden)

@@ -359,6 +359,25 @@ def job(
     return made
 
 
+def driver_job(site: Site, root: Path, *, name: str, token: str) -> Any:
+    """Return the job of dask-jobqueue that drives a run (`daskpipe.detach`); it is not submitted.
+
+    Raises
+    ------
+    ConfigError
+        As `job`.
+    """
+    return job(
+        site,
+        site.driver,
+        scheduler="tcp://127.0.0.1:0",  # it has its own
+        name=name,
+        keys=None,
+        log_directory=root / "jobs",
+        command=f"{_python(site)} -m daskpipe resume {shlex.quote(str(root))} --detached {token}",
+    )
+
+
 def queue(site: Site) -> list[str]:
     """Return the command that lists the jobs of whoever runs this."""
     return listing(site.kind, getpass.getuser())
@@ -387,16 +406,7 @@ def scripts(settings: Cluster) -> dict[str, str]:
         name: job(site, pool, scheduler=address, name=f"daskpipe-{name}", keys=keys, log_directory=run / "jobs")
         for name, pool in site.pools.items()
     }
-    resume = f"{_python(site)} -m daskpipe resume {run} --detached TOKEN"
-    found["driver"] = job(
-        site,
-        site.driver,
-        scheduler=address,
-        name="daskpipe-driver",
-        keys=None,
-        log_directory=run / "jobs",
-        command=resume,
-    )
+    found["driver"] = driver_job(site, run, name="daskpipe-driver", token="TOKEN")
     return {name: made.job_script() for name, made in found.items()}
 
 

@@ -23,7 +23,10 @@ from daskpipe.errors import ClusterError
 RECORD = "jobs.jsonl"
 
 COMMAND_SECONDS = 60.0
-"""Time that the queue has to answer."""
+"""Time that the queue has to answer the keeper."""
+
+ANSWER_SECONDS = 30.0
+"""Time that it has to answer somebody who waits."""
 
 
 def cancel_left(site: sites.Site, root: Path) -> list[str]:
@@ -44,10 +47,10 @@ def cancel_left(site: sites.Site, root: Path) -> list[str]:
     submitted = [line["job_id"] for line in recorded(root) if line["class"] == site.kind]
     if not submitted:
         return []
-    states = sites.parse(site, _run(sites.queue(site)))
-    left = [job_id for job_id in submitted if job_id in states]
+    listed = listed_in(site)
+    left = [job_id for job_id in submitted if job_id in listed]
     if left:
-        _run([*cancel_command(site), *left])
+        ask([*cancel_command(site), *left])
     return left
 
 
@@ -84,13 +87,25 @@ def cancel_command(site: sites.Site) -> list[str]:
     return shlex.split(sites.job_class(site).cancel_command)
 
 
-def _run(words: Sequence[str]) -> str:
+def listed_in(site: sites.Site) -> set[str]:
+    """Return the ids of the user's jobs in a queue; raises as `ask`."""
+    return set(sites.parse(site, ask(sites.queue(site))))
+
+
+def ask(words: Sequence[str]) -> str:
+    """Run a command of a queue, where nothing else has to go on; return what it prints.
+
+    Raises
+    ------
+    ClusterError
+        If it is not there, fails or does not answer.
+    """
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=COMMAND_SECONDS).stdout
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=ANSWER_SECONDS).stdout
     except subprocess.CalledProcessError as error:
         raise ClusterError(f"{shlex.join(words)}: {error.stderr.strip()}. Try again when it answers") from error
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ClusterError(f"{shlex.join(words)}: {error}. Try again when it answers") from error
+        raise ClusterError(f"{shlex.join(words)}: {error}. Type this where the site's commands are") from error
 
 
 async def output(words: Sequence[str]) -> str:

@@ -172,10 +172,10 @@ class Tree:
             raise self.damaged(folder, name, "its size differs")
         return path
 
-    def forget(self, unit: Unit) -> None:
+    def forget(self, stage: str, key: str) -> None:
         """Remove a committed unit, so that it is made again."""
-        folder = self.unit_dir(unit.stage, unit.key)
-        trash = folder.with_name(f".{unit.key}-{uuid.uuid4().hex[:8]}-attempt")
+        folder = self.unit_dir(stage, key)
+        trash = folder.with_name(f".{key}-{uuid.uuid4().hex[:8]}-attempt")
         os.rename(folder, trash)
         shutil.rmtree(trash)
 
@@ -258,7 +258,7 @@ class Tree:
         return len(left)
 
 
-TEMPORARY = ".*.*-????????"
+TEMPORARY = f".?*-{'[0-9a-f]' * 8}"
 """Files that a process which was killed in `write_atomically` leaves."""
 
 

@@ -181,7 +181,7 @@ def test_of_many_attempts_at_once_one_wins(tmp_path):
 
 def test_a_forgotten_unit_is_made_again(tmp_path):
     commit(tmp_path, unit(), payload(1.0))
-    Tree(tmp_path).forget(unit())
+    Tree(tmp_path).forget(unit().stage, unit().key)
     assert Tree(tmp_path).receipt(unit()) is None
     assert files(tmp_path) == set()
     commit(tmp_path, unit(), payload(2.0))
