@@ -33,17 +33,13 @@ N_WORKERS = 2
 MB = 1e6
 
 
-def nothing(index: int) -> Payload:
-    """One number: what a unit costs beside its work."""
-    return Payload(arrays={"index": np.array([index])}, n_out=1)
-
-
 def plan(n_units: int) -> list[tuple[Unit, partial[object]]]:
-    lazy = dask.delayed(nothing)
+    # Of one number. A function of this script would travel by value, which those of rooms do not.
+    lazy = dask.delayed(Payload)
     return [
         (
             Unit(stage="generate", index=index, key=key_of("generate", 1, {}, [index], 0), n_inputs=1),
-            partial(lazy, index),
+            partial(lazy, arrays={"index": np.array([index])}, n_out=1),
         )
         for index in range(n_units)
     ]

@@ -207,7 +207,7 @@ def _committed(root: Path, unit: Unit, compute: Callable[..., Payload], *, neede
     scheduler that others use, or that still holds a unit of the same key, another run's receipt must not be ours.
     """
     name = f"{unit.stage}-{unit.key}-{hashlib.blake2b(str(root).encode(), digest_size=8).hexdigest()}"
-    return Call(name, partial(_commit, root, unit, compute, needed))
+    return Call(name, partial(_commit, root, unit, compute, needed), partial(Tree(root).receipt, unit))
 
 
 def _compute(lazy: Any, **_: Any) -> Payload:

@@ -116,6 +116,8 @@ class DaskPool:
         self.client = workers.client
         self.supply = workers.supply
         self.on_gpu = on_gpu
+        self._find: dict[Any, Callable[[], Receipt | None]] = {}
+        """How the receipt of each future is found on disk."""
         self._slots: tuple[str, float, int] | None = None
         """Stage, until when it holds, and how many slots there are: asking the scheduler takes as long as a commit."""
 
@@ -157,7 +159,9 @@ class DaskPool:
         """Submit one unit, with its resources, as one task: there is no graph whose fusion could lose them."""
         resource = self._resource(unit.stage)
         resources = None if resource is None else {resource: 1}
-        return self.client.submit(call.function, key=call.name, resources=resources, retries=0, pure=False)
+        handle = self.client.submit(call.function, key=call.name, resources=resources, retries=0, pure=False)
+        self._find[handle] = call.find
+        return handle
 
     def wait(self, handles: Iterable[Any], timeout: float) -> set[Any]:
         """Return the futures that are done, those that went with the scheduler among them."""
@@ -181,7 +185,8 @@ class DaskPool:
         from distributed.scheduler import KilledWorker, NoValidWorkerError
 
         try:
-            receipt: Receipt = handle.result()
+            found = self._find[handle]() if handle.status == "finished" else None
+            receipt: Receipt = found or handle.result()
         except KilledWorker as error:
             self._slots = None
             address = error.last_worker.address
@@ -189,6 +194,7 @@ class DaskPool:
         except (NoValidWorkerError, CancelledError, FutureCancelledError) as error:
             raise WorkerLost(str(error)) from error
         finally:
+            self._find.pop(handle, None)
             handle.release()
         return receipt
 
@@ -200,6 +206,7 @@ class DaskPool:
         for handle in handles:
             # Now, and not when it is garbage: an error's traceback may hold it while the unit is submitted again, and
             # the new result would stay on the cluster.
+            self._find.pop(handle, None)
             handle.release()
 
     def died(self, mark: Mark) -> bool:

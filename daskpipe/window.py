@@ -41,10 +41,15 @@ LOOK_SECONDS = 5.0
 
 
 class Call(NamedTuple):
-    """A function without arguments that commits a unit and returns its receipt, and the name of the Dask task."""
+    """A function without arguments that commits a unit and returns its receipt, and the name of the Dask task.
+
+    `find` reads the receipt of the committed unit here, which takes less than to have it sent; ``None`` if this
+    machine does not see it yet.
+    """
 
     name: str
     function: Callable[[], Receipt]
+    find: Callable[[], Receipt | None] = lambda: None
 
 
 @dataclass(frozen=True, kw_only=True)
