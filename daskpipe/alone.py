@@ -126,7 +126,6 @@ def merged(payloads: Sequence[Payload]) -> Payload:
         arrays=arrays_of(concat(parts) if parts else from_atoms([])),
         n_out=sum(payload.n_out for payload in payloads),
         rejected=[rejection for payload in payloads for rejection in payload.rejected],
-        seconds=sum(payload.seconds for payload in payloads),
         tallies=sum((Counter(payload.tallies) for payload in payloads), Counter()),
     )
 
@@ -179,7 +178,6 @@ def _write(out: Path, payload: Payload) -> None:
     facts = {
         "n_out": payload.n_out,
         "rejected": [rejection.as_json() for rejection in payload.rejected],
-        "seconds": payload.seconds,
         "tallies": dict(payload.tallies),
     }
     buffer = io.BytesIO()

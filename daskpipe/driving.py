@@ -8,7 +8,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -238,7 +238,7 @@ def _commit(root: Path, unit: Unit, compute: Callable[..., Payload], needed: flo
         started = time.perf_counter()
         try:
             payload = compute(mark=mark)
-            return commit(root, unit, replace(payload, seconds=time.perf_counter() - started))
+            return commit(root, unit, payload, seconds=time.perf_counter() - started)
         except Yielded:
             retire()
             raise

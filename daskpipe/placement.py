@@ -185,7 +185,8 @@ class DaskPool:
         from distributed.scheduler import KilledWorker, NoValidWorkerError
 
         try:
-            found = self._find[handle]() if handle.status == "finished" else None
+            find = self._find.pop(handle, None)
+            found = find() if find is not None and handle.status == "finished" else None
             receipt: Receipt = found or handle.result()
         except KilledWorker as error:
             self._slots = None
@@ -194,7 +195,6 @@ class DaskPool:
         except (NoValidWorkerError, CancelledError, FutureCancelledError) as error:
             raise WorkerLost(str(error)) from error
         finally:
-            self._find.pop(handle, None)
             handle.release()
         return receipt
 

@@ -39,6 +39,13 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 LOOK_SECONDS = 5.0
 """Time between two looks for units that hang."""
 
+AHEAD_SECONDS, AHEAD_LIMIT = 0.1, 4
+"""Short units are sent ahead, up to so much work and so many a slot, so that workers do not wait for the driver."""
+
+
+MEMORY = 8
+"""How many units back the mean time of a unit reaches, about."""
+
 
 class Call(NamedTuple):
     """A function without arguments that commits a unit and returns its receipt, and the name of the Dask task.
@@ -198,6 +205,8 @@ class _Window:
         """Most units that were under way at once."""
         self.losses = 0
         """Losses since a unit was last committed or had come on."""
+        self.seconds = AHEAD_SECONDS
+        """Mean time of the units committed of late."""
 
     @property
     def fruitless(self) -> float:
@@ -218,7 +227,7 @@ class _Window:
                     f"no worker has lived for {NO_WORKER_SECONDS:.0f} s; start workers, then resume the run"
                 )
             self._wake(now)
-            while self.waiting and len(self.under_way) < slots:
+            while self.waiting and len(self.under_way) < slots * self._ahead():
                 self._submit(self.waiting.pop())
             if not self.under_way:
                 time.sleep(0.2)
@@ -230,6 +239,10 @@ class _Window:
             for handle in self.pool.wait(self.under_way, timeout=1.0):
                 self._settle(handle)
         self.pool.want(self.stage, 0)
+
+    def _ahead(self) -> int:
+        """How many units a slot may be under way."""
+        return int(max(1, min(AHEAD_LIMIT, AHEAD_SECONDS / max(self.seconds, 1e-9))))
 
     def _wake(self, now: float) -> None:
         """Put lost units whose pause is over at the end of the queue."""
@@ -266,6 +279,7 @@ class _Window:
             raise type(error)(f"{unit}: {error}") from error
         else:
             self.losses = 0
+            self.seconds += (receipt.seconds - self.seconds) / MEMORY
             self.emit(UnitCommitted(**asdict(receipt)))
 
     def _came_on(self, turn: _Turn) -> bool:

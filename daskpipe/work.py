@@ -83,7 +83,6 @@ class Payload:
     arrays: Mapping[str, np.ndarray]
     n_out: int
     rejected: list[Rejection] = field(default_factory=list)
-    seconds: float = 0.0
     tallies: Mapping[str, int] = field(default_factory=dict)
     """Counts of what happened, such as trial moves; they are summed over units."""
     files: Mapping[str, Buffer] = field(default_factory=dict)
@@ -289,8 +288,13 @@ def sync_folder(path: Path) -> None:
 
 def make_folders(root: Path, folder: Path) -> None:
     """Make a folder below ``units``; never the run directory itself: one that was removed under a unit stays so."""
-    for path in (*reversed(folder.relative_to(root).parents[:-1]), folder.relative_to(root)):
-        (root / path).mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        if folder.parent == root:
+            raise
+        make_folders(root, folder.parent)
+        folder.mkdir(exist_ok=True)
 
 
 @contextmanager
@@ -307,8 +311,8 @@ def explained(root: Path, folder: Path) -> Iterator[None]:
         raise
 
 
-def commit(root: Path, unit: Unit, payload: Payload) -> Receipt:
-    """Commit what a unit made: attempt directory, manifest last, fsync, rename.
+def commit(root: Path, unit: Unit, payload: Payload, *, seconds: float = 0.0) -> Receipt:
+    """Commit what a unit made in so many seconds: attempt directory, manifest last, fsync, rename.
 
     Raises
     ------
@@ -323,7 +327,7 @@ def commit(root: Path, unit: Unit, payload: Payload) -> Receipt:
     try:
         with explained(root, attempt):
             make_folders(root, attempt)
-            receipt = _publish(tree, unit, payload, attempt, final)
+            receipt = _publish(tree, unit, payload, seconds, attempt, final)
     except BaseException:
         shutil.rmtree(attempt, ignore_errors=True)  # on a full disk every byte counts
         raise
@@ -331,7 +335,7 @@ def commit(root: Path, unit: Unit, payload: Payload) -> Receipt:
     return receipt
 
 
-def _publish(tree: Tree, unit: Unit, payload: Payload, attempt: Path, final: Path) -> Receipt:
+def _publish(tree: Tree, unit: Unit, payload: Payload, seconds: float, attempt: Path, final: Path) -> Receipt:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **payload.arrays)
     rejected = json.dumps([rejection.as_json() for rejection in payload.rejected], indent=1).encode()
@@ -349,7 +353,7 @@ def _publish(tree: Tree, unit: Unit, payload: Payload, attempt: Path, final: Pat
         n_rejected=len(payload.rejected),
         counts=count_by(payload.arrays.get("system_type")),
         n_bytes=sum(file["size"] for file in files.values()),
-        seconds=round(payload.seconds, 3),
+        seconds=round(seconds, 3),
         worker=f"{os.uname().nodename}:{os.getpid()}",
         tallies=dict(payload.tallies),
     )

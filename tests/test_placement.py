@@ -87,6 +87,17 @@ def test_waiting_ends_after_its_time(client: Client) -> None:
     pool.result(handle)
 
 
+def test_a_receipt_that_is_on_disk_is_not_sent(client: Client) -> None:
+    pool = DaskPool(Workers(client), frozenset())
+    seen = iter(["read here", None])
+
+    def work() -> Call:
+        return Call(f"label-{time.monotonic_ns()}", lambda: "sent", lambda: next(seen))
+
+    items = [Task(unit=unit("label", index), work=work) for index in range(2)]
+    assert results(pool, items) == ["read here", "sent"]  # the second is not seen from here
+
+
 def test_what_a_unit_raises_arrives(client: Client) -> None:
     def fail() -> Receipt:
         raise ClusterError("as said")

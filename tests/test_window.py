@@ -16,6 +16,8 @@ import daskpipe.work
 from daskpipe.errors import ClusterError, ConfigError, DiskError, IntegrityError, Rejection, Suspect, Yielded
 from daskpipe.events import Event, UnitCommitted, UnitLost, UnitYielded
 from daskpipe.window import (
+    AHEAD_LIMIT,
+    AHEAD_SECONDS,
     DISK_LIMIT,
     FIRST_PAUSE,
     FRUITLESS_LIMIT,
@@ -35,7 +37,7 @@ def unit(index: int = 0, stage: str = "explore") -> Unit:
 
 def payload(value: float = 1.0, n: int = 100, rejected: Iterable[Rejection] = ()) -> Payload:
     arrays = {"positions": np.full((n, 3), value), "system_type": np.array(["alloy", "surface"] * (n // 2))}
-    return Payload(arrays=arrays, n_out=n, rejected=list(rejected), seconds=0.5)
+    return Payload(arrays=arrays, n_out=n, rejected=list(rejected))
 
 
 class Threads:
@@ -99,6 +101,8 @@ class Watcher:
 class Work:
     """Commits a unit, after it raised what it was told to raise, and counts its runs."""
 
+    seconds = 0.5
+
     def __init__(self, root: Path, index: int, *errors: Exception) -> None:
         self.unit, self.root, self.errors, self.n_runs = unit(index), root, list(errors), 0
         self.n_apart = 0
@@ -108,7 +112,7 @@ class Work:
         self.n_apart += apart
         if self.errors:
             raise self.errors.pop(0)
-        return commit(self.root, self.unit, payload(self.unit.index))
+        return commit(self.root, self.unit, payload(self.unit.index), seconds=self.seconds)
 
 
 def tasks(works: list[Work], *, apart: bool = True) -> list[Task]:
@@ -148,6 +152,17 @@ def test_all_tasks_run_once_in_a_window_no_wider_than_the_slots(tmp_path, n_slot
     assert sorted(event.index for event in committed) == list(range(n_tasks))
     tree = Tree(tmp_path)
     assert all(tree.receipt(work.unit) is not None for work in works)
+
+
+@pytest.mark.parametrize(("seconds", "ahead"), [(0.001, AHEAD_LIMIT), (0.4 * AHEAD_SECONDS, 2), (AHEAD_SECONDS, 1)])
+def test_short_units_are_sent_ahead(tmp_path, seconds, ahead):
+    works = [Work(tmp_path, index) for index in range(60)]
+    for work in works:
+        work.seconds = seconds
+    pool = Threads(2)
+    drive(tasks(works), pool, Watcher(), list[Event]().append)
+    assert [work.n_runs for work in works] == [1] * len(works)
+    assert pool.widest == 2 * ahead
 
 
 def test_no_tasks_are_done_at_once(tmp_path):

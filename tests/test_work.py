@@ -32,7 +32,7 @@ def unit(index: int = 0, stage: str = "explore") -> Unit:
 
 def payload(value: float = 1.0, n: int = 100, rejected: Iterable[Rejection] = ()) -> Payload:
     arrays = {"positions": np.full((n, 3), value), "system_type": np.array(["alloy", "surface"] * (n // 2))}
-    return Payload(arrays=arrays, n_out=n, rejected=list(rejected), seconds=0.5)
+    return Payload(arrays=arrays, n_out=n, rejected=list(rejected))
 
 
 def rejection(structure: str = "00ff", reason: str = "overlap") -> Rejection:
@@ -110,7 +110,7 @@ def test_key_is_the_same_in_every_release():
 
 
 def test_manifest_holds_sizes_and_digests_of_all_files(tmp_path):
-    receipt = commit(tmp_path, unit(), payload(rejected=[rejection()]))
+    receipt = commit(tmp_path, unit(), payload(rejected=[rejection()]), seconds=0.5)
     folder = Tree(tmp_path).unit_dir("explore", unit().key)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert files(folder) == {"manifest.json", "payload.npz", "rejected.json"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +148,6 @@ def outside(structures: xr.Dataset, root: Path, settings: Describe, species: lis
 
 def fit_reduction(root: Path, keys: list[str], settings: Describe, species: list[str], run_seed: int) -> Payload:
     """Fit the axes on a sample of frames, and of their atoms, that depends only on their ids and the run's seed."""
-    started = time.perf_counter()
     sample = sample_frames(root, keys, settings.sample, run_seed)
     prepare = unit_length if settings.normalise else np.asarray
     axes, axes_of_atoms = Fit(settings.dims), Fit(settings.dims)
@@ -163,7 +161,7 @@ def fit_reduction(root: Path, keys: list[str], settings: Describe, species: list
     arrays = _arrays(axes.result())
     if chosen is not None:
         arrays |= {OF_ATOMS + name: array for name, array in _arrays(axes_of_atoms.result()).items()}
-    return Payload(arrays=arrays, n_out=sample.sizes["structure"], seconds=time.perf_counter() - started)
+    return Payload(arrays=arrays, n_out=sample.sizes["structure"])
 
 
 def _arrays(reduction: Reduction) -> dict[str, np.ndarray]:

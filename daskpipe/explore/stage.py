@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -88,7 +87,6 @@ def explore_partition(
         from daskpipe.explore.packing import room
         from daskpipe.potentials.zbl import repelled
 
-    started = time.perf_counter()
     potential = build()
     walkers = [_walker(seed, settings, run_seed, potential.elements) for seed in seeds]
     fit = [walker for walker in walkers if not walker.finished]
@@ -105,8 +103,7 @@ def explore_partition(
     rejected = [stop for walker in walkers for stop in walker.stops]
     arrays = arrays_of(from_atoms(frames))
     tallies = sum((Counter(walker.tallies) for walker in walkers), Counter())
-    seconds = time.perf_counter() - started
-    return [Payload(arrays=arrays, n_out=len(frames), rejected=rejected, seconds=seconds, tallies=tallies)]
+    return [Payload(arrays=arrays, n_out=len(frames), rejected=rejected, tallies=tallies)]
 
 
 def _walker(seed: Atoms, settings: Exploration, run_seed: int, elements: frozenset[str] | None) -> Walker:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -53,7 +52,6 @@ def label_partition(
 
     from daskpipe.potentials import Failure, evaluate
 
-    started = time.perf_counter()
     labelled, rejected = [], []
     for atoms, found in zip(frames, evaluate(build(), frames), strict=True):
         if isinstance(found, Failure):
@@ -68,7 +66,7 @@ def label_partition(
             frame.calc = SinglePointCalculator(frame, **results)
             labelled.append(frame)
     arrays = arrays_of(from_atoms(labelled))
-    return [Payload(arrays=arrays, n_out=len(labelled), rejected=rejected, seconds=time.perf_counter() - started)]
+    return [Payload(arrays=arrays, n_out=len(labelled), rejected=rejected)]
 
 
 def load_picks(root: Path, pieces: list[Rows], select_key: str, start: int, stop: int) -> list[Atoms]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +71,6 @@ def select(
     """
     from daskpipe.select.coverage import coverage_of
 
-    started = time.perf_counter()
     ids, n_atoms, elements, candidate = _frames(root, frames)
     table = feature_table(root, features, dims)
     keep, duplicates = _without_duplicates(Blocks(table, canonical_order(run_seed, ids)), settings, against)
@@ -122,7 +120,7 @@ def select(
         "selection_reason": reason,
         "report": np.array(json.dumps(report, sort_keys=True)),
     }
-    return Payload(arrays=arrays, n_out=len(index), seconds=time.perf_counter() - started)
+    return Payload(arrays=arrays, n_out=len(index))
 
 
 def _without_duplicates(

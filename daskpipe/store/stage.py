@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -55,14 +54,12 @@ class Source:
 
 def read(path: Path, start: int, stop: int) -> Payload:
     """Read rows of a dataset, without what belongs to that dataset as a whole: features, strata, groups, splits."""
-    started = time.perf_counter()
     ds = rows(path, start, stop).drop_vars(["group", "split", "features", "cluster"], errors="ignore")
-    return Payload(arrays=arrays_of(ds), n_out=stop - start, seconds=time.perf_counter() - started)
+    return Payload(arrays=arrays_of(ds), n_out=stop - start)
 
 
 def sort(root: Path, sources: Sequence[Source], *, seed: int) -> Payload:
     """Bring the rows of some units into the order of the dataset, each variable as a file that can be mapped."""
-    started = time.perf_counter()
     ds = concat([_rows_of(root, source) for source in sources])
     files = sorted_run(ds, seed=seed)
     names = {
@@ -71,7 +68,7 @@ def sort(root: Path, sources: Sequence[Source], *, seed: int) -> Payload:
         if VARIABLES[name].coded and name not in MADE
     }
     arrays = {"names": np.array(json.dumps(names))}
-    return Payload(arrays=arrays, n_out=ds.sizes["structure"], files=files, seconds=time.perf_counter() - started)
+    return Payload(arrays=arrays, n_out=ds.sizes["structure"], files=files)
 
 
 def _rows_of(root: Path, source: Source) -> xr.Dataset:
@@ -87,7 +84,6 @@ def plan(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> Payload:
 
     Memory: about 200 bytes a structure, and its features.
     """
-    started = time.perf_counter()
     load = _loader(root, runs)
     n_atoms = [_known(load(number, "n_atoms")) for number in range(len(runs))]
     sizes = [len(of_run) for of_run in n_atoms]
@@ -108,7 +104,7 @@ def plan(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> Payload:
         n_features=columns["features"].shape[1] if "features" in columns else 0,
     )
     arrays = {**made.as_arrays(), "report": np.array(json.dumps(found.report, sort_keys=True))}
-    return Payload(arrays=arrays, n_out=len(found.order), seconds=time.perf_counter() - started)
+    return Payload(arrays=arrays, n_out=len(found.order))
 
 
 def _columns(load: Load, sizes: Sequence[int]) -> dict[str, np.ndarray]:
@@ -164,18 +160,16 @@ def write(root: Path, runs: Sequence[str], plan_key: str, axis: str, number: int
     """Make one chunk file of each array along an axis; the files are those of the dataset."""
     import google_crc32c
 
-    started = time.perf_counter()
     files, checksums = {}, {}
     for layout, values in chunk(read_plan(root, plan_key), axis, number, _loader(root, runs)):
         files[layout.name] = values.tobytes()
         checksums[layout.file(number)] = f"{google_crc32c.value(files[layout.name]):08x}"
     arrays = {"checksums": np.array(json.dumps(checksums))}
-    return Payload(arrays=arrays, n_out=len(files), files=files, seconds=time.perf_counter() - started)
+    return Payload(arrays=arrays, n_out=len(files), files=files)
 
 
 def store(root: Path, plan_key: str, chunks: Sequence[str], *, target: Path, attrs: Mapping[str, Any]) -> Payload:
     """Publish the chunks that the units `chunks` of `WRITE` hold as one dataset at `target`."""
-    started = time.perf_counter()
     tree = Tree(root)
     made = read_plan(root, plan_key)
     report = tree.load(PLAN, plan_key, ["report"])["report"].item()
@@ -194,7 +188,7 @@ def store(root: Path, plan_key: str, chunks: Sequence[str], *, target: Path, att
     publish(target, list(made.layouts.values()), fill, attrs={**attrs, "split_report": report})
     types = _system_types(target)
     arrays = {} if types is None else {"system_type": types}
-    return Payload(arrays=arrays, n_out=len(made.row), seconds=time.perf_counter() - started)
+    return Payload(arrays=arrays, n_out=len(made.row))
 
 
 def _place(source: Path, target: Path) -> None:
