@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from daskpipe import lease
 from daskpipe.detach import Record, forget, read, site_of_kind, waiting
-from daskpipe.errors import ClusterError, ConfigError, DaskpipeError
+from daskpipe.errors import ClusterError, DaskpipeError
+from daskpipe.work import Tree
 
 if TYPE_CHECKING:
     from daskpipe.sites import Site
@@ -46,9 +47,7 @@ def cancel(run_dir: Path | str) -> dict[str, Any]:
     """
     from daskpipe.submissions import recorded
 
-    root = Path(run_dir).absolute()
-    if not (root / "config.yaml").is_file():
-        raise ConfigError(f"{run_dir} is no run directory (it has no config.yaml); see: ls runs")
+    root = Tree.of(run_dir).root
     asked = lease.holder(root)
     still = _stop_driver(root)
     record, jobs = read(root), []

@@ -47,7 +47,7 @@ def rejections(run_dir: Path | str) -> Iterator[tuple[str, Rejection]]:
     IntegrityError
         If a file of the quarantine is no rejection.
     """
-    for path in _files(_tree(run_dir)):
+    for path in _files(Tree.of(run_dir)):
         if (found := held(path)) is None:
             run = quote(str(run_dir))
             raise IntegrityError(f"{path} is no rejection. Type: daskpipe fsck {run} --mend")
@@ -62,7 +62,7 @@ def find(run_dir: Path | str, ids: Sequence[str]) -> list[str]:
     ConfigError
         If one is unknown, or is the beginning of several.
     """
-    known = [path.stem for path in _files(_tree(run_dir))]
+    known = [path.stem for path in _files(Tree.of(run_dir))]
     found = []
     for given in ids:
         matches = [name for name in known if name.startswith(given)] if given else []
@@ -95,7 +95,7 @@ def release(run_dir: Path | str, ids: Sequence[str], *, try_out: bool = False) -
     ConfigError
         If an id is unknown, or of a duplicate; or a driver works there.
     """
-    tree = _tree(run_dir)
+    tree = Tree.of(run_dir)
     wanted = find(run_dir, ids)
     with lease.hold(tree.root):
         named = {name: found for name, found in rejections(run_dir) if name in set(wanted)}
@@ -173,10 +173,3 @@ def _names(tree: Tree, stage: str, key: str) -> list[str]:
 
 def _files(tree: Tree) -> list[Path]:
     return sorted((tree.root / "quarantine").glob("[!.]*.json"))
-
-
-def _tree(run_dir: Path | str) -> Tree:
-    tree = Tree(Path(run_dir).absolute())
-    if not tree.config.is_file():
-        raise ConfigError(f"{run_dir} is no run directory (it has no config.yaml); see: ls runs")
-    return tree

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from daskpipe import detach, lease
-from daskpipe.errors import ConfigError, reasons
+from daskpipe.errors import reasons
 from daskpipe.ledger import Reader
 from daskpipe.work import Tree
 
@@ -72,9 +72,7 @@ class Watch:
     stages: dict[str, Row] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.tree = Tree(Path(self.run_dir))
-        if not self.tree.config.is_file():
-            raise ConfigError(f"{self.run_dir} is no run directory (it has no config.yaml); see: ls runs")
+        self.tree = Tree.of(self.run_dir)
         self._journal = Reader(self.tree)
         self._now: str | None = None
         self._finished = False

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.errors import DiskError, IntegrityError, Rejection
+from daskpipe.errors import ConfigError, DiskError, IntegrityError, Rejection
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -113,6 +113,20 @@ class Tree:
     """The run directory."""
 
     root: Path
+
+    @classmethod
+    def of(cls, run_dir: Path | str) -> Tree:
+        """Return the tree of a run that there is.
+
+        Raises
+        ------
+        ConfigError
+            If it is no run directory.
+        """
+        tree = cls(Path(run_dir).absolute())
+        if not tree.config.is_file():
+            raise ConfigError(f"{run_dir} is no run directory (it has no config.yaml); see: ls runs")
+        return tree
 
     @property
     def dataset(self) -> Path:
