@@ -414,7 +414,7 @@ class Look:
 
 def _leftovers(root: Path) -> Iterator[dict[str, Any]]:
     """Yield what attempts and interrupted writes left behind, and what was moved aside."""
-    found = [(path, "attempt") for path in root.glob("units/*/*/.*")]
+    found = [(path, "checkpoints" if path.name.endswith("-work") else "attempt") for path in root.glob("units/*/*/.*")]
     found += [(path, "temporary") for folder in (root, root / "ledger", root / "quarantine", root / "drivers")
               for path in folder.glob(TEMPORARY)]  # fmt: skip
     found += [(path, "dataset") for path in root.glob(".dataset-*.zarr")]

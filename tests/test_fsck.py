@@ -450,13 +450,16 @@ def test_what_attempts_leave_behind_is_listed_with_its_bytes(tree: Tree) -> None
     shard = tree.unit_dir("label", unit.key).parent
     (shard / f".{unit.key}-0123abcd-attempt").mkdir()
     (shard / f".{unit.key}-0123abcd-attempt" / "payload.npz").write_bytes(bytes(1000))
+    work = tree.work_dir("label", "0" * 32)
+    work.mkdir(parents=True)
+    (work / "checkpoint-1.npz").write_bytes(bytes(50))
     (tree.root / "keys-abc").mkdir()
     (tree.root / "keys-abc" / "ca.pem").write_bytes(bytes(20))
     (tree.root / ".config.yaml-0123abcd").write_bytes(bytes(3))
     report = fsck(tree.root)
     assert report.findings == []
     assert sorted((left["what"], left["bytes"]) for left in report.leftovers) == [
-        ("attempt", 1000), ("keys", 20), ("temporary", 3)
+        ("attempt", 1000), ("checkpoints", 50), ("keys", 20), ("temporary", 3)
     ]  # fmt: skip
 
 
