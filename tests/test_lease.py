@@ -21,7 +21,7 @@ from daskpipe.lease import Cancelled, TakenOver, WalltimeNear, hold, holder, las
 SHORT = 0.6
 """Lease of the tests, s; twelve renewals are in it."""
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds until a thread must have noticed."""
 
 HOLDER = """
