@@ -112,6 +112,13 @@ class Slurm:
             for job_id, name, state, partition in (line.split("|") for line in lines)
         }
 
+    def requeue(self, job_id: str) -> None:
+        """Have a job ended, and started again a few seconds after."""
+        command("scontrol", "requeue", job_id)
+        _wait_for(lambda: self.squeue().get(job_id, {}).get("state") == "PENDING", self)
+        # Slurm holds it for two minutes. Started at once, it would be taken for the one that was ended.
+        command("scontrol", "update", f"JobId={job_id}", "StartTime=now+5")
+
     def wait_until_idle(self, seconds: float) -> None:
         """Wait until the queue is empty and the node has no job's processes left."""
         deadline = time.monotonic() + seconds
@@ -188,5 +195,5 @@ def _free_ports(n: int) -> list[int]:
 def _wait_for(done: Callable[[], bool], slurm: Slurm) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not done():
-        assert time.monotonic() < deadline, f"Slurm does not start: {slurm.said()}"
+        assert time.monotonic() < deadline, f"Slurm does not do it: {slurm.said()}"
         time.sleep(0.1)

@@ -196,10 +196,7 @@ def cancel_running(queue: Slurm) -> None:
 
 def requeue_running(queue: Slurm) -> None:
     (job_id,) = in_state(queue, "RUNNING")
-    slurm.command("scontrol", "requeue", job_id)
-    wait_until(lambda: job_id in in_state(queue, "PENDING"))
-    # Slurm lets it wait for two minutes.
-    slurm.command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+    queue.requeue(job_id)
 
 
 @pytest.mark.parametrize(("disturb", "n_jobs"), [(cancel_running, 2), (requeue_running, 1)])

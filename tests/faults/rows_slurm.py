@@ -109,9 +109,7 @@ def requeue(bench: Bench, slurm: Slurm) -> list[Row]:
     run.until(driver, "explore")
     (job_id,) = [job_id for job_id, job in slurm.squeue().items() if job["partition"] == "gpu"]
     at = time.time()
-    command("scontrol", "requeue", job_id)
-    wait_until(lambda: job_id in run.jobs("PENDING"))
-    command("scontrol", "update", f"JobId={job_id}", "StartTime=now")  # Slurm lets it wait for two minutes
+    slurm.requeue(job_id)
     return [run.finish(driver, "scontrol requeue", "explore", at, 1)]
 
 
