@@ -1,4 +1,4 @@
-"""The driver's window: it keeps as many units under way as the pool has slots, and owns retries.
+"""The driver's window: it keeps a unit under way for each slot of the pool, short ones a few ahead, and owns retries.
 
 What goes wrong has a class, and each class its own budget:
 
@@ -41,7 +41,6 @@ LOOK_SECONDS = 5.0
 
 AHEAD_SECONDS, AHEAD_LIMIT = 0.1, 4
 """Short units are sent ahead, up to so much work and so many a slot, so that workers do not wait for the driver."""
-
 
 MEMORY = 8
 """How many units back the mean time of a unit reaches, about."""
@@ -98,7 +97,7 @@ class Pool(Protocol):
     """Where tasks run. `daskpipe.placement.DaskPool` is the one that runs use."""
 
     def slots(self, stage: str) -> int:
-        """How many units of a stage may be under way at once; 0 while no worker lives."""
+        """How many units of a stage keep all workers at work; 0 while no worker lives."""
 
     def want(self, stage: str, n_units: int) -> bool:
         """Tell how many units of a stage are not committed, 0 when it is over; whether anything brings workers."""

@@ -1,4 +1,4 @@
-"""Unit of work: key, attempt directory, commit by rename, receipt, quarantine; and the driver's window.
+"""Unit of work: key, attempt directory, commit by rename, receipt, quarantine.
 
 Truth is a tree of write-once directories; Dask moves work and holds none of it::
 
