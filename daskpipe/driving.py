@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 import traceback
@@ -203,10 +202,9 @@ def _committed(root: Path, unit: Unit, compute: Callable[..., Payload], *, neede
     """Return one Dask task, named after its room, that computes a payload where it runs and returns the receipt.
 
     The scheduler sees one task a unit: no intermediate data moves between workers or stays on one, and there is
-    nothing that fusion could take the unit's resources from. The task's name holds the run directory too: on a
-    scheduler that others use, or that still holds a unit of the same key, another run's receipt must not be ours.
+    nothing that fusion could take the unit's resources from.
     """
-    name = f"{unit.stage}-{unit.key}-{hashlib.blake2b(str(root).encode(), digest_size=8).hexdigest()}"
+    name = f"{unit.stage}-{unit.key}"
     return Call(name, partial(_commit, root, unit, compute, needed), partial(Tree(root).receipt, unit))
 
 

@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -156,10 +157,15 @@ class DaskPool:
         )
 
     def submit(self, unit: Unit, call: Call) -> Any:
-        """Submit one unit, with its resources, as one task: there is no graph whose fusion could lose them."""
+        """Submit one unit, with its resources, as one task: there is no graph whose fusion could lose them.
+
+        No two tasks have one name: of a name that it still holds, the client hands out the old future, with the error
+        for which the unit is submitted again; and on a scheduler that others use, another run's receipt is not ours.
+        """
         resource = self._resource(unit.stage)
         resources = None if resource is None else {resource: 1}
-        handle = self.client.submit(call.function, key=call.name, resources=resources, retries=0, pure=False)
+        name = f"{call.name}-{uuid.uuid4().hex[:16]}"
+        handle = self.client.submit(call.function, key=name, resources=resources, retries=0, pure=False)
         self._find[handle] = call.find
         return handle
 

@@ -47,7 +47,7 @@ MEMORY = 8
 
 
 class Call(NamedTuple):
-    """A function without arguments that commits a unit and returns its receipt, and the name of the Dask task.
+    """A function without arguments that commits a unit and returns its receipt, and what its Dask tasks are called.
 
     `find` reads the receipt of the committed unit here, which takes less than to have it sent; ``None`` if this
     machine does not see it yet.

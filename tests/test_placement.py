@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
-from distributed import Client
+from distributed import Client, Future
 
 from daskpipe.errors import ClusterError
 from daskpipe.placement import GPU, DaskPool, Workers, describe_offers, gpu_stages, offers
@@ -26,8 +27,7 @@ def where() -> str:
 
 
 def task(stage: str, index: int = 0, work: object = where) -> Task:
-    name = f"{stage}-{index}-{time.monotonic_ns()}"
-    return Task(unit=unit(stage, index), work=lambda: Call(name, work))
+    return Task(unit=unit(stage, index), work=lambda: Call(f"{stage}-{index}", work))
 
 
 def submitted(pool: DaskPool, item: Task) -> object:
@@ -92,7 +92,7 @@ def test_a_receipt_that_is_on_disk_is_not_sent(client: Client) -> None:
     seen = iter(["read here", None])
 
     def work() -> Call:
-        return Call(f"label-{time.monotonic_ns()}", lambda: "sent", lambda: next(seen))
+        return Call("label", lambda: "sent", lambda: next(seen))
 
     items = [Task(unit=unit("label", index), work=work) for index in range(2)]
     assert results(pool, items) == ["read here", "sent"]  # the second is not seen from here
@@ -105,6 +105,24 @@ def test_what_a_unit_raises_arrives(client: Client) -> None:
     pool = DaskPool(Workers(client), frozenset())
     with pytest.raises(ClusterError, match="as said"):
         results(pool, [task("label", work=fail)])
+
+
+def test_a_unit_that_failed_is_computed_again(client: Client, tmp_path: Path) -> None:
+    def fail_once() -> str:
+        with suppress(FileExistsError):
+            (tmp_path / "failed").touch(exist_ok=False)
+            raise ClusterError("once")
+        return "computed"
+
+    pool = DaskPool(Workers(client), frozenset())
+    item = task("label", work=fail_once)
+    first = submitted(pool, item)
+    # A client forgets a future in a thread of its own, at some time: hold it here as long as that may take.
+    held = Future(first.key, client)
+    with pytest.raises(ClusterError, match="once"):
+        pool.result(first)
+    assert pool.result(submitted(pool, item)) == "computed"
+    held.release()
 
 
 def test_a_cancelled_unit_counts_as_lost(client: Client) -> None:
@@ -120,11 +138,7 @@ def test_a_cancelled_unit_that_is_submitted_again_does_not_stay(client: Client) 
     again = task("label", work=lambda: time.sleep(0.3) or 1)
     cancelled = submitted(pool, again)
     pool.cancel([cancelled])
-    done = None
-    while done is None:
-        # The word that it is cancelled may come late, and is then taken for the new one, as it is in a run.
-        with suppress(WorkerLost):
-            done = pool.result(submitted(pool, again))
+    assert pool.result(submitted(pool, again)) == 1
     deadline = time.monotonic() + 20
     while client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) and time.monotonic() < deadline:
         time.sleep(0.05)
