@@ -120,8 +120,8 @@ def line(state: dict[str, Any]) -> str:
     if state["stage"] is None:
         return f"{state['state']}{_where(state)}"
     row = state["stages"][state["stage"]]
-    lost = f", {row['lost']} lost" if row["lost"] else ""
-    return f"{state['stage']} {row['committed']}/{row['planned']}{lost}{_pace(state)}"
+    gone = "".join(f", {row[kind]} {kind}" for kind in ("lost", "suspect") if row[kind])
+    return f"{state['stage']} {row['committed']}/{row['planned']}{gone}{_pace(state)}"
 
 
 def _where(state: dict[str, Any]) -> str:
@@ -152,7 +152,8 @@ def parts(state: dict[str, Any]) -> list[RenderableType]:
     head = Text.assemble((printable(state["run_dir"]), "bold"), f" is {state['state']}{printable(_where(state))}")
     head.append(f"; drivers started: {state['driver_starts']}")
     rows = Table("stage", box=None, pad_edge=False, header_style="bold")
-    columns = {"units": "committed", **{name: name for name in ("planned", "out", "rejected", "lost", "yielded")}}
+    others = ("planned", "out", "rejected", "lost", "suspect", "yielded")
+    columns = {"units": "committed", **{name: name for name in others}}
     for name in columns:
         rows.add_column(name, justify="right")
     for stage, row in state["stages"].items():

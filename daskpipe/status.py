@@ -30,6 +30,7 @@ class Row:
     out: int = 0
     rejected: int = 0
     lost: int = 0
+    suspect: int = 0
     yielded: int = 0
 
     def __post_init__(self) -> None:
@@ -127,6 +128,8 @@ class Watch:
                 row.begins(event["n_units"], event["n_committed"], at)
             case "UnitCommitted":
                 row.grows(at)
+            case "UnitLost" if event.get("kind") == "suspect":
+                row.suspect += 1
             case "UnitLost":
                 row.lost += 1
             case "UnitYielded":
@@ -167,9 +170,9 @@ def status(run_dir: Path | str) -> dict[str, Any]:
         ``state``: ``running``, ``queued`` (the job of a detached driver waits), ``complete`` or ``stopped``;
         ``driver``: host, pid, job_id and since; ``queued``: job_id and since; ``log`` of a detached driver;
         ``workers`` that there were when the driver began; ``stages``: units planned and committed, outputs, rejected,
-        units lost with their workers and units that yielded; ``stage`` under way, its ``rate`` in units a second and
-        the estimate ``seconds_left``; the last ``notice``; ``quarantined`` by reason, ``driver_starts`` and
-        ``dataset``. None where there is none. JSON types.
+        units lost with their workers, units suspect of having ended theirs, units that yielded; ``stage`` under way,
+        its ``rate`` in units a second and the estimate ``seconds_left``; the last ``notice``; ``quarantined`` by
+        reason, ``driver_starts`` and ``dataset``. None where there is none. JSON types.
 
     Raises
     ------

@@ -354,7 +354,7 @@ def test_files_of_the_users_own(content: str, type_command: Command, address: st
     for reason in sorted(rejected.values()):
         assert f"generate/{reason}: 1" in typed.out
     state = json.loads(type_command("status", "run", "--json").out)
-    row = {"committed": 3, "planned": 3, "out": 6, "rejected": 4, "lost": 0, "yielded": 0}
+    row = {"committed": 3, "planned": 3, "out": 6, "rejected": 4, "lost": 0, "suspect": 0, "yielded": 0}
     assert state["stages"]["generate"] == row
     assert daskpipe.open_dataset(here / "run" / "dataset.zarr").sizes["structure"] == 6
 

@@ -48,7 +48,7 @@ def test_status_of_a_run_that_was_cut_off(reference: Result, tmp_path: Path) -> 
     state = status(run_dir)
     assert state["state"] == "stopped"
     assert state["stages"]["label"] == {
-        "committed": 1, "planned": 6, "out": 0, "rejected": 0, "lost": 0, "yielded": 0,
+        "committed": 1, "planned": 6, "out": 0, "rejected": 0, "lost": 0, "suspect": 0, "yielded": 0,
     }  # fmt: skip
     assert "store" not in state["stages"]
 
@@ -123,13 +123,16 @@ def test_rate_and_time_left_of_the_stage_under_way(under_way: tuple[Tree, Callab
             tell(3 + 2 * index, committed(index))
         lost = {"stage": "explore", "index": 9, "key": "9", "losses": 1, "reason": "killed", "kind": "infrastructure"}
         tell(12, UnitLost(**lost))
+        for losses in (2, 3):
+            tell(12, UnitLost(**{**lost, "losses": losses, "reason": "it died", "kind": "suspect"}))
         tell(12, UnitYielded(stage="explore", index=9, key="9"))
         tell(12, Notice(message="job 7 ended before a worker of it registered"))
         state = watch.look()
         assert state["stages"]["explore"] == {
-            "committed": 15, "planned": 40, "out": 0, "rejected": 0, "lost": 1, "yielded": 1,
+            "committed": 15, "planned": 40, "out": 0, "rejected": 0, "lost": 1, "suspect": 2, "yielded": 1,
         }  # fmt: skip
         assert (state["rate"], state["seconds_left"]) == (0.5, 50)  # 5 units in 10 s; what stood before is no pace
+        assert cli_status.line(state) == "explore 15/40, 1 lost, 2 suspect, 0.5 units/s, some 00:00:50 left"
         assert state["notice"] == "job 7 ended before a worker of it registered"
         assert state == status(tree.root)  # read at one go
         tell(13, StageFinished(stage="explore", seconds=12.0, n_out=80, n_rejected=0))

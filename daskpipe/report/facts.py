@@ -65,6 +65,7 @@ class Timing:
     unit_seconds: float
     n_units: int
     n_lost: int
+    n_suspect: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,19 +291,20 @@ def _step(
 def _timings(events: list[dict[str, Any]], receipts: Mapping[str, list[Receipt]]) -> list[Timing]:
     """Add up the passes that came to the end of a stage, over all starts of the driver."""
     wall: Counter[str] = Counter()
-    lost: Counter[str] = Counter()
+    tries: Counter[tuple[str, str]] = Counter()
     for event in events:
         if event["event"] == "StageFinished":
             wall[event["stage"]] += event["seconds"]
         elif event["event"] == "UnitLost":
-            lost[event["stage"]] += 1
+            tries[event["stage"], event.get("kind", "")] += 1
     return [
         Timing(
             stage=stage,
             wall_seconds=wall[stage],
             unit_seconds=sum(receipt.seconds for receipt in receipts.get(stage, [])),
             n_units=len(receipts.get(stage, [])),
-            n_lost=lost[stage],
+            n_lost=tries[stage, "infrastructure"],
+            n_suspect=tries[stage, "suspect"],
         )
         for stage in STAGES
         if stage in wall or receipts.get(stage)
