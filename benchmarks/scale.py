@@ -6,8 +6,8 @@ the complete run. Usage: python benchmarks/scale.py [N_UNITS ...]
 
 from __future__ import annotations
 
-import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,12 +24,14 @@ from distributed import Client
 from daskpipe import config
 from daskpipe.cluster import DASK_CONFIG
 from daskpipe.driving import Run
+from daskpipe.jobs import LOOPBACK, scheduler
 from daskpipe.ledger import Ledger
 from daskpipe.placement import DaskPool, Workers
 from daskpipe.work import Payload, Tree, Unit, key_of
 
 SIZES = (10_000, 100_000)
 N_WORKERS = 2
+SERVE = "--serve"
 MB = 1e6
 
 
@@ -49,46 +51,48 @@ def rss(pid: int | None = None) -> float:
     return psutil.Process(pid).memory_info().rss / MB
 
 
-def start(stack: ExitStack, folder: Path) -> tuple[Client, int]:
+def serve() -> None:
+    """Be the scheduler of a run, in this process; print its address."""
+    with dask.config.set(DASK_CONFIG), scheduler(LOOPBACK, None, None) as cluster:
+        print(cluster.scheduler_address, flush=True)
+        signal.pause()
+
+
+def start(stack: ExitStack) -> tuple[Client, int]:
     """Start scheduler and workers; return a client and the scheduler's process."""
-    command = [sys.executable, "-m", "dask"]
-    file = folder / "scheduler.json"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    scheduler = subprocess.Popen(
-        [*command, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)],
-        **quiet,
-    )
-    stack.callback(scheduler.kill)
-    while not file.exists():
-        time.sleep(0.05)
-    address = json.loads(file.read_text())["address"]
+    serving = subprocess.Popen([sys.executable, __file__, SERVE], stdout=subprocess.PIPE, text=True)
+    stack.callback(serving.kill)
+    assert serving.stdout is not None
+    address = serving.stdout.readline().strip()
     for _ in range(N_WORKERS):
         worker = subprocess.Popen(
-            [*command, "worker", address, "--host", "127.0.0.1", "--nthreads", "1", "--no-dashboard"], **quiet
+            [sys.executable, "-m", "dask", "worker", address, "--host", LOOPBACK, "--nthreads", "1", "--no-dashboard"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         stack.callback(worker.terminate)
     client = stack.enter_context(Client(address, set_as_default=False))
     client.wait_for_workers(N_WORKERS)
-    return client, scheduler.pid
+    return client, serving.pid
 
 
 def measure(n_units: int) -> str:
     folder = Path(tempfile.mkdtemp(prefix="scale-"))
     with ExitStack() as stack, dask.config.set(DASK_CONFIG):
         stack.callback(shutil.rmtree, folder)
-        client, scheduler = start(stack, folder)
+        client, serving = start(stack)
         settings = config.load("emt_alloy")
         begun = time.perf_counter()
         units = plan(n_units)
         planned = time.perf_counter() - begun
-        before, scheduler_before = rss(), rss(scheduler)
+        before, scheduler_before = rss(), rss(serving)
         tree = Tree(folder.absolute() / "run")
         tree.root.mkdir()
         run = Run(settings, tree, DaskPool(Workers(client), frozenset()), Ledger(tree), {})
         begun = time.perf_counter()
         run.drive("generate", units, "units")
         seconds = time.perf_counter() - begun
-        held, scheduler_held = rss() - before, rss(scheduler) - scheduler_before
+        held, scheduler_held = rss() - before, rss(serving) - scheduler_before
         again = Run(settings, tree, DaskPool(Workers(client), frozenset()), Ledger(tree), {})
         begun = time.perf_counter()
         again.drive("generate", units, "units")
@@ -101,6 +105,8 @@ def measure(n_units: int) -> str:
 
 
 def main() -> None:
+    if sys.argv[1:] == [SERVE]:
+        serve()
     sizes = [int(word) for word in sys.argv[1:]] or SIZES
     print("               plan       run             driver  scheduler  resume              ledger")
     print("    units         s         s   us/unit    +MB RSS  +MB RSS        s   us/unit        MB")

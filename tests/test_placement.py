@@ -98,6 +98,14 @@ def test_a_receipt_that_is_on_disk_is_not_sent(client: Client) -> None:
     assert results(pool, items) == ["read here", "sent"]  # the second is not seen from here
 
 
+def test_the_scheduler_keeps_nothing_of_units_that_are_done(client: Client) -> None:
+    pool = DaskPool(Workers(client), frozenset())
+    results(pool, [task("label", index) for index in range(8)])
+    spans = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.extensions["spans"].spans)
+    assert spans
+    assert not any(span.metadata["collections"] for span in spans.values())
+
+
 def test_what_a_unit_raises_arrives(client: Client) -> None:
     def fail() -> Receipt:
         raise ClusterError("as said")
