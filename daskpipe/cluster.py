@@ -1,8 +1,8 @@
-"""From a name to Dask workers: ``local``, a site of ``jobqueue/``, or the address of a scheduler.
+"""Connect to Dask workers by a name: ``local``, a site of ``jobqueue/``, or the address of a scheduler.
 
-Local listeners are on loopback only, and what leaves this machine is TLS. A worker has one thread, and NumPy and torch
-in it one thread each: sums over threads round differently on machines with other core counts, and Dask is the
-parallelism.
+All that is started here talks TLS with keys of the run, on one machine too: other users can reach its ports. Local
+listeners are on loopback only. A worker has one thread, and NumPy and torch in it one thread each: sums over threads
+round differently on machines with other core counts, and Dask is the parallelism.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class OutputToFile(WorkerPlugin):
 
     def setup(self, worker: object) -> None:
         """Point standard output and error of the process at the file; C libraries included."""
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         for standard in (1, 2):
             os.dup2(descriptor, standard)
         os.close(descriptor)
@@ -101,7 +101,7 @@ def connect(settings: Cluster, log: Path | None = None, emit: Emit = lambda even
         if settings.address:
             yield from _join(settings, settings.address, emit)
         elif settings.name == "local":
-            yield from _local(settings, log, dashboard)
+            yield from _local(settings, log, dashboard, emit)
         elif log is None:
             raise ConfigError(
                 f"this has no run directory, which the jobs of cluster {settings.name} would need; "
@@ -109,12 +109,7 @@ def connect(settings: Cluster, log: Path | None = None, emit: Emit = lambda even
             )
         else:
             site = site_of(settings)
-            # Dask would name the address of the scheduler, where nothing but TLS is served.
-            link = dask.config.set({"distributed.dashboard.link": f"{{scheme}}://{LOOPBACK}:{{port}}/status"})
-            with (
-                link,
-                jobs.site_workers(site, log.parent, emit, insecure=settings.insecure, dashboard=dashboard) as workers,
-            ):
+            with jobs.site_workers(site, log.parent, emit, insecure=settings.insecure, dashboard=dashboard) as workers:
                 yield workers
 
 
@@ -211,12 +206,15 @@ def _keys(settings: Cluster, address: str) -> Security | None:
 # --- workers on this machine ------------------------------------------------------------------------
 
 
-def _local(settings: Cluster, log: Path | None, dashboard: str | None) -> Iterator[Workers]:
+def _local(settings: Cluster, log: Path | None, dashboard: str | None, emit: Emit) -> Iterator[Workers]:
     from distributed import Client, Nanny
 
     n_workers, n_gpus = local_workers(settings)
+    security = None if settings.insecure else jobs.make_keys()  # in memory only
     options = {
         "host": LOOPBACK,
+        "protocol": jobs.protocol(security),
+        "security": security,
         "nthreads": 1,
         "memory_limit": settings.memory if settings.memory != "auto" else _share_of_memory(n_workers),
         "dashboard": False,
@@ -234,7 +232,9 @@ def _local(settings: Cluster, log: Path | None, dashboard: str | None) -> Iterat
         workers[number] = {"cls": Nanny, "options": {**options, "resources": resources, "env": environment}}
     with ExitStack() as started:
         try:
-            cluster = started.enter_context(jobs.scheduler(LOOPBACK, None, dashboard))
+            cluster = started.enter_context(jobs.scheduler(LOOPBACK, security, dashboard))
+            if security is None:
+                jobs.warn_insecure(cluster.scheduler_address, emit)
             # Workers come second, so that a signal that arrives while they start still closes what there is.
             cluster.worker_spec.update(workers)
             cluster.sync(cluster._correct_state)

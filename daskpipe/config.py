@@ -110,7 +110,7 @@ class Cluster(_Model):
         default=None, description="Folder with ca.pem, cert.pem and key.pem, to join a scheduler at tls://..."
     )
     insecure: bool = Field(
-        default=False, description="No TLS off this machine: anyone on the network can run code as you"
+        default=False, description="No TLS: whoever reaches the ports, other users too, can run code as you"
     )
     workers: PositiveInt | None = Field(
         default=None, description="Local workers, by default one a core, at most 8; or most jobs of each pool of a site"
@@ -122,7 +122,9 @@ class Cluster(_Model):
         default=None, ge=0, description="Local workers that offer a GPU; by default as many as there are"
     )
     memory: str = Field(default="auto", description="Memory limit of a local worker, e.g. 4GB")
-    dashboard: bool = Field(default=True, description="Serve the Dask dashboard, on loopback")
+    dashboard: bool = Field(
+        default=True, description="Serve the Dask dashboard, on loopback, at an address with a secret in it"
+    )
 
     @field_validator("memory")
     @classmethod

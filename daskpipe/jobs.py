@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import shutil
 import socket
 import sys
@@ -17,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distributed import WorkerPlugin
+from distributed import Scheduler, WorkerPlugin
 from distributed.spans import SpanMetadata, SpansSchedulerExtension
 
 from daskpipe import sites
@@ -32,12 +33,13 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 KEY_FILES = ("ca.pem", "cert.pem", "key.pem")
+SECRET_BYTES = 16
 KEYS = "keys-"
 """Folders of keys in a run directory begin with this."""
 
 INSECURE = (
-    "WARNING: cluster.insecure=true: no TLS. Whoever reaches {address} on the network can run programs as you, and "
-    "read and change your files, while this run lasts"
+    "WARNING: cluster.insecure=true: no TLS. Whoever reaches {address}, as every user of this machine does, can run "
+    "programs as you, and read and change your files, while this run lasts"
 )
 
 
@@ -65,14 +67,14 @@ def site_workers(
     ClusterError
         If the scheduler cannot listen.
     """
-    from distributed import Client, Security
+    from distributed import Client
 
     address = address_of(site)
     if left := cancel_left(site, root):
         emit(Notice(message=f"cancelled jobs that a driver of this run had left: {', '.join(left)}"))
     remove_keys(root)
     with ExitStack() as started:
-        security = None if insecure else Security.temporary()
+        security = None if insecure else make_keys()
         keys = None if security is None else started.enter_context(key_files(root, security))
         cluster = started.enter_context(scheduler(address, security, dashboard))
         if security is None:
@@ -121,6 +123,38 @@ class Spans(SpansSchedulerExtension):
         return super().observe_tasks(tss, code, SpanMetadata(collections=[]))
 
 
+class PrivateScheduler(Scheduler):
+    """Dask scheduler whose web server answers only below its prefix, which has a secret in it.
+
+    Dask's own leads whoever asks for ``/`` to the prefix, and lists it in ``/sitemap.json``.
+
+    Parameters
+    ----------
+    http_prefix
+        First part of the paths of its pages, ``/SECRET``.
+    options
+        Of Dask's scheduler.
+    """
+
+    def __init__(self, *, http_prefix: str, **options: Any) -> None:
+        self._prefix = f"{http_prefix}/"
+        super().__init__(http_prefix=http_prefix, **options)
+
+    def start_http_server(self, *arguments: Any, **options: Any) -> None:
+        """Start the web server; before it can answer anything, let it find no page elsewhere."""
+        from tornado.web import ErrorHandler
+
+        super().start_http_server(*arguments, **options)
+        find = self.http_application.find_handler
+
+        def find_handler(request: Any, **settings: Any) -> Any:
+            if request.path.startswith(self._prefix):
+                return find(request, **settings)
+            return self.http_application.get_handler_delegate(request, ErrorHandler, {"status_code": 404})
+
+        self.http_application.find_handler = find_handler
+
+
 @contextmanager
 def scheduler(address: str, security: Security | None, dashboard: str | None) -> Iterator[SpecCluster]:
     """Yield a cluster that is a scheduler alone, in this process, listening on one address.
@@ -132,29 +166,41 @@ def scheduler(address: str, security: Security | None, dashboard: str | None) ->
     security
         Keys that whoever connects must hold, too; None for plain TCP.
     dashboard
-        Address and port of the dashboard; None for none.
+        Address and port of the dashboard; None for none. It has no login, and shows logs and configs: its address has
+        a secret in it, which only the owner of the run is shown.
 
     Raises
     ------
     ClusterError
         If it cannot listen.
     """
-    from distributed import Scheduler, SpecCluster
+    import dask
+    from distributed import SpecCluster
 
+    secret = secrets.token_urlsafe(SECRET_BYTES)
     options = {
         "host": address,
         "port": 0,
-        "protocol": "tcp://" if security is None else "tls://",
+        "protocol": protocol(security),
         "security": security,
         "dashboard": dashboard is not None,
         "dashboard_address": dashboard or f"{LOOPBACK}:0",
+        "http_prefix": f"/{secret}",
     }
+    # Dask would name the address of the scheduler, where nothing but TLS is served.
+    settings: dict[str, Any] = {
+        "distributed.dashboard.link": "" if dashboard is None else f"{{scheme}}://{LOOPBACK}:{{port}}/{secret}/status"
+    }
+    if dashboard is None:
+        # Without its dashboard Dask would serve the logs of workers all the same.
+        settings["distributed.scheduler.http.routes"] = []
     with ExitStack() as started:
+        started.enter_context(dask.config.set(settings))
         try:
             cluster = started.enter_context(
                 SpecCluster(
                     workers={},
-                    scheduler={"cls": Scheduler, "options": options},
+                    scheduler={"cls": PrivateScheduler, "options": options},
                     security=security,
                     name="daskpipe",
                     silence_logs=logging.ERROR,
@@ -169,6 +215,18 @@ def scheduler(address: str, security: Security | None, dashboard: str | None) ->
 
 
 # --- keys -------------------------------------------------------------------------------------------
+
+
+def make_keys() -> Security:
+    """Make the keys of a run: whoever connects to its scheduler, workers or nannies must have them."""
+    from distributed import Security
+
+    return Security.temporary()
+
+
+def protocol(security: Security | None) -> str:
+    """Return the protocol of addresses with these keys; plain TCP without."""
+    return "tcp://" if security is None else "tls://"
 
 
 @contextmanager

@@ -52,6 +52,8 @@ WORKER_CONFIG = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
+    # Nobody has to log in to a worker's web server, so it has no pages.
+    "distributed.worker.http.routes": [],
 }
 """Dask's settings of the nanny that starts workers, here or in a job."""
 

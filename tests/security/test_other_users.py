@@ -1,0 +1,165 @@
+"""Another user of the machine tries every port that a run listens on: nothing that it sends runs, nothing is shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import slurm
+from small_runs import SMALL
+
+import daskpipe
+from daskpipe.cluster import LOOPBACK
+from daskpipe.events import Event, RunStarted, UnitCommitted
+from daskpipe.jobs import address_of
+from daskpipe.sites import read_site
+from daskpipe.store.reader import open_dataset
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user"),
+]
+
+NOTHING_SHOWN = {"""200 b'{"paths": ["/sitemap.json"]}'"""}
+"""The one page of a worker's web server: it lists itself."""
+
+STRANGER = Path(__file__).with_name("stranger.py")
+
+
+class Stranger:
+    """Subscriber that lets another user try all ports of a run when its first unit of exploration is committed.
+
+    Parameters
+    ----------
+    run_dir
+        Of the run that is watched; programs of its jobs are found by it.
+    folder
+        Where orders that are obeyed leave files.
+    """
+
+    def __init__(self, run_dir: Path, folder: Path) -> None:
+        self.run_dir, self.folder = run_dir, folder
+        self.listening: set[str] = set()
+        self.shown_by_ss: set[str] = set()
+        self.answers: dict[str, dict[str, str]] = {}
+        self.dashboard: str | None = None
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self.dashboard = event.dashboard
+        if isinstance(event, UnitCommitted) and event.stage == "explore" and not self.answers:
+            self.listening = {address for process in self._family() for address in _listeners(process)}
+            self.shown_by_ss = _shown_by_ss(self.listening)
+            done = subprocess.run(
+                [sys.executable, str(STRANGER), str(self.folder), *sorted(self.listening)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            self.answers = json.loads(done.stdout)
+
+    def _family(self) -> list[psutil.Process]:
+        """Return this process, the workers of the run's jobs, and the children of both; not Slurm's daemons."""
+        jobs = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if "daskpipe.worker" in (words := process.info["cmdline"] or []) and str(self.run_dir) in " ".join(words)
+        ]
+        found = [each for one in [psutil.Process(), *jobs] for each in (one, *one.children(recursive=True))]
+        return [process for process in found if not process.name().startswith(("slurm", "munge"))]
+
+    def pages(self) -> set[str]:
+        """Return the beginnings of the pages that were shown."""
+        tries = [item for place in self.answers.values() for item in place.items()]
+        return {
+            answer
+            for name, answer in tries
+            if name.startswith("/") and not answer.startswith("404") and answer[:3].isdigit()
+        }
+
+
+def _listeners(process: psutil.Process) -> set[str]:
+    return {
+        f"{connection.laddr.ip}:{connection.laddr.port}"
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+def _shown_by_ss(addresses: set[str]) -> set[str]:
+    """Return the local addresses that ``ss -ltn`` shows for the ports of some addresses."""
+    if shutil.which("ss") is None:
+        pytest.skip("no ss on the PATH: apt-get install iproute2")
+    ports = {address.rpartition(":")[2] for address in addresses}
+    rows = subprocess.run(["ss", "-H", "-ltn"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return {local for row in rows if (local := row.split()[3]).rpartition(":")[2] in ports}
+
+
+@pytest.fixture
+def obeyed(tmp_path: Path) -> Path:
+    folder = tmp_path / "obeyed"
+    folder.mkdir()
+    return folder
+
+
+def run(run_dir: Path, obeyed: Path, *overrides: str) -> Stranger:
+    stranger = Stranger(run_dir, obeyed)
+    daskpipe.run("emt_alloy", [*SMALL, *overrides], run_dir=run_dir, subscribers=[stranger])
+    assert stranger.answers
+    assert open_dataset(run_dir / "dataset.zarr").sizes["structure"] == 6
+    return stranger
+
+
+LOCAL = ("cluster.workers=1", "cluster.gpus=0")
+
+
+def test_the_tries_would_succeed_without_tls(tmp_path: Path, obeyed: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Without this the other tests would show nothing."""
+    stranger = run(tmp_path / "run", obeyed, *LOCAL, "cluster.insecure=true")
+    owners = {file.name.rpartition("-tcp")[0].rpartition("-")[2] for file in obeyed.iterdir()}
+    assert owners == {"run_function", "run"}
+    assert all(file.stat().st_uid == 0 for file in obeyed.iterdir())
+    assert stranger.answers
+    assert "WARNING: cluster.insecure=true: no TLS" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("dashboard", [True, False])
+def test_another_user_is_refused_by_a_local_run(dashboard: bool, tmp_path: Path, obeyed: Path) -> None:
+    stranger = run(tmp_path / "run", obeyed, *LOCAL, f"cluster.dashboard={dashboard}")
+    assert list(obeyed.iterdir()) == []
+    # The scheduler and its web server; a worker, its nanny and their web servers.
+    assert len(stranger.answers) >= 5
+    assert {address.rpartition(":")[0] for address in stranger.listening} == {LOOPBACK}
+    assert stranger.shown_by_ss == stranger.listening
+    # The dashboard is there for whoever knows the whole address, and for nobody else.
+    assert stranger.pages() <= NOTHING_SHOWN
+    assert (stranger.dashboard is not None) == dashboard
+
+
+@pytest.fixture(scope="module")
+def queue() -> Iterator[Any]:
+    if reason := slurm.missing():
+        pytest.skip(reason)
+    with slurm.running() as running:
+        yield running
+
+
+def test_another_user_is_refused_by_a_run_on_slurm(queue: Any, tmp_path: Path, obeyed: Path) -> None:
+    site = tmp_path / "here.yaml"
+    site.write_text('class: SLURM\npools:\n  cpu: {jobs: 1, cores: 1, memory: 2GB, walltime: "00:20:00"}\n')
+    stranger = run(tmp_path / "run", obeyed, f"cluster.name={site}")
+    assert list(obeyed.iterdir()) == []
+    addresses = {address.rpartition(":")[0] for address in stranger.listening}
+    assert addresses <= {LOOPBACK, address_of(read_site(str(site)))}
+    assert stranger.shown_by_ss == stranger.listening
+    assert len(stranger.answers) >= 5
+    assert stranger.pages() <= NOTHING_SHOWN
