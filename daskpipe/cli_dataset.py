@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -190,6 +191,8 @@ def train(
 
 
 def _trained(answer: dict[str, Any], console: Console) -> None:
+    from daskpipe import config
+
     rows = []
     for split, groups in answer["splits"].items():
         energy, forces = groups["all"]["energy"], groups["all"]["forces"]
@@ -197,10 +200,12 @@ def _trained(answer: dict[str, Any], console: Console) -> None:
             f"{split:<5}  energy RMSE {1e3 * energy['rmse']:.1f} meV/atom, forces RMSE {forces['rmse']:.4f} eV/Å: "
             f"{forces['times_better']:.1f} times better than no forces at all"
         )
-    again = f"daskpipe run quickstart explore.potential.params.model={answer['model']}"
-    print_lines(
-        [*rows, f"Model {answer['model']} after {answer['seconds']:.0f} s", f"explore with it: {again}"], console
-    )
+    model = answer["model"]
+    rows += [
+        f"Model {model} after {answer['seconds']:.0f} s",
+        f"explore with it: daskpipe run quickstart {quote(f'explore.potential.params.model={config.quoted(model)}')}",
+    ]
+    print_lines(rows, console)
 
 
 def _verified(answer: dict[str, Any], console: Console) -> None:

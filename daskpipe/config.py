@@ -698,6 +698,8 @@ def _translate(override: str) -> str:
 
 def quoted(text: str) -> str:
     """Write a value so that Hydra's grammar takes every character of it for what it is."""
+    if re.fullmatch(r"/[A-Za-z0-9_./-]+", text, re.ASCII):  # a path that needs no quotes
+        return text
     return "'" + text.replace("'", "\\'") + "'"
 
 

@@ -248,7 +248,7 @@ def next_commands(result: Result) -> list[str]:
     return [
         f"daskpipe report {quote(run_dir)}",
         f"daskpipe export {quote(dataset)} --to extxyz {quote(f'{run_dir}/dataset.extxyz')}",
-        f"python -c {quote(program)}" if "'" in dataset else f'python -c "{program}"',
+        f'python -c "{program}"' if quote(dataset) == dataset else f"python -c {quote(program)}",
     ]
 
 

@@ -255,12 +255,15 @@ def _open_run(tree: Tree, config: Config, identities: dict[str, potentials.Ident
 def _make_folder(root: Path) -> None:
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        occupied = any(not path.name.startswith(".") for path in root.iterdir())
+        if not occupied:
+            root.chmod(0o700)  # it may have been there before
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(f"{root} is or lies below a file; give another --run-dir") from None
     except OSError as error:
         raise DiskError(f"cannot make {root}: {error.strerror}. Make room or give another --run-dir") from error
     # A kill between mkdir and the first rename leaves a hidden temporary file.
-    if any(not path.name.startswith(".") for path in root.iterdir()):
+    if occupied:
         raise ConfigError(f"{root} is neither empty nor a run directory; give another --run-dir")
 
 

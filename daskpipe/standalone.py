@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -383,7 +384,7 @@ def _config(overrides: Sequence[str], sections: Sequence[str] = PICKING) -> Conf
 def _target(out: str | Path, suffixes: Sequence[str], force: bool) -> Path:
     out = Path(out)
     if out.suffix not in suffixes:
-        raise ConfigError(f"{out} must end in {' or '.join(suffixes)}; type e.g. -o {out.stem}{suffixes[0]}")
+        raise ConfigError(f"{out} must end in {' or '.join(suffixes)}; type e.g. -o {quote(out.stem + suffixes[0])}")
     if out.exists() and not force:
         raise ConfigError(f"{out} exists; give another name, or --force to replace it")
     if not out.absolute().parent.is_dir():

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -246,7 +247,7 @@ def read_root(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} does not exist; give the path of a dataset, e.g. runs/NAME/dataset.zarr")
     if not file.is_file():
         if (path / "dataset.zarr").is_dir():
-            raise InputError(f"{path} is a run and not a dataset; type {path / 'dataset.zarr'}")
+            raise InputError(f"{path} is a run and not a dataset; type {quote(str(path / 'dataset.zarr'))}")
         raise InputError(f"{path} is not a Zarr store (it holds no zarr.json); give the path of a dataset.zarr")
     try:
         root = json.loads(file.read_text())

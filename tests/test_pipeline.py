@@ -251,6 +251,22 @@ def test_a_damaged_unit_stops_the_run_and_is_named(reference: Result, client: Cl
     assert files_of(result.dataset) == files_of(reference.dataset)
 
 
+@pytest.mark.parametrize("mode", [None, 0o755, 0o777])
+def test_a_run_directory_is_its_owners_alone(mode: int | None, client: Client, tmp_path: Path) -> None:
+    """Whether it is made by the run, or was an empty folder of another mode."""
+    root = tmp_path / "run"
+    if mode is not None:
+        root.mkdir()
+        root.chmod(mode)
+
+    def stop(event: Event) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        daskpipe.run("emt_alloy", SMALL, run_dir=root, client=client, subscribers=[stop])
+    assert root.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_run_directory_of_another_config_is_refused(reference: Result) -> None:
     before = files_of(reference.run_dir)
     with pytest.raises(ConfigError, match=r"holds a run of another config \(select.n: 5 here, 6 there\).*--run-dir"):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from daskpipe import load, store
@@ -213,7 +214,7 @@ def _check_splits(path: Path) -> dict[str, int]:
             listed = ", ".join(f"{number} {name}" for name, number in counts.items())
             raise InputError(
                 f"{path} has no structures of split {split!r} ({listed}); MACE needs both train and val. Split anew: "
-                f"daskpipe merge {path} -o new.zarr 'store.split={{train:0.8,val:0.1,test:0.1}}'"
+                f"daskpipe merge {quote(str(path))} -o new.zarr 'store.split={{train:0.8,val:0.1,test:0.1}}'"
             )
     return counts
 
@@ -223,7 +224,7 @@ def _check_elements(path: Path, spec: load.Spec, known: frozenset[str] | None) -
     if strange := sorted(set(load.spec(path, "val", verify=False).e0s) - set(spec.e0s)):
         raise InputError(
             f"{path}: no structure of split train holds {', '.join(strange)}, and some of val do; split anew, e.g. "
-            f"daskpipe merge {path} -o new.zarr seed=1"
+            f"daskpipe merge {quote(str(path))} -o new.zarr seed=1"
         )
     if known is not None and (strange := sorted(set(spec.e0s) - known)):
         raise InputError(

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from daskpipe.errors import ConfigError
@@ -26,7 +27,8 @@ MAX_STRUCTURES = 16_384
 def check_name(out: Path) -> None:
     """ASE tells SQLite by the name."""
     if out.suffix != SUFFIX:
-        raise ConfigError(f"{out}: ase.db.connect knows SQLite by the ending {SUFFIX}; type {out.with_suffix(SUFFIX)}")
+        wanted = quote(str(out.with_suffix(SUFFIX)))
+        raise ConfigError(f"{out}: ase.db.connect knows SQLite by the ending {SUFFIX}; type {wanted}")
 
 
 def write_part(block: xr.Dataset, path: Path) -> None:
