@@ -1,7 +1,8 @@
-"""Units that do nothing, through window, ledger and commit: what a unit costs, and what driver and scheduler hold.
+"""Measure units that do nothing, through dispatcher, ledger and commit: what one costs, what driver and scheduler hold.
 
 Scheduler and two workers are processes of their own, so that memory is told apart. Then a second driver goes on with
-the complete run. Usage: python benchmarks/scale.py [N_UNITS ...]
+the complete run. Each number of units is measured without TLS and, as runs are, with it.
+Usage: python benchmarks/scale.py [N_UNITS ...]
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from pathlib import Path
 import dask
 import numpy as np
 import psutil
-from distributed import Client
+from distributed import Client, Security
 
 from daskpipe import config
 from daskpipe.cluster import DASK_CONFIG
 from daskpipe.driving import Run
-from daskpipe.jobs import LOOPBACK, scheduler
+from daskpipe.jobs import KEY_FILES, LOOPBACK, key_files, make_keys, scheduler
 from daskpipe.ledger import Ledger
 from daskpipe.placement import DaskPool, Workers
 from daskpipe.work import Payload, Tree, Unit, key_of
@@ -51,36 +52,49 @@ def rss(pid: int | None = None) -> float:
     return psutil.Process(pid).memory_info().rss / MB
 
 
-def serve() -> None:
-    """Be the scheduler of a run, in this process; print its address."""
-    with dask.config.set(DASK_CONFIG), scheduler(LOOPBACK, None, None) as cluster:
-        print(cluster.scheduler_address, flush=True)
+def serve(folder: Path, tls: bool) -> None:
+    """Be the scheduler of a run, in this process; print its address and the folder of its keys."""
+    security = make_keys() if tls else None
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set(DASK_CONFIG))
+        keys = stack.enter_context(key_files(folder, security)) if security else ""
+        cluster = stack.enter_context(scheduler(LOOPBACK, security, None))
+        print(cluster.scheduler_address, keys, flush=True)
         signal.pause()
 
 
-def start(stack: ExitStack) -> tuple[Client, int]:
+def start(stack: ExitStack, folder: Path, tls: bool) -> tuple[Client, int]:
     """Start scheduler and workers; return a client and the scheduler's process."""
-    serving = subprocess.Popen([sys.executable, __file__, SERVE], stdout=subprocess.PIPE, text=True)
+    serving = subprocess.Popen(
+        [sys.executable, __file__, SERVE, str(folder), str(int(tls))], stdout=subprocess.PIPE, text=True
+    )
     stack.callback(serving.kill)
     assert serving.stdout is not None
-    address = serving.stdout.readline().strip()
+    address, *keys = serving.stdout.readline().split()
+    options: list[str] = []
+    security = None
+    if keys:
+        ca, cert, key = (f"{keys[0]}/{name}" for name in KEY_FILES)
+        options = ["--tls-ca-file", ca, "--tls-cert", cert, "--tls-key", key]
+        security = Security(tls_ca_file=ca, tls_client_cert=cert, tls_client_key=key, require_encryption=True)
+    options += ["--host", LOOPBACK, "--nthreads", "1", "--no-dashboard"]
     for _ in range(N_WORKERS):
         worker = subprocess.Popen(
-            [sys.executable, "-m", "dask", "worker", address, "--host", LOOPBACK, "--nthreads", "1", "--no-dashboard"],
+            [sys.executable, "-m", "dask", "worker", address, *options],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         stack.callback(worker.terminate)
-    client = stack.enter_context(Client(address, set_as_default=False))
+    client = stack.enter_context(Client(address, set_as_default=False, security=security))
     client.wait_for_workers(N_WORKERS)
     return client, serving.pid
 
 
-def measure(n_units: int) -> str:
+def measure(n_units: int, tls: bool) -> str:
     folder = Path(tempfile.mkdtemp(prefix="scale-"))
     with ExitStack() as stack, dask.config.set(DASK_CONFIG):
         stack.callback(shutil.rmtree, folder)
-        client, serving = start(stack)
+        client, serving = start(stack, folder, tls)
         settings = config.load("emt_alloy")
         begun = time.perf_counter()
         units = plan(n_units)
@@ -99,19 +113,21 @@ def measure(n_units: int) -> str:
         resumed = time.perf_counter() - begun
         ledger = sum(file.stat().st_size for file in (tree.root / "ledger").iterdir())
     return (
-        f"{n_units:>9,} {planned:8.1f} {seconds:9.1f} {1e6 * seconds / n_units:9.0f} {held:9.0f} {scheduler_held:9.0f} "
+        f"{n_units:>9,}  {'TLS' if tls else '-':<4} "
+        f"{planned:8.1f} {seconds:9.1f} {1e6 * seconds / n_units:9.0f} {held:9.0f} {scheduler_held:9.0f} "
         f"{resumed:8.1f} {1e6 * resumed / n_units:9.0f} {ledger / MB:9.1f}"
     )
 
 
 def main() -> None:
-    if sys.argv[1:] == [SERVE]:
-        serve()
+    if sys.argv[1:2] == [SERVE]:
+        serve(Path(sys.argv[2]), bool(int(sys.argv[3])))
     sizes = [int(word) for word in sys.argv[1:]] or SIZES
-    print("               plan       run             driver  scheduler  resume              ledger")
-    print("    units         s         s   us/unit    +MB RSS  +MB RSS        s   us/unit        MB")
+    print("                     plan       run             driver  scheduler  resume              ledger")
+    print("    units               s         s   us/unit    +MB RSS  +MB RSS        s   us/unit        MB")
     for n_units in sizes:
-        print(measure(n_units), flush=True)
+        for tls in (False, True):
+            print(measure(n_units, tls), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""How long ``import daskpipe`` and ``daskpipe --help`` take, next to a Python that does nothing.
+"""Measure how long ``import daskpipe``, ``daskpipe --help`` and local workers take, next to a Python that does nothing.
 
+The workers are started with the keys of the run, as they are for each run, and without TLS.
 Run: ``python benchmarks/startup.py``. Prints medians of whole processes, taken in turn, and their ratios to the
 bare interpreter. Limits: help under 1 s, import under 0.5 s.
 """
@@ -12,11 +13,19 @@ import sys
 import time
 
 ROUNDS = 11
+WORKERS = """
+from daskpipe.cluster import connect
+from daskpipe.config import Cluster
+with connect(Cluster(workers=2, gpus=0, insecure={insecure})):
+    pass
+"""
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "import daskpipe": [sys.executable, "-c", "import daskpipe"],
     "daskpipe --help": [sys.executable, "-m", "daskpipe", "--help"],
     "daskpipe run --help": [sys.executable, "-m", "daskpipe", "run", "--help"],
+    "two workers, no TLS": [sys.executable, "-c", WORKERS.format(insecure=True)],
+    "two workers, TLS": [sys.executable, "-c", WORKERS.format(insecure=False)],
 }
 
 
@@ -25,7 +34,7 @@ def main() -> None:
     for number in range(ROUNDS + 1):
         for name, command in COMMANDS.items():
             started = time.perf_counter()
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             if number:  # the first round warms the page cache
                 seconds[name].append(time.perf_counter() - started)
     bare = statistics.median(seconds["python -c pass"])
