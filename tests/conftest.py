@@ -46,13 +46,22 @@ def workers_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def client(workers_log: Path) -> Iterator[Client]:
-    """Two workers, one of which offers a GPU (it need not have one: device auto then computes on the CPU)."""
+    """Two workers, one of which offers a GPU (it need not have one: device auto then computes on the CPU).
+
+    Their keys are in Dask's config, so that what joins them by their address in this process finds them.
+    """
+    import dask
+
     from daskpipe.cluster import connect
     from daskpipe.config import load
+    from daskpipe.jobs import KEY_FILES, key_files
 
     cluster = load("emt_alloy", ["cluster.workers=2", "cluster.gpus=1"]).cluster
-    with connect(cluster, workers_log) as workers:
-        yield workers.client
+    with connect(cluster, workers_log) as workers, key_files(workers_log.parent, workers.client.security) as keys:
+        ca, cert, key = (str(keys / name) for name in KEY_FILES)
+        settings = {"tls.ca-file": ca, "tls.client.cert": cert, "tls.client.key": key}
+        with dask.config.set({f"distributed.comm.{name}": value for name, value in settings.items()}):
+            yield workers.client
 
 
 @pytest.fixture(scope="session")

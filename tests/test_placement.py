@@ -156,7 +156,7 @@ def test_a_cancelled_unit_that_is_submitted_again_does_not_stay(client: Client) 
 
 def test_cancelling_nothing_or_after_the_end_is_quiet(client: Client) -> None:
     DaskPool(Workers(client), frozenset()).cancel([])
-    closed = Client(client.scheduler.address, set_as_default=False)
+    closed = Client(client.scheduler.address, set_as_default=False, security=client.security)
     pool = DaskPool(Workers(closed), frozenset())
     handle = submitted(pool, task("label"))
     closed.close()

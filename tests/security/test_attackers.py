@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask
 import psutil
 import pytest
 from distributed import Client, Security
@@ -158,6 +159,7 @@ def test_a_scheduler_elsewhere_is_joined_with_keys_only(ours: Ours, tmp_path: Pa
     with connect(Cluster(address=ours.scheduler, tls=str(ours.keys))) as workers:
         assert workers.client.submit(sum, [1, 2], pure=False).result(timeout=SECONDS) == 3
     with (
+        dask.config.set({"distributed.comm.tls.client.cert": None}),
         pytest.raises(ClusterError, match=r"needs keys: give cluster.tls=FOLDER with ca.pem, cert.pem and key.pem"),
         connect(Cluster(address=ours.scheduler)),
     ):
