@@ -206,10 +206,11 @@ class JobState:
 def listing(kind: Kind, user: str) -> list[str]:
     """Return the command that lists a user's jobs: with their names, and with those that have just ended if it can."""
     condor = ["ClusterId", "ProcId", "JobStatus", "RemoteHost", "HoldReason", "JobBatchName"]
+    lsf = "jobid stat exec_host pend_reason job_name delimiter='|'"
     return {
         "SLURM": ["squeue", "--noheader", "--all", "--states=all", f"--user={user}", "--format=%i|%T|%N|%r|%j"],
         "PBS": ["qstat", "-u", user, "-n", "-1", "-w"],
-        "LSF": ["bjobs", "-a", "-u", user, "-noheader", "-o", "jobid stat exec_host pend_reason job_name delimiter='|'"],
+        "LSF": ["bjobs", "-a", "-u", user, "-noheader", "-o", lsf],
         "SGE": ["qstat", "-u", user, "-r"],
         "HTCondor": ["condor_q", user, "-autoformat:t", *condor],
         "OAR": ["oarstat", "-u", user, "-f", "-J"],

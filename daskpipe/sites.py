@@ -220,8 +220,8 @@ class Site(_Model):
             if self.kind == "SLURM" and any(re.match(r"-M|--clusters\b", line) for line in pool.directives):
                 # squeue and scancel would ask the cluster of the login node.
                 raise ValueError(
-                    f"a directive that chooses another cluster hides its jobs from the list, received {pool.directives}. "
-                    "Leave it out, and type export SLURM_CLUSTERS=NAME before daskpipe"
+                    "jobs that a directive sends to another cluster are not listed in this one, received "
+                    f"{pool.directives}. Leave it out, and type export SLURM_CLUSTERS=NAME before daskpipe"
                 )
         return self
 
