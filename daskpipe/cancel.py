@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from daskpipe import lease
 from daskpipe.detach import Record, forget, read, site_of_kind, waiting
 from daskpipe.errors import ClusterError, DaskpipeError
-from daskpipe.submissions import Submission, recorded
+from daskpipe.submissions import Submission, record_submission, recorded
 from daskpipe.work import Tree
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def cancel(run_dir: Path | str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``driver``, in words, that was asked to stop (or None), ids of the ``jobs`` that were cancelled, and ``notes`` on
-        jobs that were left alone because they are those of another run directory.
+        ``driver``, in words, that was asked to stop (or None), ids of the ``jobs`` that were cancelled, and ``notes``
+        on jobs that were left alone because they are those of another run directory.
 
     Raises
     ------
@@ -55,12 +55,14 @@ def cancel(run_dir: Path | str) -> dict[str, Any]:
     if record is not None and is_job:
         submitted.append(record.submission)
     found = [_cancel_of_kind(root, kind, submitted) for kind in sorted({job.kind for job in submitted})]
-    jobs, doubts, notes = (
-        [line for each in found for line in getattr(each, name)] for name in ("jobs", "doubts", "notes")
-    )
-    if is_job:
-        if still is None and not doubts:
-            forget(root)  # one that never began
+    jobs = [job_id for each in found for job_id in each.jobs]
+    doubts = [sentence for each in found for sentence in each.doubts]
+    notes = [sentence for each in found for sentence in each.notes]
+    if record is not None and is_job:
+        if still is None:  # it never began
+            if doubts and record.job_id:
+                record_submission(root, record.submission)
+            forget(root)
         still = None
     if still is not None:  # it may see the request yet
         raise DaskpipeError(

@@ -246,7 +246,7 @@ def _submit_patiently(root: Path, cluster: Cluster, overrides: Sequence[str], fr
 def _submit(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int = 0) -> Record:
     """Record and submit a job that resumes a run; it may begin before this returns."""
     from daskpipe import sites
-    from daskpipe.job_commands import words_of
+    from daskpipe.job_commands import NoJobIdError, words_of
 
     site = sites.site_of(cluster)
     token = uuid.uuid4().hex[:12]

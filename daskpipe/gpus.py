@@ -46,15 +46,15 @@ def gpus_of_job(n_gpus: int, environment: Mapping[str, str]) -> list[str]:
         gpus = visible_gpus(environment[name])
         if len(gpus) < n_gpus:
             raise ClusterError(
-                f"this job has asked for {n_gpus} GPUs, and its queue gives it {len(gpus)}: {name}={environment[name]}. "
-                "Correct gpus or directives of the pool in the site's file"
+                f"this job has asked for {n_gpus} GPUs, and received {len(gpus)}: {name}={environment[name]}. Correct "
+                "gpus, directives or environment of the pool in the site's file"
             )
         return gpus[:n_gpus]
     if (n_here := count_devices()) > n_gpus:
         raise ClusterError(
-            f"this job has asked for {n_gpus} of the {n_here} GPUs of its machine, and none of {', '.join(VARIABLES)} tells "
-            "which. Have the site's file say it, in environment of the pool: export CUDA_VISIBLE_DEVICES=$NAME, where NAME "
-            "is the variable in which the queue names them; or ask for whole machines"
+            f"this job has asked for {n_gpus} of the {n_here} GPUs of its machine, and none of {', '.join(VARIABLES)} "
+            "tells which. Add to environment of the pool in the site's file: export CUDA_VISIBLE_DEVICES=$NAME, where "
+            "NAME is the variable in which the queue names them; or ask for all GPUs of a machine"
         )
     return [str(index) for index in range(n_gpus)]
 

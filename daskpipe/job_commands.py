@@ -222,7 +222,7 @@ def doubts_of(site: sites.Site, root: Path, fates: dict[Fate, list[Submission]])
         words = f"; if it still has them, type: {shlex.join([*cancel_command(site), *ids])}" if ids else ""
         users = " or ".join(sorted({job.user for job in unknown if job.user})) or sites.user_name()
         doubts.append(
-            f"the queue does not list jobs {', '.join(map(str, unknown))} of this run, which may be there all the same. "
+            f"the queue does not list jobs {', '.join(map(str, unknown))} of this run, and may still hold them. "
             f"Look as user {users}: {shlex.join(sites.queue(site))}{words}"
         )
     if elsewhere := fates["elsewhere"]:

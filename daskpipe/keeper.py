@@ -285,8 +285,8 @@ class Keeper:
         elif asked - job.submitted > SETTLED_SECONDS and not self._warned_unseen:
             self._warned_unseen = True
             self._say(
-                f"the queue of {self.site.name} took job {job.job_id} {SETTLED_SECONDS:.0f} s ago and does not list it; "
-                f"whether jobs wait or have ended is not known. Look: {shlex.join(sites.queue(self.site))}"
+                f"the queue of {self.site.name} took job {job.job_id} {SETTLED_SECONDS:.0f} s ago and does not list it, "
+                f"so it may wait or be over. Look: {shlex.join(sites.queue(self.site))}"
             )
 
     def _is_absence_proof(self, job: WorkerJob, asked: float) -> bool:
