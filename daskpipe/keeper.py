@@ -285,8 +285,8 @@ class Keeper:
         elif asked - job.submitted > SETTLED_SECONDS and not self._warned_unseen:
             self._warned_unseen = True
             self._say(
-                f"the queue of {self.site.name} took job {job.job_id} {SETTLED_SECONDS:.0f} s ago and does not list it, "
-                f"so it may wait or be over. Look: {shlex.join(sites.queue(self.site))}"
+                f"job {job.job_id} was submitted {SETTLED_SECONDS:.0f} s ago, and the queue of {self.site.name} does "
+                f"not list it: it may wait or be over. Look: {shlex.join(sites.queue(self.site))}"
             )
 
     def _is_absence_proof(self, job: WorkerJob, asked: float) -> bool:

@@ -226,8 +226,8 @@ def lists_nothing(kind: Kind, complaint: str) -> bool:
     return kind in NO_JOBS and re.search(NO_JOBS[kind], complaint) is not None
 
 
-SHOWN_OF_NAME = 15
-"""Characters of a job's name that PBS shows, the last of which may be a ``*``; the other queues show all of it."""
+SHOWN_OF_NAME = (15, 16)
+"""Characters of a job's name that kinds of PBS show, the last one may be a ``*``; the other queues show all of it."""
 
 
 def is_named(kind: Kind, shown: str, name: str) -> bool:
@@ -235,8 +235,8 @@ def is_named(kind: Kind, shown: str, name: str) -> bool:
 
     Where it is cut, one can still tell a job of another run directory, since 24 bits of the path's hash are shown.
     """
-    cut = shown.removesuffix("*")
-    return shown == name or (kind == "PBS" and len(shown) >= SHOWN_OF_NAME and name.startswith(cut))
+    is_cut = kind == "PBS" and len(shown) in SHOWN_OF_NAME
+    return shown == name or (is_cut and name.startswith(shown.removesuffix("*")))
 
 
 def read_listing(kind: Kind, text: str) -> dict[str, JobState]:
