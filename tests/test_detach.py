@@ -97,13 +97,14 @@ def test_only_a_site_has_detached_drivers(type_command: Command, here: Path, whe
 
 
 def record(root: Path, **changes: Any) -> detach.Record:
-    """Write the record of a driver that waits in a queue which cannot be asked here."""
+    """Write the record of a driver that waits in a queue which cannot be asked here, as earlier versions did."""
     values = {
         "token": "t", "job_id": "17", "kind": "OAR", "log": "l", "at": "2026-11-22T08:00:00Z", "cluster": {},
         "overrides": [],
     }  # fmt: skip
-    made = detach.Record(**(values | changes))
-    (root / "detached.json").write_text(json.dumps(made.__dict__))
+    (root / "detached.json").write_text(json.dumps(values | changes))
+    made = detach.read(root)
+    assert made is not None
     return made
 
 
@@ -201,6 +202,58 @@ def test_cancel_of_a_queue_that_cannot_be_asked_says_where_to_type_it(run_dir: P
     assert "oarstat" in typed.err
     assert "Type this where the site's commands are" in " ".join(typed.err.split())
     assert status(run_dir)["state"] == "queued"
+
+
+OAR_JOB = '{{"17": {{"name": "{name}", "state": "Waiting"}}}}'
+
+
+@pytest.fixture
+def oar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A queue of OAR that lists what is written into this file; it keeps the numbers that are cancelled beside it."""
+    programs = {"oarstat": f"cat {tmp_path}/listed", "oardel": f"echo $* >>{tmp_path}/deleted; rm {tmp_path}/listed"}
+    for name, words in programs.items():
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{words} 2>/dev/null || true\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    return tmp_path / "listed"
+
+
+def test_a_waiting_driver_is_cancelled_by_its_number_and_name(run_dir: Path, oar: Path, type_command: Command) -> None:
+    waits = record(run_dir)
+    oar.write_text(OAR_JOB.format(name=waits.name))
+    assert detach.in_queue(waits) is True
+    typed = type_command("cancel", str(run_dir))
+    assert (typed.code, "cancelled jobs: 17" in typed.out) == (0, True)
+    assert (oar.parent / "deleted").read_text() == "17\n"
+    assert detach.read(run_dir) is None
+
+
+def test_a_waiting_driver_that_the_queue_does_not_list_is_not_nothing(
+    run_dir: Path, oar: Path, type_command: Command
+) -> None:
+    """It is said each time, and the job, should it begin, has nothing to drive any more."""
+    waits = record(run_dir)
+    assert detach.in_queue(waits) is None
+    for _ in range(2):
+        typed = type_command("cancel", str(run_dir))
+        assert typed.code == 4
+        words = " ".join(typed.err.split())
+        assert "the queue does not list jobs 17 of this run, and may still hold them. Look as user" in words
+        assert "if it still has them, type: oardel 17" in words
+        assert "nothing runs" not in typed.out
+    assert detach.read(run_dir) is None
+    oar.write_text(OAR_JOB.format(name="thesis"))
+    assert "jobs 17 of this run were submitted to another cluster" in type_command("cancel", str(run_dir)).err
+    oar.write_text(OAR_JOB.format(name=waits.name))
+    assert type_command("cancel", str(run_dir)).code == 0
+    assert (oar.parent / "deleted").read_text() == "17\n"
+
+
+def test_a_waiting_driver_that_was_listed_and_is_not_any_more_has_ended(run_dir: Path, oar: Path) -> None:
+    assert detach.in_queue(record(run_dir, seen=True)) is False
+    assert detach.in_queue(record(run_dir, seen=True, user="somebody-else")) is None
 
 
 def test_a_driver_that_does_not_stop_is_named(
