@@ -235,9 +235,13 @@ def _came_on(root: Path, since: float) -> bool:
 
 
 def _submit_patiently(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int) -> Record:
+    from daskpipe.job_commands import NoJobIdError
+
     for _ in range(TRIES - 1):
         try:
             return _submit(root, cluster, overrides, fruitless)
+        except NoJobIdError:  # it was taken, and so would the next ones be
+            raise
         except ClusterError:  # its controller restarts, perhaps
             time.sleep(PAUSE_SECONDS)
     return _submit(root, cluster, overrides, fruitless)

@@ -43,7 +43,7 @@ def gpus_of_job(n_gpus: int, environment: Mapping[str, str]) -> list[str]:
         If the queue names fewer, or names none on a machine that has more, some of which are other jobs'.
     """
     if name := next((name for name in VARIABLES if environment.get(name) is not None), None):
-        gpus = visible_gpus(environment[name])
+        gpus = visible_gpus(environment[name].replace(" ", ","))  # as in Grid Engine's SGE_HGR_gpu
         if len(gpus) < n_gpus:
             raise ClusterError(
                 f"this job has asked for {n_gpus} GPUs, and received {len(gpus)}: {name}={environment[name]}. Correct "

@@ -195,14 +195,19 @@ class Keeper:
         return " ".join(doubts) or f"jobs were cancelled, and the queue still holds them.{words}"
 
     async def _close_record(self) -> None:
-        """Note that all jobs are gone, those of earlier drivers included, if the queue's list proves it."""
-        ours = [job for job in recorded(self.root) if job.name.startswith(f"{tag(self.root)}-")]
+        """Note that all jobs are gone, those of earlier drivers included, if the queue's list proves it.
+
+        One that is listed as ending was cancelled before, so it will not be back.
+        """
         try:
             listing = await list_jobs_async(self.site, self._cluster_name)
         except (OSError, RuntimeError):
             return
-        ours = [job for job in ours if not listing.is_elsewhere(job)]
-        if ours and len(listing.fates(ours)["gone"]) == len(ours):
+        ours = [job for job in recorded(self.root) if job.name.startswith(f"{tag(self.root)}-")]
+        fates = listing.fates(job for job in ours if not listing.is_elsewhere(job))
+        states = [listing.state_of(job) for job in fates["queued"]]
+        ends = all(state is not None and state.ends_by_itself for state in states)
+        if (fates["gone"] or states) and ends and not fates["unknown"]:
             record_closed(self.root, self.site.kind, self._cluster_name)
 
     # --- what there is ----------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from daskpipe.gpus import VARIABLES, count_devices, gpus_of_job
         (2, {"CUDA_VISIBLE_DEVICES": "4,6"}, ["4", "6"]),
         (1, {"CUDA_VISIBLE_DEVICES": "GPU-1a2b", "SLURM_JOB_GPUS": "7"}, ["GPU-1a2b"]),
         (2, {"SLURM_JOB_GPUS": "1,3"}, ["1", "3"]),
+        (2, {"CUDA_VISIBLE_DEVICES": "1 3"}, ["1", "3"]),  # export CUDA_VISIBLE_DEVICES=$SGE_HGR_gpu
         (1, {"SLURM_STEP_GPUS": "3", "SLURM_JOB_GPUS": "1,3"}, ["3"]),
         (1, {"GPU_DEVICE_ORDINAL": "2"}, ["2"]),
         (4, {}, ["0", "1", "2", "3"]),  # all that the machine has
