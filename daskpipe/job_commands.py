@@ -214,6 +214,24 @@ def cancel_jobs(site: sites.Site, root: Path, jobs: Sequence[Submission]) -> Can
     return Cancelled(ids, doubts_of(site, root, fates), notes)
 
 
+def describe_left(site: sites.Site, root: Path, jobs: Sequence[Submission], listing: Listing | None) -> str:
+    """Return what to type for jobs that were cancelled and not seen to leave the queue.
+
+    Parameters
+    ----------
+    site, root, jobs
+        As of `cancel_jobs`.
+    listing
+        The last list of the queue; None if it does not answer.
+    """
+    ids = sorted(job.job_id for job in jobs if job.job_id)
+    words = f" Type: {shlex.join([*cancel_command(site), *ids])}" if ids else ""
+    if listing is None:
+        return f"the queue does not answer, and may still hold jobs of this run.{words}"
+    doubts = doubts_of(site, root, listing.fates(jobs))
+    return " ".join(doubts) or f"jobs were cancelled, and the queue still holds them.{words}"
+
+
 def doubts_of(site: sites.Site, root: Path, fates: dict[Fate, list[Submission]]) -> list[str]:
     """Return a sentence on jobs that the queue does not show, and one on those of other clusters, if there are any."""
     doubts = []

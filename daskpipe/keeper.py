@@ -20,7 +20,7 @@ from daskpipe.events import Emit, Notice
 from daskpipe.job_commands import (
     NoJobIdError,
     cancel_command,
-    doubts_of,
+    describe_left,
     list_jobs_async,
     name_cluster,
     output,
@@ -181,18 +181,9 @@ class Keeper:
                 break
             await asyncio.sleep(0.5)
         if self._cancelled:
-            self._say(self._left_over(listing))
+            self._say(describe_left(self.site, self.root, [job.submission for job in self._cancelled], listing))
         else:
             await self._close_record()
-
-    def _left_over(self, listing: Listing | None) -> str:
-        """Return what to type for jobs that were cancelled and not seen to leave the queue."""
-        ids = sorted(job.job_id for job in self._cancelled if job.submission.job_id)
-        words = f" Type: {shlex.join([*cancel_command(self.site), *ids])}" if ids else ""
-        if listing is None:
-            return f"the queue does not answer, and may still hold jobs of this run.{words}"
-        doubts = doubts_of(self.site, self.root, listing.fates(job.submission for job in self._cancelled))
-        return " ".join(doubts) or f"jobs were cancelled, and the queue still holds them.{words}"
 
     async def _close_record(self) -> None:
         """Note that all jobs are gone, those of earlier drivers included, if the queue's list proves it.

@@ -17,7 +17,8 @@ import slurm
 from slurm import Slurm
 from small_runs import SMALL, UNITS, committed, files_of
 
-from daskpipe import cancel, detach
+from daskpipe import cancel, detach, job_commands
+from daskpipe.config import Cluster
 from daskpipe.errors import ClusterError
 from daskpipe.lease import hold, last
 from daskpipe.ledger import read_ledger
@@ -167,6 +168,21 @@ def test_a_driver_that_is_refused_leaves_no_record(run_dir: Path, here: Path, ty
     assert "here takes no job for the driver: no such partition. Change section driver of its file" in words
     assert detach.read(run_dir) is None
     assert status(run_dir)["state"] == "stopped"
+
+
+def test_a_driver_whose_number_is_not_told_is_submitted_once(
+    run_dir: Path, here: Path, oar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue has taken it: those that were submitted in its place would be lost as well."""
+    monkeypatch.setattr(job_commands, "NAME_PAUSE", 0.01)
+    Path("here.yaml").write_text(Path("here.yaml").read_text().replace("SLURM", "OAR"))
+    program = here / "bin" / "oarsub"
+    program.write_text(f"#!/bin/sh\necho >>{here}/submitted\necho 3 nodes of grid5000 are free\n")
+    program.chmod(0o755)
+    with pytest.raises(ClusterError, match=r"oarsub printed no line with a job's id: 3 nodes of grid5000 are free\. "):
+        detach._submit_patiently(run_dir, Cluster(name="here.yaml"), [], 0)
+    assert (here / "submitted").read_text() == "\n"
+    assert detach.read(run_dir) is None
 
 
 def test_a_job_whose_place_was_taken_does_nothing(run_dir: Path, type_command: Command) -> None:
