@@ -22,7 +22,7 @@ from daskpipe import sites
 from daskpipe.errors import ClusterError
 from daskpipe.listings import Fate, Listing
 from daskpipe.queues import CLUSTER_NAME, lists_nothing, read_job_id
-from daskpipe.submissions import Submission, recorded, tag, time_now
+from daskpipe.submissions import Submission, record, recorded, tag, time_now
 
 COMMAND_SECONDS = 60.0
 """Time that the queue has to answer the keeper."""
@@ -200,6 +200,9 @@ def cancel_jobs(site: sites.Site, root: Path, jobs: Sequence[Submission]) -> Can
     listing = list_jobs(site)
     ours = [job for job in jobs if job.name.startswith(f"{tag(root)}-")]
     fates = listing.fates(ours)
+    for job in ours:
+        if not job.seen and listing.id_of(job):
+            record(root, seen=job.name)  # so that its absence will tell that it is gone
     ids = [job_id for job in fates["queued"] if (job_id := listing.id_of(job))]
     if ids:
         ask([*cancel_command(site), *ids])

@@ -265,6 +265,7 @@ def test_a_waiting_driver_that_the_queue_does_not_list_is_not_nothing(
     oar.write_text(OAR_JOB.format(name=waits.name))
     assert type_command("cancel", str(run_dir)).code == 0
     assert (oar.parent / "deleted").read_text() == "17\n"
+    assert type_command("cancel", str(run_dir)).out == "nothing runs\n"  # it was listed, and is not any more
 
 
 def test_a_waiting_driver_that_was_listed_and_is_not_any_more_has_ended(run_dir: Path, oar: Path) -> None:
