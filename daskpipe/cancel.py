@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from daskpipe import lease
 from daskpipe.detach import Record, forget, read, site_of_kind, waiting
 from daskpipe.errors import ClusterError, DaskpipeError
+from daskpipe.submissions import Submission, record_submission, recorded
 from daskpipe.work import Tree
 
 if TYPE_CHECKING:
-    from daskpipe.sites import Site
+    from daskpipe.job_commands import Cancelled
+    from daskpipe.queues import Kind
 
 HONOUR_SECONDS = 150.0
 """Time that a driver has to honour a request to cancel: to see it (on a network file system late), and to close."""
@@ -34,37 +35,45 @@ def cancel(run_dir: Path | str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``driver``, in words, that was asked to stop (or None), and ids of the ``jobs`` that were cancelled.
+        ``driver``, in words, that was asked to stop (or None), ids of the ``jobs`` that were cancelled, and ``notes``
+        on jobs that were left alone because they are those of another run directory.
 
     Raises
     ------
     ConfigError
         If it is no run directory.
     ClusterError
-        If a queue does not answer.
+        If a queue does not answer, or it is not known whether jobs are left.
     DaskpipeError
         If the driver does not stop, and is no job that could be cancelled.
     """
-    from daskpipe.submissions import recorded
-
     root = Tree.of(run_dir).root
     asked = lease.holder(root)
     still = _stop_driver(root)
-    record, jobs = read(root), []
-    if record is not None and (_is_job(still, record) if still is not None else waiting(root) is not None):
-        jobs += _cancel_job(record)
-        if still is None:
-            forget(root)  # one that never began
+    record, submitted = read(root), recorded(root)
+    is_job = record is not None and (_is_job(still, record) if still is not None else waiting(root) is not None)
+    if record is not None and is_job:
+        submitted.append(record.submission)
+    found = [_cancel_of_kind(root, kind, submitted) for kind in sorted({job.kind for job in submitted})]
+    jobs = [job_id for each in found for job_id in each.jobs]
+    doubts = [sentence for each in found for sentence in each.doubts]
+    notes = [sentence for each in found for sentence in each.notes]
+    if record is not None and is_job:
+        if still is None:  # it never began
+            if doubts and record.job_id:
+                record_submission(root, record.submission)
+            forget(root)
         still = None
-    for kind in sorted({line["class"] for line in recorded(root)}):
-        jobs += _cancel_workers(root, kind)
     if still is not None:  # it may see the request yet
         raise DaskpipeError(
             f"the driver ({still}) has not stopped in {HONOUR_SECONDS:.0f} s; its jobs are cancelled. "
             f"End it there: ssh {shlex.quote(still.host)} kill {still.pid}"
         )
     lease.withdraw(root)
-    return {"run_dir": str(run_dir), "driver": None if asked is None else str(asked), "jobs": jobs}
+    if doubts:
+        done = f"jobs {', '.join(jobs)} are cancelled. But " if jobs else ""
+        raise ClusterError(done + " ".join([*doubts, *notes]))
+    return {"run_dir": str(run_dir), "driver": None if asked is None else str(asked), "jobs": jobs, "notes": notes}
 
 
 def _stop_driver(root: Path) -> lease.Driver | None:
@@ -85,34 +94,18 @@ def _is_job(driver: lease.Driver, record: Record) -> bool:
     return driver.job_id.partition(".")[0] == record.job_id.partition(".")[0]
 
 
-def _cancel_workers(root: Path, kind: str) -> list[str]:
-    from daskpipe.sites import queue
-    from daskpipe.submissions import cancel_left
+def _cancel_of_kind(root: Path, kind: Kind, submitted: list[Submission]) -> Cancelled:
+    """Cancel the jobs of a run in the queue of a kind, and wait until they have left it."""
+    from daskpipe.job_commands import cancel_jobs, list_jobs
 
-    site, last = site_of_kind(kind), lease.last(root)
-    if shutil.which(queue(site)[0]) is None and last is not None and last.ended is not None:
-        return []  # the driver closed in order, and took its jobs with it
-    ids = cancel_left(site, root)
-    _wait_until_gone(site, ids)
-    return ids
-
-
-def _cancel_job(record: Record) -> list[str]:
-    from daskpipe.submissions import ask, cancel_command, listed_in
-
-    site = site_of_kind(record.kind)
-    left = [record.job_id] if record.job_id in listed_in(site) else []
-    if left:
-        ask([*cancel_command(site), *left])
-        _wait_until_gone(site, left)
-    return left
-
-
-def _wait_until_gone(site: Site, ids: list[str]) -> None:
-    from daskpipe.submissions import listed_in
-
+    site = site_of_kind(kind)
+    jobs = [job for job in submitted if job.kind == kind]
+    done = cancel_jobs(site, root, jobs)
+    cancelled = [job for job in jobs if job.job_id in done.jobs]
     until = time.monotonic() + GONE_SECONDS
-    while left := [job_id for job_id in ids if job_id in listed_in(site)]:
+    while done.jobs and (left := list_jobs(site).fates(cancelled)["queued"]):
         if time.monotonic() > until:
-            raise ClusterError(f"jobs {', '.join(left)} are cancelled and do not leave the queue. Try again later")
+            ids = ", ".join(map(str, left))
+            raise ClusterError(f"jobs {ids} are cancelled and do not leave the queue. Try again later")
         time.sleep(1.0)
+    return done

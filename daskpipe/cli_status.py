@@ -75,7 +75,7 @@ def _cancelled(answer: dict[str, Any], console: Console) -> None:
     if answer["jobs"]:
         lines.append(f"cancelled jobs: {', '.join(answer['jobs'])}")
     lines = [*lines, f"to go on: daskpipe resume {quote(answer['run_dir'])}"] if lines else ["nothing runs"]
-    print_lines(lines, console)
+    print_lines([*lines, *answer["notes"]], console)
 
 
 def _watch(watched: Watch) -> None:

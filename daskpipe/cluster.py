@@ -24,6 +24,7 @@ from daskpipe import jobs
 from daskpipe.config import Cluster
 from daskpipe.errors import ClusterError, ConfigError
 from daskpipe.events import Emit
+from daskpipe.gpus import visible_gpus
 from daskpipe.jobs import LOOPBACK
 from daskpipe.placement import GPU, Workers
 from daskpipe.sites import WORKER_CONFIG, site_of
@@ -267,13 +268,12 @@ def count_gpus() -> int:
     """Return the number of NVIDIA GPUs that this process may use; asks the driver, does not import torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([item for item in visible.split(",") if item.strip() not in ("", "-1")])
+        return len(visible_gpus(visible))
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
 def _visible_gpu(number: int) -> str:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else []
+    names = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     return names[number] if number < len(names) else str(number)
 
 

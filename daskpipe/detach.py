@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskpipe import lease
 from daskpipe.errors import ClusterError, ConfigError, Interrupted
+from daskpipe.submissions import Submission, tag
 from daskpipe.work import Tree, write_atomically
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Record:
         With what it resumes the run.
     fruitless
         How many drivers in a row before it brought the run no farther.
+    name, cluster_name, user, seen
+        As of `submissions.Submission`; records of earlier versions have only what follows from the run directory.
     """
 
     token: str
@@ -67,12 +70,22 @@ class Record:
     cluster: dict[str, Any]
     overrides: list[str]
     fruitless: int = 0
+    name: str
+    cluster_name: str | None = None
+    user: str | None = None
+    seen: bool = False
+
+    @property
+    def submission(self) -> Submission:
+        """The job, for who asks its queue."""
+        known = ("job_id", "name", "kind", "cluster_name", "user", "at", "seen")
+        return Submission(**{field: getattr(self, field) for field in known})
 
 
 def read(root: Path) -> Record | None:
     """Return the record of the last detached driver of a run; ``None`` if there is none."""
     try:
-        return Record(**json.loads(_file(root).read_text()))
+        return Record(**{"name": _job_name(root), **json.loads(_file(root).read_text())})
     except FileNotFoundError:
         return None
 
@@ -89,15 +102,16 @@ def forget(root: Path) -> None:
 
 
 def in_queue(record: Record) -> bool | None:
-    """Whether a detached driver's job is in its queue; ``None`` if the queue cannot be asked here."""
+    """Whether a detached driver's job is in its queue; ``None`` if the queue does not tell here."""
     if record.job_id is None:
         return None
-    from daskpipe.submissions import listed_in
+    from daskpipe.job_commands import list_jobs
 
     try:
-        return record.job_id in listed_in(site_of_kind(record.kind))
+        fates = list_jobs(site_of_kind(record.kind)).fates([record.submission])
     except ClusterError:
         return None
+    return True if fates["queued"] else False if fates["gone"] else None
 
 
 # --- submission ---------------------------------------------------------------------------------------
@@ -221,9 +235,13 @@ def _came_on(root: Path, since: float) -> bool:
 
 
 def _submit_patiently(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int) -> Record:
+    from daskpipe.job_commands import NoJobIdError
+
     for _ in range(TRIES - 1):
         try:
             return _submit(root, cluster, overrides, fruitless)
+        except NoJobIdError:  # it was taken, and so would the next ones be
+            raise
         except ClusterError:  # its controller restarts, perhaps
             time.sleep(PAUSE_SECONDS)
     return _submit(root, cluster, overrides, fruitless)
@@ -232,11 +250,11 @@ def _submit_patiently(root: Path, cluster: Cluster, overrides: Sequence[str], fr
 def _submit(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int = 0) -> Record:
     """Record and submit a job that resumes a run; it may begin before this returns."""
     from daskpipe import sites
-    from daskpipe.submissions import tag, words_of
+    from daskpipe.job_commands import NoJobIdError, words_of
 
     site = sites.site_of(cluster)
     token = uuid.uuid4().hex[:12]
-    name, folder = f"{tag(root)}-driver", root / "jobs"
+    name, folder = _job_name(root), root / "jobs"
     folder.mkdir(exist_ok=True)
     job = sites.driver_job(site, root, name=name, token=token)
     record = Record(
@@ -248,21 +266,47 @@ def _submit(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: i
         cluster=cluster.model_dump(mode="json"),
         overrides=list(overrides),
         fruitless=fruitless,
+        name=name,
     )
     _write(root, record)
     try:
-        asyncio.run(job.start())
+        submission = asyncio.run(_submit_and_look(site, job))
+    except NoJobIdError:
+        forget(root)  # should its job begin, it ends
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         forget(root)
         raise ClusterError(
             f"{site.name} takes no job for the driver: {words_of(error)}. Change section driver of its file; to see "
             f"what was submitted: daskpipe plan {_quoted(root / 'config.yaml')} --show-script"
         ) from error
-    job_id = str(job.job_id)
+    job_id = str(submission.job_id)
     named = {"SLURM", "LSF", "OAR", "HTCondor"}  # the others choose the name of the log
-    record = replace(record, job_id=job_id, log=str(folder / f"{name}-{job_id}.log" if site.kind in named else folder))
+    record = replace(
+        record,
+        job_id=job_id,
+        log=str(folder / f"{name}-{job_id}.log" if site.kind in named else folder),
+        cluster_name=submission.cluster_name,
+        user=submission.user,
+        seen=submission.seen,
+    )
     _write(root, record)
     return record
+
+
+async def _submit_and_look(site: Site, job: Any) -> Submission:
+    """Submit a job, and look whether the queue lists it: if not, nobody will know whether it has ended."""
+    from daskpipe.job_commands import list_jobs_async, name_cluster, submit
+
+    submission = await submit(site, job, pool="driver", cluster_name=await name_cluster(site))
+    with suppress(OSError, RuntimeError):
+        seen = (await list_jobs_async(site, submission.cluster_name)).id_of(submission) is not None
+        submission = replace(submission, seen=seen)
+    return submission
+
+
+def _job_name(root: Path) -> str:
+    return f"{tag(root)}-driver"
 
 
 # --- queues -------------------------------------------------------------------------------------------

@@ -24,9 +24,10 @@ from distributed.spans import SpanMetadata, SpansSchedulerExtension
 from daskpipe import sites
 from daskpipe.errors import ClusterError, DiskError
 from daskpipe.events import Emit, Insecure, Notice
+from daskpipe.gpus import visible_gpus
+from daskpipe.job_commands import cancel_left
 from daskpipe.keeper import Keeper
 from daskpipe.placement import GPU, Workers
-from daskpipe.submissions import cancel_left
 
 if TYPE_CHECKING:
     from distributed import Security, SpecCluster
@@ -70,8 +71,11 @@ def site_workers(
     from distributed import Client
 
     address = address_of(site)
-    if left := cancel_left(site, root):
-        emit(Notice(message=f"cancelled jobs that a driver of this run had left: {', '.join(left)}"))
+    left = cancel_left(site, root)
+    if left.jobs:
+        emit(Notice(message=f"cancelled jobs that a driver of this run had left: {', '.join(left.jobs)}"))
+    for message in (*left.doubts, *left.notes):
+        emit(Notice(message=message))
     remove_keys(root)
     with ExitStack() as started:
         security = None if insecure else make_keys()
@@ -266,17 +270,15 @@ class OwnGpu(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Set CUDA_VISIBLE_DEVICES by the number at the end of the worker's name."""
         has_gpu = GPU in worker.state.total_resources
-        os.environ["CUDA_VISIBLE_DEVICES"] = (
-            own_gpu(str(worker.name), os.environ.get("CUDA_VISIBLE_DEVICES")) if has_gpu else ""
-        )
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # set by `daskpipe.worker`
+        os.environ["CUDA_VISIBLE_DEVICES"] = own_gpu(str(worker.name), visible) if has_gpu else ""
 
 
-def own_gpu(name: str, visible: str | None) -> str:
-    """Return the GPU of a worker of a GPU job, given its name and the job's CUDA_VISIBLE_DEVICES.
+def own_gpu(name: str, visible: str) -> str:
+    """Return the GPU of a worker of a GPU job, given its name and the job's CUDA_VISIBLE_DEVICES; empty if it has none.
 
     Workers of a job are ``JOB.7-0``, ``JOB.7-1``, ...; one that is alone in its job bears the job's name, ``JOB.7``.
     """
     numbered = re.search(r"\.\d+-(\d+)$", name)
     index = int(numbered[1]) if numbered else 0
-    gpus = [gpu.strip() for gpu in (visible or "").split(",") if gpu.strip()]
-    return gpus[index] if index < len(gpus) else str(index)
+    return dict(enumerate(visible_gpus(visible))).get(index, "")

@@ -7,20 +7,29 @@ registered with the scheduler. It runs on the scheduler's event loop, so it look
 from __future__ import annotations
 
 import asyncio
-import math
 import queue
-import re
 import shlex
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskpipe import sites
 from daskpipe.errors import ClusterError
 from daskpipe.events import Emit, Notice
-from daskpipe.submissions import cancel_command, lines_of, output, record, recorded, tag, words_of
+from daskpipe.job_commands import (
+    NoJobIdError,
+    cancel_command,
+    describe_left,
+    list_jobs_async,
+    name_cluster,
+    output,
+    submit,
+    words_of,
+)
+from daskpipe.listings import SETTLED_SECONDS, Listing
+from daskpipe.submissions import lines_of, record, record_closed, record_submission, recorded, tag
+from daskpipe.worker_jobs import HOST_LIMIT, HostStrikes, WorkerJob, jobs_wanted
 
 if TYPE_CHECKING:
     from distributed import SpecCluster
@@ -40,9 +49,6 @@ ENDING_SECONDS = 60.0
 SHORT_SECONDS = 60.0
 """A job that lives for less says that something is wrong with its host."""
 
-HOST_LIMIT = 2
-"""Jobs in a row that end so on one host, after which it is left out."""
-
 FAILURE_LIMIT = 8
 """Jobs of a pool in a row that end, or are refused, before a worker registers, after which the run stops."""
 
@@ -54,37 +60,6 @@ BURST = 20
 
 CLOSE_SECONDS = 30.0
 """Time that the end of a run waits for its jobs to leave the queue."""
-
-LOG_LINES = 15
-"""Last lines of a job's log that an error shows."""
-
-
-@dataclass(eq=False)
-class _Job:
-    """A job that was submitted and is not known to be over."""
-
-    handle: Any
-    pool: str
-    name: str
-    submitted: float
-    listed: bool = False
-    """Whether the queue has named it."""
-    missed: int = 0
-    """How often in a row it has not since."""
-    pending: bool = True
-    running_since: float | None = None
-    ending_since: float | None = None
-    host: str | None = None
-    workers: list[Any] = field(default_factory=list)
-    """Those of it that are registered now, as the scheduler knows them."""
-    seen: float | None = None
-    """When one was last."""
-    idle_since: float | None = None
-    """Since when it has had nothing to do while there were more jobs than work."""
-
-    @property
-    def job_id(self) -> str:
-        return str(self.handle.job_id)
 
 
 class Keeper:
@@ -109,21 +84,24 @@ class Keeper:
     def __init__(self, cluster: SpecCluster, site: sites.Site, root: Path, keys: Path | None, emit: Emit) -> None:
         self.cluster, self.site, self.root, self.keys, self.emit = cluster, site, root, keys, emit
         self.folder = root / "jobs"
-        self.jobs: list[_Job] = []
+        self.jobs: list[WorkerJob] = []
         self.wanted: dict[str, int] = {}
         """Units that wait or are under way, by resource."""
         self.failure: Exception | None = None
         """Why there will be no workers; raised by `want`."""
-        self.excluded: set[str] = set()
-        self._strikes: dict[str, int] = {}
+        self._hosts = HostStrikes()
         self._failures = dict.fromkeys(site.pools, 0)
         self._not_before = dict.fromkeys(site.pools, 0.0)
         self._accepted: set[str] = set()
         """Pools of which a job was ever taken."""
         self._worked: set[str] = set()
         """Pools of which a worker ever registered."""
-        self._cancelled: set[str] = set()
-        """Jobs that the queue may still name though they were given up."""
+        self._cancelled: list[WorkerJob] = []
+        """Jobs that were given up, and may still be in the queue."""
+        self._cluster_name: str | None = None
+        self._shows_ours = False
+        """Whether the queue has ever listed a job of ours: if not, that it lists none tells nothing."""
+        self._warned_unseen = False
         self._next_look = 0.0
         self._silent = False
         """Whether the queue does not answer."""
@@ -167,6 +145,7 @@ class Keeper:
 
     async def _start(self) -> None:
         self._over = asyncio.Event()
+        self._cluster_name = await name_cluster(self.site)
         self._task = asyncio.create_task(self._keep())
 
     async def _keep(self) -> None:
@@ -185,8 +164,7 @@ class Keeper:
         if now >= self._next_look and (self.jobs or self._cancelled):
             await self._look_at_queue()
         self._look_at_workers(time.monotonic())
-        wanted = self._jobs_wanted()
-        for pool, n in wanted.items():
+        for pool, n in jobs_wanted(self.site, self.wanted).items():
             await self._give_back(pool, n)
             await self._submit_up_to(pool, n)
 
@@ -195,17 +173,33 @@ class Keeper:
         self._over.set()
         await self._task  # not cancelled: a job that was just submitted must be known
         deadline = time.monotonic() + CLOSE_SECONDS
-        await self._cancel(self.jobs)
+        self._give_up(self.jobs)
+        listing = None
         while self._cancelled:
-            await self._look_at_queue()
+            listing = await self._look_at_queue()
             if not self._cancelled or time.monotonic() > deadline:
                 break
             await asyncio.sleep(0.5)
         if self._cancelled:
-            words = shlex.join([*cancel_command(self.site), *sorted(self._cancelled)])
-            self._say(f"the queue does not answer, and may still hold jobs of this run. Type: {words}")
-        elif recorded(self.root):
-            record(self.root, closed="yes")
+            self._say(describe_left(self.site, self.root, [job.submission for job in self._cancelled], listing))
+        else:
+            await self._close_record()
+
+    async def _close_record(self) -> None:
+        """Note that all jobs are gone, those of earlier drivers included, if the queue's list proves it.
+
+        One that is listed as ending was cancelled before, so it will not be back.
+        """
+        try:
+            listing = await list_jobs_async(self.site, self._cluster_name)
+        except (OSError, RuntimeError):
+            return
+        ours = [job for job in recorded(self.root) if job.name.startswith(f"{tag(self.root)}-")]
+        fates = listing.fates(job for job in ours if not listing.is_elsewhere(job))
+        states = [listing.state_of(job) for job in fates["queued"]]
+        ends = all(state is not None and state.ends_by_itself for state in states)
+        if (fates["gone"] or states) and ends and not fates["unknown"]:
+            record_closed(self.root, self.site.kind, self._cluster_name)
 
     # --- what there is ----------------------------------------------------------------------------
 
@@ -227,37 +221,32 @@ class Keeper:
             if any(worker.processing for worker in found):
                 job.idle_since = None
             if job.running_since is not None and found and now - job.running_since > SHORT_SECONDS:
-                self._strikes.pop(job.host or "", None)
+                self._hosts.remove(job.host)
 
-    async def _look_at_queue(self) -> bool:
-        """Take note of what the queue says of our jobs; return whether it answers. If not, all stays as it was."""
+    async def _look_at_queue(self) -> Listing | None:
+        """Take note of what the queue lists, and cancel what was given up; return None if it does not answer."""
         asked = time.monotonic()
         self._next_look = asked + QUEUE_SECONDS
         try:
-            states = sites.parse(self.site, await output(sites.queue(self.site)))
+            listing = await list_jobs_async(self.site, self._cluster_name)
         except (OSError, RuntimeError) as error:
             if not self._silent:
                 self._say(f"the queue of {self.site.name} does not answer: {words_of(error)}. Asking again")
             self._silent = True
-            return False
+            return None
         self._silent = False
+        self._note_listed(listing)
         now = time.monotonic()
         for job in [job for job in self.jobs if job.submitted < asked]:
-            state = states.get(job.job_id)
-            if state is not None:
-                job.host = state.host or job.host
-                if state.never:
-                    await self._give_up(job, state.reason)
-                    continue
+            state = job.state_in(listing)
             if state is None:
-                # A job that was just submitted may not be listed yet; one whose workers are there is not over.
-                if not job.workers and (job.listed or asked - job.submitted > QUEUE_SECONDS):
-                    # One that is put back into Slurm's queue is for a moment in no list.
-                    job.missed += 1
-                    if job.missed > 1:
-                        self._ended(job, now)
+                self._note_missing(job, asked, now)
                 continue
-            job.listed, job.missed = True, 0
+            job.missed = 0
+            job.host = state.host or job.host
+            if state.never:
+                self._will_never_start(job, state.reason)
+                continue
             if state.state == "other":  # it ends, and may go back into the queue
                 job.ending_since = job.ending_since or now
                 if not job.workers and now - job.ending_since > ENDING_SECONDS:
@@ -267,21 +256,51 @@ class Keeper:
             if state.state == "pending":
                 job.pending, job.running_since = True, None
                 continue
-            job.pending = False
-            job.running_since = job.running_since or now
-            if now - max(job.running_since, job.seen or 0.0) > START_SECONDS:
-                self._say(f"job {job.job_id} of pool {job.pool} has run for {START_SECONDS:.0f} s without a worker")
-                self._ended(job, now)
-                await self._cancel([job])
-        alive = {job_id for job_id, state in states.items() if state.state in ("pending", "running")}
-        self._cancelled &= alive
-        if self._cancelled:
-            await self._call_cancel(sorted(self._cancelled))
-        return True
+            self._note_running(job, now)
+        await self._cancel_given_up(listing, asked)
+        return listing
 
-    async def _give_up(self, job: _Job, reason: str) -> None:
-        """Cancel a job that the queue will never start; where none of its pool ever did, none will."""
-        await self._cancel([job])
+    def _note_listed(self, listing: Listing) -> None:
+        """Record, once for each job, that the queue has named it: only then does its absence tell something."""
+        for job in [*self.jobs, *self._cancelled]:
+            if not job.listed and listing.state_of(job.submission) is not None:
+                job.listed = self._shows_ours = True
+                record(self.root, seen=job.name)
+
+    def _note_missing(self, job: WorkerJob, asked: float, now: float) -> None:
+        """Take note of a job that is not listed, or listed as over; one whose workers are there is not."""
+        if job.workers:
+            return
+        if self._is_absence_proof(job, asked):
+            # One that is put back into Slurm's queue is for a moment in no list.
+            job.missed += 1
+            if job.missed > 1:
+                self._ended(job, now)
+        elif job.host_in_log(self.folder):
+            self._note_running(job, now)
+        elif asked - job.submitted > SETTLED_SECONDS and not self._warned_unseen:
+            self._warned_unseen = True
+            self._say(
+                f"job {job.job_id} was submitted {SETTLED_SECONDS:.0f} s ago, and the queue of {self.site.name} does "
+                f"not list it: it may wait or be over. Look: {shlex.join(sites.queue(self.site))}"
+            )
+
+    def _is_absence_proof(self, job: WorkerJob, asked: float) -> bool:
+        """Tell whether a list without a job shows that it is gone: the list may hide all jobs, or come too early."""
+        return job.listed or (self._shows_ours and asked - job.submitted > SETTLED_SECONDS)
+
+    def _note_running(self, job: WorkerJob, now: float) -> None:
+        """Take note of a job that runs; one that has done so for long without a worker is given up."""
+        job.pending = False
+        job.running_since = job.running_since or now
+        if now - max(job.running_since, job.seen or 0.0) > START_SECONDS:
+            self._say(f"job {job.job_id} of pool {job.pool} has run for {START_SECONDS:.0f} s without a worker")
+            self._ended(job, now)
+            self._cancelled.append(job)
+
+    def _will_never_start(self, job: WorkerJob, reason: str) -> None:
+        """Give up a job that the queue will never start; where none of its pool ever did, none will."""
+        self._give_up([job])
         if job.pool in self._worked:
             self._fail(job.pool, f"job {job.job_id} would never start: {reason}")
             return
@@ -290,20 +309,17 @@ class Keeper:
             f"e.g. cluster.pools.{job.pool}.walltime=01:00:00. {self._what_to_type()}"
         )
 
-    def _ended(self, job: _Job, now: float) -> None:
+    def _ended(self, job: WorkerJob, now: float) -> None:
         """Take note of a job that is over without having been cancelled."""
         self.jobs.remove(job)
-        job.host = job.host or self._host_in_log(job)
+        job.host = job.host or job.host_in_log(self.folder)
         lived = 0.0 if job.running_since is None else now - job.running_since
-        if job.host and (job.seen is None or lived < SHORT_SECONDS):
-            self._strikes[job.host] = self._strikes.get(job.host, 0) + 1
-            if self._strikes[job.host] >= HOST_LIMIT and job.host not in self.excluded:
-                self.excluded.add(job.host)
-                self._say(f"{HOST_LIMIT} jobs in a row ended early on {job.host}; it is left out from now on")
+        if job.host and (job.seen is None or lived < SHORT_SECONDS) and self._hosts.add(job.host):
+            self._say(f"{HOST_LIMIT} jobs in a row ended early on {job.host}; it is left out from now on")
         if job.seen is not None:
             self._say(f"job {job.job_id} of pool {job.pool} is over{f' on {job.host}' if job.host else ''}")
             return
-        self._fail(job.pool, f"job {job.job_id} ended before a worker of it registered:\n{self._log_of(job)}")
+        self._fail(job.pool, f"job {job.job_id} ended before a worker of it registered:\n{job.end_of_log(self.folder)}")
 
     def _fail(self, pool: str, words: str) -> None:
         """Count a job that came to nothing: wait for longer each time, and at last give up."""
@@ -323,34 +339,10 @@ class Keeper:
         self._not_before[pool] = time.monotonic() + pause
         return pause
 
-    def _host_in_log(self, job: _Job) -> str | None:
-        """Return the host of a job that was over before the queue was asked; its script prints it first."""
-        for file in self.folder.glob(f"{job.name}[-.]*"):
-            if found := re.search(rf"^{sites.ON_HOST} (\S+)", file.read_text(errors="replace"), re.MULTILINE):
-                return found[1]
-        return None
-
-    def _log_of(self, job: _Job) -> str:
-        """Return the last lines of what a job printed."""
-        for file in sorted(self.folder.glob(f"{job.name}[-.]*")):
-            lines = file.read_text(errors="replace").splitlines()[-LOG_LINES:]
-            return "\n".join(["", *lines, f"({file})"]).lstrip("\n")
-        return f"(it left no log in {self.folder})"
-
     def _what_to_type(self) -> str:
         return f"See what was submitted: daskpipe plan {self.root / 'config.yaml'} --show-script"
 
     # --- what there should be ---------------------------------------------------------------------
-
-    def _jobs_wanted(self) -> dict[str, int]:
-        """Return how many jobs of each pool the work needs; pools of one resource are filled in their order."""
-        left = dict(self.wanted)
-        wanted = {}
-        for name, pool in self.site.pools.items():
-            units = left.get(pool.resource, 0)
-            wanted[name] = max(pool.keep, min(pool.jobs, math.ceil(units / pool.n_processes)))
-            left[pool.resource] = max(0, units - wanted[name] * pool.n_processes)
-        return wanted
 
     async def _give_back(self, pool: str, n: int) -> None:
         """Cancel jobs that have had nothing to do for a while, as far as there are more than `n`."""
@@ -370,7 +362,9 @@ class Keeper:
         if addresses := [worker.address for job in long for worker in job.workers]:
             # Not given a unit in the time that the queue takes to end the job.
             await self.cluster.scheduler.retire_workers(workers=addresses, close_workers=False, remove=False)
-        await self._cancel(long)
+        if long:
+            self._give_up(long)
+            await self._look_at_queue()
 
     async def _submit_up_to(self, pool: str, n: int) -> None:
         missing = n - sum(job.pool == pool for job in self.jobs)
@@ -391,32 +385,37 @@ class Keeper:
             name=name,
             keys=self.keys,
             log_directory=self.folder,
-            exclude=sorted(self.excluded),
+            exclude=sorted(self._hosts.excluded),
         )
         submitted = time.monotonic()
         try:
-            await job.start()
+            submission = await submit(self.site, job, pool=pool, cluster_name=self._cluster_name)
+        except NoJobIdError as error:
+            self.failure = error  # each further job would be lost as well
+            self._cancelled.append(WorkerJob(error.submission, submitted))
+            record_submission(self.root, error.submission)
+            return
         except (OSError, RuntimeError, ValueError) as error:
             await self._refused(pool, words_of(error))
             return
         self._accepted.add(pool)
-        self.jobs.append(_Job(job, pool, name, submitted))
-        line = {"job_id": str(job.job_id), "pool": pool, "name": name, "class": self.site.kind}
-        record(self.root, **line)
+        self.jobs.append(WorkerJob(submission, submitted))
+        record_submission(self.root, submission)
+        # Before it can be over: a job that no list has shown is never known to be gone.
+        self._next_look = 0.0
 
     async def _refused(self, pool: str, words: str) -> None:
         """Wait if the queue does not answer at all; try without what was left out; else count it as a failure."""
-        if not await self._look_at_queue():
+        if await self._look_at_queue() is None:
             self._not_before[pool] = time.monotonic() + QUEUE_SECONDS
             if not self._accepted:
                 self.failure = ClusterError(
                     f"{self.site.name} takes no jobs, and its queue does not answer: {words}. Try again when it does, "
                     "or give --cluster local"
                 )
-        elif self.excluded:
-            self._say(f"{self.site.name} refuses jobs without {', '.join(sorted(self.excluded))}; nothing is left out")
-            self.excluded.clear()
-            self._strikes.clear()
+        elif excluded := sorted(self._hosts.excluded):
+            self._say(f"{self.site.name} refuses jobs without {', '.join(excluded)}; nothing is left out")
+            self._hosts.clear()
         elif pool not in self._accepted:
             self.failure = ClusterError(
                 f"{self.site.name} takes no jobs of pool {pool}: {words}. Change its file, or e.g. "
@@ -427,22 +426,34 @@ class Keeper:
 
     # --- the end of jobs --------------------------------------------------------------------------
 
-    async def _cancel(self, jobs: Iterable[_Job]) -> None:
-        """Give jobs up, also those that wait; the queue is asked later whether they are gone."""
+    def _give_up(self, jobs: Iterable[WorkerJob]) -> None:
+        """Take jobs, also those that wait, for over; the next look at the queue cancels them."""
         jobs = list(jobs)
-        if not jobs:
-            return
         self.jobs = [job for job in self.jobs if job not in jobs]
-        ids = [job.job_id for job in jobs]
-        self._cancelled.update(ids)
-        await self._call_cancel(ids)
+        self._cancelled += jobs
 
-    async def _call_cancel(self, ids: list[str]) -> None:
+    async def _cancel_given_up(self, listing: Listing, asked: float) -> None:
+        """Cancel jobs that were given up; forget those that are gone.
+
+        A job that no list has shown is cancelled once, by its number alone: this process has it from the queue itself.
+        """
+        ids = []
+        for job in list(self._cancelled):
+            state, job_id = job.state_in(listing), listing.id_of(job.submission)
+            if state is not None and not state.ends_by_itself:
+                ids.append(job_id or "")
+            elif state is not None or self._is_absence_proof(job, asked):
+                self._cancelled.remove(job)
+            elif job.submission.job_id and not job.cancelled_unseen and not listing.has_other(job.submission):
+                job.cancelled_unseen = True
+                ids.append(job.submission.job_id)
+        if not ids:
+            return
         try:
-            await output([*cancel_command(self.site), *ids])
+            await output([*cancel_command(self.site), *sorted(ids)])
         except (OSError, RuntimeError) as error:
             # Those that are over by now are refused, too: whether any is left, the next look at the queue tells.
-            self._say(f"cancelling {', '.join(ids)}: {words_of(error)}")
+            self._say(f"cancelling {', '.join(sorted(ids))}: {words_of(error)}")
 
     def _say(self, message: str) -> None:
         self._news.put(message)

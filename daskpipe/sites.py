@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import pwd
 import re
 import shlex
 import signal
@@ -36,7 +37,7 @@ from pydantic import (
 from daskpipe.config import SIZE, Cluster, check_yaml, explain, in_bytes, package_folder
 from daskpipe.errors import ConfigError, unknown
 from daskpipe.placement import CPU, GPU
-from daskpipe.queues import SUBMIT_COMMANDS, JobState, Kind, header, listing, read_listing
+from daskpipe.queues import SUBMIT_COMMANDS, SUBMIT_OPTIONS, JobState, Kind, header, listing, read_listing
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "TORCH_NUM_THREADS")
 
@@ -60,6 +61,9 @@ WORKER_CONFIG = {
 ON_HOST = "daskpipe: on host"
 """What a job prints first, before the name of its machine."""
 
+UNASKED_MEMORY = "1GB"
+"""What dask-jobqueue is given for the memory of a job that asks for none; it is in no script."""
+
 DEATH_SECONDS = 60
 """A worker that finds no scheduler for so long ends, and its job with it."""
 
@@ -79,10 +83,13 @@ def _held_to(pattern: str, rule: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _walltime_text(value: object) -> object:
-    """Undo YAML 1.1, which reads 12:00:00 without quotes as the number of its seconds (and 04:00:00 as text)."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return f"{value // 3600:02}:{value // 60 % 60:02}:{value % 60:02}"
+WALLTIME_RULE = '"HH:MM:SS" or "D-HH:MM:SS", in quotes, e.g. "04:00:00"'
+
+
+def _refuse_number(value: object) -> object:
+    """Refuse a number for a walltime: 60 is an hour to Slurm, a minute to others, and 12:00:00 to some YAML readers."""
+    if isinstance(value, int | float):
+        raise ValueError(f"must be {WALLTIME_RULE}")
     return value
 
 
@@ -91,8 +98,8 @@ Word = Annotated[str, _held_to(r"[A-Za-z0-9_][A-Za-z0-9_.,:@+/-]*", "a word of l
 Memory = Annotated[str, _held_to(SIZE, "a number with a unit, e.g. 32GB")]
 Walltime = Annotated[
     str,
-    BeforeValidator(_walltime_text),
-    _held_to(r"(\d+-)?\d{1,3}:[0-5]\d:[0-5]\d", '"HH:MM:SS" or "D-HH:MM:SS", e.g. "04:00:00"'),
+    BeforeValidator(_refuse_number),
+    _held_to(r"(\d+-)?\d{1,3}:[0-5]\d:[0-5]\d", WALLTIME_RULE),
 ]
 Directive = Annotated[
     str,
@@ -131,7 +138,7 @@ class Pool(_Model):
     keep: NonNegativeInt = Field(default=0, description="Jobs that are kept though nothing waits")
     idle: NonNegativeFloat = Field(default=600, description="Seconds after which a job without work is given back")
     cores: PositiveInt = Field(default=1, description="Cores of a job; a worker each, unless it has GPUs")
-    memory: Memory = Field(default="4GB", description="Memory of a job")
+    memory: Memory | None = Field(default="4GB", description="Memory of a job; null asks for none, as some sites want")
     gpus: NonNegativeInt = Field(default=0, description="GPUs of a job; a worker each")
     walltime: Walltime | None = Field(default=None, description="HH:MM:SS or D-HH:MM:SS; by default the queue's")
     partition: Word | None = Field(default=None, description="Partition or queue")
@@ -145,7 +152,7 @@ class Pool(_Model):
             raise ValueError(f"keep={self.keep} is more than jobs={self.jobs}")
         if self.walltime is not None and not self.seconds:
             raise ValueError("walltime must be longer than 0 s")
-        if not self.bytes:
+        if self.bytes == 0:
             raise ValueError("memory must be more than 0 B")
         return self
 
@@ -169,17 +176,18 @@ class Pool(_Model):
         return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
     @property
-    def bytes(self) -> int:
-        """Memory of a job in bytes."""
-        return in_bytes(self.memory)
+    def bytes(self) -> int | None:
+        """Memory of a job in bytes; None if the site decides."""
+        return None if self.memory is None else in_bytes(self.memory)
 
 
 def _default_driver(found: dict[str, Any]) -> Pool:
     """One core beside the workers without GPUs, if there are any: the partition and account work there."""
     pools = sorted(found.get("pools", {}).values(), key=lambda pool: pool.gpus > 0)
-    return (
-        pools[0].model_copy(update={"jobs": 1, "keep": 0, "cores": 1, "memory": "4GB", "gpus": 0}) if pools else Pool()
-    )
+    if not pools:
+        return Pool()
+    memory = pools[0].memory and "4GB"  # a site that takes no memory for workers takes none here
+    return pools[0].model_copy(update={"jobs": 1, "keep": 0, "cores": 1, "memory": memory, "gpus": 0})
 
 
 def _without_cluster(value: object) -> object:
@@ -211,6 +219,12 @@ class Site(_Model):
                 raise ValueError(f"HTCondor has no partitions, received pools.{name}.partition={pool.partition!r}")
             if self.kind == "HTCondor" and any("=" not in directive for directive in pool.directives):
                 raise ValueError(f"HTCondor's directives read key = value, received {pool.directives}")
+            if self.kind == "SLURM" and any(re.match(r"-M|--clusters\b", line) for line in pool.directives):
+                # squeue and scancel would ask the cluster of the login node.
+                raise ValueError(
+                    "jobs that a directive sends to another cluster are not listed in this one, received "
+                    f"{pool.directives}. Leave it out, and type export SLURM_CLUSTERS=NAME before daskpipe"
+                )
         return self
 
     @property
@@ -254,7 +268,7 @@ def read_site(name_or_path: str, overrides: Mapping[str, Mapping[str, Any]] | No
         raise ConfigError(unknown("cluster", name_or_path, ["local", *sorted(known_sites())]))
     check_yaml(path)
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), Loader=_loader())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
@@ -267,6 +281,18 @@ def read_site(name_or_path: str, overrides: Mapping[str, Mapping[str, Any]] | No
             raise ConfigError(unknown(f"pool of cluster {site.name}:", name, sorted(site.pools)))
     pools = {name: {**pool, **overrides.get(name, {})} for name, pool in content["pools"].items()}
     return _validated({"name": path.stem, **content, "pools": pools}, "cluster.")
+
+
+def _loader() -> Any:
+    """Return a safe YAML loader that reads 12:00:00 as text; YAML 1.1 makes it the number of its seconds."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+            tag = super().resolve(kind, value, implicit)
+            return "tag:yaml.org,2002:str" if tag == "tag:yaml.org,2002:int" and ":" in value else tag
+
+    return Loader
 
 
 def _validated(content: Mapping[str, Any], where: str) -> Site:
@@ -349,12 +375,13 @@ def job(
             job_name=name,
             cores=pool.cores,
             processes=pool.n_processes,
-            memory=pool.memory,
+            memory=pool.memory or UNASKED_MEMORY,
             job_script_prologue=lines,
             **header(site.kind, pool, log=f"{log_directory}/{name}", exclude=sorted(set(exclude))),
         )
     # dask-jobqueue would give a GPU's worker all cores for threads, and would listen on all interfaces.
     made._command_template = command
+    made.submit_command = " ".join([made.submit_command, *shlex.split(SUBMIT_OPTIONS.get(site.kind, ""))])
     if site.kind == "HTCondor":  # its file is no shell script, but holds a line of one
         made._command_template = "; ".join([*lines, command])
         made.executable = "/bin/bash"
@@ -382,7 +409,15 @@ def driver_job(site: Site, root: Path, *, name: str, token: str) -> Any:
 
 def queue(site: Site) -> list[str]:
     """Return the command that lists the jobs of whoever runs this."""
-    return listing(site.kind, getpass.getuser())
+    return listing(site.kind, user_name())
+
+
+def user_name() -> str:
+    """Return the name of the user who runs this, whatever LOGNAME and USER say: the queue goes by the user's number."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container that does not know its users
+        return getpass.getuser()
 
 
 def parse(site: Site, text: str) -> dict[str, JobState]:
@@ -437,7 +472,8 @@ def _worker_command(site: Site, pool: Pool, *, scheduler: str, name: str, keys: 
     """Return the command that starts the workers of a job, quoted for a shell."""
     words = ["exec", _python(site), "-m", "daskpipe.worker", shlex.quote(scheduler), "--name", name]
     words += ["--nworkers", str(pool.n_processes), "--nthreads", "1", "--nanny"]
-    words += ["--memory-limit", f"{pool.bytes // pool.n_processes}B", "--resources", f"{pool.resource}=1"]
+    memory = "auto" if pool.bytes is None else f"{pool.bytes // pool.n_processes}B"
+    words += ["--memory-limit", memory, "--resources", f"{pool.resource}=1"]
     words += ["--death-timeout", str(DEATH_SECONDS)]
     if site.interface is not None:
         words += ["--interface", site.interface]

@@ -1,73 +1,111 @@
-"""Jobs that a run directory has submitted, for whoever keeps or cancels them; and how a queue is asked.
+"""Jobs that a run directory has submitted: ``jobs.jsonl`` in it.
 
-``jobs.jsonl`` in the run directory has a line for each submission, with ``job_id``, ``pool``, ``name``, ``at`` and
-``class``, and one, ``closed``, when all jobs of a driver had left the queue: queues use their numbers again.
+Each line has the time ``at``, and is one of
+
+- a submission: ``job_id``, ``name``, ``pool``, ``class``, and ``user`` and ``cluster_name``, because other users have
+  other lists and other clusters have the same numbers. The id is null if the queue's answer had none;
+- ``seen``, the name of a job that the queue has listed since;
+- ``closed``, when all jobs submitted before with its ``class`` and ``cluster_name`` were gone.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
-import shlex
-import subprocess
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from daskpipe import sites
-from daskpipe.errors import ClusterError
+from daskpipe.queues import Kind
 
 RECORD = "jobs.jsonl"
 
-COMMAND_SECONDS = 60.0
-"""Time that the queue has to answer the keeper."""
 
-ANSWER_SECONDS = 30.0
-"""Time that it has to answer somebody who waits."""
-
-
-def cancel_left(site: sites.Site, root: Path) -> list[str]:
-    """Cancel jobs of a run directory that no driver keeps any more; return the ids of those that were left.
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A job that was submitted.
 
     Parameters
     ----------
-    site
-        Where they were submitted.
-    root
-        Run directory of which no driver lives; ``jobs.jsonl`` in it tells of the jobs.
-
-    Raises
-    ------
-    ClusterError
-        If the queue does not answer.
+    job_id
+        None if the queue's answer had no id.
+    name
+        Of the job; no other one of the run has it.
+    kind, cluster_name, user
+        The queue, its cluster, and whose job it is; None where that is not known.
+    at
+        Time of the submission.
+    seen
+        Whether the queue has listed it since.
+    pool
+        Of the site.
     """
-    submitted = [line["job_id"] for line in recorded(root) if line["class"] == site.kind]
-    if not submitted:
-        return []
-    listed = listed_in(site)
-    left = [job_id for job_id in submitted if job_id in listed]
-    if left:
-        ask([*cancel_command(site), *left])
-    return left
+
+    job_id: str | None
+    name: str
+    kind: Kind
+    cluster_name: str | None = None
+    user: str | None = None
+    at: str
+    seen: bool = False
+    pool: str = ""
+
+    @property
+    def age(self) -> float:
+        """Seconds since the submission."""
+        return (datetime.now(UTC) - datetime.fromisoformat(self.at)).total_seconds()
+
+    def __str__(self) -> str:
+        return self.job_id or f"without a number, named {self.name}"
 
 
-def record(root: Path, **line: str) -> None:
+def record(root: Path, **line: str | None) -> None:
     """Add a line to the list of jobs, with the time."""
     file = root / RECORD
     torn = file.exists() and not file.read_bytes().endswith(b"\n")
     with file.open("a") as lines:
-        lines.write("\n" * torn + json.dumps({**line, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}) + "\n")
+        lines.write("\n" * torn + json.dumps({**line, "at": time_now()}) + "\n")
 
 
-def recorded(root: Path) -> list[dict[str, Any]]:
-    """Return the submissions of a run directory that may have left a job: those since a driver ended in order."""
-    left: list[dict[str, Any]] = []
+def record_submission(root: Path, job: Submission) -> None:
+    """Add a job to the list of jobs."""
+    queue = {"class": job.kind, "cluster_name": job.cluster_name, "user": job.user}
+    record(root, job_id=job.job_id, pool=job.pool, name=job.name, **queue)
+
+
+def record_closed(root: Path, kind: Kind, cluster_name: str | None) -> None:
+    """Note that all jobs that were submitted to a cluster are gone."""
+    record(root, closed="yes", **{"class": kind, "cluster_name": cluster_name})
+
+
+def recorded(root: Path) -> list[Submission]:
+    """Return the jobs of a run directory, and of those that it was copied from, which may not be gone yet."""
+    jobs: list[Submission] = []
     for line in lines_of(root):
-        left = [] if "closed" in line else [*left, line]
-    return left
+        if "closed" in line:
+            # Lines of earlier versions do not name the queue: the driver that wrote one had submitted the last job.
+            kind = line.get("class") or (jobs[-1].kind if jobs else None)
+            jobs = [job for job in jobs if job.kind != kind or differ(job.cluster_name, line.get("cluster_name"))]
+        elif "seen" in line:
+            jobs = [replace(job, seen=True) if job.name == line["seen"] else job for job in jobs]
+        else:
+            jobs.append(_submission_of(line))
+    return jobs
+
+
+def _submission_of(line: dict[str, Any]) -> Submission:
+    return Submission(
+        job_id=line["job_id"],
+        name=line["name"],
+        kind=line["class"],
+        cluster_name=line.get("cluster_name"),
+        user=line.get("user"),
+        at=line["at"],
+        pool=line["pool"],
+    )
 
 
 def lines_of(root: Path) -> list[dict[str, Any]]:
@@ -78,57 +116,15 @@ def lines_of(root: Path) -> list[dict[str, Any]]:
 
 
 def tag(root: Path) -> str:
-    """Return what the names of a run directory's jobs begin with."""
-    return f"daskpipe-{hashlib.blake2b(os.fsencode(root), digest_size=4).hexdigest()}"
+    """Return what the names of a run directory's jobs begin with, by whatever links the directory is reached."""
+    return f"daskpipe-{hashlib.blake2b(os.fsencode(root.resolve()), digest_size=4).hexdigest()}"
 
 
-def cancel_command(site: sites.Site) -> list[str]:
-    """Return the words before the ids of jobs that are to be cancelled."""
-    return shlex.split(sites.job_class(site).cancel_command)
+def differ(one: str | None, other: str | None) -> bool:
+    """Tell whether two names are known and not the same."""
+    return None not in (one, other) and one != other
 
 
-def listed_in(site: sites.Site) -> set[str]:
-    """Return the ids of the user's jobs in a queue; raises as `ask`."""
-    return set(sites.parse(site, ask(sites.queue(site))))
-
-
-def ask(words: Sequence[str]) -> str:
-    """Run a command of a queue, where nothing else has to go on; return what it prints.
-
-    Raises
-    ------
-    ClusterError
-        If it is not there, fails or does not answer.
-    """
-    try:
-        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=ANSWER_SECONDS).stdout
-    except subprocess.CalledProcessError as error:
-        raise ClusterError(f"{shlex.join(words)}: {error.stderr.strip()}. Try again when it answers") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ClusterError(f"{shlex.join(words)}: {error}. Type this where the site's commands are") from error
-
-
-async def output(words: Sequence[str]) -> str:
-    """Run a command; return what it printed.
-
-    Raises
-    ------
-    OSError, RuntimeError
-        If there is no such command, or it fails or does not answer; with what it said.
-    """
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), COMMAND_SECONDS)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise RuntimeError(f"{words[0]} did not answer in {COMMAND_SECONDS:.0f} s") from None
-    if process.returncode:
-        raise RuntimeError((err or out).decode(errors="replace"))
-    return out.decode(errors="replace")
-
-
-def words_of(error: Exception) -> str:
-    """Return what a command said, on one line; dask-jobqueue wraps it into words of its own."""
-    return " ".join(str(error).rpartition("stderr:")[2].split()) or type(error).__name__
+def time_now() -> str:
+    """Return the time as lines of the record have it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -5,9 +5,13 @@ Left to itself a Dask worker listens on all interfaces, and so does its HTTP ser
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
+from daskpipe.errors import ClusterError
+from daskpipe.gpus import gpus_of_job
+from daskpipe.placement import GPU
 from daskpipe.sites import WORKER_CONFIG
 
 LOOPBACK_HTTP = "127.0.0.1:0"
@@ -34,8 +38,15 @@ def main() -> None:
     import dask
     from distributed.cli.dask_worker import main as dask_worker
 
+    words = sys.argv[1:]
+    if f"{GPU}=1" in words:
+        try:
+            gpus = gpus_of_job(int(words[words.index("--nworkers") + 1]), os.environ)
+        except ClusterError as error:
+            sys.exit(f"error: {error}")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     with dask.config.set(WORKER_CONFIG):
-        dask_worker(arguments(sys.argv[1:]))
+        dask_worker(arguments(words))
 
 
 if __name__ == "__main__":

@@ -112,7 +112,8 @@ def test_something_else_answers_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_workers_and_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load("emt_alloy").cluster.workers is None
     assert CPU_COUNT >= 1
-    for visible, n_gpus in (("", 0), ("0,1", 2), ("-1", 0), ("GPU-1a2b", 1)):
+    cases = (("", 0), ("0,1", 2), ("-1", 0), ("GPU-1a2b", 1), ("NoDevFiles", 0), ("0,-1,1", 1), ("MIG-GPU-1a2b/1/0", 1))
+    for visible, n_gpus in cases:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert count_gpus() == n_gpus
 
@@ -135,14 +136,15 @@ def test_local_workers_are_as_many_as_cores_and_memory_allow(
     ("name", "visible", "gpu"),
     [
         ("daskpipe-1a2b-gpu.7", "3", "3"),  # alone in its job
-        ("daskpipe-1a2b-gpu.7", None, "0"),
+        ("daskpipe-1a2b-gpu.7", "", ""),
+        ("daskpipe-1a2b-gpu.7", "NoDevFiles", ""),
         ("daskpipe-1a2b-gpu.7-1", "4,6", "6"),  # the second of two
-        ("daskpipe-1a2b-gpu.7-1", None, "1"),
+        ("daskpipe-1a2b-gpu.7-1", "4", ""),
         ("daskpipe-1a2b-a100-2.7", "GPU-1a2b,GPU-3c4d", "GPU-1a2b"),  # a pool called a100-2
         ("daskpipe-1a2b-a100-2.7-1", "GPU-1a2b,GPU-3c4d", "GPU-3c4d"),
     ],
 )
-def test_each_worker_of_a_job_has_its_own_gpu(name: str, visible: str | None, gpu: str) -> None:
+def test_each_worker_of_a_job_has_its_own_gpu(name: str, visible: str, gpu: str) -> None:
     assert own_gpu(name, visible) == gpu
 
 

@@ -17,7 +17,8 @@ import slurm
 from slurm import Slurm
 from small_runs import SMALL, UNITS, committed, files_of
 
-from daskpipe import cancel, detach
+from daskpipe import cancel, detach, job_commands
+from daskpipe.config import Cluster
 from daskpipe.errors import ClusterError
 from daskpipe.lease import hold, last
 from daskpipe.ledger import read_ledger
@@ -97,13 +98,14 @@ def test_only_a_site_has_detached_drivers(type_command: Command, here: Path, whe
 
 
 def record(root: Path, **changes: Any) -> detach.Record:
-    """Write the record of a driver that waits in a queue which cannot be asked here."""
+    """Write the record of a driver that waits in a queue which cannot be asked here, as earlier versions did."""
     values = {
         "token": "t", "job_id": "17", "kind": "OAR", "log": "l", "at": "2026-11-22T08:00:00Z", "cluster": {},
         "overrides": [],
     }  # fmt: skip
-    made = detach.Record(**(values | changes))
-    (root / "detached.json").write_text(json.dumps(made.__dict__))
+    (root / "detached.json").write_text(json.dumps(values | changes))
+    made = detach.read(root)
+    assert made is not None
     return made
 
 
@@ -168,6 +170,21 @@ def test_a_driver_that_is_refused_leaves_no_record(run_dir: Path, here: Path, ty
     assert status(run_dir)["state"] == "stopped"
 
 
+def test_a_driver_whose_number_is_not_told_is_submitted_once(
+    run_dir: Path, here: Path, oar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue has taken it: those that were submitted in its place would be lost as well."""
+    monkeypatch.setattr(job_commands, "NAME_PAUSE", 0.01)
+    Path("here.yaml").write_text(Path("here.yaml").read_text().replace("SLURM", "OAR"))
+    program = here / "bin" / "oarsub"
+    program.write_text(f"#!/bin/sh\necho >>{here}/submitted\necho 3 nodes of grid5000 are free\n")
+    program.chmod(0o755)
+    with pytest.raises(ClusterError, match=r"oarsub printed no line with a job's id: 3 nodes of grid5000 are free\. "):
+        detach._submit_patiently(run_dir, Cluster(name="here.yaml"), [], 0)
+    assert (here / "submitted").read_text() == "\n"
+    assert detach.read(run_dir) is None
+
+
 def test_a_job_whose_place_was_taken_does_nothing(run_dir: Path, type_command: Command) -> None:
     record(run_dir)
     typed = type_command("resume", str(run_dir), "--detached", "older")
@@ -201,6 +218,59 @@ def test_cancel_of_a_queue_that_cannot_be_asked_says_where_to_type_it(run_dir: P
     assert "oarstat" in typed.err
     assert "Type this where the site's commands are" in " ".join(typed.err.split())
     assert status(run_dir)["state"] == "queued"
+
+
+OAR_JOB = '{{"17": {{"name": "{name}", "state": "Waiting"}}}}'
+
+
+@pytest.fixture
+def oar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A queue of OAR that lists what is written into this file; it keeps the numbers that are cancelled beside it."""
+    programs = {"oarstat": f"cat {tmp_path}/listed", "oardel": f"echo $* >>{tmp_path}/deleted; rm {tmp_path}/listed"}
+    for name, words in programs.items():
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{words} 2>/dev/null || true\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    return tmp_path / "listed"
+
+
+def test_a_waiting_driver_is_cancelled_by_its_number_and_name(run_dir: Path, oar: Path, type_command: Command) -> None:
+    waits = record(run_dir)
+    oar.write_text(OAR_JOB.format(name=waits.name))
+    assert detach.in_queue(waits) is True
+    typed = type_command("cancel", str(run_dir))
+    assert (typed.code, "cancelled jobs: 17" in typed.out) == (0, True)
+    assert (oar.parent / "deleted").read_text() == "17\n"
+    assert detach.read(run_dir) is None
+
+
+def test_a_waiting_driver_that_the_queue_does_not_list_is_not_nothing(
+    run_dir: Path, oar: Path, type_command: Command
+) -> None:
+    """It is said each time, and the job, should it begin, has nothing to drive any more."""
+    waits = record(run_dir)
+    assert detach.in_queue(waits) is None
+    for _ in range(2):
+        typed = type_command("cancel", str(run_dir))
+        assert typed.code == 4
+        words = " ".join(typed.err.split())
+        assert "the queue does not list jobs 17 of this run, and may still hold them. Look as user" in words
+        assert "if it still has them, type: oardel 17" in words
+        assert "nothing runs" not in typed.out
+    assert detach.read(run_dir) is None
+    oar.write_text(OAR_JOB.format(name="thesis"))
+    assert "jobs 17 of this run were submitted to another cluster" in type_command("cancel", str(run_dir)).err
+    oar.write_text(OAR_JOB.format(name=waits.name))
+    assert type_command("cancel", str(run_dir)).code == 0
+    assert (oar.parent / "deleted").read_text() == "17\n"
+    assert type_command("cancel", str(run_dir)).out == "nothing runs\n"  # it was listed, and is not any more
+
+
+def test_a_waiting_driver_that_was_listed_and_is_not_any_more_has_ended(run_dir: Path, oar: Path) -> None:
+    assert detach.in_queue(record(run_dir, seen=True)) is False
+    assert detach.in_queue(record(run_dir, seen=True, user="somebody-else")) is None
 
 
 def test_a_driver_that_does_not_stop_is_named(

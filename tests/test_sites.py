@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import pwd
 import re
 import shlex
 import subprocess
@@ -18,8 +20,10 @@ import yaml
 
 from daskpipe.cli_options import cluster_overrides
 from daskpipe.config import Cluster, load, load_cluster, package_folder
-from daskpipe.errors import ConfigError
-from daskpipe.queues import SUBMIT_COMMANDS, JobState, Kind, header, listing, read_listing
+from daskpipe.errors import ClusterError, ConfigError
+from daskpipe.job_commands import list_jobs, list_jobs_async, name_cluster
+from daskpipe.job_commands import submit as submit_job
+from daskpipe.queues import SUBMIT_COMMANDS, JobState, Kind, header, is_named, listing, read_job_id, read_listing
 from daskpipe.sites import THREADS, Pool, Site, job, known_sites, parse, queue, read_site, scripts, site_of, user_folder
 from daskpipe.worker import arguments
 
@@ -100,7 +104,7 @@ def test_a_packaged_site_has_pools_of_both_kinds(name: str) -> None:
 
 
 def test_an_unquoted_walltime_is_what_it_looks_like(tmp_path: Path) -> None:
-    """YAML 1.1 reads the first one as a number of seconds and the second one as text."""
+    """YAML 1.1 reads the first one and the last one as numbers of seconds, and the second one as text."""
     file = tmp_path / "site.yaml"
     for written, seconds in (("12:00:00", 43200), ("04:00:00", 14400), ('"1-02:03:04"', 93784), ("100:00:00", 360000)):
         file.write_text(f"class: SLURMCluster\npools: {{cpu: {{walltime: {written}}}}}\n")
@@ -112,6 +116,8 @@ def test_the_driver_goes_where_the_cpu_pool_goes() -> None:
     gpu, cpu = {"gpus": 2, "partition": "gpu"}, {"cores": 8, "partition": "std", "account": "a", "keep": 2}
     site = Site.model_validate({"name": "x", "class": "PBS", "pools": {"gpu": gpu, "cpu": cpu}})
     assert site.driver == Pool(jobs=1, partition="std", account="a")
+    unasked = Site.model_validate({"name": "x", "class": "SLURM", "pools": {"cpu": {"memory": None}}})
+    assert unasked.driver.memory is None
     only = Site.model_validate({"name": "x", "class": "PBS", "pools": {"gpu": gpu}, "driver": {"memory": "2GB"}})
     assert only.driver == Pool(memory="2GB")
 
@@ -130,6 +136,17 @@ GOOD = "class: SLURM\npools: {cpu: {memory: 1GB}}\n"
         (GOOD.replace("1GB", "0GB"), r"pools.cpu: memory must be more than 0 B"),
         (GOOD.replace("memory: 1GB", "keep: 9"), r"pools.cpu: keep=9 is more than jobs=4"),
         (GOOD.replace("memory: 1GB", "walltime: '00:00:00'"), r"pools.cpu: walltime must be longer than 0 s"),
+        *(
+            (
+                GOOD.replace("memory: 1GB", f"walltime: {written}"),
+                rf'walltime: must be "HH:MM:SS" or "D-HH:MM:SS", in quotes, e.g. "04:00:00" \(received {received}\)',
+            )
+            for written, received in (("60", "60"), ("'60'", "'60'"), ("60:00", "'60:00'"), ("1.5", "1.5"))
+        ),
+        (
+            GOOD.replace("memory: 1GB", "directives: ['--clusters=other']"),
+            r"directive sends to another cluster are not listed in this one, received .*export SLURM_CLUSTERS=NAME",
+        ),
         (GOOD.replace("memory: 1GB", "walltime: 4 h"), r'walltime: must be "HH:MM:SS" or.*\(received \'4 h\'\)'),
         (GOOD.replace("memory", "mem"), r"unknown key in pools.cpu: 'mem'. Did you mean 'memory'\?"),
         (f"{GOOD}scratsch: /x", r"unknown key 'scratsch'. Did you mean 'scratch'\? Known: class, driver"),
@@ -215,6 +232,7 @@ def test_one_wrong_value_is_one_line() -> None:
         ("cluster.pools.gpus.jobs=8", r"unknown pool of cluster slurm: 'gpus'. Did you mean 'gpu'\? Known: cpu, gpu"),
         ("cluster.pools.gpu.jobs=0", r"cluster.pools.gpu.jobs: Input should be greater than 0 \(received 0\)"),
         ("cluster.pools.gpu.partition='a;id'", r"cluster.pools.gpu.partition: must be a word.*\(received 'a;id'\)"),
+        ("cluster.pools.gpu.walltime=60", r'walltime: must be "HH:MM:SS" or .* \(received 60\)'),
         ("cluster.pools.gpu.job=1", r"cluster.unknown key in pools.gpu: 'job'. Did you mean 'jobs'\?"),
     ],
 )
@@ -300,6 +318,30 @@ def test_a_cpu_job_has_a_worker_a_core_and_no_walltime_of_its_own(
     assert "DASKPIPE_DEADLINE" not in environment
     assert environment["OMP_NUM_THREADS"] == "1"
     assert "00:30" not in made.job_script()  # dask-jobqueue's default is not the queue's
+
+
+MEMORY_REQUESTS = {
+    "SLURM": "#SBATCH --mem=30G\n",
+    "PBS": ":mem=30518mb",
+    "LSF": "#BSUB -M 32000000\n",
+    "HTCondor": "RequestMemory = ",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_can_be_left_to_the_site(
+    kind: Kind, python: Path, run_script: Callable[[Any], tuple[list[str], dict[str, str]]]
+) -> None:
+    """Some sites refuse jobs that ask for memory. Grid Engine and OAR are asked for it by directives only."""
+    pool = {"cores": 4, "directives": ["a=--mem=1 -M "]}
+    asks, does_not = (make_job(make(kind, {**pool, "memory": memory}, python=str(python))) for memory in ("32GB", None))
+    request = MEMORY_REQUESTS.get(kind, "no such line")
+    assert (request in asks.job_script()) == (kind in MEMORY_REQUESTS)
+    script = does_not.job_script()
+    assert not re.search(r"^#SBATCH --mem|:mem=|^#BSUB -M|RequestMemory|\b1GB\b", script, re.MULTILINE)
+    assert "--mem=1 -M" in script
+    words, _ = run_script(does_not)
+    assert words[words.index("--memory-limit") + 1] == "auto"
 
 
 def test_hosts_are_excluded_where_the_queue_can() -> None:
@@ -431,19 +473,20 @@ def test_what_sites_do_write_is_taken(key: str, value: str) -> None:
 # --- lists of jobs ------------------------------------------------------------------------------------
 
 SQUEUE = """\
-1041|PENDING||Priority
-1042|RUNNING|gpu[03-04,07]|None
-1043_[0-3%2]|PENDING||Resources
-1043_4|RUNNING|n7|None
-1044|CONFIGURING|n8|None
-1045|PENDING||DependencyNeverSatisfied
-1046|PENDING||PartitionTimeLimit
-1047|PENDING||ReqNodeNotAvail, UnavailableNodes:n[1-2]
-1048|PENDING||launch failed requeued held
-1049|COMPLETING|n9|None
-1050|PENDING||QOSMaxCpuPerJobLimit
-1051|PENDING||AssocGrpCpuLimit
-1052|REQUEUE_HOLD||JobHeldUser
+1041|PENDING||Priority|a|b c
+1042|RUNNING|gpu[03-04,07]|None|x-gpu.2
+1043_[0-3%2]|PENDING||Resources|
+1043_4|RUNNING|n7|None|
+1044|CONFIGURING|n8|None|
+1045|PENDING||DependencyNeverSatisfied|
+1046|PENDING||PartitionTimeLimit|
+1047|PENDING||ReqNodeNotAvail, UnavailableNodes:n[1-2]|
+1048|PENDING||launch failed requeued held|
+1049|COMPLETING|n9|None|
+1050|PENDING||QOSMaxCpuPerJobLimit|
+1051|PENDING||AssocGrpCpuLimit|
+1052|REQUEUE_HOLD||JobHeldUser|
+1053|CANCELLED||JobHeldUser|
 slurm_load_jobs error: Unable to contact slurm controller
 """
 QSTAT_PBS = """\
@@ -459,29 +502,38 @@ Job ID       Username Queue    Jobname          SessID NDS TSK Memory Time  S Ti
 1238.pbs01   ada      workq    daskpipe_cpu_4    20400   2  16   64gb 04:00 E 00:09 n013/0*8+n014/0*8
 """
 BJOBS = """\
-501|RUN|8*n012:8*n013|-
-502|PEND|-|Not enough GPUs on the hosts; Job's requirements for resources not satisfied
-503|PSUSP|-|The job was suspended by the user while pending
-504|EXIT|n012|-
-505|SSUSP|n014|-
+501|RUN|8*n012:8*n013|-|x-gpu.1
+502|PEND|-|Not enough GPUs on the hosts; Job's requirements for resources not satisfied|x-gpu.2
+503|PSUSP|-|The job was suspended by the user while pending|x-gpu.3
+504|EXIT|n012|-|x-gpu.4
+505|SSUSP|n014|-|x-gpu.5
 """
 QSTAT_SGE = """\
 job-ID  prior   name       user         state submit/start at     queue                          slots ja-task-ID
 -----------------------------------------------------------------------------------------------------------------
-   3041 0.55500 daskpipe_c ada          r     08/12/2026 10:01:11 gpu.q@n012.cluster.example         8
-   3042 0.00000 daskpipe_c ada          qw    08/12/2026 10:02:11                                    8
+   3041 0.55500 daskpipe-1 ada          r     08/12/2026 10:01:11 gpu.q@n012.cluster.example         8
+       Full jobname:     daskpipe-1a2b3c4d-gpu.1
+       Master Queue:     gpu.q@n012.cluster.example
+       Requested PE:     smp 8
+       Granted PE:       smp 8
+       Hard Resources:   h_rt=14400 (0.000000)
+                         gpu=1 (0.000000)
+       Soft Resources:
+   3042 0.00000 daskpipe-1 ada          qw    08/12/2026 10:02:11                                    8
+       Full jobname:     daskpipe-1a2b3c4d-gpu.2
+       Requested PE:     smp 8
    3043 0.00000 daskpipe_g ada          Eqw   08/12/2026 10:02:12                                    8
    3044 0.00000 daskpipe_g ada          hqw   08/12/2026 10:02:13                                    8
    3045 0.55500 daskpipe_g ada          dr    08/12/2026 10:02:13 gpu.q@n013.cluster.example         8
 """
 CONDOR_Q = """\
-88	0	1	undefined	undefined
-89	0	2	slot1_1@n012.cluster.example	undefined
-90	0	5	undefined	Error from slot1_2@n013: out of memory
-91	0	7	slot1_1@n014.cluster.example	undefined
+88	0	1	undefined	undefined	x-cpu.88
+89	0	2	slot1_1@n012.cluster.example	undefined	x-cpu.89
+90	0	5	undefined	Error from slot1_2@n013: out of memory	x-cpu.90
+91	0	7	slot1_1@n014.cluster.example	undefined	x-cpu.91
 """
 OARSTAT = """{
- "701" : {"state" : "Waiting", "message" : "FIFO scheduling OK", "assigned_network_address" : []},
+ "701" : {"state" : "Waiting", "message" : "FIFO scheduling OK", "assigned_network_address" : [], "name" : "x"},
  "702" : {"state" : "Running", "message" : "", "assigned_network_address" : ["n012.cluster.example"]},
  "703" : {"state" : "Hold", "message" : null, "assigned_network_address" : []},
  "704" : {"state" : "toLaunch"},
@@ -489,8 +541,8 @@ OARSTAT = """{
 }"""
 LISTINGS: list[tuple[Kind, str, dict[str, JobState]]] = [
     ("SLURM", SQUEUE, {
-        "1041": JobState("pending", None, "Priority"),
-        "1042": JobState("running", "gpu03"),
+        "1041": JobState("pending", None, "Priority", name="a|b c"),
+        "1042": JobState("running", "gpu03", name="x-gpu.2"),
         "1043_[0-3%2]": JobState("pending", None, "Resources"),
         "1043_4": JobState("running", "n7"),
         "1044": JobState("pending", "n8"),
@@ -502,42 +554,46 @@ LISTINGS: list[tuple[Kind, str, dict[str, JobState]]] = [
         "1050": JobState("pending", None, "QOSMaxCpuPerJobLimit", never=True),
         "1051": JobState("pending", None, "AssocGrpCpuLimit"),
         "1052": JobState("other", None, "JobHeldUser", never=True),
+        "1053": JobState("over", None, "JobHeldUser"),
     }),
     ("PBS", QSTAT_PBS, {
-        "1234": JobState("pending"),
-        "1235": JobState("running", "n012"),
-        "1236[]": JobState("other"),
-        "1237": JobState("other", None, "held", never=True),
-        "1238": JobState("other", "n013"),
+        "1234": JobState("pending", name="daskpipe_cpu_1"),
+        "1235": JobState("running", "n012", name="daskpipe_gpu_2"),
+        "1236[]": JobState("other", name="other"),
+        "1237": JobState("other", None, "held", never=True, name="daskpipe_cpu_3"),
+        "1238": JobState("other", "n013", name="daskpipe_cpu_4"),
     }),
     ("LSF", BJOBS, {
-        "501": JobState("running", "n012"),
+        "501": JobState("running", "n012", name="x-gpu.1"),
         "502": JobState(
-            "pending", None, "Not enough GPUs on the hosts; Job's requirements for resources not satisfied"
+            "pending",
+            None,
+            "Not enough GPUs on the hosts; Job's requirements for resources not satisfied",
+            name="x-gpu.2",
         ),
-        "503": JobState("other", None, "The job was suspended by the user while pending", never=True),
-        "504": JobState("other", "n012"),
-        "505": JobState("running", "n014"),
+        "503": JobState("other", None, "The job was suspended by the user while pending", never=True, name="x-gpu.3"),
+        "504": JobState("over", "n012", name="x-gpu.4"),
+        "505": JobState("running", "n014", name="x-gpu.5"),
     }),
     ("SGE", QSTAT_SGE, {
-        "3041": JobState("running", "n012.cluster.example"),
-        "3042": JobState("pending"),
-        "3043": JobState("other", None, "Eqw", never=True),
-        "3044": JobState("other", None, "hqw", never=True),
-        "3045": JobState("other", "n013.cluster.example"),
+        "3041": JobState("running", "n012.cluster.example", name="daskpipe-1a2b3c4d-gpu.1"),
+        "3042": JobState("pending", name="daskpipe-1a2b3c4d-gpu.2"),
+        "3043": JobState("other", None, "Eqw", never=True, name="daskpipe_g"),
+        "3044": JobState("other", None, "hqw", never=True, name="daskpipe_g"),
+        "3045": JobState("other", "n013.cluster.example", name="daskpipe_g"),
     }),
     ("HTCondor", CONDOR_Q, {
-        "88.0": JobState("pending"),
-        "89.0": JobState("running", "n012.cluster.example"),
-        "90.0": JobState("other", None, "Error from slot1_2@n013: out of memory", never=True),
-        "91.0": JobState("running", "n014.cluster.example"),
+        "88.0": JobState("pending", name="x-cpu.88"),
+        "89.0": JobState("running", "n012.cluster.example", name="x-cpu.89"),
+        "90.0": JobState("other", None, "Error from slot1_2@n013: out of memory", never=True, name="x-cpu.90"),
+        "91.0": JobState("running", "n014.cluster.example", name="x-cpu.91"),
     }),
     ("OAR", OARSTAT, {
-        "701": JobState("pending", None, "FIFO scheduling OK"),
+        "701": JobState("pending", None, "FIFO scheduling OK", name="x"),
         "702": JobState("running", "n012.cluster.example"),
         "703": JobState("other", None, "", never=True),
         "704": JobState("pending"),
-        "705": JobState("other", None, "no"),
+        "705": JobState("over", None, "no"),
     }),
 ]  # fmt: skip
 
@@ -549,27 +605,102 @@ def test_the_list_of_a_queue_is_read(kind: Kind, text: str, jobs: dict[str, JobS
     assert parse(make(kind), text) == jobs
 
 
-@pytest.mark.parametrize(
-    ("kind", "answer", "job_id"),
-    [
-        ("SLURM", "Submitted batch job 1041\n", "1041"),
-        ("PBS", "1234.pbs01\n", "1234"),
-        ("LSF", "Job <501> is submitted to queue <normal>.\n", "501"),
-        ("SGE", 'Your job 3041 ("daskpipe_1") has been submitted\n', "3041"),
-        ("HTCondor", "Submitting job(s).\n1 job(s) submitted to cluster 88.\n", "88.0"),
-        ("OAR", "[ADMISSION RULE] Modify resource description\nOAR_JOB_ID=701\n", "701"),
-    ],
-)
-def test_a_job_is_listed_by_the_id_that_it_got(kind: Kind, answer: str, job_id: str) -> None:
-    assert make_job(make(kind))._job_id_from_submit_output(answer) == job_id
+ANSWERS: list[tuple[Kind, str, str, str | None]] = [
+    ("SLURM", "1041\n", "1041", None),
+    ("SLURM", "1041;north\n", "1041", "north"),
+    ("SLURM", "Submitted batch job 1041\n", "1041", None),
+    ("SLURM", "Submitted batch job 1041 on cluster north\n", "1041", "north"),
+    ("PBS", "1234.pbs01\n", "1234", None),
+    ("PBS", "1236[].pbs01.example.org\n", "1236[]", None),
+    ("LSF", "Job <501> is submitted to queue <normal>.\n", "501", None),
+    ("LSF", "Job <501> is submitted to default queue <normal>.\n", "501", None),
+    ("SGE", 'Your job 3041 ("daskpipe_1") has been submitted\n', "3041", None),
+    ("HTCondor", "Submitting job(s).\n1 job(s) submitted to cluster 88.\n", "88.0", None),
+    ("OAR", "[ADMISSION RULE] Modify resource description\nOAR_JOB_ID=701\n", "701", None),
+]
+GREETING = """
+-----------------------------------------------------------------
+          Welcome to the Stampede3 Supercomputer, rev. 3.2
+-----------------------------------------------------------------
+2 nodes free; job 7 of yours has 40 hours left. Your project: 12345 Submitted batch job 9
+--> Verifying valid submit host (login1)...OK
+"""
+
+
+@pytest.mark.parametrize(("kind", "answer", "job_id", "cluster"), ANSWERS)
+def test_a_job_is_listed_by_the_id_that_it_got(kind: Kind, answer: str, job_id: str, cluster: str | None) -> None:
+    assert read_job_id(kind, answer) == (job_id, cluster)
+    assert read_job_id(kind, f"{GREETING}{answer}4 GB of your quota are left\n") == (job_id, cluster)
     assert job_id in next(jobs for listed, _, jobs in LISTINGS if listed == kind)
 
 
-def test_a_queue_is_asked_for_ones_own_jobs_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("getpass.getuser", lambda: "ada")
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_without_an_id_is_quoted(kind: Kind) -> None:
+    command = SUBMIT_COMMANDS[kind]
+    with pytest.raises(
+        ValueError, match=rf"{command} printed no line with a job's id: .*Stampede3.* / 2 nodes free; job 7"
+    ):
+        read_job_id(kind, GREETING)
+    with pytest.raises(ValueError, match=rf"{command} printed no line with a job's id: nothing"):
+        read_job_id(kind, "")
+
+
+def test_an_answer_with_two_ids_is_none() -> None:
+    with pytest.raises(ValueError, match=r"sbatch printed several ids \(17, 3\): 3 / 17"):
+        read_job_id("SLURM", "3\n17\n")
+
+
+def test_a_name_is_compared_as_far_as_the_queue_shows_it() -> None:
+    name = "daskpipe-1a2b3c4d-gpu.12"
     for kind in KINDS:
-        assert queue(make(kind)) == listing(kind, "ada")
-        assert any("ada" in word for word in queue(make(kind)))
+        assert is_named(kind, name, name)
+        assert is_named(kind, name[:15], name) == is_named(kind, f"{name[:14]}*", name) == (kind == "PBS")
+        for other in ("daskpipe-1a2b3c4d-gpu.1", "daskpipe-5e6f7", "daskpipe-5e6f7a", "d", "", "*", name[:10]):
+            assert not is_named(kind, other, name)
+
+
+def test_a_queue_without_jobs_is_not_one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LSF's list of no jobs is an error, on the standard error, with exit code 255."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    program = tmp_path / "bjobs"
+    for complaint in ("No unfinished job found", "No job found"):
+        program.write_text(f"#!/bin/sh\necho '{complaint}' >&2\nexit 255\n")
+        program.chmod(0o755)
+        assert list_jobs(make("LSF")).jobs == {}
+        assert asyncio.run(list_jobs_async(make("LSF"), None)).jobs == {}
+    program.write_text("#!/bin/sh\necho 'LSF is down. Please wait ...' >&2\nexit 255\n")
+    with pytest.raises(ClusterError, match=r"bjobs -a -u \w+ .*: LSF is down"):
+        list_jobs(make("LSF"))
+    with pytest.raises(RuntimeError, match="LSF is down"):
+        asyncio.run(list_jobs_async(make("LSF"), None))
+
+
+@pytest.mark.parametrize(
+    ("kind", "program", "answer"),
+    [
+        ("SLURM", "scontrol", "Configuration data as of 2026-11-29T12:00:00\nClusterName             = north"),
+        ("PBS", "qstat", "Server: north\n    server_state = Active"),
+        ("LSF", "lsid", "IBM Spectrum LSF 10.1.0.0\n\nMy cluster name is north\nMy master name is m1"),
+    ],
+)
+def test_a_queue_tells_its_cluster(
+    kind: Kind, program: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / program).write_text(f"#!/bin/sh\necho '{answer}'\n")
+    (tmp_path / program).chmod(0o755)
+    assert asyncio.run(name_cluster(make(kind))) == "north"
+    (tmp_path / program).write_text("#!/bin/sh\nexit 1\n")
+    assert asyncio.run(name_cluster(make(kind))) is None
+
+
+def test_a_queue_is_asked_for_ones_own_jobs_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(variable, "ada")
+    for kind in KINDS:
+        assert queue(make(kind)) == listing(kind, me)
+        assert any(me in word for word in queue(make(kind)))
 
 
 # --- for real -----------------------------------------------------------------------------------------
@@ -644,10 +775,7 @@ def queue_of_slurm() -> Iterator[slurm.Slurm]:
 
 def submit(made: Any) -> str:
     """Submit a job; return its id."""
-    import asyncio
-
-    asyncio.run(made.start())
-    return str(made.job_id)
+    return str(asyncio.run(submit_job(make(), made, pool="cpu", cluster_name=None)).job_id)
 
 
 def wait_for(site: Site, wanted: Callable[[dict[str, JobState]], bool]) -> dict[str, JobState]:
@@ -670,7 +798,7 @@ def test_slurm_takes_the_script_and_lists_the_job(queue_of_slurm: slurm.Slurm, t
     never = submit(make_job(make(pool={**pool, "directives": ["--hold"]}), command="true", log_directory=tmp_path))
     jobs = wait_for(site, lambda jobs: jobs.get(runs, JobState("other")).state == "running")
     assert jobs[runs].host is not None
-    assert jobs[never] == JobState("pending", None, "JobHeldUser", never=True)
+    assert jobs[never] == JobState("pending", None, "JobHeldUser", never=True, name="daskpipe_1")
     with pytest.raises(RuntimeError, match="Requested node configuration is not available"):  # there is no other host
         submit(make_job(site, command="true", log_directory=tmp_path, exclude=[jobs[runs].host]))
     log = tmp_path / f"daskpipe_1-{runs}.log"
@@ -680,4 +808,4 @@ def test_slurm_takes_the_script_and_lists_the_job(queue_of_slurm: slurm.Slurm, t
         time.sleep(0.2)
     assert int(told[1]) == pytest.approx(time.time() + 300, abs=60)
     slurm.command("scancel", runs, never)
-    wait_for(site, lambda jobs: not jobs)
+    wait_for(site, lambda jobs: {job.state for job in jobs.values()} == {"over"})
