@@ -15,8 +15,9 @@ import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from multiprocessing import spawn
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distributed import WorkerPlugin
 
@@ -42,6 +43,9 @@ WORKER_BYTES = 2 * 10**9
 
 SHARE_OF_MEMORY = 0.9
 """The rest is the driver's."""
+
+NANNY_PROCESS = "Dask Worker process (from Nanny)"
+"""Name that Dask's nannies give to the processes of their workers."""
 
 DASK_CONFIG = {
     **WORKER_CONFIG,
@@ -234,6 +238,7 @@ def _local(settings: Cluster, log: Path | None, dashboard: str | None) -> Iterat
         workers[number] = {"cls": Nanny, "options": {**options, "resources": resources, "env": environment}}
     with ExitStack() as started:
         try:
+            started.enter_context(_main_module_left_out())
             cluster = started.enter_context(jobs.scheduler(LOOPBACK, None, dashboard))
             # Workers come second, so that a signal that arrives while they start still closes what there is.
             cluster.worker_spec.update(workers)
@@ -281,6 +286,30 @@ def _share_of_memory(n_workers: int) -> int:
     from distributed.system import MEMORY_LIMIT
 
     return int(MEMORY_LIMIT * SHARE_OF_MEMORY / n_workers)
+
+
+@contextmanager
+def _main_module_left_out() -> Iterator[None]:
+    """Keep the processes of local workers, those that a nanny starts later included, from importing ``__main__``.
+
+    Python's spawn runs the caller's script a second time in each process, so that a script that calls `daskpipe.run`
+    without ``if __name__ == "__main__":`` would call it in its workers, too. Units need nothing of that module, and
+    what Dask sends of it is sent by value.
+    """
+    complete = spawn.get_preparation_data
+
+    def without_main(name: str) -> dict[str, Any]:
+        data = complete(name)
+        if name == NANNY_PROCESS:
+            data.pop("init_main_from_name", None)
+            data.pop("init_main_from_path", None)
+        return data
+
+    spawn.get_preparation_data = without_main
+    try:
+        yield
+    finally:
+        spawn.get_preparation_data = complete
 
 
 @contextmanager
