@@ -26,6 +26,7 @@ from daskpipe.config import Cluster
 from daskpipe.errors import ClusterError, ConfigError
 from daskpipe.events import Emit
 from daskpipe.jobs import LOOPBACK
+from daskpipe.joining import join
 from daskpipe.placement import GPU, Workers
 from daskpipe.sites import WORKER_CONFIG, site_of
 
@@ -103,7 +104,7 @@ def connect(settings: Cluster, log: Path | None = None, emit: Emit = lambda even
     dashboard = f"{LOOPBACK}:{DASHBOARD_PORT}" if settings.dashboard else None
     with dask.config.set(DASK_CONFIG), _quiet():
         if settings.address:
-            yield from _join(settings, settings.address, emit)
+            yield from _join(settings, settings.address, log, emit)
         elif settings.name == "local":
             yield from _local(settings, log, dashboard)
         elif log is None:
@@ -146,7 +147,7 @@ def check(settings: Cluster) -> None:
 # --- a scheduler that others started ----------------------------------------------------------------
 
 
-def _join(settings: Cluster, address: str, emit: Emit) -> Iterator[Workers]:
+def _join(settings: Cluster, address: str, log: Path | None, emit: Emit) -> Iterator[Workers]:
     from distributed import Client
 
     if not _check_encrypted(settings, address):
@@ -163,7 +164,7 @@ def _join(settings: Cluster, address: str, emit: Emit) -> Iterator[Workers]:
             raise ClusterError(
                 f"the scheduler at {address} has no workers. Start one: dask worker {address} --nthreads 1"
             )
-        yield Workers(client)
+        yield join(client, None if log is None else log.parent, emit)
 
 
 def _check_encrypted(settings: Cluster, address: str) -> bool:

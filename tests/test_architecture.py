@@ -24,7 +24,7 @@ ROOF = {"config", "alone", "driving", "packing", "pipeline", "testing"}
 EDGES = {
     "budget", "cli_plan", "cluster", "probe", "runs", "cli", "cli_dataset", "cli_options", "cli_status", "cancel",
     "detach", "progress", "status", "plan", "doctor", "standalone", "jobs", "keeper", "submissions", "queues", "sites",
-    "worker", "report", "train", "cli_care", "fsck", "inspection", "quarantine", "__main__",
+    "worker", "report", "train", "cli_care", "fsck", "inspection", "quarantine", "joining", "__main__",
 }  # fmt: skip
 FLOORS = [WORDS, ROOMS, ROOF, EDGES]
 # A potential serves three rooms, so it stands below them.
