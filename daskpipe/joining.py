@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,8 @@ MOST_NAMED = 3
 SAME = ("daskpipe", "dask", "distributed")
 """Packages of which driver and workers must have one version: units and messages are theirs."""
 
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
 SILENT = "does not answer"
 
 
@@ -57,18 +59,23 @@ def join(client: Client, folder: Path | None, emit: Emit) -> Workers:
     ------
     ClusterError
         If a worker cannot compute units: it does not answer, has another Python, daskpipe or Dask, lacks a package,
-        has several threads, or does not see the folder.
+        has several threads, or does not see the folder; or if the scheduler cannot pass them on.
     """
     guests = Guests(client, folder, emit)
     address = client.scheduler.address
+    dask = Path(sys.prefix, "bin", "dask")
+    if found := guests.examine_scheduler(JOIN_SECONDS):
+        raise ClusterError(
+            f"the scheduler at {address} {', '.join(found)}. It unpacks all units on their way to the workers; start "
+            f"it in the driver's environment: {dask} scheduler --host 127.0.0.1"
+        )
     if problems := guests.examine(list(client.scheduler_info(n_workers=-1)["workers"]), JOIN_SECONDS):
         described = [f"Worker {worker} {', '.join(found)}. " for worker, found in problems.items()]
         more = f"So do {len(described) - MOST_NAMED} more. " if len(described) > MOST_NAMED else ""
         raise ClusterError(
             f"not all workers at {address} can compute units. {''.join(described[:MOST_NAMED])}{more}"
             "Start workers in the driver's environment, on a file system that both see: "
-            f"{Path(sys.prefix, 'bin', 'dask')} worker {address} --nthreads 1 "
-            "(in Python: Client(threads_per_worker=1))"
+            f"{dask} worker {address} --nthreads 1 (in Python: Client(threads_per_worker=1))"
         )
     return Workers(client, admit=guests.admit)
 
@@ -109,7 +116,7 @@ class Guests:
             Seconds in which each must answer.
         """
         packages = _required_packages()
-        own = _question(packages, None)(None)
+        own = _question(packages, None)()
         with _token(self.folder) as token:
             answers = self.client.sync(_ask_all, self.client, workers, _question(packages, token), patience)
         unsuitable = {}
@@ -126,6 +133,12 @@ class Guests:
             self.emit(Notice(message=f"worker {addresses[0]}{others}: {remark}"))
         return unsuitable
 
+    def examine_scheduler(self, patience: float) -> list[str]:
+        """Ask the scheduler what it is; return what keeps it from passing units on."""
+        question = _question([], None)
+        answer = self.client.sync(_in_time, _ask_scheduler(self.client, question), patience)
+        return _environment_problems(answer, question())
+
 
 def _required_packages() -> list[str]:
     """Return the names of the packages that daskpipe needs; none if it was not installed but is on the path."""
@@ -136,13 +149,13 @@ def _required_packages() -> list[str]:
     return [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in required if "extra ==" not in line]
 
 
-def _question(packages: list[str], token: str | None) -> Callable[[Any], dict[str, Any]]:
+def _question(packages: list[str], token: str | None) -> Callable[..., dict[str, Any]]:
     """Return the function by which a process describes itself.
 
     A function within a function is pickled by value, so that a worker without daskpipe can run it.
     """
 
-    def describe(dask_worker: Any) -> dict[str, Any]:
+    def describe(dask_worker: Any = None) -> dict[str, Any]:
         import importlib
         import importlib.metadata
         import os
@@ -183,16 +196,16 @@ async def _ask_all(
     client: Client, workers: list[str], question: Callable[..., Any], patience: float
 ) -> dict[str, dict[str, Any]]:
     """Ask workers side by side; those that went away meanwhile are left out, silent ones have empty answers."""
-
-    async def ask(address: str) -> dict[str, Any] | None:
-        try:
-            async with asyncio.timeout(patience):
-                return await _ask(client, address, question)
-        except TimeoutError:
-            return {}
-
-    answers = await asyncio.gather(*(ask(address) for address in workers))
+    answers = await asyncio.gather(*(_in_time(_ask(client, address, question), patience) for address in workers))
     return {address: answer for address, answer in zip(workers, answers, strict=True) if answer is not None}
+
+
+async def _in_time(asked: Awaitable[dict[str, Any] | None], patience: float) -> dict[str, Any] | None:
+    """Return an answer; an empty one if there is none in time."""
+    try:
+        return await asyncio.wait_for(asked, patience)
+    except TimeoutError:
+        return {}
 
 
 async def _ask(client: Client, address: str, question: Callable[..., Any]) -> dict[str, Any] | None:
@@ -202,43 +215,58 @@ async def _ask(client: Client, address: str, question: Callable[..., Any]) -> di
     replies = await client.scheduler.broadcast(msg=message, workers=[address], on_error="ignore")
     if address not in replies:
         return None
-    python = ".".join(replies[address]["host"]["python"].split(".")[:2])
-    if python != _python():
+    python = _python_of(replies[address])
+    if python != PYTHON:
         return {"python": python}
-    replies = await client._run(question, workers=[address], on_error="return")
-    answer = replies.get(address)
-    if isinstance(answer, OSError):
+    answer = (await client._run(question, workers=[address], on_error="return")).get(address)
+    if answer is None or isinstance(answer, OSError):
         return None
     if isinstance(answer, BaseException):
         return {"python": python, "failure": f"{type(answer).__name__}: {answer}"}
-    return {"python": python, **answer} if answer is not None else None
+    return {"python": python, **answer}
 
 
-def _python() -> str:
-    return f"{sys.version_info.major}.{sys.version_info.minor}"
+async def _ask_scheduler(client: Client, question: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    python = _python_of(await client.scheduler.versions(packages=[]))
+    if python != PYTHON:
+        return {"python": python}
+    try:
+        return {"python": python, **await client._run_on_scheduler(question)}
+    except (ValueError, ImportError, AttributeError) as error:  # it may be forbidden to unpack anything
+        return {"python": python, "failure": f"{type(error).__name__}: {error}"}
+
+
+def _python_of(versions: Mapping[str, Any]) -> str:
+    """Return the minor version of Python in an answer of Dask's handler of versions."""
+    return ".".join(versions["host"]["python"].split(".")[:2])
 
 
 def _problems(answer: Mapping[str, Any], own: Mapping[str, Any], folder: Path | None) -> list[str]:
     """Return what keeps a worker from computing units, each a predicate of the worker."""
+    problems = _environment_problems(answer, own)
+    if "n_threads" in answer and answer["n_threads"] != 1:
+        problems.append(f"has {answer['n_threads']} threads, and potentials are safe in one only")
+    if not answer.get("seen", True):
+        problems.append(f"cannot write to {folder}")
+    return problems
+
+
+def _environment_problems(answer: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """Return what keeps a process from loading units, each a predicate of the process."""
     if not answer:
         return [SILENT]
-    if answer["python"] != _python():
-        return [f"has Python {answer['python']}, and the driver {_python()}"]
+    if answer["python"] != PYTHON:
+        return [f"has Python {answer['python']}, and the driver {PYTHON}"]
     if "failure" in answer:
         return [f"cannot describe itself ({answer['failure']})"]
-    problems = []
     versions = answer["versions"]
     if versions["daskpipe"] is None:
-        problems.append("cannot import daskpipe")
-    elif missing := [name for name, version in versions.items() if version is None and own["versions"][name]]:
-        problems.append(f"lacks {', '.join(missing)}")
+        return ["cannot import daskpipe"]
+    missing = [name for name, version in versions.items() if version is None and own["versions"][name]]
+    problems = [f"lacks {', '.join(missing)}"] if missing else []
     for name in SAME:
-        if versions[name] not in (None, own["versions"][name]):
+        if versions[name] != own["versions"][name]:
             problems.append(f"has {name} {versions[name]}, and the driver {own['versions'][name]}")
-    if answer["n_threads"] != 1:
-        problems.append(f"has {answer['n_threads']} threads, and potentials are safe in one only")
-    if not answer["seen"]:
-        problems.append(f"cannot write to {folder}")
     return problems
 
 

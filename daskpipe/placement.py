@@ -51,7 +51,7 @@ class Supply(Protocol):
 
 @dataclass(frozen=True)
 class Workers:
-    """Where units run: a connected client, what brings more workers, and what keeps units from some, if anything does."""
+    """Where units run: a connected client; what brings more workers, if anything; what keeps units from some, if so."""
 
     client: Client
     supply: Supply | None = None

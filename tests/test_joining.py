@@ -22,11 +22,11 @@ from daskpipe.errors import ClusterError
 from daskpipe.events import Event, Notice
 from daskpipe.jobs import LOOPBACK
 from daskpipe.joining import SILENT, Guests, _problems, join
-from daskpipe.placement import DaskPool
+from daskpipe.placement import DaskPool, Workers
 from daskpipe.window import Call, WorkerLost
 from daskpipe.work import Unit
 
-Start = Callable[..., str]
+OURS = Path(daskpipe.__file__).parents[1]
 OTHER_VERSION = "9.9.9"
 START_SECONDS = 60
 """Time that a scheduler or a worker has to start on a busy machine."""
@@ -36,11 +36,15 @@ def unit(index: int) -> Unit:
     return Unit(stage="label", index=index, key=f"{index:032x}", n_inputs=1)
 
 
-def where() -> str:
-    """Address of the worker that runs this."""
-    from distributed import get_worker
+def where() -> Callable[[], str]:
+    """A function that returns the address of its worker; pickled by value, for these tests are nowhere else."""
 
-    return str(get_worker().address)
+    def address() -> str:
+        from distributed import get_worker
+
+        return str(get_worker().address)
+
+    return address
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +74,24 @@ def running(*words: str | Path, **environment: str) -> Iterator[subprocess.Popen
         process.wait()
 
 
-@pytest.fixture
-def guest_client(tmp_path: Path) -> Iterator[Client]:
-    """A client of ``dask scheduler``, which has no workers yet."""
-    file = tmp_path / "scheduler.json"
+@contextmanager
+def scheduler_of(python: Path | str, folder: Path, **environment: str) -> Iterator[Client]:
+    """Start ``dask scheduler``, and yield a client of it."""
+    file = folder / "scheduler.json"
     options = ("--host", LOOPBACK, "--port", "0", "--no-dashboard", "--scheduler-file", file)
-    with running(sys.executable, "-m", "dask", "scheduler", *options):
+    with running(python, "-m", "dask", "scheduler", *options, **environment):
         until = time.monotonic() + START_SECONDS
         while not file.exists() and time.monotonic() < until:
             time.sleep(0.1)
         with Client(scheduler_file=str(file), set_as_default=False) as client:
             yield client
+
+
+@pytest.fixture
+def guest_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A client of ``dask scheduler``, which has no workers yet."""
+    with scheduler_of(sys.executable, tmp_path_factory.mktemp("scheduler"), PYTHONPATH=str(OURS)) as client:
+        yield client
 
 
 @contextmanager
@@ -102,9 +113,6 @@ def worker(
             assert time.monotonic() < until, "the worker has not joined"
             time.sleep(0.1)
         yield new.pop()
-
-
-OURS = Path(daskpipe.__file__).parents[1]
 
 
 def test_a_worker_without_daskpipe_is_named(
@@ -136,6 +144,15 @@ def test_workers_with_other_versions_are_named(guest_client: Client, bare_python
         join(guest_client, tmp_path, print)
 
 
+def test_a_scheduler_without_daskpipe_is_named(bare_python: Path, tmp_path: Path) -> None:
+    """It unpacks units, though it does not run them."""
+    with (
+        scheduler_of(bare_python, tmp_path) as client,
+        pytest.raises(ClusterError, match="the scheduler at tcp://.* cannot import daskpipe. .*dask scheduler --host"),
+    ):
+        join(client, tmp_path, print)
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
 def test_a_worker_that_does_not_see_the_run_directory_is_named(guest_client: Client, tmp_path: Path) -> None:
     """As on another machine: in its own mount namespace, another file system hides the folder."""
@@ -165,7 +182,7 @@ def test_a_worker_without_nanny_is_told(tmp_path: Path) -> None:
     with LocalCluster(threads_per_worker=1, **options) as cluster, Client(cluster, set_as_default=False) as client:
         (address,) = client.scheduler_info(n_workers=-1)["workers"]
         pool = DaskPool(join(client, tmp_path, told.append), frozenset())
-        handle = pool.submit(unit(0), Call("where", where))
+        handle = pool.submit(unit(0), Call("where", where()))
         assert client.gather(handle) == address
     messages = [event.message for event in told if isinstance(event, Notice)]
     assert any(message.startswith(f"worker {address}: no nanny: ") for message in messages)
@@ -197,7 +214,7 @@ def test_a_worker_that_joins_late_gets_no_units_unless_it_can(
             assert notice.message == f"worker {bad} gets no units: it cannot import daskpipe"
             with worker(guest_client, path=OURS) as late:
                 assert pool.slots("label") == 2 * one_worker
-                handles = [pool.submit(unit(index), Call("where", where)) for index in range(n_units)]
+                handles = [pool.submit(unit(index), Call("where", where())) for index in range(n_units)]
                 assert set(guest_client.gather(handles)) == {good, late}
                 pool.cancel(handles)
             assert pool.slots("label") == one_worker
@@ -212,8 +229,6 @@ def test_units_come_back_when_all_workers_that_they_are_bound_to_are_gone(
     with worker(guest_client, bare_python) as bad:
         guests = Guests(guest_client, tmp_path, lambda event: None)
         with worker(guest_client, sys.executable, "--no-nanny", path=OURS):
-            from daskpipe.placement import Workers
-
             pool = DaskPool(Workers(guest_client, admit=guests.admit), frozenset())
             assert pool.slots("label") > 0
             handle = pool.submit(unit(0), Call("sleep", lambda: time.sleep(3600)))
@@ -224,7 +239,7 @@ def test_units_come_back_when_all_workers_that_they_are_bound_to_are_gone(
                 pool.slots("label")
             with pytest.raises(WorkerLost, match="all workers that it could run on went away"):
                 pool.result(handle)
-            again = pool.submit(unit(0), Call("where", where))
+            again = pool.submit(unit(0), Call("where", where()))
             assert guest_client.gather(again) != bad
             pool.cancel([again])
 
