@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daskpipe.cli_options import AsJson, RunDir, print_answer, print_lines
+from daskpipe.cli_options import AsJson, RunDir, Verbs, print_answer, print_lines
 from daskpipe.errors import EXIT_INTERNAL, ConfigError, unknown
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-app = typer.Typer()
+app = Verbs()
 ACTIONS = ["list", "show", "release"]
 
 LONGEST = 50

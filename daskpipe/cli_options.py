@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from daskpipe.errors import ConfigError, printable
 
@@ -37,6 +38,38 @@ Frames = Annotated[
 NewDataset = Annotated[Path, typer.Option("-o", "--out", help="Dataset to make, *.zarr")]
 Force = Annotated[bool, typer.Option(help="Overwrite OUT")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text")]
+
+
+class _NoTypeOfFlags:
+    """Mixin of typer's commands: help shows no type beside flags, which take no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return all parameters of the command, ``--help`` among them."""
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False) and param.metavar is None:
+                param.metavar = ""
+        return params
+
+
+class Command(_NoTypeOfFlags, TyperCommand):
+    """A verb."""
+
+
+class Group(_NoTypeOfFlags, TyperGroup):
+    """Several verbs."""
+
+
+class Verbs(typer.Typer):
+    """Verbs of the command line, all of them `Command`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(cls=Group, **options)
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
+        """Return the decorator that makes a function a verb."""
+        return super().command(name, cls=Command, **options)
+
 
 Table = Callable[[dict[str, Any], "Console"], None]
 """Prints an answer for people."""

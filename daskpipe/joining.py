@@ -184,8 +184,7 @@ def _question(packages: list[str], token: str | None) -> Callable[..., dict[str,
         devices = pathlib.Path("/proc/driver/nvidia/gpus")
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
         answer = {"versions": versions, "seen": seen, "has_gpu": not hidden and devices.is_dir()}
-        if dask_worker is not None:
-            state = dask_worker.state
+        if (state := getattr(dask_worker, "state", None)) is not None:  # the scheduler has none
             answer |= {"n_threads": state.nthreads, "resources": state.total_resources, "nanny": dask_worker.nanny}
         return answer
 

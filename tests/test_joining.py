@@ -70,7 +70,7 @@ def running(*words: str | Path, **environment: str) -> Iterator[subprocess.Popen
     try:
         yield process
     finally:
-        process.terminate()
+        process.kill()  # the process of a nanny's worker sees that it is gone, and ends
         process.wait()
 
 
@@ -112,9 +112,14 @@ def worker(
         while not (new := set(client.scheduler_info(n_workers=-1)["workers"]) - before):
             assert time.monotonic() < until, "the worker has not joined"
             time.sleep(0.1)
-        yield new.pop()
+        address = new.pop()
+        yield address
+    until = time.monotonic() + START_SECONDS
+    while address in client.scheduler_info(n_workers=-1)["workers"] and time.monotonic() < until:
+        time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_worker_without_daskpipe_is_named(
     guest_client: Client, bare_python: Path, type_command: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -167,7 +172,7 @@ def test_a_worker_that_does_not_see_the_run_directory_is_named(guest_client: Cli
 
 
 def test_threads_are_refused_and_the_way_out_is_named(tmp_path: Path) -> None:
-    options = {"n_workers": 1, "processes": False, "dashboard_address": None}
+    options = {"n_workers": 1, "processes": False, "dashboard_address": f"{LOOPBACK}:0"}
     with (
         LocalCluster(threads_per_worker=2, **options) as cluster,
         Client(cluster, set_as_default=False) as client,
@@ -178,7 +183,7 @@ def test_threads_are_refused_and_the_way_out_is_named(tmp_path: Path) -> None:
 
 def test_a_worker_without_nanny_is_told(tmp_path: Path) -> None:
     told: list[Event] = []
-    options = {"n_workers": 1, "processes": False, "dashboard_address": None, "resources": {"GPU": 1}}
+    options = {"n_workers": 1, "processes": False, "dashboard_address": f"{LOOPBACK}:0", "resources": {"GPU": 1}}
     with LocalCluster(threads_per_worker=1, **options) as cluster, Client(cluster, set_as_default=False) as client:
         (address,) = client.scheduler_info(n_workers=-1)["workers"]
         pool = DaskPool(join(client, tmp_path, told.append), frozenset())
@@ -198,6 +203,7 @@ def test_other_pythons_are_not_given_functions() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_worker_that_joins_late_gets_no_units_unless_it_can(
     guest_client: Client, bare_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +228,7 @@ def test_a_worker_that_joins_late_gets_no_units_unless_it_can(
             assert bad in guest_client.scheduler_info(n_workers=-1)["workers"]
 
 
+@pytest.mark.slow
 def test_units_come_back_when_all_workers_that_they_are_bound_to_are_gone(
     guest_client: Client, bare_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,10 +253,14 @@ def test_units_come_back_when_all_workers_that_they_are_bound_to_are_gone(
 
 def test_a_silent_worker_is_named_at_first_and_asked_again_later(tmp_path: Path) -> None:
     """A worker that others keep busy in its event loop, as a library does that holds the interpreter's lock."""
-    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": f"{LOOPBACK}:0"}
     with LocalCluster(**options) as cluster, Client(cluster, set_as_default=False) as client:
         (address,) = client.scheduler_info(n_workers=-1)["workers"]
-        client.run(lambda: time.sleep(3), wait=False)
+
+        async def keep_busy() -> None:
+            time.sleep(3)
+
+        client.run(keep_busy, wait=False)
         guests = Guests(client, tmp_path, lambda event: None)
         assert guests.examine([address], 0.5) == {address: [SILENT]}
         until = time.monotonic() + START_SECONDS
