@@ -17,13 +17,12 @@ from rich.markup import escape as escape_markup
 from rich.progress import (
     BarColumn,
     Progress,
-    ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from daskpipe import events
@@ -60,10 +59,8 @@ STEPS = ("store-sort", "store-plan", "store-write")
 """Stages that are part of the one that follows them: of interest while they run, and not afterwards."""
 
 
-WIDE = 72
+WIDE = 80
 """Columns of a terminal from which on a bar shows all that is known of its stage."""
-
-TIME_WIDTH = len("0:00:00")
 
 UNBOUNDED = 10_000
 """Columns that no table needs."""
@@ -86,24 +83,23 @@ class ProgressBars:
     ----------
     console
         Where to draw. Where nothing can be redrawn, only finished stages are printed, a line each. On less than `WIDE`
-        columns there is no room for rates and for the time that has passed.
+        columns there is no room for counts, rates and the time that has passed.
     """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.draws = redraws(console)
         wide = console.width >= WIDE
-        columns: list[ProgressColumn | None] = [
+        done = "{task.completed:.0f}/{task.total:.0f} {task.fields[what]}" if wide else "{task.percentage:.0f}%"
+        columns = [
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}", justify="right"),
-            TextColumn("{task.fields[what]}") if wide else None,
-            TextColumn("{task.fields[rate]}", justify="right") if wide else None,
-            TimeElapsedColumn(table_column=Column(min_width=TIME_WIDTH)) if wide else None,
+            TextColumn(done),
+            *([TextColumn("{task.fields[rate]}", justify="right"), TimeElapsedColumn()] if wide else []),
             TextColumn("left"),
-            TimeRemainingColumn(table_column=Column(min_width=TIME_WIDTH)),
+            TimeRemainingColumn(),
         ]
-        self._bars = Progress(*(column for column in columns if column), console=console, disable=not self.draws)
+        self._bars = Progress(*columns, console=console, disable=not self.draws)
         self._task: TaskID | None = None
         self._started = 0.0
         self._done = 0
@@ -142,7 +138,8 @@ class ProgressBars:
             case events.UnitCommitted() if self._task is not None:
                 self._done += event.n_inputs
                 rate = self._done / max(time.monotonic() - self._started, 1e-3)
-                self._bars.update(self._task, advance=event.n_inputs, rate=f"{rate:.3g}/s")
+                in_words = f"{rate:.3g}/s" if rate < 1000 else f"{rate / 1000:,.0f}k/s"
+                self._bars.update(self._task, advance=event.n_inputs, rate=in_words)
             case events.UnitLost():
                 self.console.print(f"[yellow]{event.stage} unit {event.index} {LOST[event.kind]}; trying again[/]")
             case events.StageFinished():
