@@ -100,7 +100,7 @@ def run(
 def resume(
     run_dir: RunDir,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of cluster and budget, e.g. budget.hours=8")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Of cluster and budget, e.g. budget.hours=8")
     ] = None,
     cluster: ClusterName = None,
     detach: Detach = False,

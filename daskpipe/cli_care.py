@@ -61,8 +61,8 @@ def _looked(answer: dict[str, Any], console: Console) -> None:
 @app.command()
 def quarantine(
     run_dir: RunDir,
-    action: Annotated[str, typer.Argument(metavar="[list|show|release]", help="What to do with them")] = "list",
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids, or how they begin")] = None,
+    action: Annotated[str, typer.Argument(metavar="list|show|release", help="What to do with them")] = "list",
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids, or how they begin")] = None,
     reason: Annotated[str | None, typer.Option(help="Release all of this reason, e.g. explore/overlap")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Release all")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Release them; else it is only said what it would cost")] = False,

@@ -33,7 +33,7 @@ app = Verbs()
 @app.command()
 def merge(
     datasets: Annotated[
-        list[str], typer.Argument(metavar="DATASET... [KEY=VALUE]...", help="Datasets or runs; overrides after them")
+        list[str], typer.Argument(metavar="DATASET|KEY=VALUE", help="Datasets or runs; overrides after them")
     ],
     out: NewDataset,
     cluster: ClusterName = None,
@@ -121,7 +121,7 @@ def _exported(answer: dict[str, Any], console: Console) -> None:
 def quality(
     dataset: DatasetPath,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[quality.KEY=VALUE]...", help="e.g. quality.forces=15")
+        list[str] | None, typer.Argument(metavar="quality.KEY=VALUE", help="e.g. quality.forces=15")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -154,7 +154,7 @@ def report(
 def train(
     dataset: DatasetPath,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of mace_run_train, e.g. lr=0.005")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of mace_run_train, e.g. lr=0.005")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder to make; by default RUN/model, or NAME.mace beside it")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Target = Annotated[str, typer.Argument(metavar="PRESET|FILE.yaml", help="A preset, e.g. quickstart, or your own file")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="e.g. select.n=128 generate=files cluster.workers=2"),
+    typer.Argument(metavar="KEY=VALUE", help="e.g. select.n=128 generate=files cluster.workers=2"),
 ]
 ClusterName = Annotated[
     str | None, typer.Option("--cluster", metavar="NAME|ADDRESS", help="local, a site or its file, or tls://host:port")
@@ -33,10 +33,10 @@ Detach = Annotated[bool, typer.Option("--detach", help="Drive the run from a job
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory")]
 DatasetPath = Annotated[Path, typer.Argument(metavar="DATASET", help="A dataset.zarr, or a run directory")]
 Frames = Annotated[
-    list[str], typer.Argument(metavar="FRAMES... [KEY=VALUE]...", help="Files, folders, globs; overrides after them")
+    list[str], typer.Argument(metavar="FRAMES|KEY=VALUE", help="Files, folders, globs; overrides after them")
 ]
 NewDataset = Annotated[Path, typer.Option("-o", "--out", help="Dataset to make, *.zarr")]
-Force = Annotated[bool, typer.Option(help="Overwrite OUT")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite OUT")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text")]
 
 
