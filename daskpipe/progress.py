@@ -67,8 +67,11 @@ UNBOUNDED = 10_000
 
 
 def redraws(console: Console) -> bool:
-    """Whether what was printed can be drawn anew; FORCE_COLOR makes a pipe colourful, and no terminal of it."""
-    return console.is_interactive and console.file.isatty()
+    """Whether what was printed can be drawn anew.
+
+    FORCE_COLOR makes rich take a pipe for a terminal, and Jupyter runs ``!commands`` on one without a cursor.
+    """
+    return console.is_interactive and console.file.isatty() and "JPY_PARENT_PID" not in os.environ
 
 
 def escape(text: object) -> str:

@@ -45,7 +45,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 def environment(**variables: str) -> dict[str, str]:
     """That of the tests, without what says how terminals look."""
-    left_out = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+    left_out = ("JPY_PARENT_PID", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
     return {**{name: value for name, value in os.environ.items() if name not in left_out}, **variables}
 
 
