@@ -598,8 +598,10 @@ VERBS = sorted(
 
 
 @pytest.mark.parametrize("words", [(), ("config",), *VERBS], ids=" ".join)
-def test_help_names_no_type_of_flags(words: tuple[str, ...], type_command: Command) -> None:
-    """And loses nothing that stands in brackets, which rich takes for markup."""
+def test_help_names_no_type_of_flags(
+    words: tuple[str, ...], type_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     typed = type_command(*words, "--help")
     assert typed.code == 0
     assert "--help" in typed.out

@@ -20,6 +20,7 @@ from daskpipe.store import pack
 from daskpipe.structures import from_atoms
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 CURSOR = re.compile(r"\r(?!\n)|\x1b\[[0-9;?]*[A-HJKhl]")
 """What moves a terminal's cursor, or erases."""
 
@@ -119,7 +120,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     shown = [output["data"] for output in outputs if "data" in output]
     printed = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
-    read = printed + "".join(data.get("text/plain", "") for data in shown)
+    read = COLOUR.sub("", printed + "".join(data.get("text/plain", "") for data in shown))
     assert CURSOR.search(read) is None
     for line in ("daskpipe emt_alloy in ", "explore ", "runs/notebook is complete", "<xarray.Dataset>", " eV"):
         assert line in read
