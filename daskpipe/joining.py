@@ -71,7 +71,7 @@ def join(client: Client, folder: Path | None, emit: Emit) -> Workers:
         )
     if problems := guests.examine(list(client.scheduler_info(n_workers=-1)["workers"]), JOIN_SECONDS):
         described = [f"Worker {worker} {', '.join(found)}. " for worker, found in problems.items()]
-        more = f"So do {len(described) - MOST_NAMED} more. " if len(described) > MOST_NAMED else ""
+        more = f"Nor can {len(described) - MOST_NAMED} more. " if len(described) > MOST_NAMED else ""
         raise ClusterError(
             f"not all workers at {address} can compute units. {''.join(described[:MOST_NAMED])}{more}"
             "Start workers in the driver's environment, on a file system that both see: "
@@ -200,10 +200,10 @@ async def _ask_all(
 
 
 async def _in_time(asked: Awaitable[dict[str, Any] | None], patience: float) -> dict[str, Any] | None:
-    """Return an answer; an empty one if there is none in time."""
+    """Return an answer; an empty one if there is none in time, or none at all since the scheduler went away."""
     try:
         return await asyncio.wait_for(asked, patience)
-    except TimeoutError:
+    except OSError:  # Dask's errors of connections and of time are such
         return {}
 
 
