@@ -29,6 +29,7 @@ from daskpipe.cli_options import (
     RunDir,
     ShardOf,
     Target,
+    Verbs,
     bars_on_screen,
     close_standalone,
     cluster_overrides,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
-app = typer.Typer(
+app = Verbs(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -63,7 +64,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 complete, 1 internal error, 2 wrong config, 3 input rejected, 4 no cluster, 5 disk, "
     "10 complete with quarantined structures, 75 interrupted (daskpipe resume goes on).",
 )
-config_app = typer.Typer(no_args_is_help=True, help="Show the composed config, or the schema of all keys.")
+config_app = Verbs(no_args_is_help=True, help="Show the composed config, or the schema of all keys.")
 app.add_typer(config_app, name="config")
 app.add_typer(cli_dataset.app)
 app.add_typer(cli_status.app)
@@ -77,7 +78,7 @@ def run(
     overrides: Overrides = None,
     cluster: ClusterName = None,
     shard: ShardOf = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where everything goes [default: runs/NAME]")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where everything goes; by default runs/NAME")] = None,
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
@@ -99,7 +100,7 @@ def run(
 def resume(
     run_dir: RunDir,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of cluster and budget, e.g. budget.hours=8")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Of cluster and budget, e.g. budget.hours=8")
     ] = None,
     cluster: ClusterName = None,
     detach: Detach = False,
@@ -236,8 +237,12 @@ def _fail(message: str, code: int, as_json: bool) -> NoReturn:
     if as_json:
         typer.echo(json.dumps({"error": message, "exit_code": code}))
     else:
-        typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        typer.echo(printable(message), err=True)
+        from rich.console import Console
+        from rich.text import Text
+
+        console = Console(stderr=True)
+        said = Text.assemble(("error: ", "" if console.no_color else "bold red"), printable(message))
+        console.print(said, soft_wrap=True)
     sys.stdout.flush()
     sys.exit(code)
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daskpipe.cli_options import AsJson, RunDir, print_answer, print_lines
+from daskpipe.cli_options import AsJson, RunDir, Verbs, print_answer, print_lines
 from daskpipe.errors import EXIT_INTERNAL, ConfigError, unknown
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-app = typer.Typer()
+app = Verbs()
 ACTIONS = ["list", "show", "release"]
 
 LONGEST = 50
@@ -61,8 +61,8 @@ def _looked(answer: dict[str, Any], console: Console) -> None:
 @app.command()
 def quarantine(
     run_dir: RunDir,
-    action: Annotated[str, typer.Argument(metavar="[list|show|release]", help="What to do with them")] = "list",
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids, or how they begin")] = None,
+    action: Annotated[str, typer.Argument(metavar="list|show|release", help="What to do with them")] = "list",
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids, or how they begin")] = None,
     reason: Annotated[str | None, typer.Option(help="Release all of this reason, e.g. explore/overlap")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Release all")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Release them; else it is only said what it would cost")] = False,

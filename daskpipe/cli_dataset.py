@@ -15,6 +15,7 @@ from daskpipe.cli_options import (
     Force,
     Frames,
     NewDataset,
+    Verbs,
     bars_on_screen,
     close_standalone,
     cluster_overrides,
@@ -27,13 +28,13 @@ from daskpipe.errors import EXIT_INTERNAL
 if TYPE_CHECKING:
     from rich.console import Console
 
-app = typer.Typer()
+app = Verbs()
 
 
 @app.command()
 def merge(
     datasets: Annotated[
-        list[str], typer.Argument(metavar="DATASET... [KEY=VALUE]...", help="Datasets or runs; overrides after them")
+        list[str], typer.Argument(metavar="DATASET|KEY=VALUE", help="Datasets or runs; overrides after them")
     ],
     out: NewDataset,
     cluster: ClusterName = None,
@@ -54,9 +55,9 @@ def import_(
     frames: Frames,
     out: NewDataset,
     method: Annotated[str, typer.Option(help="One word for how the labels were made, e.g. PBE-D3")],
-    energy: Annotated[str | None, typer.Option(help="Key of the energy, eV [default: energy, REF_energy]")] = None,
-    forces: Annotated[str | None, typer.Option(help="Key of the forces, eV/Å [default: forces, REF_forces]")] = None,
-    stress: Annotated[str | None, typer.Option(help="Key of the stress, eV/Å^3 [default: stress, REF_stress]")] = None,
+    energy: Annotated[str | None, typer.Option(help="Key of the energy, eV (energy or REF_energy)")] = None,
+    forces: Annotated[str | None, typer.Option(help="Key of the forces, eV/Å (forces or REF_forces)")] = None,
+    stress: Annotated[str | None, typer.Option(help="Key of the stress, eV/Å^3 (stress or REF_stress)")] = None,
     cluster: ClusterName = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -121,7 +122,7 @@ def _exported(answer: dict[str, Any], console: Console) -> None:
 def quality(
     dataset: DatasetPath,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[quality.KEY=VALUE]...", help="e.g. quality.forces=15")
+        list[str] | None, typer.Argument(metavar="quality.KEY=VALUE", help="e.g. quality.forces=15")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -140,7 +141,7 @@ def quality(
 @app.command()
 def report(
     target: Annotated[Path, typer.Argument(metavar="RUN|DATASET", help="A run directory, or a dataset.zarr")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Page to write [default: RUN/report.html]")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Page to write; by default RUN/report.html")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw a run or a dataset on one HTML page that needs no network."""
@@ -154,10 +155,10 @@ def report(
 def train(
     dataset: DatasetPath,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of mace_run_train, e.g. lr=0.005")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of mace_run_train, e.g. lr=0.005")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder to make [default: RUN/model, or NAME.mace beside it]")
+        Path | None, typer.Option("-o", "--out", help="Folder to make; by default RUN/model, or NAME.mace beside it")
     ] = None,
     size: Annotated[str, typer.Option(help="small (two cores will do) or medium")] = "small",
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data; by default by its size")] = None,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from daskpipe.errors import ConfigError, printable
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 Target = Annotated[str, typer.Argument(metavar="PRESET|FILE.yaml", help="A preset, e.g. quickstart, or your own file")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="e.g. select.n=128 generate=files cluster.workers=2"),
+    typer.Argument(metavar="KEY=VALUE", help="e.g. select.n=128 generate=files cluster.workers=2"),
 ]
 ClusterName = Annotated[
     str | None, typer.Option("--cluster", metavar="NAME|ADDRESS", help="local, a site or its file, or tls://host:port")
@@ -32,11 +33,43 @@ Detach = Annotated[bool, typer.Option("--detach", help="Drive the run from a job
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory")]
 DatasetPath = Annotated[Path, typer.Argument(metavar="DATASET", help="A dataset.zarr, or a run directory")]
 Frames = Annotated[
-    list[str], typer.Argument(metavar="FRAMES... [KEY=VALUE]...", help="Files, folders, globs; overrides after them")
+    list[str], typer.Argument(metavar="FRAMES|KEY=VALUE", help="Files, folders, globs; overrides after them")
 ]
 NewDataset = Annotated[Path, typer.Option("-o", "--out", help="Dataset to make, *.zarr")]
-Force = Annotated[bool, typer.Option(help="Overwrite OUT")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite OUT")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text")]
+
+
+class _NoTypeOfFlags:
+    """Mixin of typer's commands: help shows no type beside flags, which take no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return all parameters of the command, ``--help`` among them."""
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False) and param.metavar is None:
+                param.metavar = ""
+        return params
+
+
+class Command(_NoTypeOfFlags, TyperCommand):
+    """A verb."""
+
+
+class Group(_NoTypeOfFlags, TyperGroup):
+    """Several verbs."""
+
+
+class Verbs(typer.Typer):
+    """Verbs of the command line, all of them `Command`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(cls=Group, **options)
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
+        """Return the decorator that makes a function a verb."""
+        return super().command(name, cls=Command, **options)
+
 
 Table = Callable[[dict[str, Any], "Console"], None]
 """Prints an answer for people."""

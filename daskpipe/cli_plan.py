@@ -13,6 +13,7 @@ from daskpipe.cli_options import (
     Overrides,
     ShardOf,
     Target,
+    Verbs,
     bars_on_screen,
     cluster_overrides,
     print_answer,
@@ -22,7 +23,7 @@ from daskpipe.cli_options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-app = typer.Typer()
+app = Verbs()
 
 
 @app.command()
@@ -60,22 +61,19 @@ def plan(
 
 
 def _plan_table(content: dict[str, Any], console: Console) -> None:
-    from rich.table import Table
-
     from daskpipe.budget import size_in_words
-    from daskpipe.progress import escape
+    from daskpipe.progress import escape, table_that_fits
 
     probe = content["probe"]
-    rows = Table(box=None, pad_edge=False, header_style="bold")
-    columns = ("stage", "pool", "inputs", "outputs (at most)", "units", "bytes", "inodes")
-    for column in (*columns, *(("s a unit", "hours") if probe else ())):
-        rows.add_column(column, justify="left" if column in ("stage", "pool") else "right")
+    columns = ["stage", "pool", "inputs", "outputs (at most)", "units", "bytes", "inodes"]
+    rows = []
     for stage, row in content["stages"].items():
         size = "?" if row["bytes"] is None else size_in_words(row["bytes"])
         numbers = [f"{row[name]:,}" for name in ("inputs", "outputs", "units")]
         times = [f"{row['seconds_a_unit']:.3g}", f"{row['hours']:.3g}"] if probe else []
-        rows.add_row(stage, row["pool"], *numbers, size, f"{row['inodes']:,}", *times)
-    console.print(rows)
+        rows.append([stage, row["pool"], *numbers, size, f"{row['inodes']:,}", *times])
+    columns += ["s a unit", "hours"] if probe else []
+    console.print(table_that_fits(columns, rows, console, left=["pool"]))
     totals = content["totals"]
     size = "unknown" if totals["bytes"] is None else size_in_words(totals["bytes"])
     lines = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daskpipe.cli_options import AsJson, RunDir, print_answer, print_lines
+from daskpipe.cli_options import AsJson, RunDir, Verbs, print_answer, print_lines
 from daskpipe.errors import printable
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 2.0
 """Time between two looks."""
 
-app = typer.Typer()
+app = Verbs()
 
 
 @app.command()
@@ -83,13 +83,15 @@ def _watch(watched: Watch) -> None:
     from rich.console import Console, Group
     from rich.live import Live
 
+    from daskpipe.progress import redraws
+
     console = Console()
-    if not console.is_terminal:
+    if not redraws(console):
         _show(_watch_lines(watched, line), console)
         return
     with Live(console=console, auto_refresh=False) as live:
         for state in _states(watched):
-            live.update(Group(*parts(state)), refresh=True)
+            live.update(Group(*parts(state, console)), refresh=True)
 
 
 def _watch_lines(watched: Watch, said: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
@@ -140,24 +142,24 @@ def _pace(state: dict[str, Any]) -> str:
 
 
 def _show(state: dict[str, Any], console: Console) -> None:
-    for part in parts(state):
+    for part in parts(state, console):
         console.print(part, soft_wrap=True)
 
 
-def parts(state: dict[str, Any]) -> list[RenderableType]:
-    """Return a state for the screen: a table and lines around it."""
-    from rich.table import Table
+def parts(state: dict[str, Any], console: Console) -> list[RenderableType]:
+    """Return a state for the screen: a table, if there is room for it, and lines around it."""
     from rich.text import Text
+
+    from daskpipe.progress import table_that_fits
 
     head = Text.assemble((printable(state["run_dir"]), "bold"), f" is {state['state']}{printable(_where(state))}")
     head.append(f"; drivers started: {state['driver_starts']}")
-    rows = Table("stage", box=None, pad_edge=False, header_style="bold")
-    others = ("planned", "out", "rejected", "lost", "suspect", "yielded")
-    columns = {"units": "committed", **{name: name for name in others}}
-    for name in columns:
-        rows.add_column(name, justify="right")
-    for stage, row in state["stages"].items():
-        rows.add_row(stage, *(str(row[name]) for name in columns.values()))
+    usual, faults = ("committed", "planned", "out"), ("rejected", "lost", "suspect", "yielded")
+    cells = [
+        [stage, *(str(row[name]) for name in usual), *(str(row[name] or "") for name in faults)]
+        for stage, row in state["stages"].items()
+    ]
+    rows = table_that_fits(["stage", "units", *usual[1:], *faults], cells, console)
     below = [line(state)] if state["stage"] is not None else []
     below += [state["notice"]] if state["notice"] else []
     below += [f"quarantined {reason}: {count}" for reason, count in state["quarantined"].items()]

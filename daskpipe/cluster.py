@@ -15,8 +15,9 @@ import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from multiprocessing import spawn
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distributed import WorkerPlugin
 
@@ -26,6 +27,7 @@ from daskpipe.errors import ClusterError, ConfigError
 from daskpipe.events import Emit
 from daskpipe.gpus import visible_gpus
 from daskpipe.jobs import LOOPBACK
+from daskpipe.joining import join
 from daskpipe.placement import GPU, Workers
 from daskpipe.sites import WORKER_CONFIG, site_of
 
@@ -43,6 +45,9 @@ WORKER_BYTES = 2 * 10**9
 
 SHARE_OF_MEMORY = 0.9
 """The rest is the driver's."""
+
+NANNY_PROCESS = "Dask Worker process (from Nanny)"
+"""Name that Dask's nannies give to the processes of their workers."""
 
 DASK_CONFIG = {
     **WORKER_CONFIG,
@@ -100,7 +105,7 @@ def connect(settings: Cluster, log: Path | None = None, emit: Emit = lambda even
     dashboard = f"{LOOPBACK}:{DASHBOARD_PORT}" if settings.dashboard else None
     with dask.config.set(DASK_CONFIG), _quiet():
         if settings.address:
-            yield from _join(settings, settings.address, emit)
+            yield from _join(settings, settings.address, log, emit)
         elif settings.name == "local":
             yield from _local(settings, log, dashboard, emit)
         elif log is None:
@@ -138,7 +143,7 @@ def check(settings: Cluster) -> None:
 # --- a scheduler that others started ----------------------------------------------------------------
 
 
-def _join(settings: Cluster, address: str, emit: Emit) -> Iterator[Workers]:
+def _join(settings: Cluster, address: str, log: Path | None, emit: Emit) -> Iterator[Workers]:
     from distributed import Client
 
     if not _check_encrypted(settings, address):
@@ -155,7 +160,7 @@ def _join(settings: Cluster, address: str, emit: Emit) -> Iterator[Workers]:
             raise ClusterError(
                 f"the scheduler at {address} has no workers. Start one: dask worker {address} --nthreads 1"
             )
-        yield Workers(client)
+        yield join(client, None if log is None else log.parent, emit)
 
 
 def _check_encrypted(settings: Cluster, address: str) -> bool:
@@ -233,6 +238,7 @@ def _local(settings: Cluster, log: Path | None, dashboard: str | None, emit: Emi
         workers[number] = {"cls": Nanny, "options": {**options, "resources": resources, "env": environment}}
     with ExitStack() as started:
         try:
+            started.enter_context(_main_module_left_out())
             cluster = started.enter_context(jobs.scheduler(LOOPBACK, security, dashboard))
             if security is None:
                 jobs.warn_insecure(cluster.scheduler_address, emit)
@@ -281,6 +287,30 @@ def _share_of_memory(n_workers: int) -> int:
     from distributed.system import MEMORY_LIMIT
 
     return int(MEMORY_LIMIT * SHARE_OF_MEMORY / n_workers)
+
+
+@contextmanager
+def _main_module_left_out() -> Iterator[None]:
+    """Keep the processes of local workers, those that a nanny starts later included, from importing ``__main__``.
+
+    Python's spawn runs the caller's script a second time in each process, so that a script that calls `daskpipe.run`
+    without ``if __name__ == "__main__":`` would call it in its workers, too. Units need nothing of that module, and
+    what Dask sends of it is sent by value.
+    """
+    complete = spawn.get_preparation_data
+
+    def without_main(name: str) -> dict[str, Any]:
+        data = complete(name)
+        if name == NANNY_PROCESS:
+            data.pop("init_main_from_name", None)
+            data.pop("init_main_from_path", None)
+        return data
+
+    spawn.get_preparation_data = without_main
+    try:
+        yield
+    finally:
+        spawn.get_preparation_data = complete
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -51,10 +51,12 @@ class Supply(Protocol):
 
 @dataclass(frozen=True)
 class Workers:
-    """Where units run: a connected client, and what brings more workers, if anything does."""
+    """Where units run: a connected client; what brings more workers, if anything; what keeps units from some, if so."""
 
     client: Client
     supply: Supply | None = None
+    admit: Callable[[Collection[str]], set[str]] | None = None
+    """Returns which of the living workers, by address, may get units; all if it is None."""
 
 
 def offers(client: Client) -> dict[str, dict[str, float]]:
@@ -117,6 +119,12 @@ class DaskPool:
         self.client = workers.client
         self.supply = workers.supply
         self.on_gpu = on_gpu
+        self.admit = workers.admit
+        self._admitted: set[str] | None = None
+        """Addresses of the workers that may get units; None while there has been no other."""
+        self._bound: dict[Any, set[str]] = {}
+        """Addresses of the workers that a future is bound to, if it is."""
+        self._living: set[str] = set()
         self._find: dict[Any, Callable[[], Receipt | None]] = {}
         """How the receipt of each future is found on disk."""
         self._slots: tuple[str, float, int] | None = None
@@ -146,9 +154,17 @@ class DaskPool:
 
     def _count_slots(self, stage: str) -> int:
         try:
-            workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+            living = self.client.scheduler_info(n_workers=-1)["workers"]
         except (OSError, KeyError):  # the scheduler does not answer, or has just gone: nobody works now
             return 0
+        workers = living.values()
+        if self.admit is not None:
+            admitted = self.admit(living)
+            self._living = set(living)
+            # Once there was one: a worker that a unit ends comes back under another address, and the next would end it.
+            if self._admitted is not None or len(admitted) < len(living):
+                self._admitted = admitted
+            workers = [living[address] for address in admitted]
         resource = self._resource(stage)
         if resource == GPU:
             return int(sum(worker["resources"].get(GPU, 0) for worker in workers))
@@ -165,9 +181,17 @@ class DaskPool:
         resource = self._resource(unit.stage)
         resources = None if resource is None else {resource: 1}
         name = f"{call.name}-{uuid.uuid4().hex[:16]}"
-        handle = self.client.submit(call.function, key=name, resources=resources, retries=0, pure=False)
+        bound = None if self._admitted is None else sorted(self._admitted)
+        handle = self.client.submit(call.function, key=name, resources=resources, workers=bound, retries=0, pure=False)
         self._find[handle] = call.find
+        if bound is not None:
+            self._bound[handle] = set(bound)
         return handle
+
+    def _is_stranded(self, handle: Any) -> bool:
+        """Whether all workers that a future is bound to are gone; Dask would wait for them for ever."""
+        bound = self._bound.get(handle)
+        return bound is not None and handle.status == "pending" and not bound & self._living
 
     def wait(self, handles: Iterable[Any], timeout: float) -> set[Any]:
         """Return the futures that are done, those that went with the scheduler among them."""
@@ -179,7 +203,7 @@ class DaskPool:
             with self.client.as_current():
                 return set(wait(handles, timeout=timeout, return_when="FIRST_COMPLETED").done)
         except TimeoutError:
-            return set()
+            return {handle for handle in handles if self._is_stranded(handle)}
         except FuturesCancelledError:
             return {handle for handle in handles if handle.done()}
 
@@ -191,7 +215,9 @@ class DaskPool:
         from distributed.scheduler import KilledWorker, NoValidWorkerError
 
         try:
-            find = self._find.pop(handle, None)
+            if self._is_stranded(handle):
+                raise WorkerLost("all workers that it could run on went away")
+            find = self._find.get(handle)
             found = find() if find is not None and handle.status == "finished" else None
             receipt: Receipt = found or handle.result()
         except KilledWorker as error:
@@ -201,6 +227,8 @@ class DaskPool:
         except (NoValidWorkerError, CancelledError, FutureCancelledError) as error:
             raise WorkerLost(str(error)) from error
         finally:
+            self._find.pop(handle, None)
+            self._bound.pop(handle, None)
             handle.release()
         return receipt
 
@@ -213,6 +241,7 @@ class DaskPool:
             # Now, and not when it is garbage: an error's traceback may hold it while the unit is submitted again, and
             # the new result would stay on the cluster.
             self._find.pop(handle, None)
+            self._bound.pop(handle, None)
             handle.release()
 
     def died(self, mark: Mark) -> bool:

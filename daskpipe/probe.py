@@ -30,6 +30,7 @@ from daskpipe.errors import DiskError
 from daskpipe.events import Emit, Event, UnitCommitted, fan_out
 from daskpipe.explore.stage import conditions
 from daskpipe.generate.stage import Request, requests
+from daskpipe.joining import join
 from daskpipe.ledger import Ledger
 from daskpipe.pipeline import corridor, devices
 from daskpipe.placement import CPU, GPU, Workers, gpu_stages, offers
@@ -173,7 +174,12 @@ def probe(
     identities = prepare(config)
     wanted = requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
     with _folder_beside(run_dir or Path("runs") / config.run_name) as folder:
-        place = connect(config.cluster, folder / "workers.log") if client is None else nullcontext(Workers(client))
+        emit = fan_out(*subscribers)
+        place = (
+            connect(config.cluster, folder / "workers.log", emit)
+            if client is None
+            else nullcontext(join(client, folder, emit))
+        )
         with place as workers:
             connected = time.perf_counter() - started
             on_gpu = gpu_stages(workers, devices(config))

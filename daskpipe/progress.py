@@ -5,16 +5,25 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape as escape_markup
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from daskpipe import events
 from daskpipe.errors import printable
@@ -50,6 +59,21 @@ STEPS = ("store-sort", "store-plan", "store-write")
 """Stages that are part of the one that follows them: of interest while they run, and not afterwards."""
 
 
+WIDE = 80
+"""Columns of a terminal from which on a bar shows all that is known of its stage."""
+
+UNBOUNDED = 10_000
+"""Columns that no table needs."""
+
+
+def redraws(console: Console) -> bool:
+    """Whether what was printed can be drawn anew.
+
+    FORCE_COLOR makes rich take a pipe for a terminal, and Jupyter runs ``!commands`` on one without a cursor.
+    """
+    return console.is_interactive and console.file.isatty() and "JPY_PARENT_PID" not in os.environ
+
+
 def escape(text: object) -> str:
     """Return text from outside as rich may be given it: no markup, and nothing that a terminal would heed."""
     return escape_markup(printable(text))
@@ -61,22 +85,24 @@ class ProgressBars:
     Parameters
     ----------
     console
-        Where to draw; on something that is not a terminal only finished stages are printed, a line each.
+        Where to draw. Where nothing can be redrawn, only finished stages are printed, a line each. On less than `WIDE`
+        columns there is no room for counts, rates and the time that has passed.
     """
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._bars = Progress(
-            TextColumn("{task.description:<16}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.completed:>6.0f}/{task.total:<6.0f} {task.fields[what]:<15}"),
-            TextColumn("{task.fields[rate]:>11}"),
-            TimeElapsedColumn(),
+        self.draws = redraws(console)
+        wide = console.width >= WIDE
+        done = "{task.completed:.0f}/{task.total:.0f} {task.fields[what]}" if wide else "{task.percentage:.0f}%"
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn(done),
+            *([TextColumn("{task.fields[rate]}", justify="right"), TimeElapsedColumn()] if wide else []),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        ]
+        self._bars = Progress(*columns, console=console, disable=not self.draws)
         self._task: TaskID | None = None
         self._started = 0.0
         self._done = 0
@@ -115,14 +141,15 @@ class ProgressBars:
             case events.UnitCommitted() if self._task is not None:
                 self._done += event.n_inputs
                 rate = self._done / max(time.monotonic() - self._started, 1e-3)
-                self._bars.update(self._task, advance=event.n_inputs, rate=f"{rate:.3g}/s")
+                in_words = f"{rate:.3g}/s" if rate < 1000 else f"{rate / 1000:,.0f}k/s"
+                self._bars.update(self._task, advance=event.n_inputs, rate=in_words)
             case events.UnitLost():
                 self.console.print(f"[yellow]{event.stage} unit {event.index} {LOST[event.kind]}; trying again[/]")
             case events.StageFinished():
                 if self._task is not None:
                     self._bars.update(self._task, completed=self._bars.tasks[self._task].total)
                     self._bars.stop_task(self._task)
-                if not self.console.is_terminal and event.stage not in STEPS:
+                if not self.draws and event.stage not in STEPS:
                     rejected = f", {event.n_rejected} rejected" if event.n_rejected else ""
                     self.console.print(
                         f"{TITLES.get(event.stage, event.stage):<16} {event.n_out:>7} out{rejected} "
@@ -195,17 +222,14 @@ class LogFile:
 def summary(result: Result, console: Console) -> None:
     """Print counts by stage and system type, rejections by reason, where the dataset is and what to type next."""
     types = sorted({name for row in result.stages.values() for name in row["counts"]})
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("stage", "in", "out", *types, "rejected", "seconds"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for stage, row in _folded(result.stages).items():
-        counts = [str(row["counts"].get(name, "")) for name in types]
-        table.add_row(
-            TITLES.get(stage, stage), str(row["inputs"]), str(row["out"]), *counts,
-            str(row["rejected"] or ""), f"{row['seconds']:.1f}",
-        )  # fmt: skip
+    rows = [
+        [TITLES.get(stage, stage), str(row["inputs"]), str(row["out"])]
+        + [str(row["counts"].get(name, "")) for name in types]
+        + [str(row["rejected"] or ""), f"{row['seconds']:.1f}"]
+        for stage, row in _folded(result.stages).items()
+    ]
     console.print()
-    console.print(table)
+    console.print(table_that_fits(["stage", "in", "out", *types, "rejected", "seconds"], rows, console))
     if result.quarantined:
         console.print("\n[yellow]Quarantined[/] (stage/reason: structures, with the first of each)")
         rejections = Tree(result.run_dir).quarantined()
@@ -224,6 +248,36 @@ def summary(result: Result, console: Console) -> None:
     console.print("\nNext", style="bold")
     for command in next_commands(result):
         console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
+
+
+def table_that_fits(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console, *, left: Sequence[str] = ()
+) -> RenderableType:
+    """Return a table of plain text; a line a row if the console is too narrow for the table.
+
+    Parameters
+    ----------
+    columns
+        Their headings; the first names the rows.
+    rows
+        Cells of each row.
+    console
+        Where it is printed.
+    left
+        Headings of columns, besides the first, whose cells are aligned to the left.
+    """
+    rows = list(rows)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="left" if column in (columns[0], *left) else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    unbounded = console.options.update(max_width=UNBOUNDED)
+    if console.measure(table, options=unbounded).maximum <= console.width:
+        return table
+    described = (zip(columns[1:], row[1:], strict=True) for row in rows)
+    cells = (", ".join(f"{name} {cell}" for name, cell in pairs if cell) for pairs in described)
+    return Text("\n".join(f"{row[0]}: {line}" for row, line in zip(rows, cells, strict=True)))
 
 
 def verdict_summary(verdict: Verdict, console: Console) -> None:

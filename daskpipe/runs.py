@@ -18,10 +18,10 @@ from daskpipe.config import Config
 from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, reasons
 from daskpipe.events import Emit, fan_out
 from daskpipe.generate.stage import requests
+from daskpipe.joining import join
 from daskpipe.lease import Lease, WalltimeNear, hold
 from daskpipe.ledger import Ledger
 from daskpipe.pipeline import content_of, corridor
-from daskpipe.placement import Workers
 from daskpipe.store.quality import Outcome, Verdict, judge
 from daskpipe.work import Tree, write_atomically
 
@@ -79,7 +79,8 @@ def run(
     run_dir
         Where everything goes; by default ``runs/NAME``, and of a shard ``runs/NAME-2of8``.
     client
-        A Dask client to use; by default ``cluster`` of the config says what to start.
+        A Dask client to use, whose workers have one thread each and see the run directory; by default ``cluster`` of
+        the config says what to start.
     subscribers
         Called with each event.
 
@@ -94,7 +95,7 @@ def run(
     InputError
         If a model or file cannot be used, or nothing is left to work on.
     ClusterError
-        If workers cannot be had.
+        If workers cannot be had, or those of the client cannot compute units.
     Interrupted
         If the config's budget of hours or bytes is spent before the end, or `Lease.check` ends the run.
     """
@@ -279,7 +280,7 @@ def _drive_all(
     tree.sweep()
     emit = fan_out(lambda _: lease.check(), Ledger(tree), *subscribers, BudgetKeeper(tree, config))
     if client is not None:
-        stages = corridor(tree, config, identities, Workers(client), emit, go_on=lease.check)
+        stages = corridor(tree, config, identities, join(client, tree.root, emit), emit, go_on=lease.check)
     else:
         with connect(config.cluster, tree.root / "workers.log", emit) as workers:
             stages = corridor(tree, config, identities, workers, emit, go_on=lease.check)

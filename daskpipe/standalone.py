@@ -30,6 +30,7 @@ from daskpipe.events import Emit, RunStarted, fan_out
 from daskpipe.generate.files import checksum, find
 from daskpipe.generate.labelled import DATABASES, LabelKeys, check_method, labelled_stretches
 from daskpipe.generate.stretches import TEXTS, Stretch, copy_frames, stretches
+from daskpipe.joining import join
 from daskpipe.ledger import Ledger
 from daskpipe.packing import versions
 from daskpipe.pipeline import Frames, content_of, frames_of, gather, labels_of, read_and_describe, rows_of
@@ -416,7 +417,7 @@ def _run(
         tree = Tree(folder)
         emit = fan_out(Ledger(tree), *subscribers)
         with (
-            nullcontext(Workers(client))
+            nullcontext(join(client, folder, emit))
             if client is not None
             else connect(config.cluster, folder / "workers.log", emit)
         ) as workers:

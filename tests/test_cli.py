@@ -15,6 +15,7 @@ from typing import Any
 import ase.io
 import numpy as np
 import pytest
+import typer
 import xarray as xr
 from ase import Atoms
 from ase.build import bulk
@@ -22,6 +23,7 @@ from distributed import Client
 from small_runs import SMALL, UNITS, files_of
 
 import daskpipe
+from daskpipe.cli import app
 from daskpipe.lease import hold
 from daskpipe.runs import Result
 from daskpipe.work import Tree
@@ -586,6 +588,27 @@ except SystemExit as stop:
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.splitlines()[-1] == "0 []"
     assert "Usage" in said
+
+
+VERBS = sorted(
+    words
+    for name, verb in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+    for words in ([(name, each) for each in verb.commands] if hasattr(verb, "commands") else [(name,)])
+)
+
+
+@pytest.mark.parametrize("words", [(), ("config",), *VERBS], ids=" ".join)
+def test_help_names_no_type_of_flags(
+    words: tuple[str, ...], type_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    typed = type_command(*words, "--help")
+    assert typed.code == 0
+    assert "--help" in typed.out
+    assert "bool" not in typed.out
+    assert "--no-" not in typed.out
+    assert "[[" not in typed.out
+    assert not [line for line in typed.out.splitlines() if len(line) > 80]
 
 
 def test_python_m_daskpipe_is_the_command() -> None:

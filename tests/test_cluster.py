@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import socketserver
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -68,6 +69,40 @@ def test_lost_workers_are_reported_at_once(client: Client) -> None:
 def test_what_workers_print_goes_to_the_log(client: Client, workers_log: Path) -> None:
     client.run(lambda: os.write(1, b"said by a C library\n"))
     assert workers_log.read_text().count("said by a C library") == 2
+
+
+SCRIPT = """
+import os, signal, time
+from daskpipe.cluster import connect
+from daskpipe.config import Cluster
+
+print("begun", flush=True)
+
+def process():
+    return os.getpid()
+
+with connect(Cluster(workers=1, gpus=0)) as workers:
+    client = workers.client
+    (first,) = client.run(process).values()
+    (address,) = client.scheduler_info()["workers"]
+    os.kill(first, signal.SIGKILL)
+    while address in client.scheduler_info()["workers"]:
+        time.sleep(0.1)
+    client.wait_for_workers(1)  # its nanny starts another
+    second = client.submit(process).result()
+    print(len({first, second, os.getpid()}), "processes")
+"""
+
+
+@pytest.mark.parametrize("form", ["file", "standard input"])
+def test_a_script_needs_no_main_guard(form: str, tmp_path: Path) -> None:
+    """Workers do not run it again, nor do those that a nanny starts later; its functions reach them by value."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    words, said = ([script], None) if form == "file" else (["-"], SCRIPT)
+    done = subprocess.run([sys.executable, *words], input=said, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["begun", "3 processes"]
 
 
 def test_joining_leaves_the_cluster_as_it_was(client: Client) -> None:

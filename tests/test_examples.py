@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,10 +15,14 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
+import daskpipe
 from daskpipe.store import pack
 from daskpipe.structures import from_atoms
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+CURSOR = re.compile(r"\r(?!\n)|\x1b\[[0-9;?]*[A-HJKhl]")
+"""What moves a terminal's cursor, or erases."""
 
 
 def example(name: str) -> ModuleType:
@@ -99,7 +105,31 @@ def test_a_stream_goes_on_in_mid_epoch(dataset: Path, tmp_path: Path, capsys: py
         assert torch.equal(weights[name], value), name
 
 
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a kernel of its own, whose main module is no script; what it shows can be read."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(daskpipe.__file__).parents[1]))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    notebook = nbformat.read(EXAMPLES / "first_dataset.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # what is committed has none
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, kernel_name="python3", timeout=300, resources=resources).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = [output["data"] for output in outputs if "data" in output]
+    printed = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
+    read = COLOUR.sub("", printed + "".join(data.get("text/plain", "") for data in shown))
+    assert CURSOR.search(read) is None
+    for line in ("daskpipe emt_alloy in ", "explore ", "runs/notebook is complete", "<xarray.Dataset>", " eV"):
+        assert line in read
+    assert any("image/png" in data for data in shown)
+    ds = daskpipe.open_dataset(tmp_path / "runs" / "notebook" / "dataset.zarr")
+    assert ds.sizes["structure"] == 16
+
+
 def test_each_example_is_told_about() -> None:
     text = (EXAMPLES / "README.md").read_text()
-    for path in EXAMPLES.glob("*.py"):
+    for path in (*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")):
         assert f"`{path.name}`" in text

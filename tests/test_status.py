@@ -141,6 +141,26 @@ def test_rate_and_time_left_of_the_stage_under_way(under_way: tuple[Tree, Callab
     assert (state["state"], state["rate"], state["notice"]) == ("stopped", None, None)
 
 
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_status_fits_the_terminal(
+    width: int,
+    under_way: tuple[Tree, Callable[..., None]],
+    type_command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tree, tell = under_way
+    tell(3, committed(0))
+    tell(4, StageFinished(stage="explore", seconds=12.0, n_out=80, n_rejected=2))
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = [line.rstrip() for line in type_command("status", str(tree.root)).out.splitlines()]
+    if width == 40:
+        assert "explore: units 11, planned 40, out 80, rejected 2" in lines
+        return
+    heading = next(number for number, line in enumerate(lines) if line.startswith("stage"))
+    assert lines[heading].split() == ["stage", "units", "planned", "out", "rejected", "lost", "suspect", "yielded"]
+    assert lines[heading + 1].split() == ["explore", "11", "40", "80", "2"]
+
+
 def test_half_a_line_is_read_when_it_is_whole(under_way: tuple[Tree, Callable[..., None]]) -> None:
     tree, tell = under_way
     watch = Watch(tree.root)
