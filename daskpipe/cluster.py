@@ -164,10 +164,10 @@ def _join(settings: Cluster, address: str, log: Path | None, emit: Emit) -> Iter
 
 
 def _check_encrypted(settings: Cluster, address: str) -> bool:
-    """Return whether what is said there is heard by nobody else; refuse it if not, unless the config insists."""
-    if address.startswith("tls://") or not _beyond_this_machine(address.rpartition("://")[2]):
+    """Return whether an address talks TLS; refuse one on another machine that does not, unless the config insists."""
+    if address.startswith("tls://"):
         return True
-    if not settings.insecure:
+    if not settings.insecure and _beyond_this_machine(address.rpartition("://")[2]):
         raise ClusterError(
             f"{address} is not on this machine, and without TLS whoever is on the network could run programs as you. "
             "Start the scheduler with --protocol tls --tls-ca-file ... and give cluster.address=tls://... and "

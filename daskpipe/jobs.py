@@ -39,8 +39,8 @@ KEYS = "keys-"
 """Folders of keys in a run directory begin with this."""
 
 INSECURE = (
-    "WARNING: cluster.insecure=true: no TLS. Whoever reaches {address}, as every user of this machine does, can run "
-    "programs as you, and read and change your files, while this run lasts"
+    "WARNING: no TLS at {address}. Whoever reaches it, as every user of this machine does, can run programs as you,"
+    " and read and change your files, while this run lasts"
 )
 
 

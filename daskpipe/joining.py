@@ -24,7 +24,7 @@ from daskpipe.placement import GPU, Workers
 if TYPE_CHECKING:
     from distributed import Client
 
-JOIN_SECONDS = 20.0
+JOIN_SECONDS = 60.0
 """Time in which each worker must answer when a run begins."""
 
 LATE_SECONDS = 2.0

@@ -348,7 +348,7 @@ def test_without_tls_only_with_a_warning(
         address = workers.client.scheduler.address
         assert address.startswith("tcp://")
         assert list(tmp_path.glob("keys-*")) == []
-    assert f"WARNING: cluster.insecure=true: no TLS. Whoever reaches {address}" in capfd.readouterr().err
+    assert f"WARNING: no TLS at {address}. Whoever reaches it" in capfd.readouterr().err
     assert [event.address for event in events if isinstance(event, Insecure)] == [address]
     assert load("emt_alloy").cluster.insecure is False
     assert Tree(tmp_path).config.exists() is False

@@ -129,7 +129,7 @@ def test_the_tries_would_succeed_without_tls(tmp_path: Path, obeyed: Path, capfd
     assert owners == {"run_function", "run"}
     assert all(file.stat().st_uid == 0 for file in obeyed.iterdir())
     assert stranger.answers
-    assert "WARNING: cluster.insecure=true: no TLS" in capfd.readouterr().err
+    assert "WARNING: no TLS at tcp://127.0.0.1" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("dashboard", [True, False])
