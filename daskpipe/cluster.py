@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 from distributed import WorkerPlugin
 
 from daskpipe import jobs
+from daskpipe.addresses import LOOPBACK
 from daskpipe.config import Cluster
 from daskpipe.errors import ClusterError, ConfigError
 from daskpipe.events import Emit
-from daskpipe.jobs import LOOPBACK
 from daskpipe.placement import GPU, Workers
 from daskpipe.sites import WORKER_CONFIG, site_of
 

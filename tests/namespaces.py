@@ -104,7 +104,9 @@ def network(folder: Path, addresses: Mapping[str, str]) -> Iterator[Network]:
         IPv4 address of each, by name. The first in each ``/24`` is the gateway.
     """
     hosts_file = folder / "hosts"
-    hosts_file.write_text("".join(f"{address} {name}\n" for name, address in addresses.items()) + "127.0.0.1 localhost\n")
+    hosts_file.write_text(
+        "".join(f"{address} {name}\n" for name, address in addresses.items()) + "127.0.0.1 localhost\n"
+    )
     with ExitStack() as stack:
         switch = stack.enter_context(host("switch"))
         switch.run("ip", "link", "add", SWITCH, "type", "bridge")

@@ -1,7 +1,8 @@
 """A private Slurm for tests: munged, slurmctld and slurmd of its own, below a temporary folder, on ports of its own.
 
 One node, this machine, with two partitions, ``cpu`` and ``gpu``; its two GPUs are ``/dev/null`` and ``/dev/zero``.
-`two_nodes` has one of two nodes. Jobs run as the user of the tests, which must be root: slurmd starts them under their owner's name.
+`two_nodes` has one of two nodes. Jobs run as the user of the tests, which must be root: slurmd starts them under their
+owner's name.
 """
 
 from __future__ import annotations
@@ -205,7 +206,9 @@ def started(
         slurm.start_controller("-c")
         for name, prefix in slurmds.items():
             slurm.start(name, "slurmd", "-D", "-c", prefix=prefix)
-        _wait_for(lambda: slurm.answers("sinfo", "-hN", "-p", "cpu", "-o", "%T").split() == ["idle"] * len(nodes), slurm)
+        _wait_for(
+            lambda: slurm.answers("sinfo", "-hN", "-p", "cpu", "-o", "%T").split() == ["idle"] * len(nodes), slurm
+        )
         try:
             yield
         finally:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from daskpipe import keeper
+from daskpipe.addresses import LOOPBACK
 from daskpipe.errors import ClusterError
 from daskpipe.events import Event, Notice
-from daskpipe.jobs import KEY_FILES, LOOPBACK, key_files, remove_keys, scheduler
+from daskpipe.jobs import KEY_FILES, key_files, remove_keys, scheduler
 from daskpipe.keeper import Keeper
 from daskpipe.placement import CPU, GPU
 from daskpipe.sites import Site

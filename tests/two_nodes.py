@@ -1,7 +1,7 @@
 """A private Slurm of two nodes for tests: hosts ``head``, ``n1`` and ``n2`` of their own, which a switch joins.
 
-The controller and whoever submits are on ``head``; a fourth host, ``stranger``, is in another subnet. All share one file
-system. A node has one CPU, so that two jobs lie on two nodes.
+The controller and whoever submits are on ``head``; a fourth host, ``stranger``, is in another subnet. All share one
+file system. A node has one CPU, so that two jobs lie on two nodes.
 """
 
 from __future__ import annotations

@@ -60,6 +60,9 @@ def act(what: str, subject: str) -> None:
             assert pid > 1
             os.kill(pid, signal.SIGKILL)
         return
+    if kind == "sleep":
+        time.sleep(float(detail))
+        return
     assert kind == "stop", what
     os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(0.2)  # another thread may have taken the signal, and this one still run for a moment

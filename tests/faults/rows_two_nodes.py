@@ -1,0 +1,157 @@
+"""Rows of the matrix of faults: what becomes of a run on a real Slurm of two nodes, over TLS, as the network fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import two_nodes
+from driver import PATIENCE, Driver
+from rows_processes import STEPS, at_step
+from rows_slurm import OnSlurm
+from small_runs import last_segment, names_of
+from strikes import HURRIED, Bench, Row, newest, striking
+from two_nodes import TwoNodes
+
+SITE = """class: SLURM
+interface: eth0
+pools:
+  cpu: {jobs: 2, cores: 1, memory: 2GB, partition: cpu, walltime: "00:20:00"}
+"""
+
+CUT_SECONDS = 90.0
+"""Longer than Dask's connections live without an answer (30 s), shorter than Slurm waits for a node (300 s)."""
+
+SLOW_SECONDS = 15.0
+"""What units of `SLOW_STAGES` take longer, so that the run is not over before a cable is back."""
+
+SLOW_STAGES = ("explore", "label")
+
+
+@dataclass
+class OnNodes(OnSlurm):
+    """One run on two nodes that is to be disturbed."""
+
+    slurm: TwoNodes
+    began: float = field(default_factory=time.time)
+
+    def start(self) -> Driver:
+        """Start a driver on the head node."""
+        site = self.folder / "here.yaml"
+        site.write_text(SITE)
+        words = ("cluster.workers=null", f"cluster.name={site}")
+        return self.bench.start(self.run_dir, *words, program=HURRIED, prefix=self.slurm.head.prefix)
+
+    def units_on(self, node: str) -> list[Path]:
+        """Return the marks of units that are being computed on a node."""
+        marks = self.run_dir.glob("units/*/*/.*-work/*-running")
+        return [mark for mark in marks if f"//{two_nodes.ADDRESSES[node]}:" in _text_of(mark)]
+
+    def wait_for_units(self, driver: Driver, nodes: Sequence[str]) -> None:
+        """Wait until a unit is being computed on each of some nodes; exploration has begun by then."""
+        driver.wait_until(lambda events: names_of(events, "StageStarted", "explore") > 0)
+        deadline = time.monotonic() + PATIENCE
+        while not all(self.units_on(node) for node in nodes):
+            assert driver.process.poll() is None, f"the driver ended: {driver.log.read_text()}"
+            assert time.monotonic() < deadline, "the nodes do not work at once"
+            time.sleep(0.01)
+
+    def row(self, driver: Driver, fault: str, at: float, injected: int = 1) -> Row:
+        """Wait for the end; return the row, with what was lost meanwhile."""
+        row = self.finish(driver, fault, "explore", at, injected)
+        events = last_segment(self.run_dir)
+        lost = [event for event in events if event["event"] == "UnitLost"]
+        kinds = ", ".join(sorted({str(event["kind"]) for event in lost})) or "none"
+        row.detail = (
+            f"the run took {newest(self.run_dir) - self.began:.0f} s; units lost and computed again: {len(lost)} "
+            f"({kinds}); jobs submitted: {len(self.submitted())}"
+        )
+        return row
+
+
+def _text_of(mark: Path) -> str:
+    try:
+        return mark.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+@contextmanager
+def slowly(folder: Path) -> Iterator[None]:
+    """Let units that are started meanwhile take longer than they would."""
+    step = STEPS["as it computes"]
+    strikes = [at_step("slow", stage, step, act=f"sleep {SLOW_SECONDS:g}", times=100) for stage in SLOW_STAGES]
+    with striking(folder / "plan", strikes):
+        yield
+
+
+@contextmanager
+def disturbed(bench: Bench, slurm: TwoNodes, *nodes: str) -> Iterator[tuple[OnNodes, Driver]]:
+    """Yield a run with slow units once each of some nodes computes one."""
+    folder = bench.fresh()
+    with slowly(folder):
+        run = OnNodes(bench, slurm, folder)
+        driver = run.start()
+        run.wait_for_units(driver, nodes)
+        yield run, driver
+
+
+def wait_while_cut(run: OnNodes, driver: Driver, host: str) -> None:
+    """Pull a cable for a while; the run must still be under way when it is put in again."""
+    run.slurm.network.cut(host)
+    try:
+        time.sleep(CUT_SECONDS)
+        assert driver.process.poll() is None, f"the run was over before: {driver.log.read_text()}"
+    finally:
+        run.slurm.network.mend(host)
+
+
+def node_cut_and_mended(bench: Bench, slurm: TwoNodes) -> list[Row]:
+    """Pull the cable of a node that computes, and put it in again."""
+    with disturbed(bench, slurm, "n1", "n2") as (run, driver):
+        at = time.time()
+        wait_while_cut(run, driver, "n2")
+        return [run.row(driver, f"link of a node cut for {CUT_SECONDS:.0f} s", at)]
+
+
+def node_cut(bench: Bench, slurm: TwoNodes) -> list[Row]:
+    """Pull the cable of a node that computes; the run ends on the other one."""
+    with disturbed(bench, slurm, "n1", "n2") as (run, driver):
+        at = time.time()
+        slurm.network.cut("n2")
+        try:
+            assert driver.finish()
+        finally:
+            slurm.network.mend("n2")  # else Slurm would not know for minutes that the job there is over
+        return [run.row(driver, "link of a node cut until the run was over", at)]
+
+
+def node_killed(bench: Bench, slurm: TwoNodes) -> list[Row]:
+    """Kill a node's slurmd with all that its job has started; the run ends on the other one."""
+    with disturbed(bench, slurm, "n1", "n2") as (run, driver):
+        at = time.time()
+        n_killed = slurm.kill_node("n2")
+        try:
+            assert driver.finish()
+        finally:
+            slurm.start_node("n2")
+        return [run.row(driver, "slurmd of a node killed with its job", at, int(n_killed > 1))]
+
+
+def driver_cut_off(bench: Bench, slurm: TwoNodes) -> list[Row]:
+    """Pull the cable of the driver's node, and put it in again."""
+    with disturbed(bench, slurm, "n1", "n2") as (run, driver):
+        at = time.time()
+        wait_while_cut(run, driver, "head")
+        return [run.row(driver, f"driver's node cut off for {CUT_SECONDS:.0f} s", at)]
+
+
+DISTURBANCES: dict[str, Callable[[Bench, TwoNodes], list[Row]]] = {
+    "node-cut-and-mended": node_cut_and_mended,
+    "node-cut": node_cut,
+    "node-killed": node_killed,
+    "node-driver-cut-off": driver_cut_off,
+}
