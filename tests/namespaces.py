@@ -6,6 +6,7 @@ it, however that ends, and its interfaces go with it: nothing has a name or an a
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import shutil
 import subprocess
@@ -101,7 +102,7 @@ def network(folder: Path, addresses: Mapping[str, str]) -> Iterator[Network]:
     folder
         For their file of names.
     addresses
-        IPv4 address of each, by name. The first in each ``/24`` is the gateway.
+        Address of each, by name. The first of each subnet (``/24``, or ``/64`` of IPv6) is the gateway.
     """
     hosts_file = folder / "hosts"
     hosts_file.write_text(
@@ -111,17 +112,30 @@ def network(folder: Path, addresses: Mapping[str, str]) -> Iterator[Network]:
         switch = stack.enter_context(host("switch"))
         switch.run("ip", "link", "add", SWITCH, "type", "bridge")
         switch.run("ip", "link", "set", SWITCH, "up")
-        switch.run("sysctl", "--write", "net.ipv4.ip_forward=1")
-        gateways = {address.rpartition(".")[0] + ".1" for address in addresses.values()}
-        for gateway in sorted(gateways):
-            switch.run("ip", "address", "add", f"{gateway}/24", "dev", SWITCH)
+        switch.run("sysctl", "--write", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        for gateway in sorted({_gateway(address) for address in addresses.values()}):
+            _add_address(switch, gateway, SWITCH)
         hosts = {}
         for name, address in addresses.items():
             hosts[name] = made = stack.enter_context(host(name, hosts_file))
             peer = ("peer", "name", "eth0", "netns", made.pid)
             switch.run("ip", "link", "add", f"port-{name}", "type", "veth", *peer)
             switch.run("ip", "link", "set", f"port-{name}", "master", SWITCH, "up")
-            made.run("ip", "address", "add", f"{address}/24", "dev", "eth0")
+            _add_address(made, address, "eth0")
             made.run("ip", "link", "set", "eth0", "up")
-            made.run("ip", "route", "add", "default", "via", address.rpartition(".")[0] + ".1")
+            made.run("ip", "route", "add", "default", "via", _gateway(address))
         yield Network(switch, hosts)
+
+
+def _subnet(address: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(f"{address}/{64 if ':' in address else 24}", strict=False)
+
+
+def _gateway(address: str) -> str:
+    return str(_subnet(address)[1])
+
+
+def _add_address(host: Host, address: str, interface: str) -> None:
+    # An IPv6 address is used at once, and not only when nobody has been seen to have it, too.
+    at_once = ["nodad"] if ":" in address else []
+    host.run("ip", "address", "add", f"{address}/{_subnet(address).prefixlen}", "dev", interface, *at_once)

@@ -51,6 +51,7 @@ ReturnToService=2
 KillWait=5
 SchedulerParameters=bf_interval=1,sched_interval=2,batch_sched_delay=0
 SlurmdParameters=config_overrides
+{more}
 PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 PartitionName=gpu Nodes=ALL MaxTime=INFINITE State=UP
 """
@@ -168,7 +169,12 @@ def own_folder() -> Iterator[Path]:
 
 @contextmanager
 def started(
-    slurm: Slurm, controller: str, nodes: Sequence[str], slurmds: Mapping[str, Sequence[str]], gpus: str = ""
+    slurm: Slurm,
+    controller: str,
+    nodes: Sequence[str],
+    slurmds: Mapping[str, Sequence[str]],
+    gpus: str = "",
+    more: str = "",
 ) -> Iterator[None]:
     """Start the daemons, point SLURM_CONF at them, and stop them with all jobs at the end.
 
@@ -184,11 +190,13 @@ def started(
         Words before the command of each node's daemon, by the daemon's name.
     gpus
         Content of ``gres.conf``.
+    more
+        Another line of ``slurm.conf``.
     """
     folder = slurm.folder
     with ExitStack() as left, pytest.MonkeyPatch.context() as patch:
         left.callback(lambda: [slurm.stop(name) for name in list(slurm.daemons)])
-        _write_files(folder, controller, nodes, gpus)
+        _write_files(folder, controller, nodes, gpus, more)
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         munge = folder / "munge"
         options = [
@@ -219,7 +227,7 @@ def started(
             slurm.wait_until_idle(STOP_SECONDS)
 
 
-def _write_files(folder: Path, controller: str, nodes: Sequence[str], gpus: str) -> None:
+def _write_files(folder: Path, controller: str, nodes: Sequence[str], gpus: str, more: str) -> None:
     for name in ("state", "munge"):
         (folder / name).mkdir(mode=0o755)
     owner = pwd.getpwnam("munge")
@@ -228,7 +236,7 @@ def _write_files(folder: Path, controller: str, nodes: Sequence[str], gpus: str)
     key.chmod(0o400)
     for path in (key.parent, key):
         os.chown(path, owner.pw_uid, owner.pw_gid)
-    config = CONFIG.format(folder=folder, controller=controller, ports=_free_ports(2))
+    config = CONFIG.format(folder=folder, controller=controller, ports=_free_ports(2), more=more)
     (folder / "slurm.conf").write_text("\n".join([config, *nodes, ""]))
     (folder / "gres.conf").write_text(gpus)
     (folder / "cgroup.conf").touch()

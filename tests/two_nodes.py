@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -21,6 +21,8 @@ from slurm import Slurm
 NODES = ("n1", "n2")
 ADDRESSES = {"head": "10.77.0.10", "n1": "10.77.0.11", "n2": "10.77.0.12", "stranger": "10.99.0.13"}
 """In namespaces of the test's own: any number of tests may use them at once."""
+
+IPV6_ADDRESSES = {"head": "fd77::10", "n1": "fd77::11", "n2": "fd77::12", "stranger": "fd99::13"}
 
 NODE = "NodeName={name} NodeAddr={address} CPUs=1 RealMemory=20000 State=UNKNOWN"
 
@@ -78,11 +80,12 @@ def _network_of(pid: int) -> str:
 
 
 @contextmanager
-def running() -> Iterator[TwoNodes]:
-    """Start hosts and a Slurm on them, and end it with all jobs, and them."""
-    with slurm.own_folder() as folder, namespaces.network(folder, ADDRESSES) as network:
+def running(addresses: Mapping[str, str] = ADDRESSES) -> Iterator[TwoNodes]:
+    """Start hosts that have these addresses and a Slurm on them, and end it with all jobs, and them."""
+    more = "CommunicationParameters=EnableIPv6,DisableIPv4" if ":" in addresses["head"] else ""
+    with slurm.own_folder() as folder, namespaces.network(folder, addresses) as network:
         here = TwoNodes(folder, network.hosts["head"].prefix, network=network)
-        lines = [NODE.format(name=name, address=ADDRESSES[name]) for name in NODES]
+        lines = [NODE.format(name=name, address=addresses[name]) for name in NODES]
         slurmds: dict[str, Sequence[str]] = {f"slurmd-{name}": network.hosts[name].prefix for name in NODES}
-        with slurm.started(here, f"head({ADDRESSES['head']})", lines, slurmds):
+        with slurm.started(here, f"head({addresses['head']})", lines, slurmds, more=more):
             yield here

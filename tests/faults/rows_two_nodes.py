@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import intruder
 import two_nodes
 from driver import PATIENCE, Driver
+from namespaces import Host
 from rows_processes import STEPS, at_step
 from rows_slurm import OnSlurm
 from small_runs import last_segment, names_of
-from strikes import HURRIED, Bench, Row, newest, striking
+from strikes import HURRIED, PYTHON, Bench, Row, newest, striking
 from two_nodes import TwoNodes
 
 SITE = """class: SLURM
@@ -29,6 +33,8 @@ SLOW_SECONDS = 15.0
 """What units of `SLOW_STAGES` take longer, so that the run is not over before a cable is back."""
 
 SLOW_STAGES = ("explore", "label")
+
+INTRUDER = str(Path(intruder.__file__))
 
 
 @dataclass
@@ -58,6 +64,18 @@ class OnNodes(OnSlurm):
             assert driver.process.poll() is None, f"the driver ended: {driver.log.read_text()}"
             assert time.monotonic() < deadline, "the nodes do not work at once"
             time.sleep(0.01)
+
+    def listeners(self, driver: Driver) -> list[str]:
+        """Return address and port of all that listens off loopback for the run, its scheduler first."""
+        found = [f"{address}:{port}" for address, port in self.slurm.head.listening()[driver.process.pid]]
+        for node in two_nodes.NODES:
+            here = self.slurm.node(node).listening()
+            del here[self.slurm.daemons[f"slurmd-{node}"].pid]
+            found += [f"{address}:{port}" for listening in here.values() for address, port in listening]
+        off_loopback = [listener for listener in found if not listener.startswith("127.")]
+        # The scheduler; a nanny and a worker on each node.
+        assert len(off_loopback) == 1 + 2 * len(two_nodes.NODES), off_loopback
+        return off_loopback
 
     def row(self, driver: Driver, fault: str, at: float, injected: int = 1) -> Row:
         """Wait for the end; return the row, with what was lost meanwhile."""
@@ -125,7 +143,10 @@ def node_cut(bench: Bench, slurm: TwoNodes) -> list[Row]:
         try:
             assert driver.finish()
         finally:
-            slurm.network.mend("n2")  # else Slurm would not know for minutes that the job there is over
+            slurm.network.mend("n2")
+            # Slurm asks a node that did not answer again after minutes only; a slurmd that starts reports itself.
+            slurm.stop("slurmd-n2")
+            slurm.start_node("n2")
         return [run.row(driver, "link of a node cut until the run was over", at)]
 
 
@@ -149,9 +170,40 @@ def driver_cut_off(bench: Bench, slurm: TwoNodes) -> list[Row]:
         return [run.row(driver, f"driver's node cut off for {CUT_SECONDS:.0f} s", at)]
 
 
+def intruders(bench: Bench, slurm: TwoNodes) -> list[Row]:
+    """Give orders to all that listens for the run, without its keys, from a node of the site and from outside of it."""
+    rows = []
+    for host in (slurm.node("n1"), slurm.stranger):
+        with disturbed(bench, slurm, "n1", "n2") as (run, driver):
+            canaries = run.folder / "canaries"
+            canaries.mkdir()
+            listeners = run.listeners(driver)
+            at = time.time()
+            heard = order_from(host, canaries, "-", *listeners)
+            refused = [answer for answer in heard["answers"] if answer.startswith("refused")]
+            assert driver.process.poll() is None, f"the run was over before: {driver.log.read_text()}"
+            assert not list(canaries.iterdir()), "an order without keys was obeyed"
+            # Without this the refusals would show nothing.
+            (keys,) = run.run_dir.glob("keys-*")
+            order_from(host, canaries, str(keys), listeners[0])
+            assert len(list(canaries.iterdir())) == 1, "an order with the keys of the run was not obeyed"
+            where = "a node of the site" if host.name == "n1" else "another subnet"
+            row = run.row(driver, f"orders without the run's keys from {where}", at, len(heard["answers"]))
+            row.survived = len(refused)
+            rows.append(row)
+    return rows
+
+
+def order_from(host: Host, canaries: Path, keys: str, *listeners: str) -> dict[str, Any]:
+    """Return what was answered to orders that are given from a host."""
+    found: dict[str, Any] = json.loads(host.run(PYTHON, INTRUDER, canaries, keys, *listeners))
+    return found
+
+
 DISTURBANCES: dict[str, Callable[[Bench, TwoNodes], list[Row]]] = {
     "node-cut-and-mended": node_cut_and_mended,
     "node-cut": node_cut,
     "node-killed": node_killed,
     "node-driver-cut-off": driver_cut_off,
+    "node-intruders": intruders,
 }
