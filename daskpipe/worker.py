@@ -5,15 +5,23 @@ Left to itself a Dask worker listens on all interfaces, and so does its HTTP ser
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from daskpipe.addresses import address_of_interface, address_towards, bracketed
 from daskpipe.errors import ClusterError
-from daskpipe.sites import WORKER_CONFIG
+from daskpipe.sites import DEATH_SECONDS, WORKER_CONFIG
 
 LOOPBACK_HTTP = "127.0.0.1:0"
+
+KEY_SECONDS = 30.0
+"""Seconds between two looks for the run's key."""
 
 
 def arguments(words: Sequence[str]) -> list[str]:
@@ -50,6 +58,28 @@ def arguments(words: Sequence[str]) -> list[str]:
     return [address, *options, *listen]
 
 
+def end_with_key(key: Path) -> None:
+    """End this process once the key of its run is gone, with which the run's driver ended.
+
+    Where a machine has lost its network, Dask's nanny does not hear that its worker gave up. It would start another
+    one, which cannot read its key, again and again until the job's walltime.
+    """
+    missed = 0
+    while missed < 2:
+        time.sleep(KEY_SECONDS)
+        try:
+            key.stat()
+            missed = 0
+        except FileNotFoundError:
+            missed += 1
+        except OSError:  # the file server does not answer, which says nothing of the run
+            missed = 0
+    print(f"daskpipe: {key} is gone, and so is the run", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(DEATH_SECONDS)
+    os._exit(1)
+
+
 def main() -> None:
     """Run ``dask worker``."""
     import dask
@@ -59,6 +89,9 @@ def main() -> None:
         words = arguments(sys.argv[1:])
     except ClusterError as error:
         sys.exit(f"error: {error}")
+    if "--tls-key" in words:
+        key = Path(words[words.index("--tls-key") + 1])
+        threading.Thread(target=end_with_key, args=(key,), daemon=True).start()
     with dask.config.set(WORKER_CONFIG):
         dask_worker(words)
 
