@@ -60,8 +60,9 @@ def act(what: str, subject: str) -> None:
             assert pid > 1
             os.kill(pid, signal.SIGKILL)
         return
-    if kind == "sleep":
-        time.sleep(float(detail))
+    if kind == "wait":  # for a file
+        while not Path(PLAN, detail).exists():
+            time.sleep(0.05)
         return
     assert kind == "stop", what
     os.kill(os.getpid(), signal.SIGSTOP)

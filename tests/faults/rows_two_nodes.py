@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import intruder
 import two_nodes
@@ -17,8 +16,10 @@ from namespaces import Host
 from rows_processes import STEPS, at_step
 from rows_slurm import OnSlurm
 from small_runs import last_segment, names_of
-from strikes import HURRIED, PYTHON, Bench, Row, newest, striking
+from strikes import HURRIED, PYTHON, Bench, Row, ended, newest, striking
 from two_nodes import TwoNodes
+
+from daskpipe.errors import EXIT_QUARANTINED
 
 SITE = """class: SLURM
 interface: eth0
@@ -29,10 +30,8 @@ pools:
 CUT_SECONDS = 90.0
 """Longer than Dask's connections live without an answer (30 s), shorter than Slurm waits for a node (300 s)."""
 
-SLOW_SECONDS = 15.0
-"""What units of `SLOW_STAGES` take longer, so that the run is not over before a cable is back."""
-
-SLOW_STAGES = ("explore", "label")
+HELD_STAGES = ("explore", "label")
+"""Stages whose units wait until they are released, so that each fault comes while units are under way."""
 
 INTRUDER = str(Path(intruder.__file__))
 
@@ -64,6 +63,11 @@ class OnNodes(OnSlurm):
             assert driver.process.poll() is None, f"the driver ended: {driver.log.read_text()}"
             assert time.monotonic() < deadline, "the nodes do not work at once"
             time.sleep(0.01)
+
+    def release(self, *stages: str) -> None:
+        """Let units of stages go on that wait, and those that come."""
+        for stage in stages:
+            (self.folder / "plan" / stage).touch()
 
     def listeners(self, driver: Driver) -> list[str]:
         """Return address and port of all that listens off loopback for the run, its scheduler first."""
@@ -98,50 +102,48 @@ def _text_of(mark: Path) -> str:
 
 
 @contextmanager
-def slowly(folder: Path) -> Iterator[None]:
-    """Let units that are started meanwhile take longer than they would."""
-    step = STEPS["as it computes"]
-    strikes = [at_step("slow", stage, step, act=f"sleep {SLOW_SECONDS:g}", times=100) for stage in SLOW_STAGES]
-    with striking(folder / "plan", strikes):
-        yield
-
-
-@contextmanager
-def disturbed(bench: Bench, slurm: TwoNodes, *nodes: str) -> Iterator[tuple[OnNodes, Driver]]:
-    """Yield a run with slow units once each of some nodes computes one."""
+def disturbed(bench: Bench, slurm: TwoNodes) -> Iterator[tuple[OnNodes, Driver]]:
+    """Yield a run of which each node computes a unit of exploration, which waits to be released."""
     folder = bench.fresh()
-    with slowly(folder):
+    step = STEPS["as it computes"]
+    holds = [at_step("held", stage, step, act=f"wait {stage}", times=100) for stage in HELD_STAGES]
+    with striking(folder / "plan", holds):
         run = OnNodes(bench, slurm, folder)
         driver = run.start()
-        run.wait_for_units(driver, nodes)
-        yield run, driver
+        run.wait_for_units(driver, two_nodes.NODES)
+        try:
+            yield run, driver
+        finally:
+            run.release(*HELD_STAGES)
 
 
-def wait_while_cut(run: OnNodes, driver: Driver, host: str) -> None:
-    """Pull a cable for a while; the run must still be under way when it is put in again."""
+def cut_for_a_while(run: OnNodes, host: str) -> None:
+    """Pull a cable, and put it in again; exploration goes on meanwhile, and labels wait."""
     run.slurm.network.cut(host)
     try:
+        run.release("explore")
         time.sleep(CUT_SECONDS)
-        assert driver.process.poll() is None, f"the run was over before: {driver.log.read_text()}"
     finally:
         run.slurm.network.mend(host)
+    run.release("label")
 
 
 def node_cut_and_mended(bench: Bench, slurm: TwoNodes) -> list[Row]:
     """Pull the cable of a node that computes, and put it in again."""
-    with disturbed(bench, slurm, "n1", "n2") as (run, driver):
+    with disturbed(bench, slurm) as (run, driver):
         at = time.time()
-        wait_while_cut(run, driver, "n2")
+        cut_for_a_while(run, "n2")
         return [run.row(driver, f"link of a node cut for {CUT_SECONDS:.0f} s", at)]
 
 
 def node_cut(bench: Bench, slurm: TwoNodes) -> list[Row]:
     """Pull the cable of a node that computes; the run ends on the other one."""
-    with disturbed(bench, slurm, "n1", "n2") as (run, driver):
+    with disturbed(bench, slurm) as (run, driver):
         at = time.time()
         slurm.network.cut("n2")
         try:
-            assert driver.finish()
+            run.release(*HELD_STAGES)
+            ended(driver, EXIT_QUARANTINED)
         finally:
             slurm.network.mend("n2")
             # Slurm asks a node that did not answer again after minutes only; a slurmd that starts reports itself.
@@ -152,11 +154,12 @@ def node_cut(bench: Bench, slurm: TwoNodes) -> list[Row]:
 
 def node_killed(bench: Bench, slurm: TwoNodes) -> list[Row]:
     """Kill a node's slurmd with all that its job has started; the run ends on the other one."""
-    with disturbed(bench, slurm, "n1", "n2") as (run, driver):
+    with disturbed(bench, slurm) as (run, driver):
         at = time.time()
         n_killed = slurm.kill_node("n2")
         try:
-            assert driver.finish()
+            run.release(*HELD_STAGES)
+            ended(driver, EXIT_QUARANTINED)
         finally:
             slurm.start_node("n2")
         return [run.row(driver, "slurmd of a node killed with its job", at, int(n_killed > 1))]
@@ -164,40 +167,39 @@ def node_killed(bench: Bench, slurm: TwoNodes) -> list[Row]:
 
 def driver_cut_off(bench: Bench, slurm: TwoNodes) -> list[Row]:
     """Pull the cable of the driver's node, and put it in again."""
-    with disturbed(bench, slurm, "n1", "n2") as (run, driver):
+    with disturbed(bench, slurm) as (run, driver):
         at = time.time()
-        wait_while_cut(run, driver, "head")
+        cut_for_a_while(run, "head")
         return [run.row(driver, f"driver's node cut off for {CUT_SECONDS:.0f} s", at)]
 
 
 def intruders(bench: Bench, slurm: TwoNodes) -> list[Row]:
-    """Give orders to all that listens for the run, without its keys, from a node of the site and from outside of it."""
-    rows = []
-    for host in (slurm.node("n1"), slurm.stranger):
-        with disturbed(bench, slurm, "n1", "n2") as (run, driver):
-            canaries = run.folder / "canaries"
-            canaries.mkdir()
-            listeners = run.listeners(driver)
-            at = time.time()
-            heard = order_from(host, canaries, "-", *listeners)
-            refused = [answer for answer in heard["answers"] if answer.startswith("refused")]
-            assert driver.process.poll() is None, f"the run was over before: {driver.log.read_text()}"
-            assert not list(canaries.iterdir()), "an order without keys was obeyed"
-            # Without this the refusals would show nothing.
-            (keys,) = run.run_dir.glob("keys-*")
-            order_from(host, canaries, str(keys), listeners[0])
-            assert len(list(canaries.iterdir())) == 1, "an order with the keys of the run was not obeyed"
-            where = "a node of the site" if host.name == "n1" else "another subnet"
-            row = run.row(driver, f"orders without the run's keys from {where}", at, len(heard["answers"]))
-            row.survived = len(refused)
-            rows.append(row)
-    return rows
+    """Give orders to all that listens for a run, without its keys, from one of its nodes and from another subnet."""
+    with disturbed(bench, slurm) as (run, driver):
+        canaries = run.folder / "canaries"
+        canaries.mkdir()
+        listeners = run.listeners(driver)
+        at = time.time()
+        refused, n_orders = 0, 0
+        for host in (slurm.node("n1"), slurm.stranger):
+            answers = order_from(host, canaries, "-", *listeners)
+            refused += sum(answer.startswith("refused") for answer in answers)
+            n_orders += len(answers)
+        assert not list(canaries.iterdir()), "an order without keys was obeyed"
+        # Without this the refusals would show nothing.
+        (keys,) = run.run_dir.glob("keys-*")
+        order_from(slurm.stranger, canaries, str(keys), listeners[0])
+        assert len(list(canaries.iterdir())) == 1, "an order with the keys of the run was not obeyed"
+        run.release(*HELD_STAGES)
+        row = run.row(driver, "orders without the run's keys, from a node and from another subnet", at, n_orders)
+        row.survived = refused
+        return [row]
 
 
-def order_from(host: Host, canaries: Path, keys: str, *listeners: str) -> dict[str, Any]:
-    """Return what was answered to orders that are given from a host."""
-    found: dict[str, Any] = json.loads(host.run(PYTHON, INTRUDER, canaries, keys, *listeners))
-    return found
+def order_from(host: Host, canaries: Path, keys: str, *listeners: str) -> list[str]:
+    """Return what was answered to orders that are given from a host, which reaches all listeners."""
+    answers: list[str] = json.loads(host.run(PYTHON, INTRUDER, canaries, keys, *listeners))
+    return answers
 
 
 DISTURBANCES: dict[str, Callable[[Bench, TwoNodes], list[Row]]] = {

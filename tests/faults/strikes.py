@@ -44,7 +44,7 @@ class Strike:
         `mkdir`, `fsync`, `rename` or `write`, and `before`, `after` or (of a write) `half`; what the path, or of a
         write the path and the text, must match.
     act
-        ``kill self|parent|FILE ...``, ``stop``, ``raise ERRNO``, ``fill``, ``sleep SECONDS``.
+        ``kill self|parent|FILE ...``, ``stop``, ``raise ERRNO``, ``fill``, ``wait FILE``.
     times
         How often.
     file
