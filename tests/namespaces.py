@@ -18,12 +18,14 @@ from pathlib import Path
 WAIT = 'hostname "$0" && ip link set lo up && { test -z "$1" || mount --bind "$1" /etc/hosts; } && echo && exec cat'
 """What the process of a host does; ``cat`` ends when the other end of its input is closed."""
 
+FORWARD = "echo 1 | tee /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding"
+
 SWITCH = "br0"
 
 
 def missing() -> str | None:
     """Return why there can be no such hosts here, and what to do about it; None if there can."""
-    if absent := [name for name in ("ip", "nsenter", "setpriv", "unshare") if shutil.which(name) is None]:
+    if absent := [name for name in ("ip", "nsenter", "setpriv", "ss", "unshare") if shutil.which(name) is None]:
         return f"no {', '.join(absent)} on the PATH: apt-get install iproute2 util-linux"
     if os.geteuid():
         return "network namespaces are root's to make"
@@ -112,7 +114,7 @@ def network(folder: Path, addresses: Mapping[str, str]) -> Iterator[Network]:
         switch = stack.enter_context(host("switch"))
         switch.run("ip", "link", "add", SWITCH, "type", "bridge")
         switch.run("ip", "link", "set", SWITCH, "up")
-        switch.run("sysctl", "--write", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        switch.run("sh", "-c", FORWARD)
         for gateway in sorted({_gateway(address) for address in addresses.values()}):
             _add_address(switch, gateway, SWITCH)
         hosts = {}

@@ -183,7 +183,7 @@ def intruders(bench: Bench, slurm: TwoNodes) -> list[Row]:
         refused, n_orders = 0, 0
         for host in (slurm.node("n1"), slurm.stranger):
             answers = order_from(host, canaries, "-", *listeners)
-            refused += sum(answer.startswith("refused") for answer in answers)
+            refused += answers.count("refused")
             n_orders += len(answers)
         assert not list(canaries.iterdir()), "an order without keys was obeyed"
         # Without this the refusals would show nothing.
@@ -197,7 +197,7 @@ def intruders(bench: Bench, slurm: TwoNodes) -> list[Row]:
 
 
 def order_from(host: Host, canaries: Path, keys: str, *listeners: str) -> list[str]:
-    """Return what was answered to orders that are given from a host, which reaches all listeners."""
+    """Return whether each order that is given from a host, which reaches all listeners, was heard or refused."""
     answers: list[str] = json.loads(host.run(PYTHON, INTRUDER, canaries, keys, *listeners))
     return answers
 
