@@ -114,7 +114,13 @@ class Slurm:
         self.start("slurmctld", "slurmctld", "-D", *options, prefix=self.prefix)
 
     def stop_controller(self) -> None:
-        """Kill slurmctld: jobs go on, and no command of Slurm is answered."""
+        """End slurmctld: jobs go on, and no command of Slurm is answered.
+
+        It may write down what it knows: from a job that it has just started and forgotten it takes the node away for
+        good.
+        """
+        self.daemons["slurmctld"].terminate()
+        self.daemons["slurmctld"].wait(START_SECONDS)
         self.stop("slurmctld")
 
     def squeue(self) -> dict[str, dict[str, str]]:
