@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 from distributed import WorkerPlugin
 
 from daskpipe import jobs
+from daskpipe.addresses import LOOPBACK
 from daskpipe.config import Cluster
 from daskpipe.errors import ClusterError, ConfigError
 from daskpipe.events import Emit
 from daskpipe.gpus import visible_gpus
-from daskpipe.jobs import LOOPBACK
 from daskpipe.joining import join
 from daskpipe.placement import GPU, Workers
 from daskpipe.sites import WORKER_CONFIG, site_of

@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from distributed import Scheduler, WorkerPlugin
 from distributed.spans import SpanMetadata, SpansSchedulerExtension
 
 from daskpipe import sites
+from daskpipe.addresses import LOOPBACK, address_of_interface, address_of_this_machine, bracketed
 from daskpipe.errors import ClusterError, DiskError
 from daskpipe.events import Emit, Insecure, Notice
 from daskpipe.gpus import visible_gpus
@@ -32,7 +32,6 @@ from daskpipe.placement import GPU, Workers
 if TYPE_CHECKING:
     from distributed import Security, SpecCluster
 
-LOOPBACK = "127.0.0.1"
 KEY_FILES = ("ca.pem", "cert.pem", "key.pem")
 SECRET_BYTES = 16
 KEYS = "keys-"
@@ -101,22 +100,11 @@ def address_of(site: sites.Site) -> str:
     Raises
     ------
     ClusterError
-        If there is no such interface here.
+        If there is no such interface here, or it is not known which one it is.
     """
-    from distributed.utils import get_ip_interface
-
     if site.interface is not None:
-        try:
-            return get_ip_interface(site.interface)
-        except ValueError as error:
-            raise ClusterError(f"interface of site {site.name}: {error}. Change it in the site's file") from error
-    # No packet is sent: this asks for the route only, to an address that is set aside for documentation.
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-            return probe.getsockname()[0]
-        except OSError:  # no route to elsewhere: the jobs can only be on this machine
-            return LOOPBACK
+        return address_of_interface(site.interface)
+    return address_of_this_machine(site.name)
 
 
 class Spans(SpansSchedulerExtension):
@@ -183,7 +171,7 @@ def scheduler(address: str, security: Security | None, dashboard: str | None) ->
 
     secret = secrets.token_urlsafe(SECRET_BYTES)
     options = {
-        "host": address,
+        "host": bracketed(address),
         "port": 0,
         "protocol": protocol(security),
         "security": security,

@@ -1,7 +1,8 @@
 """A private Slurm for tests: munged, slurmctld and slurmd of its own, below a temporary folder, on ports of its own.
 
 One node, this machine, with two partitions, ``cpu`` and ``gpu``; its two GPUs are ``/dev/null`` and ``/dev/zero``.
-Jobs run as the user of the tests, which must be root: slurmd starts them under their owner's name.
+`two_nodes` has one of two nodes. Jobs run as the user of the tests, which must be root: slurmd starts them under their
+owner's name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ N_CPUS = 16
 
 CONFIG = """
 ClusterName=daskpipe
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={controller}
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 SlurmUser=root
@@ -35,9 +36,9 @@ AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket
 CryptoType=crypto/munge
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -50,10 +51,12 @@ ReturnToService=2
 KillWait=5
 SchedulerParameters=bf_interval=1,sched_interval=2,batch_sched_delay=0
 SlurmdParameters=config_overrides
-NodeName={host} NodeAddr=127.0.0.1 CPUs={n_cpus} RealMemory=20000 Gres=gpu:2 State=UNKNOWN
+{more}
 PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 PartitionName=gpu Nodes=ALL MaxTime=INFINITE State=UP
 """
+
+NODE = "NodeName={host} NodeAddr=127.0.0.1 CPUs={n_cpus} RealMemory=20000 Gres=gpu:2 State=UNKNOWN"
 
 GPUS = """
 NodeName={host} Name=gpu File=/dev/null
@@ -80,15 +83,25 @@ class Slurm:
     """A Slurm that runs: SLURM_CONF of this process points at it."""
 
     folder: Path
+    prefix: Sequence[str] = ()
+    """Words before the controller's command, and before those that ask it: where it runs."""
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def start(self, *words: str, user: str | None = None) -> None:
-        """Start a daemon in the foreground of a session of its own."""
-        name = words[0]
+    def start(self, name: str, *words: str, user: str | None = None, prefix: Sequence[str] = ()) -> None:
+        """Start a daemon in the foreground of a session of its own; it ends with this process."""
+        command = ["setpriv", "--pdeathsig=KILL", "--", *prefix, *words]
         with (self.folder / f"{name}.out").open("ab") as out:
             self.daemons[name] = subprocess.Popen(
-                words, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True, user=user, group=user
+                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True, user=user, group=user
             )
+
+    def command(self, *words: object) -> str:
+        """Run a command of Slurm; return what it printed."""
+        return command(*self.prefix, *words)
+
+    def answers(self, *words: str) -> str:
+        """Return what a command of Slurm prints, whether or not it succeeds."""
+        return subprocess.run([*self.prefix, *words], capture_output=True, text=True).stdout
 
     def stop(self, name: str) -> None:
         """Kill a daemon, as a machine that goes down does."""
@@ -96,17 +109,23 @@ class Slurm:
         daemon.kill()
         daemon.wait(STOP_SECONDS)
 
-    def start_controller(self) -> None:
-        """Start slurmctld, with the jobs that it knew before."""
-        self.start("slurmctld", "-D")
+    def start_controller(self, *options: str) -> None:
+        """Start slurmctld, with the jobs that it knew before unless the options say otherwise."""
+        self.start("slurmctld", "slurmctld", "-D", *options, prefix=self.prefix)
 
     def stop_controller(self) -> None:
-        """Kill slurmctld: jobs go on, and no command of Slurm is answered."""
+        """End slurmctld: jobs go on, and no command of Slurm is answered.
+
+        It may write down what it knows: from a job that it has just started and forgotten it takes the node away for
+        good.
+        """
+        self.daemons["slurmctld"].terminate()
+        self.daemons["slurmctld"].wait(START_SECONDS)
         self.stop("slurmctld")
 
     def squeue(self) -> dict[str, dict[str, str]]:
         """Jobs that are not over, by id: their name, state, partition."""
-        lines = command("squeue", "-h", "-o", "%A|%j|%T|%P").splitlines()
+        lines = self.command("squeue", "-h", "-o", "%A|%j|%T|%P").splitlines()
         return {
             job_id: {"name": name, "state": state, "partition": partition}
             for job_id, name, state, partition in (line.split("|") for line in lines)
@@ -114,10 +133,10 @@ class Slurm:
 
     def requeue(self, job_id: str) -> None:
         """Have a job ended, and started again a few seconds after."""
-        command("scontrol", "requeue", job_id)
+        self.command("scontrol", "requeue", job_id)
         _wait_for(lambda: self.squeue().get(job_id, {}).get("state") == "PENDING", self)
         # Slurm holds it for two minutes. Started at once, it would be taken for the one that was ended.
-        command("scontrol", "update", f"JobId={job_id}", "StartTime=now+5")
+        self.command("scontrol", "update", f"JobId={job_id}", "StartTime=now+5")
 
     def wait_until_idle(self, seconds: float) -> None:
         """Wait until the queue is empty and the node has no job's processes left."""
@@ -134,14 +153,56 @@ class Slurm:
 @contextmanager
 def running() -> Iterator[Slurm]:
     """Start a Slurm, point SLURM_CONF at it, and stop it with all its jobs at the end."""
+    host = socket.gethostname()
+    with own_folder() as folder:
+        slurm = Slurm(folder)
+        node = NODE.format(host=host, n_cpus=N_CPUS)
+        with started(slurm, f"{host}(127.0.0.1)", [node], {"slurmd": ()}, gpus=GPUS.format(host=host)):
+            yield slurm
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """Yield a temporary folder for a Slurm; remove it."""
     # Not pytest's folder, which nobody but its owner may enter: munged runs as a user of its own.
     folder = Path(tempfile.mkdtemp(prefix="daskpipe-slurm-"))
-    folder.chmod(0o755)
-    slurm = Slurm(folder)
+    try:
+        folder.chmod(0o755)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def started(
+    slurm: Slurm,
+    controller: str,
+    nodes: Sequence[str],
+    slurmds: Mapping[str, Sequence[str]],
+    gpus: str = "",
+    more: str = "",
+) -> Iterator[None]:
+    """Start the daemons, point SLURM_CONF at them, and stop them with all jobs at the end.
+
+    Parameters
+    ----------
+    slurm
+        What becomes of them.
+    controller
+        Name and address of the controller's host.
+    nodes
+        Lines of ``slurm.conf``.
+    slurmds
+        Words before the command of each node's daemon, by the daemon's name.
+    gpus
+        Content of ``gres.conf``.
+    more
+        Another line of ``slurm.conf``.
+    """
+    folder = slurm.folder
     with ExitStack() as left, pytest.MonkeyPatch.context() as patch:
-        left.callback(shutil.rmtree, folder, ignore_errors=True)
         left.callback(lambda: [slurm.stop(name) for name in list(slurm.daemons)])
-        _write_files(folder)
+        _write_files(folder, controller, nodes, gpus, more)
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         munge = folder / "munge"
         options = [
@@ -154,23 +215,26 @@ def running() -> Iterator[Slurm]:
                 ("seed-file", "seed"),
             )
         ]
-        slurm.start("munged", "--foreground", *options, user="munge")
+        slurm.start("munged", "munged", "--foreground", *options, user="munge")
         _wait_for(lambda: (munge / "socket").exists(), slurm)
-        slurm.start("slurmctld", "-D", "-c")
-        slurm.start("slurmd", "-D", "-c")
-        _wait_for(lambda: "idle" in subprocess.run(["sinfo", "-h"], capture_output=True, text=True).stdout, slurm)
+        slurm.start_controller("-c")
+        for name, prefix in slurmds.items():
+            slurm.start(name, "slurmd", "-D", "-c", prefix=prefix)
+        _wait_for(
+            lambda: slurm.answers("sinfo", "-hN", "-p", "cpu", "-o", "%T").split() == ["idle"] * len(nodes), slurm
+        )
         try:
-            yield slurm
+            yield
         finally:
             if "slurmctld" not in slurm.daemons:
                 slurm.start_controller()
-                _wait_for(lambda: subprocess.run(["scontrol", "ping"], capture_output=True).returncode == 0, slurm)
-            subprocess.run(["scancel", "--user=root"], capture_output=True)
+                _wait_for(lambda: "is UP" in slurm.answers("scontrol", "ping"), slurm)
+            slurm.answers("scancel", "--user=root")
             slurm.wait_until_idle(STOP_SECONDS)
 
 
-def _write_files(folder: Path) -> None:
-    for name in ("state", "spool", "munge"):
+def _write_files(folder: Path, controller: str, nodes: Sequence[str], gpus: str, more: str) -> None:
+    for name in ("state", "munge"):
         (folder / name).mkdir(mode=0o755)
     owner = pwd.getpwnam("munge")
     key = folder / "munge" / "key"
@@ -178,9 +242,9 @@ def _write_files(folder: Path) -> None:
     key.chmod(0o400)
     for path in (key.parent, key):
         os.chown(path, owner.pw_uid, owner.pw_gid)
-    values = {"folder": folder, "host": socket.gethostname(), "ports": _free_ports(2), "n_cpus": N_CPUS}
-    (folder / "slurm.conf").write_text(CONFIG.format(**values))
-    (folder / "gres.conf").write_text(GPUS.format(**values))
+    config = CONFIG.format(folder=folder, controller=controller, ports=_free_ports(2), more=more)
+    (folder / "slurm.conf").write_text("\n".join([config, *nodes, ""]))
+    (folder / "gres.conf").write_text(gpus)
     (folder / "cgroup.conf").touch()
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from daskpipe import job_commands, keeper
+from daskpipe.addresses import LOOPBACK
 from daskpipe.errors import ClusterError
 from daskpipe.events import Event, Notice
 from daskpipe.job_commands import cancel_left
-from daskpipe.jobs import KEY_FILES, LOOPBACK, key_files, remove_keys, scheduler
+from daskpipe.jobs import KEY_FILES, key_files, remove_keys, scheduler
 from daskpipe.keeper import Keeper
 from daskpipe.listings import Listing
 from daskpipe.placement import CPU, GPU

@@ -710,7 +710,8 @@ def test_a_worker_listens_where_the_scheduler_is_reached() -> None:
     assert arguments(["tls://127.0.0.1:1", "--name", "x"])[-5:] == [
         "--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0",
     ]  # fmt: skip
-    assert "--host" not in arguments(["tls://127.0.0.1:1", "--interface", "lo"])
+    words = arguments(["tls://[::1]:1", "--interface", "lo", "--nanny"])
+    assert words[:4] == ["tls://[::1]:1", "--nanny", "--host", "[::1]"]
 
 
 def own_address() -> str:

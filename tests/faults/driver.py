@@ -26,10 +26,12 @@ Events = list[dict[str, Any]]
 class Driver:
     """``daskpipe run`` or ``daskpipe resume`` in a process and a process group of its own."""
 
-    def __init__(self, run_dir: Path, *words: str, program: Sequence[str] = ("-m", "daskpipe")) -> None:
+    def __init__(
+        self, run_dir: Path, *words: str, program: Sequence[str] = ("-m", "daskpipe"), prefix: Sequence[str] = ()
+    ) -> None:
         self.run_dir = run_dir
         self.log = run_dir.with_name(f"{run_dir.name}.txt")
-        command = [sys.executable, *program, *words]
+        command = [*prefix, sys.executable, *program, *words]
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 

@@ -60,6 +60,10 @@ def act(what: str, subject: str) -> None:
             assert pid > 1
             os.kill(pid, signal.SIGKILL)
         return
+    if kind == "wait":  # for a file
+        while not Path(PLAN, detail).exists():
+            time.sleep(0.05)
+        return
     assert kind == "stop", what
     os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(0.2)  # another thread may have taken the signal, and this one still run for a moment

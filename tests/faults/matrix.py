@@ -2,7 +2,7 @@
 
     python tests/faults/matrix.py [--only NAME ...] [--stage STAGE ...] [--repeat N] [--out FILE]
 
-Names are those of `SCENARIOS`. The rows of Slurm need it, and root; the rows of full disks need root.
+Names are those of `SCENARIOS`. The rows of Slurm need it, and root; those of two nodes and of full disks need root.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ import rows_calculators
 import rows_disk as disk
 import rows_processes as processes
 import rows_slurm
+import rows_two_nodes
 import slurm
+import two_nodes
 from strikes import STAGES, Bench, Row
 
 Scenario = Callable[[Bench], list[Row]]
@@ -59,6 +61,9 @@ def _scenarios() -> Iterator[tuple[str, Scenario]]:
     if slurm.missing() is None:
         for name, disturb in rows_slurm.DISTURBANCES.items():
             yield name, partial(_on_slurm, disturb=disturb)
+    if two_nodes.missing() is None:
+        for name, disturb_nodes in rows_two_nodes.DISTURBANCES.items():
+            yield name, partial(_on_two_nodes, disturb=disturb_nodes)
 
 
 def _rotated(name: str, scenario: Callable[..., list[Row]], n: int) -> Iterator[tuple[str, Scenario]]:
@@ -69,6 +74,14 @@ def _rotated(name: str, scenario: Callable[..., list[Row]], n: int) -> Iterator[
 
 def _on_slurm(bench: Bench, disturb: Callable[[Bench, slurm.Slurm], list[Row]]) -> list[Row]:
     with slurm.running() as running:
+        try:
+            return disturb(bench, running)
+        finally:
+            bench.close()
+
+
+def _on_two_nodes(bench: Bench, disturb: Callable[[Bench, two_nodes.TwoNodes], list[Row]]) -> list[Row]:
+    with two_nodes.running() as running:
         try:
             return disturb(bench, running)
         finally:
@@ -115,8 +128,9 @@ def table(rows: Sequence[Row]) -> list[str]:
         )
         for line in cells
     ]
+    details = [f"{row.fault} | {row.stage}: {row.detail}" for row in rows if row.detail]
     notes = [f"{row.fault} | {row.stage}: {row.note or 'was not injected'}" for row in rows if not row.good]
-    return lines + (["", *notes] if notes else [])
+    return lines + (["", *details, *notes] if details or notes else [])
 
 
 def summary(rows: Sequence[Row]) -> str:

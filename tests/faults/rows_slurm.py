@@ -147,16 +147,11 @@ def early_death(bench: Bench, slurm: Slurm) -> list[Row]:
 
 
 def controller(bench: Bench, slurm: Slurm) -> list[Row]:
-    """Stop slurmctld and kill the jobs' programs; it comes back when the driver has noticed.
-
-    It may write down what it knows: of a job that it has just started and forgotten it takes the node away for good.
-    """
+    """Stop slurmctld and kill the jobs' programs; it comes back when the driver has noticed."""
     run = OnSlurm(bench, slurm, bench.fresh())
     driver = run.start()
     run.until(driver, "explore")
     at = time.time()
-    slurm.daemons["slurmctld"].terminate()
-    slurm.daemons["slurmctld"].wait(30)
     slurm.stop_controller()
     try:
         for program in programs(run.run_dir):

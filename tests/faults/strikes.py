@@ -44,7 +44,7 @@ class Strike:
         `mkdir`, `fsync`, `rename` or `write`, and `before`, `after` or (of a write) `half`; what the path, or of a
         write the path and the text, must match.
     act
-        ``kill self|parent|FILE ...``, ``stop``, ``raise ERRNO``, ``fill``.
+        ``kill self|parent|FILE ...``, ``stop``, ``raise ERRNO``, ``fill``, ``wait FILE``.
     times
         How often.
     file
@@ -151,6 +151,8 @@ class Row:
     """Longest time from a strike until the struck unit was committed, or the next driver committed."""
     identical: bool = False
     note: str = ""
+    detail: str = ""
+    """What else the table is to say of a row, whether or not it is good."""
 
     @property
     def good(self) -> bool:
@@ -215,9 +217,15 @@ class Bench:
         local = ["cluster.workers=2", "cluster.gpus=0"]
         return ["run", "emt_alloy", *SMALL, paths, *local, *overrides, "--run-dir", str(run_dir)]
 
-    def start(self, run_dir: Path, *overrides: str, program: Sequence[str] = ("-m", "daskpipe")) -> Driver:
+    def start(
+        self,
+        run_dir: Path,
+        *overrides: str,
+        program: Sequence[str] = ("-m", "daskpipe"),
+        prefix: Sequence[str] = (),
+    ) -> Driver:
         """Start a driver, or go on: the same config in the same directory is the same run."""
-        driver = Driver(run_dir, *self.words(run_dir, *overrides), program=program)
+        driver = Driver(run_dir, *self.words(run_dir, *overrides), program=program, prefix=prefix)
         self._drivers.append(driver)
         return driver
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import pickle
-import ssl
 import subprocess
 import sys
 import time
@@ -19,6 +15,7 @@ import dask
 import psutil
 import pytest
 from distributed import Client, Security
+from intruder import of_another_authority, order, without_certificate
 
 from daskpipe import jobs
 from daskpipe.cluster import LOOPBACK, check, connect
@@ -69,48 +66,6 @@ def _end(program: subprocess.Popen[bytes]) -> None:
     for process in alive:
         process.kill()
     program.wait()
-
-
-def order(address: str, operation: str, canary: Path, **connection: Any) -> dict[str, Any]:
-    """Tell a scheduler or worker, in Dask's own words, to make a file; return what it answers."""
-
-    async def tell() -> dict[str, Any]:
-        from distributed.comm import connect as open_comm
-
-        comm = await open_comm(address, timeout=3, **connection)
-        try:
-            await comm.write(
-                {
-                    "op": operation,
-                    "function": pickle.dumps(os.system),
-                    "args": pickle.dumps((f"touch {canary}",)),
-                    "kwargs": pickle.dumps({}),
-                    "wait": True,
-                    "reply": True,
-                }
-            )
-            answer: dict[str, Any] = await comm.read()
-            return answer
-        finally:
-            comm.abort()
-
-    return asyncio.run(tell())
-
-
-def without_certificate() -> dict[str, Any]:
-    """Encrypt, ask for no proof of whom one talks to, and give none of oneself."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return {"ssl_context": context, "require_encryption": True}
-
-
-def of_another_authority() -> dict[str, Any]:
-    """The same, with the certificate of another cluster."""
-    stranger: dict[str, Any] = Security.temporary().get_connection_args("client")
-    stranger["ssl_context"].check_hostname = False
-    stranger["ssl_context"].verify_mode = ssl.CERT_NONE
-    return stranger
 
 
 OPERATIONS = [("scheduler", "run_function"), ("worker", "run")]
