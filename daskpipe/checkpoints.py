@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from daskpipe.errors import DiskError, Yielded
-from daskpipe.work import Tree, Unit, explained, make_folders, sync_folder, write_synced
+from daskpipe.shared_disk import explained, list_names
+from daskpipe.work import Tree, Unit, make_folders, sync_folder, write_synced
 
 DEADLINE = ("DASKPIPE_DEADLINE", "SLURM_JOB_END_TIME")
 """Environment variables that tell a worker when it will be ended, in seconds since 1970."""
@@ -56,11 +57,22 @@ class Checkpoints:
 
     def files(self) -> list[Path]:
         """Return the checkpoints of all attempts, the newest first."""
-        written = {}
-        for file in self._folder.glob("*-checkpoint/state"):
-            with suppress(FileNotFoundError):  # another attempt has committed, or gone on from it
-                written[file] = file.stat().st_mtime_ns
+        written = self._written()
         return sorted(written, key=lambda file: written[file], reverse=True)
+
+    def reached(self) -> int:
+        """Return the time of the newest checkpoint, ns, by the clock of its file system; 0 if there is none."""
+        return max(self._written().values(), default=0)
+
+    def _written(self) -> dict[Path, int]:
+        """Return the checkpoints of all attempts, and when each was written, ns."""
+        written = {}
+        for name in list_names(self._folder):
+            file = self._folder / name / "state"
+            if name.endswith("-checkpoint"):
+                with suppress(FileNotFoundError):  # another attempt has committed, or gone on from it
+                    written[file] = file.stat().st_mtime_ns
+        return written
 
     def newest(self) -> bytes | None:
         """Return the newest checkpoint whose digest is right."""

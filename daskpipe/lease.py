@@ -29,7 +29,8 @@ from typing import Any
 
 from daskpipe.checkpoints import seconds_left
 from daskpipe.errors import ConfigError, DaskpipeError, Interrupted
-from daskpipe.work import explained, write_atomically
+from daskpipe.shared_disk import disk_time, explained, numbered_files
+from daskpipe.work import write_atomically
 
 LEASE_SECONDS = float(os.environ.get("DASKPIPE_LEASE_SECONDS", "60"))
 """Time without renewal after which a driver counts as dead. Each lease says its own, so drivers need not agree."""
@@ -282,8 +283,8 @@ def _take(root: Path, patience: float, token: str | None) -> int:
             _file(root, number).unlink(missing_ok=True)
             number = newest
             continue
-        for file in _files(root):
-            if int(file.stem) < number:
+        for other, file in _files(root).items():
+            if other < number:
                 file.unlink(missing_ok=True)
         return number
 
@@ -314,13 +315,13 @@ def _file(root: Path, number: int) -> Path:
     return root / "drivers" / f"{number:04d}.json"
 
 
-def _files(root: Path) -> list[Path]:
-    return [file for file in (root / "drivers").glob("*.json") if file.stem.isdigit()]
+def _files(root: Path) -> dict[int, Path]:
+    return numbered_files(root / "drivers", ".json")
 
 
 def _newest(root: Path) -> int:
     """Return the highest number of a lease, 0 if there is none."""
-    return max((int(file.stem) for file in _files(root)), default=0)
+    return max(_files(root), default=0)
 
 
 def _read(root: Path, number: int) -> tuple[Driver | None, float]:
@@ -333,7 +334,7 @@ def _read(root: Path, number: int) -> tuple[Driver | None, float]:
         return None, float("inf")
     known = {field.name for field in fields(Driver)}
     driver = Driver(**{name: value for name, value in _object(text).items() if name in known})
-    return driver, _clock(root) - renewed
+    return driver, disk_time(root) - renewed
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -343,16 +344,6 @@ def _object(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _clock(root: Path) -> float:
-    """Return the time by the clock of the file system."""
-    clock = root / "drivers" / "clock"
-    try:
-        clock.touch(mode=0o600)
-        return clock.stat().st_mtime
-    except OSError:  # someone who may look and not write; or the disk is full
-        return time.time()
 
 
 def _lives(driver: Driver, age: float) -> bool:
