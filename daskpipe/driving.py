@@ -17,10 +17,10 @@ import dask
 
 from daskpipe.alone import Apart, Bounds, compute_apart
 from daskpipe.attempts import Silence, marked, marks, note
-from daskpipe.checkpoints import YIELD_SECONDS, Checkpoints, seconds_left
+from daskpipe.checkpoints import YIELD_SECONDS, Checkpoints, seconds_left, stale_deadlines
 from daskpipe.config import Config
 from daskpipe.errors import DaskpipeError, DiskError, Suspect, Yielded
-from daskpipe.events import Emit, Event, StageFinished, StageStarted, UnitCommitted
+from daskpipe.events import Emit, Event, Notice, StageFinished, StageStarted, UnitCommitted
 from daskpipe.placement import DaskPool, retire
 from daskpipe.shared_disk import call_patiently, explained, is_transient
 from daskpipe.window import Call, Task, WorkerLost, drive
@@ -189,6 +189,13 @@ class Run:
         self.emit(
             StageFinished(stage=stage, seconds=seconds, n_out=row["out"], n_rejected=row["rejected"], counts=counts)
         )
+
+
+def tell_stale_deadlines(emit: Emit) -> None:
+    """Tell which variables of the environment are ignored because they are left over from a job that has ended."""
+    for name, end in stale_deadlines().items():
+        ended = time.strftime("%Y-%m-%d %H:%M", time.localtime(end))
+        emit(Notice(message=f"{name} is ignored: the job that it was set for ended at {ended}. Type: unset {name}"))
 
 
 def check_disk(root: Path, reserve: int) -> None:

@@ -126,9 +126,7 @@ class Lease:
         self.stop: Interrupted | None = None
         self._path = _file(root, number)
         self._since = self._path.stat().st_mtime
-        left = seconds_left()
-        # A walltime that has passed is a variable left over from another job.
-        self._reserve = min(WALLTIME_SECONDS, left / 2) if left > 0 else -float("inf")
+        self._reserve = min(WALLTIME_SECONDS, seconds_left() / 2)
         self._main = threading.current_thread() is threading.main_thread()
         self._heeded, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._renew, name="daskpipe-lease", daemon=True)

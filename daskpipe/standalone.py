@@ -24,6 +24,7 @@ from daskpipe import config as configs
 from daskpipe.cluster import check as check_cluster
 from daskpipe.cluster import connect
 from daskpipe.config import Config
+from daskpipe.driving import tell_stale_deadlines
 from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, reasons, unknown
 from daskpipe.events import Emit, RunStarted, fan_out
 from daskpipe.generate.files import checksum, find
@@ -421,6 +422,7 @@ def _run(
         ) as workers:
             dashboard = workers.client.dashboard_link or None
             emit(RunStarted(run_dir=str(out), name=name, dashboard=dashboard, workers=sorted(offers(workers.client))))
+            tell_stale_deadlines(emit)
             frames, n_out, report = work(tree, workers, emit)
         rejections = tree.quarantined()
         return Done(
