@@ -238,7 +238,9 @@ class Look:
         same = ("stage", "index", "key", "n_inputs")
         if any(getattr(receipt, name) != getattr(unit, name) for name in same):
             fault(f"{aside}/manifest.json", "a receipt of that unit", f"one of {receipt.stage} unit {receipt.index}")
-        for extra in sorted({entry.name for entry in os.scandir(folder)} - files.keys() - {"manifest.json"}):
+        for extra in sorted(set(os.listdir(folder)) - files.keys() - {"manifest.json"}):
+            if extra.startswith("."):  # what a file manager leaves
+                continue
             fault(f"{aside}/{extra}", "no such file", "one that the manifest does not name")
         for name, said in files.items():
             if wrong := self._file(folder / name, said):

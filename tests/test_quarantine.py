@@ -100,8 +100,8 @@ def test_ids_may_be_cut_short_unless_they_are_the_beginning_of_several(run_dir: 
 
 
 def test_what_is_no_rejection_is_named(run_dir: Path) -> None:
-    (run_dir / "quarantine" / "bomb.json").write_text("[" * 200_000)
-    with pytest.raises(IntegrityError, match="bomb.json is no rejection. Type: daskpipe fsck '.*a run' --mend"):
+    (run_dir / "quarantine" / f"{'b' * 32}.json").write_text("[" * 200_000)
+    with pytest.raises(IntegrityError, match="bbbb.json is no rejection. Type: daskpipe fsck '.*a run' --mend"):
         list(rejections(run_dir))
     fsck(run_dir, mend=True)
     assert len(list(rejections(run_dir))) == 2

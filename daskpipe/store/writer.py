@@ -230,8 +230,12 @@ def publish(
 
 
 def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Name and path of every file of a store but the root's ``zarr.json``, sorted by name."""
-    files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if not file.is_dir()}
+    """Yield name and path of every file of a store but the root's ``zarr.json``, sorted by name.
+
+    Hidden files are left out: no store has any, and file managers leave them everywhere.
+    """
+    visible = (file for file in folder.rglob("*") if not file.name.startswith(".") and not file.is_dir())
+    files = {file.relative_to(folder).as_posix(): file for file in visible}
     files.pop("zarr.json", None)
     yield from sorted(files.items())
 
