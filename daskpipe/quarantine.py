@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from daskpipe.errors import MOST_LISTED, ConfigError, IntegrityError, Rejection,
 from daskpipe.events import Emit, UnitForgotten
 from daskpipe.ledger import Ledger
 from daskpipe.manifests import ORDER, parsed, units_of
+from daskpipe.outputs import remove
 from daskpipe.work import Tree, Unit
 
 DUPLICATE = "generate/duplicate"
@@ -143,7 +143,7 @@ def forget(tree: Tree, units: Iterable[tuple[str, str]], emit: Emit, *, reason: 
     if units and tree.dataset.exists():
         hidden = tree.root / f".dataset-{uuid.uuid4().hex[:8]}.zarr"
         os.rename(tree.dataset, hidden)  # under its name it is whole or not there
-        shutil.rmtree(hidden)
+        remove(hidden)
     for stage, key in units:
         for name in _names(tree, stage, key):
             (tree.root / "quarantine" / f"{name}.json").unlink(missing_ok=True)
