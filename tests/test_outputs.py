@@ -74,13 +74,16 @@ def test_the_new_output_takes_the_place_of_the_old_one(tmp_path, kind, suffix):
 @SUFFIXES
 def test_an_output_that_fails_leaves_the_old_one(tmp_path, kind, suffix):
     out, real = place(tmp_path, kind, suffix)
-    with pytest.raises(DiskError, match=r"cannot write .*: No space left on device. Make room, or give another -o"):
+
+    def fail(error: Exception) -> None:
         with replacing(out) as attempt:
             write(attempt, NEW)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with pytest.raises(ZeroDivisionError), replacing(out) as attempt:
-        write(attempt, NEW)
-        raise ZeroDivisionError
+            raise error
+
+    with pytest.raises(DiskError, match=r"cannot write .*: No space left on device. Make room, or give another -o"):
+        fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    with pytest.raises(ZeroDivisionError, match="of the work"):
+        fail(ZeroDivisionError("of the work"))
     assert read(out) == read(real) == OLD
     assert [path.name for path in real.parent.iterdir() if path.name.startswith(".")] == []
 
