@@ -223,7 +223,7 @@ class Look:
         try:
             manifest = read_manifest(folder)
         except (OSError, ValueError) as error:
-            _raise_if_unreadable(error)
+            _raise_if_unreadable(error, folder / "manifest.json")
             found = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
             expected = "the manifest of a unit"
             return [Finding(path=f"{aside}/manifest.json", expected=expected, found=found[:200], aside=aside)], None
@@ -273,7 +273,7 @@ class Look:
         try:
             rows = [Rejection(**row) for row in parsed((folder / "rejected.json").read_bytes())]
         except (OSError, ValueError, TypeError) as error:
-            _raise_if_unreadable(error)
+            _raise_if_unreadable(error, folder / "rejected.json")
             self.unread.add(manifest.unit.stage)
             return
         for rejection in rows:
@@ -299,7 +299,7 @@ class Look:
                     continue
                 now = read_manifest(folder)
             except (OSError, ValueError) as error:
-                _raise_if_unreadable(error)
+                _raise_if_unreadable(error, path)
                 continue  # what it was is not known; or what it is, which is told of the unit itself
             differing = [
                 name
@@ -332,7 +332,7 @@ class Look:
                     continue  # told of the unit itself; or the user took the dataset away
                 found, self.gone[key] = "no such unit", stage
             except (OSError, ValueError) as error:
-                _raise_if_unreadable(error)
+                _raise_if_unreadable(error, folder / "manifest.json")
                 continue
             else:
                 # A line of before the unit was forgotten and made again says what it was.
@@ -435,9 +435,9 @@ def _leftovers(root: Path) -> Iterator[dict[str, Any]]:
         yield {"path": str(path.relative_to(root)), "bytes": n_bytes, "what": what}
 
 
-def _raise_if_unreadable(error: Exception) -> None:
+def _raise_if_unreadable(error: Exception, path: Path) -> None:
     """Raise an error that says something of the disk or of permissions, and nothing of the file: it is not damaged."""
-    if isinstance(error, OSError) and (found := disk_error(error)) is not None:
+    if isinstance(error, OSError) and (found := disk_error(error, path=path)) is not None:
         raise found from error
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,12 +20,14 @@ import pytest
 from distributed import Client
 
 from daskpipe import attempts, shared_disk
+from daskpipe.alone import Apart, Bounds, compute_apart
 from daskpipe.attempts import Silence, marked, marks
 from daskpipe.checkpoints import Checkpoints
 from daskpipe.config import load
 from daskpipe.driving import Planned, Run, check_disk
-from daskpipe.errors import ClusterError, DaskpipeError, DiskUnreachable
+from daskpipe.errors import ClusterError, DaskpipeError, DiskError, DiskUnreachable
 from daskpipe.events import Event, UnitLost
+from daskpipe.generate.files import rejection_of
 from daskpipe.placement import DaskPool, Workers
 from daskpipe.window import FRUITLESS_LIMIT, Call
 from daskpipe.work import Payload, Receipt, Tree, Unit, commit, key_of
@@ -265,6 +268,28 @@ def test_a_worker_waits_for_what_another_machine_has_just_committed(client: Clie
     (receipt,) = run.drive("label", plan, "frames")
     assert Tree(tmp_path).load("label", receipt.key)["energy"].tolist() == [0, 1]
     assert [event for event in events if isinstance(event, UnitLost)] == []
+
+
+def _raise(error: Exception) -> Payload:
+    raise error
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.ENOSPC])
+def test_a_disk_is_not_held_against_a_structure_that_is_alone(tmp_path, monkeypatch, number):
+    # Its process unpickles a function of this file.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
+    apart = Apart(names=lambda: ["a seed"], one=[partial(_raise, OSError(number, os.strerror(number), "upstream"))])
+    with (
+        marked(tmp_path, unit(), worker="tcp://w", nanny="") as mark,
+        pytest.raises(DiskError, match=rf"upstream: {os.strerror(number)}"),
+    ):
+        compute_apart(tmp_path, unit(), apart, Bounds(hang=60.0, memory=0, attempts=3), mark)
+
+
+def test_a_disk_is_not_held_against_a_file():
+    with pytest.raises(OSError, match="Stale file handle"):
+        rejection_of(OSError(errno.ESTALE, os.strerror(errno.ESTALE)), "a.xyz#0")
+    assert rejection_of(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "a.xyz#0").reason == "unreadable"
 
 
 def test_a_mark_tells_who_computes_a_unit(tmp_path):
