@@ -253,7 +253,7 @@ def _commit(root: Path, unit: Unit, compute: Callable[..., Payload], needed: flo
 
     Whatever the unit reads or writes: a disk that is full or does not answer is no fault of the unit.
     """
-    with explained(root, root, permissions=False):
+    with explained(root, permissions=False):
         return _commit_marked(root, unit, compute, needed)
 
 

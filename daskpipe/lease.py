@@ -150,11 +150,12 @@ class Lease:
         self._thread.join()
         if isinstance(self.stop, TakenOver):
             return
-        driver, _ = _read(self.root, self.number)
-        if driver is not None:
-            try:
+        try:
+            driver, _ = _read(self.root, self.number)
+            if driver is not None:
                 write_atomically(self._path, json.dumps(asdict(driver) | {"ended": _now()}, indent=1))
-            except OSError:  # the disk is full, or the run directory gone
+        except OSError:  # the disk is full or does not answer, or the run directory is gone
+            with suppress(OSError):
                 self._path.unlink(missing_ok=True)
         if isinstance(self.stop, Cancelled):
             withdraw(self.root)

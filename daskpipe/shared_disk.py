@@ -156,7 +156,7 @@ def disk_error(error: OSError, root: Path | None = None, path: Path | None = Non
     root
         The run directory, if it is known.
     path
-        What was used; by default what `error` names.
+        What was used; by default what `error` names, or the run directory.
 
     Returns
     -------
@@ -165,6 +165,7 @@ def disk_error(error: OSError, root: Path | None = None, path: Path | None = Non
     """
     if path is None and isinstance(error.filename, str | os.PathLike):
         path = Path(error.filename)
+    path = root if path is None else path
     what = path if path is not None else "a file"
     resume = f"daskpipe resume {quote(str(root)) if root is not None else 'RUN'}"
     if error.errno in FULL:
@@ -205,7 +206,7 @@ def _name_user(uid: int) -> str:
 
 
 @contextmanager
-def explained(root: Path, path: Path, *, permissions: bool = True) -> Iterator[None]:
+def explained(root: Path, path: Path | None = None, *, permissions: bool = True) -> Iterator[None]:
     """Turn what a disk says into a `DiskError` that says what to type.
 
     Parameters
@@ -213,7 +214,7 @@ def explained(root: Path, path: Path, *, permissions: bool = True) -> Iterator[N
     root
         The run directory.
     path
-        What is written.
+        What is written; by default what the error names, or the run directory.
     permissions
         Whether a refusal is explained, too; else it is raised as it is.
     """
