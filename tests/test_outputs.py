@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from daskpipe.errors import ConfigError, DiskError
-from daskpipe.outputs import check_output, remove, replacing, resolve_output
+from daskpipe.outputs import check_output, remove, replacing, resolve_output, swap_in
 
 OLD, NEW = "the old one", "the new one"
 
@@ -202,6 +202,16 @@ def test_what_may_not_be_replaced_is_refused_before_any_work(tmp_path, what):
     kind, words, force, out_of = WRONG[what]
     with pytest.raises(kind, match=words):
         check_output(out_of(tmp_path), force=force)
+
+
+def test_a_folder_takes_the_place_of_a_folder(tmp_path):
+    """As that of a trained model does."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "name").write_text(name)
+    swap_in(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old" / "name").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_removing_a_link_leaves_what_it_leads_to(tmp_path):
