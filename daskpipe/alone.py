@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 
 from daskpipe import errors
-from daskpipe.attempts import touching
+from daskpipe.attempts import Silence, touching
 from daskpipe.checkpoints import YIELD_SECONDS, seconds_left
 from daskpipe.errors import DaskpipeError, Rejection, Suspect, Yielded
+from daskpipe.shared_disk import call_patiently, disk_error, explained
 from daskpipe.structures import concat
-from daskpipe.work import Payload, Tree, Unit, arrays_of, explained, make_folders
+from daskpipe.work import Payload, Tree, Unit, arrays_of, make_folders
 
 TRIES = 2
 """How often an input is tried alone before it is rejected: the first death may have had another reason."""
@@ -139,7 +140,7 @@ def _in_its_own_process(compute: Callable[[], Any], out: Path, mark: Path, bound
     process = subprocess.Popen(
         [sys.executable, "-m", "daskpipe.alone", str(out), str(mark)], stdin=subprocess.PIPE, stdout=2
     )
-    started = time.monotonic()
+    silence = Silence()
     try:
         assert process.stdin is not None
         with suppress(BrokenPipeError):  # it has died already; its exit code tells
@@ -151,7 +152,7 @@ def _in_its_own_process(compute: Callable[[], Any], out: Path, mark: Path, bound
                 used = psutil.Process(process.pid).memory_info().rss
                 if bounds.memory and used > bounds.memory:
                     return "memory", f"it held {used / 1e9:.2f} GB of the {bounds.memory / 1e9:.2f} GB that it may"
-            silent = min(time.time() - mark.stat().st_mtime, time.monotonic() - started)
+            silent = silence.measure(call_patiently(mark.stat).st_mtime_ns)
             if silent > bounds.hang:
                 return "hung", f"it gave no sign of life for {silent:.0f} s"
     finally:
@@ -218,6 +219,11 @@ def main(out: Path, mark: Path) -> int:
     except (DaskpipeError, MemoryError) as error:
         kind = type(error).__name__ if isinstance(error, DaskpipeError) else "Suspect"
         out.with_suffix(".json").write_text(json.dumps({"kind": kind, "message": str(error) or "memory ran out"}))
+        return 1
+    except OSError as error:
+        if (found := disk_error(error)) is None:
+            raise
+        out.with_suffix(".json").write_text(json.dumps({"kind": type(found).__name__, "message": str(found)}))
         return 1
     return 0
 

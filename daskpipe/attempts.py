@@ -11,12 +11,13 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from daskpipe.work import Tree, Unit, explained, make_folders
+from daskpipe.shared_disk import explained, list_names
+from daskpipe.work import Tree, Unit, make_folders
 
 TOUCH_SECONDS = 1.0
 """A mark is touched no more often than this, however often `come_on` is called."""
@@ -47,11 +48,29 @@ class Mark:
     note: str = ""
 
     @property
-    def age(self) -> float:
-        """Seconds since the unit last came on; 0 if it has ended meanwhile."""
+    def touched(self) -> int:
+        """Time of the file, ns, by the clock of its file system; 0 if the unit has ended meanwhile."""
         with suppress(FileNotFoundError):
-            return time.time() - self.path.stat().st_mtime
-        return 0.0
+            return self.path.stat().st_mtime_ns
+        return 0
+
+
+@dataclass
+class Silence:
+    """Measures for how long the signs of life of a process have not changed, by the clock of this process alone.
+
+    The times of files are those of another machine, which may be hours off; here they are only compared with each
+    other.
+    """
+
+    _signs: Hashable = None
+    _since: float = field(default_factory=time.monotonic)
+
+    def measure(self, signs: Hashable) -> float:
+        """Return for how many seconds the signs have been as they are now."""
+        if signs != self._signs:
+            self._signs, self._since = signs, time.monotonic()
+        return time.monotonic() - self._since
 
 
 @contextmanager
@@ -72,8 +91,10 @@ def marked(root: Path, unit: Unit, *, worker: str, nanny: str) -> Iterator[Path]
         try:
             yield path
         finally:
-            path.unlink(missing_ok=True)
-            with suppress(OSError):  # it holds checkpoints or another attempt's mark, or a twin has committed
+            # The folder may hold checkpoints or another attempt's mark, or a twin has committed; and a disk that fails
+            # now takes nothing from a unit that is committed.
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
                 folder.rmdir()
 
 
@@ -104,7 +125,8 @@ def note(path: Path, why: str) -> None:
 def marks(root: Path, unit: Unit) -> list[Mark]:
     """Return the marks of all attempts at a unit that are under way or have died."""
     found = []
-    for path in Tree(root).work_dir(unit.stage, unit.key).glob("*-running"):
+    folder = Tree(root).work_dir(unit.stage, unit.key)
+    for path in (folder / name for name in list_names(folder) if name.endswith("-running")):
         with suppress(FileNotFoundError, json.JSONDecodeError):  # it has just ended, or just begun
             found.append(Mark(path=path, **json.loads(path.read_text())))
     return found

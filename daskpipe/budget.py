@@ -34,7 +34,7 @@ class Spent:
 def spent(tree: Tree) -> Spent:
     """Return what the units of a run took, over all driver starts; read from their manifests."""
     found = Spent()
-    for path in tree.root.glob("units/*/*/[!.]*/manifest.json"):
+    for path in tree.manifests():
         receipt = json.loads(path.read_bytes())["receipt"]
         found.add(receipt["stage"], receipt["seconds"], receipt["n_bytes"])
     return found

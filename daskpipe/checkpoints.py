@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import shutil
 import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from daskpipe.errors import DiskError, Yielded
-from daskpipe.work import Tree, Unit, explained, make_folders, sync_folder, write_synced
+from daskpipe.shared_disk import explained, list_names
+from daskpipe.work import Tree, Unit, make_folders, sync_folder, write_synced
 
 DEADLINE = ("DASKPIPE_DEADLINE", "SLURM_JOB_END_TIME")
 """Environment variables that tell a worker when it will be ended, in seconds since 1970."""
@@ -22,9 +25,36 @@ YIELD_SECONDS = 60.0
 
 
 def seconds_left() -> float:
-    """Return the time until this process will be ended, as far as it was told; infinite if it was not."""
-    ends = [float(os.environ[name]) for name in DEADLINE if os.environ.get(name)]
+    """Return the time until this process will be ended, as its environment tells; infinite if nothing tells it."""
+    ends = [end for end in _deadlines().values() if end > _began()]
     return min(ends, default=float("inf")) - time.time()
+
+
+def stale_deadlines() -> dict[str, float]:
+    """Return the environment variables that name a time before this process began, and that time, s since 1970.
+
+    They are left over from another job, for example in a shell that outlived its ``salloc``.
+    """
+    return {name: end for name, end in _deadlines().items() if end <= _began()}
+
+
+def _deadlines() -> dict[str, float]:
+    return {name: float(os.environ[name]) for name in DEADLINE if os.environ.get(name)}
+
+
+@cache
+def _began() -> float:
+    """Return when the process began that a person or a queue started, s since 1970.
+
+    For a worker that is the process of its nanny: one that is started again after the deadline of its job still has it.
+    """
+    import psutil
+
+    parent = multiprocessing.parent_process()
+    with suppress(psutil.NoSuchProcess):
+        if parent is not None and parent.pid is not None:
+            return float(psutil.Process(parent.pid).create_time())
+    return float(psutil.Process().create_time())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +86,22 @@ class Checkpoints:
 
     def files(self) -> list[Path]:
         """Return the checkpoints of all attempts, the newest first."""
-        written = {}
-        for file in self._folder.glob("*-checkpoint/state"):
-            with suppress(FileNotFoundError):  # another attempt has committed, or gone on from it
-                written[file] = file.stat().st_mtime_ns
+        written = self._written()
         return sorted(written, key=lambda file: written[file], reverse=True)
+
+    def reached(self) -> int:
+        """Return the time of the newest checkpoint, ns, by the clock of its file system; 0 if there is none."""
+        return max(self._written().values(), default=0)
+
+    def _written(self) -> dict[Path, int]:
+        """Return the checkpoints of all attempts, and when each was written, ns."""
+        written = {}
+        for name in list_names(self._folder):
+            file = self._folder / name / "state"
+            if name.endswith("-checkpoint"):
+                with suppress(FileNotFoundError):  # another attempt has committed, or gone on from it
+                    written[file] = file.stat().st_mtime_ns
+        return written
 
     def newest(self) -> bytes | None:
         """Return the newest checkpoint whose digest is right."""

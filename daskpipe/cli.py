@@ -5,13 +5,12 @@ Heavy imports stand inside the verbs, so that ``daskpipe --help`` answers at onc
 
 from __future__ import annotations
 
-import errno
 import json
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -42,17 +41,15 @@ from daskpipe.errors import (
     EXIT_INTERRUPTED,
     ConfigError,
     DaskpipeError,
-    DiskError,
     Interrupted,
     printable,
 )
+from daskpipe.shared_disk import disk_error
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from rich.console import Console
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 app = Verbs(
     no_args_is_help=True,
@@ -214,9 +211,9 @@ def main() -> None:
     except DaskpipeError as error:
         _fail(str(error), error.exit_code, as_json)
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if (found := disk_error(error)) is None:
             _fail_internally(error, as_json)
-        _fail(f"{error}. Make room, then: daskpipe resume RUN", DiskError.exit_code, as_json)
+        _fail(str(found), found.exit_code, as_json)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's word for a wrong option
             _fail(error.format_message(), ConfigError.exit_code, as_json)
@@ -262,7 +259,8 @@ def _watched(root: Path, as_json: bool) -> Iterator[list[Any]]:
     except BaseException as error:
         # Before its first event a driver may turn out to be in another one's directory, and must leave it alone.
         if log.begun:
-            log.write("".join(traceback.format_exception(error)))
+            with suppress(OSError):  # of a disk that is full or may not be written, which is told all the same
+                log.write("".join(traceback.format_exception(error)))
         if isinstance(error, Stopped) and root.joinpath("config.yaml").exists():
             raise Interrupted(f"interrupted; to go on type: daskpipe resume {quote(str(root))}") from error
         raise

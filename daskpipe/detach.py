@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskpipe import lease
 from daskpipe.errors import ClusterError, ConfigError, Interrupted
+from daskpipe.shared_disk import disk_time
 from daskpipe.submissions import Submission, tag
 from daskpipe.work import Tree, write_atomically
 
@@ -205,7 +206,7 @@ def drive(run_dir: Path | str, token: str, subscribers: Iterable[Emit] = ()) -> 
         )
     cluster = Cluster(**record.cluster)
 
-    started = time.time()
+    started = disk_time(root)
 
     def hand_over() -> None:
         if lease.requested(root):  # cancelled in this very moment

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import dask
 
 from daskpipe.alone import Apart, Bounds, compute_apart
-from daskpipe.attempts import marked, marks, note
-from daskpipe.checkpoints import YIELD_SECONDS, Checkpoints, seconds_left
+from daskpipe.attempts import Silence, marked, marks, note
+from daskpipe.checkpoints import YIELD_SECONDS, Checkpoints, seconds_left, stale_deadlines
 from daskpipe.config import Config
 from daskpipe.errors import DaskpipeError, DiskError, Suspect, Yielded
-from daskpipe.events import Emit, Event, StageFinished, StageStarted, UnitCommitted
+from daskpipe.events import Emit, Event, Notice, StageFinished, StageStarted, UnitCommitted
 from daskpipe.placement import DaskPool, retire
+from daskpipe.shared_disk import call_patiently, explained, is_transient
 from daskpipe.window import Call, Task, WorkerLost, drive
 from daskpipe.work import Payload, Receipt, Tree, Unit, commit
 
@@ -64,6 +65,8 @@ class Run:
     """Seconds of the longest unit of the present stage."""
     _hung: dict[Path, str] = field(default_factory=dict)
     """What was said of marks whose processes were ended because they hung."""
+    _silences: dict[str, dict[Path, Silence]] = field(default_factory=dict)
+    """Of the marks of each unit that has been under way for a while, by its key."""
 
     @property
     def seed(self) -> int:
@@ -91,13 +94,14 @@ class Run:
         )
         found = []
         for item, before in zip(planned, receipts, strict=True):
-            receipt = before or self.tree.receipt(item.unit)
+            receipt = before or self.tree.wait_for_receipt(item.unit, self.check)
             if receipt is None:
                 raise DaskpipeError(
                     f"{item.unit} gave a receipt and is not on disk; is {self.tree.root} shared by all workers?"
                 )
             if receipt.n_rejected:
-                self.tree.quarantine(self.tree.rejected(receipt.stage, receipt.key))
+                rejections = self.tree.rejected(receipt.stage, receipt.key)
+                call_patiently(partial(self.tree.quarantine, rejections), self.go_on)
             found.append(receipt)
         self._finished(stage, found, len(missing), time.perf_counter() - started)
         return found
@@ -105,6 +109,7 @@ class Run:
     def _heard(self, event: Event) -> None:
         if isinstance(event, UnitCommitted):
             self._longest = max(self._longest, event.seconds)
+            self._silences.pop(event.key, None)
         self.emit(event)
 
     def _task(self, item: Planned) -> Task:
@@ -128,27 +133,34 @@ class Run:
 
     def reached(self, unit: Unit) -> int:
         """Tell how far a unit has come: the time of its newest checkpoint, ns."""
-        files = Checkpoints(root=self.tree.root, unit=unit).files()
-        return files[0].stat().st_mtime_ns if files else 0
+        return call_patiently(Checkpoints(root=self.tree.root, unit=unit).reached, self.go_on)
 
     def evidence(self, unit: Unit, lost: WorkerLost) -> str:
         """Say what speaks for the process having died under this unit; empty if nothing does."""
         said = ""
-        for mark in marks(self.tree.root, unit):
+        for mark in call_patiently(partial(marks, self.tree.root, unit), self.go_on):
             if mark.worker != lost.worker:
                 continue
             if hung := self._hung.pop(mark.path, ""):
                 said = hung
             elif self.pool.died(mark):
                 said = mark.note or f"the process that computed it at {mark.worker} died"
-            mark.path.unlink(missing_ok=True)
+            call_patiently(partial(mark.path.unlink, missing_ok=True), self.go_on)
         return said
 
     def end_hanging(self, unit: Unit) -> None:
         """End the process that computes a unit if it has given no sign of life for too long."""
-        limit = self.config.faults.hang
-        for mark in marks(self.tree.root, unit):
-            silent = min(mark.age, time.time() - self.reached(unit) / 1e9)
+        try:
+            signs = {mark: (mark.touched, self.reached(unit)) for mark in marks(self.tree.root, unit)}
+        except OSError as error:
+            if is_transient(error):  # nothing can be seen now
+                return
+            raise
+        limit, before = self.config.faults.hang, self._silences.get(unit.key, {})
+        silences = {mark.path: before.get(mark.path, Silence()) for mark in signs}
+        self._silences[unit.key] = silences
+        for mark, signs_of_life in signs.items():
+            silent = silences[mark.path].measure(signs_of_life)
             if silent > limit and mark.path not in self._hung:
                 self._hung[mark.path] = f"it gave no sign of life for {silent:.0f} s (faults.hang is {limit:g} s)"
                 self.pool.end(mark)
@@ -179,6 +191,13 @@ class Run:
         )
 
 
+def tell_stale_deadlines(emit: Emit) -> None:
+    """Tell which variables of the environment are ignored because they are left over from a job that has ended."""
+    for name, end in stale_deadlines().items():
+        ended = time.strftime("%Y-%m-%d %H:%M", time.localtime(end))
+        emit(Notice(message=f"{name} is ignored: the job that it was set for ended at {ended}. Type: unset {name}"))
+
+
 def check_disk(root: Path, reserve: int) -> None:
     """See that a run directory's disk has room and inodes left.
 
@@ -187,7 +206,12 @@ def check_disk(root: Path, reserve: int) -> None:
     DiskError
         If there are less than `reserve` bytes, or no inodes.
     """
-    disk = os.statvfs(root)
+    try:
+        disk = os.statvfs(root)
+    except OSError as error:
+        if is_transient(error):  # a disk that does not answer is not full
+            return
+        raise
     free = disk.f_bavail * disk.f_frsize
     if free < reserve:
         raise DiskError(
@@ -225,7 +249,15 @@ def _compute_apart(root: Path, unit: Unit, apart: Apart, hang: float, attempts: 
 
 
 def _commit(root: Path, unit: Unit, compute: Callable[..., Payload], needed: float) -> Receipt:
-    """Compute and commit the payload of a partition, if the worker lives long enough."""
+    """Compute and commit the payload of a partition, if the worker lives long enough.
+
+    Whatever the unit reads or writes: a disk that is full or does not answer is no fault of the unit.
+    """
+    with explained(root, permissions=False):
+        return _commit_marked(root, unit, compute, needed)
+
+
+def _commit_marked(root: Path, unit: Unit, compute: Callable[..., Payload], needed: float) -> Receipt:
     from distributed import get_worker
 
     if seconds_left() < YIELD_SECONDS + needed:

@@ -51,6 +51,10 @@ class DiskError(DaskpipeError):
     exit_code = 5
 
 
+class DiskUnreachable(DiskError):
+    """The disk or its server does not answer; the same may work a moment later."""
+
+
 class IntegrityError(DaskpipeError):
     """Bytes on disk are not the bytes that were committed."""
 

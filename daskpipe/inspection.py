@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import batched
 from pathlib import Path
@@ -22,6 +24,7 @@ from daskpipe.errors import ConfigError, InputError, Rejection
 from daskpipe.generate import ENUMERATED
 from daskpipe.manifests import ORDER, Manifest, entries, ledger_lines, parsed, read_manifest
 from daskpipe.quarantine import held, standing_on
+from daskpipe.shared_disk import disk_error
 from daskpipe.work import TEMPORARY, Tree, Unit
 
 THREADS = 2
@@ -220,6 +223,7 @@ class Look:
         try:
             manifest = read_manifest(folder)
         except (OSError, ValueError) as error:
+            _raise_if_unreadable(error, folder / "manifest.json")
             found = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
             expected = "the manifest of a unit"
             return [Finding(path=f"{aside}/manifest.json", expected=expected, found=found[:200], aside=aside)], None
@@ -234,7 +238,9 @@ class Look:
         same = ("stage", "index", "key", "n_inputs")
         if any(getattr(receipt, name) != getattr(unit, name) for name in same):
             fault(f"{aside}/manifest.json", "a receipt of that unit", f"one of {receipt.stage} unit {receipt.index}")
-        for extra in sorted({entry.name for entry in os.scandir(folder)} - files.keys() - {"manifest.json"}):
+        for extra in sorted(set(os.listdir(folder)) - files.keys() - {"manifest.json"}):
+            if extra.startswith("."):  # what a file manager leaves
+                continue
             fault(f"{aside}/{extra}", "no such file", "one that the manifest does not name")
         for name, said in files.items():
             if wrong := self._file(folder / name, said):
@@ -266,7 +272,8 @@ class Look:
             return
         try:
             rows = [Rejection(**row) for row in parsed((folder / "rejected.json").read_bytes())]
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError) as error:
+            _raise_if_unreadable(error, folder / "rejected.json")
             self.unread.add(manifest.unit.stage)
             return
         for rejection in rows:
@@ -291,7 +298,8 @@ class Look:
                     self.waiting.append(str(before.unit))
                     continue
                 now = read_manifest(folder)
-            except (OSError, ValueError):
+            except (OSError, ValueError) as error:
+                _raise_if_unreadable(error, path)
                 continue  # what it was is not known; or what it is, which is told of the unit itself
             differing = [
                 name
@@ -323,7 +331,8 @@ class Look:
                 if folder.exists() or (stage == "store" and not self.tree.dataset.exists()):
                     continue  # told of the unit itself; or the user took the dataset away
                 found, self.gone[key] = "no such unit", stage
-            except (OSError, ValueError):
+            except (OSError, ValueError) as error:
+                _raise_if_unreadable(error, folder / "manifest.json")
                 continue
             else:
                 # A line of before the unit was forgotten and made again says what it was.
@@ -414,16 +423,32 @@ class Look:
 
 def _leftovers(root: Path) -> Iterator[dict[str, Any]]:
     """Yield what attempts and interrupted writes left behind, and what was moved aside."""
-    found = [(path, "checkpoints" if path.name.endswith("-work") else "attempt") for path in root.glob("units/*/*/.*")]
+    found = [(path, "checkpoints") for path in root.glob("units/*/*/.*-work")]
+    found += [(path, "attempt") for path in root.glob("units/*/*/.*-attempt")]
     found += [(path, "temporary") for folder in (root, root / "ledger", root / "quarantine", root / "drivers")
               for path in folder.glob(TEMPORARY)]  # fmt: skip
     found += [(path, "dataset") for path in root.glob(".dataset-*.zarr")]
     found += [(path, "keys") for path in root.glob("keys-*")]
     found += [(path, "moved aside") for path in root.glob(DAMAGED)]
     for path, what in sorted(found):
-        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-        n_bytes = sum(file.lstat().st_size for file in files)
+        n_bytes = sum(_sizes(path))
         yield {"path": str(path.relative_to(root)), "bytes": n_bytes, "what": what}
+
+
+def _raise_if_unreadable(error: Exception, path: Path) -> None:
+    """Raise an error that says something of the disk or of permissions, and nothing of the file: it is not damaged."""
+    if isinstance(error, OSError) and (found := disk_error(error, path=path)) is not None:
+        raise found from error
+
+
+def _sizes(path: Path) -> Iterator[int]:
+    """Yield the sizes of a file, or of all files below a folder; an attempt may remove them meanwhile."""
+    files = [os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names]
+    for file in files or [str(path)]:
+        with suppress(FileNotFoundError):
+            state = os.lstat(file)
+            if stat.S_ISREG(state.st_mode):
+                yield state.st_size
 
 
 def _is_random(config: configs.Config) -> bool:

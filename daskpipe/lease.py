@@ -29,7 +29,8 @@ from typing import Any
 
 from daskpipe.checkpoints import seconds_left
 from daskpipe.errors import ConfigError, DaskpipeError, Interrupted
-from daskpipe.work import explained, write_atomically
+from daskpipe.shared_disk import disk_time, explained, numbered_files
+from daskpipe.work import write_atomically
 
 LEASE_SECONDS = float(os.environ.get("DASKPIPE_LEASE_SECONDS", "60"))
 """Time without renewal after which a driver counts as dead. Each lease says its own, so drivers need not agree."""
@@ -125,9 +126,7 @@ class Lease:
         self.stop: Interrupted | None = None
         self._path = _file(root, number)
         self._since = self._path.stat().st_mtime
-        left = seconds_left()
-        # A walltime that has passed is a variable left over from another job.
-        self._reserve = min(WALLTIME_SECONDS, left / 2) if left > 0 else -float("inf")
+        self._reserve = min(WALLTIME_SECONDS, seconds_left() / 2)
         self._main = threading.current_thread() is threading.main_thread()
         self._heeded, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._renew, name="daskpipe-lease", daemon=True)
@@ -151,11 +150,12 @@ class Lease:
         self._thread.join()
         if isinstance(self.stop, TakenOver):
             return
-        driver, _ = _read(self.root, self.number)
-        if driver is not None:
-            try:
+        try:
+            driver, _ = _read(self.root, self.number)
+            if driver is not None:
                 write_atomically(self._path, json.dumps(asdict(driver) | {"ended": _now()}, indent=1))
-            except OSError:  # the disk is full, or the run directory gone
+        except OSError:  # the disk is full or does not answer, or the run directory is gone
+            with suppress(OSError):
                 self._path.unlink(missing_ok=True)
         if isinstance(self.stop, Cancelled):
             withdraw(self.root)
@@ -282,8 +282,8 @@ def _take(root: Path, patience: float, token: str | None) -> int:
             _file(root, number).unlink(missing_ok=True)
             number = newest
             continue
-        for file in _files(root):
-            if int(file.stem) < number:
+        for other, file in _files(root).items():
+            if other < number:
                 file.unlink(missing_ok=True)
         return number
 
@@ -314,13 +314,13 @@ def _file(root: Path, number: int) -> Path:
     return root / "drivers" / f"{number:04d}.json"
 
 
-def _files(root: Path) -> list[Path]:
-    return [file for file in (root / "drivers").glob("*.json") if file.stem.isdigit()]
+def _files(root: Path) -> dict[int, Path]:
+    return numbered_files(root / "drivers", ".json")
 
 
 def _newest(root: Path) -> int:
     """Return the highest number of a lease, 0 if there is none."""
-    return max((int(file.stem) for file in _files(root)), default=0)
+    return max(_files(root), default=0)
 
 
 def _read(root: Path, number: int) -> tuple[Driver | None, float]:
@@ -333,7 +333,7 @@ def _read(root: Path, number: int) -> tuple[Driver | None, float]:
         return None, float("inf")
     known = {field.name for field in fields(Driver)}
     driver = Driver(**{name: value for name, value in _object(text).items() if name in known})
-    return driver, _clock(root) - renewed
+    return driver, disk_time(root) - renewed
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -343,16 +343,6 @@ def _object(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _clock(root: Path) -> float:
-    """Return the time by the clock of the file system."""
-    clock = root / "drivers" / "clock"
-    try:
-        clock.touch(mode=0o600)
-        return clock.stat().st_mtime
-    except OSError:  # someone who may look and not write; or the disk is full
-        return time.time()
 
 
 def _lives(driver: Driver, age: float) -> bool:

@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from daskpipe.events import Event
+from daskpipe.shared_disk import call_patiently, numbered_files
 from daskpipe.work import Tree
 
 
@@ -32,11 +34,11 @@ class Ledger:
         """Append an event."""
         line = json.dumps({"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **event.as_json()})
         self.path = self.path or self._segment()
-        with open(self.path, "a") as file:
+        with call_patiently(partial(open, self.path, "a")) as file:
             file.write(line + "\n")
 
     def _segment(self) -> Path:
-        number = 1 + max((int(file.stem) for file in self.folder.glob("*.jsonl")), default=0)
+        number = 1 + max(numbered_files(self.folder, ".jsonl"), default=0)
         while True:
             path = self.folder / f"{number:04d}.jsonl"
             with suppress(FileExistsError):
@@ -60,7 +62,7 @@ class Reader:
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield the events, with their segment, that were not yielded before; a line torn by a crash is left out."""
-        for file in sorted((self.tree.root / "ledger").glob("*.jsonl"), key=lambda file: int(file.stem)):
+        for file in numbered_files(self.tree.root / "ledger", ".jsonl").values():
             with open(file, "rb") as lines:
                 lines.seek(self._read.get(file, 0))
                 for line in lines:

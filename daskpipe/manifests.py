@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from daskpipe.events import StageStarted, UnitCommitted, UnitForgotten
-from daskpipe.work import Receipt, Tree, Unit
+from daskpipe.shared_disk import numbered_files
+from daskpipe.work import HEX, Receipt, Tree, Unit
 
 ORDER = (
     "generate",
@@ -99,7 +100,7 @@ def units_of(tree: Tree, stage: str) -> Iterator[tuple[Path, Manifest]]:
     IntegrityError
         If a manifest cannot be read.
     """
-    for folder in sorted((tree.root / "units" / stage).glob("[0-9a-f][0-9a-f]/[0-9a-f]*")):
+    for folder in sorted((tree.root / "units" / stage).glob(f"{HEX * 2}/{HEX * 32}")):
         try:
             yield folder, read_manifest(folder)
         except (OSError, ValueError) as error:
@@ -108,7 +109,7 @@ def units_of(tree: Tree, stage: str) -> Iterator[tuple[Path, Manifest]]:
 
 def ledger_lines(root: Path) -> Iterator[tuple[Path, int, dict[str, Any] | None]]:
     """Yield segment, line and event of the ledger; ``None`` for a line that is none and is not the torn last one."""
-    for path in sorted((root / "ledger").glob("*.jsonl")):
+    for path in numbered_files(root / "ledger", ".jsonl").values():
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.endswith(b"\n"):  # half a line at the end was torn by a crash

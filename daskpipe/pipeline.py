@@ -27,7 +27,7 @@ from daskpipe import config as configs
 from daskpipe import describe, potentials
 from daskpipe.checkpoints import Checkpoints
 from daskpipe.config import Config
-from daskpipe.driving import Planned, Run, batches
+from daskpipe.driving import Planned, Run, batches, tell_stale_deadlines
 from daskpipe.errors import InputError, reasons
 from daskpipe.events import Emit, RunFinished, RunStarted
 from daskpipe.explore.settings import Exploration
@@ -368,6 +368,7 @@ def corridor(
             workers=sorted(offers(client)),
         )
     )
+    tell_stale_deadlines(emit)
     run = Run(config, tree, DaskPool(workers, on_gpu), emit, identities, go_on)
     seeds = _generate(run, requests)
     frames, species = _explore(run, seeds, n_seeds)

@@ -295,12 +295,12 @@ def _run(
     started = time.perf_counter()
     judge(tree.dataset, config.quality)
     gate = time.perf_counter() - started
-    manifests = [path.stat().st_size for path in root.glob("units/*/*/[!.]*/manifest.json")]
+    manifests = [path.stat().st_size for path in tree.manifests()]
     of_units = sum(unit.n_bytes for of_stage in units.values() for unit in of_stage)
     metadata = disk_bytes(tree.dataset) - sum(unit.n_bytes for unit in units[storing.WRITE])
     rest = disk_bytes(root) - of_units - sum(manifests) - metadata
     sorted_run = units[storing.SORT][0]
-    n_arrays = len(list(tree.unit_dir(storing.SORT, sorted_run.key).glob("*.npy")))
+    n_arrays = sum(name.endswith(".npy") for name in tree.names_of_files(storing.SORT, sorted_run.key))
     n_atoms = [tree.load("explore", unit.key, ["n_atoms"])["n_atoms"] for unit in units["explore"]]
     return _Pass(
         config=config,

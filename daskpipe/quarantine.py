@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from daskpipe.errors import MOST_LISTED, ConfigError, IntegrityError, Rejection,
 from daskpipe.events import Emit, UnitForgotten
 from daskpipe.ledger import Ledger
 from daskpipe.manifests import ORDER, parsed, units_of
+from daskpipe.outputs import remove
 from daskpipe.work import Tree, Unit
 
 DUPLICATE = "generate/duplicate"
@@ -47,7 +47,7 @@ def rejections(run_dir: Path | str) -> Iterator[tuple[str, Rejection]]:
     IntegrityError
         If a file of the quarantine is no rejection.
     """
-    for path in _files(Tree.of(run_dir)):
+    for path in Tree.of(run_dir).quarantine_files():
         if (found := held(path)) is None:
             run = quote(str(run_dir))
             raise IntegrityError(f"{path} is no rejection. Type: daskpipe fsck {run} --mend")
@@ -62,7 +62,7 @@ def find(run_dir: Path | str, ids: Sequence[str]) -> list[str]:
     ConfigError
         If one is unknown, or is the beginning of several.
     """
-    known = [path.stem for path in _files(Tree.of(run_dir))]
+    known = [path.stem for path in Tree.of(run_dir).quarantine_files()]
     found = []
     for given in ids:
         matches = [name for name in known if name.startswith(given)] if given else []
@@ -143,14 +143,14 @@ def forget(tree: Tree, units: Iterable[tuple[str, str]], emit: Emit, *, reason: 
     if units and tree.dataset.exists():
         hidden = tree.root / f".dataset-{uuid.uuid4().hex[:8]}.zarr"
         os.rename(tree.dataset, hidden)  # under its name it is whole or not there
-        shutil.rmtree(hidden)
+        remove(hidden)
     for stage, key in units:
         for name in _names(tree, stage, key):
             (tree.root / "quarantine" / f"{name}.json").unlink(missing_ok=True)
         emit(UnitForgotten(stage=stage, key=key, reason=reason))
         tree.forget(stage, key)
     if any(stage == "generate" for stage, _ in units):  # the driver finds duplicates anew among all seeds
-        for path in _files(tree):
+        for path in tree.quarantine_files():
             if (found := held(path)) and found.kind == DUPLICATE:
                 path.unlink()
 
@@ -159,7 +159,7 @@ def held(path: Path) -> Rejection | None:
     """Return the rejection that a file holds, if it holds one."""
     try:
         rejection = Rejection(**parsed(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+    except (FileNotFoundError, IsADirectoryError, ValueError, TypeError):
         return None
     texts = (rejection.stage, rejection.structure, rejection.reason, rejection.evidence)
     whole = all(isinstance(text, str) for text in texts) and isinstance(rejection.details, dict)
@@ -169,7 +169,3 @@ def held(path: Path) -> Rejection | None:
 def _names(tree: Tree, stage: str, key: str) -> list[str]:
     """Names of the quarantine files of what a unit rejected."""
     return [tree.quarantine_file(rejection).stem for rejection in tree.rejected(stage, key)]
-
-
-def _files(tree: Tree) -> list[Path]:
-    return sorted((tree.root / "quarantine").glob("[!.]*.json"))

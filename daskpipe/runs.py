@@ -22,6 +22,7 @@ from daskpipe.joining import join
 from daskpipe.lease import Lease, WalltimeNear, hold
 from daskpipe.ledger import Ledger
 from daskpipe.pipeline import content_of, corridor
+from daskpipe.shared_disk import FORBIDDEN, disk_error
 from daskpipe.store.quality import Outcome, Verdict, judge
 from daskpipe.work import Tree, write_atomically
 
@@ -262,6 +263,8 @@ def _make_folder(root: Path) -> None:
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(f"{root} is or lies below a file; give another --run-dir") from None
     except OSError as error:
+        if error.errno in FORBIDDEN and (found := disk_error(error, path=root)) is not None:
+            raise found from error
         raise DiskError(f"cannot make {root}: {error.strerror}. Make room or give another --run-dir") from error
     # A kill between mkdir and the first rename leaves a hidden temporary file.
     if occupied:

@@ -11,9 +11,8 @@ import os
 import shutil
 import tempfile
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
@@ -25,13 +24,23 @@ from daskpipe import config as configs
 from daskpipe.cluster import check as check_cluster
 from daskpipe.cluster import connect
 from daskpipe.config import Config
-from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, reasons, unknown
+from daskpipe.driving import tell_stale_deadlines
+from daskpipe.errors import (
+    EXIT_COMPLETE,
+    EXIT_QUARANTINED,
+    ConfigError,
+    DiskError,
+    DiskUnreachable,
+    reasons,
+    unknown,
+)
 from daskpipe.events import Emit, RunStarted, fan_out
 from daskpipe.generate.files import checksum, find
 from daskpipe.generate.labelled import DATABASES, LabelKeys, check_method, labelled_stretches
 from daskpipe.generate.stretches import TEXTS, Stretch, copy_frames, stretches
 from daskpipe.joining import join
 from daskpipe.ledger import Ledger
+from daskpipe.outputs import check_output, replacing, resolve_output
 from daskpipe.packing import versions
 from daskpipe.pipeline import Frames, content_of, frames_of, gather, labels_of, read_and_describe, rows_of
 from daskpipe.placement import Workers, offers
@@ -152,7 +161,7 @@ def select(
             piece, key = filled[unit]
             steps = tree.load("explore", key, ["step"])["step"]
             numbers.setdefault(piece.path, []).extend(steps[chosen["row"][chosen["unit"] == unit]].tolist())
-        with _published(out) as attempt:
+        with replacing(out) as attempt:
             copy_frames(numbers.items(), attempt)
         return frames, picks.n_out, json.loads(chosen["report"].item())
 
@@ -191,7 +200,7 @@ def describe(
     def work(tree: Tree, workers: Workers, emit: Emit) -> Made:
         frames, rows, _ = read_and_describe(tree, config, frames_of(pieces, config.seed), workers, emit, picks=False)
         ds = _features(tree, pieces, frames, rows, config)
-        with _published(out) as attempt:
+        with replacing(out) as attempt:
             if out.suffix == ".zarr":
                 ds.to_zarr(attempt, zarr_format=3, consolidated=False)
             else:
@@ -306,7 +315,7 @@ def _gathered(
     def work(tree: Tree, workers: Workers, emit: Emit) -> Made:
         described = config.describe.model_dump(mode="json", exclude={"device"})
         attrs = {"sources": json.dumps(sources, sort_keys=True), "describe": json.dumps(described, sort_keys=True)}
-        with _published(out) as attempt:
+        with replacing(out) as attempt:
             frames, dataset, report = gather(tree, config, plan, workers, emit, target=attempt, attrs=attrs)
         return frames, dataset.n_out, report
 
@@ -360,7 +369,7 @@ def export(
         if split is not None:
             raise ConfigError("a cold copy is of the whole dataset; leave --split out")
         out = _target(out, (".zarr",), force)
-        with _published(out) as attempt:
+        with replacing(out) as attempt:
             n_files = write_cold(path, attempt, side_by_side)
         n_structures, reader = int(read_root(out)["attributes"]["n_structures"]), "zarr-python"
     else:
@@ -386,10 +395,7 @@ def _target(out: str | Path, suffixes: Sequence[str], force: bool) -> Path:
     out = Path(out)
     if out.suffix not in suffixes:
         raise ConfigError(f"{out} must end in {' or '.join(suffixes)}; type e.g. -o {quote(out.stem + suffixes[0])}")
-    if out.exists() and not force:
-        raise ConfigError(f"{out} exists; give another name, or --force to replace it")
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"{out.parent} is no folder; make it, or give another -o")
+    check_output(out, force)
     return out
 
 
@@ -410,7 +416,7 @@ def _run(
     if client is None:
         check_cluster(config.cluster)
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=resolve_output(out).parent))
     except OSError as error:
         raise DiskError(f"cannot write beside {out}: {error.strerror}; give another -o") from error
     try:
@@ -423,6 +429,7 @@ def _run(
         ) as workers:
             dashboard = workers.client.dashboard_link or None
             emit(RunStarted(run_dir=str(out), name=name, dashboard=dashboard, workers=sorted(offers(workers.client))))
+            tell_stale_deadlines(emit)
             frames, n_out, report = work(tree, workers, emit)
         rejections = tree.quarantined()
         return Done(
@@ -436,7 +443,8 @@ def _run(
         )
     except DiskError as error:
         # There is no run to go on with.
-        raise DiskError(f"{str(error).partition('. ')[0]}. Make room, or give another -o") from error
+        advice = "Have the disk looked at" if isinstance(error, DiskUnreachable) else "Make room"
+        raise type(error)(f"{str(error).partition('. ')[0]}. {advice}, or give another -o") from error
     finally:
         # Away in one step: units that are still under way after an interruption find nothing to add to.
         gone = folder.with_name(f"{folder.name}-gone")
@@ -468,18 +476,3 @@ def _features(
         variables["environments"] = (("atom", "feature"), atoms)
     attrs = {"describe": config.describe.model_dump(mode="json"), "versions": versions()}
     return xr.Dataset(variables, attrs={key: json.dumps(value, sort_keys=True) for key, value in attrs.items()})
-
-
-@contextmanager
-def _published(out: Path) -> Iterator[Path]:
-    """Yield a name to write to, which becomes `out` when all is written."""
-    attempt = out.absolute().with_name(f".{out.stem}-{uuid.uuid4().hex[:8]}{out.suffix}")
-    try:
-        yield attempt
-        if out.is_dir():
-            shutil.rmtree(out)
-        os.replace(attempt, out)
-    except OSError as error:
-        raise DiskError(f"cannot write {out}: {error.strerror}. Make room, or give another -o") from error
-    finally:
-        shutil.rmtree(attempt, ignore_errors=True) if attempt.is_dir() else attempt.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
-from daskpipe.errors import ClusterError, DaskpipeError, DiskError, Suspect, Yielded
+from daskpipe.errors import ClusterError, DaskpipeError, DiskError, DiskUnreachable, Suspect, Yielded
 from daskpipe.events import Emit, UnitCommitted, UnitLost, UnitYielded
 from daskpipe.work import Receipt, Unit
 
@@ -270,6 +270,8 @@ class _Window:
                 self._lost(turn, error, FRUITLESS_LIMIT)
         except Suspect as error:
             self._suspect(turn, str(error), error)
+        except DiskUnreachable as error:
+            self._lost(turn, error, FRUITLESS_LIMIT)
         except DiskError as error:
             self._lost(turn, error, DISK_LIMIT)
         except Yielded as error:

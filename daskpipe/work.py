@@ -18,9 +18,10 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Buffer, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Buffer, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from shlex import quote
@@ -28,7 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.errors import ConfigError, DiskError, IntegrityError, Rejection
+from daskpipe.errors import ConfigError, DiskUnreachable, IntegrityError, Rejection
+from daskpipe.shared_disk import call_patiently, explained, list_names, refresh_names, wait_until_visible
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -149,10 +151,32 @@ class Tree:
     def receipt(self, unit: Unit) -> Receipt | None:
         """Return the receipt of a committed unit, ``None`` if it is not committed."""
         folder = self.unit_dir(unit.stage, unit.key)
-        if not folder.exists():
+        if not call_patiently(folder.exists):
             return None
         manifest = self._manifest(folder)
         return Receipt(**manifest["receipt"])
+
+    def wait_for_receipt(self, unit: Unit, check: Callable[[], None] = lambda: None) -> Receipt | None:
+        """Return the receipt of a unit that was committed somewhere, as soon as it can be seen here.
+
+        Parameters
+        ----------
+        unit
+            A unit of which somebody knows that it is committed.
+        check
+            Called while it is waited for; raises what speaks against waiting longer.
+
+        Returns
+        -------
+        Receipt or None
+            None if it cannot be seen here after `daskpipe.shared_disk.PATIENCE_SECONDS`.
+        """
+        visible = wait_until_visible(self.unit_dir(unit.stage, unit.key), self.root, check)
+        return self.receipt(unit) if visible else None
+
+    def manifests(self) -> Iterator[Path]:
+        """Yield the manifests of all committed units; others' files, and copies of units, are left out."""
+        yield from self.root.glob(f"units/*/{HEX * 2}/{HEX * 32}/manifest.json")
 
     def load(
         self, stage: str, key: str, names: Iterable[str] | None = None, *, optional: Iterable[str] = ()
@@ -178,12 +202,14 @@ class Tree:
             If it is missing or was cut.
         """
         folder = self.unit_dir(stage, key)
-        path = folder / name
-        if not path.is_file():
-            raise self.damaged(folder, name, "it is missing")
-        if path.stat().st_size != self._manifest(folder)["files"][name]["size"]:
+        size = self._manifest(folder)["files"][name]["size"]
+        if self._use(folder, name, os.stat).st_size != size:
             raise self.damaged(folder, name, "its size differs")
-        return path
+        return folder / name
+
+    def names_of_files(self, stage: str, key: str) -> list[str]:
+        """Return the names of the files of a committed unit, sorted; raises as `file` does."""
+        return sorted(self._manifest(self.unit_dir(stage, key))["files"])
 
     def forget(self, stage: str, key: str) -> None:
         """Remove a committed unit, so that it is made again."""
@@ -200,20 +226,32 @@ class Tree:
     def _committed(self, folder: Path, name: str) -> bytes:
         """Return the bytes of one file of a committed unit, after checking their digest."""
         expected = self._manifest(folder)["files"][name]["sha256"]
-        try:
-            data = (folder / name).read_bytes()
-        except FileNotFoundError:
-            raise self.damaged(folder, name, "it is missing") from None
+        data = self._use(folder, name, Path.read_bytes)
         if hashlib.sha256(data).hexdigest() != expected:
             raise self.damaged(folder, name, "its sha256 differs")
         return data
 
     def _manifest(self, folder: Path) -> dict[str, Any]:
+        data = self._use(folder, "manifest.json", Path.read_bytes)
         try:
-            manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
-        except (FileNotFoundError, ValueError, RecursionError) as error:
+            manifest: dict[str, Any] = json.loads(data)
+        except (ValueError, RecursionError) as error:
             raise self.damaged(folder, "manifest.json", f"{type(error).__name__}") from error
         return manifest
+
+    def _use[T](self, folder: Path, name: str, use: Callable[[Path], T]) -> T:
+        """Call a function with the path of one file of a committed unit, once the unit can be seen here.
+
+        The folder of a unit is renamed into place with all its files: where it is, what it lacks is missing.
+        """
+        path = folder / name
+        with suppress(FileNotFoundError):
+            return call_patiently(partial(use, path))
+        if wait_until_visible(folder, self.root):
+            refresh_names(path, self.root)
+            with suppress(FileNotFoundError):
+                return call_patiently(partial(use, path))
+        raise self.damaged(folder, name, "it is missing")
 
     def damaged(self, folder: Path, name: str, how: str) -> IntegrityError:
         """Return the error for a file of a committed unit that is not what it was."""
@@ -239,7 +277,11 @@ class Tree:
 
     def quarantined(self) -> list[Rejection]:
         """Return all rejections, ordered by file name."""
-        return [self.held(file) for file in sorted((self.root / "quarantine").glob("[!.]*.json"))]
+        return [self.held(file) for file in self.quarantine_files()]
+
+    def quarantine_files(self) -> list[Path]:
+        """Return the files of all rejections, sorted; others' files are left out."""
+        return sorted((self.root / "quarantine").glob(f"{HEX * 32}.json"))
 
     def held(self, file: Path) -> Rejection:
         """Return the rejection that a file of the quarantine holds.
@@ -258,8 +300,9 @@ class Tree:
         """Remove what attempts that never committed left behind; return how many there were."""
         left = [*self.root.glob("units/*/*/.*-attempt"), *self.root.glob(".dataset-*.zarr")]
         for folder in self.root.glob("units/*/*/.*-work"):
-            for mark in folder.glob("*-running"):
-                mark.unlink(missing_ok=True)
+            for name in list_names(folder):
+                if name.endswith("-running"):
+                    (folder / name).unlink(missing_ok=True)
             # Checkpoints of a unit that is not committed are where it goes on.
             if (folder.parent / folder.name[1 : -len("-work")]).exists():
                 left.append(folder)
@@ -271,7 +314,10 @@ class Tree:
         return len(left)
 
 
-TEMPORARY = f".?*-{'[0-9a-f]' * 8}"
+HEX = "[0-9a-f]"
+"""One digit of a key, in a pattern of file names."""
+
+TEMPORARY = f".?*-{HEX * 8}"
 """Files that a process which was killed in `write_atomically` leaves."""
 
 
@@ -309,20 +355,6 @@ def make_folders(root: Path, folder: Path) -> None:
             raise
         make_folders(root, folder.parent)
         folder.mkdir(exist_ok=True)
-
-
-@contextmanager
-def explained(root: Path, folder: Path) -> Iterator[None]:
-    """Turn what a disk says into a `DiskError` that says what to type."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
-            advice = "Have the disk looked at" if error.errno == errno.EIO else "Make room"
-            raise DiskError(
-                f"cannot write {folder}: {error.strerror}. {advice}, then: daskpipe resume {quote(str(root))}"
-            ) from error
-        raise
 
 
 def commit(root: Path, unit: Unit, payload: Payload, *, seconds: float = 0.0) -> Receipt:
@@ -380,8 +412,11 @@ def _publish(tree: Tree, unit: Unit, payload: Payload, seconds: float, attempt: 
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
         shutil.rmtree(attempt)
-        first = tree.receipt(unit)
-        assert first is not None  # the rename that won carried its manifest
+        first = tree.wait_for_receipt(unit)
+        if first is None:
+            raise DiskUnreachable(
+                f"{final} was committed by another process and cannot be seen here; is {tree.root} shared by all?"
+            ) from error
         return first
     sync_folder(final.parent)
     return receipt

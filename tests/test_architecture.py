@@ -17,7 +17,7 @@ PACKAGE = Path(daskpipe.__file__).parent
 WORDS = {
     "variables", "structures", "geometry", "seeds", "units", "errors", "registry", "events", "placement", "work",
     "accelerate", "checksums", "foreign", "checkpoints", "window", "ledger", "lease", "attempts",
-    "manifests", "addresses",
+    "manifests", "addresses", "outputs", "shared_disk",
 }  # fmt: skip
 ROOMS = {"generate", "potentials", "explore", "describe", "select", "label", "store", "load"}
 ROOF = {"config", "alone", "driving", "packing", "pipeline", "testing"}

@@ -20,7 +20,7 @@ from small_runs import SMALL, UNITS, committed, files_of, manifests
 import daskpipe
 from daskpipe import lease
 from daskpipe.config import load, to_yaml
-from daskpipe.errors import ConfigError, IntegrityError, Rejection
+from daskpipe.errors import ConfigError, DiskUnreachable, IntegrityError, Rejection
 from daskpipe.events import StageStarted, UnitCommitted
 from daskpipe.fsck import fsck
 from daskpipe.ledger import Ledger
@@ -320,6 +320,18 @@ def test_a_ledger_that_is_gone_is_no_damage(run_dir: Path) -> None:
 
 
 # --- quarantine and counts: a small tree made by hand ---------------------------------------------------
+
+
+def test_a_disk_that_fails_is_no_damage(run_dir: Path) -> None:
+    """Nothing may be moved aside that could not be read."""
+    manifest = manifests(run_dir)[0]
+    manifest.rename(run_dir / "kept")
+    manifest.symlink_to("/proc/self/mem")  # of which each read fails
+    with pytest.raises(DiskUnreachable, match=r"cannot use .*/manifest.json: Input/output error. Have the dis"):
+        fsck(run_dir, mend=True)
+    (run_dir / "kept").replace(manifest)
+    assert fsck(run_dir, rehash=True).findings == []
+    assert not (run_dir / "damaged").exists()
 
 
 @pytest.fixture

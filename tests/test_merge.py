@@ -146,6 +146,21 @@ def test_wrong_input(datasets: list[Path], client: Client, tmp_path: Path) -> No
     assert os.listdir(tmp_path) == []
 
 
+def test_the_dataset_that_a_link_leads_to_is_replaced(datasets: list[Path], client: Client, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    shutil.copytree(datasets[2], scratch / "kept")
+    out = tmp_path / "link.zarr"
+    out.symlink_to(scratch / "kept")
+    with pytest.raises(ConfigError, match=r"link.zarr exists; give another name, or --force to replace it"):
+        merge([datasets[0], out], out, client)
+    standalone.merge([datasets[0], out], out, QUICK, client=client, force=True)
+    assert out.is_symlink()
+    assert len(daskpipe.open_dataset(out)["energy"]) == 24 + 10
+    assert verify(out) == []
+    assert (os.listdir(scratch), sorted(os.listdir(tmp_path))) == (["kept"], ["link.zarr", "scratch"])
+
+
 # --- exports and imports --------------------------------------------------------------------------------
 
 

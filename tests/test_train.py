@@ -279,18 +279,12 @@ def test_an_interruption_stops_mace_and_names_its_log(dataset: Path, tmp_path: P
     assert not left, "MACE has ended"
 
 
-def test_an_existing_folder_is_refused_and_replaced(session: Session, dataset: Path, tmp_path: Path) -> None:
+def test_an_existing_folder_is_refused(session: Session, dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="small.mace exists; give another --out, or --force to replace it"):
         train(dataset)
     (tmp_path / "precious.txt").touch()
     with pytest.raises(ConfigError, match="is not the folder of a model"):
         train(dataset, tmp_path, force=True)
-    old, new = tmp_path / "old", tmp_path / "new"
-    for folder in (old, new):
-        folder.mkdir()
-        (folder / "name").write_text(folder.name)
-    training._publish(new, old, tmp_path / "aside")
-    assert (old / "name").read_text() == "new"
 
 
 def test_wrong_arguments(dataset: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,10 +141,11 @@ def remembered(name: str, measure: Callable[[], float], folder: Path | None = No
         known = {}
     if name not in known:
         known[name] = measure()
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}-{os.getpid()}")
-        temporary.write_text(json.dumps(known, indent=1))
-        os.replace(temporary, file)
+        with suppress(OSError):  # of a home that is full, or that this machine may only read: it is measured again
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(f".{file.name}-{os.getpid()}")
+            temporary.write_text(json.dumps(known, indent=1))
+            os.replace(temporary, file)
     return float(known[name])
 
 

@@ -24,6 +24,7 @@ from ase import Atoms
 
 from daskpipe.errors import InputError, Rejection
 from daskpipe.generate.params import NotEmpty
+from daskpipe.shared_disk import raise_if_transient
 from daskpipe.structures import copy_arrays
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,8 @@ def _frames(path: Path, first: int, offset: int) -> Iterator[Frame]:
 
 
 def rejection_of(error: Exception, name: str) -> Rejection:
-    """Return the rejection that an error of reading a structure stands for."""
+    """Return the rejection that an error of reading a structure stands for; raise it if the disk is at fault."""
+    raise_if_transient(error)
     if isinstance(error, FrameError):
         reason, evidence = error.reason, str(error)
     elif isinstance(error, KeyError) and re.fullmatch(r"\w{1,8}", str(error.args[0])):
@@ -407,4 +409,5 @@ def checksum(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
     except OSError as error:
+        raise_if_transient(error)
         raise InputError(f"paths: {path} cannot be read: {error.strerror}; check its permissions") from error

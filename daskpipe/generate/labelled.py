@@ -29,6 +29,7 @@ from daskpipe.generate.checks import check, system_type
 from daskpipe.generate.files import FrameError, cleaned, rejection_of, xyz_frames
 from daskpipe.generate.stretches import ANY, TEXTS, Stretch
 from daskpipe.geometry import full_cell
+from daskpipe.shared_disk import raise_if_transient
 from daskpipe.structures import NO_PARENT, from_atoms, round_positions, structure_id
 from daskpipe.variables import FULL_TO_VOIGT
 from daskpipe.work import Payload, arrays_of
@@ -104,14 +105,15 @@ def labelled_stretches(path: Path, size: int) -> list[LabelledStretch]:
             n_frames += 1
             try:
                 atoms, lineage = _structure(build())
-            except Exception:  # which reading will explain
+            except Exception as error:  # which reading will explain
+                raise_if_transient(error)
                 continue
             parent = trajectory.parent_of(atoms, lineage)
             if first and lineage is None and parent != NO_PARENT:
                 parents[-1] = parent.hex()
             first = False
-    except Exception:  # from here on it cannot be read, which reading it will explain
-        pass
+    except Exception as error:  # from here on it cannot be read, which reading it will explain
+        raise_if_transient(error)
     starts = range(0, max(n_frames, 1), size)
     return [
         LabelledStretch(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from daskpipe.errors import Rejection
 from daskpipe.generate.checks import Limits, check, system_type
 from daskpipe.generate.files import read, reader_of, xyz_frames
+from daskpipe.shared_disk import raise_if_transient
 from daskpipe.structures import ARRAY_KEYS, round_positions
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ def _offsets(path: Path, size: int) -> tuple[list[int], int]:
             if n_frames % size == 0:
                 begins.append(offset)
             n_frames += 1
-    except (OSError, ValueError):  # from here on it cannot be read, which reading it will explain
-        pass
+    except (OSError, ValueError) as error:  # from here on it cannot be read, which reading it will explain
+        raise_if_transient(error)
     return begins, n_frames
 
 
@@ -92,7 +93,8 @@ def _count(path: Path) -> int:
     reader = reader_of(path)
     try:
         return sum(1 for _ in reader(path)) if reader else 0
-    except Exception:  # a parser may raise anything when it meets foreign bytes
+    except Exception as error:  # a parser may raise anything when it meets foreign bytes
+        raise_if_transient(error)
         return 0
 
 

@@ -44,6 +44,7 @@ def write(target: Path | str, out: Path | str | None = None, *, verdict: Mapping
     IntegrityError
         If a committed unit of the run is not what was committed.
     """
+    from daskpipe.outputs import resolve_output
     from daskpipe.report import facts
     from daskpipe.report.contents import contents
     from daskpipe.report.page import render
@@ -68,5 +69,5 @@ def write(target: Path | str, out: Path | str | None = None, *, verdict: Mapping
     if out.is_dir():
         raise ConfigError(f"{out} is a directory; give the name of a file, e.g. {out / 'report.html'}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, render(found, held))
+    write_atomically(resolve_output(out), render(found, held))
     return out

@@ -210,12 +210,12 @@ def _units(tree: Tree, events: list[dict[str, Any]]) -> dict[str, list[tuple[Uni
     """
     planned = {event["stage"]: event["n_units"] for event in events if event["event"] == "StageStarted"}
     newest: dict[str, dict[int, tuple[float, Unit, Receipt]]] = {}
-    for file in tree.root.glob("units/*/*/*/manifest.json"):
-        if file.parent.name.startswith("."):
+    for file in tree.manifests():
+        try:
+            written, manifest = file.stat().st_mtime, json.loads(file.read_bytes())
+        except FileNotFoundError:  # taken away by a release or an fsck beside this
             continue
-        manifest = json.loads(file.read_bytes())
         unit = Unit(**{**manifest["unit"], "upstream": tuple(manifest["unit"]["upstream"])})
-        written = file.stat().st_mtime
         of_stage = newest.setdefault(unit.stage, {})
         if unit.index < planned.get(unit.stage, unit.index + 1) and (
             unit.index not in of_stage or of_stage[unit.index][0] < written
@@ -243,7 +243,7 @@ def _reasons(tree: Tree) -> list[Reason]:
 
 def _rejections(tree: Tree) -> Iterator[Rejection]:
     # One at a time: each holds geometries, and there may be many.
-    for file in sorted((tree.root / "quarantine").glob("[!.]*.json")):
+    for file in tree.quarantine_files():
         yield tree.held(file)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from daskpipe.errors import ConfigError, InputError, IntegrityError, unknown
+from daskpipe.outputs import resolve_output, swap_in
 from daskpipe.store.formats import FORMATS, Format, format_of, records, same
 from daskpipe.store.reader import open_dataset
 from daskpipe.structures import cut, take
@@ -110,10 +111,11 @@ def export(
     out = Path(out)
     made_by.check_name(out)
     _check_free(out, force)
+    place = resolve_output(out)
     ds = open_dataset(path)
     rows = _rows_of(ds, split)
     parts = cut(ds["n_atoms"].values[rows], PART_ATOMS, min(PART_STRUCTURES, made_by.MAX_STRUCTURES))
-    temporary = out.with_name(f".{out.name}-{uuid.uuid4().hex}")
+    temporary = place.with_name(f".{place.name}-{uuid.uuid4().hex}")
     try:
         temporary.mkdir(parents=True)
         names = [temporary / f"part-{number:05d}{made_by.SUFFIX}" for number in range(len(parts))]
@@ -124,8 +126,7 @@ def export(
         made_by.join(names, joined)
         if not n == len(rows) == made_by.count(joined):
             raise IntegrityError(f"{to}: {made_by.count(joined)} of {len(rows)} structures were written to {out}")
-        _sync(joined)
-        _publish(joined, out, temporary)
+        swap_in(joined, place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     files = tuple(sorted(os.listdir(out))) if out.is_dir() else (out.name,)
@@ -207,28 +208,6 @@ def _check_free(out: Path, force: bool) -> None:
     strangers = sorted(name for name in os.listdir(out) if not OURS.fullmatch(name)) if out.is_dir() else []
     if strangers:
         raise ConfigError(f"{out} is a folder that holds {strangers[0]!r}, which no export wrote; give another name")
-
-
-def _sync(joined: Path) -> None:
-    for file in sorted(joined.iterdir()) if joined.is_dir() else [joined]:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _publish(joined: Path, out: Path, temporary: Path) -> None:
-    """Rename; a folder cannot replace what is there, so that goes aside first and is removed with the rest."""
-    aside = temporary / "replaced"
-    if out.exists() and (out.is_dir() or joined.is_dir()):
-        os.rename(out, aside)
-    try:
-        os.replace(joined, out)
-    except OSError:
-        if aside.exists():
-            os.rename(aside, out)
-        raise
 
 
 __all__ = ["FORMATS", "Exported", "compare", "export", "make_part", "one_after_another"]

@@ -92,7 +92,7 @@ def plan(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> Payload:
     ends = np.cumsum(sizes)
     run = np.searchsorted(ends, found.order, side="right")
     tables = [json.loads(Tree(root).load(SORT, key, ["names"])["names"].item()) for key in runs]
-    names = {path.stem for key in runs for path in _files(root, key)}
+    names = {name for key in runs for name in _names(root, key)}
     made = Plan(
         run=run.astype(np.int32),
         row=found.order - (ends - sizes)[run],
@@ -127,13 +127,14 @@ def _known(values: np.ndarray | None) -> np.ndarray:
     return values
 
 
-def _files(root: Path, run: str) -> list[Path]:
-    return sorted(Tree(root).unit_dir(SORT, run).glob("*.npy"))
+def _names(root: Path, run: str) -> set[str]:
+    """Return the variables that a run holds: what its manifest names, not what can be seen of its folder."""
+    return {name.removesuffix(".npy") for name in Tree(root).names_of_files(SORT, run) if name.endswith(".npy")}
 
 
 def _loader(root: Path, runs: Sequence[str]) -> Load:
     """Return a function that maps a variable of a run, once."""
-    held = [{path.stem for path in _files(root, key)} for key in runs]
+    held = [_names(root, key) for key in runs]
 
     @cache
     def load(number: int, name: str) -> np.ndarray | None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from daskpipe.checksums import crc32c_file, crc32c_root
 from daskpipe.errors import ConfigError, DiskError, InputError
+from daskpipe.shared_disk import FULL
 from daskpipe.variables import SCHEMA, SIZES, VARIABLES, annotate, attributes, encode, per_atom, read_root, validate
 from daskpipe.work import canonical_json, sync_folder
 
@@ -219,7 +220,7 @@ def publish(
                 raise
         sync_folder(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        if error.errno in FULL:
             room = f"Make room ({n_bytes:,} bytes), then resume"
             raise DiskError(f"cannot write {path}: {error.strerror}. {room}") from error
         raise
@@ -229,8 +230,12 @@ def publish(
 
 
 def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Name and path of every file of a store but the root's ``zarr.json``, sorted by name."""
-    files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if not file.is_dir()}
+    """Yield name and path of every file of a store but the root's ``zarr.json``, sorted by name.
+
+    Hidden files are left out: no store has any, and file managers leave them everywhere.
+    """
+    visible = (file for file in folder.rglob("*") if not file.name.startswith(".") and not file.is_dir())
+    files = {file.relative_to(folder).as_posix(): file for file in visible}
     files.pop("zarr.json", None)
     yield from sorted(files.items())
 

@@ -17,6 +17,7 @@ from daskpipe import load, store
 from daskpipe.errors import ConfigError, InputError, Interrupted, unknown
 from daskpipe.events import Emit, Event, fan_out
 from daskpipe.foreign import quiet
+from daskpipe.outputs import resolve_output, swap_in
 from daskpipe.potentials import build, identity
 from daskpipe.potentials.catalogue import DTYPES, resolve_device
 from daskpipe.potentials.potential import file_hash
@@ -142,8 +143,9 @@ def train(
     emit = fan_out(*subscribers)
 
     started = time.perf_counter()
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
+    place = resolve_output(out)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=place.parent))
     log = out.with_name(f"{out.name}.train.log")
     log.unlink(missing_ok=True)
     try:
@@ -174,7 +176,7 @@ def train(
         (result / METRICS).write_text(json.dumps(facts, indent=1) + "\n")
         (result / CARD).write_text(model_card(out.name, facts, splits))
         shutil.copyfile(log, result / LOG)
-        _publish(result, out, work / "replaced")
+        swap_in(result, place)
         log.unlink()
     except BaseException as error:
         if isinstance(error, Exception | SystemExit):
@@ -270,10 +272,3 @@ def _write_data(path: Path, spec: load.Spec, work: Path) -> Options:
     files = {"train_file": f"train.{suffix}", "valid_file": f"val.{suffix}", "statistics_file": "statistics.json"}
     # Without an option of that name MACE computes the scale itself.
     return {**files, "std": spec.rms_force}
-
-
-def _publish(result: Path, out: Path, aside: Path) -> None:
-    """Rename; a folder cannot replace another one, so that goes aside first and is removed with the rest."""
-    if out.exists():
-        os.rename(out, aside)
-    os.rename(result, out)

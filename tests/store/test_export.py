@@ -233,6 +233,20 @@ def test_a_folder_is_replaced_only_if_it_is_an_export(store, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["dataset.zarr", "set"]
 
 
+@pytest.mark.parametrize(("to", "name"), [("extxyz", "all.extxyz"), ("aselmdb", "set")])
+def test_what_a_link_leads_to_is_replaced(store, tmp_path, to, name):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    export(store, to, scratch / name, split="val")
+    out = tmp_path / name
+    out.symlink_to(scratch / name)
+    with pytest.raises(ConfigError, match=f"{name} exists; give another name, or --force"):
+        export(store, to, out)
+    assert export(store, to, out, force=True).n_structures == N_STRUCTURES
+    assert out.is_symlink()
+    assert os.listdir(scratch) == [name]
+
+
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_failure_leaves_what_was_there(to, store, tmp_path):
     (store / "numbers/c/0").unlink()
