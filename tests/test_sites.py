@@ -17,7 +17,8 @@ import slurm
 import yaml
 
 from daskpipe.cli_options import cluster_overrides
-from daskpipe.config import Cluster, load, load_cluster, package_folder
+from daskpipe.composition import package_folder
+from daskpipe.config import Cluster, load, load_cluster
 from daskpipe.errors import ConfigError
 from daskpipe.queues import SUBMIT_COMMANDS, JobState, Kind, header, listing, read_listing
 from daskpipe.sites import THREADS, Pool, Site, job, known_sites, parse, queue, read_site, scripts, site_of, user_folder
