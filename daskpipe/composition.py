@@ -139,11 +139,13 @@ def change(content: Mapping[str, Any], overrides: Sequence[str], target: str = "
     from omegaconf import OmegaConf
 
     with _explained(target or " ".join(overrides)):
-        parsed = parse_overrides(overrides)
-        kept = reduce(_deleted, [item for item in parsed if item.is_delete()], dict(content))
-        values = [_below(item.key_or_group, item.value(), _Typed) for item in parsed if not item.is_delete()]
-        # Together first: their order does not matter, so params that are typed before the name of a choice stay.
-        typed = reduce(merge, values, _Typed())
+        kept, typed = dict(content), _Typed()
+        for override in parse_overrides(overrides):
+            if override.is_delete():
+                kept, typed = _deleted((kept, typed), override)
+            else:
+                typed = merge(typed, _below(override.key_or_group, override.value(), _Typed))
+        # What was typed comes together before: params stay that are typed before the name of their choice.
         merged = _plain(merge(kept, typed))
         _refuse_resolvers(merged)
         found = OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True)
@@ -282,22 +284,25 @@ def _below(path: str, value: Any, kind: type[dict[str, Any]]) -> Any:
     return reduce(lambda content, key: kind({key: content}), reversed(path.split(".") if path else []), value)
 
 
-def _deleted(content: dict[str, Any], override: Any) -> dict[str, Any]:
-    """Return a config without the key of ``~key.path``.
+def _deleted(layers: Sequence[dict[str, Any]], override: Any) -> list[Any]:
+    """Return layers without the key of ``~key.path``.
 
     Raises
     ------
     ConfigError
-        If there is no such key.
+        If none of them has it.
     """
 
-    def without(content: Any, path: str) -> dict[str, Any]:
+    def without(content: Any, path: str) -> Any:
         key, _, below = path.partition(".")
         if not isinstance(content, dict) or key not in content:
-            raise ConfigError(f"override {override.input_line!r} deletes a key that no file sets; leave it out")
-        return {**content, key: without(content[key], below)} if below else _without(content, (key,))
+            return content
+        return type(content)({**content, key: without(content[key], below)} if below else _without(content, (key,)))
 
-    return without(content, override.key_or_group)
+    found = [without(layer, override.key_or_group) for layer in layers]
+    if found == list(layers):
+        raise ConfigError(f"override {override.input_line!r} deletes a key that no file sets; leave it out")
+    return found
 
 
 def _plain(content: Any) -> Any:

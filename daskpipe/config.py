@@ -360,7 +360,7 @@ def load_quality(run_dir: Path, overrides: Sequence[str]) -> Quality:
 def _refuse_others(overrides: Sequence[str], sections: Sequence[str], advice: str) -> None:
     """Raise ConfigError for the first override of another section than those that may be changed."""
     for override in overrides:
-        if "=" not in override or sections_of([override])[0] not in sections:
+        if not re.match("[^=]+=|~", override) or sections_of([override])[0] not in sections:
             raise ConfigError(f"{override!r} {advice}")
 
 

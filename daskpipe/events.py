@@ -30,6 +30,8 @@ class RunStarted(Event):
     name: str
     dashboard: str | None
     workers: list[str]
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the packages that the numbers come from, where the driver runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
