@@ -7,7 +7,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -20,7 +21,7 @@ from daskpipe.attempts import marked, marks, note
 from daskpipe.checkpoints import YIELD_SECONDS, Checkpoints, seconds_left
 from daskpipe.config import Config
 from daskpipe.errors import DaskpipeError, DiskError, Suspect, Yielded
-from daskpipe.events import Emit, Event, StageFinished, StageStarted, UnitCommitted
+from daskpipe.events import Emit, Event, StageFinished, StageStarted, UnitCommitted, UnitLost
 from daskpipe.placement import DaskPool, retire
 from daskpipe.window import Call, Task, WorkerLost, drive
 from daskpipe.work import Payload, Receipt, Tree, Unit, commit
@@ -62,6 +63,8 @@ class Run:
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     _longest: float = 0.0
     """Seconds of the longest unit of the present stage."""
+    _lost: dict[str, float] = field(default_factory=dict)
+    """Seconds that processes which are gone worked on units, by key."""
     _hung: dict[Path, str] = field(default_factory=dict)
     """What was said of marks whose processes were ended because they hung."""
 
@@ -105,6 +108,8 @@ class Run:
     def _heard(self, event: Event) -> None:
         if isinstance(event, UnitCommitted):
             self._longest = max(self._longest, event.seconds)
+        if isinstance(event, UnitLost):
+            event = replace(event, seconds=round(event.seconds + self._lost.pop(event.key, 0.0), 3))
         self.emit(event)
 
     def _task(self, item: Planned) -> Task:
@@ -141,6 +146,9 @@ class Run:
                 said = hung
             elif self.pool.died(mark):
                 said = mark.note or f"the process that computed it at {mark.worker} died"
+            with suppress(FileNotFoundError):
+                os.utime(mark.path)  # now, by the clock of the file system
+            self._lost[unit.key] = self._lost.get(unit.key, 0.0) + mark.seconds_at_work()
             mark.path.unlink(missing_ok=True)
         return said
 
@@ -237,11 +245,15 @@ def _commit(root: Path, unit: Unit, compute: Callable[..., Payload], needed: flo
         try:
             payload = compute(mark=mark)
             return commit(root, unit, payload, seconds=time.perf_counter() - started)
-        except Yielded:
-            retire()
+        except DaskpipeError as error:
+            error.seconds = time.perf_counter() - started
+            if isinstance(error, Yielded):
+                retire()
             raise
         except MemoryError as error:
-            raise Suspect(f"memory ran out: {error}") from error
+            suspect = Suspect(f"memory ran out: {error}")
+            suspect.seconds = time.perf_counter() - started
+            raise suspect from error
         except RuntimeError as error:
             if "CUDA" not in str(error):
                 raise

@@ -72,6 +72,8 @@ class UnitLost(Event):
     losses: int
     kind: str
     reason: str
+    seconds: float = 0.0
+    """Of work that the attempt took."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,17 @@ class UnitYielded(Event):
     stage: str
     index: int
     key: str
+    seconds: float = 0.0
+    """Of work that the attempt took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitGivenUp(Event):
+    """An attempt at a unit ended with its driver; the next driver tells."""
+
+    stage: str
+    key: str
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskpipe import config as configs
 from daskpipe import describe, potentials
+from daskpipe.attempts import given_up
 from daskpipe.budget import BudgetKeeper
 from daskpipe.cluster import check as check_cluster
 from daskpipe.cluster import connect
@@ -316,8 +317,11 @@ def _drive_all(
     lease: Lease,
 ) -> Result:
     started = time.perf_counter()
+    before = given_up(tree)
     tree.sweep()
     emit = fan_out(lambda _: lease.check(), Ledger(tree), *subscribers, BudgetKeeper(tree, config))
+    for event in before:
+        emit(event)
     if client is not None:
         stages = corridor(tree, config, identities, Workers(client), emit, go_on=lease.check)
     else:
