@@ -11,12 +11,13 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from daskpipe.shared_disk import explained, list_names
+from daskpipe.events import UnitGivenUp
+from daskpipe.shared_disk import explained, list_names, numbered_files
 from daskpipe.work import Tree, Unit, make_folders
 
 TOUCH_SECONDS = 1.0
@@ -39,6 +40,8 @@ class Mark:
         Its process.
     note
         Why it ended, if it could still say so.
+    began
+        When the attempt began, by the clock of the file system.
     """
 
     path: Path
@@ -46,6 +49,7 @@ class Mark:
     nanny: str
     pid: int
     note: str = ""
+    began: float = float("inf")
 
     @property
     def touched(self) -> int:
@@ -53,6 +57,12 @@ class Mark:
         with suppress(FileNotFoundError):
             return self.path.stat().st_mtime_ns
         return 0
+
+    def seconds_at_work(self, until: float = 0.0) -> float:
+        """Return the seconds from when the attempt began until it last came on, or until a later time."""
+        with suppress(FileNotFoundError):
+            return max(0.0, max(until, self.path.stat().st_mtime) - self.began)
+        return 0.0
 
 
 @dataclass
@@ -86,7 +96,9 @@ def marked(root: Path, unit: Unit, *, worker: str, nanny: str) -> Iterator[Path]
     path = folder / f"{uuid.uuid4().hex[:8]}-running"
     with explained(root, path):
         make_folders(root, folder)
-        path.write_text(json.dumps({"worker": worker, "nanny": nanny, "pid": os.getpid()}))
+        with path.open("w") as file:
+            began = os.fstat(file.fileno()).st_mtime
+            file.write(json.dumps({"worker": worker, "nanny": nanny, "pid": os.getpid(), "began": began}))
     with touching(path):
         try:
             yield path
@@ -124,9 +136,28 @@ def note(path: Path, why: str) -> None:
 
 def marks(root: Path, unit: Unit) -> list[Mark]:
     """Return the marks of all attempts at a unit that are under way or have died."""
-    found = []
     folder = Tree(root).work_dir(unit.stage, unit.key)
-    for path in (folder / name for name in list_names(folder) if name.endswith("-running")):
+    return list(_read(folder / name for name in list_names(folder) if name.endswith("-running")))
+
+
+def given_up(tree: Tree) -> list[UnitGivenUp]:
+    """Return the attempts at units that ended with the drivers before, as the marks tell that `Tree.sweep` removes.
+
+    They ended about when the last of these drivers wrote its last event, or when they last came on.
+    """
+    segments = numbered_files(tree.root / "ledger", ".jsonl").values()
+    until = max((path.stat().st_mtime for path in segments), default=0.0)
+    return [
+        UnitGivenUp(
+            stage=mark.path.parts[-4],
+            key=mark.path.parent.name[1 : -len("-work")],
+            seconds=round(mark.seconds_at_work(until), 3),
+        )
+        for mark in _read(sorted(tree.root.glob("units/*/*/.*-work/*-running")))
+    ]
+
+
+def _read(paths: Iterable[Path]) -> Iterator[Mark]:
+    for path in paths:
         with suppress(FileNotFoundError, json.JSONDecodeError):  # it has just ended, or just begun
-            found.append(Mark(path=path, **json.loads(path.read_text())))
-    return found
+            yield Mark(path=path, **json.loads(path.read_text()))

@@ -9,34 +9,44 @@ from shlex import quote
 
 from daskpipe.config import Config, in_bytes, part_of
 from daskpipe.errors import Interrupted
-from daskpipe.events import Event, StageStarted, UnitCommitted
+from daskpipe.events import Event, StageStarted, UnitCommitted, UnitGivenUp, UnitLost, UnitYielded
+from daskpipe.ledger import Reader
 from daskpipe.manifests import ORDER
 from daskpipe.work import Tree
 
 HOUR = 3600.0
 
+FRUITLESS = ("UnitLost", "UnitYielded", "UnitGivenUp")
+"""Events that tell of work on a unit which it does not account for itself."""
+
 
 @dataclass
 class Spent:
-    """What committed units took."""
+    """What units took."""
 
     seconds: Counter[str] = field(default_factory=Counter)
-    """Seconds inside the units, by stage."""
+    """Seconds of work on the units, by stage; attempts that were lost, yielded or given up count too."""
     bytes: Counter[str] = field(default_factory=Counter)
     """Size of their files (not: their manifests), by stage."""
 
     def add(self, stage: str, seconds: float, n_bytes: int) -> None:
-        """Count a unit."""
+        """Count a unit, or an attempt at one."""
         self.seconds[stage] += seconds  # type: ignore[assignment]  # a Counter of floats
         self.bytes[stage] += n_bytes
 
 
 def spent(tree: Tree) -> Spent:
-    """Return what the units of a run took, over all driver starts; read from their manifests."""
+    """Return what the units of a run took, over all driver starts.
+
+    It is read from their manifests; what attempts took that did not end in a commit, from the ledger.
+    """
     found = Spent()
     for path in tree.manifests():
         receipt = json.loads(path.read_bytes())["receipt"]
         found.add(receipt["stage"], receipt["seconds"], receipt["n_bytes"])
+    for event in Reader(tree).events():
+        if event.get("event") in FRUITLESS:
+            found.add(event["stage"], event.get("seconds", 0.0), 0)
     return found
 
 
@@ -56,7 +66,7 @@ class BudgetKeeper:
     Parameters
     ----------
     tree
-        The run directory; what earlier drivers committed is counted.
+        The run directory; the work for earlier drivers is counted.
     config
         Of the run.
     """
@@ -82,6 +92,8 @@ class BudgetKeeper:
             case UnitCommitted():
                 self.spent.add(event.stage, event.seconds, event.n_bytes)
                 self._left -= 1
+            case UnitLost() | UnitYielded() | UnitGivenUp():
+                self.spent.add(event.stage, event.seconds, 0)
             case _:
                 return
         if self._left > 0:

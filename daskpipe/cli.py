@@ -145,14 +145,15 @@ def select(
     as_json: AsJson = False,
 ) -> None:
     """Pick the frames of your own files that differ most; e.g. select md.extxyz -n 500 -o picked.extxyz."""
-    from daskpipe import config, standalone
+    from daskpipe import standalone
+    from daskpipe.composition import quoted
 
     paths, overrides = paths_and_overrides(frames)
     overrides = [f"select={method}", *overrides, *cluster_overrides(cluster)]
     if method == "environments":
         overrides.insert(0, "describe.level=atom")
     if against is not None:
-        overrides.append(f"select.against={config.quoted(str(against))}")
+        overrides.append(f"select.against={quoted(str(against))}")
     with bars_on_screen(as_json) as bars:
         done = standalone.select(paths, n, out, overrides, force=force, subscribers=[bars])
     close_standalone(done, as_json)

@@ -192,7 +192,7 @@ def train(
 
 
 def _trained(answer: dict[str, Any], console: Console) -> None:
-    from daskpipe import config
+    from daskpipe.composition import quoted
 
     rows = []
     for split, groups in answer["splits"].items():
@@ -204,7 +204,7 @@ def _trained(answer: dict[str, Any], console: Console) -> None:
     model = answer["model"]
     rows += [
         f"Model {model} after {answer['seconds']:.0f} s",
-        f"explore with it: daskpipe run quickstart {quote(f'explore.potential.params.model={config.quoted(model)}')}",
+        f"explore with it: daskpipe run quickstart {quote(f'explore.potential.params.model={quoted(model)}')}",
     ]
     print_lines(rows, console)
 

@@ -81,7 +81,7 @@ def cluster_overrides(cluster: str | None) -> list[str]:
         return []
     if "://" in cluster:
         return [f"cluster.address={cluster}"]
-    from daskpipe.config import package_folder, quoted
+    from daskpipe.composition import package_folder, quoted
 
     if cluster in (file.stem for file in (package_folder("configs") / "cluster").glob("*.yaml")):
         return [f"cluster={cluster}"]

@@ -1,4 +1,4 @@
-"""The config: composed by Hydra from ``configs/`` and the user's file, then validated by pydantic.
+"""The config: the models that validate it, its paths, and the messages about it; `daskpipe.composition` composes it.
 
 The models here are the schema, its defaults and its documentation. A wrong key or value is a `ConfigError`
 that names the key, the rule, the value received and what to type instead.
@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from daskpipe.composition import change, check_yaml, compose, is_group, package_folder, sections_of
 from daskpipe.describe.settings import Describe
 from daskpipe.errors import ConfigError, unknown
 from daskpipe.explore.settings import Exploration
@@ -285,17 +286,6 @@ def in_bytes(size: str) -> int:
 # --- composition ------------------------------------------------------------------------------------
 
 
-def package_folder(name: str) -> Path:
-    """Return ``configs/`` or ``jobqueue/``: inside the installed package, or beside it in a checkout."""
-    inside = Path(__file__).parent / name
-    return inside if inside.is_dir() else Path(__file__).parents[1] / name
-
-
-def presets() -> list[str]:
-    """Names of the presets that come with daskpipe."""
-    return sorted(file.stem for file in package_folder("configs").glob("*.yaml"))
-
-
 def load(target: str, overrides: Sequence[str] = ()) -> Config:
     """Compose and validate a config.
 
@@ -339,28 +329,16 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
     ConfigError
         For an override of anything else, or a wrong value.
     """
-    if strangers := [word for word in overrides if not re.match(r"(cluster=|(cluster|budget)\.\w+=)", word)]:
-        raise ConfigError(
-            f"{strangers[0]!r} cannot be changed in a run that has begun: only cluster.KEY=VALUE and budget.KEY=VALUE "
-            "can; for another config type daskpipe run with another --run-dir"
-        )
-    if groups := [word for word in overrides if word.startswith("cluster=")]:
+    groups = [word for word in overrides if is_group(word)]
+    _refuse_others(
+        overrides,
+        ("cluster", "budget"),
+        "cannot be changed in a run that has begun: only "
+        "cluster.KEY=VALUE and budget.KEY=VALUE can; for another config type daskpipe run with another --run-dir",
+    )
+    if groups:
         config = config.model_copy(update={"cluster": load_cluster(groups)})
-    content = config.model_dump(mode="json")
-    return validate(_merged(content, [word for word in overrides if word not in groups]))
-
-
-def _merged(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return plain containers changed by ``key.path=value``."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        merged = OmegaConf.merge(content, OmegaConf.from_dotlist(list(overrides)))
-        found: Any = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{' '.join(overrides)}: {error}") from error
-    return found
+    return validate(change(config.model_dump(mode="json"), [word for word in overrides if word not in groups]))
 
 
 def load_quality(run_dir: Path, overrides: Sequence[str]) -> Quality:
@@ -373,58 +351,19 @@ def load_quality(run_dir: Path, overrides: Sequence[str]) -> Quality:
     """
     file = run_dir / "config.yaml"
     before = from_yaml(file).quality if file.is_file() else Quality()
-    if strangers := [word for word in overrides if not re.match(r"quality\.\w.*=", word)]:
-        raise ConfigError(f"{strangers[0]!r} is no threshold; type e.g. quality.forces=15 or quality.diversity=null")
-    content = _merged({"quality": before.model_dump()}, overrides)
+    _refuse_others(overrides, ("quality",), "is no threshold; type e.g. quality.forces=15 or quality.diversity=null")
+    content = change({"quality": before.model_dump(mode="json")}, overrides)
     try:
         return Quality(**content["quality"])
     except ValidationError as error:
         raise ConfigError(explain(error, Quality, "quality")) from error
 
 
-def compose(target: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Compose a config with Hydra; return plain containers."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    folder, name = _locate(target)
-    if (file := folder / f"{name}.yaml").is_file():
-        check_yaml(file)
-    search_path = f"hydra.searchpath=[{quoted(f'file://{package_folder("configs")}')}]"
-    translated = [_translate(override) for override in overrides]
-    # Whoever calls from within a Hydra application of their own finds it again afterwards.
-    theirs = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(config_dir=str(folder), version_base="1.3", job_name="daskpipe"):
-            try:
-                composed = hydra_compose(name, overrides=[search_path, *translated])
-            except HydraException as error:
-                # A file without a defaults list takes group=choice too.
-                if "+" not in str(error) or "No match in the defaults list" not in str(error):
-                    raise
-                groups = [f"+{item}" for item in translated if _is_group(item)]
-                values = [item for item in translated if not _is_group(item)]
-                # What the file says wins over the groups, as it does after a defaults list that ends in _self_.
-                chosen = hydra_compose(None, overrides=[search_path, *groups])
-                OmegaConf.set_struct(chosen, False)
-                composed = OmegaConf.merge(chosen, hydra_compose(name, overrides=[search_path, *values]))
-        _refuse_resolvers(OmegaConf.to_container(composed, resolve=False))
-        content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ConfigError(_explain(error, target)) from error
-    finally:
-        GlobalHydra.instance().hydra = theirs
-    if not isinstance(content, dict):
-        raise ConfigError(f"{target} must hold keys and values, received {type(content).__name__}")
-    config: dict[str, Any] = {str(key): value for key, value in content.items()}
-    config.setdefault("name", Path(name).name)
-    return config
+def _refuse_others(overrides: Sequence[str], sections: Sequence[str], advice: str) -> None:
+    """Raise ConfigError for the first override of another section than those that may be changed."""
+    for override in overrides:
+        if not re.match("[^=]+=|~", override) or sections_of([override])[0] not in sections:
+            raise ConfigError(f"{override!r} {advice}")
 
 
 def validate(content: Mapping[str, Any]) -> Config:
@@ -545,50 +484,6 @@ def from_yaml(path: Path) -> Config:
     return validate(content)
 
 
-LARGEST_YAML = 100_000
-"""Most values that a file may stand for, with what its aliases repeat."""
-
-
-def check_yaml(path: Path) -> None:
-    """See that a file does not stand for more than can be held: a few lines of aliases may repeat without end.
-
-    Raises
-    ------
-    ConfigError
-        If it does, or nests too deep. Other faults are told by whoever reads it.
-    """
-    import yaml
-
-    sizes: dict[int, int] = {}
-
-    def size(node: Any) -> int:
-        if id(node) not in sizes:
-            sizes[id(node)] = LARGEST_YAML + 1  # what holds itself has no end
-            inner = node.value if isinstance(node.value, list) else []
-            parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
-            sizes[id(node)] = 1 + sum(size(part) for part in parts)
-        return sizes[id(node)]
-
-    try:
-        node = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
-        n_values = 0 if node is None else size(node)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return
-    except RecursionError:
-        raise ConfigError(f"{path} nests too deep to be a config") from None
-    if n_values > LARGEST_YAML:
-        raise ConfigError(f"{path} stands for more than {LARGEST_YAML:,} values; write out what its aliases repeat")
-
-
-def _refuse_resolvers(content: Any) -> None:
-    """Refuse ``${name:...}``: what it looks up may be a secret of the environment, and a run publishes its config."""
-    if isinstance(content, dict | list):
-        for item in content.values() if isinstance(content, dict) else content:
-            _refuse_resolvers(item)
-    elif isinstance(content, str) and (found := re.search(r"\$\{[^${}]*:", content)):
-        raise ValueError(f"{content!r} looks {found[0]}...}} up; only keys may be, ${{key.path}}: type the value")
-
-
 def schema() -> dict[str, Any]:
     """JSON schema of a config file, for editors: what a file leaves out comes from its ``defaults`` list."""
     found = Config.model_json_schema()
@@ -666,48 +561,3 @@ def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in content.items():
         rows |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
     return rows
-
-
-def _locate(target: str) -> tuple[Path, str]:
-    """Return folder and name of a preset or a file."""
-    if target in presets():
-        return package_folder("configs").absolute(), target
-    path = Path(target).expanduser()
-    if path.suffix == ".yaml":
-        if not path.is_file():
-            raise ConfigError(f"config file {target} does not exist")
-        return path.parent.absolute(), path.stem
-    raise ConfigError(unknown("preset", target, presets()) + " A config file must end in .yaml.")
-
-
-def _is_group(override: str) -> bool:
-    """Whether ``key=value`` chooses a file of a group rather than setting a value."""
-    key, _, value = override.partition("=")
-    return bool(key) and (package_folder("configs") / key).is_dir() and not value.startswith(("{", "["))
-
-
-def _translate(override: str) -> str:
-    """Let ``key.path=value`` set keys that the YAML files leave at their default."""
-    key, equals, _ = override.partition("=")
-    if not key or not (equals or override.startswith("~")):
-        raise ConfigError(f"override {override!r} must read key.path=value or group=choice, e.g. select.n=64")
-    if override.startswith(("+", "~")) or _is_group(override):
-        return override
-    return f"++{override}"
-
-
-def quoted(text: str) -> str:
-    """Write a value so that Hydra's grammar takes every character of it for what it is."""
-    if re.fullmatch(r"/[A-Za-z0-9_./-]+", text, re.ASCII):  # a path that needs no quotes
-        return text
-    return "'" + text.replace("'", "\\'") + "'"
-
-
-def _explain(error: Exception, target: str) -> str:
-    """Turn Hydra's messages into one that says what to type."""
-    text = str(error).strip()
-    if missing := re.search(r"Could not (?:find|load) '([^']+)'", text):
-        group, _, choice = missing[1].rpartition("/")
-        known = sorted(file.stem for file in (package_folder("configs") / group).glob("*.yaml"))
-        return unknown(f"choice of {group}" if group else "config", choice, known)
-    return f"{target}: {' '.join(text.split())}"

@@ -132,8 +132,8 @@ def run(config: Config, run_dir: Path | str) -> Record:
 
     refuse(config.cluster)
     tree = Tree(Path(run_dir).absolute())
-    runs.open_run(tree, config)
-    return _detach(tree, config)
+    with runs.open_run(tree, config):
+        return _detach(tree, config)
 
 
 def resume(run_dir: Path | str, overrides: Sequence[str] = (), *, cluster: Cluster | None = None) -> Record:
@@ -142,13 +142,12 @@ def resume(run_dir: Path | str, overrides: Sequence[str] = (), *, cluster: Clust
 
     tree, config = runs.stored(run_dir, overrides, cluster=cluster)
     refuse(config.cluster)
-    runs.open_run(tree, config)
-    return _detach(tree, config)
+    with runs.open_run(tree, config):
+        return _detach(tree, config)
 
 
 def _detach(tree: Tree, config: Config) -> Record:
-    if (driver := lease.holder(tree.root)) is not None:
-        raise lease.busy(tree.root, driver)
+    """Submit the driver of a run whose lease this process holds, unless one waits already."""
     if (record := waiting(tree.root)) is not None and in_queue(record) is not False:
         raise ConfigError(
             f"job {record.job_id} waits to drive {tree.root} since {record.at}. Look at it: daskpipe status "

@@ -7,7 +7,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -16,11 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import dask
 
 from daskpipe.alone import Apart, Bounds, compute_apart
-from daskpipe.attempts import Silence, marked, marks, note
+from daskpipe.attempts import Mark, Silence, marked, marks, note
 from daskpipe.checkpoints import YIELD_SECONDS, Checkpoints, seconds_left, stale_deadlines
 from daskpipe.config import Config
 from daskpipe.errors import DaskpipeError, DiskError, Suspect, Yielded
-from daskpipe.events import Emit, Event, Notice, StageFinished, StageStarted, UnitCommitted
+from daskpipe.events import Emit, Event, Notice, StageFinished, StageStarted, UnitCommitted, UnitLost
 from daskpipe.placement import DaskPool, retire
 from daskpipe.shared_disk import call_patiently, explained, is_transient
 from daskpipe.window import Call, Task, WorkerLost, drive
@@ -63,6 +64,8 @@ class Run:
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     _longest: float = 0.0
     """Seconds of the longest unit of the present stage."""
+    _lost: dict[str, float] = field(default_factory=dict)
+    """Seconds that processes which are gone worked on units, by key."""
     _hung: dict[Path, str] = field(default_factory=dict)
     """What was said of marks whose processes were ended because they hung."""
     _silences: dict[str, dict[Path, Silence]] = field(default_factory=dict)
@@ -110,6 +113,8 @@ class Run:
         if isinstance(event, UnitCommitted):
             self._longest = max(self._longest, event.seconds)
             self._silences.pop(event.key, None)
+        if isinstance(event, UnitLost):
+            event = replace(event, seconds=round(event.seconds + self._lost.pop(event.key, 0.0), 3))
         self.emit(event)
 
     def _task(self, item: Planned) -> Task:
@@ -145,7 +150,8 @@ class Run:
                 said = hung
             elif self.pool.died(mark):
                 said = mark.note or f"the process that computed it at {mark.worker} died"
-            call_patiently(partial(mark.path.unlink, missing_ok=True), self.go_on)
+            seconds = call_patiently(partial(_remove_mark, mark), self.go_on)
+            self._lost[unit.key] = self._lost.get(unit.key, 0.0) + seconds
         return said
 
     def end_hanging(self, unit: Unit) -> None:
@@ -196,6 +202,15 @@ def tell_stale_deadlines(emit: Emit) -> None:
     for name, end in stale_deadlines().items():
         ended = time.strftime("%Y-%m-%d %H:%M", time.localtime(end))
         emit(Notice(message=f"{name} is ignored: the job that it was set for ended at {ended}. Type: unset {name}"))
+
+
+def _remove_mark(mark: Mark) -> float:
+    """Remove the mark of a process that is gone; return the seconds that it was at work, until now."""
+    with suppress(FileNotFoundError):
+        os.utime(mark.path)  # now, by the clock of the file system
+    seconds = mark.seconds_at_work()
+    mark.path.unlink(missing_ok=True)
+    return seconds
 
 
 def check_disk(root: Path, reserve: int) -> None:
@@ -269,11 +284,15 @@ def _commit_marked(root: Path, unit: Unit, compute: Callable[..., Payload], need
         try:
             payload = compute(mark=mark)
             return commit(root, unit, payload, seconds=time.perf_counter() - started)
-        except Yielded:
-            retire()
+        except DaskpipeError as error:
+            error.seconds = time.perf_counter() - started
+            if isinstance(error, Yielded):
+                retire()
             raise
         except MemoryError as error:
-            raise Suspect(f"memory ran out: {error}") from error
+            suspect = Suspect(f"memory ran out: {error}")
+            suspect.seconds = time.perf_counter() - started
+            raise suspect from error
         except RuntimeError as error:
             if "CUDA" not in str(error):
                 raise

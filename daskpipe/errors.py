@@ -25,6 +25,8 @@ class DaskpipeError(Exception):
     """Base of every error that daskpipe raises on purpose."""
 
     exit_code = EXIT_INTERNAL
+    seconds: float = 0.0
+    """Seconds of work of the attempt at a unit that ended so."""
 
 
 class ConfigError(DaskpipeError):

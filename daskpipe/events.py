@@ -30,6 +30,8 @@ class RunStarted(Event):
     name: str
     dashboard: str | None
     workers: list[str]
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the packages that the numbers come from, where the driver runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,8 @@ class UnitLost(Event):
     losses: int
     kind: str
     reason: str
+    seconds: float = 0.0
+    """Of work that the attempt took."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,17 @@ class UnitYielded(Event):
     stage: str
     index: int
     key: str
+    seconds: float = 0.0
+    """Of work that the attempt took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitGivenUp(Event):
+    """An attempt at a unit ended with its driver; the next driver tells."""
+
+    stage: str
+    key: str
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,10 @@ import dask
 
 import daskpipe.store.stage as storing
 from daskpipe.driving import Run
+from daskpipe.errors import InputError
+from daskpipe.events import UnitForgotten
+from daskpipe.manifests import units_of
+from daskpipe.variables import read_root
 from daskpipe.work import Receipt, Unit, key_of
 
 
@@ -37,17 +42,14 @@ def pack(
     keys = [unit.key for unit, _ in runs]
     n_inputs = sum(receipt.n_out for receipt in receipts)
     plan_key = key_of(storing.PLAN, storing.VERSION, rule_params, keys, run.seed)
-    attrs = {
-        **attrs,
-        "seed": run.seed,
-        "versions": json.dumps(versions(), sort_keys=True),
-        "split_rule": storing.split_rule(run.seed, rule.split, rule),
-    }
-    key = key_of("store", storing.VERSION, {"attrs": attrs, "split": rule_params}, [plan_key], run.seed)
+    attrs = {**attrs, "seed": run.seed, "split_rule": storing.split_rule(run.seed, rule.split, rule)}
+    key = _dataset_key(run, attrs, plan_key, target)
     unit = Unit(stage="store", index=0, key=key, n_inputs=n_inputs, upstream=(plan_key,))
-    if run.tree.receipt(unit) and not target.exists():
+    if not target.exists():
         # The user took the dataset away; the units that make it still stand.
-        run.tree.forget(unit.stage, unit.key)
+        for _, manifest in units_of(run.tree, "store"):
+            run.emit(UnitForgotten(stage="store", key=manifest.unit.key, reason="its dataset was taken away"))
+            run.tree.forget("store", manifest.unit.key)
     run.drive(storing.SORT, runs, "structures")
     planned = Unit(stage=storing.PLAN, index=0, key=plan_key, n_inputs=n_inputs, upstream=tuple(keys))
     plan = partial(dask.delayed(storing.plan), root, keys, rule, seed=run.seed)
@@ -65,9 +67,27 @@ def pack(
         plan_key,
         [chunk.key for chunk, _ in chunks],
         target=target,
-        attrs={**attrs, "dataset_key": key},
+        attrs={**attrs, "versions": json.dumps(versions(), sort_keys=True), "dataset_key": key},
     )
     return run.drive("store", [(unit, publish)], "structures")[0]
+
+
+def _dataset_key(run: Run, attrs: Mapping[str, Any], plan_key: str, target: Path) -> str:
+    """Return the key of the unit that publishes a dataset, which names the content of the dataset, too.
+
+    It was hashed with the versions of packages before they were seen to be no part of it. A dataset that stands and was
+    made so keeps its key: its own attribute tells the versions.
+    """
+
+    def key(attrs: Mapping[str, Any]) -> str:
+        params = {"attrs": dict(attrs), "split": run.config.store.model_dump()}
+        return key_of("store", storing.VERSION, params, [plan_key], run.seed)
+
+    with suppress(InputError):  # of a target that is not there; what else may be there is told by who writes
+        there = read_root(target)["attributes"]
+        if there.get("dataset_key") == (before := key({**attrs, "versions": there.get("versions")})):
+            return before
+    return key(attrs)
 
 
 def _runs(items: Sequence[tuple[Receipt, Any]]) -> list[list[tuple[Receipt, Any]]]:
@@ -84,7 +104,7 @@ def _runs(items: Sequence[tuple[Receipt, Any]]) -> list[list[tuple[Receipt, Any]
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
+    """Return the versions of the packages that the numbers come from: provenance, and no part of any key."""
     from importlib.metadata import version
 
     libraries = ("numpy", "scipy", "scikit-learn", "torch", "zarr", "xarray")

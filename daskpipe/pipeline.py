@@ -35,7 +35,7 @@ from daskpipe.explore.walkers import Condition
 from daskpipe.generate.files import KNOWN_NAMES, checksum, reader_of
 from daskpipe.generate.labelled import LabelKeys, LabelledStretch, read_labelled
 from daskpipe.generate.stretches import stretches
-from daskpipe.packing import pack
+from daskpipe.packing import pack, versions
 from daskpipe.placement import DaskPool, Workers, gpu_stages, offers
 from daskpipe.store import reader
 from daskpipe.work import Receipt, Rows, Tree, Unit, key_of
@@ -366,6 +366,7 @@ def corridor(
             name=config.name,
             dashboard=client.dashboard_link or None,
             workers=sorted(offers(client)),
+            versions=versions(),
         )
     )
     tell_stale_deadlines(emit)

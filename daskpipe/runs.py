@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskpipe import config as configs
 from daskpipe import describe, potentials
+from daskpipe.attempts import given_up
 from daskpipe.budget import BudgetKeeper
 from daskpipe.cluster import check as check_cluster
 from daskpipe.cluster import connect
@@ -173,9 +175,8 @@ def _start(
     tree: Tree, config: Config, client: Client | None, subscribers: Iterable[Emit], detached: Detached | None = None
 ) -> Result:
     """Check all that can be checked before anything runs, then run."""
-    identities = open_run(tree, config, client)
     detached = detached or Detached()
-    with hold(tree.root, patience=detached.patience, token=detached.token) as lease:
+    with open_run(tree, config, client, patience=detached.patience, token=detached.token) as (lease, identities):
         try:
             return _drive_all(tree, config, identities, client, subscribers, lease)
         except BaseException:
@@ -184,24 +185,48 @@ def _start(
             raise
 
 
-def open_run(tree: Tree, config: Config, client: Client | None = None) -> dict[str, potentials.Identity]:
-    """Check all that can be checked before anything runs, and make the run directory if it is not there.
+@contextmanager
+def open_run(
+    tree: Tree, config: Config, client: Client | None = None, *, patience: float = 0.0, token: str | None = None
+) -> Iterator[tuple[Lease, dict[str, potentials.Identity]]]:
+    """Check all that can be checked before anything runs, and open the run directory for one driver.
 
-    Returns
-    -------
-    dict
-        As `prepare`.
+    The config is written and compared under the lease: of two drivers that begin at once one has written its config
+    before the other compares.
+
+    Parameters
+    ----------
+    tree, config
+        The run directory, which is made if it is not there, and what is to run in it.
+    client
+        A Dask client to use, if there is one.
+    patience, token
+        As `daskpipe.lease.hold` takes them.
+
+    Yields
+    ------
+    lease : Lease
+    identities : dict
+        As `prepare`; those that the run began with.
 
     Raises
     ------
     ConfigError
-        If the run directory holds a run of another config.
+        If the run directory holds a run of another config, or another driver works in it.
     """
     if client is None:
         check_cluster(config.cluster)
     identities = prepare(config)
-    _open_run(tree, config, identities)
-    return identities
+    if tree.config.is_file():  # a run of another config is left alone
+        _compare(tree, config)
+    else:
+        _make_folder(tree.root)
+    with hold(tree.root, patience=patience, token=token) as lease:
+        if tree.config.is_file():
+            _compare(tree, config)
+        else:
+            write_atomically(tree.config, configs.to_yaml(config))
+        yield lease, _recorded(tree, identities)
 
 
 def prepare(config: Config) -> dict[str, potentials.Identity]:
@@ -228,37 +253,54 @@ def prepare(config: Config) -> dict[str, potentials.Identity]:
     return found if model is None else {**found, "describe": model}
 
 
-def _open_run(tree: Tree, config: Config, identities: dict[str, potentials.Identity]) -> None:
-    """Make the run directory, or see that it holds a run of the same config and potentials."""
-    if tree.config.is_file():
-        if different := configs.differences(config, configs.from_yaml(tree.config)):
-            raise ConfigError(
-                f"{tree.root} holds a run of another config ({'; '.join(different[:3])}). "
-                "Give another --run-dir, or remove it"
-            )
-    else:
-        _make_folder(tree.root)
-        write_atomically(tree.config, configs.to_yaml(config))
+def _compare(tree: Tree, config: Config) -> None:
+    """Raise ConfigError if a run directory holds a run of another config."""
+    if different := configs.differences(config, configs.from_yaml(tree.config)):
+        raise ConfigError(
+            f"{tree.root} holds a run of another config ({'; '.join(different[:3])}). "
+            "Give another --run-dir, or remove it"
+        )
+
+
+def _recorded(tree: Tree, identities: dict[str, potentials.Identity]) -> dict[str, potentials.Identity]:
+    """Record the potentials of a run, or return those that it began with.
+
+    Raises
+    ------
+    ConfigError
+        If one is not the one that the run began with.
+    """
     record = tree.root / "potentials.json"
-    named = {stage: {"name": found.name, "hash": found.hash} for stage, found in identities.items()}
     if not record.exists():
-        write_atomically(record, json.dumps(named, indent=1))
-        return
+        rows = {
+            stage: {"name": found.name, "hash": found.hash}
+            | ({"packages": dict(found.packages)} if found.packages else {})
+            for stage, found in identities.items()
+        }
+        write_atomically(record, json.dumps(rows, indent=1))
+        return identities
+    found = dict(identities)
     for stage, before in json.loads(record.read_text()).items():
-        if before["hash"] != named[stage]["hash"]:
-            what = "describe.params.model" if stage == "describe" else f"{stage}.potential"
-            raise ConfigError(
-                f"{what} is not the one that {tree.root} began with: {before['name']} "
-                f"({before['hash'][:12]}) then, {named[stage]['name']} ({named[stage]['hash'][:12]}) now. "
-                "Put the model or package of then back, or give another --run-dir"
-            )
+        now = identities[stage]
+        if before["hash"] == now.hash:
+            continue
+        if now.packages and "packages" not in before:
+            # Versions of packages were part of the hash in such a record. The config tells the rest: name and params.
+            found[stage] = replace(now, hash=before["hash"])
+            continue
+        what = "describe.params.model" if stage == "describe" else f"{stage}.potential"
+        raise ConfigError(
+            f"{what} is not the one that {tree.root} began with: {before['name']} ({before['hash'][:12]}) then, "
+            f"{now.name} ({now.hash[:12]}) now. Put the model of then back, or give another --run-dir"
+        )
+    return found
 
 
 def _make_folder(root: Path) -> None:
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        occupied = any(not path.name.startswith(".") for path in root.iterdir())
-        if not occupied:
+        names = [path.name for path in root.iterdir() if not path.name.startswith(".") and path.name != "drivers"]
+        if not names:
             root.chmod(0o700)  # it may have been there before
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(f"{root} is or lies below a file; give another --run-dir") from None
@@ -267,7 +309,8 @@ def _make_folder(root: Path) -> None:
             raise found from error
         raise DiskError(f"cannot make {root}: {error.strerror}. Make room or give another --run-dir") from error
     # A kill between mkdir and the first rename leaves a hidden temporary file.
-    if occupied:
+    # One between the lease and the config leaves the lease. Another driver may write its config just now.
+    if names and not (root / "config.yaml").exists():
         raise ConfigError(f"{root} is neither empty nor a run directory; give another --run-dir")
 
 
@@ -280,8 +323,11 @@ def _drive_all(
     lease: Lease,
 ) -> Result:
     started = time.perf_counter()
+    before = given_up(tree)
     tree.sweep()
     emit = fan_out(lambda _: lease.check(), Ledger(tree), *subscribers, BudgetKeeper(tree, config))
+    for event in before:
+        emit(event)
     if client is not None:
         stages = corridor(tree, config, identities, join(client, tree.root, emit), emit, go_on=lease.check)
     else:

@@ -34,7 +34,8 @@ from pydantic import (
     model_validator,
 )
 
-from daskpipe.config import SIZE, Cluster, check_yaml, explain, in_bytes, package_folder
+from daskpipe.composition import check_yaml, package_folder
+from daskpipe.config import SIZE, Cluster, explain, in_bytes
 from daskpipe.errors import ConfigError, unknown
 from daskpipe.placement import CPU, GPU
 from daskpipe.queues import SUBMIT_COMMANDS, SUBMIT_OPTIONS, JobState, Kind, header, listing, read_listing

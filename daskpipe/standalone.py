@@ -23,6 +23,7 @@ import numpy as np
 from daskpipe import config as configs
 from daskpipe.cluster import check as check_cluster
 from daskpipe.cluster import connect
+from daskpipe.composition import sections_of
 from daskpipe.config import Config
 from daskpipe.driving import tell_stale_deadlines
 from daskpipe.errors import (
@@ -384,9 +385,8 @@ def _called(call: Callable[[], Any]) -> Any:
 
 def _config(overrides: Sequence[str], sections: Sequence[str] = PICKING) -> Config:
     """Compose the sections that count, from the presets of SOAP and k-means."""
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0].partition(".")[0]
-        if key not in sections:
+    for override, section in zip(overrides, sections_of(overrides), strict=True):
+        if section not in sections:
             raise ConfigError(f"{override!r} is of no use here: overrides begin with {', '.join(sections)}")
     return configs.load("quickstart", ["describe=soap", "select=kmeans", *overrides])
 

@@ -293,7 +293,7 @@ class _Window:
     def _suspect(self, turn: _Turn, evidence: str, error: Exception) -> None:
         self._came_on(turn)
         turn.attempts += 1
-        self._tell(turn, "suspect", evidence)
+        self._tell(turn, "suspect", evidence, error)
         if turn.task.one_by_one is not None:
             turn.alone = turn.attempts >= self.attempts - 1
         elif turn.attempts >= self.attempts:
@@ -306,7 +306,7 @@ class _Window:
     def _lost(self, turn: _Turn, error: Exception, limit: int) -> None:
         if not self._came_on(turn):
             self.losses += 1
-        self._tell(turn, "infrastructure", str(error))
+        self._tell(turn, "infrastructure", str(error), error)
         if self.fruitless >= limit:
             if isinstance(error, DaskpipeError):
                 raise type(error)(f"{turn.task.unit}: {error}") from error
@@ -320,7 +320,7 @@ class _Window:
         self._came_on(turn)
         turn.yields += 1
         unit = turn.task.unit
-        self.emit(UnitYielded(stage=unit.stage, index=unit.index, key=unit.key))
+        self.emit(UnitYielded(stage=unit.stage, index=unit.index, key=unit.key, seconds=round(error.seconds, 3)))
         if turn.yields >= YIELD_LIMIT:
             raise ClusterError(
                 f"{unit} yielded {turn.yields} times without coming on ({error}): the walltime of its workers is too "
@@ -328,11 +328,19 @@ class _Window:
             ) from error
         self.waiting.insert(0, turn)
 
-    def _tell(self, turn: _Turn, kind: str, reason: str) -> None:
+    def _tell(self, turn: _Turn, kind: str, reason: str, error: Exception) -> None:
         turn.losses += 1
         unit = turn.task.unit
         self.emit(
-            UnitLost(stage=unit.stage, index=unit.index, key=unit.key, losses=turn.losses, kind=kind, reason=reason)
+            UnitLost(
+                stage=unit.stage,
+                index=unit.index,
+                key=unit.key,
+                losses=turn.losses,
+                kind=kind,
+                reason=reason,
+                seconds=round(error.seconds, 3) if isinstance(error, DaskpipeError) else 0.0,
+            )
         )
 
     def _pause(self, turn: _Turn) -> None:

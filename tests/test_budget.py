@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from distributed import Client
 from small_runs import SMALL, UNITS, committed, files_of, last_segment, manifests, names_of
 
 import daskpipe
+from daskpipe.attempts import given_up
 from daskpipe.budget import BudgetKeeper, limits, size_in_words, spent
 from daskpipe.config import Config, changed, in_bytes, load
 from daskpipe.errors import ConfigError, Interrupted
-from daskpipe.events import StageStarted, UnitCommitted
+from daskpipe.events import Notice, StageStarted, UnitCommitted, UnitGivenUp, UnitLost, UnitYielded
+from daskpipe.ledger import Ledger
 from daskpipe.runs import Result
-from daskpipe.work import Tree
+from daskpipe.work import Tree, Unit
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from daskpipe.attempts import marked
+from daskpipe.work import Unit
+
+root = Path(sys.argv[1])
+(root / "begun").touch()
+with marked(root, Unit(stage="label", index=0, key="ab" * 16, n_inputs=1), worker="w", nanny=""):
+    print("at work", flush=True)
+    time.sleep(60)
+"""
+
+PAUSE = 0.5
+"""Seconds that a worker works at least before its driver is killed."""
+
+CLOCK_TICK = 0.05
+"""Seconds by which times of files may be late."""
 
 
 def started(stage: str, n_units: int, n_committed: int = 0) -> StageStarted:
@@ -68,6 +94,69 @@ def test_the_hours_of_earlier_drivers_count(reference: Result, tmp_path: Path) -
     fresh = BudgetKeeper(Tree(tmp_path), load("emt_alloy", [f"budget.hours={hours + 1:.6f}"]))
     fresh(started("label", 3))
     fresh(unit("label", seconds=3590))
+
+
+ATTEMPTS = [
+    UnitLost(stage="label", index=0, key="k", losses=1, kind="suspect", reason="it died", seconds=1000.0),
+    UnitYielded(stage="label", index=0, key="k", seconds=2000.0),
+    UnitGivenUp(stage="explore", key="k", seconds=500.0),
+]
+"""What took work and led to no commit."""
+
+
+def test_attempts_that_led_nowhere_count(tmp_path: Path) -> None:
+    tree, config = Tree(tmp_path), load("emt_alloy", ["budget.hours=1"])
+    keeper, ledger = BudgetKeeper(tree, config), Ledger(tree)
+    keeper(started("label", 3))
+    for event in ATTEMPTS:
+        keeper(event)
+        ledger(event)
+    assert spent(tree).seconds == {"label": 3000.0, "explore": 500.0}
+    with pytest.raises(Interrupted, match=r"is spent \(1 h of work: label 0.861, explore 0.139\)"):
+        keeper(unit("label", seconds=100))
+    resumed = BudgetKeeper(tree, config)
+    with pytest.raises(Interrupted, match=r"is spent \(1.01 h of work"):
+        resumed(started("label", 3)), resumed(UnitLost(**{**vars(ATTEMPTS[0]), "seconds": 150.0}))
+
+
+def test_a_driver_that_is_killed_leaves_what_its_workers_did(tmp_path: Path) -> None:
+    """Of marks that lie there for the next driver."""
+    tree, unit = Tree(tmp_path), Unit(stage="label", index=0, key="ab" * 16, n_inputs=1)
+    with subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "at work\n"
+        time.sleep(PAUSE)
+        Ledger(tree)(Notice(message="the driver lives"))
+        worker.kill()
+    (left,) = given_up(tree)
+    assert (left.stage, left.key) == (unit.stage, unit.key)
+    assert PAUSE - CLOCK_TICK < left.seconds < time.time() - os.stat(tmp_path / "begun").st_mtime + CLOCK_TICK
+    tree.sweep()
+    assert given_up(tree) == []
+
+
+@pytest.mark.slow
+def test_work_for_a_driver_that_was_killed_counts(client: Client, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    few_steps = [word for word in SMALL if "steps" not in word and "stride" not in word]
+    words = [*few_steps, "explore.dynamics.steps=100000", "explore.dynamics.stride=50000", "cluster.workers=1"]
+    command = [sys.executable, "-m", "daskpipe", "run", "emt_alloy", *words, "--run-dir", str(run_dir), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as driver:
+        while not (running := list(run_dir.glob("units/explore/*/.*-work/*-running"))):
+            assert driver.poll() is None
+            time.sleep(0.05)
+        (pid,) = (json.loads(mark.read_text())["pid"] for mark in running)
+        time.sleep(PAUSE)
+        Ledger(Tree(run_dir))(Notice(message="the driver lives"))
+        driver.kill()
+    psutil.Process(pid).wait(60)
+    (left,) = given_up(Tree(run_dir))
+    assert left.stage == "explore"
+    assert left.seconds > PAUSE - CLOCK_TICK
+    before = sum(spent(Tree(run_dir)).seconds.values())
+    with pytest.raises(Interrupted, match="budget.hours=.* is spent"):
+        daskpipe.resume(run_dir, [f"budget.hours={(before + left.seconds / 2) / 3600:.9f}"], client=client)
+    assert spent(Tree(run_dir)).seconds["explore"] >= left.seconds
 
 
 def test_a_run_ends_though_its_last_unit_was_one_too_many(tmp_path: Path) -> None:

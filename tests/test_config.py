@@ -11,17 +11,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from daskpipe.config import (
-    compose,
-    differences,
-    from_yaml,
-    load,
-    load_cluster,
-    package_folder,
-    presets,
-    schema,
-    to_yaml,
-)
+from daskpipe.composition import compose, package_folder, presets
+from daskpipe.config import differences, from_yaml, load, load_cluster, schema, to_yaml
 from daskpipe.errors import ConfigError
 from daskpipe.plan import plan
 
@@ -146,13 +137,12 @@ def test_a_file_is_named_after_itself(folder: Path) -> None:
 def test_package_folder_may_hold_any_character(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
-    from daskpipe import config
+    from daskpipe import composition
 
     shutil.copytree(CONFIGS, folder / "configs")
-    shutil.copy(config.__file__, folder / "config.py")
-    monkeypatch.setattr(config, "__file__", str(folder / "config.py"))  # as if installed there
+    monkeypatch.setattr(composition, "__file__", str(folder / "composition.py"))  # as if installed there
     assert package_folder("configs") == folder / "configs"
-    assert config.load("emt_alloy", ["select=random"]).select.method == "random"
+    assert load("emt_alloy", ["select=random"]).select.method == "random"
 
 
 def test_paths_become_absolute(folder: Path) -> None:

@@ -19,7 +19,8 @@ import slurm
 import yaml
 
 from daskpipe.cli_options import cluster_overrides
-from daskpipe.config import Cluster, load, load_cluster, package_folder
+from daskpipe.composition import package_folder
+from daskpipe.config import Cluster, load, load_cluster
 from daskpipe.errors import ClusterError, ConfigError
 from daskpipe.job_commands import list_jobs, list_jobs_async, name_cluster
 from daskpipe.job_commands import submit as submit_job

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from daskpipe.errors import ConfigError, unknown
 from daskpipe.foreign import quiet
-from daskpipe.potentials.potential import Identity, Potential, identity_of_version
+from daskpipe.potentials.potential import Identity, Potential, identity_of_package
 from daskpipe.registry import Registry
 
 POTENTIALS = Registry(
@@ -104,7 +104,7 @@ def identity(name: str, params: Mapping[str, Any]) -> Identity:
         found: Identity = identify(**params)
         return found
     (point,) = entry_points(group=POTENTIALS.group, name=name)
-    return identity_of_version(name, point.dist.name if point.dist else name, params)
+    return identity_of_package(name, point.dist.name if point.dist else name, params)
 
 
 def check_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:

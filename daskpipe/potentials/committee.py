@@ -92,6 +92,7 @@ def identify(members: list[Member]) -> Identity:
         name=f"committee of {', '.join(part.name for part in parts)}",
         hash=hashlib.sha256("\n".join(["committee", *(part.hash for part in parts)]).encode()).hexdigest(),
         elements=_shared(part.elements for part in parts),
+        packages={name: version for part in parts for name, version in part.packages.items()},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from daskpipe.potentials.potential import Identity, Potential, identity_of_version
+from daskpipe.potentials.potential import Identity, Potential, identity_of_package
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +43,8 @@ def emt(*, device: str, dtype: str) -> Potential:
 
 
 def identify() -> Identity:
-    """Identity of EMT: the version of ASE."""
-    return identity_of_version("EMT", "ase", {}, elements=ELEMENTS)
+    """Identity of EMT, which has no parameters."""
+    return identity_of_package("EMT", "ase", {}, elements=ELEMENTS)
 
 
 def _interaction(device: torch.device, dtype: torch.dtype) -> tuple[Interaction, float]:

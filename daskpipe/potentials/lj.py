@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from daskpipe.potentials.potential import Identity, Potential, identity_of_version
+from daskpipe.potentials.potential import Identity, Potential, identity_of_package
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ def lj(
 
 def identify(epsilon: float, sigma: float, r_cut: float) -> Identity:
     """Identity of Lennard-Jones: its parameters and the version of ASE."""
-    return identity_of_version("Lennard-Jones", "ase", {"epsilon": epsilon, "sigma": sigma, "r_cut": r_cut})
+    return identity_of_package("Lennard-Jones", "ase", {"epsilon": epsilon, "sigma": sigma, "r_cut": r_cut})
 
 
 def smooth_pair(

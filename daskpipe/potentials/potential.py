@@ -34,14 +34,18 @@ class Identity:
     name
         For people, such as ``"CHGNet 0.3.0"``.
     hash
-        SHA-256 in hex: of the weights' bytes, or of name, version and parameters where there are no weights.
+        SHA-256 in hex: of the weights' bytes, or of package, name and parameters where there are no weights.
     elements
         Symbols of the elements that it knows; ``None`` if any, or if only loading the model would tell.
+    packages
+        Packages that hold its formulas, where there are no weights, and their versions here: where its numbers came
+        from, and no part of `hash`. An upgrade does not make another potential of it.
     """
 
     name: str
     hash: str
     elements: frozenset[str] | None = None
+    packages: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,10 +270,11 @@ def unknown_elements(atoms: Atoms, elements: frozenset[str] | None) -> Failure |
     return Failure(reason="unknown_element", evidence=f"{', '.join(strange)} not among {known}")
 
 
-def identity_of_version(name: str, distribution: str, params: Mapping[str, Any], **rest: Any) -> Identity:
-    """Identity of a potential whose numbers are decided by a package's version and the parameters."""
-    facts = json.dumps([name, distribution, version(distribution), dict(params)], sort_keys=True)
-    return Identity(name=name, hash=hashlib.sha256(facts.encode()).hexdigest(), **rest)
+def identity_of_package(name: str, distribution: str, params: Mapping[str, Any], **rest: Any) -> Identity:
+    """Return the identity of a potential whose formulas a package holds: package, name and parameters."""
+    facts = json.dumps([name, distribution, dict(params)], sort_keys=True)
+    packages = {distribution: version(distribution)}
+    return Identity(name=name, hash=hashlib.sha256(facts.encode()).hexdigest(), packages=packages, **rest)
 
 
 def file_hash(path: Path) -> str:

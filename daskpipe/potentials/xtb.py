@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from daskpipe import structures
-from daskpipe.potentials.potential import Identity, Potential, identity_of_version
+from daskpipe.potentials.potential import Identity, Potential, identity_of_package
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -55,8 +55,8 @@ def xtb(
 
 
 def identify(**params: Any) -> Identity:
-    """Identity of xTB: method, parameters and the version of tblite."""
-    return identity_of_version(params["method"], "tblite", params, elements=_elements())
+    """Identity of xTB: method and parameters."""
+    return identity_of_package(params["method"], "tblite", params, elements=_elements())
 
 
 def _elements() -> frozenset[str]:

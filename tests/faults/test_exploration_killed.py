@@ -15,11 +15,13 @@ from distributed import Client
 from small_runs import SMALL, files_of
 
 import daskpipe
+from daskpipe.budget import spent
 from daskpipe.cluster import connect
 from daskpipe.config import Config, load
-from daskpipe.events import Event, UnitLost, UnitYielded
+from daskpipe.events import Event, UnitCommitted, UnitLost, UnitYielded
 from daskpipe.explore.checkpoint import progress
 from daskpipe.runs import Result
+from daskpipe.work import Tree
 
 INTERVAL = 0.5
 """Seconds between two checkpoints."""
@@ -94,7 +96,12 @@ def test_the_bytes_are_the_same_and_no_step_before_a_checkpoint_is_made_again(
         killer.over.set()
         killer.join()
     assert len(killer.lost) == N_KILLS, "the run was over before all kills"
-    assert sum(isinstance(event, UnitLost) for event in lost) == N_KILLS
+    seconds = [event.seconds for event in lost if isinstance(event, UnitLost)]
+    assert len(seconds) == N_KILLS
+    # What they took counts against the budget: they were killed so long after a checkpoint.
+    assert min(seconds) > 2 * INTERVAL
+    kept = [event.seconds for event in lost if isinstance(event, UnitCommitted) and event.stage == "explore"]
+    assert spent(Tree(result.run_dir)).seconds["explore"] == pytest.approx(sum(kept) + sum(seconds))
     assert files_of(result.dataset) == files_of(undisturbed.dataset)
     assert killer.starts[0] < killer.ends[0]
     # Each attempt writes its first checkpoint some time after it went on from the last one before.
@@ -121,7 +128,10 @@ def test_a_worker_that_ends_soon_hands_its_unit_on(undisturbed: Result, tmp_path
 
         result = daskpipe.run(two, run_dir=tmp_path / "run", client=client, subscribers=[tell])
         assert len(client.scheduler_info(n_workers=-1)["workers"]) == 1
-    assert sum(isinstance(event, UnitYielded) for event in events) == 1
+    (yielded,) = (event for event in events if isinstance(event, UnitYielded))
+    kept = [event.seconds for event in events if isinstance(event, UnitCommitted) and event.stage == "explore"]
+    assert yielded.seconds > 0
+    assert spent(Tree(result.run_dir)).seconds["explore"] == pytest.approx(sum(kept) + yielded.seconds)
     assert files_of(result.dataset) == files_of(undisturbed.dataset)
 
 

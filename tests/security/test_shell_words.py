@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from daskpipe import cli_dataset, config, lease
+from daskpipe import cli_dataset, composition, lease
 from daskpipe.errors import ConfigError, InputError
 from daskpipe.progress import next_commands
 from daskpipe.runs import Result
@@ -63,7 +63,7 @@ def test_command_after_a_training(name: str, tmp_path: Path) -> None:
     command = printed.getvalue().split("explore with it: ")[1].strip()
     verb, preset, choice = words_typed(command, tmp_path)
     assert (verb, preset) == ("run", "quickstart")
-    assert config.compose(preset, [choice])["explore"]["potential"]["params"]["model"] == model
+    assert composition.compose(preset, [choice])["explore"]["potential"]["params"]["model"] == model
 
 
 @pytest.mark.parametrize("name", NAMES)

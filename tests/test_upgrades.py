@@ -1,0 +1,192 @@
+"""Runs and upgrades of packages: versions are where the numbers came from, and no part of what a run is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib.metadata import requires, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xarray as xr
+from distributed import Client
+from small_runs import SMALL, UNITS, files_of, manifests
+
+import daskpipe
+from daskpipe import packing
+from daskpipe.config import load, to_yaml
+from daskpipe.fsck import fsck
+from daskpipe.ledger import read_ledger
+from daskpipe.manifests import units_of
+from daskpipe.packing import versions
+from daskpipe.potentials import identity
+from daskpipe.runs import Result
+from daskpipe.work import Tree, key_of
+
+OTHER = {"ase": "3.99.0", "zarr": "3.99.0"}
+"""Versions after a pretended upgrade."""
+
+LATER = ("label", "store-sort", "store-plan", "store-write", "store")
+"""Stages that a run which was stopped half-way has not begun."""
+
+
+def arrays_of(dataset: Path) -> dict[str, bytes]:
+    """Chunk files of a dataset, by name."""
+    return {name: data for name, data in files_of(dataset).items() if "/c/" in name}
+
+
+def stop_half_way(run_dir: Path) -> None:
+    """Take away what a run that was stopped before its labels has not made yet."""
+    shutil.rmtree(run_dir / "dataset.zarr")
+    for stage in LATER:
+        shutil.rmtree(run_dir / "units" / stage)
+
+
+def computed(result: Result) -> dict[str, int]:
+    return {stage: row["computed"] for stage, row in result.stages.items() if row["computed"]}
+
+
+@pytest.fixture(scope="module")
+def of_before(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A run as it was written when versions of packages were part of the hash of EMT and of the key of ``store``."""
+    run_dir = tmp_path_factory.mktemp("before") / "run"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text(to_yaml(load("emt_alloy", SMALL)))
+    emt = hashlib.sha256(json.dumps(["EMT", "ase", version("ase"), {}], sort_keys=True).encode()).hexdigest()
+    record = {stage: {"name": "EMT", "hash": emt} for stage in ("explore", "label")}
+    (run_dir / "potentials.json").write_text(json.dumps(record, indent=1))
+
+    def dataset_key(run: Any, attrs: dict[str, Any], plan_key: str, target: Path) -> str:
+        attrs = {**attrs, "versions": json.dumps(versions(), sort_keys=True)}
+        params = {"attrs": attrs, "split": run.config.store.model_dump()}
+        return key_of("store", 2, params, [plan_key], run.seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_dataset_key", dataset_key)
+        return daskpipe.run("emt_alloy", SMALL, run_dir=run_dir, client=client)
+
+
+@pytest.fixture
+def upgrade(reference: Result, of_before: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let packages have other versions than those with which the runs were made."""
+    before = versions()
+    monkeypatch.setattr("daskpipe.potentials.potential.version", lambda name: OTHER.get(name, version(name)))
+    for module in ("packing", "pipeline"):
+        monkeypatch.setattr(f"daskpipe.{module}.versions", lambda: before | OTHER)
+
+
+def test_versions_are_no_part_of_an_identity(upgrade: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = identity("emt", {})
+    assert found.packages == {"ase": OTHER["ase"]}
+    members = {"members": [{"name": "emt"}, {"name": "mace"}]}
+    assert identity("committee", members).packages == {"ase": OTHER["ase"]}
+    assert not identity("mace", {}).packages  # its weights tell
+    monkeypatch.undo()
+    assert identity("emt", {}).packages == {"ase": version("ase")}
+    assert identity("emt", {}).hash == found.hash
+
+
+@pytest.mark.parametrize("made", ["reference", "of_before"])
+def test_a_complete_run_stays_complete(
+    made: str, request: pytest.FixtureRequest, client: Client, tmp_path: Path, upgrade: None
+) -> None:
+    run: Result = request.getfixturevalue(made)
+    shutil.copytree(run.run_dir, tmp_path / "run")
+    result = daskpipe.resume(tmp_path / "run", client=client)
+    assert computed(result) == {}
+    assert files_of(result.dataset) == files_of(run.dataset)
+    assert fsck(tmp_path / "run").findings == []
+    # The same command goes on with it, too.
+    assert computed(daskpipe.run("emt_alloy", SMALL, run_dir=tmp_path / "run", client=client)) == {}
+    starts = [event for event in read_ledger(Tree(tmp_path / "run")) if event["event"] == "RunStarted"]
+    assert [start["versions"]["ase"] for start in starts[-2:]] == [OTHER["ase"]] * 2
+
+
+@pytest.mark.parametrize("made", ["reference", "of_before"])
+def test_a_dataset_that_was_taken_away_is_made_again_by_one_unit(
+    made: str, request: pytest.FixtureRequest, client: Client, tmp_path: Path, upgrade: None
+) -> None:
+    run: Result = request.getfixturevalue(made)
+    shutil.copytree(run.run_dir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "dataset.zarr")
+    result = daskpipe.resume(tmp_path / "run", client=client)
+    assert computed(result) == {"store": 1}
+    assert arrays_of(result.dataset) == arrays_of(run.dataset)
+    (only,) = units_of(Tree(tmp_path / "run"), "store")
+    attrs = xr.open_zarr(result.dataset).attrs
+    assert attrs["dataset_key"] == only[1].unit.key
+    assert json.loads(attrs["versions"])["zarr"] == OTHER["zarr"]
+    assert fsck(tmp_path / "run").findings == []
+
+
+@pytest.mark.parametrize("made", ["reference", "of_before"])
+def test_a_run_that_was_stopped_half_way_ends_with_the_same_arrays(
+    made: str, request: pytest.FixtureRequest, client: Client, tmp_path: Path, upgrade: None
+) -> None:
+    run: Result = request.getfixturevalue(made)
+    shutil.copytree(run.run_dir, tmp_path / "run")
+    stop_half_way(tmp_path / "run")
+    result = daskpipe.resume(tmp_path / "run", client=client)
+    assert computed(result) == {stage: UNITS[stage] for stage in LATER}
+    assert arrays_of(result.dataset) == arrays_of(run.dataset)
+    assert len(manifests(tmp_path / "run")) == sum(UNITS.values())
+
+
+# --- really ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def upgraded_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a virtual environment with other versions of zarr and xarray, and all else as here."""
+    folder = tmp_path_factory.mktemp("upgraded")
+    wanted = [
+        f"{requirement},!={version(name)}"
+        for name in ("zarr", "xarray")
+        for requirement in requires("daskpipe") or []
+        if requirement.startswith(f"{name}>")
+    ]
+    assert len(wanted) == 2
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(folder / "packages"), *wanted]
+    pip = subprocess.run(install, capture_output=True, text=True, timeout=200, check=False)
+    if pip.returncode:
+        reason = (pip.stderr.strip().splitlines() or ["pip says nothing"])[-1]
+        pytest.skip(f"no other zarr and xarray can be installed here: {reason}")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
+    python = folder / "env" / "bin" / "python"
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(subprocess.run([python, "-c", where], capture_output=True, text=True, check=True).stdout.strip())
+    here = sysconfig.get_path("purelib")
+    # Packages that stand first win.
+    (site / "upgraded.pth").write_text(f"{folder / 'packages'}\nimport site; site.addsitedir({here!r})\n")
+    return python
+
+
+@pytest.mark.slow
+def test_another_environment_resumes_and_verifies(reference: Result, upgraded_python: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(daskpipe.__file__).parents[1])}
+
+    def there(*words: str) -> dict[str, Any]:
+        command = [str(upgraded_python), "-m", "daskpipe", *words, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    for name in ("whole", "half"):
+        shutil.copytree(reference.run_dir, tmp_path / name)
+    stop_half_way(tmp_path / "half")
+    answer = there("resume", str(tmp_path / "whole"), "cluster.workers=2")
+    assert {row["computed"] for row in answer["stages"].values()} == {0}
+    assert files_of(tmp_path / "whole" / "dataset.zarr") == files_of(reference.dataset)
+    there("verify", str(tmp_path / "whole" / "dataset.zarr"))
+    there("resume", str(tmp_path / "half"), "cluster.workers=2")
+    there("verify", str(tmp_path / "half" / "dataset.zarr"))
+    assert arrays_of(tmp_path / "half" / "dataset.zarr") == arrays_of(reference.dataset)
+    made_with = json.loads(xr.open_zarr(tmp_path / "half" / "dataset.zarr").attrs["versions"])
+    assert {name for name, number in versions().items() if made_with[name] != number} == {"zarr", "xarray"}
