@@ -55,7 +55,7 @@ class Host:
 
     def run(self, *words: object) -> str:
         """Run a command there; return what it printed."""
-        done = subprocess.run([*self.prefix, *map(str, words)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([*self.prefix, *map(str, words)], capture_output=True, text=True)
         assert done.returncode == 0, f"{self.name}: {words}: {done.stderr}"
         return done.stdout
 

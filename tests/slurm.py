@@ -13,16 +13,14 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE, wait_until
 
-START_SECONDS = 30.0
-STOP_SECONDS = 20.0
 N_CPUS = 16
 """More than there are: jobs of tests mostly wait."""
 
@@ -73,7 +71,7 @@ def missing() -> str | None:
 
 def command(*words: object) -> str:
     """Run a command of Slurm; return what it printed."""
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
     assert done.returncode == 0, f"{words}: {done.stderr}"
     return done.stdout
 
@@ -107,7 +105,7 @@ class Slurm:
         """Kill a daemon, as a machine that goes down does."""
         daemon = self.daemons.pop(name)
         daemon.kill()
-        daemon.wait(STOP_SECONDS)
+        daemon.wait(PATIENCE)
 
     def start_controller(self, *options: str) -> None:
         """Start slurmctld, with the jobs that it knew before unless the options say otherwise."""
@@ -120,7 +118,7 @@ class Slurm:
         good.
         """
         self.daemons["slurmctld"].terminate()
-        self.daemons["slurmctld"].wait(START_SECONDS)
+        self.daemons["slurmctld"].wait(PATIENCE)
         self.stop("slurmctld")
 
     def squeue(self) -> dict[str, dict[str, str]]:
@@ -138,12 +136,9 @@ class Slurm:
         # Slurm holds it for two minutes. Started at once, it would be taken for the one that was ended.
         self.command("scontrol", "update", f"JobId={job_id}", "StartTime=now+5")
 
-    def wait_until_idle(self, seconds: float) -> None:
+    def wait_until_idle(self) -> None:
         """Wait until the queue is empty and the node has no job's processes left."""
-        deadline = time.monotonic() + seconds
-        while (jobs := self.squeue()) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert not jobs, f"still in the queue after {seconds} s: {jobs}"
+        wait_until(lambda: not self.squeue(), self.squeue)
 
     def said(self) -> str:
         """What the daemons printed last."""
@@ -230,7 +225,7 @@ def started(
                 slurm.start_controller()
                 _wait_for(lambda: "is UP" in slurm.answers("scontrol", "ping"), slurm)
             slurm.answers("scancel", "--user=root")
-            slurm.wait_until_idle(STOP_SECONDS)
+            slurm.wait_until_idle()
 
 
 def _write_files(folder: Path, controller: str, nodes: Sequence[str], gpus: str, more: str) -> None:
@@ -257,7 +252,4 @@ def _free_ports(n: int) -> list[int]:
 
 
 def _wait_for(done: Callable[[], bool], slurm: Slurm) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not done():
-        assert time.monotonic() < deadline, f"Slurm does not do it: {slurm.said()}"
-        time.sleep(0.1)
+    wait_until(done, slurm.said, pause=0.1)

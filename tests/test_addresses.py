@@ -51,7 +51,7 @@ def host_with() -> Iterator[Callable[..., Host]]:
 def python(host: Host, program: str) -> subprocess.CompletedProcess[str]:
     """Run a program there."""
     words = [*host.prefix, sys.executable, "-c", program]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "80"})
+    return subprocess.run(words, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
 
 
 def asked(host: Host, folder: Path, site: str = SITE) -> str:

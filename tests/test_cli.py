@@ -364,7 +364,6 @@ def test_files_of_the_users_own(content: str, type_command: Command, address: st
 # --- the cluster ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(120)
 def test_cuda_without_a_gpu_worker_ends_at_once(type_command: Command, here: Path) -> None:
     words = ["explore.device=cuda", "cluster.gpus=0", "cluster.workers=1", "--run-dir", "run"]
     typed = type_command("run", "emt_alloy", *SMALL, *words)

@@ -16,6 +16,7 @@ import pytest
 import slurm
 from slurm import Slurm
 from small_runs import SMALL, UNITS, committed, files_of
+from waiting import wait_until
 
 from daskpipe import cancel, detach, job_commands
 from daskpipe.config import Cluster
@@ -25,11 +26,6 @@ from daskpipe.ledger import read_ledger
 from daskpipe.runs import Result
 from daskpipe.status import status
 from daskpipe.work import Tree
-
-pytestmark = pytest.mark.timeout(900)
-
-PATIENCE = 240.0
-"""Seconds until Slurm and a driver must have come to a point, on a machine that does other work."""
 
 SITE = """
 class: SLURM
@@ -54,7 +50,7 @@ def queue(started: Slurm) -> Iterator[Slurm]:
     """An empty queue, emptied again: a driver that a failed test leaves would go on for ever."""
     yield started
     subprocess.run(["scancel", "--user=root"], check=True)
-    started.wait_until_idle(60)
+    started.wait_until_idle()
 
 
 @pytest.fixture
@@ -73,11 +69,9 @@ def detached(type_command: Command, *words: str) -> dict[str, Any]:
     return answer
 
 
-def wait_until(reached: Callable[[], object], run_dir: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not reached():
-        assert time.monotonic() < deadline, said(run_dir)
-        time.sleep(0.2)
+def wait_for(reached: Callable[[], object], run_dir: Path) -> None:
+    """Wait until something is reached; say what the jobs of the run printed if it never is."""
+    wait_until(reached, lambda: said(run_dir), pause=0.2)
 
 
 def said(run_dir: Path) -> str:
@@ -301,7 +295,7 @@ def test_a_detached_driver_completes_the_run(
     driver = last(run_dir)
     assert driver is not None
     assert (driver.job_id, driver.token) == (answer["job_id"], detach.read(run_dir).token)
-    queue.wait_until_idle(30)
+    queue.wait_until_idle()
     assert files_of(run_dir / "dataset.zarr") == files_of(reference.dataset)
 
 
@@ -313,11 +307,11 @@ def test_a_driver_near_its_walltime_submits_the_next(
     slurm.command("scontrol", "update", "partition=gpu", "state=down")  # the first driver sees no worker
     Path("here.yaml").write_text(SITE.format(walltime="00:01:00", partition="gpu"))
     first = detached(type_command, "run", "emt_alloy", *SMALL, "--run-dir", "run")
-    wait_until(lambda: status(run_dir)["state"] == "running", run_dir)
+    wait_for(lambda: status(run_dir)["state"] == "running", run_dir)
     Path("here.yaml").write_text(SITE.format(walltime="00:20:00", partition="gpu"))  # and the second one has the time
-    wait_until(lambda: "goes on with" in said(run_dir), run_dir)
+    wait_for(lambda: "goes on with" in said(run_dir), run_dir)
     slurm.command("scontrol", "update", "partition=gpu", "state=up")
-    wait_until(lambda: status(run_dir)["state"] == "complete", run_dir)
+    wait_for(lambda: status(run_dir)["state"] == "complete", run_dir)
     second = detach.read(run_dir)
     assert second is not None
     assert second.job_id != first["job_id"]
@@ -326,7 +320,7 @@ def test_a_driver_near_its_walltime_submits_the_next(
     assert driver is not None
     assert driver.job_id == second.job_id
     assert files_of(run_dir / "dataset.zarr") == files_of(reference.dataset)
-    queue.wait_until_idle(60)  # no third one
+    queue.wait_until_idle()  # no third one
 
 
 @pytest.mark.slow
@@ -348,11 +342,11 @@ def test_cancel_of_a_driver_that_waits(queue: Slurm, here: Path, type_command: C
 def test_cancel_of_a_driver_at_work_leaves_no_job(queue: Slurm, here: Path, type_command: Command) -> None:
     run_dir = here / "run"
     answer = detached(type_command, "run", "emt_alloy", *SMALL, "--run-dir", "run")
-    wait_until(lambda: len(queue.squeue()) > 1 and status(run_dir)["state"] == "running", run_dir)
+    wait_for(lambda: len(queue.squeue()) > 1 and status(run_dir)["state"] == "running", run_dir)
     typed = type_command("cancel", "run")
     assert typed.code == 0, typed.err
     assert f"job {answer['job_id']}" in typed.out
-    queue.wait_until_idle(30)
+    queue.wait_until_idle()
     assert status(run_dir)["state"] == "stopped"
     assert "cancelled from" in said(run_dir)
     assert len(committed(run_dir)) < sum(UNITS.values())
@@ -362,11 +356,11 @@ def test_cancel_of_a_driver_at_work_leaves_no_job(queue: Slurm, here: Path, type
 def test_cancel_after_the_driver_was_killed(queue: Slurm, here: Path, type_command: Command) -> None:
     run_dir = here / "run"
     detached(type_command, "run", "emt_alloy", *SMALL, "--run-dir", "run")
-    wait_until(lambda: len(queue.squeue()) > 1 and status(run_dir)["state"] == "running", run_dir)
+    wait_for(lambda: len(queue.squeue()) > 1 and status(run_dir)["state"] == "running", run_dir)
     driver = last(run_dir)
     assert driver is not None
     os.kill(driver.pid, signal.SIGKILL)
-    wait_until(lambda: status(run_dir)["state"] == "stopped", run_dir)
+    wait_for(lambda: status(run_dir)["state"] == "stopped", run_dir)
     typed = type_command("cancel", "run")
     assert typed.code == 0, typed.err
     assert queue.squeue() == {}
@@ -376,10 +370,10 @@ def test_cancel_after_the_driver_was_killed(queue: Slurm, here: Path, type_comma
 def test_a_requeued_driver_goes_on(queue: Slurm, here: Path, reference: Result, type_command: Command) -> None:
     run_dir = here / "run"
     answer = detached(type_command, "run", "emt_alloy", *SMALL, "--run-dir", "run")
-    wait_until(lambda: status(run_dir)["stages"].get("explore"), run_dir)
+    wait_for(lambda: status(run_dir)["stages"].get("explore"), run_dir)
     queue.requeue(answer["job_id"])
-    wait_until(lambda: status(run_dir)["state"] == "complete", run_dir)
+    wait_for(lambda: status(run_dir)["state"] == "complete", run_dir)
     starts = {event["segment"] for event in read_ledger(Tree(run_dir)) if event["event"] == "RunStarted"}
     assert len(starts) == 2
     assert files_of(run_dir / "dataset.zarr") == files_of(reference.dataset)
-    queue.wait_until_idle(60)
+    queue.wait_until_idle()

@@ -18,8 +18,6 @@ from daskpipe.job_commands import cancel_left, list_jobs, name_cluster, submit
 from daskpipe.sites import Site, job
 from daskpipe.submissions import Submission, record_submission, recorded, tag
 
-pytestmark = pytest.mark.timeout(300)
-
 SITE = Site.model_validate({"name": "here", "class": "SLURM", "pools": {"cpu": {"memory": "64MB", "partition": "cpu"}}})
 
 Command = Callable[..., Any]
@@ -38,7 +36,7 @@ def queue(started: Slurm) -> Iterator[Slurm]:
     """An empty queue, emptied again."""
     yield started
     subprocess.run(["scancel", "--user=root"], check=True)
-    started.wait_until_idle(60)
+    started.wait_until_idle()
 
 
 @pytest.fixture
@@ -92,7 +90,7 @@ def test_a_submit_command_that_greets_its_users(
     jobs = {start(run_dir, number).job_id for number in (1, 2)}
     assert jobs == ids(queue)
     assert set(cancel_left(SITE, run_dir).jobs) == jobs
-    queue.wait_until_idle(30)
+    queue.wait_until_idle()
 
 
 def test_the_job_of_somebody_else_with_a_recorded_number_is_left_alone(
@@ -119,7 +117,7 @@ def test_a_copy_of_a_run_directory_leaves_the_jobs_of_the_original_alone(
     assert f"nothing runs jobs {ours.job_id} were submitted by a run in another directory, of which this is a" in words
     assert ids(queue) == {ours.job_id}
     assert f"cancelled jobs: {ours.job_id}" in type_command("cancel", str(run_dir)).out
-    queue.wait_until_idle(30)
+    queue.wait_until_idle()
 
 
 def test_a_wrong_name_in_the_environment_hides_nothing(
@@ -129,7 +127,7 @@ def test_a_wrong_name_in_the_environment_hides_nothing(
         monkeypatch.setenv(variable, "nobody")
     jobs = [str(start(run_dir, number).job_id) for number in (1, 2, 3)]
     assert f"cancelled jobs: {', '.join(jobs)}" in type_command("cancel", str(run_dir)).out
-    queue.wait_until_idle(30)
+    queue.wait_until_idle()
 
 
 def test_jobs_that_are_private_data_are_not_taken_for_gone(
@@ -159,7 +157,7 @@ def test_jobs_that_are_private_data_are_not_taken_for_gone(
 def test_jobs_that_were_listed_and_are_over_are_gone(queue: Slurm, run_dir: Path, type_command: Command) -> None:
     ours = start(run_dir, 1)
     slurm.command("scancel", ours.job_id)
-    queue.wait_until_idle(30)
+    queue.wait_until_idle()
     # Slurm lists for five minutes what has ended.
     assert list_jobs(SITE).jobs[str(ours.job_id)].state == "over"
     typed = type_command("cancel", str(run_dir))

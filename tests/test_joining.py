@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from distributed import Client, LocalCluster
 from small_runs import SMALL
+from waiting import wait_until
 
 import daskpipe
 from daskpipe.errors import ClusterError
@@ -28,8 +29,6 @@ from daskpipe.work import Unit
 
 OURS = Path(daskpipe.__file__).parents[1]
 OTHER_VERSION = "9.9.9"
-START_SECONDS = 60
-"""Time that a scheduler or a worker has to start on a busy machine."""
 
 
 def unit(index: int) -> Unit:
@@ -80,9 +79,7 @@ def scheduler_of(python: Path | str, folder: Path, **environment: str) -> Iterat
     file = folder / "scheduler.json"
     options = ("--host", LOOPBACK, "--port", "0", "--no-dashboard", "--scheduler-file", file)
     with running(python, "-m", "dask", "scheduler", *options, **environment):
-        until = time.monotonic() + START_SECONDS
-        while not file.exists() and time.monotonic() < until:
-            time.sleep(0.1)
+        wait_until(file.exists)
         with Client(scheduler_file=str(file), set_as_default=False) as client:
             yield client
 
@@ -108,15 +105,9 @@ def worker(
     if "--nthreads" not in options:
         words += ["--nthreads", "1"]
     with running(*words, "--no-dashboard", **({} if path is None else {"PYTHONPATH": str(path)})):
-        until = time.monotonic() + START_SECONDS
-        while not (new := set(client.scheduler_info(n_workers=-1)["workers"]) - before):
-            assert time.monotonic() < until, "the worker has not joined"
-            time.sleep(0.1)
-        address = new.pop()
+        (address,) = wait_until(lambda: set(client.scheduler_info(n_workers=-1)["workers"]) - before)
         yield address
-    until = time.monotonic() + START_SECONDS
-    while address in client.scheduler_info(n_workers=-1)["workers"] and time.monotonic() < until:
-        time.sleep(0.1)
+    wait_until(lambda: address not in client.scheduler_info(n_workers=-1)["workers"])
 
 
 @pytest.mark.slow
@@ -241,9 +232,7 @@ def test_units_come_back_when_all_workers_that_they_are_bound_to_are_gone(
             handle = pool.submit(unit(0), Call("sleep", lambda: time.sleep(3600)))
             assert pool.wait([handle], timeout=0.5) == set()
         with worker(guest_client, path=OURS):
-            until = time.monotonic() + START_SECONDS
-            while not pool.wait([handle], timeout=0.5) and time.monotonic() < until:
-                pool.slots("label")
+            wait_until(lambda: pool.slots("label") is not None and pool.wait([handle], timeout=0.5))
             with pytest.raises(WorkerLost, match="all workers that it could run on went away"):
                 pool.result(handle)
             again = pool.submit(unit(0), Call("where", where()))
@@ -263,7 +252,4 @@ def test_a_silent_worker_is_named_at_first_and_asked_again_later(tmp_path: Path)
         client.run(keep_busy, wait=False)
         guests = Guests(client, tmp_path, lambda event: None)
         assert guests.examine([address], 0.5) == {address: [SILENT]}
-        until = time.monotonic() + START_SECONDS
-        while not (admitted := guests.admit([address])) and time.monotonic() < until:
-            pass
-        assert admitted == {address}
+        assert wait_until(lambda: guests.admit([address])) == {address}

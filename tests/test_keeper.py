@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from daskpipe import job_commands, keeper
 from daskpipe.addresses import LOOPBACK
@@ -44,9 +45,6 @@ PROGRAMS = {
     "scontrol": 'echo "ClusterName             = here"',
 }
 """Programs of a queue that is a folder, with a file a job."""
-
-SECONDS = 30.0
-"""Until the keeper must have done something, on a machine that does other work."""
 
 
 class Queue:
@@ -101,13 +99,6 @@ def keep(queue: Queue, tmp_path: Path) -> Iterator[Callable[..., Keeper]]:
             return started.enter_context(Keeper(cluster, site, tmp_path / "run", None, emit))
 
         yield keep
-
-
-def wait_until(done: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def settled(queue: Queue, n: int) -> None:

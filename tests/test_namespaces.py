@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +12,7 @@ import namespaces
 import psutil
 import pytest
 from namespaces import Host, Network
+from waiting import wait_until
 
 ADDRESSES = {"a": "10.77.0.10", "b": "10.77.0.11", "far": "10.99.0.12"}
 REACHES = """
@@ -80,7 +80,4 @@ def test_a_host_ends_with_the_process_that_made_it() -> None:
         waits = psutil.Process(int(process.stdout.readline()))
         assert is_up(waits)
         process.kill()
-    deadline = time.monotonic() + 30
-    while is_up(waits):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not is_up(waits))

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from distributed import Client
 from small_runs import SMALL, UNITS, committed, files_of, manifests, workers_of
+from waiting import PATIENCE, wait_until
 
 import daskpipe
 from daskpipe.cluster import connect
@@ -99,7 +99,6 @@ def test_labels_are_the_teachers(reference: Result) -> None:
     check_labels(reference.dataset, EMT())
 
 
-@pytest.mark.timeout(240)
 def test_labels_of_chgnet_are_the_teachers(client: Client, tmp_path: Path) -> None:
     from chgnet.model.dynamics import CHGNetCalculator
     from chgnet.model.model import CHGNet
@@ -112,7 +111,6 @@ def test_labels_of_chgnet_are_the_teachers(client: Client, tmp_path: Path) -> No
     )
 
 
-@pytest.mark.timeout(240)
 def test_labels_of_xtb_are_the_teachers(client: Client, tmp_path: Path) -> None:
     from tblite.ase import TBLite
 
@@ -132,7 +130,6 @@ def test_to_atoms_round_trips_exactly(reference: Result) -> None:
 # --- the same bytes -----------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(240)
 def test_one_worker_makes_the_same_bytes_as_two(reference: Result, tmp_path: Path) -> None:
     config = load("emt_alloy", [*SMALL, "cluster.workers=1", "cluster.gpus=0"])
     result = daskpipe.run(config, run_dir=tmp_path / "run")
@@ -448,10 +445,8 @@ def test_nothing_stays_on_the_cluster(reference: Result, client: Client) -> None
             for key, task in dask_scheduler.tasks.items()
         }
 
-    deadline = time.monotonic() + 20
-    while client.run_on_scheduler(known) and time.monotonic() < deadline:
-        time.sleep(0.1)  # releases travel to the scheduler
-    assert client.run_on_scheduler(known) == {}, client.id
+    # Releases travel to the scheduler.
+    wait_until(lambda: client.run_on_scheduler(known) == {}, lambda: client.run_on_scheduler(known))
     assert client.who_has() == {}
     assert not any(client.run(lambda dask_worker: len(dask_worker.data)).values())
 
@@ -519,7 +514,7 @@ def test_workers_of_another_start_are_closed(tmp_path: Path) -> None:
         started = set(psutil.Process().children(recursive=True)) - before
         (pid,) = own.run(os.getpid).values()
         assert pid in {process.pid for process in started}
-    gone, alive = psutil.wait_procs(started, timeout=10)
+    gone, alive = psutil.wait_procs(started, timeout=PATIENCE)
     # Python's own resource tracker, one a process, serves later clusters too.
     assert all("resource_tracker" in " ".join(process.cmdline()) for process in alive)
     assert pid in {process.pid for process in gone}

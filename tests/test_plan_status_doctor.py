@@ -167,7 +167,6 @@ def test_commands_survive_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # --- doctor ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(240)
 def test_doctor_tries_every_potential(type_command: Callable[..., Any]) -> None:
     found = examine()
     assert {name: row["ok"] for name, row in found["potentials"].items()} == {

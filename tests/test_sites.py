@@ -17,6 +17,7 @@ import psutil
 import pytest
 import slurm
 import yaml
+from waiting import PATIENCE, wait_until
 
 from daskpipe.cli_options import cluster_overrides
 from daskpipe.composition import package_folder
@@ -73,7 +74,7 @@ def run_script(tmp_path: Path) -> Callable[[Any], tuple[list[str], dict[str, str
         else:
             (tmp_path / "script.sh").write_text(text)
             words = ["/bin/bash", str(tmp_path / "script.sh")]
-        subprocess.run(words, cwd=tmp_path, timeout=20, check=False, capture_output=True)
+        subprocess.run(words, cwd=tmp_path, check=False, capture_output=True)
         if not (tmp_path / "arguments").exists():
             return [], {}
         environment = (tmp_path / "environment").read_text().rstrip("\0").split("\0")
@@ -723,7 +724,6 @@ def own_address() -> str:
     return next((address for address in addresses if not address.startswith("127.")), "127.0.0.1")
 
 
-@pytest.mark.timeout(120)
 def test_the_workers_of_a_job_script_listen_on_one_address_and_loopback(tmp_path: Path) -> None:
     from distributed import Client, Scheduler, Security, SpecCluster
 
@@ -743,7 +743,7 @@ def test_the_workers_of_a_job_script_listen_on_one_address_and_loopback(tmp_path
         script.write_text(make_job(site, scheduler=cluster.scheduler_address, keys=keys).job_script())
         process = subprocess.Popen(["/bin/bash", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            client.wait_for_workers(2, timeout=60)
+            client.wait_for_workers(2, timeout=PATIENCE)
             workers = client.scheduler_info(n_workers=-1)["workers"]
             assert {worker["name"] for worker in workers.values()} == {"daskpipe_1-0", "daskpipe_1-1"}
             assert [(worker["nthreads"], worker["resources"]) for worker in workers.values()] == [(1, {"CPU": 1})] * 2
@@ -782,16 +782,14 @@ def submit(made: Any) -> str:
 
 def wait_for(site: Site, wanted: Callable[[dict[str, JobState]], bool]) -> dict[str, JobState]:
     """Ask the queue until it says what is wanted."""
-    deadline = time.monotonic() + 30
-    while not wanted(
-        jobs := parse(site, subprocess.run(queue(site), capture_output=True, text=True, check=True).stdout)
-    ):
-        assert time.monotonic() < deadline, jobs
-        time.sleep(0.2)
-    return jobs
+
+    def listed() -> dict[str, JobState]:
+        jobs = parse(site, subprocess.run(queue(site), capture_output=True, text=True, check=True).stdout)
+        return jobs if wanted(jobs) else {}
+
+    return wait_until(listed)
 
 
-@pytest.mark.timeout(120)
 def test_slurm_takes_the_script_and_lists_the_job(queue_of_slurm: slurm.Slurm, tmp_path: Path) -> None:
     pool = {"gpus": 1, "cores": 2, "memory": "64MB", "walltime": "00:05:00", "partition": "gpu"}
     site = make(pool={**pool, "directives": ["--comment=a,b"], "environment": ["export A=b"]})
@@ -804,10 +802,8 @@ def test_slurm_takes_the_script_and_lists_the_job(queue_of_slurm: slurm.Slurm, t
     with pytest.raises(RuntimeError, match="Requested node configuration is not available"):  # there is no other host
         submit(make_job(site, command="true", log_directory=tmp_path, exclude=[jobs[runs].host]))
     log = tmp_path / f"daskpipe_1-{runs}.log"
-    deadline = time.monotonic() + 20
-    while not (told := re.search(r"^told (\d+) b$", log.read_text() if log.exists() else "", re.MULTILINE)):
-        assert time.monotonic() < deadline, log
-        time.sleep(0.2)
+    told = wait_until(lambda: re.search(r"^told (\d+) b$", log.read_text() if log.exists() else "", re.MULTILINE))
+    assert told is not None
     assert int(told[1]) == pytest.approx(time.time() + 300, abs=60)
     slurm.command("scancel", runs, never)
     wait_for(site, lambda jobs: {job.state for job in jobs.values()} == {"over"})

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 import slurm
 from slurm import Slurm
 from small_runs import SMALL, UNITS, committed, files_of
+from waiting import wait_until
 
 import daskpipe
 from daskpipe import keeper
@@ -29,10 +29,7 @@ from daskpipe.sites import read_site
 from daskpipe.submissions import RECORD
 from daskpipe.work import Tree
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-PATIENCE = 150.0
-"""Seconds until Slurm and the keeper must have come to a point; Slurm looks at walltimes twice a minute."""
+pytestmark = pytest.mark.slow
 
 CPU = '{jobs: 2, cores: 1, memory: 2GB, partition: cpu, walltime: "00:20:00"}'
 GPU = '{jobs: 1, cores: 1, gpus: 1, memory: 2GB, partition: gpu, walltime: "00:20:00", idle: 0}'
@@ -82,20 +79,13 @@ def submitted(run_dir: Path) -> list[dict[str, str]]:
     return [line for line in lines if "job_id" in line]
 
 
-def wait_until(done: Callable[[], object], seconds: float = PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def in_state(queue: Slurm, state: str) -> list[str]:
     """Ids of the jobs in a state."""
     return [job_id for job_id, job in queue.squeue().items() if job["state"] == state]
 
 
 def nothing_is_left(queue: Slurm, run_dir: Path) -> None:
-    queue.wait_until_idle(20)
+    queue.wait_until_idle()
     assert list(run_dir.glob("keys-*")) == []
     assert programs(run_dir) == []
 

@@ -153,7 +153,7 @@ def upgraded_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     assert len(wanted) == 2
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(folder / "packages"), *wanted]
-    pip = subprocess.run(install, capture_output=True, text=True, timeout=200, check=False)
+    pip = subprocess.run(install, capture_output=True, text=True, check=False)
     if pip.returncode:
         reason = (pip.stderr.strip().splitlines() or ["pip says nothing"])[-1]
         pytest.skip(f"no other zarr and xarray can be installed here: {reason}")
@@ -173,7 +173,7 @@ def test_another_environment_resumes_and_verifies(reference: Result, upgraded_py
 
     def there(*words: str) -> dict[str, Any]:
         command = [str(upgraded_python), "-m", "daskpipe", *words, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer

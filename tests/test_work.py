@@ -219,7 +219,7 @@ for kill in range(n_kills):
 def test_a_process_killed_while_it_commits_leaves_units_absent_or_whole(tmp_path):
     n_kills = 25
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(n_kills)], check=True, env=environment, timeout=60)
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(n_kills)], check=True, env=environment)
     tree = Tree(tmp_path)
     committed = [path for path in tmp_path.glob("units/*/*/*") if not path.name.startswith(".")]
     assert committed
@@ -275,7 +275,7 @@ def test_a_file_over_the_limit_is_a_disk_error(tmp_path):
         "try: commit(Path(sys.argv[1]), unit, Payload(arrays={'a': np.zeros(10_000)}, n_out=1))\n"
         "except DiskError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
     assert "File too large. Make room, then: daskpipe resume" in done.stdout.decode()
     assert files(tmp_path) == set()
 

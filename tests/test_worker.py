@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from distributed import Client, Security
 
 from daskpipe.addresses import LOOPBACK
@@ -22,7 +21,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.timeout(180)
 def test_a_job_ends_when_the_key_of_its_run_is_gone(tmp_path: Path) -> None:
     """Though the scheduler lives on here; where it does not, Dask's own ways end a job only if its network works."""
     security = Security.temporary()

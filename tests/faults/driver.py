@@ -13,12 +13,7 @@ from typing import Any
 
 import psutil
 from small_runs import SMALL, last_segment
-
-PATIENCE = 240.0
-"""Seconds until a driver must have come to the point that a test waits for, on a machine that does other work."""
-
-ORPHAN_SECONDS = 60.0
-"""Seconds within which workers must be gone; one that imports a library notices late."""
+from waiting import PATIENCE
 
 Events = list[dict[str, Any]]
 
@@ -72,7 +67,7 @@ def resume(run_dir: Path) -> Driver:
 
 def wait_for_the_end_of(processes: list[psutil.Process]) -> None:
     """Check that no process outlives its driver for long."""
-    _, alive = psutil.wait_procs(processes, timeout=ORPHAN_SECONDS)
+    _, alive = psutil.wait_procs(processes, timeout=PATIENCE)
     assert [process.cmdline() for process in alive] == []
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import psutil
 import pytest
-from driver import ORPHAN_SECONDS, Driver
-from strikes import HURRIED, PYTHON, STAGES, Bench, Plan, Row, Strike, ended, striking, wait_until
+from driver import Driver
+from strikes import HURRIED, PYTHON, STAGES, Bench, Plan, Row, Strike, ended, striking
+from waiting import wait_until
 
 from daskpipe.errors import EXIT_INTERRUPTED, EXIT_QUARANTINED, ClusterError, ConfigError
 
@@ -97,7 +98,7 @@ def driver_killed(bench: Bench, strikes: Sequence[Strike]) -> list[Row]:
             n_before = plan.n_struck
             starts.append(time.time())
             code = ended(bench.start(folder / "run"), EXIT_QUARANTINED, -signal.SIGKILL)
-        wait_until(lambda: not alive(plan), ORPHAN_SECONDS)
+        wait_until(lambda: not alive(plan))
     return bench.rows(plan, folder / "run", starts)
 
 

@@ -14,16 +14,14 @@ import psutil
 from driver import Driver, Events
 from slurm import Slurm, command
 from small_runs import last_segment, names_of
-from strikes import HURRIED, Bench, Row, ended, wait_until
+from strikes import HURRIED, Bench, Row, ended
+from waiting import wait_until
 
 from daskpipe.errors import EXIT_QUARANTINED
 from daskpipe.submissions import RECORD
 
 CPU = '{{jobs: 1, cores: 1, memory: 2GB, partition: cpu, walltime: "{walltime}"{more}}}'
 GPU = '{{jobs: 1, cores: 1, gpus: 1, memory: 2GB, partition: gpu, walltime: "{walltime}", idle: 0{more}}}'
-
-PATIENCE = 150.0
-"""Seconds until Slurm must have come to a point: it looks at walltimes twice a minute."""
 
 
 @dataclass
@@ -75,7 +73,7 @@ class OnSlurm:
     def finish(self, driver: Driver, fault: str, stage: str, at: float, injected: int) -> Row:
         """Wait for the end; see that no job is left; return the row."""
         ended(driver, EXIT_QUARANTINED)
-        self.slurm.wait_until_idle(30)
+        self.slurm.wait_until_idle()
         assert list(self.run_dir.glob("keys-*")) == []
         return self.bench.row(fault, stage, self.run_dir, at, injected)
 
@@ -124,7 +122,7 @@ def walltime(bench: Bench, slurm: Slurm) -> list[Row]:
     first = run.jobs("RUNNING")
     driver.process.send_signal(signal.SIGSTOP)
     try:
-        wait_until(lambda: not set(first) & set(slurm.squeue()), PATIENCE)
+        wait_until(lambda: not set(first) & set(slurm.squeue()))
     finally:
         at = time.time()
         driver.process.send_signal(signal.SIGCONT)
@@ -156,7 +154,7 @@ def controller(bench: Bench, slurm: Slurm) -> list[Row]:
     try:
         for program in programs(run.run_dir):
             program.kill()
-        wait_until(lambda: "does not answer" in ledger_of(run.run_dir), PATIENCE)
+        wait_until(lambda: "does not answer" in ledger_of(run.run_dir))
     finally:
         slurm.start_controller()
     return [run.finish(driver, "slurmctld restarted, the jobs' programs killed meanwhile", "explore", at, 1)]
@@ -173,7 +171,7 @@ def drain(bench: Bench, slurm: Slurm) -> list[Row]:
     command("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=faults")
     try:
         command("scancel", *run.jobs("RUNNING"))
-        wait_until(lambda: set(run.jobs("PENDING")) - before, PATIENCE)
+        wait_until(lambda: set(run.jobs("PENDING")) - before)
     finally:
         command("scontrol", "update", f"NodeName={node}", "State=RESUME")
     return [run.finish(driver, "node drained, its jobs cancelled, node resumed", "explore", at, 1)]

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import intruder
 import two_nodes
-from driver import PATIENCE, Driver
+from driver import Driver
 from namespaces import Host
 from rows_processes import STEPS, at_step
 from rows_slurm import OnSlurm
 from small_runs import last_segment, names_of
 from strikes import HURRIED, PYTHON, Bench, Row, ended, newest, striking
 from two_nodes import TwoNodes
+from waiting import wait_until
 
 from daskpipe.errors import EXIT_QUARANTINED
 
@@ -58,11 +59,12 @@ class OnNodes(OnSlurm):
     def wait_for_units(self, driver: Driver, nodes: Sequence[str]) -> None:
         """Wait until a unit is being computed on each of some nodes; exploration has begun by then."""
         driver.wait_until(lambda events: names_of(events, "StageStarted", "explore") > 0)
-        deadline = time.monotonic() + PATIENCE
-        while not all(self.units_on(node) for node in nodes):
+
+        def at_work() -> bool:
             assert driver.process.poll() is None, f"the driver ended: {driver.log.read_text()}"
-            assert time.monotonic() < deadline, "the nodes do not work at once"
-            time.sleep(0.01)
+            return all(self.units_on(node) for node in nodes)
+
+        wait_until(at_work, pause=0.01)
 
     def release(self, *stages: str) -> None:
         """Let units of stages go on that wait, and those that come."""

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -301,18 +300,9 @@ def newest(run_dir: Path) -> float:
 
 def ended(driver: Driver, *codes: int) -> int:
     """Wait for a driver; see that it ended as it should."""
-    code = driver.process.wait(4 * PATIENCE)
+    code = driver.process.wait(PATIENCE)
     assert code in codes, f"the driver ended with {code}: {driver.log.read_text()[-3000:]}"
     return code
-
-
-def wait_until(done: object, seconds: float = PATIENCE) -> None:
-    """Wait until a function returns something true."""
-    assert callable(done)
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, "it did not come there"
-        time.sleep(0.05)
 
 
 PYTHON = sys.executable

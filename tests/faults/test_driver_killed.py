@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from distributed import Client
 from driver import resume, run, wait_for_the_end_of
 from small_runs import UNITS, committed, files_of, last_segment, names_of
+from waiting import wait_until
 
 import daskpipe
 from daskpipe.ledger import read_ledger
@@ -35,7 +35,6 @@ KILLS = (
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_killed_in_every_stage_and_resumed(reference: Result, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     states: dict[str, tuple[int, int]] = {}
@@ -69,7 +68,6 @@ def test_killed_in_every_stage_and_resumed(reference: Result, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_signals_interrupt_and_a_second_driver_is_refused(
     reference: Result, client: Client, tmp_path: Path, type_command: Callable[..., object]
 ) -> None:
@@ -103,13 +101,9 @@ def test_signals_interrupt_and_a_second_driver_is_refused(
     assert files_of(result.dataset) == files_of(reference.dataset)
 
 
-@pytest.mark.timeout(300)
 def test_interrupted_while_workers_start(tmp_path: Path) -> None:
     driver = run(tmp_path / "run")
-    deadline = time.monotonic() + 120
-    while not (children := psutil.Process(driver.process.pid).children(recursive=True)):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    children = wait_until(psutil.Process(driver.process.pid).children, pause=0.01)
     assert driver.send(signal.SIGTERM) == 75, driver.log.read_text()
     wait_for_the_end_of(children)
     assert driver.log.read_text() == f"error: interrupted; to go on type: daskpipe resume {tmp_path / 'run'}\n"

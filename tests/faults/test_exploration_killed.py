@@ -82,7 +82,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_bytes_are_the_same_and_no_step_before_a_checkpoint_is_made_again(
     undisturbed: Result, tmp_path: Path
 ) -> None:
@@ -112,7 +111,6 @@ def test_the_bytes_are_the_same_and_no_step_before_a_checkpoint_is_made_again(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_worker_that_ends_soon_hands_its_unit_on(undisturbed: Result, tmp_path: Path) -> None:
     """One of two workers is told that it has little more than the minute in which units give way."""
     config = long_exploration()

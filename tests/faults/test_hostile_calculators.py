@@ -80,7 +80,6 @@ def frames_of(result: Result, stage: str) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("stage", "fault"), [("explore", "segfault"), ("label", "leak"), ("label", "hang")])
 def test_what_kills_its_process_is_quarantined_alone(
     stage: str, fault: str, harmless: dict[str, Result], workers: Workers, tmp_path: Path

@@ -12,7 +12,7 @@ import rows_disk
 from rows_processes import diagonal, driver_at_its_files, workers_stopped, workers_struck
 from strikes import STAGES, Bench, Row, left_by
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 # What the other files here show in full is left to them: the driver killed in every stage, two drivers, calculators.
 SHORT: dict[str, tuple[int, matrix.Scenario]] = {

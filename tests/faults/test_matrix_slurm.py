@@ -10,7 +10,7 @@ from rows_slurm import drain, early_death
 from slurm import Slurm
 from strikes import Bench, Row
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

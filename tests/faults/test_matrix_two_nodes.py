@@ -10,7 +10,7 @@ from rows_two_nodes import intruders, node_cut
 from strikes import Bench, Row
 from two_nodes import TwoNodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

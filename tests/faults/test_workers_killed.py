@@ -39,7 +39,6 @@ class Killer:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_workers_killed_at_random(reference: Result, tmp_path: Path) -> None:
     config = load("emt_alloy", [*SMALL, "cluster.workers=2", "cluster.gpus=0"])
     with connect(config.cluster) as workers:

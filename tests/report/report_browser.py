@@ -119,6 +119,6 @@ def browser(profile: Path) -> Iterator[Page]:
         yield Page(write_here, read_here)
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait()
         os.close(write_here)
         os.close(read_here)

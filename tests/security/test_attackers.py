@@ -16,15 +16,13 @@ import psutil
 import pytest
 from distributed import Client, Security
 from intruder import of_another_authority, order, without_certificate
+from waiting import PATIENCE
 
 from daskpipe import jobs
 from daskpipe.cluster import LOOPBACK, check, connect
 from daskpipe.config import Cluster, load
 from daskpipe.errors import ClusterError
 from daskpipe.sites import Site, job
-
-SECONDS = 60.0
-"""Until a worker has come, on a machine that does other work."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ours]:
             program = subprocess.Popen(["bash", "-c", script], stdout=log, stderr=log, start_new_session=True)
         started.callback(_end, program)
         client = started.enter_context(Client(cluster, set_as_default=False))
-        client.wait_for_workers(1, timeout=SECONDS)
+        client.wait_for_workers(1, timeout=PATIENCE)
         (worker,) = client.scheduler_info(n_workers=-1)["workers"]
         yield Ours(address, worker, keys, security)
 
@@ -98,7 +96,7 @@ def test_who_has_not_is_refused(attacker: str, which: str, operation: str, ours:
     assert not (tmp_path / "canary").exists()
     # Whoever was refused has done no harm either.
     with Client(ours.scheduler, security=ours.security, set_as_default=False) as client:
-        assert client.submit(sum, [1, 2], pure=False).result(timeout=SECONDS) == 3
+        assert client.submit(sum, [1, 2], pure=False).result(timeout=PATIENCE) == 3
 
 
 def test_the_keys_are_the_owners_alone(ours: Ours) -> None:
@@ -112,7 +110,7 @@ def test_the_keys_are_the_owners_alone(ours: Ours) -> None:
 
 def test_a_scheduler_elsewhere_is_joined_with_keys_only(ours: Ours, tmp_path: Path) -> None:
     with connect(Cluster(address=ours.scheduler, tls=str(ours.keys))) as workers:
-        assert workers.client.submit(sum, [1, 2], pure=False).result(timeout=SECONDS) == 3
+        assert workers.client.submit(sum, [1, 2], pure=False).result(timeout=PATIENCE) == 3
     with (
         dask.config.set({"distributed.comm.tls.client.cert": None}),
         pytest.raises(ClusterError, match=r"needs keys: give cluster.tls=FOLDER with ca.pem, cert.pem and key.pem"),
@@ -163,7 +161,7 @@ def test_a_local_cluster_listens_on_loopback_only(tmp_path: Path) -> None:
     )
     file = tmp_path / "program.py"
     file.write_text(program)
-    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, check=True)
     n, *addresses = done.stdout.split()
     assert int(n) >= 4  # scheduler, its dashboard, a worker and its nanny
     assert addresses == [LOOPBACK]
