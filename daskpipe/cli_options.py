@@ -84,8 +84,10 @@ def cluster_overrides(cluster: str | None) -> list[str]:
     from daskpipe.composition import package_folder, quoted
 
     if cluster in (file.stem for file in (package_folder("configs") / "cluster").glob("*.yaml")):
-        return [f"cluster={cluster}"]
-    return [f"cluster.name={quoted(cluster)}"]  # a site of the user's own
+        named = f"cluster={cluster}"
+    else:  # a site of the user's own
+        named = f"cluster.name={quoted(cluster)}"
+    return [named, "cluster.address=null", "cluster.tls=null"]  # instead of a scheduler that the config joins
 
 
 def shard_overrides(shard: str | None) -> list[str]:

@@ -22,12 +22,13 @@ from distributed.spans import SpanMetadata, SpansSchedulerExtension
 
 from daskpipe import sites
 from daskpipe.addresses import LOOPBACK, address_of_interface, address_of_this_machine, bracketed
-from daskpipe.errors import ClusterError, DiskError
+from daskpipe.errors import ClusterError
 from daskpipe.events import Emit, Insecure, Notice
 from daskpipe.gpus import visible_gpus
 from daskpipe.job_commands import cancel_left
 from daskpipe.keeper import Keeper
 from daskpipe.placement import GPU, Workers
+from daskpipe.shared_disk import explained
 
 if TYPE_CHECKING:
     from distributed import Security, SpecCluster
@@ -224,12 +225,8 @@ def protocol(security: Security | None) -> str:
 @contextmanager
 def key_files(root: Path, security: Security) -> Iterator[Path]:
     """Yield a folder with the keys of a cluster, for its owner only; remove it."""
-    try:
+    with explained(root, root):
         folder = Path(tempfile.mkdtemp(prefix=KEYS, dir=root))  # mode 0700
-    except OSError as error:
-        raise DiskError(
-            f"cannot write keys into {root}: {error.strerror}. Make room or give another --run-dir"
-        ) from error
     try:
         for name, field in zip(KEY_FILES, ("tls_ca_file", "tls_worker_cert", "tls_worker_key"), strict=True):
             descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

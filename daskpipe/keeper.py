@@ -340,7 +340,7 @@ class Keeper:
         return pause
 
     def _what_to_type(self) -> str:
-        return f"See what was submitted: daskpipe plan {self.root / 'config.yaml'} --show-script"
+        return f"See what was submitted: daskpipe plan {shlex.quote(str(self.root / 'config.yaml'))} --show-script"
 
     # --- what there should be ---------------------------------------------------------------------
 

@@ -242,7 +242,7 @@ def user_folder() -> Path:
 def known_sites() -> dict[str, Path]:
     """Return the files of all sites that have a name; a user's own come before those of the package."""
     folders = (package_folder("jobqueue"), user_folder())
-    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("[!.]*.yaml"))}
 
 
 def read_site(name_or_path: str, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Site:

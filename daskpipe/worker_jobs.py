@@ -75,16 +75,24 @@ class WorkerJob:
     def host_in_log(self, folder: Path) -> str | None:
         """Return its host from what it printed first; None if it has not begun, as far as a log tells."""
         for file in folder.glob(f"{self.name}[-.]*"):
-            if found := re.search(rf"^{sites.ON_HOST} (\S+)", file.read_text(errors="replace"), re.MULTILINE):
+            if found := re.search(rf"^{sites.ON_HOST} (\S+)", _read_log(file), re.MULTILINE):
                 return found[1]
         return None
 
     def end_of_log(self, folder: Path) -> str:
         """Return the last lines of what it printed."""
         for file in sorted(folder.glob(f"{self.name}[-.]*")):
-            lines = file.read_text(errors="replace").splitlines()[-LOG_LINES:]
+            lines = _read_log(file).splitlines()[-LOG_LINES:]
             return "\n".join(["", *lines, f"({file})"]).lstrip("\n")
         return f"(it left no log in {folder})"
+
+
+def _read_log(file: Path) -> str:
+    """Return the text of a log; none if the disk does not give it now, since it only explains."""
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 class HostStrikes:

@@ -207,6 +207,15 @@ def test_cluster_takes_names_paths_and_addresses(tmp_path: Path, monkeypatch: py
         site_of(load_cluster(cluster_overrides("../quickstart")))
 
 
+@pytest.mark.parametrize("typed", ["local", "slurm", "mine.yaml"])
+def test_a_typed_cluster_stands_instead_of_a_scheduler_that_the_file_joins(typed: str, tmp_path: Path) -> None:
+    file = tmp_path / "joins.yaml"
+    file.write_text("defaults: [emt_alloy, _self_]\ncluster: {address: 'tls://127.0.0.1:1', tls: keys}\n")
+    assert load(str(file)).cluster.address == "tls://127.0.0.1:1"
+    settings = load(str(file), cluster_overrides(typed)).cluster
+    assert (Path(settings.name).name, settings.address, settings.tls) == (typed, None, None)
+
+
 # --- what the config changes --------------------------------------------------------------------------
 
 
