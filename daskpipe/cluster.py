@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 DASHBOARD_PORT = 8787
 CONNECT_SECONDS = 20
+LONGEST_GREETING = 2**20
+"""Bytes; a greeting has about a hundred."""
 
 MOST_WORKERS = 8
 """Local workers that are started if no number is given."""
@@ -148,10 +150,11 @@ def _join(settings: Cluster, address: str, log: Path | None, emit: Emit) -> Iter
 
     if not _check_encrypted(settings, address):
         jobs.warn_insecure(address, emit)
+    security = _keys(settings, address)
     try:
-        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False, security=_keys(settings, address))
-    except (OSError, ValueError, TimeoutError, MemoryError) as error:
-        # Where something else than a scheduler answers, its first bytes are taken for the length of a message.
+        _check_speaks_dask(address, security)
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False, security=security)
+    except (OSError, ValueError, TimeoutError) as error:
         raise ClusterError(
             f"no scheduler answers at {address}: {error}. Start one: dask scheduler --host 127.0.0.1"
         ) from error
@@ -161,6 +164,31 @@ def _join(settings: Cluster, address: str, log: Path | None, emit: Emit) -> Iter
                 f"the scheduler at {address} has no workers. Start one: dask worker {address} --nthreads 1"
             )
         yield join(client, None if log is None else log.parent, emit)
+
+
+def _check_speaks_dask(address: str, security: Security | None) -> None:
+    """See that a Dask server listens at an address, such as that of a scheduler and not that of its dashboard.
+
+    Dask's client would take the first bytes of anything else for the length of a message, and wait for it for ever. A
+    Dask server speaks first: eight bytes say how long its greeting is.
+
+    Raises
+    ------
+    OSError
+        If it cannot be reached, or says something else, or nothing.
+    """
+    from distributed.comm.addressing import parse_host_port
+
+    protocol, _, location = address.partition("://")
+    if protocol not in ("tcp", "tls"):
+        return
+    host, port = parse_host_port(location)
+    with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as plain:
+        context = security.get_connection_args("client")["ssl_context"] if security is not None else None
+        with context.wrap_socket(plain) if context is not None else plain as connection:
+            greeting = connection.recv(8)
+    if len(greeting) < 8 or int.from_bytes(greeting, "little") > LONGEST_GREETING:
+        raise OSError(f"what listens there is no scheduler; its first bytes are {greeting!r}")
 
 
 def _check_encrypted(settings: Cluster, address: str) -> bool:

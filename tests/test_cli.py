@@ -369,7 +369,7 @@ def test_cuda_without_a_gpu_worker_ends_at_once(type_command: Command, here: Pat
     typed = type_command("run", "emt_alloy", *SMALL, *words)
     assert typed.code == 4
     assert "explore.device=cuda needs a worker that offers GPU=1, and none of the 1 workers does" in typed.err
-    assert "they offer: tcp://127.0.0.1:" in typed.err
+    assert "they offer: tls://127.0.0.1:" in typed.err
     assert ": nothing. Give cluster.gpus=1" in typed.err
     assert "Traceback" not in typed.err
     assert not list((here / "run").glob("units/*"))

@@ -123,15 +123,27 @@ def test_no_scheduler_there(address: str, monkeypatch: pytest.MonkeyPatch) -> No
         pass
 
 
-def test_something_else_answers_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A web server's answer is no message of Dask."""
-    monkeypatch.setattr("daskpipe.cluster.CONNECT_SECONDS", 2)
+class Speaks(socketserver.BaseRequestHandler):
+    """A server that answers without being asked."""
 
-    class Answer(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    def handle(self) -> None:
+        self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-    with socketserver.ThreadingTCPServer((LOOPBACK, 0), Answer) as server:
+
+class Waits(socketserver.BaseRequestHandler):
+    """A server that waits for a question of its own language, as web servers do, and keeps the connection."""
+
+    def handle(self) -> None:
+        self.request.recv(2**20)
+
+
+@pytest.mark.parametrize("handler", [Speaks, Waits])
+def test_something_else_answers_there(
+    handler: type[socketserver.BaseRequestHandler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a web server says, or does not say, is no message of Dask."""
+    monkeypatch.setattr("daskpipe.cluster.CONNECT_SECONDS", 1)
+    with socketserver.ThreadingTCPServer((LOOPBACK, 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"tcp://{LOOPBACK}:{server.server_address[1]}"
         try:
@@ -142,6 +154,17 @@ def test_something_else_answers_there(monkeypatch: pytest.MonkeyPatch) -> None:
                 pass
         finally:
             server.shutdown()
+
+
+def test_the_dashboard_is_no_scheduler(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its port is the one that people have on the screen."""
+    monkeypatch.setattr("daskpipe.cluster.CONNECT_SECONDS", 1)
+    address = f"tcp://{LOOPBACK}:{client.dashboard_link.split(':')[2].split('/')[0]}"
+    with (
+        pytest.raises(ClusterError, match=f"no scheduler answers at {address}"),
+        connect(Cluster(address=address)),
+    ):
+        pass
 
 
 def test_workers_and_gpus_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

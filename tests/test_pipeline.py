@@ -242,6 +242,7 @@ def test_a_damaged_unit_stops_the_run_and_is_named(reference: Result, client: Cl
     payload.write_bytes(payload.read_bytes()[:-1] + b"!")
     with pytest.raises(daskpipe.errors.IntegrityError, match=f"(?s){payload.parent}.*fsck .*--mend.*daskpipe resume"):
         daskpipe.resume(run_dir, client=client)
+    wait_until(lambda: not any(client.processing().values()))  # a unit that still ran would wait for what is removed
     shutil.rmtree(payload.parent)
     result = daskpipe.resume(run_dir, client=client)
     assert result.stages["explore"]["computed"] == 1

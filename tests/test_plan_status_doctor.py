@@ -34,8 +34,15 @@ def told(reference: Result) -> list[events.Event]:
     return [getattr(events, row.pop("event"))(**row) for row in rows]
 
 
+class Screen(io.StringIO):
+    """A file that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def test_a_terminal_sees_a_bar_a_stage_with_rate_and_time_left(reference: Result) -> None:
-    screen = io.StringIO()
+    screen = Screen()
     with ProgressBars(Console(file=screen, force_terminal=True, width=140)) as bars:
         for event in told(reference):
             bars(event)

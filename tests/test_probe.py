@@ -123,7 +123,8 @@ def test_conditions_count_as_trajectories() -> None:
     assert n_seeds == len(some) == 4 * config.explore.batch_size // 2
 
 
-def test_a_probe_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
+def test_a_probe_that_cannot_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daskpipe.cluster.CONNECT_SECONDS", 1)
     config = load("emt_alloy", [*SMALL, "cluster.address=tcp://127.0.0.1:9"])
     with pytest.raises(ClusterError, match="no scheduler answers at tcp://127.0.0.1:9"):
         probe(config, tmp_path / "run")

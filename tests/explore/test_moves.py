@@ -406,6 +406,7 @@ def kinds_on(positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return kinds
 
 
+@pytest.mark.slow
 @pytest.mark.physics
 @pytest.mark.parametrize(("symbols", "bonds"), [("Cu4Au4", 2), ("Cu4Au4", 4), ("Cu3Ag2Au3", 4)])
 def test_swaps_visit_all_configurations_of_a_ring_by_their_boltzmann_weights(symbols, bonds):
@@ -454,6 +455,7 @@ def _arrangements(numbers: tuple[int, ...]) -> set[tuple[int, ...]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.physics
 @pytest.mark.parametrize("temperature", [COLD, HOT])
 def test_hops_sample_a_periodic_potential(temperature):

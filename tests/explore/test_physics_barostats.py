@@ -24,7 +24,7 @@ from daskpipe.explore.integrate import determinant, per_system
 from daskpipe.explore.walkers import Walker
 from daskpipe.potentials import batched, build
 
-pytestmark = pytest.mark.physics
+pytestmark = [pytest.mark.slow, pytest.mark.physics]
 
 WHOLE = ("npt_isotropic", "npt_anisotropic", "npt_triclinic")
 KT = units.KB * 300

@@ -12,7 +12,7 @@ from daskpipe.explore.integrate import per_system
 from daskpipe.potentials import batched, build
 from daskpipe.potentials.lj import smooth_pair
 
-pytestmark = pytest.mark.physics
+pytestmark = [pytest.mark.slow, pytest.mark.physics]
 
 EPSILON, SIGMA = 0.0104, 3.4
 R_CUT = 2.5 * SIGMA

@@ -19,7 +19,7 @@ from daskpipe.explore.settings import Dynamics, Exploration, Guards, MonteCarlo
 from daskpipe.explore.walkers import Walker
 from daskpipe.potentials import batched, build
 
-pytestmark = pytest.mark.physics
+pytestmark = [pytest.mark.slow, pytest.mark.physics]
 
 SITES = 6
 SPACING = 3.0

@@ -23,7 +23,7 @@ from daskpipe.explore.batch import Batch
 from daskpipe.explore.settings import Ramp
 from daskpipe.potentials import batched, build
 
-pytestmark = pytest.mark.physics
+pytestmark = [pytest.mark.slow, pytest.mark.physics]
 
 THERMOSTATS = ("nvt_langevin", "nvt_nose_hoover", "nvt_rescale", "npt_isotropic", "npt_anisotropic", "npt_triclinic")
 REPLICAS = 16

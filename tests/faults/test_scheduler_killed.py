@@ -22,6 +22,7 @@ from daskpipe.events import Event, UnitCommitted
 from daskpipe.runs import Result
 
 
+@pytest.mark.slow
 def test_scheduler_killed(reference: Result, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Scheduler and worker as people start them; the worker gives up soon after the scheduler is gone.
     file = tmp_path / "scheduler.json"

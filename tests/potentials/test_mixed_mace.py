@@ -235,6 +235,7 @@ for dtype in sys.argv[1:]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
+@pytest.mark.slow
 def test_the_first_evaluation_of_a_process_rounds_as_later_ones() -> None:
     """TorchScript's optimiser would make the first call of a fresh process another one."""
     alone = evaluations_of_a_process("float32", "float32", "float32")

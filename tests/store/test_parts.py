@@ -53,6 +53,7 @@ def packed(root: Path, ds, cuts: list[int], rule: Split) -> Path:
     return root / "dataset.zarr"
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     n=st.integers(1, 20),
