@@ -24,12 +24,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with slow tests first: whichever process ends first at the end, the other has little left."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def any_port() -> Iterator[None]:
     """Let each dashboard have a port of its own: several runs of the tests may be under way on one machine."""
