@@ -67,6 +67,7 @@ print(os.environ.get({UNPICKLE_ANYTHING!r}))
 """
 
 
+@pytest.mark.slow
 def test_two_threads_that_import_mace_leave_torchs_safe_loading_alone() -> None:
     """In a process of its own, where MACE is not imported yet: the second thread waits for the import of the first."""
     environment = {name: value for name, value in os.environ.items() if name != UNPICKLE_ANYTHING}

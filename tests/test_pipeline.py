@@ -130,6 +130,7 @@ def test_to_atoms_round_trips_exactly(reference: Result) -> None:
 # --- the same bytes -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_worker_makes_the_same_bytes_as_two(reference: Result, tmp_path: Path) -> None:
     config = load("emt_alloy", [*SMALL, "cluster.workers=1", "cluster.gpus=0"])
     result = daskpipe.run(config, run_dir=tmp_path / "run")

@@ -126,6 +126,7 @@ def test_the_size_of_a_stretch_does_not_matter(
     assert (here / "cut.extxyz").read_bytes() == (here / "whole.extxyz").read_bytes()
 
 
+@pytest.mark.slow
 def test_one_worker_picks_what_two_pick(
     files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -234,6 +234,7 @@ def test_large_datasets_are_read_from_hdf5(
     assert rmse == pytest.approx(session.trained.metrics["splits"]["test"]["all"]["forces"]["rmse"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_failure_of_mace_is_told_and_its_log_stays(dataset: Path, tmp_path: Path) -> None:
     wrong = TINY | {"overrides": [*TINY["overrides"], "scheduler=nonsense"]}
     with pytest.raises(InputError, match="Unknown scheduler: 'nonsense'") as failure:
@@ -264,6 +265,7 @@ def test_an_interruption_before_mace_leaves_nothing(dataset: Path, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_interruption_stops_mace_and_names_its_log(dataset: Path, tmp_path: Path) -> None:
     def stop(event: Event) -> None:
         if isinstance(event, EpochFinished):

@@ -479,6 +479,7 @@ def test_hops_sample_a_periodic_potential(temperature):
         assert chisquare(np.histogram(places[:, axis], bins=20, range=(0, box))[0], expected).pvalue > UNLIKELY
 
 
+@pytest.mark.slow
 @pytest.mark.physics
 def test_hops_of_hard_spheres_fill_the_allowed_volume_evenly():
     box, limit = 5.0, 0.8

@@ -15,7 +15,7 @@ from daskpipe.explore.integrate import State
 from daskpipe.explore.walkers import Walker
 from daskpipe.potentials import batched, build
 
-pytestmark = pytest.mark.physics
+pytestmark = [pytest.mark.slow, pytest.mark.physics]
 
 ROUNDING = 1e-11
 """Thermal momenta; each step adds some 1e-16 of them."""

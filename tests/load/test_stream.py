@@ -241,6 +241,7 @@ print(json.dumps(rows))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_with_ddp(store, tmp_path):
     import json
 

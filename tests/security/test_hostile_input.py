@@ -321,6 +321,7 @@ def write_hostile_folder(folder: Path) -> dict[str, str]:
     return {name: reason for name, (_, reason) in bad.items()}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_other_input_is_good(
     canary: Path, type_command: Command, client: Client, tmp_path: Path
 ) -> None:

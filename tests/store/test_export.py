@@ -69,6 +69,7 @@ with open("configs.pkl", "wb") as file:
 """
 
 
+@pytest.mark.slow
 def test_mace_trains_on_it_with_its_default_keys(store, tmp_path):
     export(store, "extxyz", tmp_path / "all.extxyz")
     # In a process of its own: importing MACE changes what torch.load does in the whole process.
