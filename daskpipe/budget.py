@@ -22,7 +22,7 @@ FRUITLESS = ("UnitLost", "UnitYielded", "UnitGivenUp")
 
 @dataclass
 class Spent:
-    """What units took."""
+    """Seconds of work and bytes of files of units, by stage."""
 
     seconds: Counter[str] = field(default_factory=Counter)
     """Seconds of work on the units, by stage; attempts that were lost, yielded or given up count too."""

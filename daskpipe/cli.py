@@ -260,7 +260,7 @@ def _watched(root: Path, as_json: bool) -> Iterator[list[Any]]:
     except BaseException as error:
         # Before its first event a driver may turn out to be in another one's directory, and must leave it alone.
         if log.begun:
-            with suppress(OSError):  # of a disk that is full or may not be written, which is told all the same
+            with suppress(OSError):  # a disk that is full or may not be written; the error itself is printed below
                 log.write("".join(traceback.format_exception(error)))
         if isinstance(error, Stopped) and root.joinpath("config.yaml").exists():
             raise Interrupted(f"interrupted; to go on type: daskpipe resume {quote(str(root))}") from error

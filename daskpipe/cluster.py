@@ -186,7 +186,7 @@ def _check_speaks_dask(address: str, security: Security | None) -> None:
     with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as plain:
         context = security.get_connection_args("client")["ssl_context"] if security is not None else None
         with context.wrap_socket(plain) if context is not None else plain as connection:
-            greeting = connection.recv(8)
+            greeting = connection.makefile("rb").read(8)
     if len(greeting) < 8 or int.from_bytes(greeting, "little") > LONGEST_GREETING:
         raise OSError(f"what listens there is no scheduler; its first bytes are {greeting!r}")
 

@@ -384,7 +384,7 @@ def check_yaml(path: Path) -> None:
     Raises
     ------
     ConfigError
-        If it does, or nests too deep. Other faults are told by whoever reads it.
+        If it does, or nests too deep. Whoever reads the file raises its other faults.
     """
     import yaml
 

@@ -103,7 +103,7 @@ def forget(root: Path) -> None:
 
 
 def in_queue(record: Record) -> bool | None:
-    """Whether a detached driver's job is in its queue; ``None`` if the queue does not tell here."""
+    """Tell whether a detached driver's job is in its queue; ``None`` if the queue's list does not prove it."""
     if record.job_id is None:
         return None
     from daskpipe.job_commands import list_jobs

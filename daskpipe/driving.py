@@ -157,7 +157,8 @@ class Run:
     def end_hanging(self, unit: Unit) -> None:
         """End the process that computes a unit if it has given no sign of life for too long."""
         try:
-            signs = {mark: (mark.touched, self.reached(unit)) for mark in marks(self.tree.root, unit)}
+            reached = Checkpoints(root=self.tree.root, unit=unit).reached()
+            signs = {mark: (mark.touched, reached) for mark in marks(self.tree.root, unit)}
         except OSError as error:
             if is_transient(error):  # nothing can be seen now
                 return

@@ -11,7 +11,7 @@ from contextlib import suppress
 from daskpipe.errors import ClusterError
 
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "GPU_DEVICE_ORDINAL")
-"""Where queues tell a job its GPUs; the first one that is set counts."""
+"""Variables in which queues name the GPUs of a job; the first one that is set counts."""
 
 
 def visible_gpus(variable: str) -> list[str]:

@@ -31,7 +31,7 @@ ANSWER_SECONDS = 30.0
 """Time that it has to answer somebody who waits."""
 
 NAME_TRIES, NAME_PAUSE = 5, 1.0
-"""How often a job is looked up by its name, and the seconds between, when the queue's answer had no id."""
+"""Looks for a job by its name, and seconds between them, where the queue's answer had no id."""
 
 
 # --- lists ------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ async def submit(site: sites.Site, job: Any, *, pool: str, cluster_name: str | N
 
 @dataclass(frozen=True)
 class Cancelled:
-    """What became of the jobs of a run directory.
+    """Ids of the cancelled jobs of a run directory, and sentences on its other jobs.
 
     Parameters
     ----------

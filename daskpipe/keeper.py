@@ -100,7 +100,7 @@ class Keeper:
         """Jobs that were given up, and may still be in the queue."""
         self._cluster_name: str | None = None
         self._shows_ours = False
-        """Whether the queue has ever listed a job of ours: if not, that it lists none tells nothing."""
+        """Whether the queue has ever listed a job of this run: if not, an empty list proves nothing."""
         self._warned_unseen = False
         self._next_look = 0.0
         self._silent = False

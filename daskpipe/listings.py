@@ -1,4 +1,4 @@
-"""What a queue's list tells of the jobs of a run directory.
+"""Conclude from a queue's list where the jobs of a run directory are.
 
 A number alone names no job: queues use their numbers again, other clusters have the same ones, and the run directory
 may be a copy of another. So a job is found under its number *and* its name.
@@ -21,7 +21,7 @@ SETTLED_SECONDS = 60.0
 """Time after its submission in which every queue lists a job, if it lists any to this user."""
 
 Fate = Literal["queued", "gone", "unknown", "elsewhere"]
-"""Where a job is, by a list of a queue: there, over, perhaps there, or in another cluster."""
+"""Place of a job by a list of a queue: in it, over, not known, or in another cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)

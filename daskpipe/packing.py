@@ -83,7 +83,7 @@ def _dataset_key(run: Run, attrs: Mapping[str, Any], plan_key: str, target: Path
         params = {"attrs": dict(attrs), "split": run.config.store.model_dump()}
         return key_of("store", storing.VERSION, params, [plan_key], run.seed)
 
-    with suppress(InputError):  # of a target that is not there; what else may be there is told by who writes
+    with suppress(InputError):  # no dataset stands there; the writer refuses anything else that does
         there = read_root(target)["attributes"]
         if there.get("dataset_key") == (before := key({**attrs, "versions": there.get("versions")})):
             return before

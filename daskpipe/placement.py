@@ -51,7 +51,7 @@ class Supply(Protocol):
 
 @dataclass(frozen=True)
 class Workers:
-    """Where units run: a connected client; what brings more workers, if anything; what keeps units from some, if so."""
+    """Connected client that units run on, with an optional supply of workers and an optional check of each worker."""
 
     client: Client
     supply: Supply | None = None
@@ -189,7 +189,7 @@ class DaskPool:
         return handle
 
     def _is_stranded(self, handle: Any) -> bool:
-        """Whether all workers that a future is bound to are gone; Dask would wait for them for ever."""
+        """Tell whether all workers that a future is bound to are gone; Dask would wait for them for ever."""
         bound = self._bound.get(handle)
         return bound is not None and handle.status == "pending" and not bound & self._living
 

@@ -67,7 +67,7 @@ UNBOUNDED = 10_000
 
 
 def redraws(console: Console) -> bool:
-    """Whether what was printed can be drawn anew.
+    """Tell whether a console can redraw what it has printed.
 
     FORCE_COLOR makes rich take a pipe for a terminal, and Jupyter runs ``!commands`` on one without a cursor.
     """

@@ -382,7 +382,7 @@ def job(
         )
     # dask-jobqueue would give a GPU's worker all cores for threads, and would listen on all interfaces.
     made._command_template = command
-    made.submit_command = " ".join([made.submit_command, *shlex.split(SUBMIT_OPTIONS.get(site.kind, ""))])
+    made.submit_command = f"{made.submit_command} {SUBMIT_OPTIONS.get(site.kind, '')}".rstrip()
     if site.kind == "HTCondor":  # its file is no shell script, but holds a line of one
         made._command_template = "; ".join([*lines, command])
         made.executable = "/bin/bash"

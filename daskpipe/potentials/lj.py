@@ -59,7 +59,7 @@ def lj(
 
 
 def identify(epsilon: float, sigma: float, r_cut: float) -> Identity:
-    """Identity of Lennard-Jones: its parameters and the version of ASE."""
+    """Return the identity of Lennard-Jones: its parameters."""
     return identity_of_package("Lennard-Jones", "ase", {"epsilon": epsilon, "sigma": sigma, "r_cut": r_cut})
 
 
