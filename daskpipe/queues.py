@@ -1,4 +1,4 @@
-"""Describe the differences between job queues: the header of a script, the answer to a submission, and the list of jobs.
+"""Describe the differences between job queues: headers of scripts, answers to submissions, and lists of jobs.
 
 Only Slurm's has met a real queue; the others follow their manuals.
 """
