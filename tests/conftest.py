@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import slurm
 from small_runs import SMALL
 
 import daskpipe
@@ -62,6 +63,15 @@ def client(workers_log: Path) -> Iterator[Client]:
 def reference(client: Client, tmp_path_factory: pytest.TempPathFactory) -> daskpipe.Result:
     """One undisturbed run of the small config. Read only: copy the directory to change it."""
     return daskpipe.run("emt_alloy", SMALL, run_dir=tmp_path_factory.mktemp("reference") / "run", client=client)
+
+
+@pytest.fixture(scope="module")
+def queue() -> Iterator[slurm.Slurm]:
+    """A real Slurm of the module's own; skip where none can be started."""
+    if reason := slurm.missing():
+        pytest.skip(reason)
+    with slurm.running() as running:
+        yield running
 
 
 @dataclass(frozen=True)

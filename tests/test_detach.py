@@ -37,20 +37,12 @@ pools:
 Command = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def started() -> Iterator[Slurm]:
-    if reason := slurm.missing():
-        pytest.skip(reason)
-    with slurm.running() as running:
-        yield running
-
-
 @pytest.fixture
-def queue(started: Slurm) -> Iterator[Slurm]:
+def queue(queue: Slurm) -> Iterator[Slurm]:
     """An empty queue, emptied again: a driver that a failed test leaves would go on for ever."""
-    yield started
+    yield queue
     subprocess.run(["scancel", "--user=root"], check=True)
-    started.wait_until_idle()
+    queue.wait_until_idle()
 
 
 @pytest.fixture

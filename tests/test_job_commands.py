@@ -23,20 +23,12 @@ SITE = Site.model_validate({"name": "here", "class": "SLURM", "pools": {"cpu": {
 Command = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def started() -> Iterator[Slurm]:
-    if reason := slurm.missing():
-        pytest.skip(reason)
-    with slurm.running() as running:
-        yield running
-
-
 @pytest.fixture
-def queue(started: Slurm) -> Iterator[Slurm]:
+def queue(queue: Slurm) -> Iterator[Slurm]:
     """An empty queue, emptied again."""
-    yield started
+    yield queue
     subprocess.run(["scancel", "--user=root"], check=True)
-    started.wait_until_idle()
+    queue.wait_until_idle()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,6 @@ pytestmark = pytest.mark.slow
 
 CPU = '{jobs: 2, cores: 1, memory: 2GB, partition: cpu, walltime: "00:20:00"}'
 GPU = '{jobs: 1, cores: 1, gpus: 1, memory: 2GB, partition: gpu, walltime: "00:20:00", idle: 0}'
-
-
-@pytest.fixture(scope="module")
-def queue() -> Iterator[Slurm]:
-    if reason := slurm.missing():
-        pytest.skip(reason)
-    with slurm.running() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -5,20 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-import slurm
 from rows_slurm import drain, early_death
 from slurm import Slurm
 from strikes import Bench, Row
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def queue() -> Iterator[Slurm]:
-    if reason := slurm.missing():
-        pytest.skip(reason)
-    with slurm.running() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

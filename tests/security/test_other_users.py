@@ -7,13 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import slurm
 from intruder import OPERATIONS
 from small_runs import SMALL
 
@@ -143,14 +141,6 @@ def test_another_user_is_refused_by_a_local_run(dashboard: bool, tmp_path: Path,
     # The dashboard is there for whoever knows the whole address, and for nobody else.
     assert stranger.pages() <= NOTHING_SHOWN
     assert (stranger.dashboard is not None) == dashboard
-
-
-@pytest.fixture(scope="module")
-def queue() -> Iterator[Any]:
-    if reason := slurm.missing():
-        pytest.skip(reason)
-    with slurm.running() as running:
-        yield running
 
 
 def test_another_user_is_refused_by_a_run_on_slurm(queue: Any, tmp_path: Path, obeyed: Path) -> None:
