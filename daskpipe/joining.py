@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from daskpipe.errors import ClusterError, DiskError
 from daskpipe.events import Emit, Notice
+from daskpipe.gpus import visible_gpus
 from daskpipe.placement import GPU, Workers
 
 if TYPE_CHECKING:
@@ -182,8 +183,8 @@ def _question(packages: list[str], token: str | None) -> Callable[..., dict[str,
                     continue
             seen = os.access(token, os.W_OK)
         devices = pathlib.Path("/proc/driver/nvidia/gpus")
-        hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
-        answer = {"versions": versions, "seen": seen, "has_gpu": not hidden and devices.is_dir()}
+        answer = {"versions": versions, "seen": seen, "devices": devices.is_dir()}
+        answer["visible"] = os.environ.get("CUDA_VISIBLE_DEVICES")
         if (state := getattr(dask_worker, "state", None)) is not None:  # the scheduler has none
             answer |= {"n_threads": state.nthreads, "resources": state.total_resources, "nanny": dask_worker.nanny}
         return answer
@@ -280,7 +281,8 @@ def _remarks(answer: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]
         yield f"versions differ from the driver's (in brackets), and so may last digits: {', '.join(differing)}"
     if not answer["nanny"]:
         yield "no nanny: if its process dies, none is started in its place, and a unit that ends it is not recognised"
-    if answer["resources"].get(GPU) and not answer["has_gpu"]:
+    has_gpu = answer["devices"] and (answer["visible"] is None or visible_gpus(answer["visible"]))
+    if answer["resources"].get(GPU) and not has_gpu:
         yield f"it offers {GPU}={answer['resources'][GPU]:g} and sees no NVIDIA GPU"
 
 
