@@ -13,12 +13,11 @@ import http.client
 import json
 import os
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
-
-from distributed.comm.registry import get_backend
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -55,22 +54,28 @@ def give_orders(place: str, canaries: Path, ways: dict[str, tuple[str, dict[str,
     return found
 
 
-def main() -> None:
-    """Drop the rights, try everything, print what came of it."""
-    canaries, *places = sys.argv[1:]
-    ways = {way: (protocol, connection()) for way, (protocol, connection) in WAYS.items()}
-    for protocol, _ in ways.values():
-        get_backend(protocol)  # what it imports could not be read later
-    os.setgroups([])
-    os.setgid(NOBODY)
-    os.setuid(NOBODY)
+def try_all(canaries: Path, places: list[str], ways: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Ask each place for the pages, and give what is no web server the orders; return what came of each try."""
     found = {}
     for place in places:
         found[place] = {f"/{path}": ask_for_page(f"http://{place}/{path}") for path in PAGES}
         # A web server takes no orders, and Dask's client would take its answer for the length of a message.
         if not any(answer[:3].isdigit() for answer in found[place].values()):
-            found[place] |= give_orders(place, Path(canaries), ways)
-    print(json.dumps(found, indent=1))
+            found[place] |= give_orders(place, canaries, ways)
+    return found
+
+
+def main() -> None:
+    """Drop the rights, try everything, print what came of it."""
+    canaries, *places = sys.argv[1:]
+    ways = {way: (protocol, connection()) for way, (protocol, connection) in WAYS.items()}
+    # Once as root, for what the tries import: another user may not be able to read Python and its packages.
+    with tempfile.TemporaryDirectory() as rehearsal:
+        try_all(Path(rehearsal), places, ways)
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+    print(json.dumps(try_all(Path(canaries), places, ways), indent=1))
 
 
 if __name__ == "__main__":
