@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from daskpipe.seeds import order_by_hash
+from daskpipe.store.assignment import assign_splits, strata_of, types_of_splits
+from daskpipe.store.blocks_of_time import cut_in_time
+from daskpipe.store.connectivity import Frame, connect_frames
 from daskpipe.store.leakage import compare
-from daskpipe.store.splits import LINEAGE, Split, assign_splits, check_fractions, groups, origins
+from daskpipe.store.splits import LINEAGE, Split, check_fractions, groups, origins
 from daskpipe.variables import SPLITS
 
 SAME_ENERGY = 1e-3
 """Energies of one structure that differ by more, eV, are labels that differ."""
 
-COLUMNS = (*LINEAGE, "energy")
+COLUMNS = (*LINEAGE, "energy", "generator", "n_atoms", "split", "system_type")
 """The variables that decide an arrangement, or are told of in its report."""
 
 
@@ -40,8 +43,13 @@ class Arrangement:
     report: dict[str, Any]
 
 
-def arrangement(columns: Mapping[str, np.ndarray], rule: Split, *, seed: int) -> Arrangement:
+def arrangement(
+    columns: Mapping[str, np.ndarray], rule: Split, *, seed: int, frame_of: Callable[[int], Frame] | None = None
+) -> Arrangement:
     """Shuffle structures, find groups and give them to splits.
+
+    Structures that came with a split keep it. Trajectories of fewer seeds than splits are cut in time, and the frames
+    of the gaps left out.
 
     Parameters
     ----------
@@ -51,6 +59,8 @@ def arrangement(columns: Mapping[str, np.ndarray], rule: Split, *, seed: int) ->
         What stays together, and the share of each split.
     seed
         Of the shuffle and of the split.
+    frame_of
+        Returns the geometry of a row, by which imported frames are connected; without it they are told by lineage.
 
     Raises
     ------
@@ -66,11 +76,23 @@ def arrangement(columns: Mapping[str, np.ndarray], rule: Split, *, seed: int) ->
     kept = order[first][np.cumsum(first) - 1]
     n_conflicts = _differing(columns, kept[~first], order[~first])
     order = order[first]
-    placed = {name: columns[name][order] for name in LINEAGE if name in columns}
+    placed = {name: columns[name][order] for name in COLUMNS if name in columns}
+    if frame_of is not None:
+        placed["component"] = connect_frames(placed, lambda row: frame_of(int(order[row])))
     group = groups(placed, rule, seed=seed)
+    given = _given_splits(placed) if rule.keep_splits else None
+    blocks = cut_in_time(placed, group, rule) if given is None else None
+    if blocks is not None:
+        *found, kept = blocks
+        placed = {name: values[kept] for name, values in placed.items()}
+        order, (group, split) = order[kept], (values[kept] for values in found)
+    elif given is not None:
+        split = given
+    else:
+        split = _assigned(placed, group, rule, seed)
     sizes = np.bincount(group)
-    split = assign_splits(sizes, _group_ids(placed, group), seed=seed, fractions=rule.split)[group]
     counts = np.bincount(split, minlength=len(SPLITS)).tolist()
+    types = types_of_splits(placed, split)
     report = {
         "by": rule.split_by,
         "near_duplicates": rule.near_duplicates,
@@ -81,9 +103,29 @@ def arrangement(columns: Mapping[str, np.ndarray], rule: Split, *, seed: int) ->
         "largest_group": int(sizes.max(initial=0)),
         "counts": dict(zip(SPLITS, counts, strict=True)),
         "wanted": {name: rule.split.get(name, 0.0) for name in SPLITS},
+        "types": types,
+        **({"given": int(np.isin(placed["split"], SPLITS).sum())} if given is not None else {}),
+        **({"n_gap": int((~kept).sum()), "gap": rule.gap} if blocks is not None else {}),
         **compare(placed, split, seed=seed, fractions=rule.split),
     }
     return Arrangement(order=order, group=group, split=split, report=report)
+
+
+def _assigned(columns: Mapping[str, np.ndarray], group: np.ndarray, rule: Split, seed: int) -> np.ndarray:
+    """Return the split of each structure: groups are dealt out so that types and sizes get their shares."""
+    sizes, ids = np.bincount(group), _group_ids(columns, group)
+    members = strata_of(columns)
+    strata = np.zeros((len(sizes), members.shape[1]))
+    np.add.at(strata, group, members)
+    return assign_splits(sizes, ids, seed=seed, fractions=rule.split, strata=strata)[group]
+
+
+def _given_splits(columns: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Return the splits that structures came with, those without in training; None if there is none."""
+    if "split" not in columns or not np.isin(columns["split"], SPLITS).any():
+        return None
+    codes = {name: code for code, name in enumerate(SPLITS)}
+    return np.array([codes.get(name, 0) for name in columns["split"].tolist()], dtype=np.uint8)
 
 
 def _differing(columns: Mapping[str, np.ndarray], kept: np.ndarray, dropped: np.ndarray) -> int:
