@@ -54,7 +54,8 @@ def arrangement(
     Parameters
     ----------
     columns
-        Of `COLUMNS`, those that the data has, each with one row a structure.
+        Of `COLUMNS`, those that the data has, each with one row a structure; ``isolated`` (bool), if it is there, says
+        which are isolated atoms: reference energies, which stay in train, each a group of its own.
     rule
         What stays together, and the share of each split.
     seed
@@ -76,23 +77,23 @@ def arrangement(
     kept = order[first][np.cumsum(first) - 1]
     n_conflicts = _differing(columns, kept[~first], order[~first])
     order = order[first]
-    placed = {name: columns[name][order] for name in COLUMNS if name in columns}
+    isolated = columns.get("isolated", np.zeros(len(first), dtype=np.bool_))[order]
+    others = order[~isolated]
+    placed = {name: columns[name][others] for name in COLUMNS if name in columns}
     if frame_of is not None:
-        placed["component"] = connect_frames(placed, lambda row: frame_of(int(order[row])))
-    group = groups(placed, rule, seed=seed)
-    given = _given_splits(placed) if rule.keep_splits else None
-    blocks = cut_in_time(placed, group, rule) if given is None else None
-    if blocks is not None:
-        *found, kept = blocks
-        placed = {name: values[kept] for name, values in placed.items()}
-        order, (group, split) = order[kept], (values[kept] for values in found)
-    elif given is not None:
-        split = given
-    else:
-        split = _assigned(placed, group, rule, seed)
+        placed["component"] = connect_frames(placed, lambda row: frame_of(int(others[row])))
+    of_others, split_of_others, stays, facts = _split(placed, rule, seed)
+    placed = {name: values[stays] for name, values in placed.items()}
+    kept = np.ones(len(order), dtype=np.bool_)
+    kept[~isolated] = stays
+    order, isolated = order[kept], isolated[kept]
+    group = np.full(len(order), of_others.max(initial=-1) + 1, dtype=np.int32)
+    group[~isolated] = of_others
+    group[isolated] += np.arange(np.count_nonzero(isolated), dtype=np.int32)
+    split = np.full(len(order), SPLITS.index("train"), dtype=np.uint8)
+    split[~isolated] = split_of_others
     sizes = np.bincount(group)
     counts = np.bincount(split, minlength=len(SPLITS)).tolist()
-    types = types_of_splits(placed, split)
     report = {
         "by": rule.split_by,
         "near_duplicates": rule.near_duplicates,
@@ -103,12 +104,26 @@ def arrangement(
         "largest_group": int(sizes.max(initial=0)),
         "counts": dict(zip(SPLITS, counts, strict=True)),
         "wanted": {name: rule.split.get(name, 0.0) for name in SPLITS},
-        "types": types,
-        **({"given": int(np.isin(placed["split"], SPLITS).sum())} if given is not None else {}),
-        **({"n_gap": int((~kept).sum()), "gap": rule.gap} if blocks is not None else {}),
-        **compare(placed, split, seed=seed, fractions=rule.split),
+        "types": types_of_splits(placed, split_of_others),
+        **facts,
+        **compare(placed, split_of_others, seed=seed, fractions=rule.split),
     }
     return Arrangement(order=order, group=group, split=split, report=report)
+
+
+def _split(
+    columns: Mapping[str, np.ndarray], rule: Split, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    """Return group and split of each structure that stays, which ones stay, and what the report says of it."""
+    group, stays = groups(columns, rule, seed=seed), np.ones(len(columns["structure_id"]), dtype=np.bool_)
+    if rule.keep_splits and "split" in columns and (given := np.isin(columns["split"], SPLITS)).any():
+        codes = {name: code for code, name in enumerate(SPLITS)}
+        split = np.array([codes.get(name, 0) for name in columns["split"].tolist()], dtype=np.uint8)
+        return group, split, stays, {"n_given": int(given.sum())}
+    if (blocks := cut_in_time(columns, group, rule)) is not None:
+        group, split, stays = blocks
+        return group[stays], split[stays], stays, {"n_gap": int((~stays).sum()), "gap": rule.gap}
+    return group, _assigned(columns, group, rule, seed), stays, {}
 
 
 def _assigned(columns: Mapping[str, np.ndarray], group: np.ndarray, rule: Split, seed: int) -> np.ndarray:
@@ -118,14 +133,6 @@ def _assigned(columns: Mapping[str, np.ndarray], group: np.ndarray, rule: Split,
     strata = np.zeros((len(sizes), members.shape[1]))
     np.add.at(strata, group, members)
     return assign_splits(sizes, ids, seed=seed, fractions=rule.split, strata=strata)[group]
-
-
-def _given_splits(columns: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """Return the splits that structures came with, those without in training; None if there is none."""
-    if "split" not in columns or not np.isin(columns["split"], SPLITS).any():
-        return None
-    codes = {name: code for code, name in enumerate(SPLITS)}
-    return np.array([codes.get(name, 0) for name in columns["split"].tolist()], dtype=np.uint8)
 
 
 def _differing(columns: Mapping[str, np.ndarray], kept: np.ndarray, dropped: np.ndarray) -> int:

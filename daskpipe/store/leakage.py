@@ -80,46 +80,23 @@ def leakage(
     dict
         The share by split, of those (``val``, ``test``) that hold structures; empty if it cannot be measured.
     """
+    from scipy.spatial import cKDTree
+
     spaced = features_of(columns)
     if threshold is None or spaced is None:
         return {}
     features, rows, _ = spaced
-    near = leaking(features, split[rows], columns["structure_id"][rows], threshold, seed=seed)
-    return {name: float(np.mean(found)) for name, (_, found) in near.items()}
-
-
-def leaking(
-    features: np.ndarray, split: np.ndarray, ids: np.ndarray, threshold: float, *, seed: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Look for held-out structures that have a training neighbour closer than a threshold.
-
-    Parameters
-    ----------
-    features, split, ids
-        Of described structures: shape (structure, feature), finite; index into `SPLITS` and id, shape (structure,).
-    threshold
-        Distance in feature space.
-    seed
-        Of the sample, where a split has more than `SAMPLE` structures.
-
-    Returns
-    -------
-    dict
-        By split that holds structures, of those but ``train``: rows that were looked at, and whether each leaks (bool).
-        Empty without training structures.
-    """
-    from scipy.spatial import cKDTree
-
-    training = features[split == SPLITS.index("train")]
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    codes, ids = split[rows], columns["structure_id"][rows]
+    training = features[codes == SPLITS.index("train")]
+    shares: dict[str, float] = {}
     for name in SPLITS[1:]:
-        held_out = np.flatnonzero(split == SPLITS.index(name))
+        held_out = np.flatnonzero(codes == SPLITS.index(name))
         if len(held_out) == 0 or len(training) == 0:
             continue
         sample = held_out[order_by_hash(seed, "leakage", ids[held_out])[:SAMPLE]]
         nearest = cKDTree(training).query(features[sample], distance_upper_bound=threshold)[0]
-        found[name] = sample, nearest < threshold
-    return found
+        shares[name] = float(np.mean(nearest < threshold))
+    return shares
 
 
 def compare(

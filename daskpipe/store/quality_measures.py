@@ -166,6 +166,28 @@ def of_forces(block: Columns) -> dict[str, np.ndarray]:
     }
 
 
+def largest_stress(stress: np.ndarray) -> np.ndarray:
+    """Return the largest absolute component of each stress, shape (structure, 6), eV/Å^3.
+
+    NaN where all components are NaN, which says that there is none; infinite where some are not finite.
+    """
+    largest = np.abs(stress).max(axis=1)
+    missing = np.isnan(stress).all(axis=1)
+    return np.asarray(np.where(missing, np.nan, np.where(np.isfinite(stress).all(axis=1), largest, np.inf)))
+
+
+def percentile_99(top: np.ndarray, n: int) -> float:
+    """Return the 99th percentile of `n` numbers, as `numpy.percentile` does, from the largest hundredth of them."""
+    if n == 0:
+        return 0.0
+    place = 0.99 * (n - 1)
+    low = int(place)
+    ordered = np.sort(top)
+    first = n - len(ordered)
+    below, above = ordered[low - first], ordered[min(low + 1, n - 1) - first]
+    return float(below + (above - below) * (place - low))
+
+
 def asymmetric(block: Columns, row: int) -> bool:
     """Whether a structure has atoms whose surroundings leave room for a force: no symmetry makes it 0.
 

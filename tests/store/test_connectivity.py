@@ -9,9 +9,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from daskpipe.store import arrange
 from daskpipe.store.connectivity import JUMP, Frame, connect_frames, is_near
+from daskpipe.store.quality import judge
 from daskpipe.store.splits import Split
 from daskpipe.store.stage import pack
-from daskpipe.store.quality import judge
 from daskpipe.structures import from_atoms, round_positions
 from daskpipe.variables import SPLITS
 
@@ -108,7 +108,14 @@ def test_the_gate_says_so_where_trajectories_are_torn(tmp_path):
     frames = trajectories(8, 12)
     attrs = {"dataset_key": "k"}
     pack(from_atoms(frames), tmp_path / "whole", seed=0, fractions=FRACTIONS, attrs=attrs)
-    pack(from_atoms(frames), tmp_path / "torn", seed=0, fractions=FRACTIONS, attrs=attrs, rule=Split(split_by="structure"))
+    pack(
+        from_atoms(frames),
+        tmp_path / "torn",
+        seed=0,
+        fractions=FRACTIONS,
+        attrs=attrs,
+        rule=Split(split_by="structure"),
+    )
     leaks = {name: next(c for c in judge(tmp_path / name).checks if c.name == "leakage") for name in ("whole", "torn")}
     assert leaks["whole"].verdict == "pass"
     assert leaks["torn"].verdict == "fail"

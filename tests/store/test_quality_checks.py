@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from daskpipe.store import quality_checks as checks
 from daskpipe.store import quality_measures as measures
-from daskpipe.store.quality import _percentile_99
 from daskpipe.store.settings import DuplicateLimits, EnergyLimits
 from daskpipe.structures import from_atoms
 
@@ -35,7 +34,7 @@ def distances_of(*structures: Atoms, reach: float = 2.5) -> dict[str, np.ndarray
 def test_percentile_is_numpys(n, seed):
     norms = np.abs(np.random.default_rng(seed).normal(size=n))
     top = np.sort(norms)[-(n // 100 + 2) :]
-    assert _percentile_99(top, n) == pytest.approx(np.percentile(norms, 99), rel=1e-14)
+    assert measures.percentile_99(top, n) == pytest.approx(np.percentile(norms, 99), rel=1e-14)
 
 
 @given(n=st.integers(2, 60), seed=st.integers(0, 2**20))

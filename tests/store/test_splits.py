@@ -235,7 +235,8 @@ def test_three_systems_of_twenty_trajectories():
     report = compare(columns, codes, seed=0, fractions=rule.split)
     # In a random split the nearest other frame is mostly in training, and half of all frames are nearer than most.
     assert report["leakage_random"]["test"] > 0.3
-    assert report["leakage"]["test"] < report["leakage_random"]["test"] - 0.2  # all begin where the seed lies
+    # Trajectories of one seed all begin where it lies, so that those of the test are not far from those of training.
+    assert 0.1 < report["leakage"]["test"] < report["leakage_random"]["test"] - 0.1
 
 
 def slow_frame_distance(features: np.ndarray, kin: np.ndarray) -> float:
@@ -328,9 +329,9 @@ def test_each_split_gets_its_share_of_each_type(seed):
     assert (members[:, 3:].sum(axis=1) == 1).all()
     strata = np.zeros((44, members.shape[1]))
     np.add.at(strata, columns["group"], members)
-    codes = assign_splits(
-        np.full(44, 3), np.arange(88).view("V16"), seed=seed, fractions=Split().split, strata=strata
-    )[columns["group"]]
+    codes = assign_splits(np.full(44, 3), np.arange(88).view("V16"), seed=seed, fractions=Split().split, strata=strata)[
+        columns["group"]
+    ]
     for kind, count in (("alloy", 60), ("surface", 42), ("cluster", 30)):
         got = np.bincount(codes[columns["system_type"] == kind], minlength=3)
         wanted = np.array([0.8, 0.1, 0.1]) * count
