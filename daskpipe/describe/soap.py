@@ -38,7 +38,7 @@ TOLERANCE = {"float32": 1e-6, "float64": 1e-11}
 class SOAP:
     """SOAP descriptor.
 
-    Defaults are those of dscribe, but for `dtype`, which is float64 there. It has none for `r_cut`, `n_max` and `l_max`.
+    Defaults are those of dscribe, but for `dtype`, which is float64 there; it has none for `r_cut`, `n_max`, `l_max`.
 
     Parameters
     ----------
