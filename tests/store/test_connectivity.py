@@ -93,6 +93,17 @@ def test_trajectories_are_whole_whatever_the_order(shuffled):
     assert len(set(ds["group"].values.tolist())) == 8
 
 
+def test_many_frames_are_compared_with_their_neighbours(monkeypatch):
+    frames = trajectories(4, 40)
+    ds = from_atoms([frames[row] for row in np.random.default_rng(3).permutation(len(frames))])
+    columns = {name: ds[name].values for name in ("structure_id", "generator", "features")}
+    ordered = [frames[row] for row in np.random.default_rng(3).permutation(len(frames))]
+    exact = connect_frames(columns, lambda row: frame(ordered[row]))
+    assert len(set(exact.tolist())) == 4
+    monkeypatch.setattr("daskpipe.store.connectivity.MOST_FRAMES", 10)
+    assert np.array_equal(connect_frames(columns, lambda row: frame(ordered[row])), exact)
+
+
 def test_rows_with_lineage_are_not_connected():
     frames = trajectories(2, 5)
     for atoms in frames:

@@ -102,6 +102,27 @@ def test_dimers_at_other_distances_differ():
     assert np.abs(np.diff(prints, axis=0)).max(axis=1).min() > 0.3
 
 
+@pytest.mark.parametrize("periodic", [False, True])
+@pytest.mark.parametrize("far", [6.7, 8.3, 11.0])
+def test_fragments_far_apart_are_told_by_their_distance(periodic, far):
+    def pair(separation: float, symbol: str = "Cu") -> Atoms:
+        return Atoms([symbol] * 2, positions=[[0, 0, 0], [0, 0, separation]], cell=3 * [30], pbc=periodic)
+
+    def waters(separation: float) -> Atoms:
+        one, other = molecule("H2O"), molecule("H2O")
+        other.positions += [0, 0, separation]
+        return Atoms(one + other, cell=3 * [30], pbc=periodic)
+
+    for make in (pair, waters):
+        first, second = distances_of(make(far), make(far + 0.1))["fingerprint"]
+        assert np.abs(second - first).max() > 100 * DuplicateLimits().tolerance
+        moved = make(far)
+        moved.rotate(40, (1, 2, 3), rotate_cell=True)
+        moved.positions += [3, 4, 5]
+        again = distances_of(make(far), moved)["fingerprint"]
+        assert np.abs(again[1] - again[0]).max() < DuplicateLimits().tolerance / 10
+
+
 def test_atoms_in_one_place_and_alone():
     found = distances_of(
         Atoms("Cu2", positions=np.zeros((2, 3))), Atoms("Cu"), Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 40]])
