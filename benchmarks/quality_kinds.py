@@ -26,7 +26,7 @@ from ase.build import add_adsorbate, bulk, fcc100, fcc111, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.velocitydistribution import thermalize_momenta
 
 from daskpipe import standalone
 
@@ -47,8 +47,8 @@ def frozen(atoms: Atoms, calculator: Any) -> Atoms:
 
 def trajectory(atoms: Atoms, kelvin: float, n_frames: int, stride: int, rng: np.random.Generator) -> Iterator[Atoms]:
     atoms.calc = EMT()
-    MaxwellBoltzmannDistribution(atoms, temperature_K=kelvin, rng=rng)
-    dynamics = Langevin(atoms, 4 * units.fs, temperature_K=kelvin, friction=0.02, rng=rng)
+    thermalize_momenta(atoms, temperature_K=kelvin, rng=rng)
+    dynamics = Langevin(atoms, 4 * units.fs, temperature_K=kelvin, friction=0.02, rng=rng, fixcm=False)
     dynamics.run(50)
     for _ in range(n_frames):
         dynamics.run(stride)

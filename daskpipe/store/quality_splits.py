@@ -194,5 +194,12 @@ def leakage(ids: np.ndarray, split: np.ndarray, looked: np.ndarray, leaks: np.nd
     told = ", ".join(f"{share:.1%} of {name}" for name, share in shares.items())
     says = f"{told} have a training structure of their own trajectory as close as its frames are to each other"
     named: dict[str, Any] = offending(ids, looked[leaks], np.ones(int(leaks.sum()))) if worst > limit else {}
-    verdict = "fail" if worst > limit else "pass"
-    return Check(name="leakage", verdict=verdict, value=worst, threshold=limit, unit="share", says=says, **named)
+    return Check(
+        name="leakage",
+        verdict="fail" if worst > limit else "pass",
+        value=worst,
+        threshold=limit,
+        unit="share",
+        says=says,
+        **named,
+    )
