@@ -7,7 +7,7 @@ from report_browser import Page
 from report_samples import HOSTILE_WORD, VERDICT
 
 from daskpipe import report
-from daskpipe.report.charts import LONGEST_LABEL
+from daskpipe.report.chart import LONGEST_LABEL
 
 PHONE, DESKTOP = 390, 1280
 
