@@ -183,6 +183,7 @@ def draw_volumes(contents: Contents) -> Chart | None:
         "xaxis": make_axis("volume (Å³/atom)"),
         "yaxis": make_axis("energy − fit (eV/atom)"),
         "hovermode": "closest",
+        "showlegend": True,
     }
     n = sum(map(len, contents.volumes.values()))
     alt = f"Scatter plot of the energy of an atom, less the linear fit, over its volume: {n:,} structures."
@@ -266,7 +267,7 @@ def draw_comparison(frames: Frames | None) -> Chart | None:
             }
         )  # fmt: skip
     layout = {
-        "xaxis": make_axis("distance to the nearest (units of the features)", rangemode="tozero"),
+        "xaxis": make_axis("distance between features", rangemode="tozero"),
         "yaxis": make_axis("frames that are farther (%)", rangemode="tozero"),
     }
     words = ", ".join(f"{name} {distances.mean():.3g}" for name, distances, _ in curves)

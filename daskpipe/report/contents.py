@@ -222,7 +222,7 @@ def _contents(path: Path, ds: xr.Dataset) -> Contents:
         temperature=histogram(column("temperature"), kind, names),
         pressure=histogram(column("pressure"), kind, names),
         stress_pressure=histogram(-stress[:, :3].mean(axis=1), kind, names),
-        stress_components=histogram(stress.T.ravel(), np.repeat(np.arange(len(VOIGT)), len(stress)), VOIGT),
+        stress_components=histogram(stress.T.ravel(), np.repeat(np.arange(len(VOIGT)), len(stress)), VOIGT, 24),
         volumes=volumes,
         n_volumes_of=n_volumes_of,
         pairs=pair_distances(structures(ds, _pair_sample(order, n_atoms))),
@@ -318,8 +318,8 @@ def _map(ds: xr.Dataset, names: Sequence[str], kind: np.ndarray, order: np.ndarr
     rows, points = rows[known], points[known]
     if not len(points):
         return None
-    colourings = {"kind of system": {name: kind[rows] == number for number, name in enumerate(names)}}
-    for title, variable in (("split", "split"), ("reason of the pick", "selection_reason")):
+    colourings = {"kind": {name: kind[rows] == number for number, name in enumerate(names)}}
+    for title, variable in (("split", "split"), ("reason", "selection_reason")):
         if variable in ds:
             codes, code_names = _codes(ds, variable)
             groups = {name: codes[rows] == code for code, name in enumerate(code_names)}

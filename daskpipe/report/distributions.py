@@ -64,8 +64,8 @@ def draw_bars(name: str, title: str, histogram: Histogram | None, quantity: str,
     if histogram.has_one_value:
         value = f"{histogram.low:.4g} {unit}".rstrip().replace("-", "−")
         n = histogram.n_values
-        holders = "One structure has a value" if n == 1 else f"The {n:,} structures that have a value have the same"
-        sentence = f"{holders}, {quantity}: {value}."
+        holders = "the one structure that has one" if n == 1 else f"all {n:,} structures that have one"
+        sentence = f"{quantity[0].upper()}{quantity[1:]}: {value} in {holders}."
         return Chart(id=name, title=title, alt=sentence, data=[], layout={}, sentence=sentence)
     edges = histogram.edges
     data = [

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from daskpipe.errors import InputError, Rejection
 from daskpipe.ledger import read_ledger
 from daskpipe.report.frames import Frames, read_frames
-from daskpipe.report.split_words import describe_splits
+from daskpipe.report.split_words import describe_splits, list_shares
 from daskpipe.work import Receipt, Tree, Unit
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class Facts:
     provenance: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     split_rows: list[tuple[str, str]] = field(default_factory=list)
+    split_shares: list[tuple[str, ...]] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
     gate: dict[str, Any] | None = None
     gate_note: str = ""
@@ -150,6 +151,7 @@ def of_run(tree: Tree, contents: Contents | None, verdict: Mapping[str, Any] | N
         provenance=_provenance(attributes, _potentials(tree, attributes)),
         versions=_json(attributes, "versions"),
         split_rows=describe_splits(_json(attributes, "split_rule"), _json(attributes, "split_report")),
+        split_shares=list_shares(_json(attributes, "split_report")),
         sources=_sources(attributes),
         **_gate(tree.dataset, tree.root / "quality.json", contents, verdict),
     )
@@ -181,6 +183,7 @@ def of_dataset(contents: Contents, verdict: Mapping[str, Any] | None) -> Facts:
         provenance=_provenance(attributes, _potentials(None, attributes)),
         versions=_json(attributes, "versions"),
         split_rows=describe_splits(_json(attributes, "split_rule"), _json(attributes, "split_report")),
+        split_shares=list_shares(_json(attributes, "split_report")),
         sources=_sources(attributes),
         **_gate(contents.path, contents.path.with_name("quality.json"), contents, verdict),
     )

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from daskpipe.variables import SPLITS
+
 TOGETHER = {
     "seed": "all frames of a seed",
     "trajectory": "all frames of a trajectory",
@@ -16,28 +18,24 @@ TOGETHER = {
 """What a value of ``store.split_by`` keeps in one split."""
 
 WORDS = {
-    "seed": "seed of the shuffle",
     "split_by": "kept together",
     "by": "kept together",
     "near_duplicates": "near-duplicates kept together up to",
     "clusters": "regions of feature space, for split_by=cluster",
-    "n_structures": "structures",
-    "n_doubled": "structures that occurred twice, left out",
-    "n_conflicts": "of these with another energy",
     "n_groups": "groups",
     "largest_group": "structures of the largest group",
-    "fractions": "share asked for",
-    "wanted": "share asked for",
-    "counts": "structures",
+    "n_doubled": "structures that occurred twice, left out",
+    "n_conflicts": "of these with another energy",
     "frame_distance": "distance from a frame to the next of its trajectory",
-    "leakage": "with a near training neighbour",
-    "leakage_random": "the same in a random split",
+    "seed": "seed of the shuffle",
 }
-"""What the page calls a record; those of a split, such as ``counts.val``, get its name before them."""
+"""What the page calls a record, in the order of its table."""
 
-SHARES = ("fractions", "wanted", "leakage", "leakage_random", "near_duplicates")
-HIDDEN = ("unit",)
-"""Records that say the same for every dataset."""
+OF_A_SPLIT = ("wanted", "leakage", "leakage_random")
+"""Records of each split, shares: what was asked for, and what has a near training neighbour, here and at random."""
+
+HIDDEN = ("unit", "n_structures", "counts", "fractions", *OF_A_SPLIT)
+"""Records that say the same for every dataset, or that the page shows elsewhere."""
 LONGEST = 200
 
 
@@ -47,22 +45,32 @@ def describe_splits(rule: Mapping[str, Any], report: Mapping[str, Any]) -> list[
     Parameters
     ----------
     rule, report
-        Root attributes ``split_rule`` and ``split_report`` of a dataset. What they hold beyond `WORDS` is listed under
-        its own name.
+        Root attributes ``split_rule`` and ``split_report`` of a dataset. What they hold beyond `WORDS` is listed at
+        the end under its own name; shares of each split are left to `list_shares`.
 
     Returns
     -------
     list of tuple
         What, and its value; a record that both attributes hold stands once.
     """
-    rows: dict[str, str] = {}
-    for key, value in _flatten({**rule, **report}):
-        head, _, tail = key.partition(".")
-        if head in HIDDEN:
-            continue
-        words = WORDS.get(head, head.replace("_", " "))
-        rows.setdefault(f"{tail.replace('.', ', ')}: {words}" if tail else words, _write(head, value))
-    return list(rows.items())
+    given = {**rule, **report}
+    rows = {WORDS[name]: _write(name, given[name]) for name in WORDS if name in given}
+    if given.get("split_by") != "cluster":
+        rows.pop(WORDS["clusters"], None)
+    others = {name: value for name, value in given.items() if name not in WORDS and name not in HIDDEN}
+    return [*rows.items(), *((name.replace("_", " "), _write("", value)) for name, value in _flatten(others))]
+
+
+def list_shares(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return rows of a table: each split, and its `OF_A_SPLIT` in per cent, a dash where it is not recorded."""
+    records = [record if isinstance(record := report.get(name), Mapping) else {} for name in OF_A_SPLIT]
+    named = dict.fromkeys(split for record in records for split in record)
+    splits = sorted(named, key=lambda split: SPLITS.index(split) if split in SPLITS else len(SPLITS))
+    return [(str(split), *(_write_share(record.get(split)) for record in records)) for split in splits]
+
+
+def _write_share(value: Any) -> str:
+    return f"{100 * value:.3g} %" if isinstance(value, int | float) else "–"
 
 
 def _write(head: str, value: Any) -> str:
@@ -72,9 +80,8 @@ def _write(head: str, value: Any) -> str:
     if head in ("by", "split_by"):
         return TOGETHER.get(str(value), str(value))
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if head in SHARES:
-            unit = " % of the spread of the features" if head == "near_duplicates" else " %"
-            return f"{100 * value:.3g}{unit}"
+        if head == "near_duplicates":
+            return f"{100 * value:.3g} % of the spread of the features"
         return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -149,8 +149,8 @@ def test_samples_depend_on_ids_alone(held: Contents, hostile_dataset: Path, monk
     assert held.features is not None
     assert len(few.features.points) == 12
     assert few.features.n_structures == held.n_structures
-    for kind, here in few.features.colourings["kind of system"].items():
-        everything = {tuple(point) for point in held.features.points[held.features.colourings["kind of system"][kind]]}
+    for kind, here in few.features.colourings["kind"].items():
+        everything = {tuple(point) for point in held.features.points[held.features.colourings["kind"][kind]]}
         assert {tuple(point) for point in few.features.points[here]} <= everything
     for kind, pictures in few.pictures.items():
         assert [one.info["structure_id"] for one in pictures] == [

@@ -17,7 +17,7 @@ import daskpipe
 from daskpipe import report
 from daskpipe.errors import ConfigError, InputError
 from daskpipe.report.chart import LONGEST_LABEL
-from daskpipe.report.split_words import describe_splits
+from daskpipe.report.split_words import describe_splits, list_shares
 from daskpipe.store import open_dataset
 
 MOST_BYTES = 8_000_000
@@ -112,10 +112,8 @@ def test_a_dataset_alone_is_reported(dataset_page: Path) -> None:
     assert "generate 12 structures made or read 11 seeds 1 duplicate" in table
     assert "select 90 frames 33 picks 5 near-duplicate of an earlier frame; 52 not picked" in table
     assert f"label 33 picks 30 labelled 3 {HOSTILE}" in table
-    table = page.table("How they were made, and what leaks")
-    assert "train: share asked for 60 %" in table
-    assert "kept together all frames of a seed" in table
-    assert "_" not in table.split("Structures", 1)[0]
+    assert "train 60 %" in page.table("Shares of the splits")
+    assert "kept together all frames of a seed" in page.table("How they were made")
     assert "No group" in page.text
     assert "10 of 30 structures come from a run with a barostat" in page.text
 
@@ -124,23 +122,26 @@ def test_records_of_a_split_are_written_in_words() -> None:
     rule = {"seed": 3, "unit": "group", "fractions": {"train": 0.8}, "split_by": "trajectory", "near_duplicates": 0.01}
     report = {
         "by": "trajectory",
-        "wanted": {"train": 0.8},
+        "wanted": {"test": 0.1, "train": 0.8},
         "n_doubled": 1200,
         "leakage": {"val": 0.25},
         "frame_distance": None,
         "gap": {"of_blocks": 7, "ids": [1, 2]},
     }
-    assert dict(describe_splits(rule, report)) == {
-        "seed of the shuffle": "3",
-        "train: share asked for": "80 %",
-        "kept together": "all frames of a trajectory",
-        "near-duplicates kept together up to": "1 % of the spread of the features",
-        "structures that occurred twice, left out": "1,200",
-        "val: with a near training neighbour": "25 %",
-        "distance from a frame to the next of its trajectory": "–",
-        "of_blocks: gap": "7",
-        "ids: gap": "[1, 2]",
-    }
+    assert describe_splits(rule, report) == [
+        ("kept together", "all frames of a trajectory"),
+        ("near-duplicates kept together up to", "1 % of the spread of the features"),
+        ("structures that occurred twice, left out", "1,200"),
+        ("distance from a frame to the next of its trajectory", "–"),
+        ("seed of the shuffle", "3"),
+        ("gap.of blocks", "7"),
+        ("gap.ids", "[1, 2]"),
+    ]
+    assert list_shares(report) == [
+        ("train", "80 %", "–", "–"),
+        ("val", "–", "25 %", "–"),
+        ("test", "10 %", "–", "–"),
+    ]
 
 
 def test_sources_of_a_merged_dataset_are_listed(structures: list, tmp_path: Path) -> None:
@@ -223,14 +224,14 @@ def test_the_largest_forces_of_each_element_are_drawn(dataset_page: Path, struct
 
 def test_a_histogram_of_one_value_is_a_sentence(dataset_page: Path) -> None:
     page = Parsed(dataset_page)
-    assert "The 10 structures that have a value have the same, pressure of the barostat: 2 GPa." in page.text
+    assert "Pressure of the barostat: 2 GPa in all 10 structures that have one." in page.text
     assert "pressure" not in page.figures
 
 
 def test_the_map_is_coloured_by_kind_split_and_reason(dataset_page: Path, structures: list) -> None:
     figure = Parsed(dataset_page).figures["map"]
     [menu] = figure["layout"]["updatemenus"]
-    assert [button["label"] for button in menu["buttons"]] == ["kind of system", "split", "reason of the pick"]
+    assert [button["label"] for button in menu["buttons"]] == ["kind", "split", "reason"]
     for button in menu["buttons"]:
         shown = [trace for trace, seen in zip(figure["data"], button["args"][0]["visible"], strict=True) if seen]
         assert sum(len(trace["x"]) for trace in shown) == len(structures)  # each structure once, whatever colours it
