@@ -115,7 +115,6 @@ def test_a_dataset_alone_is_reported(dataset_page: Path) -> None:
     assert "train 60 %" in page.table("Shares of the splits")
     assert "kept together all frames of a seed" in page.table("How they were made")
     assert "No group" in page.text
-    assert "10 of 30 structures come from a run with a barostat" in page.text
 
 
 def test_records_of_a_split_are_written_in_words() -> None:
