@@ -149,7 +149,9 @@ def check_length(info: Mapping[str, Any]) -> None:
     """Refuse a frame that declares another length than Å."""
     unit = find_units(info)[0].get("length", "å")
     if LENGTHS.get(_plain(unit)) != 1:
-        raise FrameError("units", f"the lengths are declared in {unit!r}; write the file in Å, and declare no others")
+        raise FrameError(
+            "units", f"the unit of lengths is declared as {unit!r}; write lengths in Å, and declare no other"
+        )
 
 
 def factors(declared: Mapping[str, str], labels: Mapping[str, Any]) -> dict[str, float]:
@@ -176,8 +178,8 @@ def factors(declared: Mapping[str, str], labels: Mapping[str, Any]) -> dict[str,
         options = " ".join(f"--{name}-unit {OPTIONS[name]}" for name in missing)
         raise FrameError(
             "units",
-            f"the {first} is declared in {declared[first]!r}, and the unit of the {' and the '.join(missing)} is not: "
-            f"type it, e.g. {options}, or write it into the file as {missing[0]}_unit",
+            f"the unit of the {first} is declared as {declared[first]!r}, and that of the {' and the '.join(missing)} "
+            f"is not: type it, e.g. {options}, or write it into the file as {missing[0]}_unit",
         )
     return {name: found.get(name, 1.0) for name in labels}
 
@@ -201,8 +203,8 @@ def _factor(name: str, unit: str) -> float:
     if found is None:
         raise FrameError(
             "units",
-            f"the {name} is declared in {unit[:60]!r}, which is not known; known: eV, meV, hartree, rydberg, kcal/mol, "
-            f"kJ/mol, with /Å or /bohr for forces, and GPa, kbar, eV/Å^3 for the stress. Type --{name}-unit UNIT",
+            f"the unit of the {name} is declared as {unit[:60]!r}, which is not known; known: eV, meV, hartree, rydberg, "
+            f"kcal/mol, kJ/mol, with /Å or /bohr for forces, and GPa, kbar, eV/Å^3 for the stress. Type --{name}-unit UNIT",
         )
     return found
 

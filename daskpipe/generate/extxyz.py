@@ -61,6 +61,8 @@ BOOLEANS = {
 CLOSING = {'"': '"', "'": "'", "{": "}", "[": "]"}
 """What ends a value that begins with one of these."""
 
+_KEY = re.compile(r"[A-Za-z_][\w.-]*\s*=")
+
 Column = tuple[str, str, int]
 """Name, type (R, I, S or L) and number of columns."""
 
@@ -150,7 +152,9 @@ def parse_frame(frame: bytes) -> Atoms:
     )
     if numbers is not None and symbols is not None and not np.array_equal(atoms.numbers, numbers):
         first = int(np.flatnonzero(atoms.numbers != numbers)[0])
-        raise FrameError("unreadable", f"atom {first} is {symbols[first]!r} and has the atomic number {numbers[first]}")
+        raise FrameError(
+            "unreadable", f"atom {first} is {str(symbols[first])!r} and has the atomic number {numbers[first]}"
+        )
     _constrain(atoms, arrays.pop("move_mask", None))
     _sort_results(atoms, arrays)
     return atoms
@@ -174,19 +178,19 @@ def split_comment(comment: str) -> tuple[list[tuple[str, str]], list[str]]:
         elif char == "=" and tokens and tokens[-1] is not None:
             tokens.append(None)
             position += 1
+        elif tokens and tokens[-1] is None and comment[position - 1].isspace() and _KEY.match(comment, position):
+            tokens.append("")  # a key without a value stands before the next key
         else:
             token, position = _token(comment, position, is_key=not (tokens and tokens[-1] is None))
             tokens.append(token)
     pairs, words, index = [], [], 0
     while index < len(tokens):
-        token = tokens[index]
-        assert token is not None
+        key = tokens[index] or ""
         if index + 1 < len(tokens) and tokens[index + 1] is None:
-            value = tokens[index + 2] if index + 2 < len(tokens) else ""
-            pairs.append((token, value or ""))
+            pairs.append((key, (tokens[index + 2] or "") if index + 2 < len(tokens) else ""))
             index += 3
         else:
-            words.append(token)
+            words.append(key)
             index += 1
     return pairs, words
 
@@ -254,14 +258,13 @@ def _sorted(pairs: Sequence[tuple[str, str]], comment: str) -> tuple[dict[str, s
             raise FrameError(
                 "unreadable", f"{match[1]}= stands within another value of the comment; check its quotation marks"
             )
-    info = {}
+    info: dict[str, Any] = {}
     for key, values in texts.items():
         if len(set(values)) > 1:
             info[key] = " and ".join(values)  # no number: a label that is written twice is no label
         else:
-            info[key] = values[0] if key.lower() == "uid" else parse_value(values[0])
-            if key in ("stress", "virial") and np.shape(info[key]) == (9,):
-                info[key] = info[key].reshape(3, 3).T
+            parsed: Any = values[0] if key.lower() == "uid" else parse_value(values[0])
+            info[key] = parsed.reshape(3, 3).T if key in ("stress", "virial") and np.size(parsed) == 9 else parsed
     return structural, info
 
 

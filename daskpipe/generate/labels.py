@@ -47,7 +47,7 @@ _LOOKS_LIKE = re.compile(r"energy|forces?|gradient|stress|virial", re.IGNORECASE
 OTHER_QUANTITIES = (
     "free", "kinetic", "formation", "cohesive", "binding", "interaction", "adsorption", "atomization", "surface",
     "strain", "vdw", "dispersion", "zero_point", "fermi", "ewald", "hull", "reaction", "max", "mean", "rms", "min",
-    "d3", "nuclear_repulsion", "thermal", "excitation", "relative", "isolated", "ref_free",
+    "d3", "nuclear_repulsion", "thermal", "excitation", "relative", "ref_free", "unit", "units",
 )  # fmt: skip
 """Prefixes of quantities that are no method."""
 
@@ -193,7 +193,7 @@ def _written(raw: Atoms) -> list[_Written]:
                 continue  # such as max_forces
             if of_atoms and name != "forces":  # energies and stresses of atoms are none of the frame
                 continue
-            if _is_none(value):
+            if _is_none(value) or (family and isinstance(value, bool)):  # such as have_energy
                 continue
             found.append(_Written(key, name, family, value))
     return found
@@ -223,7 +223,7 @@ def _choose(raw: Atoms, written: list[_Written], keys: LabelKeys) -> dict[str, _
             raise _ambiguous(written, f"{first.key} and {label.key} differ")
     if "energy" in chosen or "forces" in chosen:
         leader = chosen["energy"] if "energy" in chosen else chosen["forces"]
-        family = families.get(leader.family, {})
+        family: Mapping[str, _Written] = families.get(leader.family, {})
         if {"energy", "forces"} <= set(chosen) and chosen["forces"].family != leader.family:
             family = {}  # whose stress it is cannot be seen
         missing = {"energy", "forces"} - set(chosen) - set(family) - unwanted
@@ -236,10 +236,9 @@ def _choose(raw: Atoms, written: list[_Written], keys: LabelKeys) -> dict[str, _
             raise FrameError("no_energy", f"no energy under energy, REF_energy or the like; {_hint(raw)}")
         family = _one_family(families, written, need_forces="forces" not in unwanted)
     chosen = {**family, **chosen}
-    if "stress" in typed and "virial" not in typed:
-        chosen.pop("virial", None)
-    if "virial" in typed and "stress" not in typed:
-        chosen.pop("stress", None)
+    for one, other in (("stress", "virial"), ("virial", "stress")):
+        if one in typed and one not in unwanted and other not in typed:
+            chosen.pop(other, None)
     return {name: chosen[name] for name in NAMES if name in chosen}
 
 
