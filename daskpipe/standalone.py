@@ -299,7 +299,8 @@ def import_labelled(
     files, strangers = find_labelled(list(paths), Path.cwd())
     if strangers:
         raise ConfigError(f"{strangers[0]} holds no labels that can be read; give {KNOWN_NAMES}")
-    sources = [{"name": file.name, "checksum": checksum(file), "label_method": method} for file in files]
+    typed = {"label_keys": keys.model_dump(exclude_none=True)} if keys != LabelKeys() else {}
+    sources = [{"name": file.name, "checksum": checksum(file), "label_method": method, **typed} for file in files]
     pieces = [piece for file in files for piece in labelled_stretches(file, SIZE)]
     return _gathered("import", config, labels_of(pieces, keys, method, config.seed), sources, out, client, subscribers)
 

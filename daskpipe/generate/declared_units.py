@@ -203,8 +203,9 @@ def _factor(name: str, unit: str) -> float:
     if found is None:
         raise FrameError(
             "units",
-            f"the unit of the {name} is declared as {unit[:60]!r}, which is not known; known: eV, meV, hartree, rydberg, "
-            f"kcal/mol, kJ/mol, with /Å or /bohr for forces, and GPa, kbar, eV/Å^3 for the stress. Type --{name}-unit UNIT",
+            f"the unit of the {name} is declared as {unit[:60]!r}, which is not known; known: eV, meV, hartree, "
+            f"rydberg, kcal/mol, kJ/mol, with /Å or /bohr for forces, and GPa, kbar, eV/Å^3 for the stress. Type "
+            f"--{name}-unit UNIT",
         )
     return found
 
