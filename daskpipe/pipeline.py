@@ -33,7 +33,8 @@ from daskpipe.events import Emit, RunFinished, RunStarted
 from daskpipe.explore.settings import Exploration
 from daskpipe.explore.walkers import Condition
 from daskpipe.generate.files import KNOWN_NAMES, checksum, reader_of
-from daskpipe.generate.labelled import LabelKeys, LabelledStretch, read_labelled
+from daskpipe.generate.labelled import LabelledStretch, read_labelled
+from daskpipe.generate.labels import LabelKeys
 from daskpipe.generate.stretches import stretches
 from daskpipe.packing import pack, versions
 from daskpipe.placement import DaskPool, Workers, gpu_stages, offers

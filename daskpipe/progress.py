@@ -331,10 +331,23 @@ def standalone_summary(done: Done, console: Console) -> None:
         n_conflicts = done.report["n_conflicts"]
         differing = f", {n_conflicts:,} of them with another energy" if n_conflicts else ""
         lines = [f"doubled structures left out: {done.report['n_doubled']:,}{differing}", *split_lines(done.report)]
+        lines = [*label_lines(done.report, done.n_frames), *lines]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(escape(line), highlight=False, soft_wrap=True)
     what = "structures" if "n_doubled" in done.report else "frames"
     console.print(f"[bold]Wrote[/] {escape(shown(done.out.absolute()))}: {done.n_out:,} {what}", highlight=False)
+
+
+def label_lines(report: dict[str, Any], n_frames: int) -> list[str]:
+    """Say which labels imported frames have, where these come from, and what was not taken."""
+    if "labels" not in report:
+        return []
+    counts = ", ".join(f"{name} {report['labels'].get(name, 0):,}" for name in ("energy", "forces", "stress"))
+    sources = "; ".join(f"{keys} ({n:,})" for keys, n in report["sources"].items())
+    lines = [f"labels of {n_frames:,} frames: {counts}; from {sources}"]
+    if report["left_out"]:
+        lines.append("not taken: " + ", ".join(f"{name} ({n:,})" for name, n in report["left_out"].items()))
+    return lines
 
 
 def move_lines(tallies: dict[str, int]) -> list[str]:
@@ -359,7 +372,10 @@ def selection_lines(report: dict[str, Any]) -> list[str]:
     marked = [f"candidates of the committee: {candidates['picked']:,} of {candidates['marked']:,} picked"]
     n_clusters = min(256, report["n_pool"])
     elements = "" if coverage["elements_hit"] is None else f", {coverage['elements_hit']:.0%} of the elements"
+    overlaps = report.get("overlaps", {"n": 0})
+    warning = [f"picks with overlapping atoms: {overlaps['n']:,}, e.g. {overlaps['example']}"] if overlaps["n"] else []
     return [
+        *warning,
         f"{near} (closer than {duplicates['threshold']:g} of the pool's spread)",
         *(marked if candidates["marked"] else []),
         f"{report['n_picked']:,} of {report['n_pool']:,} frames picked by {report['method']}: they hit "
