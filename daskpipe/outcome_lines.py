@@ -7,6 +7,18 @@ from typing import Any
 from daskpipe.variables import SPLITS
 
 
+def label_lines(report: dict[str, Any], n_frames: int) -> list[str]:
+    """Say which labels imported frames have, where these come from, and what was not taken."""
+    if "labels" not in report:
+        return []
+    counts = ", ".join(f"{name} {report['labels'].get(name, 0):,}" for name in ("energy", "forces", "stress"))
+    sources = "; ".join(f"{keys} ({n:,})" for keys, n in report["sources"].items())
+    lines = [f"labels of {n_frames:,} frames: {counts}; from {sources}"]
+    if report["left_out"]:
+        lines.append("not taken: " + ", ".join(f"{name} ({n:,})" for name, n in report["left_out"].items()))
+    return lines
+
+
 def move_lines(tallies: dict[str, int]) -> list[str]:
     """Say how many trial moves were accepted."""
     lines = []
@@ -39,7 +51,10 @@ def selection_lines(report: dict[str, Any]) -> list[str]:
     # Earlier selections were judged by 256 clusters, however few they picked.
     n_clusters = coverage.get("n_clusters", min(256, report["n_pool"]))
     elements = "" if coverage["elements_hit"] is None else f", {coverage['elements_hit']:.0%} of the elements"
+    overlaps = report.get("overlaps", {"n": 0})
+    warning = [f"picks with overlapping atoms: {overlaps['n']:,}, e.g. {overlaps['example']}"] if overlaps["n"] else []
     return [
+        *warning,
         f"{near} (closer than {duplicates['threshold']:g} of the pool's spread)",
         *steered,
         *(marked if candidates["marked"] else []),

@@ -28,7 +28,7 @@ from rich.text import Text
 from daskpipe import events
 from daskpipe.errors import printable
 from daskpipe.lease import JOB_VARIABLES
-from daskpipe.outcome_lines import move_lines, selection_lines, split_lines
+from daskpipe.outcome_lines import label_lines, move_lines, selection_lines, split_lines
 from daskpipe.store import quality
 from daskpipe.work import Tree
 
@@ -331,8 +331,9 @@ def standalone_summary(done: Done, console: Console) -> None:
         n_conflicts = done.report["n_conflicts"]
         differing = f", {n_conflicts:,} of them with another energy" if n_conflicts else ""
         lines = [f"doubled structures left out: {done.report['n_doubled']:,}{differing}", *split_lines(done.report)]
+        lines = [*label_lines(done.report, done.n_frames), *lines]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(escape(line), highlight=False, soft_wrap=True)
     what = "structures" if "n_doubled" in done.report else "frames"
     console.print(f"[bold]Wrote[/] {escape(shown(done.out.absolute()))}: {done.n_out:,} {what}", highlight=False)
 
