@@ -214,7 +214,9 @@ class Exploration(_Model):
     guards: Guards = Field(default_factory=Guards, description="What ends a trajectory")
     monte_carlo: MonteCarlo | None = Field(default=None, description="Trial moves between segments of dynamics")
     repulsion: Literal["none", "zbl"] = Field(
-        default="none", description="zbl adds a screened repulsion of nuclei closer than the sum of covalent radii"
+        default="none",
+        description="zbl adds a screened repulsion of nuclei closer than 0.7 of the sum of covalent radii, which is "
+        "shorter than bonds; a seed with such a pair is refused",
     )
     batch_atoms: PositiveInt | None = Field(
         default=None, description="Most atoms in flight at once; null: 1024 on a CPU, on a GPU what fits its memory"

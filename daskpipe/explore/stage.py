@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from daskpipe.potentials import Potential
 
-VERSION = 2
+VERSION = 3
 
 FLAT = 1e-6
 """Volume (area, length) of the periodic cell vectors over the product of their lengths below which there is none."""
@@ -132,6 +132,8 @@ def _ensemble(seed: Atoms, settings: Exploration, elements: frozenset[str] | Non
         return unknown.reason, unknown.evidence, ""
     if evidence := overlap(seed, settings.guards.min_distance):
         return "overlap", evidence, ""
+    if settings.repulsion == "zbl" and (evidence := _repelled(seed)):
+        return "repulsion", evidence, ""
     if settings.monte_carlo and settings.monte_carlo.swaps:
         try:
             oxidation_states(seed, settings.monte_carlo.oxidation_states)
@@ -142,6 +144,14 @@ def _ensemble(seed: Atoms, settings: Exploration, elements: frozenset[str] | Non
     if _named(seed, settings.dynamics) != "auto" and (evidence := refusal(ensemble, seed)):
         return "ensemble", evidence, ensemble
     return "", "", ensemble
+
+
+def _repelled(seed: Atoms) -> str | None:
+    """Return which pair of a seed the repulsion of nuclei would push apart from the start; ``None`` if none."""
+    from daskpipe.potentials.zbl import REACH
+
+    pair = overlap(seed, REACH)
+    return pair and f"{pair}: repulsion=zbl would push on it from the start; give repulsion=none, or a relaxed seed"
 
 
 def _named(seed: Atoms, dynamics: Dynamics) -> str:

@@ -1,3 +1,4 @@
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import dask.bag as db
@@ -56,6 +57,19 @@ def test_frames_are_ordered_by_seed_then_time():
     assert counts == {"alloy": 4 * n_frames, "cluster": 2 * n_frames, "surface": n_frames}
     ensembles = dict(zip(*np.unique(arrays["ensemble"], return_counts=True), strict=True))
     assert ensembles == {"npt_isotropic": 4 * n_frames, "nvt_langevin": 3 * n_frames}
+
+
+def test_zbl_refuses_a_seed_that_it_would_push_on():
+    short, copper = seed(Atoms("Ni2", positions=[[0, 0, 0], [0, 0, 1.68]])), seed(cluster())
+    payload = run([short, copper], repulsion="zbl")
+    assert len(trajectories(payload)) == 1
+    (refused,) = payload.rejected
+    assert refused.reason == "repulsion"
+    assert re.search(
+        r"is 1.680 Å from atom . \(Ni\); the limit is 1.736 Å, 0.7 of the sum of covalent radii: repulsion=zbl would push "
+        "on it from the start; give repulsion=none, or a relaxed seed",
+        refused.evidence,
+    )
 
 
 def poison() -> dict[str, Atoms]:
@@ -145,19 +159,20 @@ def test_oxidation_states_must_be_there_for_all_elements():
 
 
 def test_zbl_keeps_atoms_apart_that_the_potential_would_let_through():
-    """A pair that lies in the well of a Lennard-Jones that is too small for copper."""
-    pair = seed(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.1]]))
+    """A pair that falls into the well of a Lennard-Jones that is far too small for copper."""
+    pair = seed(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 1.95]]))
 
     def small():
         from daskpipe.potentials import build
 
-        return build("lj", {"epsilon": 0.3, "sigma": 1.9, "r_cut": 5.0}, "cpu", "float64")
+        return build("lj", {"epsilon": 0.3, "sigma": 1.2, "r_cut": 5.0}, "cpu", "float64")
 
     warm = Guards(max_temperature_ratio=50, evaporation=None)
-    near = run([pair], warm, build=small, ensemble="nve").arrays["positions"].reshape(-1, 2, 3)
-    far = run([pair], warm, build=small, ensemble="nve", repulsion="zbl").arrays["positions"].reshape(-1, 2, 3)
+    changes = {"ensemble": "nve", "steps": 100, "stride": 2, "timestep": 4.0}
+    near = run([pair], warm, build=small, **changes).arrays["positions"].reshape(-1, 2, 3)
+    far = run([pair], warm, build=small, **changes, repulsion="zbl").arrays["positions"].reshape(-1, 2, 3)
     lengths = [np.linalg.norm(np.ptp(frames, axis=1), axis=1) for frames in (near, far)]
-    assert lengths[0].max() < 2.5 < lengths[1].max()
+    assert lengths[0].min() < 1.5 < 1.6 < lengths[1].min()
 
 
 def test_a_partition_may_lose_all_its_seeds():
