@@ -89,6 +89,21 @@ def finite() -> Guard:
     )
 
 
+def stress() -> Guard:
+    """See that a barostat has a stress; some potentials give none where cell vectors are open."""
+
+    def measure(view: View) -> torch.Tensor:
+        strained = view.systems.modes.flatten(1).any(dim=1)
+        return torch.where(strained & view.state.stress.flatten(1).isnan().any(dim=1), torch.inf, 0.0)
+
+    return Guard(
+        reason="no_stress",
+        measure=measure,
+        limit=lambda view: torch.zeros_like(view.thermal),
+        says="its barostat needs a stress and the potential gives none for such a cell; give nvt_langevin",
+    )
+
+
 def force(most: float) -> Guard:
     """See that the force on no atom is larger than `most`, eV/Å."""
 
@@ -155,6 +170,7 @@ def of_batch(settings: Guards) -> list[Guard]:
     """Return the guards that look at every step; the first that finds fault names it."""
     guards = [
         finite(),
+        stress(),
         force(settings.max_force),
         temperature(settings.max_temperature_ratio),
         volume(settings.max_volume_ratio),

@@ -47,7 +47,8 @@ def mace_data(
     -------
     list of mace.data.AtomicData
         In torch's default dtype. What a structure lacks (e.g. a stress without a periodic cell) is zero, and so is its
-        weight.
+        weight. A stress of a structure that is not periodic along all vectors has no weight either: MACE 0.3.16
+        lengthens open cell vectors and divides by that volume (ACEsuit/mace#1509).
 
     Raises
     ------
@@ -71,11 +72,14 @@ def mace_data(
             )
         values = {name: item[ours].numpy().astype(float) for name, ours in PROPERTIES.items() if ours in item}
         known = {name: value if value.ndim else value.item() for name, value in values.items() if _whole(value)}
+        weights = {name: float(name in known) for name in names}
+        if not item["pbc"].all():
+            weights["stress"] = 0.0
         config = Configuration(
             atomic_numbers=numbers,
             positions=item["positions"].numpy().astype(float),
             properties={name: known.get(name) for name in names},
-            property_weights={name: float(name in known) for name in names},
+            property_weights=weights,
             cell=item["cell"].numpy(),
             pbc=tuple(item["pbc"].tolist()),
             head=head,

@@ -37,8 +37,8 @@ def repelled(model: ModelInterface, elements: Iterable[str] | None = None) -> Mo
     """Add the universal repulsion of nuclei to a model.
 
     The screened Coulomb energy of each pair, E = k Z Z' / r phi(r / a), is taken times 1 - 28 x^6 + 48 x^7 - 21 x^8
-    with x = r / R, so that value, slope and curvature go to zero at R, `REACH` times the sum of the covalent radii: below
-    any equilibrium distance, so that the repulsion changes no equilibrium.
+    with x = r / R, so that value, slope and curvature go to zero at R, `REACH` times the sum of the covalent radii:
+    below equilibrium distances, so that the repulsion changes no equilibrium.
 
     Parameters
     ----------

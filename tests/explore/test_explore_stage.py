@@ -25,6 +25,7 @@ from daskpipe.checkpoints import Checkpoints
 from daskpipe.explore.settings import Guards, MonteCarlo
 from daskpipe.explore.stage import conditions, explore, explore_partition, load_seeds, under_pressure
 from daskpipe.explore.walkers import Condition
+from daskpipe.potentials import Potential
 from daskpipe.structures import from_atoms, structure_id
 from daskpipe.work import Payload, Rows, Unit, arrays_of, commit, key_of
 
@@ -59,6 +60,22 @@ def test_frames_are_ordered_by_seed_then_time():
     assert ensembles == {"npt_isotropic": 4 * n_frames, "nvt_langevin": 3 * n_frames}
 
 
+def test_a_barostat_without_a_stress_is_refused():
+    """An ASE calculator gives no stress of a slab; EMT's batched model does."""
+
+    def by_hand():
+        return Potential(calculator=emt().calculator, elements=emt().elements)
+
+    changes = {"ensemble": "npt_plane", "steps": 5}
+    (refused,) = run([seed(slab())], build=by_hand, **changes).rejected
+    assert refused.reason == "no_stress"
+    assert (
+        "its barostat needs a stress and the potential gives none for such a cell; give nvt_langevin"
+        in refused.evidence
+    )
+    assert run([seed(slab())], **changes).n_out == 1
+
+
 def test_zbl_refuses_a_seed_that_it_would_push_on():
     short, copper = seed(Atoms("Ni2", positions=[[0, 0, 0], [0, 0, 1.68]])), seed(cluster())
     payload = run([short, copper], repulsion="zbl")
@@ -66,8 +83,8 @@ def test_zbl_refuses_a_seed_that_it_would_push_on():
     (refused,) = payload.rejected
     assert refused.reason == "repulsion"
     assert re.search(
-        r"is 1.680 Å from atom . \(Ni\); the limit is 1.736 Å, 0.7 of the sum of covalent radii: repulsion=zbl would push "
-        "on it from the start; give repulsion=none, or a relaxed seed",
+        r"is 1.680 Å from atom . \(Ni\); the limit is 1.736 Å, 0.7 of the sum of covalent radii: "
+        "repulsion=zbl would push on it from the start; give repulsion=none, or a relaxed seed",
         refused.evidence,
     )
 

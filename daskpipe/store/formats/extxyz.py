@@ -3,7 +3,9 @@
 Each label stands there twice: ``energy``, ``forces``, ``stress``, which `ase.io.read` puts into a calculator, and
 ``REF_energy``, ``REF_forces``, ``REF_stress``, the keys that ``mace_run_train --train_file`` looks for by default. ASE
 (since 3.23) moves the plain names out of ``info`` and ``arrays``, where MACE then finds nothing, so one set cannot
-serve both. ``total_charge`` and ``total_spin`` (2S + 1) are MACE's names as well.
+serve both. ``total_charge`` and ``total_spin`` (2S + 1) are MACE's names as well, and ``config_stress_weight=0`` keeps
+MACE from training on the stress of a cell that is open along a vector: its own stress is of another cell there
+(ACEsuit/mace#1509).
 """
 
 from __future__ import annotations
@@ -61,6 +63,8 @@ def frame(record: Record) -> str:
     if "stress" in record:
         full = full_stress(record["stress"])
         info |= {"stress": full, "REF_stress": full.reshape(9)}
+        if not record["pbc"].all():
+            info["config_stress_weight"] = 0.0
     for name in ("structure_id", "parent_id", "system_type", "generator", "label_method", "split"):
         if name in record:
             info[name] = _word(record[name])
