@@ -3,9 +3,9 @@
 A file has one group ``config_batch_0`` with ``config_0``, ``config_1`` ...: MACE takes all groups for as large as the
 first one, and with a single group it cannot miscount. Numbers are float64, as MACE's own ``mace_prepare_data`` writes
 them; a property that a structure lacks has the weight 0, and so has the stress of an open cell. The head is that of the
-reader: ``Default``, or its last one. MACE knows neither the elements nor the energies of single atoms from such a file: give ``--atomic_numbers`` and
-``--E0s``, and ``--valid_file`` in the same format. Source: mace-torch 0.3.16, ``mace/data/hdf5_dataset.py`` and
-``mace/data/utils.py``.
+reader: ``Default``, or its last one. MACE knows neither the elements nor the energies of single atoms from such a file:
+give ``--atomic_numbers`` and ``--E0s``, and ``--valid_file`` in the same format. Source: mace-torch 0.3.16,
+``mace/data/hdf5_dataset.py`` and ``mace/data/utils.py``.
 """
 
 from __future__ import annotations
