@@ -194,7 +194,7 @@ def nose_hoover(
     chain, freedom, thermal, pace
         As in `step`.
     """
-    # torch-sim's chains have one time step for all systems, and go half of it. In units of its own time step each has 1.
+    # torch-sim's chains have one time step for all systems, and go half of it. In units of its own each has 1.
     dt = pace.dt[:, None]
     functions = construct_nose_hoover_chain(
         dt=2.0, chain_length=CHAIN, chain_steps=1, sy_steps=3, tau=pace.thermostat_time / pace.dt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -51,3 +52,10 @@ def too_long(timestep: Timestep, masses: np.ndarray) -> str | None:
         f"explore.dynamics.timestep={timestep:g} fs is long for atoms of {float(np.min(masses)):.3g} amu, whose bonds "
         f"vibrate within 8 to 20 fs: trajectories may break; give timestep=auto ({sane:g} fs for such structures)"
     )
+
+
+def masses_of(symbols: Iterable[str]) -> np.ndarray:
+    """Return the standard atomic masses of elements, amu."""
+    from ase.data import atomic_masses, atomic_numbers
+
+    return np.array([atomic_masses[atomic_numbers[symbol]] for symbol in symbols])
