@@ -144,7 +144,7 @@ def _ensemble(seed: Atoms, settings: Exploration, elements: frozenset[str] | Non
             return "oxidation_states", str(error), ""
     if evidence := _unfit_cell(seed, settings):
         return "ensemble", evidence, ""
-    ensemble = _ensemble_of(seed, settings.dynamics)
+    ensemble = ensemble_of(seed, settings.dynamics)
     # What auto chooses need not be looked at a second time.
     if _named(seed, settings.dynamics) != "auto" and (evidence := refusal(ensemble, seed)):
         return "ensemble", evidence, ensemble
@@ -172,7 +172,16 @@ def _named(seed: Atoms, dynamics: Dynamics) -> str:
     return dynamics.ensembles.get(seed.info.get("system_type", ""), dynamics.ensemble)
 
 
-def _ensemble_of(seed: Atoms, dynamics: Dynamics) -> str:
+def ensemble_of(seed: Atoms, dynamics: Dynamics) -> str:
+    """Return the ensemble that a seed is explored in.
+
+    Parameters
+    ----------
+    seed
+        Its cell spans a volume along periodic axes.
+    dynamics
+        Names the ensemble, or says ``auto``.
+    """
     name = _named(seed, dynamics)
     return choose(seed, relax_plane=dynamics.relax_plane) if name == "auto" else name
 
@@ -193,7 +202,7 @@ def load_seeds(root: Path, pieces: Sequence[Rows], conditions: Sequence[Conditio
 def names(root: Path, pieces: Sequence[Rows], conditions: Sequence[Condition], dynamics: Dynamics) -> list[str]:
     """Return what the quarantine calls the trajectories of a partition."""
     return [
-        Walker(seed=seed, ensemble=_ensemble_of(seed, dynamics), run_seed=0).name
+        Walker(seed=seed, ensemble=ensemble_of(seed, dynamics), run_seed=0).name
         for seed in load_seeds(root, pieces, conditions)
     ]
 
@@ -205,7 +214,7 @@ def under_pressure(root: Path, pieces: Sequence[Rows], dynamics: Dynamics) -> li
     from daskpipe.structures import to_atoms
 
     ds = read_rows(root, pieces)
-    return [has_pressure(_ensemble_of(to_atoms(ds, index), dynamics)) for index in range(len(pieces))]
+    return [has_pressure(ensemble_of(to_atoms(ds, index), dynamics)) for index in range(len(pieces))]
 
 
 def conditions(dynamics: Dynamics, relax: Relaxation | None = None, *, pressed: bool = True) -> list[Condition]:

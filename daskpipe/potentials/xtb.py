@@ -148,5 +148,5 @@ def _partly_filled(atoms: Atoms, occupations: np.ndarray) -> str | None:
         return None
     return (
         f"{electrons / len(atoms):.2f} electrons an atom are in partly filled levels: a metal, for which one k-point "
-        "is too few in any cell that tblite can do; give another potential, or params.min_width=0 to take it all the same"
+        "is too few in any cell that tblite can do; give another potential, or params.min_width=0 to take it anyway"
     )
