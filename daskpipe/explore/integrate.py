@@ -26,8 +26,8 @@ CHAIN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
-    """What changes from step to step: float64, Å, eV, amu and the times and momenta that follow from them."""
+class Configuration:
+    """Positions, momenta and what the model gives for them: float64, Å, eV, amu and the units that follow from them."""
 
     positions: torch.Tensor
     """Shape (atom, 3)."""
@@ -41,10 +41,16 @@ class State:
     """Shape (system,)."""
     stress: torch.Tensor
     """Shape (system, 3, 3), positive under tension; NaN where the model gives none."""
-    chain: torch.Tensor
-    """Positions and momenta of the Nosé-Hoover chain, shape (system, 2, `CHAIN`)."""
     disagreement: torch.Tensor
     """Of a committee about a force, shape (system,); NaN without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State(Configuration):
+    """What changes from step to step of molecular dynamics."""
+
+    chain: torch.Tensor
+    """Positions and momenta of the Nosé-Hoover chain, shape (system, 2, `CHAIN`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
