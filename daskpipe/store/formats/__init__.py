@@ -148,7 +148,7 @@ def _plain(array: xr.DataArray) -> list[Any]:
     """Return a column as Python objects: words for codes, text for ids, None for NaN and for no parent."""
     variable = VARIABLES[str(array.name)]
     if variable.coded:
-        return [str(word) for word in decode(array)]
+        return [None if is_missing(variable.name, word) else str(word) for word in decode(array)]
     if variable.dtype.kind == "V":
         # The prefix keeps readers from taking an id for a number.
         return [None if (raw := item.tobytes()) == NO_PARENT else f"0x{raw.hex()}" for item in array.values]
