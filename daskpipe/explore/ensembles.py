@@ -37,8 +37,11 @@ def choose(atoms: Atoms, *, relax_plane: bool = False) -> str:
     str
         For bulk ``npt_anisotropic`` if it is a crystal whose cell vectors lie along x, y and z, ``npt_triclinic`` if it
         is another crystal, and ``npt_isotropic`` if it is a liquid or a glass, which would not hold the shape of its
-        cell. ``npt_plane`` for slabs where `relax_plane`, else ``nvt_langevin``.
+        cell. ``npt_plane`` for slabs where `relax_plane`, else ``nvt_langevin``: so with fixed
+        atoms, which a barostat would move.
     """
+    if _n_fixed(atoms):
+        return "nvt_langevin"
     n_directions = len(periodic_directions(atoms))
     if n_directions == 3:
         if not is_crystal(atoms):
@@ -113,6 +116,8 @@ def refusal(ensemble: str, atoms: Atoms) -> str | None:
     _check_name(ensemble)
     if not has_barostat(ensemble):
         return None
+    if n_fixed := _n_fixed(atoms):
+        return f"{ensemble} strains the cell with all atoms in it, and {n_fixed} are fixed; give nvt_langevin, or auto"
     n_directions = len(periodic_directions(atoms))
     if ensemble == "npt_plane":
         return None if n_directions == 2 else _no_plane(n_directions)
@@ -124,6 +129,12 @@ def refusal(ensemble: str, atoms: Atoms) -> str | None:
         found = f"matter is connected along {n_directions} of 3 directions and the barostat would close the vacuum"
     instead = "npt_plane or nvt_langevin" if n_directions == 2 else "nvt_langevin"
     return f"{ensemble} strains the whole cell, but {found}; give {instead}, or auto"
+
+
+def _n_fixed(atoms: Atoms) -> int:
+    """Count the atoms that are fixed along any axis."""
+    fixed = atoms.arrays.get("fixed")
+    return 0 if fixed is None else int(fixed.any(axis=1).sum())
 
 
 def _no_plane(n_directions: int) -> str:

@@ -29,6 +29,8 @@ from daskpipe.generate.checks import check, system_type
 from daskpipe.generate.files import FrameError, cleaned, rejection_of, xyz_frames
 from daskpipe.generate.stretches import ANY, TEXTS, Stretch
 from daskpipe.geometry import full_cell
+from daskpipe.isolated import CONFIG_TYPE as ISOLATED_ATOM
+from daskpipe.isolated import is_isolated
 from daskpipe.shared_disk import raise_if_transient
 from daskpipe.structures import NO_PARENT, from_atoms, round_positions, structure_id
 from daskpipe.variables import FULL_TO_VOIGT
@@ -198,9 +200,12 @@ def _row(
         # Before the labels are looked at: a frame without them belongs to its trajectory all the same.
         parent = trajectory.parent_of(atoms, lineage)
         labels = _labels(raw, keys)
+        facts = training_facts(raw)
     except Exception as error:  # a parser may raise anything when it meets foreign bytes
         return rejection_of(error, name)
-    facts = {"system_type": system_type(atoms), "generator": STAGE, "label_method": method}
+    facts |= {"system_type": system_type(atoms), "generator": STAGE, "label_method": method}
+    if is_isolated(atoms) and not atoms.info.get("charge"):
+        facts.setdefault("config_type", atoms.info.get("config_type", ISOLATED_ATOM))
     if lineage is not None:
         facts |= {key: word for key in WORDS if (word := str(raw.info.get(key, ""))).split() == [word]}
     atoms.info |= {**facts, "parent_id": parent, "step": number, "label_status": "ok"}
@@ -315,6 +320,8 @@ def _labels(raw: Atoms, keys: LabelKeys) -> dict[str, Any]:
     labels: dict[str, Any] = {}
     for name, key, shape in (("energy", keys.energy, ()), ("forces", keys.forces, (n_atoms, 3))):
         values = find(name, key)
+        if values is None and name == "forces" and is_isolated(raw):
+            values = np.zeros(shape)  # there is nothing that could pull
         if values is None:
             raise FrameError(f"no_{name}", f"no {name} under {key or f'{name} or REF_{name}'}; see label keys")
         labels[name] = _checked(name, values.reshape(()) if values.size == 1 and not shape else values, shape)
@@ -328,6 +335,27 @@ def _labels(raw: Atoms, keys: LabelKeys) -> dict[str, Any]:
     if "magmoms" in results:
         labels["magmoms"] = _checked("magmoms", np.asarray(results["magmoms"], dtype=float), (n_atoms,))
     return labels
+
+
+def training_facts(raw: Atoms) -> dict[str, Any]:
+    """Return ``head`` and ``config_weight`` of a frame, where it has them.
+
+    Raises
+    ------
+    FrameError
+        If the weight is no number.
+    """
+    facts: dict[str, Any] = {}
+    if word := " ".join(str(raw.info.get("head", "")).split()):
+        facts["head"] = word
+    if (weight := raw.info.get("config_weight")) is not None:
+        try:
+            facts["config_weight"] = float(weight)
+        except (TypeError, ValueError):
+            facts["config_weight"] = np.nan
+        if not np.isfinite(facts["config_weight"]) or facts["config_weight"] < 0:
+            raise FrameError("config_weight", f"config_weight is {str(weight)[:60]!r}; give a number from 0, or none")
+    return facts
 
 
 def _voigt(stress: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 
 from daskpipe.errors import ConfigError, InputError, unknown
 from daskpipe.foreign import import_mace
-from daskpipe.potentials.mace_electrons import check_features, with_electrons
+from daskpipe.potentials.mace_electrons import check_features, specs_of, with_electrons
 from daskpipe.potentials.mace_pickles import read_class_and_heads
 from daskpipe.potentials.potential import Evaluation, Failure, Identity, Potential, checked_results, file_hash
 
@@ -90,6 +90,8 @@ def mace(
         label=_labeller(batched(True, "none")),
         elements=_symbols(module.atomic_numbers.tolist()),
         cutoff=cutoff,
+        # Without an embedding of the charge a model is one of neutral matter.
+        knows_charge="total_charge" in specs_of(module),
     )
 
 
@@ -353,7 +355,7 @@ def _labeller(model: Any) -> Any:
         failures: dict[int, str] = model.failures
         for index, atoms in enumerate(structures):
             if index in failures:
-                yield Failure(reason="failed", evidence=failures[index])
+                yield Failure(reason="charge", evidence=failures[index])
                 continue
             stress = full_3x3_to_voigt_6_stress(found["stress"][index].numpy()) if atoms.pbc.all() else None
             yield checked_results(energy=float(found["energy"][index]), forces=forces[index].numpy(), stress=stress)

@@ -46,7 +46,8 @@ def arrangement(columns: Mapping[str, np.ndarray], rule: Split, *, seed: int) ->
     Parameters
     ----------
     columns
-        Of `COLUMNS`, those that the data has, each with one row a structure.
+        Of `COLUMNS`, those that the data has, each with one row a structure; ``isolated`` says which are isolated atoms
+        (`daskpipe.isolated`). These are reference energies: they stay in train, each a group of its own.
     rule
         What stays together, and the share of each split.
     seed
@@ -66,10 +67,17 @@ def arrangement(columns: Mapping[str, np.ndarray], rule: Split, *, seed: int) ->
     kept = order[first][np.cumsum(first) - 1]
     n_conflicts = _differing(columns, kept[~first], order[~first])
     order = order[first]
-    placed = {name: columns[name][order] for name in LINEAGE if name in columns}
-    group = groups(placed, rule, seed=seed)
+    isolated = columns.get("isolated", np.zeros(len(first), dtype=np.bool_))[order]
+    others = order[~isolated]
+    placed = {name: columns[name][others] for name in LINEAGE if name in columns}
+    of_others = groups(placed, rule, seed=seed)
+    of_groups = assign_splits(np.bincount(of_others), _group_ids(placed, of_others), seed=seed, fractions=rule.split)
+    group = np.full(len(order), len(of_groups), dtype=np.int32)
+    group[~isolated] = of_others
+    group[isolated] += np.arange(np.count_nonzero(isolated), dtype=np.int32)
+    split = np.full(len(order), SPLITS.index("train"), dtype=np.uint8)
+    split[~isolated] = of_groups[of_others]
     sizes = np.bincount(group)
-    split = assign_splits(sizes, _group_ids(placed, group), seed=seed, fractions=rule.split)[group]
     counts = np.bincount(split, minlength=len(SPLITS)).tolist()
     report = {
         "by": rule.split_by,
@@ -81,8 +89,10 @@ def arrangement(columns: Mapping[str, np.ndarray], rule: Split, *, seed: int) ->
         "largest_group": int(sizes.max(initial=0)),
         "counts": dict(zip(SPLITS, counts, strict=True)),
         "wanted": {name: rule.split.get(name, 0.0) for name in SPLITS},
-        **compare(placed, split, seed=seed, fractions=rule.split),
+        **compare(placed, split[~isolated], seed=seed, fractions=rule.split),
     }
+    if isolated.any():
+        report["n_isolated_atoms"] = int(isolated.sum())
     return Arrangement(order=order, group=group, split=split, report=report)
 
 

@@ -80,7 +80,7 @@ def test_charge_and_spin_reach_the_model(charged_model: dict[str, str], dtype: s
     assert isinstance(radical, Results)
     assert isinstance(water, Results)
     assert abs(anion.energy - radical.energy) > 1e-4, "the same atoms with another charge"
-    assert odd == Failure(reason="failed", evidence="charge 9 is not among those that the model knows, -5 to 5")
+    assert odd == Failure(reason="charge", evidence="charge 9 is not among those that the model knows, -5 to 5")
     tolerance = 1e-9 if dtype == "float64" else 1e-5
     for atoms, found in zip(ions(), (anion, radical, odd, water), strict=True):
         if isinstance(found, Failure):
