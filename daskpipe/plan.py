@@ -146,8 +146,8 @@ def plan(config: Config, measured: Measured | None = None) -> dict[str, Any]:
         ``totals``: the sums, and the ``dataset_bytes`` among the bytes. ``pools``: per pool its stages, ``workers``,
         ``hours`` of work and ``wall_hours``. ``seconds``: of the whole run on that many workers. ``budget``: the
         limits, and whether they are kept. ``dynamics``: of a sample of the seeds, how many are explored in which
-        ensemble and with which time step (fs), and a ``warning`` if that is too long. ``doubts`` says what is not exact.
-        What is not known is None.
+        ensemble and with which time step (fs), and a ``warning`` if that is too long. ``doubts`` says what is not
+        exact. What is not known is None.
 
     Raises
     ------

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from daskpipe import geometry, units
@@ -194,10 +195,26 @@ def check(guards: Sequence[Guard], view: View) -> dict[int, Fault]:
     return faults
 
 
+def cell_shape(atoms: Atoms, seed: Atoms, ratio: float) -> Fault | None:
+    """Return by how much a cell is stretched or squeezed along one direction, if that is more than `ratio`.
+
+    What melts under a barostat of a crystal has nothing that holds its shape, while its volume hardly changes.
+    """
+    if not atoms.pbc.all():
+        return None
+    stretches = np.linalg.svd(np.linalg.solve(seed.cell.array, atoms.cell.array), compute_uv=False)
+    worst = float(max(stretches.max(), 1 / stretches.min()))
+    if worst <= ratio:
+        return None
+    return "shape", f"its cell is stretched or squeezed by a factor of {worst:.3g} (limit {ratio:g})"
+
+
 def check_geometry(atoms: Atoms, seed: Atoms, settings: Guards) -> Fault | None:
     """Return what is wrong with a geometry: atoms that overlap, or a part that has left."""
     if evidence := geometry.overlap(atoms, settings.min_distance):
         return "overlap", evidence
+    if fault := cell_shape(atoms, seed, settings.max_volume_ratio):
+        return fault
     # What hangs together by bonds does so all the more by longer reaches, which take more time to look at.
     if settings.evaporation is not None and geometry.n_parts(atoms, min(BOND, settings.evaporation)) > 1:
         now, before = (geometry.n_parts(each, settings.evaporation) for each in (atoms, seed))

@@ -44,7 +44,9 @@ class Guards(_Model):
     )
     max_force: PositiveFloat = Field(default=100.0, description="Largest force on an atom, eV/Å")
     max_volume_ratio: float = Field(
-        default=1.6, gt=1, description="Volume over the seed's, or the seed's over it, that a barostat may reach"
+        default=1.6,
+        gt=1,
+        description="Volume over that of the seed, or the reverse, that a barostat may reach; and so along any direction",
     )
     min_distance: float = Field(
         default=0.5, ge=0, lt=1, description="Shortest pair distance, in sums of the two covalent radii"

@@ -92,6 +92,8 @@ class Walker:
     finished: bool = False
     tallies: dict[str, int] = field(default_factory=dict)
     """Trial moves: ``swaps_tried``, ``swaps_overlapping``, ``swaps_accepted`` and the same of hops."""
+    moved_at: int = 0
+    """Step at which its last trial moves were made."""
     relaxation: Relaxation | None = None
     """Relaxation of the seed that comes first; trajectories of one seed share it."""
     is_relaxation: ClassVar[bool] = False
@@ -207,7 +209,7 @@ class Walker:
         self._record(reason, f"{evidence}; {then}", last_sane=last, crashed=crashed)
         if again:
             self.attempt += 1
-            self.step = 0
+            self.step = self.moved_at = 0
             self._noise = None
         else:
             self.finished = True

@@ -142,8 +142,8 @@ def system_type(atoms: Atoms) -> str:
     """Return the kind of a structure that says nothing of itself.
 
     Matter that is connected through the periodic boundaries along three directions is ``bulk``, along two a
-    ``surface``, along one a ``wire``, however the cell vectors lie (`daskpipe.connectivity.periodic_directions`). What is
-    not connected is a ``cluster`` if more than half of the atoms are metals, else a ``molecule``.
+    ``surface``, along one a ``wire``, however the cell vectors lie (`daskpipe.connectivity.periodic_directions`). What
+    is not connected is a ``cluster`` if more than half of the atoms are metals, else a ``molecule``.
     """
     if n_directions := len(periodic_directions(atoms)):
         return ("wire", "surface", "bulk")[n_directions - 1]

@@ -162,7 +162,7 @@ def test_an_ensemble_that_a_structure_cannot_have_is_refused_for_it_alone():
 def test_ensembles_by_system_type_and_slabs_that_relax_in_plane():
     seeds = [seed(slab(), system_type="surface"), seed(crystal()), seed(cluster(), system_type="cluster")]
     arrays = run(seeds, relax_plane=True, ensembles={"cluster": "nvt_rescale"}).arrays
-    assert arrays["ensemble"].tolist()[::4] == ["npt_plane", "npt_isotropic", "nvt_rescale"]
+    assert arrays["ensemble"].tolist()[::4] == ["npt_plane", "npt_anisotropic", "nvt_rescale"]
     cell = arrays["cell"][3]
     assert np.abs(cell[:2] - slab().cell.array[:2]).max() > 1e-4
     np.testing.assert_array_equal(cell[2], slab().cell.array[2])
