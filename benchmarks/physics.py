@@ -26,6 +26,7 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.collections import g2
 from ase.eos import EquationOfState
+from ase.stress import voigt_6_to_full_3x3_stress
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 warnings.filterwarnings("ignore")
@@ -35,16 +36,18 @@ from solids import solids
 from daskpipe import units
 from daskpipe.explore.batch import Batch
 from daskpipe.explore.ensembles import choose
+from daskpipe.explore.guards import finite
 from daskpipe.explore.order import ORDER, strongest_reflection
 from daskpipe.explore.settings import Dynamics
 from daskpipe.explore.timesteps import timestep_of
 from daskpipe.explore.walkers import Condition, Walker
 from daskpipe.geometry import widths
-from daskpipe.potentials import Failure, Results, batched, build, evaluate, zbl
+from daskpipe.potentials import Failure, batched, build, evaluate, zbl
 from daskpipe.potentials.batches import batch
 
 CPU = torch.device("cpu")
 MOST_ATOMS = 260
+SANE = [finite()]
 
 
 def run(model: torch.nn.Module, structures: list[Atoms]) -> dict[str, np.ndarray]:
@@ -128,7 +131,7 @@ def measure_stress() -> None:
             energies.append(evaluate(potential, [strained])[0].energy)
         slope = (energies[0] - energies[1]) / 2e-5 / atoms.get_volume()
         ours = along @ run(batched(potential, stress=True), [atoms])["stress"][0] @ along
-        own = along @ theirs.get_stress(atoms, voigt=False) @ along
+        own = along @ voigt_6_to_full_3x3_stress(theirs.get_stress(atoms)) @ along
         through_ase = potential.calculator.get_stress(atoms)[0]
         label = evaluate(potential, [atoms])[0].stress[0]
         numbers = [value / units.GPA for value in (slope, ours, own, through_ase, label)]
@@ -142,9 +145,8 @@ def measure_stress() -> None:
 
 
 def measure_xtb(most_atoms: int) -> None:
-    title(
-        "Periodic xTB, which has one k-point: eV an atom by the width of the cell; electrons an atom in partly filled levels"
-    )
+    title("Periodic xTB, which has one k-point: eV an atom by the width of the cell")
+    print("in brackets the electrons an atom in partly filled levels")
     crystals = solids()
     for method in ("GFN1-xTB", "GFN2-xTB"):
         potential = build("xtb", {"method": method, "min_width": 0}, "cpu", "float64")
@@ -181,7 +183,7 @@ def conserved(atoms: Atoms, model: torch.nn.Module, temperature: float, timestep
     moving = Batch([walker(atoms, temperature, "nve")], model, settings)
     totals = []
     for number in range(n_steps):
-        moving.advance(1, [], lambda: True)
+        moving.advance(1, SANE, lambda: True)
         state, masses = moving.state, moving.systems.masses
         totals.append(float(state.energy[0]) + 0.5 * float((state.momenta.square() / masses).sum()))
         if not np.isfinite(totals[-1]) or abs(totals[-1] - totals[0]) > len(atoms) * 1.0:
@@ -220,7 +222,7 @@ def melt(symbol: str, n: int, model: torch.nn.Module, temperature: float, n_step
     atoms.set_cell(atoms.cell * 1.05, scale_atoms=True)
     settings = Dynamics(temperatures=[temperature], steps=n_steps, stride=1, timestep=4.0, friction=0.05)
     moving = Batch([walker(atoms, temperature, "nvt_langevin")], model, settings)
-    moving.advance(n_steps, [], lambda: True)
+    moving.advance(n_steps, SANE, lambda: True)
     return moving.geometry(0)
 
 
@@ -237,7 +239,7 @@ def measure_barostat() -> None:
         first = deviatoric(moving)
         ratios, stresses = [], []
         for _ in range(200):
-            moving.advance(10, [], lambda: True)
+            moving.advance(10, SANE, lambda: True)
             cell = moving.state.cell[0].numpy()
             ratios.append(cell[2, 2] / cell[0, 0])
             stresses.append(deviatoric(moving))
@@ -256,9 +258,11 @@ def measure_barostat() -> None:
     print(f"  {len(found)} solids, atoms off by 0.1 Å: least {least}")
     emt = batched(build("emt", {}, "cpu", "float64"))
     for n, atoms in ((2, 32), (3, 108)):
-        melts = [strongest_reflection(melt("Cu", n, emt, temperature, 500)) for temperature in (3000.0, 3500.0, 4000.0)]
+        hot = (3000.0, 3500.0, 4000.0)
+        melts = [strongest_reflection(melt("Cu", n, emt, temperature, 500)) for temperature in hot]
         print(
-            f"  EMT copper, {atoms} atoms, 2 ps at 3000, 3500 and 4000 K: {', '.join(f'{value:.2f}' for value in melts)}"
+            f"  EMT copper, {atoms} atoms, 2 ps at 3000, 3500 and 4000 K: "
+            f"{', '.join(f'{value:.2f}' for value in melts)}"
         )
         warm = strongest_reflection(melt("Cu", n, emt, 600.0, 500))
         print(f"  EMT copper, {atoms} atoms, 2 ps at 600 K, 16 % more volume: {warm:.2f}")
@@ -298,7 +302,7 @@ def measure_energy() -> None:
     exact = differences(torch.float64, False, False)
     kt = units.KB * 300
     print(
-        f"{len(swaps)} swaps in {len(atoms)} atoms; differences {exact.min():.2f} to {exact.max():.2f} eV; kT at 300 K {kt:.4f} eV"
+        f"{len(swaps)} swaps in {len(atoms)} atoms; {exact.min():.2f} to {exact.max():.2f} eV; kT at 300 K {kt:.4f} eV"
     )
     for name, single in (("before, sums in float32", True), ("now, sums in float64", False)):
         off = np.abs(differences(torch.float32, True, single) - exact)

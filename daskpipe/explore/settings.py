@@ -46,7 +46,7 @@ class Guards(_Model):
     max_volume_ratio: float = Field(
         default=1.6,
         gt=1,
-        description="Volume over that of the seed, or the reverse, that a barostat may reach; and so along any direction",
+        description="Volume over that of the seed, or the reverse, that a barostat may reach; so along each direction",
     )
     min_distance: float = Field(
         default=0.5, ge=0, lt=1, description="Shortest pair distance, in sums of the two covalent radii"

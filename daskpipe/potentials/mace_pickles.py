@@ -72,6 +72,6 @@ def _read(path: Path, size: int, mtime_ns: int) -> tuple[str, list[str]] | None:
     except Exception:
         return None
     state = getattr(model, "state", None) or {}
-    heads = state.get("heads")
-    known = isinstance(heads, list) and heads and all(isinstance(head, str) for head in heads)
-    return type(model).__name__, list(heads) if known else ["Default"]
+    given = state.get("heads")
+    heads = [head for head in given if isinstance(head, str)] if isinstance(given, list) else []
+    return type(model).__name__, heads or ["Default"]
