@@ -234,7 +234,9 @@ def measure_barostat() -> None:
     ordered = ordered.repeat((3, 3, 3))
     print(f"L1_0 CuAu with EMT at 300 K, auto is {choose(ordered)}; mean over the last half of 8 ps")
     for name in ("npt_isotropic", choose(ordered)):
-        settings = Dynamics(temperatures=[300.0], steps=2000, stride=1, timestep=4.0, compressibility=0.007)
+        settings = Dynamics(
+            temperatures=[300.0], steps=2000, stride=1, timestep=4.0, compressibility=0.007, barostat_time=200.0
+        )
         moving = Batch([walker(ordered, 300.0, name)], model, settings)
         first = deviatoric(moving)
         ratios, stresses = [], []

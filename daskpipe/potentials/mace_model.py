@@ -57,6 +57,9 @@ class MixedMace(MaceTorchSimModel):
     mixes_periodicity = True
     """Reads the periodicity of each system of a batch."""
 
+    model: Any
+    """What is evaluated: the MACE, compiled and with sums in float64 where that is asked for."""
+
     def __init__(
         self,
         module: torch.nn.Module,
@@ -85,7 +88,7 @@ class MixedMace(MaceTorchSimModel):
             self.model = DoubleEnergy(self.model, module)
 
     def _setup_compile(self, compile_mode: str) -> None:
-        self.model: Any = CompiledEnergy(self.model, compile_mode)
+        self.model = CompiledEnergy(self.model, compile_mode)
 
     def _ensure_budgets(self, n_atoms: int, n_edges: int, n_systems: int) -> None:
         # What fills up needs an atom and a system of its own: else it would be counted with the last real system.

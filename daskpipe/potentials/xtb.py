@@ -114,8 +114,9 @@ def _calculator(min_width: float, **params: Any) -> Calculator:
             inside = boxed(atoms, VACUUM) if atoms.pbc.any() else atoms
             super().calculate(inside, list(properties), list(system_changes))
             self.atoms = atoms.copy()
-            if min_width and (why := _partly_filled(atoms, self._res["orbital-occupations"])):
-                self.results = {}
+            solved: Any = self._res
+            if min_width and (why := _partly_filled(atoms, solved["orbital-occupations"])):
+                self.results.clear()
                 raise OneKPoint(why)
 
     def _state(atoms: Atoms) -> tuple[int, int]:

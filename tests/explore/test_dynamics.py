@@ -201,19 +201,19 @@ def test_memory_may_run_out_in_trial_moves():
 
 
 def test_trial_moves_for_which_there_is_no_memory_are_made_in_a_smaller_batch():
-    """The first evaluations of a part of the batch fail, those of single systems too."""
+    """The first evaluations of a part of the batch fail, down to that of a single system."""
     chosen = settings(monte_carlo=MOVES)
-    n_atoms = sum(map(len, mixed()))
+    n_atoms, single = sum(map(len, mixed())), 6
     refused = []
 
     def before(state: Any) -> None:
-        if len(state.positions) < n_atoms and len(refused) < 6:
+        if len(state.positions) < n_atoms and (not refused or refused[-1] > single):
             refused.append(len(state.positions))
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     expected = fly(mixed(), chosen)
     found = fly(mixed(), chosen, model=Wrapped(batched(emt(), stress=True), before))
-    assert min(refused) == 4, "no system was refused alone"
+    assert refused[-1] <= single, "no system was refused alone"
     assert [bits(walker) for walker in found] == [bits(walker) for walker in expected]
     assert [walker.tallies for walker in found] == [walker.tallies for walker in expected]
 
