@@ -28,13 +28,14 @@ from daskpipe import describe, potentials
 from daskpipe.checkpoints import Checkpoints
 from daskpipe.config import Config
 from daskpipe.driving import Planned, Run, batches, tell_stale_deadlines
-from daskpipe.errors import InputError, reasons
+from daskpipe.errors import InputError, list_reasons, reasons
 from daskpipe.events import Emit, Notice, RunFinished, RunStarted
 from daskpipe.explore.settings import Exploration
 from daskpipe.explore.timesteps import masses_of, too_long
 from daskpipe.explore.walkers import Condition
 from daskpipe.generate.files import KNOWN_NAMES, checksum, reader_of
-from daskpipe.generate.labelled import LabelKeys, LabelledStretch, read_labelled
+from daskpipe.generate.labelled import LabelledStretch, read_labelled
+from daskpipe.generate.labels import LabelKeys
 from daskpipe.generate.stretches import stretches
 from daskpipe.packing import pack, versions
 from daskpipe.placement import DaskPool, Workers, gpu_stages, offers
@@ -95,7 +96,7 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
     if not pieces:
         raise InputError(
             "no seed structure passed the checks; the reasons are in "
-            f"{run.tree.root / 'quarantine'}: {reasons(run.tree.quarantined())}"
+            f"{run.tree.root / 'quarantine'}: {list_reasons(run.tree.quarantined())}"
         )
     if warning := too_long(settings.dynamics.timestep, masses_of(species)):
         run.emit(Notice(message=warning))
@@ -229,7 +230,8 @@ def _select(run: Run, frames: list[Receipt], features: list[Receipt], against: l
     keys = [receipt.key for receipt in frames if receipt.n_out]
     table = [(receipt.key, receipt.n_out) for receipt in features]
     others = [receipt.key for receipt in against]
-    key = key_of("select", selecting.VERSION, settings.model_dump(exclude={"against"}), [keys, table, others], run.seed)
+    version = selecting.AGAINST_VERSION if others else selecting.VERSION
+    key = key_of("select", version, settings.model_dump(exclude={"against"}), [keys, table, others], run.seed)
     n_frames = sum(n for _, n in table)
     unit = Unit(stage="select", index=0, key=key, n_inputs=n_frames, upstream=tuple(keys))
     pick = dask.delayed(selecting.select)
@@ -276,7 +278,7 @@ def _store(run: Run, labels: list[Receipt]) -> Receipt:
     if not filled:
         raise InputError(
             f"the teacher labelled no structure; the reasons are in {run.tree.root / 'quarantine'}: "
-            f"{reasons(run.tree.quarantined())}"
+            f"{list_reasons(run.tree.quarantined())}"
         )
     attrs = {
         "config": json.dumps(run.config.deciding(), sort_keys=True),
@@ -378,7 +380,7 @@ def corridor(
     frames, species = _explore(run, seeds, n_seeds)
     if not any(receipt.n_out for receipt in frames):
         raise InputError(
-            f"no trajectory survived; the reasons are in {tree.root / 'quarantine'}: {reasons(tree.quarantined())}"
+            f"no trajectory survived; the reasons are in {tree.root / 'quarantine'}: {list_reasons(tree.quarantined())}"
         )
     picks = _select(run, frames, *_describe(run, frames, species))
     labels = _label(run, frames, picks)
@@ -509,7 +511,7 @@ def _read_and_describe(run: Run, plan: Frames) -> tuple[list[Receipt], list[Rece
     frames = run.drive("read", plan, "frames")
     if not any(receipt.n_out for receipt in frames):
         rejected = run.tree.quarantined()
-        raise InputError(f"no frame can be described: {reasons(rejected)}; e.g. {rejected[0].evidence}")
+        raise InputError(f"no frame can be described: {list_reasons(rejected)}; e.g. {rejected[0].evidence}")
     species = generating.elements(run.tree.root, [receipt.key for receipt in frames])
     features, against = _describe(run, frames, species)
     return frames, features, against

@@ -209,10 +209,13 @@ def _check_charge(potential: Any, structures: Sequence[Atoms]) -> None:
     ions = [atoms.copy() for atoms in structures]
     for ion in ions:
         ion.info = {**ion.info, "charge": 1}
-    for atoms, neutral, ion in zip(structures, evaluate(potential, structures), evaluate(potential, ions), strict=True):
-        if not potential.knows_charge:
+    charged = evaluate(potential, ions)
+    if not potential.knows_charge:
+        for atoms, ion in zip(structures, charged, strict=True):
             assert isinstance(ion, Failure), f"{atoms} with a charge is labelled by a potential that knows none"
-        elif not isinstance(ion, Failure) and not isinstance(neutral, Failure):
+        return
+    for atoms, neutral, ion in zip(structures, evaluate(potential, structures), charged, strict=True):
+        if not isinstance(ion, Failure) and not isinstance(neutral, Failure):
             assert ion.energy != neutral.energy, (
                 f"{atoms} has the same energy with a charge; build the potential with Potential(knows_charge=False)"
             )

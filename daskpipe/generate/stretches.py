@@ -14,7 +14,8 @@ import numpy as np
 from daskpipe.constraints import constraints_of, fixed_components
 from daskpipe.errors import Rejection
 from daskpipe.generate.checks import Limits, check, system_type
-from daskpipe.generate.files import read, reader_of, words_of, xyz_frames
+from daskpipe.generate.extxyz import xyz_frames
+from daskpipe.generate.files import read, reader_of, words_of
 from daskpipe.shared_disk import raise_if_transient
 from daskpipe.structures import ARRAY_KEYS, round_positions
 

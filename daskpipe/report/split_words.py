@@ -6,16 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from daskpipe.outcome_lines import KEPT_TOGETHER
 from daskpipe.variables import SPLITS
-
-TOGETHER = {
-    "seed": "all frames of a seed",
-    "trajectory": "all frames of a trajectory",
-    "composition": "all structures of a composition",
-    "cluster": "all structures of a region of feature space",
-    "structure": "nothing: a random split",
-}
-"""What a value of ``store.split_by`` keeps in one split."""
 
 WORDS = {
     "split_by": "kept together",
@@ -78,7 +70,7 @@ def _write(head: str, value: Any) -> str:
     if value is None:
         return "–"
     if head in ("by", "split_by"):
-        return TOGETHER.get(str(value), str(value))
+        return KEPT_TOGETHER.get(str(value), str(value))
     if isinstance(value, int | float) and not isinstance(value, bool):
         if head == "near_duplicates":
             return f"{100 * value:.3g} % of the spread of the features"
