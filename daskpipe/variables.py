@@ -92,7 +92,11 @@ VARIABLES: dict[str, Variable] = {
         _variable("system_type", "structure", "int8", None, "Kind of system", coded=True),
         _variable("composition", "structure", "int32", None, "Chemical formula (Hill order)", coded=True),
         _variable("generator", "structure", "int8", None, "Source in the config that made the seed", coded=True),
-        _variable("temperature", "structure", "float32", "K", "Temperature of the thermostat"),
+        _variable("temperature", "structure", "float32", "K", "Temperature of the thermostat; NaN without one"),
+        _variable(
+            "kinetic_temperature", "structure", "float32", "K",
+            "Instantaneous temperature, of the kinetic energy; NaN without velocities",
+        ),
         _variable("pressure", "structure", "float32", "GPa", "Pressure of the barostat; NaN without one"),
         _variable("time", "structure", "float32", "fs", "Time since the start of the trajectory"),
         _variable("step", "structure", "int32", "1", "MD step since the start of the trajectory"),

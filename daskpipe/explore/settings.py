@@ -38,7 +38,10 @@ class Guards(_Model):
     """Limits beyond which a trajectory is not physics any more, and what happens then."""
 
     max_temperature_ratio: float = Field(
-        default=6.0, gt=1, description="Instantaneous over thermostat temperature at which a trajectory is stopped"
+        default=6.0,
+        gt=1,
+        description="Instantaneous over thermostat temperature at which a trajectory is stopped; neither equilibration "
+        "nor heat from the seed's own potential energy counts",
     )
     max_force: PositiveFloat = Field(default=100.0, description="Largest force on an atom, eV/Å")
     max_volume_ratio: float = Field(
@@ -49,7 +52,8 @@ class Guards(_Model):
     )
     evaporation: Annotated[float, Field(gt=1)] | None = Field(
         default=2.5,
-        description="A part that is farther than this many sums of covalent radii from the rest has left; null: may",
+        description="A fragment that is farther than this many sums of covalent radii from what it was bonded to has "
+        "left, unless matter is connected in three directions; null: may",
     )
     max_disagreement: PositiveFloat | None = Field(
         default=None,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from daskpipe.potentials import Potential
 
-VERSION = 2
+VERSION = 3
 
 FLAT = 1e-6
 """Volume (area, length) of the periodic cell vectors over the product of their lengths below which there is none."""

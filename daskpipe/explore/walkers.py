@@ -57,6 +57,7 @@ class Frame:
     """Shape (3, 3), Å."""
     step: int
     temperature: float
+    kinetic_temperature: float
     pressure: float
     force_disagreement: float
     candidate: bool
@@ -245,6 +246,7 @@ class Walker:
                 "step": frame.step,
                 "time": np.nan if self.is_relaxation else frame.step * dynamics.timestep,
                 "temperature": frame.temperature,
+                "kinetic_temperature": frame.kinetic_temperature,
                 "pressure": frame.pressure,
             }
             if not np.isnan(frame.force_disagreement):
