@@ -22,6 +22,7 @@ from ase.calculators.emt import EMT
 from ase.cluster import Octahedron
 from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
+from threadpoolctl import threadpool_limits
 
 from daskpipe import potentials
 from daskpipe.explore.dynamics import Flight
@@ -110,6 +111,7 @@ def energies(ends: Sequence[Atoms]) -> np.ndarray:
 def main() -> int:
     """Print energies and times; return 1 if a minimum is another one."""
     torch.set_num_threads(1)
+    threadpool_limits(1)  # of scipy's matrix functions in ASE's filter, whose threads would only wait
     seeds = structures()
     sizes = [len(atoms) for atoms in seeds]
     print(
@@ -141,8 +143,8 @@ def main() -> int:
         )
         worst = max(worst, float(apart.max()))
         print(
-            f"energies at the minima: {int((apart <= TOLERANCE).sum())} of {len(seeds)} within {TOLERANCE:g} eV an atom "
-            f"of ASE's, largest difference {apart.max():.2g}; one by one and in batches the same bits: {same}"
+            f"energies at the minima: {int((apart <= TOLERANCE).sum())} of {len(seeds)} within {TOLERANCE:g} eV an "
+            f"atom of ASE's, largest difference {apart.max():.2g}; one by one and in batches the same bits: {same}"
         )
         if not same:
             return 1

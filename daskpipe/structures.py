@@ -24,7 +24,7 @@ NO_PARENT = bytes(16)
 INFO_KEYS = (
     "charge", "spin_multiplicity", "parent_id", "system_type", "generator", "temperature", "kinetic_temperature",
     "pressure", "time", "step", "ensemble", "replica", "force_disagreement", "candidate", "features", "cluster",
-    "selection_reason",     "split", "group", "label_method", "label_status",
+    "selection_reason", "split", "group", "label_method", "label_status",
 )  # fmt: skip
 ARRAY_KEYS = ("initial_charges", "initial_magmoms")
 """Facts about atoms, under ASE's names for them in ``atoms.arrays``."""
