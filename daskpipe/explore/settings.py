@@ -110,7 +110,9 @@ class MonteCarlo(_Model):
     every: PositiveInt = Field(default=20, description="MD steps between two segments of trial moves")
     swaps: NonNegativeInt = Field(default=0, description="Trial exchanges of two atoms of different elements a segment")
     hops: NonNegativeInt = Field(
-        default=0, description="Trial hops of one atom by about a bond length a segment; most overlap and cost nothing"
+        default=0,
+        description="Trial hops of one atom a segment: to a vacant site, if the start has any, as far away as atoms of "
+        "its kind are; else by that length in any direction, where most overlap and cost nothing",
     )
     min_distance: float = Field(
         default=0.7, ge=0, lt=1.5, description="Trial moves that bring a pair closer are rejected, as in the guards"

@@ -135,7 +135,7 @@ def _ensemble(seed: Atoms, settings: Exploration, elements: frozenset[str] | Non
         return unknown.reason, unknown.evidence, ""
     if evidence := overlap(seed, settings.guards.min_distance):
         return "overlap", evidence, ""
-    if settings.monte_carlo and settings.monte_carlo.swaps:
+    if settings.monte_carlo:
         try:
             oxidation_states(seed, settings.monte_carlo.oxidation_states)
         except ValueError as error:
