@@ -55,16 +55,30 @@ def import_(
     frames: Frames,
     out: NewDataset,
     method: Annotated[str, typer.Option(help="One word for how the labels were made, e.g. PBE-D3")],
-    energy: Annotated[str | None, typer.Option(help="Key of the energy, eV (energy or REF_energy)")] = None,
-    forces: Annotated[str | None, typer.Option(help="Key of the forces, eV/Å (forces or REF_forces)")] = None,
-    stress: Annotated[str | None, typer.Option(help="Key of the stress, eV/Å^3 (stress or REF_stress)")] = None,
+    energy: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Key of the energy; the rest has its prefix")
+    ] = None,
+    forces: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Key of the forces; none for energies alone")
+    ] = None,
+    stress: Annotated[str | None, typer.Option(metavar="KEY", help="Key of the stress; none to leave it out")] = None,
+    virial: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Key of the virial, minus stress times volume; none to leave it out"),
+    ] = None,
+    energy_unit: Annotated[
+        str | None, typer.Option(metavar="UNIT", help="e.g. hartree; by default as declared, or eV")
+    ] = None,
+    forces_unit: Annotated[str | None, typer.Option(metavar="UNIT", help="e.g. hartree/bohr; else eV/Å")] = None,
+    stress_unit: Annotated[str | None, typer.Option(metavar="UNIT", help="e.g. GPa; else eV/Å^3")] = None,
+    virial_unit: Annotated[str | None, typer.Option(metavar="UNIT", help="e.g. hartree; else eV")] = None,
     cluster: ClusterName = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a dataset of labelled frames: extxyz, ASE .db, .aselmdb; described, and split without leakage."""
+    """Make a dataset of labelled frames: extxyz, .traj, .db, .aselmdb, OUTCAR, vasprun.xml; split without leakage."""
     from daskpipe import standalone
-    from daskpipe.generate.labelled import LabelKeys
+    from daskpipe.generate.labels import LabelKeys
 
     paths, overrides = paths_and_overrides(frames)
     with bars_on_screen(as_json) as bars:
@@ -73,7 +87,16 @@ def import_(
             out,
             [*overrides, *cluster_overrides(cluster)],
             method=method,
-            keys=LabelKeys(energy=energy, forces=forces, stress=stress),
+            keys=LabelKeys(
+                energy=energy,
+                forces=forces,
+                stress=stress,
+                virial=virial,
+                energy_unit=energy_unit,
+                forces_unit=forces_unit,
+                stress_unit=stress_unit,
+                virial_unit=virial_unit,
+            ),
             force=force,
             subscribers=[bars],
         )
@@ -194,19 +217,28 @@ def train(
 def _trained(answer: dict[str, Any], console: Console) -> None:
     from daskpipe.composition import quoted
 
-    rows = []
-    for split, groups in answer["splits"].items():
-        energy, forces = groups["all"]["energy"], groups["all"]["forces"]
-        rows.append(
-            f"{split:<5}  energy RMSE {1e3 * energy['rmse']:.1f} meV/atom, forces RMSE {forces['rmse']:.4f} eV/Å: "
-            f"{forces['times_better']:.1f} times better than no forces at all"
-        )
+    rows = [error_line(split, groups["all"]) for split, groups in answer["splits"].items()]
     model = answer["model"]
     rows += [
         f"Model {model} after {answer['seconds']:.0f} s",
         f"explore with it: daskpipe run quickstart {quote(f'explore.potential.params.model={quoted(model)}')}",
     ]
     print_lines(rows, console)
+
+
+def error_line(split: str, errors: dict[str, Any]) -> str:
+    """Return the errors of a split for people; `errors` as `daskpipe.train.accuracy.errors` returns them."""
+    energy, forces = errors["energy"], errors["forces"]
+    if energy is None or forces is None:
+        failures = ", ".join(f"{count:,} {reason}" for reason, count in errors["failures"].items())
+        return f"{split:<5}  no errors, for the model failed on all of its structures: {failures}"
+    if forces["times_better"] is not None:
+        gain = f"{forces['times_better']:.1f} times better than no forces at all"
+    elif forces["mean_predictor_rmse"] == 0:
+        gain = "all forces of its labels are 0"
+    else:
+        gain = "those of its labels, exactly"
+    return f"{split:<5}  energy RMSE {1e3 * energy['rmse']:.1f} meV/atom, forces RMSE {forces['rmse']:.4f} eV/Å: {gain}"
 
 
 def _verified(answer: dict[str, Any], console: Console) -> None:

@@ -37,14 +37,23 @@ from daskpipe.errors import (
 )
 from daskpipe.events import Emit, RunStarted, fan_out
 from daskpipe.generate.files import checksum, find
-from daskpipe.generate.labelled import DATABASES, LabelKeys, check_method, labelled_stretches
-from daskpipe.generate.stretches import TEXTS, Stretch, copy_frames, stretches
+from daskpipe.generate.given_splits import splits_of_files
+from daskpipe.generate.labelled import (
+    KNOWN_NAMES,
+    check_method,
+    find_labelled,
+    label_report,
+    labelled_stretches,
+)
+from daskpipe.generate.labels import LabelKeys
+from daskpipe.generate.stretches import Stretch, copy_frames, stretches
 from daskpipe.joining import join
 from daskpipe.ledger import Ledger
 from daskpipe.outputs import check_output, replacing, resolve_output
 from daskpipe.packing import versions
 from daskpipe.pipeline import Frames, content_of, frames_of, gather, labels_of, read_and_describe, rows_of
 from daskpipe.placement import Workers, offers
+from daskpipe.select.overlaps import find_overlaps
 from daskpipe.select.stage import atom_table, feature_table
 from daskpipe.store import export as export_dataset
 from daskpipe.store.cold import write_cold
@@ -63,9 +72,6 @@ SIZE = 512
 PICKING = ("describe", "select", "cluster", "seed")
 MAKING = ("store", "describe", "cluster", "seed")
 """What of the config counts where frames are described and picked, and where a dataset is made."""
-
-LABELLED = (*TEXTS, *DATABASES)
-"""Files whose frames can have labels."""
 
 COLD = "cold"
 """Name of the compressed copy among the formats of exports."""
@@ -92,7 +98,9 @@ class Done:
     examples
         One of each reason: what it was.
     report
-        Of `select`: method, near-duplicates left out, coverage. Of `describe`: its settings, and versions.
+        Of `select`: method, near-duplicates left out, coverage, and picks whose atoms overlap. Of `describe`: its
+        settings, and versions. Of `import`: ``labels``, the frames that have each label, ``sources``, by the keys that
+        their labels come from, and ``left_out``, by what they hold that no dataset has room for.
     seconds
         Wall time.
     """
@@ -164,7 +172,8 @@ def select(
             numbers.setdefault(piece.path, []).extend(steps[chosen["row"][chosen["unit"] == unit]].tolist())
         with replacing(out) as attempt:
             copy_frames(numbers.items(), attempt)
-        return frames, picks.n_out, json.loads(chosen["report"].item())
+        overlaps = find_overlaps(tree, [(piece.path, key) for piece, key in filled], chosen)
+        return frames, picks.n_out, {**json.loads(chosen["report"].item()), "overlaps": overlaps}
 
     return _run(f"select {n}", config, out, client, subscribers, work)
 
@@ -260,13 +269,17 @@ def import_labelled(
 ) -> Done:
     """Make a dataset of labelled frames that others have computed.
 
-    Frames are described, near-duplicates and trajectories found, and the splits made as in a run. Doubled frames are
-    kept once; frames that cannot be used are counted by reason, and named in the dataset's attribute ``rejected``.
+    Frames are described, near-duplicates and trajectories found, and the splits made as in a run, unless the frames
+    come with splits (key ``split``, or one file a split), which they keep: ``store.keep_splits=false`` splits anew.
+    Doubled frames are kept once; frames that cannot be used are counted by reason, and named in the dataset's attribute
+    ``rejected``.
 
     Parameters
     ----------
     paths
-        ``.extxyz``, ``.xyz``, ASE's ``.db`` and fairchem's ``.aselmdb`` files, folders and globs of them.
+        ``.extxyz``, ``.xyz``, ASE's ``.traj`` and ``.db``, fairchem's ``.aselmdb``, VASP's ``OUTCAR*`` and
+        ``vasprun*.xml``: files, folders and globs of them. Of an OUTCAR and a vasprun.xml in one folder, which hold the
+        same frames, the latter is read.
     out
         ``*.zarr``.
     overrides
@@ -274,7 +287,7 @@ def import_labelled(
     method
         One word for how the labels were made, e.g. ``PBE-D3``: it becomes ``label_method``.
     keys
-        Where the labels stand.
+        Keys and units of the labels; by default one family of labels is taken, see `daskpipe.generate.labels`.
     force, client, subscribers
         As in `select`.
 
@@ -286,11 +299,13 @@ def import_labelled(
     out = _target(out, (".zarr",), force)
     check_method(method)
     config = _config(overrides, MAKING)
-    files = find(list(paths), Path.cwd())
-    if strangers := [file for file in files if file.suffix.lower() not in LABELLED]:
-        raise ConfigError(f"{strangers[0]} holds no labels that can be read; give {', '.join(LABELLED)}")
-    sources = [{"name": file.name, "checksum": checksum(file), "label_method": method} for file in files]
-    pieces = [piece for file in files for piece in labelled_stretches(file, SIZE)]
+    files, strangers = find_labelled(list(paths), Path.cwd())
+    if strangers:
+        raise ConfigError(f"{strangers[0]} holds no labels that can be read; give {KNOWN_NAMES}")
+    typed = {"label_keys": keys.model_dump(exclude_none=True)} if keys != LabelKeys() else {}
+    sources = [{"name": file.name, "checksum": checksum(file), "label_method": method, **typed} for file in files]
+    given = splits_of_files(files)
+    pieces = [piece for file in files for piece in labelled_stretches(file, SIZE, given.get(file, ""))]
     return _gathered("import", config, labels_of(pieces, keys, method, config.seed), sources, out, client, subscribers)
 
 
@@ -318,7 +333,7 @@ def _gathered(
         attrs = {"sources": json.dumps(sources, sort_keys=True), "describe": json.dumps(described, sort_keys=True)}
         with replacing(out) as attempt:
             frames, dataset, report = gather(tree, config, plan, workers, emit, target=attempt, attrs=attrs)
-        return frames, dataset.n_out, report
+        return frames, dataset.n_out, {**report, **label_report(receipt.tallies for receipt in frames)}
 
     return _run(name, config, out, client, subscribers, work)
 

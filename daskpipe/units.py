@@ -14,3 +14,18 @@ FS = 0.09822694788464063
 
 GPA = 0.006241509125883258
 """One gigapascal in eV/Å^3."""
+
+HARTREE = 27.211386024367243
+"""One Hartree in eV."""
+
+RYDBERG = 13.605693012183622
+"""One Rydberg in eV."""
+
+BOHR = 0.5291772105638411
+"""One Bohr in Å."""
+
+KCAL_PER_MOL = 0.04336410390059322
+"""One kcal/mol in eV."""
+
+KJ_PER_MOL = 0.010364269574711572
+"""One kJ/mol in eV."""

@@ -174,7 +174,7 @@ def vacant_sites(atoms: Atoms) -> np.ndarray:
 
     They are those vertices of the Voronoi cells of the atoms that lie about as far from the nearest atoms as atoms do,
     with atoms on all sides: in vacuum, and on surfaces, there are none. Of vertices closer than 0.6 distances of
-    nearest neighbours the emptiest counts; the site is the mean of the atoms around it.
+    nearest neighbours the emptiest counts; the site is the weighted mean of the atoms around it.
 
     Parameters
     ----------
@@ -210,11 +210,12 @@ def vacant_sites(atoms: Atoms) -> np.ndarray:
         if not low <= clearance[number] <= high:
             continue
         around = points[tree.query_ball_point(vertices[number], SHELL * clearance[number])]
-        directions = around - vertices[number]
-        directions /= np.linalg.norm(directions, axis=1)[:, None]
-        if np.linalg.norm(directions.mean(axis=0)) > SURROUNDED:
+        away = np.linalg.norm(around - vertices[number], axis=1)[:, None]
+        if np.linalg.norm(((around - vertices[number]) / away).mean(axis=0)) > SURROUNDED:
             continue
-        site = around.mean(axis=0)
+        # The nearest count most: no edge at which an atom begins to count.
+        weight = away**-12
+        site = (weight * around).sum(axis=0) / weight.sum()
         if all(np.linalg.norm(_nearest(site - other, cell, atoms.pbc)) > 0.6 * spacing for other in sites):
             sites.append(site)
     return np.array(sites).reshape(-1, 3)

@@ -48,6 +48,14 @@ class Fault(NamedTuple):
     evidence: str
 
 
+class FrameError(Exception):
+    """A structure that cannot be used, with the reason to count it by."""
+
+    def __init__(self, reason: str, evidence: str) -> None:
+        super().__init__(evidence)
+        self.reason = reason
+
+
 def check(atoms: Atoms, limits: Limits) -> Fault | None:
     """Return what is wrong with a structure, or None.
 

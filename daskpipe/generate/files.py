@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from io import StringIO
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +22,10 @@ import numpy as np
 from ase import Atoms
 
 from daskpipe.errors import InputError, Rejection
+from daskpipe.generate.checks import FrameError
+from daskpipe.generate.crystals import cif_frames, poscar_frames
+from daskpipe.generate.declared_units import check_length, metadata_units
+from daskpipe.generate.extxyz import parse_frame, xyz_frames
 from daskpipe.generate.params import NotEmpty
 from daskpipe.shared_disk import raise_if_transient
 from daskpipe.structures import copy_arrays
@@ -34,14 +37,6 @@ SPIN_KEYS = ("spin_multiplicity", "multiplicity", "spin")
 
 Frame = Callable[[], Atoms]
 """Builds one structure of a file; fails without harm to the others."""
-
-
-class FrameError(Exception):
-    """A structure that is whole but cannot be used, with the reason to count it by."""
-
-    def __init__(self, reason: str, evidence: str) -> None:
-        super().__init__(evidence)
-        self.reason = reason
 
 
 def files(
@@ -137,6 +132,7 @@ def cleaned(atoms: Atoms) -> Atoms:
         if not 1 <= multiplicity <= 127:
             raise FrameError("spin", f"spin multiplicity {multiplicity}; it must lie within 1 and 127")
         info["spin_multiplicity"] = multiplicity
+    check_length(atoms.info)
     clean = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc, info=info)
     copy_arrays(atoms, clean)
     return clean
@@ -146,108 +142,17 @@ def _integer(info: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
     for key in keys:
         if key in info:
             value = info[key]
-            if not isinstance(value, int | float | np.number) or not float(value).is_integer():
+            is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            if not is_number or not float(value).is_integer():
                 raise FrameError(keys[0].partition("_")[0], f"{key} is {value!r}; it must be a whole number")
             return int(value)
     return None
 
 
 def _xyz(path: Path, offset: int = 0) -> Iterator[Frame]:
-    """Frames of an extxyz or xyz file, split by us: ASE would give up all frames for one that is broken."""
-    from ase.io.extxyz import read_xyz
-
-    def build(frame: bytes) -> Atoms:
-        _check_columns(frame)
-        atoms: Atoms = next(read_xyz(StringIO(frame.decode("utf-8", errors="replace")), index=0))
-        return atoms
-
+    """Frames of an extxyz or xyz file; one that is broken does not cost the others."""
     for _, frame in xyz_frames(path, offset):
-        yield partial(build, frame)
-
-
-def _check_columns(frame: bytes) -> None:
-    """See that the first atom has as many columns as the comment claims: the parser makes room for all of them."""
-    _, comment, *atoms = frame.split(b"\n", 3)
-    found = re.search(rb"\bProperties=\"?([^\s\"]+)", comment, flags=re.IGNORECASE)
-    claimed = sum(int(count) for count in found[1].split(b":")[2::3] if count.isdigit()) if found else 0
-    if atoms and claimed > (n_columns := len(atoms[0].split())):
-        raise ValueError(f"the comment claims {claimed} columns, and the first atom has {n_columns}")
-
-
-def xyz_frames(path: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield where each frame of an extxyz or xyz file begins, and its bytes as they stand there.
-
-    Parameters
-    ----------
-    path
-        The file.
-    offset
-        Byte that a frame begins at; it and those after it are yielded.
-
-    Raises
-    ------
-    ValueError
-        Where the file is broken.
-    """
-    with path.open("rb") as lines:
-        lines.seek(offset)
-        header = next(lines, b"")
-        while header:
-            if not header.strip():
-                offset += len(header)
-                header = next(lines, b"")
-                continue
-            if not header.strip().isdigit():
-                received = header[:1000].decode("utf-8", errors="replace").strip()[:60]
-                raise ValueError(f"expected a line with the number of atoms, found {received!r}")
-            n_atoms = int(header)
-            if n_atoms > (size := path.stat().st_size):
-                raise ValueError(f"the file claims {n_atoms:.3g} atoms, and has {size} bytes")
-            body = list(islice(lines, n_atoms + 1))
-            if len(body) < n_atoms + 1:
-                raise ValueError(f"the file ends after {max(len(body) - 1, 0)} of {n_atoms} atoms")
-            following = next(lines, b"")
-            while following.lstrip().startswith(b"VEC"):  # the cell, in ADF's dialect
-                body.append(following)
-                following = next(lines, b"")
-            frame = b"".join([header, *body])
-            yield offset, frame
-            offset += len(frame)
-            header = following
-
-
-def _cif(path: Path) -> Iterator[Frame]:
-    from ase.io.cif import CIFBlock, parse_cif
-
-    def build(block: CIFBlock) -> Atoms:
-        occupancies = block.get("_atom_site_occupancy", [])
-        occupancies = occupancies if isinstance(occupancies, list) else [occupancies]
-        partly = [value for value in occupancies if isinstance(value, int | float) and value < 1]
-        if partly:
-            raise FrameError(
-                "partial_occupancy",
-                f"{len(partly)} of {len(occupancies)} sites are partly occupied, the least by {min(partly):g}; "
-                "give an ordered structure",
-            )
-        atoms: Atoms = block.get_atoms()
-        atoms.pbc = atoms.cell.rank == 3
-        return atoms
-
-    for block in parse_cif(str(path)):
-        # Blocks without coordinates are common: journals put the text of the paper there.
-        if "_atom_site_fract_x" in block or "_atom_site_cartn_x" in block:
-            yield partial(build, block)
-
-
-def _poscar(path: Path) -> Iterator[Frame]:
-    from ase.io.vasp import read_vasp
-
-    size = path.stat().st_size
-    with path.open("rb") as lines:
-        claimed = max((int(word) for line in islice(lines, 5, 7) for word in line.split() if word.isdigit()), default=0)
-    if claimed > size:  # the parser makes room for all of them
-        raise ValueError(f"the file claims {claimed:.3g} atoms, and has {size} bytes")
-    yield partial(read_vasp, path)
+        yield partial(parse_frame, frame)
 
 
 def _trajectory(path: Path) -> Iterator[Frame]:
@@ -284,8 +189,9 @@ def _database(path: Path) -> Iterator[Frame]:
     finally:
         connection.close()
     database = connect(str(path), type="db", use_lock_file=False)
+    units = metadata_units(database.metadata)
     for row_id in ids:
-        yield partial(_of_row, database, row_id)
+        yield partial(_of_row, database, row_id, units)
 
 
 def _lmdb(path: Path) -> Iterator[Frame]:
@@ -296,14 +202,15 @@ def _lmdb(path: Path) -> Iterator[Frame]:
     # ASE's class, if opening fails, raises once more when it goes away: what is no database is met before.
     lmdb.open(str(path), subdir=False, readonly=True, lock=False).close()
     with connect(str(path), type="aselmdb", readonly=True) as database:
+        units = metadata_units(database.metadata)
         for row_id in database.ids:
-            yield partial(_of_row, database, row_id)
+            yield partial(_of_row, database, row_id, units)
 
 
-def _of_row(database: Any, row_id: int) -> Atoms:
+def _of_row(database: Any, row_id: int, units: Mapping[str, Any]) -> Atoms:
     row = database.get(id=row_id)
     return Atoms(
-        row.numbers, row.positions, cell=row.cell, pbc=row.pbc, info=row.key_value_pairs,
+        row.numbers, row.positions, cell=row.cell, pbc=row.pbc, info={**units, **row.key_value_pairs},
         charges=row.get("initial_charges"), magmoms=row.get("initial_magmoms"),
     )  # fmt: skip
 
@@ -311,9 +218,9 @@ def _of_row(database: Any, row_id: int) -> Atoms:
 READERS: dict[str, Callable[[Path], Iterator[Frame]]] = {
     ".extxyz": _xyz,
     ".xyz": _xyz,
-    ".cif": _cif,
-    ".poscar": _poscar,
-    ".vasp": _poscar,
+    ".cif": cif_frames,
+    ".poscar": poscar_frames,
+    ".vasp": poscar_frames,
     ".traj": _trajectory,
     ".db": _database,
     ".aselmdb": _lmdb,
@@ -325,10 +232,16 @@ def reader_of(path: Path) -> Callable[[Path], Iterator[Frame]] | None:
     """Return the reader for a file of that name, or None."""
     if path.suffix.lower() in READERS:
         return READERS[path.suffix.lower()]
-    return _poscar if path.name.startswith(("POSCAR", "CONTCAR")) else None
+    return poscar_frames if path.name.startswith(("POSCAR", "CONTCAR")) else None
 
 
-def find(paths: list[str], base_dir: Path) -> list[Path]:
+def find(
+    paths: list[str],
+    base_dir: Path,
+    *,
+    is_known: Callable[[Path], object] | None = None,
+    known: str = KNOWN_NAMES,
+) -> list[Path]:
     """Return the files that `paths` stand for, each once, in the order given, within a folder or glob by name.
 
     Parameters
@@ -339,6 +252,8 @@ def find(paths: list[str], base_dir: Path) -> list[Path]:
         names were passed over is logged. A file that is named, or met by a glob, is taken whatever its name.
     base_dir
         Folder that relative paths start from.
+    is_known, known
+        Whether a file in a folder is one of those that are searched for, by default by `reader_of`, and their names.
 
     Raises
     ------
@@ -357,22 +272,24 @@ def find(paths: list[str], base_dir: Path) -> list[Path]:
                 raise InputError(f"paths: {text!r} meets no file in {base_dir}; check the pattern")
         else:
             raise InputError(f"paths: {text!r} does not exist in {base_dir}; give a file, a folder or a glob")
-        files = [file for match in matches for file in (_walk(match) if match.is_dir() else [match])]
+        files = [
+            file for match in matches for file in (_walk(match, is_known or reader_of) if match.is_dir() else [match])
+        ]
         if not files:
-            raise InputError(f"paths: {text!r} holds no file of a known name; known: {KNOWN_NAMES}")
+            raise InputError(f"paths: {text!r} holds no file of a known name; known: {known}")
         if odd := [file for file in files if not file.is_file()]:
             raise InputError(f"paths: {odd[0]} is neither a file nor a folder; leave it out")
         found |= {file.resolve(): file for file in files if file.resolve() not in found}
     return list(found.values())
 
 
-def _walk(folder: Path) -> list[Path]:
+def _walk(folder: Path, is_known: Callable[[Path], object]) -> list[Path]:
     """Files of known names in a folder and those beneath it, hidden ones left out."""
     kept, passed = [], 0
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         visible = [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
-        known = [path for path in visible if reader_of(path) and path.is_file()]
+        known = [path for path in visible if is_known(path) and path.is_file()]
         kept += known
         passed += len(visible) - len(known)
     if passed:

@@ -1,18 +1,21 @@
-"""Frames with their labels, from extxyz, ASE's SQLite databases and fairchem's LMDB ones (``.aselmdb``).
+"""Frames with their labels: extxyz, ASE's trajectories and databases (also fairchem's ``.aselmdb``), VASP's output.
 
 What a frame is comes through the same door as all foreign structures (`daskpipe.generate.files`); here its energy,
-forces and stress are taken as well, and what a frame descends from is worked out:
+forces and stress are taken as well (`daskpipe.generate.labels`), what is not taken is counted, and what a frame
+descends from is worked out:
 
 * A frame that daskpipe exported says it itself (``structure_id`` and ``parent_id``).
 * Else, consecutive frames with the same atoms in the same order, none of which moved by 1 Å or more from the frame
-  before, are one trajectory, and their parent is its first frame. So a split does not tear a trajectory apart. Frames
-  that were thinned out until atoms jump farther, or shuffled, cannot be told from different systems.
+  before, are one trajectory, and their parent is its first frame. Where frames are shuffled, the store connects them
+  (`daskpipe.store.connectivity`). So a split does not tear a trajectory apart. Frames that were thinned out until atoms
+  jump farther cannot be told from different systems.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,16 +25,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from daskpipe.errors import ConfigError, Rejection
-from daskpipe.generate.checks import check, system_type
-from daskpipe.generate.files import FrameError, cleaned, rejection_of, xyz_frames
+from daskpipe.generate.checks import FrameError, check, system_type
+from daskpipe.generate.declared_units import find_units, metadata_units
+from daskpipe.generate.extxyz import parse_frame, xyz_frames
+from daskpipe.generate.files import CHARGE_KEYS, SPIN_KEYS, cleaned, find, rejection_of
+from daskpipe.generate.given_splits import split_of_frame
+from daskpipe.generate.labels import LabelKeys, left_out, read_labels
 from daskpipe.generate.stretches import ANY, TEXTS, Stretch
+from daskpipe.generate.vasp import is_outcar, is_vasprun, outcar_frames, vasprun_frames
 from daskpipe.geometry import full_cell
 from daskpipe.shared_disk import raise_if_transient
 from daskpipe.structures import NO_PARENT, from_atoms, round_positions, structure_id
-from daskpipe.variables import FULL_TO_VOIGT
 from daskpipe.work import Payload, arrays_of
 
 if TYPE_CHECKING:
@@ -41,34 +47,26 @@ STAGE = "import"
 """What rejections are counted under, and the generator of frames that name none."""
 
 DATABASES = (".db", ".aselmdb")
+TRAJECTORIES = (".traj",)
+KNOWN_NAMES = ", ".join([*(f"*{suffix}" for suffix in (*TEXTS, *TRAJECTORIES, *DATABASES)), "OUTCAR*", "vasprun*.xml"])
+"""Files whose frames can have labels."""
 
 JUMP = 1.0
 """Distance, Å, that no atom moves between two frames of a trajectory: a thermal vibration is less, a bond is more."""
 
-VIRIALS = ("REF_virials", "virials", "virial")
-WORDS = ("system_type", "generator", "label_method", "split")
+IDS = ("structure_id", "parent_id")
+WORDS = ("system_type", "generator", "label_method")
 """Facts that daskpipe's own exports carry."""
 
 ID_DIGITS = 32
 
+MOST_CHARACTERS, MOST_NAMES = 60, 12
+"""Length and number of the names of what is left out that the receipt of a unit spells out: it stays below 2 kB."""
+
+LABELS, FROM, LEFT_OUT = "labels/", "from/", "left_out/"
+"""What the names of tallies begin with."""
+
 Build = Callable[[], "Atoms"]
-
-
-class LabelKeys(BaseModel):
-    """Where frames have their labels: keys of ``info``, of ``arrays``, or of ASE's calculator.
-
-    Where no key is given, the calculator's results are taken (what ASE reads from ``energy``, ``forces`` and
-    ``stress``), else MACE's ``REF_energy``, ``REF_forces`` and ``REF_stress``, else a stress from virials. Units are eV
-    and Å.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    energy: str | None = Field(default=None, description="Key of the energy, eV")
-    forces: str | None = Field(default=None, description="Key of the forces, eV/Å")
-    stress: str | None = Field(
-        default=None, description="Key of the stress, eV/Å^3, 9 numbers or xx yy zz yz xz xy; positive under tension"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +78,15 @@ class LabelledStretch(Stretch):
     parent
         First frame, as structure id in hex, of the trajectory that the first readable frame of the stretch goes on
         with; empty if it begins one or names its parent itself.
+    split
+        Split that the name of the file gives; empty if it gives none.
     """
 
     parent: str = ""
+    split: str = ""
 
 
-def labelled_stretches(path: Path, size: int) -> list[LabelledStretch]:
+def labelled_stretches(path: Path, size: int, split: str = "") -> list[LabelledStretch]:
     """Cut a file into stretches of `size` frames; it is read through once, to see where trajectories begin.
 
     Parameters
@@ -94,6 +95,8 @@ def labelled_stretches(path: Path, size: int) -> list[LabelledStretch]:
         ``.extxyz``, ``.xyz``, ``.db`` or ``.aselmdb``.
     size
         Frames in a stretch.
+    split
+        Split that the name of the file gives.
     """
     begins, parents, n_frames, trajectory = [], [], 0, _Trajectory()
     try:
@@ -123,6 +126,7 @@ def labelled_stretches(path: Path, size: int) -> list[LabelledStretch]:
             offset=begins[number] if begins else 0,
             last=start == starts[-1],
             parent=parents[number] if parents else "",
+            split=split,
         )
         for number, start in enumerate(starts)
     ]
@@ -145,8 +149,10 @@ def read_labelled(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Pay
     Payload
         Rows with energy (eV), forces (eV/Å), where the frame has them stress (eV/Å^3) and magmoms, ``label_status`` ok,
         ``step`` the number of the frame in its file, and lineage. Frames that cannot be used are rejections of the
-        stage ``import``: ``empty``, ``unreadable``, ``unknown_format``, ``unknown_element``, ``no_energy``,
-        ``no_forces``, ``shape``, ``not_finite``, and whatever `daskpipe.generate.checks.check` finds.
+        stage ``import``: ``empty``, ``unreadable``, ``unknown_format``, ``unconverged``, those of
+        `daskpipe.generate.files.read`, `daskpipe.generate.labels.read_labels` and `daskpipe.generate.checks.check`.
+        Tallies count frames: ``labels/energy``, ``labels/forces``, ``labels/stress``; ``from/KEYS`` by the keys of
+        their labels; ``left_out/NAME`` by what they hold and is not taken.
 
     Raises
     ------
@@ -156,12 +162,41 @@ def read_labelled(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Pay
     check_method(method)
     good: list[Atoms] = []
     rejected: list[Rejection] = []
+    tallies: Counter[str] = Counter()
     for item in _read(stretch, keys, method):
         if isinstance(item, Rejection):
             rejected.append(replace(item, stage=STAGE))
         else:
-            good.append(item)
-    return Payload(arrays=arrays_of(from_atoms(good)), n_out=len(good), rejected=rejected)
+            good.append(item[0])
+            tallies += item[1]
+    return Payload(arrays=arrays_of(from_atoms(good)), n_out=len(good), rejected=rejected, tallies=_shortened(tallies))
+
+
+def _shortened(tallies: Counter[str]) -> dict[str, int]:
+    """Return counts that fit a receipt: the most frequent names of what is left out, and how many others there are."""
+    names = [name for name, _ in tallies.most_common() if name.startswith(LEFT_OUT)]
+    short = {name: n for name, n in sorted(tallies.items()) if name not in names[MOST_NAMES:]}
+    if rest := sum(tallies[name] for name in names[MOST_NAMES:]):
+        short[f"{LEFT_OUT}other keys"] = rest
+    return short
+
+
+def label_report(tallies: Iterable[Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Return the sums of the tallies of units that `read_labelled` made.
+
+    Returns
+    -------
+    dict
+        Frames with each label (``labels``), by the keys of their labels (``sources``), and by what they hold and is
+        not taken (``left_out``), the most frequent first; empty if there are no tallies.
+    """
+    total = sum((Counter(counts) for counts in tallies), Counter())
+    names = {"labels": LABELS, "sources": FROM, "left_out": LEFT_OUT}
+    found = {
+        kind: {name.removeprefix(prefix): n for name, n in total.most_common() if name.startswith(prefix)}
+        for kind, prefix in names.items()
+    }
+    return found if total else {}
 
 
 def check_method(method: str) -> None:
@@ -170,7 +205,7 @@ def check_method(method: str) -> None:
         raise ConfigError(f"label method {method!r}: use one word without white space, e.g. PBE-D3")
 
 
-def _read(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Iterator[Atoms | Rejection]:
+def _read(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Iterator[tuple[Atoms, Counter[str]] | Rejection]:
     path, number = Path(stretch.path), stretch.first
     trajectory = _Trajectory(bytes.fromhex(stretch.parent))
     try:
@@ -180,7 +215,10 @@ def _read(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Iterator[At
             for number, (_, build) in enumerate(
                 islice(frames, None if stretch.last else stretch.n_frames), start=stretch.first + 1
             ):
-                yield _row(build, f"{stretch.path}#{number - 1}", number - 1, trajectory, keys, method)
+                item = _row(build, f"{stretch.path}#{number - 1}", number - 1, trajectory, keys, method)
+                if stretch.split and not isinstance(item, Rejection):
+                    item[0].info.setdefault("split", stretch.split)
+                yield item
         if number == 0:
             raise FrameError("empty", "the file holds no structure")
     except Exception as error:  # what is wrong with the file as a whole, or from here on
@@ -189,7 +227,7 @@ def _read(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Iterator[At
 
 def _row(
     build: Build, name: str, number: int, trajectory: _Trajectory, keys: LabelKeys, method: str
-) -> Atoms | Rejection:
+) -> tuple[Atoms, Counter[str]] | Rejection:
     from ase.calculators.singlepoint import SinglePointCalculator
 
     try:
@@ -197,15 +235,22 @@ def _row(
         atoms, lineage = _structure(raw)
         # Before the labels are looked at: a frame without them belongs to its trajectory all the same.
         parent = trajectory.parent_of(atoms, lineage)
-        labels = _labels(raw, keys)
+        labels = read_labels(raw, keys)
     except Exception as error:  # a parser may raise anything when it meets foreign bytes
         return rejection_of(error, name)
     facts = {"system_type": system_type(atoms), "generator": STAGE, "label_method": method}
     if lineage is not None:
         facts |= {key: word for key in WORDS if (word := str(raw.info.get(key, ""))).split() == [word]}
+    if split := split_of_frame(raw.info):
+        facts["split"] = split
     atoms.info |= {**facts, "parent_id": parent, "step": number, "label_status": "ok"}
-    atoms.calc = SinglePointCalculator(atoms, **labels)
-    return atoms
+    atoms.calc = SinglePointCalculator(atoms, **labels.results)
+    names = [f"{LABELS}{label}" for label in labels.results]
+    names.append(f"{FROM}{', '.join(labels.keys)}"[:MOST_CHARACTERS])
+    # What has become a variable is in `atoms`, under its own name.
+    taken = {*CHARGE_KEYS, *SPIN_KEYS, *IDS, *atoms.info, *atoms.arrays, *find_units(raw.info)[1]}
+    names += [f"{LEFT_OUT}{name}"[:MOST_CHARACTERS] for name in left_out(raw, taken, labels)]
+    return atoms, Counter(names)
 
 
 # --- frames -----------------------------------------------------------------------------------------
@@ -215,21 +260,51 @@ def _frames(path: Path, first: int = 0, offset: int = 0) -> Generator[tuple[int,
     """Yield the byte that each frame begins at (0 in databases), and what builds it with all that is written in it."""
     if path.suffix.lower() in TEXTS:
         for begin, frame in xyz_frames(path, offset):
-            yield begin, partial(_parse, frame)
+            yield begin, partial(parse_frame, frame)
     elif path.suffix.lower() in DATABASES:
         yield from islice(_rows(path), first, None)
+    elif path.suffix.lower() in TRAJECTORIES:
+        yield from islice(_items(path), first, None)
+    elif is_vasprun(path) or is_outcar(path):
+        reader = vasprun_frames if is_vasprun(path) else outcar_frames
+        yield from islice(((0, build) for build in reader(path)), first, None)
     else:
-        known = ", ".join(f"*{suffix}" for suffix in (*TEXTS, *DATABASES))
-        raise FrameError("unknown_format", f"{path.name} is in no format that can hold labels; known names: {known}")
+        raise FrameError(
+            "unknown_format", f"{path.name} is in no format that can hold labels; known names: {KNOWN_NAMES}"
+        )
 
 
-def _parse(frame: bytes) -> Atoms:
-    from io import StringIO
+def holds_labels(path: Path) -> bool:
+    """Return whether the frames of a file can have labels, by its name."""
+    return path.suffix.lower() in (*TEXTS, *TRAJECTORIES, *DATABASES) or is_vasprun(path) or is_outcar(path)
 
-    from ase.io.extxyz import read_xyz
 
-    atoms: Atoms = next(read_xyz(StringIO(frame.decode("utf-8", errors="replace")), index=0))
-    return atoms
+def find_labelled(paths: list[str], base_dir: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files that `paths` stand for, and those among them that cannot hold labels.
+
+    Parameters
+    ----------
+    paths, base_dir
+        As `daskpipe.generate.files.find` takes them. Of a folder only the files that can hold labels count; of an
+        OUTCAR and a vasprun.xml in one folder the latter, for it has more digits of the same frames.
+
+    Raises
+    ------
+    InputError
+        As `daskpipe.generate.files.find`.
+    """
+    files = find(paths, base_dir, is_known=holds_labels, known=KNOWN_NAMES)
+    folders = {file.parent for file in files if is_vasprun(file)}
+    files = [file for file in files if not (is_outcar(file) and file.parent in folders)]
+    return files, [file for file in files if not holds_labels(file)]
+
+
+def _items(path: Path) -> Iterator[tuple[int, Build]]:
+    """Frames of an ASE trajectory, with the results that it holds."""
+    from ase.io.trajectory import TrajectoryReader
+
+    with TrajectoryReader(path) as trajectory:
+        yield from ((0, partial(trajectory.__getitem__, number)) for number in range(len(trajectory)))
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Build]]:
@@ -241,7 +316,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Build]]:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             ids = [row[0] for row in connection.execute("SELECT id FROM systems ORDER BY id")]
         with connect(str(path), type="db", use_lock_file=False) as database:  # one connection, not one a row
-            yield from ((0, partial(_whole, database, row_id)) for row_id in ids)
+            units = metadata_units(database.metadata)
+            yield from ((0, partial(_whole, database, row_id, units)) for row_id in ids)
         return
     if find_spec("ase_db_backends") is None:
         raise FrameError("unreadable", "*.aselmdb needs ase-db-backends; type: pip install 'daskpipe[export]'")
@@ -250,16 +326,17 @@ def _rows(path: Path) -> Iterator[tuple[int, Build]]:
     lmdb.open(str(path), subdir=False, readonly=True, lock=False).close()  # ASE's class would fail again when it goes
     database = connect(str(path), type="aselmdb", readonly=True)
     try:
-        yield from ((0, partial(_whole, database, row_id)) for row_id in database.ids)
+        units = metadata_units(database.metadata)
+        yield from ((0, partial(_whole, database, row_id, units)) for row_id in database.ids)
     finally:
         database.close()
 
 
-def _whole(database: Any, row_id: int) -> Atoms:
-    """Return the structure of a row with all that the row knows in ``info``."""
+def _whole(database: Any, row_id: int, units: Mapping[str, Any]) -> Atoms:
+    """Return the structure of a row with all that the row, and the metadata of its units, say in ``info``."""
     row = database.get(id=row_id)
     atoms: Atoms = row.toatoms()
-    atoms.info |= {**row.key_value_pairs, **row.data}
+    atoms.info |= {**units, **row.key_value_pairs, **row.data}
     return atoms
 
 
@@ -285,64 +362,6 @@ def _id(text: Any) -> bytes | None:
         return bytes.fromhex(digits) if len(digits) == ID_DIGITS else None
     except ValueError:
         return None
-
-
-# --- labels -----------------------------------------------------------------------------------------
-
-
-def _labels(raw: Atoms, keys: LabelKeys) -> dict[str, Any]:
-    """Return the labels of a frame, under ASE's names and in ASE's order.
-
-    Raises
-    ------
-    FrameError
-        If energy or forces are missing, or one of them is no number.
-    """
-    results: Mapping[str, Any] = raw.calc.results if raw.calc is not None else {}
-    written = {**raw.info, **raw.arrays}
-    n_atoms = len(raw)
-
-    def find(name: str, key: str | None) -> np.ndarray | None:
-        places = ((written, key), (results, key)) if key else ((results, name), (written, f"REF_{name}"))
-        found = next((place[key] for place, key in places if place.get(key) is not None), None)
-        if found is None:
-            return None
-        try:
-            return np.asarray(found, dtype=float)
-        except (TypeError, ValueError) as error:
-            raise FrameError("shape", f"the {name} is {str(found)[:60]!r}, which is no number") from error
-
-    labels: dict[str, Any] = {}
-    for name, key, shape in (("energy", keys.energy, ()), ("forces", keys.forces, (n_atoms, 3))):
-        values = find(name, key)
-        if values is None:
-            raise FrameError(f"no_{name}", f"no {name} under {key or f'{name} or REF_{name}'}; see label keys")
-        labels[name] = _checked(name, values.reshape(()) if values.size == 1 and not shape else values, shape)
-    stress = find("stress", keys.stress)
-    if stress is None and keys.stress is None:
-        virials = next((np.asarray(written[key], dtype=float) for key in VIRIALS if key in written), None)
-        if virials is not None and raw.cell.rank == len(raw.cell):
-            stress = -virials / raw.get_volume()
-    if stress is not None and not np.isnan(stress).all():
-        labels["stress"] = _checked("stress", _voigt(stress), (6,))
-    if "magmoms" in results:
-        labels["magmoms"] = _checked("magmoms", np.asarray(results["magmoms"], dtype=float), (n_atoms,))
-    return labels
-
-
-def _voigt(stress: np.ndarray) -> np.ndarray:
-    if stress.size != 9:
-        return stress.reshape(-1)
-    full = stress.reshape(3, 3)
-    return ((full + full.T) / 2).reshape(9)[list(FULL_TO_VOIGT)]
-
-
-def _checked(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if values.shape != shape:
-        raise FrameError("shape", f"{name}: expected an array of shape {shape}, received {values.shape}")
-    if not np.isfinite(values).all():
-        raise FrameError("not_finite", f"{np.count_nonzero(~np.isfinite(values))} of {values.size} {name} not finite")
-    return values
 
 
 # --- trajectories -----------------------------------------------------------------------------------

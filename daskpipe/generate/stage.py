@@ -25,7 +25,7 @@ from daskpipe.work import Payload, Rows, Tree, arrays_of, read_unit
 if TYPE_CHECKING:
     import xarray as xr
 
-VERSION = 1
+VERSION = 2
 
 FILES = "files"
 """Generator, and name of the source, that reads the paths in the config."""

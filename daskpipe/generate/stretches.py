@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from daskpipe.errors import Rejection
 from daskpipe.generate.checks import Limits, check, system_type
-from daskpipe.generate.files import read, reader_of, xyz_frames
+from daskpipe.generate.extxyz import xyz_frames
+from daskpipe.generate.files import read, reader_of
 from daskpipe.shared_disk import raise_if_transient
 from daskpipe.structures import ARRAY_KEYS, round_positions
 

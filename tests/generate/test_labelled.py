@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from daskpipe.errors import ConfigError
-from daskpipe.generate.labelled import LabelKeys, labelled_stretches, read_labelled
+from daskpipe.generate.labelled import labelled_stretches, read_labelled
+from daskpipe.generate.labels import LabelKeys
 from daskpipe.store import open_dataset, pack
 from daskpipe.store.export import export
 from daskpipe.structures import NO_PARENT, from_atoms, structure_id
@@ -195,21 +196,29 @@ def mace_style(stress: Callable[[Atoms], dict[str, Any]]) -> Atoms:
 
 
 @pytest.mark.parametrize(
-    "stress",
+    ("stress", "keys"),
     [
-        lambda atoms: {"REF_stress": atoms.get_stress()},
-        lambda atoms: {"REF_stress": voigt_6_to_full_3x3_stress(atoms.get_stress())},
-        lambda atoms: {"REF_stress": voigt_6_to_full_3x3_stress(atoms.get_stress()).reshape(9)},
-        lambda atoms: {"REF_virials": -voigt_6_to_full_3x3_stress(atoms.get_stress()) * atoms.get_volume()},
-        lambda atoms: {"virials": -atoms.get_stress() * atoms.get_volume()},
-        lambda atoms: {"virial": -voigt_6_to_full_3x3_stress(atoms.get_stress()) * atoms.get_volume()},
+        (lambda atoms: {"REF_stress": atoms.get_stress()}, {}),
+        (lambda atoms: {"REF_stress": voigt_6_to_full_3x3_stress(atoms.get_stress())}, {}),
+        (lambda atoms: {"REF_stress": voigt_6_to_full_3x3_stress(atoms.get_stress()).reshape(9)}, {}),
+        (lambda atoms: {"REF_virials": -voigt_6_to_full_3x3_stress(atoms.get_stress()) * atoms.get_volume()}, {}),
+        (lambda atoms: {"virials": -atoms.get_stress() * atoms.get_volume()}, {"virial": "virials"}),
+        (
+            lambda atoms: {"virial": -voigt_6_to_full_3x3_stress(atoms.get_stress()) * atoms.get_volume()},
+            {"virial": "virial"},
+        ),
     ],
     ids=["6", "3x3", "9", "REF_virials", "virials of 6", "virial"],
 )
-def test_keys_and_shapes_of_mace(stress: Callable[[Atoms], dict[str, Any]], tmp_path: Path) -> None:
+def test_keys_and_shapes_of_mace(
+    stress: Callable[[Atoms], dict[str, Any]], keys: dict[str, str], tmp_path: Path
+) -> None:
     atoms = mace_style(stress)
     ase.io.write(tmp_path / "a.extxyz", atoms)
-    (payload,) = read_all(tmp_path / "a.extxyz", 1)
+    if keys:  # the virial of which method?
+        (payload,) = read_all(tmp_path / "a.extxyz", 1)
+        assert [item.reason for item in payload.rejected] == ["families"]
+    (payload,) = read_all(tmp_path / "a.extxyz", 1, LabelKeys(**keys))
     assert payload.rejected == []
     assert payload.arrays["energy"][0] == pytest.approx(atoms.info["REF_energy"], abs=1e-8)
     assert np.allclose(payload.arrays["forces"], atoms.arrays["REF_forces"], atol=1e-7)
@@ -243,7 +252,7 @@ def test_frames_that_cannot_be_used_are_told_and_the_rest_goes_on(tmp_path: Path
 
     good, no_energy, no_forces, inf, stress, words, spin, far = trajectory(0, 8)
     del no_energy.calc.results["energy"]
-    del no_forces.calc.results["forces"]
+    no_forces.info["REF_energy"] = no_forces.calc.results.pop("energy")
     spoil(inf, forces=np.full((4, 3), np.inf))
     stress.calc.results.pop("stress")
     stress.info["REF_stress"] = np.arange(5.0)
@@ -257,8 +266,8 @@ def test_frames_that_cannot_be_used_are_told_and_the_rest_goes_on(tmp_path: Path
         payloads = read_all(tmp_path / "a.extxyz", size)
         assert rows(payloads, "step") == [0]
         assert rejected(payloads) == [
-            ("a.extxyz#1", "no_energy"), ("a.extxyz#2", "no_forces"), ("a.extxyz#3", "not_finite"),
-            ("a.extxyz#4", "shape"), ("a.extxyz#5", "charge"), ("a.extxyz#6", "spin"), ("a.extxyz#7", "not_finite"),
+            ("a.extxyz#1", "no_energy"), ("a.extxyz#2", "families"), ("a.extxyz#3", "not_finite"),
+            ("a.extxyz#4", "families"), ("a.extxyz#5", "charge"), ("a.extxyz#6", "spin"), ("a.extxyz#7", "not_finite"),
             ("a.extxyz#8", "unreadable"),
         ]  # fmt: skip
         assert {item.stage for payload in payloads for item in payload.rejected} == {"import"}

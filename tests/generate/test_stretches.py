@@ -45,7 +45,7 @@ ENDS = [
 ]  # fmt: skip
 """From where a file cannot be read any more."""
 
-REASONS = {"unreadable", "unknown_element", "not_finite"}
+REASONS = {"unreadable", "unknown_element", "not_finite", "cell"}
 
 
 def cut(path: Path, size: int) -> list[Atoms | Rejection]:
