@@ -27,8 +27,12 @@ CLEARANCE = (0.93, 1.25)
 """Least and largest distance from a vacant site to the nearest atoms, in distances of nearest neighbours. The holes of
 close-packed lattices lie at 0.71, those between the ions of rock salt at 0.87; a vacuum is wider."""
 
-SHELL = 1.3
-"""Reach of the atoms around a vacant site, in distances to the nearest of them."""
+SHELL = 1.25
+"""Reach of the atoms around a vacant site, in distances of nearest neighbours."""
+
+CENTRINGS = 3
+"""Times that a site is moved to the mean of the atoms around it: where these vibrate the emptiest point is off centre.
+"""
 
 SURROUNDED = 0.4
 """Longest mean of the directions to the atoms around a vacant site: above a surface all lie on one side, and it is 0.5
@@ -174,7 +178,7 @@ def vacant_sites(atoms: Atoms) -> np.ndarray:
 
     They are those vertices of the Voronoi cells of the atoms that lie about as far from the nearest atoms as atoms do,
     with atoms on all sides: in vacuum, and on surfaces, there are none. Of vertices closer than 0.6 distances of
-    nearest neighbours the emptiest counts; the site is the weighted mean of the atoms around it.
+    nearest neighbours the emptiest counts; the site is the mean of the atoms around it.
 
     Parameters
     ----------
@@ -205,19 +209,22 @@ def vacant_sites(atoms: Atoms) -> np.ndarray:
     tree = KDTree(points)
     clearance = tree.query(vertices)[0]
     low, high = (factor * spacing for factor in CLEARANCE)
+    centres: list[np.ndarray] = []
     sites: list[np.ndarray] = []
     for number in np.argsort(-clearance, kind="stable"):
         if not low <= clearance[number] <= high:
             continue
-        around = points[tree.query_ball_point(vertices[number], SHELL * clearance[number])]
+        around = points[tree.query_ball_point(vertices[number], SHELL * max(spacing, clearance[number]))]
+        if any(np.linalg.norm(_nearest(vertices[number] - one, cell, atoms.pbc)) < 0.6 * spacing for one in centres):
+            continue
         away = np.linalg.norm(around - vertices[number], axis=1)[:, None]
         if np.linalg.norm(((around - vertices[number]) / away).mean(axis=0)) > SURROUNDED:
             continue
-        # The nearest count most: no edge at which an atom begins to count.
-        weight = away**-12
-        site = (weight * around).sum(axis=0) / weight.sum()
-        if all(np.linalg.norm(_nearest(site - other, cell, atoms.pbc)) > 0.6 * spacing for other in sites):
-            sites.append(site)
+        centres.append(vertices[number])
+        site = vertices[number]
+        for _ in range(CENTRINGS):
+            site = points[tree.query_ball_point(site, SHELL * spacing)].mean(axis=0)
+        sites.append(site)
     return np.array(sites).reshape(-1, 3)
 
 
