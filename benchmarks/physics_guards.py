@@ -1,13 +1,14 @@
-"""What the guards of exploration stop: cold and dense starts, molecular liquids, and what they are for.
+"""What the guards of exploration stop, and how often atoms hop into vacancies.
 
-Run: ``python benchmarks/physics_guards.py``; some minutes on one core. The liquids are 32 molecules at the density of
-the liquid in a simple force field (below) that serves to have molecules that move, turn and vibrate as in a liquid.
+Run: ``python benchmarks/physics_guards.py [13] [14] [16]``; some minutes on one core. The liquids are 32 molecules at
+the density of the liquid in a simple force field (below) that has them move, turn and vibrate as in a liquid.
 Beside the guard the rule that stood before it (more parts, farther than 2.5 sums of covalent radii apart, than the
 start has) is applied to the same frames.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from threadpoolctl import threadpool_limits
 from torch_sim.models.interface import ModelInterface
 
 from daskpipe import potentials, units
@@ -31,6 +33,7 @@ KCAL = units.KB * 503.2195  # eV; a kilocalorie a mole is 503.2 K
 COULOMB = 14.399645
 """eV Å / e^2."""
 N_STARTS, N_MOLECULES = 12, 32
+STATES = {"Cu": 0, "Mg": 2, "O": -2, "Na": 1, "Cl": -1}
 
 
 class LiquidField(ModelInterface):
@@ -118,9 +121,9 @@ def run(
     seeds: Sequence[Atoms], model: ModelInterface, temperature: float, ensemble: str = "nvt_langevin", **settings: Any
 ) -> tuple[list[Walker], Exploration]:
     """Explore from each seed at one temperature."""
-    relax = settings.pop("relax", None)
+    relax, monte_carlo = settings.pop("relax", None), settings.pop("monte_carlo", None)
     dynamics = {"temperatures": [temperature], "ensemble": ensemble, **settings}
-    chosen = Exploration(dynamics=dynamics, relax=relax)
+    chosen = Exploration(dynamics=dynamics, relax=relax, monte_carlo=monte_carlo)
     walkers = []
     for number, seed in enumerate(seeds):
         atoms = round_positions(seed.copy())
@@ -196,7 +199,87 @@ def liquids() -> None:
         )
 
 
+class IonField(ModelInterface):
+    """Rigid ions in cubic cells: exponential repulsion, dispersion, and Coulomb's force, damped and shifted.
+
+    MgO: Lewis and Catlow (DOI 10.1088/0022-3719/18/6/010); NaCl: Tosi and Fumi (DOI 10.1016/0022-3697(64)90160-X).
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._device, self._dtype = torch.device("cpu"), torch.float64
+        self._compute_stress, self._compute_forces = False, True
+        self.charge = {"MgO": 2.0, "NaCl": 1.0}[name]
+        # Amplitude, eV, range, Å, and dispersion, eV Å^6 and eV Å^8, of pairs with 0, 1 and 2 anions.
+        if name == "MgO":
+            rows = [(0.0, 1.0, 0.0, 0.0), (1428.5, 0.2945, 0.0, 0.0), (22764.3, 0.149, 27.88, 0.0)]
+        else:
+            born, rho = 0.211, 0.317
+            factors = [(1.25, 2.34), (1.0, 2.755), (0.75, 3.17)]
+            repulsion = [(born * factor * np.exp(sigma / rho), rho) for factor, sigma in factors]
+            dispersion = [(1.05, 0.499), (6.99, 8.676), (72.4, 145.4)]
+            rows = [(*one, *other) for one, other in zip(repulsion, dispersion, strict=True)]
+        self.rows = torch.tensor(rows, dtype=torch.float64)
+
+    def forward(self, state: Any, **_: Any) -> dict[str, torch.Tensor]:
+        """Return energy and forces of systems, one after the other."""
+        energies, forces = [], []
+        for system in range(len(state.cell)):
+            own = state.system_idx == system
+            energy, force = self.one(state.positions[own], state.cell[system, 0, 0], state.atomic_numbers[own])
+            energies.append(energy)
+            forces.append(force)
+        return {"energy": torch.stack(energies), "forces": torch.cat(forces)}
+
+    def one(self, places: torch.Tensor, edge: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return energy and forces of one system."""
+        anion = ((numbers == 8) | (numbers == 17)).long()
+        positions = places.detach().clone().requires_grad_(True)
+        first, second = torch.triu_indices(len(places), len(places), offset=1)
+        vectors = positions[first] - positions[second]
+        distance = (vectors - edge * torch.round(vectors / edge).detach()).square().sum(dim=1).sqrt()
+        near = torch.nonzero(distance < edge / 2).flatten()
+        distance, kind = distance[near], (anion[first] + anion[second])[near]
+        amplitude, rho, six, eight = self.rows[kind].unbind(dim=1)
+        sign = torch.where(kind == 1, -1.0, 1.0) * self.charge**2 * COULOMB
+        alpha, cutoff = 0.25, edge / 2
+        value = torch.erfc(alpha * cutoff) / cutoff
+        slope = value / cutoff + 2 * alpha / np.pi**0.5 * torch.exp(-((alpha * cutoff) ** 2)) / cutoff
+        coulomb = sign * (torch.erfc(alpha * distance) / distance - value + slope * (distance - cutoff))
+        energy = (amplitude * torch.exp(-distance / rho) - six / distance**6 - eight / distance**8 + coulomb).sum()
+        (gradient,) = torch.autograd.grad(energy, positions)
+        return energy.detach(), -gradient
+
+
+def hops() -> None:
+    """Print how many trial hops into a vacancy are accepted."""
+    print("\n16. Hops into a vacancy: 2 trajectories, relaxed first, 20 trial hops every 20 steps of 2 fs, 400 steps")
+    copper = bulk("Cu", cubic=True).repeat(3)
+    emt = potentials.batched(potentials.build("emt", {}, "cpu", "float64"))
+    for name, whole, missing, model, temperature in (
+        ("Cu107 (EMT)", copper, "Cu", emt, 1100.0),
+        ("Mg107O108", bulk("MgO", "rocksalt", a=4.21, cubic=True).repeat(3), "Mg", IonField("MgO"), 2000.0),
+        ("Mg108O107", bulk("MgO", "rocksalt", a=4.21, cubic=True).repeat(3), "O", IonField("MgO"), 2000.0),
+        ("Na107Cl108", bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(3), "Na", IonField("NaCl"), 900.0),
+        ("Na108Cl107", bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(3), "Cl", IonField("NaCl"), 900.0),
+    ):
+        seed = whole.copy()
+        del seed[int(np.flatnonzero(seed.symbols == missing)[0])]
+        walkers, _ = run(
+            [seed] * 2, model, temperature, steps=400, stride=200, timestep=2.0, relax={"stride": None, "fmax": 0.02},
+            monte_carlo={"every": 20, "hops": 20, "oxidation_states": STATES},
+        )  # fmt: skip
+        tallies: Counter[str] = sum((Counter(walker.tallies) for walker in walkers), Counter())
+        tried, accepted = tallies["hops_tried"], tallies["hops_accepted"]
+        print(
+            f"  {name} at {temperature:.0f} K: {accepted} of {tried} accepted ({accepted / tried:.2%}); "
+            f"{tallies['hops_overlapping']} overlapped, {tallies['hops_blocked']} had no site; {stopped(walkers)}"
+        )
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    cold_starts()
-    liquids()
+    threadpool_limits(1)
+    parts = {"13": cold_starts, "14": liquids, "16": hops}
+    for part in sys.argv[1:] or parts:
+        parts[part]()
