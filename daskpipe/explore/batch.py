@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from daskpipe import units
+from daskpipe.explore.fixed import without_drift
 from daskpipe.explore.guards import Fault, Guard, View, check
 from daskpipe.explore.integrate import CHAIN, Bath, Configuration, Pace, State, Systems, kinetic_energy, step
 from daskpipe.explore.noise import Purpose
@@ -97,11 +98,12 @@ class Batch:
         langevin = np.array([walker.has_friction for walker in self.walkers])
         nose_hoover = np.array([name == "nvt_nose_hoover" for name in names])
         rescale = np.array([name == "nvt_rescale" for name in names])
+        free = np.concatenate([walker.free for walker in self.walkers])
         return Systems(
             masses=self._tensor(np.concatenate([walker.masses for walker in self.walkers])[:, None]),
             system=torch.as_tensor(np.repeat(np.arange(len(n_atoms)), n_atoms), device=device),
             n_atoms=torch.as_tensor(n_atoms, device=device),
-            freedom=self._tensor(freedom(n_atoms)),
+            freedom=self._tensor([walker.freedom for walker in self.walkers]),
             langevin=torch.as_tensor(langevin, device=device),
             nose_hoover=torch.as_tensor(nose_hoover, device=device),
             rescale=torch.as_tensor(rescale, device=device),
@@ -109,6 +111,7 @@ class Batch:
             has_chain=bool(nose_hoover.any()),
             has_rescale=bool(rescale.any()),
             has_barostat=bool(modes.any()),
+            free=None if free.all() else self._tensor(free),
         )
 
     def advance(self, n_steps: int, guards: Sequence[Guard], go_on: Callable[[], bool]) -> dict[int, Fault]:
@@ -181,7 +184,7 @@ class Batch:
         }
 
     def _kicks(self, walker: Walker, thermal: np.ndarray) -> np.ndarray:
-        """Momenta from the Langevin thermostat, shape (step, atom, 3); they leave the centre of mass at rest."""
+        """Momenta from the Langevin thermostat, shape (step, atom, 3); what rests is left at rest."""
         shape = (len(walker.seed), 3)
         if not walker.has_friction:
             return np.zeros((len(thermal), *shape))
@@ -189,7 +192,8 @@ class Batch:
             Purpose.THERMOSTAT, walker.step, len(thermal), lambda generator, n: generator.standard_normal((n, *shape))
         )
         width = np.sqrt(thermal * (1 - self.pace.damping**2))
-        return without_drift(normal * np.sqrt(walker.masses)[:, None], walker.masses) * width[:, None, None]
+        momenta = without_drift(normal * np.sqrt(walker.masses)[:, None], walker.masses, walker.free)
+        return momenta * width[:, None, None]
 
     def load(self) -> None:
         """Take the state of each system from its walker."""
@@ -275,31 +279,21 @@ def spanning_cell(atoms: Atoms) -> np.ndarray:
     return np.where(atoms.pbc[:, None], cell, cell * (extent + 2)[:, None])
 
 
-def freedom(n_atoms: np.ndarray) -> np.ndarray:
-    """Degrees of freedom of systems whose centre of mass rests; a lonely atom keeps its three."""
-    return np.where(n_atoms > 1, 3 * n_atoms - 3, 3)
-
-
-def without_drift(momenta: np.ndarray, masses: np.ndarray) -> np.ndarray:
-    """Bring the centre of mass to rest, shape (..., atom, 3); a lonely atom moves on."""
-    if len(masses) == 1:
-        return momenta
-    return momenta - masses[:, None] * (momenta.sum(axis=-2, keepdims=True) / masses.sum())
-
-
 def thermal_momenta(walker: Walker, temperature: float) -> np.ndarray:
     """Momenta of a Maxwell-Boltzmann distribution at a temperature (K), shape (atom, 3)."""
     normal = walker.noise.at(Purpose.VELOCITIES, 0).standard_normal((len(walker.seed), 3))
-    return without_drift(normal * np.sqrt(units.KB * temperature * walker.masses)[:, None], walker.masses)
+    momenta = normal * np.sqrt(units.KB * temperature * walker.masses)[:, None]
+    return without_drift(momenta, walker.masses, walker.free)
 
 
 def _rescalings(walker: Walker, n_steps: int) -> np.ndarray:
     if walker.ensemble != "nvt_rescale":
         return np.zeros((n_steps, 2))
-    squares = int(freedom(np.array(len(walker.seed)))) - 1
+    squares = walker.freedom - 1
 
     def draw(generator: np.random.Generator, n: int) -> np.ndarray:
-        return np.stack([generator.standard_normal(n), generator.chisquare(squares, n)], axis=1)
+        normal = generator.standard_normal(n)
+        return np.stack([normal, generator.chisquare(squares, n) if squares else np.zeros(n)], axis=1)
 
     return walker.noise.steps(Purpose.RESCALING, walker.step, n_steps, draw)
 

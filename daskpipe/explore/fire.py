@@ -22,6 +22,7 @@ from daskpipe.explore.integrate import (
     Configuration,
     Evaluate,
     Systems,
+    acting,
     apply,
     determinant,
     exponential,
@@ -81,7 +82,7 @@ def fire_step(
     FireState
         After the step.
     """
-    forces, pull = state.forces, cell_forces(state, systems, pressure)
+    forces, pull = acting(state.forces, systems), cell_forces(state, systems, pressure)
     power = dot(forces, state.momenta, pull, state.strain_rate, systems)
     strength = dot(forces, forces, pull, pull, systems).sqrt()
     speed = dot(state.momenta, state.momenta, state.strain_rate, state.strain_rate, systems).sqrt()
@@ -150,10 +151,11 @@ def largest_force(state: Configuration, systems: Systems) -> torch.Tensor:
 def residual(state: Configuration, systems: Systems, pressure: torch.Tensor) -> torch.Tensor:
     """Return what is compared with ``fmax``, shape (system,).
 
-    That is the largest force on an atom, eV/Å, or, if it is larger, the largest row of the forces on the cell, eV, as
-    with ASE's cell filters.
+    That is the largest force on what is not fixed, eV/Å, or, if it is larger, the largest row of the forces on the
+    cell, eV, as with ASE's cell filters.
     """
     pull = cell_forces(state, systems, pressure)
     squares = pull * pull
     rows = squares[:, :, 0] + squares[:, :, 1] + squares[:, :, 2]
-    return torch.maximum(largest_force(state, systems), rows.amax(dim=1).sqrt())
+    moving = replace(state, forces=acting(state.forces, systems))
+    return torch.maximum(largest_force(moving, systems), rows.amax(dim=1).sqrt())

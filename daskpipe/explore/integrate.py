@@ -66,7 +66,8 @@ class Systems:
     n_atoms: torch.Tensor
     """Shape (system,)."""
     freedom: torch.Tensor
-    """Degrees of freedom, shape (system,): 3N - 3, for no thermostat moves the centre of mass; 3 of a lonely atom."""
+    """Degrees of freedom, shape (system,): 3N - 3, for no thermostat moves the centre of mass; 3 of a lonely atom; with
+    fixed atoms see `daskpipe.explore.fixed`."""
     langevin: torch.Tensor
     """Which systems have a Langevin thermostat, bool, shape (system,)."""
     nose_hoover: torch.Tensor
@@ -81,6 +82,8 @@ class Systems:
     """Whether any system is rescaled."""
     has_barostat: bool
     """Whether any system has a barostat."""
+    free: torch.Tensor | None = None
+    """1 for components of atoms that may move and 0 for fixed ones, shape (atom, 3); None if nothing is fixed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,7 @@ class Bath:
     thermal: torch.Tensor
     """kT, shape (system,)."""
     kick: torch.Tensor
-    """Momenta that the Langevin thermostat gives, shape (atom, 3)."""
+    """Momenta that the Langevin thermostat gives, shape (atom, 3); zero where atoms are fixed."""
     rescaling: torch.Tensor
     """A normal number and a sum of 3N - 4 squares of such, shape (system, 2)."""
     pressure: torch.Tensor
@@ -139,7 +142,7 @@ def step(state: State, systems: Systems, bath: Bath, pace: Pace, evaluate: Evalu
         After the step.
     """
     half = pace.dt / 2
-    momenta = state.momenta + half * state.forces
+    momenta = state.momenta + half * acting(state.forces, systems)
     positions = state.positions + half * momenta / systems.masses
     cell, chain = state.cell, state.chain
     scale = torch.where(systems.langevin, pace.damping, 1.0)
@@ -160,9 +163,13 @@ def step(state: State, systems: Systems, bath: Bath, pace: Pace, evaluate: Evalu
         momenta = apply(shrink, momenta, systems.system)
     positions = positions + half * momenta / systems.masses
     found = evaluate(positions, cell)
-    return replace(
-        state, positions=positions, momenta=momenta + half * found["forces"], cell=cell, chain=chain, **found
-    )
+    momenta = momenta + half * acting(found["forces"], systems)
+    return replace(state, positions=positions, momenta=momenta, cell=cell, chain=chain, **found)
+
+
+def acting(forces: torch.Tensor, systems: Systems) -> torch.Tensor:
+    """Return the forces that move something: none on what is fixed."""
+    return forces if systems.free is None else forces * systems.free
 
 
 def rescaling(kinetic: torch.Tensor, bath: Bath, pace: Pace) -> torch.Tensor:

@@ -163,6 +163,7 @@ def segment(
     min_distance: float,
     rng: np.random.Generator,
     sites: HopSites | None = None,
+    movable: np.ndarray | None = None,
 ) -> Generator[Trial, float, SegmentResult]:
     """Make swap trials, then hop trials, each accepted or not by Metropolis' rule (DOI 10.1063/1.1699114).
 
@@ -204,6 +205,8 @@ def segment(
         Stream of the trajectory.
     sites
         Sites of the trajectory, if some are vacant: atoms hop to these, and `hop_length` does not matter.
+    movable
+        Atoms that may be moved, which `swaps` counts; by default all.
 
     Raises
     ------
@@ -214,9 +217,11 @@ def segment(
         raise ValueError(f"temperature is {temperature} K; Metropolis' rule needs one above zero")
     if not np.isfinite(energy):
         raise ValueError(f"the energy to start from is {energy} eV; evaluate the positions first")
-    n_swaps = n_swaps if swaps.n_pairs else 0
-    pairs = swaps.draw(rng, n_swaps) if n_swaps else np.zeros((0, 2), dtype=np.int64)
-    hoppers = rng.integers(len(positions), size=n_hops)
+    movable = np.arange(len(positions)) if movable is None else movable
+    n_swaps = n_swaps if len(movable) and swaps.n_pairs else 0
+    n_hops = n_hops if len(movable) else 0
+    pairs = movable[swaps.draw(rng, n_swaps)] if n_swaps else np.zeros((0, 2), dtype=np.int64)
+    hoppers = movable[rng.integers(len(movable), size=n_hops)] if n_hops else np.zeros(0, dtype=np.int64)
     directions = rng.standard_normal((n_hops, 3))
     lengths = np.broadcast_to(hop_length, len(positions))[hoppers] * rng.uniform(*HOP_RANGE, size=n_hops)
     choices = rng.random(n_hops) if sites else np.zeros(n_hops)

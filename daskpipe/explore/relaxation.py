@@ -14,6 +14,7 @@ from daskpipe.explore import settings as explore_settings
 from daskpipe.explore.batch import Batch
 from daskpipe.explore.ensembles import periodic_directions, strain_modes
 from daskpipe.explore.fire import DT_START, SLOWER, FireState, fire_step, largest_force, residual
+from daskpipe.explore.fixed import free_components
 from daskpipe.explore.guards import FINISHED, Fault, Guard, force
 from daskpipe.explore.integrate import Configuration
 from daskpipe.explore.settings import Dynamics, Exploration
@@ -195,10 +196,13 @@ def strains(seed: Atoms, cell: str, *, relax_plane: bool = False) -> str:
     Returns
     -------
     str
-        `cell`; in place of ``auto``: ``triclinic`` for bulk, ``plane`` for slabs where `relax_plane`, else ``fixed``.
+        `cell`; in place of ``auto``: ``triclinic`` for bulk, ``plane`` for slabs where `relax_plane`, else ``fixed``,
+        as it is with fixed atoms.
     """
     if cell != "auto":
         return cell
+    if not free_components(seed).all():
+        return "fixed"
     n_directions = len(periodic_directions(seed))
     if n_directions == 3:
         return "triclinic"

@@ -10,11 +10,12 @@ import numpy as np
 
 from daskpipe.checkpoints import Checkpoints
 from daskpipe.explore.ensembles import choose, has_pressure, refusal
+from daskpipe.explore.fixed import free_components
 from daskpipe.explore.oxidation import oxidation_states
 from daskpipe.explore.settings import Dynamics, Exploration, Relaxation
 from daskpipe.explore.walkers import Condition, Walker
 from daskpipe.geometry import overlap
-from daskpipe.structures import charge, from_atoms, spin_multiplicity
+from daskpipe.structures import charge, from_atoms
 from daskpipe.work import Payload, Rows, arrays_of, read_rows
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _walker(seed: Atoms, settings: Exploration, run_seed: int, elements: frozens
     """Return the walker of a seed; it is finished, and says why, if the seed is nothing to start from."""
     seed = seed.copy()
     # All say what is the default: labels and noise must not depend on whether a structure spells it out.
-    seed.info |= {"charge": charge(seed), "spin_multiplicity": spin_multiplicity(seed)}
+    seed.info |= {"charge": charge(seed)}
     reason, evidence, ensemble = _ensemble(seed, settings, elements)
     walker = Walker(seed=seed, ensemble=ensemble, run_seed=run_seed)
     if reason:
@@ -135,6 +136,8 @@ def _ensemble(seed: Atoms, settings: Exploration, elements: frozenset[str] | Non
         return unknown.reason, unknown.evidence, ""
     if evidence := overlap(seed, settings.guards.min_distance):
         return "overlap", evidence, ""
+    if not free_components(seed).any():
+        return "fixed", f"all of its {len(seed)} atoms are fixed, so that nothing moves; free some of them", ""
     if settings.monte_carlo:
         try:
             oxidation_states(seed, settings.monte_carlo.oxidation_states)

@@ -107,7 +107,7 @@ class HopSites:
         return np.asarray(scaled @ cell)
 
 
-def hop_sites(atoms: Atoms, length: np.ndarray) -> HopSites | None:
+def hop_sites(atoms: Atoms, length: np.ndarray, movable: np.ndarray | None = None) -> HopSites | None:
     """Return the sites of a trajectory; ``None`` if no site is vacant.
 
     Parameters
@@ -116,6 +116,8 @@ def hop_sites(atoms: Atoms, length: np.ndarray) -> HopSites | None:
         Where it starts.
     length
         Distance of like atoms, Å, shape (atom,); from `like_distances`.
+    movable
+        Which atoms may hop, bool, shape (atom,); by default all.
     """
     from ase import Atoms as Sites
 
@@ -127,6 +129,9 @@ def hop_sites(atoms: Atoms, length: np.ndarray) -> HopSites | None:
     first, second, distance, shift = neighbours(sites, RANGE[1] * float(length.max()), "ijdS")
     scaled = positions @ np.linalg.inv(full_cell(atoms))
     near = (distance >= RANGE[0] * length.min()) & (first != second)
+    reach = np.outer(length, RANGE)
+    if movable is not None:
+        reach[~movable] = np.inf
     return HopSites(
         scaled=scaled,
         periodic=atoms.pbc.astype(float),
@@ -134,7 +139,9 @@ def hop_sites(atoms: Atoms, length: np.ndarray) -> HopSites | None:
         second=second[near],
         shift=shift[near].astype(float),
         distance=distance[near],
-        reach=np.outer(length, RANGE),
+        reach=np.outer(length, RANGE)
+        if movable is None
+        else np.where(movable[:, None], np.outer(length, RANGE), np.inf),
     )
 
 

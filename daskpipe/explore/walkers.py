@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from daskpipe import seeds
 from daskpipe.errors import Rejection
 from daskpipe.explore.ensembles import has_barostat, has_pressure, strain_modes
+from daskpipe.explore.fixed import count_freedom, free_components
 from daskpipe.explore.noise import Noise
 from daskpipe.explore.settings import Dynamics, Exploration, Ramp, Schedule
 from daskpipe.structures import round_positions, structure_id
@@ -35,7 +36,7 @@ COOLER = 0.9
 TRIES = 3
 """How often a trajectory is tried at most where stops are retried."""
 
-INHERITED = ("system_type", "generator", "charge", "spin_multiplicity")
+INHERITED = ("system_type", "generator", "charge", "spin_multiplicity", "config_type")
 """What a seed hands on to its frames, besides what each atom carries."""
 
 
@@ -105,7 +106,13 @@ class Walker:
         self.id = structure_id(self.seed)
         self.condition: Condition = self.seed.info["condition"]
         self.masses = self.seed.get_masses()
+        self.free = free_components(self.seed)
         self._noise: Noise | None = None
+
+    @cached_property
+    def freedom(self) -> int:
+        """Degrees of freedom; see `daskpipe.explore.fixed`."""
+        return count_freedom(self.free)
 
     @cached_property
     def modes(self) -> np.ndarray:
