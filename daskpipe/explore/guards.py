@@ -251,11 +251,11 @@ def check_geometry(atoms: Atoms, start: Atoms, settings: Guards) -> Fault | None
     # What hangs together by bonds does so all the more by longer reaches, which take more time to look at.
     if settings.evaporation is not None and geometry.n_parts(atoms, min(BOND, settings.evaporation)) > 1:
         now, before = (geometry.parts(each, settings.evaporation) for each in (atoms, start))
-        if now.max() > before.max() and (fragment := _fragment(now, geometry.parts(start, BOND))) is not None:
-            if len(periodic_directions(start)) < 3:
-                formula = atoms[fragment].get_chemical_formula()
-                apart = f"farther than {settings.evaporation:g} sums of covalent radii from what it was bonded to"
-                return "evaporated", f"{formula} (atom {fragment[0]}) is {apart}"
+        fragment = _fragment(now, geometry.parts(start, BOND)) if now.max() > before.max() else None
+        if fragment is not None and len(periodic_directions(start)) < 3:
+            formula = atoms[fragment].get_chemical_formula()
+            apart = f"farther than {settings.evaporation:g} sums of covalent radii from what it was bonded to"
+            return "evaporated", f"{formula} (atom {fragment[0]}) is {apart}"
     return None
 
 
