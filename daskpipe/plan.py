@@ -174,7 +174,7 @@ def plan(config: Config, measured: Measured | None = None) -> dict[str, Any]:
             "units": count.units,
             "tasks": count.units,
             "bytes": n_bytes,
-            "inodes": _inodes(stage, count.units, measured.n_arrays if measured else 31),
+            "inodes": _inodes(stage, count.units, measured.n_arrays if measured else 32),
             "seconds_a_unit": None if seconds is None else round(seconds, 4),
             "hours": None if seconds is None else round(count.units * seconds / HOUR, 6),
         }
@@ -339,7 +339,7 @@ def _as_frame(atoms: Atoms) -> Atoms:
     frame = atoms.copy()
     frame.info |= {
         "parent_id": bytes(16), "ensemble": "npt_isotropic", "replica": 0, "step": 0, "time": 0.0, "temperature": 0.0,
-        "pressure": 0.0,
+        "kinetic_temperature": 0.0, "pressure": 0.0,
     }  # fmt: skip
     return frame
 

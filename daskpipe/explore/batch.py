@@ -78,6 +78,7 @@ class Batch:
             walker.state = {
                 "positions": walker.start.positions.copy(),
                 "cell": cell,
+                "start_energy": row["energy"],
                 **row,
                 **self._first_state(walker),
             }
@@ -149,7 +150,14 @@ class Batch:
         if thermal is None:
             temperatures = [walker.temperature(self.dynamics, walker.step) for walker in self.walkers]
             thermal = self._tensor(units.KB * np.array(temperatures))
-        view = View(state=self.state, systems=self.systems, thermal=thermal, volume=self.volume)
+        equilibrating = [walker.step < self.dynamics.equilibration for walker in self.walkers]
+        view = View(
+            state=self.state,
+            systems=self.systems,
+            thermal=thermal,
+            volume=self.volume,
+            equilibrating=torch.tensor(equilibrating, device=self.model.device),
+        )
         return {
             system: ("potential_failed", self.failures[system]) if system in self.failures else fault
             for system, fault in check(guards, view).items()

@@ -192,6 +192,7 @@ class Flight:
         leaving: dict[int, Fault] = {}
         geometries = {system: batch.geometry(system) for system in due if batch.is_worth_a_frame(system)}
         changed = self._changed(batch, geometries)
+        kinetic = batch.kinetic_temperature() if geometries else np.zeros(0)
         for system, atoms in geometries.items():
             walker = batch.walkers[system]
             is_candidate = faults.get(system) == CANDIDATE
@@ -205,6 +206,7 @@ class Flight:
                         cell=batch.cell(system),
                         step=walker.step,
                         temperature=walker.temperature(dynamics, walker.step),
+                        kinetic_temperature=float(kinetic[system]),
                         pressure=walker.pressure(dynamics, walker.step),
                         force_disagreement=float(batch.state.disagreement[system]),
                         candidate=is_candidate,

@@ -43,6 +43,8 @@ class Configuration:
     """Shape (system, 3, 3), positive under tension; NaN where the model gives none."""
     disagreement: torch.Tensor
     """Of a committee about a force, shape (system,); NaN without one."""
+    start_energy: torch.Tensor
+    """Energy at the start of the trajectory, shape (system,)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,13 @@ import torch
 
 from daskpipe import units
 from daskpipe.explore.batch import Batch, evaluator, split
-from daskpipe.explore.moves import SegmentResult, Swaps, Trial, hop_length, redraw, segment, swaps_allowed
+from daskpipe.explore.moves import SegmentResult, Swaps, Trial, redraw, segment, swaps_allowed
 from daskpipe.explore.noise import Purpose
 from daskpipe.explore.oxidation import oxidation_states
 from daskpipe.explore.packing import is_out_of_memory
 from daskpipe.explore.settings import MonteCarlo
-from daskpipe.explore.walkers import Walker
+from daskpipe.explore.vacancies import hop_sites, like_distances
+from daskpipe.explore.walkers import Moves, Walker
 
 
 def trial_moves(batch: Batch, due: Sequence[int], settings: MonteCarlo) -> None:
@@ -69,8 +70,8 @@ def _segment(
     walker = batch.walkers[system]
     assert walker.state is not None
     if walker.moves is None:
-        walker.moves = (_swaps(walker, settings), hop_length(walker.seed))
-    swaps, length = walker.moves
+        walker.moves = _moves(walker, settings)
+    swaps, sites, length = walker.moves
     return segment(
         walker.state["positions"],
         float(walker.state["energy"]),
@@ -84,17 +85,22 @@ def _segment(
         hop_length=length,
         min_distance=settings.min_distance,
         rng=rng,
+        sites=sites,
         movable=np.flatnonzero(walker.free.all(axis=1)),
     )
 
 
-def _swaps(walker: Walker, settings: MonteCarlo) -> Swaps:
+def _moves(walker: Walker, settings: MonteCarlo) -> Moves:
     movable = walker.free.all(axis=1)
     if not movable.any():
         nothing = np.zeros(0, dtype=np.int64)
-        return Swaps(order=nothing, begin=nothing, end=nothing, n_species=0)
+        return Swaps(order=nothing, begin=nothing, end=nothing, n_species=0), None, np.zeros(len(movable))
     states = oxidation_states(walker.seed, settings.oxidation_states)
-    return swaps_allowed(walker.seed.numbers[movable], states[movable], settings.charge_tolerance)
+    swaps = swaps_allowed(walker.seed.numbers[movable], states[movable], settings.charge_tolerance)
+    if not settings.hops:
+        return swaps, None, np.zeros(len(states))
+    length = like_distances(walker.start, states, settings.charge_tolerance)
+    return swaps, hop_sites(walker.start, length, movable), length
 
 
 def _decide(batch: Batch, segments: dict[int, Generator[Trial, float, SegmentResult]]) -> dict[int, SegmentResult]:

@@ -38,7 +38,10 @@ class Guards(_Model):
     """Limits beyond which a trajectory is not physics any more, and what happens then."""
 
     max_temperature_ratio: float = Field(
-        default=6.0, gt=1, description="Instantaneous over thermostat temperature at which a trajectory is stopped"
+        default=6.0,
+        gt=1,
+        description="Instantaneous over thermostat temperature at which a trajectory is stopped; neither equilibration "
+        "nor heat from the seed's own potential energy counts",
     )
     max_force: PositiveFloat = Field(default=100.0, description="Largest force on an atom, eV/Å")
     max_volume_ratio: float = Field(
@@ -49,7 +52,8 @@ class Guards(_Model):
     )
     evaporation: Annotated[float, Field(gt=1)] | None = Field(
         default=2.5,
-        description="A part that is farther than this many sums of covalent radii from the rest has left; null: may",
+        description="A fragment that is farther than this many sums of covalent radii from what it was bonded to has "
+        "left, unless matter is connected in three directions; null: may",
     )
     max_disagreement: PositiveFloat | None = Field(
         default=None,
@@ -106,7 +110,9 @@ class MonteCarlo(_Model):
     every: PositiveInt = Field(default=20, description="MD steps between two segments of trial moves")
     swaps: NonNegativeInt = Field(default=0, description="Trial exchanges of two atoms of different elements a segment")
     hops: NonNegativeInt = Field(
-        default=0, description="Trial hops of one atom by about a bond length a segment; most overlap and cost nothing"
+        default=0,
+        description="Trial hops of one atom a segment: to a vacant site, if the start has any, as far away as atoms of "
+        "its kind are; else by that length in any direction, where most overlap and cost nothing",
     )
     min_distance: float = Field(
         default=0.7, ge=0, lt=1.5, description="Trial moves that bring a pair closer are rejected, as in the guards"

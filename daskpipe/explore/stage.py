@@ -138,7 +138,7 @@ def _ensemble(seed: Atoms, settings: Exploration, elements: frozenset[str] | Non
         return "overlap", evidence, ""
     if not free_components(seed).any():
         return "fixed", f"all of its {len(seed)} atoms are fixed, so that nothing moves; free some of them", ""
-    if settings.monte_carlo and settings.monte_carlo.swaps:
+    if settings.monte_carlo:
         try:
             oxidation_states(seed, settings.monte_carlo.oxidation_states)
         except ValueError as error:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
     from daskpipe.explore.moves import Swaps
     from daskpipe.explore.relaxation import Relaxation
+    from daskpipe.explore.vacancies import HopSites
+
+type Moves = tuple[Swaps, HopSites | None, np.ndarray]
+"""Which atoms may be swapped, between which sites one hops, if some are vacant, and how far else, Å, shape (atom,)."""
 
 COOLER = 0.9
 """Factor of the temperature of each new try."""
@@ -58,6 +62,7 @@ class Frame:
     """Shape (3, 3), Å."""
     step: int
     temperature: float
+    kinetic_temperature: float
     pressure: float
     force_disagreement: float
     candidate: bool
@@ -94,8 +99,8 @@ class Walker:
     relaxation: Relaxation | None = None
     """Relaxation of the seed that comes first; trajectories of one seed share it."""
     is_relaxation: ClassVar[bool] = False
-    moves: tuple[Swaps, float] | None = None
-    """Which atoms may be swapped, and how far one hops, Å; a function of the seed."""
+    moves: Moves | None = None
+    """Trial moves that are possible; a function of the start."""
 
     def __post_init__(self) -> None:
         self.id = structure_id(self.seed)
@@ -252,6 +257,7 @@ class Walker:
                 "step": frame.step,
                 "time": np.nan if self.is_relaxation else frame.step * dynamics.timestep,
                 "temperature": frame.temperature,
+                "kinetic_temperature": frame.kinetic_temperature,
                 "pressure": frame.pressure,
             }
             if not np.isnan(frame.force_disagreement):
