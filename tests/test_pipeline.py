@@ -179,7 +179,7 @@ def test_all_that_exploration_can_do_and_batches_do_not_change_it(client: Client
     pressure = ours["pressure"].values
     assert set(pressure[is_alloy].tolist()) == {0.0, 2.0}
     assert np.isnan(pressure[~is_alloy]).all()
-    assert set(daskpipe.variables.decode(ours["ensemble"])[is_alloy]) == {"npt_isotropic"}
+    assert set(daskpipe.variables.decode(ours["ensemble"])[is_alloy]) == {"npt_triclinic"}
     assert set(daskpipe.variables.decode(ours["ensemble"])[~is_alloy]) == {"nvt_langevin"}
     disagreement, candidate = ours["force_disagreement"].values, ours["candidate"].values
     assert (disagreement > 0).all()
