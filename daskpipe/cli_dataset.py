@@ -217,19 +217,28 @@ def train(
 def _trained(answer: dict[str, Any], console: Console) -> None:
     from daskpipe.composition import quoted
 
-    rows = []
-    for split, groups in answer["splits"].items():
-        energy, forces = groups["all"]["energy"], groups["all"]["forces"]
-        rows.append(
-            f"{split:<5}  energy RMSE {1e3 * energy['rmse']:.1f} meV/atom, forces RMSE {forces['rmse']:.4f} eV/Å: "
-            f"{forces['times_better']:.1f} times better than no forces at all"
-        )
+    rows = [error_line(split, groups["all"]) for split, groups in answer["splits"].items()]
     model = answer["model"]
     rows += [
         f"Model {model} after {answer['seconds']:.0f} s",
         f"explore with it: daskpipe run quickstart {quote(f'explore.potential.params.model={quoted(model)}')}",
     ]
     print_lines(rows, console)
+
+
+def error_line(split: str, errors: dict[str, Any]) -> str:
+    """Return the errors of a split for people; `errors` as `daskpipe.train.accuracy.errors` returns them."""
+    energy, forces = errors["energy"], errors["forces"]
+    if energy is None or forces is None:
+        failures = ", ".join(f"{count:,} {reason}" for reason, count in errors["failures"].items())
+        return f"{split:<5}  no errors, for the model failed on all of its structures: {failures}"
+    if forces["times_better"] is not None:
+        gain = f"{forces['times_better']:.1f} times better than no forces at all"
+    elif forces["mean_predictor_rmse"] == 0:
+        gain = "all forces of its labels are 0"
+    else:
+        gain = "those of its labels, exactly"
+    return f"{split:<5}  energy RMSE {1e3 * energy['rmse']:.1f} meV/atom, forces RMSE {forces['rmse']:.4f} eV/Å: {gain}"
 
 
 def _verified(answer: dict[str, Any], console: Console) -> None:

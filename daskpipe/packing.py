@@ -30,7 +30,6 @@ def pack(
 ) -> Receipt:
     """Sort, plan, write and publish a dataset of committed rows: `receipts` are those of the units of `sources`."""
     root, rule = run.tree.root, run.config.store
-    rule_params = rule.model_dump()
     runs = []
     for index, batch in enumerate(_runs(list(zip(receipts, sources, strict=True)))):
         of_run = [source for _, source in batch]
@@ -41,9 +40,8 @@ def pack(
         runs.append((unit, partial(dask.delayed(storing.sort), root, of_run, seed=run.seed)))
     keys = [unit.key for unit, _ in runs]
     n_inputs = sum(receipt.n_out for receipt in receipts)
-    plan_key = key_of(storing.PLAN, storing.VERSION, rule_params, keys, run.seed)
     attrs = {**attrs, "seed": run.seed, "split_rule": storing.split_rule(run.seed, rule.split, rule)}
-    key = _dataset_key(run, attrs, plan_key, target)
+    plan_key, key = _keys(run, attrs, keys, target)
     unit = Unit(stage="store", index=0, key=key, n_inputs=n_inputs, upstream=(plan_key,))
     if not target.exists():
         # The user took the dataset away; the units that make it still stand.
@@ -72,22 +70,30 @@ def pack(
     return run.drive("store", [(unit, publish)], "structures")[0]
 
 
-def _dataset_key(run: Run, attrs: Mapping[str, Any], plan_key: str, target: Path) -> str:
-    """Return the key of the unit that publishes a dataset, which names the content of the dataset, too.
+def _keys(run: Run, attrs: Mapping[str, Any], runs: Sequence[str], target: Path) -> tuple[str, str]:
+    """Return the keys of the units that plan and publish a dataset; the second one names its content, too.
 
-    It was hashed with the versions of packages before they were seen to be no part of it. A dataset that stands and was
-    made so keeps its key: its own attribute tells the versions.
+    The second one was hashed with the versions of packages before they were seen to be no part of it, and both with
+    earlier ways to make splits. A dataset that stands and was made so keeps its keys.
     """
+    rule = run.config.store
 
-    def key(attrs: Mapping[str, Any]) -> str:
-        params = {"attrs": dict(attrs), "split": run.config.store.model_dump()}
-        return key_of("store", storing.VERSION, params, [plan_key], run.seed)
+    def keys(version: int, split: dict[str, Any], attrs: Mapping[str, Any]) -> tuple[str, str]:
+        plan_key = key_of(storing.PLAN, version, split, runs, run.seed)
+        params = {"attrs": dict(attrs), "split": split}
+        return plan_key, key_of("store", storing.VERSION, params, [plan_key], run.seed)
 
+    now = storing.PLAN_VERSION, rule.model_dump()
     with suppress(InputError):  # no dataset stands there; the writer refuses anything else that does
         there = read_root(target)["attributes"]
-        if there.get("dataset_key") == (before := key({**attrs, "versions": there.get("versions")})):
-            return before
-    return key(attrs)
+        # The config is that of the run directory, which was compared; a later version writes more of its defaults.
+        recorded = {**attrs, **{name: there[name] for name in ("config",) if name in there and name in attrs}}
+        for version, split in (now, (storing.VERSION, rule.model_dump(exclude={"gap", "keep_splits"}))):
+            for provenance in ({}, {"versions": there.get("versions")}):
+                made = keys(version, split, {**recorded, **provenance})
+                if there.get("dataset_key") == made[1]:
+                    return made
+    return keys(*now, attrs)
 
 
 def _runs(items: Sequence[tuple[Receipt, Any]]) -> list[list[tuple[Receipt, Any]]]:

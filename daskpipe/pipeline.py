@@ -227,7 +227,8 @@ def _select(run: Run, frames: list[Receipt], features: list[Receipt], against: l
     keys = [receipt.key for receipt in frames if receipt.n_out]
     table = [(receipt.key, receipt.n_out) for receipt in features]
     others = [receipt.key for receipt in against]
-    key = key_of("select", selecting.VERSION, settings.model_dump(exclude={"against"}), [keys, table, others], run.seed)
+    version = selecting.AGAINST_VERSION if others else selecting.VERSION
+    key = key_of("select", version, settings.model_dump(exclude={"against"}), [keys, table, others], run.seed)
     n_frames = sum(n for _, n in table)
     unit = Unit(stage="select", index=0, key=key, n_inputs=n_frames, upstream=tuple(keys))
     pick = dask.delayed(selecting.select)

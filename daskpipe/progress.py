@@ -28,8 +28,8 @@ from rich.text import Text
 from daskpipe import events
 from daskpipe.errors import printable
 from daskpipe.lease import JOB_VARIABLES
+from daskpipe.outcome_lines import label_lines, move_lines, selection_lines, split_lines
 from daskpipe.store import quality
-from daskpipe.variables import SPLITS
 from daskpipe.work import Tree
 
 if TYPE_CHECKING:
@@ -281,8 +281,8 @@ def table_that_fits(
 
 
 def verdict_summary(verdict: Verdict, console: Console) -> None:
-    """Print what the quality gate says: the checks that fail alone, and the verdict."""
-    for row in quality.check_lines(check for check in verdict.checks if check.verdict == "fail"):
+    """Print what the quality gate says: the checks that fail or warn alone, and the verdict."""
+    for row in quality.check_lines(check for check in verdict.checks if check.verdict in ("fail", "warn")):
         console.print(escape(row), highlight=False, soft_wrap=True)
     color = "green" if verdict.go else "red"
     console.print(f"[bold]Quality[/] [{color}]{escape(quality.last_line(verdict))}[/]", highlight=False, soft_wrap=True)
@@ -336,84 +336,6 @@ def standalone_summary(done: Done, console: Console) -> None:
         console.print(escape(line), highlight=False, soft_wrap=True)
     what = "structures" if "n_doubled" in done.report else "frames"
     console.print(f"[bold]Wrote[/] {escape(shown(done.out.absolute()))}: {done.n_out:,} {what}", highlight=False)
-
-
-def label_lines(report: dict[str, Any], n_frames: int) -> list[str]:
-    """Say which labels imported frames have, where these come from, and what was not taken."""
-    if "labels" not in report:
-        return []
-    counts = ", ".join(f"{name} {report['labels'].get(name, 0):,}" for name in ("energy", "forces", "stress"))
-    sources = "; ".join(f"{keys} ({n:,})" for keys, n in report["sources"].items())
-    lines = [f"labels of {n_frames:,} frames: {counts}; from {sources}"]
-    if report["left_out"]:
-        lines.append("not taken: " + ", ".join(f"{name} ({n:,})" for name, n in report["left_out"].items()))
-    return lines
-
-
-def move_lines(tallies: dict[str, int]) -> list[str]:
-    """Say how many trial moves were accepted."""
-    lines = []
-    for kind in ("swaps", "hops"):
-        tried, overlapping, accepted = (
-            tallies.get(f"{kind}_{what}", 0) for what in ("tried", "overlapping", "accepted")
-        )
-        if tried:
-            lines.append(f"trial {kind}: {accepted:,} of {tried:,} accepted ({overlapping:,} overlapped)")
-    return lines
-
-
-def selection_lines(report: dict[str, Any]) -> list[str]:
-    """Say what selection left out as near-duplicates, and how well its picks cover the pool."""
-    duplicates, coverage = report["duplicates"], report["coverage"]
-    near = f"near-duplicates left out: {duplicates['against_pool']:,} of an earlier frame"
-    if duplicates["against_dataset"]:
-        near += f", {duplicates['against_dataset']:,} of the existing dataset"
-    candidates = report["candidates"]
-    marked = [f"candidates of the committee: {candidates['picked']:,} of {candidates['marked']:,} picked"]
-    n_clusters = min(256, report["n_pool"])
-    elements = "" if coverage["elements_hit"] is None else f", {coverage['elements_hit']:.0%} of the elements"
-    overlaps = report.get("overlaps", {"n": 0})
-    warning = [f"picks with overlapping atoms: {overlaps['n']:,}, e.g. {overlaps['example']}"] if overlaps["n"] else []
-    return [
-        *warning,
-        f"{near} (closer than {duplicates['threshold']:g} of the pool's spread)",
-        *(marked if candidates["marked"] else []),
-        f"{report['n_picked']:,} of {report['n_pool']:,} frames picked by {report['method']}: they hit "
-        f"{coverage['clusters_hit']:.0%} of {n_clusters} clusters of the pool, {coverage['bins_hit']:.0%} of the "
-        f"bins of its features{elements}",
-        f"distance of a frame to the nearest pick: mean {coverage['nearest_mean']:.3g}, 95 % below "
-        f"{coverage['nearest_p95']:.3g}, largest {coverage['nearest_max']:.3g}",
-    ]
-
-
-KEPT_TOGETHER = {
-    "seed": "all frames of a seed",
-    "trajectory": "all frames of a trajectory",
-    "composition": "all structures of a composition",
-    "cluster": "all structures of a region of feature space",
-    "structure": "nothing",
-}
-"""What ``store.split_by`` keeps together, in words."""
-
-
-def split_lines(report: dict[str, Any]) -> list[str]:
-    """Say how large the splits are, what they keep together, and how much of the tests the training data gives away."""
-    counts = ", ".join(f"{report['counts'][name]:,} {name}" for name in SPLITS if report["counts"][name])
-    near = " and near-duplicates" if report["near_duplicates"] and report["by"] != "structure" else ""
-    lines = [
-        f"splits: {counts}; {KEPT_TOGETHER[report['by']]}{near} kept together in {report['n_groups']:,} groups, the "
-        f"largest of {report['largest_group']:,}"
-    ]
-    for name, share in report["leakage"].items():
-        at_random = report["leakage_random"].get(name)
-        random = "" if at_random is None else f" (in a random split {at_random:.0%})"
-        lines.append(
-            f"leakage: {share:.0%} of {name} has a training neighbour closer than a frame is to the next of its "
-            f"trajectory{random}"
-        )
-    if not report["leakage"]:
-        lines.append("leakage: not measured, for no trajectory has two frames here that are described")
-    return lines
 
 
 def standalone_as_json(done: Done) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from daskpipe.errors import (
 )
 from daskpipe.events import Emit, RunStarted, fan_out
 from daskpipe.generate.files import checksum, find
+from daskpipe.generate.given_splits import splits_of_files
 from daskpipe.generate.labelled import (
     KNOWN_NAMES,
     check_method,
@@ -268,8 +269,10 @@ def import_labelled(
 ) -> Done:
     """Make a dataset of labelled frames that others have computed.
 
-    Frames are described, near-duplicates and trajectories found, and the splits made as in a run. Doubled frames are
-    kept once; frames that cannot be used are counted by reason, and named in the dataset's attribute ``rejected``.
+    Frames are described, near-duplicates and trajectories found, and the splits made as in a run, unless the frames
+    come with splits (key ``split``, or one file a split), which they keep: ``store.keep_splits=false`` splits anew.
+    Doubled frames are kept once; frames that cannot be used are counted by reason, and named in the dataset's attribute
+    ``rejected``.
 
     Parameters
     ----------
@@ -301,7 +304,8 @@ def import_labelled(
         raise ConfigError(f"{strangers[0]} holds no labels that can be read; give {KNOWN_NAMES}")
     typed = {"label_keys": keys.model_dump(exclude_none=True)} if keys != LabelKeys() else {}
     sources = [{"name": file.name, "checksum": checksum(file), "label_method": method, **typed} for file in files]
-    pieces = [piece for file in files for piece in labelled_stretches(file, SIZE)]
+    given = splits_of_files(files)
+    pieces = [piece for file in files for piece in labelled_stretches(file, SIZE, given.get(file, ""))]
     return _gathered("import", config, labels_of(pieces, keys, method, config.seed), sources, out, client, subscribers)
 
 

@@ -25,7 +25,7 @@ EDGES = {
     "budget", "cli_plan", "cluster", "probe", "runs", "cli", "cli_dataset", "cli_options", "cli_status", "cancel",
     "detach", "progress", "status", "plan", "doctor", "standalone", "jobs", "keeper", "submissions", "queues", "sites",
     "gpus", "job_commands", "listings", "worker_jobs", "worker", "report", "train", "cli_care", "fsck", "inspection",
-    "joining", "quarantine", "__main__",
+    "joining", "quarantine", "outcome_lines", "__main__",
 }  # fmt: skip
 FLOORS = [WORDS, ROOMS, ROOF, EDGES]
 # A potential serves three rooms, so it stands below them.

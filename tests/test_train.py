@@ -20,6 +20,7 @@ from small_runs import SMALL
 
 import daskpipe
 from daskpipe import load
+from daskpipe.cli_dataset import error_line
 from daskpipe.errors import ConfigError, InputError, Interrupted
 from daskpipe.events import Event
 from daskpipe.potentials import Failure, Results, batched, build, evaluate, identity
@@ -400,6 +401,35 @@ def test_errors_by_hand() -> None:
     assert result["forces"]["times_better"] == pytest.approx(1.0)
     assert result["stress"]["mae"] == pytest.approx(0.5)
     assert errors([], {})["forces"] is None
+
+
+def test_labels_without_forces_are_told_so() -> None:
+    still = [(one(3.0, 0.0, None), Results(energy=1.0, forces=np.full((2, 3), 0.25), stress=None))]
+    exact = [(one(3.0, 0.0, None), Results(energy=1.0, forces=np.zeros((2, 3)), stress=None))]
+    pulled = [(one(3.0, 2.0, None), Results(energy=1.0, forces=np.zeros((2, 3)), stress=None))]
+    right = [(one(3.0, 2.0, None), Results(energy=1.0, forces=one(3.0, 2.0, None).get_forces(), stress=None))]
+    failed = [(one(0.0, 0.0, None), Failure(reason="unknown_element", evidence=""))]
+    said = {
+        "forces RMSE 0.2500 eV/Å: all forces of its labels are 0": still,
+        "forces RMSE 0.0000 eV/Å: all forces of its labels are 0": exact,
+        "1.0 times better than no forces at all": pulled,
+        "forces RMSE 0.0000 eV/Å: those of its labels, exactly": right,
+        "test   no errors, for the model failed on all of its structures: 1 unknown_element": failed,
+    }
+    for end, cases in said.items():
+        found = errors(cases, {"Cu": 1.0, "Au": 0.0})
+        line = error_line("test", found)
+        assert line.startswith("test   ")
+        assert line.endswith(end)
+
+
+def test_a_training_split_without_forces_is_refused(dataset: Path, tmp_path: Path) -> None:
+    ds = daskpipe.open_dataset(dataset).load()
+    ds["forces"][:] = 0.0
+    write_dataset(ds, tmp_path / "still.zarr", attrs=ATTRS)
+    with pytest.raises(InputError, match=r"all forces of split train are 0.*daskpipe merge .*still.zarr -o new.zarr"):
+        train(tmp_path / "still.zarr")
+    assert not (tmp_path / "still.mace").exists()
 
 
 def test_structures_that_a_potential_does_not_know_are_counted(dataset: Path) -> None:

@@ -27,6 +27,7 @@ from daskpipe.manifests import units_of
 from daskpipe.packing import versions
 from daskpipe.potentials import identity
 from daskpipe.runs import Result
+from daskpipe.store.stage import PLAN_VERSION
 from daskpipe.work import Tree, key_of
 
 OTHER = {"ase": "3.99.0", "zarr": "3.99.0"}
@@ -62,13 +63,33 @@ def of_before(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Resul
     record = {stage: {"name": "EMT", "hash": emt} for stage in ("explore", "label")}
     (run_dir / "potentials.json").write_text(json.dumps(record, indent=1))
 
-    def dataset_key(run: Any, attrs: dict[str, Any], plan_key: str, target: Path) -> str:
+    def keys(run: Any, attrs: dict[str, Any], runs: list[str], target: Path) -> tuple[str, str]:
         attrs = {**attrs, "versions": json.dumps(versions(), sort_keys=True)}
-        params = {"attrs": attrs, "split": run.config.store.model_dump()}
-        return key_of("store", 2, params, [plan_key], run.seed)
+        split = run.config.store.model_dump()
+        plan_key = key_of("store-plan", PLAN_VERSION, split, runs, run.seed)
+        return plan_key, key_of("store", 2, {"attrs": attrs, "split": split}, [plan_key], run.seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "_dataset_key", dataset_key)
+        patch.setattr(packing, "_keys", keys)
+        return daskpipe.run("emt_alloy", SMALL, run_dir=run_dir, client=client)
+
+
+@pytest.fixture(scope="module")
+def of_other_splits(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A run as it was written before splits were stratified: two parameters fewer, and version 2 of the plan."""
+    run_dir = tmp_path_factory.mktemp("splits") / "run"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text(to_yaml(load("emt_alloy", SMALL)))
+
+    def keys(run: Any, attrs: dict[str, Any], runs: list[str], target: Path) -> tuple[str, str]:
+        split = run.config.store.model_dump(include={"split", "split_by", "near_duplicates", "clusters"})
+        config = json.loads(attrs["config"])
+        attrs["config"] = json.dumps({**config, "store": split}, sort_keys=True)
+        plan_key = key_of("store-plan", 2, split, runs, run.seed)
+        return plan_key, key_of("store", 2, {"attrs": attrs, "split": split}, [plan_key], run.seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_keys", keys)
         return daskpipe.run("emt_alloy", SMALL, run_dir=run_dir, client=client)
 
 
@@ -92,7 +113,7 @@ def test_versions_are_no_part_of_an_identity(upgrade: None, monkeypatch: pytest.
     assert identity("emt", {}).hash == found.hash
 
 
-@pytest.mark.parametrize("made", ["reference", "of_before"])
+@pytest.mark.parametrize("made", ["reference", "of_before", "of_other_splits"])
 def test_a_complete_run_stays_complete(
     made: str, request: pytest.FixtureRequest, client: Client, tmp_path: Path, upgrade: None
 ) -> None:

@@ -31,6 +31,10 @@ DESCRIPTORS = Registry(
 )
 
 
+DEFAULTS: dict[str, dict[str, Any]] = {"soap": {"sigma": 0.75}}
+"""Parameters that a config may leave out, where they are not the defaults of the factory: units were made with them."""
+
+
 class Descriptor(Protocol):
     """What the stage, and whoever uses a descriptor in memory, relies on.
 
@@ -55,7 +59,8 @@ def build(settings: Describe, species: Sequence[str], average: Literal["off", "o
     given: dict[str, Any] = {"species": list(species), "average": average}
     if uses_device(settings):
         given["device"] = settings.device
-    descriptor: Descriptor = DESCRIPTORS.get(settings.descriptor)(**given, **settings.params)
+    params = {**DEFAULTS.get(settings.descriptor, {}), **settings.params}
+    descriptor: Descriptor = DESCRIPTORS.get(settings.descriptor)(**given, **params)
     return descriptor
 
 

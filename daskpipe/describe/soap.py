@@ -38,6 +38,8 @@ TOLERANCE = {"float32": 1e-6, "float64": 1e-11}
 class SOAP:
     """SOAP descriptor.
 
+    Defaults are those of dscribe, but for `dtype`, which is float64 there; it has none for `r_cut`, `n_max`, `l_max`.
+
     Parameters
     ----------
     species
@@ -77,7 +79,7 @@ class SOAP:
         r_cut: PositiveFloat = 5.0,
         n_max: PositiveInt = 6,
         l_max: NonNegativeInt = 4,
-        sigma: PositiveFloat = 0.75,
+        sigma: PositiveFloat = 1.0,
         average: Literal["off", "inner", "outer"] = "off",
         compression: Literal["off", "mu2", "mu1nu1", "crossover"] = "off",
         dtype: Literal["float32", "float64"] = "float32",

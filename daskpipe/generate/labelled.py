@@ -6,8 +6,9 @@ descends from is worked out:
 
 * A frame that daskpipe exported says it itself (``structure_id`` and ``parent_id``).
 * Else, consecutive frames with the same atoms in the same order, none of which moved by 1 Å or more from the frame
-  before, are one trajectory, and their parent is its first frame. So a split does not tear a trajectory apart. Frames
-  that were thinned out until atoms jump farther, or shuffled, cannot be told from different systems.
+  before, are one trajectory, and their parent is its first frame. Where frames are shuffled, the store connects them
+  (`daskpipe.store.connectivity`). So a split does not tear a trajectory apart. Frames that were thinned out until atoms
+  jump farther cannot be told from different systems.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from daskpipe.generate.checks import FrameError, check, system_type
 from daskpipe.generate.declared_units import find_units, metadata_units
 from daskpipe.generate.extxyz import parse_frame, xyz_frames
 from daskpipe.generate.files import CHARGE_KEYS, SPIN_KEYS, cleaned, find, rejection_of
+from daskpipe.generate.given_splits import split_of_frame
 from daskpipe.generate.labels import LabelKeys, left_out, read_labels
 from daskpipe.generate.stretches import ANY, TEXTS, Stretch
 from daskpipe.generate.vasp import is_outcar, is_vasprun, outcar_frames, vasprun_frames
@@ -53,7 +55,7 @@ JUMP = 1.0
 """Distance, Å, that no atom moves between two frames of a trajectory: a thermal vibration is less, a bond is more."""
 
 IDS = ("structure_id", "parent_id")
-WORDS = ("system_type", "generator", "label_method", "split")
+WORDS = ("system_type", "generator", "label_method")
 """Facts that daskpipe's own exports carry."""
 
 ID_DIGITS = 32
@@ -76,12 +78,15 @@ class LabelledStretch(Stretch):
     parent
         First frame, as structure id in hex, of the trajectory that the first readable frame of the stretch goes on
         with; empty if it begins one or names its parent itself.
+    split
+        Split that the name of the file gives; empty if it gives none.
     """
 
     parent: str = ""
+    split: str = ""
 
 
-def labelled_stretches(path: Path, size: int) -> list[LabelledStretch]:
+def labelled_stretches(path: Path, size: int, split: str = "") -> list[LabelledStretch]:
     """Cut a file into stretches of `size` frames; it is read through once, to see where trajectories begin.
 
     Parameters
@@ -90,6 +95,8 @@ def labelled_stretches(path: Path, size: int) -> list[LabelledStretch]:
         ``.extxyz``, ``.xyz``, ``.db`` or ``.aselmdb``.
     size
         Frames in a stretch.
+    split
+        Split that the name of the file gives.
     """
     begins, parents, n_frames, trajectory = [], [], 0, _Trajectory()
     try:
@@ -119,6 +126,7 @@ def labelled_stretches(path: Path, size: int) -> list[LabelledStretch]:
             offset=begins[number] if begins else 0,
             last=start == starts[-1],
             parent=parents[number] if parents else "",
+            split=split,
         )
         for number, start in enumerate(starts)
     ]
@@ -207,7 +215,10 @@ def _read(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Iterator[tu
             for number, (_, build) in enumerate(
                 islice(frames, None if stretch.last else stretch.n_frames), start=stretch.first + 1
             ):
-                yield _row(build, f"{stretch.path}#{number - 1}", number - 1, trajectory, keys, method)
+                item = _row(build, f"{stretch.path}#{number - 1}", number - 1, trajectory, keys, method)
+                if stretch.split and not isinstance(item, Rejection):
+                    item.info.setdefault("split", stretch.split)
+                yield item
         if number == 0:
             raise FrameError("empty", "the file holds no structure")
     except Exception as error:  # what is wrong with the file as a whole, or from here on
@@ -230,6 +241,8 @@ def _row(
     facts = {"system_type": system_type(atoms), "generator": STAGE, "label_method": method}
     if lineage is not None:
         facts |= {key: word for key in WORDS if (word := str(raw.info.get(key, ""))).split() == [word]}
+    if split := split_of_frame(raw.info):
+        facts["split"] = split
     atoms.info |= {**facts, "parent_id": parent, "step": number, "label_status": "ok"}
     atoms.calc = SinglePointCalculator(atoms, **labels.results)
     names = [f"{LABELS}{label}" for label in labels.results]

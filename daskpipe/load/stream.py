@@ -15,6 +15,9 @@ from daskpipe.load.batch import Batch
 from daskpipe.load.plan import atom_batches, epoch_order, even_batches, rank_and_world
 from daskpipe.load.torch_data import TorchDataset, collate
 
+MOST_WORKERS = 1024
+"""Most workers of a data loader."""
+
 
 class TorchStream(IterableDataset[Batch]):
     """Batches of a dataset, read in contiguous blocks: ``DataLoader(stream, batch_size=None, num_workers=n)``.
@@ -93,8 +96,11 @@ class TorchStream(IterableDataset[Batch]):
         self.block, self.buffer, self.shuffle = block, buffer, shuffle
         self.cutoff, self.dtype = cutoff, dtype
         self.data = TorchDataset(path, split, verify=verify)
-        # Epoch, and batches of it that are done: shared, so that persistent workers see what the main process sets.
-        self._progress = torch.zeros(2, dtype=torch.int64).share_memory_()
+        # Epoch, batches of it that the next pass leaves out, number of that order, and workers of the pass that follows
+        # it (0: none yet): shared, so that persistent workers see what the main process sets, and it what they began.
+        self._progress = torch.zeros(4, dtype=torch.int64).share_memory_()
+        # Last order that each worker followed: a later pass gives the whole epoch.
+        self._followed = torch.zeros(MOST_WORKERS, dtype=torch.int64).share_memory_()
         self._planned: tuple[int, np.ndarray, np.ndarray] | None = None
         self._plan()  # what is wrong with the arguments is said here, not in a worker
 
@@ -106,10 +112,10 @@ class TorchStream(IterableDataset[Batch]):
     def set_epoch(self, epoch: int) -> None:
         """Let the next pass give that epoch: the whole, or the rest of it if `load_state_dict` has set the same one."""
         if epoch != self.epoch:
-            self._progress[:] = torch.tensor([epoch, 0])
+            self._order(epoch, 0)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next pass go on after the batch that carried `state`, on any rank.
+        """Let the next pass go on after the batch that carried `state`, on any rank; later passes give whole epochs.
 
         Raises
         ------
@@ -122,7 +128,20 @@ class TorchStream(IterableDataset[Batch]):
                     f"the state is of a stream with {name}={state.get(name)!r}, this one has {mine!r}; "
                     "make the stream as it was, or start the epoch anew with set_epoch"
                 )
-        self._progress[:] = torch.tensor([state["epoch"], state["n_batches"]])
+        self._order(int(state["epoch"]), int(state["n_batches"]))
+
+    def _order(self, epoch: int, done: int) -> None:
+        """Let the next pass, on all workers, begin after `done` batches of an epoch."""
+        self._progress[:] = torch.tensor([epoch, done, int(self._progress[2]) + 1, 0])
+
+    def _begin_pass(self, worker: int, n_workers: int) -> tuple[int, int]:
+        """Return epoch, and batches to leave out, of the pass that a worker begins."""
+        epoch, done, number, n_following = self._progress.tolist()
+        if done == 0 or int(self._followed[worker]) == number or n_following not in (0, n_workers):
+            return epoch, 0
+        self._followed[worker] = number
+        self._progress[3] = n_workers
+        return epoch, done
 
     def _identity(self) -> dict[str, Any]:
         """Return what decides the sequence of batches, JSON types."""
@@ -158,17 +177,26 @@ class TorchStream(IterableDataset[Batch]):
         return self.__dict__ | {"_planned": None}
 
     def __len__(self) -> int:
+        """Batches that each rank gets in the next pass: those of the epoch, or what is left of it after a state."""
+        done = int(self._progress[1]) if int(self._progress[3]) == 0 else 0
+        return max(0, self._n_batches - done)
+
+    @property
+    def _n_batches(self) -> int:
         """Batches that each rank gets in the epoch."""
         return (len(self._plan()[1]) - 1) // self.world
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, done = self._progress.tolist()
-        order, bounds = self._plan()
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        numbers = range(done + first, len(self), step)
+        if step > MOST_WORKERS:
+            raise ConfigError(f"num_workers={step}: give at most {MOST_WORKERS}")
+        epoch, done = self._begin_pass(first, step)
+        order, bounds = self._plan()
+        n_batches = self._n_batches
+        numbers = range(done + first, n_batches, step)
         # So many of these batches span a window.
-        together = max(1, self.block * self.buffer * len(self) // (len(order) * step))
+        together = max(1, self.block * self.buffer * n_batches // (len(order) * step))
         for start in range(0, len(numbers), together):
             group = numbers[start : start + together]
             places = [self.rank + number * self.world for number in group]

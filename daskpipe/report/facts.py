@@ -10,10 +10,10 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from daskpipe.errors import InputError, Rejection
 from daskpipe.ledger import read_ledger
+from daskpipe.report.frames import Frames, read_frames
+from daskpipe.report.split_words import describe_splits, list_shares
 from daskpipe.work import Receipt, Tree, Unit
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 EXAMPLES = 3
 """Examples of each reason."""
-
-FRAME_POOL = 50_000
-FRAME_SAMPLE = 3_000
-"""About how many frames the points of the map are chosen from, and most points."""
 
 STAGES = (
     "generate", "explore", "read", "describe-against", "describe-fit", "describe", "select", "label", "store",
@@ -79,25 +75,13 @@ class Reason:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frames:
-    """Frames of the exploration on the first two axes of the features.
+class Source:
+    """A file or dataset that structures were read from, as its dataset says; None for what it does not say."""
 
-    Parameters
-    ----------
-    points, seeds, picks
-        Shape (point, 2): a sample of the frames, those of them that are at step 0, and what was picked.
-    n_frames, n_looked_at
-        How many frames there are, and of how many the sample is.
-    explained
-        Share of the variance along each axis.
-    """
-
-    points: np.ndarray
-    seeds: np.ndarray
-    picks: np.ndarray
-    n_frames: int
-    n_looked_at: int
-    explained: list[float]
+    name: str
+    n_structures: int | None
+    labelled_by: str | None
+    checksum: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +104,8 @@ class Facts:
     provenance: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     split_rows: list[tuple[str, str]] = field(default_factory=list)
+    split_shares: list[tuple[str, ...]] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
     gate: dict[str, Any] | None = None
     gate_note: str = ""
     gate_command: str = ""
@@ -160,11 +146,13 @@ def of_run(tree: Tree, contents: Contents | None, verdict: Mapping[str, Any] | N
         reasons=reasons,
         timings=_timings(events, receipts),
         n_starts=len({event["segment"] for event in events}),
-        frames=_frames(tree, units),
+        frames=read_frames(tree, units),
         config=config,
         provenance=_provenance(attributes, _potentials(tree, attributes)),
         versions=_json(attributes, "versions"),
-        split_rows=_split_rows(attributes),
+        split_rows=describe_splits(_json(attributes, "split_rule"), _json(attributes, "split_report")),
+        split_shares=list_shares(_json(attributes, "split_report")),
+        sources=_sources(attributes),
         **_gate(tree.dataset, tree.root / "quality.json", contents, verdict),
     )
 
@@ -194,7 +182,9 @@ def of_dataset(contents: Contents, verdict: Mapping[str, Any] | None) -> Facts:
         config=json.dumps(config, indent=1, ensure_ascii=False) if config else None,
         provenance=_provenance(attributes, _potentials(None, attributes)),
         versions=_json(attributes, "versions"),
-        split_rows=_split_rows(attributes),
+        split_rows=describe_splits(_json(attributes, "split_rule"), _json(attributes, "split_report")),
+        split_shares=list_shares(_json(attributes, "split_report")),
+        sources=_sources(attributes),
         **_gate(contents.path, contents.path.with_name("quality.json"), contents, verdict),
     )
 
@@ -311,41 +301,6 @@ def _timings(events: list[dict[str, Any]], receipts: Mapping[str, list[Receipt]]
     ]
 
 
-def _frames(tree: Tree, units: Mapping[str, list[tuple[Unit, Receipt]]]) -> Frames | None:
-    """Take the first two features of frames that are chosen by the hashes of their units and of their ids."""
-    from daskpipe.seeds import order_by_hash
-
-    described = units.get("describe", [])
-    n_frames = sum(receipt.n_out for _, receipt in described)
-    features: list[np.ndarray] = []
-    ids: list[np.ndarray] = []
-    steps: list[np.ndarray] = []
-    for unit, _ in sorted(described, key=lambda pair: pair[0].key):
-        if sum(len(rows) for rows in features) >= FRAME_POOL:
-            break
-        loaded = tree.load("explore", unit.upstream[1], ["structure_id"], optional=["step"])
-        features.append(tree.load("describe", unit.key, ["features"])["features"][:, :2])
-        ids.append(loaded["structure_id"])
-        steps.append(loaded.get("step", np.full(len(ids[-1]), -1)))
-    if not features or features[0].shape[1] < 2:
-        return None
-    points = np.concatenate(features)
-    order = order_by_hash(0, "report", np.concatenate(ids))[:FRAME_SAMPLE]
-    picks = np.zeros((0, 2), dtype=np.float32)
-    if units.get("select"):
-        picks = tree.load("select", units["select"][0][0].key, ["features"])["features"][:FRAME_SAMPLE, :2]
-    fits = units.get("describe-fit", [])
-    explained = tree.load("describe-fit", fits[0][0].key, ["explained"])["explained"][:2].tolist() if fits else []
-    return Frames(
-        points=points[order],
-        seeds=points[order][np.concatenate(steps)[order] == 0],
-        picks=picks,
-        n_frames=n_frames,
-        n_looked_at=len(points),
-        explained=explained,
-    )
-
-
 # --- provenance -------------------------------------------------------------------------------------
 
 
@@ -397,21 +352,31 @@ def _provenance(attributes: Mapping[str, Any], potentials: Mapping[str, str]) ->
     return {name: str(value) for name, value in given.items() if value is not None}
 
 
-def _split_rows(attributes: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Flatten what is recorded about the split: dotted names and values."""
-    rows = []
-    for name in ("split_rule", "split_report"):
-        rows += list(_flat(_json(attributes, name), ""))
-    return rows
+def _sources(attributes: Mapping[str, Any]) -> list[Source]:
+    """Return what a dataset was imported or merged from."""
+    value = attributes.get("sources", "[]")
+    try:
+        listed = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise InputError(f"root attribute 'sources' is no JSON ({error}); see: daskpipe fsck") from error
+    if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed):
+        raise InputError(f"root attribute 'sources' is no list of JSON objects, received {str(value)[:40]}")
+    return [
+        Source(
+            name=str(row.get("name", "–")),
+            n_structures=int(row["n_structures"]) if "n_structures" in row else None,
+            labelled_by=_labelled_by(row),
+            checksum=str(row["checksum"]) if "checksum" in row else None,
+        )
+        for row in listed
+    ]
 
 
-def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _flat(item, f"{name}.{key}" if name else str(key))
-    else:
-        text = "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        yield name, text if len(text) <= 200 else text[:199] + "…"
+def _labelled_by(row: Mapping[str, Any]) -> str | None:
+    """Return the method or the potential that labelled a source."""
+    if "label_method" in row:
+        return str(row["label_method"])
+    return str(_json(row, "label_potential")["name"]) if "name" in _json(row, "label_potential") else None
 
 
 def _gate(target: Path, file: Path, contents: Contents | None, verdict: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -30,6 +30,9 @@
     };
     if (own.xaxis) full.xaxis = axis(own.xaxis, colours);
     if (own.yaxis) full.yaxis = axis(own.yaxis, colours);
+    for (const menu of own.updatemenus ?? []) {
+      Object.assign(menu, { bgcolor: colours.paper, bordercolor: colours.line, font: { color: colours.ink, size } });
+    }
     return full;
   }
 

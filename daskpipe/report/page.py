@@ -36,7 +36,7 @@ def render(facts: Facts, contents: Contents | None) -> str:
         facts=facts,
         contents=contents,
         charts=figures,
-        figures={name: chart.figure for name, chart in figures.items()},
+        figures={name: chart.figure for name, chart in figures.items() if chart.data},
         pictures=thumbnails(contents.pictures) if contents is not None else {},
         legend=legend(contents.elements) if contents is not None else {},
         scripts=[Markup(script) for script in scripts],

@@ -21,6 +21,10 @@ SAMPLE_SIZE = 2**18
 """Most rows on which anything is fitted: 64 float32 features of so many rows take 67 MB."""
 
 
+LARGEST = 1e15
+"""Largest features: squares of larger ones, summed over many rows and features, overflow in float32."""
+
+
 @dataclass(frozen=True)
 class Picks:
     """What a selector picked.
@@ -96,7 +100,7 @@ class Blocks:
         Raises
         ------
         ValueError
-            If features are not finite; names the first row as stored.
+            If features are not finite, which names the first row as stored, or larger than `LARGEST`.
         """
         start = 0
         waiting: list[np.ndarray] = []
@@ -166,6 +170,11 @@ class Blocks:
             if not finite.all():
                 first = stored + int(np.argmin(finite))
                 raise ValueError(f"features must be finite, and row {first} is not; drop such rows first")
+            if piece.size and not (largest := float(max(piece.max(), -piece.min()))) <= LARGEST:
+                raise ValueError(
+                    f"features must not exceed {LARGEST:g}, for squared distances overflow beyond, and one is "
+                    f"{largest:g}; scale them first, e.g. X / abs(X).max()"
+                )
             yield piece if self.keep is None else piece[self.keep[stored : stored + len(piece)]]
             stored += len(piece)
 

@@ -19,7 +19,7 @@ N_BINS = 99
 """Histogram bins a feature, between the pool's extremes: as many as the DIRECT paper's coverage score has."""
 
 N_CLUSTERS = 256
-"""Clusters that are made to count in how many the picks lie."""
+"""Clusters, at most, that are made to count in how many the picks lie; no more than picks, which could not hit all."""
 
 N_PROBES = 8192
 """Rows of the pool whose nearest pick is looked for."""
@@ -39,8 +39,8 @@ class Coverage:
     bins_hit
         Share of the pool's occupied bins that hold a pick, mean over the features: the DIRECT paper's feature
         coverage score; at best 1.
-    clusters_hit
-        Share of the clusters with members that hold a pick; at best 1.
+    clusters_hit, n_clusters
+        Share of the clusters with members that hold a pick, at best 1; and how many these clusters are.
     nearest_mean, nearest_p95, nearest_max
         Distance of `n_probes` rows of the pool to their nearest pick; mean, 95th percentile and largest, in units of
         the features; at best 0.
@@ -56,6 +56,7 @@ class Coverage:
     entropy: float
     bins_hit: float
     clusters_hit: float
+    n_clusters: int
     nearest_mean: float
     nearest_p95: float
     nearest_max: float
@@ -86,8 +87,8 @@ def coverage(
     picked
         Sorted rows, shape (pick,), integers.
     clusters
-        Cluster of each row, shape (row,), integers; by default 256 clusters are made, the same for the same pool and
-        seed, whatever was picked.
+        Cluster of each row, shape (row,), integers; by default as many clusters as picks are made, at most 256, the
+        same for the same pool, seed and number of picks.
     elements
         Which elements each row holds, shape (row, element), bool.
     seed
@@ -114,19 +115,21 @@ def coverage_of(
         if array is not None and len(array) != n_rows:
             raise ValueError(f"{name} must have a row for each of the {n_rows} in X, received {len(array)}")
     if clusters is None:
-        centers = fit(blocks.sample(), min(N_CLUSTERS, n_rows), passes=1)
+        centers = fit(blocks.sample(), min(N_CLUSTERS, len(picked)), passes=1)
         clusters, _ = assign(blocks, centers)
     pool, picks = histograms(blocks, picked)
     entropy = _entropy(picks) / np.where((full := _entropy(pool)) > 0, full, 1)
     entropy[full == 0] = 1
     bins_hit = (picks > 0).sum(axis=1) / (pool > 0).sum(axis=1)
     nearest = nearest_picks(blocks, picked)
+    n_clusters = len(np.unique(clusters))
     return Coverage(
         n_pool=n_rows,
         n_picked=len(picked),
         entropy=float(entropy.mean()),
         bins_hit=float(bins_hit.mean()),
-        clusters_hit=len(np.unique(clusters[picked])) / len(np.unique(clusters)),
+        clusters_hit=len(np.unique(clusters[picked])) / n_clusters,
+        n_clusters=n_clusters,
         nearest_mean=float(nearest.mean()),
         nearest_p95=float(np.percentile(nearest, 95)),
         nearest_max=float(nearest.max()),

@@ -50,8 +50,9 @@ def pick(
     Raises
     ------
     ValueError
-        If `X` is not a 2-D array with rows and known chunks, if it is not finite and the method looks at it, if
-        `n` is not positive, `seed` is negative, a parameter is unknown or wrong, or `n_atoms` does not fit.
+        If `X` is not a 2-D array with rows and known chunks, if it is not finite or exceeds 1e15, where squared
+        distances overflow, and the method looks at it, if `n` is not positive, `seed` is negative, a parameter is
+        unknown or wrong, or `n_atoms` does not fit.
     daskpipe.errors.ConfigError
         For an unknown method.
     """

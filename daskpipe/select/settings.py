@@ -25,5 +25,6 @@ class Select(BaseModel):
     )
     against: str | None = Field(
         default=None,
-        description="An existing dataset (path) whose frames need no label again: what is near them is out",
+        description="An existing dataset (path) whose frames need no label again: what is near them is out, and picks "
+        "come first from where it has no structures",
     )

@@ -26,6 +26,9 @@ VERSION = 3
 CANDIDATE = "candidate"
 """Reason of a pick that exploration had marked: the committee disagreed about it."""
 
+AGAINST_VERSION = 4
+"""Of units that pick against an existing dataset: picks lie where it does not. The others are of `VERSION`."""
+
 BY_ATOMS = ("environments",)
 """Methods whose rows are atoms."""
 
@@ -41,6 +44,9 @@ def select(
     against: np.ndarray | None = None,
 ) -> Payload:
     """Leave out near-duplicates, and pick frames from the others: first those that exploration marked as candidates.
+
+    Against an existing dataset, frames that it does not cover (`daskpipe.select.steering`) come before those that it
+    does.
 
     Parameters
     ----------
@@ -70,6 +76,7 @@ def select(
         If near-duplicates of the dataset are all there is.
     """
     from daskpipe.select.coverage import coverage_of
+    from daskpipe.select.steering import covered_frames
 
     ids, n_atoms, elements, candidate = _frames(root, frames)
     table = feature_table(root, features, dims)
@@ -86,19 +93,31 @@ def select(
     kept = np.flatnonzero(keep)
     params = SELECTORS.check_params(settings.method, settings.params)
     index, cluster, reason = first, np.full(len(first), -1, dtype=np.int32), np.full(len(first), CANDIDATE)
-    if len(first) < settings.n and len(kept):
-        order = canonical_order(run_seed, ids[kept])
+    rounds = [keep]
+    if against is not None and len(against) and len(first) < settings.n and len(kept):
+        blocks = Blocks(table, canonical_order(run_seed, ids[kept]), keep=keep)
+        near, radius = covered_frames(blocks, against, settings.n - len(first))
+        rounds = [_only(keep, kept[~near]), _only(keep, kept[near])]
+        duplicates["covered"] = {"n_covered": int(near.sum()), "radius": radius}
+    for part in rounds:
+        rows, n = np.flatnonzero(part), settings.n - len(index)
+        if n <= 0 or not len(rows):
+            continue
+        order = canonical_order(run_seed, ids[rows])
         if settings.method in BY_ATOMS:
             atoms = atom_table(root, features, n_atoms)
-            blocks = Blocks(atoms, order, n_atoms[kept], np.repeat(keep, n_atoms))
+            blocks = Blocks(atoms, order, n_atoms[rows], np.repeat(part, n_atoms))
         else:
-            blocks = Blocks(table, order, keep=keep)
-        picks = SELECTORS.get(settings.method)(n=settings.n - len(first), seed=run_seed, **params).pick(blocks)
-        index = np.concatenate([first, kept[picks.index]])
-        sort = np.argsort(index)
-        cluster = np.concatenate([cluster, picks.cluster])[sort]
-        reason = np.concatenate([reason, np.full(len(picks.index), picks.reason)])[sort]
-        index = index[sort]
+            blocks = Blocks(table, order, keep=part)
+        picks = SELECTORS.get(settings.method)(n=n, seed=run_seed, **params).pick(blocks)
+        strata = picks.cluster + np.where(picks.cluster >= 0, cluster.max(initial=-1) + 1, 0).astype(np.int32)
+        index = np.concatenate([index, rows[picks.index]])
+        cluster = np.concatenate([cluster, strata.astype(np.int32)])
+        reason = np.concatenate([reason, np.full(len(picks.index), picks.reason)])
+        if "covered" in duplicates and part is rounds[0]:
+            duplicates["covered"]["n_picked_elsewhere"] = len(picks.index)
+    sort = np.argsort(index)
+    index, cluster, reason = index[sort], cluster[sort], reason[sort]
     covered = coverage_of(Blocks(table, seeds.order_by_hash(run_seed, "coverage", ids)), index, elements=elements)
     report = {
         "method": settings.method,
@@ -121,6 +140,13 @@ def select(
         "report": np.array(json.dumps(report, sort_keys=True)),
     }
     return Payload(arrays=arrays, n_out=len(index))
+
+
+def _only(keep: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return a mask as long as `keep` of some rows."""
+    mask = np.zeros_like(keep)
+    mask[rows] = True
+    return mask
 
 
 def _without_duplicates(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from daskpipe.seeds import order_by_hash
+from daskpipe.store.assignment import assign_splits, strata_of, types_of_splits
+from daskpipe.store.blocks_of_time import cut_in_time
+from daskpipe.store.connectivity import Frame, connect_frames
 from daskpipe.store.leakage import compare
-from daskpipe.store.splits import LINEAGE, Split, assign_splits, check_fractions, groups, origins
+from daskpipe.store.splits import LINEAGE, Split, check_fractions, groups, origins
 from daskpipe.variables import SPLITS
 
 SAME_ENERGY = 1e-3
 """Energies of one structure that differ by more, eV, are labels that differ."""
 
-COLUMNS = (*LINEAGE, "energy")
+COLUMNS = (*LINEAGE, "energy", "generator", "n_atoms", "split", "system_type")
 """The variables that decide an arrangement, or are told of in its report."""
 
 
@@ -40,17 +43,25 @@ class Arrangement:
     report: dict[str, Any]
 
 
-def arrangement(columns: Mapping[str, np.ndarray], rule: Split, *, seed: int) -> Arrangement:
+def arrangement(
+    columns: Mapping[str, np.ndarray], rule: Split, *, seed: int, frame_of: Callable[[int], Frame] | None = None
+) -> Arrangement:
     """Shuffle structures, find groups and give them to splits.
+
+    Structures that came with a split keep it. Trajectories of fewer seeds than splits are cut in time, and the frames
+    of the gaps left out.
 
     Parameters
     ----------
     columns
-        Of `COLUMNS`, those that the data has, each with one row a structure.
+        Of `COLUMNS`, those that the data has, each with one row a structure; ``isolated`` (bool), if it is there, says
+        which are isolated atoms: reference energies, which stay in train, each a group of its own.
     rule
         What stays together, and the share of each split.
     seed
         Of the shuffle and of the split.
+    frame_of
+        Returns the geometry of a row, by which imported frames are connected; without it they are told by lineage.
 
     Raises
     ------
@@ -66,10 +77,22 @@ def arrangement(columns: Mapping[str, np.ndarray], rule: Split, *, seed: int) ->
     kept = order[first][np.cumsum(first) - 1]
     n_conflicts = _differing(columns, kept[~first], order[~first])
     order = order[first]
-    placed = {name: columns[name][order] for name in LINEAGE if name in columns}
-    group = groups(placed, rule, seed=seed)
+    isolated = columns.get("isolated", np.zeros(len(first), dtype=np.bool_))[order]
+    others = order[~isolated]
+    placed = {name: columns[name][others] for name in COLUMNS if name in columns}
+    if frame_of is not None:
+        placed["component"] = connect_frames(placed, lambda row: frame_of(int(others[row])))
+    of_others, split_of_others, stays, facts = _split(placed, rule, seed)
+    placed = {name: values[stays] for name, values in placed.items()}
+    kept = np.ones(len(order), dtype=np.bool_)
+    kept[~isolated] = stays
+    order, isolated = order[kept], isolated[kept]
+    group = np.full(len(order), of_others.max(initial=-1) + 1, dtype=np.int32)
+    group[~isolated] = of_others
+    group[isolated] += np.arange(np.count_nonzero(isolated), dtype=np.int32)
+    split = np.full(len(order), SPLITS.index("train"), dtype=np.uint8)
+    split[~isolated] = split_of_others
     sizes = np.bincount(group)
-    split = assign_splits(sizes, _group_ids(placed, group), seed=seed, fractions=rule.split)[group]
     counts = np.bincount(split, minlength=len(SPLITS)).tolist()
     report = {
         "by": rule.split_by,
@@ -81,9 +104,35 @@ def arrangement(columns: Mapping[str, np.ndarray], rule: Split, *, seed: int) ->
         "largest_group": int(sizes.max(initial=0)),
         "counts": dict(zip(SPLITS, counts, strict=True)),
         "wanted": {name: rule.split.get(name, 0.0) for name in SPLITS},
-        **compare(placed, split, seed=seed, fractions=rule.split),
+        "types": types_of_splits(placed, split_of_others),
+        **facts,
+        **compare(placed, split_of_others, seed=seed, fractions=rule.split),
     }
     return Arrangement(order=order, group=group, split=split, report=report)
+
+
+def _split(
+    columns: Mapping[str, np.ndarray], rule: Split, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    """Return group and split of each structure that stays, which ones stay, and what the report says of it."""
+    group, stays = groups(columns, rule, seed=seed), np.ones(len(columns["structure_id"]), dtype=np.bool_)
+    if rule.keep_splits and "split" in columns and (given := np.isin(columns["split"], SPLITS)).any():
+        codes = {name: code for code, name in enumerate(SPLITS)}
+        split = np.array([codes.get(name, 0) for name in columns["split"].tolist()], dtype=np.uint8)
+        return group, split, stays, {"n_given": int(given.sum())}
+    if (blocks := cut_in_time(columns, group, rule)) is not None:
+        group, split, stays = blocks
+        return group[stays], split[stays], stays, {"n_gap": int((~stays).sum()), "gap": rule.gap}
+    return group, _assigned(columns, group, rule, seed), stays, {}
+
+
+def _assigned(columns: Mapping[str, np.ndarray], group: np.ndarray, rule: Split, seed: int) -> np.ndarray:
+    """Return the split of each structure: groups are dealt out so that types and sizes get their shares."""
+    sizes, ids = np.bincount(group), _group_ids(columns, group)
+    members = strata_of(columns)
+    strata = np.zeros((len(sizes), members.shape[1]))
+    np.add.at(strata, group, members)
+    return assign_splits(sizes, ids, seed=seed, fractions=rule.split, strata=strata)[group]
 
 
 def _differing(columns: Mapping[str, np.ndarray], kept: np.ndarray, dropped: np.ndarray) -> int:

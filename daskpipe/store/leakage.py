@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from daskpipe.seeds import order_by_hash
-from daskpipe.store.splits import assign_splits, features_of, trajectories
+from daskpipe.store.assignment import assign_splits
+from daskpipe.store.splits import features_of, kin
 from daskpipe.variables import SPLITS
 
 SAMPLE = 10_000
@@ -15,33 +16,53 @@ SAMPLE = 10_000
 
 
 def frame_distance(columns: Mapping[str, np.ndarray]) -> float | None:
-    """Return the distance in feature space from a frame to the next one of its trajectory, the median of all.
+    """Return the distance in feature space from a frame to the nearest other one of its kin, the median of all.
+
+    Kin are the frames of one seed, or of one component of connected frames (`daskpipe.store.splits.kin`). Their order
+    does not matter.
 
     Parameters
     ----------
     columns
-        Of `daskpipe.store.splits.LINEAGE`, one row a structure.
+        Of `daskpipe.store.splits.LINEAGE`, and ``component`` if there is one; one row a structure.
 
     Returns
     -------
     float or None
-        None if no trajectory has two described frames.
+        None if no seed has two described frames.
     """
     spaced = features_of(columns)
-    if spaced is None or "step" not in columns:
+    if spaced is None:
         return None
     features, rows, _ = spaced
-    trajectory, step = trajectories(columns)[rows], columns["step"][rows]
-    order = np.lexsort((step, trajectory))
-    next_ones = np.flatnonzero(trajectory[order][1:] == trajectory[order][:-1])
-    if len(next_ones) == 0:
-        return None
-    steps = features[order[next_ones + 1]] - features[order[next_ones]]
-    return float(np.median(np.linalg.norm(steps, axis=1)))
+    nearest = nearest_of_kin(features, kin(columns)[rows])
+    return float(np.median(nearest[np.isfinite(nearest)])) if np.isfinite(nearest).any() else None
 
 
-def leakage(columns: Mapping[str, np.ndarray], split: np.ndarray, *, seed: int) -> dict[str, float]:
-    """Measure which share of a split has a training neighbour closer than a frame is to the next of its trajectory.
+def nearest_of_kin(features: np.ndarray, kin: np.ndarray) -> np.ndarray:
+    """Return the distance of each row to the nearest other one with the same number; infinite where there is none.
+
+    Parameters
+    ----------
+    features
+        Shape (structure, feature), finite.
+    kin
+        Shape (structure,), integers.
+    """
+    from scipy.spatial import cKDTree
+
+    nearest = np.full(len(kin), np.inf)
+    order = np.argsort(kin, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(kin[order])) + 1):
+        if len(members) > 1:
+            nearest[members] = cKDTree(features[members]).query(features[members], k=2)[0][:, 1]
+    return nearest
+
+
+def leakage(
+    columns: Mapping[str, np.ndarray], split: np.ndarray, *, seed: int, threshold: float | None
+) -> dict[str, float]:
+    """Measure which share of a split has a training neighbour closer than a frame is to the nearest other of its kin.
 
     Parameters
     ----------
@@ -51,6 +72,8 @@ def leakage(columns: Mapping[str, np.ndarray], split: np.ndarray, *, seed: int) 
         Index into `SPLITS` of each structure, shape (structure,).
     seed
         Of the sample, where a split has more than `SAMPLE` structures.
+    threshold
+        As `frame_distance` returns it.
 
     Returns
     -------
@@ -59,7 +82,7 @@ def leakage(columns: Mapping[str, np.ndarray], split: np.ndarray, *, seed: int) 
     """
     from scipy.spatial import cKDTree
 
-    threshold, spaced = frame_distance(columns), features_of(columns)
+    spaced = features_of(columns)
     if threshold is None or spaced is None:
         return {}
     features, rows, _ = spaced
@@ -87,10 +110,10 @@ def compare(
         ``frame_distance`` (in feature space, None if it cannot be told), ``leakage`` and ``leakage_random``: share of
         each split with a training neighbour closer than that.
     """
-    ids = columns["structure_id"]
+    ids, threshold = columns["structure_id"], frame_distance(columns)
     torn = assign_splits(np.ones(len(ids), dtype=np.int64), ids, seed=seed, fractions=fractions)
     return {
-        "frame_distance": frame_distance(columns),
-        "leakage": leakage(columns, split, seed=seed),
-        "leakage_random": leakage(columns, torn, seed=seed),
+        "frame_distance": threshold,
+        "leakage": leakage(columns, split, seed=seed, threshold=threshold),
+        "leakage_random": leakage(columns, torn, seed=seed, threshold=threshold),
     }

@@ -30,7 +30,7 @@ Load = Callable[[int, str], np.ndarray | None]
 """Returns a variable of a run, by the run's number; None where it has none."""
 
 MADE = ("atom_start", "group", "split")
-"""Variables that no run brings."""
+"""Variables that the plan makes."""
 
 
 def sorted_run(ds: xr.Dataset, *, seed: int) -> dict[str, bytes]:
@@ -44,7 +44,8 @@ def sorted_run(ds: xr.Dataset, *, seed: int) -> dict[str, bytes]:
         Of the shuffle.
     """
     validate(ds)
-    ds = take(ds, order_by_hash(seed, "shuffle", ds["structure_id"].values)).drop_vars(MADE, errors="ignore")
+    # A split that frames came with is kept: the plan looks at it.
+    ds = take(ds, order_by_hash(seed, "shuffle", ds["structure_id"].values)).drop_vars(MADE[:2], errors="ignore")
     files = {}
     for name, array in ds.data_vars.items():
         buffer = io.BytesIO()

@@ -14,9 +14,12 @@ from daskpipe.errors import InputError
 from daskpipe.seeds import order_by_hash
 from daskpipe.store import quality_checks as checks
 from daskpipe.store import quality_measures as measures
+from daskpipe.store import quality_splits as split_checks
+from daskpipe.store.connectivity import Frame
 from daskpipe.store.quality_checks import Check, skipped
+from daskpipe.store.quality_profiles import beyond_mending, expected, profile_of, warned
 from daskpipe.store.reader import open_dataset
-from daskpipe.store.settings import Quality
+from daskpipe.store.settings import CHECKS, Profile, Quality
 from daskpipe.store.splits import origins
 from daskpipe.structures import cut, starts
 from daskpipe.variables import decode, read_root
@@ -33,7 +36,7 @@ MEASURED = ("numbers", "positions", "forces", "cell", "pbc", "stress")
 
 KNOWN = (
     "n_atoms", "structure_id", "parent_id", "energy", "split", "group", "system_type", "label_status", "replica",
-    "step", "charge", "spin_multiplicity",
+    "step", "charge", "spin_multiplicity", "generator", "temperature", "pressure", "ensemble",
 )  # fmt: skip
 """Variables that are held of all structures."""
 
@@ -44,6 +47,7 @@ LACKING = {
     "failures": "on how many structures the teacher failed",
     "pair_work": "energies and forces",
     "net_force": "forces",
+    "leaks": "features and splits",
 }
 """What a check needs, in words."""
 
@@ -82,6 +86,8 @@ class Verdict:
         What was judged.
     checks
         In the order of the thresholds in `Quality`.
+    profile
+        What the data was taken for, see `daskpipe.store.quality_profiles`.
     """
 
     go: bool
@@ -89,6 +95,7 @@ class Verdict:
     dataset_key: str
     n_structures: int
     checks: tuple[Check, ...]
+    profile: Profile = "run"
 
     def as_json(self) -> dict[str, Any]:
         """Return the verdict as JSON types."""
@@ -97,6 +104,7 @@ class Verdict:
             "dataset": self.dataset,
             "dataset_key": self.dataset_key,
             "n_structures": self.n_structures,
+            "profile": self.profile,
             "checks": [check.as_json() for check in self.checks],
         }
 
@@ -119,8 +127,8 @@ def judge(path: Path | str, settings: Quality = Quality(), *, outcome: Outcome |
     Returns
     -------
     Verdict
-        NO-GO if any check fails. A check that is turned off, or lacks what it needs, is skipped and says so; energies
-        and forces must be there.
+        NO-GO if any check fails; one that warns does no harm. A check that is turned off, or lacks what it needs, is
+        skipped and says so; energies and forces must be there.
 
     Raises
     ------
@@ -134,35 +142,42 @@ def judge(path: Path | str, settings: Quality = Quality(), *, outcome: Outcome |
         raise InputError(f"{path} holds no structure; nothing to judge")
     told = _completed(outcome or Outcome(), attributes, path)
     columns = {name: _read(ds[name]) for name in KNOWN if name in ds}
-    columns |= _measured(ds, columns, settings)
-    for name in ("system_type", "label_status"):
+    for name in ("system_type", "label_status", "generator"):
         if name in ds:
             columns[name] = decode(ds[name].copy(data=columns[name]))
-    found = _checked(columns, settings, told, _shares(attributes))
+    profile = profile_of(settings, columns)
+    settings, expectation = expected(settings, profile)
+    columns |= _measured(ds, columns, settings, expectation.few_atoms)
+    found = warned(
+        _checked(columns, settings, told, _shares(attributes), expectation.few_atoms),
+        {*expectation.warn, *beyond_mending(attributes)},
+    )
     return Verdict(
         go=all(check.verdict != "fail" for check in found),
         dataset=str(path),
         dataset_key=str(attributes.get("dataset_key", "")),
         n_structures=ds.sizes["structure"],
         checks=tuple(found),
+        profile=profile,
     )
 
 
 def lines(verdict: Verdict) -> list[str]:
     """Return a verdict as plain lines for people; names from outside are printed without control characters."""
-    head = f"{printable(verdict.dataset)}: {verdict.n_structures:,} structures"
+    head = f"{printable(verdict.dataset)}: {verdict.n_structures:,} structures, judged as {verdict.profile}"
     return [head, *check_lines(verdict.checks), last_line(verdict)]
 
 
 def last_line(verdict: Verdict) -> str:
-    """Return GO, or NO-GO and the checks that say so."""
-    failed = [check.name for check in verdict.checks if check.verdict == "fail"]
-    return "GO" if verdict.go else f"NO-GO: {', '.join(failed)}"
+    """Return GO, or NO-GO and the checks that say so; and the checks that warn."""
+    failed, warned = ([check.name for check in verdict.checks if check.verdict == how] for how in ("fail", "warn"))
+    warnings = f"; warnings: {', '.join(warned)}" if warned else ""
+    return ("GO" if verdict.go else f"NO-GO: {', '.join(failed)}") + warnings
 
 
 def check_lines(found: Iterable[Check]) -> list[str]:
-    """Return a line a check: mark, number and limit, what it says; and the worst offenders of those that fail."""
-    marks = {"pass": "ok", "fail": "FAIL", "skipped": "-"}
+    """Return a line a check: mark, number and limit, what it says; of those that fail or warn the worst offenders."""
+    marks = {"pass": "ok", "warn": "warn", "fail": "FAIL", "skipped": "-"}
     rows = []
     for check in found:
         numbers = ""
@@ -170,7 +185,7 @@ def check_lines(found: Iterable[Check]) -> list[str]:
             value = "none" if check.value is None else f"{check.value:.4g}"
             numbers = f"{value} (limit {check.threshold:.4g} {check.unit})" if check.threshold is not None else value
         rows.append(f"{marks[check.verdict]:<4}  {check.name:<19}  {numbers:<38}  {printable(check.says)}".rstrip())
-        if check.verdict == "fail" and check.offenders:
+        if check.verdict in ("fail", "warn") and check.offenders:
             more = check.n_offenders - min(LISTED, len(check.offenders))
             listed = ", ".join(check.offenders[:LISTED]) + (f" and {more:,} more" if more else "")
             rows.append(f"      {'':<19}  {listed}")
@@ -186,13 +201,16 @@ def printable(text: str) -> str:
 
 
 def _checked(
-    columns: dict[str, np.ndarray], settings: Quality, told: Outcome, shares: Mapping[str, float]
+    columns: dict[str, np.ndarray], settings: Quality, told: Outcome, shares: Mapping[str, float], few_atoms: int = 0
 ) -> list[Check]:
     """Make the checks, in the order of the thresholds."""
     c, ids, n_atoms = columns, columns["structure_id"], columns["n_atoms"]
     types, type_number = np.unique(c.get("system_type", np.zeros(len(ids), dtype="U1")), return_inverse=True)
     per_type = dict(zip(types.tolist(), np.bincount(type_number).tolist(), strict=True))
     state = np.zeros(len(ids), dtype=np.int64)
+    if few_atoms:  # what has so few is not looked at
+        many, unseen = n_atoms > few_atoms, {"closest": np.inf, "loneliest": np.nan, "largest_force": np.nan}
+        c = c | {name: np.where(many, c[name], value) for name, value in unseen.items() if name in c}
     for name in ("charge", "spin_multiplicity"):
         state = 256 * state + c.get(name, state * 0)
     make: dict[str, tuple[str, Callable[[Any], Check]]] = {
@@ -201,7 +219,7 @@ def _checked(
         "cell": ("", lambda limit: checks.cell(ids, c, limit)),
         "energy": (
             "energy",
-            lambda limit: checks.energy(ids, c["energy"], c["counts"], c["composition"], type_number, limit),
+            lambda limit: checks.energy(ids, c["energy"], c["counts"], c["composition"], type_number, limit, few_atoms),
         ),
         "units": ("pair_work", lambda limit: checks.units(c["pair_ids"], c["pair_energy"], c["pair_work"], limit)),
         "forces": (
@@ -227,10 +245,17 @@ def _checked(
         "type_balance": ("system_type", lambda limit: checks.type_balance(per_type, told.system_types or (), limit)),
         "periodic_share": ("", lambda limit: checks.periodic_share(c["n_periodic"] == 3, limit)),
         "diversity": ("features", lambda limit: checks.diversity(c["feature_ids"], c["features"], limit)),
-        "splits": ("split", lambda limit: checks.splits(ids, c["split"], c["group"], shares, limit)),
+        "splits": (
+            "split",
+            lambda limit: split_checks.splits(ids, c["split"], c["group"], shares, limit, c.get("system_type")),
+        ),
+        "leakage": (
+            "leaks",
+            lambda limit: split_checks.leakage(ids, c["split"], c["looked"], c["leaks"], limit),
+        ),
     }
     found = []
-    for name in type(settings).model_fields:
+    for name in CHECKS:
         needs, check = make[name]
         limit = getattr(settings, name)
         if limit is None:
@@ -292,7 +317,9 @@ def _shares(attributes: Mapping[str, Any]) -> dict[str, float]:
 # --- reading ----------------------------------------------------------------------------------------
 
 
-def _measured(ds: xr.Dataset, columns: Mapping[str, np.ndarray], settings: Quality) -> dict[str, np.ndarray]:
+def _measured(
+    ds: xr.Dataset, columns: Mapping[str, np.ndarray], settings: Quality, few_atoms: int = 0
+) -> dict[str, np.ndarray]:
     """Go through the dataset once (twice for pairs of frames); return what the checks are made of."""
     ids, n_atoms = columns["structure_id"], columns["n_atoms"]
     distances = any(limit is not None for limit in (settings.overlap, settings.isolated_atoms, settings.duplicates))
@@ -310,16 +337,20 @@ def _measured(ds: xr.Dataset, columns: Mapping[str, np.ndarray], settings: Quali
             found |= measures.of_distances(block, found["searchable"], reach)
         if "forces" in block:
             found |= measures.of_forces(block)
-            norms = found.pop("force_norms")
+            norms = found.pop("force_norms")[
+                np.repeat(n_atoms[rows] > few_atoms, n_atoms[rows])[np.repeat(found["forces_finite"], n_atoms[rows])]
+            ]
             n_norms += len(norms)
             top = np.concatenate([top, norms])
             top = np.partition(top, len(top) - n_top)[-n_top:] if len(top) > n_top else top
             for row in np.flatnonzero(found["zero_forces"] & found["searchable"]).tolist():
                 found["zero_forces"][row] = measures.asymmetric(block, row)
         if "stress" in block:
-            found["stress"] = np.abs(block["stress"]).max(axis=1)
+            found["stress"] = measures.largest_stress(block["stress"])
         if "features" in block:
             found["features"] = block["features"][sampled[rows]]
+            if settings.leakage is not None and "split" in columns:
+                found["all_features"] = block["features"]
         for name, values in found.items():
             parts.setdefault(name, []).append(values)
         of_block = measures.element_counts(block)
@@ -332,14 +363,31 @@ def _measured(ds: xr.Dataset, columns: Mapping[str, np.ndarray], settings: Quali
         finite = np.isfinite(measured["features"]).all(axis=1)
         measured["features"], measured["feature_ids"] = measured["features"][finite], ids[sampled][finite]
     if "forces" in ds:
-        measured["p99"] = np.array(_percentile_99(top, n_norms))
+        measured["p99"] = np.array(measures.percentile_99(top, n_norms))
     lineage = {"structure_id": ids, "parent_id": columns.get("parent_id", np.zeros_like(ids))}
     measured["origin"] = np.unique(origins(lineage), return_inverse=True)[1].astype(np.int64)
     if settings.units is not None and {"energy", "forces"} <= set(map(str, ds.data_vars)):
         measured |= _pairs(ds, {**columns, **measured})
     if "split" in columns and "group" not in columns:
         measured["group"] = measured["origin"]
+    if "all_features" in measured:
+        known = {**lineage, **columns, "composition": measured["composition"], "features": measured.pop("all_features")}
+        measured["looked"], measured["leaks"] = split_checks.find_leaks(
+            known, lambda rows: _geometries(ds, columns["n_atoms"], rows)
+        )
     return measured
+
+
+def _geometries(ds: xr.Dataset, n_atoms: np.ndarray, wanted: np.ndarray) -> dict[int, Frame]:
+    """Read the geometries of some rows."""
+    frames = {}
+    for rows, block in _blocks(ds, n_atoms, ("numbers", "positions", "cell", "pbc"), wanted):
+        for row in np.intersect1d(wanted, np.arange(rows.start, rows.stop)).tolist():
+            atoms = slice(start := int(block["atom_start"][row - rows.start]), start + int(n_atoms[row]))
+            per_atom = {name: block[name][atoms].copy() for name in ("numbers", "positions")}
+            per_structure = {name: block[name][row - rows.start] for name in ("cell", "pbc")}
+            frames[row] = Frame(**per_atom, **per_structure)
+    return frames
 
 
 def _joined_counts(counts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -351,18 +399,6 @@ def _joined_counts(counts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.
         joined[start : start + len(part), np.searchsorted(elements, present)] = part
         start += len(part)
     return elements, joined
-
-
-def _percentile_99(top: np.ndarray, n: int) -> float:
-    """99th percentile of `n` numbers, as `numpy.percentile` defines it, from the largest hundredth of them."""
-    if n == 0:
-        return 0.0
-    place = 0.99 * (n - 1)
-    low = int(place)
-    ordered = np.sort(top)
-    first = n - len(ordered)
-    below, above = ordered[low - first], ordered[min(low + 1, n - 1) - first]
-    return float(below + (above - below) * (place - low))
 
 
 def _pairs(ds: xr.Dataset, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

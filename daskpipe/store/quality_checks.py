@@ -13,7 +13,6 @@ from daskpipe.seeds import order_by_hash
 from daskpipe.store.quality_units import TIGHT, name_ratio, slope_range
 from daskpipe.store.settings import CellLimits, DuplicateLimits, EnergyLimits, Shares, SizeLimits
 from daskpipe.units import GPA
-from daskpipe.variables import SPLITS
 
 MOST_OFFENDERS = 1000
 """Most offending structures that a check names, the worst first; their number is exact in any case."""
@@ -30,6 +29,9 @@ FEW = 10
 MIN_PAIRS = 12
 """With fewer pairs of neighbouring frames, energies and forces are not compared."""
 
+BOXED = 12
+"""Atoms below which the volume of a cell is that of a box around a molecule or an atom."""
+
 BANDWIDTH = 0.5
 """Width of the kernel of the diversity, in root mean square distances of the structures from their mean."""
 
@@ -43,7 +45,8 @@ class Check:
     name
         As the threshold in `daskpipe.store.settings.Quality`.
     verdict
-        ``skipped`` if it is turned off, or the dataset does not hold what it needs.
+        ``warn`` if it fails, and the profile or the settings say that this is no NO-GO; ``skipped`` if it is turned
+        off, or the dataset does not hold what it needs.
     value, threshold, unit
         What was measured and what it is held against; a value that is not finite is None.
     says
@@ -52,20 +55,25 @@ class Check:
         Ids in hex of the structures it is about, the worst first, `MOST_OFFENDERS` at most.
     n_offenders
         How many there are in all.
+    hard
+        Whether what fails is wrong in any data, such as a number that is not finite, so that no setting makes it a
+        warning.
     """
 
     name: str
-    verdict: Literal["pass", "fail", "skipped"]
+    verdict: Literal["pass", "warn", "fail", "skipped"]
     value: float | None = None
     threshold: float | None = None
     unit: str = "1"
     says: str
     offenders: tuple[str, ...] = ()
     n_offenders: int = 0
+    hard: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Return the check as JSON types."""
-        return {**asdict(self), "offenders": list(self.offenders)}
+        facts = {name: value for name, value in asdict(self).items() if name != "hard"}
+        return {**facts, "offenders": list(self.offenders)}
 
 
 def skipped(name: str, why: str) -> Check:
@@ -136,7 +144,7 @@ def cell(ids: np.ndarray, cells: Mapping[str, np.ndarray], limits: CellLimits) -
         "too skew": cells["finite"] & (cells["fullness"] >= 1e-6) & (cells["fullness"] < limits.min_fullness),
         "left-handed": cells["left_handed"] & (not limits.left_handed),
         "too dense": cells["finite"] & (cells["volume"] < limits.min_volume),
-        "too empty": cells["volume"] > limits.max_volume,
+        "too empty": cells["volume"] * cells["n_atoms"] > limits.max_volume * np.maximum(cells["n_atoms"], BOXED),
     }
     # The worst faults stand first.
     weights = 2.0 ** np.arange(len(faults), 0, -1)
@@ -159,6 +167,7 @@ def energy(
     composition: np.ndarray,
     system_type: np.ndarray,
     limits: EnergyLimits,
+    few_atoms: int = 0,
 ) -> Check:
     """Check for energies that are not finite, or far from those of their like.
 
@@ -176,12 +185,14 @@ def energy(
         Numbers, shape (structure,).
     limits
         Thresholds.
+    few_atoms
+        Structures of so many atoms or fewer are not compared: isolated atoms, dimer curves.
     """
     n_atoms = counts.sum(axis=1)
     finite = np.isfinite(energies) & (n_atoms > 0)
     badness = np.where(finite, 0.0, np.inf)
     farthest = 0.0
-    known = np.flatnonzero(finite)
+    known = np.flatnonzero(finite & (n_atoms > few_atoms))
     if len(known) >= FEW:
         rest = _residuals(ids[known], energies[known], counts[known], system_type[known])
         both = np.stack([composition[known], system_type[known]], axis=1)
@@ -204,7 +215,7 @@ def energy(
         f"{limits.deviations:g} deviations; the farthest is {farthest:.1f} deviations off"
     )
     return _check(
-        "energy", n_infinite > 0 or share > limits.share, says, share, limits.share, "share",
+        "energy", n_infinite > 0 or share > limits.share, says, share, limits.share, "share", hard=n_infinite > 0,
         **offending(ids, rows, badness[rows]),
     )  # fmt: skip
 
@@ -283,7 +294,8 @@ def forces(ids: np.ndarray, finite: np.ndarray, largest: np.ndarray, p99: float,
     badness = np.where(finite, largest, np.inf)[above]
     failed = n_infinite > 0 or not p99 <= limit
     rows = above if failed else above[:0]
-    return _check("forces", failed, says, p99, limit, "eV/Å", **offending(ids, rows, badness[: len(rows)]))
+    named = offending(ids, rows, badness[: len(rows)])
+    return _check("forces", failed, says, p99, limit, "eV/Å", hard=n_infinite > 0, **named)
 
 
 def largest_force(ids: np.ndarray, largest: np.ndarray, limit: float) -> Check:
@@ -318,22 +330,27 @@ def stress(ids: np.ndarray, largest: np.ndarray, periodic: np.ndarray, limit: fl
     ids, periodic
         Shape (structure,).
     largest
-        Largest absolute component, eV/Å^3; NaN if one is not finite.
+        Largest absolute component, eV/Å^3; NaN where there is no stress, infinite if a component is not finite.
     limit
         GPa.
     """
     if not periodic.any():
         return skipped("stress", "no structure is periodic along all axes")
-    finite = ~np.isnan(largest)
-    rows = np.flatnonzero(periodic & ~(largest <= limit * GPA))
-    most = float(largest[periodic & finite].max()) / GPA if (periodic & finite).any() else 0.0
+    known = periodic & ~np.isnan(largest)
+    if not known.any():
+        return skipped("stress", f"none of the {_structures(int(periodic.sum()))} periodic along all axes has a stress")
+    finite = np.isfinite(largest)
+    rows = np.flatnonzero(known & ~(largest <= limit * GPA))
+    most = float(largest[known & finite].max()) / GPA if (known & finite).any() else 0.0
+    n_infinite, n_missing = int((known & ~finite).sum()), int((periodic & ~known).sum())
     says = (
-        f"{int((periodic & ~finite).sum()):,} of {_structures(int(periodic.sum()))} periodic along all axes have a "
-        f"stress that is not finite, {int((periodic & (largest > limit * GPA)).sum()):,} one above {limit:g} GPa; "
-        f"the largest is {most:.3g} GPa"
+        f"{n_infinite:,} of {_structures(int(known.sum()))} periodic along all axes have a stress that is not finite, "
+        f"{len(rows) - n_infinite:,} one above {limit:g} GPa; the largest is {most:.3g} GPa"
     )
-    badness = np.where(finite, largest, np.inf)[rows]
-    return _check("stress", len(rows) > 0, says, most, limit, "GPa", **offending(ids, rows, badness))
+    if n_missing:
+        says += f"; {n_missing:,} more have none"
+    named = offending(ids, rows, largest[rows])
+    return _check("stress", len(rows) > 0, says, most, limit, "GPa", hard=n_infinite > 0, **named)
 
 
 def label_success(n_structures: int, failures: Mapping[str, int], limit: float) -> Check:
@@ -503,34 +520,3 @@ def diversity(ids: np.ndarray, features: np.ndarray, limit: float) -> Check:
     value = float(np.exp(-(weights * np.log(weights)).sum()))
     says = f"{value:.1f} effectively different structures among {len(points):,}"
     return _check("diversity", value < limit, says, value, limit, "structures")
-
-
-def splits(ids: np.ndarray, split: np.ndarray, group: np.ndarray, shares: Mapping[str, float], limit: float) -> Check:
-    """Check that no group is torn, no split is empty, and each has about its share.
-
-    Parameters
-    ----------
-    ids, split, group
-        Shape (structure,); split is an index into `SPLITS`, group the number of what must stay together.
-    shares
-        What each split should hold; empty if it is not known.
-    limit
-        Largest difference of a share, beyond that of the largest group: no group can be split to meet it.
-    """
-    n = len(ids)
-    table = np.zeros((int(group.max()) + 1, len(SPLITS)), dtype=np.int64)
-    np.add.at(table, (group, split), 1)
-    # Of a torn group, those outside its largest part offend.
-    torn = np.flatnonzero(((table > 0).sum(axis=1)[group] > 1) & (split != table.argmax(axis=1)[group]))
-    found = dict(zip(SPLITS, (np.bincount(split, minlength=len(SPLITS)) / n).tolist(), strict=True))
-    empty = [name for name, share in shares.items() if share > 0 and not found[name]]
-    off = max((abs(found[name] - shares.get(name, 0.0)) for name in SPLITS), default=0.0) if shares else 0.0
-    allowed = limit + float(table.sum(axis=1).max()) / n
-    says = ", ".join(f"{name} {share:.1%}" for name, share in found.items() if share or name in empty)
-    if shares:
-        says += f"; off by {off:.1%} at most (allowed {allowed:.1%})"
-    if empty:
-        says += f"; empty: {', '.join(empty)}"
-    says += f"; {_structures(len(torn))} torn from the rest of their groups"
-    failed = len(torn) > 0 or bool(empty) or off > allowed
-    return _check("splits", failed, says, off, allowed, "share", **offending(ids, torn, np.ones(len(torn))))

@@ -21,8 +21,11 @@ REACH = 3.5
 N_RADIAL = 4
 """Radial functions of a fingerprint."""
 
-N_FINGERPRINT = 2 * N_RADIAL + 3
-"""Two moments of each, the extent, the closest pair and the loneliest atom."""
+N_FINGERPRINT = 2 * N_RADIAL + 4
+"""Two moments of each, the extent, the distance of fragments, the closest pair and the loneliest atom."""
+
+MOST_IN_FRAGMENTS = 256
+"""Atoms up to which the distances between fragments are measured: one by one."""
 
 MIN_WIDTH = 0.3
 """Cells thinner than this, Å, hold too many images of an atom to look for neighbours."""
@@ -102,7 +105,7 @@ def of_distances(block: Columns, searchable: np.ndarray, reach: float) -> dict[s
     dict
         ``closest``, shape (structure,): the closest pair; ``loneliest``: distance from its nearest one of the atom for
         which it is largest; infinite where there is no other within `reach`, NaN where not looked.
-        ``fingerprint``, shape (structure, 11): equal for structures that differ by a motion or reflection of the whole,
+        ``fingerprint``, shape (structure, 12): equal for structures that differ by a motion or reflection of the whole,
         the order of atoms or the choice of the cell's origin. Random displacements of all atoms change it by 0.5
         (metals) to 8 (water) a displacement of 1 Å, however many atoms there are.
     """
@@ -132,8 +135,9 @@ def of_distances(block: Columns, searchable: np.ndarray, reach: float) -> dict[s
             extent = abs(np.linalg.det(cell)) / n_atoms
         else:
             extent = np.sqrt((positions @ np.linalg.inv(cell))[:, ~pbc].var(axis=0).sum())
+        apart = _distance_of_fragments(positions, cell, pbc, i, j)
         # Independent displacements change a mean by 1 / sqrt(n).
-        fingerprint[row, :-2] = np.sqrt(n_atoms) * np.log(np.append(sums, 1 + extent) + 1e-12)
+        fingerprint[row, :-2] = np.sqrt(n_atoms) * np.log(np.append(sums, [1 + extent, 1 + apart]) + 1e-12)
         # What is too far to count in the sums, such as the parts of a dimer, differs in these.
         fingerprint[row, -2:] = np.minimum([closest[row], loneliest[row]], reach + 1)
     return {"closest": closest, "loneliest": loneliest, "fingerprint": fingerprint}
@@ -164,6 +168,28 @@ def of_forces(block: Columns) -> dict[str, np.ndarray]:
         "zero_forces": (largest == 0) & (n_atoms > 1),
         "force_norms": norms[np.repeat(finite, n_atoms)],
     }
+
+
+def largest_stress(stress: np.ndarray) -> np.ndarray:
+    """Return the largest absolute component of each stress, shape (structure, 6), eV/Å^3.
+
+    NaN where all components are NaN, which says that there is none; infinite where some are not finite.
+    """
+    largest = np.abs(stress).max(axis=1)
+    missing = np.isnan(stress).all(axis=1)
+    return np.asarray(np.where(missing, np.nan, np.where(np.isfinite(stress).all(axis=1), largest, np.inf)))
+
+
+def percentile_99(top: np.ndarray, n: int) -> float:
+    """Return the 99th percentile of `n` numbers, as `numpy.percentile` does, from the largest hundredth of them."""
+    if n == 0:
+        return 0.0
+    place = 0.99 * (n - 1)
+    low = int(place)
+    ordered = np.sort(top)
+    first = n - len(ordered)
+    below, above = ordered[low - first], ordered[min(low + 1, n - 1) - first]
+    return float(below + (above - below) * (place - low))
 
 
 def asymmetric(block: Columns, row: int) -> bool:
@@ -292,6 +318,28 @@ def energy_and_work(a: Columns, b: Columns) -> tuple[float, float] | None:
         return None
     work = strained - float(((a["forces"] + b["forces"]) / 2 * shift).sum())
     return float(b["energy"] - a["energy"]), work
+
+
+def _distance_of_fragments(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, i: np.ndarray, j: np.ndarray
+) -> float:
+    """Return the root mean square distance of atoms of different fragments, nearest images; 0 where all is one, Å.
+
+    Sums over neighbours do not tell how far apart the parts of a dimer are.
+    """
+    from ase.geometry import get_distances
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n_atoms = len(positions)
+    if not 1 < n_atoms <= MOST_IN_FRAGMENTS:
+        return 0.0
+    bonds = coo_array((np.ones(len(i), dtype=np.int8), (i, j)), shape=(n_atoms, n_atoms))
+    n_fragments, fragment = connected_components(bonds, directed=False)
+    if n_fragments == 1:
+        return 0.0
+    distances = get_distances(positions, cell=cell, pbc=pbc)[1]
+    return float(np.sqrt(np.mean(distances[fragment[:, None] != fragment] ** 2)))
 
 
 def _nearest(i: np.ndarray, distance: np.ndarray, n_atoms: int) -> np.ndarray:

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from daskpipe.errors import unknown
+
+Profile = Literal["auto", "run", "import", "molecules", "reference"]
 
 type _Share = Annotated[float, Field(ge=0, le=1)]
 type _Factor = Annotated[float, Field(gt=1)]
@@ -18,7 +31,10 @@ class CellLimits(_Model):
     """What a cell must be."""
 
     min_volume: PositiveFloat = Field(default=2.0, description="Least volume an atom, if periodic along all axes, Å^3")
-    max_volume: PositiveFloat = Field(default=10_000.0, description="Largest volume an atom, likewise, Å^3")
+    max_volume: PositiveFloat = Field(
+        default=10_000.0,
+        description="Largest volume an atom, likewise, Å^3; a dozen atoms or fewer may have the box of a dozen",
+    )
     min_fullness: float = Field(
         default=0.05,
         gt=0,
@@ -96,6 +112,14 @@ class Shares(_Model):
 class Quality(_Model):
     """Thresholds of the quality gate, a check each; null turns a check off."""
 
+    profile: Profile = Field(
+        default="auto",
+        description="Where the data comes from: run, import, molecules, or reference (isolated atoms, dimer curves, "
+        "pressed and stretched cells, sets of others); it decides which checks warn only. auto tells it from the data",
+    )
+    warn: tuple[str, ...] | None = Field(
+        default=None, description="Checks that warn where they would fail; null: those of the profile"
+    )
     overlap: PositiveFloat | None = Field(
         default=0.5, le=1, description="Least distance of two atoms, in sums of the two covalent radii"
     )
@@ -141,5 +165,22 @@ class Quality(_Model):
         default=3.0, description="Least effective number of different structures (Vendi score)"
     )
     splits: _Share | None = Field(
-        default=0.05, description="Largest difference of a split from its share, beyond the share of the largest group"
+        default=0.05,
+        description="Largest difference of a split from its share, beyond the least one that whole groups allow",
     )
+    leakage: _Share | None = Field(
+        default=0.2,
+        description="Largest share of val or test with a training structure of the same trajectory close by",
+    )
+
+    @field_validator("warn")
+    @classmethod
+    def _known(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in names or ():
+            if name not in CHECKS:
+                raise ValueError(unknown("check", name, list(CHECKS)))
+        return names
+
+
+CHECKS = tuple(name for name in Quality.model_fields if name not in ("profile", "warn"))
+"""Names of the checks, in their order."""

@@ -10,7 +10,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, field_validator
 
 from daskpipe.errors import ConfigError, unknown
-from daskpipe.seeds import order_by_hash
 from daskpipe.variables import SPLITS
 
 BLOCK = 4096
@@ -37,6 +36,17 @@ class Split(BaseModel):
         description="Structures whose features are closer than this share of the data's spread stay together too",
     )
     clusters: PositiveInt = Field(default=20, description="Regions of feature space, for split_by=cluster")
+    gap: float = Field(
+        default=0.02,
+        ge=0,
+        le=0.2,
+        description="Where there are fewer seeds than splits, trajectories are cut into blocks of time: share of a "
+        "trajectory that is left out between two blocks",
+    )
+    keep_splits: bool = Field(
+        default=True,
+        description="Whether imported frames stay in the split that their key `split` or the name of their file gives",
+    )
 
     @field_validator("split")
     @classmethod
@@ -73,7 +83,8 @@ def groups(columns: Mapping[str, np.ndarray], rule: Split, *, seed: int) -> np.n
     Parameters
     ----------
     columns
-        Of `LINEAGE`, those that the data has, each with one row a structure.
+        Of `LINEAGE`, those that the data has, each with one row a structure; and ``component``, where frames without
+        lineage were connected (`daskpipe.store.connectivity.connect_frames`).
     rule
         What makes a group.
     seed
@@ -97,6 +108,8 @@ def groups(columns: Mapping[str, np.ndarray], rule: Split, *, seed: int) -> np.n
         basic = _codes(columns["composition"])
     else:
         basic = _codes(origins(columns)) if rule.split_by == "seed" else trajectories(columns)
+    if "component" in columns:
+        basic = _joined(basic, linked_pairs(columns["component"]))
     if rule.split_by == "cluster":
         basic = _regions(columns, basic, rule.clusters, seed)
     if spaced is not None and rule.near_duplicates:
@@ -110,6 +123,19 @@ LINEAGE = (
     "features",
 )  # fmt: skip
 """The variables that groups and leakage are told from; of a structure, not of its atoms."""
+
+
+def kin(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the number of what each structure descends from: its seed, or its component of connected frames."""
+    basic = _codes(origins(columns))
+    return _joined(basic, linked_pairs(columns["component"])) if "component" in columns else basic
+
+
+def linked_pairs(component: np.ndarray) -> np.ndarray:
+    """Return pairs of rows that tie each row of a component to the first one of it, shape (pair, 2); -1 is none."""
+    rows = np.flatnonzero(component >= 0)
+    _, first, number = np.unique(component[rows], return_index=True, return_inverse=True)
+    return np.stack([rows, rows[first[number.reshape(-1)]]], axis=1)
 
 
 def origins(columns: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -145,63 +171,6 @@ def features_of(columns: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarr
     if len(rows) < 2 or not (spread := float(np.sqrt(features.var(axis=0).sum()))):
         return None
     return features, rows, spread
-
-
-def assign_splits(sizes: np.ndarray, group_ids: np.ndarray, *, seed: int, fractions: Mapping[str, float]) -> np.ndarray:
-    """Give each group to a split.
-
-    Groups come in an order that is random in their ids, and each goes to the split that lacks most structures. Then
-    groups move from splits that have too much to those that lack, as long as this brings the shares closer. A split
-    with a share gets at least one group if there are as many groups as such splits.
-
-    Parameters
-    ----------
-    sizes, group_ids
-        Number of structures and id of each group, shape (group,).
-    seed
-        Of the order of the groups.
-    fractions
-        Share of the structures by name of the split.
-
-    Returns
-    -------
-    numpy.ndarray
-        Index into `SPLITS` of each group, shape (group,), dtype uint8.
-    """
-    shares = np.array([fractions.get(name, 0.0) for name in SPLITS])
-    shared: list[int] = np.flatnonzero(shares > 0).tolist()
-    lacking = shares * sizes.sum()
-    codes = np.zeros(len(sizes), dtype=np.uint8)
-    order = order_by_hash(seed, "split", group_ids)
-    for group in order:
-        codes[group] = max(shared, key=lacking.__getitem__)
-        lacking[codes[group]] -= sizes[group]
-    while moved := _best_move(sizes, codes, lacking, order, shared):
-        group, code = moved
-        lacking[codes[group]] += sizes[group]
-        lacking[code] -= sizes[group]
-        codes[group] = code
-    for code in shared:
-        counts = np.bincount(codes, minlength=len(SPLITS))
-        if counts[code] == 0 and counts.max() > 1:
-            donors = order[counts[codes[order]] > 1]
-            codes[donors[np.argmin(sizes[donors])]] = code
-    return codes
-
-
-def _best_move(
-    sizes: np.ndarray, codes: np.ndarray, lacking: np.ndarray, order: np.ndarray, shared: list[int]
-) -> tuple[int, int] | None:
-    """Return a group, and the split that it should move to, so that the sum of squared misses falls; None at best."""
-    for donor in sorted(shared, key=lacking.__getitem__):
-        here = order[codes[order] == donor]
-        for taker in sorted(shared, key=lacking.__getitem__, reverse=True):
-            gap = lacking[taker] - lacking[donor]
-            # A move of size s changes the sum of squares by 2 s (s - gap).
-            fitting = here[sizes[here] < gap - 1e-9]
-            if len(fitting):
-                return int(fitting[np.argmin(np.abs(sizes[fitting] - gap / 2))]), taker
-    return None
 
 
 def _codes(values: np.ndarray) -> np.ndarray:

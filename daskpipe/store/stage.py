@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,18 +14,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.store.arrangement import COLUMNS, arrangement
+from daskpipe.store.connectivity import Frame
 from daskpipe.store.parts import MADE, Load, Plan, chunk, mapped, sorted_run, union
 from daskpipe.store.reader import rows
 from daskpipe.store.splits import Split, check_fractions
 from daskpipe.store.writer import publish, write_dataset
-from daskpipe.structures import concat, neutral, take
-from daskpipe.variables import SPLITS, VARIABLES, per_atom
+from daskpipe.structures import concat, neutral, starts, take
+from daskpipe.variables import SPLITS, VARIABLES, decode, per_atom
 from daskpipe.work import Payload, Tree, arrays_of, read_unit
 
 if TYPE_CHECKING:
     import xarray as xr
 
 VERSION = 2
+
+PLAN_VERSION = 3
+"""Of the units of `PLAN` alone: what they read is as before, the splits that they make are not."""
 
 SORT, PLAN, WRITE = "store-sort", "store-plan", "store-write"
 """Stages before the dataset is published."""
@@ -82,14 +86,16 @@ def _rows_of(root: Path, source: Source) -> xr.Dataset:
 def plan(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> Payload:
     """Find the order, the groups and the splits of all rows of the sorted runs; see `Plan` and `arrangement`.
 
+    Rows in the gaps between blocks of time are left out, and counted in the report.
+
     Memory: about 200 bytes a structure, and its features.
     """
     load = _loader(root, runs)
     n_atoms = [_known(load(number, "n_atoms")) for number in range(len(runs))]
     sizes = [len(of_run) for of_run in n_atoms]
     columns = _columns(load, sizes)
-    found = arrangement(columns, rule, seed=seed)
     ends = np.cumsum(sizes)
+    found = arrangement(columns, rule, seed=seed, frame_of=_frames(load, n_atoms))
     run = np.searchsorted(ends, found.order, side="right")
     tables = [json.loads(Tree(root).load(SORT, key, ["names"])["names"].item()) for key in runs]
     names = {name for key in runs for name in _names(root, key)}
@@ -105,6 +111,25 @@ def plan(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> Payload:
     )
     arrays = {**made.as_arrays(), "report": np.array(json.dumps(found.report, sort_keys=True))}
     return Payload(arrays=arrays, n_out=len(found.order))
+
+
+def _frames(load: Load, n_atoms: Sequence[np.ndarray]) -> Callable[[int], Frame]:
+    """Return a function that gives the geometry of a row, rows counted over all runs."""
+    ends = np.cumsum([len(of_run) for of_run in n_atoms])
+    first = [starts(of_run) for of_run in n_atoms]
+
+    def frame_of(number: int) -> Frame:
+        run = int(np.searchsorted(ends, number, side="right"))
+        row = number - int(ends[run]) + len(n_atoms[run])
+        atoms = slice(start := int(first[run][row]), start + int(n_atoms[run][row]))
+        return Frame(
+            numbers=_known(load(run, "numbers"))[atoms],
+            positions=_known(load(run, "positions"))[atoms],
+            cell=_known(load(run, "cell"))[row],
+            pbc=_known(load(run, "pbc"))[row],
+        )
+
+    return frame_of
 
 
 def _columns(load: Load, sizes: Sequence[int]) -> dict[str, np.ndarray]:
@@ -202,7 +227,6 @@ def _place(source: Path, target: Path) -> None:
 
 def _system_types(path: Path) -> np.ndarray | None:
     from daskpipe.store.reader import open_dataset
-    from daskpipe.variables import decode
 
     ds = open_dataset(path)
     return decode(ds["system_type"].compute(scheduler="synchronous")) if "system_type" in ds else None
@@ -238,7 +262,16 @@ def arrange(ds: xr.Dataset, *, seed: int, fractions: Mapping[str, float], rule: 
     """
     check_fractions(fractions)
     rule = (rule or Split()).model_copy(update={"split": dict(fractions)})
-    found = arrangement({name: ds[name].values for name in COLUMNS if name in ds}, rule, seed=seed)
+    # Splits that it has are made anew.
+    columns = {name: decode(ds[name]) if VARIABLES[name].coded else ds[name].values for name in COLUMNS if name in ds}
+    columns.pop("split", None)
+
+    def frame_of(row: int) -> Frame:
+        atoms = slice(start := int(ds["atom_start"][row]), start + int(ds["n_atoms"][row]))
+        per_atom = {name: ds[name].values[atoms] for name in ("numbers", "positions")}
+        return Frame(**per_atom, cell=ds["cell"].values[row], pbc=ds["pbc"].values[row])
+
+    found = arrangement(columns, rule, seed=seed, frame_of=frame_of)
     split = np.array(SPLITS)[found.split]
     arranged = take(ds, found.order).assign(group=("structure", found.group), split=("structure", split))
     return arranged.assign_attrs(split_report=json.dumps(found.report, sort_keys=True))

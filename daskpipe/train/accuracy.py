@@ -87,7 +87,8 @@ def errors(cases: Sequence[Case], e0s: Mapping[str, float]) -> Errors:
     dict
         ``n_structures``, ``n_atoms``; ``failures``, counted by reason; and for ``energy`` (eV an atom), ``forces``
         (eV/Å, all components) and ``stress`` (eV/Å^3; null where no structure has one): ``mae``, ``rmse``, those of
-        the mean predictor (energies of single atoms, no forces, no stress), and how many ``times_better`` the RMSE is.
+        the mean predictor (energies of single atoms, no forces, no stress), and how many ``times_better`` the RMSE is:
+        null where the labels are what the mean predictor says (all forces 0), or the model makes no error.
     """
     failures: dict[str, int] = {}
     energy, mean_energy = [], []
@@ -124,7 +125,7 @@ def _compared(residual: np.ndarray, mean_predictor: np.ndarray) -> dict[str, flo
         "rmse": rmse,
         "mean_predictor_mae": float(np.abs(mean_predictor).mean()),
         "mean_predictor_rmse": trivial,
-        "times_better": trivial / rmse if rmse else None,
+        "times_better": trivial / rmse if rmse and trivial else None,
     }
 
 

@@ -154,6 +154,12 @@ def train(
             cutoff, known = _save_foundation(foundation, work / FOUNDATION, dtype)
         spec = load.spec(path, "train", cutoff)
         _check_elements(path, spec, known)
+        if not spec.rms_force > 0:
+            raise InputError(
+                f"{path}: all forces of split train are 0, and MACE takes its scale from them; label structures whose "
+                "atoms are pulled, or split anew, e.g. daskpipe merge "
+                f"{quote(str(path))} -o new.zarr seed=1"
+            )
         options = _write_data(path, spec, work) | {"seed": seed, "device": device, "default_dtype": dtype}
         options |= choose(size, spec, epochs, overrides, None if foundation is None else FOUNDATION)
         n_epochs = int(options["max_num_epochs"])

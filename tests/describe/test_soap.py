@@ -1,3 +1,4 @@
+import inspect
 import json
 import warnings
 
@@ -14,9 +15,11 @@ from scipy.linalg import LinAlgWarning
 from scipy.spatial.transform import Rotation
 
 from daskpipe.describe import DESCRIPTORS
+from daskpipe.describe.catalogue import build
 from daskpipe.describe.lanes import WIDTH
 from daskpipe.describe.neighbours import neighbour_grid
 from daskpipe.describe.neighbours_kernels import around
+from daskpipe.describe.settings import Describe
 from daskpipe.describe.soap import SOAP
 from daskpipe.errors import ConfigError
 
@@ -283,3 +286,15 @@ def test_wrong_parameters_in_a_config_are_refused(params, message):
 def test_unknown_descriptor_lists_the_known_ones():
     with pytest.raises(ConfigError, match=r"unknown descriptor 'soup'. Did you mean 'soap'\? Known: .*soap"):
         DESCRIPTORS.get("soup")
+
+
+def test_defaults_are_those_of_dscribe():
+    ours, theirs = (inspect.signature(kind.__init__).parameters for kind in (SOAP, DSCRIBE))
+    assert ours["sigma"].default == theirs["sigma"].default == 1.0
+    assert ours["average"].default == theirs["average"].default
+    assert ours["compression"].default == theirs["compression"].default["mode"]
+
+
+def test_a_config_that_leaves_sigma_out_gives_the_features_that_it_gave():
+    built = build(Describe(descriptor="soap", params={"r_cut": 4.0}), ["Cu"], "outer")
+    assert built.hypers()["sigma"] == 0.75

@@ -121,7 +121,44 @@ def test_two_ranks_with_workers_that_all_stop_and_go_on_give_each_structure_once
 def test_a_state_after_the_last_batch_leaves_nothing(store):
     stream = TorchStream(store, batch_size=6, **SMALL)
     stream.load_state_dict(batches_of(stream)[-1][1])
+    assert len(stream) == 0
     assert batches_of(stream) == []
+
+
+@forks
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_one_pass_goes_on_and_later_ones_are_whole(store, workers, persistent):
+    stream = TorchStream(store, batch_size=3, **SMALL)
+    whole = batches_of(stream)
+    assert len(stream) == len(whole)
+    stream.load_state_dict(whole[0][1])
+    loader = DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        persistent_workers=persistent and workers > 0,
+        multiprocessing_context="fork" if workers else None,
+    )
+    assert len(stream) == len(loader) == len(whole) - 1
+    passes = []
+    for _ in range(3):
+        n_batches = len(loader)  # torch warns of passes that are longer than it was told
+        passes.append([(batch["index"].tolist(), batch.state) for batch in loader])
+        assert len(passes[-1]) == n_batches
+    assert passes == [whole[1:], whole, whole]  # without set_epoch
+    assert len(stream) == len(whole)
+    stream.load_state_dict(whole[1][1])
+    assert [rows for rows, _ in batches_of(stream)] == [rows for rows, _ in whole[2:]]
+
+
+@forks
+def test_a_pass_on_other_workers_is_whole(store):
+    stream = TorchStream(store, batch_size=2, **SMALL)
+    whole = batches_of(stream)
+    stream.load_state_dict(whole[0][1])
+    assert batches_of(stream, 1, "fork") == whole[1:]
+    assert batches_of(stream, 3, "fork") == whole
 
 
 def test_a_state_of_another_stream_is_refused(store, chunked):

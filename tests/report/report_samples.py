@@ -36,6 +36,7 @@ def structure(index: int, rng: np.random.Generator) -> Atoms:
         "temperature": float(rng.uniform(300, 900)),
         "features": rng.normal(size=3).astype(np.float32),
         "cluster": index % 5,
+        "selection_reason": ("stratum", "candidate")[index % 2],
     }
     round_positions(atoms).calc = EMT()
     results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
@@ -55,6 +56,8 @@ VERDICT = {
          "offenders": [], "n_offenders": 0},
         {"name": HOSTILE, "verdict": "fail", "value": 2, "threshold": 0, "unit": None, "says": HOSTILE,
          "offenders": ["ab" * 16, HOSTILE], "n_offenders": 1200},
+        {"name": "share of near pairs", "verdict": "warn", "value": 0.015, "threshold": 0.01, "unit": "share",
+         "says": "near pairs", "offenders": [], "n_offenders": 0},
         {"name": "leakage", "verdict": "skipped", "value": None, "threshold": None, "unit": None, "says": "no features",
          "offenders": [], "n_offenders": 0},
     ],

@@ -8,9 +8,11 @@ import pytest
 from ase import Atoms
 from report_samples import HOSTILE_WORD
 
+from daskpipe.report import atom_totals
 from daskpipe.report import contents as measuring
-from daskpipe.report.contents import FORCE_EDGES, PAIR_EDGES, Contents, contents, histogram, pair_distances
+from daskpipe.report.contents import Contents, contents
 from daskpipe.report.facts import _steps
+from daskpipe.report.measures import FORCE_EDGES, PAIR_EDGES, histogram, pair_distances
 
 GPA = 160.21766208
 """One eV/Å^3, CODATA 2014."""
@@ -78,19 +80,54 @@ def test_pressures_have_the_sign_of_compression(held: Contents, structures: list
     assert held.pressure.counts[HOSTILE_WORD].sum() == held.pressure.n_values == 10  # each third has a barostat
 
 
+def test_components_of_the_stress_are_those_of_the_labels(held: Contents, structures: list[Atoms]) -> None:
+    stresses = np.array([one.calc.results["stress"] for one in structures if "stress" in one.calc.results]) * GPA
+    assert held.stress_components is not None
+    assert held.stress_components.n_values == stresses.size
+    assert held.stress_components.low == pytest.approx(stresses.min(), rel=1e-6)
+    for number, name in enumerate(("xx", "yy", "zz", "yz", "xz", "xy")):
+        expected = np.histogram(stresses[:, number], held.stress_components.edges)[0]
+        assert held.stress_components.counts[name].tolist() == expected.tolist()
+
+
+def test_volumes_are_those_of_what_is_periodic_in_three_directions(held: Contents, structures: list[Atoms]) -> None:
+    crystals = [one for one in structures if one.pbc.all()]
+    assert held.n_volumes_of == len(crystals) == 10
+    assert list(held.volumes) == [HOSTILE_WORD]
+    assert sorted(held.volumes[HOSTILE_WORD][:, 0]) == pytest.approx(
+        sorted(one.get_volume() / len(one) for one in crystals)
+    )
+
+
+def test_numbers_of_a_kind_are_those_of_a_slow_loop(held: Contents, structures: list[Atoms]) -> None:
+    assert [kind.name for kind in held.kinds] == list(held.types)
+    for kind in held.kinds:
+        own = [one for one in structures if one.info["system_type"] == kind.name]
+        norms = np.concatenate([np.linalg.norm(one.get_forces(), axis=1) for one in own])
+        assert kind.n_structures == len(own)
+        assert kind.n_atoms == len(norms)
+        assert kind.force_high == pytest.approx(norms.max(), rel=1e-6)
+        assert kind.force_mean_square == pytest.approx(np.sqrt(np.mean(norms**2)), rel=1e-6)
+        assert held.energies is not None
+        assert kind.energy_low is not None
+        assert kind.energy_mean is not None
+        assert kind.energy_high is not None
+        assert held.energies.low <= kind.energy_low < kind.energy_mean < kind.energy_high <= held.energies.high
+
+
 def test_blocks_do_not_change_the_numbers(
     held: Contents, hostile_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring, "BLOCK_ATOMS", 11)
+    monkeypatch.setattr(atom_totals, "BLOCK_ATOMS", 11)
     seen = []
-    whole = measuring.blocks
+    whole = atom_totals.blocks
 
     def counted(*arguments):
         for rows, block in whole(*arguments):
             seen.append(rows)
             yield rows, block
 
-    monkeypatch.setattr(measuring, "blocks", counted)
+    monkeypatch.setattr(atom_totals, "blocks", counted)
     again = contents(hostile_dataset)
     assert len(seen) > 20  # thirty structures of 4 to 8 atoms, twice
     assert again.elements == held.elements
@@ -108,10 +145,13 @@ def test_samples_depend_on_ids_alone(held: Contents, hostile_dataset: Path, monk
     monkeypatch.setattr(measuring, "MAP_SAMPLE", 12)
     few = contents(hostile_dataset)
     assert 0 < few.pairs.n_atoms <= 40
-    assert sum(map(len, few.points.values())) == 12
-    for kind, points in few.points.items():
-        everything = {tuple(point) for point in held.points[kind].tolist()}
-        assert {tuple(point) for point in points.tolist()} <= everything
+    assert few.features is not None
+    assert held.features is not None
+    assert len(few.features.points) == 12
+    assert few.features.n_structures == held.n_structures
+    for kind, here in few.features.colourings["kind"].items():
+        everything = {tuple(point) for point in held.features.points[held.features.colourings["kind"][kind]]}
+        assert {tuple(point) for point in few.features.points[here]} <= everything
     for kind, pictures in few.pictures.items():
         assert [one.info["structure_id"] for one in pictures] == [
             one.info["structure_id"] for one in held.pictures[kind]

@@ -7,7 +7,7 @@ from report_browser import Page
 from report_samples import HOSTILE_WORD, VERDICT
 
 from daskpipe import report
-from daskpipe.report.charts import LONGEST_LABEL
+from daskpipe.report.chart import LONGEST_LABEL
 
 PHONE, DESKTOP = 390, 1280
 
@@ -18,6 +18,15 @@ UNMARKED_CHARTS = f"""
 """
 COLUMNS = """
 new Set([...document.querySelectorAll('#labels figure')].map(f => Math.round(f.getBoundingClientRect().left))).size
+"""
+OVERLAPPING_FLOWS = """
+(() => {
+  const labels = [...document.querySelectorAll('[data-chart=flows] .node-label')];
+  const boxes = labels.map(label => label.getBoundingClientRect());
+  const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
+    Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3;
+  return labels.filter((_, i) => boxes.some((box, j) => j < i && meet(boxes[i], box))).map(label => label.textContent);
+})()
 """
 CLIPPED_LEGENDS = """
 [...document.querySelectorAll('.chart')].filter(chart => {
@@ -53,6 +62,28 @@ def test_the_page_reads_without_a_network(name: str, width: int, pages: dict[str
     assert chromium.evaluate(CLIPPED_LEGENDS) == []
     assert chromium.evaluate("document.documentElement.scrollWidth") <= width
     assert chromium.evaluate(COLUMNS) == (1 if width == PHONE else 2)
+
+
+@pytest.mark.parametrize("name", ["run", "dataset"])
+def test_labels_of_the_flow_do_not_overlap_and_phones_get_the_table(
+    name: str, pages: dict[str, Path], chromium: Page
+) -> None:
+    chromium.open(pages[name], width=DESKTOP)
+    assert chromium.evaluate("document.querySelectorAll('[data-chart=flows] .node-label').length") > 5
+    assert chromium.evaluate(OVERLAPPING_FLOWS) == []
+    chromium.open(pages[name], width=PHONE)
+    assert chromium.evaluate("getComputedStyle(document.querySelector('[data-figure=flows]')).display") == "none"
+    assert chromium.evaluate("document.querySelector('#flow table').getBoundingClientRect().height") > 100
+
+
+def test_a_button_colours_the_map_by_split(pages: dict[str, Path], chromium: Page) -> None:
+    legend = "[...document.querySelectorAll('[data-chart=map] .legendtext')].map(t => t.textContent)"
+    chromium.open(pages["dataset"], width=DESKTOP)
+    assert "surface" in chromium.evaluate(legend)
+    by_split = "[...document.querySelectorAll('.updatemenu-button')].find(b => b.textContent.includes('split'))"
+    chromium.evaluate(f"{by_split}.dispatchEvent(new MouseEvent('click'))")
+    assert {"train", "val", "test"} <= set(chromium.evaluate(legend))
+    assert "surface" not in chromium.evaluate(legend)
 
 
 def test_hostile_names_run_nothing_and_are_shown_as_typed(pages: dict[str, Path], chromium: Page) -> None:

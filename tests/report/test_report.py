@@ -9,20 +9,21 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from report_samples import HOSTILE, HOSTILE_WORD, VERDICT
 
 import daskpipe
 from daskpipe import report
 from daskpipe.errors import ConfigError, InputError
-from daskpipe.report.charts import LONGEST_LABEL
-from daskpipe.report.facts import _split_rows
+from daskpipe.report.chart import LONGEST_LABEL
+from daskpipe.report.split_words import describe_splits, list_shares
 from daskpipe.store import open_dataset
 
 MOST_BYTES = 8_000_000
 ALL_CHARTS = {
-    "flows", "elements", "compositions", "sizes", "energies", "forces", "forces-elements", "pairs", "temperature",
-    "pressure", "stress", "map", "strata", "splits", "times",
+    "flows", "elements", "compositions", "sizes", "energies", "volumes", "forces", "forces-elements", "force-tails",
+    "pairs", "temperature", "pressure", "stress", "stress-components", "map", "comparison", "strata", "splits", "times",
 }  # fmt: skip
 N_SCRIPTS = 3
 """The figures, plotly.js and the page's own."""
@@ -94,7 +95,7 @@ def test_a_run_is_reported_from_its_first_seed_to_its_last_atom(run_page: Path, 
     assert json.loads(ds.attrs["label_potential"])["sha256"] in page.text
     assert "name: emt_alloy" in page.text
     assert json.loads(ds.attrs["versions"])["torch"] in page.text
-    assert page.charts == ALL_CHARTS - {"pressure"}
+    assert page.charts == ALL_CHARTS - {"pressure", "temperature", "volumes"}  # one temperature, nothing periodic
 
 
 def test_failures_are_listed_with_examples(run_page: Path) -> None:
@@ -106,21 +107,59 @@ def test_failures_are_listed_with_examples(run_page: Path) -> None:
 
 def test_a_dataset_alone_is_reported(dataset_page: Path) -> None:
     page = Parsed(dataset_page)
-    assert page.charts == ALL_CHARTS - {"times"}
+    assert page.charts == ALL_CHARTS - {"times", "comparison", "pressure"}  # one pressure
     table = page.table("Counts through the stages")
     assert "generate 12 structures made or read 11 seeds 1 duplicate" in table
     assert "select 90 frames 33 picks 5 near-duplicate of an earlier frame; 52 not picked" in table
     assert f"label 33 picks 30 labelled 3 {HOSTILE}" in table
-    assert "fractions.train 0.6" in page.table("How they were made, and what leaks")
+    assert "train 60 %" in page.table("Shares of the splits")
+    assert "kept together all frames of a seed" in page.table("How they were made")
     assert "No group" in page.text
-    assert "10 of 30 structures come from a run with a barostat" in page.text
 
 
-def test_whatever_is_said_of_a_split_becomes_a_table() -> None:
-    report = json.dumps({"by": "seed", "leakage": {"near": {"pairs": 7}, "distance": None, "ids": [1, 2]}})
-    rows = _split_rows({"split_rule": {"seed": 3}, "split_report": report, "other": 1})
-    expected = {"seed": "3", "by": "seed", "leakage.near.pairs": "7", "leakage.distance": "–", "leakage.ids": "[1, 2]"}
-    assert dict(rows) == expected
+def test_records_of_a_split_are_written_in_words() -> None:
+    rule = {"seed": 3, "unit": "group", "fractions": {"train": 0.8}, "split_by": "trajectory", "near_duplicates": 0.01}
+    report = {
+        "by": "trajectory",
+        "wanted": {"test": 0.1, "train": 0.8},
+        "n_doubled": 1200,
+        "leakage": {"val": 0.25},
+        "frame_distance": None,
+        "gap": {"of_blocks": 7, "ids": [1, 2]},
+    }
+    assert describe_splits(rule, report) == [
+        ("kept together", "all frames of a trajectory"),
+        ("near-duplicates kept together up to", "1 % of the spread of the features"),
+        ("structures that occurred twice, left out", "1,200"),
+        ("distance from a frame to the next of its trajectory", "–"),
+        ("seed of the shuffle", "3"),
+        ("gap.of blocks", "7"),
+        ("gap.ids", "[1, 2]"),
+    ]
+    assert list_shares(report) == [
+        ("train", "80 %", "–", "–"),
+        ("val", "–", "25 %", "–"),
+        ("test", "10 %", "–", "–"),
+    ]
+
+
+def test_sources_of_a_merged_dataset_are_listed(structures: list, tmp_path: Path) -> None:
+    from daskpipe.store import pack
+    from daskpipe.structures import from_atoms
+
+    sources = [
+        {"name": "melt.xyz", "checksum": "c1", "label_method": "pbe"},
+        {"name": "old.zarr", "n_structures": 1234, "label_potential": '{"name": "emt", "sha256": "0"}'},
+    ]
+    attrs = {"dataset_key": "k", "sources": json.dumps(sources)}
+    pack(from_atoms(structures[:3]), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
+    table = Parsed(report.write(tmp_path / "a.zarr")).table("Where the structures come from")
+    assert "melt.xyz – pbe c1" in table
+    assert "old.zarr 1,234 emt –" in table
+    attrs["sources"] = "[3]"
+    pack(from_atoms(structures[:3]), tmp_path / "b.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
+    with pytest.raises(InputError, match=r"'sources' is no list of JSON objects, received \[3\]"):
+        report.write(tmp_path / "b.zarr")
 
 
 @pytest.mark.parametrize("name", ["run_page", "dataset_page"])
@@ -156,15 +195,47 @@ def test_plotly_knows_all_that_the_figures_say(name: str, request: pytest.Fixtur
         assert Figure(figure).data  # raises ValueError at a property that there is not
 
 
-def test_the_verdict_is_shown_check_by_check(dataset_page: Path) -> None:
+def test_failed_checks_come_first_and_passed_ones_are_folded(dataset_page: Path) -> None:
     page = Parsed(dataset_page)
-    table = page.table("Checks of the quality gate")
     assert "NO-GO" in page.text
-    assert "largest force pass 1,234 eV/Å 50" in table
-    assert f"{HOSTILE} fail 2 0 {HOSTILE} 1,200 structures {'ab' * 16} {HOSTILE}" in table
-    assert "leakage skipped – – no features" in table
-    assert f"1 of 3 checks failed: {HOSTILE}." in page.text
+    failed, passed = page.table("Checks that did not pass"), page.table("Checks that passed")
+    assert f"{HOSTILE} fail 2 0 {HOSTILE} 1,200 structures {'ab' * 16} {HOSTILE}" in failed
+    assert failed.index("fail") < failed.index("skipped")
+    assert "leakage skipped – – no features" in failed
+    assert "share of near pairs warn 1.5 % 1 %" in failed
+    assert "largest force pass 1,234 eV/Å 50 eV/Å" in passed
+    assert f"1 of {len(VERDICT['checks'])} checks failed: {HOSTILE}." in page.text
+    folded = [attrs for tag, attrs in page.elements if tag == "details"]
+    assert folded
+    assert all("open" not in attrs for attrs in folded)
     assert "another dataset" not in page.text
+
+
+def test_the_largest_forces_of_each_element_are_drawn(dataset_page: Path, structures: list) -> None:
+    traces = {trace["name"]: trace for trace in Parsed(dataset_page).figures["force-tails"]["data"]}
+    assert traces.keys() == {"Cu", "Ag", "Au"}
+    for symbol, trace in traces.items():
+        norms = np.concatenate([np.linalg.norm(one.get_forces()[one.symbols == symbol], axis=1) for one in structures])
+        for edge, share in list(zip(trace["x"], trace["y"], strict=True))[1:]:
+            # The edge is rounded to five digits, so a force within that may lie on its other side.
+            assert np.mean(norms >= edge * 1.0001) - 1e-4 <= share / 100 <= np.mean(norms >= edge * 0.9999) + 1e-4
+
+
+def test_a_histogram_of_one_value_is_a_sentence(dataset_page: Path) -> None:
+    page = Parsed(dataset_page)
+    assert "Pressure of the barostat: 2 GPa in all 10 structures that have one." in page.text
+    assert "pressure" not in page.figures
+
+
+def test_the_map_is_coloured_by_kind_split_and_reason(dataset_page: Path, structures: list) -> None:
+    figure = Parsed(dataset_page).figures["map"]
+    [menu] = figure["layout"]["updatemenus"]
+    assert [button["label"] for button in menu["buttons"]] == ["kind", "split", "reason"]
+    for button in menu["buttons"]:
+        shown = [trace for trace, seen in zip(figure["data"], button["args"][0]["visible"], strict=True) if seen]
+        assert sum(len(trace["x"]) for trace in shown) == len(structures)  # each structure once, whatever colours it
+    assert [trace["visible"] for trace in figure["data"]] == menu["buttons"][0]["args"][0]["visible"]
+    assert {trace["name"] for trace in figure["data"]} >= {"train", "surface", "stratum"}
 
 
 def test_a_verdict_beside_the_dataset_is_read(run_dir: Path, tmp_path: Path) -> None:
@@ -201,7 +272,7 @@ def test_a_run_without_its_dataset_is_reported_as_far_as_it_came(run_dir: Path, 
     for stage in ("label", "store"):
         shutil.rmtree(run / "units" / stage)
     page = Parsed(report.write(run))
-    assert page.charts == {"flows", "map", "times"}
+    assert page.charts == {"flows", "map", "comparison", "times"}
     assert "select" in page.table("Counts through the stages")
     assert "Composition" not in page.words
     assert "picks" in [trace["name"] for trace in page.figures["map"]["data"]]

@@ -45,8 +45,16 @@ def test_clusters_are_made_where_none_are_given():
     X, cloud = clouds(400)
     everywhere = coverage(X, np.arange(400))
     corner = coverage(X, np.flatnonzero(cloud == 0)[:5])
-    assert everywhere.clusters_hit == 1
-    assert corner.clusters_hit <= 5 / 200
+    assert (everywhere.clusters_hit, everywhere.n_clusters) == (1, 256)
+    assert (corner.clusters_hit, corner.n_clusters) == (1 / 5, 5)
+
+
+def test_as_many_clusters_as_picks_can_all_be_hit():
+    X, _ = clouds(600)
+    spread = coverage(X, pick(X, 24, "fps"))
+    bunched = coverage(X, np.sort(np.argsort(np.linalg.norm(X - X[0], axis=1))[:24]))
+    assert spread.n_clusters == bunched.n_clusters == 24
+    assert spread.clusters_hit > 0.6 > 0.2 > bunched.clusters_hit
 
 
 def test_picking_everything_covers_everything():

@@ -228,3 +228,26 @@ def test_canonical_order_follows_the_ids_and_not_their_places():
     np.testing.assert_array_equal(ids[shuffle][canonical_order(1, ids[shuffle])], ids[order])
     assert sorted(order.tolist()) == list(range(30))
     assert not np.array_equal(canonical_order(2, ids), order)
+
+
+@pytest.mark.parametrize("method", ["kmeans", "direct", "fps"])
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 1e20), ("float32", -1e16), ("float64", 1e20)])
+def test_features_whose_squares_overflow_are_refused(method, dtype, size):
+    X = np.random.default_rng(0).normal(size=(50, 3)).astype(dtype)
+    X[7, 1] = size
+    with pytest.raises(ValueError, match=r"must not exceed 1e\+15.*scale them first, e.g. X / abs"):
+        pick(X, 5, method=method)
+
+
+@pytest.mark.parametrize("method", ["kmeans", "direct", "fps"])
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 9e14), ("float64", 9e14)])
+def test_large_features_are_picked_as_small_ones(method, dtype, size):
+    X = np.random.default_rng(0).normal(size=(400, 3)).astype(dtype)
+    X /= np.abs(X).max()
+    scale = dtype_power_of_two(size)
+    assert pick(X * scale, 20, method=method).tolist() == pick(X, 20, method=method).tolist()
+
+
+def dtype_power_of_two(size: float) -> np.float32:
+    """Largest power of two up to `size`, by which floats scale exactly."""
+    return np.float32(2.0 ** np.floor(np.log2(size)))

@@ -161,6 +161,65 @@ def test_near_duplicates_are_not_picked(tmp_path, method):
     assert json.loads(str(kept["report"]))["duplicates"]["against_pool"] == 0
 
 
+N_COVERED, N_NEW, N_KNOWN = 400, 40, 80
+
+
+def two_regions(n_known: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Frames of a region where a dataset has `n_known` structures, and then of a region where it has none."""
+    rng = np.random.default_rng(1)
+    n = N_COVERED + N_NEW
+    features = rng.standard_normal((n, DIMS))
+    features[N_COVERED:] += [12, 0, 0]
+    found = {
+        "structure_id": as_void(rng.bytes(16) for _ in range(n)),
+        "features": features.astype(np.float32),
+        "n_atoms": np.ones(n, dtype=np.int32),
+        "numbers": np.full(n, 29, dtype=np.uint8),
+        "environments": features.astype(np.float32),
+    }
+    return found, rng.standard_normal((n_known, DIMS)).astype(np.float32)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_picks_lie_where_the_dataset_has_no_structures(tmp_path, method):
+    found, known = two_regions(N_KNOWN)
+    sizes = (N_COVERED, N_NEW)
+    settings = Select(n=30, method=method)
+    free = rows_picked(run(tmp_path / "free", found, sizes, settings).arrays, sizes)
+    arrays = run(tmp_path / "steered", found, sizes, settings, against=known).arrays
+    steered = rows_picked(arrays, sizes)
+    assert len(steered) == len(set(steered.tolist())) == 30
+    # The dataset leaves a few frames at the edge of its own region uncovered, and these are new as well.
+    assert np.count_nonzero(steered >= N_COVERED) >= 12
+    assert np.count_nonzero(steered >= N_COVERED) > np.count_nonzero(free >= N_COVERED)
+    covered = json.loads(str(arrays["report"]))["duplicates"]["covered"]
+    assert covered["n_picked_elsewhere"] == 30
+    assert 0.85 * N_COVERED < covered["n_covered"] < N_COVERED
+    far = np.linalg.norm(found["features"][steered][:, None] - known[None], axis=2).min(axis=1)
+    assert far.min() > covered["radius"]
+
+
+def test_where_all_is_covered_picks_come_from_there(tmp_path):
+    found, known = two_regions(4_000)
+    arrays = run(tmp_path, found, (N_COVERED, N_NEW), Select(n=100), against=known).arrays
+    rows = rows_picked(arrays, (N_COVERED, N_NEW))
+    covered = json.loads(str(arrays["report"]))["duplicates"]["covered"]
+    assert N_NEW <= covered["n_picked_elsewhere"] == N_COVERED + N_NEW - covered["n_covered"] < 100 == len(rows)
+    assert set(range(N_COVERED, N_COVERED + N_NEW)) <= set(rows.tolist())  # all of what is new
+    assert arrays["cluster"].min() >= 0
+
+
+@pytest.mark.parametrize("n_known", [1, 2])
+def test_few_structures_cover_little(tmp_path, n_known):
+    found, _ = two_regions(0)
+    known = np.array([[0, 0, 0], [12, 0, 0]], dtype=np.float32)[:n_known]
+    arrays = run(tmp_path, found, (N_COVERED, N_NEW), Select(n=30), against=known).arrays
+    covered = json.loads(str(arrays["report"]))["duplicates"]["covered"]
+    # Not as far as from one of the two to the other.
+    assert covered["radius"] < 3
+    assert covered["n_picked_elsewhere"] == 30
+
+
 def test_frames_near_the_dataset_are_not_picked(tmp_path):
     found = table()
     sizes = (20, 25, 15)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from daskpipe.store import quality_checks as checks
 from daskpipe.store import quality_measures as measures
-from daskpipe.store.quality import _percentile_99
 from daskpipe.store.settings import DuplicateLimits, EnergyLimits
 from daskpipe.structures import from_atoms
 
@@ -35,7 +34,7 @@ def distances_of(*structures: Atoms, reach: float = 2.5) -> dict[str, np.ndarray
 def test_percentile_is_numpys(n, seed):
     norms = np.abs(np.random.default_rng(seed).normal(size=n))
     top = np.sort(norms)[-(n // 100 + 2) :]
-    assert _percentile_99(top, n) == pytest.approx(np.percentile(norms, 99), rel=1e-14)
+    assert measures.percentile_99(top, n) == pytest.approx(np.percentile(norms, 99), rel=1e-14)
 
 
 @given(n=st.integers(2, 60), seed=st.integers(0, 2**20))
@@ -101,6 +100,27 @@ def test_dimers_at_other_distances_differ():
     pairs = [Atoms("Cu2", positions=[[0, 0, 0], [0, 0, d]], cell=[20, 20, 20], pbc=True) for d in (4.0, 5.0, 6.0)]
     prints = distances_of(*pairs)["fingerprint"]
     assert np.abs(np.diff(prints, axis=0)).max(axis=1).min() > 0.3
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+@pytest.mark.parametrize("far", [6.7, 8.3, 11.0])
+def test_fragments_far_apart_are_told_by_their_distance(periodic, far):
+    def pair(separation: float, symbol: str = "Cu") -> Atoms:
+        return Atoms([symbol] * 2, positions=[[0, 0, 0], [0, 0, separation]], cell=3 * [30], pbc=periodic)
+
+    def waters(separation: float) -> Atoms:
+        one, other = molecule("H2O"), molecule("H2O")
+        other.positions += [0, 0, separation]
+        return Atoms(one + other, cell=3 * [30], pbc=periodic)
+
+    for make in (pair, waters):
+        first, second = distances_of(make(far), make(far + 0.1))["fingerprint"]
+        assert np.abs(second - first).max() > 100 * DuplicateLimits().tolerance
+        moved = make(far)
+        moved.rotate(40, (1, 2, 3), rotate_cell=True)
+        moved.positions += [3, 4, 5]
+        again = distances_of(make(far), moved)["fingerprint"]
+        assert np.abs(again[1] - again[0]).max() < DuplicateLimits().tolerance / 10
 
 
 def test_atoms_in_one_place_and_alone():

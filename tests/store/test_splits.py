@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from daskpipe.errors import ConfigError
 from daskpipe.seeds import order_by_hash
 from daskpipe.store import arrange
+from daskpipe.store.assignment import assign_splits, strata_of
 from daskpipe.store.leakage import compare, frame_distance, leakage
-from daskpipe.store.splits import Split, assign_splits, groups, origins, trajectories
+from daskpipe.store.splits import Split, groups, origins, trajectories
 from daskpipe.structures import as_void, take
 from daskpipe.variables import SPLITS
 
@@ -232,41 +233,59 @@ def test_three_systems_of_twenty_trajectories():
     codes = assign_splits(np.bincount(group), np.arange(2 * 60).view("V16"), seed=0, fractions=rule.split)[group]
     assert np.bincount(codes).tolist() == [480, 60, 60]
     report = compare(columns, codes, seed=0, fractions=rule.split)
-    # In a random split nearly each frame has the next one in training.
-    assert report["leakage_random"]["test"] > 0.8
-    assert report["leakage"]["test"] < report["leakage_random"]["test"] - 0.2  # all begin where the seed lies
+    # In a random split the nearest other frame is mostly in training, and half of all frames are nearer than most.
+    assert report["leakage_random"]["test"] > 0.3
+    # Trajectories of one seed all begin where it lies, so that those of the test are not far from those of training.
+    assert 0.1 < report["leakage"]["test"] < report["leakage_random"]["test"] - 0.1
+
+
+def slow_frame_distance(features: np.ndarray, kin: np.ndarray) -> float:
+    distances = np.linalg.norm(features[:, None] - features[None], axis=2)
+    distances[(kin[:, None] != kin[None]) | np.eye(len(kin), dtype=bool)] = np.inf
+    nearest = distances.min(axis=1)
+    return float(np.median(nearest[np.isfinite(nearest)]))
 
 
 def test_leakage_is_the_share_of_near_neighbours():
     columns = walks(4, 3, 6, length=0.2)
     codes = np.random.default_rng(2).integers(0, 3, len(columns["step"])).astype(np.uint8)
-    features = columns["features"].astype(float).reshape(12, 6, 4)
-    reach = np.median(np.linalg.norm(np.diff(features, axis=1), axis=2))
+    flat = columns["features"].astype(float)
+    reach = slow_frame_distance(flat, columns["parent_id"].view("<u8")[1::2])
     assert frame_distance(columns) == pytest.approx(reach, rel=1e-12)
-    found = leakage(columns, codes, seed=0)
-    flat = features.reshape(-1, 4)
+    found = leakage(columns, codes, seed=0, threshold=reach)
     for name, code in (("val", 1), ("test", 2)):
         nearest = np.linalg.norm(flat[codes == code][:, None] - flat[codes == 0][None], axis=2).min(axis=1)
         assert found[name] == np.mean(nearest < reach)
     assert 0 < found["test"] < 1
 
 
+def test_the_distance_of_frames_does_not_depend_on_their_order():
+    columns = walks(4, 1, 12, length=0.2)
+    columns["parent_id"] = np.zeros_like(columns["parent_id"])  # shuffled files tell no lineage
+    columns["component"] = np.repeat(np.arange(4), 12)
+    rows = np.random.default_rng(1).permutation(48)
+    shuffled = {name: values[rows] for name, values in columns.items()} | {"step": np.arange(48)}
+    reach = slow_frame_distance(columns["features"].astype(float), columns["component"])
+    assert frame_distance(shuffled) == pytest.approx(reach, rel=1e-12)
+
+
 def test_leakage_of_a_sample(monkeypatch):
     monkeypatch.setattr("daskpipe.store.leakage.SAMPLE", 5)
     columns = walks(2, 2, 30)
-    found = leakage(columns, np.tile([0, 2], 60).astype(np.uint8), seed=0)
+    codes = np.tile([0, 2], 60).astype(np.uint8)
+    found = leakage(columns, codes, seed=0, threshold=frame_distance(columns))
     assert found["test"] in {number / 5 for number in range(6)}
 
 
 def test_leakage_that_cannot_be_told():
-    columns = walks(3, 2, 1)  # no trajectory has two frames
+    columns = walks(6, 1, 1)  # no seed has two frames
     codes = np.array([0, 0, 0, 0, 2, 2], dtype=np.uint8)
     assert frame_distance(columns) is None
     assert compare(columns, codes, seed=0, fractions={"train": 1.0}) == {
         "frame_distance": None, "leakage": {}, "leakage_random": {},
     }  # fmt: skip
     del columns["features"]
-    assert leakage(columns, codes, seed=0) == {}
+    assert leakage(columns, codes, seed=0, threshold=1.0) == {}
 
 
 @settings(deadline=None, max_examples=30)
@@ -283,3 +302,39 @@ def test_moves_mend_what_the_random_order_spoils():
     for seed in range(20):
         codes = assign_splits(sizes, np.arange(122).view("V16"), seed=seed, fractions=Split().split)
         assert np.bincount(codes, weights=sizes).tolist() == [80, 10, 10]
+
+
+# --- strata ------------------------------------------------------------------------------------------
+
+
+def typed(n_groups: dict[str, int], per_group: int, *, seed: int = 0) -> dict[str, np.ndarray]:
+    """Columns of groups of structures, all of one system type in a group; sizes go with the types."""
+    rng = np.random.default_rng(seed)
+    kinds = np.repeat(np.array([name for name, n in n_groups.items() for _ in range(n)]), per_group)
+    n_atoms = 10 * (1 + np.unique(kinds, return_inverse=True)[1])
+    return {
+        "structure_id": as_void(rng.bytes(16) for _ in kinds),
+        "system_type": kinds,
+        "n_atoms": n_atoms.astype(np.int32),
+        "group": np.repeat(np.arange(sum(n_groups.values())), per_group),
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_split_gets_its_share_of_each_type(seed):
+    columns = typed({"alloy": 20, "surface": 14, "cluster": 10}, per_group=3)
+    members = strata_of(columns)
+    assert members.shape == (44 * 3, 3 + 3)  # three types, and three sizes
+    assert (members[:, :3].sum(axis=1) == 1).all()
+    assert (members[:, 3:].sum(axis=1) == 1).all()
+    strata = np.zeros((44, members.shape[1]))
+    np.add.at(strata, columns["group"], members)
+    codes = assign_splits(np.full(44, 3), np.arange(88).view("V16"), seed=seed, fractions=Split().split, strata=strata)[
+        columns["group"]
+    ]
+    for kind, count in (("alloy", 60), ("surface", 42), ("cluster", 30)):
+        got = np.bincount(codes[columns["system_type"] == kind], minlength=3)
+        wanted = np.array([0.8, 0.1, 0.1]) * count
+        assert np.abs(got - wanted).max() <= 3, f"{kind}: {got} of {wanted}"  # a group's worth
+        assert got.all()
+    assert np.abs(np.bincount(codes) / 132 - [0.8, 0.1, 0.1]).max() < 0.03

@@ -1,0 +1,203 @@
+"""Frames of one system without lineage: connected by where their atoms are, whatever order the frames come in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+IMPORTED = "import"
+"""Generator of structures that others have made: nothing but the structures says which belong together."""
+
+MOST_FRAMES, MOST_ATOMS = 1_024, 2**20
+"""Frames with the same atoms in the same order, and their atoms, up to which each is compared with all others."""
+
+NEAREST = 16
+"""Neighbours in feature space that a frame is compared with where there are more."""
+
+JUMP = 1.0
+"""Distance, Å, that no atom moves between two connected frames: a thermal vibration is less, a bond is more."""
+
+MAX_STRAIN = 0.1
+"""Largest component of the strain between the cells of two connected frames."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """Geometry of one structure.
+
+    Parameters
+    ----------
+    numbers
+        Atomic numbers, shape (atom,).
+    positions
+        Å, shape (atom, 3).
+    cell
+        Å, rows are vectors, shape (3, 3).
+    pbc
+        Periodic along each vector, shape (3,).
+    """
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+
+
+def connect_frames(columns: Mapping[str, np.ndarray], frame_of: Callable[[int], Frame]) -> np.ndarray:
+    """Connect imported frames of one system: a chain of frames leads from one to the other, each near the next.
+
+    Frames are near if they have the same atoms in the same order and no atom moves by `JUMP`, once translation (in
+    open directions rotation, too) and strain are taken out. Neither the order of the frames nor the file counts. Each
+    frame is compared with all others of the same atoms, and where these are more than `MOST_FRAMES` with its `NEAREST`
+    neighbours among them in feature space.
+
+    Parameters
+    ----------
+    columns
+        ``structure_id`` and, of those that the data has, ``generator`` and ``features``; one row a structure.
+    frame_of
+        Returns the geometry of a row.
+
+    Returns
+    -------
+    numpy.ndarray
+        Number of each row's component, shape (row,), int64; -1 for rows that were not imported.
+    """
+    n_rows = len(columns["structure_id"])
+    component = np.full(n_rows, -1, dtype=np.int64)
+    if "generator" not in columns:
+        return component
+    imported = np.flatnonzero(columns["generator"] == IMPORTED)
+    alike: dict[tuple[bytes, bytes], list[int]] = {}
+    for row in imported.tolist():
+        frame = frame_of(row)
+        alike.setdefault((frame.numbers.tobytes(), frame.pbc.tobytes()), []).append(row)
+    for members in alike.values():
+        rows = np.array(members)
+        if len(rows) <= MOST_FRAMES and len(rows) * len(frame_of(members[0]).numbers) <= MOST_ATOMS:
+            component[rows] = rows[_components([frame_of(row) for row in members])]
+        else:
+            component[rows] = rows[_components_of_neighbours(columns.get("features"), rows, frame_of)]
+    return component
+
+
+def is_near(a: Frame, b: Frame) -> bool:
+    """Whether two frames have the same atoms in the same order, and none of them moves by `JUMP` between the two."""
+    if not (np.array_equal(a.numbers, b.numbers) and np.array_equal(a.pbc, b.pbc)):
+        return False
+    return bool(_Alike.of([a, b]).near(0, np.array([1]))[0])
+
+
+def _components(frames: Sequence[Frame]) -> np.ndarray:
+    """Return the first frame of the component of each, of frames with the same atoms."""
+    alike, first = _Alike.of(frames), np.full(len(frames), -1)
+    for start in range(len(frames)):
+        if first[start] >= 0:
+            continue
+        first[start], ahead = start, [start]
+        while ahead and len(others := np.flatnonzero(first < 0)):
+            reached = others[alike.near(ahead.pop(), others)]
+            first[reached] = start
+            ahead += reached.tolist()
+    return first
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Frames with the same atoms in the same order.
+
+    Parameters
+    ----------
+    places
+        Scaled positions, shape (frame, atom, 3), or without periodic directions those from their centre in Å.
+    cells
+        With unit normals along open directions, shape (frame, 3, 3), Å.
+    pbc
+        Shape (3,).
+    """
+
+    places: np.ndarray
+    cells: np.ndarray
+    pbc: np.ndarray
+
+    @classmethod
+    def of(cls, frames: Sequence[Frame]) -> _Alike:
+        pbc = frames[0].pbc.astype(bool)
+        positions = np.stack([frame.positions for frame in frames]).astype(np.float64)
+        if not pbc.any():
+            return cls(positions - positions.mean(axis=1, keepdims=True), np.zeros((len(frames), 3, 3)), pbc)
+        cells = np.stack([_full_cell(frame.cell, pbc) for frame in frames])
+        flat = np.abs(np.linalg.det(cells)) < 1e-6
+        cells[flat] = np.nan  # near nothing
+        places = np.full(positions.shape, np.nan)
+        places[~flat] = positions[~flat] @ np.linalg.inv(cells[~flat])
+        return cls(places, cells, pbc)
+
+    def near(self, one: int, others: np.ndarray) -> np.ndarray:
+        """Return which of some frames are near a frame, shape (frame,), bool."""
+        if not self.pbc.any():
+            return np.asarray(_superposed(self.places[one], self.places[others]).max(axis=1, initial=0.0) < JUMP)
+        if np.isnan(self.cells[one]).any():
+            return np.zeros(len(others), dtype=np.bool_)
+        strain = np.linalg.solve(self.cells[one], self.cells[others]) - np.eye(3)
+        near: np.ndarray = np.abs(strain).max(axis=(1, 2)) <= MAX_STRAIN  # false for NaN
+        scaled = self.places[others[near]] - self.places[one]
+        scaled[:, :, self.pbc] -= np.rint(scaled[:, :, self.pbc])
+        moved = scaled @ ((self.cells[one] + self.cells[others[near]]) / 2)
+        moved -= moved.mean(axis=1, keepdims=True)
+        near[near] = np.einsum("fax,fax->fa", moved, moved).max(axis=1, initial=0.0) < JUMP**2
+        return near
+
+
+def _components_of_neighbours(
+    features: np.ndarray | None, rows: np.ndarray, frame_of: Callable[[int], Frame]
+) -> np.ndarray:
+    """Return the first frame of the component of each row, of many with the same atoms, by neighbours in features."""
+    root = np.arange(len(rows))
+    described = np.flatnonzero(np.isfinite(features[rows]).all(axis=1)) if features is not None else root[:0]
+    if features is None or len(described) < 2:
+        return root
+    for one, other in _nearest_pairs(features[rows[described]].astype(np.float64), described):
+        a, b = _find_root(root, one), _find_root(root, other)
+        if a != b and is_near(frame_of(int(rows[one])), frame_of(int(rows[other]))):
+            root[max(a, b)] = min(a, b)
+    return np.array([_find_root(root, row) for row in range(len(rows))])
+
+
+def _full_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    from ase.geometry import complete_cell
+
+    return np.asarray(cell if pbc.all() else complete_cell(np.where(pbc[:, None], cell, 0)))
+
+
+def _superposed(a: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return how far each atom lies from that of `a`, once it is turned onto the other, shape (frame, atom), Å.
+
+    Positions are from the centre. Least-squares rotation by Kabsch, DOI 10.1107/S0567739476001873.
+    """
+    u, _, v = np.linalg.svd(a.T @ others)
+    turn = np.repeat(np.eye(3)[None], len(others), axis=0)
+    turn[:, 2, 2] = np.where(np.linalg.det(u @ v) < 0, -1, 1)
+    return np.asarray(np.linalg.norm(a @ (u @ turn @ v) - others, axis=2))
+
+
+def _nearest_pairs(features: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield pairs of rows, each with its nearest neighbours, the closest pairs first."""
+    from scipy.spatial import cKDTree
+
+    k = min(NEAREST + 1, len(rows))
+    distance, place = cKDTree(features).query(features, k=k)
+    one, other, far = np.repeat(np.arange(len(rows)), k), place.ravel(), distance.ravel()
+    apart = one != other
+    # Of equally close pairs those of lower rows come first: nothing depends on the tree.
+    order = np.lexsort((rows[other[apart]], rows[one[apart]], far[apart]))
+    yield from zip(rows[one[apart]][order].tolist(), rows[other[apart]][order].tolist(), strict=True)
+
+
+def _find_root(root: np.ndarray, row: int) -> int:
+    while root[row] != row:
+        root[row] = root[root[row]]
+        row = int(root[row])
+    return row
