@@ -217,7 +217,7 @@ def _read(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Iterator[tu
             ):
                 item = _row(build, f"{stretch.path}#{number - 1}", number - 1, trajectory, keys, method)
                 if stretch.split and not isinstance(item, Rejection):
-                    item.info.setdefault("split", stretch.split)
+                    item[0].info.setdefault("split", stretch.split)
                 yield item
         if number == 0:
             raise FrameError("empty", "the file holds no structure")
