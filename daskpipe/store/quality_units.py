@@ -52,7 +52,9 @@ def slope_range(difference: np.ndarray, work: np.ndarray) -> tuple[float, float,
     """
     ratio = difference / work
     order = np.argsort(ratio, kind="stable")
-    low, middles, high = [], [], []
+    low: list[float] = []
+    middles: list[float] = []
+    high: list[float] = []
     for weight in (np.abs(work[order]), np.abs(difference[order])):
         share = np.cumsum(weight) / weight.sum()
         half = SIGMAS * 0.5 * float(np.sqrt((weight**2).sum())) / float(weight.sum())
