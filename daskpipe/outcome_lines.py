@@ -20,8 +20,11 @@ def label_lines(report: dict[str, Any], n_frames: int) -> list[str]:
 
 
 def move_lines(tallies: dict[str, int]) -> list[str]:
-    """Say how many trial moves were accepted."""
+    """Say how many relaxations converged, and how many trial moves were accepted."""
     lines = []
+    converged, unconverged = (tallies.get(f"relaxations_{what}", 0) for what in ("converged", "unconverged"))
+    if converged + unconverged:
+        lines.append(f"relaxations: {converged:,} of {converged + unconverged:,} converged to explore.relax.fmax")
     for kind in ("swaps", "hops"):
         tried, overlapping, accepted = (
             tallies.get(f"{kind}_{what}", 0) for what in ("tried", "overlapping", "accepted")

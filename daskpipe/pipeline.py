@@ -101,7 +101,7 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
     trajectories = [
         (piece, condition)
         for piece, each in zip(pieces, pressed, strict=True)
-        for condition in exploring.conditions(settings.dynamics, pressed=each)
+        for condition in exploring.conditions(settings.dynamics, settings.relax, pressed=each)
     ]
     build = _builder(settings)
     name = f"{run.identities['explore'].hash} {settings.dtype}"

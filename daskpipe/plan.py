@@ -96,8 +96,11 @@ def counts(config: Config, n_requests: int, seeds_a_request: float = 1.0, n_atom
     # Each shard generates all seeds and explores its own.
     n_seeds = n_made if config.shard is None else max(1, round(n_made / part_of(config.shard)[1]))
     # As if all were bulk: without a barostat a seed is explored once for all pressures.
-    n_trajectories = n_seeds * len(conditions(dynamics))
+    grid = conditions(dynamics, explore.relax)
+    n_trajectories = n_seeds * len(grid)
     n_frames = n_trajectories * dynamics.n_frames
+    if explore.relax is not None:
+        n_frames += n_seeds * sum(condition.relaxation for condition in grid) * explore.relax.n_frames
     n_picks = min(config.selection.n, n_frames)
     n_explore = math.ceil(n_trajectories / explore.batch_size)
     n_sample = min(config.describe.sample, n_frames)
@@ -110,7 +113,7 @@ def counts(config: Config, n_requests: int, seeds_a_request: float = 1.0, n_atom
 
     return {
         "generate": count(n_requests, n_made, math.ceil(n_requests / generate.partition_size)),
-        "explore": count(n_trajectories, n_frames, n_explore, size=dynamics.n_steps),
+        "explore": count(n_trajectories, n_frames, n_explore, size=explore.n_steps),
         FIT: count(n_sample, n_sample, 1),
         "describe": count(n_frames, n_frames, n_explore),
         "select": count(n_frames, n_picks, 1),

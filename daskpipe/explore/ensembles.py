@@ -139,8 +139,11 @@ def choose(atoms: Atoms, *, relax_plane: bool = False) -> str:
     Returns
     -------
     str
-        ``npt_isotropic`` for bulk, ``npt_plane`` for slabs where `relax_plane`, else ``nvt_langevin``.
+        ``npt_isotropic`` for bulk, ``npt_plane`` for slabs where `relax_plane`, else ``nvt_langevin``: so with fixed
+        atoms, which a barostat would move.
     """
+    if _n_fixed(atoms):
+        return "nvt_langevin"
     n_directions = len(periodic_directions(atoms))
     if n_directions == 3:
         return "npt_isotropic"
@@ -208,6 +211,8 @@ def refusal(ensemble: str, atoms: Atoms) -> str | None:
     _check_name(ensemble)
     if not has_barostat(ensemble):
         return None
+    if n_fixed := _n_fixed(atoms):
+        return f"{ensemble} strains the cell with all atoms in it, and {n_fixed} are fixed; give nvt_langevin, or auto"
     n_directions = len(periodic_directions(atoms))
     if ensemble == "npt_plane":
         return None if n_directions == 2 else _no_plane(n_directions)
@@ -219,6 +224,12 @@ def refusal(ensemble: str, atoms: Atoms) -> str | None:
         found = f"matter is connected along {n_directions} of 3 directions and the barostat would close the vacuum"
     instead = "npt_plane or nvt_langevin" if n_directions == 2 else "nvt_langevin"
     return f"{ensemble} strains the whole cell, but {found}; give {instead}, or auto"
+
+
+def _n_fixed(atoms: Atoms) -> int:
+    """Count the atoms that are fixed along any axis."""
+    fixed = atoms.arrays.get("fixed")
+    return 0 if fixed is None else int(fixed.any(axis=1).sum())
 
 
 def _no_plane(n_directions: int) -> str:

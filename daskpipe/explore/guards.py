@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from daskpipe import geometry, units
-from daskpipe.explore.integrate import State, Systems, determinant, kinetic_energy, per_system
+from daskpipe.explore.integrate import Configuration, Systems, determinant, kinetic_energy, per_system
 from daskpipe.explore.settings import Guards
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ BOND = 1.25
 class View:
     """What guards look at."""
 
-    state: State
+    state: Configuration
     systems: Systems
     thermal: torch.Tensor
     """kT of the thermostats, shape (system,)."""

@@ -26,8 +26,8 @@ CHAIN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
-    """What changes from step to step: float64, Å, eV, amu and the times and momenta that follow from them."""
+class Configuration:
+    """Positions, momenta and what the model gives for them: float64, Å, eV, amu and the units that follow from them."""
 
     positions: torch.Tensor
     """Shape (atom, 3)."""
@@ -41,10 +41,16 @@ class State:
     """Shape (system,)."""
     stress: torch.Tensor
     """Shape (system, 3, 3), positive under tension; NaN where the model gives none."""
-    chain: torch.Tensor
-    """Positions and momenta of the Nosé-Hoover chain, shape (system, 2, `CHAIN`)."""
     disagreement: torch.Tensor
     """Of a committee about a force, shape (system,); NaN without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State(Configuration):
+    """What changes from step to step of molecular dynamics."""
+
+    chain: torch.Tensor
+    """Positions and momenta of the Nosé-Hoover chain, shape (system, 2, `CHAIN`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +64,8 @@ class Systems:
     n_atoms: torch.Tensor
     """Shape (system,)."""
     freedom: torch.Tensor
-    """Degrees of freedom, shape (system,): 3N - 3, for no thermostat moves the centre of mass; 3 of a lonely atom."""
+    """Degrees of freedom, shape (system,): 3N - 3, for no thermostat moves the centre of mass; 3 of a lonely atom; with
+    fixed atoms see `daskpipe.explore.fixed`."""
     langevin: torch.Tensor
     """Which systems have a Langevin thermostat, bool, shape (system,)."""
     nose_hoover: torch.Tensor
@@ -73,6 +80,8 @@ class Systems:
     """Whether any system is rescaled."""
     has_barostat: bool
     """Whether any system has a barostat."""
+    free: torch.Tensor | None = None
+    """1 for components of atoms that may move and 0 for fixed ones, shape (atom, 3); None if nothing is fixed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +91,7 @@ class Bath:
     thermal: torch.Tensor
     """kT, shape (system,)."""
     kick: torch.Tensor
-    """Momenta that the Langevin thermostat gives, shape (atom, 3)."""
+    """Momenta that the Langevin thermostat gives, shape (atom, 3); zero where atoms are fixed."""
     rescaling: torch.Tensor
     """A normal number and a sum of 3N - 4 squares of such, shape (system, 2)."""
     pressure: torch.Tensor
@@ -131,7 +140,7 @@ def step(state: State, systems: Systems, bath: Bath, pace: Pace, evaluate: Evalu
         After the step.
     """
     half = pace.dt / 2
-    momenta = state.momenta + half * state.forces
+    momenta = state.momenta + half * acting(state.forces, systems)
     positions = state.positions + half * momenta / systems.masses
     cell, chain = state.cell, state.chain
     scale = torch.where(systems.langevin, pace.damping, 1.0)
@@ -152,9 +161,13 @@ def step(state: State, systems: Systems, bath: Bath, pace: Pace, evaluate: Evalu
         momenta = apply(shrink, momenta, systems.system)
     positions = positions + half * momenta / systems.masses
     found = evaluate(positions, cell)
-    return replace(
-        state, positions=positions, momenta=momenta + half * found["forces"], cell=cell, chain=chain, **found
-    )
+    momenta = momenta + half * acting(found["forces"], systems)
+    return replace(state, positions=positions, momenta=momenta, cell=cell, chain=chain, **found)
+
+
+def acting(forces: torch.Tensor, systems: Systems) -> torch.Tensor:
+    """Return the forces that move something: none on what is fixed."""
+    return forces if systems.free is None else forces * systems.free
 
 
 def rescaling(kinetic: torch.Tensor, bath: Bath, pace: Pace) -> torch.Tensor:

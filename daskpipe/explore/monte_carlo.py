@@ -8,6 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
+from daskpipe import units
 from daskpipe.explore.batch import Batch, evaluator, split
 from daskpipe.explore.moves import SegmentResult, Swaps, Trial, hop_length, redraw, segment, swaps_allowed
 from daskpipe.explore.noise import Purpose
@@ -51,7 +52,13 @@ def trial_moves(batch: Batch, due: Sequence[int], settings: MonteCarlo) -> None:
         temperature = walker.temperature(batch.dynamics, walker.step)
         for atom in results[system].moved.tolist():
             normal = streams[system].standard_normal(3)
-            momenta = redraw(momenta, walker.masses, atom, normal, temperature)
+            drawn = redraw(momenta, walker.masses, atom, normal, temperature)
+            rests = walker.free.all(axis=0)
+            if not rests.all():
+                # Along axes on which something is fixed no other atom makes up for the momentum of this one.
+                drawn[:, ~rests] = momenta[:, ~rests]
+                drawn[atom, ~rests] = (np.sqrt(units.KB * temperature * walker.masses[atom]) * normal)[~rests]
+            momenta = drawn
         walker.state |= {**row, "positions": results[system].positions, "momenta": momenta}
     batch.load()
 
@@ -77,12 +84,17 @@ def _segment(
         hop_length=length,
         min_distance=settings.min_distance,
         rng=rng,
+        movable=np.flatnonzero(walker.free.all(axis=1)),
     )
 
 
 def _swaps(walker: Walker, settings: MonteCarlo) -> Swaps:
+    movable = walker.free.all(axis=1)
+    if not movable.any():
+        nothing = np.zeros(0, dtype=np.int64)
+        return Swaps(order=nothing, begin=nothing, end=nothing, n_species=0)
     states = oxidation_states(walker.seed, settings.oxidation_states)
-    return swaps_allowed(walker.seed.numbers, states, settings.charge_tolerance)
+    return swaps_allowed(walker.seed.numbers[movable], states[movable], settings.charge_tolerance)
 
 
 def _decide(batch: Batch, segments: dict[int, Generator[Trial, float, SegmentResult]]) -> dict[int, SegmentResult]:

@@ -182,6 +182,7 @@ def segment(
     hop_length: float,
     min_distance: float,
     rng: np.random.Generator,
+    movable: np.ndarray | None = None,
 ) -> Generator[Trial, float, SegmentResult]:
     """Make swap trials, then hop trials, each accepted or not by Metropolis' rule (DOI 10.1063/1.1699114).
 
@@ -218,6 +219,8 @@ def segment(
         of their covalent radii. Distances of an atom to its own images do not change and are not looked at.
     rng
         Stream of the trajectory.
+    movable
+        Atoms that may be moved, which `swaps` counts; by default all.
 
     Raises
     ------
@@ -228,9 +231,11 @@ def segment(
         raise ValueError(f"temperature is {temperature} K; Metropolis' rule needs one above zero")
     if not np.isfinite(energy):
         raise ValueError(f"the energy to start from is {energy} eV; evaluate the positions first")
-    n_swaps = n_swaps if swaps.n_pairs else 0
-    pairs = swaps.draw(rng, n_swaps) if n_swaps else np.zeros((0, 2), dtype=np.int64)
-    hoppers = rng.integers(len(positions), size=n_hops)
+    movable = np.arange(len(positions)) if movable is None else movable
+    n_swaps = n_swaps if len(movable) and swaps.n_pairs else 0
+    n_hops = n_hops if len(movable) else 0
+    pairs = movable[swaps.draw(rng, n_swaps)] if n_swaps else np.zeros((0, 2), dtype=np.int64)
+    hoppers = movable[rng.integers(len(movable), size=n_hops)] if n_hops else np.zeros(0, dtype=np.int64)
     directions = rng.standard_normal((n_hops, 3))
     lengths = hop_length * rng.uniform(*HOP_RANGE, size=n_hops)
     hops = directions * (lengths / np.linalg.norm(directions, axis=1))[:, None]

@@ -13,6 +13,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    field_validator,
     model_validator,
 )
 
@@ -125,6 +126,37 @@ class MonteCarlo(_Model):
         return self
 
 
+class Relaxation(_Model):
+    """Relaxation of each seed to the nearest minimum of the energy with FIRE, before its dynamics or alone."""
+
+    cell: Literal["fixed", "auto", "isotropic", "anisotropic", "triclinic", "plane"] = Field(
+        default="fixed",
+        description="Strains in which the cell relaxes beside the atoms, at the seed's pressure; auto: triclinic for "
+        "bulk, fixed where there is a vacuum (plane for slabs if dynamics.relax_plane)",
+    )
+    fmax: PositiveFloat = Field(
+        default=0.05,
+        description="Largest force on an atom, eV/Å, at which a seed is relaxed; with a cell the largest row of its "
+        "virial over the number of atoms, eV, too",
+    )
+    steps: PositiveInt = Field(
+        default=500, description="Most steps of a relaxation; its dynamics starts where it got to"
+    )
+    stride: PositiveInt | None = Field(
+        default=10,
+        description="A frame is kept every so many steps, where forces are below guards.max_force, and of the last "
+        "step in any case; null: of the last step only",
+    )
+    max_step: Annotated[PositiveFloat, Field(le=1)] = Field(
+        default=0.2, description="Longest displacement in a step, over all coordinates of a system, Å"
+    )
+
+    @property
+    def n_frames(self) -> int:
+        """Most frames of each relaxation."""
+        return -(-self.steps // self.stride) if self.stride else 1
+
+
 class Dynamics(_Model):
     """Conditions and lengths of the trajectories."""
 
@@ -139,7 +171,7 @@ class Dynamics(_Model):
     )
     relax_plane: bool = Field(default=False, description="auto lets slabs change their area (npt_plane)")
     temperatures: list[_Temperature] = Field(
-        min_length=1, description="One trajectory a seed at each, K; a number, or {start, end, cycles} for a ramp"
+        description="One trajectory a seed at each, K; a number, or {start, end, cycles} for a ramp"
     )
     pressures: list[_Pressure] = Field(
         default=[0.0], min_length=1, description="One trajectory a seed under a barostat at each, GPa; as temperatures"
@@ -156,7 +188,7 @@ class Dynamics(_Model):
     compressibility: PositiveFloat = Field(
         default=0.02, description="Rough compressibility, 1/GPa: 0.01 for metals, 0.5 for liquids; sets only the pace"
     )
-    steps: PositiveInt = Field(description="MD steps of each trajectory")
+    steps: NonNegativeInt = Field(description="MD steps of each trajectory; 0 to relax only")
     stride: PositiveInt = Field(description="A frame is kept every so many steps")
     change: PositiveFloat | None = Field(
         default=None,
@@ -165,8 +197,20 @@ class Dynamics(_Model):
     )
     equilibration: NonNegativeInt = Field(default=0, description="Steps before the first frame")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, data: Any) -> Any:
+        """Without steps there are no temperatures and no frames that one could ask for."""
+        if isinstance(data, dict) and data.get("steps") == 0:
+            return {"temperatures": [], "stride": 1, **data}
+        return data
+
     @model_validator(mode="after")
     def _sensible(self) -> Self:
+        if not self.steps:
+            return self
+        if not self.temperatures:
+            raise ValueError("temperatures is empty; give at least one, K, e.g. temperatures=[300]")
         if self.n_frames < 1:
             raise ValueError(
                 f"steps={self.steps} with equilibration={self.equilibration} and stride={self.stride} keep no frame; "
@@ -191,16 +235,17 @@ class Dynamics(_Model):
     @property
     def n_frames(self) -> int:
         """Frames, or occasions for one, of each trajectory."""
-        return (self.steps - self.equilibration) // self.stride
+        return (self.steps - self.equilibration) // self.stride if self.steps else 0
 
     @property
     def n_steps(self) -> int:
         """Steps that are run: to the last frame."""
-        return self.equilibration + self.stride * self.n_frames
+        return self.equilibration + self.stride * self.n_frames if self.steps else 0
 
     def progress(self, step: int) -> float:
         """Fraction of the way from the end of equilibration to the last frame."""
-        return min(max(0.0, (step - self.equilibration) / (self.n_steps - self.equilibration)), 1.0)
+        length = self.n_steps - self.equilibration
+        return min(max(0.0, (step - self.equilibration) / length), 1.0) if length > 0 else 0.0
 
     def value(self, schedule: Schedule, step: int) -> float:
         """Value of a schedule at a step."""
@@ -210,7 +255,12 @@ class Dynamics(_Model):
 class Exploration(_Model):
     """How seeds are explored."""
 
-    dynamics: Dynamics = Field(description="Conditions and lengths")
+    relax: Relaxation | None = Field(
+        default=None, description="Relax each seed first, and keep frames of that; without dynamics: do only that"
+    )
+    dynamics: Dynamics = Field(
+        default_factory=lambda: Dynamics.model_validate({"steps": 0}), description="Conditions and lengths"
+    )
     guards: Guards = Field(default_factory=Guards, description="What ends a trajectory")
     monte_carlo: MonteCarlo | None = Field(default=None, description="Trial moves between segments of dynamics")
     repulsion: Literal["none", "zbl"] = Field(
@@ -220,6 +270,25 @@ class Exploration(_Model):
         default=None, description="Most atoms in flight at once; null: 1024 on a CPU, on a GPU what fits its memory"
     )
     checkpoint: PositiveFloat = Field(default=60.0, description="Seconds between two checkpoints of a unit")
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of a trajectory, or at most of a relaxation where there is nothing else."""
+        return self.dynamics.n_steps or (self.relax.steps if self.relax else 0)
+
+    @field_validator("dynamics", mode="before")
+    @classmethod
+    def _alone(cls, dynamics: Any) -> Any:
+        return {"steps": 0} if dynamics is None else dynamics
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.relax is None and not self.dynamics.steps:
+            raise ValueError(
+                "nothing to do: give dynamics, e.g. dynamics={temperatures: [300], steps: 1000, stride: 50}, "
+                "or relax={}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _thermostats(self) -> Self:

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from daskpipe.geometry import full_cell, overlap, widths
+from daskpipe.structures import charge
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -70,7 +71,7 @@ def check(atoms: Atoms, limits: Limits) -> Fault | None:
     -------
     Fault or None
         The first of these reasons that holds: ``empty``, ``too_large``, ``unknown_element``, ``not_finite``,
-        ``cell``, ``spin``, ``charge``, ``overlap``.
+        ``cell``, ``spin``, ``charge``, ``masses``, ``overlap``.
     """
     for test in (_size, _elements, _finite, _cell, _spin, _arrays):
         if fault := test(atoms, limits):
@@ -117,21 +118,24 @@ def _cell(atoms: Atoms, limits: Limits) -> Fault | None:
 
 def _spin(atoms: Atoms, limits: Limits) -> Fault | None:
     multiplicity = atoms.info.get("spin_multiplicity")
-    if multiplicity is None or atoms.pbc.any():
+    if not multiplicity or atoms.pbc.any():
         return None  # the electrons of a crystal's cell need not pair up within it
-    electrons = int(atoms.numbers.sum()) - int(atoms.info.get("charge", 0))
+    electrons = int(atoms.numbers.sum()) - charge(atoms)
     if electrons < 0 or (electrons + multiplicity) % 2 == 0 or multiplicity > electrons + 1:
         return Fault("spin", f"{electrons} electrons cannot have spin multiplicity {multiplicity}")
     return None
 
 
 def _arrays(atoms: Atoms, limits: Limits) -> Fault | None:
-    for name, reason in (("initial_charges", "charge"), ("initial_magmoms", "spin")):
+    for name, reason in (("initial_charges", "charge"), ("initial_magmoms", "spin"), ("masses", "masses")):
         values = atoms.arrays.get(name, np.zeros(len(atoms)))
         if values.ndim != 1:
             return Fault(reason, f"{name} are vectors of {values.shape[1]}; give one number an atom")
         if bad := np.flatnonzero(~np.isfinite(values)).tolist():
             return Fault(reason, f"{name} of atom {bad[0]} is {values[bad[0]]}; give one number for each atom, or none")
+    if (light := np.flatnonzero(atoms.arrays.get("masses", np.ones(len(atoms))) <= 0)).size:
+        given = atoms.arrays["masses"][light[0]]
+        return Fault("masses", f"the mass of atom {light[0]} is {given:g}; give masses above 0 amu, or none")
     return None
 
 

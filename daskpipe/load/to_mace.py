@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,9 @@ def mace_data(
             )
         values = {name: item[ours].numpy().astype(float) for name, ours in PROPERTIES.items() if ours in item}
         known = {name: value if value.ndim else value.item() for name, value in values.items() if _whole(value)}
+        if not known.get("total_spin"):
+            known.pop("total_spin", None)  # nobody says it, and MACE has a default
+        weight = float(item["config_weight"]) if "config_weight" in item else math.nan
         config = Configuration(
             atomic_numbers=numbers,
             positions=item["positions"].numpy().astype(float),
@@ -78,6 +82,7 @@ def mace_data(
             property_weights={name: float(name in known) for name in names},
             cell=item["cell"].numpy(),
             pbc=tuple(item["pbc"].tolist()),
+            weight=1.0 if math.isnan(weight) else weight,
             head=head,
         )
         found.append(AtomicData.from_config(config, z_table=table, cutoff=cutoff, heads=list(heads)))

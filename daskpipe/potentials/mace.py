@@ -88,6 +88,8 @@ def mace(
         label=_labeller(batched(True, "none")),
         elements=_symbols(module.atomic_numbers.tolist()),
         cutoff=cutoff,
+        # Without an embedding of the charge a model is one of neutral matter.
+        knows_charge="total_charge" in (getattr(module, "embedding_specs", None) or {}),
     )
 
 

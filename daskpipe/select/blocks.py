@@ -170,7 +170,7 @@ class Blocks:
             if not finite.all():
                 first = stored + int(np.argmin(finite))
                 raise ValueError(f"features must be finite, and row {first} is not; drop such rows first")
-            if piece.size and not (largest := float(max(piece.max(), -piece.min()))) <= LARGEST:
+            if piece.size and not (largest := float(np.abs(piece).max())) <= LARGEST:
                 raise ValueError(
                     f"features must not exceed {LARGEST:g}, for squared distances overflow beyond, and one is "
                     f"{largest:g}; scale them first, e.g. X / abs(X).max()"

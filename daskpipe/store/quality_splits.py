@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -194,5 +194,5 @@ def leakage(ids: np.ndarray, split: np.ndarray, looked: np.ndarray, leaks: np.nd
     told = ", ".join(f"{share:.1%} of {name}" for name, share in shares.items())
     says = f"{told} have a training structure of their own trajectory as close as its frames are to each other"
     named: dict[str, Any] = offending(ids, looked[leaks], np.ones(int(leaks.sum()))) if worst > limit else {}
-    verdict = "fail" if worst > limit else "pass"
+    verdict: Literal["pass", "fail"] = "fail" if worst > limit else "pass"
     return Check(name="leakage", verdict=verdict, value=worst, threshold=limit, unit="share", says=says, **named)

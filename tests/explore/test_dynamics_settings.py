@@ -14,7 +14,7 @@ from daskpipe.explore.settings import Dynamics, Exploration, Guards, MonteCarlo,
     [
         ({"steps": 10, "stride": 20}, r"steps=10 with equilibration=0 and stride=20 keep no frame; make steps larger"),
         ({"steps": 20, "stride": 10, "equilibration": 15}, "equilibration=15 and stride=10 keep no frame"),
-        ({"temperatures": []}, "at least 1 item"),
+        ({"temperatures": []}, r"temperatures is empty; give at least one, K, e.g. temperatures=\[300\]"),
         ({"temperatures": [300.0, -1.0]}, r"temperatures.1.\[number\]\n.*greater than 0"),
         (
             {"temperatures": [300.0, 300.0]},
