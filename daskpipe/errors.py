@@ -130,3 +130,8 @@ def printable(text: object) -> str:
 def reasons(rejections: Iterable[Rejection]) -> dict[str, int]:
     """Count rejections by kind, in the order of the kinds' names."""
     return dict(sorted(Counter(rejection.kind for rejection in rejections).items()))
+
+
+def list_reasons(rejections: Iterable[Rejection]) -> str:
+    """Return the counts of rejections by kind as words, e.g. ``3 generate/overlap, 1 label/timeout``."""
+    return ", ".join(f"{n:,} {kind}" for kind, n in reasons(rejections).items())

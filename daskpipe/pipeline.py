@@ -28,7 +28,7 @@ from daskpipe import describe, potentials
 from daskpipe.checkpoints import Checkpoints
 from daskpipe.config import Config
 from daskpipe.driving import Planned, Run, batches, tell_stale_deadlines
-from daskpipe.errors import InputError, reasons
+from daskpipe.errors import InputError, list_reasons, reasons
 from daskpipe.events import Emit, RunFinished, RunStarted
 from daskpipe.explore.settings import Exploration
 from daskpipe.explore.walkers import Condition
@@ -95,7 +95,7 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
     if not pieces:
         raise InputError(
             "no seed structure passed the checks; the reasons are in "
-            f"{run.tree.root / 'quarantine'}: {reasons(run.tree.quarantined())}"
+            f"{run.tree.root / 'quarantine'}: {list_reasons(run.tree.quarantined())}"
         )
     pressed = exploring.under_pressure(run.tree.root, pieces, settings.dynamics)
     trajectories = [
@@ -275,7 +275,7 @@ def _store(run: Run, labels: list[Receipt]) -> Receipt:
     if not filled:
         raise InputError(
             f"the teacher labelled no structure; the reasons are in {run.tree.root / 'quarantine'}: "
-            f"{reasons(run.tree.quarantined())}"
+            f"{list_reasons(run.tree.quarantined())}"
         )
     attrs = {
         "config": json.dumps(run.config.deciding(), sort_keys=True),
@@ -377,7 +377,7 @@ def corridor(
     frames, species = _explore(run, seeds, n_seeds)
     if not any(receipt.n_out for receipt in frames):
         raise InputError(
-            f"no trajectory survived; the reasons are in {tree.root / 'quarantine'}: {reasons(tree.quarantined())}"
+            f"no trajectory survived; the reasons are in {tree.root / 'quarantine'}: {list_reasons(tree.quarantined())}"
         )
     picks = _select(run, frames, *_describe(run, frames, species))
     labels = _label(run, frames, picks)
@@ -508,7 +508,7 @@ def _read_and_describe(run: Run, plan: Frames) -> tuple[list[Receipt], list[Rece
     frames = run.drive("read", plan, "frames")
     if not any(receipt.n_out for receipt in frames):
         rejected = run.tree.quarantined()
-        raise InputError(f"no frame can be described: {reasons(rejected)}; e.g. {rejected[0].evidence}")
+        raise InputError(f"no frame can be described: {list_reasons(rejected)}; e.g. {rejected[0].evidence}")
     species = generating.elements(run.tree.root, [receipt.key for receipt in frames])
     features, against = _describe(run, frames, species)
     return frames, features, against
