@@ -201,7 +201,7 @@ def measure_timestep() -> None:
     cases |= {
         "Al (EMT)": (bulk("Al", cubic=True).repeat(2), emt, 600.0),
         "Cu (EMT)": (bulk("Cu", cubic=True).repeat(2), emt, 900.0),
-        "CuAu (MACE)": (bulk("Cu", cubic=True), mace, 900.0),
+        "Cu (MACE)": (bulk("Cu", cubic=True), mace, 900.0),
     }
     for name, (atoms, model, temperature) in cases.items():
         auto = timestep_of("auto", atoms.get_masses())

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from daskpipe import geometry, units
+from daskpipe.connectivity import periodic_directions
 from daskpipe.explore.integrate import Configuration, Systems, determinant, kinetic_energy, per_system
 from daskpipe.explore.settings import Guards
 
@@ -214,14 +215,14 @@ def check(guards: Sequence[Guard], view: View) -> dict[int, Fault]:
     return faults
 
 
-def cell_shape(atoms: Atoms, seed: Atoms, ratio: float) -> Fault | None:
+def cell_shape(atoms: Atoms, start: Atoms, ratio: float) -> Fault | None:
     """Return by how much a cell is stretched or squeezed along one direction, if that is more than `ratio`.
 
     What melts under a barostat of a crystal has nothing that holds its shape, while its volume hardly changes.
     """
     if not atoms.pbc.all():
         return None
-    stretches = np.linalg.svd(np.linalg.solve(seed.cell.array, atoms.cell.array), compute_uv=False)
+    stretches = np.linalg.svd(np.linalg.solve(start.cell.array, atoms.cell.array), compute_uv=False)
     worst = float(max(stretches.max(), 1 / stretches.min()))
     if worst <= ratio:
         return None
@@ -251,8 +252,6 @@ def check_geometry(atoms: Atoms, start: Atoms, settings: Guards) -> Fault | None
     if settings.evaporation is not None and geometry.n_parts(atoms, min(BOND, settings.evaporation)) > 1:
         now, before = (geometry.parts(each, settings.evaporation) for each in (atoms, start))
         if now.max() > before.max() and (fragment := _fragment(now, geometry.parts(start, BOND))) is not None:
-            from daskpipe.connectivity import periodic_directions
-
             if len(periodic_directions(start)) < 3:
                 formula = atoms[fragment].get_chemical_formula()
                 apart = f"farther than {settings.evaporation:g} sums of covalent radii from what it was bonded to"
