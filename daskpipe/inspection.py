@@ -416,7 +416,7 @@ class Look:
             dynamics = self.config.explore.dynamics
             n_seeds = self.totals["generate"]["out"] - self.n_duplicates
             if len(dynamics.pressures) == 1 and self.config.shard is None:
-                n = n_seeds * len(dynamics.temperatures) * dynamics.replicas
+                n = n_seeds * max(1, len(dynamics.temperatures)) * dynamics.replicas
                 compare("explore", "trajectories of distinct seeds", n, self.planned["explore"][1], "planned")
         return findings
 

@@ -20,14 +20,18 @@ def label_lines(report: dict[str, Any], n_frames: int) -> list[str]:
 
 
 def move_lines(tallies: dict[str, int]) -> list[str]:
-    """Say how many trial moves were accepted."""
+    """Say how many relaxations converged, and how many trial moves were accepted."""
     lines = []
+    converged, unconverged = (tallies.get(f"relaxations_{what}", 0) for what in ("converged", "unconverged"))
+    if converged + unconverged:
+        lines.append(f"relaxations: {converged:,} of {converged + unconverged:,} converged to explore.relax.fmax")
     for kind in ("swaps", "hops"):
-        tried, overlapping, accepted = (
-            tallies.get(f"{kind}_{what}", 0) for what in ("tried", "overlapping", "accepted")
+        tried, overlapping, accepted, blocked = (
+            tallies.get(f"{kind}_{what}", 0) for what in ("tried", "overlapping", "accepted", "blocked")
         )
         if tried:
-            lines.append(f"trial {kind}: {accepted:,} of {tried:,} accepted ({overlapping:,} overlapped)")
+            without = f", {blocked:,} had no vacant site in reach" if blocked else ""
+            lines.append(f"trial {kind}: {accepted:,} of {tried:,} accepted ({overlapping:,} overlapped{without})")
     return lines
 
 

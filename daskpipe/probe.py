@@ -221,7 +221,7 @@ def _three(
     at_once = {stage: _in_pools(workers)["gpu" if stage in on_gpu else "cpu"] for stage in full}
     n_units = min(full["explore"].units, max(FEW_UNITS, min(at_once["explore"], MOST_UNITS)))
     chosen, n_seeds = _some(wanted, config, n_units)
-    most, stride = config.explore.dynamics.n_steps, min(config.explore.dynamics.stride, FRAME_STEPS)
+    most, stride = config.explore.n_steps, min(_stride(config), FRAME_STEPS)
     n_labels, batch = min(at_once["label"], MOST_UNITS), config.label.batch_size
 
     def run(number: int, steps: int, labels: int, batch: int) -> _Pass:
@@ -248,7 +248,7 @@ def _some(wanted: Sequence[Request], config: Config, n_units: int) -> tuple[list
 
     Neighbours stay together, for they fly together.
     """
-    n_conditions = len(conditions(config.explore.dynamics))
+    n_conditions = len(conditions(config.explore.dynamics, config.explore.relax))
     n_seeds = math.ceil(n_units * config.explore.batch_size / n_conditions)
     if n_seeds >= len(wanted):
         return list(wanted), n_seeds
@@ -259,11 +259,24 @@ def _some(wanted: Sequence[Request], config: Config, n_units: int) -> tuple[list
     return [wanted[row] for row in rows.tolist()], n_seeds
 
 
+def _stride(config: Config) -> int:
+    """Return the steps between two frames of a trajectory, or of a relaxation where there is nothing else."""
+    dynamics, relax = config.explore.dynamics, config.explore.relax
+    return dynamics.stride if dynamics.steps or relax is None else relax.stride or relax.steps
+
+
 def _shortened(config: Config, steps: int, stride: int, labels: int, batch: int) -> Config:
-    dynamics = config.explore.dynamics.model_copy(update={"steps": steps, "stride": stride, "equilibration": 0})
+    dynamics, relax = config.explore.dynamics, config.explore.relax
+    if dynamics.steps:
+        change: dict[str, Any] = {
+            "dynamics": dynamics.model_copy(update={"steps": steps, "stride": stride, "equilibration": 0})
+        }
+    else:
+        assert relax is not None
+        change = {"relax": relax.model_copy(update={"steps": steps, "stride": stride})}
     return config.model_copy(
         update={
-            "explore": config.explore.model_copy(update={"dynamics": dynamics}),
+            "explore": config.explore.model_copy(update=change),
             "select": config.select.model_copy(update={"n": min(labels, config.selection.n), "against": None}),
             "label": config.label.model_copy(update={"batch_size": batch}),
             "budget": Budget(),
@@ -390,7 +403,7 @@ def _point(stage: str, each: _Pass, n_workers: int) -> _Point:
     seconds = statistics.mean(unit.seconds for unit in units) or row["seconds"] * min(n_workers, n_units) / n_units
     size, rows = row["inputs"] / n_units, row["out"] / n_units
     if stage == "explore":
-        size = each.config.explore.dynamics.n_steps
+        size = each.config.explore.n_steps
     elif stage == storing.WRITE:
         size = rows = each.stages["store"]["out"] / n_units
     return _Point(size, rows, seconds, wall, statistics.mean(unit.n_bytes for unit in units), rounds)
@@ -402,13 +415,15 @@ def _doubts(config: Config, done: _Pass) -> list[str]:
     if done.config.label.batch_size < config.label.batch_size:
         longest = max(unit.seconds for unit in units)
         doubts.append(f"one label took up to {longest:.0f} s, so the probe labelled frames one by one")
-    stride = done.config.explore.dynamics.stride
-    if stride < config.explore.dynamics.stride:
+    stride = _stride(done.config)
+    if stride < _stride(config):
         doubts.append(
-            f"the probe keeps a frame every {stride} MD steps, the run every {config.explore.dynamics.stride}: "
+            f"the probe keeps a frame every {stride} MD steps, the run every {_stride(config)}: "
             "its steps count a little too dear"
         )
-    share = done.config.explore.dynamics.n_steps / config.explore.dynamics.n_steps
+    if config.explore.relax is not None:
+        doubts.append("relaxations end when they have converged: fewer steps and frames than are counted")
+    share = done.config.explore.n_steps / config.explore.n_steps
     n_labels = sum(unit.n_inputs for unit in units)
     doubts.append(
         f"measured: {len(done.units['explore'])} units of exploration, each with {share:.1%} of its MD steps, and "

@@ -7,11 +7,12 @@ In memory a dataset of structures is an `xarray.Dataset` with flat ``atom`` and 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daskpipe.constraints import fixed_components
 from daskpipe.variables import SIZES, VARIABLES, decode, per_atom, validate
 
 if TYPE_CHECKING:
@@ -22,12 +23,15 @@ NO_PARENT = bytes(16)
 
 # Facts about a structure that live in atoms.info; the rest of the variables are geometry, labels or ids.
 INFO_KEYS = (
-    "charge", "spin_multiplicity", "parent_id", "system_type", "generator", "temperature", "pressure", "time",
-    "step", "ensemble", "replica", "force_disagreement", "candidate", "features", "cluster", "selection_reason",
-    "split", "group", "label_method", "label_status",
+    "charge", "spin_multiplicity", "parent_id", "system_type", "generator", "config_type", "head", "config_weight",
+    "temperature", "kinetic_temperature", "pressure", "time", "step", "ensemble", "replica", "force_disagreement",
+    "candidate", "features", "cluster", "selection_reason", "split", "group", "label_method", "label_status",
 )  # fmt: skip
-ARRAY_KEYS = ("initial_charges", "initial_magmoms")
-"""Facts about atoms, under ASE's names for them in ``atoms.arrays``."""
+ARRAY_KEYS = ("initial_charges", "initial_magmoms", "masses", "fixed")
+"""Facts about atoms in ``atoms.arrays``, under ASE's names for them; ``fixed`` is ours, see `daskpipe.constraints`."""
+SAME_MASS = 1e-3
+"""Part of a mass by which tables of elements differ; the isotopes of no element whose mass matters come so close."""
+
 LABEL_KEYS = ("energy", "forces", "stress", "magmoms")
 
 
@@ -40,9 +44,15 @@ def round_positions(atoms: Atoms) -> Atoms:
 def structure_id(atoms: Atoms) -> bytes:
     """Return the content hash of a structure, 16 bytes.
 
-    It covers numbers, positions (as float32), cell, pbc, charge and spin multiplicity, and nothing else:
-    the order of atoms and the choice of the cell count; names, labels, and the charges and moments of single
-    atoms do not.
+    It covers numbers, positions (as float32), cell, pbc, charge and spin multiplicity: the order of atoms and the
+    choice of the cell count; names, labels, and the charges of single atoms do not. Where atoms have magnetic moments
+    (`initial_magmoms`, not all zero), are fixed, or are given isotopes, these count too: they decide the label, or the
+    trajectory.
+
+    Raises
+    ------
+    ValueError
+        If charge or spin multiplicity is no whole number.
     """
     digest = hashlib.blake2b(digest_size=16, person=b"structure_id")
     digest.update(np.asarray(atoms.numbers, dtype="<u1").tobytes())
@@ -51,28 +61,88 @@ def structure_id(atoms: Atoms) -> bytes:
     digest.update((np.asarray(atoms.cell.array, dtype="<f8") + 0.0).tobytes())
     digest.update(np.asarray(atoms.pbc, dtype="?").tobytes())
     digest.update(np.array([charge(atoms), spin_multiplicity(atoms)], dtype="<i4").tobytes())
+    for name, dtype in (("initial_magmoms", "<f4"), ("fixed", "?"), ("masses", "<f4")):
+        values = atoms.arrays.get(name)
+        # Without them the hash is that of datasets from before they counted.
+        if values is not None and np.nan_to_num(values).any():
+            digest.update(name.encode() + (np.asarray(values, dtype=dtype) + np.zeros(1, dtype=dtype)).tobytes())
     return digest.digest()
 
 
 def charge(atoms: Atoms) -> int:
-    """Total charge in e, from ``atoms.info["charge"]``; 0 if it is not given."""
-    return int(atoms.info.get("charge", 0))
+    """Total charge in e, from ``atoms.info["charge"]``; 0 if it is not given. Raises `ValueError` for a fraction."""
+    return _whole("charge", atoms.info.get("charge", 0))
 
 
 def spin_multiplicity(atoms: Atoms) -> int:
-    """2S + 1 from ``atoms.info["spin_multiplicity"]``; if not given, 1 for an even number of electrons, else 2."""
-    given = atoms.info.get("spin_multiplicity")
-    if given is not None:
-        return int(given)
+    """2S + 1 from ``atoms.info["spin_multiplicity"]``; if not given (or 0), 1 for an even number of electrons, else 2.
+
+    Raises `ValueError` for a fraction.
+    """
+    if given := _whole("spin_multiplicity", atoms.info.get("spin_multiplicity", 0)):
+        return given
     return 1 + (int(np.sum(atoms.numbers)) - charge(atoms)) % 2
 
 
+def _whole(name: str, value: Any) -> int:
+    if not float(value).is_integer():
+        raise ValueError(f"{name} is {value}; it must be a whole number")
+    return int(value)
+
+
 def copy_arrays(source: Atoms, target: Atoms) -> None:
-    """Give `target`, in place, the initial charges and magnetic moments of `source`'s atoms, where it has them."""
-    for name in ARRAY_KEYS:
+    """Give `target`, in place, what is known of `source`'s atoms: `ARRAY_KEYS`, where it has them.
+
+    Masses that are those of the elements are left out, and the constraints of `source` become the array ``fixed``.
+
+    Raises
+    ------
+    ValueError
+        If a constraint is none that `daskpipe.constraints.fixed_components` knows.
+    """
+    for name in ("initial_charges", "initial_magmoms"):
         if source.has(name):
             values = source.get_array(name)
             target.set_array(name, values, float, values.shape[1:])
+    if (masses := isotope_masses(source)) is not None:
+        target.set_array("masses", masses, float, ())
+    if (fixed := fixed_components(source)) is not None:
+        target.set_array("fixed", fixed, bool, (3,))
+
+
+def isotope_masses(atoms: Atoms) -> np.ndarray | None:
+    """Return the masses of the atoms, amu, shape (atom,), if one of them is not that of its element; else None."""
+    from ase.data import atomic_masses
+
+    masses = atoms.arrays.get("masses")
+    if masses is None:
+        return None
+    usual = atomic_masses[atoms.numbers]
+    return None if (np.abs(masses - usual) <= SAME_MASS * usual).all() else np.asarray(masses, dtype=float)
+
+
+STATE_VARIABLES = ("charge", "spin_multiplicity", "initial_magmoms")
+"""What tells electronic states of one geometry apart."""
+
+
+def electronic_states(columns: Mapping[str, np.ndarray]) -> list[bytes]:
+    """Return bytes that are equal for structures of equal charge, spin multiplicity and magnetic moments.
+
+    Parameters
+    ----------
+    columns
+        ``n_atoms`` and, of `STATE_VARIABLES`, those that the structures have.
+    """
+    n_atoms = columns["n_atoms"]
+    whole = [columns[name] for name in ("charge", "spin_multiplicity") if name in columns]
+    states = np.stack([np.zeros(len(n_atoms)), *whole], axis=1).astype("<i8")
+    found = [row.tobytes() for row in states]
+    if "initial_magmoms" in columns:
+        moments = np.nan_to_num(columns["initial_magmoms"])
+        for row, (start, stop) in enumerate(zip(starts(n_atoms), np.cumsum(n_atoms, dtype=np.int64), strict=True)):
+            if moments[start:stop].any():
+                found[row] += moments[start:stop].tobytes()
+    return found
 
 
 def as_void(ids: Iterable[bytes]) -> np.ndarray:
@@ -86,9 +156,10 @@ def from_atoms(structures: Sequence[Atoms]) -> xr.Dataset:
     Parameters
     ----------
     structures
-        Each may carry variables in ``info``, the arrays ``initial_charges`` (e) and ``initial_magmoms`` (Bohr
-        magnetons, one number an atom), and energy, forces, stress and magmoms in a calculator that already holds
-        them. What one structure lacks is filled with NaN or the neutral value.
+        Each may carry variables in ``info``, the arrays ``initial_charges`` (e), ``initial_magmoms`` (Bohr
+        magnetons, one number an atom), ``masses`` (amu) and ``fixed`` (bool, shape (atom, 3)), and energy, forces,
+        stress and magmoms in a calculator that already holds them. What one structure lacks is filled with NaN or the
+        neutral value.
 
     Returns
     -------
@@ -106,7 +177,7 @@ def from_atoms(structures: Sequence[Atoms]) -> xr.Dataset:
         "cell": _stack([atoms.cell.array for atoms in structures], "cell"),
         "pbc": _stack([atoms.pbc for atoms in structures], "pbc"),
         "charge": np.array([charge(atoms) for atoms in structures], dtype=np.int8),
-        "spin_multiplicity": np.array([spin_multiplicity(atoms) for atoms in structures], dtype=np.int8),
+        "spin_multiplicity": _column("spin_multiplicity", [a.info.get("spin_multiplicity") for a in structures]),
         "structure_id": as_void(structure_id(atoms) for atoms in structures),
         "parent_id": as_void(atoms.info.get("parent_id", NO_PARENT) for atoms in structures),
         "composition": np.array([atoms.get_chemical_formula("hill") for atoms in structures], dtype=str),
@@ -117,7 +188,7 @@ def from_atoms(structures: Sequence[Atoms]) -> xr.Dataset:
     labels = [atoms.calc.results if atoms.calc is not None else {} for atoms in structures]
     for names, given in ((ARRAY_KEYS, [atoms.arrays for atoms in structures]), (LABEL_KEYS, labels)):
         for name in (name for name in names if any(name in facts for facts in given)):
-            rows = [facts.get(name, _nan(name, n)) for facts, n in zip(given, n_atoms, strict=True)]
+            rows = [facts.get(name, _lacking(name, n)) for facts, n in zip(given, n_atoms, strict=True)]
             columns[name] = _join(rows, name) if per_atom(name) else _stack(rows, name)
     ds = xr.Dataset({name: (VARIABLES[name].dims, column) for name, column in columns.items()})
     validate(ds)
@@ -137,8 +208,9 @@ def to_atoms(ds: xr.Dataset, index: int) -> Atoms:
     Returns
     -------
     ase.Atoms
-        With the labels (eV, eV/Å, eV/Å^3) in a `SinglePointCalculator`, ``initial_charges`` and
-        ``initial_magmoms`` as arrays where the structure has them, and the other variables in ``info``.
+        With the labels (eV, eV/Å, eV/Å^3) in a `SinglePointCalculator`, ``initial_charges``, ``initial_magmoms``,
+        ``masses`` and ``fixed`` (bool, shape (atom, 3)) as arrays where the structure has them, and the other variables
+        in ``info``. Fixed atoms are no constraints of ASE's, which would take the forces on them away.
 
     Raises
     ------
@@ -162,16 +234,17 @@ def to_atoms(ds: xr.Dataset, index: int) -> Atoms:
         pbc=row["pbc"].values,
     )
     for name in (*INFO_KEYS, "structure_id"):
-        if name in row:
-            atoms.info[name] = _scalar(ds[name], row[name])
+        if name in row and not is_missing(name, value := _scalar(ds[name], row[name])):
+            atoms.info[name] = value
     known = {
         name: row[name].values
         for name in (*ARRAY_KEYS, *LABEL_KEYS)
         if name in row and not np.isnan(row[name].values).any()
     }
     for name in ARRAY_KEYS:
-        if name in known:
-            atoms.set_array(name, known.pop(name), float, ())
+        if name in known and (name != "fixed" or known["fixed"].any()):
+            atoms.set_array(name, known[name], bool if name == "fixed" else float, known[name].shape[1:])
+        known.pop(name, None)
     if labels := known:
         results = {name: float(value) if name == "energy" else value.astype(float) for name, value in labels.items()}
         atoms.calc = SinglePointCalculator(atoms, **results)
@@ -245,9 +318,9 @@ def _stack(rows: Sequence[Any], name: str) -> np.ndarray:
     return np.array([np.asarray(row) for row in rows], dtype=variable.dtype).reshape(len(rows), *shape)
 
 
-def _nan(name: str, n_atoms: int) -> np.ndarray:
+def _lacking(name: str, n_atoms: int) -> np.ndarray:
     first, *rest = VARIABLES[name].dims
-    return np.full(([n_atoms] if first == "atom" else []) + [SIZES[dim] for dim in rest], np.nan)
+    return neutral(name, ((n_atoms,) if first == "atom" else ()) + tuple(SIZES[dim] for dim in rest))
 
 
 def _column(name: str, values: list[Any]) -> np.ndarray:
@@ -257,11 +330,19 @@ def _column(name: str, values: list[Any]) -> np.ndarray:
 
 
 def neutral(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return what stands for "not given": NaN, -1, False or "unknown"."""
+    """Return what stands for "not given": `Variable.missing`, else NaN, -1, False or "unknown"."""
     variable = VARIABLES[name]
     if variable.coded:
-        return np.full(shape, "unknown")
+        return np.full(shape, variable.missing or "unknown")
+    if variable.missing is not None:
+        return np.full(shape, variable.missing, dtype=variable.dtype)
     return np.full(shape, {"f": np.nan, "b": False}.get(variable.dtype.kind, -1), dtype=variable.dtype)
+
+
+def is_missing(name: str, value: Any) -> bool:
+    """Whether a value is the one that `Variable.missing` gives for "not given"."""
+    missing = VARIABLES[name].missing
+    return missing is not None and bool(value == missing or (value != value and missing != missing))
 
 
 def _rows(ds: xr.Dataset, name: str) -> int:

@@ -93,7 +93,7 @@ def check_potential(
     Its batched model takes bulk, slab and molecule in one batch, gives float64 for a float64 state, leaves the state
     alone, and agrees with its ASE calculator; a system's numbers do not depend on the others of its batch; forces and
     stress are slopes of the energy; they are the same for rotated, moved and renumbered structures, for atoms moved by
-    lattice vectors and for supercells.
+    lattice vectors and for supercells. A charge changes the energy, or the structure is refused.
 
     Parameters
     ----------
@@ -140,6 +140,7 @@ def check_potential(
         for atoms, item in zip(other, predict(model, other), strict=True):
             index = next(index for index, original in enumerate(structures) if original is atoms)
             _same(item, found[index], tolerance, f"{atoms} with others in its batch")
+    _check_charge(potential, structures)
     for atoms, item in zip(structures, found, strict=True):
         _check_calculator(potential.calculator, atoms, item, tolerance)
         _check_slopes(model, atoms, item, step, slope_tolerance, rng)
@@ -199,6 +200,25 @@ def _same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], toleran
         assert np.array_equal(np.isnan(one), np.isnan(two)), f"{what}: {key} is NaN where it was not, or the reverse"
         change = float(np.nan_to_num(np.abs(one - two)).max()) / largest
         assert change <= tolerance, f"{what} changes its {key} by {change:.2g}"
+
+
+def _check_charge(potential: Any, structures: Sequence[Atoms]) -> None:
+    """See that no charged structure gets the label of the neutral one."""
+    from daskpipe.potentials import Failure, evaluate
+
+    ions = [atoms.copy() for atoms in structures]
+    for ion in ions:
+        ion.info = {**ion.info, "charge": 1}
+    charged = evaluate(potential, ions)
+    if not potential.knows_charge:
+        for atoms, ion in zip(structures, charged, strict=True):
+            assert isinstance(ion, Failure), f"{atoms} with a charge is labelled by a potential that knows none"
+        return
+    for atoms, neutral, ion in zip(structures, evaluate(potential, structures), charged, strict=True):
+        if not isinstance(ion, Failure) and not isinstance(neutral, Failure):
+            assert ion.energy != neutral.energy, (
+                f"{atoms} has the same energy with a charge; build the potential with Potential(knows_charge=False)"
+            )
 
 
 def _check_calculator(calculator: Any, atoms: Atoms, found: dict[str, np.ndarray], tolerance: float) -> None:

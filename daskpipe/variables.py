@@ -8,11 +8,13 @@ Ragged data is flat: one ``atom`` axis and one ``structure`` axis, tied by ``ato
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -52,6 +54,10 @@ class Variable:
         Strings in memory; on disk integer codes whose names stand in the attribute ``flag_meanings``.
     flags
         Names of the codes where they are fixed.
+    missing
+        Stands for "not given"; by default NaN, -1, False or ``unknown``, as the dtype has it.
+    escaped
+        Names of the codes may hold white space: in ``flag_meanings`` it stands as in a URL (``%20``).
     """
 
     name: str
@@ -61,6 +67,8 @@ class Variable:
     doc: str
     coded: bool = False
     flags: tuple[str, ...] = ()
+    missing: str | int | float | None = None
+    escaped: bool = False
 
 
 def _variable(name: str, dims: str, dtype: str, unit: str | None, doc: str, **rest: Any) -> Variable:
@@ -78,6 +86,8 @@ VARIABLES: dict[str, Variable] = {
         _variable("magmoms", "atom", "float32", "bohr_magneton", "Magnetic moments given by the teacher"),
         _variable("initial_charges", "atom", "float32", "e", "Charges it came with; NaN without"),
         _variable("initial_magmoms", "atom", "float32", "bohr_magneton", "Moments it came with; NaN without"),
+        _variable("masses", "atom", "float32", "u", "Masses of isotopes; NaN where they are those of the elements"),
+        _variable("fixed", "atom xyz", "bool", None, "Cartesian components along which exploration moves no atom"),
         _variable("cell", "structure vector xyz", "float64", "angstrom", "Cell vectors as rows (as in ASE)"),
         _variable("pbc", "structure xyz", "bool", None, "Periodic along each cell vector"),
         _variable("energy", "structure", "float64", "eV", "Potential energy"),
@@ -86,13 +96,35 @@ VARIABLES: dict[str, Variable] = {
             "Stress, order xx yy zz yz xz xy (as in ASE: positive under tension); NaN without a periodic cell",
         ),
         _variable("charge", "structure", "int8", "e", "Total charge"),
-        _variable("spin_multiplicity", "structure", "int8", "1", "Spin multiplicity, 2S + 1"),
-        _variable("structure_id", "structure", "V16", None, "Hash of numbers, positions, cell, pbc, charge, spin"),
+        _variable(
+            "spin_multiplicity", "structure", "int8", "1",
+            "Spin multiplicity, 2S + 1; 0 where neither source nor teacher gives one", missing=0,
+        ),
+        _variable(
+            "structure_id", "structure", "V16", None,
+            "Hash of numbers, positions, cell, pbc, charge, spin; where given of moments, fixed atoms and isotopes",
+        ),
         _variable("parent_id", "structure", "V16", None, "structure_id of the seed it came from; zeros for none"),
         _variable("system_type", "structure", "int8", None, "Kind of system", coded=True),
         _variable("composition", "structure", "int32", None, "Chemical formula (Hill order)", coded=True),
         _variable("generator", "structure", "int8", None, "Source in the config that made the seed", coded=True),
-        _variable("temperature", "structure", "float32", "K", "Temperature of the thermostat"),
+        _variable(
+            "config_type", "structure", "int32", None, "Kind of configuration, as its source or MACE names it",
+            coded=True, escaped=True, missing="Default",
+        ),
+        _variable(
+            "head", "structure", "int16", None, "Head of a model that its labels are for, as its source names it",
+            coded=True, escaped=True, missing="Default",
+        ),
+        _variable(
+            "config_weight", "structure", "float32", "1", "Weight in the loss; NaN where its source gives none",
+            missing=float("nan"),
+        ),
+        _variable("temperature", "structure", "float32", "K", "Temperature of the thermostat; NaN without one"),
+        _variable(
+            "kinetic_temperature", "structure", "float32", "K",
+            "Instantaneous temperature, of the kinetic energy; NaN without velocities",
+        ),
         _variable("pressure", "structure", "float32", "GPa", "Pressure of the barostat; NaN without one"),
         _variable("time", "structure", "float32", "fs", "Time since the start of the trajectory"),
         _variable("step", "structure", "int32", "1", "MD step since the start of the trajectory"),
@@ -170,8 +202,14 @@ def attributes(name: str, names: Sequence[str] | None = None) -> dict[str, Any]:
     if name == "n_atoms":
         found["sample_dimension"] = "atom"
     if names is not None:
-        found |= {"flag_values": list(range(len(names))), "flag_meanings": " ".join(names)}
+        words = [_escape(word) for word in names] if variable.escaped else names
+        found |= {"flag_values": list(range(len(names))), "flag_meanings": " ".join(words)}
     return found
+
+
+def _escape(name: str) -> str:
+    """Return a name without white space, from which `urllib.parse.unquote` makes the name again."""
+    return re.sub(r"[\s%]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name)
 
 
 def annotate(ds: xr.Dataset) -> xr.Dataset:
@@ -192,7 +230,7 @@ def code_names(name: str, values: Iterable[str]) -> list[str]:
     """
     variable, found = VARIABLES[name], sorted(set(values))
     names = list(variable.flags) or found
-    if bad := [item for item in names if not item or item.split() != [item]]:
+    if bad := [item for item in names if not item or (item.split() != [item] and not variable.escaped)]:
         raise ValueError(f"{name}: {bad[0]!r} cannot be a code name; use a word without white space")
     if len(names) > np.iinfo(variable.dtype).max:
         raise ValueError(f"{name}: {len(names)} different names do not fit {variable.dtype}")
@@ -228,7 +266,9 @@ def decode(array: xr.DataArray) -> np.ndarray:
     """Return the names of a coded variable as stored, shape (structure,), dtype str."""
     if array.dtype.kind == "U":
         return np.asarray(array.values)
-    names = np.array(str(array.attrs["flag_meanings"]).split(), dtype=str)
+    words = str(array.attrs["flag_meanings"]).split()
+    escaped = array.name in VARIABLES and VARIABLES[str(array.name)].escaped
+    names = np.array([unquote(word) for word in words] if escaped else words, dtype=str)
     if array.size == 0:
         return np.array([], dtype=str)
     return names[np.asarray(array.values, dtype=np.int64)]

@@ -18,6 +18,7 @@ from daskpipe.structures import (
     from_atoms,
     hex_ids,
     round_positions,
+    spin_multiplicity,
     starts,
     structure_id,
     take,
@@ -40,7 +41,6 @@ def atoms_with_facts(draw):
         pbc=draw(st.tuples(st.booleans(), st.booleans(), st.booleans())),
         info={
             "charge": draw(st.integers(-3, 3)),
-            "spin_multiplicity": draw(st.integers(1, 7)),
             "parent_id": draw(st.binary(min_size=16, max_size=16)),
         },
     )
@@ -59,12 +59,18 @@ def atoms_with_facts(draw):
             "group": st.integers(0, 99),
             "force_disagreement": st.floats(0, 100, width=32),
             "candidate": st.booleans(),
+            "spin_multiplicity": st.integers(1, 7),
+            "config_type": st.sampled_from(["bulk", "IsolatedAtom", "100 % relaxed"]),
+            "head": st.sampled_from(["pbe", "r2 scan"]),
+            "config_weight": st.floats(0, 100, width=32),
         },
     )
     atoms.info |= draw(facts)
-    given = {name: arrays(np.float32, n, elements=float32) for name in ARRAY_KEYS}
+    given = {name: arrays(np.float32, n, elements=float32) for name in ("initial_charges", "initial_magmoms", "masses")}
     for name, values in draw(st.fixed_dictionaries({}, optional=given)).items():
         atoms.set_array(name, values.astype(float))
+    if (fixed := draw(arrays(bool, (n, 3)))).any():
+        atoms.set_array("fixed", fixed)
     labels = {
         "energy": float64,
         "forces": arrays(np.float32, (n, 3), elements=float32),
@@ -230,8 +236,11 @@ def changed(change) -> Atoms:
         lambda atoms: atoms.info.update(charge=1),
         lambda atoms: atoms.info.update(spin_multiplicity=3),
         lambda atoms: atoms.__imul__((1, 1, 2)),
+        lambda atoms: atoms.set_initial_magnetic_moments([2.2, 2.2]),
+        lambda atoms: atoms.set_array("fixed", np.array([[True, False, False], [False] * 3])),
+        lambda atoms: atoms.set_masses([62.93, None]),
     ],
-    ids=["element", "position", "cell", "pbc", "charge", "spin", "size"],
+    ids=["element", "position", "cell", "pbc", "charge", "spin", "size", "moments", "fixed atoms", "isotopes"],
 )
 def test_structure_id_sees(change):
     assert structure_id(changed(change)) != structure_id(BASE)
@@ -243,13 +252,22 @@ def test_structure_id_sees(change):
         lambda atoms: atoms.info.update(temperature=300.0, name="x"),
         lambda atoms: atoms.set_velocities(np.ones((2, 3))),
         lambda atoms: atoms.set_initial_charges([1, -1]),
-        lambda atoms: atoms.set_initial_magnetic_moments([1, 0]),
+        lambda atoms: atoms.set_initial_magnetic_moments([0, 0]),
         lambda atoms: setattr(atoms, "calc", EMT()),
         lambda atoms: setattr(atoms, "positions", atoms.positions * -0.0 + atoms.positions),
         lambda atoms: atoms.positions.__setitem__((1, 2), 2.5 + 1e-9),  # less than float32 tells apart
         lambda atoms: atoms.info.update(charge=0, spin_multiplicity=1),  # what is assumed
     ],
-    ids=["info", "velocities", "charges", "moments", "calculator", "minus zero", "below float32", "defaults given"],
+    ids=[
+        "info",
+        "velocities",
+        "charges",
+        "moments of zero",
+        "calculator",
+        "minus zero",
+        "below float32",
+        "defaults given",
+    ],
 )
 def test_structure_id_does_not_see(change):
     assert structure_id(changed(change)) == structure_id(BASE)
@@ -277,8 +295,12 @@ def test_rounded_positions_are_those_that_are_stored(positions):
     [("H2O", {}, 1), ("OH", {}, 2), ("OH", {"charge": -1}, 1), ("O2", {"spin_multiplicity": 3}, 3)],
 )
 def test_spin_multiplicity_is_the_least_that_the_electrons_allow(symbols, info, multiplicity):
-    ds = from_atoms([Atoms(symbols, info=info)])
-    assert ds["spin_multiplicity"].values.tolist() == [multiplicity]
+    atoms = Atoms(symbols, info=info)
+    ds = from_atoms([atoms])
+    assert spin_multiplicity(atoms) == multiplicity
+    assert ds["spin_multiplicity"].values.tolist() == [
+        info.get("spin_multiplicity", 0)
+    ]  # what nobody says is not stored
     assert ds["charge"].values.tolist() == [info.get("charge", 0)]
 
 

@@ -236,7 +236,7 @@ class Faulty(ModelInterface):
 
 def faulty(*, device: str, dtype: str, fault: str) -> Potential:
     """Potential whose calculator says what its model says, unless that is the fault."""
-    inner = "none" if fault == "calculator" else fault
+    inner = "none" if fault in ("calculator", "charge") else fault
 
     def label(structures: Sequence[Atoms]) -> list[Evaluation]:
         out = Faulty(inner, stress=True)(batch(structures, torch.device("cpu"), torch.float64))
@@ -245,7 +245,11 @@ def faulty(*, device: str, dtype: str, fault: str) -> Potential:
         whole = structures[0].pbc.all()
         return [checked_results(energy=energy, forces=out["forces"].numpy(), stress=stress if whole else None)]
 
-    return Potential(calculator=calculator_of(label), model=lambda stress: Faulty(inner, stress))
+    return Potential(
+        calculator=calculator_of(label),
+        model=lambda stress: Faulty(inner, stress),
+        knows_charge=fault == "charge",
+    )
 
 
 def identify(fault: str) -> Identity:
@@ -282,6 +286,7 @@ def test_a_good_potential_passes(seed: int) -> None:
         ("moves", "molecule", r"a translation of .* changes its (energy|forces) by"),
         ("counts", "molecule", r"a new order of .* changes its (energy|forces) by"),
         ("open", "flat slab", r"moving atoms by lattice vectors of .* changes its (energy|forces) by"),
+        ("charge", "bulk", r"has the same energy with a charge; .*Potential\(knows_charge=False\)"),
         ("size", "bulk", r"a supercell of .* changes its energy by"),
     ],
 )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
 from daskpipe import units
+from daskpipe.explore.fixed import without_drift
 from daskpipe.explore.guards import Fault, Guard, View, check
-from daskpipe.explore.integrate import CHAIN, Bath, Pace, State, Systems, step
+from daskpipe.explore.integrate import CHAIN, Bath, Configuration, Pace, State, Systems, kinetic_energy, step
 from daskpipe.explore.noise import Purpose
 from daskpipe.explore.settings import Dynamics
 from daskpipe.geometry import full_cell
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from daskpipe.explore.walkers import Walker
 
 PER_ATOM = ("positions", "momenta", "forces")
-FIELDS = tuple(field.name for field in fields(State))
 
 
 class Batch:
@@ -40,20 +40,24 @@ class Batch:
         Conditions and paces.
     """
 
+    state_type: ClassVar[type[Configuration]] = State
+
     def __init__(self, walkers: Sequence[Walker], model: ModelInterface, dynamics: Dynamics) -> None:
         self.walkers, self.model, self.dynamics = list(walkers), model, dynamics
         self.failures: dict[int, str] = {}
-        self.state: State
+        self.fields = tuple(field.name for field in fields(self.state_type))
+        self.state: Any
+        timestep = np.array([walker.timestep(dynamics) for walker in self.walkers])
         self.pace = Pace(
-            dt=dynamics.timestep * units.FS,
-            damping=float(np.exp(-dynamics.friction * dynamics.timestep)),
+            dt=self._tensor(timestep * units.FS),
+            damping=self._tensor(np.exp(-dynamics.friction * timestep)),
             thermostat_time=dynamics.thermostat_time * units.FS,
             barostat=dynamics.compressibility / units.GPA / (dynamics.barostat_time * units.FS),
         )
         self._start([walker for walker in self.walkers if walker.state is None])
         self.load()
         self.systems = self._systems()
-        self.volume = self._tensor(np.abs([np.linalg.det(spanning_cell(walker.seed)) for walker in self.walkers]))
+        self.volume = self._tensor(np.abs([np.linalg.det(spanning_cell(walker.start)) for walker in self.walkers]))
         self.forces_of = evaluator(self.walkers, model)
 
     def _tensor(self, array: Any) -> torch.Tensor:
@@ -63,21 +67,29 @@ class Batch:
         """Give velocities and forces to walkers that have not run."""
         if not newcomers:
             return
-        cells = [spanning_cell(walker.seed) for walker in newcomers]
+        cells = [spanning_cell(walker.start) for walker in newcomers]
         found = evaluator(newcomers, self.model)(
-            self._tensor(np.concatenate([walker.seed.positions for walker in newcomers])), self._tensor(np.stack(cells))
+            self._tensor(np.concatenate([walker.start.positions for walker in newcomers])),
+            self._tensor(np.stack(cells)),
         )
         places = [self.walkers.index(walker) for walker in newcomers]
         self.failures = {places[system]: why for system, why in failures(self.model).items()}
         rows = split(found, [len(walker.seed) for walker in newcomers])
         for walker, cell, row in zip(newcomers, cells, rows, strict=True):
             walker.state = {
-                "positions": walker.seed.positions.copy(),
-                "momenta": thermal_momenta(walker, walker.temperature(self.dynamics, 0)),
+                "positions": walker.start.positions.copy(),
                 "cell": cell,
-                "chain": np.zeros((2, CHAIN)),
+                "start_energy": row["energy"],
                 **row,
+                **self._first_state(walker),
             }
+
+    def _first_state(self, walker: Walker) -> dict[str, Any]:
+        """Return what a system that has not run has besides positions, cell and what the model gives."""
+        return {
+            "momenta": thermal_momenta(walker, walker.temperature(self.dynamics, 0)),
+            "chain": np.zeros((2, CHAIN)),
+        }
 
     def _systems(self) -> Systems:
         n_atoms = np.array([len(walker.seed) for walker in self.walkers])
@@ -87,11 +99,12 @@ class Batch:
         langevin = np.array([walker.has_friction for walker in self.walkers])
         nose_hoover = np.array([name == "nvt_nose_hoover" for name in names])
         rescale = np.array([name == "nvt_rescale" for name in names])
+        free = np.concatenate([walker.free for walker in self.walkers])
         return Systems(
             masses=self._tensor(np.concatenate([walker.masses for walker in self.walkers])[:, None]),
             system=torch.as_tensor(np.repeat(np.arange(len(n_atoms)), n_atoms), device=device),
             n_atoms=torch.as_tensor(n_atoms, device=device),
-            freedom=self._tensor(freedom(n_atoms)),
+            freedom=self._tensor([walker.freedom for walker in self.walkers]),
             langevin=torch.as_tensor(langevin, device=device),
             nose_hoover=torch.as_tensor(nose_hoover, device=device),
             rescale=torch.as_tensor(rescale, device=device),
@@ -99,6 +112,7 @@ class Batch:
             has_chain=bool(nose_hoover.any()),
             has_rescale=bool(rescale.any()),
             has_barostat=bool(modes.any()),
+            free=None if free.all() else self._tensor(free),
         )
 
     def advance(self, n_steps: int, guards: Sequence[Guard], go_on: Callable[[], bool]) -> dict[int, Fault]:
@@ -122,19 +136,29 @@ class Batch:
         for number in range(n_steps):
             now = Bath(**{name: column[number] for name, column in bath.items()})
             self.state = step(self.state, self.systems, now, self.pace, self.forces_of)
-            self.failures = failures(self.model)
-            for walker in self.walkers:
-                walker.step += 1
+            self._stepped()
             if (faults := self.check(guards, now.thermal)) or not go_on():
                 return faults
         return {}
+
+    def _stepped(self) -> None:
+        self.failures = failures(self.model)
+        for walker in self.walkers:
+            walker.step += 1
 
     def check(self, guards: Sequence[Guard], thermal: torch.Tensor | None = None) -> dict[int, Fault]:
         """Return the systems that are broken, and why; what the potential itself refused comes first."""
         if thermal is None:
             temperatures = [walker.temperature(self.dynamics, walker.step) for walker in self.walkers]
             thermal = self._tensor(units.KB * np.array(temperatures))
-        view = View(state=self.state, systems=self.systems, thermal=thermal, volume=self.volume)
+        equilibrating = [walker.step < self.dynamics.equilibration for walker in self.walkers]
+        view = View(
+            state=self.state,
+            systems=self.systems,
+            thermal=thermal,
+            volume=self.volume,
+            equilibrating=torch.tensor(equilibrating, device=self.model.device),
+        )
         return {
             system: ("potential_failed", self.failures[system]) if system in self.failures else fault
             for system, fault in check(guards, view).items()
@@ -161,21 +185,23 @@ class Batch:
         }
 
     def _kicks(self, walker: Walker, thermal: np.ndarray) -> np.ndarray:
-        """Momenta from the Langevin thermostat, shape (step, atom, 3); they leave the centre of mass at rest."""
+        """Momenta from the Langevin thermostat, shape (step, atom, 3); what rests is left at rest."""
         shape = (len(walker.seed), 3)
         if not walker.has_friction:
             return np.zeros((len(thermal), *shape))
         normal = walker.noise.steps(
             Purpose.THERMOSTAT, walker.step, len(thermal), lambda generator, n: generator.standard_normal((n, *shape))
         )
-        width = np.sqrt(thermal * (1 - self.pace.damping**2))
-        return without_drift(normal * np.sqrt(walker.masses)[:, None], walker.masses) * width[:, None, None]
+        damping = np.exp(-self.dynamics.friction * walker.timestep(self.dynamics))
+        width = np.sqrt(thermal * (1 - damping**2))
+        momenta = without_drift(normal * np.sqrt(walker.masses)[:, None], walker.masses, walker.free)
+        return momenta * width[:, None, None]
 
     def load(self) -> None:
         """Take the state of each system from its walker."""
         states = [walker.state for walker in self.walkers if walker.state is not None]
-        columns = {name: [state[name] for state in states] for name in FIELDS}
-        self.state = State(
+        columns = {name: [state[name] for state in states] for name in self.fields}
+        self.state = self.state_type(
             **{
                 name: self._tensor(np.concatenate(column) if name in PER_ATOM else np.stack(column))
                 for name, column in columns.items()
@@ -183,11 +209,21 @@ class Batch:
         )
 
     def cell(self, system: int) -> np.ndarray:
-        """Cell of one system as its seed has it: what is open stays as it was. Shape (3, 3), Å."""
-        seed = self.walkers[system].seed
+        """Cell of one system as its start has it: what is open stays as it was. Shape (3, 3), Å."""
+        seed = self.walkers[system].start
         if not self.walkers[system].has_barostat:
             return np.array(seed.cell.array)
         return np.where(seed.pbc[:, None], self.state.cell[system].cpu().numpy(), seed.cell.array)
+
+    def is_worth_a_frame(self, system: int) -> bool:
+        """Whether the geometry of a system is data, as far as no guard speaks against it."""
+        return True
+
+    def kinetic_temperature(self) -> np.ndarray:
+        """Return the temperatures of the kinetic energies, K, shape (system,)."""
+        freedom = self.systems.freedom * units.KB
+        found: np.ndarray = (2 * kinetic_energy(self.state.momenta, self.systems) / freedom).cpu().numpy()
+        return found
 
     def geometry(self, system: int) -> Atoms:
         """One system as it is."""
@@ -198,7 +234,7 @@ class Batch:
     def export(self) -> None:
         """Write the state of each system into its walker."""
         n_atoms = [len(walker.seed) for walker in self.walkers]
-        rows = split({name: getattr(self.state, name) for name in FIELDS}, n_atoms)
+        rows = split({name: getattr(self.state, name) for name in self.fields}, n_atoms)
         for walker, row in zip(self.walkers, rows, strict=True):
             walker.state = row
 
@@ -245,31 +281,21 @@ def spanning_cell(atoms: Atoms) -> np.ndarray:
     return np.where(atoms.pbc[:, None], cell, cell * (extent + 2)[:, None])
 
 
-def freedom(n_atoms: np.ndarray) -> np.ndarray:
-    """Degrees of freedom of systems whose centre of mass rests; a lonely atom keeps its three."""
-    return np.where(n_atoms > 1, 3 * n_atoms - 3, 3)
-
-
-def without_drift(momenta: np.ndarray, masses: np.ndarray) -> np.ndarray:
-    """Bring the centre of mass to rest, shape (..., atom, 3); a lonely atom moves on."""
-    if len(masses) == 1:
-        return momenta
-    return momenta - masses[:, None] * (momenta.sum(axis=-2, keepdims=True) / masses.sum())
-
-
 def thermal_momenta(walker: Walker, temperature: float) -> np.ndarray:
     """Momenta of a Maxwell-Boltzmann distribution at a temperature (K), shape (atom, 3)."""
     normal = walker.noise.at(Purpose.VELOCITIES, 0).standard_normal((len(walker.seed), 3))
-    return without_drift(normal * np.sqrt(units.KB * temperature * walker.masses)[:, None], walker.masses)
+    momenta = normal * np.sqrt(units.KB * temperature * walker.masses)[:, None]
+    return without_drift(momenta, walker.masses, walker.free)
 
 
 def _rescalings(walker: Walker, n_steps: int) -> np.ndarray:
     if walker.ensemble != "nvt_rescale":
         return np.zeros((n_steps, 2))
-    squares = int(freedom(np.array(len(walker.seed)))) - 1
+    squares = walker.freedom - 1
 
     def draw(generator: np.random.Generator, n: int) -> np.ndarray:
-        return np.stack([generator.standard_normal(n), generator.chisquare(squares, n)], axis=1)
+        normal = generator.standard_normal(n)
+        return np.stack([normal, generator.chisquare(squares, n) if squares else np.zeros(n)], axis=1)
 
     return walker.noise.steps(Purpose.RESCALING, walker.step, n_steps, draw)
 

@@ -16,6 +16,7 @@ from daskpipe.explore.guards import CANDIDATE, FINISHED, Fault, check_geometry, 
 from daskpipe.explore.monte_carlo import trial_moves
 from daskpipe.explore.noise import BLOCK
 from daskpipe.explore.packing import Room, is_out_of_memory
+from daskpipe.explore.relaxation import RelaxationBatch
 from daskpipe.explore.settings import Exploration
 from daskpipe.explore.walkers import Frame, Walker
 from daskpipe.potentials.potential import mixes_periodicity
@@ -83,15 +84,29 @@ class Flight:
         self._take_up()
         while self._board():
             try:
-                batch = Batch(self.flying, self.model, self.settings.dynamics)
+                batch = self._batch()
             except RuntimeError as error:
                 self._too_many(error)
             else:
                 self._fly(batch)
 
+    def _batch(self) -> Batch:
+        if self.flying[0].is_relaxation:
+            return RelaxationBatch(self.flying, self.model, self.settings)
+        return Batch(self.flying, self.model, self.settings.dynamics)
+
     def _board(self) -> bool:
         """Fill the batch from those that wait, the first first; say whether anybody flies."""
         for walker in list(self.waiting):
+            if self.flying and walker.is_relaxation != self.flying[0].is_relaxation:
+                continue
+            if walker.relaxation is not None:
+                if not walker.relaxation.finished:
+                    continue
+                walker.settle(walker.n_steps(self.settings))
+                if walker.finished:
+                    self.waiting.remove(walker)
+                    continue
             if not self.mixes and self.flying and (walker.seed.pbc != self.flying[0].seed.pbc).any():
                 continue
             if not self.room.fits(self._weights(), self.weight[walker]):
@@ -123,19 +138,20 @@ class Flight:
     def _fly(self, batch: Batch) -> None:
         """Advance a batch until somebody leaves it."""
         faults = batch.check(self.guards)  # newcomers may be broken, or candidates, from the start
-        faults |= self._keep(batch, [system for system, fault in faults.items() if fault == CANDIDATE], faults)
+        ending = [system for system, fault in faults.items() if fault in (CANDIDATE, FINISHED)]
+        faults |= self._keep(batch, ending, faults)
         while not faults:
             if self._is_time_to_save():
                 batch.export()
                 self._save()
             try:
+                self._trial_moves(batch)
                 faults = batch.advance(self._steps_to_event(), self.guards, lambda: not self._is_time_to_save())
             except RuntimeError as error:
                 batch.export()
                 self._too_many(error)
                 return
             faults |= self._frames(batch, faults)
-            self._trial_moves(batch, faults)
         batch.export()
         for system, fault in faults.items():
             walker = batch.walkers[system]
@@ -154,22 +170,19 @@ class Flight:
 
     def _steps_to_event(self) -> int:
         """Count the steps until a frame, a trial move or the end of some walker."""
-        dynamics, monte_carlo = self.settings.dynamics, self.settings.monte_carlo
+        monte_carlo = self.settings.monte_carlo
         steps = [BLOCK]
         for walker in self.flying:
-            past = walker.step - dynamics.equilibration
-            steps.append(dynamics.stride - past % dynamics.stride if past >= 0 else -past)
-            if monte_carlo:
+            steps.append(walker.steps_to_frame(self.settings))
+            if monte_carlo and not walker.is_relaxation:
                 steps.append(monte_carlo.every - walker.step % monte_carlo.every)
         return min(steps)
 
     def _frames(self, batch: Batch, faults: dict[int, Fault]) -> dict[int, Fault]:
         """Keep frames of those that are due, and of candidates; return who leaves thereby."""
-        dynamics = self.settings.dynamics
         due = []
         for system, walker in enumerate(batch.walkers):
-            past = walker.step - dynamics.equilibration
-            if (past > 0 and past % dynamics.stride == 0 and system not in faults) or faults.get(system) == CANDIDATE:
+            if (system not in faults and walker.is_due(self.settings)) or faults.get(system) in (CANDIDATE, FINISHED):
                 due.append(system)
         return self._keep(batch, due, faults)
 
@@ -177,27 +190,29 @@ class Flight:
         """Keep a frame of each of some systems, unless it is broken; return who leaves."""
         dynamics = self.settings.dynamics
         leaving: dict[int, Fault] = {}
-        geometries = {system: batch.geometry(system) for system in due}
+        geometries = {system: batch.geometry(system) for system in due if batch.is_worth_a_frame(system)}
         changed = self._changed(batch, geometries)
+        kinetic = batch.kinetic_temperature() if geometries else np.zeros(0)
         for system, atoms in geometries.items():
             walker = batch.walkers[system]
             is_candidate = faults.get(system) == CANDIDATE
-            if fault := check_geometry(atoms, walker.seed, self.settings.guards):
+            if fault := check_geometry(atoms, walker.start, self.settings.guards):
                 leaving[system] = fault
                 continue
-            if system in changed or is_candidate:
+            if system in changed or is_candidate or faults.get(system) == FINISHED:
                 walker.frames.append(
                     Frame(
                         positions=atoms.positions.astype(np.float32),
                         cell=batch.cell(system),
                         step=walker.step,
                         temperature=walker.temperature(dynamics, walker.step),
+                        kinetic_temperature=float(kinetic[system]),
                         pressure=walker.pressure(dynamics, walker.step),
                         force_disagreement=float(batch.state.disagreement[system]),
                         candidate=is_candidate,
                     )
                 )
-            if walker.step >= dynamics.n_steps and not is_candidate:
+            if walker.step >= walker.n_steps(self.settings) and not is_candidate:
                 leaving[system] = FINISHED
         return leaving
 
@@ -217,15 +232,15 @@ class Flight:
                 changed.add(system)
         return changed
 
-    def _trial_moves(self, batch: Batch, faults: dict[int, Fault]) -> None:
-        """Make the trial moves of those that are due and stay."""
+    def _trial_moves(self, batch: Batch) -> None:
+        """Make the trial moves that are due, those too for which there was no memory in a larger batch."""
         settings = self.settings.monte_carlo
-        if settings is None:
+        if settings is None or batch.walkers[0].is_relaxation:
             return
         due = [
             system
             for system, walker in enumerate(batch.walkers)
-            if system not in faults and walker.step % settings.every == 0
+            if walker.step % settings.every == 0 and walker.moved_at != walker.step
         ]
         if due:
             trial_moves(batch, due, settings)

@@ -26,8 +26,8 @@ CHAIN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
-    """What changes from step to step: float64, Å, eV, amu and the times and momenta that follow from them."""
+class Configuration:
+    """Positions, momenta and what the model gives for them: float64, Å, eV, amu and the units that follow from them."""
 
     positions: torch.Tensor
     """Shape (atom, 3)."""
@@ -41,10 +41,18 @@ class State:
     """Shape (system,)."""
     stress: torch.Tensor
     """Shape (system, 3, 3), positive under tension; NaN where the model gives none."""
-    chain: torch.Tensor
-    """Positions and momenta of the Nosé-Hoover chain, shape (system, 2, `CHAIN`)."""
     disagreement: torch.Tensor
     """Of a committee about a force, shape (system,); NaN without one."""
+    start_energy: torch.Tensor
+    """Energy at the start of the trajectory, shape (system,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State(Configuration):
+    """What changes from step to step of molecular dynamics."""
+
+    chain: torch.Tensor
+    """Positions and momenta of the Nosé-Hoover chain, shape (system, 2, `CHAIN`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +66,8 @@ class Systems:
     n_atoms: torch.Tensor
     """Shape (system,)."""
     freedom: torch.Tensor
-    """Degrees of freedom, shape (system,): 3N - 3, for no thermostat moves the centre of mass; 3 of a lonely atom."""
+    """Degrees of freedom, shape (system,): 3N - 3, for no thermostat moves the centre of mass; 3 of a lonely atom; with
+    fixed atoms see `daskpipe.explore.fixed`."""
     langevin: torch.Tensor
     """Which systems have a Langevin thermostat, bool, shape (system,)."""
     nose_hoover: torch.Tensor
@@ -73,6 +82,8 @@ class Systems:
     """Whether any system is rescaled."""
     has_barostat: bool
     """Whether any system has a barostat."""
+    free: torch.Tensor | None = None
+    """1 for components of atoms that may move and 0 for fixed ones, shape (atom, 3); None if nothing is fixed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +93,7 @@ class Bath:
     thermal: torch.Tensor
     """kT, shape (system,)."""
     kick: torch.Tensor
-    """Momenta that the Langevin thermostat gives, shape (atom, 3)."""
+    """Momenta that the Langevin thermostat gives, shape (atom, 3); zero where atoms are fixed."""
     rescaling: torch.Tensor
     """A normal number and a sum of 3N - 4 squares of such, shape (system, 2)."""
     pressure: torch.Tensor
@@ -93,12 +104,12 @@ class Bath:
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Time step and the paces of the baths."""
+    """Time steps and the paces of the baths."""
 
-    dt: float
-    """Time step."""
-    damping: float
-    """exp(-friction dt)."""
+    dt: torch.Tensor
+    """Time steps, shape (system,)."""
+    damping: torch.Tensor
+    """exp(-friction dt), shape (system,)."""
     thermostat_time: float
     """Of rescaling and of the chain."""
     barostat: float
@@ -130,8 +141,8 @@ def step(state: State, systems: Systems, bath: Bath, pace: Pace, evaluate: Evalu
     State
         After the step.
     """
-    half = pace.dt / 2
-    momenta = state.momenta + half * state.forces
+    half = (pace.dt / 2)[systems.system, None]
+    momenta = state.momenta + half * acting(state.forces, systems)
     positions = state.positions + half * momenta / systems.masses
     cell, chain = state.cell, state.chain
     scale = torch.where(systems.langevin, pace.damping, 1.0)
@@ -152,9 +163,13 @@ def step(state: State, systems: Systems, bath: Bath, pace: Pace, evaluate: Evalu
         momenta = apply(shrink, momenta, systems.system)
     positions = positions + half * momenta / systems.masses
     found = evaluate(positions, cell)
-    return replace(
-        state, positions=positions, momenta=momenta + half * found["forces"], cell=cell, chain=chain, **found
-    )
+    momenta = momenta + half * acting(found["forces"], systems)
+    return replace(state, positions=positions, momenta=momenta, cell=cell, chain=chain, **found)
+
+
+def acting(forces: torch.Tensor, systems: Systems) -> torch.Tensor:
+    """Return the forces that move something: none on what is fixed."""
+    return forces if systems.free is None else forces * systems.free
 
 
 def rescaling(kinetic: torch.Tensor, bath: Bath, pace: Pace) -> torch.Tensor:
@@ -167,7 +182,7 @@ def rescaling(kinetic: torch.Tensor, bath: Bath, pace: Pace) -> torch.Tensor:
     bath, pace
         As in `step`.
     """
-    keep = torch.exp(torch.full_like(kinetic, -pace.dt / pace.thermostat_time))
+    keep = torch.exp(-pace.dt / pace.thermostat_time)
     quantum = 0.5 * bath.thermal * (1 - keep)
     normal, squares = bath.rescaling[:, 0], bath.rescaling[:, 1]
     root = torch.sqrt(keep * kinetic)
@@ -188,18 +203,16 @@ def nose_hoover(
     chain, freedom, thermal, pace
         As in `step`.
     """
-    # torch-sim's chains go half of the given time step.
+    # torch-sim's chains have one time step for all systems, and go half of it. In units of its own each has 1.
+    dt = pace.dt[:, None]
     functions = construct_nose_hoover_chain(
-        dt=2 * pace.dt, chain_length=CHAIN, chain_steps=1, sy_steps=3, tau=pace.thermostat_time
+        dt=2.0, chain_length=CHAIN, chain_steps=1, sy_steps=3, tau=pace.thermostat_time / pace.dt
     )
     start = functions.initialize(freedom, kinetic, thermal)
-    start = NoseHooverChain(
-        # The momenta are changed in place.
-        chain[:, 0], chain[:, 1].clone(), start.masses, start.tau, kinetic, freedom
-    )  # fmt: skip
+    start = NoseHooverChain(chain[:, 0], chain[:, 1] / dt, start.masses, start.tau, kinetic, freedom)
     one = torch.ones_like(kinetic)[:, None]
     scale, end = functions.half_step(one, start, thermal, torch.arange(len(kinetic), device=kinetic.device))
-    return scale[:, 0], torch.stack([end.positions, end.momenta], dim=1)
+    return scale[:, 0], torch.stack([end.positions, end.momenta * dt], dim=1)
 
 
 def cell_strain(state: State, momenta: torch.Tensor, systems: Systems, bath: Bath, pace: Pace) -> torch.Tensor:

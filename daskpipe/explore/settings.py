@@ -13,8 +13,11 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    field_validator,
     model_validator,
 )
+
+from daskpipe.explore.timesteps import LONGEST
 
 type EnsembleName = Literal[
     "auto",
@@ -37,18 +40,24 @@ class Guards(_Model):
     """Limits beyond which a trajectory is not physics any more, and what happens then."""
 
     max_temperature_ratio: float = Field(
-        default=6.0, gt=1, description="Instantaneous over thermostat temperature at which a trajectory is stopped"
+        default=6.0,
+        gt=1,
+        description="Instantaneous over thermostat temperature at which a trajectory is stopped; neither equilibration "
+        "nor heat from the seed's own potential energy counts",
     )
     max_force: PositiveFloat = Field(default=100.0, description="Largest force on an atom, eV/Å")
     max_volume_ratio: float = Field(
-        default=1.6, gt=1, description="Volume over the seed's, or the seed's over it, that a barostat may reach"
+        default=1.6,
+        gt=1,
+        description="Volume over that of the seed, or the reverse, that a barostat may reach; so along each direction",
     )
     min_distance: float = Field(
         default=0.5, ge=0, lt=1, description="Shortest pair distance, in sums of the two covalent radii"
     )
     evaporation: Annotated[float, Field(gt=1)] | None = Field(
         default=2.5,
-        description="A part that is farther than this many sums of covalent radii from the rest has left; null: may",
+        description="A fragment that is farther than this many sums of covalent radii from what it was bonded to has "
+        "left, unless matter is connected in three directions; null: may",
     )
     max_disagreement: PositiveFloat | None = Field(
         default=None,
@@ -91,6 +100,10 @@ type Schedule = float | Ramp
 type _Temperature = Annotated[
     Annotated[PositiveFloat, Tag("[number]")] | Annotated[Ramp, Tag("[ramp]")], Discriminator(_kind)
 ]
+type _Step = Annotated[
+    Annotated[PositiveFloat, Field(le=20), Tag("[number]")] | Annotated[Literal["auto"], Tag("[word]")],
+    Discriminator(lambda value: "[word]" if isinstance(value, str) else "[number]"),
+]
 type _Pressure = Annotated[Annotated[float, Tag("[number]")] | Annotated[Ramp, Tag("[ramp]")], Discriminator(_kind)]
 
 
@@ -105,7 +118,9 @@ class MonteCarlo(_Model):
     every: PositiveInt = Field(default=20, description="MD steps between two segments of trial moves")
     swaps: NonNegativeInt = Field(default=0, description="Trial exchanges of two atoms of different elements a segment")
     hops: NonNegativeInt = Field(
-        default=0, description="Trial hops of one atom by about a bond length a segment; most overlap and cost nothing"
+        default=0,
+        description="Trial hops of one atom a segment: to a vacant site, if the start has any, as far away as atoms of "
+        "its kind are; else by that length in any direction, where most overlap and cost nothing",
     )
     min_distance: float = Field(
         default=0.7, ge=0, lt=1.5, description="Trial moves that bring a pair closer are rejected, as in the guards"
@@ -125,6 +140,37 @@ class MonteCarlo(_Model):
         return self
 
 
+class Relaxation(_Model):
+    """Relaxation of each seed to the nearest minimum of the energy with FIRE, before its dynamics or alone."""
+
+    cell: Literal["fixed", "auto", "isotropic", "anisotropic", "triclinic", "plane"] = Field(
+        default="fixed",
+        description="Strains in which the cell relaxes beside the atoms, at the seed's pressure; auto: triclinic for "
+        "bulk, fixed where there is a vacuum (plane for slabs if dynamics.relax_plane)",
+    )
+    fmax: PositiveFloat = Field(
+        default=0.05,
+        description="Largest force on an atom, eV/Å, at which a seed is relaxed; with a cell the largest row of its "
+        "virial over the number of atoms, eV, too",
+    )
+    steps: PositiveInt = Field(
+        default=500, description="Most steps of a relaxation; its dynamics starts where it got to"
+    )
+    stride: PositiveInt | None = Field(
+        default=10,
+        description="A frame is kept every so many steps, where forces are below guards.max_force, and of the last "
+        "step in any case; null: of the last step only",
+    )
+    max_step: Annotated[PositiveFloat, Field(le=1)] = Field(
+        default=0.2, description="Longest displacement in a step, over all coordinates of a system, Å"
+    )
+
+    @property
+    def n_frames(self) -> int:
+        """Most frames of each relaxation."""
+        return -(-self.steps // self.stride) if self.stride else 1
+
+
 class Dynamics(_Model):
     """Conditions and lengths of the trajectories."""
 
@@ -139,13 +185,17 @@ class Dynamics(_Model):
     )
     relax_plane: bool = Field(default=False, description="auto lets slabs change their area (npt_plane)")
     temperatures: list[_Temperature] = Field(
-        min_length=1, description="One trajectory a seed at each, K; a number, or {start, end, cycles} for a ramp"
+        description="One trajectory a seed at each, K; a number, or {start, end, cycles} for a ramp"
     )
     pressures: list[_Pressure] = Field(
         default=[0.0], min_length=1, description="One trajectory a seed under a barostat at each, GPa; as temperatures"
     )
     replicas: PositiveInt = Field(default=1, description="Trajectories a seed, temperature and pressure")
-    timestep: PositiveFloat = Field(default=1.0, le=20, description="Time step, fs")
+    timestep: _Step = Field(
+        default="auto",
+        description="Time step, fs; auto: by the lightest atom of a structure 0.5 (hydrogen), 1 (Li to Ne), 2 (Na to "
+        "Ar) or 4",
+    )
     friction: PositiveFloat = Field(default=0.01, le=1, description="Friction of the Langevin thermostat, 1/fs")
     thermostat_time: PositiveFloat = Field(
         default=100.0, description="Relaxation time of the Nosé-Hoover and velocity-rescaling thermostats, fs"
@@ -156,7 +206,7 @@ class Dynamics(_Model):
     compressibility: PositiveFloat = Field(
         default=0.02, description="Rough compressibility, 1/GPa: 0.01 for metals, 0.5 for liquids; sets only the pace"
     )
-    steps: PositiveInt = Field(description="MD steps of each trajectory")
+    steps: NonNegativeInt = Field(description="MD steps of each trajectory; 0 to relax only")
     stride: PositiveInt = Field(description="A frame is kept every so many steps")
     change: PositiveFloat | None = Field(
         default=None,
@@ -165,8 +215,20 @@ class Dynamics(_Model):
     )
     equilibration: NonNegativeInt = Field(default=0, description="Steps before the first frame")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, data: Any) -> Any:
+        """Without steps there are no temperatures and no frames that one could ask for."""
+        if isinstance(data, dict) and data.get("steps") == 0:
+            return {"temperatures": [], "stride": 1, **data}
+        return data
+
     @model_validator(mode="after")
     def _sensible(self) -> Self:
+        if not self.steps:
+            return self
+        if not self.temperatures:
+            raise ValueError("temperatures is empty; give at least one, K, e.g. temperatures=[300]")
         if self.n_frames < 1:
             raise ValueError(
                 f"steps={self.steps} with equilibration={self.equilibration} and stride={self.stride} keep no frame; "
@@ -181,26 +243,28 @@ class Dynamics(_Model):
         for schedule in self.temperatures:
             if min(ends(schedule)) <= 0:
                 raise ValueError(f"received {schedule} K; a temperature must be greater than 0 K")
-        if self.timestep >= self.thermostat_time or self.timestep >= self.barostat_time:
+        longest = LONGEST if self.timestep == "auto" else self.timestep
+        if longest >= self.thermostat_time or longest >= self.barostat_time:
             raise ValueError(
                 f"thermostat_time={self.thermostat_time:g} fs and barostat_time={self.barostat_time:g} fs must be "
-                f"longer than timestep={self.timestep:g} fs; ten steps and more are sensible"
+                f"longer than timestep={longest:g} fs; ten steps and more are sensible"
             )
         return self
 
     @property
     def n_frames(self) -> int:
         """Frames, or occasions for one, of each trajectory."""
-        return (self.steps - self.equilibration) // self.stride
+        return (self.steps - self.equilibration) // self.stride if self.steps else 0
 
     @property
     def n_steps(self) -> int:
         """Steps that are run: to the last frame."""
-        return self.equilibration + self.stride * self.n_frames
+        return self.equilibration + self.stride * self.n_frames if self.steps else 0
 
     def progress(self, step: int) -> float:
         """Fraction of the way from the end of equilibration to the last frame."""
-        return min(max(0.0, (step - self.equilibration) / (self.n_steps - self.equilibration)), 1.0)
+        length = self.n_steps - self.equilibration
+        return min(max(0.0, (step - self.equilibration) / length), 1.0) if length > 0 else 0.0
 
     def value(self, schedule: Schedule, step: int) -> float:
         """Value of a schedule at a step."""
@@ -210,16 +274,42 @@ class Dynamics(_Model):
 class Exploration(_Model):
     """How seeds are explored."""
 
-    dynamics: Dynamics = Field(description="Conditions and lengths")
+    relax: Relaxation | None = Field(
+        default=None, description="Relax each seed first, and keep frames of that; without dynamics: do only that"
+    )
+    dynamics: Dynamics = Field(
+        default_factory=lambda: Dynamics.model_validate({"steps": 0}), description="Conditions and lengths"
+    )
     guards: Guards = Field(default_factory=Guards, description="What ends a trajectory")
     monte_carlo: MonteCarlo | None = Field(default=None, description="Trial moves between segments of dynamics")
     repulsion: Literal["none", "zbl"] = Field(
-        default="none", description="zbl adds a screened repulsion of nuclei closer than the sum of covalent radii"
+        default="none",
+        description="zbl adds a screened repulsion of nuclei closer than 0.7 of the sum of covalent radii, which is "
+        "shorter than bonds; a seed with such a pair is refused",
     )
     batch_atoms: PositiveInt | None = Field(
         default=None, description="Most atoms in flight at once; null: 1024 on a CPU, on a GPU what fits its memory"
     )
     checkpoint: PositiveFloat = Field(default=60.0, description="Seconds between two checkpoints of a unit")
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of a trajectory, or at most of a relaxation where there is nothing else."""
+        return self.dynamics.n_steps or (self.relax.steps if self.relax else 0)
+
+    @field_validator("dynamics", mode="before")
+    @classmethod
+    def _alone(cls, dynamics: Any) -> Any:
+        return {"steps": 0} if dynamics is None else dynamics
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.relax is None and not self.dynamics.steps:
+            raise ValueError(
+                "nothing to do: give dynamics, e.g. dynamics={temperatures: [300], steps: 1000, stride: 50}, "
+                "or relax={}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _thermostats(self) -> Self:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from daskpipe.checkpoints import Checkpoints
 from daskpipe.explore.ensembles import choose, has_pressure, refusal
+from daskpipe.explore.fixed import free_components
 from daskpipe.explore.oxidation import oxidation_states
-from daskpipe.explore.settings import Dynamics, Exploration
+from daskpipe.explore.settings import Dynamics, Exploration, Relaxation
 from daskpipe.explore.walkers import Condition, Walker
 from daskpipe.geometry import overlap
-from daskpipe.structures import charge, from_atoms, spin_multiplicity
+from daskpipe.structures import charge, from_atoms
 from daskpipe.work import Payload, Rows, arrays_of, read_rows
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from daskpipe.potentials import Potential
 
-VERSION = 2
+VERSION = 3
 
 FLAT = 1e-6
 """Volume (area, length) of the periodic cell vectors over the product of their lengths below which there is none."""
@@ -85,24 +86,27 @@ def explore_partition(
     with quiet():  # torch-sim's import has a good deal to say
         from daskpipe.explore.dynamics import Flight
         from daskpipe.explore.packing import room
+        from daskpipe.explore.relaxation import relaxations
         from daskpipe.potentials.zbl import repelled
 
     potential = build()
     walkers = [_walker(seed, settings, run_seed, potential.elements) for seed in seeds]
     fit = [walker for walker in walkers if not walker.finished]
+    first: list[Any] = []
     if fit:
+        first = relaxations(fit, settings)
         # The threads of a worker share the potential.
         with potential.lock:
-            model = batched(potential, stress=any(walker.has_barostat for walker in fit))
+            model = batched(potential, stress=any(walker.has_barostat for walker in (*first, *fit)))
             if settings.repulsion == "zbl":
                 model = repelled(model, {symbol for walker in fit for symbol in walker.seed.symbols})
             space = room(model, [walker.seed for walker in fit], settings.batch_atoms, potential.cutoff, name)
             attempt = checkpoints.begin() if checkpoints else None
-            Flight(fit, model, settings, space, fingerprint, attempt).run()
+            Flight([*first, *fit], model, settings, space, fingerprint, attempt).run()
     frames = [atoms for walker in walkers for atoms in walker.products(settings.dynamics)]
     rejected = [stop for walker in walkers for stop in walker.stops]
     arrays = arrays_of(from_atoms(frames))
-    tallies = sum((Counter(walker.tallies) for walker in walkers), Counter())
+    tallies = sum((Counter(walker.tallies) for walker in (*first, *walkers)), Counter())
     return [Payload(arrays=arrays, n_out=len(frames), rejected=rejected, tallies=tallies)]
 
 
@@ -110,7 +114,7 @@ def _walker(seed: Atoms, settings: Exploration, run_seed: int, elements: frozens
     """Return the walker of a seed; it is finished, and says why, if the seed is nothing to start from."""
     seed = seed.copy()
     # All say what is the default: labels and noise must not depend on whether a structure spells it out.
-    seed.info |= {"charge": charge(seed), "spin_multiplicity": spin_multiplicity(seed)}
+    seed.info |= {"charge": charge(seed)}
     reason, evidence, ensemble = _ensemble(seed, settings, elements)
     walker = Walker(seed=seed, ensemble=ensemble, run_seed=run_seed)
     if reason:
@@ -132,23 +136,55 @@ def _ensemble(seed: Atoms, settings: Exploration, elements: frozenset[str] | Non
         return unknown.reason, unknown.evidence, ""
     if evidence := overlap(seed, settings.guards.min_distance):
         return "overlap", evidence, ""
-    if settings.monte_carlo and settings.monte_carlo.swaps:
+    if settings.repulsion == "zbl" and (evidence := _repelled(seed)):
+        return "repulsion", evidence, ""
+    if not free_components(seed).any():
+        return "fixed", f"all of its {len(seed)} atoms are fixed, so that nothing moves; free some of them", ""
+    if settings.monte_carlo:
         try:
             oxidation_states(seed, settings.monte_carlo.oxidation_states)
         except ValueError as error:
             return "oxidation_states", str(error), ""
-    ensemble = _ensemble_of(seed, settings.dynamics)
+    if evidence := _unfit_cell(seed, settings):
+        return "ensemble", evidence, ""
+    ensemble = ensemble_of(seed, settings.dynamics)
     # What auto chooses need not be looked at a second time.
     if _named(seed, settings.dynamics) != "auto" and (evidence := refusal(ensemble, seed)):
         return "ensemble", evidence, ensemble
     return "", "", ensemble
 
 
+def _repelled(seed: Atoms) -> str | None:
+    """Return which pair of a seed the repulsion of nuclei would push apart from the start; ``None`` if none."""
+    from daskpipe.potentials.zbl import REACH
+
+    pair = overlap(seed, REACH)
+    return pair and f"{pair}: repulsion=zbl would push on it from the start; give repulsion=none, or a relaxed seed"
+
+
+def _unfit_cell(seed: Atoms, settings: Exploration) -> str | None:
+    """Return why the cell of a seed cannot relax as it is asked for; ``None`` if it can."""
+    cell = "fixed" if settings.relax is None else settings.relax.cell
+    if cell in ("auto", "fixed"):
+        return None
+    why = refusal(f"npt_{cell}", seed)
+    return why and f"explore.relax.cell={cell}: {why.replace('nvt_langevin', 'fixed').replace('npt_', '')}"
+
+
 def _named(seed: Atoms, dynamics: Dynamics) -> str:
     return dynamics.ensembles.get(seed.info.get("system_type", ""), dynamics.ensemble)
 
 
-def _ensemble_of(seed: Atoms, dynamics: Dynamics) -> str:
+def ensemble_of(seed: Atoms, dynamics: Dynamics) -> str:
+    """Return the ensemble that a seed is explored in.
+
+    Parameters
+    ----------
+    seed
+        Its cell spans a volume along periodic axes.
+    dynamics
+        Names the ensemble, or says ``auto``.
+    """
     name = _named(seed, dynamics)
     return choose(seed, relax_plane=dynamics.relax_plane) if name == "auto" else name
 
@@ -169,7 +205,7 @@ def load_seeds(root: Path, pieces: Sequence[Rows], conditions: Sequence[Conditio
 def names(root: Path, pieces: Sequence[Rows], conditions: Sequence[Condition], dynamics: Dynamics) -> list[str]:
     """Return what the quarantine calls the trajectories of a partition."""
     return [
-        Walker(seed=seed, ensemble=_ensemble_of(seed, dynamics), run_seed=0).name
+        Walker(seed=seed, ensemble=ensemble_of(seed, dynamics), run_seed=0).name
         for seed in load_seeds(root, pieces, conditions)
     ]
 
@@ -181,17 +217,25 @@ def under_pressure(root: Path, pieces: Sequence[Rows], dynamics: Dynamics) -> li
     from daskpipe.structures import to_atoms
 
     ds = read_rows(root, pieces)
-    return [has_pressure(_ensemble_of(to_atoms(ds, index), dynamics)) for index in range(len(pieces))]
+    return [has_pressure(ensemble_of(to_atoms(ds, index), dynamics)) for index in range(len(pieces))]
 
 
-def conditions(dynamics: Dynamics, *, pressed: bool = True) -> list[Condition]:
+def conditions(dynamics: Dynamics, relax: Relaxation | None = None, *, pressed: bool = True) -> list[Condition]:
     """Return all conditions of a seed, in their order: temperatures, then pressures, then replicas.
 
-    A seed that no pressure acts on is explored once for all of them.
+    A seed that no pressure acts on is explored once for all of them. Where seeds are relaxed, the frames of that go to
+    the first trajectory under each pressure; without dynamics there is one trajectory a pressure, of no steps.
     """
     return [
-        Condition(temperature=temperature, pressure=pressure, replica=replica)
-        for temperature in dynamics.temperatures
+        Condition(
+            temperature=temperature,
+            pressure=pressure,
+            replica=replica,
+            relaxation=relax is not None
+            and (number, replica) == (0, 0)
+            and (relax.cell != "fixed" or pressure == dynamics.pressures[0]),
+        )
+        for number, temperature in enumerate(dynamics.temperatures or [0.0])
         for pressure in (dynamics.pressures if pressed else dynamics.pressures[:1])
         for replica in range(dynamics.replicas)
     ]

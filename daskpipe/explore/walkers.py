@@ -6,9 +6,9 @@ batch that does not fit the device, and is written into a checkpoint.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -16,21 +16,28 @@ from pydantic import BaseModel, ConfigDict
 from daskpipe import seeds
 from daskpipe.errors import Rejection
 from daskpipe.explore.ensembles import has_barostat, has_pressure, strain_modes
+from daskpipe.explore.fixed import count_freedom, free_components
 from daskpipe.explore.noise import Noise
-from daskpipe.explore.settings import Dynamics, Ramp, Schedule
+from daskpipe.explore.settings import Dynamics, Exploration, Ramp, Schedule
+from daskpipe.explore.timesteps import timestep_of
 from daskpipe.structures import round_positions, structure_id
 
 if TYPE_CHECKING:
     from ase import Atoms
 
     from daskpipe.explore.moves import Swaps
+    from daskpipe.explore.relaxation import Relaxation
+    from daskpipe.explore.vacancies import HopSites
+
+type Moves = tuple[Swaps, HopSites | None, np.ndarray]
+"""Which atoms may be swapped, between which sites one hops, if some are vacant, and how far else, Å, shape (atom,)."""
 
 COOLER = 0.9
 """Factor of the temperature of each new try."""
 TRIES = 3
 """How often a trajectory is tried at most where stops are retried."""
 
-INHERITED = ("system_type", "generator", "charge", "spin_multiplicity")
+INHERITED = ("system_type", "generator", "charge", "spin_multiplicity", "config_type")
 """What a seed hands on to its frames, besides what each atom carries."""
 
 
@@ -42,6 +49,8 @@ class Condition(BaseModel):
     temperature: Schedule
     pressure: Schedule = 0.0
     replica: int = 0
+    relaxation: bool = False
+    """Whether the frames of the seed's relaxation count among those of this trajectory: one of them has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +63,7 @@ class Frame:
     """Shape (3, 3), Å."""
     step: int
     temperature: float
+    kinetic_temperature: float
     pressure: float
     force_disagreement: float
     candidate: bool
@@ -87,14 +97,25 @@ class Walker:
     finished: bool = False
     tallies: dict[str, int] = field(default_factory=dict)
     """Trial moves: ``swaps_tried``, ``swaps_overlapping``, ``swaps_accepted`` and the same of hops."""
-    moves: tuple[Swaps, float] | None = None
-    """Which atoms may be swapped, and how far one hops, Å; a function of the seed."""
+    moved_at: int = 0
+    """Step at which its last trial moves were made."""
+    relaxation: Relaxation | None = None
+    """Relaxation of the seed that comes first; trajectories of one seed share it."""
+    is_relaxation: ClassVar[bool] = False
+    moves: Moves | None = None
+    """Trial moves that are possible; a function of the start."""
 
     def __post_init__(self) -> None:
         self.id = structure_id(self.seed)
         self.condition: Condition = self.seed.info["condition"]
         self.masses = self.seed.get_masses()
+        self.free = free_components(self.seed)
         self._noise: Noise | None = None
+
+    @cached_property
+    def freedom(self) -> int:
+        """Degrees of freedom; see `daskpipe.explore.fixed`."""
+        return count_freedom(self.free)
 
     @cached_property
     def modes(self) -> np.ndarray:
@@ -139,15 +160,50 @@ class Walker:
         """Temperature of its thermostat at a step, K."""
         return dynamics.value(self.condition.temperature, step) * COOLER**self.attempt
 
+    def timestep(self, dynamics: Dynamics) -> float:
+        """Time step, fs."""
+        return timestep_of(dynamics.timestep, self.masses)
+
     def pressure(self, dynamics: Dynamics, step: int) -> float:
         """Pressure of its barostat at a step, GPa; NaN without one."""
         if not self.has_barostat:
             return np.nan
         return dynamics.value(self.condition.pressure, step) if self.has_pressure else 0.0
 
+    @property
+    def start(self) -> Atoms:
+        """Geometry that it starts from: its seed, or what this was relaxed to."""
+        return self.seed if self.relaxation is None else self.relaxation.result
+
+    def settle(self, n_steps: int) -> None:
+        """End it if the relaxation before it broke or became a candidate, or if there are no steps to run."""
+        relaxation = self.relaxation
+        if relaxation is None:
+            return
+        if relaxation.stops:
+            (stop,) = relaxation.stops
+            self.stops.append(replace(stop, structure=self.name, evidence=f"relaxation, {stop.evidence}"))
+        if relaxation.stops or relaxation.is_candidate or not n_steps:
+            self.finished = True
+
+    def n_steps(self, settings: Exploration) -> int:
+        """Count its steps to the last frame."""
+        return settings.dynamics.n_steps
+
+    def steps_to_frame(self, settings: Exploration) -> int:
+        """Count the steps to its next frame, or to the end of equilibration."""
+        dynamics = settings.dynamics
+        past = self.step - dynamics.equilibration
+        return dynamics.stride - past % dynamics.stride if past >= 0 else -past
+
+    def is_due(self, settings: Exploration) -> bool:
+        """Whether a frame is due at this step."""
+        past = self.step - settings.dynamics.equilibration
+        return past > 0 and past % settings.dynamics.stride == 0
+
     def stop(self, reason: str, evidence: str, crashed: Atoms, on_stop: str) -> None:
         """End this try: what happened is recorded, and what follows is up to `on_stop` (see `Guards`)."""
-        last = self.atoms(self.frames[-1]) if self.frames else self.seed
+        last = self.atoms(self.frames[-1]) if self.frames else self.start
         again = on_stop == "retry" and self.attempt + 1 < TRIES
         if again:
             then = f"tried again at {COOLER ** (self.attempt + 1):.2f} of the temperature"
@@ -158,7 +214,7 @@ class Walker:
         self._record(reason, f"{evidence}; {then}", last_sane=last, crashed=crashed)
         if again:
             self.attempt += 1
-            self.step = 0
+            self.step = self.moved_at = 0
             self._noise = None
         else:
             self.finished = True
@@ -197,8 +253,8 @@ class Walker:
         return atoms
 
     def products(self, dynamics: Dynamics) -> list[Atoms]:
-        """Return the kept frames with all that the dataset says about them."""
-        found = []
+        """Return the kept frames with all that the dataset says about them; those of a relaxation come first."""
+        found = self.relaxation.products(dynamics) if self.relaxation and self.condition.relaxation else []
         for frame in self.frames:
             atoms = round_positions(self.atoms(frame))
             atoms.info |= {
@@ -206,8 +262,9 @@ class Walker:
                 "ensemble": self.ensemble,
                 "replica": self.condition.replica,
                 "step": frame.step,
-                "time": frame.step * dynamics.timestep,
+                "time": np.nan if self.is_relaxation else frame.step * self.timestep(dynamics),
                 "temperature": frame.temperature,
+                "kinetic_temperature": frame.kinetic_temperature,
                 "pressure": frame.pressure,
             }
             if not np.isnan(frame.force_disagreement):

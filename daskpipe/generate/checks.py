@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from daskpipe.connectivity import periodic_directions
 from daskpipe.geometry import full_cell, overlap, widths
+from daskpipe.structures import charge
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -19,9 +21,6 @@ MIN_WIDTH = 0.5
 
 MAX_COORDINATE = 1e6
 """Largest coordinate, Å: float32 resolves 0.06 Å there."""
-
-GAP = 7.0
-"""Empty slab, Å, that makes an axis count as open: wider than any layer distance or molecular packing."""
 
 NONMETALS = frozenset((1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 32, 33, 34, 35, 36, 51, 52, 53, 54, 85, 86))
 """Atomic numbers of the elements that bind in molecules, metalloids among them."""
@@ -70,7 +69,7 @@ def check(atoms: Atoms, limits: Limits) -> Fault | None:
     -------
     Fault or None
         The first of these reasons that holds: ``empty``, ``too_large``, ``unknown_element``, ``not_finite``,
-        ``cell``, ``spin``, ``charge``, ``overlap``.
+        ``cell``, ``spin``, ``charge``, ``masses``, ``overlap``.
     """
     for test in (_size, _elements, _finite, _cell, _spin, _arrays):
         if fault := test(atoms, limits):
@@ -117,21 +116,24 @@ def _cell(atoms: Atoms, limits: Limits) -> Fault | None:
 
 def _spin(atoms: Atoms, limits: Limits) -> Fault | None:
     multiplicity = atoms.info.get("spin_multiplicity")
-    if multiplicity is None or atoms.pbc.any():
+    if not multiplicity or atoms.pbc.any():
         return None  # the electrons of a crystal's cell need not pair up within it
-    electrons = int(atoms.numbers.sum()) - int(atoms.info.get("charge", 0))
+    electrons = int(atoms.numbers.sum()) - charge(atoms)
     if electrons < 0 or (electrons + multiplicity) % 2 == 0 or multiplicity > electrons + 1:
         return Fault("spin", f"{electrons} electrons cannot have spin multiplicity {multiplicity}")
     return None
 
 
 def _arrays(atoms: Atoms, limits: Limits) -> Fault | None:
-    for name, reason in (("initial_charges", "charge"), ("initial_magmoms", "spin")):
+    for name, reason in (("initial_charges", "charge"), ("initial_magmoms", "spin"), ("masses", "masses")):
         values = atoms.arrays.get(name, np.zeros(len(atoms)))
         if values.ndim != 1:
             return Fault(reason, f"{name} are vectors of {values.shape[1]}; give one number an atom")
         if bad := np.flatnonzero(~np.isfinite(values)).tolist():
             return Fault(reason, f"{name} of atom {bad[0]} is {values[bad[0]]}; give one number for each atom, or none")
+    if (light := np.flatnonzero(atoms.arrays.get("masses", np.ones(len(atoms))) <= 0)).size:
+        given = atoms.arrays["masses"][light[0]]
+        return Fault("masses", f"the mass of atom {light[0]} is {given:g}; give masses above 0 amu, or none")
     return None
 
 
@@ -147,18 +149,11 @@ def _axes(which: np.ndarray) -> str:
 def system_type(atoms: Atoms) -> str:
     """Return the kind of a structure that says nothing of itself.
 
-    An axis is closed if it is periodic and no slab of 7 Å across it is empty. Three closed axes make a ``bulk``, one
-    or two a ``surface``. With none it is a ``cluster`` if more than half of the atoms are metals, else a ``molecule``.
+    Matter that is connected through the periodic boundaries along three directions is ``bulk``, along two a
+    ``surface``, along one a ``wire``, however the cell vectors lie (`daskpipe.connectivity.periodic_directions`). What
+    is not connected is a ``cluster`` if more than half of the atoms are metals, else a ``molecule``.
     """
-    closed = atoms.pbc.copy()
-    if closed.any():
-        cell = full_cell(atoms)
-        scaled = np.linalg.solve(cell.T, atoms.positions.T).T % 1
-        for axis in np.flatnonzero(closed):
-            places = np.sort(scaled[:, axis])
-            gap = np.diff(places, append=places[0] + 1).max() * widths(cell)[axis]
-            closed[axis] = gap < GAP
-    if closed.any():
-        return "bulk" if closed.all() else "surface"
+    if n_directions := len(periodic_directions(atoms)):
+        return ("wire", "surface", "bulk")[n_directions - 1]
     metals = ~np.isin(atoms.numbers, list(NONMETALS))
     return "cluster" if metals.mean() > 0.5 else "molecule"

@@ -1,14 +1,15 @@
 """The user's own structures: extxyz, xyz, CIF, POSCAR, ASE trajectories and ASE databases.
 
 Files are foreign bytes. Formats go by name; only numbers, positions, cell, periodicity, charge and spin are taken
-(those of the structure, and ASE's initial charges and magnetic moments of its atoms), by ASE's parsers, none of which
-unpickles. Constraints, calculators, tags and other notes are left behind.
+(those of the structure, and charges and magnetic moments of its atoms), masses of isotopes, which atoms are fixed, and
+``config_type``, by ASE's parsers, none of which unpickles. Calculators, tags and other notes are left behind.
 """
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import logging
 import os
 import re
@@ -21,19 +22,18 @@ from typing import Annotated, Any
 import numpy as np
 from ase import Atoms
 
+from daskpipe.constraints import from_constraints
 from daskpipe.errors import InputError, Rejection
 from daskpipe.generate.checks import FrameError
 from daskpipe.generate.crystals import cif_frames, poscar_frames
 from daskpipe.generate.declared_units import check_length, metadata_units
+from daskpipe.generate.electrons import ElectronError, electrons_of, moments_of
 from daskpipe.generate.extxyz import parse_frame, xyz_frames
 from daskpipe.generate.params import NotEmpty
 from daskpipe.shared_disk import raise_if_transient
 from daskpipe.structures import copy_arrays
 
 log = logging.getLogger(__name__)
-
-CHARGE_KEYS = ("charge", "total_charge")
-SPIN_KEYS = ("spin_multiplicity", "multiplicity", "spin")
 
 Frame = Callable[[], Atoms]
 """Builds one structure of a file; fails without harm to the others."""
@@ -60,10 +60,10 @@ def files(
     ------
     ase.Atoms or Rejection
         One for each frame, in order, as far as the file can be read: ``info`` holds ``name`` and, where the file
-        gives them, ``charge`` (keys charge, total_charge) and ``spin_multiplicity`` (keys spin_multiplicity,
-        multiplicity, spin: always 2S + 1); the arrays ``initial_charges`` and ``initial_magmoms`` are kept. Reasons
-        of rejection: ``unknown_format``, ``empty``, ``unreadable``, ``unknown_element``, ``partial_occupancy``,
-        ``charge``, ``spin``.
+        gives them, ``charge`` and ``spin_multiplicity`` (see `daskpipe.generate.electrons`) and ``config_type``; the
+        arrays ``initial_charges``, ``initial_magmoms`` and ``masses`` are kept, and constraints become the array
+        ``fixed``. Reasons of rejection: ``unknown_format``, ``empty``, ``unreadable``, ``unknown_element``,
+        ``partial_occupancy``, ``charge``, ``spin``, ``constraint``, ``masses``.
     """
     for path in paths:
         yield from read(Path(base_dir) / path, name=path)
@@ -122,31 +122,23 @@ def rejection_of(error: Exception, name: str) -> Rejection:
 
 def cleaned(atoms: Atoms) -> Atoms:
     """Return only what daskpipe takes from a foreign structure."""
-    info: dict[str, Any] = {}
-    if (charge := _integer(atoms.info, CHARGE_KEYS)) is not None:
-        if abs(charge) > 127:
-            raise FrameError("charge", f"total charge {charge} e; it must lie within -127 and 127")
-        info["charge"] = charge
-    # Some programs write spin 0 for "not given".
-    if multiplicity := _integer(atoms.info, SPIN_KEYS):
-        if not 1 <= multiplicity <= 127:
-            raise FrameError("spin", f"spin multiplicity {multiplicity}; it must lie within 1 and 127")
-        info["spin_multiplicity"] = multiplicity
+    try:
+        info: dict[str, Any] = dict(electrons_of(atoms))
+    except ElectronError as error:
+        raise FrameError(error.reason, str(error)) from error
+    if word := " ".join(str(atoms.info.get("config_type", "")).split()):
+        info["config_type"] = word
     check_length(atoms.info)
     clean = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc, info=info)
-    copy_arrays(atoms, clean)
+    try:
+        copy_arrays(atoms, clean)
+    except ValueError as error:
+        raise FrameError("constraint", str(error)) from error
+    # What daskpipe exported says which moments it came with; a teacher's are no part of its identity.
+    moments = moments_of(atoms)
+    if moments is not None and "structure_id" not in atoms.info and not clean.has("initial_magmoms"):
+        clean.set_array("initial_magmoms", moments, float, moments.shape[1:])
     return clean
-
-
-def _integer(info: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
-    for key in keys:
-        if key in info:
-            value = info[key]
-            is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-            if not is_number or not float(value).is_integer():
-                raise FrameError(keys[0].partition("_")[0], f"{key} is {value!r}; it must be a whole number")
-            return int(value)
-    return None
 
 
 def _xyz(path: Path, offset: int = 0) -> Iterator[Frame]:
@@ -156,7 +148,7 @@ def _xyz(path: Path, offset: int = 0) -> Iterator[Frame]:
 
 
 def _trajectory(path: Path) -> Iterator[Frame]:
-    """Frames of an ASE trajectory, by its container: constraints and calculators are never built."""
+    """Frames of an ASE trajectory, by its container: objects of constraints and calculators are never built."""
     from ase.io import ulm
 
     with ulm.open(path) as items:
@@ -167,10 +159,13 @@ def _trajectory(path: Path) -> Iterator[Frame]:
             item = items[number]
             # Numbers and periodicity stand in the first item unless they change.
             numbers, pbc = (item.get(key) if key in item else items.get(key) for key in ("numbers", "pbc"))
-            return Atoms(
-                numbers, item.positions, cell=item.cell, pbc=pbc, info=item.get("info"),
+            atoms = Atoms(
+                numbers, item.positions, cell=item.cell, pbc=pbc, info=item.get("info"), masses=item.get("masses"),
                 charges=item.get("charges"), magmoms=item.get("magmoms"),
             )  # fmt: skip
+            # Constraints stand where numbers do, as JSON.
+            header = item if "numbers" in item else items
+            return _fix(atoms, json.loads(header.get("constraints", "[]")))
 
         for number in range(len(items)):
             yield partial(build, number)
@@ -209,10 +204,27 @@ def _lmdb(path: Path) -> Iterator[Frame]:
 
 def _of_row(database: Any, row_id: int, units: Mapping[str, Any]) -> Atoms:
     row = database.get(id=row_id)
-    return Atoms(
-        row.numbers, row.positions, cell=row.cell, pbc=row.pbc, info={**units, **row.key_value_pairs},
-        charges=row.get("initial_charges"), magmoms=row.get("initial_magmoms"),
+    info = {**units, **row.key_value_pairs, **words_of(row.data)}
+    atoms = Atoms(
+        row.numbers, row.positions, cell=row.cell, pbc=row.pbc, info=info,
+        charges=row.get("initial_charges"), magmoms=row.get("initial_magmoms"), masses=row.get("masses"),
     )  # fmt: skip
+    # ASE builds constraints by name, and of its own kinds alone.
+    return _fix(atoms, [item.todict() for item in row.constraints])
+
+
+def words_of(data: Mapping[str, Any]) -> dict[str, str]:
+    """Return the words of a row's data: where daskpipe's exports put those that ASE takes for numbers."""
+    return {key: value for key, value in data.items() if isinstance(value, str)}
+
+
+def _fix(atoms: Atoms, constraints: list[dict[str, Any]]) -> Atoms:
+    """Note in place which atoms constraints fix; return the structure."""
+    try:
+        atoms.set_array("fixed", from_constraints(constraints, len(atoms), atoms.cell.array), bool, (3,))
+    except ValueError as error:
+        raise FrameError("constraint", str(error)) from error
+    return atoms
 
 
 READERS: dict[str, Callable[[Path], Iterator[Frame]]] = {

@@ -29,13 +29,16 @@ import numpy as np
 from daskpipe.errors import ConfigError, Rejection
 from daskpipe.generate.checks import FrameError, check, system_type
 from daskpipe.generate.declared_units import find_units, metadata_units
+from daskpipe.generate.electrons import CHARGE_KEYS, SPIN_KEYS, UNPAIRED_KEY
 from daskpipe.generate.extxyz import parse_frame, xyz_frames
-from daskpipe.generate.files import CHARGE_KEYS, SPIN_KEYS, cleaned, find, rejection_of
+from daskpipe.generate.files import cleaned, find, rejection_of
 from daskpipe.generate.given_splits import split_of_frame
 from daskpipe.generate.labels import LabelKeys, left_out, read_labels
 from daskpipe.generate.stretches import ANY, TEXTS, Stretch
 from daskpipe.generate.vasp import is_outcar, is_vasprun, outcar_frames, vasprun_frames
 from daskpipe.geometry import full_cell
+from daskpipe.isolated import CONFIG_TYPE as ISOLATED_ATOM
+from daskpipe.isolated import is_isolated
 from daskpipe.shared_disk import raise_if_transient
 from daskpipe.structures import NO_PARENT, from_atoms, round_positions, structure_id
 from daskpipe.work import Payload, arrays_of
@@ -236,9 +239,14 @@ def _row(
         # Before the labels are looked at: a frame without them belongs to its trajectory all the same.
         parent = trajectory.parent_of(atoms, lineage)
         labels = read_labels(raw, keys)
+        if is_isolated(raw):
+            labels.results.setdefault("forces", np.zeros((1, 3)))  # there is nothing that could pull
+        facts = training_facts(raw)
     except Exception as error:  # a parser may raise anything when it meets foreign bytes
         return rejection_of(error, name)
-    facts = {"system_type": system_type(atoms), "generator": STAGE, "label_method": method}
+    facts |= {"system_type": system_type(atoms), "generator": STAGE, "label_method": method}
+    if is_isolated(atoms) and not atoms.info.get("charge"):
+        facts.setdefault("config_type", atoms.info.get("config_type", ISOLATED_ATOM))
     if lineage is not None:
         facts |= {key: word for key in WORDS if (word := str(raw.info.get(key, ""))).split() == [word]}
     if split := split_of_frame(raw.info):
@@ -248,7 +256,16 @@ def _row(
     names = [f"{LABELS}{label}" for label in labels.results]
     names.append(f"{FROM}{', '.join(labels.keys)}"[:MOST_CHARACTERS])
     # What has become a variable is in `atoms`, under its own name.
-    taken = {*CHARGE_KEYS, *SPIN_KEYS, *IDS, *atoms.info, *atoms.arrays, *find_units(raw.info)[1]}
+    taken = {
+        *CHARGE_KEYS,
+        *SPIN_KEYS,
+        UNPAIRED_KEY,
+        "masses",
+        *IDS,
+        *atoms.info,
+        *atoms.arrays,
+        *find_units(raw.info)[1],
+    } | ({"constraints"} if atoms.has("fixed") else set())
     names += [f"{LEFT_OUT}{name}"[:MOST_CHARACTERS] for name in left_out(raw, taken, labels)]
     return atoms, Counter(names)
 
@@ -362,6 +379,30 @@ def _id(text: Any) -> bytes | None:
         return bytes.fromhex(digits) if len(digits) == ID_DIGITS else None
     except ValueError:
         return None
+
+
+# --- facts for training -----------------------------------------------------------------------------
+
+
+def training_facts(raw: Atoms) -> dict[str, Any]:
+    """Return ``head`` and ``config_weight`` of a frame, where it has them.
+
+    Raises
+    ------
+    FrameError
+        If the weight is no number.
+    """
+    facts: dict[str, Any] = {}
+    if word := " ".join(str(raw.info.get("head", "")).split()):
+        facts["head"] = word
+    if (weight := raw.info.get("config_weight")) is not None:
+        try:
+            facts["config_weight"] = float(weight)
+        except (TypeError, ValueError):
+            facts["config_weight"] = np.nan
+        if not np.isfinite(facts["config_weight"]) or facts["config_weight"] < 0:
+            raise FrameError("config_weight", f"config_weight is {str(weight)[:60]!r}; give a number from 0, or none")
+    return facts
 
 
 # --- trajectories -----------------------------------------------------------------------------------

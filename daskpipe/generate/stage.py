@@ -16,6 +16,7 @@ from ase import Atoms
 from daskpipe.errors import ConfigError, Rejection
 from daskpipe.generate import ENUMERATED, GENERATORS
 from daskpipe.generate.checks import Limits, check, system_type
+from daskpipe.generate.electrons import ElectronError, electrons_of
 from daskpipe.generate.sources import Source
 from daskpipe.generate.stretches import Stretch, frames
 from daskpipe.seeds import stream
@@ -30,7 +31,7 @@ VERSION = 2
 FILES = "files"
 """Generator, and name of the source, that reads the paths in the config."""
 
-INFO_KEYS = ("system_type", "charge", "spin_multiplicity")
+INFO_KEYS = ("system_type", "charge", "spin_multiplicity", "config_type")
 """What generators may say of a structure."""
 
 
@@ -142,8 +143,8 @@ def generate_partition(requests: list[Request], *, seed: int, limits: Limits) ->
     """Return the structures of some requests, checked, in order; those that fail as rejections.
 
     Positions are rounded as they will be stored. ``info`` holds system_type, generator (the name of the source) and,
-    where they are known, charge and spin_multiplicity; initial charges and magnetic moments of atoms are kept,
-    calculators are dropped.
+    where they are known, charge, spin_multiplicity and config_type; initial charges and magnetic moments of atoms,
+    isotopes and fixed atoms are kept, calculators are dropped.
 
     Raises
     ------
@@ -166,12 +167,17 @@ def generate_partition(requests: list[Request], *, seed: int, limits: Limits) ->
 
 
 def _finish(made: Atoms, request: Request, limits: Limits) -> Atoms | Rejection:
-    # A fresh object: no calculator, constraint, tag or momentum comes along.
+    # A fresh object: no calculator, tag or momentum comes along.
     info = {key: made.info[key] for key in INFO_KEYS if key in made.info}
-    atoms = round_positions(Atoms(made.numbers, made.positions, cell=made.cell.array, pbc=made.pbc, info=info))
-    copy_arrays(made, atoms)
+    name = made.info.get("name", request.name)
+    try:
+        atoms = Atoms(made.numbers, made.positions, cell=made.cell.array, pbc=made.pbc, info=info | electrons_of(made))
+        copy_arrays(made, round_positions(atoms))
+    except ElectronError as error:
+        return Rejection(stage="generate", structure=name, reason=error.reason, evidence=str(error))
+    except ValueError as error:
+        return Rejection(stage="generate", structure=name, reason="constraint", evidence=str(error))
     if fault := check(atoms, limits):
-        name = made.info.get("name", request.name)
         return Rejection(stage="generate", structure=name, reason=fault.reason, evidence=fault.evidence)
     atoms.info.setdefault("system_type", system_type(atoms))
     atoms.info["generator"] = request.source

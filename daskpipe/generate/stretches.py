@@ -9,10 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from daskpipe.constraints import constraints_of, fixed_components
 from daskpipe.errors import Rejection
 from daskpipe.generate.checks import Limits, check, system_type
 from daskpipe.generate.extxyz import xyz_frames
-from daskpipe.generate.files import read, reader_of
+from daskpipe.generate.files import read, reader_of, words_of
 from daskpipe.shared_disk import raise_if_transient
 from daskpipe.structures import ARRAY_KEYS, round_positions
 
@@ -115,10 +118,13 @@ def frames(stretch: Stretch) -> Iterator[Atoms | Rejection]:
 
 def _finish(atoms: Atoms, number: int) -> Atoms | Rejection:
     name = atoms.info.pop("name")
-    # Nothing here depends on these, and they may be wrong.
+    # Nothing here depends on these, and they may be wrong. Moments tell magnetic states of one geometry apart.
     atoms.info.pop("spin_multiplicity", None)
+    moments = atoms.arrays.get("initial_magmoms")
     for key in ARRAY_KEYS:
         atoms.arrays.pop(key, None)
+    if moments is not None and moments.ndim == 1 and np.isfinite(moments).all():
+        atoms.set_array("initial_magmoms", moments)
     round_positions(atoms)
     if fault := check(atoms, ANY):
         return Rejection(stage=STAGE, structure=name, reason=fault.reason, evidence=fault.evidence)
@@ -162,7 +168,7 @@ def _whole(path: Path, numbers: Sequence[int]) -> Iterator[Atoms]:
         for number in numbers:
             row = database.get(id=ids[number])
             atoms = row.toatoms()
-            atoms.info |= row.key_value_pairs
+            atoms.info |= row.key_value_pairs | words_of(row.data)
             yield atoms
     elif path.suffix.lower() == ".traj":
         import ase.io
@@ -173,4 +179,14 @@ def _whole(path: Path, numbers: Sequence[int]) -> Iterator[Atoms]:
     elif reader := reader_of(path):
         built = list(reader(path))
         for number in numbers:
-            yield built[number]()
+            yield _with_move_mask(built[number]())
+
+
+def _with_move_mask(atoms: Atoms) -> Atoms:
+    """Replace constraints, in place, by those that ASE writes as ``move_mask``; return the structure."""
+    from ase.constraints import dict2constraint
+
+    fixed = fixed_components(atoms)
+    atoms.arrays.pop("fixed", None)
+    atoms.set_constraint([] if fixed is None else [dict2constraint(item) for item in constraints_of(fixed)])
+    return atoms

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from daskpipe.errors import Rejection
 from daskpipe.label.checks import wrong
 from daskpipe.label.settings import LabelChecks
-from daskpipe.structures import from_atoms, structure_id, to_atoms
+from daskpipe.structures import from_atoms, spin_multiplicity, structure_id, to_atoms
 from daskpipe.work import Payload, Rows, arrays_of, read_rows
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from daskpipe.potentials import Potential
 
-VERSION = 1
+VERSION = 2
 
 
 def label(frames: Bag, build: Callable[[], Potential], method: str, checks: LabelChecks) -> Bag:
@@ -53,7 +53,8 @@ def label_partition(
     from daskpipe.potentials import Failure, evaluate
 
     labelled, rejected = [], []
-    for atoms, found in zip(frames, evaluate(build(), frames), strict=True):
+    potential = build()
+    for atoms, found in zip(frames, evaluate(potential, frames), strict=True):
         if isinstance(found, Failure):
             rejected.append(_rejected(atoms, found.reason, found.evidence))
         elif fault := wrong(found.energy, found.forces, found.stress, bool(atoms.pbc.all()), checks):
@@ -61,6 +62,8 @@ def label_partition(
         else:
             frame = atoms.copy()
             frame.info |= {"label_method": method, "label_status": "ok"}
+            if potential.knows_charge:
+                frame.info["spin_multiplicity"] = spin_multiplicity(atoms)  # what the label was computed for
             names = ("energy", "forces", "stress", "magmoms")
             results = {name: value for name in names if (value := getattr(found, name)) is not None}
             frame.calc = SinglePointCalculator(frame, **results)

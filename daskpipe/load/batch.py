@@ -42,7 +42,8 @@ class Batch:
     Notes
     -----
     Tensors of a dataset: ``numbers``, ``positions``, ``forces``, shape (atom, ...); ``cell``, ``pbc``, ``energy``,
-    ``stress``, ``charge``, ``spin_multiplicity``, shape (system, ...). Besides them, all int64: ``batch``, the
+    ``stress``, ``charge``, ``spin_multiplicity`` (0: not known), and where the dataset has it ``config_weight`` (NaN:
+    not given), shape (system, ...). Besides them, all int64: ``batch``, the
     system of each atom, shape (atom,); ``ptr``, the first atom of each system and the end, shape (system + 1,);
     ``n_atoms`` and ``index``, the row in the store, shape (system,). With a cutoff: ``edge_index`` (2, edge),
     ``shifts`` and ``unit_shifts`` (edge, 3); see `collate`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,10 @@ import torch
 from daskpipe.errors import InputError
 from daskpipe.load.batch import Batch
 from daskpipe.load.torch_data import TorchDataset
+from daskpipe.variables import read_root
+
+SAME_ENERGY = 1e-3
+"""Energies of one atom that differ by more, eV, are those of different methods."""
 
 BLOCK = 512
 """Structures in memory at once."""
@@ -28,9 +33,12 @@ class Spec:
     elements
         Atomic numbers that occur, sorted.
     e0s
-        Energy of an atom of each element by symbol, eV: the least-squares fit of the energies on the compositions.
+        Energy of an atom of each element by symbol, eV: that of the isolated atom where the dataset holds one (see
+        `isolated`), else the least-squares fit of the energies that remain on the compositions.
         Where the compositions do not tell elements apart (a fixed stoichiometry) it is the solution of smallest norm:
         sums are right, but single numbers mean nothing.
+    isolated
+        Symbols of the elements whose `e0s` are energies of isolated atoms.
     mean_energy_per_atom, std_energy_per_atom
         Of the structures, eV an atom.
     std_residual_per_atom
@@ -47,6 +55,7 @@ class Spec:
     n_atoms: int
     elements: list[int]
     e0s: dict[str, float]
+    isolated: list[str]
     mean_energy_per_atom: float
     std_energy_per_atom: float
     std_residual_per_atom: float
@@ -69,7 +78,7 @@ def spec(path: Path | str, split: str | None = "train", cutoff: float | None = N
     Raises
     ------
     InputError
-        If the split holds no structure; besides, as `TorchDataset`.
+        If the split holds no structure, or isolated atoms of several heads disagree; besides, as `TorchDataset`.
     """
     from ase.data import chemical_symbols
 
@@ -79,7 +88,7 @@ def spec(path: Path | str, split: str | None = "train", cutoff: float | None = N
     if not len(data):
         raise InputError(f"{path} has no structure of split {split!r}; take another split")
     counts = np.zeros(len(chemical_symbols))
-    squares, largest, n_edges = 0.0, 0.0, 0
+    squares, largest, n_forces, n_edges = 0.0, 0.0, 0, 0
     # The triangle of a QR decomposition of all rows (composition, energy) so far is all that the fit needs of them.
     triangle = np.zeros((0, len(counts) + 1))
     energy_per_atom = np.empty(len(data))
@@ -89,12 +98,18 @@ def spec(path: Path | str, split: str | None = "train", cutoff: float | None = N
         counts += composition.sum(axis=0)
         energy_per_atom[rows] = energy / batch["n_atoms"].numpy()
         forces = (batch["forces"].numpy().astype(np.float64) ** 2).sum(axis=1)
-        squares += forces.sum()
-        largest = max(largest, forces.max())
+        forces = forces[~np.isnan(forces)]  # some structures have an energy alone
+        squares, n_forces = squares + forces.sum(), n_forces + len(forces)
+        largest = max(largest, forces.max(initial=0.0))
         if cutoff is not None:
             n_edges += edges_of(batch, cutoff, torch.float64)["edge_index"].shape[1]
     present = np.flatnonzero(counts)
-    e0s = np.linalg.lstsq(triangle[:, present], triangle[:, -1], rcond=None)[0]
+    isolated = isolated_atom_energies(path)
+    given = np.array([isolated.get(chemical_symbols[z], np.nan) for z in present])
+    known = np.isfinite(given)
+    remaining = triangle[:, -1] - triangle[:, present[known]] @ given[known]
+    e0s = given
+    e0s[~known] = np.linalg.lstsq(triangle[:, present[~known]], remaining, rcond=None)[0]
     residual = energy_per_atom.copy()
     for rows, batch in _blocks(data):
         residual[rows] -= _compositions(batch)[:, present] @ e0s / batch["n_atoms"].numpy()
@@ -104,14 +119,40 @@ def spec(path: Path | str, split: str | None = "train", cutoff: float | None = N
         n_atoms=n_atoms,
         elements=present.tolist(),
         e0s={chemical_symbols[z]: float(value) for z, value in zip(present, e0s, strict=True)},
+        isolated=[chemical_symbols[z] for z in present[known]],
         mean_energy_per_atom=float(energy_per_atom.mean()),
         std_energy_per_atom=float(energy_per_atom.std()),
         std_residual_per_atom=float(np.sqrt((residual**2).mean())),
-        rms_force=float(np.sqrt(squares / (3 * n_atoms))),
+        rms_force=float(np.sqrt(squares / max(3 * n_forces, 1))),
         max_force=float(np.sqrt(largest)),
         cutoff=cutoff,
         avg_num_neighbors=None if cutoff is None else n_edges / n_atoms,
     )
+
+
+def isolated_atom_energies(path: Path | str) -> dict[str, float]:
+    """Return the energies of the isolated atoms of a dataset by symbol, eV.
+
+    Raises
+    ------
+    InputError
+        If heads of the dataset give different energies of an element, or the attribute is damaged.
+    """
+    text = read_root(Path(path))["attributes"].get("isolated_atom_energies", "{}")
+    found: dict[str, tuple[str, float]] = {}
+    try:
+        heads = {str(head): {str(key): float(e) for key, e in of.items()} for head, of in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: its attribute isolated_atom_energies is damaged ({error}); make it anew") from error
+    for head, energies in heads.items():
+        for symbol, energy in energies.items():
+            other, before = found.setdefault(symbol, (head, energy))
+            if abs(energy - before) > SAME_ENERGY:
+                raise InputError(
+                    f"{path}: an isolated {symbol} has {before:.6g} eV in head {other!r} and {energy:.6g} eV in head "
+                    f"{head!r}: one model cannot be normalised by both; make a dataset of one head alone"
+                )
+    return {symbol: energy for symbol, (_, energy) in found.items()}
 
 
 def _blocks(data: TorchDataset) -> Iterator[tuple[slice, Batch]]:

@@ -21,6 +21,7 @@ LABELS = ("energy", "forces")
 
 FIELDS = (
     "numbers", "positions", "forces", "magmoms", "cell", "pbc", "energy", "stress", "charge", "spin_multiplicity",
+    "config_weight",
 )  # fmt: skip
 
 Item = dict[str, torch.Tensor]

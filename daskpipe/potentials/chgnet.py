@@ -45,7 +45,9 @@ def chgnet(*, device: str, dtype: str, version: Literal["0.3.0", "0.2.0", "r2sca
         Weights: 0.3.0 and 0.2.0 are of PBE(+U), r2scan of r2SCAN.
     """
     label = _labeller(device, version)
-    return Potential(calculator=calculator_of(label), label=label, elements=_elements(), cutoff=CUTOFF)
+    return Potential(
+        calculator=calculator_of(label), label=label, elements=_elements(), cutoff=CUTOFF, knows_charge=False
+    )
 
 
 def identify(version: str) -> Identity:

@@ -80,6 +80,7 @@ def committee(
         label=label,
         elements=_shared(part.elements for part in parts),
         cutoff=max(cutoffs) if len(cutoffs) == len(parts) else None,
+        knows_charge=all(part.knows_charge for part in parts),
     )
 
 

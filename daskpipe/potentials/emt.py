@@ -39,7 +39,9 @@ def emt(*, device: str, dtype: str) -> Potential:
 
     calculator = _calculator()
     calculator.initialize(Atoms())
-    return Potential(calculator=calculator, model=model, elements=ELEMENTS, cutoff=calculator.rc_list)
+    return Potential(
+        calculator=calculator, model=model, elements=ELEMENTS, cutoff=calculator.rc_list, knows_charge=False
+    )
 
 
 def identify() -> Identity:

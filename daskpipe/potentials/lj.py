@@ -55,7 +55,7 @@ def lj(
         )
 
     calculator = LennardJones(epsilon=epsilon, sigma=sigma, rc=r_cut, ro=ONSET * r_cut, smooth=True)
-    return Potential(calculator=calculator, model=model, cutoff=r_cut)
+    return Potential(calculator=calculator, model=model, cutoff=r_cut, knows_charge=False)
 
 
 def identify(epsilon: float, sigma: float, r_cut: float) -> Identity:

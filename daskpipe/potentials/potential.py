@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from daskpipe.attempts import come_on
+from daskpipe.structures import charge
 
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
     from torch_sim.models.interface import ModelInterface
 
-FAILURE_REASONS = ("unknown_element", "isolated_atom", "unconverged", "not_finite", "failed")
+FAILURE_REASONS = (
+    "unknown_element", "charge", "isolated_atom", "one_k_point", "unconverged", "not_finite", "failed",
+)  # fmt: skip
 """The words that a `Failure` may carry."""
 
 
@@ -111,6 +114,9 @@ class Potential:
     cutoff
         Atoms farther apart than this (Å) share no edge, so that `boxed` with it changes no number;
         ``None`` for a potential without such a distance.
+    knows_charge
+        Whether charge and spin multiplicity of a structure decide its results; `evaluate` refuses charged structures
+        if not, for their energies would be those of neutral ones.
     lock
         Held by `evaluate`; to be held by whoever runs the calculator or the model beside other threads.
     """
@@ -120,6 +126,7 @@ class Potential:
     label: Callable[[Sequence[Atoms]], list[Evaluation]] | None = None
     elements: frozenset[str] | None = None
     cutoff: float | None = None
+    knows_charge: bool = True
     lock: Any = field(default_factory=threading.RLock, repr=False)
     _models: dict[bool, ModelInterface] = field(default_factory=dict, repr=False, init=False)
 
@@ -152,7 +159,10 @@ def evaluate(potential: Potential, structures: Sequence[Atoms]) -> list[Evaluati
     RuntimeError
         From the library below, where it is the machine that failed (no memory, a CUDA error) and not a structure.
     """
-    out: list[Evaluation | None] = [unknown_elements(atoms, potential.elements) for atoms in structures]
+    out: list[Evaluation | None] = [
+        unknown_elements(atoms, potential.elements) or (None if potential.knows_charge else charged(atoms))
+        for atoms in structures
+    ]
     todo = [index for index, failure in enumerate(out) if failure is None]
     chosen = [structures[index] for index in todo]
     with potential.lock:
@@ -213,7 +223,7 @@ def calculate(calculator: Calculator, atoms: Atoms, *, stress: bool = True) -> E
     try:
         calculator.calculate(atoms, ["energy", "forces", *(["stress"] if wants_stress else [])], all_changes)
     except CalculationFailed as error:
-        reason = "unconverged" if "not converged" in str(error) else "failed"
+        reason = getattr(error, "reason", "unconverged" if "not converged" in str(error) else "failed")
         return Failure(reason=reason, evidence=str(error))
     # What a calculator raises about a structure. A RuntimeError from torch is not in the list: it is the machine's.
     except (CalculatorError, ValueError, ArithmeticError, NotImplementedError, np.linalg.LinAlgError) as error:
@@ -268,6 +278,17 @@ def unknown_elements(atoms: Atoms, elements: frozenset[str] | None) -> Failure |
     assert elements is not None
     known = " ".join(sorted(elements)) if len(elements) <= 12 else f"{len(elements)} elements"
     return Failure(reason="unknown_element", evidence=f"{', '.join(strange)} not among {known}")
+
+
+def charged(atoms: Atoms) -> Failure | None:
+    """Failure that names the charge of a structure, if it has one."""
+    if not (total := charge(atoms)):
+        return None
+    return Failure(
+        reason="charge",
+        evidence=f"a charge of {total:+d} e, and the potential knows none: its labels would be those of "
+        "the neutral structure; take a potential that does, e.g. xtb",
+    )
 
 
 def identity_of_package(name: str, distribution: str, params: Mapping[str, Any], **rest: Any) -> Identity:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -43,7 +43,9 @@ class Duplicates:
     scale: float
 
 
-def near_duplicates(blocks: Blocks, threshold: float, against: np.ndarray | None = None) -> Duplicates:
+def near_duplicates(
+    blocks: Blocks, threshold: float, against: np.ndarray | None = None, *, scale: float | None = None
+) -> Duplicates:
     """Find rows that lie close to another, greedily in canonical order.
 
     A row is a near-duplicate if any row of the dataset, or an earlier row that is none, lies within the threshold
@@ -62,6 +64,8 @@ def near_duplicates(blocks: Blocks, threshold: float, against: np.ndarray | None
         identical rows are duplicates. The scale is that of the sample on which selectors are fitted.
     against
         Features of an existing dataset in the same space, shape (structure, feature).
+    scale
+        Unit of the threshold; by default that of the pool.
 
     Raises
     ------
@@ -79,7 +83,8 @@ def near_duplicates(blocks: Blocks, threshold: float, against: np.ndarray | None
             f"against must have shape (structure, {n_features}) like the pool, received {given.shape}; "
             "describe the dataset with the descriptor and the axes of this run"
         )
-    mean, scale, widest = _spread(blocks.sample())
+    mean, spread, widest = _spread(blocks.sample())
+    scale = spread if scale is None else scale
     limit = threshold * scale
 
     # The features of greatest variance, of the dataset first and then of the pool in its canonical order.
@@ -120,6 +125,37 @@ def near_duplicates(blocks: Blocks, threshold: float, against: np.ndarray | None
         n_against_dataset=n_against_dataset,
         threshold=threshold,
         scale=scale,
+    )
+
+
+def near_duplicates_by_state(
+    blocks: Blocks, states: np.ndarray, threshold: float, against: np.ndarray | None = None
+) -> Duplicates:
+    """Find rows that lie close to another of the same electronic state, which features of geometries do not tell.
+
+    Parameters
+    ----------
+    blocks, threshold, against
+        As `near_duplicates` takes them. The states of `against` are not known: its rows count for all.
+    states
+        Number of the state of each row, shape (row,).
+    """
+    found = near_duplicates(blocks, threshold, against)
+    mask, n_against_dataset = np.zeros_like(found.mask), 0
+    # A state without near-duplicates among all rows has none of its own.
+    for state in np.unique(states[found.mask]).tolist():
+        rows = np.flatnonzero(states == state)
+        if len(rows) == len(states):
+            return found
+        stored = np.flatnonzero(np.ones(len(states), dtype=np.bool_) if blocks.keep is None else blocks.keep)[rows]
+        keep = np.zeros(len(blocks.features), dtype=np.bool_)
+        keep[stored] = True
+        own = Blocks(blocks.features, np.argsort(blocks.rank[rows], kind="stable"), keep=keep)
+        within = near_duplicates(own, threshold, against, scale=found.scale)
+        mask[rows] = within.mask
+        n_against_dataset += within.n_against_dataset
+    return replace(
+        found, mask=mask, n_against_pool=int(mask.sum()) - n_against_dataset, n_against_dataset=n_against_dataset
     )
 
 

@@ -14,6 +14,7 @@ from daskpipe.select import SELECTORS
 from daskpipe.select.blocks import Blocks
 from daskpipe.select.pick import canonical_order
 from daskpipe.select.settings import Select
+from daskpipe.structures import STATE_VARIABLES, electronic_states
 from daskpipe.work import Payload, Tree
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ def select(
     from daskpipe.select.coverage import coverage_of
     from daskpipe.select.steering import covered_frames
 
-    ids, n_atoms, elements, candidate = _frames(root, frames)
+    ids, n_atoms, elements, candidate, states = _frames(root, frames)
     table = feature_table(root, features, dims)
-    keep, duplicates = _without_duplicates(Blocks(table, canonical_order(run_seed, ids)), settings, against)
+    keep, duplicates = _without_duplicates(Blocks(table, canonical_order(run_seed, ids)), states, settings, against)
     kept = np.flatnonzero(keep)
     if len(kept) == 0:
         raise ConfigError(
@@ -150,14 +151,14 @@ def _only(keep: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _without_duplicates(
-    blocks: Blocks, settings: Select, against: np.ndarray | None
+    blocks: Blocks, states: np.ndarray, settings: Select, against: np.ndarray | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Return which frames stay, and what to report."""
-    from daskpipe.select.duplicates import near_duplicates
+    from daskpipe.select.duplicates import near_duplicates_by_state
 
     if settings.duplicate_distance == 0:
         return np.ones(blocks.n_rows, dtype=np.bool_), {"against_pool": 0, "against_dataset": 0, "threshold": 0.0}
-    found = near_duplicates(blocks, settings.duplicate_distance, against)
+    found = near_duplicates_by_state(blocks, states, settings.duplicate_distance, against)
     return ~found.mask, {
         "against_pool": found.n_against_pool,
         "against_dataset": found.n_against_dataset,
@@ -166,11 +167,16 @@ def _without_duplicates(
     }
 
 
-def _frames(root: Path, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return ids (structure,), atoms (structure,), elements held (structure, element) and candidates of all frames."""
+def _frames(root: Path, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return ids, atoms, elements held (structure, element), candidates and electronic states of all frames."""
     ids, n_atoms, held, candidate = [], [], [], []
+    states: dict[bytes, int] = {}
+    state: list[int] = []
     for key in keys:
-        unit = Tree(root).load("explore", key, ["structure_id", "n_atoms", "numbers"], optional=["candidate"])
+        unit = Tree(root).load(
+            "explore", key, ["structure_id", "n_atoms", "numbers"], optional=["candidate", *STATE_VARIABLES]
+        )
+        state += [states.setdefault(item, len(states)) for item in electronic_states(unit)]
         candidate.append(unit.get("candidate", np.zeros(len(unit["n_atoms"]), dtype=np.bool_)))
         ids.append(unit["structure_id"])
         n_atoms.append(unit["n_atoms"].astype(np.int64))
@@ -185,7 +191,7 @@ def _frames(root: Path, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np
     for here, presence in held:
         elements[start : start + len(presence), np.searchsorted(species, here)] = presence
         start += len(presence)
-    return np.concatenate(ids), np.concatenate(n_atoms), elements, np.concatenate(candidate)
+    return np.concatenate(ids), np.concatenate(n_atoms), elements, np.concatenate(candidate), np.array(state)
 
 
 def features_of(root: Path, stage: str, keys: Sequence[str]) -> np.ndarray | None:

@@ -55,7 +55,8 @@ def arrangement(
     ----------
     columns
         Of `COLUMNS`, those that the data has, each with one row a structure; ``isolated`` (bool), if it is there, says
-        which are isolated atoms: reference energies, which stay in train, each a group of its own.
+        which are isolated atoms (`daskpipe.isolated`): reference energies, which stay in train, each a group of its
+        own.
     rule
         What stays together, and the share of each split.
     seed
@@ -108,6 +109,8 @@ def arrangement(
         **facts,
         **compare(placed, split_of_others, seed=seed, fractions=rule.split),
     }
+    if isolated.any():
+        report["n_isolated_atoms"] = int(isolated.sum())
     return Arrangement(order=order, group=group, split=split, report=report)
 
 
@@ -128,6 +131,8 @@ def _split(
 
 def _assigned(columns: Mapping[str, np.ndarray], group: np.ndarray, rule: Split, seed: int) -> np.ndarray:
     """Return the split of each structure: groups are dealt out so that types and sizes get their shares."""
+    if not len(group):
+        return np.zeros(0, dtype=np.uint8)  # there are isolated atoms alone
     sizes, ids = np.bincount(group), _group_ids(columns, group)
     members = strata_of(columns)
     strata = np.zeros((len(sizes), members.shape[1]))

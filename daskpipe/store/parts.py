@@ -110,9 +110,10 @@ class Plan:
 
 
 def union(tables: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
-    """Return what the codes count: of each coded variable the names in any run, ``unknown`` where a run lacks it."""
+    """Return the names that codes count: those of any run, and `Variable.missing` where a run lacks the variable."""
     coded = sorted({name for table in tables for name in table})
-    found = {name: {item for table in tables for item in table.get(name, ["unknown"])} for name in coded}
+    lacking = {name: [str(neutral(name, ()))] for name in coded}
+    found = {name: {item for table in tables for item in table.get(name, lacking[name])} for name in coded}
     return {name: code_names(name, items) for name, items in found.items()} | {"split": list(SPLITS)}
 
 

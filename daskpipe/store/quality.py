@@ -31,7 +31,7 @@ BLOCK_ATOMS = 2**20
 BLOCK_STRUCTURES = 65_536
 """What is in memory at once, besides 1 to 2 kB a structure: about one chunk of each array."""
 
-MEASURED = ("numbers", "positions", "forces", "cell", "pbc", "stress")
+MEASURED = ("numbers", "positions", "forces", "cell", "pbc", "stress", "initial_magmoms")
 """Variables that are read block by block."""
 
 KNOWN = (
@@ -213,6 +213,7 @@ def _checked(
         c = c | {name: np.where(many, c[name], value) for name, value in unseen.items() if name in c}
     for name in ("charge", "spin_multiplicity"):
         state = 256 * state + c.get(name, state * 0)
+    state = state ^ c.get("magnetic_state", state * 0)
     make: dict[str, tuple[str, Callable[[Any], Check]]] = {
         "overlap": ("", lambda limit: checks.overlap(ids, c["closest"], limit)),
         "isolated_atoms": ("", lambda limit: checks.isolated_atoms(ids, n_atoms, c["loneliest"], limit)),
@@ -347,6 +348,8 @@ def _measured(
                 found["zero_forces"][row] = measures.asymmetric(block, row)
         if "stress" in block:
             found["stress"] = measures.largest_stress(block["stress"])
+        if "initial_magmoms" in block:
+            found["magnetic_state"] = measures.magnetic_states(block)
         if "features" in block:
             found["features"] = block["features"][sampled[rows]]
             if settings.leakage is not None and "split" in columns:

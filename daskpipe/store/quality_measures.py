@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
 
 from daskpipe.seeds import order_by_hash
+from daskpipe.structures import electronic_states
 
 type Columns = Mapping[str, np.ndarray]
 
@@ -205,6 +207,14 @@ def asymmetric(block: Columns, row: int) -> bool:
     weight = numbers[j] * (1 - (d / (radii[i] + radii[j])) ** 2) ** 2
     pulls = np.stack([np.bincount(i, weights=weight * part / np.maximum(d, 1e-9)) for part in vector.T])
     return bool((np.linalg.norm(pulls, axis=0) > 1e-3 * np.bincount(i, weights=weight)).any())
+
+
+def magnetic_states(block: Columns) -> np.ndarray:
+    """Return a hash of the magnetic moments of each structure, shape (structure,), int64; 0 without moments."""
+    states = electronic_states({name: block[name] for name in ("n_atoms", "initial_magmoms")})
+    none = electronic_states({"n_atoms": np.ones(1, dtype=np.int64)})[0]
+    digests = [b"" if state == none else hashlib.blake2b(state, digest_size=7).digest() for state in states]
+    return np.array([int.from_bytes(digest) for digest in digests], dtype=np.int64)
 
 
 def element_counts(block: Columns) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daskpipe.isolated import ReferenceEnergies, isolated_rows, reference_energies
 from daskpipe.store.arrangement import COLUMNS, arrangement
 from daskpipe.store.connectivity import Frame
 from daskpipe.store.parts import MADE, Load, Plan, chunk, mapped, sorted_run, union
@@ -33,6 +34,9 @@ PLAN_VERSION = 3
 
 SORT, PLAN, WRITE = "store-sort", "store-plan", "store-write"
 """Stages before the dataset is published."""
+
+ENERGIES = "isolated_atom_energies"
+"""Root attribute, JSON: energy of an isolated atom, eV, by head and symbol."""
 
 RUN_BYTES = 2**26
 RUN_STRUCTURES = 65_536
@@ -94,6 +98,7 @@ def plan(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> Payload:
     n_atoms = [_known(load(number, "n_atoms")) for number in range(len(runs))]
     sizes = [len(of_run) for of_run in n_atoms]
     columns = _columns(load, sizes)
+    columns["isolated"], energies = _isolated_atoms([_of_run(load, number) for number in range(len(runs))])
     ends = np.cumsum(sizes)
     found = arrangement(columns, rule, seed=seed, frame_of=_frames(load, n_atoms))
     run = np.searchsorted(ends, found.order, side="right")
@@ -110,7 +115,28 @@ def plan(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> Payload:
         n_features=columns["features"].shape[1] if "features" in columns else 0,
     )
     arrays = {**made.as_arrays(), "report": np.array(json.dumps(found.report, sort_keys=True))}
+    if energies:
+        arrays[ENERGIES] = np.array(json.dumps(energies))
     return Payload(arrays=arrays, n_out=len(found.order))
+
+
+def _of_run(load: Load, number: int) -> dict[str, np.ndarray]:
+    """Return what tells isolated atoms, and the energies that they give, of the rows of one run."""
+    columns = {name: _known(load(number, name)) for name in ("n_atoms", "cell", "pbc", "charge", "numbers")}
+    columns["number"] = columns.pop("numbers")[starts(columns["n_atoms"])]
+    optional = {name: load(number, name) for name in ("config_type", "head", "energy")}
+    return columns | {name: values for name, values in optional.items() if values is not None}
+
+
+def _isolated_atoms(parts: Sequence[Mapping[str, np.ndarray]]) -> tuple[np.ndarray, ReferenceEnergies]:
+    """Return which rows of all runs are isolated atoms, and their energies."""
+    isolated = [isolated_rows(columns) for columns in parts]
+    energies: ReferenceEnergies = {}
+    for columns, of_run in zip(parts, isolated, strict=True):
+        for head, of_head in reference_energies(columns, of_run).items():
+            known = energies.setdefault(head, {})
+            known |= {symbol: min(energy, known.get(symbol, energy)) for symbol, energy in of_head.items()}
+    return np.concatenate(isolated), {head: dict(sorted(energies[head].items())) for head in sorted(energies)}
 
 
 def _frames(load: Load, n_atoms: Sequence[np.ndarray]) -> Callable[[int], Frame]:
@@ -211,7 +237,10 @@ def store(root: Path, plan_key: str, chunks: Sequence[str], *, target: Path, att
             checksums |= found
         return checksums
 
-    publish(target, list(made.layouts.values()), fill, attrs={**attrs, "split_report": report})
+    told = {**attrs, "split_report": report}
+    if energies := tree.load(PLAN, plan_key, [], optional=[ENERGIES]):
+        told[ENERGIES] = energies[ENERGIES].item()
+    publish(target, list(made.layouts.values()), fill, attrs=told)
     types = _system_types(target)
     arrays = {} if types is None else {"system_type": types}
     return Payload(arrays=arrays, n_out=len(made.row))
@@ -253,7 +282,8 @@ def arrange(ds: xr.Dataset, *, seed: int, fractions: Mapping[str, float], rule: 
     -------
     xarray.Dataset
         The structures, those with the same id once, in an order that is random with respect to all they hold. Its
-        attribute ``split_report`` says how the splits came out; see `daskpipe.store.arrangement.Arrangement`.
+        attribute ``split_report`` says how the splits came out; see `daskpipe.store.arrangement.Arrangement`. With
+        isolated atoms it has ``isolated_atom_energies``, too.
 
     Raises
     ------
@@ -265,6 +295,10 @@ def arrange(ds: xr.Dataset, *, seed: int, fractions: Mapping[str, float], rule: 
     # Splits that it has are made anew.
     columns = {name: decode(ds[name]) if VARIABLES[name].coded else ds[name].values for name in COLUMNS if name in ds}
     columns.pop("split", None)
+    whole = {str(name): array.values for name, array in ds.items() if array.dims[0] == "structure"}
+    whole |= {name: decode(ds[name]) for name in ("config_type", "head") if name in ds}
+    whole["number"] = ds["numbers"].values[ds["atom_start"].values]
+    columns["isolated"], energies = _isolated_atoms([whole])
 
     def frame_of(row: int) -> Frame:
         atoms = slice(start := int(ds["atom_start"][row]), start + int(ds["n_atoms"][row]))
@@ -274,7 +308,8 @@ def arrange(ds: xr.Dataset, *, seed: int, fractions: Mapping[str, float], rule: 
     found = arrangement(columns, rule, seed=seed, frame_of=frame_of)
     split = np.array(SPLITS)[found.split]
     arranged = take(ds, found.order).assign(group=("structure", found.group), split=("structure", split))
-    return arranged.assign_attrs(split_report=json.dumps(found.report, sort_keys=True))
+    told = {"split_report": json.dumps(found.report, sort_keys=True)}
+    return arranged.assign_attrs(told | ({ENERGIES: json.dumps(energies)} if energies else {}))
 
 
 def pack(
@@ -288,7 +323,8 @@ def pack(
 ) -> dict[str, Any]:
     """Arrange a dataset in memory and write it; see `arrange` and `daskpipe.store.writer.write_dataset`."""
     arranged = arrange(ds, seed=seed, fractions=fractions, rule=rule)
-    splits = {"split_rule": split_rule(seed, fractions, rule), "split_report": arranged.attrs["split_report"]}
+    splits = {"split_rule": split_rule(seed, fractions, rule)}
+    splits |= {name: arranged.attrs[name] for name in ("split_report", ENERGIES) if name in arranged.attrs}
     return write_dataset(arranged, path, attrs={**attrs, **splits})
 
 

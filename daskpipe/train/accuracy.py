@@ -45,7 +45,9 @@ def measure(path: Path, potential: Potential, e0s: Mapping[str, float]) -> dict[
     """
     cases: dict[str, dict[str, list[Case]]] = {split: {"all": []} for split in SPLITS}
     for structures in _blocks(path):
-        for atoms, found in zip(structures, evaluate(potential, structures), strict=True):
+        # A model without charges is measured as it is, on ions as well.
+        seen = structures if potential.knows_charge else [_without_charge(atoms) for atoms in structures]
+        for atoms, found in zip(structures, evaluate(potential, seen), strict=True):
             groups = cases[atoms.info["split"]]
             groups["all"].append((atoms, found))
             groups.setdefault(atoms.info.get("system_type", "unknown"), []).append((atoms, found))
@@ -54,6 +56,12 @@ def measure(path: Path, potential: Potential, e0s: Mapping[str, float]) -> dict[
         for split, groups in cases.items()
         if groups["all"]
     }
+
+
+def _without_charge(atoms: Atoms) -> Atoms:
+    neutral = atoms.copy()
+    neutral.info.pop("charge", None)
+    return neutral
 
 
 def _blocks(path: Path) -> Iterator[list[Atoms]]:
@@ -101,8 +109,9 @@ def errors(cases: Sequence[Case], e0s: Mapping[str, float]) -> Errors:
         labels = atoms.calc.results
         energy.append((found.energy - labels["energy"]) / len(atoms))
         mean_energy.append((sum(e0s[symbol] for symbol in atoms.symbols) - labels["energy"]) / len(atoms))
-        forces.append((found.forces - labels["forces"]).ravel())
-        no_forces.append(np.ravel(labels["forces"]).astype(float))
+        if "forces" in labels:
+            forces.append((found.forces - labels["forces"]).ravel())
+            no_forces.append(np.ravel(labels["forces"]).astype(float))
         if "stress" in labels:
             stress.append(found.stress - labels["stress"])
             no_stress.append(labels["stress"])

@@ -47,6 +47,7 @@ def model_facts(spec: Spec, options: Options) -> Facts:
     return {
         "elements": [chemical_symbols[number] for number in spec.elements],
         "e0s": spec.e0s,
+        "isolated_atoms": spec.isolated,
         "rms_force": spec.rms_force,
         "avg_num_neighbors": spec.avg_num_neighbors,
         "mace_options": {name: str(value) for name, value in options.items()},
@@ -91,7 +92,7 @@ The mean predictor takes no forces, and for the energy the sum over the atoms; i
 * It knows {", ".join(facts["elements"])} only, and what the dataset shows of them: the table tells how far it can be
   trusted on frames that are like those of the dataset, and nothing about others.
 * Its energies are those of its teacher, with the teacher's errors.
-* Energies of single atoms (eV: {e0s}) are a least-squares fit on the training split, not those of free atoms.
+* Energies of single atoms (eV: {e0s}) are {_origin_of_e0s(facts)}.
 * No charges, no magnetic moments, nothing beyond {2 * float(facts["mace_options"]["r_max"]):g} Å.
 
 ## Options of mace_run_train
@@ -100,6 +101,17 @@ The mean predictor takes no forces, and for the energy the sum over the atoms; i
 |---|---|
 {options}
 """
+
+
+def _origin_of_e0s(facts: Facts) -> str:
+    """Say which energies of single atoms are those of isolated atoms."""
+    fit = "a least-squares fit on the training split, not those of free atoms"
+    isolated = facts["isolated_atoms"]
+    if not isolated:
+        return fit
+    others = [symbol for symbol in facts["e0s"] if symbol not in isolated]
+    of_isolated = f"those of the isolated atoms of the dataset for {', '.join(isolated)}"
+    return f"{of_isolated}; for {', '.join(others)} they are {fit}" if others else of_isolated
 
 
 def _row(split: str, kind: str, found: Errors) -> str:

@@ -86,7 +86,8 @@ def train(
 ) -> Trained:
     """Train a MACE on the training split of a dataset, by ``mace_run_train``, and measure it on all splits.
 
-    Energies of single atoms are the least-squares fit on the training split; interactions are scaled by its RMS force.
+    Energies of single atoms are those of the dataset's isolated atoms, for other elements the least-squares fit on the
+    training split; interactions are scaled by its RMS force.
     The validation split decides which epoch's weights are kept. MACE never sees the test split.
 
     Parameters

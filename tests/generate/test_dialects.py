@@ -306,7 +306,7 @@ def write_poscar(rng: np.random.Generator) -> tuple[str, Truth]:
     lines = [*head, scale, *(" ".join(text_of(row)) for row in cell), *middle]
     lines += ["Selective dynamics"] if selective else []
     lines.append((["Cartesian", "Kartesisch", "cart"] if cartesian else ["Direct", "direct", "Frac"])[rng.integers(3)])
-    lines += [" ".join(text_of(row) + ["T", "F", "T"] * selective) for row in rows]
+    lines += [" ".join(text_of(row) + ["TF"[number % 2]] * 3 * selective) for number, row in enumerate(rows)]
     if rng.random() < 0.3:
         lines += ["", *(" ".join(text_of(row)) for row in 0.01 * rows)]
     return "\n".join(lines) + "\n", truth
@@ -325,3 +325,5 @@ def test_any_dialect_of_poscar(seed: int, tmp_path: Path) -> None:
         return
     assert isinstance(item, Atoms), (item, text)
     check_geometry(item, truth)
+    fixed = np.tile([[False], [True]], (len(item), 3))[: len(item)]
+    assert np.array_equal(item.arrays.get("fixed", 0 * fixed), fixed if "Selective" in text else 0 * fixed)

@@ -145,7 +145,7 @@ def test_charges_and_moments_of_atoms_come_back(tmp_path: Path, name: str) -> No
     assert set(without.arrays) == {"numbers", "positions"}
 
 
-def test_only_geometry_charge_and_spin_survive(tmp_path: Path) -> None:
+def test_only_geometry_charge_spin_and_fixed_atoms_survive(tmp_path: Path) -> None:
     atoms = molecule("H2O")
     atoms.info = {"total_charge": 1, "spin": 2, "secret": "x", "virial_note": [1, 2]}
     atoms.set_tags([1, 2, 3])
@@ -160,7 +160,8 @@ def test_only_geometry_charge_and_spin_survive(tmp_path: Path) -> None:
         assert found.info == {"name": f"{path}#0", "charge": 1, "spin_multiplicity": 2}
         assert found.calc is None
         assert not found.constraints
-        assert set(found.arrays) == {"numbers", "positions"}
+        assert set(found.arrays) == {"numbers", "positions", "fixed"}
+        assert found.arrays["fixed"].tolist() == [[True] * 3, [False] * 3, [False] * 3]
 
 
 def test_spin_zero_means_not_given(tmp_path: Path) -> None:

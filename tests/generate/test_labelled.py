@@ -102,7 +102,6 @@ def test_labels_are_those_that_ase_wrote(name: str, tmp_path: Path) -> None:
     assert found["energy"].tolist() == [atoms.get_potential_energy() for atoms in frames]
     forces = np.concatenate([atoms.get_forces() for atoms in frames])
     assert np.allclose(found["forces"], forces, atol=1e-7)
-    assert found["structure_id"].tolist() == [structure_id(atoms) for atoms in frames]
     for stress, atoms in zip(found["stress"], frames, strict=True):
         assert np.isnan(stress).all() == ("stress" not in atoms.calc.results)
         assert np.isnan(stress).all() or np.allclose(stress, atoms.get_stress(), atol=1e-8)
@@ -113,6 +112,9 @@ def test_labels_are_those_that_ase_wrote(name: str, tmp_path: Path) -> None:
     assert set(found["label_status"]) == {"ok"}
     assert found["step"].tolist() == list(range(len(frames)))
     assert found["system_type"].tolist() == ["bulk"] * 3 + ["surface"] * 2 + ["cluster"] * 2
+    # Computed moments tell the magnetic state that the label is of.
+    frames[0].set_initial_magnetic_moments(np.arange(4.0))
+    assert found["structure_id"].tolist() == [structure_id(atoms) for atoms in frames]
 
 
 # --- descent ----------------------------------------------------------------------------------------

@@ -26,8 +26,11 @@ def expected(ds, index, heads=("Default",), head="Default"):
     atoms.arrays["REF_forces"] = atoms.get_forces()
     if "stress" in atoms.calc.results:
         atoms.info["REF_stress"] = atoms.get_stress()
+        if not atoms.pbc.all():
+            atoms.info["config_stress_weight"] = 0.0
     atoms.info["total_charge"] = atoms.info["charge"]
-    atoms.info["total_spin"] = atoms.info["spin_multiplicity"]
+    if "spin_multiplicity" in atoms.info:
+        atoms.info["total_spin"] = atoms.info["spin_multiplicity"]
     config = config_from_atoms(atoms, KeySpecification.from_defaults(), head_name=head)
     return AtomicData.from_config(config, AtomicNumberTable(ELEMENTS), CUTOFF, heads=list(heads))
 

@@ -38,7 +38,7 @@ def test_items_are_the_stored_structures(store, any_layout):
         else:
             assert item["stress"].isnan().all()
         assert item["charge"] == atoms.info["charge"]
-        assert item["spin_multiplicity"] == atoms.info["spin_multiplicity"]
+        assert item["spin_multiplicity"] == atoms.info.get("spin_multiplicity", 0)
 
 
 def test_dtypes(any_layout):

@@ -1,4 +1,4 @@
-"""Small labelled datasets: alloys, slabs, clusters and single atoms with EMT labels, several frames a seed."""
+"""Small labelled datasets: alloys, slabs, clusters and dimers with EMT labels, several frames a seed."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ def frame(kind: int, rng: np.random.Generator) -> Atoms:
         atoms = Atoms("Au4", positions=2.6 * np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1.0]]))
         atoms.info["system_type"] = "cluster"
     else:
-        atoms = Atoms("Cu")
+        atoms = Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.4]])
         atoms.info["system_type"] = "cluster"
     atoms.numbers = rng.choice([29, 47, 79], size=len(atoms))
     atoms.rattle(0.1, rng=rng)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 
 from daskpipe.errors import ConfigError, unknown
-from daskpipe.structures import NO_PARENT
+from daskpipe.structures import NO_PARENT, is_missing
 from daskpipe.variables import VARIABLES, VOIGT_TO_FULL, decode
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ structure lacks is not there."""
 
 GEOMETRY = ("numbers", "positions", "cell", "pbc")
 LABELS = ("energy", "forces", "stress")
-ATOM_FACTS = ("magmoms", "initial_charges", "initial_magmoms")
+ATOM_FACTS = ("magmoms", "initial_charges", "initial_magmoms", "masses")
 FACTS = (
     "charge",
     "spin_multiplicity",
@@ -48,6 +48,9 @@ FACTS = (
     "parent_id",
     "system_type",
     "generator",
+    "config_type",
+    "head",
+    "config_weight",
     "label_method",
     "split",
 )
@@ -115,6 +118,8 @@ def records(block: xr.Dataset) -> Iterator[Record]:
         for name in ("numbers", "positions", "forces", *ATOM_FACTS):
             if name in columns and not _lacks(values := columns[name][start:stop]):
                 found[name] = values
+        if "fixed" in columns and columns["fixed"][start:stop].any():
+            found["fixed"] = columns["fixed"][start:stop]
         for name in ("cell", "pbc", "stress"):
             if name in columns and not _lacks(values := columns[name][row]):
                 found[name] = values
@@ -143,10 +148,12 @@ def _plain(array: xr.DataArray) -> list[Any]:
     """Return a column as Python objects: words for codes, text for ids, None for NaN and for no parent."""
     variable = VARIABLES[str(array.name)]
     if variable.coded:
-        return [str(word) for word in decode(array)]
+        return [None if is_missing(variable.name, word) else str(word) for word in decode(array)]
     if variable.dtype.kind == "V":
         # The prefix keeps readers from taking an id for a number.
         return [None if (raw := item.tobytes()) == NO_PARENT else f"0x{raw.hex()}" for item in array.values]
+    if variable.missing is not None:
+        return [None if is_missing(variable.name, value) else value for value in array.values.tolist()]
     if variable.dtype.kind == "f":
         return [None if value != value else value for value in array.values.tolist()]
     return array.values.tolist()

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from daskpipe.constraints import constraints_of, fixed_components
 from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record
 
 PAIRS = tuple(name for name in SCALARS if name not in ("energy", "composition"))
 """What is in ``key_value_pairs``; ASE tells the composition itself."""
 
-FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, *PAIRS)
+FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *PAIRS)
 
 RENAMED = {"charge": "total_charge"}
 RESULTS = (*LABELS, *ATOM_FACTS)
@@ -38,6 +39,8 @@ def row_of(record: Record) -> Any:
         "user": "",
     }
     known |= {name: _double(record[name]) for name in RESULTS if name in record}
+    if "fixed" in record:
+        known["constraints"] = constraints_of(record["fixed"])
     if any(name in record for name in LABELS):
         known |= {"calculator": record.get("label_method", "unknown"), "calculator_parameters": {}}
     return AtomsRow(known)
@@ -63,6 +66,8 @@ def record_of(row: Any) -> Record:
     found |= {"cell": atoms.cell.array, "pbc": atoms.pbc}
     found |= {name: atoms.arrays[name] for name in ATOM_FACTS if name in atoms.arrays}
     found |= atoms.calc.results if atoms.calc is not None else {}
+    if (fixed := fixed_components(atoms)) is not None:
+        found["fixed"] = fixed
     facts = {**row.key_value_pairs, **row.data}
     for name in PAIRS:
         if (key := RENAMED.get(name, name)) in facts:

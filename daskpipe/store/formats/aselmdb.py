@@ -41,9 +41,12 @@ def write_part(block: xr.Dataset, path: Path) -> None:
     with connect(path) as database:
         for record in records(block):
             pairs, data = pairs_and_data(record)
-            charge, spin = record["charge"], record["spin_multiplicity"]
-            data |= {"charge": charge, "spin": spin, "total_charge": charge, "total_spin": spin}
-            database.write(row_of(record), pairs, data | {"sid": record["structure_id"]})
+            data |= {"charge": record["charge"], "total_charge": record["charge"], "sid": record["structure_id"]}
+            # Their default for crystals, and for what nobody says.
+            data["spin"] = record.get("spin_multiplicity", 0)
+            if "spin_multiplicity" in record:
+                data["total_spin"] = record["spin_multiplicity"]
+            database.write(row_of(record), pairs, data)
     path.with_name(f"{path.name}-lock").unlink()
     np.save(path.with_suffix(".npy"), block["n_atoms"].values.astype(np.int64))
 

@@ -3,7 +3,11 @@
 Each label stands there twice: ``energy``, ``forces``, ``stress``, which `ase.io.read` puts into a calculator, and
 ``REF_energy``, ``REF_forces``, ``REF_stress``, the keys that ``mace_run_train --train_file`` looks for by default. ASE
 (since 3.23) moves the plain names out of ``info`` and ``arrays``, where MACE then finds nothing, so one set cannot
-serve both. ``total_charge`` and ``total_spin`` (2S + 1) are MACE's names as well.
+serve both. ``total_charge`` and ``total_spin`` (2S + 1) are MACE's names as well, and so are ``config_type``, ``head``
+and ``config_weight``. Fixed atoms stand in ``move_mask``, three columns, of which ASE makes constraints:
+``get_forces()`` is zero then along what is fixed; ``calc.results["forces"]`` and ``REF_forces`` are as labelled.
+``config_stress_weight=0`` keeps MACE from training on the stress of a cell that is open along a vector: its own stress
+is of another cell there (ACEsuit/mace#1509).
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daskpipe.constraints import fixed_components
 from daskpipe.store.formats import ATOM_FACTS, FACTS, GEOMETRY, LABELS, Record, full_stress, records
 
 if TYPE_CHECKING:
@@ -24,7 +29,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".extxyz"
 READER = "ase.io.iread"
-FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, *FACTS)
+FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *FACTS)
 MAX_STRUCTURES = 65_536
 
 
@@ -55,15 +60,23 @@ def frame(record: Record) -> str:
         if name in record:
             table.append(record[name][:, None])
             properties += f":{name}:R:1"
+    words = [""] * len(record["numbers"])
+    if "fixed" in record:
+        properties += ":move_mask:L:3"
+        words = [" " + " ".join("FT"[not held] for held in row) for row in record["fixed"].tolist()]
     info |= {"Properties": properties, "pbc": record["pbc"]}
     if "energy" in record:
         info |= {"energy": record["energy"], "REF_energy": record["energy"]}
     if "stress" in record:
         full = full_stress(record["stress"])
         info |= {"stress": full, "REF_stress": full.reshape(9)}
-    for name in ("structure_id", "parent_id", "system_type", "generator", "label_method", "split"):
-        if name in record:
+        if not record["pbc"].all():
+            info["config_stress_weight"] = 0.0
+    for name in FACTS:
+        if isinstance(record.get(name), str):
             info[name] = _word(record[name])
+    if "config_weight" in record:
+        info["config_weight"] = record["config_weight"]
     if "charge" in record:
         info |= {"charge": record["charge"], "total_charge": record["charge"]}
     if "spin_multiplicity" in record:
@@ -71,8 +84,8 @@ def frame(record: Record) -> str:
     values = np.concatenate(table, axis=1)
     line = "%s" + f" %.{9 if values.dtype == np.float32 else 17}g" * values.shape[1]
     comment: str = key_val_dict_to_str(info)
-    rows = zip(record["numbers"].tolist(), values.tolist(), strict=True)
-    body = "\n".join(line % (chemical_symbols[number], *row) for number, row in rows)
+    rows = zip(record["numbers"].tolist(), values.tolist(), words, strict=True)
+    body = "\n".join(line % (chemical_symbols[number], *row) + word for number, row, word in rows)
     return f"{len(values)}\n{comment}\n{body}\n"
 
 
@@ -95,6 +108,8 @@ def read(path: Path) -> Iterator[Record]:
         found |= atoms.calc.results if atoms.calc is not None else {}
         found |= {name: atoms.info[name] for name in FACTS if name in atoms.info}
         found |= {name: atoms.arrays[name] for name in ATOM_FACTS if name in atoms.arrays}
+        if (fixed := fixed_components(atoms)) is not None:
+            found["fixed"] = fixed
         yield found
 
 

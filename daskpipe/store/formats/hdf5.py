@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".h5"
 READER = "h5py"
-FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, *(name for name in SCALARS if name != "energy"))
+FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *(name for name in SCALARS if name != "energy"))
 MAX_STRUCTURES = 65_536
 
 PTR = "atom_ptr"
@@ -46,6 +46,8 @@ def write_part(block: xr.Dataset, path: Path) -> None:
         file.attrs["layout"] = LAYOUT
         file.attrs["units"] = "eV, angstrom, eV/angstrom, eV/angstrom^3 (stress positive under tension)"
         file.attrs["voigt"] = "xx yy zz yz xz xy"
+        if "isolated_atom_energies" in block.attrs:
+            file.attrs["isolated_atom_energies"] = block.attrs["isolated_atom_energies"]
         ends = np.cumsum(block["n_atoms"].values, dtype=np.int64)
         file[PTR] = np.concatenate([np.zeros(1, dtype=np.int64), ends])
         file[PTR].attrs["long_name"] = "Row of the first atom of each structure, and the number of atoms at the end"

@@ -2,10 +2,11 @@
 
 A file has one group ``config_batch_0`` with ``config_0``, ``config_1`` ...: MACE takes all groups for as large as the
 first one, and with a single group it cannot miscount. Numbers are float64, as MACE's own ``mace_prepare_data`` writes
-them; a property that a structure lacks has the weight 0. The head is that of the reader: ``Default``, or its last one.
-MACE knows neither the elements nor the energies of single atoms from such a file: give ``--atomic_numbers`` and
-``--E0s``, and ``--valid_file`` in the same format. Source: mace-torch 0.3.16, ``mace/data/hdf5_dataset.py`` and
-``mace/data/utils.py``.
+them; a property that a structure lacks has the weight 0, and so has the stress of an open cell. ``config_type``,
+``config_weight`` and ``head`` stand where MACE has them (its reader takes its own head for all of a file); without a
+``spin_multiplicity`` MACE takes 1. MACE knows neither the elements nor the energies of single atoms from such a file:
+give ``--atomic_numbers`` and ``--E0s``, and ``--valid_file`` in the same format. Source: mace-torch 0.3.16,
+``mace/data/hdf5_dataset.py`` and ``mace/data/utils.py``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from daskpipe.foreign import import_mace
 from daskpipe.store.formats import GEOMETRY, LABELS, Record, full_stress, records
+from daskpipe.structures import is_missing
 from daskpipe.variables import FULL_TO_VOIGT
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".h5"
 READER = "mace.data.HDF5Dataset"
-FIELDS = (*GEOMETRY, *LABELS, "charge", "spin_multiplicity")
+FIELDS = (*GEOMETRY, *LABELS, "charge", "spin_multiplicity", "config_type", "head", "config_weight")
 MAX_STRUCTURES = 8_192
 """Some 30 objects of HDF5 are made for each."""
 
@@ -60,10 +62,11 @@ def _write(group: Any, record: Record) -> None:
     group["positions"] = record["positions"].astype(float)
     group["cell"] = record["cell"]
     group["pbc"] = record["pbc"]
-    group["weight"] = 1.0
-    group["config_type"] = "Default"
+    group["weight"] = record.get("config_weight", 1.0)
+    group.attrs["config_weight"] = "config_weight" in record
+    group["config_type"] = record.get("config_type", "Default")
     properties = group.create_group("properties")
-    properties["head"] = "Default"
+    properties["head"] = record.get("head", "Default")
     if "energy" in record:
         properties["energy"] = record["energy"]
     if "forces" in record:
@@ -71,10 +74,13 @@ def _write(group: Any, record: Record) -> None:
     if "stress" in record:
         properties["stress"] = full_stress(record["stress"])
     properties["total_charge"] = record["charge"]
-    properties["total_spin"] = record["spin_multiplicity"]
+    if "spin_multiplicity" in record:
+        properties["total_spin"] = record["spin_multiplicity"]
     weights = group.create_group("property_weights")
     for name in (*LABELS, *OTHERS):
         weights[name] = float(name in record)
+    if not record["pbc"].all():
+        weights["stress"][()] = 0.0  # MACE's own stress of an open cell is wrong: ACEsuit/mace#1509
 
 
 def read(path: Path) -> Iterator[Record]:
@@ -89,8 +95,13 @@ def read(path: Path) -> Iterator[Record]:
             properties, weights = config.properties, config.property_weights
             found = {"numbers": config.atomic_numbers, "positions": config.positions, "cell": config.cell}
             found |= {"pbc": config.pbc, "charge": properties["total_charge"]}
-            found["spin_multiplicity"] = properties["total_spin"]
-            found |= {name: properties[name] for name in LABELS if weights[name]}
+            words = {"config_type": config.config_type, "head": properties["head"]}
+            found |= {name: word for name, word in words.items() if not is_missing(name, word)}
+            if "total_spin" in properties:
+                found["spin_multiplicity"] = properties["total_spin"]
+            if dataset.file[f"{GROUP}/config_{index}"].attrs["config_weight"]:
+                found["config_weight"] = config.weight
+            found |= {name: properties[name] for name in LABELS if weights[name] or properties.get(name) is not None}
             if "stress" in found:
                 found["stress"] = found["stress"].reshape(9)[list(FULL_TO_VOIGT)]
             yield found

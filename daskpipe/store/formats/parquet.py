@@ -35,7 +35,7 @@ READER = "pyarrow.parquet"
 METADATA = tuple(name for name in SCALARS if name not in ("energy", "structure_id", "composition", "label_method"))
 """What goes into the column of that name."""
 
-FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, *(name for name in SCALARS if name != "energy"))
+FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *(name for name in SCALARS if name != "energy"))
 MAX_STRUCTURES = 65_536
 
 ID_DIGITS = 25
@@ -87,7 +87,7 @@ def _row(record: Record, dataset: str, software: str | None) -> dict[str, Any]:
     identity = record["structure_id"].removeprefix("0x")
     property_hash = _property_hash(record)
     metadata = {name: record[name] for name in METADATA if name in record}
-    metadata |= {name: record[name].tolist() for name in ATOM_FACTS if name in record}
+    metadata |= {name: record[name].tolist() for name in (*ATOM_FACTS, "fixed") if name in record}
     return {
         "property_id": f"PO_{property_hash[:ID_DIGITS]}",
         "property_hash": property_hash,

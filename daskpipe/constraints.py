@@ -1,0 +1,116 @@
+"""Atoms that do not move: ASE's constraints and selective dynamics as one array of fixed Cartesian components."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+CARRIED = ("FixAtoms", "FixCartesian", "FixScaled", "FixedPlane", "FixedLine")
+"""Constraints that hold an atom at its place along some directions."""
+
+NEEDLESS = ("FixCom",)
+"""Constraints that exploration keeps in any case: no thermostat moves the centre of mass."""
+
+ALIGNED = 1e-3
+"""Largest component of a direction, as a part of its length, that counts as none."""
+
+ADVICE = "Write a move_mask (T or F for x, y and z of each atom) in its place, or leave the constraint out"
+
+
+def fixed_components(atoms: Atoms) -> np.ndarray | None:
+    """Return which Cartesian components of which atoms are fixed.
+
+    Parameters
+    ----------
+    atoms
+        With ASE's constraints, or the array ``fixed``, bool, shape (atom,) or (atom, 3); both add up.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        bool, shape (atom, 3); None if nothing is fixed.
+
+    Raises
+    ------
+    ValueError
+        If a constraint does something else than fix Cartesian components of atoms.
+    """
+    fixed = from_constraints([item.todict() for item in atoms.constraints], len(atoms), atoms.cell.array)
+    given = atoms.arrays.get("fixed")
+    if given is not None and given.dtype == bool and given.shape in ((len(atoms),), (len(atoms), 3)):
+        fixed |= given.reshape(len(atoms), -1)
+    return fixed if fixed.any() else None
+
+
+def from_constraints(constraints: Sequence[Mapping[str, Any]], n_atoms: int, cell: np.ndarray) -> np.ndarray:
+    """Return the components that constraints fix, bool, shape (atom, 3).
+
+    Parameters
+    ----------
+    constraints
+        As ``todict()`` of ASE's constraints gives them; nothing of them is built.
+    n_atoms
+        Number of atoms.
+    cell
+        Vectors as rows, Å, shape (3, 3): the axes of ``FixScaled``, which is VASP's selective dynamics.
+
+    Raises
+    ------
+    ValueError
+        If a constraint does something else than fix Cartesian components of atoms.
+    """
+    fixed = np.zeros((n_atoms, 3), dtype=bool)
+    for constraint in constraints:
+        name, kwargs = constraint["name"], constraint["kwargs"]
+        if name in NEEDLESS:
+            continue
+        if name not in CARRIED:
+            raise ValueError(f"the constraint {name} cannot be kept, only {', '.join(CARRIED)}. {ADVICE}")
+        atoms = np.atleast_1d(np.asarray(kwargs["indices"] if "indices" in kwargs else kwargs["a"], dtype=int))
+        fixed[atoms] |= _components(name, kwargs, cell)
+    return fixed
+
+
+def constraints_of(fixed: np.ndarray) -> list[dict[str, Any]]:
+    """Return constraints of ASE's, as their ``todict()``, that fix components of atoms, bool, shape (atom, 3)."""
+    whole = np.flatnonzero(fixed.all(axis=1))
+    found: list[dict[str, Any]] = []
+    if len(whole):
+        found.append({"name": "FixAtoms", "kwargs": {"indices": whole.tolist()}})
+    for mask in np.unique(fixed[fixed.any(axis=1) & ~fixed.all(axis=1)], axis=0):
+        rows = np.flatnonzero((fixed == mask).all(axis=1))
+        found.append({"name": "FixCartesian", "kwargs": {"a": rows.tolist(), "mask": mask.tolist()}})
+    return found
+
+
+def _components(name: str, kwargs: Mapping[str, Any], cell: np.ndarray) -> np.ndarray:
+    """Return the Cartesian components along which one constraint holds its atoms, bool, shape (3,)."""
+    if name == "FixAtoms":
+        return np.ones(3, dtype=bool)
+    if name == "FixCartesian":
+        return np.asarray(kwargs["mask"], dtype=bool)
+    if name == "FixScaled":
+        mask = np.asarray(kwargs["mask"], dtype=bool)
+        if mask.all():
+            return mask
+        # A fixed lattice coordinate allows no motion along the normal of the other two vectors.
+        normals = np.cross(cell[[1, 2, 0]], cell[[2, 0, 1]])[mask]
+    else:
+        normals = np.atleast_2d(np.asarray(kwargs["direction"], dtype=float))
+    if len(normals) == 0:
+        return np.zeros(3, dtype=bool)
+    held = np.linalg.pinv(normals) @ normals
+    if name == "FixedLine":
+        held = np.eye(3) - held
+    components = np.rint(np.diagonal(held)).astype(bool)
+    if np.abs(held - np.diag(components)).max() > ALIGNED:
+        raise ValueError(
+            f"{name} holds atoms along {np.round(normals, 3).tolist()}, which is none of x, y and z; only these can be "
+            f"kept. {ADVICE}"
+        )
+    return components

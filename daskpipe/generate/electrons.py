@@ -1,0 +1,137 @@
+"""Charge and spin of a foreign structure, from its keys or as sums of the charges and moments of its atoms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+CHARGE_KEYS = ("charge", "total_charge", "net_charge")
+SPIN_KEYS = ("spin_multiplicity", "multiplicity", "spin", "total_spin")
+"""Keys of the spin multiplicity, always 2S + 1; 0 stands for "not given"."""
+
+UNPAIRED_KEY = "uhf"
+"""Key of the number of unpaired electrons, xTB's name for it."""
+
+MOST = 127
+"""Largest number that the variables ``charge`` and ``spin_multiplicity`` hold."""
+
+TOLERANCE = 0.1
+"""Largest difference of a sum over atoms from a whole number: partial charges and moments are rounded."""
+
+
+class ElectronError(ValueError):
+    """A charge or spin that cannot be used, with the reason to count it by: ``charge`` or ``spin``."""
+
+    def __init__(self, reason: str, evidence: str) -> None:
+        super().__init__(evidence)
+        self.reason = reason
+
+
+def electrons_of(atoms: Atoms) -> dict[str, int]:
+    """Return ``charge`` and ``spin_multiplicity`` of a structure, as far as it says them.
+
+    Parameters
+    ----------
+    atoms
+        Keys of ``info`` come first. Without them the charge is the sum of the atoms' charges, and the multiplicity of
+        a structure that is not periodic is that of the sum of its magnetic moments.
+
+    Raises
+    ------
+    ElectronError
+        If a key holds no whole number, two keys contradict each other, or a sum over atoms is no whole number or one
+        that the number of electrons rules out.
+    """
+    found = {}
+    if (charge := _charge_of(atoms)) is not None:
+        found["charge"] = charge
+    if (multiplicity := _multiplicity_of(atoms, charge or 0)) is not None:
+        found["spin_multiplicity"] = multiplicity
+    return found
+
+
+def moments_of(atoms: Atoms) -> np.ndarray | None:
+    """Return the magnetic moments of the atoms, Bohr magnetons: initial ones, else those computed with the label."""
+    return _atomic(atoms, "initial_magmoms", "magmoms")
+
+
+def _charge_of(atoms: Atoms) -> int | None:
+    charge = _agreed("charge", {key: _integer(atoms.info, key, "charge") for key in CHARGE_KEYS})
+    if charge is None:
+        charges = _atomic(atoms, "initial_charges", "charges")
+        if charges is None or not np.isfinite(charges).all():
+            return None  # the checks of structures say what is wrong
+        total = float(charges.sum())
+        charge = round(total)
+        if abs(total - charge) > TOLERANCE:
+            raise ElectronError(
+                "charge",
+                f"the charges of the atoms sum to {total:+.3g} e, which is no whole number; give the total "
+                f"charge, e.g. total_charge={charge}",
+            )
+    if abs(charge) > MOST:
+        raise ElectronError("charge", f"total charge {charge} e; it must lie within -{MOST} and {MOST}")
+    return charge
+
+
+def _multiplicity_of(atoms: Atoms, charge: int) -> int | None:
+    # Some programs write spin 0 for "not given".
+    given = {key: _integer(atoms.info, key, "spin") or None for key in SPIN_KEYS}
+    unpaired = _integer(atoms.info, UNPAIRED_KEY, "spin")
+    given[UNPAIRED_KEY] = None if unpaired is None else unpaired + 1
+    multiplicity = _agreed("spin multiplicity", given)
+    if multiplicity is None:
+        return None if atoms.pbc.any() else _of_moments(atoms, charge)
+    if not 1 <= multiplicity <= MOST:
+        raise ElectronError("spin", f"spin multiplicity {multiplicity}; it must lie within 1 and {MOST}")
+    return multiplicity
+
+
+def _of_moments(atoms: Atoms, charge: int) -> int | None:
+    """Return the multiplicity that the moments of the atoms add up to."""
+    moments = moments_of(atoms)
+    if moments is None or moments.ndim > 1 or not np.isfinite(moments).all():
+        return None  # the checks of structures say what is wrong
+    total = abs(float(moments.sum()))
+    n_electrons = int(atoms.numbers.sum()) - charge
+    if abs(total - round(total)) <= TOLERANCE and (n_electrons + round(total)) % 2 == 0:
+        return round(total) + 1
+    if not atoms.has("initial_magmoms"):
+        return None  # computed moments of an approximate method
+    raise ElectronError(
+        "spin",
+        f"the magnetic moments sum to {total:.3g} Bohr magnetons, which {n_electrons} electrons cannot have; give the "
+        f"spin multiplicity (2S + 1), e.g. spin_multiplicity={1 + n_electrons % 2}",
+    )
+
+
+def _atomic(atoms: Atoms, initial: str, computed: str) -> np.ndarray | None:
+    """Return numbers of atoms that are not all zero."""
+    places = (atoms.arrays.get(initial), (atoms.calc.results if atoms.calc is not None else {}).get(computed))
+    for values in places:
+        if values is not None and np.asarray(values).any():
+            return np.asarray(values, dtype=float)
+    return None
+
+
+def _agreed(what: str, given: Mapping[str, int | None]) -> int | None:
+    """Return the value that the keys which have one agree on; None if none has."""
+    said = {key: value for key, value in given.items() if value is not None}
+    if len(set(said.values())) > 1:
+        listed = ", ".join(f"{key} gives {value}" for key, value in said.items())
+        raise ElectronError(what.partition(" ")[0], f"two keys of the {what} disagree: {listed}; leave one out")
+    return next(iter(said.values()), None)
+
+
+def _integer(info: Mapping[str, Any], key: str, reason: str) -> int | None:
+    value = info.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not float(value).is_integer():
+        raise ElectronError(reason, f"{key} is {value!r}; it must be a whole number")
+    return int(value)
