@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from daskpipe import geometry, units
+from daskpipe.connectivity import periodic_directions
 from daskpipe.explore.integrate import Configuration, Systems, determinant, kinetic_energy, per_system
 from daskpipe.explore.settings import Guards
 
@@ -106,6 +107,21 @@ def finite() -> Guard:
     )
 
 
+def stress() -> Guard:
+    """See that a barostat has a stress; some potentials give none where cell vectors are open."""
+
+    def measure(view: View) -> torch.Tensor:
+        strained = view.systems.modes.flatten(1).any(dim=1)
+        return torch.where(strained & view.state.stress.flatten(1).isnan().any(dim=1), torch.inf, 0.0)
+
+    return Guard(
+        reason="no_stress",
+        measure=measure,
+        limit=lambda view: torch.zeros_like(view.thermal),
+        says="its barostat needs a stress and the potential gives none for such a cell; give nvt_langevin",
+    )
+
+
 def force(most: float) -> Guard:
     """See that the force on no atom is larger than `most`, eV/Å."""
 
@@ -175,6 +191,7 @@ def of_batch(settings: Guards) -> list[Guard]:
     """Return the guards that look at every step; the first that finds fault names it."""
     guards = [
         finite(),
+        stress(),
         force(settings.max_force),
         temperature(settings.max_temperature_ratio),
         volume(settings.max_volume_ratio),
@@ -198,6 +215,20 @@ def check(guards: Sequence[Guard], view: View) -> dict[int, Fault]:
     return faults
 
 
+def cell_shape(atoms: Atoms, start: Atoms, ratio: float) -> Fault | None:
+    """Return by how much a cell is stretched or squeezed along one direction, if that is more than `ratio`.
+
+    What melts under a barostat of a crystal has nothing that holds its shape, while its volume hardly changes.
+    """
+    if not atoms.pbc.all():
+        return None
+    stretches = np.linalg.svd(np.linalg.solve(start.cell.array, atoms.cell.array), compute_uv=False)
+    worst = float(max(stretches.max(), 1 / stretches.min()))
+    if worst <= ratio:
+        return None
+    return "shape", f"its cell is stretched or squeezed by a factor of {worst:.3g} (limit {ratio:g})"
+
+
 def check_geometry(atoms: Atoms, start: Atoms, settings: Guards) -> Fault | None:
     """Return what is wrong with a geometry: atoms that overlap, or a fragment that has left.
 
@@ -215,16 +246,16 @@ def check_geometry(atoms: Atoms, start: Atoms, settings: Guards) -> Fault | None
     """
     if evidence := geometry.overlap(atoms, settings.min_distance):
         return "overlap", evidence
+    if fault := cell_shape(atoms, start, settings.max_volume_ratio):
+        return fault
     # What hangs together by bonds does so all the more by longer reaches, which take more time to look at.
     if settings.evaporation is not None and geometry.n_parts(atoms, min(BOND, settings.evaporation)) > 1:
         now, before = (geometry.parts(each, settings.evaporation) for each in (atoms, start))
-        if now.max() > before.max() and (fragment := _fragment(now, geometry.parts(start, BOND))) is not None:
-            from daskpipe.explore.ensembles import periodic_directions
-
-            if len(periodic_directions(start)) < 3:
-                formula = atoms[fragment].get_chemical_formula()
-                apart = f"farther than {settings.evaporation:g} sums of covalent radii from what it was bonded to"
-                return "evaporated", f"{formula} (atom {fragment[0]}) is {apart}"
+        fragment = _fragment(now, geometry.parts(start, BOND)) if now.max() > before.max() else None
+        if fragment is not None and len(periodic_directions(start)) < 3:
+            formula = atoms[fragment].get_chemical_formula()
+            apart = f"farther than {settings.evaporation:g} sums of covalent radii from what it was bonded to"
+            return "evaporated", f"{formula} (atom {fragment[0]}) is {apart}"
     return None
 
 

@@ -37,15 +37,9 @@ def trial_moves(batch: Batch, due: Sequence[int], settings: MonteCarlo) -> None:
     walkers = {system: batch.walkers[system] for system in due}
     streams = {system: walker.noise.at(Purpose.MOVES, walker.step) for system, walker in walkers.items()}
     results = _decide(batch, {system: _segment(batch, system, settings, streams[system]) for system in due})
-    for system, walker in walkers.items():
-        for kind in ("swaps", "hops"):
-            for what, count in asdict(getattr(results[system], kind)).items():
-                name = f"{kind}_{what}"
-                walker.tallies[name] = walker.tallies.get(name, 0) + count
     moved = [system for system in due if len(results[system].moved)]
-    if not moved:
-        return
-    found = _evaluate(batch, {system: results[system].positions for system in moved})
+    found = _evaluate(batch, {system: results[system].positions for system in moved}) if moved else []
+    # Nothing is changed before this line: where memory has run out the segment is made again.
     for system, row in zip(moved, found, strict=True):
         walker = walkers[system]
         assert walker.state is not None
@@ -61,7 +55,14 @@ def trial_moves(batch: Batch, due: Sequence[int], settings: MonteCarlo) -> None:
                 drawn[atom, ~rests] = (np.sqrt(units.KB * temperature * walker.masses[atom]) * normal)[~rests]
             momenta = drawn
         walker.state |= {**row, "positions": results[system].positions, "momenta": momenta}
-    batch.load()
+    if moved:
+        batch.load()
+    for system, walker in walkers.items():
+        walker.moved_at = walker.step
+        for kind in ("swaps", "hops"):
+            for what, count in asdict(getattr(results[system], kind)).items():
+                name = f"{kind}_{what}"
+                walker.tallies[name] = walker.tallies.get(name, 0) + count
 
 
 def _segment(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.explore.ensembles import neighbours
+from daskpipe.connectivity import neighbours
 from daskpipe.geometry import full_cell, widths
 
 if TYPE_CHECKING:

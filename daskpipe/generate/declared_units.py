@@ -138,8 +138,8 @@ def metadata_units(metadata: Mapping[str, Any]) -> dict[str, Any]:
         declared |= {f"{key}_unit": str(unit) for key, unit in of_schnetpack.items() if unit is not None}
     if metadata.get("_distance_unit"):
         declared["length_unit"] = str(metadata["_distance_unit"])
-    rest = {key: value for key, value in metadata.items() if key not in known}
-    if not declared and (match := _SUSPECT.search(str(rest))):
+    texts = [str(value) for key, value in metadata.items() if key not in known and isinstance(value, str | dict)]
+    if not declared and (match := _SUSPECT.search("\n".join(texts))):
         quantity = "length" if "bohr" in match[0].lower() else "stress" if match[0].lower() in PRESSURES else "energy"
         declared["units"] = {quantity: f"{match[0]} (a word of the metadata)"}
     return declared

@@ -265,7 +265,7 @@ def _row(
         *atoms.info,
         *atoms.arrays,
         *find_units(raw.info)[1],
-    }
+    } | ({"constraints"} if atoms.has("fixed") else set())
     names += [f"{LEFT_OUT}{name}"[:MOST_CHARACTERS] for name in left_out(raw, taken, labels)]
     return atoms, Counter(names)
 

@@ -168,8 +168,12 @@ def read_labels(raw: Atoms, keys: LabelKeys) -> Labels:
         labels.results["stress"] = next(iter(stresses.values()))
     results = raw.calc.results if raw.calc is not None else {}
     if (magmoms := results.get("magmoms")) is not None:
-        labels.results["magmoms"] = _finite("magmoms", np.asarray(magmoms, dtype=float).reshape(-1), len(raw))
-        labels.used.add("magmoms")
+        moments = np.asarray(magmoms, dtype=float)
+        if moments.shape == (len(raw),) and np.isfinite(moments).all():
+            labels.results["magmoms"] = moments
+            labels.used.add("magmoms")
+        else:
+            labels.missing["magmoms"] = "magmoms that are not one finite number an atom"
     return labels
 
 
@@ -305,7 +309,8 @@ def _listed(written: Iterable[_Written]) -> str:
 
 
 def _hint(raw: Atoms) -> str:
-    names = [key for place in (raw.info, raw.arrays) for key in place if _LOOKS_LIKE.search(key)]
+    results = raw.calc.results if raw.calc is not None else {}
+    names = [key for place in (raw.info, raw.arrays, results) for key in place if _LOOKS_LIKE.search(key)]
     listed = f"the frame has {', '.join(names)[:300]}" if names else "the frame has no key of that kind"
     return f"{listed}; type --energy KEY and --forces KEY if they have other names"
 
@@ -329,9 +334,7 @@ def _required(name: str, label: _Written, n_atoms: int) -> np.ndarray:
     return _finite(label.key, values.reshape(shape))
 
 
-def _finite(key: str, values: np.ndarray, n: int | None = None) -> np.ndarray:
-    if n is not None and values.shape != (n,):
-        raise FrameError("shape", f"{key}: expected {n} numbers, received {values.size}")
+def _finite(key: str, values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
         raise FrameError("not_finite", f"{np.count_nonzero(~np.isfinite(values))} of {values.size} {key} not finite")
     return values

@@ -88,7 +88,7 @@ def spec(path: Path | str, split: str | None = "train", cutoff: float | None = N
     if not len(data):
         raise InputError(f"{path} has no structure of split {split!r}; take another split")
     counts = np.zeros(len(chemical_symbols))
-    squares, largest, n_edges = 0.0, 0.0, 0
+    squares, largest, n_forces, n_edges = 0.0, 0.0, 0, 0
     # The triangle of a QR decomposition of all rows (composition, energy) so far is all that the fit needs of them.
     triangle = np.zeros((0, len(counts) + 1))
     energy_per_atom = np.empty(len(data))
@@ -98,8 +98,9 @@ def spec(path: Path | str, split: str | None = "train", cutoff: float | None = N
         counts += composition.sum(axis=0)
         energy_per_atom[rows] = energy / batch["n_atoms"].numpy()
         forces = (batch["forces"].numpy().astype(np.float64) ** 2).sum(axis=1)
-        squares += forces.sum()
-        largest = max(largest, forces.max())
+        forces = forces[~np.isnan(forces)]  # some structures have an energy alone
+        squares, n_forces = squares + forces.sum(), n_forces + len(forces)
+        largest = max(largest, forces.max(initial=0.0))
         if cutoff is not None:
             n_edges += edges_of(batch, cutoff, torch.float64)["edge_index"].shape[1]
     present = np.flatnonzero(counts)
@@ -122,7 +123,7 @@ def spec(path: Path | str, split: str | None = "train", cutoff: float | None = N
         mean_energy_per_atom=float(energy_per_atom.mean()),
         std_energy_per_atom=float(energy_per_atom.std()),
         std_residual_per_atom=float(np.sqrt((residual**2).mean())),
-        rms_force=float(np.sqrt(squares / (3 * n_atoms))),
+        rms_force=float(np.sqrt(squares / max(3 * n_forces, 1))),
         max_force=float(np.sqrt(largest)),
         cutoff=cutoff,
         avg_num_neighbors=None if cutoff is None else n_edges / n_atoms,

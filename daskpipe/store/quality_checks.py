@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from daskpipe.seeds import order_by_hash
+from daskpipe.store.quality_units import TIGHT, name_ratio, slope_range
 from daskpipe.store.settings import CellLimits, DuplicateLimits, EnergyLimits, Shares, SizeLimits
 from daskpipe.units import GPA
 
@@ -248,7 +249,7 @@ def units(pair_ids: np.ndarray, difference: np.ndarray, work: np.ndarray, limit:
     difference, work
         As `daskpipe.store.quality_measures.energy_and_work` gives them, eV; shape (pair,).
     limit
-        Largest factor between their medians.
+        Largest factor between their medians. Where the pairs tell the factor precisely, it is `quality_units.TIGHT`.
     """
     used = (difference != 0) & (work != 0)
     pair_ids, difference, work = pair_ids[used], difference[used], work[used]
@@ -266,11 +267,16 @@ def units(pair_ids: np.ndarray, difference: np.ndarray, work: np.ndarray, limit:
     slope = float(each[order][np.searchsorted(weight, weight[-1] / 2)])
     opposed = slope < -0.3  # that of clean sets: 0.5 to 1.1, of 12 pairs drawn from the worst of them: above -0.2
     wrong = not 1 / limit <= factor <= limit
+    low, middle, high = slope_range(difference, work)
+    if not (wrong or opposed) and (low > TIGHT or high < 1 / TIGHT):
+        wrong, factor, limit = True, middle, TIGHT
     says = f"the energies of {len(work)} pairs of neighbouring frames differ by {factor:.3g} of the work of the forces"
     if opposed:
         says += f" and against it (slope {slope:.2f}): the forces have the wrong sign"
     if wrong:
         says += "; energies and forces are not in eV and eV/Å, or not of one teacher"
+        if cause := name_ratio(middle):
+            says += f": {middle:.3g} ({low:.3g} to {high:.3g}) is what {cause} give"
     off = np.abs(np.log(np.abs(each)))
     pairs = np.flatnonzero((off > math.log(limit)) | (opposed & (each < 0))) if wrong or opposed else np.arange(0)
     ids, first = np.unique(pair_ids[pairs].ravel(), return_index=True)

@@ -132,8 +132,8 @@ class Quality(_Model):
     energy: EnergyLimits | None = Field(default_factory=EnergyLimits, description="Outliers of the energy")
     units: _Factor | None = Field(
         default=5.0,
-        description="Factor by which energies and forces of neighbouring frames may disagree: the units in question "
-        "differ by 13 and more",
+        description="Factor by which energies and forces of neighbouring frames may disagree; 1.3 where the frames "
+        "are near and many enough to tell it precisely",
     )
     forces: PositiveFloat | None = Field(default=10.0, description="Largest 99th percentile of the forces, eV/Å")
     largest_force: PositiveFloat | None = Field(default=50.0, description="Largest force on an atom, eV/Å")

@@ -109,8 +109,9 @@ def errors(cases: Sequence[Case], e0s: Mapping[str, float]) -> Errors:
         labels = atoms.calc.results
         energy.append((found.energy - labels["energy"]) / len(atoms))
         mean_energy.append((sum(e0s[symbol] for symbol in atoms.symbols) - labels["energy"]) / len(atoms))
-        forces.append((found.forces - labels["forces"]).ravel())
-        no_forces.append(np.ravel(labels["forces"]).astype(float))
+        if "forces" in labels:
+            forces.append((found.forces - labels["forces"]).ravel())
+            no_forces.append(np.ravel(labels["forces"]).astype(float))
         if "stress" in labels:
             stress.append(found.stress - labels["stress"])
             no_stress.append(labels["stress"])

@@ -232,3 +232,15 @@ def test_parts_are_counted_across_the_boundary():
     # Longer than a bond between light atoms and shorter than one between heavy ones: radii of the pair decide.
     assert n_parts(Atoms("H2", positions=[[0, 0, 0], [0, 0, 2.5]]), 1.1) == 2
     assert n_parts(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.5]]), 1.1) == 1
+
+
+def test_a_cell_that_loses_its_shape_is_found():
+    """Its volume is the seed's: what has melted under a barostat for crystals flows so."""
+    copper = bulk("Cu", cubic=True).repeat(2)
+    for stretch, fault in (
+        (1.5, None),
+        (1.7, ("shape", "its cell is stretched or squeezed by a factor of 1.7 (limit 1.6)")),
+    ):
+        long = copper.copy()
+        long.set_cell(copper.cell.array @ np.diag([stretch, stretch**-0.5, stretch**-0.5]), scale_atoms=True)
+        assert check_geometry(long, copper, GUARDS) == fault

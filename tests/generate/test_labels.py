@@ -150,6 +150,7 @@ def test_labels_in_the_data_of_a_row() -> None:
     ("atoms", "keys", "reason", "evidence"),
     [
         (crystal({"E": 1.0}), {}, "no_energy", "no energy under energy, REF_energy or the like; the frame has no key"),
+        (crystal(free_energy=1.0), {}, "no_energy", "the frame has free_energy; type --energy KEY"),
         (crystal({"energy_pbe": 1.0}), {}, "no_energy", "the frame has energy_pbe; type --energy KEY"),
         (
             crystal({"energy": 1.0}),
@@ -322,3 +323,10 @@ def test_what_an_import_leaves_out_is_counted() -> None:
         ("note", "site", "tags", "velocities", "masses", "constraints"), 1
     )
     assert left_out(atoms, ["note", "site", "masses", "constraints"], found) == {"tags": 1, "velocities": 1}
+
+
+def test_bad_magmoms_cost_no_frame() -> None:
+    atoms = crystal(energy=ENERGY, forces=FORCES, magmoms=np.array([1.0, np.nan]))
+    found = labels_of(atoms)
+    assert set(found.results) == {"energy", "forces"}
+    assert left_out(atoms, [], found) == {"magmoms that are not one finite number an atom": 1}
