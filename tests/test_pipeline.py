@@ -91,8 +91,9 @@ def test_names_dims_dtypes_and_units_are_those_of_variables(reference: Result) -
         assert array.attrs.get("units") == variable.unit
         assert array.attrs["long_name"] == variable.doc
     missing = VARIABLES.keys() - ds.data_vars.keys()
-    # EMT gives no moments, no seed brings charges or moments of its atoms, and there is no committee.
-    assert missing == {"magmoms", "initial_charges", "initial_magmoms", "force_disagreement", "candidate"}
+    # EMT gives no moments, no seed brings facts about its atoms or keys of training, and there is no committee.
+    of_atoms = {"magmoms", "initial_charges", "initial_magmoms", "masses", "fixed"}
+    assert missing == of_atoms | {"config_type", "head", "config_weight", "force_disagreement", "candidate"}
 
 
 def test_labels_are_the_teachers(reference: Result) -> None:
