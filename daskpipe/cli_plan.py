@@ -81,6 +81,7 @@ def _plan_table(content: dict[str, Any], console: Console) -> None:
         f"{content['md_steps']:,} MD steps of single structures",
         *(_pool_line(name, pool) for name, pool in content["pools"].items()),
         "hours unknown: type --probe" if probe is None else _probe_line(content),
+        *_dynamics_lines(content["dynamics"]),
         *content["doubts"],
     ]
     if content["budget"]:
@@ -95,6 +96,15 @@ def _pool_line(name: str, pool: dict[str, Any]) -> str:
     workers = "workers not known" if pool["workers"] is None else f"{pool['workers']} workers"
     hours = "" if pool["hours"] is None else f", {pool['hours']:.3g} h of work, {pool['wall_hours']:.3g} h on the clock"
     return f"pool {name} ({workers}{hours}): {', '.join(pool['stages'])}"
+
+
+def _dynamics_lines(dynamics: dict[str, Any]) -> list[str]:
+    if not dynamics["n_sampled"]:
+        return []
+    ensembles = ", ".join(f"{n} in {name}" for name, n in dynamics["ensembles"].items())
+    steps = ", ".join(f"{n} with {step} fs" for step, n in dynamics["timesteps"].items())
+    lines = [f"dynamics of {dynamics['n_sampled']} sampled seeds: {ensembles}; time steps: {steps}"]
+    return lines + ([f"warning: {dynamics['warning']}"] if dynamics["warning"] else [])
 
 
 def _probe_line(content: dict[str, Any]) -> str:

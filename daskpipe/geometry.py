@@ -56,7 +56,12 @@ def overlap(atoms: Atoms, min_distance: float) -> str | None:
 
 
 def n_parts(atoms: Atoms, reach: float) -> int:
-    """Count the parts of a structure that no chain of neighbours connects.
+    """Count the parts of a structure that no chain of neighbours connects; see `parts`."""
+    return int(parts(atoms, reach).max()) + 1
+
+
+def parts(atoms: Atoms, reach: float) -> np.ndarray:
+    """Return the part of each atom, shape (atom,), from 0: no chain of neighbours connects two parts.
 
     Parameters
     ----------
@@ -76,7 +81,7 @@ def n_parts(atoms: Atoms, reach: float) -> int:
     near = np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1) < radii[owner[pairs]].sum(axis=1)
     first, second = owner[pairs[near]].T
     links = coo_array((np.ones(len(first)), (first, second)), shape=(len(atoms), len(atoms)))
-    return int(connected_components(links, directed=False)[0])
+    return np.asarray(connected_components(links, directed=False)[1])
 
 
 def _with_images(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray]:

@@ -26,11 +26,12 @@ def move_lines(tallies: dict[str, int]) -> list[str]:
     if converged + unconverged:
         lines.append(f"relaxations: {converged:,} of {converged + unconverged:,} converged to explore.relax.fmax")
     for kind in ("swaps", "hops"):
-        tried, overlapping, accepted = (
-            tallies.get(f"{kind}_{what}", 0) for what in ("tried", "overlapping", "accepted")
+        tried, overlapping, accepted, blocked = (
+            tallies.get(f"{kind}_{what}", 0) for what in ("tried", "overlapping", "accepted", "blocked")
         )
         if tried:
-            lines.append(f"trial {kind}: {accepted:,} of {tried:,} accepted ({overlapping:,} overlapped)")
+            without = f", {blocked:,} had no vacant site in reach" if blocked else ""
+            lines.append(f"trial {kind}: {accepted:,} of {tried:,} accepted ({overlapping:,} overlapped{without})")
     return lines
 
 

@@ -29,8 +29,9 @@ from daskpipe.checkpoints import Checkpoints
 from daskpipe.config import Config
 from daskpipe.driving import Planned, Run, batches, tell_stale_deadlines
 from daskpipe.errors import InputError, list_reasons, reasons
-from daskpipe.events import Emit, RunFinished, RunStarted
+from daskpipe.events import Emit, Notice, RunFinished, RunStarted
 from daskpipe.explore.settings import Exploration
+from daskpipe.explore.timesteps import masses_of, too_long
 from daskpipe.explore.walkers import Condition
 from daskpipe.generate.files import KNOWN_NAMES, checksum, reader_of
 from daskpipe.generate.labelled import LabelledStretch, read_labelled
@@ -97,6 +98,8 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
             "no seed structure passed the checks; the reasons are in "
             f"{run.tree.root / 'quarantine'}: {list_reasons(run.tree.quarantined())}"
         )
+    if warning := too_long(settings.dynamics.timestep, masses_of(species)):
+        run.emit(Notice(message=warning))
     pressed = exploring.under_pressure(run.tree.root, pieces, settings.dynamics)
     trajectories = [
         (piece, condition)

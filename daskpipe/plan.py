@@ -6,6 +6,7 @@ import io
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from daskpipe.budget import HOUR, limits, size_in_words
 from daskpipe.config import Config, part_of
 from daskpipe.describe.catalogue import per_atom
 from daskpipe.describe.stage import FIT
-from daskpipe.explore.stage import conditions
+from daskpipe.explore.stage import conditions, ensemble_of
+from daskpipe.explore.timesteps import timestep_of, too_long
 from daskpipe.generate.stage import FILES, Request, generate_partition, requests
 from daskpipe.pipeline import devices
 from daskpipe.sites import site_of
@@ -28,6 +30,7 @@ from daskpipe.store.writer import ATOM_CHUNK, STRUCTURE_CHUNK
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from daskpipe.explore.settings import Dynamics
     from daskpipe.probe import Measured
 
 SAMPLE = 16
@@ -142,7 +145,9 @@ def plan(config: Config, measured: Measured | None = None) -> dict[str, Any]:
         ``tasks`` (a unit is one Dask task), ``bytes``, ``inodes``, ``seconds_a_unit`` and ``hours`` of work.
         ``totals``: the sums, and the ``dataset_bytes`` among the bytes. ``pools``: per pool its stages, ``workers``,
         ``hours`` of work and ``wall_hours``. ``seconds``: of the whole run on that many workers. ``budget``: the
-        limits, and whether they are kept. ``doubts`` says what is not exact. What is not known is None.
+        limits, and whether they are kept. ``dynamics``: of a sample of the seeds, how many are explored in which
+        ensemble and with which time step (fs), and a ``warning`` if that is too long. ``doubts`` says what is not
+        exact. What is not known is None.
 
     Raises
     ------
@@ -150,7 +155,7 @@ def plan(config: Config, measured: Measured | None = None) -> dict[str, Any]:
         If a path of the config does not exist.
     """
     wanted = requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
-    sample = [] if measured else _sample(wanted, config)
+    sample = _sample(wanted, config)
     n_atoms = measured.n_atoms if measured else float(np.mean([len(atoms) for atoms in sample] or [1]))
     found = counts(config, len(wanted), measured.seeds_a_request if measured else 1.0, n_atoms)
     if measured:
@@ -174,7 +179,7 @@ def plan(config: Config, measured: Measured | None = None) -> dict[str, Any]:
             "units": count.units,
             "tasks": count.units,
             "bytes": n_bytes,
-            "inodes": _inodes(stage, count.units, measured.n_arrays if measured else 31),
+            "inodes": _inodes(stage, count.units, measured.n_arrays if measured else 32),
             "seconds_a_unit": None if seconds is None else round(seconds, 4),
             "hours": None if seconds is None else round(count.units * seconds / HOUR, 6),
         }
@@ -211,6 +216,22 @@ def plan(config: Config, measured: Measured | None = None) -> dict[str, Any]:
         "seconds": round(sum(wall.values()) + measured.around, 1) if measured else None,
         "budget": _budget(config, stages),
         "probe": measured.as_json() if measured else None,
+        "dynamics": _dynamics(sample, config.explore.dynamics),
+    }
+
+
+def _dynamics(sample: Sequence[Atoms], dynamics: Dynamics) -> dict[str, Any]:
+    """Count the ensembles and time steps of sampled seeds, and collect what is to be said against them."""
+    if not dynamics.steps:
+        sample = []
+    masses = [atoms.get_masses() for atoms in sample]
+    steps = Counter(timestep_of(dynamics.timestep, each) for each in masses)
+    warnings = (too_long(dynamics.timestep, each) for each in sorted(masses, key=np.min))
+    return {
+        "n_sampled": len(sample),
+        "ensembles": dict(sorted(Counter(ensemble_of(atoms, dynamics) for atoms in sample).items())),
+        "timesteps": {f"{step:g}": steps[step] for step in sorted(steps)},
+        "warning": next(filter(None, warnings), None),
     }
 
 
@@ -339,7 +360,7 @@ def _as_frame(atoms: Atoms) -> Atoms:
     frame = atoms.copy()
     frame.info |= {
         "parent_id": bytes(16), "ensemble": "npt_isotropic", "replica": 0, "step": 0, "time": 0.0, "temperature": 0.0,
-        "pressure": 0.0,
+        "kinetic_temperature": 0.0, "pressure": 0.0,
     }  # fmt: skip
     return frame
 

@@ -24,9 +24,8 @@ NO_PARENT = bytes(16)
 # Facts about a structure that live in atoms.info; the rest of the variables are geometry, labels or ids.
 INFO_KEYS = (
     "charge", "spin_multiplicity", "parent_id", "system_type", "generator", "config_type", "head", "config_weight",
-    "temperature", "pressure", "time",
-    "step", "ensemble", "replica", "force_disagreement", "candidate", "features", "cluster", "selection_reason",
-    "split", "group", "label_method", "label_status",
+    "temperature", "kinetic_temperature", "pressure", "time", "step", "ensemble", "replica", "force_disagreement",
+    "candidate", "features", "cluster", "selection_reason", "split", "group", "label_method", "label_status",
 )  # fmt: skip
 ARRAY_KEYS = ("initial_charges", "initial_magmoms", "masses", "fixed")
 """Facts about atoms in ``atoms.arrays``, under ASE's names for them; ``fixed`` is ours, see `daskpipe.constraints`."""

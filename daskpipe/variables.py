@@ -120,7 +120,11 @@ VARIABLES: dict[str, Variable] = {
             "config_weight", "structure", "float32", "1", "Weight in the loss; NaN where its source gives none",
             missing=float("nan"),
         ),
-        _variable("temperature", "structure", "float32", "K", "Temperature of the thermostat"),
+        _variable("temperature", "structure", "float32", "K", "Temperature of the thermostat; NaN without one"),
+        _variable(
+            "kinetic_temperature", "structure", "float32", "K",
+            "Instantaneous temperature, of the kinetic energy; NaN without velocities",
+        ),
         _variable("pressure", "structure", "float32", "GPa", "Pressure of the barostat; NaN without one"),
         _variable("time", "structure", "float32", "fs", "Time since the start of the trajectory"),
         _variable("step", "structure", "int32", "1", "MD step since the start of the trajectory"),

@@ -15,7 +15,8 @@ import daskpipe
 PACKAGE = Path(daskpipe.__file__).parent
 
 WORDS = {
-    "variables", "structures", "geometry", "seeds", "units", "errors", "registry", "events", "placement", "work",
+    "variables", "structures", "connectivity", "geometry", "seeds", "units", "errors", "registry", "events",
+    "placement", "work",
     "accelerate", "checksums", "foreign", "checkpoints", "window", "ledger", "lease", "attempts",
     "manifests", "addresses", "outputs", "shared_disk", "constraints", "isolated",
 }  # fmt: skip

@@ -23,7 +23,7 @@ import daskpipe
 from daskpipe.cluster import connect
 from daskpipe.config import load
 from daskpipe.errors import ConfigError, InputError
-from daskpipe.events import Event, StageFinished
+from daskpipe.events import Event, Notice, StageFinished
 from daskpipe.ledger import read_ledger
 from daskpipe.runs import Result
 from daskpipe.structures import from_atoms
@@ -179,7 +179,7 @@ def test_all_that_exploration_can_do_and_batches_do_not_change_it(client: Client
     pressure = ours["pressure"].values
     assert set(pressure[is_alloy].tolist()) == {0.0, 2.0}
     assert np.isnan(pressure[~is_alloy]).all()
-    assert set(daskpipe.variables.decode(ours["ensemble"])[is_alloy]) == {"npt_isotropic"}
+    assert set(daskpipe.variables.decode(ours["ensemble"])[is_alloy]) == {"npt_triclinic"}
     assert set(daskpipe.variables.decode(ours["ensemble"])[~is_alloy]) == {"nvt_langevin"}
     disagreement, candidate = ours["force_disagreement"].values, ours["candidate"].values
     assert (disagreement > 0).all()
@@ -464,6 +464,14 @@ def test_the_ledger_tells_what_is_on_disk(reference: Result) -> None:
     told = [event["key"] for event in events if event["event"] == "UnitCommitted"]
     assert sorted(told) == sorted(committed(reference.run_dir))
     assert [event["stage"] for event in events if event["event"] == "StageFinished"] == list(UNITS)
+
+
+def test_a_time_step_that_is_too_long_is_told(client: Client, tmp_path: Path) -> None:
+    heard: list[Event] = []
+    long = [*SMALL, "generate.sources.clusters.n=1", "explore.dynamics.timestep=7"]
+    daskpipe.run("emt_alloy", long, run_dir=tmp_path / "run", client=client, subscribers=[heard.append])
+    (told,) = (event.message for event in heard if isinstance(event, Notice))
+    assert told.startswith("explore.dynamics.timestep=7 fs is long for atoms of 63.5 amu")
 
 
 def test_subscribers_hear_every_stage(reference: Result, client: Client, tmp_path: Path) -> None:

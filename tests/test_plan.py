@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,21 @@ def test_bytes_grow_with_the_frames() -> None:
     grown = ten["stages"]["explore"]["bytes"] - one["stages"]["explore"]["bytes"]
     n_atoms, n_frames = 10, 4 * (20 - 2)  # 8 to 14 atoms a seed
     assert n_frames * n_atoms * 13 < grown < n_frames * 1000  # positions and numbers; and what is said of a frame
+
+
+def test_plan_tells_ensembles_and_time_steps() -> None:
+    planned = plan(load("quickstart", []))["dynamics"]
+    assert planned["n_sampled"] == sum(planned["ensembles"].values()) == sum(planned["timesteps"].values()) > 10
+    assert planned["ensembles"].keys() == {"npt_triclinic", "nvt_langevin"}, "its alloys are strained at random"
+    assert (planned["timesteps"].keys(), planned["warning"]) == ({"4"}, None)
+    long = plan(load("molecules", ["explore.dynamics.timestep=4"]))["dynamics"]
+    assert long["ensembles"].keys() == {"nvt_langevin"}
+    assert re.search(
+        r"explore\.dynamics\.timestep=4 fs is long for atoms of 1\.01 amu, .* give timestep=auto \(0\.5 fs",
+        long["warning"],
+    )
+    relaxed = plan(load("molecules", ["explore.dynamics.steps=0", "explore.relax={}"]))["dynamics"]
+    assert relaxed == {"n_sampled": 0, "ensembles": {}, "timesteps": {}, "warning": None}
 
 
 def test_plan_under_several_pressures_is_an_upper_bound() -> None:

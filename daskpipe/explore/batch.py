@@ -47,9 +47,10 @@ class Batch:
         self.failures: dict[int, str] = {}
         self.fields = tuple(field.name for field in fields(self.state_type))
         self.state: Any
+        timestep = np.array([walker.timestep(dynamics) for walker in self.walkers])
         self.pace = Pace(
-            dt=dynamics.timestep * units.FS,
-            damping=float(np.exp(-dynamics.friction * dynamics.timestep)),
+            dt=self._tensor(timestep * units.FS),
+            damping=self._tensor(np.exp(-dynamics.friction * timestep)),
             thermostat_time=dynamics.thermostat_time * units.FS,
             barostat=dynamics.compressibility / units.GPA / (dynamics.barostat_time * units.FS),
         )
@@ -78,6 +79,7 @@ class Batch:
             walker.state = {
                 "positions": walker.start.positions.copy(),
                 "cell": cell,
+                "start_energy": row["energy"],
                 **row,
                 **self._first_state(walker),
             }
@@ -149,7 +151,14 @@ class Batch:
         if thermal is None:
             temperatures = [walker.temperature(self.dynamics, walker.step) for walker in self.walkers]
             thermal = self._tensor(units.KB * np.array(temperatures))
-        view = View(state=self.state, systems=self.systems, thermal=thermal, volume=self.volume)
+        equilibrating = [walker.step < self.dynamics.equilibration for walker in self.walkers]
+        view = View(
+            state=self.state,
+            systems=self.systems,
+            thermal=thermal,
+            volume=self.volume,
+            equilibrating=torch.tensor(equilibrating, device=self.model.device),
+        )
         return {
             system: ("potential_failed", self.failures[system]) if system in self.failures else fault
             for system, fault in check(guards, view).items()
@@ -183,7 +192,8 @@ class Batch:
         normal = walker.noise.steps(
             Purpose.THERMOSTAT, walker.step, len(thermal), lambda generator, n: generator.standard_normal((n, *shape))
         )
-        width = np.sqrt(thermal * (1 - self.pace.damping**2))
+        damping = np.exp(-self.dynamics.friction * walker.timestep(self.dynamics))
+        width = np.sqrt(thermal * (1 - damping**2))
         momenta = without_drift(normal * np.sqrt(walker.masses)[:, None], walker.masses, walker.free)
         return momenta * width[:, None, None]
 

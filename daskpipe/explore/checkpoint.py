@@ -12,7 +12,7 @@ import numpy as np
 from daskpipe.errors import Rejection
 from daskpipe.explore.walkers import Frame, Walker
 
-SCALARS = ("attempt", "step", "finished", "tallies")
+SCALARS = ("attempt", "step", "moved_at", "finished", "tallies")
 
 
 def pack(walkers: Sequence[Walker], order: Sequence[int], n_flying: int, capacity: float) -> bytes:

@@ -145,13 +145,13 @@ class Flight:
                 batch.export()
                 self._save()
             try:
+                self._trial_moves(batch)
                 faults = batch.advance(self._steps_to_event(), self.guards, lambda: not self._is_time_to_save())
             except RuntimeError as error:
                 batch.export()
                 self._too_many(error)
                 return
             faults |= self._frames(batch, faults)
-            self._trial_moves(batch, faults)
         batch.export()
         for system, fault in faults.items():
             walker = batch.walkers[system]
@@ -192,6 +192,7 @@ class Flight:
         leaving: dict[int, Fault] = {}
         geometries = {system: batch.geometry(system) for system in due if batch.is_worth_a_frame(system)}
         changed = self._changed(batch, geometries)
+        kinetic = batch.kinetic_temperature() if geometries else np.zeros(0)
         for system, atoms in geometries.items():
             walker = batch.walkers[system]
             is_candidate = faults.get(system) == CANDIDATE
@@ -205,6 +206,7 @@ class Flight:
                         cell=batch.cell(system),
                         step=walker.step,
                         temperature=walker.temperature(dynamics, walker.step),
+                        kinetic_temperature=float(kinetic[system]),
                         pressure=walker.pressure(dynamics, walker.step),
                         force_disagreement=float(batch.state.disagreement[system]),
                         candidate=is_candidate,
@@ -230,15 +232,15 @@ class Flight:
                 changed.add(system)
         return changed
 
-    def _trial_moves(self, batch: Batch, faults: dict[int, Fault]) -> None:
-        """Make the trial moves of those that are due and stay."""
+    def _trial_moves(self, batch: Batch) -> None:
+        """Make the trial moves that are due, those too for which there was no memory in a larger batch."""
         settings = self.settings.monte_carlo
         if settings is None or batch.walkers[0].is_relaxation:
             return
         due = [
             system
             for system, walker in enumerate(batch.walkers)
-            if system not in faults and walker.step % settings.every == 0
+            if walker.step % settings.every == 0 and walker.moved_at != walker.step
         ]
         if due:
             trial_moves(batch, due, settings)

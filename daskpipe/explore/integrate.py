@@ -43,6 +43,8 @@ class Configuration:
     """Shape (system, 3, 3), positive under tension; NaN where the model gives none."""
     disagreement: torch.Tensor
     """Of a committee about a force, shape (system,); NaN without one."""
+    start_energy: torch.Tensor
+    """Energy at the start of the trajectory, shape (system,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +104,12 @@ class Bath:
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Time step and the paces of the baths."""
+    """Time steps and the paces of the baths."""
 
-    dt: float
-    """Time step."""
-    damping: float
-    """exp(-friction dt)."""
+    dt: torch.Tensor
+    """Time steps, shape (system,)."""
+    damping: torch.Tensor
+    """exp(-friction dt), shape (system,)."""
     thermostat_time: float
     """Of rescaling and of the chain."""
     barostat: float
@@ -139,7 +141,7 @@ def step(state: State, systems: Systems, bath: Bath, pace: Pace, evaluate: Evalu
     State
         After the step.
     """
-    half = pace.dt / 2
+    half = (pace.dt / 2)[systems.system, None]
     momenta = state.momenta + half * acting(state.forces, systems)
     positions = state.positions + half * momenta / systems.masses
     cell, chain = state.cell, state.chain
@@ -180,7 +182,7 @@ def rescaling(kinetic: torch.Tensor, bath: Bath, pace: Pace) -> torch.Tensor:
     bath, pace
         As in `step`.
     """
-    keep = torch.exp(torch.full_like(kinetic, -pace.dt / pace.thermostat_time))
+    keep = torch.exp(-pace.dt / pace.thermostat_time)
     quantum = 0.5 * bath.thermal * (1 - keep)
     normal, squares = bath.rescaling[:, 0], bath.rescaling[:, 1]
     root = torch.sqrt(keep * kinetic)
@@ -201,18 +203,16 @@ def nose_hoover(
     chain, freedom, thermal, pace
         As in `step`.
     """
-    # torch-sim's chains go half of the given time step.
+    # torch-sim's chains have one time step for all systems, and go half of it. In units of its own each has 1.
+    dt = pace.dt[:, None]
     functions = construct_nose_hoover_chain(
-        dt=2 * pace.dt, chain_length=CHAIN, chain_steps=1, sy_steps=3, tau=pace.thermostat_time
+        dt=2.0, chain_length=CHAIN, chain_steps=1, sy_steps=3, tau=pace.thermostat_time / pace.dt
     )
     start = functions.initialize(freedom, kinetic, thermal)
-    start = NoseHooverChain(
-        # The momenta are changed in place.
-        chain[:, 0], chain[:, 1].clone(), start.masses, start.tau, kinetic, freedom
-    )  # fmt: skip
+    start = NoseHooverChain(chain[:, 0], chain[:, 1] / dt, start.masses, start.tau, kinetic, freedom)
     one = torch.ones_like(kinetic)[:, None]
     scale, end = functions.half_step(one, start, thermal, torch.arange(len(kinetic), device=kinetic.device))
-    return scale[:, 0], torch.stack([end.positions, end.momenta], dim=1)
+    return scale[:, 0], torch.stack([end.positions, end.momenta * dt], dim=1)
 
 
 def cell_strain(state: State, momenta: torch.Tensor, systems: Systems, bath: Bath, pace: Pace) -> torch.Tensor:

@@ -10,12 +10,13 @@ import torch
 
 from daskpipe import units
 from daskpipe.explore.batch import Batch, evaluator, split
-from daskpipe.explore.moves import SegmentResult, Swaps, Trial, hop_length, redraw, segment, swaps_allowed
+from daskpipe.explore.moves import SegmentResult, Swaps, Trial, redraw, segment, swaps_allowed
 from daskpipe.explore.noise import Purpose
 from daskpipe.explore.oxidation import oxidation_states
 from daskpipe.explore.packing import is_out_of_memory
 from daskpipe.explore.settings import MonteCarlo
-from daskpipe.explore.walkers import Walker
+from daskpipe.explore.vacancies import hop_sites, like_distances
+from daskpipe.explore.walkers import Moves, Walker
 
 
 def trial_moves(batch: Batch, due: Sequence[int], settings: MonteCarlo) -> None:
@@ -36,15 +37,9 @@ def trial_moves(batch: Batch, due: Sequence[int], settings: MonteCarlo) -> None:
     walkers = {system: batch.walkers[system] for system in due}
     streams = {system: walker.noise.at(Purpose.MOVES, walker.step) for system, walker in walkers.items()}
     results = _decide(batch, {system: _segment(batch, system, settings, streams[system]) for system in due})
-    for system, walker in walkers.items():
-        for kind in ("swaps", "hops"):
-            for what, count in asdict(getattr(results[system], kind)).items():
-                name = f"{kind}_{what}"
-                walker.tallies[name] = walker.tallies.get(name, 0) + count
     moved = [system for system in due if len(results[system].moved)]
-    if not moved:
-        return
-    found = _evaluate(batch, {system: results[system].positions for system in moved})
+    found = _evaluate(batch, {system: results[system].positions for system in moved}) if moved else []
+    # Nothing is changed before this line: where memory has run out the segment is made again.
     for system, row in zip(moved, found, strict=True):
         walker = walkers[system]
         assert walker.state is not None
@@ -60,7 +55,14 @@ def trial_moves(batch: Batch, due: Sequence[int], settings: MonteCarlo) -> None:
                 drawn[atom, ~rests] = (np.sqrt(units.KB * temperature * walker.masses[atom]) * normal)[~rests]
             momenta = drawn
         walker.state |= {**row, "positions": results[system].positions, "momenta": momenta}
-    batch.load()
+    if moved:
+        batch.load()
+    for system, walker in walkers.items():
+        walker.moved_at = walker.step
+        for kind in ("swaps", "hops"):
+            for what, count in asdict(getattr(results[system], kind)).items():
+                name = f"{kind}_{what}"
+                walker.tallies[name] = walker.tallies.get(name, 0) + count
 
 
 def _segment(
@@ -69,8 +71,8 @@ def _segment(
     walker = batch.walkers[system]
     assert walker.state is not None
     if walker.moves is None:
-        walker.moves = (_swaps(walker, settings), hop_length(walker.seed))
-    swaps, length = walker.moves
+        walker.moves = _moves(walker, settings)
+    swaps, sites, length = walker.moves
     return segment(
         walker.state["positions"],
         float(walker.state["energy"]),
@@ -84,17 +86,22 @@ def _segment(
         hop_length=length,
         min_distance=settings.min_distance,
         rng=rng,
+        sites=sites,
         movable=np.flatnonzero(walker.free.all(axis=1)),
     )
 
 
-def _swaps(walker: Walker, settings: MonteCarlo) -> Swaps:
+def _moves(walker: Walker, settings: MonteCarlo) -> Moves:
     movable = walker.free.all(axis=1)
     if not movable.any():
         nothing = np.zeros(0, dtype=np.int64)
-        return Swaps(order=nothing, begin=nothing, end=nothing, n_species=0)
+        return Swaps(order=nothing, begin=nothing, end=nothing, n_species=0), None, np.zeros(len(movable))
     states = oxidation_states(walker.seed, settings.oxidation_states)
-    return swaps_allowed(walker.seed.numbers[movable], states[movable], settings.charge_tolerance)
+    swaps = swaps_allowed(walker.seed.numbers[movable], states[movable], settings.charge_tolerance)
+    if not settings.hops:
+        return swaps, None, np.zeros(len(states))
+    length = like_distances(walker.start, states, settings.charge_tolerance)
+    return swaps, hop_sites(walker.start, length, movable), length
 
 
 def _decide(batch: Batch, segments: dict[int, Generator[Trial, float, SegmentResult]]) -> dict[int, SegmentResult]:

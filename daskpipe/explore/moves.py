@@ -8,25 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from daskpipe import units
-from daskpipe.explore.ensembles import neighbours
+from daskpipe.explore.vacancies import HopSites
 from daskpipe.geometry import full_cell, widths
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 HOP_RANGE = (0.8, 1.2)
 """Least and largest length of a hop, in hop lengths."""
 
 STATE_UNIT = 1e-6
 """e; states are compared as whole numbers of it, so that i may trade with j exactly where j may with i."""
-
-SEARCH = (3.0, 6.0, 12.0, 24.0)
-"""Å; how far nearest neighbours are looked for, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -103,23 +96,6 @@ def swaps_allowed(numbers: np.ndarray, states: np.ndarray, tolerance: float = 0.
     return Swaps(order=order, begin=begin.ravel(), end=np.cumsum(count), n_species=len(species))
 
 
-def hop_length(atoms: Atoms) -> float:
-    """Return the median distance of an atom to its nearest neighbour, Å, images included.
-
-    Where most atoms have none within 24 Å it is the median of twice their covalent radius.
-    """
-    from ase.data import covalent_radii
-
-    for cutoff in SEARCH:
-        nearest = np.full(len(atoms), np.inf)
-        i, distance = neighbours(atoms, cutoff, "id")
-        np.minimum.at(nearest, i, distance)
-        # Neighbours further away than those found so far cannot change the median once it is finite.
-        if np.isfinite(median := float(np.median(nearest))):
-            return median
-    return float(np.median(2 * covalent_radii[atoms.numbers]))
-
-
 @dataclass(frozen=True)
 class Trial:
     """A configuration whose energy is asked for.
@@ -138,10 +114,14 @@ class Trial:
 
 @dataclass
 class Counts:
-    """What became of the trials of one kind: `overlapping` ones cost no energy, the others that failed did."""
+    """What became of the trials of one kind: `overlapping` and `blocked` ones cost no energy, others that failed did.
+
+    A hop is blocked where no vacant site is in reach, or where the atom would not belong to the site it hops to.
+    """
 
     tried: int = 0
     overlapping: int = 0
+    blocked: int = 0
     accepted: int = 0
 
 
@@ -179,9 +159,10 @@ def segment(
     swaps: Swaps,
     n_swaps: int,
     n_hops: int,
-    hop_length: float,
+    hop_length: float | np.ndarray,
     min_distance: float,
     rng: np.random.Generator,
+    sites: HopSites | None = None,
     movable: np.ndarray | None = None,
 ) -> Generator[Trial, float, SegmentResult]:
     """Make swap trials, then hop trials, each accepted or not by Metropolis' rule (DOI 10.1063/1.1699114).
@@ -189,8 +170,10 @@ def segment(
     A coroutine: it yields trials, is sent the energy of each (eV; one that is not finite rejects the trial) and
     returns a `SegmentResult`.
 
-    Each trial obeys detailed balance. Swaps are drawn from pairs that no swap changes; a hop has an isotropic direction
-    and a length that does not depend on where the atom is; overlaps count as infinite energy. A fixed sequence of such
+    Each trial obeys detailed balance. Swaps are drawn from pairs that no swap changes. A hop to a vacant site is drawn
+    from those that are possible, and the ratio of their numbers before and after multiplies the Boltzmann factor (DOI
+    10.1093/biomet/57.1.97); without vacant sites a hop has an isotropic direction and a length that does not depend on
+    where the atom is. Overlaps count as infinite energy. A fixed sequence of such
     trials leaves the Boltzmann distribution as it is. The number of trials is therefore fixed, and none is repeated
     because it overlapped or was refused: stopping at the first success would visit states by how easily they are left.
 
@@ -213,12 +196,15 @@ def segment(
     n_swaps, n_hops
         Numbers of trials.
     hop_length
-        Å; a hop is `HOP_RANGE` times as long. It must stay the same all along a trajectory.
+        Å, of all atoms or of each, shape (atom,); a hop is `HOP_RANGE` times as long. It must stay the same all along a
+        trajectory.
     min_distance
         A trial is rejected where a moved atom comes closer to another one, or its image, than this fraction of the sum
         of their covalent radii. Distances of an atom to its own images do not change and are not looked at.
     rng
         Stream of the trajectory.
+    sites
+        Sites of the trajectory, if some are vacant: atoms hop to these, and `hop_length` does not matter.
     movable
         Atoms that may be moved, which `swaps` counts; by default all.
 
@@ -237,7 +223,8 @@ def segment(
     pairs = movable[swaps.draw(rng, n_swaps)] if n_swaps else np.zeros((0, 2), dtype=np.int64)
     hoppers = movable[rng.integers(len(movable), size=n_hops)] if n_hops else np.zeros(0, dtype=np.int64)
     directions = rng.standard_normal((n_hops, 3))
-    lengths = hop_length * rng.uniform(*HOP_RANGE, size=n_hops)
+    lengths = np.broadcast_to(hop_length, len(positions))[hoppers] * rng.uniform(*HOP_RANGE, size=n_hops)
+    choices = rng.random(n_hops) if sites else np.zeros(n_hops)
     hops = directions * (lengths / np.linalg.norm(directions, axis=1))[:, None]
     # u < exp(-x) for uniform u is x < e for exponential e: no overflow, and NaN compares false.
     allowance = units.KB * temperature * rng.standard_exponential(n_swaps + n_hops)
@@ -251,6 +238,14 @@ def segment(
         if number < n_swaps:
             atoms = pairs[number]
             places = here[atoms[::-1]]
+        elif sites is not None:
+            hop = _vacancy_hop(here, distances.cell, sites, choices[number - n_swaps])
+            if hop is None:
+                counts.tried += 1
+                counts.blocked += 1
+                continue
+            atoms, places, ratio = hop
+            allowed += units.KB * temperature * np.log(ratio)
         else:
             atoms = hoppers[number - n_swaps, None]
             places = here[atoms] + hops[number - n_swaps]
@@ -266,6 +261,24 @@ def segment(
             moved.update(atoms.tolist())
             counts.accepted += 1
     return SegmentResult(here, energy, np.array(sorted(moved), dtype=np.int64), swapped, hopped)
+
+
+def _vacancy_hop(
+    positions: np.ndarray, cell: np.ndarray, sites: HopSites, choice: float
+) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Draw a hop to a vacant site: the atom, its place, and the number of possible hops before over that after."""
+    before = sites.of(positions, cell)
+    hoppers, pairs = sites.possible(before)
+    if not len(pairs):
+        return None
+    chosen = int(choice * len(pairs))
+    atom, pair = hoppers[chosen], pairs[chosen]
+    place = positions[atom] + sites.step(pair, cell)
+    after = before.copy()
+    after[atom] = sites.of(place[None], cell)[0]
+    if after[atom] != sites.second[pair]:
+        return None
+    return np.array([atom]), place[None], len(pairs) / len(sites.possible(after)[1])
 
 
 class _Distances:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from daskpipe.explore.ensembles import neighbours
+from daskpipe.connectivity import neighbours
 
 if TYPE_CHECKING:
     from ase import Atoms

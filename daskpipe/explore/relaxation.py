@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from daskpipe import units
+from daskpipe.connectivity import periodic_directions
 from daskpipe.explore import settings as explore_settings
 from daskpipe.explore.batch import Batch
-from daskpipe.explore.ensembles import periodic_directions, strain_modes
+from daskpipe.explore.ensembles import strain_modes
 from daskpipe.explore.fire import DT_START, SLOWER, FireState, fire_step, largest_force, residual
 from daskpipe.explore.fixed import free_components
 from daskpipe.explore.guards import FINISHED, Fault, Guard, force
@@ -187,7 +188,7 @@ def strains(seed: Atoms, cell: str, *, relax_plane: bool = False) -> str:
     Parameters
     ----------
     seed
-        See `daskpipe.explore.ensembles.periodic_directions`.
+        See `daskpipe.connectivity.periodic_directions`.
     cell
         One of ``explore.relax.cell``.
     relax_plane

@@ -17,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from daskpipe.explore.timesteps import LONGEST
+
 type EnsembleName = Literal[
     "auto",
     "nve",
@@ -38,18 +40,24 @@ class Guards(_Model):
     """Limits beyond which a trajectory is not physics any more, and what happens then."""
 
     max_temperature_ratio: float = Field(
-        default=6.0, gt=1, description="Instantaneous over thermostat temperature at which a trajectory is stopped"
+        default=6.0,
+        gt=1,
+        description="Instantaneous over thermostat temperature at which a trajectory is stopped; neither equilibration "
+        "nor heat from the seed's own potential energy counts",
     )
     max_force: PositiveFloat = Field(default=100.0, description="Largest force on an atom, eV/Å")
     max_volume_ratio: float = Field(
-        default=1.6, gt=1, description="Volume over the seed's, or the seed's over it, that a barostat may reach"
+        default=1.6,
+        gt=1,
+        description="Volume over that of the seed, or the reverse, that a barostat may reach; so along each direction",
     )
     min_distance: float = Field(
         default=0.5, ge=0, lt=1, description="Shortest pair distance, in sums of the two covalent radii"
     )
     evaporation: Annotated[float, Field(gt=1)] | None = Field(
         default=2.5,
-        description="A part that is farther than this many sums of covalent radii from the rest has left; null: may",
+        description="A fragment that is farther than this many sums of covalent radii from what it was bonded to has "
+        "left, unless matter is connected in three directions; null: may",
     )
     max_disagreement: PositiveFloat | None = Field(
         default=None,
@@ -92,6 +100,10 @@ type Schedule = float | Ramp
 type _Temperature = Annotated[
     Annotated[PositiveFloat, Tag("[number]")] | Annotated[Ramp, Tag("[ramp]")], Discriminator(_kind)
 ]
+type _Step = Annotated[
+    Annotated[PositiveFloat, Field(le=20), Tag("[number]")] | Annotated[Literal["auto"], Tag("[word]")],
+    Discriminator(lambda value: "[word]" if isinstance(value, str) else "[number]"),
+]
 type _Pressure = Annotated[Annotated[float, Tag("[number]")] | Annotated[Ramp, Tag("[ramp]")], Discriminator(_kind)]
 
 
@@ -106,7 +118,9 @@ class MonteCarlo(_Model):
     every: PositiveInt = Field(default=20, description="MD steps between two segments of trial moves")
     swaps: NonNegativeInt = Field(default=0, description="Trial exchanges of two atoms of different elements a segment")
     hops: NonNegativeInt = Field(
-        default=0, description="Trial hops of one atom by about a bond length a segment; most overlap and cost nothing"
+        default=0,
+        description="Trial hops of one atom a segment: to a vacant site, if the start has any, as far away as atoms of "
+        "its kind are; else by that length in any direction, where most overlap and cost nothing",
     )
     min_distance: float = Field(
         default=0.7, ge=0, lt=1.5, description="Trial moves that bring a pair closer are rejected, as in the guards"
@@ -177,7 +191,11 @@ class Dynamics(_Model):
         default=[0.0], min_length=1, description="One trajectory a seed under a barostat at each, GPa; as temperatures"
     )
     replicas: PositiveInt = Field(default=1, description="Trajectories a seed, temperature and pressure")
-    timestep: PositiveFloat = Field(default=1.0, le=20, description="Time step, fs")
+    timestep: _Step = Field(
+        default="auto",
+        description="Time step, fs; auto: by the lightest atom of a structure 0.5 (hydrogen), 1 (Li to Ne), 2 (Na to "
+        "Ar) or 4",
+    )
     friction: PositiveFloat = Field(default=0.01, le=1, description="Friction of the Langevin thermostat, 1/fs")
     thermostat_time: PositiveFloat = Field(
         default=100.0, description="Relaxation time of the Nosé-Hoover and velocity-rescaling thermostats, fs"
@@ -225,10 +243,11 @@ class Dynamics(_Model):
         for schedule in self.temperatures:
             if min(ends(schedule)) <= 0:
                 raise ValueError(f"received {schedule} K; a temperature must be greater than 0 K")
-        if self.timestep >= self.thermostat_time or self.timestep >= self.barostat_time:
+        longest = LONGEST if self.timestep == "auto" else self.timestep
+        if longest >= self.thermostat_time or longest >= self.barostat_time:
             raise ValueError(
                 f"thermostat_time={self.thermostat_time:g} fs and barostat_time={self.barostat_time:g} fs must be "
-                f"longer than timestep={self.timestep:g} fs; ten steps and more are sensible"
+                f"longer than timestep={longest:g} fs; ten steps and more are sensible"
             )
         return self
 
@@ -264,7 +283,9 @@ class Exploration(_Model):
     guards: Guards = Field(default_factory=Guards, description="What ends a trajectory")
     monte_carlo: MonteCarlo | None = Field(default=None, description="Trial moves between segments of dynamics")
     repulsion: Literal["none", "zbl"] = Field(
-        default="none", description="zbl adds a screened repulsion of nuclei closer than the sum of covalent radii"
+        default="none",
+        description="zbl adds a screened repulsion of nuclei closer than 0.7 of the sum of covalent radii, which is "
+        "shorter than bonds; a seed with such a pair is refused",
     )
     batch_atoms: PositiveInt | None = Field(
         default=None, description="Most atoms in flight at once; null: 1024 on a CPU, on a GPU what fits its memory"

@@ -136,20 +136,30 @@ def _ensemble(seed: Atoms, settings: Exploration, elements: frozenset[str] | Non
         return unknown.reason, unknown.evidence, ""
     if evidence := overlap(seed, settings.guards.min_distance):
         return "overlap", evidence, ""
+    if settings.repulsion == "zbl" and (evidence := _repelled(seed)):
+        return "repulsion", evidence, ""
     if not free_components(seed).any():
         return "fixed", f"all of its {len(seed)} atoms are fixed, so that nothing moves; free some of them", ""
-    if settings.monte_carlo and settings.monte_carlo.swaps:
+    if settings.monte_carlo:
         try:
             oxidation_states(seed, settings.monte_carlo.oxidation_states)
         except ValueError as error:
             return "oxidation_states", str(error), ""
     if evidence := _unfit_cell(seed, settings):
         return "ensemble", evidence, ""
-    ensemble = _ensemble_of(seed, settings.dynamics)
+    ensemble = ensemble_of(seed, settings.dynamics)
     # What auto chooses need not be looked at a second time.
     if _named(seed, settings.dynamics) != "auto" and (evidence := refusal(ensemble, seed)):
         return "ensemble", evidence, ensemble
     return "", "", ensemble
+
+
+def _repelled(seed: Atoms) -> str | None:
+    """Return which pair of a seed the repulsion of nuclei would push apart from the start; ``None`` if none."""
+    from daskpipe.potentials.zbl import REACH
+
+    pair = overlap(seed, REACH)
+    return pair and f"{pair}: repulsion=zbl would push on it from the start; give repulsion=none, or a relaxed seed"
 
 
 def _unfit_cell(seed: Atoms, settings: Exploration) -> str | None:
@@ -165,7 +175,16 @@ def _named(seed: Atoms, dynamics: Dynamics) -> str:
     return dynamics.ensembles.get(seed.info.get("system_type", ""), dynamics.ensemble)
 
 
-def _ensemble_of(seed: Atoms, dynamics: Dynamics) -> str:
+def ensemble_of(seed: Atoms, dynamics: Dynamics) -> str:
+    """Return the ensemble that a seed is explored in.
+
+    Parameters
+    ----------
+    seed
+        Its cell spans a volume along periodic axes.
+    dynamics
+        Names the ensemble, or says ``auto``.
+    """
     name = _named(seed, dynamics)
     return choose(seed, relax_plane=dynamics.relax_plane) if name == "auto" else name
 
@@ -186,7 +205,7 @@ def load_seeds(root: Path, pieces: Sequence[Rows], conditions: Sequence[Conditio
 def names(root: Path, pieces: Sequence[Rows], conditions: Sequence[Condition], dynamics: Dynamics) -> list[str]:
     """Return what the quarantine calls the trajectories of a partition."""
     return [
-        Walker(seed=seed, ensemble=_ensemble_of(seed, dynamics), run_seed=0).name
+        Walker(seed=seed, ensemble=ensemble_of(seed, dynamics), run_seed=0).name
         for seed in load_seeds(root, pieces, conditions)
     ]
 
@@ -198,7 +217,7 @@ def under_pressure(root: Path, pieces: Sequence[Rows], dynamics: Dynamics) -> li
     from daskpipe.structures import to_atoms
 
     ds = read_rows(root, pieces)
-    return [has_pressure(_ensemble_of(to_atoms(ds, index), dynamics)) for index in range(len(pieces))]
+    return [has_pressure(ensemble_of(to_atoms(ds, index), dynamics)) for index in range(len(pieces))]
 
 
 def conditions(dynamics: Dynamics, relax: Relaxation | None = None, *, pressed: bool = True) -> list[Condition]:

@@ -19,6 +19,7 @@ from daskpipe.explore.ensembles import has_barostat, has_pressure, strain_modes
 from daskpipe.explore.fixed import count_freedom, free_components
 from daskpipe.explore.noise import Noise
 from daskpipe.explore.settings import Dynamics, Exploration, Ramp, Schedule
+from daskpipe.explore.timesteps import timestep_of
 from daskpipe.structures import round_positions, structure_id
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
     from daskpipe.explore.moves import Swaps
     from daskpipe.explore.relaxation import Relaxation
+    from daskpipe.explore.vacancies import HopSites
+
+type Moves = tuple[Swaps, HopSites | None, np.ndarray]
+"""Which atoms may be swapped, between which sites one hops, if some are vacant, and how far else, Å, shape (atom,)."""
 
 COOLER = 0.9
 """Factor of the temperature of each new try."""
@@ -58,6 +63,7 @@ class Frame:
     """Shape (3, 3), Å."""
     step: int
     temperature: float
+    kinetic_temperature: float
     pressure: float
     force_disagreement: float
     candidate: bool
@@ -91,11 +97,13 @@ class Walker:
     finished: bool = False
     tallies: dict[str, int] = field(default_factory=dict)
     """Trial moves: ``swaps_tried``, ``swaps_overlapping``, ``swaps_accepted`` and the same of hops."""
+    moved_at: int = 0
+    """Step at which its last trial moves were made."""
     relaxation: Relaxation | None = None
     """Relaxation of the seed that comes first; trajectories of one seed share it."""
     is_relaxation: ClassVar[bool] = False
-    moves: tuple[Swaps, float] | None = None
-    """Which atoms may be swapped, and how far one hops, Å; a function of the seed."""
+    moves: Moves | None = None
+    """Trial moves that are possible; a function of the start."""
 
     def __post_init__(self) -> None:
         self.id = structure_id(self.seed)
@@ -152,6 +160,10 @@ class Walker:
         """Temperature of its thermostat at a step, K."""
         return dynamics.value(self.condition.temperature, step) * COOLER**self.attempt
 
+    def timestep(self, dynamics: Dynamics) -> float:
+        """Time step, fs."""
+        return timestep_of(dynamics.timestep, self.masses)
+
     def pressure(self, dynamics: Dynamics, step: int) -> float:
         """Pressure of its barostat at a step, GPa; NaN without one."""
         if not self.has_barostat:
@@ -202,7 +214,7 @@ class Walker:
         self._record(reason, f"{evidence}; {then}", last_sane=last, crashed=crashed)
         if again:
             self.attempt += 1
-            self.step = 0
+            self.step = self.moved_at = 0
             self._noise = None
         else:
             self.finished = True
@@ -250,8 +262,9 @@ class Walker:
                 "ensemble": self.ensemble,
                 "replica": self.condition.replica,
                 "step": frame.step,
-                "time": np.nan if self.is_relaxation else frame.step * dynamics.timestep,
+                "time": np.nan if self.is_relaxation else frame.step * self.timestep(dynamics),
                 "temperature": frame.temperature,
+                "kinetic_temperature": frame.kinetic_temperature,
                 "pressure": frame.pressure,
             }
             if not np.isnan(frame.force_disagreement):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from daskpipe.connectivity import periodic_directions
 from daskpipe.geometry import full_cell, overlap, widths
 from daskpipe.structures import charge
 
@@ -20,9 +21,6 @@ MIN_WIDTH = 0.5
 
 MAX_COORDINATE = 1e6
 """Largest coordinate, Å: float32 resolves 0.06 Å there."""
-
-GAP = 7.0
-"""Empty slab, Å, that makes an axis count as open: wider than any layer distance or molecular packing."""
 
 NONMETALS = frozenset((1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 32, 33, 34, 35, 36, 51, 52, 53, 54, 85, 86))
 """Atomic numbers of the elements that bind in molecules, metalloids among them."""
@@ -151,18 +149,11 @@ def _axes(which: np.ndarray) -> str:
 def system_type(atoms: Atoms) -> str:
     """Return the kind of a structure that says nothing of itself.
 
-    An axis is closed if it is periodic and no slab of 7 Å across it is empty. Three closed axes make a ``bulk``, one
-    or two a ``surface``. With none it is a ``cluster`` if more than half of the atoms are metals, else a ``molecule``.
+    Matter that is connected through the periodic boundaries along three directions is ``bulk``, along two a
+    ``surface``, along one a ``wire``, however the cell vectors lie (`daskpipe.connectivity.periodic_directions`). What
+    is not connected is a ``cluster`` if more than half of the atoms are metals, else a ``molecule``.
     """
-    closed = atoms.pbc.copy()
-    if closed.any():
-        cell = full_cell(atoms)
-        scaled = np.linalg.solve(cell.T, atoms.positions.T).T % 1
-        for axis in np.flatnonzero(closed):
-            places = np.sort(scaled[:, axis])
-            gap = np.diff(places, append=places[0] + 1).max() * widths(cell)[axis]
-            closed[axis] = gap < GAP
-    if closed.any():
-        return "bulk" if closed.all() else "surface"
+    if n_directions := len(periodic_directions(atoms)):
+        return ("wire", "surface", "bulk")[n_directions - 1]
     metals = ~np.isin(atoms.numbers, list(NONMETALS))
     return "cluster" if metals.mean() > 0.5 else "molecule"

@@ -48,7 +48,8 @@ def mace_data(
     -------
     list of mace.data.AtomicData
         In torch's default dtype. What a structure lacks (e.g. a stress without a periodic cell) is zero, and so is its
-        weight.
+        weight. A stress of a structure that is not periodic along all vectors has no weight either: MACE 0.3.16
+        lengthens open cell vectors and divides by that volume (ACEsuit/mace#1509).
 
     Raises
     ------
@@ -74,12 +75,15 @@ def mace_data(
         known = {name: value if value.ndim else value.item() for name, value in values.items() if _whole(value)}
         if not known.get("total_spin"):
             known.pop("total_spin", None)  # nobody says it, and MACE has a default
+        weights = {name: float(name in known) for name in names}
+        if not item["pbc"].all():
+            weights["stress"] = 0.0
         weight = float(item["config_weight"]) if "config_weight" in item else math.nan
         config = Configuration(
             atomic_numbers=numbers,
             positions=item["positions"].numpy().astype(float),
             properties={name: known.get(name) for name in names},
-            property_weights={name: float(name in known) for name in names},
+            property_weights=weights,
             cell=item["cell"].numpy(),
             pbc=tuple(item["pbc"].tolist()),
             weight=1.0 if math.isnan(weight) else weight,

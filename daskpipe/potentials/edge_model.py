@@ -77,7 +77,8 @@ class EdgeModel(ModelInterface):
             pulls = slopes / distances * vectors
             per_system = state.n_atoms_per_system
             out = {
-                "energy": sums(energies, per_system),
+                # In float64 in any case: trial moves are accepted by differences of these sums.
+                "energy": sums(energies.double(), per_system),
                 "forces": torch.stack([sums(pull, edges.per_atom) for pull in pulls], dim=1),
             }
             if self._compute_stress:

@@ -14,7 +14,9 @@ import numpy as np
 
 from daskpipe.errors import ConfigError, InputError, unknown
 from daskpipe.foreign import import_mace
-from daskpipe.potentials.potential import Evaluation, Identity, Potential, checked_results, file_hash
+from daskpipe.potentials.mace_electrons import check_features, specs_of, with_electrons
+from daskpipe.potentials.mace_pickles import read_class_and_heads
+from daskpipe.potentials.potential import Evaluation, Failure, Identity, Potential, checked_results, file_hash
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -49,7 +51,7 @@ def mace(
         ``mace_mp`` as MACE calls them (``small``, ``medium-mpa-0`` ...) and those of ``mace_off`` as ``off:small`` ...
         **A model file that is not safetensors is a program: loading it runs what it says. Know where it is from.**
     head
-        Of a model with several; by default the one called ``default``.
+        Of a model with several; by default the one called ``default``, and needed if there is none of that name.
     acceleration
         Of the batched model for dynamics; labels are computed without. ``cueq`` needs NVIDIA's cuEquivariance,
         ``compile`` a compiler for C++ (on CUDA: Triton) and minutes for the first step.
@@ -57,27 +59,27 @@ def mace(
     Raises
     ------
     ConfigError
-        If the model has no such head, or the acceleration is not to be had here.
+        If the model has no such head, or several and none is named, or the acceleration is not to be had here.
     InputError
-        If the file is missing, holds no MACE model or one with a long range, or a foundation model cannot be had.
+        If the file is missing, holds no MACE model, one with a long range or one that asks for more than charge and
+        spin of a structure, or a foundation model cannot be had.
     """
     import torch
 
     import_mace()
-    from mace.calculators import MACECalculator
 
+    from daskpipe.potentials.mace_calculator import Calculator
     from daskpipe.potentials.mace_model import MixedMace, check_acceleration
 
     check_acceleration(acceleration, device)
-    module = _load(_path(model), device, dtype)
-    heads = list(getattr(module, "heads", ["Default"]))
-    if head is not None and head not in heads:
-        raise ConfigError(unknown("head", head, heads))
-    calculator = MACECalculator(models=module, device=device, default_dtype=dtype, head=head)
+    path = _path(model)
+    module = _load(path, device, dtype)
+    head = choose_head(list(getattr(module, "heads", ["Default"])), head, path)
+    calculator = Calculator(models=module, device=device, default_dtype=dtype, head=head)
 
     def batched(stress: bool, acceleration: str = acceleration) -> ModelInterface:
         return MixedMace(
-            module, torch.device(device), getattr(torch, dtype), compute_stress=stress, head=calculator.head,
+            module, torch.device(device), getattr(torch, dtype), compute_stress=stress, head=head,
             acceleration=acceleration,
         )  # fmt: skip
 
@@ -89,7 +91,7 @@ def mace(
         elements=_symbols(module.atomic_numbers.tolist()),
         cutoff=cutoff,
         # Without an embedding of the charge a model is one of neutral matter.
-        knows_charge="total_charge" in (getattr(module, "embedding_specs", None) or {}),
+        knows_charge="total_charge" in specs_of(module),
     )
 
 
@@ -130,7 +132,7 @@ def node_features(
         for batch in _batches_of_atoms(structures):
             graphs = [
                 AtomicData.from_config(
-                    config_from_atoms(atoms, key_specification=keys, head_name=calculator.head),
+                    config_from_atoms(with_electrons(atoms), key_specification=keys, head_name=calculator.head),
                     z_table=calculator.z_table,
                     cutoff=calculator.r_max,
                     heads=calculator.available_heads,
@@ -199,7 +201,8 @@ def _batches_of_atoms(structures: Sequence[Atoms]) -> Iterator[list[Atoms]]:
 def identify(model: str, head: str | None, acceleration: str = "none") -> Identity:
     """Identity of a MACE model: the bytes of its file or files, and the head if one is named.
 
-    How it is accelerated is no part of it: that changes rounding, and no label.
+    How it is accelerated is no part of it: that changes rounding, and no label. Class and heads of the model are
+    checked here, before anything runs, without loading it.
     """
     path = _path(model)
     files, elements = [path], None
@@ -207,11 +210,46 @@ def identify(model: str, head: str | None, acceleration: str = "none") -> Identi
         from daskpipe.potentials.mace_files import hyper_file, read_hypers
 
         files.append(hyper_file(path))
-        elements = _symbols(read_hypers(path)["atomic_numbers"])
+        hypers = read_hypers(path)
+        elements = _symbols(hypers["atomic_numbers"])
+        choose_head(hypers["heads"] or ["Default"], head, path)
+    elif (pickled := read_class_and_heads(path)) is not None:
+        name_of_class, heads = pickled
+        _refuse_long_range(name_of_class, path)
+        choose_head(heads, head, path)
     parts = [file_hash(file) for file in files] + ([head] if head else [])
     digest = parts[0] if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()
     name = {"bundled": "MACE Cu-Ag-Au"}.get(model, f"MACE {model if model in _known(model) else path.name}")
     return Identity(name=name, hash=digest, elements=elements)
+
+
+def choose_head(heads: Sequence[str], head: str | None, path: Path) -> str:
+    """Return the head of a model that is meant.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no such head, or several, none of them called ``default``, and none is named.
+    """
+    if head is not None:
+        if head not in heads:
+            raise ConfigError(unknown("head", head, list(heads)))
+        return head
+    default = heads if len(heads) == 1 else [name for name in heads if name.lower() == "default"]
+    if not default:
+        raise ConfigError(
+            f"potential 'mace': the model {path.name} has the heads {', '.join(heads)}, and none is called default; "
+            f"give one of them as params.head, e.g. label.potential.params.head={heads[0]}"
+        )
+    return default[0]
+
+
+def _refuse_long_range(name_of_class: str, path: Path) -> None:
+    if name_of_class in LONG_RANGED:
+        raise InputError(
+            f"model file {str(path)!r} holds a {name_of_class}, whose long range is not made of edges and "
+            "needs one periodicity for all systems of a batch; give a MACE without"
+        )
 
 
 def _path(model: str) -> Path:
@@ -290,18 +328,15 @@ def _load(path: Path, device: str, dtype: str) -> Any:
                 f"model file {str(path)!r} holds a {type(module).__name__}, not a MACE model; give a file written by "
                 "mace_run_train (NAME.model, not a checkpoint or a compiled model)"
             )
-        if type(module).__name__ in LONG_RANGED:
-            raise InputError(
-                f"model file {str(path)!r} holds a {type(module).__name__}, whose long range is not made of edges and "
-                "needs one periodicity for all systems of a batch; give a MACE without"
-            )
+        _refuse_long_range(type(module).__name__, path)
+        check_features(module, path)
     module = module.to(device=device, dtype=getattr(torch, dtype)).eval()
     for parameter in module.parameters():
         parameter.requires_grad = False
     return module
 
 
-def _labeller(model: ModelInterface) -> Any:
+def _labeller(model: Any) -> Any:
     import torch
     from ase.stress import full_3x3_to_voigt_6_stress
 
@@ -317,12 +352,13 @@ def _labeller(model: ModelInterface) -> Any:
     def label_batch(structures: Sequence[Atoms]) -> Iterator[Evaluation]:
         found = {name: value.cpu() for name, value in model(batch(structures, model.device, torch.float64)).items()}
         forces = found["forces"].split([len(atoms) for atoms in structures])
-        for atoms, energy, force, stress in zip(structures, found["energy"], forces, found["stress"], strict=True):
-            yield checked_results(
-                energy=float(energy),
-                forces=force.numpy(),
-                stress=full_3x3_to_voigt_6_stress(stress.numpy()) if atoms.pbc.all() else None,
-            )
+        failures: dict[int, str] = model.failures
+        for index, atoms in enumerate(structures):
+            if index in failures:
+                yield Failure(reason="charge", evidence=failures[index])
+                continue
+            stress = full_3x3_to_voigt_6_stress(found["stress"][index].numpy()) if atoms.pbc.all() else None
+            yield checked_results(energy=float(found["energy"][index]), forces=forces[index].numpy(), stress=stress)
 
     return label
 

@@ -19,7 +19,8 @@ from torch_sim import SimState
 
 from daskpipe.errors import ConfigError
 from daskpipe.foreign import quiet
-from daskpipe.potentials.batches import Finder, completed, lost, periodic, volumes
+from daskpipe.potentials.batches import Finder, completed, lost, periodic, sums, volumes
+from daskpipe.potentials.mace_electrons import outside, specs_of
 
 CUEQ = {"cuequivariance": "cuequivariance", "cuequivariance_torch": "cuequivariance-torch"}
 CUEQ_ON_CUDA = {"cuequivariance_ops_torch": "cuequivariance-ops-torch-cu12"}
@@ -30,7 +31,8 @@ class MixedMace(MaceTorchSimModel):
     """MACE's own torch-sim model with a periodicity for each system.
 
     Neighbours are found in the state's dtype, and positions moved near the origin before they are rounded to the
-    model's: how far a system has drifted costs no precision.
+    model's: how far a system has drifted costs no precision. Energies are summed in float64 in any case. Charge and
+    spin are read from the extras ``charge`` and ``spin`` of the state.
 
     Parameters
     ----------
@@ -44,10 +46,19 @@ class MixedMace(MaceTorchSimModel):
         Name of the head.
     acceleration
         ``none``, ``cueq`` or ``compile``; see `daskpipe.potentials.mace.mace`.
+
+    Attributes
+    ----------
+    failures
+        After ``forward``: the systems of that batch for whose charge or spin the model has no embedding, by their
+        index, and why. Their energy is NaN.
     """
 
     mixes_periodicity = True
     """Reads the periodicity of each system of a batch."""
+
+    model: Any
+    """What is evaluated: the MACE, compiled and with sums in float64 where that is asked for."""
 
     def __init__(
         self,
@@ -71,9 +82,13 @@ class MixedMace(MaceTorchSimModel):
                 compile_mode="default" if acceleration == "compile" else None,
             )
         self.find = Finder(self.r_max)
+        self.specs = specs_of(module)
+        self.failures: dict[int, str] = {}
+        if dtype == torch.float32:
+            self.model = DoubleEnergy(self.model, module)
 
     def _setup_compile(self, compile_mode: str) -> None:
-        self.model: Any = CompiledEnergy(self.model, compile_mode)
+        self.model = CompiledEnergy(self.model, compile_mode)
 
     def _ensure_budgets(self, n_atoms: int, n_edges: int, n_systems: int) -> None:
         # What fills up needs an atom and a system of its own: else it would be counted with the last real system.
@@ -95,6 +110,7 @@ class MixedMace(MaceTorchSimModel):
         )
         # Without periodicity torch-sim neither wraps nor looks for images: both are done. What is not finite belongs
         # to systems that are lost, and would spread.
+        charge, spin = self._electrons(state)
         inside = SimState(
             positions=near.nan_to_num(0.0, 0.0, 0.0).to(self.dtype),
             masses=state.masses.to(self.dtype),
@@ -102,15 +118,79 @@ class MixedMace(MaceTorchSimModel):
             pbc=False,
             atomic_numbers=state.atomic_numbers,
             system_idx=state.system_idx,
+            _system_extras={"charge": charge.to(self.dtype), "spin": spin.to(self.dtype)},
         )
         with torch.enable_grad(), as_written():
             found = super().forward(inside)
         out = {name: found[name].to(state.dtype) for name in ("energy", "forces", "stress") if name in found}
         out["energy"] = torch.where(lost(state), torch.nan, out["energy"])
+        if self.failures:
+            out["energy"][list(self.failures)] = torch.nan
         if "stress" in out:
             spans = volumes(state.row_vector_cell).isfinite()
             out["stress"] = torch.where(spans[:, None, None], out["stress"], torch.nan)
         return out
+
+    def _electrons(self, state: SimState) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return charge and 2S + 1 of each system; those that the model does not know are failures, and 0 and 1."""
+        charge, spin = (
+            getattr(state, name, torch.full((state.n_systems,), default, device=state.device))
+            for name, default in (("charge", 0.0), ("spin", 1.0))
+        )
+        self.failures = {}
+        if self.specs:
+            pairs = zip(charge.round().int().tolist(), spin.round().int().tolist(), strict=True)
+            self.failures = {
+                index: why for index, pair in enumerate(pairs) if (why := outside(self.specs, *pair)) is not None
+            }
+            strange = torch.zeros(state.n_systems, dtype=torch.bool, device=state.device)
+            strange[list(self.failures)] = True
+            charge, spin = torch.where(strange, 0.0, charge), torch.where(strange, 1.0, spin)
+        return charge, spin
+
+
+class DoubleEnergy(torch.nn.Module):
+    """A MACE in float32 whose energies are sums in float64.
+
+    An all-electron energy of 10^5 eV an atom has a rounding error of 0.01 eV an atom in float32, and more in the sum
+    over a structure: the differences by which trial moves are accepted would be noise.
+
+    Parameters
+    ----------
+    model
+        What is evaluated.
+    module
+        The MACE that it is made of, neither compiled nor converted.
+    """
+
+    def __init__(self, model: torch.nn.Module, module: Any) -> None:
+        super().__init__()
+        self.model, self.module = model, module
+
+    def forward(self, data: dict[str, torch.Tensor], **options: Any) -> dict[str, torch.Tensor]:
+        """Return what the model returns, its ``energy`` (system,) in float64."""
+        found: dict[str, torch.Tensor] = dict(self.model(data, **options))
+        with torch.no_grad():
+            heads = data["head"][data["batch"]]
+            rows = torch.arange(len(heads), device=heads.device)
+            if "interaction_energy" in found:  # a ScaleShiftMACE gives the energies of atoms in float64
+                of_atoms = found["node_energy"].double()
+                if hasattr(self.module, "embedding_readout"):
+                    of_atoms = of_atoms + self._embedding_energy(data, rows, heads)
+            else:
+                of_atoms = self.module.atomic_energies_fn(data["node_attrs"])[rows, heads].double()
+            energy = sums(of_atoms, torch.bincount(data["batch"], minlength=len(found["energy"])))
+            if "interaction_energy" not in found:
+                energy = energy + found["contributions"][:, 1:].double().sum(dim=1)
+        return found | {"energy": energy}
+
+    def _embedding_energy(self, data: dict[str, torch.Tensor], rows: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+        """Return what charge and spin add to the energy of each atom, which MACE leaves out of ``node_energy``."""
+        features = self.module.node_embedding(data["node_attrs"]) + self.module.joint_embedding(
+            data["batch"], {name: data[name] for name in self.module.embedding_specs}
+        )
+        readout: torch.Tensor = self.module.embedding_readout(features, heads)[rows, heads].squeeze(-1)
+        return torch.atleast_1d(readout).double()
 
 
 class CompiledEnergy(torch.nn.Module):
@@ -148,6 +228,7 @@ class CompiledEnergy(torch.nn.Module):
             )
         forces, virials = torch.autograd.grad(found["energy"].sum(), [positions, strain])
         out = {"energy": found["energy"], "forces": -forces}
+        out |= {name: found[name] for name in ("node_energy", "interaction_energy", "contributions") if name in found}
         return out | ({"stress": virials / torch.linalg.det(cell).abs()[:, None, None]} if compute_stress else {})
 
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
     from torch_sim.models.interface import ModelInterface
 
-FAILURE_REASONS = ("unknown_element", "charge", "isolated_atom", "unconverged", "not_finite", "failed")
+FAILURE_REASONS = (
+    "unknown_element", "charge", "isolated_atom", "one_k_point", "unconverged", "not_finite", "failed",
+)  # fmt: skip
 """The words that a `Failure` may carry."""
 
 
@@ -221,7 +223,7 @@ def calculate(calculator: Calculator, atoms: Atoms, *, stress: bool = True) -> E
     try:
         calculator.calculate(atoms, ["energy", "forces", *(["stress"] if wants_stress else [])], all_changes)
     except CalculationFailed as error:
-        reason = "unconverged" if "not converged" in str(error) else "failed"
+        reason = getattr(error, "reason", "unconverged" if "not converged" in str(error) else "failed")
         return Failure(reason=reason, evidence=str(error))
     # What a calculator raises about a structure. A RuntimeError from torch is not in the list: it is the machine's.
     except (CalculatorError, ValueError, ArithmeticError, NotImplementedError, np.linalg.LinAlgError) as error:

@@ -1,13 +1,20 @@
-"""Extended tight binding (GFN1, GFN2) through tblite: molecules and solids of elements 1 to 86."""
+"""Extended tight binding (GFN1, GFN2) through tblite: molecules, and insulators in wide cells, of elements 1 to 86.
+
+tblite has one k-point, Gamma. A cell must be wide enough for that, which ``min_width`` sees to, and no level may be
+partly filled: with GFN1, MgO with 2, 16, 54 and 128 atoms has -68.6, -73.2, -74.0 and -74.1 eV an atom, and aluminium
+with 1 atom +36 (`benchmarks/results/physics.txt`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from daskpipe import structures
+from daskpipe.geometry import full_cell, widths
 from daskpipe.potentials.potential import Identity, Potential, identity_of_package
 
 if TYPE_CHECKING:
@@ -16,6 +23,12 @@ if TYPE_CHECKING:
 
 VACUUM = 15.0
 """Å, between images along vectors that are not periodic, if others are."""
+
+PARTLY_FILLED = 0.01
+"""Electrons an atom in partly filled levels from which on one k-point is too few.
+
+Insulators have less than 0.0002, MgO in a cell of 7 Å 0.04, metals 0.06 and more.
+"""
 
 
 def xtb(
@@ -26,8 +39,9 @@ def xtb(
     accuracy: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0,
     electronic_temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 300.0,
     max_iterations: Annotated[int, Field(ge=1)] = 250,
+    min_width: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 12.0,
 ) -> Potential:
-    """GFN-xTB with charge and spin from each structure; float64 on the CPU.
+    """GFN-xTB with charge and spin from each structure; float64 on the CPU, at the Gamma point.
 
     Source: doi.org/10.1021/acs.jctc.7b00118 (GFN1), doi.org/10.1021/acs.jctc.8b01176 (GFN2).
 
@@ -43,8 +57,13 @@ def xtb(
         Of the Fermi smearing, K.
     max_iterations
         SCF cycles, after which the structure fails as ``unconverged``.
+    min_width
+        Least distance of opposite faces of the cell along periodic vectors, Å. A periodic structure in a narrower cell,
+        or a metal, fails as ``one_k_point``. At 12 Å energies still change by 0.01 to 0.1 eV an atom with the width, so
+        compare cells of like widths. 0 takes all, whatever their energies are worth.
     """
     calculator = _calculator(
+        min_width,
         method=method,
         accuracy=accuracy,
         electronic_temperature=electronic_temperature,
@@ -65,11 +84,16 @@ def _elements() -> frozenset[str]:
     return frozenset(chemical_symbols[1:87])
 
 
-def _calculator(**params: Any) -> Calculator:
-    from ase.calculators.calculator import all_changes
+def _calculator(min_width: float, **params: Any) -> Calculator:
+    from ase.calculators.calculator import CalculationFailed, all_changes
     from tblite.ase import TBLite
 
     from daskpipe.potentials.box import boxed
+
+    class OneKPoint(CalculationFailed):
+        """The structure needs more k-points than there are."""
+
+        reason = "one_k_point"
 
     class XTB(TBLite):
         """`TBLite` with charge and spin from ``atoms.info``, without memory, and right for slabs."""
@@ -84,13 +108,47 @@ def _calculator(**params: Any) -> Calculator:
         ) -> None:
             # The last density would be the first guess: results would depend on what was computed before.
             self._xtb = self._res = None
+            if why := _narrow(atoms, min_width):
+                raise OneKPoint(why)
             self.parameters["charge"], self.parameters["multiplicity"] = _state(atoms)
             # tblite takes any periodic axis for three, and a slab's third vector may be short or missing.
             inside = boxed(atoms, VACUUM) if atoms.pbc.any() else atoms
             super().calculate(inside, list(properties), list(system_changes))
             self.atoms = atoms.copy()
+            solved: Any = self._res
+            if min_width and (why := _partly_filled(atoms, solved["orbital-occupations"])):
+                self.results.clear()
+                raise OneKPoint(why)
 
     def _state(atoms: Atoms) -> tuple[int, int]:
         return structures.charge(atoms), structures.spin_multiplicity(atoms)
 
     return XTB(**params)
+
+
+def _narrow(atoms: Atoms, min_width: float) -> str | None:
+    """Return why a cell is too narrow for one k-point; ``None`` if it is not."""
+    if not atoms.pbc.any():
+        return None
+    width = widths(full_cell(atoms))
+    axis = int(np.where(atoms.pbc, width, np.inf).argmin())
+    if width[axis] >= min_width:
+        return None
+    return (
+        f"the cell is {width[axis]:.1f} Å wide along {'abc'[axis]}; tblite's xTB has one k-point, for which a "
+        f"cell must be {min_width:g} Å wide and more: repeat it, or give params.min_width=0 to take it all the same"
+    )
+
+
+def _partly_filled(atoms: Atoms, occupations: np.ndarray) -> str | None:
+    """Return how many electrons are in levels that are neither full nor empty, if that is a metal's; else ``None``."""
+    if not atoms.pbc.any():
+        return None
+    filled = np.asarray(occupations)
+    electrons = float(np.sum(filled * (2 - filled))) - (structures.spin_multiplicity(atoms) - 1)
+    if electrons <= PARTLY_FILLED * len(atoms):
+        return None
+    return (
+        f"{electrons / len(atoms):.2f} electrons an atom are in partly filled levels: a metal, for which one k-point "
+        "is too few in any cell that tblite can do; give another potential, or params.min_width=0 to take it anyway"
+    )

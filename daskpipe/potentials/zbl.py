@@ -25,12 +25,20 @@ SCREENING = ((0.1818, 3.2), (0.5099, 0.9423), (0.2802, 0.4029), (0.02817, 0.2016
 LENGTH, POWER = 0.8854, 0.23
 """The screening length of a pair is LENGTH Bohr radii over the sum of both atomic numbers to the POWER."""
 
+REACH = 0.7
+"""Where the repulsion ends, in sums of the two covalent radii.
+
+Few bonds are so short. The shortest of the G2 set is that of CN (0.77), the shortest of 53 solids the vanadyl bond of
+V2O5 (0.72; N2 0.77, W 0.85). Uranyl (0.68) and dimers such as Cr2 (0.60) lie within: `explore` refuses such seeds.
+"""
+
 
 def repelled(model: ModelInterface, elements: Iterable[str] | None = None) -> ModelInterface:
     """Add the universal repulsion of nuclei to a model.
 
     The screened Coulomb energy of each pair, E = k Z Z' / r phi(r / a), is taken times 1 - 28 x^6 + 48 x^7 - 21 x^8
-    with x = r / R, so that value, slope and curvature go to zero at R, the sum of the covalent radii.
+    with x = r / R, so that value, slope and curvature go to zero at R, `REACH` times the sum of the covalent radii:
+    below equilibrium distances, so that the repulsion changes no equilibrium.
 
     Parameters
     ----------
@@ -46,7 +54,7 @@ def repelled(model: ModelInterface, elements: Iterable[str] | None = None) -> Mo
         Adds to ``energy``, ``forces`` and ``stress``, and leaves what else the model returns. Computes in float64.
     """
     numbers = [atomic_numbers[symbol] for symbol in elements] if elements is not None else range(len(covalent_radii))
-    reach = 2 * max(float(covalent_radii[number]) for number in numbers)
+    reach = 2 * REACH * max(float(covalent_radii[number]) for number in numbers)
     return Repelled(model, reach)
 
 
@@ -86,7 +94,7 @@ class Repelled(ModelInterface):
 
 def screened_nuclei(device: torch.device) -> Any:
     """Return the repulsion as an `daskpipe.potentials.edge_model.Interaction`, float64."""
-    radii = torch.tensor(covalent_radii, device=device, dtype=torch.float64)
+    radii = torch.tensor(REACH * covalent_radii, device=device, dtype=torch.float64)
     # A table of powers: a power of a tensor may round otherwise at another place of a batch.
     powers = torch.tensor([number**POWER for number in range(len(covalent_radii))], device=device, dtype=torch.float64)
 

@@ -55,6 +55,8 @@ def assign_splits(
     numpy.ndarray
         Index into `SPLITS` of each group, shape (group,), dtype uint8.
     """
+    if not len(sizes):
+        return np.zeros(0, dtype=np.uint8)
     shares = np.array([fractions.get(name, 0.0) for name in SPLITS])
     shared = np.flatnonzero(shares > 0)
     held = SHARE_WEIGHT * sizes[:, None].astype(np.float64)

@@ -200,6 +200,24 @@ def test_memory_may_run_out_in_trial_moves():
     assert [bits(walker) for walker in found] == [bits(walker) for walker in expected]
 
 
+def test_trial_moves_for_which_there_is_no_memory_are_made_in_a_smaller_batch():
+    """The first evaluations of a part of the batch fail, down to that of a single system."""
+    chosen = settings(monte_carlo=MOVES)
+    n_atoms, single = sum(map(len, mixed())), 6
+    refused = []
+
+    def before(state: Any) -> None:
+        if len(state.positions) < n_atoms and (not refused or refused[-1] > single):
+            refused.append(len(state.positions))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    expected = fly(mixed(), chosen)
+    found = fly(mixed(), chosen, model=Wrapped(batched(emt(), stress=True), before))
+    assert refused[-1] <= single, "no system was refused alone"
+    assert [bits(walker) for walker in found] == [bits(walker) for walker in expected]
+    assert [walker.tallies for walker in found] == [walker.tallies for walker in expected]
+
+
 def test_what_does_not_fit_alone_is_rejected_and_the_others_go_on():
     small, large = fly([seed(cluster()), seed(alloy())], model=too_small(6))
     assert small.stops == []
@@ -289,7 +307,8 @@ def test_frames_steps_times_and_lineage():
         assert frame.info["parent_id"] != structure_id(frame)
         assert (frame.info["system_type"], frame.info["generator"]) == ("bulk", "tests")
         assert (frame.info["temperature"], frame.info["pressure"], frame.info["replica"]) == (HOT, 0.5, 3)
-        assert frame.info["ensemble"] == "npt_isotropic"
+        assert frame.info["ensemble"] == "npt_anisotropic"
+        assert 0.2 * HOT < frame.info["kinetic_temperature"] < 4 * HOT
         assert "force_disagreement" not in frame.info
         np.testing.assert_array_equal(frame.positions, frame.positions.astype(np.float32))
         np.testing.assert_array_equal(frame.get_initial_magnetic_moments(), [1.0, -1.0, 2.0, 0.5])
@@ -436,7 +455,7 @@ def test_an_atom_that_leaves_is_noticed():
     (walker,) = fly([seed(cluster())], settings(steps=800, stride=10), model=Wells(far_wells, 0.05))
     (stop,) = walker.stops
     assert stop.reason == "evaporated"
-    assert "2 parts instead of 1 are farther than 2.5 sums of covalent radii apart" in stop.evidence
+    assert "Cu (atom 3) is farther than 2.5 sums of covalent radii from what it was bonded to" in stop.evidence
     whatever = settings(Guards(evaporation=None), steps=800, stride=10)
     (kept,) = fly([seed(cluster())], whatever, model=Wells(far_wells, 0.05))
     assert [stop.reason for stop in kept.stops] != ["evaporated"]

@@ -14,9 +14,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 from scipy.stats import special_ortho_group
+from solids import solids
 
+from daskpipe.connectivity import REACH, periodic_directions
 from daskpipe.errors import ConfigError
-from daskpipe.explore.ensembles import ENSEMBLES, REACH, choose, periodic_directions, refusal, strain_modes
+from daskpipe.explore.ensembles import ENSEMBLES, choose, refusal, strain_modes
+from daskpipe.explore.order import ORDER, is_crystal, strongest_reflection
 
 LAYER = 3.35
 """Å; distance of the layers in graphite."""
@@ -120,6 +123,25 @@ def open_along(atoms: Atoms, axes: str) -> Atoms:
     atoms = atoms.copy()
     atoms.pbc = [name not in axes for name in "abc"]
     return atoms
+
+
+def rattled(atoms: Atoms) -> Atoms:
+    atoms = atoms.copy()
+    atoms.rattle(0.1, seed=2)
+    return atoms
+
+
+def melt(seed: int = 0, n: int = 64, edge: float = 9.2, apart: float = 2.0) -> Atoms:
+    """Atoms at random, as far apart as hard spheres."""
+    rng = np.random.default_rng(seed)
+    places = rng.uniform(0, edge, (1, 3))
+    while len(places) < n:
+        place = rng.uniform(0, edge, 3)
+        away = places - place
+        away -= edge * np.round(away / edge)
+        if np.linalg.norm(away, axis=1).min() > apart:
+            places = np.vstack([places, place])
+    return Atoms(f"Cu{n}", positions=places, cell=[edge] * 3, pbc=True)
 
 
 CASES = {
@@ -245,8 +267,11 @@ def test_rank_is_that_of_a_slow_walk(seed, n, pbc):
 @pytest.mark.parametrize(
     ("atoms", "relax_plane", "expected"),
     [
-        (bulk("Cu"), False, "npt_isotropic"),
-        (graphite(), True, "npt_isotropic"),
+        (bulk("Cu"), False, "npt_triclinic"),
+        (bulk("Cu", cubic=True), False, "npt_anisotropic"),
+        (rattled(bulk("CuAu", "cesiumchloride", a=3.2).repeat((3, 3, 3))), False, "npt_anisotropic"),
+        (graphite(), True, "npt_triclinic"),
+        (melt(), True, "npt_isotropic"),
         (slab(8.0), False, "nvt_langevin"),
         (slab(8.0), True, "npt_plane"),
         (wire(), True, "nvt_langevin"),
@@ -256,6 +281,34 @@ def test_rank_is_that_of_a_slow_walk(seed, n, pbc):
 def test_choose(atoms, relax_plane, expected):
     assert choose(atoms, relax_plane=relax_plane) == expected
     assert refusal(expected, atoms) is None
+
+
+def test_solids_are_crystals_and_melts_are_not():
+    rng = np.random.default_rng(4)
+    for name, atoms in solids().items():
+        crystal = atoms.repeat(2 if len(atoms) > 6 else 3)
+        crystal.rattle(0.1, rng=rng)
+        assert is_crystal(crystal), name
+    melts = [strongest_reflection(melt(seed)) for seed in range(5)]
+    assert max(melts) < ORDER / 2
+
+
+def test_order_is_that_of_a_slow_sum():
+    atoms = bulk("Cu", cubic=True).repeat((1, 2, 2))
+    atoms.rattle(0.25, seed=3)
+    reciprocal = 2 * np.pi * atoms.cell.reciprocal()
+    index = np.array(list(product(range(-8, 9), repeat=3)))
+    vectors = index @ reciprocal
+    length = np.linalg.norm(vectors, axis=1)
+    sums = np.abs(np.exp(1j * vectors[(length > 0) & (length <= 5)] @ atoms.positions.T).sum(axis=1)) ** 2
+    # Atoms are moved to points of a grid 0.2 Å wide.
+    assert strongest_reflection(atoms) == pytest.approx(sums.max() / len(atoms) ** 2, rel=0.1)
+
+
+def test_a_single_ion_does_not_make_a_crystal_of_a_melt():
+    atoms = melt()
+    atoms.symbols[0] = "Na"
+    assert not is_crystal(atoms)
 
 
 N_MODES = {"npt_isotropic": 1, "npt_anisotropic": 3, "npt_triclinic": 6, "npt_plane": 2}

@@ -1,3 +1,4 @@
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import dask.bag as db
@@ -24,6 +25,7 @@ from daskpipe.checkpoints import Checkpoints
 from daskpipe.explore.settings import Guards, MonteCarlo
 from daskpipe.explore.stage import conditions, explore, explore_partition, load_seeds, under_pressure
 from daskpipe.explore.walkers import Condition
+from daskpipe.potentials import Potential
 from daskpipe.structures import from_atoms, structure_id
 from daskpipe.work import Payload, Rows, Unit, arrays_of, commit, key_of
 
@@ -55,7 +57,38 @@ def test_frames_are_ordered_by_seed_then_time():
     counts = dict(zip(*np.unique(arrays["system_type"], return_counts=True), strict=True))
     assert counts == {"alloy": 4 * n_frames, "cluster": 2 * n_frames, "surface": n_frames}
     ensembles = dict(zip(*np.unique(arrays["ensemble"], return_counts=True), strict=True))
-    assert ensembles == {"npt_isotropic": 4 * n_frames, "nvt_langevin": 3 * n_frames}
+    assert ensembles == {
+        "npt_anisotropic": 3 * n_frames, "npt_triclinic": n_frames, "nvt_langevin": 3 * n_frames
+    }  # fmt: skip
+
+
+def test_a_barostat_without_a_stress_is_refused():
+    """An ASE calculator gives no stress of a slab; EMT's batched model does."""
+
+    def by_hand():
+        return Potential(calculator=emt().calculator, elements=emt().elements)
+
+    changes = {"ensemble": "npt_plane", "steps": 5}
+    (refused,) = run([seed(slab())], build=by_hand, **changes).rejected
+    assert refused.reason == "no_stress"
+    assert (
+        "its barostat needs a stress and the potential gives none for such a cell; give nvt_langevin"
+        in refused.evidence
+    )
+    assert run([seed(slab())], **changes).n_out == 1
+
+
+def test_zbl_refuses_a_seed_that_it_would_push_on():
+    short, copper = seed(Atoms("Ni2", positions=[[0, 0, 0], [0, 0, 1.68]])), seed(cluster())
+    payload = run([short, copper], repulsion="zbl")
+    assert len(trajectories(payload)) == 1
+    (refused,) = payload.rejected
+    assert refused.reason == "repulsion"
+    assert re.search(
+        r"is 1.680 Å from atom . \(Ni\); the limit is 1.736 Å, 0.7 of the sum of covalent radii: "
+        "repulsion=zbl would push on it from the start; give repulsion=none, or a relaxed seed",
+        refused.evidence,
+    )
 
 
 def poison() -> dict[str, Atoms]:
@@ -129,7 +162,7 @@ def test_an_ensemble_that_a_structure_cannot_have_is_refused_for_it_alone():
 def test_ensembles_by_system_type_and_slabs_that_relax_in_plane():
     seeds = [seed(slab(), system_type="surface"), seed(crystal()), seed(cluster(), system_type="cluster")]
     arrays = run(seeds, relax_plane=True, ensembles={"cluster": "nvt_rescale"}).arrays
-    assert arrays["ensemble"].tolist()[::4] == ["npt_plane", "npt_isotropic", "nvt_rescale"]
+    assert arrays["ensemble"].tolist()[::4] == ["npt_plane", "npt_anisotropic", "nvt_rescale"]
     cell = arrays["cell"][3]
     assert np.abs(cell[:2] - slab().cell.array[:2]).max() > 1e-4
     np.testing.assert_array_equal(cell[2], slab().cell.array[2])
@@ -145,19 +178,20 @@ def test_oxidation_states_must_be_there_for_all_elements():
 
 
 def test_zbl_keeps_atoms_apart_that_the_potential_would_let_through():
-    """A pair that lies in the well of a Lennard-Jones that is too small for copper."""
-    pair = seed(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.1]]))
+    """A pair that falls into the well of a Lennard-Jones that is far too small for copper."""
+    pair = seed(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 1.95]]))
 
     def small():
         from daskpipe.potentials import build
 
-        return build("lj", {"epsilon": 0.3, "sigma": 1.9, "r_cut": 5.0}, "cpu", "float64")
+        return build("lj", {"epsilon": 0.3, "sigma": 1.2, "r_cut": 5.0}, "cpu", "float64")
 
     warm = Guards(max_temperature_ratio=50, evaporation=None)
-    near = run([pair], warm, build=small, ensemble="nve").arrays["positions"].reshape(-1, 2, 3)
-    far = run([pair], warm, build=small, ensemble="nve", repulsion="zbl").arrays["positions"].reshape(-1, 2, 3)
+    changes = {"ensemble": "nve", "steps": 100, "stride": 2, "timestep": 4.0}
+    near = run([pair], warm, build=small, **changes).arrays["positions"].reshape(-1, 2, 3)
+    far = run([pair], warm, build=small, **changes, repulsion="zbl").arrays["positions"].reshape(-1, 2, 3)
     lengths = [np.linalg.norm(np.ptp(frames, axis=1), axis=1) for frames in (near, far)]
-    assert lengths[0].max() < 2.5 < lengths[1].max()
+    assert lengths[0].min() < 1.5 < 1.6 < lengths[1].min()
 
 
 def test_a_partition_may_lose_all_its_seeds():

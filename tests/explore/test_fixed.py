@@ -123,7 +123,7 @@ def test_nose_hoover_knows_what_is_free() -> None:
 
 def test_barostats_are_refused_and_auto_takes_none() -> None:
     atoms = crystal()
-    assert choose(atoms) == "npt_isotropic"
+    assert choose(atoms) == "npt_anisotropic"
     atoms.set_array("fixed", np.array([[True] * 3, [False] * 3, [False] * 3, [False, False, True]]))
     assert choose(atoms) == "nvt_langevin"
     assert refusal("nvt_langevin", atoms) is None

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import add_adsorbate, bulk, fcc111, molecule
 from explore_samples import HOT, crystal, emt, seed, settings, walkers
 
 from daskpipe import units
 from daskpipe.explore.batch import Batch
-from daskpipe.explore.guards import CANDIDATE, View, check, check_geometry, of_batch
+from daskpipe.explore.guards import BOND, CANDIDATE, RELEASE, View, check, check_geometry, of_batch
 from daskpipe.explore.settings import Guards
 from daskpipe.geometry import n_parts
 from daskpipe.potentials import batched
@@ -26,7 +26,8 @@ def view() -> View:
     found[2].ensemble = "npt_isotropic"
     batch = Batch(found, batched(emt(), stress=True), chosen.dynamics)
     thermal = torch.full((N_SYSTEMS,), units.KB * HOT, dtype=torch.float64)
-    return View(state=batch.state, systems=batch.systems, thermal=thermal, volume=batch.volume)
+    calm = torch.zeros(N_SYSTEMS, dtype=torch.bool)
+    return View(state=batch.state, systems=batch.systems, thermal=thermal, volume=batch.volume, equilibrating=calm)
 
 
 def broken(view: View, **changes: torch.Tensor) -> dict[int, tuple[str, str]]:
@@ -62,8 +63,50 @@ def test_runaway_temperature_is_found(view):
     momenta[4:8] *= 10
     hot = float(replace(view, state=replace(view.state, momenta=momenta)).temperature()[1])
     assert broken(view, momenta=momenta) == {
-        1: ("temperature", f"an instantaneous temperature of {hot:.4g} K (limit 5933)")
+        1: ("temperature", f"an instantaneous temperature of {hot:.4g} K beyond what its start released (limit 5933)")
     }
+    assert check(of_batch(GUARDS), replace(view, equilibrating=torch.tensor([False, True, False]))) == {}
+
+
+def test_heat_that_the_start_held_does_not_count_and_heat_that_flows_in_does(view):
+    """Four atoms of the second system at 10 000 K, where 5933 K are allowed."""
+    momenta = view.state.momenta.clone()
+    scale = (10_000 / float(view.temperature()[1])) ** 0.5
+    momenta[4:8] *= scale
+    hot = replace(view.state, momenta=momenta)
+    kinetic = 10_000 * units.KB * 9 / 2  # eV, of nine degrees of freedom
+    limit = 5933 * units.KB * 9 / 2
+
+    def stopped(released: float) -> bool:
+        energy = hot.start_energy.clone()
+        energy[1] -= released
+        return 1 in check(of_batch(GUARDS), replace(view, state=replace(hot, energy=energy)))
+
+    assert stopped(0.0)
+    assert stopped(-5.0), "a potential energy that has risen excuses nothing"
+    assert stopped(0.99 * (kinetic - limit))
+    assert not stopped(1.01 * (kinetic - limit))
+
+
+def test_a_hole_in_the_potential_does_not_excuse_any_heat(view):
+    momenta = view.state.momenta.clone()
+    momenta[4:8] *= (30_000 / float(view.temperature()[1])) ** 0.5  # 11.6 eV, where 2.3 eV are allowed
+    energy = view.state.energy.clone()
+    energy[1] -= 100.0
+    (fault,) = broken(view, momenta=momenta, energy=energy).values()
+    assert fault[0] == "temperature"
+    released = RELEASE * 4 * 2 / 9 / units.KB
+    assert f"of {float(30_000 - released):.4g} K beyond" in fault[1]
+
+
+def test_equilibration_is_exempt_from_the_temperature_and_from_nothing_else(view):
+    momenta = view.state.momenta * 10
+    exempt = replace(view, state=replace(view.state, momenta=momenta), equilibrating=torch.tensor([True, True, False]))
+    assert list(check(of_batch(GUARDS), exempt)) == [2]
+    forces = view.state.forces.clone()
+    forces[0] = 2 * GUARDS.max_force
+    pushed = replace(exempt, state=replace(exempt.state, forces=forces))
+    assert check(of_batch(GUARDS), pushed)[0][0] == "force"
 
 
 @pytest.mark.parametrize("factor", [1.62, 1 / 1.62])
@@ -118,15 +161,67 @@ def test_overlap_is_named_before_what_has_left():
     assert found[0] == "overlap"
 
 
+def moved(atoms: Atoms, index: int | list[int], away: tuple[float, float, float]) -> Atoms:
+    atoms = atoms.copy()
+    atoms.positions[index] += away
+    return atoms
+
+
 def test_what_was_apart_from_the_start_has_not_left():
     pair = molecule("H2O") + Atoms("Ar", positions=[[0, 0, 20.0]])
     assert check_geometry(pair, pair, Guards()) is None
-    further = pair + Atoms("Ar", positions=[[0, 0, 40.0]])
-    assert check_geometry(further, pair, Guards()) == (
+    assert check_geometry(moved(pair, 3, (0, 0, 40)), pair, Guards()) is None
+    torn = moved(pair, 2, (0, 10, 0))
+    assert check_geometry(torn, pair, Guards()) == (
         "evaporated",
-        "3 parts instead of 2 are farther than 2.5 sums of covalent radii apart",
+        "H (atom 2) is farther than 2.5 sums of covalent radii from what it was bonded to",
     )
-    assert check_geometry(further, pair, Guards(evaporation=None)) is None
+    assert check_geometry(torn, pair, Guards(evaporation=None)) is None
+
+
+def droplet() -> Atoms:
+    """Five methane molecules, 4.1 Å apart, as in the liquid."""
+    found = Atoms()
+    for place in ([0, 0, 0], [4.1, 0, 0], [0, 4.1, 0], [0, 0, 4.1], [-4.1, 0, 0]):
+        methane = molecule("CH4")
+        methane.translate(place)
+        found += methane
+    return found
+
+
+def test_molecules_that_leave_are_no_fragments_and_pieces_of_them_are():
+    start = droplet()
+    last = list(range(20, 25))
+    assert check_geometry(moved(start, last, (-15, 0, 0)), start, Guards()) is None
+    fault = check_geometry(moved(start, 21, (-15, 0, 0)), start, Guards())
+    assert fault == ("evaporated", "H (atom 21) is farther than 2.5 sums of covalent radii from what it was bonded to")
+
+
+def test_adsorbates_that_leave_a_slab_are_fragments():
+    start = fcc111("Cu", (2, 2, 3), vacuum=12.0, periodic=True)
+    add_adsorbate(start, molecule("CO"), 1.9, "ontop")
+    assert n_parts(start, BOND) == 1
+    fault = check_geometry(moved(start, [12, 13], (0, 0, 6)), start, Guards())
+    assert fault == ("evaporated", "CO (atom 12) is farther than 2.5 sums of covalent radii from what it was bonded to")
+
+
+def test_nothing_leaves_matter_that_is_connected_in_three_directions():
+    """Liquid methane whose molecules are too far apart to be one part, and one hydrogen that has come loose."""
+    start = molecule("CH4")
+    start.set_cell([3.97] * 3)  # 0.425 g/cm^3
+    start.pbc = True
+    start = start.repeat((2, 2, 2))
+    assert n_parts(start, BOND) == 8
+    gap = moved(start, 1, (1.4, 1.4, -1.4))
+    assert n_parts(gap, 1.3) > 8
+    strict = Guards(evaporation=1.3)
+    assert check_geometry(gap, start, strict) is None
+    gas = start.copy()
+    gas.set_cell([20.0] * 3)
+    gap.set_cell([20.0] * 3)
+    found = check_geometry(gap, gas, strict)
+    assert found is not None
+    assert found[0] == "evaporated"
 
 
 def test_parts_are_counted_across_the_boundary():
@@ -137,3 +232,15 @@ def test_parts_are_counted_across_the_boundary():
     # Longer than a bond between light atoms and shorter than one between heavy ones: radii of the pair decide.
     assert n_parts(Atoms("H2", positions=[[0, 0, 0], [0, 0, 2.5]]), 1.1) == 2
     assert n_parts(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.5]]), 1.1) == 1
+
+
+def test_a_cell_that_loses_its_shape_is_found():
+    """Its volume is the seed's: what has melted under a barostat for crystals flows so."""
+    copper = bulk("Cu", cubic=True).repeat(2)
+    for stretch, fault in (
+        (1.5, None),
+        (1.7, ("shape", "its cell is stretched or squeezed by a factor of 1.7 (limit 1.6)")),
+    ):
+        long = copper.copy()
+        long.set_cell(copper.cell.array @ np.diag([stretch, stretch**-0.5, stretch**-0.5]), scale_atoms=True)
+        assert check_geometry(long, copper, GUARDS) == fault

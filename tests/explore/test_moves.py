@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import bulk
 from ase.data import covalent_radii
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from daskpipe.explore.moves import HOP_RANGE, SegmentResult, Trial, hop_length, redraw, segment, swaps_allowed
+from daskpipe.explore.moves import HOP_RANGE, SegmentResult, Trial, redraw, segment, swaps_allowed
 from daskpipe.explore.oxidation import oxidation_states
 from daskpipe.units import KB
 
@@ -309,32 +309,6 @@ def test_overlaps_are_with_atoms_where_they_are_now():
     assert result.hops.accepted == len(trials) == 300 - result.hops.overlapping
     distances = [np.linalg.norm(trial.positions[0] - trial.positions[1]) for trial in trials]
     assert min(distances) >= limit * radii
-
-
-# --- hop length -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("atoms", "expected"),
-    [
-        (bulk("Cu"), 3.61 / np.sqrt(2)),
-        (bulk("NaCl", "rocksalt", a=5.64), 2.82),
-        (Atoms("H3", positions=[[0, 0, 0], [0, 0, 1], [0, 0, 3]]), 1.0),
-        (Atoms("H2", positions=[[0, 0, 0], [0, 0, 11]]), 11.0),
-        (Atoms("H", cell=[0, 0, 5], pbc=[False, False, True]), 5.0),
-        (Atoms("Au"), 2 * covalent_radii[79]),
-    ],
-    ids=["fcc", "salt", "median", "far apart", "open axes", "alone"],
-)
-def test_hop_length(atoms, expected):
-    assert hop_length(atoms) == pytest.approx(expected)
-
-
-def test_hop_length_of_a_molecule_is_its_median_bond():
-    atoms = molecule("CH3CH2OH")
-    distances = atoms.get_all_distances()
-    np.fill_diagonal(distances, np.inf)
-    assert hop_length(atoms) == pytest.approx(np.median(distances.min(axis=1)))
 
 
 # --- momenta ----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from scipy import stats
 
 from daskpipe import units
 from daskpipe.explore.batch import Batch
+from daskpipe.explore.ensembles import choose
 from daskpipe.explore.integrate import determinant, per_system
 from daskpipe.explore.walkers import Walker
 from daskpipe.potentials import batched, build
@@ -259,3 +260,23 @@ def test_volume_of_cold_copper_fluctuates_by_its_bulk_modulus():
     expected = units.KB * cold * rest / modulus
     # Euler's step, as above: it relaxes in 25 steps.
     check_mean((found - found.mean()) ** 2, expected, bias=expected / 50)
+
+
+def test_auto_releases_the_deviatoric_stress_of_an_ordered_alloy():
+    """L1_0 CuAu along x, y and z: strained evenly it keeps its axis ratio, and with it gigapascals of stress."""
+    seed = Atoms("CuAu", positions=[[0, 0, 0], [0.5, 0.5, 0.5]], cell=np.eye(3), pbc=True)
+    seed.set_cell(np.diag([2.72, 2.72, 3.72]), scale_atoms=True)
+    seed = seed.repeat(2)
+    assert choose(seed) == "npt_anisotropic"
+    settings = {"timestep": 4.0, "friction": 0.01, "compressibility": 0.007, "barostat_time": 100.0}
+
+    def deviatoric(batch: Batch) -> np.ndarray:
+        diagonal = batch.state.stress.diagonal(dim1=1, dim2=2).numpy() / units.GPA
+        return diagonal[:, 2] - diagonal[:, :2].mean(axis=1)
+
+    left = {}
+    for name in ("npt_isotropic", choose(seed)):
+        batch = emt_batch([seed] * 16, name, 300.0, 0.0, **settings)
+        left[name] = float(sample(batch, deviatoric, samples=30, every=10, before=700).mean())
+    assert left["npt_isotropic"] > 1.0
+    assert abs(left["npt_anisotropic"]) < 0.2

@@ -265,7 +265,7 @@ def test_dynamics_starts_where_the_relaxation_ended_and_one_trajectory_has_its_f
     (relaxation,) = first
     assert next(evaluations) == relaxation.step + 1 + 2, "seeds that are the same are relaxed once, in one batch"
     payload = run(seeds, chosen)
-    assert payload.arrays["ensemble"].tolist() == ["relaxation", "npt_isotropic", "npt_isotropic"]
+    assert payload.arrays["ensemble"].tolist() == ["relaxation", "npt_anisotropic", "npt_anisotropic"]
     frames = payload.arrays["positions"].reshape(3, 4, 3)
     np.testing.assert_allclose(frames[1], frames[0], atol=1e-5)
     assert np.abs(frames[0] - start.positions).max() > 0.05

@@ -145,6 +145,15 @@ def test_limits_refuse_unknown_keys_and_nonsense() -> None:
         Limits(max_atoms=0)
 
 
+def across_the_vacuum() -> Atoms:
+    """Slab whose in-plane vectors are written as sums with the one through the vacuum: no face of the cell is empty."""
+    atoms = fcc111("Au", (2, 2, 3), vacuum=6, periodic=True)
+    vectors = atoms.cell.array
+    atoms.set_cell([vectors[0] + vectors[2], vectors[1] - vectors[2], vectors[2]])
+    atoms.wrap()
+    return atoms
+
+
 @pytest.mark.parametrize(
     ("atoms", "kind"),
     [
@@ -152,7 +161,9 @@ def test_limits_refuse_unknown_keys_and_nonsense() -> None:
         (bulk("Cu") * (5, 5, 5), "bulk"),
         (fcc111("Au", (2, 2, 3), vacuum=6), "surface"),
         (fcc111("Au", (2, 2, 3), vacuum=6, periodic=True), "surface"),
-        (Atoms("Au", cell=[20, 20, 2.9], pbc=True), "surface"),
+        (Atoms("Au", cell=[20, 20, 2.9], pbc=True), "wire"),
+        (Atoms("Au", cell=[0, 0, 2.9], pbc=[False, False, True]), "wire"),
+        (across_the_vacuum(), "surface"),
         (molecule("C6H6"), "molecule"),
         (molecule("C6H6", cell=[15, 15, 15], pbc=True), "molecule"),
         (Atoms("Au2Cu", [[0, 0, 0], [0, 0, 2.6], [0, 0, 5.2]]), "cluster"),

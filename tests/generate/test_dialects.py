@@ -328,3 +328,5 @@ def test_any_dialect_of_poscar(seed: int, tmp_path: Path) -> None:
         return
     assert isinstance(item, Atoms), (item, text)
     check_geometry(item, truth)
+    fixed = np.tile([[False], [True]], (len(item), 3))[: len(item)]
+    assert np.array_equal(item.arrays.get("fixed", 0 * fixed), fixed if "Selective" in text else 0 * fixed)

@@ -26,6 +26,8 @@ def expected(ds, index, heads=("Default",), head="Default"):
     atoms.arrays["REF_forces"] = atoms.get_forces()
     if "stress" in atoms.calc.results:
         atoms.info["REF_stress"] = atoms.get_stress()
+        if not atoms.pbc.all():
+            atoms.info["config_stress_weight"] = 0.0
     atoms.info["total_charge"] = atoms.info["charge"]
     if "spin_multiplicity" in atoms.info:
         atoms.info["total_spin"] = atoms.info["spin_multiplicity"]

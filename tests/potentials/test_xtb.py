@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import fcc111, molecule
+from ase.build import bulk, fcc111, molecule
+from solids import solids
 
 from daskpipe.potentials import Failure, Results, build, evaluate
 
@@ -60,9 +63,50 @@ def test_a_slab_does_not_hang_on_its_third_vector() -> None:
     wide.cell[2, 2] += 7.0
     none = slab.copy()
     none.cell[2] = 0
-    found = [one(atoms, method="GFN1-xTB") for atoms in (slab, wide, none)]
+    found = [one(atoms, method="GFN1-xTB", min_width=0) for atoms in (slab, wide, none)]
     for item in found:
         assert isinstance(item, Results)
         assert item.energy == pytest.approx(found[0].energy, abs=1e-6)  # type: ignore[union-attr]
         np.testing.assert_allclose(item.forces, found[0].forces, atol=1e-5)  # type: ignore[union-attr]
         assert np.isnan(item.stress).all()
+
+
+def test_a_narrow_cell_is_refused() -> None:
+    """One k-point: the energy of MgO with two atoms is 5 eV an atom off."""
+    narrow = bulk("MgO", "rocksalt", a=4.212)
+    failure = one(narrow)
+    assert isinstance(failure, Failure)
+    assert failure.reason == "one_k_point"
+    assert re.search(
+        r"the cell is 2.4 Å wide along .; .* one k-point, for which a cell must be 12 Å wide and more: repeat "
+        r"it, or give params\.min_width=0",
+        failure.evidence,
+    )
+    assert one(narrow, method="GFN1-xTB", min_width=0).energy / 2 == pytest.approx(-68.64, abs=0.01)  # type: ignore[union-attr]
+
+
+def test_width_counts_along_periodic_vectors_only() -> None:
+    water = molecule("H2O", vacuum=1.0)
+    assert isinstance(one(water), Results)
+    water.pbc = [False, False, True]
+    assert one(water).reason == "one_k_point"  # type: ignore[union-attr]
+    water.cell[2, 2] = 12.0
+    assert isinstance(one(water), Results)
+
+
+def test_a_metal_is_refused_in_any_cell() -> None:
+    failure = one(bulk("Na", "bcc", a=4.29).repeat((3, 3, 3)), method="GFN1-xTB", min_width=9.0)
+    assert isinstance(failure, Failure)
+    assert failure.reason == "one_k_point"
+    assert re.search(r"0\.\d\d electrons an atom are in partly filled levels: a metal", failure.evidence)
+
+
+def test_an_insulator_and_an_unpaired_electron_are_no_metals() -> None:
+    crystal = solids()["CO2"]
+    found, twice = (one(atoms, min_width=5.0) for atoms in (crystal, crystal.repeat((1, 1, 2))))
+    assert isinstance(found, Results)
+    assert isinstance(twice, Results)
+    assert twice.energy / 2 == pytest.approx(found.energy, abs=0.001 * len(crystal))
+    radical = molecule("CH3", cell=[12] * 3, pbc=True)
+    radical.info["spin_multiplicity"] = 2
+    assert isinstance(one(radical), Results)

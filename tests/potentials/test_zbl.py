@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
+from ase.collections import g2
 from ase.data import covalent_radii
 from mixed_structures import random_structure
+from solids import solids
 
 from daskpipe.foreign import quiet
 from daskpipe.potentials import batched, build
 from daskpipe.potentials.batches import batch
-from daskpipe.potentials.zbl import repelled
+from daskpipe.potentials.zbl import REACH, repelled
 
 CPU = torch.device("cpu")
 WEIGHTS, RATES = (0.1818, 0.5099, 0.2802, 0.02817), (3.2, 0.9423, 0.4029, 0.2016)
@@ -33,7 +35,7 @@ def run(model, structures: list[Atoms]) -> list[dict[str, torch.Tensor]]:
 
 
 def pair_energy(first: int, second: int, distance: float) -> float:
-    reach = covalent_radii[first] + covalent_radii[second]
+    reach = REACH * (covalent_radii[first] + covalent_radii[second])
     if distance >= reach:
         return 0.0
     length = 0.8854 * units.Bohr / (first**0.23 + second**0.23)
@@ -60,8 +62,8 @@ def squeezed(make) -> list[Atoms]:
     """Structures whose atoms are within reach of each other."""
     structures = [make("alloy"), make("slab", 1), make("cluster", 2)]
     for atoms in structures:
-        atoms.set_cell(0.7 * atoms.cell.array)
-        atoms.positions *= 0.7
+        atoms.set_cell(0.5 * atoms.cell.array)
+        atoms.positions *= 0.5
     return structures
 
 
@@ -94,8 +96,8 @@ def test_forces_and_stress_are_slopes(make) -> None:
             assert found["stress"].isnan().all()
 
 
-def test_it_ends_smoothly_at_the_sum_of_the_covalent_radii() -> None:
-    reach = covalent_radii[29] + covalent_radii[79]
+def test_it_ends_smoothly_at_its_reach() -> None:
+    reach = REACH * (covalent_radii[29] + covalent_radii[79])
     distances = reach - np.array([1e-3, 1e-6, -1e-6])
     dimers = [Atoms("CuAu", positions=[[0, 0, 0], [0, 0, distance]]) for distance in distances]
     inner, edge, outer = run(wall(), dimers)
@@ -103,8 +105,18 @@ def test_it_ends_smoothly_at_the_sum_of_the_covalent_radii() -> None:
     bare = pair_energy(29, 79, reach / 2) / (1 - 28 / 64 + 48 / 128 - 21 / 256)
     assert 0 < float(inner["energy"]) < bare * 56 * (1e-3 / reach) ** 3
     assert float(inner["forces"].abs().max()) > 1e-9
-    assert float(edge["forces"].abs().max()) < 1e-10
+    # The slope has a quadratic zero: a thousandth of the way to the end leaves a millionth of it.
+    assert 0 < float(edge["forces"].abs().max()) < 1.1e-6 * float(inner["forces"].abs().max())
     assert float(outer["energy"]) == float(outer["forces"].abs().max()) == 0.0
+
+
+def test_solids_and_molecules_at_equilibrium_do_not_feel_it() -> None:
+    crystals = solids()
+    molecules = [g2[name] for name in g2.names if len(g2[name]) > 1]
+    assert len(crystals) >= 40
+    assert len(molecules) > 140
+    found = wall().wall(batch([*crystals.values(), *molecules], CPU, torch.float64))
+    assert float(found["energy"].abs().max()) == float(found["forces"].abs().max()) == 0.0
 
 
 def test_maces_repulsion_is_the_same_formula() -> None:
@@ -119,8 +131,9 @@ def test_maces_repulsion_is_the_same_formula() -> None:
     # left are its 0.4028 for 0.4029 and the digits of the Coulomb constant.
     theirs.a_exp = torch.tensor(0.23, dtype=torch.float64)
     theirs.a_prefactor = torch.tensor(0.8854 * units.Bohr / 0.529, dtype=torch.float64)
+    theirs.covalent_radii *= REACH  # MACE's repulsion ends at the sum of the covalent radii
     numbers = torch.tensor([6, 29, 79])
-    for first, second, distance in ((0, 1, 1.1), (1, 2, 1.6), (2, 2, 0.8), (1, 1, 2.3)):
+    for first, second, distance in ((0, 1, 1.1), (1, 2, 1.6), (2, 2, 0.8), (1, 1, 1.5)):
         atoms = Atoms([int(numbers[first]), int(numbers[second])], positions=[[0, 0, 0], [0, 0, distance]])
         found = run(wall(), [atoms])[0]["energy"]
         kinds = torch.eye(3, dtype=torch.float64)[[first, second]]

@@ -6,6 +6,8 @@ Each label stands there twice: ``energy``, ``forces``, ``stress``, which `ase.io
 serve both. ``total_charge`` and ``total_spin`` (2S + 1) are MACE's names as well, and so are ``config_type``, ``head``
 and ``config_weight``. Fixed atoms stand in ``move_mask``, three columns, of which ASE makes constraints:
 ``get_forces()`` is zero then along what is fixed; ``calc.results["forces"]`` and ``REF_forces`` are as labelled.
+``config_stress_weight=0`` keeps MACE from training on the stress of a cell that is open along a vector: its own stress
+is of another cell there (ACEsuit/mace#1509).
 """
 
 from __future__ import annotations
@@ -68,6 +70,8 @@ def frame(record: Record) -> str:
     if "stress" in record:
         full = full_stress(record["stress"])
         info |= {"stress": full, "REF_stress": full.reshape(9)}
+        if not record["pbc"].all():
+            info["config_stress_weight"] = 0.0
     for name in FACTS:
         if isinstance(record.get(name), str):
             info[name] = _word(record[name])

@@ -2,11 +2,11 @@
 
 A file has one group ``config_batch_0`` with ``config_0``, ``config_1`` ...: MACE takes all groups for as large as the
 first one, and with a single group it cannot miscount. Numbers are float64, as MACE's own ``mace_prepare_data`` writes
-them; a property that a structure lacks has the weight 0. ``config_type``, ``config_weight`` and ``head`` stand where
-MACE has them (its reader takes its own head for all of a file); without a ``spin_multiplicity`` MACE takes 1.
-MACE knows neither the elements nor the energies of single atoms from such a file: give ``--atomic_numbers`` and
-``--E0s``, and ``--valid_file`` in the same format. Source: mace-torch 0.3.16, ``mace/data/hdf5_dataset.py`` and
-``mace/data/utils.py``.
+them; a property that a structure lacks has the weight 0, and so has the stress of an open cell. ``config_type``,
+``config_weight`` and ``head`` stand where MACE has them (its reader takes its own head for all of a file); without a
+``spin_multiplicity`` MACE takes 1. MACE knows neither the elements nor the energies of single atoms from such a file:
+give ``--atomic_numbers`` and ``--E0s``, and ``--valid_file`` in the same format. Source: mace-torch 0.3.16,
+``mace/data/hdf5_dataset.py`` and ``mace/data/utils.py``.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ def _write(group: Any, record: Record) -> None:
     weights = group.create_group("property_weights")
     for name in (*LABELS, *OTHERS):
         weights[name] = float(name in record)
+    if not record["pbc"].all():
+        weights["stress"][()] = 0.0  # MACE's own stress of an open cell is wrong: ACEsuit/mace#1509
 
 
 def read(path: Path) -> Iterator[Record]:
@@ -99,7 +101,7 @@ def read(path: Path) -> Iterator[Record]:
                 found["spin_multiplicity"] = properties["total_spin"]
             if dataset.file[f"{GROUP}/config_{index}"].attrs["config_weight"]:
                 found["config_weight"] = config.weight
-            found |= {name: properties[name] for name in LABELS if weights[name]}
+            found |= {name: properties[name] for name in LABELS if weights[name] or properties.get(name) is not None}
             if "stress" in found:
                 found["stress"] = found["stress"].reshape(9)[list(FULL_TO_VOIGT)]
             yield found
