@@ -3,7 +3,8 @@
 Run: ``python benchmarks/quality.py [DATASET ...]``. Without datasets it makes three: Cu-Au alloys and clusters with
 EMT, molecules of H, C, N and O with GFN2-xTB, and the quickstart's alloys, slabs and particles with CHGNet labels.
 ``benchmarks/quality_kinds.py`` makes six more, of kinds that are imported. Of each it draws 20 subsets, half of the
-seeds each, which are clean as well; then it plants each fault into 10 of them.
+seeds each, which are clean as well; then it plants each fault into 10 of them (``--subsets 10 4`` draws 10 and plants
+into 4).
 """
 
 from __future__ import annotations
@@ -179,17 +180,17 @@ def make(folder: Path) -> dict[str, Path]:
     return made
 
 
-def report(paths: dict[str, Path]) -> None:
+def report(paths: dict[str, Path], n_clean: int, n_planted: int) -> None:
     whole = {name: open_dataset(path).load() for name, path in paths.items()}
-    print("clean sets: the whole, and what of each check the 20 halves show (least to most)")
+    print("clean sets: the whole, and what of each check the halves show (least to most)")
     alarms: Counter[str] = Counter()
     warned: Counter[str] = Counter()
     for name, ds in whole.items():
-        halves = [written(half, ds.attrs) for half in subsets(ds, N_CLEAN)]
+        halves = [written(half, ds.attrs) for half in subsets(ds, n_clean)]
         first = judge(paths[name])
         warned.update(check.name for one in [first, *halves] for check in one.checks if check.verdict == "warn")
         print(f"\n{name}: {first.n_structures} structures as {first.profile}, {'GO' if first.go else 'NO-GO'}; "
-              f"halves: {sum(verdict.go for verdict in halves)} of {N_CLEAN} GO")  # fmt: skip
+              f"halves: {sum(verdict.go for verdict in halves)} of {n_clean} GO")  # fmt: skip
         for index, check in enumerate(first.checks):
             same = [verdict.checks[index] for verdict in halves]
             alarms[check.name] += sum(one.verdict == "fail" for one in [check, *same])
@@ -199,19 +200,19 @@ def report(paths: dict[str, Path]) -> None:
             value = "-" if check.value is None else f"{check.value:.3g}"
             n_skipped = sum(one.verdict == "skipped" for one in same)
             print(f"  {check.name:<20} {check.verdict:<8} {value:<10} halves {span:<22} limit {limit:<6} "
-                  f"skipped in {n_skipped}")  # fmt: skip
-    n_judged = len(whole) * (N_CLEAN + 1)
+                  f"skipped in {n_skipped}", flush=True)  # fmt: skip
+    n_judged = len(whole) * (n_clean + 1)
     print(f"\nfalse alarms of {n_judged} clean sets, by check: {json.dumps({k: v for k, v in alarms.items() if v})}")
     print(f"warnings, which leave the verdict GO: {json.dumps(warned)}")
 
-    print(f"\nplanted faults, {N_PLANTED} halves of each system: how often the right check fails and names the right "
+    print(f"\nplanted faults, {n_planted} halves of each system: how often the right check fails and names the right "
           "structures (in brackets: other checks that fail, too)")  # fmt: skip
     for fault, (right, plant) in FAULTS.items():
         cells = []
         for name, ds in whole.items():
             found = located = tried = 0
             others: Counter[str] = Counter()
-            for number, half in enumerate(subsets(ds, N_PLANTED)):
+            for number, half in enumerate(subsets(ds, n_planted)):
                 planted, rows = plant(half, np.random.default_rng(number))
                 if planted is half and right != "elements":
                     continue
@@ -226,7 +227,7 @@ def report(paths: dict[str, Path]) -> None:
                 f" (+ {', '.join(f'{count} {other}' for other, count in sorted(others.items()))})" if others else ""
             )
             cells.append(f"{name} {found}/{tried} ids {located}/{tried}{besides}" if tried else f"{name} -")
-        print(f"  {fault:<34} {right:<13} {'; '.join(cells)}")
+        print(f"  {fault:<34} {right:<13} {'; '.join(cells)}", flush=True)
 
 
 def large(path: str, target: str) -> None:
@@ -257,12 +258,18 @@ def main() -> None:
     if sys.argv[1:2] == ["--gauge"]:
         gauge(sys.argv[2])
         return
+    words, whole = sys.argv[1:], True
+    n_clean, n_planted = N_CLEAN, N_PLANTED
+    if words[:1] == ["--subsets"]:
+        (n_clean, n_planted), words, whole = map(int, words[1:3]), words[3:], False
     with tempfile.TemporaryDirectory() as folder:
-        paths = {Path(path).parent.name: Path(path) for path in sys.argv[1:]} or make(Path(folder))
-        report(paths)
-        small = str(next(iter(paths.values())))
-        large(small, f"{folder}/large.zarr")
-        subprocess.run([sys.executable, __file__, "--gauge", f"{folder}/large.zarr", small], check=True)
+        paths = {path.parent.name if path.stem == "dataset" else path.stem: path for path in map(Path, words)}
+        paths = paths or make(Path(folder))
+        report(paths, n_clean, n_planted)
+        if whole:
+            small = str(next(iter(paths.values())))
+            large(small, f"{folder}/large.zarr")
+            subprocess.run([sys.executable, __file__, "--gauge", f"{folder}/large.zarr", small], check=True)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,9 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 
 from daskpipe import standalone
+from daskpipe.cluster import connect
+from daskpipe.config import load
 
-QUICK = ["cluster.workers=1", "cluster.gpus=0"]
 MOLECULES = ("H2O", "NH3", "CH4", "CH3OH", "C2H6", "CH3CHO", "HCN", "C6H6", "CH3NO2", "CO2", "C2H4", "N2H4")
 
 
@@ -150,15 +151,17 @@ KINDS: dict[str, Callable[[np.random.Generator], Iterator[Atoms]]] = {
 def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (name, make) in enumerate(KINDS.items()):
-        rng = np.random.default_rng(number)
-        frames = list(make(rng))
-        file = folder / f"{name}.xyz"
-        ase.io.write(file, [frames[row] for row in rng.permutation(len(frames))], format="extxyz")
-        done = standalone.import_labelled([str(file)], folder / f"{name}.zarr", QUICK, method="benchmark", force=True)
-        print(
-            f"{name}: {done.n_out} of {done.n_frames} frames, {done.report['n_groups']} groups, {done.report['counts']}"
-        )
+    config = load("quickstart", ["cluster.workers=1", "cluster.gpus=0"])
+    with connect(config.cluster, folder / "workers.log") as workers:
+        for number, (name, make) in enumerate(KINDS.items()):
+            if (out := folder / f"{name}.zarr").exists():
+                continue
+            rng = np.random.default_rng(number)
+            frames = list(make(rng))
+            file = folder / f"{name}.xyz"
+            ase.io.write(file, [frames[row] for row in rng.permutation(len(frames))], format="extxyz")
+            done = standalone.import_labelled([str(file)], out, method="benchmark", client=workers.client)
+            print(f"{name}: {done.n_out} frames, {done.report['n_groups']} groups, {done.report['counts']}", flush=True)
 
 
 if __name__ == "__main__":

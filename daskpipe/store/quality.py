@@ -146,7 +146,7 @@ def judge(path: Path | str, settings: Quality = Quality(), *, outcome: Outcome |
         if name in ds:
             columns[name] = decode(ds[name].copy(data=columns[name]))
     profile = profile_of(settings, columns)
-    settings, expectation = expected(settings, profile)
+    settings, expectation = expected(settings, profile, columns)
     columns |= _measured(ds, columns, settings, expectation.few_atoms)
     found = warned(
         _checked(columns, settings, told, _shares(attributes), expectation.few_atoms),

@@ -33,35 +33,36 @@ class Expectation:
         and dimer curves are stretched and pressed on purpose.
     thresholds
         Limits that take the place of defaults; what was set to something else stays.
+    of_molecules
+        More of them, where there are molecules.
     """
 
     warn: tuple[str, ...] = ()
     few_atoms: int = 0
     thresholds: Mapping[str, Any] = field(default_factory=dict)
+    of_molecules: Mapping[str, Any] = field(default_factory=dict)
 
+
+WIDE_ENERGIES = EnergyLimits(min_deviation=0.15, min_deviation_of_types=0.3)
+"""Isomers, conformers, and shaken copies of one composition differ by more than the frames of a run do."""
+
+STIFF: Mapping[str, Any] = {"forces": 40.0, "largest_force": 100.0, "energy": WIDE_ENERGIES}
+"""Limits for molecules, whose bonds are stiffer than those of metals and oxides."""
 
 PROFILES: dict[Literal["run", "import", "molecules", "reference"], Expectation] = {
     "run": Expectation(),
-    "import": Expectation(warn=WHAT_IT_HOLDS, few_atoms=2, thresholds={"stress": 200.0}),
-    "molecules": Expectation(
-        # Isomers, conformers and fragments of one composition differ by more than frames of one crystal do.
-        thresholds={"forces": 20.0, "energy": EnergyLimits(min_deviation=0.15, min_deviation_of_types=0.3)},
+    "import": Expectation(
+        warn=WHAT_IT_HOLDS, few_atoms=2, thresholds={"stress": 200.0, "energy": WIDE_ENERGIES}, of_molecules=STIFF
     ),
+    "molecules": Expectation(thresholds=STIFF),
     "reference": Expectation(
         warn=(
-            *WHAT_IT_HOLDS,
-            "overlap",
-            "energy",
-            "forces",
-            "largest_force",
-            "stress",
-            "duplicates",
-            "leakage",
-            "splits",
+            *WHAT_IT_HOLDS, "overlap", "energy", "forces", "largest_force", "stress", "duplicates", "leakage", "splits",
         ),
         few_atoms=2,
+        of_molecules=STIFF,
     ),
-}
+}  # fmt: skip
 
 
 def profile_of(settings: Quality, columns: Mapping[str, np.ndarray]) -> Profile:
@@ -77,16 +78,27 @@ def profile_of(settings: Quality, columns: Mapping[str, np.ndarray]) -> Profile:
     return "molecules" if len(types) and (types == MOLECULE).all() else "run"
 
 
-def expected(settings: Quality, profile: Profile) -> tuple[Quality, Expectation]:
-    """Return the thresholds of a profile, and how else it differs; the settings' own word on warnings goes first."""
+def expected(
+    settings: Quality, profile: Profile, columns: Mapping[str, np.ndarray] | None = None
+) -> tuple[Quality, Expectation]:
+    """Return the thresholds of a profile, and how else it differs; the settings' own word on warnings goes first.
+
+    Parameters
+    ----------
+    settings
+        What was set.
+    profile
+        From `profile_of`.
+    columns
+        ``system_type`` of the structures as words, where it is known.
+    """
     assert profile != "auto"
-    found = PROFILES[profile]
-    defaults = Quality()
-    changed = {
-        name: limit for name, limit in found.thresholds.items() if getattr(settings, name) == getattr(defaults, name)
-    }
+    found, defaults = PROFILES[profile], Quality()
+    has_molecules = columns is not None and MOLECULE in columns.get("system_type", ())
+    limits = {**found.thresholds, **(found.of_molecules if has_molecules else {})}
+    changed = {name: limit for name, limit in limits.items() if getattr(settings, name) == getattr(defaults, name)}
     if settings.warn is not None:
-        found = Expectation(warn=settings.warn, few_atoms=found.few_atoms, thresholds=found.thresholds)
+        found = replace(found, warn=settings.warn)
     return settings.model_copy(update=changed), found
 
 

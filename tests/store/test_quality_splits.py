@@ -128,9 +128,13 @@ def test_profiles_name_checks():
 
 
 def test_a_limit_of_the_profile_gives_way_to_one_that_is_set():
-    assert expected(Quality(), "molecules")[0].forces == 20.0
+    assert expected(Quality(), "molecules")[0].forces == 40.0
     assert expected(Quality(forces=5.0), "molecules")[0].forces == 5.0
     assert expected(Quality(), "run")[0] == Quality()
+    of_metals, of_both = (
+        expected(Quality(), "import", {"system_type": np.array(types)})[0] for types in (["bulk"], ["bulk", "molecule"])
+    )
+    assert (of_metals.forces, of_both.forces) == (Quality().forces, 40.0)
     assert expected(Quality(energy=EnergyLimits(deviations=7)), "molecules")[0].energy.deviations == 7
     assert expected(Quality(warn=("forces",)), "reference")[1].warn == ("forces",)
 
