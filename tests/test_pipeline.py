@@ -471,8 +471,8 @@ def test_a_time_step_that_is_too_long_is_told(client: Client, tmp_path: Path) ->
     heard: list[Event] = []
     long = [*SMALL, "generate.sources.clusters.n=1", "explore.dynamics.timestep=7"]
     daskpipe.run("emt_alloy", long, run_dir=tmp_path / "run", client=client, subscribers=[heard.append])
-    (told,) = (event.message for event in heard if isinstance(event, Notice))
-    assert told.startswith("explore.dynamics.timestep=7 fs is long for atoms of 63.5 amu")
+    told = [event.message for event in heard if isinstance(event, Notice)]
+    assert any(message.startswith("explore.dynamics.timestep=7 fs is long for atoms of 63.5 amu") for message in told)
 
 
 def test_subscribers_hear_every_stage(reference: Result, client: Client, tmp_path: Path) -> None:
@@ -493,13 +493,13 @@ def test_seeds_that_all_fail_stop_the_run_with_their_reasons(client: Client, tmp
 
 def test_trajectories_that_all_fail_stop_the_run_with_their_reasons(client: Client, tmp_path: Path) -> None:
     overrides = [*SMALL, "explore.guards.max_force=1e-9"]
-    with pytest.raises(InputError, match=r"no trajectory survived.*'explore/force': 4"):
+    with pytest.raises(InputError, match=r"no trajectory survived.*: 4 explore/force"):
         daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
 
 
 def test_labels_that_all_fail_stop_the_run_with_their_reasons(client: Client, tmp_path: Path) -> None:
     overrides = [*SMALL, "label.checks.max_force=1e-9"]
-    with pytest.raises(InputError, match=r"the teacher labelled no structure.*'label/force': 6"):
+    with pytest.raises(InputError, match=r"the teacher labelled no structure.*: 6 label/force"):
         daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
 
 
