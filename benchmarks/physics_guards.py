@@ -25,8 +25,10 @@ from daskpipe.explore.dynamics import Flight
 from daskpipe.explore.packing import Room
 from daskpipe.explore.relaxation import relaxations
 from daskpipe.explore.settings import Exploration
+from daskpipe.explore.vacancies import hop_sites, like_distances
 from daskpipe.explore.walkers import Condition, Walker
 from daskpipe.geometry import n_parts
+from daskpipe.potentials.batches import batch
 from daskpipe.structures import round_positions
 
 KCAL = units.KB * 503.2195  # eV; a kilocalorie a mole is 503.2 K
@@ -251,6 +253,11 @@ class IonField(ModelInterface):
         return energy.detach(), -gradient
 
 
+def energy(atoms: Atoms, model: ModelInterface) -> float:
+    """Return the energy of a structure, eV."""
+    return float(model(batch([atoms], model.device, torch.float64))["energy"][0])
+
+
 def hops() -> None:
     """Print how many trial hops into a vacancy are accepted."""
     print("\n16. Hops into a vacancy: 2 trajectories, relaxed first, 20 trial hops every 20 steps of 2 fs, 400 steps")
@@ -269,11 +276,19 @@ def hops() -> None:
             [seed] * 2, model, temperature, steps=400, stride=200, timestep=2.0, relax={"stride": None, "fmax": 0.02},
             monte_carlo={"every": 20, "hops": 20, "oxidation_states": STATES},
         )  # fmt: skip
+        start = walkers[0].start
+        sites = hop_sites(start, like_distances(start, np.array([STATES[symbol] for symbol in start.symbols]), 0.1))
+        assert sites is not None
+        atom, pair = (found[0] for found in sites.possible(sites.of(start.positions, start.cell.array)))
+        there = start.copy()
+        there.positions[atom] += sites.step(pair, start.cell.array)
+        rise = energy(there, model) - energy(start, model)
         tallies: Counter[str] = sum((Counter(walker.tallies) for walker in walkers), Counter())
         tried, accepted = tallies["hops_tried"], tallies["hops_accepted"]
         print(
             f"  {name} at {temperature:.0f} K: {accepted} of {tried} accepted ({accepted / tried:.2%}); "
-            f"{tallies['hops_overlapping']} overlapped, {tallies['hops_blocked']} had no site; {stopped(walkers)}"
+            f"{tallies['hops_overlapping']} overlapped, {tallies['hops_blocked']} had no site; {stopped(walkers)}; "
+            f"a hop from the relaxed start costs {rise:.2f} eV before its neighbours relax"
         )
 
 

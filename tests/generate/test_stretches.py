@@ -15,7 +15,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.db import connect
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskpipe.errors import Rejection
@@ -87,6 +87,7 @@ def check_against_whole(path: Path, sizes: tuple[int, ...]) -> list[Atoms | Reje
     return found
 
 
+@settings(deadline=None)
 @given(
     pieces=st.lists(st.sampled_from([*WHOLE, *BROKEN, *BLANK]), max_size=12),
     end=st.sampled_from([b"", *ENDS]),
@@ -209,6 +210,7 @@ def test_only_the_bytes_of_a_stretch_and_what_follows_are_read(tmp_path: Path) -
 # --- copies -----------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     pieces=st.lists(st.sampled_from([*WHOLE, *BROKEN, *BLANK]), max_size=12),
     data=st.data(),
