@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.errors import InputError
+from daskpipe.isolated import isolated_rows
 from daskpipe.seeds import order_by_hash
 from daskpipe.store import quality_checks as checks
 from daskpipe.store import quality_measures as measures
@@ -145,6 +146,9 @@ def judge(path: Path | str, settings: Quality = Quality(), *, outcome: Outcome |
     for name in ("system_type", "label_status", "generator"):
         if name in ds:
             columns[name] = decode(ds[name].copy(data=columns[name]))
+    geometry = {name: _read(ds[name]) for name in ("n_atoms", "cell", "pbc")}
+    called = {"config_type": decode(ds["config_type"].load())} if "config_type" in ds else {}
+    columns["isolated"] = isolated_rows(geometry | called)
     profile = profile_of(settings, columns)
     settings, expectation = expected(settings, profile, columns)
     columns |= _measured(ds, columns, settings, expectation.few_atoms)
@@ -248,7 +252,9 @@ def _checked(
         "diversity": ("features", lambda limit: checks.diversity(c["feature_ids"], c["features"], limit)),
         "splits": (
             "split",
-            lambda limit: split_checks.splits(ids, c["split"], c["group"], shares, limit, c.get("system_type")),
+            lambda limit: split_checks.splits(
+                ids, c["split"], c["group"], shares, limit, c.get("system_type"), c["isolated"]
+            ),
         ),
         "leakage": (
             "leaks",

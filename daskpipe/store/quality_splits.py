@@ -35,6 +35,7 @@ def splits(
     shares: Mapping[str, float],
     limit: float,
     system_type: np.ndarray | None = None,
+    isolated: np.ndarray | None = None,
 ) -> Check:
     """Check that no group is torn, no split is empty or lacks a system type, and each has about its share.
 
@@ -48,6 +49,9 @@ def splits(
         Largest difference of a share, beyond the least one that whole groups allow.
     system_type
         Of each structure, as words, shape (structure,).
+    isolated
+        Which structures are isolated atoms, bool, shape (structure,): they stay in train, so no other split can be
+        asked for them.
     """
     n = len(ids)
     table = np.zeros((int(group.max()) + 1, len(SPLITS)), dtype=np.int64)
@@ -63,7 +67,10 @@ def splits(
         says += f"; off by {off:.1%} at most (allowed {allowed:.1%})"
     if empty:
         says += f"; empty: {', '.join(empty)}"
-    lacking = _lacking(split, group, system_type, shares) if system_type is not None else {}
+    lacking = {}
+    if system_type is not None:
+        dealt = np.ones(n, dtype=np.bool_) if isolated is None else ~isolated
+        lacking = _lacking(split[dealt], group[dealt], system_type[dealt], shares)
     for name, types in lacking.items():
         if name not in empty:
             says += f"; {name} has no {', no '.join(types)}"
