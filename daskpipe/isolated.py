@@ -38,11 +38,19 @@ def isolated_rows(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     columns
         ``n_atoms``, ``cell``, ``pbc`` and, where the dataset has it, ``config_type`` as words.
     """
-    isolated = columns["n_atoms"] == 1
-    for row in np.flatnonzero(isolated).tolist():
-        called = "config_type" in columns and columns["config_type"][row] == CONFIG_TYPE
-        isolated[row] = called or _images_are_far(columns["cell"][row], columns["pbc"][row])
-    return np.asarray(isolated)
+    rows = np.flatnonzero(columns["n_atoms"] == 1)
+    cell, pbc = columns["cell"][rows], columns["pbc"][rows]
+    far = ~pbc.any(axis=1)
+    whole = pbc.all(axis=1)
+    # Widths of all cells at once: there may be a million primitive cells of one atom.
+    far[whole] = (1 / np.linalg.norm(np.linalg.inv(cell[whole]), axis=1)).min(axis=1, initial=np.inf) >= FAR
+    for row in np.flatnonzero(~whole & ~far).tolist():
+        far[row] = _images_are_far(cell[row], pbc[row])
+    if "config_type" in columns:
+        far |= columns["config_type"][rows] == CONFIG_TYPE
+    isolated = np.zeros(len(columns["n_atoms"]), dtype=np.bool_)
+    isolated[rows] = far
+    return isolated
 
 
 def _images_are_far(cell: np.ndarray, pbc: np.ndarray) -> bool:

@@ -276,7 +276,7 @@ def test_auto_releases_the_deviatoric_stress_of_an_ordered_alloy():
 
     left = {}
     for name in ("npt_isotropic", choose(seed)):
-        batch = emt_batch([seed] * 16, name, 300.0, 0.0, **settings)
-        left[name] = float(sample(batch, deviatoric, samples=30, every=10, before=700).mean())
+        batch = emt_batch([seed] * 8, name, 300.0, 0.0, **settings)
+        left[name] = float(sample(batch, deviatoric, samples=40, every=10, before=1200).mean())
     assert left["npt_isotropic"] > 1.0
-    assert abs(left["npt_anisotropic"]) < 0.2
+    assert abs(left["npt_anisotropic"]) < 0.3

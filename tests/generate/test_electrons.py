@@ -13,7 +13,7 @@ from ase.io import write
 
 from daskpipe.errors import Rejection
 from daskpipe.generate.checks import Limits
-from daskpipe.generate.electrons import ElectronError, electrons_of
+from daskpipe.generate.electrons import CHARGE_KEYS, SPIN_KEYS, ElectronError, electrons_of
 from daskpipe.generate.files import files
 from daskpipe.generate.stage import Request, _finish
 from daskpipe.structures import structure_id
@@ -162,3 +162,41 @@ def test_what_generators_say_is_not_cut(change, reason: str, evidence: str) -> N
 def test_a_fraction_is_no_charge_of_an_id() -> None:
     with pytest.raises(ValueError, match="charge is 0.5; it must be a whole number"):
         structure_id(Atoms("H", info={"charge": 0.5}))
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_any_way_to_say_charge_and_spin(seed: int, tmp_path: Path) -> None:
+    """Write what is true in a random way, and read it from a file."""
+    rng = np.random.default_rng(seed)
+    charge = int(rng.integers(-2, 3))
+    atoms = molecule(str(rng.choice(["H2O", "O2", "CH3", "NO", "C2H4"])))
+    atoms.set_initial_magnetic_moments(None)
+    n_electrons = int(atoms.numbers.sum()) - charge
+    unpaired = n_electrons % 2 + 2 * int(rng.integers(0, 2))
+    words, arrays = [], {}
+    if rng.random() < 0.5:
+        words += [f"{key}={charge}" for key in rng.permutation(CHARGE_KEYS)[: rng.integers(1, 4)]]
+    elif charge or rng.random() < 0.5:
+        arrays["initial_charges"] = rng.normal(scale=0.4, size=len(atoms))
+        arrays["initial_charges"] += (charge - arrays["initial_charges"].sum()) / len(atoms)
+    said = rng.random()
+    if said < 0.4:
+        words += [f"{key}={unpaired + 1}" for key in rng.permutation(SPIN_KEYS)[: rng.integers(1, 4)]]
+    elif said < 0.6:
+        words.append(f"uhf={unpaired}")
+    elif unpaired and said < 0.9:
+        arrays["initial_magmoms"] = rng.normal(scale=0.4, size=len(atoms))
+        arrays["initial_magmoms"] += (unpaired * rng.choice([-1, 1]) - arrays["initial_magmoms"].sum()) / len(atoms)
+    else:
+        unpaired = -1  # nothing is said
+    columns = "".join(f":{name}:R:1" for name in arrays)
+    rows = [
+        " ".join([symbol, *(f"{number:.6f}" for number in (*position, *(values[row] for values in arrays.values())))])
+        for row, (symbol, position) in enumerate(zip(atoms.symbols, atoms.positions, strict=True))
+    ]
+    comment = f'Properties=species:S:1:pos:R:3{columns} {" ".join(words)} pbc="F F F"'
+    (tmp_path / "a.xyz").write_text("\n".join([str(len(atoms)), comment, *rows, ""]))
+    (found,) = read(tmp_path / "a.xyz")
+    assert isinstance(found, Atoms), (found, comment)
+    assert found.info.get("charge", 0) == charge, comment
+    assert found.info.get("spin_multiplicity", 0) == unpaired + 1, comment

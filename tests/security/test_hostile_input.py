@@ -280,7 +280,11 @@ CUBE = 'Lattice="3.6 0 0 0 3.6 0 0 0 3.6" pbc="T T T"'
             "1\nProperties=species:S:1:pos:R:3:x:R:1000000000\nCu 0 0 0\n",
             "claims 1000000004 columns",
         ),
-        ("a.xyz", '1\nproperties="species:S:1:pos:R:1000000000"\nCu 0 0 0\n', "lacks species:S:1"),
+        (
+            "a.xyz",
+            '1\nproperties="species:S:1:pos:R:1000000000"\nCu 0 0 0\n',
+            "lacks species:S:1 (or Z:I:1) or pos:R:3",
+        ),
         ("POSCAR", "x\n1\n5 0 0\n0 5 0\n0 0 5\nCu\n1000000000000\nDirect\n0 0 0\n", "the file claims 1e+12 atoms"),
     ],
 )

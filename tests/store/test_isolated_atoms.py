@@ -25,6 +25,7 @@ from daskpipe.load import MACEDataset, TorchDataset, spec
 from daskpipe.store import open_dataset, pack
 from daskpipe.store.export import export
 from daskpipe.structures import concat, from_atoms, to_atoms
+from daskpipe.train import train
 from daskpipe.variables import VARIABLES, decode, encode
 from daskpipe.work import Payload
 
@@ -128,6 +129,8 @@ def test_a_weight_that_is_none_is_refused(weight: str, tmp_path: Path) -> None:
 )
 def test_which_atoms_are_isolated(atoms: Atoms, expected: bool) -> None:
     assert is_isolated(atoms) is expected
+    columns = {name: array.values for name, array in from_atoms([Atoms("Cu"), atoms, atoms]).items()}
+    assert isolated_rows(columns).tolist() == [True, expected, expected]
 
 
 def test_isolated_atoms_stay_in_train_and_their_energies_are_stored(store: Path) -> None:
@@ -273,3 +276,12 @@ def test_fixed_atoms_and_isotopes_are_exported(to: str, tmp_path: Path) -> None:
                 assert fixed_components(atoms).tolist() == fixed.tolist()
                 assert atoms.get_masses().tolist() == [np.float32(62.93), np.float32(64.93)] * 2
                 assert (atoms.calc.results["forces"] > 0).all()  # as labelled
+
+
+@pytest.mark.slow
+def test_training_takes_their_energies(store: Path, tmp_path: Path) -> None:
+    trained = train(store, tmp_path / "model", epochs=1, device="cpu", overrides=["r_max=4"])
+    assert trained.metrics["e0s"] == E0
+    assert trained.metrics["isolated_atoms"] == ["Cu", "Au"]
+    assert "those of the isolated atoms of the dataset for Cu, Au." in (trained.out / "MODEL_CARD.md").read_text()
+    assert "Using isolated atom energies from training file" in (trained.out / "train.log").read_text()
