@@ -306,10 +306,11 @@ def write_poscar(rng: np.random.Generator) -> tuple[str, Truth]:
     lines = [*head, scale, *(" ".join(text_of(row)) for row in cell), *middle]
     lines += ["Selective dynamics"] if selective else []
     lines.append((["Cartesian", "Kartesisch", "cart"] if cartesian else ["Direct", "direct", "Frac"])[rng.integers(3)])
-    flags = [["T", "T", "T"], ["F", "F", "F"], ["T", "F", "T"]][rng.integers(3)] if selective else []
-    if len(set(flags)) == 2 and truth.reason is None:
+    flags = [["T", "T", "T"], ["F", "F", "F"]]  # every second atom is fixed
+    if selective and truth.reason is None and rng.random() < 0.3:
+        flags = [["T", "F", "T"]] * 2
         truth.reason = "constraint"  # along a vector of a skew cell, which no component of the positions is
-    lines += [" ".join(text_of(row) + flags) for row in rows]
+    lines += [" ".join(text_of(row) + flags[number % 2] * selective) for number, row in enumerate(rows)]
     if rng.random() < 0.3:
         lines += ["", *(" ".join(text_of(row)) for row in 0.01 * rows)]
     return "\n".join(lines) + "\n", truth
