@@ -145,7 +145,8 @@ def _exported(answer: dict[str, Any], console: Console) -> None:
 def quality(
     dataset: DatasetPath,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="quality.KEY=VALUE", help="e.g. quality.forces=15")
+        list[str] | None,
+        typer.Argument(metavar="quality.KEY=VALUE", help="e.g. quality.forces=15, quality.profile=reference"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

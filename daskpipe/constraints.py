@@ -66,13 +66,18 @@ def from_constraints(constraints: Sequence[Mapping[str, Any]], n_atoms: int, cel
     """
     fixed = np.zeros((n_atoms, 3), dtype=bool)
     for constraint in constraints:
-        name, kwargs = constraint["name"], constraint["kwargs"]
-        if name in NEEDLESS:
-            continue
-        if name not in CARRIED:
-            raise ValueError(f"the constraint {name} cannot be kept, only {', '.join(CARRIED)}. {ADVICE}")
-        atoms = np.atleast_1d(np.asarray(kwargs["indices"] if "indices" in kwargs else kwargs["a"], dtype=int))
-        fixed[atoms] |= _components(name, kwargs, cell)
+        try:
+            name, kwargs = constraint["name"], constraint["kwargs"]
+            if name in NEEDLESS:
+                continue
+            if name not in CARRIED:
+                raise ValueError(f"the constraint {str(name)[:60]} cannot be kept, only {', '.join(CARRIED)}. {ADVICE}")
+            atoms = np.atleast_1d(np.asarray(kwargs["indices"] if "indices" in kwargs else kwargs["a"], dtype=int))
+            fixed[atoms] |= _components(name, kwargs, cell)
+        except (KeyError, TypeError, IndexError) as error:  # a file may say anything
+            raise ValueError(
+                f"the constraint {str(constraint)[:100]} is damaged ({type(error).__name__}: {error}). {ADVICE}"
+            ) from error
     return fixed
 
 

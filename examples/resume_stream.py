@@ -40,7 +40,7 @@ def main(words: list[str] | None = None) -> tuple[int, dict[str, torch.Tensor]]:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         stream.load_state_dict(saved["stream"])
-        print(f"goes on in epoch {stream.epoch} after batch {saved['stream']['n_batches']} of {len(stream)}")
+        print(f"goes on in epoch {stream.epoch} after batch {saved['stream']['n_batches']}; {len(stream)} are left")
     n_batches = 0
     for epoch in range(stream.epoch, arguments.epochs):
         stream.set_epoch(epoch)

@@ -12,7 +12,7 @@ from ase.constraints import FixAtoms, FixBondLength, FixCartesian, FixCom, Fixed
 from ase.io import write
 from ase.io.vasp import write_vasp
 
-from daskpipe.constraints import constraints_of, fixed_components
+from daskpipe.constraints import constraints_of, fixed_components, from_constraints
 from daskpipe.errors import Rejection
 from daskpipe.generate.files import files
 from daskpipe.generate.stretches import copy_frames
@@ -72,6 +72,22 @@ def test_constraints_add_up_and_nothing_fixed_is_none() -> None:
 def test_what_is_no_component_is_refused(constraint, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fixed_by(constraint)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"name": "FixAtoms", "kwargs": {}},
+        {"name": "FixAtoms", "kwargs": {"indices": [7]}},
+        {"name": "FixCartesian", "kwargs": {"a": [0]}},
+        {"name": "FixAtoms"},
+        {"name": ["FixAtoms"], "kwargs": None},
+        "FixAtoms",
+    ],
+)
+def test_damaged_constraints_are_refused(damaged) -> None:
+    with pytest.raises(ValueError, match="the constraint .*(is damaged|cannot be kept).*move_mask"):
+        from_constraints([damaged], 3, np.eye(3))
 
 
 def test_fixed_components_make_the_same_constraints_again() -> None:

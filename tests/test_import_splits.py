@@ -79,6 +79,9 @@ def test_shuffled_trajectories_are_not_torn(trajectories: list[Atoms], client: C
         assert len(set(split[order // N_FRAMES == number])) == 1
     assert set(split) == set(SPLITS)
     assert verdicts(tmp_path / "out.zarr")["leakage"] == "pass"
+    # Pairs of near frames are there whatever the order, and energies fit forces.
+    (units,) = (check for check in judge(tmp_path / "out.zarr").checks if check.name == "units")
+    assert (units.verdict, units.value) == ("pass", pytest.approx(1, abs=0.3))
     torn = bring([tmp_path / "shuffled.xyz"], tmp_path / "torn.zarr", client, "store.split_by=structure")
     assert torn.report["n_groups"] == len(trajectories)
     assert verdicts(tmp_path / "torn.zarr")["leakage"] == "fail"

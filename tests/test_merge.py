@@ -231,7 +231,7 @@ def test_wrong_imports(datasets: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="label method 'two words': use one word without white space"):
         standalone.import_labelled(["x.extxyz"], tmp_path / "out.zarr", method="two words")
     (tmp_path / "x.cif").write_text("")
-    with pytest.raises(ConfigError, match=r"x.cif holds no labels that can be read; give .extxyz, .xyz, .db, .aselmdb"):
+    with pytest.raises(ConfigError, match=r"x.cif holds no labels that can be read; give \*.extxyz, \*.xyz, \*.traj"):
         standalone.import_labelled([str(tmp_path / "x.cif")], tmp_path / "out.zarr", method="one")
     with pytest.raises(ConfigError, match=r"unknown export format 'npz'.*csv, cold"):
         standalone.export(datasets[0], "npz", tmp_path / "x.npz")

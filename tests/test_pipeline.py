@@ -91,8 +91,9 @@ def test_names_dims_dtypes_and_units_are_those_of_variables(reference: Result) -
         assert array.attrs.get("units") == variable.unit
         assert array.attrs["long_name"] == variable.doc
     missing = VARIABLES.keys() - ds.data_vars.keys()
-    # EMT gives no moments, no seed brings charges or moments of its atoms, and there is no committee.
-    assert missing == {"magmoms", "initial_charges", "initial_magmoms", "force_disagreement", "candidate"}
+    # EMT gives no moments, no seed brings facts about its atoms or keys of training, and there is no committee.
+    of_atoms = {"magmoms", "initial_charges", "initial_magmoms", "masses", "fixed"}
+    assert missing == of_atoms | {"config_type", "head", "config_weight", "force_disagreement", "candidate"}
 
 
 def test_labels_are_the_teachers(reference: Result) -> None:
@@ -471,7 +472,7 @@ def test_a_time_step_that_is_too_long_is_told(client: Client, tmp_path: Path) ->
     long = [*SMALL, "generate.sources.clusters.n=1", "explore.dynamics.timestep=7"]
     daskpipe.run("emt_alloy", long, run_dir=tmp_path / "run", client=client, subscribers=[heard.append])
     told = [event.message for event in heard if isinstance(event, Notice)]
-    assert any(line.startswith("explore.dynamics.timestep=7 fs is long for atoms of 63.5 amu") for line in told), told
+    assert any(message.startswith("explore.dynamics.timestep=7 fs is long for atoms of 63.5 amu") for message in told)
 
 
 def test_subscribers_hear_every_stage(reference: Result, client: Client, tmp_path: Path) -> None:
@@ -492,13 +493,13 @@ def test_seeds_that_all_fail_stop_the_run_with_their_reasons(client: Client, tmp
 
 def test_trajectories_that_all_fail_stop_the_run_with_their_reasons(client: Client, tmp_path: Path) -> None:
     overrides = [*SMALL, "explore.guards.max_force=1e-9"]
-    with pytest.raises(InputError, match=r"no trajectory survived.*'explore/force': 4"):
+    with pytest.raises(InputError, match=r"no trajectory survived.*: 4 explore/force"):
         daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
 
 
 def test_labels_that_all_fail_stop_the_run_with_their_reasons(client: Client, tmp_path: Path) -> None:
     overrides = [*SMALL, "label.checks.max_force=1e-9"]
-    with pytest.raises(InputError, match=r"the teacher labelled no structure.*'label/force': 6"):
+    with pytest.raises(InputError, match=r"the teacher labelled no structure.*: 6 label/force"):
         daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
 
 

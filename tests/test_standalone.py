@@ -43,6 +43,9 @@ METHODS = {
 N_MD, N_MORE = 24, 11
 """Frames of the two files."""
 
+SIGMA = 0.75
+"""Of the config that names none; `daskpipe.SOAP` has dscribe's, 1.0."""
+
 GRAM_TOLERANCE = 1e-5
 """Of products of float32 features of rows of length one."""
 
@@ -288,7 +291,7 @@ def test_features_are_those_of_the_descriptor(
     found: Any = xr.open_zarr(out, consolidated=False).load() if out.endswith(".zarr") else np.load(out)
     frames = alloys(N_MD, 0) + alloys(N_MORE, 1)
     assert (done.n_frames, done.n_out, done.exit_code) == (len(frames), len(frames), 0)
-    soap = daskpipe.SOAP(species=["Cu", "Au"], r_cut=4.0, n_max=3, l_max=2, dtype="float64")
+    soap = daskpipe.SOAP(species=["Cu", "Au"], r_cut=4.0, n_max=3, l_max=2, sigma=SIGMA, dtype="float64")
     rows = soap.compute(frames)
     ends = np.cumsum([len(atoms) for atoms in frames])
     means = np.array([part.mean(axis=0) for part in np.split(rows, ends[:-1])])

@@ -15,7 +15,7 @@ from daskpipe.seeds import order_by_hash
 from daskpipe.store import quality_checks as checks
 from daskpipe.store import quality_measures as measures
 from daskpipe.store import quality_splits as split_checks
-from daskpipe.store.connectivity import Frame
+from daskpipe.store.connectivity import IMPORTED, Frame
 from daskpipe.store.quality_checks import Check, skipped
 from daskpipe.store.quality_profiles import beyond_mending, expected, profile_of, warned
 from daskpipe.store.reader import open_dataset
@@ -352,7 +352,7 @@ def _measured(
             found["magnetic_state"] = measures.magnetic_states(block)
         if "features" in block:
             found["features"] = block["features"][sampled[rows]]
-            if settings.leakage is not None and "split" in columns:
+            if settings.leakage is not None or settings.units is not None:
                 found["all_features"] = block["features"]
         for name, values in found.items():
             parts.setdefault(name, []).append(values)
@@ -373,7 +373,7 @@ def _measured(
         measured |= _pairs(ds, {**columns, **measured})
     if "split" in columns and "group" not in columns:
         measured["group"] = measured["origin"]
-    if "all_features" in measured:
+    if "all_features" in measured and "split" in columns and settings.leakage is not None:
         known = {**lineage, **columns, "composition": measured["composition"], "features": measured.pop("all_features")}
         measured["looked"], measured["leaks"] = split_checks.find_leaks(
             known, lambda rows: _geometries(ds, columns["n_atoms"], rows)
@@ -409,6 +409,9 @@ def _pairs(ds: xr.Dataset, columns: Mapping[str, np.ndarray]) -> dict[str, np.nd
     usable = np.flatnonzero(np.isfinite(columns["energy"]) & columns["forces_finite"] & columns["searchable"])
     names = ("structure_id", "origin", "composition", "n_atoms", "replica", "step")
     chosen = {name: columns[name][usable] for name in names if name in columns}
+    if "all_features" in columns and "generator" in columns:  # where lineage is known, it tells the pairs
+        imported = (columns["generator"][usable] == IMPORTED)[:, None]
+        chosen["features"] = np.where(imported, columns["all_features"][usable], np.nan)
     pairs = usable[measures.near_pairs(chosen)].reshape(-1, 2)
     frames: dict[int, dict[str, Any]] = {}
     for rows, block in _blocks(ds, columns["n_atoms"], MEASURED, np.unique(pairs)):

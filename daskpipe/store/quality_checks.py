@@ -444,7 +444,7 @@ def elements(counts: Mapping[str, int], n_structures: int, requested: Sequence[s
     says = f"the rarest element, {rarest}, is in {share:.1%} of the structures"
     if missing:
         says = f"requested and missing: {', '.join(missing)}; " + says
-    return _check("elements", bool(missing) or share < limit, says, share, limit, "share")
+    return _check("elements", bool(missing) or share < limit, says, share, limit, "share", hard=bool(missing))
 
 
 def composition_entropy(composition: np.ndarray, limit: float) -> Check:

@@ -276,8 +276,9 @@ def near_pairs(columns: Columns) -> np.ndarray:
     Parameters
     ----------
     columns
-        ``structure_id``, ``origin``, ``composition`` (number), ``n_atoms`` and, if they are known, ``replica`` and
-        ``step``; of structures with finite labels.
+        ``structure_id``, ``origin``, ``composition`` (number), ``n_atoms`` and, if they are known, ``replica``,
+        ``step`` and ``features``; of structures with finite labels. A structure that is alone of its seed, as imported
+        frames in a shuffled order are, makes a pair with the nearest one of its composition in feature space.
     """
     keys = [columns[name] for name in ("step", "replica") if name in columns]
     order = np.lexsort((columns["structure_id"].view("<u8")[::2], *keys, columns["composition"], columns["origin"]))
@@ -286,8 +287,28 @@ def near_pairs(columns: Columns) -> np.ndarray:
         columns["composition"][first] == columns["composition"][second]
     )
     pairs = np.stack([first[same], second[same]], axis=1)
+    if "features" in columns:
+        alone = np.bincount(columns["origin"])[columns["origin"]] == 1
+        pairs = np.concatenate([pairs, _nearest_in_features(columns, alone)])
     pairs = pairs[order_by_hash(0, "quality", columns["structure_id"][pairs[:, 0]])][:MOST_PAIRS]
     return pairs[np.cumsum(2 * columns["n_atoms"][pairs[:, 0]].astype(np.int64)) <= MOST_PAIR_ATOMS]
+
+
+def _nearest_in_features(columns: Columns, alone: np.ndarray) -> np.ndarray:
+    """Return pairs of rows of one composition, each row that is alone with the nearest other one, shape (pair, 2)."""
+    from scipy.spatial import cKDTree
+
+    rows = np.flatnonzero(alone & np.isfinite(columns["features"]).all(axis=1))
+    order = rows[np.argsort(columns["composition"][rows], kind="stable")]
+    found = [np.zeros((0, 2), dtype=np.int64)]
+    for members in np.split(order, np.flatnonzero(np.diff(columns["composition"][order])) + 1):
+        if len(members) > 1:
+            features = columns["features"][members].astype(np.float64)
+            other = cKDTree(features).query(features, k=2)[1]
+            own = np.arange(len(members))
+            other = np.where(other[:, 0] == own, other[:, 1], other[:, 0])
+            found.append(np.sort(np.stack([members, members[other]], axis=1), axis=1))
+    return np.unique(np.concatenate(found), axis=0)
 
 
 def energy_and_work(a: Columns, b: Columns) -> tuple[float, float] | None:

@@ -89,6 +89,7 @@ def relaxed(root: str, die_at: int = 0) -> dict[str, np.ndarray]:
         return step(*arguments)
 
     relaxation.fire_step = counted
+    Path(root).mkdir(exist_ok=True)
     try:
         unit = Unit(stage="explore", index=0, key="ab" * 16, n_inputs=1)
         chosen = Exploration(relax=Relaxation(cell="auto", stride=5, fmax=0.01), batch_atoms=20, checkpoint=1e-9)

@@ -280,8 +280,11 @@ CUBE = 'Lattice="3.6 0 0 0 3.6 0 0 0 3.6" pbc="T T T"'
             "1\nProperties=species:S:1:pos:R:3:x:R:1000000000\nCu 0 0 0\n",
             "claims 1000000004 columns",
         ),
-        ("a.xyz", '1\nproperties="species:S:1:pos:R:1000000000"\nCu 0 0 0\n', "the comment claims 1000000001 columns"),
-        ("a.xyz", '1\na="_JSON ' + "[" * 100_000 + '"\nCu 0 0 0\n', "RecursionError: maximum recursion depth"),
+        (
+            "a.xyz",
+            '1\nproperties="species:S:1:pos:R:1000000000"\nCu 0 0 0\n',
+            "lacks species:S:1 (or Z:I:1) or pos:R:3",
+        ),
         ("POSCAR", "x\n1\n5 0 0\n0 5 0\n0 0 5\nCu\n1000000000000\nDirect\n0 0 0\n", "the file claims 1e+12 atoms"),
     ],
 )
@@ -295,6 +298,16 @@ def test_claims_without_bounds_are_met_by_the_size_of_the_file(
     assert isinstance(item, Rejection)
     assert item.reason == "unreadable"
     assert evidence in item.evidence
+
+
+def test_json_without_end_is_text(canary: Path) -> None:
+    """It is no label that could be read, and costs no geometry."""
+    from daskpipe.generate.files import read
+
+    Path("a.xyz").write_text('1\na="_JSON ' + "[" * 100_000 + '"\nCu 0 0 0\n')
+    (item,) = read(Path("a.xyz"), name="a.xyz")
+    assert not isinstance(item, Rejection)
+    assert item.numbers.tolist() == [29]
 
 
 def write_hostile_folder(folder: Path) -> dict[str, str]:

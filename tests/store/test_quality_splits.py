@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from daskpipe.store.connectivity import Frame
-from daskpipe.store.quality_checks import Check
+from daskpipe.store.quality_checks import Check, elements
 from daskpipe.store.quality_profiles import PROFILES, beyond_mending, expected, profile_of, warned
 from daskpipe.store.quality_splits import find_leaks, leakage, splits
 from daskpipe.store.settings import CHECKS, EnergyLimits, Quality
@@ -147,6 +147,11 @@ def test_what_is_wrong_in_any_data_is_no_warning():
         Check(name="energy", verdict="pass", says=""),
     ]
     assert [check.verdict for check in warned(checks, {"energy"})] == ["warn", "fail", "fail", "pass"]
+
+
+def test_an_element_that_was_asked_for_is_missing_in_any_data():
+    rare, missing = (elements({"Cu": 100, "Au": 1}, 1_000, requested, 0.01) for requested in ([], ["Pt"]))
+    assert [check.verdict for check in warned([rare, missing], {"elements"})] == ["warn", "fail"]
 
 
 def test_given_splits_cannot_be_mended():

@@ -15,12 +15,12 @@ from daskpipe.store import write_dataset
 from daskpipe.store.quality import judge
 from daskpipe.store.quality_checks import Check
 from daskpipe.store.quality_units import RATIOS, SAME_RATIO, TIGHT, name_ratio, slope_range
-from daskpipe.store.settings import Quality
+from daskpipe.store.settings import CHECKS, Quality
 from daskpipe.structures import from_atoms, round_positions, structure_id
 
 N_SEEDS, N_FRAMES = 5, 12
 PER_BOHR = ase.units.Hartree / ase.units.Bohr
-ONLY_UNITS = dict.fromkeys(Quality.model_fields) | {"units": 5.0}
+ONLY_UNITS = dict.fromkeys(CHECKS) | {"units": 5.0}
 
 
 def check_of(folder: Path, energy: float, forces: float) -> Check:
