@@ -114,7 +114,8 @@ def _lacking(
         for name, share in shared.items():
             if not (of_kind & (split == SPLITS.index(name))).any():
                 wanted = share * of_kind.sum()
-                could = len(sizes) >= len(shared) and wanted >= max(MIN_OF_TYPE, sizes.min())
+                # Beside the largest group, which may be in training, there is enough for the split.
+                could = len(sizes) >= len(shared) and sizes.sum() - sizes.max() >= wanted >= MIN_OF_TYPE
                 lacking.setdefault(name, {})[kind] = bool(could)
     return lacking
 
