@@ -178,23 +178,12 @@ class Run:
         check_disk(self.tree.root, self.config.faults.disk_bytes)
 
     def _finished(self, stage: str, receipts: list[Receipt], n_computed: int, seconds: float) -> None:
-        counts, tallies = (
-            dict(sum((Counter(getattr(receipt, name)) for receipt in receipts), Counter()))
-            for name in ("counts", "tallies")
-        )
-        row: dict[str, Any] = {
-            "units": len(receipts),
-            "computed": n_computed,
-            "inputs": sum(receipt.n_inputs for receipt in receipts),
-            "out": sum(receipt.n_out for receipt in receipts),
-            "rejected": sum(receipt.n_rejected for receipt in receipts),
-            "seconds": round(seconds, 2),
-            "counts": counts,
-            "tallies": tallies,
-        }
+        row = summarise(receipts, n_computed, seconds)
         self.stages[stage] = row
         self.emit(
-            StageFinished(stage=stage, seconds=seconds, n_out=row["out"], n_rejected=row["rejected"], counts=counts)
+            StageFinished(
+                stage=stage, seconds=seconds, n_out=row["out"], n_rejected=row["rejected"], counts=row["counts"]
+            )
         )
 
 
@@ -306,3 +295,21 @@ def _commit_marked(root: Path, unit: Unit, compute: Callable[..., Payload], need
 def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
     """Cut a sequence into stretches of `size`."""
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def summarise(receipts: Sequence[Receipt], n_computed: int, seconds: float) -> dict[str, Any]:
+    """Return what a stage made, as JSON types: sums over its units."""
+    counts, tallies = (
+        dict(sum((Counter(getattr(receipt, name)) for receipt in receipts), Counter()))
+        for name in ("counts", "tallies")
+    )
+    return {
+        "units": len(receipts),
+        "computed": n_computed,
+        "inputs": sum(receipt.n_inputs for receipt in receipts),
+        "out": sum(receipt.n_out for receipt in receipts),
+        "rejected": sum(receipt.n_rejected for receipt in receipts),
+        "seconds": round(seconds, 2),
+        "counts": counts,
+        "tallies": tallies,
+    }

@@ -13,6 +13,7 @@ from typing import Any
 import dask
 
 import daskpipe.store.stage as storing
+from daskpipe.completed import ATTRIBUTE, stage_versions
 from daskpipe.driving import Run
 from daskpipe.errors import InputError
 from daskpipe.events import UnitForgotten
@@ -65,7 +66,12 @@ def pack(
         plan_key,
         [chunk.key for chunk, _ in chunks],
         target=target,
-        attrs={**attrs, "versions": json.dumps(versions(), sort_keys=True), "dataset_key": key},
+        attrs={
+            **attrs,
+            ATTRIBUTE: json.dumps(stage_versions(), sort_keys=True),
+            "versions": json.dumps(versions(), sort_keys=True),
+            "dataset_key": key,
+        },
     )
     return run.drive("store", [(unit, publish)], "structures")[0]
 

@@ -16,9 +16,10 @@ from daskpipe.attempts import given_up
 from daskpipe.budget import BudgetKeeper
 from daskpipe.cluster import check as check_cluster
 from daskpipe.cluster import connect
+from daskpipe.completed import read_completed
 from daskpipe.config import Config
 from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, reasons
-from daskpipe.events import Emit, fan_out
+from daskpipe.events import Emit, Notice, RunFinished, fan_out
 from daskpipe.generate.stage import requests
 from daskpipe.joining import join
 from daskpipe.lease import Lease, WalltimeNear, hold
@@ -328,7 +329,17 @@ def _drive_all(
     emit = fan_out(lambda _: lease.check(), Ledger(tree), *subscribers, BudgetKeeper(tree, config))
     for event in before:
         emit(event)
-    if client is not None:
+    if (completed := read_completed(tree)) is not None:
+        stages = completed
+        emit(
+            Notice(
+                message="this run is complete; an earlier version of daskpipe made it, and its dataset stays as it is. "
+                "To make it anew, give another --run-dir"
+            )
+        )
+        seconds = time.perf_counter() - started
+        emit(RunFinished(dataset=str(tree.dataset), seconds=seconds, quarantined=reasons(tree.quarantined())))
+    elif client is not None:
         stages = corridor(tree, config, identities, join(client, tree.root, emit), emit, go_on=lease.check)
     else:
         with connect(config.cluster, tree.root / "workers.log", emit) as workers:

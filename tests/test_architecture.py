@@ -21,7 +21,7 @@ WORDS = {
     "manifests", "addresses", "outputs", "shared_disk", "constraints", "isolated",
 }  # fmt: skip
 ROOMS = {"generate", "potentials", "explore", "describe", "select", "label", "store", "load"}
-ROOF = {"composition", "config", "alone", "driving", "packing", "pipeline", "testing"}
+ROOF = {"completed", "composition", "config", "alone", "driving", "packing", "pipeline", "testing"}
 EDGES = {
     "budget", "cli_plan", "cluster", "probe", "runs", "cli", "cli_dataset", "cli_options", "cli_status", "cancel",
     "detach", "progress", "status", "plan", "doctor", "standalone", "jobs", "keeper", "submissions", "queues", "sites",

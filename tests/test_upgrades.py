@@ -21,12 +21,14 @@ from small_runs import SMALL, UNITS, files_of, manifests
 import daskpipe
 from daskpipe import packing
 from daskpipe.config import load, to_yaml
+from daskpipe.events import Event, Notice
 from daskpipe.fsck import fsck
 from daskpipe.ledger import read_ledger
 from daskpipe.manifests import units_of
 from daskpipe.packing import versions
 from daskpipe.potentials import identity
 from daskpipe.runs import Result
+from daskpipe.status import status
 from daskpipe.store.stage import PLAN_VERSION
 from daskpipe.work import Tree, key_of
 
@@ -127,6 +129,35 @@ def test_a_complete_run_stays_complete(
     assert computed(daskpipe.run("emt_alloy", SMALL, run_dir=tmp_path / "run", client=client)) == {}
     starts = [event for event in read_ledger(Tree(tmp_path / "run")) if event["event"] == "RunStarted"]
     assert [start["versions"]["ase"] for start in starts[-2:]] == [OTHER["ase"]] * 2
+
+
+@pytest.mark.parametrize(
+    "stage", [pytest.param("generate", marks=pytest.mark.slow), "explore", pytest.param("label", marks=pytest.mark.slow)]
+)
+def test_a_complete_run_of_earlier_stages_stays_complete(
+    stage: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its units have keys that today's stages would not give them, and its dataset stands."""
+    monkeypatch.setattr(f"daskpipe.{stage}.stage.VERSION", 0)
+    made = daskpipe.run("emt_alloy", SMALL, run_dir=tmp_path / "run", client=client)
+    monkeypatch.undo()
+    before, units = files_of(made.dataset), sorted(manifests(made.run_dir))
+    heard: list[Event] = []
+    result = daskpipe.resume(made.run_dir, client=client, subscribers=[heard.append])
+    notice = next(event.message for event in heard if isinstance(event, Notice))
+    assert notice.startswith("this run is complete; an earlier version of daskpipe made it")
+    assert computed(result) == {}
+    assert files_of(made.dataset) == before
+    assert sorted(manifests(made.run_dir)) == units
+    ignored = ("seconds", "computed")
+    for name, row in made.stages.items():
+        assert {key: row[key] for key in row if key not in ignored} == {
+            key: result.stages[name][key] for key in row if key not in ignored
+        }, name
+    assert status(made.run_dir)["state"] == "complete"
+    # What is not whole is not complete: it is made again with today's stages, which begin with the dataset's removal.
+    shutil.rmtree(made.dataset)
+    assert computed(daskpipe.resume(made.run_dir, client=client))["store"] == 1
 
 
 @pytest.mark.parametrize("made", ["reference", "of_before"])
