@@ -132,7 +132,8 @@ def test_a_complete_run_stays_complete(
 
 
 @pytest.mark.parametrize(
-    "stage", [pytest.param("generate", marks=pytest.mark.slow), "explore", pytest.param("label", marks=pytest.mark.slow)]
+    "stage",
+    [pytest.param("generate", marks=pytest.mark.slow), "explore", pytest.param("label", marks=pytest.mark.slow)],
 )
 def test_a_complete_run_of_earlier_stages_stays_complete(
     stage: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
