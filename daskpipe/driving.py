@@ -21,7 +21,8 @@ from daskpipe.attempts import Mark, Silence, marked, marks, note
 from daskpipe.checkpoints import YIELD_SECONDS, Checkpoints, seconds_left, stale_deadlines
 from daskpipe.config import Config
 from daskpipe.errors import DaskpipeError, DiskError, Suspect, Yielded
-from daskpipe.events import Emit, Event, Notice, StageFinished, StageStarted, UnitCommitted, UnitLost
+from daskpipe.events import Emit, Event, Notice, StageFinished, StageStarted, UnitCommitted, UnitLost, UnitSuperseded
+from daskpipe.manifests import units_of
 from daskpipe.placement import DaskPool, retire
 from daskpipe.shared_disk import call_patiently, explained, is_transient
 from daskpipe.window import Call, Task, WorkerLost, drive
@@ -82,6 +83,8 @@ class Run:
         planned = [Planned(*item) for item in plan]
         receipts = [self.tree.receipt(item.unit) for item in planned]
         missing = [item for item, receipt in zip(planned, receipts, strict=True) if receipt is None]
+        if len(missing) == len(planned):
+            self._tell_superseded(stage)
         self.emit(
             StageStarted(
                 stage=stage,
@@ -176,6 +179,15 @@ class Run:
         """Raise what speaks against going on: another driver, a full disk."""
         self.go_on()
         check_disk(self.tree.root, self.config.faults.disk_bytes)
+
+    def _tell_superseded(self, stage: str) -> None:
+        """Record that the units of a stage of which none is planned count no longer.
+
+        An earlier version of the stage made them: the config of a run directory does not change. They are kept, for
+        they may have cost hours, and that version of daskpipe would go on with them.
+        """
+        for _, manifest in units_of(self.tree, stage):
+            self.emit(UnitSuperseded(stage=stage, key=manifest.unit.key))
 
     def _finished(self, stage: str, receipts: list[Receipt], n_computed: int, seconds: float) -> None:
         row = summarise(receipts, n_computed, seconds)

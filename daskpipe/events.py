@@ -106,6 +106,14 @@ class UnitForgotten(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnitSuperseded(Event):
+    """A committed unit was made by an earlier version of its stage; it stays, and counts no longer."""
+
+    stage: str
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageFinished(Event):
     """All units of a stage are committed."""
 

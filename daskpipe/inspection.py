@@ -127,6 +127,7 @@ class Look:
         self.tree, self.rehash = tree, rehash
         self.planned: dict[str, tuple[int, int]] = {}  # units and inputs of stages, by the driver that started last
         self.forgotten: dict[str, bool] = {}  # keys that were ever forgotten, and whether they still are
+        self.superseded: set[str] = set()  # keys of units that earlier versions of their stages made
         self.totals: dict[str, Counter[str]] = {}
         self.explained: set[str] = set()  # names of quarantine files that a unit accounts for
         self.absent: dict[str, str] = {}  # those of them that are not there, in words
@@ -177,6 +178,8 @@ class Look:
                     self.planned = {}
                 case "StageStarted":
                     self.planned[event["stage"]] = (event["n_units"], event["n_inputs"])
+                case "UnitSuperseded":
+                    self.superseded.add(event["key"])
                 case "UnitForgotten":
                     self.forgotten[event["key"]] = True
                 case "UnitCommitted" if event["key"] in self.forgotten:
@@ -195,7 +198,7 @@ class Look:
                         self.unread.add(folder.relative_to(self.tree.root).parts[1])
                         continue
                     self._rejections(folder, manifest)
-                    if not any(fault.aside for fault in faults):
+                    if manifest.unit.key not in self.superseded and not any(fault.aside for fault in faults):
                         unit, receipt = manifest.unit, manifest.receipt
                         seen = indices.setdefault(unit.stage, set())
                         if unit.index in seen:
@@ -204,7 +207,11 @@ class Look:
                         row = self.totals.setdefault(unit.stage, Counter())
                         row.update(units=1, inputs=unit.n_inputs, out=receipt.n_out, rejected=receipt.n_rejected)
         for stage, index in sorted(doubled):
-            twins = [folder for folder in self._sound(stage) if read_manifest(folder).unit.index == index]
+            twins = [
+                folder
+                for folder in self._sound(stage)
+                if folder.name not in self.superseded and read_manifest(folder).unit.index == index
+            ]
             for folder in twins:
                 path = str(folder.relative_to(self.tree.root))
                 found = f"{len(twins)}: {', '.join(twin.name for twin in twins)}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from daskpipe.events import StageStarted, UnitCommitted, UnitForgotten
+from daskpipe.events import StageStarted, UnitCommitted, UnitForgotten, UnitSuperseded
 from daskpipe.shared_disk import numbered_files
 from daskpipe.work import HEX, Receipt, Tree, Unit
 
@@ -29,7 +29,7 @@ ORDER = (
 )
 """Stages of a run in the order in which data flows: what a stage reads comes from stages before it."""
 
-COUNTED = (StageStarted, UnitCommitted, UnitForgotten)
+COUNTED = (StageStarted, UnitCommitted, UnitForgotten, UnitSuperseded)
 """Events whose content counts here."""
 
 TYPES = {"int": int, "str": str}

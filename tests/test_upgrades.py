@@ -159,6 +159,10 @@ def test_a_complete_run_of_earlier_stages_stays_complete(
     # What is not whole is not complete: it is made again with today's stages, which begin with the dataset's removal.
     shutil.rmtree(made.dataset)
     assert computed(daskpipe.resume(made.run_dir, client=client))["store"] == 1
+    superseded = [event["stage"] for event in read_ledger(Tree(made.run_dir)) if event["event"] == "UnitSuperseded"]
+    assert stage in superseded
+    assert {path for path in units if path.parents[2].name not in LATER} <= set(manifests(made.run_dir))
+    assert fsck(made.run_dir).findings == []
 
 
 @pytest.mark.parametrize("made", ["reference", "of_before"])
