@@ -201,6 +201,7 @@ def test_temperature_follows_a_ramp(name, cycles):
     before, steps = 40, 400
     settings = dynamics(
         temperatures=[ramp],
+        timestep=1.0,
         steps=before + steps,
         stride=steps,
         equilibration=before,

@@ -82,11 +82,12 @@ def test_mace_trains_on_it_with_its_default_keys(store, tmp_path):
         assert properties["energy"] == atoms.get_potential_energy()
         assert np.array_equal(properties["forces"].astype("f4"), atoms.get_forces().astype("f4"))
         assert weights["energy"] == weights["forces"] == 1.0
-        assert weights["stress"] == float(atoms.cell.rank == 3)
+        # MACE computes no right stress where a cell vector is open (mace-torch 0.3.16), so it must not learn one.
+        assert weights["stress"] == float(atoms.pbc.all())
         if atoms.cell.rank:
             assert np.array_equal(np.reshape(properties["stress"], (3, 3)), atoms.get_stress(voigt=False))
         assert properties["total_charge"] == atoms.info["charge"]
-        assert properties["total_spin"] == atoms.info["spin_multiplicity"]
+        assert properties["total_spin"] == atoms.info.get("spin_multiplicity")  # None where nobody gives one
 
 
 def test_one_split(store, tmp_path):
