@@ -18,7 +18,9 @@ WORDS = {
     "largest_group": "structures of the largest group",
     "n_doubled": "structures that occurred twice, left out",
     "n_conflicts": "of these with another energy",
-    "frame_distance": "distance from a frame to the next of its trajectory",
+    "n_gap": "frames between two blocks of time, left out",
+    "n_isolated_atoms": "isolated atoms, which stay in train",
+    "frame_distance": "distance from a frame to the nearest other one of its seed",
     "seed": "seed of the shuffle",
 }
 """What the page calls a record, in the order of its table."""
@@ -26,7 +28,7 @@ WORDS = {
 OF_A_SPLIT = ("wanted", "leakage", "leakage_random")
 """Records of each split, shares: what was asked for, and what has a near training neighbour, here and at random."""
 
-HIDDEN = ("unit", "n_structures", "counts", "fractions", *OF_A_SPLIT)
+HIDDEN = ("unit", "n_structures", "counts", "types", "fractions", *OF_A_SPLIT)
 """Records that say the same for every dataset, or that the page shows elsewhere."""
 LONGEST = 200
 

@@ -131,7 +131,7 @@ def test_records_of_a_split_are_written_in_words() -> None:
         ("kept together", "all frames of a trajectory"),
         ("near-duplicates kept together up to", "1 % of the spread of the features"),
         ("structures that occurred twice, left out", "1,200"),
-        ("distance from a frame to the next of its trajectory", "–"),
+        ("distance from a frame to the nearest other one of its seed", "–"),
         ("seed of the shuffle", "3"),
         ("gap.of blocks", "7"),
         ("gap.ids", "[1, 2]"),
