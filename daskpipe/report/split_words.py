@@ -18,6 +18,7 @@ WORDS = {
     "largest_group": "structures of the largest group",
     "n_doubled": "structures that occurred twice, left out",
     "n_conflicts": "of these with another energy",
+    "n_given": "structures that came with their split",
     "n_gap": "frames between two blocks of time, left out",
     "n_isolated_atoms": "isolated atoms, which stay in train",
     "frame_distance": "distance from a frame to the nearest other one of its seed",
