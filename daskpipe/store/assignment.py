@@ -74,18 +74,11 @@ def assign_splits(
     for code in shared.tolist():
         counts = np.bincount(codes, minlength=len(SPLITS))
         if counts[code] == 0 and counts.max() > 1:
-            codes[_choose_donor(held, codes, np.flatnonzero(counts[codes] > 1))] = code
+            donors = np.flatnonzero(counts[codes] > 1)
+            codes[donors[np.argmin(sizes[order][donors])]] = code
     found = np.empty(len(sizes), dtype=np.uint8)
     found[order] = codes
     return found
-
-
-def _choose_donor(held: np.ndarray, codes: np.ndarray, groups: np.ndarray) -> int:
-    """Return the group that an empty split gets: one whose split keeps its strata, if there is one, and a small one."""
-    of_split = {code: held[codes == code] for code in np.unique(codes[groups]).tolist()}
-    left = np.array([of_split[int(codes[group])].sum(axis=0) - held[group] for group in groups])
-    n_taken = ((held[groups] > 0) & (left < 0.5)).sum(axis=1)
-    return int(groups[np.lexsort((held[groups, 0], n_taken))[0]])
 
 
 def _move_group(held: np.ndarray, codes: np.ndarray, lacking: np.ndarray, shared: np.ndarray) -> bool:
