@@ -99,7 +99,7 @@ def select(
         blocks = Blocks(table, canonical_order(run_seed, ids[kept]), keep=keep)
         near, radius = covered_frames(blocks, against, settings.n - len(first))
         rounds = [_only(keep, kept[~near]), _only(keep, kept[near])]
-        duplicates["covered"] = {"n_covered": int(near.sum()), "radius": radius}
+        duplicates["covered"] = {"n_covered": int(near.sum()), "radius": radius, "n_picked_elsewhere": 0}
     for part in rounds:
         rows, n = np.flatnonzero(part), settings.n - len(index)
         if n <= 0 or not len(rows):

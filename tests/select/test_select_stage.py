@@ -209,6 +209,16 @@ def test_where_all_is_covered_picks_come_from_there(tmp_path):
     assert arrays["cluster"].min() >= 0
 
 
+def test_a_pool_that_is_covered_throughout_is_picked_from(tmp_path):
+    """The report had no number of picks elsewhere then, and the summary failed."""
+    found, _ = two_regions(0)
+    beside = found["features"] + np.float32(0.02)
+    arrays = run(tmp_path, found, (N_COVERED, N_NEW), Select(n=30), against=beside).arrays
+    covered = json.loads(str(arrays["report"]))["duplicates"]["covered"]
+    assert len(arrays["row"]) == 30
+    assert (covered["n_covered"], covered["n_picked_elsewhere"]) == (N_COVERED + N_NEW, 0)
+
+
 @pytest.mark.parametrize("n_known", [1, 2])
 def test_few_structures_cover_little(tmp_path, n_known):
     found, _ = two_regions(0)
