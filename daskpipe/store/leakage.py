@@ -35,12 +35,12 @@ def frame_distance(columns: Mapping[str, np.ndarray]) -> float | None:
     if spaced is None:
         return None
     features, rows, _ = spaced
-    nearest = nearest_of_kin(features, kin(columns)[rows])
+    nearest, _ = nearest_of_kin(features, kin(columns)[rows])
     return float(np.median(nearest[np.isfinite(nearest)])) if np.isfinite(nearest).any() else None
 
 
-def nearest_of_kin(features: np.ndarray, kin: np.ndarray) -> np.ndarray:
-    """Return the distance of each row to the nearest other one with the same number; infinite where there is none.
+def nearest_of_kin(features: np.ndarray, kin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nearest other row with the same number of each row, and the distance to it.
 
     Parameters
     ----------
@@ -48,15 +48,23 @@ def nearest_of_kin(features: np.ndarray, kin: np.ndarray) -> np.ndarray:
         Shape (structure, feature), finite.
     kin
         Shape (structure,), integers.
+
+    Returns
+    -------
+    distance, row : numpy.ndarray
+        Shape (structure,); infinite and -1 where there is no other.
     """
     from scipy.spatial import cKDTree
 
-    nearest = np.full(len(kin), np.inf)
+    distance, row = np.full(len(kin), np.inf), np.full(len(kin), -1)
     order = np.argsort(kin, kind="stable")
     for members in np.split(order, np.flatnonzero(np.diff(kin[order])) + 1):
         if len(members) > 1:
-            nearest[members] = cKDTree(features[members]).query(features[members], k=2)[0][:, 1]
-    return nearest
+            distances, places = cKDTree(features[members]).query(features[members], k=2)
+            distance[members] = distances[:, 1]
+            # Of equal features the tree may name another row first.
+            row[members] = members[np.where(places[:, 0] == np.arange(len(members)), places[:, 1], places[:, 0])]
+    return distance, row
 
 
 def leakage(

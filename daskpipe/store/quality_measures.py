@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from daskpipe.geometry import complete_open_axes
 from daskpipe.seeds import order_by_hash
+from daskpipe.store.leakage import nearest_of_kin
 from daskpipe.structures import electronic_states
 
 type Columns = Mapping[str, np.ndarray]
@@ -235,9 +237,7 @@ def geometry(block: Columns, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def full_cell(block: Columns, row: int) -> np.ndarray:
     """Cell of a structure whose vectors along open axes are unit normals of the periodic ones."""
-    from ase.geometry import complete_cell
-
-    return np.asarray(complete_cell(np.where(block["pbc"][row][:, None], block["cell"][row], 0)))
+    return complete_open_axes(block["cell"][row], block["pbc"][row])
 
 
 def neighbours(
@@ -296,19 +296,10 @@ def near_pairs(columns: Columns) -> np.ndarray:
 
 def _nearest_in_features(columns: Columns, alone: np.ndarray) -> np.ndarray:
     """Return pairs of rows of one composition, each row that is alone with the nearest other one, shape (pair, 2)."""
-    from scipy.spatial import cKDTree
-
     rows = np.flatnonzero(alone & np.isfinite(columns["features"]).all(axis=1))
-    order = rows[np.argsort(columns["composition"][rows], kind="stable")]
-    found = [np.zeros((0, 2), dtype=np.int64)]
-    for members in np.split(order, np.flatnonzero(np.diff(columns["composition"][order])) + 1):
-        if len(members) > 1:
-            features = columns["features"][members].astype(np.float64)
-            other = cKDTree(features).query(features, k=2)[1]
-            own = np.arange(len(members))
-            other = np.where(other[:, 0] == own, other[:, 1], other[:, 0])
-            found.append(np.sort(np.stack([members, members[other]], axis=1), axis=1))
-    return np.unique(np.concatenate(found), axis=0)
+    other = nearest_of_kin(columns["features"][rows].astype(np.float64), columns["composition"][rows])[1]
+    paired = other >= 0
+    return np.unique(np.sort(np.stack([rows[paired], rows[other[paired]]], axis=1), axis=1), axis=0)
 
 
 def energy_and_work(a: Columns, b: Columns) -> tuple[float, float] | None:

@@ -152,7 +152,7 @@ def find_leaks(
     n_compositions = int(column["composition"].max(initial=-1)) + 1
     kin = np.where(imported, column["composition"], n_compositions + trajectories(column))
     features, split = column["features"].astype(np.float64), column["split"]
-    nearest = nearest_of_kin(features, kin)
+    nearest, _ = nearest_of_kin(features, kin)
     known = nearest[np.isfinite(nearest)]
     training = np.flatnonzero(split == SPLITS.index("train"))
     none = np.zeros(0, dtype=np.int64)
