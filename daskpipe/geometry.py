@@ -104,10 +104,23 @@ def _with_images(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def full_cell(atoms: Atoms) -> np.ndarray:
-    """Cell whose vectors along open axes are unit normals of the periodic ones."""
+    """Return the cell of a structure, completed as `complete_open_axes` does."""
+    return complete_open_axes(atoms.cell.array, atoms.pbc)
+
+
+def complete_open_axes(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """Return a cell whose vectors along open axes are unit normals of the periodic ones.
+
+    Parameters
+    ----------
+    cell
+        Vectors as rows, shape (3, 3); those along open axes do not count.
+    pbc
+        Periodic along each vector, bool, shape (3,).
+    """
     from ase.geometry import complete_cell
 
-    return np.asarray(complete_cell(np.where(atoms.pbc[:, None], atoms.cell.array, 0)))
+    return np.asarray(complete_cell(np.where(pbc[:, None], cell, 0)))
 
 
 def widths(cell: np.ndarray) -> np.ndarray:

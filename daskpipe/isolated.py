@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.geometry import full_cell, widths
+from daskpipe.geometry import complete_open_axes, widths
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -54,9 +54,7 @@ def isolated_rows(columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _images_are_far(cell: np.ndarray, pbc: np.ndarray) -> bool:
-    from ase import Atoms
-
-    return not pbc.any() or bool(widths(full_cell(Atoms(cell=cell, pbc=pbc)))[pbc].min() >= FAR)
+    return not pbc.any() or bool(widths(complete_open_axes(cell, pbc))[pbc].min() >= FAR)
 
 
 def reference_energies(columns: Mapping[str, np.ndarray], isolated: np.ndarray) -> ReferenceEnergies:

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from ase.geometry import complete_cell
 from matscipy.neighbours import neighbour_list
 
+from daskpipe.geometry import complete_open_axes
 from daskpipe.load.batch import Batch
 
 
@@ -35,7 +35,7 @@ def pairs_within(
         ``positions[j] - positions[i] + unit_shifts @ cell``.
     """
     # matscipy sorts atoms into boxes along three vectors, and wants them independent and not too long.
-    box = complete_cell(np.where(pbc[:, None], cell, 0.0))
+    box = complete_open_axes(cell, pbc)
     origin = np.zeros(3)
     for axis in np.flatnonzero(~pbc):
         along = positions @ box[axis]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from daskpipe.geometry import complete_open_axes
+
 IMPORTED = "import"
 """Generator of structures that others have made: nothing but the structures says which belong together."""
 
@@ -128,7 +130,7 @@ class _Alike:
         positions = np.stack([frame.positions for frame in frames]).astype(np.float64)
         if not pbc.any():
             return cls(positions - positions.mean(axis=1, keepdims=True), np.zeros((len(frames), 3, 3)), pbc)
-        cells = np.stack([_full_cell(frame.cell, pbc) for frame in frames])
+        cells = np.stack([complete_open_axes(frame.cell, pbc) for frame in frames])
         flat = np.abs(np.linalg.det(cells)) < 1e-6
         cells[flat] = np.nan  # near nothing
         places = np.full(positions.shape, np.nan)
@@ -155,21 +157,20 @@ def _components_of_neighbours(
     features: np.ndarray | None, rows: np.ndarray, frame_of: Callable[[int], Frame]
 ) -> np.ndarray:
     """Return the first frame of the component of each row, of many with the same atoms, by neighbours in features."""
-    root = np.arange(len(rows))
-    described = np.flatnonzero(np.isfinite(features[rows]).all(axis=1)) if features is not None else root[:0]
+    from scipy.cluster.hierarchy import DisjointSet
+
+    first = np.arange(len(rows))
+    described = np.flatnonzero(np.isfinite(features[rows]).all(axis=1)) if features is not None else first[:0]
     if features is None or len(described) < 2:
-        return root
+        return first
+    components = DisjointSet(described.tolist())
     for one, other in _nearest_pairs(features[rows[described]].astype(np.float64), described):
-        a, b = _find_root(root, one), _find_root(root, other)
-        if a != b and is_near(frame_of(int(rows[one])), frame_of(int(rows[other]))):
-            root[max(a, b)] = min(a, b)
-    return np.array([_find_root(root, row) for row in range(len(rows))])
-
-
-def _full_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    from ase.geometry import complete_cell
-
-    return np.asarray(cell if pbc.all() else complete_cell(np.where(pbc[:, None], cell, 0)))
+        # What a chain connects already need not be compared.
+        if not components.connected(one, other) and is_near(frame_of(int(rows[one])), frame_of(int(rows[other]))):
+            components.merge(one, other)
+    for members in components.subsets():
+        first[list(members)] = min(members)
+    return first
 
 
 def _superposed(a: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -194,10 +195,3 @@ def _nearest_pairs(features: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int
     # Of equally close pairs those of lower rows come first: nothing depends on the tree.
     order = np.lexsort((rows[other[apart]], rows[one[apart]], far[apart]))
     yield from zip(rows[one[apart]][order].tolist(), rows[other[apart]][order].tolist(), strict=True)
-
-
-def _find_root(root: np.ndarray, row: int) -> int:
-    while root[row] != row:
-        root[row] = root[root[row]]
-        row = int(root[row])
-    return row
