@@ -78,7 +78,7 @@ def _rows(tree: Tree, dataset_key: str) -> dict[str, dict[str, Any]] | None:
             waiting += by_key[key].unit.upstream
     for stage in BESIDE:
         used |= {key for key, manifest in units[stage].items() if used.intersection(manifest.unit.upstream)}
-    if any(stage not in BESIDE and not used.intersection(units[stage]) for stage in ("generate", "explore", "label")):
+    if not all(used.intersection(units[stage]) for stage in ("generate", "explore", "select", "label", "store-plan")):
         return None
     rows: dict[str, dict[str, Any]] = {}
     for stage, of_stage in units.items():
@@ -88,4 +88,4 @@ def _rows(tree: Tree, dataset_key: str) -> dict[str, dict[str, Any]] | None:
     for stage in ("select", "store-plan"):
         for key in used.intersection(units[stage]):
             rows[stage]["report"] = json.loads(tree.load(stage, key, ["report"])["report"].item())
-    return rows if all("report" in rows.get(stage, {}) for stage in ("select", "store-plan")) else None
+    return rows

@@ -139,9 +139,7 @@ def hop_sites(atoms: Atoms, length: np.ndarray, movable: np.ndarray | None = Non
         second=second[near],
         shift=shift[near].astype(float),
         distance=distance[near],
-        reach=np.outer(length, RANGE)
-        if movable is None
-        else np.where(movable[:, None], np.outer(length, RANGE), np.inf),
+        reach=reach,
     )
 
 
