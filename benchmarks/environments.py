@@ -19,10 +19,13 @@ import numpy as np
 from ase.build import bulk
 from distributed import Client, LocalCluster, as_completed
 
-from daskpipe.describe.settings import Describe
-from daskpipe.describe.stage import FIT, VERSION, fit_reduction, unit
-from daskpipe.structures import from_atoms, round_positions
-from daskpipe.work import Payload, Tree, Unit, arrays_of, commit, key_of
+from daskpipe.core.structures import from_atoms, round_positions
+from daskpipe.engine.commit import commit
+from daskpipe.engine.rows import arrays_of
+from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.units import Payload, Unit, key_of
+from daskpipe.stages.describe.settings import Describe
+from daskpipe.stages.describe.stage import FIT, VERSION, fit_reduction, unit
 
 SPECIES = ["Ag", "Au", "Cu", "Pt"]
 SETTINGS = Describe(

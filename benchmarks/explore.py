@@ -33,15 +33,17 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from distributed import Client, LocalCluster
 
 from daskpipe import potentials
-from daskpipe.checkpoints import Checkpoints
-from daskpipe.cluster import DASK_CONFIG
-from daskpipe.explore import stage
-from daskpipe.explore.packing import room
-from daskpipe.explore.settings import Dynamics, Exploration
-from daskpipe.explore.walkers import Condition
-from daskpipe.foreign import quiet
-from daskpipe.structures import from_atoms, round_positions
-from daskpipe.work import Payload, Rows, Unit, arrays_of, commit, key_of
+from daskpipe.cluster.dask_config import DASK_CONFIG
+from daskpipe.core.structures import from_atoms, round_positions
+from daskpipe.core.third_party import quiet
+from daskpipe.engine.checkpoints import Checkpoints
+from daskpipe.engine.commit import commit
+from daskpipe.engine.rows import Rows, arrays_of
+from daskpipe.engine.units import Payload, Unit, key_of
+from daskpipe.stages.explore import stage
+from daskpipe.stages.explore.capacity import room
+from daskpipe.stages.explore.settings import Dynamics, Exploration
+from daskpipe.stages.explore.trajectory import Condition
 
 TEMPERATURE, TIMESTEP, FRICTION, STRIDE = 900.0, 4.0, 0.01, 10
 WARM_UP = 10

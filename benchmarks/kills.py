@@ -20,9 +20,10 @@ from pathlib import Path
 from distributed import Client
 
 import daskpipe
-from daskpipe.cluster import connect
-from daskpipe.config import Config, load
-from daskpipe.runs import Result
+from daskpipe.cluster.connect import connect
+from daskpipe.config.load import load_config
+from daskpipe.config.models import Config
+from daskpipe.runs.run import Result
 
 
 def killer(client: Client, run_dir: Path, seconds: float, over: threading.Event, lost: list[float]) -> None:
@@ -66,8 +67,8 @@ def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 6.0
     interval = float(sys.argv[2]) if len(sys.argv) > 2 else 2.0
     sources = [f"generate.sources.{name}.n=5" for name in ("alloys", "surfaces", "clusters")]
-    config = load("quickstart", [*sources, "explore.batch_size=15", f"explore.checkpoint={interval}", "select.n=20",
-                                 "describe.sample=60", "cluster.workers=1", "cluster.gpus=0"])  # fmt: skip
+    config = load_config("quickstart", [*sources, "explore.batch_size=15", f"explore.checkpoint={interval}",
+                                         "select.n=20", "describe.sample=60", "cluster.workers=1", "cluster.gpus=0"])  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         calm, _ = run(config, Path(folder) / "calm", None)
         wild, lost = run(config, Path(folder) / "wild", seconds)

@@ -21,9 +21,9 @@ import torch
 import xarray as xr
 from torch.utils.data import DataLoader
 
+from daskpipe.core.variables import VARIABLES
 from daskpipe.load import Batch, TorchStream
 from daskpipe.store import write_dataset
-from daskpipe.variables import VARIABLES
 
 N_STRUCTURES = 40_000
 BATCH = 32

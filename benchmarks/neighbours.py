@@ -19,10 +19,10 @@ from ase.build import bulk
 from matscipy.neighbours import neighbour_list
 from vesin import NeighborList
 
-from daskpipe.accelerate import kernel
-from daskpipe.describe.lanes import WIDTH
-from daskpipe.describe.neighbours import neighbour_grid
-from daskpipe.describe.neighbours_kernels import Grid, around
+from daskpipe.core.accelerate import kernel
+from daskpipe.stages.describe.neighbours import neighbour_grid
+from daskpipe.stages.describe.neighbours_kernels import Grid, around
+from daskpipe.stages.describe.simd import WIDTH
 
 CUTOFF = 8.72
 ROUNDS = 7

@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import daskpipe
-from daskpipe.cluster import connect
-from daskpipe.config import load
-from daskpipe.events import Event, RunFinished, StageFinished, StageStarted, UnitCommitted
+from daskpipe.cluster.connect import connect
+from daskpipe.config.load import load_config
+from daskpipe.core.events import Event, RunFinished, StageFinished, StageStarted, UnitCommitted
 
 
 class Clock:
@@ -39,7 +39,7 @@ class Clock:
 
 def run(n_workers: int, replicas: int, folder: Path) -> Clock:
     overrides = [f"explore.dynamics.replicas={replicas}", f"cluster.workers={n_workers}", "cluster.gpus=0"]
-    config = load("quickstart", overrides)
+    config = load_config("quickstart", overrides)
     clock = Clock()
     with connect(config.cluster, folder / f"{n_workers}.log") as workers:
         daskpipe.run(config, run_dir=folder / str(n_workers), client=workers.client, subscribers=[clock])

@@ -24,16 +24,20 @@ import xarray as xr
 from distributed import Client
 
 import daskpipe.store.stage as storing
-from daskpipe import config
-from daskpipe.cluster import connect
-from daskpipe.driving import Run
-from daskpipe.ledger import Ledger
-from daskpipe.packing import pack
-from daskpipe.placement import DaskPool, Workers
+from daskpipe.cluster.connect import connect
+from daskpipe.config.load import load_config
+from daskpipe.core.structures import starts
+from daskpipe.core.variables import VARIABLES
+from daskpipe.engine.commit import commit
+from daskpipe.engine.dask_pool import DaskPool, Workers
+from daskpipe.engine.driver import Driver
+from daskpipe.engine.ledger import Ledger
+from daskpipe.engine.rows import arrays_of
+from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.units import Payload, Receipt, Unit, key_of
+from daskpipe.pipeline.context import Run
+from daskpipe.pipeline.packing import pack
 from daskpipe.store import open_dataset, verify
-from daskpipe.structures import starts
-from daskpipe.variables import VARIABLES
-from daskpipe.work import Payload, Receipt, Tree, Unit, arrays_of, commit, key_of
 
 UNIT = 16
 """Structures of a unit of labels."""
@@ -86,7 +90,7 @@ def main(n_structures: int) -> None:
             n_atoms += ds.sizes["atom"]
             unit = Unit(stage="label", index=index, key=key_of("label", 0, {}, [index], 0), n_inputs=UNIT)
             receipts.append(commit(folder, unit, Payload(arrays=arrays_of(ds), n_out=UNIT)))
-        cluster = config.load("emt_alloy", ["cluster.workers=2", "cluster.gpus=0"]).cluster
+        cluster = load_config("emt_alloy", ["cluster.workers=2", "cluster.gpus=0"]).cluster
         with connect(cluster, folder / "workers.log") as workers:
             client = workers.client
             report(folder, tree, client, receipts, n_atoms)
@@ -97,7 +101,9 @@ def main(n_structures: int) -> None:
 def report(folder: Path, tree: Tree, client: Client, receipts: list[Receipt], n_atoms: int) -> None:
     before = client.run(peak).values()
     driver_before = peak()
-    run = Run(config.load("emt_alloy"), tree, DaskPool(Workers(client), frozenset()), Ledger(tree), {})
+    config = load_config("emt_alloy")
+    driver = Driver(tree, DaskPool(Workers(client), frozenset()), Ledger(tree), config.faults)
+    run = Run(config, {}, driver)
     sources = [storing.Source(stage="label", key=receipt.key) for receipt in receipts]
     started = time.perf_counter()
     pack(run, receipts, sources, tree.dataset, {})
@@ -112,7 +118,7 @@ def report(folder: Path, tree: Tree, client: Client, receipts: list[Receipt], n_
     print(f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB; two workers, one thread each")
     print(f"{n_structures:,} structures, {n_atoms:,} atoms in {len(receipts):,} units of labels")
     print(f"packed in {seconds:.1f} s: {size / seconds / 1e6:.0f} MB/s, {n_structures / seconds:,.0f} structures/s")
-    for stage, row in run.stages.items():
+    for stage, row in driver.stages.items():
         print(f"  {stage:<12} {row['units']:>4} units {row['seconds']:>7.1f} s")
     print(f"dataset: {size / 1e6:.0f} MB on disk for {held / 1e6:.0f} MB of numbers")
     print(f"verified in {verified:.1f} s: {problems or 'whole'}")

@@ -33,17 +33,17 @@ warnings.filterwarnings("ignore")
 
 from solids import solids
 
-from daskpipe import units
-from daskpipe.explore.batch import Batch
-from daskpipe.explore.ensembles import choose
-from daskpipe.explore.guards import finite
-from daskpipe.explore.order import ORDER, strongest_reflection
-from daskpipe.explore.settings import Dynamics
-from daskpipe.explore.timesteps import timestep_of
-from daskpipe.explore.walkers import Condition, Walker
-from daskpipe.geometry import widths
+from daskpipe.core import constants
+from daskpipe.core.geometry import widths
 from daskpipe.potentials import Failure, batched, build, evaluate, zbl
 from daskpipe.potentials.batches import batch
+from daskpipe.stages.explore.batch import Batch
+from daskpipe.stages.explore.ensembles import choose
+from daskpipe.stages.explore.guards import finite
+from daskpipe.stages.explore.order import ORDER, strongest_reflection
+from daskpipe.stages.explore.settings import Dynamics
+from daskpipe.stages.explore.timesteps import timestep_of
+from daskpipe.stages.explore.trajectory import Condition, Walker
 
 CPU = torch.device("cpu")
 MOST_ATOMS = 260
@@ -90,7 +90,7 @@ def measure_zbl() -> None:
             bare = batched(build("lj", {"epsilon": 1e-12, "sigma": 0.5, "r_cut": 1.0}, "cpu", "float64"), stress=True)
             wall = zbl.repelled(bare).wall
             of_solids, of_molecules = run(wall, list(crystals.values())), run(wall, list(molecules.values()))
-            pressures = -np.trace(of_solids["stress"], axis1=1, axis2=2) / 3 / units.GPA
+            pressures = -np.trace(of_solids["stress"], axis1=1, axis2=2) / 3 / constants.GPA
             ends = np.cumsum([len(atoms) for atoms in molecules.values()])[:-1]
             forces = np.array([np.abs(part).max() for part in np.split(of_molecules["forces"], ends)])
             worst = np.argsort(-pressures)[:5]
@@ -134,7 +134,7 @@ def measure_stress() -> None:
         own = along @ voigt_6_to_full_3x3_stress(theirs.get_stress(atoms)) @ along
         through_ase = potential.calculator.get_stress(atoms)[0]
         label = evaluate(potential, [atoms])[0].stress[0]
-        numbers = [value / units.GPA for value in (slope, ours, own, through_ase, label)]
+        numbers = [value / constants.GPA for value in (slope, ours, own, through_ase, label)]
         word = "".join("T" if periodic else "F" for periodic in pbc)
         print(
             f"{word}    {numbers[0]:18.5f} {numbers[1]:10.5f} {numbers[2]:14.5f} {numbers[3]:20.5f} {numbers[4]:12.5f}"
@@ -213,7 +213,7 @@ def measure_timestep() -> None:
 
 
 def deviatoric(moving: Batch) -> float:
-    stress = moving.state.stress[0].numpy() / units.GPA
+    stress = moving.state.stress[0].numpy() / constants.GPA
     return float(stress[2, 2] - (stress[0, 0] + stress[1, 1]) / 2)
 
 
@@ -302,7 +302,7 @@ def measure_energy() -> None:
         return energies[1:] - energies[0]
 
     exact = differences(torch.float64, False, False)
-    kt = units.KB * 300
+    kt = constants.KB * 300
     print(
         f"{len(swaps)} swaps in {len(atoms)} atoms; {exact.min():.2f} to {exact.max():.2f} eV; kT at 300 K {kt:.4f} eV"
     )

@@ -20,18 +20,19 @@ from ase.build import bulk, molecule
 from threadpoolctl import threadpool_limits
 from torch_sim.models.interface import ModelInterface
 
-from daskpipe import potentials, units
-from daskpipe.explore.dynamics import Flight
-from daskpipe.explore.packing import Room
-from daskpipe.explore.relaxation import relaxations
-from daskpipe.explore.settings import Exploration
-from daskpipe.explore.vacancies import hop_sites, like_distances
-from daskpipe.explore.walkers import Condition, Walker
-from daskpipe.geometry import n_parts
+from daskpipe import potentials
+from daskpipe.core import constants
+from daskpipe.core.geometry import n_parts
+from daskpipe.core.structures import round_positions
 from daskpipe.potentials.batches import batch
-from daskpipe.structures import round_positions
+from daskpipe.stages.explore.capacity import Room
+from daskpipe.stages.explore.relaxation import relaxations
+from daskpipe.stages.explore.runner import Flight
+from daskpipe.stages.explore.settings import Exploration
+from daskpipe.stages.explore.trajectory import Condition, Walker
+from daskpipe.stages.explore.vacancies import hop_sites, like_distances
 
-KCAL = units.KB * 503.2195  # eV; a kilocalorie a mole is 503.2 K
+KCAL = constants.KB * 503.2195  # eV; a kilocalorie a mole is 503.2 K
 COULOMB = 14.399645
 """eV Å / e^2."""
 N_STARTS, N_MOLECULES = 12, 32

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from daskpipe.budget import size_in_words
-from daskpipe.probe import disk_bytes
+from daskpipe.runs.budget import size_in_words
+from daskpipe.runs.probe import disk_bytes
 
 LIMIT = 0.3
 

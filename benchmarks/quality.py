@@ -24,13 +24,14 @@ import numpy as np
 import xarray as xr
 
 import daskpipe
-from daskpipe.cluster import connect
-from daskpipe.config import load
+from daskpipe.cluster.connect import connect
+from daskpipe.config.load import load_config
+from daskpipe.core.structures import take
+from daskpipe.core.variables import VARIABLES, decode
 from daskpipe.store import open_dataset, write_dataset
-from daskpipe.store.quality import Outcome, Verdict, judge
-from daskpipe.store.settings import Quality
-from daskpipe.structures import take
-from daskpipe.variables import VARIABLES, decode
+from daskpipe.store.quality.gate import judge
+from daskpipe.store.quality.settings import Quality
+from daskpipe.store.quality.verdict import Outcome, Verdict
 
 N_CLEAN, N_PLANTED, N_LARGE = 20, 10, 100_000
 MADE = {
@@ -173,7 +174,7 @@ def written(ds: xr.Dataset, attributes: dict[str, str], outcome: Outcome | None 
 def make(folder: Path) -> dict[str, Path]:
     made = {}
     for preset, overrides in MADE.items():
-        config = load(preset, [*overrides, "cluster.workers=1", "cluster.gpus=0"])
+        config = load_config(preset, [*overrides, "cluster.workers=1", "cluster.gpus=0"])
         with connect(config.cluster, folder / f"{preset}.log") as workers:
             client = workers.client
             made[preset] = daskpipe.run(config, run_dir=folder / preset, client=client).dataset

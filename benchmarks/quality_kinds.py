@@ -28,9 +28,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 
-from daskpipe import standalone
-from daskpipe.cluster import connect
-from daskpipe.config import load
+from daskpipe.cluster.connect import connect
+from daskpipe.config.load import load_config
+from daskpipe.pipeline import datasets
 
 MOLECULES = ("H2O", "NH3", "CH4", "CH3OH", "C2H6", "CH3CHO", "HCN", "C6H6", "CH3NO2", "CO2", "C2H4", "N2H4")
 
@@ -151,7 +151,7 @@ KINDS: dict[str, Callable[[np.random.Generator], Iterator[Atoms]]] = {
 def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    config = load("quickstart", ["cluster.workers=1", "cluster.gpus=0"])
+    config = load_config("quickstart", ["cluster.workers=1", "cluster.gpus=0"])
     with connect(config.cluster, folder / "workers.log") as workers:
         for number, (name, make) in enumerate(KINDS.items()):
             if (out := folder / f"{name}.zarr").exists():
@@ -160,7 +160,7 @@ def main() -> None:
             frames = list(make(rng))
             file = folder / f"{name}.xyz"
             ase.io.write(file, [frames[row] for row in rng.permutation(len(frames))], format="extxyz")
-            done = standalone.import_labelled([str(file)], out, method="benchmark", client=workers.client)
+            done = datasets.import_labelled([str(file)], out, method="benchmark", client=workers.client)
             print(f"{name}: {done.n_out} frames, {done.report['n_groups']} groups, {done.report['counts']}", flush=True)
 
 

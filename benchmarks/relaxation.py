@@ -25,13 +25,13 @@ from ase.optimize import FIRE
 from threadpoolctl import threadpool_limits
 
 from daskpipe import potentials
-from daskpipe.explore.dynamics import Flight
-from daskpipe.explore.packing import CPU_ATOMS, Room
-from daskpipe.explore.relaxation import Relaxation, strains
-from daskpipe.explore.settings import Exploration
-from daskpipe.explore.settings import Relaxation as Relax
-from daskpipe.explore.walkers import Condition
-from daskpipe.structures import round_positions
+from daskpipe.core.structures import round_positions
+from daskpipe.stages.explore.capacity import CPU_ATOMS, Room
+from daskpipe.stages.explore.relaxation import Relaxation, strains
+from daskpipe.stages.explore.runner import Flight
+from daskpipe.stages.explore.settings import Exploration
+from daskpipe.stages.explore.settings import Relaxation as Relax
+from daskpipe.stages.explore.trajectory import Condition
 
 FMAX = 0.01
 """eV/Å."""

@@ -22,13 +22,15 @@ import numpy as np
 import psutil
 from distributed import Client, Security
 
-from daskpipe import config
-from daskpipe.cluster import DASK_CONFIG
-from daskpipe.driving import Run
-from daskpipe.jobs import KEY_FILES, LOOPBACK, key_files, make_keys, scheduler
-from daskpipe.ledger import Ledger
-from daskpipe.placement import DaskPool, Workers
-from daskpipe.work import Payload, Tree, Unit, key_of
+from daskpipe.cluster.dask_config import DASK_CONFIG
+from daskpipe.cluster.scheduler import LOOPBACK, scheduler
+from daskpipe.cluster.tls import KEY_FILES, key_files, make_keys
+from daskpipe.engine.dask_pool import DaskPool, Workers
+from daskpipe.engine.driver import Driver
+from daskpipe.engine.ledger import Ledger
+from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.settings import Faults
+from daskpipe.engine.units import Payload, Unit, key_of
 
 SIZES = (10_000, 100_000)
 N_WORKERS = 2
@@ -95,19 +97,18 @@ def measure(n_units: int, tls: bool) -> str:
     with ExitStack() as stack, dask.config.set(DASK_CONFIG):
         stack.callback(shutil.rmtree, folder)
         client, serving = start(stack, folder, tls)
-        settings = config.load("emt_alloy")
         begun = time.perf_counter()
         units = plan(n_units)
         planned = time.perf_counter() - begun
         before, scheduler_before = rss(), rss(serving)
         tree = Tree(folder.absolute() / "run")
         tree.root.mkdir()
-        run = Run(settings, tree, DaskPool(Workers(client), frozenset()), Ledger(tree), {})
+        driver = Driver(tree, DaskPool(Workers(client), frozenset()), Ledger(tree), Faults())
         begun = time.perf_counter()
-        run.drive("generate", units, "units")
+        driver.drive("generate", units, "units")
         seconds = time.perf_counter() - begun
         held, scheduler_held = rss() - before, rss(serving) - scheduler_before
-        again = Run(settings, tree, DaskPool(Workers(client), frozenset()), Ledger(tree), {})
+        again = Driver(tree, DaskPool(Workers(client), frozenset()), Ledger(tree), Faults())
         begun = time.perf_counter()
         again.drive("generate", units, "units")
         resumed = time.perf_counter() - begun

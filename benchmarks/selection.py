@@ -69,11 +69,11 @@ source, target, rows, n, method = sys.argv[1], sys.argv[2], int(sys.argv[3]), in
 X = np.load(source) if source.endswith(".npy") else da.from_zarr(source)[:rows]
 started, cpu = time.perf_counter(), time.process_time()
 if method == "duplicates":
-    from daskpipe.select.blocks import Blocks
-    from daskpipe.select.duplicates import near_duplicates
+    from daskpipe.stages.select.blocks import Blocks
+    from daskpipe.stages.select.duplicates import near_duplicates
     picked = np.flatnonzero(near_duplicates(Blocks(X, np.arange(rows)), 1e-3).mask)
 elif method == "coverage":
-    from daskpipe.select.coverage import coverage
+    from daskpipe.stages.select.coverage import coverage
     picked = np.arange(0, rows, rows // n)
     coverage(X, picked)
 else:
@@ -116,8 +116,8 @@ def measured(python: str, code: str, *arguments: object) -> dict[str, float]:
 
 
 def in_memory(folder: Path, maml: str | None, n_rows: int, n_picks: int, n_clusters: int) -> None:
-    from daskpipe.select.coverage import coverage
-    from daskpipe.select.direct import principal_axes
+    from daskpipe.stages.select.coverage import coverage
+    from daskpipe.stages.select.direct import principal_axes
 
     features = np.concatenate(list(trajectories(n_rows, N_FEATURES, 400, seed=1)))
     np.save(folder / "features.npy", features)

@@ -25,12 +25,12 @@ from ase.build import bulk, fcc111
 from ase.cluster import Octahedron
 
 import daskpipe
-from daskpipe.describe.reduction import fit
-from daskpipe.explore.settings import Dynamics, Guards
-from daskpipe.explore.stage import explore_partition
+from daskpipe.core.structures import round_positions
 from daskpipe.potentials import build
-from daskpipe.select.coverage import coverage
-from daskpipe.structures import round_positions
+from daskpipe.stages.describe.reduction import fit
+from daskpipe.stages.explore.settings import Dynamics, Guards
+from daskpipe.stages.explore.stage import explore_partition
+from daskpipe.stages.select.coverage import coverage
 
 TEMPERATURES = (300.0, 600.0, 900.0)
 REPLICAS = {"alloy": 8, "surface": 3, "cluster": 1}

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from daskpipe.select.blocks import Blocks
-from daskpipe.select.pick import pick
-from daskpipe.select.steering import covered_frames
+from daskpipe.stages.select.blocks import Blocks
+from daskpipe.stages.select.pick import pick
+from daskpipe.stages.select.steering import covered_frames
 
 N_COVERED, N_NEW, N_PICKS, DIMS = 2_000, 200, 100, 16
 

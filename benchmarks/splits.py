@@ -18,11 +18,11 @@ import xarray as xr
 from sklearn.kernel_ridge import KernelRidge
 
 import daskpipe
+from daskpipe.core.structures import take, to_atoms
+from daskpipe.core.variables import SPLITS
 from daskpipe.store.arrangement import COLUMNS, arrangement
 from daskpipe.store.reader import rows
 from daskpipe.store.splits import Split, origins, trajectories
-from daskpipe.structures import take, to_atoms
-from daskpipe.variables import SPLITS
 
 SYSTEMS = ("alloys", "surfaces", "clusters")
 N_SEEDS, N_FRAMES, STRIDE = 20, 10, 10

@@ -14,8 +14,8 @@ import time
 
 ROUNDS = 11
 WORKERS = """
-from daskpipe.cluster import connect
-from daskpipe.config import Cluster
+from daskpipe.cluster.connect import connect
+from daskpipe.config.models import Cluster
 with connect(Cluster(workers=2, gpus=0, insecure={insecure})):
     pass
 """

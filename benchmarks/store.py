@@ -114,8 +114,8 @@ def open_memory_map(data: Data, folder: Path) -> Read:
 
 
 def write_daskpipe(data: Data, folder: Path) -> tuple[int, float]:
+    from daskpipe.core.variables import VARIABLES
     from daskpipe.store import write_dataset
-    from daskpipe.variables import VARIABLES
 
     n = len(data.n_atoms)
     arrays = data.arrays | {

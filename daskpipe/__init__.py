@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from daskpipe import load
-    from daskpipe.describe.soap import SOAP
-    from daskpipe.runs import Result, resume, run
-    from daskpipe.select.pick import pick
-    from daskpipe.standalone import import_labelled, merge
+    from daskpipe.core.structures import from_atoms, to_atoms
+    from daskpipe.pipeline.datasets import import_labelled, merge
+    from daskpipe.runs.run import Result, resume, run
+    from daskpipe.stages.describe.soap import SOAP
+    from daskpipe.stages.select.pick import pick
     from daskpipe.store import export, open_dataset
-    from daskpipe.structures import from_atoms, to_atoms
 
 __version__ = "0.1.0"
 
 # Imported on first use, so that `import daskpipe` loads neither torch nor Dask.
 _LAZY = {
-    "run": "daskpipe.runs:run",
-    "resume": "daskpipe.runs:resume",
-    "Result": "daskpipe.runs:Result",
+    "run": "daskpipe.runs.run:run",
+    "resume": "daskpipe.runs.run:resume",
+    "Result": "daskpipe.runs.run:Result",
     "open_dataset": "daskpipe.store:open_dataset",
     "export": "daskpipe.store:export",
-    "merge": "daskpipe.standalone:merge",
-    "import_labelled": "daskpipe.standalone:import_labelled",
-    "to_atoms": "daskpipe.structures:to_atoms",
-    "from_atoms": "daskpipe.structures:from_atoms",
-    "SOAP": "daskpipe.describe.soap:SOAP",
-    "pick": "daskpipe.select.pick:pick",
+    "merge": "daskpipe.pipeline.datasets:merge",
+    "import_labelled": "daskpipe.pipeline.datasets:import_labelled",
+    "to_atoms": "daskpipe.core.structures:to_atoms",
+    "from_atoms": "daskpipe.core.structures:from_atoms",
+    "SOAP": "daskpipe.stages.describe.soap:SOAP",
+    "pick": "daskpipe.stages.select.pick:pick",
     "load": "daskpipe.load:",
 }
 

@@ -1,6 +1,6 @@
 """``python -m daskpipe``: the same as ``daskpipe``."""
 
-from daskpipe.cli import main
+from daskpipe.cli.main import main
 
 if __name__ == "__main__":
     main()

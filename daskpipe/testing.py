@@ -224,7 +224,7 @@ def _check_charge(potential: Any, structures: Sequence[Atoms]) -> None:
 def _check_calculator(calculator: Any, atoms: Atoms, found: dict[str, np.ndarray], tolerance: float) -> None:
     from ase.stress import voigt_6_to_full_3x3_stress
 
-    from daskpipe.potentials.potential import Failure, calculate
+    from daskpipe.potentials.results import Failure, calculate
 
     expected = calculate(calculator, atoms)
     assert not isinstance(expected, Failure), f"the calculator fails with {atoms}: {expected}"

@@ -34,7 +34,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 import daskpipe
-from daskpipe.foreign import quiet
+from daskpipe.core.third_party import quiet
 from daskpipe.potentials import Failure, Results, batched, build, evaluate, identity
 from daskpipe.potentials.mace import BUNDLED
 
@@ -65,7 +65,7 @@ def train(datasets: Sequence[Path], work: Path, epochs: int, out: Path) -> None:
     """Run ``mace_run_train`` on the training split, and write the model as safetensors and JSON."""
     import torch
 
-    from daskpipe.foreign import import_mace
+    from daskpipe.core.third_party import import_mace
     from daskpipe.potentials.mace_files import save_model
 
     work.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ import slurm
 from small_runs import SMALL
 
 import daskpipe
-from daskpipe.cli import main
+from daskpipe.cli.main import main
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def any_port() -> Iterator[None]:
     """Let each dashboard have a port of its own: several runs of the tests may be under way on one machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("daskpipe.cluster.DASHBOARD_PORT", 0)
+        patch.setattr("daskpipe.cluster.connect.DASHBOARD_PORT", 0)
         yield
 
 
@@ -47,11 +47,11 @@ def client(workers_log: Path) -> Iterator[Client]:
     """
     import dask
 
-    from daskpipe.cluster import connect
-    from daskpipe.config import load
-    from daskpipe.jobs import KEY_FILES, key_files
+    from daskpipe.cluster.connect import connect
+    from daskpipe.cluster.tls import KEY_FILES, key_files
+    from daskpipe.config.load import load_config
 
-    cluster = load("emt_alloy", ["cluster.workers=2", "cluster.gpus=1"]).cluster
+    cluster = load_config("emt_alloy", ["cluster.workers=2", "cluster.gpus=1"]).cluster
     with connect(cluster, workers_log) as workers, key_files(workers_log.parent, workers.client.security) as keys:
         ca, cert, key = (str(keys / name) for name in KEY_FILES)
         settings = {"tls.ca-file": ca, "tls.client.cert": cert, "tls.client.key": key}

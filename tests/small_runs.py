@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from daskpipe.ledger import read_ledger
-from daskpipe.work import Tree
+from daskpipe.engine.ledger import read_ledger
+from daskpipe.engine.run_directory import Tree
 
 SMALL = [
     "generate.sources.alloys.n=2",

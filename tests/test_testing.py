@@ -13,7 +13,8 @@ from torch_sim.models.interface import ModelInterface
 
 from daskpipe.potentials import POTENTIALS, Evaluation, Identity, Potential, batched, build
 from daskpipe.potentials.batches import batch
-from daskpipe.potentials.potential import calculator_of, checked_results
+from daskpipe.potentials.evaluate import calculator_of
+from daskpipe.potentials.results import checked_results
 from daskpipe.testing import Kind, check_descriptor, check_potential, example
 
 

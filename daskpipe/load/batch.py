@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from daskpipe.errors import unknown
-from daskpipe.variables import VARIABLES, per_atom
+from daskpipe.core.errors import unknown
+from daskpipe.core.variables import VARIABLES, per_atom
 
 ALIGNMENT = 64
 """Bytes; each tensor starts at a multiple, which suits every dtype and vector unit."""

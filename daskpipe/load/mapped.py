@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from daskpipe.checksums import crc32c_file
-from daskpipe.errors import InputError, IntegrityError
+from daskpipe.core.errors import InputError, IntegrityError
+from daskpipe.core.hashing import crc32c_file
 
 NUMBERS = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64"]
 """Zarr's types of numbers that NumPy calls by the same name."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from matscipy.neighbours import neighbour_list
 
-from daskpipe.geometry import complete_open_axes
+from daskpipe.core.geometry import complete_open_axes
 from daskpipe.load.batch import Batch
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from daskpipe.errors import InputError
+from daskpipe.core.errors import InputError
+from daskpipe.core.variables import read_root
 from daskpipe.load.batch import Batch
 from daskpipe.load.torch_data import TorchDataset
-from daskpipe.variables import read_root
 
 SAME_ENERGY = 1e-3
 """Energies of one atom that differ by more, eV, are those of different methods."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from daskpipe.load.plan import atom_batches, epoch_order, rank_and_world
+from daskpipe.load.epoch import atom_batches, epoch_order, rank_and_world
 from daskpipe.load.torch_data import TorchDataset
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from daskpipe.errors import ConfigError
+from daskpipe.core.errors import ConfigError
 from daskpipe.load.batch import Batch
-from daskpipe.load.plan import atom_batches, epoch_order, even_batches, rank_and_world
+from daskpipe.load.epoch import atom_batches, epoch_order, even_batches, rank_and_world
 from daskpipe.load.torch_data import TorchDataset, collate
 
 MOST_WORKERS = 1024

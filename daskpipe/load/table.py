@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from daskpipe.core.structures import starts
 from daskpipe.load.batch import Batch, is_per_atom
 from daskpipe.load.mapped import ArrayRows, Rows, Runs
-from daskpipe.structures import starts
 
 
 @dataclass(frozen=True, kw_only=True)

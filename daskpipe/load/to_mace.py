@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from daskpipe.errors import ConfigError
-from daskpipe.foreign import import_mace
+from daskpipe.core.errors import ConfigError
+from daskpipe.core.third_party import import_mace
 from daskpipe.load.batch import Batch
 from daskpipe.load.torch_data import TorchDataset
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from daskpipe.errors import ConfigError, InputError, unknown
+from daskpipe.core.errors import ConfigError, InputError, unknown
+from daskpipe.core.variables import read_root
 from daskpipe.load.batch import Batch, is_per_atom
 from daskpipe.load.mapped import Rows, Runs, metadata_of, open_rows
 from daskpipe.load.table import Table, fill_ragged
-from daskpipe.variables import read_root
 
 LABELS = ("energy", "forces")
 """What a dataset must hold to be trained on."""

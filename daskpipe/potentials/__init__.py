@@ -12,16 +12,10 @@ Memory  bundled MACE and CHGNet: below 0.1 GB of weights; a batch takes about 0.
 
 from daskpipe.potentials.box import boxed
 from daskpipe.potentials.catalogue import POTENTIALS, build, identity
-from daskpipe.potentials.potential import (
-    FAILURE_REASONS,
-    Evaluation,
-    Failure,
-    Identity,
-    Potential,
-    Results,
-    batched,
-    evaluate,
-)
+from daskpipe.potentials.evaluate import batched, evaluate
+from daskpipe.potentials.identity import Identity
+from daskpipe.potentials.potential import Potential
+from daskpipe.potentials.results import FAILURE_REASONS, Evaluation, Failure, Results
 
 __all__ = [
     "FAILURE_REASONS",

@@ -11,7 +11,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from torch_sim.models.interface import ModelInterface
 
 from daskpipe.potentials.batches import periodic
-from daskpipe.potentials.potential import Failure, calculate
+from daskpipe.potentials.results import Failure, calculate
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator

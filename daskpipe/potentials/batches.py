@@ -16,7 +16,7 @@ import torch_sim
 from nvalchemiops.neighbors.neighbor_utils import NeighborOverflowError
 from torch_sim.neighbors import alchemiops_nl_cell_list, alchemiops_nl_n2, torch_nl_linked_cell
 
-from daskpipe import structures
+from daskpipe.core import structures
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -68,7 +68,7 @@ def batch(atoms: Sequence[Atoms], device: torch.device, dtype: torch.dtype) -> t
     Parameters
     ----------
     atoms
-        At least one; charge and spin are read from ``info`` (`daskpipe.structures`).
+        At least one; charge and spin are read from ``info`` (`daskpipe.core.structures`).
     device, dtype
         Of the state.
 

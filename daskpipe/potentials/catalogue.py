@@ -11,10 +11,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from daskpipe.errors import ConfigError, unknown
-from daskpipe.foreign import quiet
-from daskpipe.potentials.potential import Identity, Potential, identity_of_package
-from daskpipe.registry import Registry
+from daskpipe.core.errors import ConfigError, unknown
+from daskpipe.core.registry import Registry
+from daskpipe.core.third_party import quiet
+from daskpipe.potentials.identity import Identity, identity_of_package
+from daskpipe.potentials.potential import Potential
 
 POTENTIALS = Registry(
     "potential",

@@ -7,16 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from daskpipe.errors import ConfigError
-from daskpipe.potentials.potential import (
-    Evaluation,
-    Failure,
-    Identity,
-    Potential,
-    calculator_of,
-    checked_results,
-    file_hash,
-)
+from daskpipe.core.errors import ConfigError
+from daskpipe.potentials.evaluate import calculator_of
+from daskpipe.potentials.identity import Identity, file_hash
+from daskpipe.potentials.potential import Potential
+from daskpipe.potentials.results import Evaluation, Failure, checked_results
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -75,8 +70,8 @@ def _labeller(device: str, version: str) -> Any:
     from chgnet.model.model import CHGNet
     from pymatgen.core import Lattice, Structure
 
+    from daskpipe.core.constants import GPA
     from daskpipe.potentials.box import boxed
-    from daskpipe.units import GPA
 
     class Silent(Structure):
         def to(self, *_args: Any, **_kwargs: Any) -> str:

@@ -9,16 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, with_config
 
-from daskpipe.potentials.potential import (
-    Evaluation,
-    Failure,
-    Identity,
-    Potential,
-    Results,
-    batched,
-    calculator_of,
-    evaluate,
-)
+from daskpipe.potentials.evaluate import batched, calculator_of, evaluate
+from daskpipe.potentials.identity import Identity
+from daskpipe.potentials.potential import Potential
+from daskpipe.potentials.results import Evaluation, Failure, Results
 
 if TYPE_CHECKING:
     from ase import Atoms

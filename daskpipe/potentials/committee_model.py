@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch_sim.models.interface import ModelInterface
 
-from daskpipe.potentials.potential import mixes_periodicity
+from daskpipe.potentials.evaluate import mixes_periodicity
 
 if TYPE_CHECKING:
     from torch_sim import SimState

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from daskpipe.potentials.potential import Identity, Potential, identity_of_package
+from daskpipe.potentials.identity import Identity, identity_of_package
+from daskpipe.potentials.potential import Potential
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from daskpipe.potentials.potential import Identity, Potential, identity_of_package
+from daskpipe.potentials.identity import Identity, identity_of_package
+from daskpipe.potentials.potential import Potential
 
 if TYPE_CHECKING:
     import torch

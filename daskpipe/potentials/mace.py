@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from daskpipe.errors import ConfigError, InputError, unknown
-from daskpipe.foreign import import_mace
+from daskpipe.core.errors import ConfigError, InputError, unknown
+from daskpipe.core.third_party import import_mace
+from daskpipe.potentials.identity import Identity, file_hash
 from daskpipe.potentials.mace_electrons import check_features, specs_of, with_electrons
 from daskpipe.potentials.mace_pickles import read_class_and_heads
-from daskpipe.potentials.potential import Evaluation, Failure, Identity, Potential, checked_results, file_hash
+from daskpipe.potentials.potential import Potential
+from daskpipe.potentials.results import Evaluation, Failure, checked_results
 
 if TYPE_CHECKING:
     from ase import Atoms

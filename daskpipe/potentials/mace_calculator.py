@@ -1,6 +1,6 @@
 """MACE's ASE calculator with charge and spin as daskpipe names them, and without stresses that are wrong.
 
-To be imported after `daskpipe.foreign.import_mace`.
+To be imported after `daskpipe.core.third_party.import_mace`.
 """
 
 from __future__ import annotations

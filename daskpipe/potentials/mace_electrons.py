@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskpipe import structures
-from daskpipe.errors import InputError
+from daskpipe.core import structures
+from daskpipe.core.errors import InputError
 
 if TYPE_CHECKING:
     from ase import Atoms

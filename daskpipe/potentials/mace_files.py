@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from daskpipe.errors import InputError
+from daskpipe.core.errors import InputError
 
 FORMAT = "daskpipe-mace/1"
 
@@ -139,7 +139,7 @@ def build_module(hypers: dict[str, Any], dtype: str) -> Any:
     import numpy as np
     import torch
 
-    from daskpipe.foreign import import_mace
+    from daskpipe.core.third_party import import_mace
 
     import_mace()
     from e3nn import o3

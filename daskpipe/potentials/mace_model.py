@@ -17,8 +17,8 @@ from mace.tools.compile import simplify
 from mace.tools.torch_tools import default_dtype
 from torch_sim import SimState
 
-from daskpipe.errors import ConfigError
-from daskpipe.foreign import quiet
+from daskpipe.core.errors import ConfigError
+from daskpipe.core.third_party import quiet
 from daskpipe.potentials.batches import Finder, completed, lost, periodic, sums, volumes
 from daskpipe.potentials.mace_electrons import outside, specs_of
 

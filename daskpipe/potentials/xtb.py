@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from daskpipe import structures
-from daskpipe.geometry import full_cell, widths
-from daskpipe.potentials.potential import Identity, Potential, identity_of_package
+from daskpipe.core import structures
+from daskpipe.core.geometry import full_cell, widths
+from daskpipe.potentials.identity import Identity, identity_of_package
+from daskpipe.potentials.potential import Potential
 
 if TYPE_CHECKING:
     from ase import Atoms

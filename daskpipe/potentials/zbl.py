@@ -15,7 +15,7 @@ from torch_sim.models.interface import ModelInterface
 
 from daskpipe.potentials.batches import Neighbours, sums
 from daskpipe.potentials.edge_model import EdgeModel
-from daskpipe.potentials.potential import mixes_periodicity
+from daskpipe.potentials.evaluate import mixes_periodicity
 
 if TYPE_CHECKING:
     from torch_sim import SimState

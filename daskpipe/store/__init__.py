@@ -1,6 +1,6 @@
 """Store: labelled structures in one immutable Zarr group that any xarray opens.
 
-Needs: committed units of labelled rows, or a dataset of `daskpipe.variables` in memory.
+Needs: committed units of labelled rows, or a dataset of `daskpipe.core.variables` in memory.
 Makes: ``dataset.zarr`` in schema ``daskpipe/1``: globally shuffled, split by whole groups, uncompressed,
     with a checksum of every file; published by rename, so that it is whole or absent.
 Entry: in a run ``stage.sort``, ``plan``, ``write``, ``store``; in memory `daskpipe.store.pack`. On what they made

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from daskpipe.seeds import order_by_hash
+from daskpipe.core.seeds import order_by_hash
+from daskpipe.core.variables import SPLITS
 from daskpipe.store.assignment import assign_splits, strata_of, types_of_splits
 from daskpipe.store.blocks_of_time import cut_in_time
 from daskpipe.store.connectivity import Frame, connect_frames
 from daskpipe.store.leakage import compare
 from daskpipe.store.splits import LINEAGE, Split, check_fractions, groups, origins
-from daskpipe.variables import SPLITS
 
 SAME_ENERGY = 1e-3
 """Energies of one structure that differ by more, eV, are labels that differ."""
@@ -55,8 +55,8 @@ def arrangement(
     ----------
     columns
         Of `COLUMNS`, those that the data has, each with one row a structure; ``isolated`` (bool), if it is there, says
-        which are isolated atoms (`daskpipe.isolated`): reference energies, which stay in train, each a group of its
-        own.
+        which are isolated atoms (`daskpipe.core.isolated_atoms`): reference energies, which stay in train, each a group
+        of its own.
     rule
         What stays together, and the share of each split.
     seed

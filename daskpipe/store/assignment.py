@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from daskpipe.seeds import order_by_hash
-from daskpipe.variables import SPLITS
+from daskpipe.core.seeds import order_by_hash
+from daskpipe.core.variables import SPLITS
 
 SIZE_CLASSES = 4
 """Classes of numbers of atoms, cut at quantiles, of which each split is to have its share."""

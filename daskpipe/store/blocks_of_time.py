@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from daskpipe.core.variables import SPLITS
 from daskpipe.store.splits import Split, trajectories
-from daskpipe.variables import SPLITS
 
 MIN_FRAMES = 20
 """Frames that a trajectory needs to be cut: with fewer, a block of a tenth is no test."""

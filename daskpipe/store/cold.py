@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from daskpipe.checksums import crc32c_file
-from daskpipe.errors import IntegrityError
+from daskpipe.core.errors import IntegrityError
+from daskpipe.core.hashing import crc32c_file
+from daskpipe.core.variables import VARIABLES, per_atom, read_root
 from daskpipe.store.writer import Layout, publish
-from daskpipe.variables import VARIABLES, per_atom, read_root
 
 ATOM_INNER = 16_384
 STRUCTURE_INNER = 4_096

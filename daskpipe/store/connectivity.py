@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from daskpipe.geometry import complete_open_axes
+from daskpipe.core.geometry import complete_open_axes
 
 IMPORTED = "import"
 """Generator of structures that others have made: nothing but the structures says which belong together."""

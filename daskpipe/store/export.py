@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.errors import ConfigError, InputError, IntegrityError, unknown
-from daskpipe.outputs import resolve_output, swap_in
+from daskpipe.core.errors import ConfigError, InputError, IntegrityError, unknown
+from daskpipe.core.outputs import resolve_output, swap_in
+from daskpipe.core.structures import cut, take
 from daskpipe.store.formats import FORMATS, Format, format_of, records, same
 from daskpipe.store.reader import open_dataset
-from daskpipe.structures import cut, take
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from daskpipe.seeds import order_by_hash
+from daskpipe.core.seeds import order_by_hash
+from daskpipe.core.variables import SPLITS
 from daskpipe.store.assignment import assign_splits
 from daskpipe.store.splits import features_of, kin
-from daskpipe.variables import SPLITS
 
 SAMPLE = 10_000
 """Structures of a split whose nearest training neighbour is looked for, at most; chosen by hash."""

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.seeds import order_by_hash
+from daskpipe.core.seeds import order_by_hash
+from daskpipe.core.structures import atom_rows, neutral, starts, take
+from daskpipe.core.variables import SPLITS, VARIABLES, code_names, codes_of, per_atom, validate
 from daskpipe.store.writer import Layout, layouts
-from daskpipe.structures import atom_rows, neutral, starts, take
-from daskpipe.variables import SPLITS, VARIABLES, code_names, codes_of, per_atom, validate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ def sorted_run(ds: xr.Dataset, *, seed: int) -> dict[str, bytes]:
     Parameters
     ----------
     ds
-        In memory; passes `daskpipe.variables.validate`.
+        In memory; passes `daskpipe.core.variables.validate`.
     seed
         Of the shuffle.
     """

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.checksums import crc32c_file, crc32c_root
-from daskpipe.errors import InputError
+from daskpipe.core.errors import InputError
+from daskpipe.core.hashing import crc32c_file, crc32c_root
+from daskpipe.core.structures import starts
+from daskpipe.core.variables import VARIABLES, decode, read_root
 from daskpipe.store.writer import files_of
-from daskpipe.structures import starts
-from daskpipe.variables import VARIABLES, decode, read_root
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,8 +32,8 @@ def open_dataset(path: Path | str, chunks: Mapping[str, int] | None = None) -> x
     Returns
     -------
     xarray.Dataset
-        Dask arrays with the names, dims, dtypes and units of `daskpipe.variables`. Coded variables hold codes;
-        `daskpipe.variables.decode` gives their names. A chunk file that is missing is an error when it is read
+        Dask arrays with the names, dims, dtypes and units of `daskpipe.core.variables`. Coded variables hold codes;
+        `daskpipe.core.variables.decode` gives their names. A chunk file that is missing is an error when it is read
         (`zarr.errors.ChunkNotFoundError`), never a block of fill values.
 
     Raises
@@ -135,7 +135,7 @@ def rows(path: Path | str, start: int, stop: int, names: Collection[str] | None 
     Returns
     -------
     xarray.Dataset
-        As `daskpipe.structures.from_atoms` makes it: coded variables hold names.
+        As `daskpipe.core.structures.from_atoms` makes it: coded variables hold names.
     """
     ds = open_dataset(path)
     # Read here: within a task Dask would hand the reading to the cluster.

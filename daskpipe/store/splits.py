@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
 
-from daskpipe.errors import ConfigError, unknown
-from daskpipe.variables import SPLITS
+from daskpipe.core.errors import ConfigError, unknown
+from daskpipe.core.validation import FiniteModel
+from daskpipe.core.variables import SPLITS
 
 BLOCK = 4096
 """Structures whose neighbours in feature space are looked for at once."""
@@ -18,10 +19,8 @@ BLOCK = 4096
 By = Literal["seed", "trajectory", "composition", "cluster", "structure"]
 
 
-class Split(BaseModel):
+class Split(FiniteModel):
     """How the data is split, so that what resembles a training structure is no test of it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     split: dict[str, float] = Field(
         default={"train": 0.8, "val": 0.1, "test": 0.1}, description="Shares of the data; a group is never torn"

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.isolated import ReferenceEnergies, isolated_rows, reference_energies
+from daskpipe.core.isolated_atoms import ReferenceEnergies, isolated_rows, reference_energies
+from daskpipe.core.structures import concat, neutral, starts, take
+from daskpipe.core.variables import SPLITS, VARIABLES, decode, per_atom
+from daskpipe.engine.rows import arrays_of, read_unit
+from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.units import Payload
 from daskpipe.store.arrangement import COLUMNS, arrangement
 from daskpipe.store.connectivity import Frame
 from daskpipe.store.parts import MADE, Load, Plan, chunk, mapped, sorted_run, union
 from daskpipe.store.reader import rows
 from daskpipe.store.splits import Split, check_fractions
 from daskpipe.store.writer import publish, write_dataset
-from daskpipe.structures import concat, neutral, starts, take
-from daskpipe.variables import SPLITS, VARIABLES, decode, per_atom
-from daskpipe.work import Payload, Tree, arrays_of, read_unit
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -15,11 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.checksums import crc32c_file, crc32c_root
-from daskpipe.errors import ConfigError, DiskError, InputError
-from daskpipe.shared_disk import FULL
-from daskpipe.variables import SCHEMA, SIZES, VARIABLES, annotate, attributes, encode, per_atom, read_root, validate
-from daskpipe.work import canonical_json, sync_folder
+from daskpipe.core.errors import ConfigError, DiskError, InputError
+from daskpipe.core.files import sync_folder
+from daskpipe.core.hashing import canonical_json, crc32c_file, crc32c_root
+from daskpipe.core.shared_disk import FULL
+from daskpipe.core.variables import (
+    SCHEMA,
+    SIZES,
+    VARIABLES,
+    annotate,
+    attributes,
+    encode,
+    per_atom,
+    read_root,
+    validate,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -92,7 +102,7 @@ def layouts(
     Parameters
     ----------
     names
-        Of `daskpipe.variables.VARIABLES`.
+        Of `daskpipe.core.variables.VARIABLES`.
     n_structures, n_atoms, n_features
         Sizes of the dims.
     codes
@@ -130,7 +140,7 @@ def write_dataset(
     Parameters
     ----------
     ds
-        In memory or lazy; passes `daskpipe.variables.validate`.
+        In memory or lazy; passes `daskpipe.core.variables.validate`.
     path
         Where the dataset is to be, e.g. ``runs/NAME/dataset.zarr``.
     attrs
@@ -195,7 +205,7 @@ def publish(
     path = Path(path)
     if not attrs.get("dataset_key"):
         raise ValueError(
-            "attrs has no 'dataset_key'; give a string that names the content, e.g. daskpipe.work.key_of(...)"
+            "attrs has no 'dataset_key'; give a string that names the content, e.g. daskpipe.engine.units.key_of(...)"
         )
     try:
         plain_attrs = json.loads(canonical_json(dict(attrs)))
@@ -204,7 +214,7 @@ def publish(
     if path.exists():
         return _receipt_of_same(path, attrs["dataset_key"])
     n_bytes = sum(layout.dtype.itemsize * int(np.prod(layout.shape)) for layout in arrays)
-    # The name is one that `daskpipe.work.Tree.sweep` removes if this process is killed.
+    # The name is one that `daskpipe.engine.units.Tree.sweep` removes if this process is killed.
     attempt = path.with_name(f".dataset-{uuid.uuid4().hex}.zarr")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daskpipe.core.structures import to_atoms
+from daskpipe.core.variables import SPLITS
 from daskpipe.potentials import Evaluation, Potential, Results, evaluate
 from daskpipe.store.reader import content, rows
-from daskpipe.structures import to_atoms
-from daskpipe.variables import SPLITS
 
 if TYPE_CHECKING:
     from ase import Atoms

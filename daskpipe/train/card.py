@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from daskpipe.core.variables import read_root
 from daskpipe.train.options import Options
-from daskpipe.variables import read_root
 
 if TYPE_CHECKING:
     from daskpipe.load import Spec

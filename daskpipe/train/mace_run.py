@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from daskpipe.errors import InputError
-from daskpipe.events import Emit, Event
+from daskpipe.core.errors import InputError
+from daskpipe.core.events import Emit, Event
 from daskpipe.train.options import Options, command_line
 
 NAME = "model"

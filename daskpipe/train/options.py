@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from daskpipe.errors import ConfigError, unknown
+from daskpipe.core.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from daskpipe.load import Spec
@@ -150,7 +150,7 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
 
 
 def _actions() -> list[Any]:
-    from daskpipe.foreign import import_mace
+    from daskpipe.core.third_party import import_mace
 
     import_mace()
     from mace.tools import build_default_arg_parser

@@ -14,19 +14,19 @@ from shlex import quote
 from typing import Any
 
 from daskpipe import load, store
-from daskpipe.errors import ConfigError, InputError, Interrupted, unknown
-from daskpipe.events import Emit, Event, fan_out
-from daskpipe.foreign import quiet
-from daskpipe.outputs import resolve_output, swap_in
+from daskpipe.core.errors import ConfigError, InputError, Interrupted, unknown
+from daskpipe.core.events import Emit, Event, fan_out
+from daskpipe.core.outputs import resolve_output, swap_in
+from daskpipe.core.third_party import quiet
+from daskpipe.core.variables import SPLITS, decode
 from daskpipe.potentials import build, identity
 from daskpipe.potentials.catalogue import DTYPES, resolve_device
-from daskpipe.potentials.potential import file_hash
+from daskpipe.potentials.identity import file_hash
 from daskpipe.store.reader import dataset_of
 from daskpipe.train.accuracy import measure
 from daskpipe.train.card import dataset_facts, model_card, model_facts
 from daskpipe.train.mace_run import NAME, run_mace
 from daskpipe.train.options import Options, choose, cutoff_of
-from daskpipe.variables import SPLITS, decode
 
 MODEL, CARD, METRICS, LOG = "model.model", "MODEL_CARD.md", "metrics.json", "train.log"
 """What the folder of a model holds."""

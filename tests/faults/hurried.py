@@ -7,12 +7,13 @@ def main() -> None:
     """Run the command line."""
     import sys
 
-    from daskpipe import keeper, window
-    from daskpipe.cli import main as daskpipe
+    from daskpipe.cli.main import main as daskpipe
+    from daskpipe.cluster import job_scaler
+    from daskpipe.engine import dispatcher
 
-    window.NO_WORKER_SECONDS = 3.0
-    keeper.TICK_SECONDS = 0.2
-    keeper.QUEUE_SECONDS = 1.0
+    dispatcher.NO_WORKER_SECONDS = 3.0
+    job_scaler.TICK_SECONDS = 0.2
+    job_scaler.QUEUE_SECONDS = 1.0
     sys.argv[0] = "daskpipe"
     daskpipe()
 

@@ -14,10 +14,12 @@ from small_runs import last_segment, manifests
 from strikes import Bench, Row, ended
 from test_hostile_calculators import REASONS, config_of
 
-from daskpipe.config import Config, to_yaml
-from daskpipe.errors import EXIT_COMPLETE, EXIT_QUARANTINED
-from daskpipe.structures import concat, hex_ids, take, to_atoms
-from daskpipe.work import Tree, read_unit
+from daskpipe.config.models import Config
+from daskpipe.config.saved import to_yaml
+from daskpipe.core.errors import EXIT_COMPLETE, EXIT_QUARANTINED
+from daskpipe.core.structures import concat, hex_ids, take, to_atoms
+from daskpipe.engine.rows import read_unit
+from daskpipe.engine.run_directory import Tree
 
 MEMORY = "3GB"
 """Of a worker: what leaks is to end soon."""

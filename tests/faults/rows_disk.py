@@ -18,7 +18,7 @@ from rows_processes import ATTEMPT, STEPS, at_step, workers_struck
 from small_runs import committed, manifests
 from strikes import STAGES, Bench, Row, Strike, ended, striking
 
-from daskpipe.errors import EXIT_INTERNAL, EXIT_QUARANTINED, DiskError
+from daskpipe.core.errors import EXIT_INTERNAL, EXIT_QUARANTINED, DiskError
 
 ERRORS: dict[str, tuple[str, dict[str, str]]] = {
     "no room for its folder": ("ENOSPC", STEPS["before its folder is made"]),

@@ -19,7 +19,7 @@ from driver import Driver
 from strikes import HURRIED, PYTHON, STAGES, Bench, Plan, Row, Strike, ended, striking
 from waiting import wait_until
 
-from daskpipe.errors import EXIT_INTERRUPTED, EXIT_QUARANTINED, ClusterError, ConfigError
+from daskpipe.core.errors import EXIT_INTERRUPTED, EXIT_QUARANTINED, ClusterError, ConfigError
 
 ATTEMPT = r"units/STAGE/[0-9a-f]{2}/\.[0-9a-f]{32}-[0-9a-f]{8}-attempt"
 
@@ -231,7 +231,7 @@ class Cluster:
                     child.kill()
 
     def _worker(self) -> subprocess.Popen[bytes]:
-        return self._process("-m", "daskpipe.worker", self.address, "--nthreads", "1", *self.options)
+        return self._process("-m", "daskpipe.cluster.worker", self.address, "--nthreads", "1", *self.options)
 
     def _process(self, *words: str) -> subprocess.Popen[bytes]:
         with (self.folder / "cluster.txt").open("ab") as log:

@@ -17,8 +17,8 @@ from small_runs import last_segment, names_of
 from strikes import HURRIED, Bench, Row, ended
 from waiting import wait_until
 
-from daskpipe.errors import EXIT_QUARANTINED
-from daskpipe.submissions import RECORD
+from daskpipe.cluster.submitted_jobs import RECORD
+from daskpipe.core.errors import EXIT_QUARANTINED
 
 CPU = '{{jobs: 1, cores: 1, memory: 2GB, partition: cpu, walltime: "{walltime}"{more}}}'
 GPU = '{{jobs: 1, cores: 1, gpus: 1, memory: 2GB, partition: gpu, walltime: "{walltime}", idle: 0{more}}}'
@@ -83,7 +83,7 @@ def programs(run_dir: Path) -> list[psutil.Process]:
     return [
         process
         for process in psutil.process_iter(["cmdline"])
-        if "daskpipe.worker" in (words := process.info["cmdline"] or []) and str(run_dir) in " ".join(words)
+        if "daskpipe.cluster.worker" in (words := process.info["cmdline"] or []) and str(run_dir) in " ".join(words)
     ]
 
 

@@ -20,7 +20,7 @@ from strikes import HURRIED, PYTHON, Bench, Row, ended, newest, striking
 from two_nodes import TwoNodes
 from waiting import wait_until
 
-from daskpipe.errors import EXIT_QUARANTINED
+from daskpipe.core.errors import EXIT_QUARANTINED
 
 SITE = """class: SLURM
 interface: eth0

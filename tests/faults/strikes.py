@@ -16,10 +16,11 @@ import pytest
 from driver import PATIENCE, Driver
 from small_runs import SMALL, UNITS, files_of, manifests
 
-from daskpipe.errors import EXIT_QUARANTINED
-from daskpipe.fsck import fsck
-from daskpipe.structures import hex_ids
-from daskpipe.work import Tree, read_unit
+from daskpipe.core.errors import EXIT_QUARANTINED
+from daskpipe.core.structures import hex_ids
+from daskpipe.engine.rows import read_unit
+from daskpipe.engine.run_directory import Tree
+from daskpipe.runs.fsck import fsck
 
 STAGES = tuple(UNITS)
 HOLD_STRUCTURES = ("generate", "explore", "label")

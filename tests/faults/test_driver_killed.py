@@ -16,10 +16,10 @@ from small_runs import UNITS, committed, files_of, last_segment, names_of
 from waiting import wait_until
 
 import daskpipe
-from daskpipe.ledger import read_ledger
-from daskpipe.runs import Result
-from daskpipe.status import status
-from daskpipe.work import Tree
+from daskpipe.engine.ledger import read_ledger
+from daskpipe.engine.run_directory import Tree
+from daskpipe.runs.run import Result
+from daskpipe.runs.status import status
 
 # In which stage the driver is killed, and after how many of its units. Each of these drivers has fresh workers, whose
 # first unit of a stage takes as long as the imports that it needs: the stage is still under way when the signal comes.

@@ -15,13 +15,14 @@ from distributed import Client
 from small_runs import SMALL, files_of
 
 import daskpipe
-from daskpipe.budget import spent
-from daskpipe.cluster import connect
-from daskpipe.config import Config, load
-from daskpipe.events import Event, UnitCommitted, UnitLost, UnitYielded
-from daskpipe.explore.checkpoint import progress
-from daskpipe.runs import Result
-from daskpipe.work import Tree
+from daskpipe.cluster.connect import connect
+from daskpipe.config.load import load_config
+from daskpipe.config.models import Config
+from daskpipe.core.events import Event, UnitCommitted, UnitLost, UnitYielded
+from daskpipe.engine.run_directory import Tree
+from daskpipe.runs.budget import spent
+from daskpipe.runs.run import Result
+from daskpipe.stages.explore.checkpoint import progress
 
 INTERVAL = 0.5
 """Seconds between two checkpoints."""
@@ -33,7 +34,7 @@ def long_exploration() -> Config:
     """One unit of four walkers that takes some ten seconds."""
     steps = ["explore.dynamics.steps=4000", "explore.dynamics.stride=1000", "select.n=4"]
     cluster = ["cluster.workers=1", "cluster.gpus=0", "explore.batch_size=4", f"explore.checkpoint={INTERVAL}"]
-    return load("emt_alloy", [*SMALL, *steps, *cluster])
+    return load_config("emt_alloy", [*SMALL, *steps, *cluster])
 
 
 @dataclass

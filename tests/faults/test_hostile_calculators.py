@@ -13,14 +13,16 @@ import pytest
 from small_runs import SMALL, last_segment, manifests
 
 import daskpipe
-from daskpipe.cluster import connect
-from daskpipe.config import Config, load
-from daskpipe.errors import EXIT_QUARANTINED
-from daskpipe.placement import Workers
-from daskpipe.runs import Result
-from daskpipe.status import status
-from daskpipe.structures import concat, hex_ids, take, to_atoms
-from daskpipe.work import Tree, read_unit
+from daskpipe.cluster.connect import connect
+from daskpipe.config.load import load_config
+from daskpipe.config.models import Config
+from daskpipe.core.errors import EXIT_QUARANTINED
+from daskpipe.core.structures import concat, hex_ids, take, to_atoms
+from daskpipe.engine.dask_pool import Workers
+from daskpipe.engine.rows import read_unit
+from daskpipe.engine.run_directory import Tree
+from daskpipe.runs.run import Result
+from daskpipe.runs.status import status
 
 ATTEMPTS = {"none": 3, "segfault": 3, "hang": 2, "leak": 3}
 
@@ -33,7 +35,7 @@ HANG_SECONDS = 20.0
 def config_of(stage: str, fault: str, formula: str) -> Config:
     """The small run, one unit of exploration and two of labels, one stage of it with the hostile potential."""
     hostile = f"{{name: {hostile_emt.NAME}, params: {{fault: {fault}, formula: {formula}}}}}"
-    return load(
+    return load_config(
         "emt_alloy",
         [
             *SMALL,
@@ -56,7 +58,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def workers(plugin: None) -> Iterator[Workers]:
     """Two workers of their own, which know the plugin, and may hold little."""
-    cluster = load("emt_alloy", ["cluster.workers=2", "cluster.gpus=0", "cluster.memory=3GB"]).cluster
+    cluster = load_config("emt_alloy", ["cluster.workers=2", "cluster.gpus=0", "cluster.memory=3GB"]).cluster
     with connect(cluster) as found:
         yield found
 

@@ -15,11 +15,12 @@ from small_runs import SMALL, committed, files_of
 from waiting import PATIENCE, wait_until
 
 import daskpipe
-from daskpipe.cluster import connect
-from daskpipe.config import Cluster, load
-from daskpipe.errors import ClusterError
-from daskpipe.events import Event, UnitCommitted
-from daskpipe.runs import Result
+from daskpipe.cluster.connect import connect
+from daskpipe.cluster.settings import Cluster
+from daskpipe.config.load import load_config
+from daskpipe.core.errors import ClusterError
+from daskpipe.core.events import Event, UnitCommitted
+from daskpipe.runs.run import Result
 
 
 @pytest.mark.slow
@@ -44,7 +45,7 @@ def test_scheduler_killed(reference: Result, client: Client, tmp_path: Path, mon
         if isinstance(event, UnitCommitted) and event.stage == "generate":
             os.kill(scheduler.pid, signal.SIGKILL)
 
-    monkeypatch.setattr("daskpipe.window.NO_WORKER_SECONDS", 2.0)
+    monkeypatch.setattr("daskpipe.engine.dispatcher.NO_WORKER_SECONDS", 2.0)
     run_dir = tmp_path / "run"
     try:
         with Client(address, set_as_default=False) as watching:
@@ -53,7 +54,7 @@ def test_scheduler_killed(reference: Result, client: Client, tmp_path: Path, mon
             connect(Cluster(address=address)) as theirs,
             pytest.raises(ClusterError, match="no worker has lived for 2 s; start workers, then resume the run"),
         ):
-            daskpipe.run(load("emt_alloy", SMALL), run_dir=run_dir, client=theirs.client, subscribers=[kill])
+            daskpipe.run(load_config("emt_alloy", SMALL), run_dir=run_dir, client=theirs.client, subscribers=[kill])
     finally:
         for process in (scheduler, worker):
             process.terminate()

@@ -16,11 +16,11 @@ from small_runs import UNITS, committed, files_of, names_of
 from waiting import wait_until
 
 import daskpipe
-from daskpipe.lease import holder
-from daskpipe.ledger import read_ledger
-from daskpipe.runs import Result
-from daskpipe.status import status
-from daskpipe.work import Tree
+from daskpipe.engine.ledger import read_ledger
+from daskpipe.engine.run_directory import Tree
+from daskpipe.runs.lease import holder
+from daskpipe.runs.run import Result
+from daskpipe.runs.status import status
 
 LEASE_SECONDS = 12.0
 """Longer than a second driver takes to be refused, and shorter than a person waits."""

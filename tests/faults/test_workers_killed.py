@@ -12,10 +12,10 @@ from distributed import Client
 from small_runs import SMALL, UNITS, committed, files_of
 
 import daskpipe
-from daskpipe.cluster import connect
-from daskpipe.config import load
-from daskpipe.events import Event, UnitCommitted, UnitLost
-from daskpipe.runs import Result
+from daskpipe.cluster.connect import connect
+from daskpipe.config.load import load_config
+from daskpipe.core.events import Event, UnitCommitted, UnitLost
+from daskpipe.runs.run import Result
 
 KILLED_IN = ("generate", "explore", "describe", "label")
 """After the first unit of each of these stages, of which others are then under way on both workers."""
@@ -40,7 +40,7 @@ class Killer:
 
 @pytest.mark.slow
 def test_workers_killed_at_random(reference: Result, tmp_path: Path) -> None:
-    config = load("emt_alloy", [*SMALL, "cluster.workers=2", "cluster.gpus=0"])
+    config = load_config("emt_alloy", [*SMALL, "cluster.workers=2", "cluster.gpus=0"])
     with connect(config.cluster) as workers:
         client = workers.client
         killer = Killer(client, seed=0)

@@ -8,9 +8,9 @@ import pytest
 import xarray as xr
 from load_samples import ATTRS, FRACTIONS, structures
 
+from daskpipe.core.structures import from_atoms
 from daskpipe.store import open_dataset, pack, write_dataset
 from daskpipe.store.cold import write_cold
-from daskpipe.structures import from_atoms
 
 
 @pytest.fixture(scope="session")

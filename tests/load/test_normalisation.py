@@ -9,11 +9,11 @@ from ase.neighborlist import neighbor_list
 from load_samples import ATTRS
 
 import daskpipe
-from daskpipe.errors import InputError
+from daskpipe.core.errors import InputError
+from daskpipe.core.structures import from_atoms, to_atoms
+from daskpipe.core.variables import decode
 from daskpipe.load import Spec, normalisation, spec
 from daskpipe.store import open_dataset, write_dataset
-from daskpipe.structures import from_atoms, to_atoms
-from daskpipe.variables import decode
 
 CUTOFF = 3.5
 

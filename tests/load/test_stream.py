@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from load_samples import N_STRUCTURES, forks
 from torch.utils.data import DataLoader
 
-from daskpipe.errors import ConfigError
+from daskpipe.core.errors import ConfigError
 from daskpipe.load import TorchDataset, TorchStream
-from daskpipe.load.plan import atom_batches, epoch_order, even_batches
+from daskpipe.load.epoch import atom_batches, epoch_order, even_batches
 
 SMALL = {"block": 3, "buffer": 2, "seed": 1}
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from load_samples import N_STRUCTURES
 
-from daskpipe.errors import ConfigError
+from daskpipe.core.errors import ConfigError
+from daskpipe.core.structures import to_atoms
 from daskpipe.load import MACEDataset, TorchDataset, mace_data
 from daskpipe.store import open_dataset
-from daskpipe.structures import to_atoms
 
 ELEMENTS = [29, 47, 79]
 CUTOFF = 4.0

@@ -11,12 +11,12 @@ import torch
 from load_samples import ATTRS, FRACTIONS, N_STRUCTURES, forks, structures
 from torch.utils.data import DataLoader
 
-from daskpipe.errors import ConfigError, InputError, IntegrityError
+from daskpipe.core.errors import ConfigError, InputError, IntegrityError
+from daskpipe.core.structures import from_atoms, to_atoms
+from daskpipe.core.variables import decode, read_root
 from daskpipe.load import AtomBatchSampler, Batch, TorchDataset, collate
 from daskpipe.load.mapped import ArrayRows, ZarrRows, is_mappable
 from daskpipe.store import open_dataset, write_dataset
-from daskpipe.structures import from_atoms, to_atoms
-from daskpipe.variables import decode, read_root
 
 
 def test_items_are_the_stored_structures(store, any_layout):

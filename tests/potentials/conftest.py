@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.build import bulk, fcc111
 from ase.cluster import Icosahedron
 
-from daskpipe.foreign import quiet
+from daskpipe.core.third_party import quiet
 
 SYMBOLS = ("Cu", "Ag", "Au")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from daskpipe.errors import ConfigError
+from daskpipe.core.errors import ConfigError
 from daskpipe.potentials import POTENTIALS, Failure, build, evaluate, identity
 
 SHA256_HEX = 64

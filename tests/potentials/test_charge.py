@@ -8,9 +8,9 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 
-from daskpipe.label.settings import LabelChecks
-from daskpipe.label.stage import label_partition
 from daskpipe.potentials import Failure, Results, build, evaluate
+from daskpipe.stages.label.settings import LabelChecks
+from daskpipe.stages.label.stage import label_partition
 
 PAIR = Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.3]])
 MEMBERS = {"members": [{"name": "emt"}, {"name": "lj"}]}

@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import CalculationFailed
 
-from daskpipe.errors import ConfigError
+from daskpipe.core.errors import ConfigError
 from daskpipe.potentials import Failure, Results, batched, build, evaluate, identity
 from daskpipe.potentials.batches import batch
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from ase import Atoms
 
-from daskpipe.errors import ConfigError, InputError
-from daskpipe.foreign import UNPICKLE_ANYTHING, import_mace, quiet
+from daskpipe.core.errors import ConfigError, InputError
+from daskpipe.core.third_party import UNPICKLE_ANYTHING, import_mace, quiet
 from daskpipe.potentials import Failure, Results, batched, build, evaluate, identity
 from daskpipe.potentials.mace import BUNDLED, node_feature_columns, node_features
 from daskpipe.potentials.mace_files import build_module, hyper_file, load_model, read_hypers, save_model

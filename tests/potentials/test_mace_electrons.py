@@ -15,12 +15,13 @@ from ase import Atoms
 from ase.build import fcc111, molecule
 from test_mace import random_module, save
 
-from daskpipe import config, runs
-from daskpipe.errors import ConfigError, InputError
-from daskpipe.foreign import quiet
+from daskpipe.config.load import load_config
+from daskpipe.core.errors import ConfigError, InputError
+from daskpipe.core.third_party import quiet
 from daskpipe.potentials import Failure, Results, batched, build, evaluate, identity
 from daskpipe.potentials.batches import batch
 from daskpipe.potentials.mace_pickles import read_class_and_heads
+from daskpipe.runs import run
 
 CPU = torch.device("cpu")
 SPECS = {
@@ -117,10 +118,10 @@ def test_several_heads_need_a_name_before_anything_runs(two_heads: Path) -> None
     )
     overrides = ["label.potential.name=mace", f"label.potential.params.model={two_heads}"]
     with pytest.raises(ConfigError, match=message):
-        runs.prepare(config.load("emt_alloy", overrides))
+        run.prepare(load_config("emt_alloy", overrides))
     with pytest.raises(ConfigError, match="unknown head 'omatt'. Did you mean 'omat'"):
-        runs.prepare(config.load("emt_alloy", [*overrides, "label.potential.params.head=omatt"]))
-    assert "label" in runs.prepare(config.load("emt_alloy", [*overrides, "label.potential.params.head=omat"]))
+        run.prepare(load_config("emt_alloy", [*overrides, "label.potential.params.head=omatt"]))
+    assert "label" in run.prepare(load_config("emt_alloy", [*overrides, "label.potential.params.head=omat"]))
     one, other = (
         evaluate(build("mace", {"model": str(two_heads), "head": head}, "cpu"), [molecule("H2O")])[0]
         for head in ("omat", "omol")

@@ -14,8 +14,8 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule, surface
 from test_mace import random_module, save
 
-from daskpipe.errors import ConfigError
-from daskpipe.foreign import import_mace
+from daskpipe.core.errors import ConfigError
+from daskpipe.core.third_party import import_mace
 from daskpipe.potentials import Potential, batched, build, evaluate, identity
 from daskpipe.potentials.batches import batch
 

@@ -13,7 +13,7 @@ from ase.data import covalent_radii
 from mixed_structures import random_structure
 from solids import solids
 
-from daskpipe.foreign import quiet
+from daskpipe.core.third_party import quiet
 from daskpipe.potentials import batched, build
 from daskpipe.potentials.batches import batch
 from daskpipe.potentials.zbl import REACH, repelled
@@ -120,7 +120,7 @@ def test_solids_and_molecules_at_equilibrium_do_not_feel_it() -> None:
 
 
 def test_maces_repulsion_is_the_same_formula() -> None:
-    from daskpipe.foreign import import_mace
+    from daskpipe.core.third_party import import_mace
 
     import_mace()
     from mace.modules.radial import ZBLBasis

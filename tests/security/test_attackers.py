@@ -18,11 +18,14 @@ from distributed import Client, Security
 from intruder import of_another_authority, order, without_certificate
 from waiting import PATIENCE
 
-from daskpipe import jobs
-from daskpipe.cluster import LOOPBACK, check, connect
-from daskpipe.config import Cluster, load
-from daskpipe.errors import ClusterError
-from daskpipe.sites import Site, job
+from daskpipe.cluster import scheduler as jobs
+from daskpipe.cluster import tls
+from daskpipe.cluster.connect import LOOPBACK, check, connect
+from daskpipe.cluster.job_script import job
+from daskpipe.cluster.settings import Cluster
+from daskpipe.cluster.sites import Site
+from daskpipe.config.load import load_config
+from daskpipe.core.errors import ClusterError
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ours]:
     site = Site.model_validate({"name": "here", "class": "SLURM", "pools": {"cpu": {"memory": "1GB"}}})
     security = Security.temporary()
     with ExitStack() as started:
-        keys = started.enter_context(jobs.key_files(root, security))
+        keys = started.enter_context(tls.key_files(root, security))
         cluster = started.enter_context(jobs.scheduler(jobs.address_of(site), security, f"{LOOPBACK}:0"))
         address = cluster.scheduler_address
         script = job(
@@ -102,7 +105,7 @@ def test_who_has_not_is_refused(attacker: str, which: str, operation: str, ours:
 def test_the_keys_are_the_owners_alone(ours: Ours) -> None:
     assert ours.keys.stat().st_mode & 0o777 == 0o700
     assert {file.name: file.stat().st_mode & 0o777 for file in ours.keys.iterdir()} == dict.fromkeys(
-        jobs.KEY_FILES, 0o600
+        tls.KEY_FILES, 0o600
     )
     names = [word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or []]
     assert not [word for word in names if "PRIVATE KEY" in word]  # every user sees the arguments of programs
@@ -128,7 +131,7 @@ def test_a_scheduler_elsewhere_is_joined_with_keys_only(ours: Ours, tmp_path: Pa
 def test_plain_tcp_off_this_machine_is_refused_unless_one_insists(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("daskpipe.cluster.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("daskpipe.cluster.local.CONNECT_SECONDS", 1)
     address = "tcp://198.51.100.77:1"  # set aside for documentation: nobody is there
     with pytest.raises(ClusterError, match=f"{address} is not on this machine, .* cluster.insecure=true"):
         check(Cluster(address=address))
@@ -152,7 +155,7 @@ def test_plain_tcp_off_this_machine_is_refused_unless_one_insists(
 def test_a_local_cluster_listens_on_loopback_only(tmp_path: Path) -> None:
     """In a process of its own, so that no other test's listeners are counted."""
     program = (
-        "import psutil\nfrom daskpipe.cluster import connect\nfrom daskpipe.config import Cluster\n"
+        "import psutil\nfrom daskpipe.cluster.connect import connect\nfrom daskpipe.config.models import Cluster\n"
         "if __name__ == '__main__':\n"
         "  with connect(Cluster(workers=1, gpus=0)):\n"
         "    family = [psutil.Process(), *psutil.Process().children(recursive=True)]\n"
@@ -168,5 +171,5 @@ def test_a_local_cluster_listens_on_loopback_only(tmp_path: Path) -> None:
 
 
 def test_insecure_is_never_the_default() -> None:
-    assert load("emt_alloy").cluster.insecure is False
+    assert load_config("emt_alloy").cluster.insecure is False
     assert Cluster().insecure is False

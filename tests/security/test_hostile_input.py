@@ -31,10 +31,13 @@ from distributed import Client
 from small_runs import SMALL
 
 import daskpipe
-from daskpipe.config import load, to_yaml
-from daskpipe.errors import ConfigError, InputError, IntegrityError, Rejection, printable
-from daskpipe.runs import Result
-from daskpipe.work import Payload, Tree, Unit, commit, key_of
+from daskpipe.config.load import load_config
+from daskpipe.config.saved import to_yaml
+from daskpipe.core.errors import ConfigError, InputError, IntegrityError, Rejection, printable
+from daskpipe.engine.commit import commit
+from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.units import Payload, Unit, key_of
+from daskpipe.runs.run import Result
 
 Command = Callable[..., Any]
 ESCAPES = "\x1b]0;taken over\x07\x1b[2J\x9b31m\r\x08\u202e[red][/]<script>"
@@ -168,7 +171,7 @@ def test_a_model_file_is_a_program_and_is_taken_for_one_only_where_it_is_named(c
 def test_what_else_a_database_holds_is_not_built(column: str, canary: Path, tmp_path: Path) -> None:
     import sqlite3
 
-    from daskpipe.generate.files import read
+    from daskpipe.stages.generate.files import read
 
     path = tmp_path / "a.db"
     with connect(path) as database:
@@ -200,7 +203,7 @@ def test_a_config_looks_nothing_up(
 
 
 def test_a_config_may_refer_to_its_own_keys() -> None:
-    assert load("emt_alloy", ["seed=77", "select.n=${seed}"]).select.n == 77
+    assert load_config("emt_alloy", ["seed=77", "select.n=${seed}"]).select.n == 77
 
 
 @pytest.mark.parametrize(
@@ -227,7 +230,7 @@ def test_hydras_own_settings_run_nothing(canary: Path) -> None:
         f"defaults: [emt_alloy, _self_]\nhydra: {{callbacks: {callbacks}, job: {{chdir: true}}}}\n"
     )
     before = Path.cwd()
-    assert load("evil.yaml").name == "emt_alloy"
+    assert load_config("evil.yaml").name == "emt_alloy"
     assert Path.cwd() == before
 
 
@@ -291,7 +294,7 @@ CUBE = 'Lattice="3.6 0 0 0 3.6 0 0 0 3.6" pbc="T T T"'
 def test_claims_without_bounds_are_met_by_the_size_of_the_file(
     name: str, text: str, evidence: str, canary: Path, little_memory: None
 ) -> None:
-    from daskpipe.generate.files import read
+    from daskpipe.stages.generate.files import read
 
     Path(name).write_text(text)
     (item,) = read(Path(name), name=name)
@@ -302,7 +305,7 @@ def test_claims_without_bounds_are_met_by_the_size_of_the_file(
 
 def test_json_without_end_is_text(canary: Path) -> None:
     """It is no label that could be read, and costs no geometry."""
-    from daskpipe.generate.files import read
+    from daskpipe.stages.generate.files import read
 
     Path("a.xyz").write_text('1\na="_JSON ' + "[" * 100_000 + '"\nCu 0 0 0\n')
     (item,) = read(Path("a.xyz"), name="a.xyz")
@@ -403,7 +406,7 @@ def test_what_steers_a_terminal_is_spelled_out(char: str) -> None:
 def run_dir(tmp_path: Path) -> Path:
     path = tmp_path / "run"
     path.mkdir()
-    (path / "config.yaml").write_text(to_yaml(load("emt_alloy", SMALL)))
+    (path / "config.yaml").write_text(to_yaml(load_config("emt_alloy", SMALL)))
     return path
 
 
@@ -538,11 +541,11 @@ def test_json_that_nests_too_deep_is_no_dataset(canary: Path, type_command: Comm
 
 @pytest.mark.usefixtures("no_mace_yet")
 def test_the_command_line_leaves_torchs_safe_loading_on() -> None:
-    code = "import daskpipe.cli, os; print(os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'))"
+    code = "import daskpipe.cli.main, os; print(os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "None"
 
 
 def test_a_preset_is_a_name_and_no_path() -> None:
     with pytest.raises(ConfigError, match="unknown preset"):
-        load("../../etc/passwd")
+        load_config("../../etc/passwd")

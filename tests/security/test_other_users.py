@@ -16,10 +16,10 @@ from intruder import OPERATIONS
 from small_runs import SMALL
 
 import daskpipe
-from daskpipe.cluster import LOOPBACK
-from daskpipe.events import Event, RunStarted, UnitCommitted
-from daskpipe.jobs import address_of
-from daskpipe.sites import read_site
+from daskpipe.cluster.connect import LOOPBACK
+from daskpipe.cluster.scheduler import address_of
+from daskpipe.cluster.sites import read_site
+from daskpipe.core.events import Event, RunStarted, UnitCommitted
 from daskpipe.store.reader import open_dataset
 
 pytestmark = [
@@ -71,7 +71,8 @@ class Stranger:
         jobs = [
             process
             for process in psutil.process_iter(["cmdline"])
-            if "daskpipe.worker" in (words := process.info["cmdline"] or []) and str(self.run_dir) in " ".join(words)
+            if "daskpipe.cluster.worker" in (words := process.info["cmdline"] or [])
+            and str(self.run_dir) in " ".join(words)
         ]
         found = [each for one in [psutil.Process(), *jobs] for each in (one, *one.children(recursive=True))]
         return [process for process in found if not process.name().startswith(("slurm", "munge"))]

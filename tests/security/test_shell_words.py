@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from daskpipe import cli_dataset, composition, lease
-from daskpipe.errors import ConfigError, InputError
-from daskpipe.progress import next_commands
-from daskpipe.runs import Result
+from daskpipe.cli import dataset
+from daskpipe.cli.progress import next_commands
+from daskpipe.config import compose
+from daskpipe.core.errors import ConfigError, InputError
+from daskpipe.core.variables import read_root
+from daskpipe.runs import lease
+from daskpipe.runs.run import Result
 from daskpipe.store.formats.ase_db import check_name
-from daskpipe.store.quality import Verdict
-from daskpipe.variables import read_root
+from daskpipe.store.quality.verdict import Verdict
 
 NAMES = ["plain", "$(touch canary)", "`touch canary`", "a; touch canary", "it's", "two  words", "$HOME", "a\\b", "*"]
 
@@ -59,11 +61,11 @@ def test_command_after_a_training(name: str, tmp_path: Path) -> None:
     model = str(tmp_path / name / "mace.model")
     printed = io.StringIO()
     console = Console(file=printed, width=80)
-    cli_dataset._trained({"splits": {}, "model": model, "seconds": 1.0}, console)
+    dataset._trained({"splits": {}, "model": model, "seconds": 1.0}, console)
     command = printed.getvalue().split("explore with it: ")[1].strip()
     verb, preset, choice = words_typed(command, tmp_path)
     assert (verb, preset) == ("run", "quickstart")
-    assert composition.compose(preset, [choice])["explore"]["potential"]["params"]["model"] == model
+    assert compose.compose(preset, [choice])["explore"]["potential"]["params"]["model"] == model
 
 
 @pytest.mark.parametrize("name", NAMES)

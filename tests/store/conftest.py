@@ -10,7 +10,7 @@ from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from daskpipe.structures import from_atoms, round_positions, structure_id
+from daskpipe.core.structures import from_atoms, round_positions, structure_id
 
 Make = Callable[..., xr.Dataset]
 

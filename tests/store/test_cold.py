@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 import zarr
 
-from daskpipe.errors import ConfigError, IntegrityError
+from daskpipe.core.errors import ConfigError, IntegrityError
 from daskpipe.load import TorchDataset
 from daskpipe.store import cold, open_dataset, verify, write_dataset
 from daskpipe.store.cold import write_cold

@@ -7,13 +7,13 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from daskpipe.core.structures import from_atoms, round_positions
+from daskpipe.core.variables import SPLITS
 from daskpipe.store import arrange
 from daskpipe.store.connectivity import JUMP, Frame, connect_frames, is_near
-from daskpipe.store.quality import judge
+from daskpipe.store.quality.gate import judge
 from daskpipe.store.splits import Split
 from daskpipe.store.stage import pack
-from daskpipe.structures import from_atoms, round_positions
-from daskpipe.variables import SPLITS
 
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 

@@ -13,12 +13,12 @@ from ase.db import connect
 from ase.io import read
 from zarr.errors import ChunkNotFoundError
 
-from daskpipe.errors import ConfigError, InputError
+from daskpipe.core.errors import ConfigError, InputError
+from daskpipe.core.structures import structure_id, take, to_atoms
+from daskpipe.core.variables import SPLITS, decode
 from daskpipe.store import export, open_dataset, pack
 from daskpipe.store.export import Exported
 from daskpipe.store.formats import FORMATS
-from daskpipe.structures import structure_id, take, to_atoms
-from daskpipe.variables import SPLITS, decode
 
 ATTRS = {"dataset_key": "k1"}
 FRACTIONS = {"train": 0.5, "val": 0.3, "test": 0.2}

@@ -12,9 +12,9 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from daskpipe.core.structures import from_atoms, round_positions
 from daskpipe.store import pack
 from daskpipe.store.export import export
-from daskpipe.structures import from_atoms, round_positions
 
 TINY = {
     "model": "MACE", "hidden_irreps": "4x0e", "max_ell": 1, "r_max": 3.0, "num_interactions": 1, "correlation": 1,

@@ -21,11 +21,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from daskpipe.errors import ConfigError, IntegrityError
+from daskpipe.core.errors import ConfigError, IntegrityError
+from daskpipe.core.structures import from_atoms, round_positions, structure_id, to_atoms
 from daskpipe.store import open_dataset, pack
 from daskpipe.store.export import export
 from daskpipe.store.formats import FORMATS, ase_rows, aselmdb, format_of, parquet, records
-from daskpipe.structures import from_atoms, round_positions, structure_id, to_atoms
 
 NAMES = {
     "extxyz": "all.extxyz", "ase-db": "all.db", "mace-hdf5": "all.h5", "aselmdb": "lmdb", "hdf5": "all.h5",

@@ -17,17 +17,17 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.io.extxyz import write_extxyz
 
-from daskpipe.constraints import fixed_components
-from daskpipe.errors import InputError
-from daskpipe.generate.labelled import LabelKeys, labelled_stretches, read_labelled
-from daskpipe.isolated import is_isolated, isolated_rows
+from daskpipe.core.constraints import fixed_components
+from daskpipe.core.errors import InputError
+from daskpipe.core.isolated_atoms import is_isolated, isolated_rows
+from daskpipe.core.structures import concat, from_atoms, to_atoms
+from daskpipe.core.variables import VARIABLES, decode, encode
+from daskpipe.engine.units import Payload
 from daskpipe.load import MACEDataset, TorchDataset, spec
+from daskpipe.stages.generate.labelled import LabelKeys, labelled_stretches, read_labelled
 from daskpipe.store import open_dataset, pack
 from daskpipe.store.export import export
-from daskpipe.structures import concat, from_atoms, to_atoms
 from daskpipe.train import train
-from daskpipe.variables import VARIABLES, decode, encode
-from daskpipe.work import Payload
 
 SHARES = {"train": 0.5, "val": 0.25, "test": 0.25}
 N_BULK = 12

@@ -9,9 +9,9 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from daskpipe.core.structures import from_atoms
 from daskpipe.store import pack
-from daskpipe.store.quality import judge
-from daskpipe.structures import from_atoms
+from daskpipe.store.quality.gate import judge
 
 N = 6
 

@@ -11,14 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import daskpipe.store.stage as storing
-from daskpipe.errors import IntegrityError
+from daskpipe.core.errors import IntegrityError
+from daskpipe.core.structures import concat, take
+from daskpipe.core.variables import VARIABLES, code_names
+from daskpipe.engine.commit import commit
+from daskpipe.engine.rows import arrays_of
+from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.units import Payload, Receipt, Unit, key_of
 from daskpipe.store import open_dataset, pack, verify, writer
 from daskpipe.store.parts import Plan, chunk, sorted_run, union
 from daskpipe.store.reader import rows
 from daskpipe.store.splits import Split
-from daskpipe.structures import concat, take
-from daskpipe.variables import VARIABLES, code_names
-from daskpipe.work import Payload, Receipt, Tree, Unit, arrays_of, commit, key_of
 
 SEED = 5
 ATTRS = {"dataset_key": "k1"}

@@ -9,11 +9,11 @@ import pytest
 import xarray as xr
 from zarr.errors import ChunkNotFoundError
 
-from daskpipe.describe.rows import geometries as atoms_of
-from daskpipe.errors import InputError
+from daskpipe.core.errors import InputError
+from daskpipe.core.structures import to_atoms
+from daskpipe.stages.describe.rows import geometries as atoms_of
 from daskpipe.store import open_dataset, verify, write_dataset
 from daskpipe.store.reader import content, geometries
-from daskpipe.structures import to_atoms
 
 ATTRS = {"dataset_key": "k1", "seed": 3}
 SMALL = {"atom_chunk": 16, "structure_chunk": 4}

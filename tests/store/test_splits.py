@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskpipe.errors import ConfigError
-from daskpipe.seeds import order_by_hash
+from daskpipe.core.errors import ConfigError
+from daskpipe.core.seeds import order_by_hash
+from daskpipe.core.structures import as_void, take
+from daskpipe.core.variables import SPLITS
 from daskpipe.store import arrange
 from daskpipe.store.assignment import assign_splits, strata_of
 from daskpipe.store.leakage import compare, frame_distance, leakage
 from daskpipe.store.splits import Split, groups, origins, trajectories
-from daskpipe.structures import as_void, take
-from daskpipe.variables import SPLITS
 
 N_SHARED = 3  # splits that can have a share
 ids = st.binary(min_size=16, max_size=16)

@@ -17,11 +17,11 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskpipe.errors import ConfigError, DiskError
+from daskpipe.core.errors import ConfigError, DiskError
+from daskpipe.core.structures import starts, take, to_atoms
+from daskpipe.core.variables import SCHEMA, VARIABLES, decode
+from daskpipe.engine.run_directory import Tree
 from daskpipe.store import open_dataset, pack, verify, write_dataset
-from daskpipe.structures import starts, take, to_atoms
-from daskpipe.variables import SCHEMA, VARIABLES, decode
-from daskpipe.work import Tree
 
 ATTRS = {"dataset_key": "k1", "seed": 3, "config": {"select": {"n": 64}, "elements": ["Cu", "Ag"]}}
 FRACTIONS = {"train": 0.6, "val": 0.2, "test": 0.2}

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from daskpipe.errors import ConfigError, unknown
-from daskpipe.structures import NO_PARENT, is_missing
-from daskpipe.variables import VARIABLES, VOIGT_TO_FULL, decode
+from daskpipe.core.errors import ConfigError, unknown
+from daskpipe.core.structures import NO_PARENT, is_missing
+from daskpipe.core.variables import VARIABLES, VOIGT_TO_FULL, decode
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,7 +35,7 @@ NEEDED = {"aselmdb": "ase_db_backends", "parquet": "pyarrow"}
 """Modules that formats want and that do not come with daskpipe."""
 
 Record = Mapping[str, Any]
-"""One structure by the names of `daskpipe.variables`; ids as text, coded variables as words, and no NaN: what a
+"""One structure by the names of `daskpipe.core.variables`; ids as text, coded variables as words, and no NaN: what a
 structure lacks is not there."""
 
 GEOMETRY = ("numbers", "positions", "cell", "pbc")

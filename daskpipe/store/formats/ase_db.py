@@ -10,7 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from daskpipe.errors import ConfigError
+from daskpipe.core.errors import ConfigError
 from daskpipe.store.formats import Record, records
 from daskpipe.store.formats.ase_rows import FIELDS, pairs_and_data, record_of, row_of
 

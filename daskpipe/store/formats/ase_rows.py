@@ -1,9 +1,9 @@
 """Structures as rows of an ASE database, of whatever backend.
 
 Labels stand where ASE has them, so that ``row.toatoms()`` comes with a calculator. Everything else that is known of a
-structure is in ``key_value_pairs`` under the names of `daskpipe.variables`, with two exceptions: the total charge is
-``total_charge``, for ``row.charge`` is ASE's own (the sum of the initial charges), and a word that ASE would take for a
-number, which it refuses there, is in ``data``. ``unique_id`` is the structure's id.
+structure is in ``key_value_pairs`` under the names of `daskpipe.core.variables`, with two exceptions: the total charge
+is ``total_charge``, for ``row.charge`` is ASE's own (the sum of the initial charges), and a word that ASE would take
+for a number, which it refuses there, is in ``data``. ``unique_id`` is the structure's id.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from daskpipe.constraints import constraints_of, fixed_components
+from daskpipe.core.constraints import constraints_of, fixed_components
 from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record
 
 PAIRS = tuple(name for name in SCALARS if name not in ("energy", "composition"))

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from daskpipe.core.variables import VARIABLES
 from daskpipe.store.formats import SCALARS, Record, records
-from daskpipe.variables import VARIABLES
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.constraints import fixed_components
+from daskpipe.core.constraints import fixed_components
 from daskpipe.store.formats import ATOM_FACTS, FACTS, GEOMETRY, LABELS, Record, full_stress, records
 
 if TYPE_CHECKING:

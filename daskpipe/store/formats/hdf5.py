@@ -1,8 +1,8 @@
 """Flat arrays in one HDF5 file: what the dataset holds, for programs that read neither Zarr nor xarray.
 
-Arrays have the names, dtypes and units of `daskpipe.variables`. Atoms of all structures follow one another; those of
-structure ``i`` are rows ``atom_ptr[i]:atom_ptr[i + 1]``. Where all structures have the same number of atoms, as in sets
-made for distillation, ``positions[:].reshape(n_structures, -1, 3)`` is the usual (structure, atom, xyz). Coded
+Arrays have the names, dtypes and units of `daskpipe.core.variables`. Atoms of all structures follow one another; those
+of structure ``i`` are rows ``atom_ptr[i]:atom_ptr[i + 1]``. Where all structures have the same number of atoms, as in
+sets made for distillation, ``positions[:].reshape(n_structures, -1, 3)`` is the usual (structure, atom, xyz). Coded
 variables hold integers whose words stand in the attribute ``flag_meanings``; ids are text of 32 hex digits after
 ``0x``. The attributes of the file say all this.
 """
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daskpipe.core.variables import VARIABLES
 from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record, records
-from daskpipe.variables import VARIABLES
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.foreign import import_mace
+from daskpipe.core.structures import is_missing
+from daskpipe.core.third_party import import_mace
+from daskpipe.core.variables import FULL_TO_VOIGT
 from daskpipe.store.formats import GEOMETRY, LABELS, Record, full_stress, records
-from daskpipe.structures import is_missing
-from daskpipe.variables import FULL_TO_VOIGT
 
 if TYPE_CHECKING:
     import xarray as xr

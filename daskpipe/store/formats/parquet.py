@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daskpipe.core.variables import FULL_TO_VOIGT
 from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record, full_stress, records
-from daskpipe.variables import FULL_TO_VOIGT
 
 if TYPE_CHECKING:
     import pyarrow as pa

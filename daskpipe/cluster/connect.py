@@ -1,0 +1,217 @@
+"""Connect to Dask workers by a name: ``local``, a site of ``jobqueue/``, or the address of a scheduler.
+
+All that is started here talks TLS with keys of the run, on one machine too: other users can reach its ports. Local
+listeners are on loopback only. A worker has one thread, and NumPy and torch in it one thread each: sums over threads
+round differently on machines with other core counts, and Dask is the parallelism.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import shutil
+import socket
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from daskpipe.cluster import scheduler, tls
+from daskpipe.cluster.addresses import LOOPBACK
+from daskpipe.cluster.dask_config import DASK_CONFIG
+from daskpipe.cluster.joining import join
+from daskpipe.cluster.local import CONNECT_SECONDS, _local
+from daskpipe.cluster.settings import Cluster
+from daskpipe.cluster.sites import site_of
+from daskpipe.core.errors import ClusterError, ConfigError
+from daskpipe.core.events import Emit
+from daskpipe.engine.dask_pool import Workers
+
+if TYPE_CHECKING:
+    from distributed import Security
+
+DASHBOARD_PORT = 8787
+LONGEST_GREETING = 2**20
+"""Bytes; a greeting has about a hundred."""
+
+
+@contextmanager
+def connect(settings: Cluster, log: Path | None = None, emit: Emit = lambda event: None) -> Iterator[Workers]:
+    """Yield workers, and close what was started for it.
+
+    Parameters
+    ----------
+    settings
+        Section ``cluster`` of the config.
+    log
+        File to which workers that are started here append what libraries print, instead of the screen. For a site,
+        whose machines must share its folder, keys and logs of jobs lie beside it.
+    emit
+        Called with what a person should know of a site's jobs.
+
+    Raises
+    ------
+    ClusterError
+        If the workers cannot be had, or would be reached without TLS.
+    ConfigError
+        If there is no such site.
+    """
+    import dask
+
+    dashboard = f"{LOOPBACK}:{DASHBOARD_PORT}" if settings.dashboard else None
+    with dask.config.set(DASK_CONFIG), _quiet():
+        if settings.address:
+            yield from _join(settings, settings.address, log, emit)
+        elif settings.name == "local":
+            yield from _local(settings, log, dashboard, emit)
+        elif log is None:
+            raise ConfigError(
+                f"this has no run directory, which the jobs of cluster {settings.name} would need; "
+                "give --cluster local, or the address of a scheduler"
+            )
+        else:
+            site = site_of(settings)
+            with scheduler.site_workers(
+                site, log.parent, emit, insecure=settings.insecure, dashboard=dashboard
+            ) as workers:
+                yield workers
+
+
+def check(settings: Cluster) -> None:
+    """See, before anything is written or started, that a cluster of that description can be had here.
+
+    Raises
+    ------
+    ClusterError
+        If the scheduler of the site is not installed here, or would be reached without TLS.
+    ConfigError
+        If there is no such site.
+    """
+    if settings.address:
+        _check_encrypted(settings, settings.address)
+    elif settings.name != "local":
+        command = site_of(settings).submit_command
+        if shutil.which(command) is None:
+            raise ClusterError(
+                f"cluster {settings.name} needs {command}, and there is none on the PATH. "
+                "Type this where jobs are submitted, or give --cluster local"
+            )
+
+
+# --- a scheduler that others started ----------------------------------------------------------------
+
+
+def _join(settings: Cluster, address: str, log: Path | None, emit: Emit) -> Iterator[Workers]:
+    from distributed import Client
+
+    if not _check_encrypted(settings, address):
+        scheduler.warn_insecure(address, emit)
+    security = _keys(settings, address)
+    try:
+        _check_speaks_dask(address, security)
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False, security=security)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ClusterError(
+            f"no scheduler answers at {address}: {error}. Start one: dask scheduler --host 127.0.0.1"
+        ) from error
+    with client:
+        if not client.scheduler_info(n_workers=-1)["workers"]:
+            raise ClusterError(
+                f"the scheduler at {address} has no workers. Start one: dask worker {address} --nthreads 1"
+            )
+        yield join(client, None if log is None else log.parent, emit)
+
+
+def _check_speaks_dask(address: str, security: Security | None) -> None:
+    """See that a Dask server listens at an address, such as that of a scheduler and not that of its dashboard.
+
+    Dask's client would take the first bytes of anything else for the length of a message, and wait for it for ever. A
+    Dask server speaks first: eight bytes say how long its greeting is.
+
+    Raises
+    ------
+    OSError
+        If it cannot be reached, or says something else, or nothing.
+    """
+    from distributed.comm.addressing import parse_host_port
+
+    protocol, _, location = address.partition("://")
+    if protocol not in ("tcp", "tls"):
+        return
+    host, port = parse_host_port(location)
+    with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as plain:
+        context = security.get_connection_args("client")["ssl_context"] if security is not None else None
+        with context.wrap_socket(plain) if context is not None else plain as connection:
+            greeting = connection.makefile("rb").read(8)
+    if len(greeting) < 8 or int.from_bytes(greeting, "little") > LONGEST_GREETING:
+        raise OSError(f"what listens there is no scheduler; its first bytes are {greeting!r}")
+
+
+def _check_encrypted(settings: Cluster, address: str) -> bool:
+    """Return whether an address talks TLS; refuse one on another machine that does not, unless the config insists."""
+    if address.startswith("tls://"):
+        return True
+    if not settings.insecure and _beyond_this_machine(address.rpartition("://")[2]):
+        raise ClusterError(
+            f"{address} is not on this machine, and without TLS whoever is on the network could run programs as you. "
+            "Start the scheduler with --protocol tls --tls-ca-file ... and give cluster.address=tls://... and "
+            "cluster.tls=FOLDER; or, on a network that you trust, cluster.insecure=true"
+        )
+    return False
+
+
+def _beyond_this_machine(location: str) -> bool:
+    """Tell whether host:port is elsewhere; a host that has no address cannot be reached at all."""
+    host = location.rpartition(":")[0].strip("[]") or location
+    try:
+        found = socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return not all(ipaddress.ip_address(str(item[4][0]).partition("%")[0]).is_loopback for item in found)
+
+
+def _keys(settings: Cluster, address: str) -> Security | None:
+    """Return the keys of a client: those of the config's folder, or Dask's own; none for plain TCP."""
+    from distributed import Security
+
+    if not address.startswith("tls://"):
+        return None
+    if settings.tls is None:
+        security = Security()
+        if not security.tls_client_cert:
+            raise ClusterError(
+                f"{address} needs keys: give cluster.tls=FOLDER with ca.pem, cert.pem and key.pem, "
+                "or distributed.comm.tls in Dask's config"
+            )
+        return security
+    folder = Path(settings.tls).expanduser()
+    if missing := [name for name in tls.KEY_FILES if not (folder / name).is_file()]:
+        raise ClusterError(
+            f"cluster.tls={settings.tls} holds no {', '.join(missing)}; give a folder with all three keys"
+        )
+    ca, cert, key = (str(folder / name) for name in tls.KEY_FILES)
+    return Security(tls_ca_file=ca, tls_client_cert=cert, tls_client_key=key, require_encryption=True)
+
+
+# --- workers on this machine ------------------------------------------------------------------------
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep off the screen what Dask says of lost workers, which the driver reports itself, and of a port that is taken.
+
+    Where that of the dashboard is, Dask takes another one; the link says which.
+    """
+    parts = ("client", "nanny", "scheduler", "worker", "core")
+    names = ("distributed", *(f"distributed.{part}" for part in parts))
+    before: Mapping[str, int] = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"\s*Port \d+ is already in use", UserWarning)
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

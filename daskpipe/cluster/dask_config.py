@@ -1,0 +1,40 @@
+"""Settings of Dask for the workers and the scheduler of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "TORCH_NUM_THREADS")
+
+
+# Dask would also set MALLOC_TRIM_THRESHOLD_, whereupon each tensor above 128 kB is mapped and unmapped anew: 30 % to
+# 40 % of the time of molecular dynamics with MACE went into the kernel.
+WORKER_ENVIRONMENT = dict.fromkeys(THREADS, "1")
+
+
+WORKER_CONFIG = {
+    # Set before the process starts, since malloc and OpenMP look only once.
+    "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
+    "distributed.worker.daemon": True,
+    # Workers keep nothing that could be spilled, and one that pauses is silent for ever; too much is ended.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    # Nobody has to log in to a worker's web server, so it has no pages.
+    "distributed.worker.http.routes": [],
+}
+"""Dask's settings of the nanny that starts workers, here or in a job."""
+
+
+DASK_CONFIG = {
+    **WORKER_CONFIG,
+    # The driver owns retries: a lost worker is reported at once instead of killing three more.
+    "distributed.scheduler.allowed-failures": 0,
+    # Dask would close the nanny of a worker that takes longer than 15 s to be back, and start no other.
+    "distributed.deploy.lost-worker-timeout": "1 day",
+    "distributed.admin.tick.limit": "30s",
+}

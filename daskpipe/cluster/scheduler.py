@@ -1,0 +1,206 @@
+"""The cluster of a site: one scheduler in this process, with keys of its own, and the jobs that work for it.
+
+`site_workers` yields them. `daskpipe.cluster.job_scaler` decides which jobs there should be.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distributed import Scheduler
+from distributed.spans import SpanMetadata, SpansSchedulerExtension
+
+from daskpipe.cluster import sites
+from daskpipe.cluster.addresses import LOOPBACK, address_of_interface, address_of_this_machine, bracketed
+from daskpipe.cluster.gpus import OwnGpu
+from daskpipe.cluster.job_commands import cancel_left
+from daskpipe.cluster.job_scaler import Keeper
+from daskpipe.cluster.tls import key_files, make_keys, protocol, remove_keys
+from daskpipe.core.errors import ClusterError
+from daskpipe.core.events import Emit, Insecure, Notice
+from daskpipe.engine.dask_pool import Workers
+
+if TYPE_CHECKING:
+    from distributed import Security, SpecCluster
+
+SECRET_BYTES = 16
+
+INSECURE = (
+    "WARNING: no TLS at {address}. Whoever reaches it, as every user of this machine does, can run programs as you,"
+    " and read and change your files, while this run lasts"
+)
+
+
+@contextmanager
+def site_workers(
+    site: sites.Site, root: Path, emit: Emit, *, insecure: bool, dashboard: str | None
+) -> Iterator[Workers]:
+    """Start a scheduler in this process and yield it with the keeper of a site's jobs; end both, and all jobs.
+
+    Parameters
+    ----------
+    site
+        Its description.
+    root
+        Run directory, which the jobs' machines must share: keys, job logs and the list of jobs are below it.
+    emit
+        Called with what a person should know of the jobs.
+    insecure
+        Do without TLS.
+    dashboard
+        Address and port of the dashboard; None for none.
+
+    Raises
+    ------
+    ClusterError
+        If the scheduler cannot listen.
+    """
+    from distributed import Client
+
+    address = address_of(site)
+    left = cancel_left(site, root)
+    if left.jobs:
+        emit(Notice(message=f"cancelled jobs that a driver of this run had left: {', '.join(left.jobs)}"))
+    for message in (*left.doubts, *left.notes):
+        emit(Notice(message=message))
+    remove_keys(root)
+    with ExitStack() as started:
+        security = None if insecure else make_keys()
+        keys = None if security is None else started.enter_context(key_files(root, security))
+        cluster = started.enter_context(scheduler(address, security, dashboard))
+        if security is None:
+            warn_insecure(cluster.scheduler_address, emit)
+        keeper = started.enter_context(Keeper(cluster, site, root, keys, emit))
+        client = started.enter_context(Client(cluster, set_as_default=False))
+        client.register_plugin(OwnGpu(), name="daskpipe-gpu")
+        yield Workers(client, keeper)
+
+
+def warn_insecure(address: str, emit: Emit) -> None:
+    """Say on the screen, whatever else is shown there, and in the run's events that there is no TLS."""
+    print(INSECURE.format(address=address), file=sys.stderr, flush=True)
+    emit(Insecure(address=address))
+
+
+def address_of(site: sites.Site) -> str:
+    """Return the address of this machine by which a site's jobs reach it: that of its interface, if it names one.
+
+    Raises
+    ------
+    ClusterError
+        If there is no such interface here, or it is not known which one it is.
+    """
+    if site.interface is not None:
+        return address_of_interface(site.interface)
+    return address_of_this_machine(site.name)
+
+
+class Spans(SpansSchedulerExtension):
+    """Scheduler extension: Dask's spans, without an entry for each task that was ever submitted: 0.25 GB a million."""
+
+    def observe_tasks(self, tss: Iterable[Any], code: Any, span_metadata: SpanMetadata) -> dict[Any, dict[str, Any]]:
+        """Note the tasks, and not of what collection they are."""
+        return super().observe_tasks(tss, code, SpanMetadata(collections=[]))
+
+
+class PrivateScheduler(Scheduler):
+    """Dask scheduler whose web server answers only below its prefix, which has a secret in it.
+
+    Dask's own leads whoever asks for ``/`` to the prefix, and lists it in ``/sitemap.json``.
+
+    Parameters
+    ----------
+    http_prefix
+        First part of the paths of its pages, ``/SECRET``.
+    options
+        Of Dask's scheduler.
+    """
+
+    def __init__(self, *, http_prefix: str, **options: Any) -> None:
+        self._prefix = f"{http_prefix}/"
+        super().__init__(http_prefix=http_prefix, **options)
+
+    def start_http_server(self, *arguments: Any, **options: Any) -> None:
+        """Start the web server; before it can answer anything, let it find no page elsewhere."""
+        from tornado.web import ErrorHandler
+
+        super().start_http_server(*arguments, **options)
+        find = self.http_application.find_handler
+
+        def find_handler(request: Any, **settings: Any) -> Any:
+            if request.path.startswith(self._prefix):
+                return find(request, **settings)
+            return self.http_application.get_handler_delegate(request, ErrorHandler, {"status_code": 404})
+
+        self.http_application.find_handler = find_handler
+
+
+@contextmanager
+def scheduler(address: str, security: Security | None, dashboard: str | None) -> Iterator[SpecCluster]:
+    """Yield a cluster that is a scheduler alone, in this process, listening on one address.
+
+    Parameters
+    ----------
+    address
+        Of this machine; never all of them.
+    security
+        Keys that whoever connects must hold, too; None for plain TCP.
+    dashboard
+        Address and port of the dashboard; None for none. It has no login, and shows logs and configs: its address has
+        a secret in it, which only the owner of the run is shown.
+
+    Raises
+    ------
+    ClusterError
+        If it cannot listen.
+    """
+    import dask
+    from distributed import SpecCluster
+
+    secret = secrets.token_urlsafe(SECRET_BYTES)
+    options = {
+        "host": bracketed(address),
+        "port": 0,
+        "protocol": protocol(security),
+        "security": security,
+        "dashboard": dashboard is not None,
+        "dashboard_address": dashboard or f"{LOOPBACK}:0",
+        "http_prefix": f"/{secret}",
+    }
+    # Dask would name the address of the scheduler, where nothing but TLS is served.
+    settings: dict[str, Any] = {
+        "distributed.dashboard.link": "" if dashboard is None else f"{{scheme}}://{LOOPBACK}:{{port}}/{secret}/status"
+    }
+    if dashboard is None:
+        # Without its dashboard Dask would serve the logs of workers all the same.
+        settings["distributed.scheduler.http.routes"] = []
+    with ExitStack() as started:
+        started.enter_context(dask.config.set(settings))
+        try:
+            cluster = started.enter_context(
+                SpecCluster(
+                    workers={},
+                    scheduler={"cls": PrivateScheduler, "options": options},
+                    security=security,
+                    name="daskpipe",
+                    silence_logs=logging.ERROR,
+                )
+            )
+        except (OSError, RuntimeError) as error:
+            raise ClusterError(
+                f"the scheduler cannot listen on {address}: {error}. Give the site an interface"
+            ) from error
+        cluster.scheduler.extensions["spans"] = Spans(cluster.scheduler)
+        yield cluster
+
+
+# --- keys -------------------------------------------------------------------------------------------
+
+
+# --- workers ----------------------------------------------------------------------------------------

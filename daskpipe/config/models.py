@@ -1,0 +1,187 @@
+"""The config: the models that validate it, its paths, and the messages about it; `daskpipe.config.compose` composes it.
+
+The models here are the schema, its defaults and its documentation. A wrong key or value is a `ConfigError`
+that names the key, the rule, the value received and what to type instead.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    Field,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from daskpipe.cluster.settings import Cluster
+from daskpipe.core.validation import FrozenModel
+from daskpipe.engine.settings import Budget, Faults
+from daskpipe.stages.describe.settings import Describe
+from daskpipe.stages.explore.settings import Exploration
+from daskpipe.stages.generate.checks import Limits
+from daskpipe.stages.generate.sources import Source
+from daskpipe.stages.label.settings import LabelChecks
+from daskpipe.stages.select.settings import Select
+from daskpipe.store.quality.settings import Quality
+from daskpipe.store.splits import Split
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class PotentialChoice(FrozenModel):
+    """A potential by name and its parameters."""
+
+    name: str = Field(description="emt, lj, mace, chgnet, xtb, or a plugin's name")
+    params: dict[str, Any] = Field(default_factory=dict, description="Its parameters, e.g. model for mace")
+
+
+class Generate(FrozenModel):
+    """Seed structures."""
+
+    sources: dict[str, Source] = Field(default_factory=dict, description="Generators by a name of your choice")
+    paths: list[str] = Field(default_factory=list, description="Your own files, folders and globs of them")
+    partition_size: PositiveInt = Field(default=16, description="Structures, or files, a unit")
+    limits: Limits = Field(default_factory=Limits, description="What a seed must satisfy")
+
+    @property
+    def base_dir(self) -> Path:
+        """Folder that all `paths` lie below; their structures are named by the path from there."""
+        # A glob lies where its first * or ? stands.
+        plain = [path if Path(path).exists() else re.split(r"[*?\[]", path, maxsplit=1)[0] + "x" for path in self.paths]
+        return Path(os.path.commonpath([Path(path).parent for path in plain])) if plain else Path.cwd()
+
+    @field_validator("sources")
+    @classmethod
+    def _words(cls, sources: dict[str, Source]) -> dict[str, Source]:
+        for name in sources:
+            if not name.isidentifier():
+                raise ValueError(f"source name {name!r} must be a word of letters, digits and _")
+        return sources
+
+    @model_validator(mode="after")
+    def _something(self) -> Generate:
+        if not self.sources and not self.paths:
+            raise ValueError("nothing to generate from: give generate.sources or generate.paths=[FILE,FOLDER,...]")
+        return self
+
+
+class Explore(Exploration):
+    """Molecular dynamics, and Monte Carlo, around the seeds."""
+
+    potential: PotentialChoice = Field(description="What moves the atoms")
+    device: Device = Field(default="auto", description="auto takes workers that offer a GPU where there are any")
+    dtype: Literal["float32", "float64"] = Field(default="float32", description="Precision of the potential")
+    batch_size: PositiveInt = Field(default=16, description="Trajectories a unit")
+
+
+class Label(FrozenModel):
+    """Labels from a teacher."""
+
+    potential: PotentialChoice = Field(description="The teacher")
+    device: Device = Field(default="cpu", description="cpu takes any worker; cuda and auto as in explore")
+    dtype: Literal["float32", "float64"] = Field(default="float64", description="Precision of the teacher")
+    checks: LabelChecks = Field(default_factory=LabelChecks, description="What a label must satisfy")
+    batch_size: PositiveInt = Field(default=16, description="Frames a unit")
+
+
+class Config(FrozenModel):
+    """A run."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Names the run directory")
+    seed: int = Field(default=0, ge=0, description="Same seed, same structures")
+    generate: Generate
+    explore: Explore
+    describe: Describe = Field(default_factory=Describe)
+    select: Select
+    label: Label
+    store: Split = Field(default_factory=Split)
+    quality: Quality = Field(default_factory=Quality)
+    cluster: Cluster = Field(default_factory=Cluster)
+    budget: Budget = Field(default_factory=Budget)
+    faults: Faults = Field(default_factory=Faults)
+    shard: str | None = Field(default=None, description="Part of a campaign, e.g. 2/8: its seeds, a share of picks")
+
+    @field_validator("shard")
+    @classmethod
+    def _part(cls, shard: str | None) -> str | None:
+        if shard is not None:
+            number, n = part_of(shard) if re.fullmatch(r"[1-9]\d*/[1-9]\d*", shard, re.ASCII) else (1, 0)
+            if number > n:
+                raise ValueError("must be i/n with i from 1 to n, e.g. 2/8")
+        return shard
+
+    @model_validator(mode="after")
+    def _picks(self) -> Config:
+        if self.shard is not None and not _share(self._n_labels, self.shard):
+            raise ValueError(
+                f"select.n={self._n_labels} leaves shard={self.shard} nothing to pick; give fewer shards or a larger n"
+            )
+        return self
+
+    @property
+    def _n_labels(self) -> int:
+        """Frames to pick, of all shards together."""
+        return min(self.select.n, self.budget.labels or self.select.n)
+
+    @property
+    def selection(self) -> Select:
+        """What is picked: ``select``, `n` cut to the budget's labels and to the shard's share."""
+        n = self._n_labels
+        return self.select.model_copy(update={"n": n if self.shard is None else _share(n, self.shard)})
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run directory, if no other is given."""
+        return self.name if self.shard is None else f"{self.name}-{self.shard.replace('/', 'of')}"
+
+    def holds(self, structure: str) -> bool:
+        """Whether a seed, by its id in hex, belongs to the shard.
+
+        The ids are cut into n equal stretches: shards are disjoint, and together complete, for any n.
+        """
+        if self.shard is None:
+            return True
+        number, n = part_of(self.shard)
+        return int(structure[:16], 16) * n >> 64 == number - 1
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the part of the config that decides what the dataset holds, as JSON types: not where it is made.
+
+        ``select.n`` is the number that is really picked: cut to the budget's labels and to the shard's share.
+        """
+        return self.model_copy(update={"select": self.selection}).model_dump(
+            mode="json",
+            exclude={
+                "cluster": True,
+                "budget": True,
+                "name": True,
+                "quality": True,
+                "faults": True,
+                "explore": {"device", "checkpoint"},
+                "describe": {"device"},
+                "label": {"device"},
+            },
+        )
+
+
+def part_of(shard: str) -> tuple[int, int]:
+    """Return number, from 1, and count of a shard ``i/n``."""
+    number, _, n = shard.partition("/")
+    return int(number), int(n)
+
+
+def _share(total: int, shard: str) -> int:
+    """Return a shard's share of a count; those of all shards add up to it."""
+    number, n = part_of(shard)
+    return total * number // n - total * (number - 1) // n
+
+
+# --- composition ------------------------------------------------------------------------------------
+
+
+# --- messages ---------------------------------------------------------------------------------------

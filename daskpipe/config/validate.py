@@ -1,0 +1,114 @@
+"""Validate a config, the parameters of generators, potentials and the like included."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    ValidationError,
+)
+
+from daskpipe.config.models import Config
+from daskpipe.core.errors import ConfigError
+from daskpipe.core.validation import explain
+from daskpipe.stages.generate import GENERATORS
+
+
+def validate(content: Mapping[str, Any]) -> Config:
+    """Validate plain containers, the parameters of generators, potentials and the like included.
+
+    Raises
+    ------
+    ConfigError
+        A line for each thing that is wrong.
+    """
+    from daskpipe.potentials import POTENTIALS
+    from daskpipe.stages.describe import DESCRIPTORS, check_descriptor
+    from daskpipe.stages.select import SELECTORS
+
+    try:
+        config = Config(**content)
+    except ValidationError as error:
+        known_params = partial(_known_params, content)
+        raise ConfigError(explain(error, Config, known_params=known_params)) from error
+    problems = []
+    for where, registry, name, params in (
+        ("explore.potential.params", POTENTIALS, config.explore.potential.name, config.explore.potential.params),
+        ("describe.params", DESCRIPTORS, config.describe.descriptor, config.describe.params),
+        ("select.params", SELECTORS, config.select.method, config.select.params),
+        ("label.potential.params", POTENTIALS, config.label.potential.name, config.label.potential.params),
+    ):  # fmt: skip
+        try:
+            registry.check_params(name, params)
+        except ValidationError as error:
+            problems.append(explain(error, registry.params_model(name), where))
+        except ConfigError as error:  # a member of a committee
+            problems.append(f"{where}: {error}")
+    guards, potential = config.explore.guards, config.explore.potential.name
+    if guards.max_disagreement is not None and potential in POTENTIALS.table and potential != "committee":
+        problems.append(
+            f"explore.guards.max_disagreement needs a committee, received explore.potential.name={potential}; type "
+            "explore.potential.name=committee and explore.potential.params.members=[{name: ...}, {name: ...}]"
+        )
+    if config.select.method == "environments" and config.describe.level != "atom":
+        problems.append("select.method=environments needs the environments of atoms; type describe.level=atom")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    check_descriptor(config.describe)
+    return _absolute(config)
+
+
+def _absolute(config: Config) -> Config:
+    """Make paths independent of the directory that the run was started in."""
+    content = config.model_dump(mode="python")
+    content["generate"]["paths"] = [_absolute_glob(path) for path in config.generate.paths]
+    for source in content["generate"]["sources"].values():
+        if source["generator"] == "files":
+            source["base_dir"] = _absolute_path(source["base_dir"])
+    if content["select"]["against"] is not None:
+        content["select"]["against"] = _absolute_path(content["select"]["against"])
+    if content["cluster"]["name"].endswith((".yaml", ".yml")):
+        content["cluster"]["name"] = _absolute_path(content["cluster"]["name"])
+    if content["cluster"]["tls"] is not None:
+        content["cluster"]["tls"] = _absolute_path(content["cluster"]["tls"])
+    explore, describe, label = content["explore"]["potential"], content["describe"], content["label"]["potential"]
+    for name, params in (
+        (explore["name"], explore["params"]),
+        (describe["descriptor"], describe["params"]),
+        (label["name"], label["params"]),
+    ):
+        _make_models_absolute(name, params)
+    return Config(**content)
+
+
+def _make_models_absolute(name: str, params: dict[str, Any]) -> None:
+    model = params.get("model")
+    if name == "mace" and isinstance(model, str) and Path(model).expanduser().is_file():
+        params["model"] = _absolute_path(model)
+    for member in params.get("members", []) if name == "committee" else []:
+        _make_models_absolute(member["name"], member.get("params", {}))
+
+
+def _absolute_path(path: str) -> str:
+    return os.path.abspath(Path(path).expanduser())
+
+
+def _absolute_glob(path: str) -> str:
+    expanded = Path(path).expanduser()
+    if glob.has_magic(path) and not expanded.exists():
+        # In the name of the present directory a bracket is a bracket.
+        return os.path.join(glob.escape(os.getcwd()), expanded)
+    return _absolute_path(path)
+
+
+def _known_params(content: Mapping[str, Any], path: Sequence[int | str]) -> list[str]:
+    """Return the parameters of the generator of the source that lies at a path of a config."""
+    match path:
+        case ("generate", "sources", name):
+            return sorted(GENERATORS.params_model(content["generate"]["sources"][name]["generator"]).model_fields)
+    return []

@@ -1,0 +1,84 @@
+"""One registry a seam: a literal table of names merged with the entry points of other packages."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from daskpipe.core.errors import ConfigError, unknown
+
+
+class Registry:
+    """Names of one seam and the functions behind them, imported on first use.
+
+    Parameters
+    ----------
+    kind
+        What the names are called in messages, in the singular: ``"potential"``.
+    table
+        ``{"name": "module:attribute"}``.
+    group
+        Entry-point group through which other packages add names, e.g. ``"daskpipe.potentials"``.
+    given
+        Keyword arguments that daskpipe passes itself; all others are the user's parameters.
+    """
+
+    def __init__(self, kind: str, table: Mapping[str, str], *, group: str, given: tuple[str, ...]) -> None:
+        self.kind = kind
+        self.table = dict(table)
+        self.group = group
+        self.given = given
+
+    def names(self) -> list[str]:
+        """Known names, sorted; daskpipe's own win over a plugin's of the same name."""
+        plugins = {point.name for point in entry_points(group=self.group)}
+        return sorted(plugins | set(self.table))
+
+    def get(self, name: str) -> Callable[..., Any]:
+        """Return the function registered under `name`.
+
+        Raises
+        ------
+        ConfigError
+            If nothing of that name is registered; lists the known names.
+        """
+        if name in self.table:
+            module, _, attribute = self.table[name].partition(":")
+            function: Callable[..., Any] = getattr(import_module(module), attribute)
+            return function
+        for point in entry_points(group=self.group, name=name):
+            plugin: Callable[..., Any] = point.load()
+            return plugin
+        raise ConfigError(unknown(self.kind, name, self.names()))
+
+    def check_params(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `params` validated against the signature of `name`, defaults filled in, JSON types.
+
+        Raises
+        ------
+        pydantic.ValidationError
+            For an unknown or missing parameter or a value of the wrong kind.
+        """
+        return self.params_model(name)(**params).model_dump(mode="json")
+
+    def params_model(self, name: str) -> type[BaseModel]:
+        """Pydantic model of the parameters that a user may give to `name`."""
+        return signature_model(self.get(name), self.given)
+
+
+@cache
+def signature_model(function: Callable[..., Any], given: tuple[str, ...]) -> type[BaseModel]:
+    """Pydantic model of a function's keyword parameters without those in `given`."""
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        if parameter.name in given:
+            continue
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[parameter.name] = (parameter.annotation, default)
+    return create_model(function.__name__, __config__=ConfigDict(extra="forbid", validate_default=True), **fields)

@@ -1,0 +1,91 @@
+"""Complete runs that earlier versions of the stages made: they stay complete."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+from daskpipe.core.errors import InputError
+from daskpipe.core.variables import read_root
+from daskpipe.engine.manifests import ORDER, Manifest, units_of
+from daskpipe.engine.run_directory import Tree
+
+ATTRIBUTE = "stage_versions"
+"""Root attribute of a dataset: the version of each stage that made it, JSON."""
+
+BESIDE = ("describe-fit", "describe", "store-write")
+"""Stages whose units no other unit names as upstream: they name the frames or the plan that they work on."""
+
+
+def stage_versions() -> dict[str, int]:
+    """Return the version of each stage, which is part of the keys of its units."""
+    from daskpipe.stages.describe.stage import VERSION as DESCRIBE
+    from daskpipe.stages.explore.stage import VERSION as EXPLORE
+    from daskpipe.stages.generate.stage import VERSION as GENERATE
+    from daskpipe.stages.label.stage import VERSION as LABEL
+    from daskpipe.stages.select.stage import VERSION as SELECT
+    from daskpipe.store.stage import PLAN_VERSION
+    from daskpipe.store.stage import VERSION as STORE
+
+    return {
+        "generate": GENERATE,
+        "explore": EXPLORE,
+        "describe": DESCRIBE,
+        "select": SELECT,
+        "label": LABEL,
+        "store-plan": PLAN_VERSION,
+        "store": STORE,
+    }
+
+
+def read_completed(tree: Tree) -> dict[str, dict[str, Any]] | None:
+    """Return the rows of a complete run whose dataset was made by other versions of the stages than today's.
+
+    Its units have other keys than today's code would give them. Driving it would compute everything again, only to
+    end beside a dataset that stands.
+
+    Returns
+    -------
+    dict or None
+        As `run_pipeline` returns them, nothing computed. None if there is no dataset, if it was made by today's versions,
+        or if a unit that it came from is missing.
+
+    Raises
+    ------
+    IntegrityError
+        If the manifest of a unit cannot be read.
+    """
+    with suppress(InputError):
+        there = read_root(tree.dataset)["attributes"]
+        if there.get(ATTRIBUTE) != json.dumps(stage_versions(), sort_keys=True):
+            return _rows(tree, str(there.get("dataset_key")))
+    return None
+
+
+def _rows(tree: Tree, dataset_key: str) -> dict[str, dict[str, Any]] | None:
+    from daskpipe.engine.driver import summarise
+
+    units = {stage: {manifest.unit.key: manifest for _, manifest in units_of(tree, stage)} for stage in ORDER}
+    by_key = {key: manifest for of_stage in units.values() for key, manifest in of_stage.items()}
+    waiting, used = [dataset_key], set[str]()
+    while waiting:
+        key = waiting.pop()
+        if key not in by_key:
+            return None
+        if key not in used:
+            used.add(key)
+            waiting += by_key[key].unit.upstream
+    for stage in BESIDE:
+        used |= {key for key, manifest in units[stage].items() if used.intersection(manifest.unit.upstream)}
+    if not all(used.intersection(units[stage]) for stage in ("generate", "explore", "select", "label", "store-plan")):
+        return None
+    rows: dict[str, dict[str, Any]] = {}
+    for stage, of_stage in units.items():
+        chosen: list[Manifest] = [manifest for key, manifest in of_stage.items() if key in used]
+        if chosen:
+            rows[stage] = summarise([manifest.receipt for manifest in chosen], 0, 0.0)
+    for stage in ("select", "store-plan"):
+        for key in used.intersection(units[stage]):
+            rows[stage]["report"] = json.loads(tree.load(stage, key, ["report"])["report"].item())
+    return rows

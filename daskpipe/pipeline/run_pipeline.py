@@ -1,0 +1,90 @@
+"""Bring a run to its dataset: generate, explore, describe, select, label, store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import daskpipe.stages.generate.stage as generating
+from daskpipe import potentials
+from daskpipe.config.models import Config
+from daskpipe.core.errors import InputError, list_reasons, reasons
+from daskpipe.core.events import Emit, RunFinished, RunStarted
+from daskpipe.engine.dask_pool import DaskPool, Workers, gpu_stages, offers
+from daskpipe.engine.driver import Driver, tell_stale_deadlines
+from daskpipe.engine.run_directory import Tree
+from daskpipe.pipeline.context import Run
+from daskpipe.pipeline.packing import versions
+from daskpipe.pipeline.steps import _describe, _explore, _generate, _label, _select, _store, devices
+
+if TYPE_CHECKING:
+    pass
+
+
+def run_pipeline(
+    tree: Tree,
+    config: Config,
+    identities: dict[str, potentials.Identity],
+    workers: Workers,
+    emit: Emit,
+    *,
+    go_on: Callable[[], None] = lambda: None,
+    requests: Sequence[generating.Request] | None = None,
+    n_seeds: int | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Bring a run to its dataset.
+
+    Parameters
+    ----------
+    tree, config
+        An open run directory and its config.
+    identities
+        Potentials and models of the stages that use one.
+    workers
+        Those that there are, and those that can be had.
+    emit
+        Called with each event.
+    go_on
+        Raises what speaks against going on; called every second.
+    requests, n_seeds
+        What to generate, and how many of the seeds to explore; by default all. A probe takes some.
+
+    Returns
+    -------
+    dict
+        Per stage: units, computed now, inputs, outputs, rejected, wall seconds, counts by system type, tallies.
+
+    Raises
+    ------
+    InputError
+        If nothing is left to work on.
+    ClusterError
+        If the workers that a stage needs are not there.
+    """
+    started = time.perf_counter()
+    on_gpu = gpu_stages(workers, devices(config))
+    client = workers.client
+    emit(
+        RunStarted(
+            run_dir=str(tree.root),
+            name=config.name,
+            dashboard=client.dashboard_link or None,
+            workers=sorted(offers(client)),
+            versions=versions(),
+        )
+    )
+    tell_stale_deadlines(emit)
+    run = Run(config, identities, Driver(tree, DaskPool(workers, on_gpu), emit, config.faults, go_on))
+    seeds = _generate(run, requests)
+    frames, species = _explore(run, seeds, n_seeds)
+    if not any(receipt.n_out for receipt in frames):
+        raise InputError(
+            f"no trajectory survived; the reasons are in {tree.root / 'quarantine'}: {list_reasons(tree.quarantined())}"
+        )
+    picks = _select(run, frames, *_describe(run, frames, species))
+    labels = _label(run, frames, picks)
+    _store(run, labels)
+    seconds = time.perf_counter() - started
+    emit(RunFinished(dataset=str(tree.dataset), seconds=seconds, quarantined=reasons(tree.quarantined())))
+    return run.driver.stages

@@ -1,0 +1,319 @@
+"""The corridor: generate -> explore -> describe -> select -> label -> store.
+
+It calls the rooms in order, turns their lazy collections into units and drives them through the window.
+It computes nothing itself and keeps nothing but receipts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask
+import dask.bag as db
+
+import daskpipe.stages.describe.stage as describing
+import daskpipe.stages.explore.stage as exploring
+import daskpipe.stages.generate.stage as generating
+import daskpipe.stages.label.stage as labelling
+import daskpipe.stages.select.stage as selecting
+import daskpipe.store.stage as storing
+from daskpipe import potentials
+from daskpipe.config import models as configs
+from daskpipe.config.models import Config
+from daskpipe.core.errors import InputError, list_reasons, reasons
+from daskpipe.core.events import Notice
+from daskpipe.engine.checkpoints import Checkpoints
+from daskpipe.engine.driver import Planned, batches
+from daskpipe.engine.rows import Rows
+from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.units import Receipt, Unit, key_of
+from daskpipe.pipeline.context import Run
+from daskpipe.pipeline.packing import pack
+from daskpipe.stages import describe
+from daskpipe.stages.explore.settings import Exploration
+from daskpipe.stages.explore.timesteps import masses_of, too_long
+from daskpipe.stages.explore.trajectory import Condition
+from daskpipe.stages.generate.files import KNOWN_NAMES, checksum, reader_of
+from daskpipe.stages.generate.frame_ranges import stretches
+from daskpipe.store import reader
+
+if TYPE_CHECKING:
+    pass
+
+AGAINST = "describe-against"
+
+AGAINST_SIZE = 1024
+"""Structures of an existing dataset that are described by one unit."""
+
+
+# --- stages -----------------------------------------------------------------------------------------
+
+
+def _generate(run: Run, requests: Sequence[generating.Request] | None) -> list[Receipt]:
+    """Seeds from generators and files; a partition of the bag is a unit."""
+    settings = run.config.generate
+    if requests is None:
+        requests = generating.requests(settings.sources, settings.paths, settings.base_dir)
+
+    def lazy(batch: Sequence[generating.Request]) -> Any:
+        seeds = generating.generate(list(batch), seed=run.seed, limits=settings.limits, partition_size=len(batch))
+        return seeds.map_partitions(generating.pack)
+
+    plan = []
+    for index, batch in enumerate(batches(requests, settings.partition_size)):
+        params = {"requests": [request.fingerprint() for request in batch], "limits": settings.limits.model_dump()}
+        key = key_of("generate", generating.VERSION, params, [], run.seed)
+        unit = Unit(stage="generate", index=index, key=key, n_inputs=len(batch))
+        one = [partial(lazy, [request]) for request in batch]
+        plan.append(Planned(unit, partial(lazy, batch), one, partial(_names, batch)))
+    return run.driver.drive("generate", plan, "seeds")
+
+
+def _names(requests: Sequence[generating.Request]) -> list[str]:
+    return [request.name for request in requests]
+
+
+def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Receipt], list[str]]:
+    """Trajectories from each seed at each temperature and replica; and the elements of the seeds."""
+    settings = run.config.explore
+    holds = run.config.holds
+    pieces, duplicates, species = generating.distinct(run.tree.root, [receipt.key for receipt in seeds], holds)
+    run.tree.quarantine(duplicates)
+    n_seeds = sum(receipt.n_out for receipt in seeds) - len(duplicates)
+    if n_seeds and not pieces:
+        raise InputError(
+            f"none of the {n_seeds:,} seeds lies in shard {run.config.shard}; give fewer shards, e.g. --shard 1/2, or "
+            "more seeds"
+        )
+    pieces = pieces[:most]
+    if not pieces:
+        raise InputError(
+            "no seed structure passed the checks; the reasons are in "
+            f"{run.tree.root / 'quarantine'}: {list_reasons(run.tree.quarantined())}"
+        )
+    if warning := too_long(settings.dynamics.timestep, masses_of(species)):
+        run.driver.emit(Notice(message=warning))
+    pressed = exploring.under_pressure(run.tree.root, pieces, settings.dynamics)
+    trajectories = [
+        (piece, condition)
+        for piece, each in zip(pieces, pressed, strict=True)
+        for condition in exploring.conditions(settings.dynamics, settings.relax, pressed=each)
+    ]
+    build = _builder(settings)
+    name = f"{run.identities['explore'].hash} {settings.dtype}"
+    fingerprint = None
+    deciding = {
+        "potential": run.identities["explore"].hash,
+        "dtype": settings.dtype,
+        **settings.model_dump(include=set(Exploration.model_fields) - {"checkpoint"}),
+    }
+    if settings.dynamics.change is not None:
+        fingerprint = partial(describe.fingerprints, settings=run.config.describe, species=species)
+        deciding["fingerprint"] = [run.config.describe.model_dump(include={"descriptor", "params"}), species]
+    for of_each in ("temperatures", "pressures", "replicas"):
+        del deciding["dynamics"][of_each]
+
+    def lazy(rows: list[Rows], conditions: list[Condition], checkpoints: Checkpoints | None = None) -> Any:
+        loaded = dask.delayed(exploring.load_seeds)(run.tree.root, rows, conditions)
+        return exploring.explore(
+            db.from_delayed([loaded]),
+            build,
+            settings,
+            run.seed,
+            name=name,
+            fingerprint=fingerprint,
+            checkpoints=checkpoints,
+        )
+
+    plan = []
+    for index, batch in enumerate(batches(trajectories, settings.batch_size)):
+        rows = [piece for piece, _ in batch]
+        conditions = [condition for _, condition in batch]
+        params = {**deciding, "conditions": [condition.model_dump() for condition in conditions]}
+        upstream = [[piece.key, *piece.rows] for piece in rows]
+        key = key_of("explore", exploring.VERSION, params, upstream, run.seed)
+        unit = Unit(
+            stage="explore", index=index, key=key, n_inputs=len(batch), upstream=tuple(sorted({p.key for p in rows}))
+        )
+        checkpoints = Checkpoints(root=run.tree.root, unit=unit)
+        one = [partial(lazy, [piece], [condition]) for piece, condition in batch]
+        names = partial(exploring.names, run.tree.root, rows, conditions, settings.dynamics)
+        plan.append(Planned(unit, partial(lazy, rows, conditions, checkpoints), one, names, settings.checkpoint))
+    return run.driver.drive("explore", plan, "trajectories"), species
+
+
+def _describe(run: Run, frames: list[Receipt], species: list[str]) -> tuple[list[Receipt], list[Receipt]]:
+    """Features of all frames: axes fitted once on a sample, then one block a unit of exploration.
+
+    And the features of the structures that the picks shall differ from.
+    """
+    settings = run.config.describe
+    root = run.tree.root
+    filled = [receipt for receipt in frames if receipt.n_out]
+    params = {**settings.model_dump(exclude={"device"}), "species": species}
+    if "describe" in run.identities:
+        params["model"] = run.identities["describe"].hash
+    keys = [receipt.key for receipt in filled]
+    fit_key = key_of(describing.FIT, describing.VERSION, params, keys, run.seed)
+    n_sample = min(settings.sample, sum(receipt.n_out for receipt in filled))
+    fit_unit = Unit(stage=describing.FIT, index=0, key=fit_key, n_inputs=n_sample, upstream=tuple(keys))
+    fit = dask.delayed(describing.fit_reduction)
+    run.driver.drive(
+        describing.FIT,
+        [(fit_unit, lambda: fit(root, keys, settings, species, run.seed))],
+        "sampled frames",
+    )
+    plan = []
+    for index, receipt in enumerate(filled):
+        key = key_of("describe", describing.VERSION, params, [fit_key, receipt.key], run.seed)
+        unit = Unit(stage="describe", index=index, key=key, n_inputs=receipt.n_out, upstream=(fit_key, receipt.key))
+        plan.append((unit, partial(describing.unit, root, receipt.key, receipt.n_out, settings, species, fit_key)))
+    features = run.driver.drive("describe", plan, "frames")
+    return features, _describe_against(run, species, params, fit_key) if run.config.select.against else []
+
+
+def _describe_against(run: Run, species: list[str], params: dict[str, Any], fit_key: str) -> list[Receipt]:
+    """Features of an existing dataset, or of the frames of a file, on the axes of this run."""
+    path = Path(run.config.select.against or "")
+    digest = content_of(path)
+    read: Callable[..., Any]
+    pieces: list[tuple[Any, ...]]
+    if path.is_dir():
+        read, n_structures = reader.geometries, reader.content(path)[1]
+        starts = range(0, n_structures, AGAINST_SIZE)
+        pieces = [(path, start, min(start + AGAINST_SIZE, n_structures)) for start in starts]
+        sizes = [stop - start for _, start, stop in pieces]
+    else:
+        read = generating.frames_in_memory
+        pieces = [(stretch,) for stretch in stretches(path, AGAINST_SIZE)]
+        sizes = [stretch.n_frames for (stretch,) in pieces]
+    plan = []
+    for index, (piece, size) in enumerate(zip(pieces, sizes, strict=True)):
+        key = key_of(AGAINST, describing.VERSION, params, [fit_key, digest, AGAINST_SIZE, index], run.seed)
+        unit = Unit(stage=AGAINST, index=index, key=key, n_inputs=size, upstream=(fit_key,))
+
+        def lazy(piece: tuple[Any, ...] = piece) -> Any:
+            structures = dask.delayed(read)(*piece)
+            return dask.delayed(describing.outside)(structures, run.tree.root, run.config.describe, species, fit_key)
+
+        plan.append((unit, lazy))
+    return run.driver.drive(AGAINST, plan, "structures")
+
+
+def content_of(path: Path) -> str:
+    """Return what tells a dataset, or a file of frames, from all others.
+
+    Raises
+    ------
+    InputError
+        If it is neither, or is not there.
+    """
+    if path.is_dir():
+        return reader.content(path)[0]
+    if not path.exists():
+        raise InputError(f"{path} does not exist; select.against wants a dataset.zarr or a file of frames")
+    if reader_of(path) is None:
+        raise InputError(f"{path} is in no known format; select.against wants a dataset.zarr or one of {KNOWN_NAMES}")
+    return checksum(path)
+
+
+def _select(run: Run, frames: list[Receipt], features: list[Receipt], against: list[Receipt]) -> Receipt:
+    """Pick frames, in one unit that streams the features."""
+    settings = run.config.selection
+    keys = [receipt.key for receipt in frames if receipt.n_out]
+    table = [(receipt.key, receipt.n_out) for receipt in features]
+    others = [receipt.key for receipt in against]
+    version = selecting.AGAINST_VERSION if others else selecting.VERSION
+    key = key_of("select", version, settings.model_dump(exclude={"against"}), [keys, table, others], run.seed)
+    n_frames = sum(n for _, n in table)
+    unit = Unit(stage="select", index=0, key=key, n_inputs=n_frames, upstream=tuple(keys))
+    pick = dask.delayed(selecting.select)
+    near = dask.delayed(selecting.features_of)(run.tree.root, AGAINST, others)
+    lazy = partial(pick, run.tree.root, keys, table, run.config.describe.dims, settings, run.seed, against=near)
+    (receipt,) = run.driver.drive("select", [(unit, lazy)], "frames")
+    report = json.loads(run.tree.load("select", receipt.key, ["report"])["report"].item())
+    run.driver.stages["select"]["report"] = report
+    return receipt
+
+
+def _label(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
+    """Labels of the picks, a batch a unit, in canonical order."""
+    settings = run.config.label
+    root = run.tree.root
+    keys = [receipt.key for receipt in frames if receipt.n_out]
+    chosen = run.tree.load("select", picks.key, ["unit", "row"])
+    pieces = [
+        Rows(stage="explore", key=keys[unit], rows=(row,))
+        for unit, row in zip(chosen["unit"].tolist(), chosen["row"].tolist(), strict=True)
+    ]
+    build = _builder(settings)
+    identity = run.identities["label"]
+
+    def lazy(batch: Sequence[Rows], start: int) -> Any:
+        loaded = dask.delayed(labelling.load_picks)(root, list(batch), picks.key, start, start + len(batch))
+        return labelling.label(db.from_delayed([loaded]), build, settings.potential.name, settings.checks)
+
+    plan = []
+    for index, batch in enumerate(batches(pieces, settings.batch_size)):
+        start = index * settings.batch_size
+        params = {"potential": identity.hash, "dtype": settings.dtype, "checks": settings.checks.model_dump()}
+        upstream = [picks.key, start, [[piece.key, *piece.rows] for piece in batch]]
+        key = key_of("label", labelling.VERSION, params, upstream, run.seed)
+        unit = Unit(stage="label", index=index, key=key, n_inputs=len(batch), upstream=(picks.key,))
+        one = [partial(lazy, [piece], start + row) for row, piece in enumerate(batch)]
+        plan.append(Planned(unit, partial(lazy, batch, start), one, partial(labelling.names, root, list(batch))))
+    return run.driver.drive("label", plan, "frames")
+
+
+def _store(run: Run, labels: list[Receipt]) -> Receipt:
+    """Pack the labelled structures into the dataset of the run."""
+    filled = [receipt for receipt in labels if receipt.n_out]
+    if not filled:
+        raise InputError(
+            f"the teacher labelled no structure; the reasons are in {run.tree.root / 'quarantine'}: "
+            f"{list_reasons(run.tree.quarantined())}"
+        )
+    attrs = {
+        "config": json.dumps(run.config.deciding(), sort_keys=True),
+        "explore_potential": json.dumps(_named(run.identities["explore"])),
+        "label_potential": json.dumps(_named(run.identities["label"])),
+        **({"describe_model": json.dumps(_named(model))} if (model := run.identities.get("describe")) else {}),
+        "selection": json.dumps(run.driver.stages["select"]["report"], sort_keys=True),
+        "run_counts": json.dumps({name: row["out"] for name, row in run.driver.stages.items()}),
+        **_rejected(run.tree),
+    }
+    sources = [storing.Source(stage="label", key=receipt.key) for receipt in filled]
+    return pack(run, filled, sources, run.tree.dataset, attrs)
+
+
+def _rejected(tree: Tree) -> dict[str, str]:
+    """Return what is no part of the dataset, as root attributes: counts by stage and reason, and what it was."""
+    rejections = tree.quarantined()
+    names: dict[str, list[str]] = {kind: [] for kind in reasons(rejections)}
+    for rejection in rejections:
+        names[rejection.kind].append(rejection.structure)
+    rows = {kind: sorted(found) for kind, found in names.items()}
+    return {"quarantined": json.dumps(reasons(rejections)), "rejected": json.dumps(rows)}
+
+
+def _named(identity: potentials.Identity) -> dict[str, str]:
+    return {"name": identity.name, "sha256": identity.hash}
+
+
+def devices(config: Config) -> dict[str, str]:
+    """Device of each stage that computes on one."""
+    devices: dict[str, str] = {"explore": config.explore.device, "label": config.label.device}
+    if describe.uses_device(config.describe):
+        devices |= {"describe": config.describe.device, describing.FIT: config.describe.device}
+    return devices
+
+
+def _builder(settings: configs.Explore | configs.Label) -> Callable[[], potentials.Potential]:
+    """Return a function that builds the potential where it is called: on the worker, once a process."""
+    return partial(
+        potentials.build, settings.potential.name, settings.potential.params, settings.device, settings.dtype
+    )

@@ -1,0 +1,110 @@
+"""Evaluate structures with a potential."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from daskpipe.potentials.potential import Potential
+from daskpipe.potentials.results import Evaluation, Failure, calculate, charged, unknown_elements
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from ase.calculators.calculator import Calculator
+    from torch_sim.models.interface import ModelInterface
+
+
+def evaluate(potential: Potential, structures: Sequence[Atoms]) -> list[Evaluation]:
+    """Energy, forces and stress of each structure, or why there are none.
+
+    Parameters
+    ----------
+    potential
+        From `build`.
+    structures
+        Charge and spin are read from ``info`` by potentials that know them (`daskpipe.core.structures`). They are
+        neither changed nor kept.
+
+    Returns
+    -------
+    list of Results or Failure
+        One for each structure, in order. A structure that fails does not disturb the others. For batched
+        labellers the last bits of a result may depend on the batch; the rest of it does not.
+
+    Raises
+    ------
+    RuntimeError
+        From the library below, where it is the machine that failed (no memory, a CUDA error) and not a structure.
+    """
+    out: list[Evaluation | None] = [
+        unknown_elements(atoms, potential.elements) or (None if potential.knows_charge else charged(atoms))
+        for atoms in structures
+    ]
+    todo = [index for index, failure in enumerate(out) if failure is None]
+    chosen = [structures[index] for index in todo]
+    with potential.lock:
+        if potential.label is not None:
+            found = potential.label(chosen) if chosen else []
+        else:
+            found = [calculate(potential.calculator, atoms) for atoms in chosen]
+    for index, evaluation in zip(todo, found, strict=True):
+        out[index] = evaluation
+    return [evaluation for evaluation in out if evaluation is not None]
+
+
+def batched(potential: Potential, *, stress: bool = False) -> ModelInterface:
+    """Return the torch-sim model of a potential, the same one whenever it is asked for.
+
+    Parameters
+    ----------
+    potential
+        From `build`.
+    stress
+        Whether the model computes stresses, which costs time.
+
+    Returns
+    -------
+    torch_sim.models.interface.ModelInterface
+        Takes states of any float dtype on its ``device``, with systems of any periodicities: those that the system
+        extra ``periodic`` (system, 3) tells, else ``state.pbc`` for all. Results have the state's dtype. A potential
+        without a batched model gets `daskpipe.potentials.ase_model.AseModel`: float64, one structure after another.
+    """
+    from daskpipe.core.third_party import quiet
+
+    with potential.lock, quiet():  # torch-sim's import has a good deal to say
+        if stress not in potential._models:
+            potential._models[stress] = _model(potential, stress)
+        return potential._models[stress]
+
+
+def _model(potential: Potential, stress: bool) -> ModelInterface:
+    if potential.model is not None:
+        return potential.model(stress)
+    from daskpipe.potentials.ase_model import AseModel
+
+    return AseModel(potential.calculator, compute_stress=stress)
+
+
+def mixes_periodicity(model: ModelInterface) -> bool:
+    """Whether the systems of a batch may be periodic along different axes; torch-sim's own models say nothing."""
+    return bool(getattr(model, "mixes_periodicity", False))
+
+
+def calculator_of(label: Callable[[Sequence[Atoms]], list[Evaluation]]) -> Calculator:
+    """Return a labeller as an ASE calculator, which raises ``CalculationFailed`` for a failure."""
+    from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
+
+    class Labelled(Calculator):
+        implemented_properties = ("energy", "forces", "stress", "magmoms")
+
+        def calculate(
+            self, atoms: Atoms, properties: Sequence[str] = ("energy",), system_changes: Sequence[str] = all_changes
+        ) -> None:
+            super().calculate(atoms, properties, system_changes)
+            (found,) = label([atoms])
+            if isinstance(found, Failure):
+                raise CalculationFailed(f"{found.reason}: {found.evidence}")
+            self.results = {name: value for name, value in vars(found).items() if value is not None}
+            self.results["free_energy"] = found.energy
+
+    return Labelled()

@@ -1,0 +1,123 @@
+"""Results of a potential for one structure, and why there are none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from daskpipe.core.heartbeat import come_on
+from daskpipe.core.structures import charge
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from ase.calculators.calculator import Calculator
+
+FAILURE_REASONS = (
+    "unknown_element", "charge", "isolated_atom", "one_k_point", "unconverged", "not_finite", "failed",
+)  # fmt: skip
+"""The words that a `Failure` may carry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a potential says about one structure.
+
+    Parameters
+    ----------
+    energy
+        Total energy of the structure (not per atom), eV.
+    forces
+        Shape (atom, 3), eV/Å, float64.
+    stress
+        Shape (6,), eV/Å^3, order xx yy zz yz xz xy, positive under tension (as in ASE); NaN unless the
+        structure is periodic along all three cell vectors.
+    magmoms
+        Shape (atom,), µB; ``None`` if the potential has none.
+    force_disagreement
+        Of the members of a committee, eV/Å; ``None`` for any other potential.
+    """
+
+    energy: float
+    forces: np.ndarray
+    stress: np.ndarray
+    magmoms: np.ndarray | None = None
+    force_disagreement: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why one structure has no results.
+
+    Parameters
+    ----------
+    reason
+        One of `FAILURE_REASONS`.
+    evidence
+        What happened, for a person.
+    """
+
+    reason: str
+    evidence: str
+
+
+type Evaluation = Results | Failure
+
+
+def calculate(calculator: Calculator, atoms: Atoms, *, stress: bool = True) -> Evaluation:
+    """Run an ASE calculator on one structure, from scratch: the result owes nothing to earlier ones."""
+    from ase.calculators.calculator import CalculationFailed, CalculatorError, all_changes
+
+    wants_stress = stress and bool(atoms.pbc.all())
+    come_on()
+    calculator.reset()
+    try:
+        calculator.calculate(atoms, ["energy", "forces", *(["stress"] if wants_stress else [])], all_changes)
+    except CalculationFailed as error:
+        reason = getattr(error, "reason", "unconverged" if "not converged" in str(error) else "failed")
+        return Failure(reason=reason, evidence=str(error))
+    # What a calculator raises about a structure. A RuntimeError from torch is not in the list: it is the machine's.
+    except (CalculatorError, ValueError, ArithmeticError, NotImplementedError, np.linalg.LinAlgError) as error:
+        return Failure(reason="failed", evidence=f"{type(error).__name__}: {error}")
+    found = calculator.results
+    return checked_results(
+        energy=float(found["energy"]),
+        forces=np.array(found["forces"], dtype=float),
+        stress=np.array(found["stress"], dtype=float) if wants_stress else None,
+        magmoms=np.array(found["magmoms"], dtype=float) if "magmoms" in found else None,
+    )
+
+
+def checked_results(
+    *, energy: float, forces: np.ndarray, stress: np.ndarray | None, magmoms: np.ndarray | None = None
+) -> Evaluation:
+    """Results if all numbers are finite, else a failure; a stress of ``None`` becomes NaN."""
+    numbers = {"energy": energy, "forces": forces, "stress": stress, "magmoms": magmoms}
+    bad = [name for name, value in numbers.items() if value is not None and not np.all(np.isfinite(np.asarray(value)))]
+    if bad:
+        return Failure(reason="not_finite", evidence=f"NaN or infinite: {', '.join(bad)}")
+    return Results(
+        energy=energy, forces=forces, stress=np.full(6, np.nan) if stress is None else stress, magmoms=magmoms
+    )
+
+
+def unknown_elements(atoms: Atoms, elements: frozenset[str] | None) -> Failure | None:
+    """Failure that names the elements of a structure outside `elements`, if there are any."""
+    strange = sorted(set(atoms.symbols) - elements) if elements is not None else []
+    if not strange:
+        return None
+    assert elements is not None
+    known = " ".join(sorted(elements)) if len(elements) <= 12 else f"{len(elements)} elements"
+    return Failure(reason="unknown_element", evidence=f"{', '.join(strange)} not among {known}")
+
+
+def charged(atoms: Atoms) -> Failure | None:
+    """Failure that names the charge of a structure, if it has one."""
+    if not (total := charge(atoms)):
+        return None
+    return Failure(
+        reason="charge",
+        evidence=f"a charge of {total:+d} e, and the potential knows none: its labels would be those of "
+        "the neutral structure; take a potential that does, e.g. xtb",
+    )

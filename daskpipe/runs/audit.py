@@ -1,0 +1,416 @@
+"""Whether a run directory is what its units committed.
+
+Truth is the tree: each unit is compared with its manifest, and the ledger, the quarantine and the dataset with the
+units. One pass streams the units; memory holds a number for each and a digest for each rejection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from itertools import batched
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from daskpipe.config import models as configs
+from daskpipe.config import saved
+from daskpipe.core.errors import ConfigError, InputError, Rejection
+from daskpipe.stages.generate import ENUMERATED
+from daskpipe.engine.manifests import ORDER, Manifest, entries, ledger_lines, parsed, read_manifest
+from daskpipe.runs.quarantine import held, standing_on
+from daskpipe.core.shared_disk import disk_error
+from daskpipe.engine.units import Unit
+from daskpipe.engine.run_directory import Tree
+from daskpipe.core.files import TEMPORARY
+from daskpipe.runs.findings import Finding, Report
+
+THREADS = 2
+"""Threads that read units; hashing leaves the interpreter free."""
+
+AHEAD = 64
+"""Units that are read ahead of being looked at."""
+
+DAMAGED = "damaged"
+"""Folder of a run that takes what is moved aside; what lies in it keeps its path."""
+
+ONE_TO_ONE = ("describe", "describe-against", "label", "store-sort", "store-write")
+"""Stages in which each input becomes one output or one rejection; so is `generate` if all its sources are random."""
+
+FOLLOWS = {
+    "describe": "explore",
+    "select": "describe",
+    "label": "select",
+    "store-sort": "label",
+    "store-plan": "label",
+    "store": "label",
+}
+"""Stages whose inputs are the outputs of another stage, all of them."""
+
+
+
+
+
+
+class Look:
+    """One look at a run directory."""
+
+    def __init__(self, tree: Tree, rehash: bool) -> None:
+        self.tree, self.rehash = tree, rehash
+        self.planned: dict[str, tuple[int, int]] = {}  # units and inputs of stages, by the driver that started last
+        self.forgotten: dict[str, bool] = {}  # keys that were ever forgotten, and whether they still are
+        self.superseded: set[str] = set()  # keys of units that earlier versions of their stages made
+        self.totals: dict[str, Counter[str]] = {}
+        self.explained: set[str] = set()  # names of quarantine files that a unit accounts for
+        self.absent: dict[str, str] = {}  # those of them that are not there, in words
+        self.differing: set[str] = set()
+        self.unread: set[str] = set()  # stages of units whose rejections cannot be read
+        self.bad_lines: dict[Path, set[int]] = {}
+        self.gone: dict[str, str] = {}  # keys that the ledger knows and the tree does not, and their stages
+        self.changed: list[Unit] = []  # made again, and not what they were
+        self.waiting: list[str] = []
+        self.n_duplicates = 0
+        self.config: configs.Config | None = None
+
+    def report(self) -> Report:
+        """Look at everything."""
+        findings = [*self._config(), *self._plan(), *self._units(), *self._redone(), *self._ledger()]
+        findings += [*self._quarantine(), *self._dataset(any("store-write" in each.path for each in findings))]
+        findings += self._conservation() if not findings else []
+        stages: dict[str, dict[str, int | None]] = {}
+        for stage in sorted(self.totals.keys() | self.planned.keys(), key=_order):
+            row, plan = self.totals.get(stage, Counter()), self.planned.get(stage)
+            stages[stage] = {name: row[name] for name in ("units", "inputs", "out", "rejected")}
+            stages[stage]["pending"] = plan[1] - row["inputs"] if plan else None
+        return Report(
+            run_dir=self.tree.root,
+            rehashed=self.rehash,
+            stages=stages,
+            findings=findings,
+            leftovers=list(_leftovers(self.tree.root)),
+            waiting=self.waiting,
+        )
+
+    def _config(self) -> Iterator[Finding]:
+        try:
+            self.config = saved.from_yaml(self.tree.config)
+        except ConfigError as error:
+            yield Finding(path="config.yaml", expected="the config of the run; put it back", found=str(error))
+
+    def _plan(self) -> Iterator[Finding]:
+        """Read the ledger once: what was planned, and which units were taken away on purpose."""
+        for path, number, event in ledger_lines(self.tree.root):
+            if event is None:
+                self.bad_lines.setdefault(path, set()).add(number)
+                found = f"none on line {number}"
+                yield Finding(path=f"ledger/{path.name}", expected="an event on each line", found=found)
+                continue
+            match event["event"]:
+                case "RunStarted":
+                    self.planned = {}
+                case "StageStarted":
+                    self.planned[event["stage"]] = (event["n_units"], event["n_inputs"])
+                case "UnitSuperseded":
+                    self.superseded.add(event["key"])
+                case "UnitForgotten":
+                    self.forgotten[event["key"]] = True
+                case "UnitCommitted" if event["key"] in self.forgotten:
+                    self.forgotten[event["key"]] = False
+
+    # --- units ------------------------------------------------------------------------------------------
+
+    def _units(self) -> Iterator[Finding]:
+        indices: dict[str, set[int]] = {}
+        doubled: set[tuple[str, int]] = set()
+        with ThreadPoolExecutor(THREADS) as threads:
+            for batch in batched(entries(self.tree.root), AHEAD):
+                for folder, (faults, manifest) in zip(batch, threads.map(self._unit, batch), strict=True):
+                    yield from faults
+                    if manifest is None:
+                        self.unread.add(folder.relative_to(self.tree.root).parts[1])
+                        continue
+                    self._rejections(folder, manifest)
+                    if manifest.unit.key not in self.superseded and not any(fault.aside for fault in faults):
+                        unit, receipt = manifest.unit, manifest.receipt
+                        seen = indices.setdefault(unit.stage, set())
+                        if unit.index in seen:
+                            doubled.add((unit.stage, unit.index))
+                        seen.add(unit.index)
+                        row = self.totals.setdefault(unit.stage, Counter())
+                        row.update(units=1, inputs=unit.n_inputs, out=receipt.n_out, rejected=receipt.n_rejected)
+        for stage, index in sorted(doubled):
+            twins = [
+                folder
+                for folder in self._sound(stage)
+                if folder.name not in self.superseded and read_manifest(folder).unit.index == index
+            ]
+            for folder in twins:
+                path = str(folder.relative_to(self.tree.root))
+                found = f"{len(twins)}: {', '.join(twin.name for twin in twins)}"
+                yield Finding(path=path, expected=f"one unit {index} of {stage}", found=found, aside=path)
+
+    def _sound(self, stage: str) -> Iterator[Path]:
+        for folder in entries(self.tree.root):
+            if folder.parent.parent.name == stage and not any(fault.aside for fault in self._unit(folder)[0]):
+                yield folder
+
+    def _unit(self, folder: Path) -> tuple[list[Finding], Manifest | None]:
+        """Compare one folder of ``units/`` with its manifest."""
+        aside = str(folder.relative_to(self.tree.root))
+        if folder.is_symlink() or not folder.is_dir():
+            return [Finding(path=aside, expected="nothing", found="a foreign file", aside=aside)], None
+        try:
+            manifest = read_manifest(folder)
+        except (OSError, ValueError) as error:
+            _raise_if_unreadable(error, folder / "manifest.json")
+            found = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+            expected = "the manifest of a unit"
+            return [Finding(path=f"{aside}/manifest.json", expected=expected, found=found[:200], aside=aside)], None
+        unit, receipt, files = manifest.unit, manifest.receipt, manifest.files
+        faults = []
+
+        def fault(path: str, expected: str, found: str) -> None:
+            faults.append(Finding(path=path, unit=str(unit), expected=expected, found=found, aside=aside))
+
+        if folder != (place := self.tree.unit_dir(unit.stage, unit.key)):
+            fault(aside, f"it at {place.relative_to(self.tree.root)}", "it here")
+        same = ("stage", "index", "key", "n_inputs")
+        if any(getattr(receipt, name) != getattr(unit, name) for name in same):
+            fault(f"{aside}/manifest.json", "a receipt of that unit", f"one of {receipt.stage} unit {receipt.index}")
+        for extra in sorted(set(os.listdir(folder)) - files.keys() - {"manifest.json"}):
+            if extra.startswith("."):  # what a file manager leaves
+                continue
+            fault(f"{aside}/{extra}", "no such file", "one that the manifest does not name")
+        for name, said in files.items():
+            if wrong := self._file(folder / name, said):
+                fault(f"{aside}/{name}", *wrong)
+        random = unit.stage == "generate" and self.config is not None and _is_random(self.config)
+        n_done = receipt.n_out + receipt.n_rejected
+        if (unit.stage in ONE_TO_ONE or random) and n_done != receipt.n_inputs:
+            found = f"{receipt.n_out} outputs and {receipt.n_rejected} rejections"
+            fault(f"{aside}/manifest.json", f"as many as its {receipt.n_inputs} inputs", found)
+        for key in unit.upstream:
+            if not self.forgotten.get(key) and not any((self.tree.root / "units").glob(f"*/{key[:2]}/{key}")):
+                expected = f"the unit {key} that it was made from"
+                faults.append(Finding(path=aside, unit=str(unit), expected=expected, found="no such unit"))
+        return faults, manifest
+
+    def _file(self, path: Path, said: dict[str, Any]) -> tuple[str, str] | None:
+        """Compare one file with its line in a manifest; return what was expected and what is there."""
+        if path.is_symlink() or not path.is_file():
+            return f"a file of {said['size']} bytes", "no such file"
+        if (size := path.stat().st_size) != said["size"]:
+            return f"{said['size']} bytes", f"{size} bytes"
+        if self.rehash and (digest := _sha256(path)) != said["sha256"]:
+            return f"sha256 {said['sha256']}", f"sha256 {digest}"
+        return None
+
+    def _rejections(self, folder: Path, manifest: Manifest) -> None:
+        """Compare the rejections of a unit with the quarantine."""
+        if not manifest.receipt.n_rejected:
+            return
+        try:
+            rows = [Rejection(**row) for row in parsed((folder / "rejected.json").read_bytes())]
+        except (OSError, ValueError, TypeError) as error:
+            _raise_if_unreadable(error, folder / "rejected.json")
+            self.unread.add(manifest.unit.stage)
+            return
+        for rejection in rows:
+            path = self.tree.quarantine_file(rejection)
+            known, there = path.name in self.explained, held(path)
+            self.explained.add(path.name)
+            # Of several rejections of one structure in one stage the quarantine holds the first that was written.
+            if not path.exists():
+                self.absent[path.name] = f"{rejection.kind} of {rejection.structure}"
+            elif there == rejection:
+                self.differing.discard(path.name)
+            elif not known:
+                self.differing.add(path.name)
+
+    def _redone(self) -> Iterator[Finding]:
+        """Compare units that were moved aside with those that were made in their places."""
+        for path in sorted((self.tree.root / DAMAGED).glob("units/*/*/*/manifest.json")):
+            try:
+                before = read_manifest(path.parent)
+                folder = self.tree.unit_dir(before.unit.stage, before.unit.key)
+                if not folder.exists():
+                    self.waiting.append(str(before.unit))
+                    continue
+                now = read_manifest(folder)
+            except (OSError, ValueError) as error:
+                _raise_if_unreadable(error, path)
+                continue  # what it was is not known; or what it is, which is told of the unit itself
+            differing = [
+                name
+                for name in sorted(before.files.keys() | now.files.keys())
+                if now.files.get(name) != before.files.get(name) and not _is(path.parent / name, now.files.get(name))
+            ]
+            if differing:
+                stands = Counter(stage for stage, _ in standing_on(self.tree, [before.unit]))
+                listed = ", ".join(f"{n} of {stage}" for stage, n in stands.items()) or "none"
+                self.changed.append(before.unit)
+                yield Finding(
+                    path=str((folder / differing[0]).relative_to(self.tree.root)),
+                    unit=str(before.unit),
+                    expected=f"the bytes that {path.parent.relative_to(self.tree.root)} had before it was damaged",
+                    found=f"others; what stands on that unit must be made again: {listed}",
+                )
+
+    # --- what follows from the units --------------------------------------------------------------------
+
+    def _ledger(self) -> Iterator[Finding]:
+        for path, number, event in ledger_lines(self.tree.root):
+            if not event or event["event"] != "UnitCommitted" or self.forgotten.get(event["key"]):
+                continue
+            stage, key = event["stage"], event["key"]
+            folder = self.tree.unit_dir(stage, key)
+            try:
+                receipt = read_manifest(folder).receipt
+            except FileNotFoundError:
+                if folder.exists() or (stage == "store" and not self.tree.dataset.exists()):
+                    continue  # told of the unit itself; or the user took the dataset away
+                found, self.gone[key] = "no such unit", stage
+            except (OSError, ValueError) as error:
+                _raise_if_unreadable(error, folder / "manifest.json")
+                continue
+            else:
+                # A line of before the unit was forgotten and made again says what it was.
+                names = () if key in self.forgotten else ("n_inputs", "n_out", "n_rejected")
+                found = ", ".join(
+                    f"{name} {getattr(receipt, name)}" for name in names if getattr(receipt, name) != event[name]
+                )
+            if found:
+                if key not in self.gone:
+                    self.bad_lines.setdefault(path, set()).add(number)
+                yield Finding(
+                    path=str(folder.relative_to(self.tree.root)),
+                    unit=f"{stage} unit {event['index']} ({key[:8]})",
+                    expected=f"what line {number} of ledger/{path.name} says of it",
+                    found=found,
+                )
+
+    def _quarantine(self) -> Iterator[Finding]:
+        for name in sorted(self.absent):
+            yield Finding(path=f"quarantine/{name}", expected=self.absent[name], found="no such file")
+        folder = self.tree.root / "quarantine"
+        for entry in sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []:
+            path = f"quarantine/{entry}"
+            if entry.startswith("."):
+                continue
+            there = held(folder / entry)
+            if there is None or self.tree.quarantine_file(there).name != entry:
+                yield Finding(path=path, expected="a rejection", found="something else", aside=path)
+            elif there.kind == "generate/duplicate":  # of seeds of different units: the driver writes these
+                self.n_duplicates += 1
+            elif entry in self.differing:
+                expected = "the rejection that the unit holds"
+                yield Finding(path=path, expected=expected, found="another of the same structure", aside=path)
+            elif entry not in self.explained and there.stage not in self.unread:
+                found = f"{there.kind} of {there.structure}"
+                yield Finding(path=path, expected="no file that no unit explains", found=found, aside=path)
+
+    def _dataset(self, suspicious: bool) -> Iterator[Finding]:
+        from daskpipe.store import verify
+        from daskpipe.core.variables import read_root
+
+        if not self.tree.dataset.exists():
+            return
+        try:
+            root = read_root(self.tree.dataset)
+            # The dataset's files are those of store-write under a second name: what harms one harms both.
+            problems = verify(self.tree.dataset) if self.rehash or suspicious else []
+        except InputError as error:
+            problems = [f"zarr.json: {error}"]
+        for problem in problems:
+            name, _, what = problem.partition(": ")
+            path = f"dataset.zarr/{name}"
+            yield Finding(path=path, expected="it as written", found=what, aside="dataset.zarr")
+        if problems:
+            return
+        held, made = root["attributes"].get("n_structures"), self.totals.get("store", Counter())
+        if made["units"] and held != made["out"]:
+            expected = f"the {made['out']} structures of the unit that published it"
+            yield Finding(path="dataset.zarr", expected=expected, found=str(held), aside="dataset.zarr")
+
+    def _conservation(self) -> list[Finding]:
+        """Compare the stages with each other; where a unit is damaged that says nothing."""
+        findings = []
+
+        def compare(stage: str, expected: str, n_expected: int, n_found: int, what: str) -> None:
+            if n_expected != n_found:
+                found = f"{n_found} {what}"
+                findings.append(Finding(path=f"units/{stage}", expected=f"{n_expected} {expected}", found=found))
+
+        def complete(stage: str) -> bool:
+            return stage in self.planned and self.totals.get(stage, Counter())["units"] == self.planned[stage][0]
+
+        for stage, (n_units, n_inputs) in self.planned.items():
+            row = self.totals.get(stage, Counter())
+            if row["units"] > n_units or row["inputs"] > n_inputs or complete(stage):
+                compare(stage, "units, as planned", n_units, row["units"], "units")
+                compare(stage, "inputs, as planned", n_inputs, row["inputs"], "inputs")
+            if (before := FOLLOWS.get(stage)) and complete(before):
+                compare(stage, f"inputs, the outputs of {before}", self.totals[before]["out"], n_inputs, "inputs")
+        if self.config is not None and complete("generate") and "explore" in self.planned:
+            dynamics = self.config.explore.dynamics
+            n_seeds = self.totals["generate"]["out"] - self.n_duplicates
+            if len(dynamics.pressures) == 1 and self.config.shard is None:
+                n = n_seeds * max(1, len(dynamics.temperatures)) * dynamics.replicas
+                compare("explore", "trajectories of distinct seeds", n, self.planned["explore"][1], "planned")
+        return findings
+
+
+def _leftovers(root: Path) -> Iterator[dict[str, Any]]:
+    """Yield what attempts and interrupted writes left behind, and what was moved aside."""
+    found = [(path, "checkpoints") for path in root.glob("units/*/*/.*-work")]
+    found += [(path, "attempt") for path in root.glob("units/*/*/.*-attempt")]
+    found += [(path, "temporary") for folder in (root, root / "ledger", root / "quarantine", root / "drivers")
+              for path in folder.glob(TEMPORARY)]  # fmt: skip
+    found += [(path, "dataset") for path in root.glob(".dataset-*.zarr")]
+    found += [(path, "keys") for path in root.glob("keys-*")]
+    found += [(path, "moved aside") for path in root.glob(DAMAGED)]
+    for path, what in sorted(found):
+        n_bytes = sum(_sizes(path))
+        yield {"path": str(path.relative_to(root)), "bytes": n_bytes, "what": what}
+
+
+def _raise_if_unreadable(error: Exception, path: Path) -> None:
+    """Raise an error that says something of the disk or of permissions, and nothing of the file: it is not damaged."""
+    if isinstance(error, OSError) and (found := disk_error(error, path=path)) is not None:
+        raise found from error
+
+
+def _sizes(path: Path) -> Iterator[int]:
+    """Yield the sizes of a file, or of all files below a folder; an attempt may remove them meanwhile."""
+    files = [os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names]
+    for file in files or [str(path)]:
+        with suppress(FileNotFoundError):
+            state = os.lstat(file)
+            if stat.S_ISREG(state.st_mode):
+                yield state.st_size
+
+
+def _is_random(config: configs.Config) -> bool:
+    """Whether each request of ``generate`` makes one structure."""
+    generators = [source.generator for source in config.generate.sources.values()]
+    return not config.generate.paths and not any(generator in ENUMERATED for generator in generators)
+
+
+def _is(path: Path, said: dict[str, Any] | None) -> bool:
+    """Whether a file is what a line of a manifest says."""
+    return said is not None and path.is_file() and _sha256(path) == said["sha256"]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _order(stage: str) -> int:
+    return ORDER.index(stage) if stage in ORDER else len(ORDER)

@@ -1,0 +1,111 @@
+"""How a run is stopped, wherever its driver and its jobs are."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daskpipe.runs import lease
+from daskpipe.runs.detached import Record, forget, read, site_of_kind, waiting
+from daskpipe.core.errors import ClusterError, DaskpipeError
+from daskpipe.cluster.submitted_jobs import Submission, record_submission, recorded
+from daskpipe.engine.run_directory import Tree
+
+if TYPE_CHECKING:
+    from daskpipe.cluster.job_commands import Cancelled
+    from daskpipe.cluster.queues import Kind
+
+HONOUR_SECONDS = 150.0
+"""Time that a driver has to honour a request to cancel: to see it (on a network file system late), and to close."""
+
+GONE_SECONDS = 60.0
+"""Time that cancelled jobs have to leave the queue."""
+
+
+def cancel(run_dir: Path | str) -> dict[str, Any]:
+    """Stop whatever works on a run, on any machine, and take back its jobs; return when nothing is left.
+
+    Parameters
+    ----------
+    run_dir
+        A run directory.
+
+    Returns
+    -------
+    dict
+        ``driver``, in words, that was asked to stop (or None), ids of the ``jobs`` that were cancelled, and ``notes``
+        on jobs that were left alone because they are those of another run directory.
+
+    Raises
+    ------
+    ConfigError
+        If it is no run directory.
+    ClusterError
+        If a queue does not answer, or it is not known whether jobs are left.
+    DaskpipeError
+        If the driver does not stop, and is no job that could be cancelled.
+    """
+    root = Tree.of(run_dir).root
+    asked = lease.holder(root)
+    still = _stop_driver(root)
+    record, submitted = read(root), recorded(root)
+    is_job = record is not None and (_is_job(still, record) if still is not None else waiting(root) is not None)
+    if record is not None and is_job:
+        submitted.append(record.submission)
+    found = [_cancel_of_kind(root, kind, submitted) for kind in sorted({job.kind for job in submitted})]
+    jobs = [job_id for each in found for job_id in each.jobs]
+    doubts = [sentence for each in found for sentence in each.doubts]
+    notes = [sentence for each in found for sentence in each.notes]
+    if record is not None and is_job:
+        if still is None:  # it never began
+            if doubts and record.job_id:
+                record_submission(root, record.submission)
+            forget(root)
+        still = None
+    if still is not None:  # it may see the request yet
+        raise DaskpipeError(
+            f"the driver ({still}) has not stopped in {HONOUR_SECONDS:.0f} s; its jobs are cancelled. "
+            f"End it there: ssh {shlex.quote(still.host)} kill {still.pid}"
+        )
+    lease.withdraw(root)
+    if doubts:
+        done = f"jobs {', '.join(jobs)} are cancelled. But " if jobs else ""
+        raise ClusterError(done + " ".join([*doubts, *notes]))
+    return {"run_dir": str(run_dir), "driver": None if asked is None else str(asked), "jobs": jobs, "notes": notes}
+
+
+def _stop_driver(root: Path) -> lease.Driver | None:
+    """Ask the driver to stop, and wait for it; return one that does not."""
+    lease.request(root)
+    until = time.monotonic() + HONOUR_SECONDS
+    while (driver := lease.holder(root)) is not None and time.monotonic() < until:
+        if lease.requested(root) is None:  # a driver that has just begun took it for an old one
+            lease.request(root)
+        time.sleep(0.5)
+    return driver
+
+
+def _is_job(driver: lease.Driver, record: Record) -> bool:
+    """Whether a driver is the job of a record; in its own environment PBS adds the server's name to the number."""
+    if driver.job_id is None or record.job_id is None:
+        return False
+    return driver.job_id.partition(".")[0] == record.job_id.partition(".")[0]
+
+
+def _cancel_of_kind(root: Path, kind: Kind, submitted: list[Submission]) -> Cancelled:
+    """Cancel the jobs of a run in the queue of a kind, and wait until they have left it."""
+    from daskpipe.cluster.job_commands import cancel_jobs, list_jobs
+
+    site = site_of_kind(kind)
+    jobs = [job for job in submitted if job.kind == kind]
+    done = cancel_jobs(site, root, jobs)
+    cancelled = [job for job in jobs if job.job_id in done.jobs]
+    until = time.monotonic() + GONE_SECONDS
+    while done.jobs and (left := list_jobs(site).fates(cancelled)["queued"]):
+        if time.monotonic() > until:
+            ids = ", ".join(map(str, left))
+            raise ClusterError(f"jobs {ids} are cancelled and do not leave the queue. Try again later")
+        time.sleep(1.0)
+    return done

@@ -1,0 +1,337 @@
+"""A driver that is a job of its own.
+
+``detached.json`` in the run directory says which job will drive it, and with what settings. The job types ``daskpipe
+resume RUN --detached TOKEN``; the token in its lease tells that it has begun. Near its walltime it submits the next one
+as the last thing that it does, so none waits for another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daskpipe.runs import lease
+from daskpipe.core.errors import ClusterError, ConfigError, Interrupted
+from daskpipe.core.shared_disk import disk_time
+from daskpipe.cluster.submitted_jobs import Submission, tag
+from daskpipe.engine.run_directory import Tree
+from daskpipe.core.files import write_atomically
+
+if TYPE_CHECKING:
+    from daskpipe.config.models import Config
+    from daskpipe.cluster.settings import Cluster
+    from daskpipe.core.events import Emit
+    from daskpipe.runs.run import Result
+    from daskpipe.cluster.sites import Site
+
+TRIES = 6
+"""How often the successor of a driver is submitted to a queue that does not take it."""
+
+PAUSE_SECONDS = 10.0
+"""Time between two tries."""
+
+FRUITLESS_LIMIT = 3
+"""Drivers in a row that reach neither a commit nor a checkpoint, after which none is submitted any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The job that will drive a run, or has; ``detached.json``.
+
+    Parameters
+    ----------
+    token
+        Names the driver in its lease.
+    job_id
+        None for the moment between its record and its submission.
+    kind
+        Its queue, as dask-jobqueue calls it.
+    log
+        Where it prints.
+    cluster, overrides
+        With what it resumes the run.
+    fruitless
+        How many drivers in a row before it brought the run no farther.
+    name, cluster_name, user, seen
+        As of `submissions.Submission`; records of earlier versions have only what follows from the run directory.
+    """
+
+    token: str
+    job_id: str | None
+    kind: str
+    log: str
+    at: str
+    cluster: dict[str, Any]
+    overrides: list[str]
+    fruitless: int = 0
+    name: str
+    cluster_name: str | None = None
+    user: str | None = None
+    seen: bool = False
+
+    @property
+    def submission(self) -> Submission:
+        """The job, for who asks its queue."""
+        known = ("job_id", "name", "kind", "cluster_name", "user", "at", "seen")
+        return Submission(**{field: getattr(self, field) for field in known})
+
+
+def read(root: Path) -> Record | None:
+    """Return the record of the last detached driver of a run; ``None`` if there is none."""
+    try:
+        return Record(**{"name": _job_name(root), **json.loads(_file(root).read_text())})
+    except FileNotFoundError:
+        return None
+
+
+def waiting(root: Path) -> Record | None:
+    """Return the record of a detached driver that has not begun, as far as files tell; ``None`` if there is none."""
+    record, last = read(root), lease.last(root)
+    return None if record is None or (last is not None and last.token == record.token) else record
+
+
+def forget(root: Path) -> None:
+    """Remove the record: no detached driver is to drive the run."""
+    _file(root).unlink(missing_ok=True)
+
+
+def in_queue(record: Record) -> bool | None:
+    """Tell whether a detached driver's job is in its queue; ``None`` if the queue's list does not prove it."""
+    if record.job_id is None:
+        return None
+    from daskpipe.cluster.job_commands import list_jobs
+
+    try:
+        fates = list_jobs(site_of_kind(record.kind)).fates([record.submission])
+    except ClusterError:
+        return None
+    return True if fates["queued"] else False if fates["gone"] else None
+
+
+# --- submission ---------------------------------------------------------------------------------------
+
+
+def run(config: Config, run_dir: Path | str) -> Record:
+    """Check a config, open its run directory, and submit a job that drives the run; parameters as of `runs.run`.
+
+    Raises
+    ------
+    ConfigError
+        As `runs.run`; or if the cluster is no site, or a driver works or waits already.
+    ClusterError
+        If the site takes no job.
+    """
+    from daskpipe.runs import run as runs
+
+    refuse(config.cluster)
+    tree = Tree(Path(run_dir).absolute())
+    with runs.open_run(tree, config):
+        return _detach(tree, config)
+
+
+def resume(run_dir: Path | str, overrides: Sequence[str] = (), *, cluster: Cluster | None = None) -> Record:
+    """Submit a job that goes on with a run; parameters as of `runs.resume`, errors as of `run`."""
+    from daskpipe.runs import run as runs
+
+    tree, config = runs.stored(run_dir, overrides, cluster=cluster)
+    refuse(config.cluster)
+    with runs.open_run(tree, config):
+        return _detach(tree, config)
+
+
+def _detach(tree: Tree, config: Config) -> Record:
+    """Submit the driver of a run whose lease this process holds, unless one waits already."""
+    if (record := waiting(tree.root)) is not None and in_queue(record) is not False:
+        raise ConfigError(
+            f"job {record.job_id} waits to drive {tree.root} since {record.at}. Look at it: daskpipe status "
+            f"{_quoted(tree.root)} --watch, or take it back: daskpipe cancel {_quoted(tree.root)}"
+        )
+    cluster = config.cluster
+    if cluster.name.endswith((".yaml", ".yml")):  # the job may begin in another directory
+        cluster = cluster.model_copy(update={"name": str(Path(cluster.name).expanduser().absolute())})
+    budget = config.budget.model_dump(mode="json", include={"hours", "bytes"})
+    overrides = [f"budget.{name}={'null' if value is None else value}" for name, value in budget.items()]
+    return _submit(tree.root, cluster, overrides)
+
+
+def refuse(cluster: Cluster) -> None:
+    """See that a cluster can have a detached driver.
+
+    Raises
+    ------
+    ConfigError
+        If it is no site with a queue.
+    """
+    if cluster.address or cluster.name == "local":
+        raise ConfigError(
+            f"--detach submits the driver as a job of a site, and cluster is {cluster.address or cluster.name}. "
+            "Give --cluster slurm, or leave --detach out"
+        )
+
+
+def drive(run_dir: Path | str, token: str, subscribers: Iterable[Emit] = ()) -> Result:
+    """Drive a run from the job of a detached driver; near its end submit the next one.
+
+    Parameters
+    ----------
+    run_dir, subscribers
+        As of `runs.resume`.
+    token
+        Names the driver in ``detached.json``.
+
+    Raises
+    ------
+    ConfigError
+        If another job has taken its place.
+    Interrupted
+        If the job ends soon and the next one goes on.
+    """
+    from daskpipe.runs import run as runs
+    from daskpipe.cluster.settings import Cluster
+
+    root = Path(run_dir).absolute()
+    record = read(root)
+    if record is None or record.token != token:
+        raise ConfigError(
+            f"this job is not to drive {root} any more: it was cancelled, or another took its place. "
+            f"See: daskpipe status {_quoted(root)}"
+        )
+    cluster = Cluster(**record.cluster)
+
+    started = disk_time(root)
+
+    def hand_over() -> None:
+        if lease.requested(root):  # cancelled in this very moment
+            return
+        fruitless = 0 if _came_on(root, started) else record.fruitless + 1
+        if fruitless >= FRUITLESS_LIMIT:
+            raise ClusterError(
+                f"{fruitless} drivers of {root} in a row reached neither a commit nor a checkpoint before the end of "
+                "their jobs. Give section driver of the site's file a longer walltime, or leave --detach out"
+            )
+        following = _submit_patiently(root, cluster, record.overrides, fruitless)
+        raise Interrupted(f"the job of this driver ends soon; job {following.job_id} goes on with {root}")
+
+    # The one before may have died on another machine, which only its silence tells.
+    detached = runs.Detached(token=token, patience=2 * lease.LEASE_SECONDS, hand_over=hand_over)
+    return runs.resume(root, record.overrides, cluster=cluster, subscribers=subscribers, detached=detached)
+
+
+def _came_on(root: Path, since: float) -> bool:
+    """Tell whether a unit was committed, or left a checkpoint, after a time."""
+    for pattern in ("*/manifest.json", ".*-work/*-checkpoint/state"):
+        for file in root.glob(f"units/*/*/{pattern}"):
+            with suppress(FileNotFoundError):  # a worker that still ends has removed it
+                if file.stat().st_mtime > since:
+                    return True
+    return False
+
+
+def _submit_patiently(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int) -> Record:
+    from daskpipe.cluster.job_commands import NoJobIdError
+
+    for _ in range(TRIES - 1):
+        try:
+            return _submit(root, cluster, overrides, fruitless)
+        except NoJobIdError:  # it was taken, and so would the next ones be
+            raise
+        except ClusterError:  # its controller restarts, perhaps
+            time.sleep(PAUSE_SECONDS)
+    return _submit(root, cluster, overrides, fruitless)
+
+
+def _submit(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int = 0) -> Record:
+    """Record and submit a job that resumes a run; it may begin before this returns."""
+    from daskpipe.cluster import sites
+    from daskpipe.cluster import job_script
+    from daskpipe.cluster.job_commands import NoJobIdError, words_of
+
+    site = sites.site_of(cluster)
+    token = uuid.uuid4().hex[:12]
+    name, folder = _job_name(root), root / "jobs"
+    folder.mkdir(exist_ok=True)
+    job = job_script.driver_job(site, root, name=name, token=token)
+    record = Record(
+        token=token,
+        job_id=None,
+        kind=site.kind,
+        log=str(folder),
+        at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        cluster=cluster.model_dump(mode="json"),
+        overrides=list(overrides),
+        fruitless=fruitless,
+        name=name,
+    )
+    _write(root, record)
+    try:
+        submission = asyncio.run(_submit_and_look(site, job))
+    except NoJobIdError:
+        forget(root)  # should its job begin, it ends
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        forget(root)
+        raise ClusterError(
+            f"{site.name} takes no job for the driver: {words_of(error)}. Change section driver of its file; to see "
+            f"what was submitted: daskpipe plan {_quoted(root / 'config.yaml')} --show-script"
+        ) from error
+    job_id = str(submission.job_id)
+    named = {"SLURM", "LSF", "OAR", "HTCondor"}  # the others choose the name of the log
+    record = replace(
+        record,
+        job_id=job_id,
+        log=str(folder / f"{name}-{job_id}.log" if site.kind in named else folder),
+        cluster_name=submission.cluster_name,
+        user=submission.user,
+        seen=submission.seen,
+    )
+    _write(root, record)
+    return record
+
+
+async def _submit_and_look(site: Site, job: Any) -> Submission:
+    """Submit a job, and look whether the queue lists it: if not, nobody will know whether it has ended."""
+    from daskpipe.cluster.job_commands import list_jobs_async, name_cluster, submit
+
+    submission = await submit(site, job, pool="driver", cluster_name=await name_cluster(site))
+    with suppress(OSError, RuntimeError):
+        seen = (await list_jobs_async(site, submission.cluster_name)).id_of(submission) is not None
+        submission = replace(submission, seen=seen)
+    return submission
+
+
+def _job_name(root: Path) -> str:
+    return f"{tag(root)}-driver"
+
+
+# --- queues -------------------------------------------------------------------------------------------
+
+
+def site_of_kind(kind: str) -> Site:
+    """Return a site of a queue, enough to ask the queue and to cancel jobs."""
+    from daskpipe.cluster.sites import Site
+
+    return Site.model_validate({"name": "any", "class": kind, "pools": {"cpu": {}}})
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+def _file(root: Path) -> Path:
+    return root / "detached.json"
+
+
+def _write(root: Path, record: Record) -> None:
+    write_atomically(_file(root), json.dumps(asdict(record), indent=1))
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(os.fspath(path))

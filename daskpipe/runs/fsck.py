@@ -1,0 +1,109 @@
+"""``daskpipe fsck``: look at a run directory, and move aside what is damaged, so that it is made again."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from daskpipe.runs import lease
+from daskpipe.core.errors import ConfigError
+from daskpipe.core.events import UnitForgotten
+from daskpipe.runs.audit import DAMAGED, Look
+from daskpipe.runs.findings import Finding, Report
+from daskpipe.engine.ledger import Ledger
+from daskpipe.engine.manifests import ORDER, units_of
+from daskpipe.runs.quarantine import forget, standing_on
+from daskpipe.engine.run_directory import Tree
+from daskpipe.core.files import write_atomically
+
+
+def fsck(run_dir: Path | str, *, rehash: bool = False, mend: bool = False) -> Report:
+    """Compare a run directory with what was committed there.
+
+    Parameters
+    ----------
+    run_dir
+        A run directory; need not be complete.
+    rehash
+        Read every byte of units and dataset and compare it with its checksum; else sizes and counts alone.
+    mend
+        Move what is damaged to ``damaged/``, so that ``daskpipe resume`` makes it again, and make the quarantine and
+        the ledger agree with the units. A unit that was made again and is not what it was before takes all that
+        stands on it with it. Nothing that is as it was committed is removed.
+
+    Returns
+    -------
+    Report
+        What is wrong; after mending, what is still wrong.
+
+    Raises
+    ------
+    ConfigError
+        If it is no run directory, or `mend` is set and a driver works in it.
+    """
+    tree = Tree(Path(run_dir).absolute())
+    if not tree.config.exists() and not (tree.root / "units").is_dir():
+        raise ConfigError(f"{run_dir} is no run directory (it has no config.yaml and no units); see: ls runs")
+    if not mend:
+        return Look(tree, rehash).report()
+    with lease.hold(tree.root):
+        look = Look(tree, rehash)
+        mended = _mend(tree, look, look.report().findings)
+        # All that only reading every byte can find has been moved aside.
+        return replace(Look(tree, rehash=False).report(), mended=mended, rehashed=rehash)
+
+
+def _mend(tree: Tree, look: Look, findings: list[Finding]) -> list[str]:
+    """Do about findings what can be done; the caller holds the lease."""
+    done = []
+    emit = Ledger(tree)
+    for path in dict.fromkeys(found.aside for found in findings if found.aside):
+        target = _free(tree.root / DAMAGED / path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(tree.root / path, target)
+        done.append(f"moved {path} to {target.relative_to(tree.root)}")
+        if re.fullmatch(r"units/[a-z-]+/[0-9a-f]{2}/[0-9a-f]{32}", path):
+            emit(UnitForgotten(stage=path.split("/")[1], key=path[-32:], reason="damaged"))
+    for key, stage in look.gone.items():
+        emit(UnitForgotten(stage=stage, key=key, reason="it was gone"))
+        done.append(f"noted that {stage} unit {key} is gone")
+    if look.changed:
+        outdated = list(standing_on(tree, look.changed))
+        forget(tree, outdated, emit, reason="made from a unit that is another one now")
+        done.append(f"removed {len(outdated)} units that stood on units which are others now, and the dataset")
+        for unit in look.changed:
+            for manifest in (tree.root / DAMAGED).glob(f"units/{unit.stage}/{unit.key[:2]}/{unit.key}*/manifest.json"):
+                manifest.rename(manifest.with_name("manifest-settled.json"))
+    for segment, numbers in look.bad_lines.items():
+        kept = _free(tree.root / DAMAGED / "ledger" / segment.name)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(segment, kept)
+        lines = kept.read_bytes().splitlines(keepends=True)
+        text = b"".join(line for number, line in enumerate(lines, start=1) if number not in numbers)
+        write_atomically(segment, text.decode(errors="replace"))
+        done.append(f"took {len(numbers)} lines out of ledger/{segment.name}")
+    return done + [f"wrote quarantine/{name}" for name in _requarantined(tree)]
+
+
+def _requarantined(tree: Tree) -> Iterator[str]:
+    """Write the rejections of units that the quarantine does not hold; yield the names of the files."""
+    for stage in ORDER:
+        for folder, manifest in units_of(tree, stage):
+            rejections = tree.rejected(stage, folder.name) if manifest.receipt.n_rejected else []
+            for rejection in rejections:
+                if not (path := tree.quarantine_file(rejection)).exists():
+                    tree.quarantine([rejection])
+                    yield path.name
+
+
+def _free(path: Path) -> Path:
+    """Return a path at which nothing stands."""
+    number, free = 1, path
+    while free.exists() or free.is_symlink():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free

@@ -1,0 +1,172 @@
+"""The structures that a run rejected: to list them, to look at one, and to have them tried again."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+
+from daskpipe.runs import lease
+from daskpipe.core.errors import MOST_LISTED, ConfigError, IntegrityError, Rejection, unknown
+from daskpipe.core.events import Emit, UnitForgotten
+from daskpipe.engine.ledger import Ledger
+from daskpipe.engine.manifests import ORDER, parsed, units_of
+from daskpipe.core.outputs import remove
+from daskpipe.engine.units import Unit
+from daskpipe.engine.run_directory import Tree
+
+DUPLICATE = "generate/duplicate"
+"""Seeds that equal an earlier one. No unit rejected them, so trying again would not change them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """What is tried again.
+
+    Parameters
+    ----------
+    ids
+        Of the rejections that are taken back.
+    units
+        Units to be made again, by stage.
+    """
+
+    ids: list[str]
+    units: dict[str, int]
+
+
+def rejections(run_dir: Path | str) -> Iterator[tuple[str, Rejection]]:
+    """Yield id and content of each rejection of a run, sorted by id.
+
+    Raises
+    ------
+    ConfigError
+        If it is no run directory.
+    IntegrityError
+        If a file of the quarantine is no rejection.
+    """
+    for path in Tree.of(run_dir).quarantine_files():
+        if (found := held(path)) is None:
+            run = quote(str(run_dir))
+            raise IntegrityError(f"{path} is no rejection. Type: daskpipe fsck {run} --mend")
+        yield path.stem, found
+
+
+def find(run_dir: Path | str, ids: Sequence[str]) -> list[str]:
+    """Return the full ids of rejections; each may be given by its first characters.
+
+    Raises
+    ------
+    ConfigError
+        If one is unknown, or is the beginning of several.
+    """
+    known = [path.stem for path in Tree.of(run_dir).quarantine_files()]
+    found = []
+    for given in ids:
+        matches = [name for name in known if name.startswith(given)] if given else []
+        if not matches:
+            see = f"see: daskpipe quarantine {quote(str(run_dir))} --json"
+            raise ConfigError(f"{unknown('id', given, [name[:8] for name in known])} Or {see}")
+        if len(matches) > 1:
+            listed = ", ".join(matches[:MOST_LISTED])
+            raise ConfigError(f"id {given!r} is the beginning of {len(matches)}: {listed}; give more of it")
+        found += matches
+    return list(dict.fromkeys(found))
+
+
+def release(run_dir: Path | str, ids: Sequence[str], *, try_out: bool = False) -> Release:
+    """Take rejections back, so that ``daskpipe resume`` tries their structures again.
+
+    The units that rejected them are forgotten, with all that stands on them (see `standing_on`) and the dataset.
+
+    Parameters
+    ----------
+    run_dir
+        A run directory in which no driver works.
+    ids
+        Of rejections, as `find` takes them.
+    try_out
+        Say what would be made again, and change nothing.
+
+    Raises
+    ------
+    ConfigError
+        If an id is unknown, or of a duplicate; or a driver works there.
+    """
+    tree = Tree.of(run_dir)
+    wanted = find(run_dir, ids)
+    with lease.hold(tree.root):
+        named = {name: found for name, found in rejections(run_dir) if name in set(wanted)}
+        if twins := [name for name, found in named.items() if found.kind == DUPLICATE]:
+            raise ConfigError(
+                f"{twins[0]} equals another seed ({named[twins[0]].evidence}), and would again; leave it where it is"
+            )
+        stages = {found.stage for found in named.values()}
+        units = [
+            manifest.unit
+            for stage in ORDER
+            if stage in stages
+            for folder, manifest in units_of(tree, stage)
+            if manifest.receipt.n_rejected and not named.keys().isdisjoint(_names(tree, stage, folder.name))
+        ]
+        gone = dict.fromkeys([(unit.stage, unit.key) for unit in units])
+        gone |= dict.fromkeys(standing_on(tree, units))
+        if not try_out:
+            forget(tree, gone, Ledger(tree), reason="a rejection was released")
+    counts = {stage: sum(each == stage for each, _ in gone) for stage in ORDER}
+    return Release(ids=wanted, units={stage: n for stage, n in counts.items() if n})
+
+
+def standing_on(tree: Tree, units: Sequence[Unit]) -> Iterator[tuple[str, str]]:
+    """Yield stage and key of each committed unit that may be another one when some units are.
+
+    That is every unit of all later stages: axes are fitted on all frames, picks are made from all, and the order of
+    labels follows the picks. Only explorations of seeds that stand before all the units stay: what follows a seed
+    moves to other batches when one is added. Keys do not tell, for they name what a unit is made from, not its bytes.
+    """
+    first = min((ORDER.index(unit.stage) for unit in units), default=len(ORDER))
+    before: set[str] = set()
+    if ORDER[first : first + 1] == ("generate",):
+        lowest = min(unit.index for unit in units if unit.stage == "generate")
+        before = {folder.name for folder, each in units_of(tree, "generate") if each.unit.index < lowest}
+    for stage in ORDER[first + 1 :]:
+        for folder, manifest in units_of(tree, stage):
+            if stage != "explore" or not set(manifest.unit.upstream) <= before:
+                yield stage, folder.name
+
+
+def forget(tree: Tree, units: Iterable[tuple[str, str]], emit: Emit, *, reason: str) -> None:
+    """Remove committed units, their quarantine files, and the dataset; those that stand on others first."""
+    units = sorted(units, key=lambda each: ORDER.index(each[0]), reverse=True)
+    if units and tree.dataset.exists():
+        hidden = tree.root / f".dataset-{uuid.uuid4().hex[:8]}.zarr"
+        os.rename(tree.dataset, hidden)  # under its name it is whole or not there
+        remove(hidden)
+    for stage, key in units:
+        for name in _names(tree, stage, key):
+            (tree.root / "quarantine" / f"{name}.json").unlink(missing_ok=True)
+        emit(UnitForgotten(stage=stage, key=key, reason=reason))
+        tree.forget(stage, key)
+    if any(stage == "generate" for stage, _ in units):  # the driver finds duplicates anew among all seeds
+        for path in tree.quarantine_files():
+            if (found := held(path)) and found.kind == DUPLICATE:
+                path.unlink()
+
+
+def held(path: Path) -> Rejection | None:
+    """Return the rejection that a file holds, if it holds one."""
+    try:
+        rejection = Rejection(**parsed(path.read_bytes()))
+    except (FileNotFoundError, IsADirectoryError, ValueError, TypeError):
+        return None
+    texts = (rejection.stage, rejection.structure, rejection.reason, rejection.evidence)
+    whole = all(isinstance(text, str) for text in texts) and isinstance(rejection.details, dict)
+    return rejection if whole else None
+
+
+def _names(tree: Tree, stage: str, key: str) -> list[str]:
+    """Names of the quarantine files of what a unit rejected."""
+    return [tree.quarantine_file(rejection).stem for rejection in tree.rejected(stage, key)]

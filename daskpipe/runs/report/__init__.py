@@ -1,0 +1,74 @@
+"""Report: one HTML page from a run directory or a dataset, to be read without a network.
+
+Needs: a run directory, complete or not, or a ``dataset.zarr``; the verdict of the quality gate if there is one.
+Makes: ``report.html``, with plotly.js inside and nothing to fetch.
+Entry: `write`.
+Memory: one block of atoms (2**20), and some 60 bytes a structure; pictures and points are samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from daskpipe.core.errors import ConfigError, InputError
+
+__all__ = ["write"]
+
+
+def write(target: Path | str, out: Path | str | None = None, *, verdict: Mapping[str, Any] | None = None) -> Path:
+    """Write a report of a run or of a dataset.
+
+    Parameters
+    ----------
+    target
+        A run directory, complete or not, or a ``dataset.zarr``.
+    out
+        The page; by default ``report.html`` in the run directory, or ``NAME.report.html`` beside ``NAME.zarr``. It
+        appears when it is complete, in place of an older one.
+    verdict
+        What the quality gate says, as JSON types; by default ``quality.json`` beside the dataset, if it is there.
+
+    Returns
+    -------
+    pathlib.Path
+        The page.
+
+    Raises
+    ------
+    InputError
+        If `target` is neither a run directory nor a dataset, or the verdict cannot be read.
+    ConfigError
+        If `out` is a directory.
+    IntegrityError
+        If a committed unit of the run is not what was committed.
+    """
+    from daskpipe.core.outputs import resolve_output
+    from daskpipe.runs.report import facts
+    from daskpipe.runs.report.contents import contents
+    from daskpipe.runs.report.page import render
+    from daskpipe.engine.run_directory import Tree
+    from daskpipe.core.files import write_atomically
+
+    target = Path(target)
+    tree = Tree(target)
+    if tree.config.is_file():
+        held = contents(tree.dataset) if tree.dataset.exists() else None
+        found = facts.of_run(tree, held, verdict)
+        default = target / "report.html"
+    elif (target / "zarr.json").is_file():
+        held = contents(target)
+        found = facts.of_dataset(held, verdict)
+        default = target.with_name(f"{target.stem}.report.html")
+    else:
+        what = (
+            "is neither a run directory (it has no config.yaml) nor a dataset" if target.exists() else "does not exist"
+        )
+        raise InputError(f"{target} {what}; give a run or a dataset, e.g. runs/NAME or runs/NAME/dataset.zarr")
+    out = Path(out) if out is not None else default
+    if out.is_dir():
+        raise ConfigError(f"{out} is a directory; give the name of a file, e.g. {out / 'report.html'}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(resolve_output(out), render(found, held))
+    return out

@@ -1,0 +1,405 @@
+"""What happened in a run, in numbers: read from its directory, or as far as a dataset tells from its attributes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+from daskpipe.core.errors import InputError, Rejection
+from daskpipe.engine.ledger import read_ledger
+from daskpipe.runs.report.frames import Frames, read_frames
+from daskpipe.runs.report.split_words import describe_splits, list_shares
+from daskpipe.engine.units import Receipt, Unit
+from daskpipe.engine.run_directory import Tree
+
+if TYPE_CHECKING:
+    from daskpipe.runs.report.contents import Contents
+
+EXAMPLES = 3
+"""Examples of each reason."""
+
+STAGES = (
+    "generate", "explore", "read", "describe-against", "describe-fit", "describe", "select", "label", "store",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one stage let through.
+
+    Parameters
+    ----------
+    stage
+        The room.
+    n_in, n_out
+        What came in and went out, as said in `came` and `went`.
+    removed
+        How many were taken out, by reason.
+    of
+        What was taken out.
+    """
+
+    stage: str
+    n_in: int
+    came: str
+    n_out: int
+    went: str
+    removed: dict[str, int]
+    of: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Time that a stage took: of the driver, and of all units as far as they measure it."""
+
+    stage: str
+    wall_seconds: float
+    unit_seconds: float
+    n_units: int
+    n_lost: int
+    n_suspect: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """Structures that one stage rejected for one reason, and some of them."""
+
+    stage: str
+    reason: str
+    n: int
+    examples: list[Rejection]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A file or dataset that structures were read from, as its dataset says; None for what it does not say."""
+
+    name: str
+    n_structures: int | None
+    labelled_by: str | None
+    checksum: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """All that the page shows but for the structures themselves; see the functions below."""
+
+    name: str
+    target: str
+    kind: str
+    began: str | None = None
+    ended: str | None = None
+    state: str | None = None
+    steps: list[Step] = field(default_factory=list)
+    selection: dict[str, Any] = field(default_factory=dict)
+    reasons: list[Reason] = field(default_factory=list)
+    timings: list[Timing] = field(default_factory=list)
+    n_starts: int = 0
+    frames: Frames | None = None
+    config: str | None = None
+    provenance: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    split_rows: list[tuple[str, str]] = field(default_factory=list)
+    split_shares: list[tuple[str, ...]] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+    gate: dict[str, Any] | None = None
+    gate_note: str = ""
+    gate_command: str = ""
+
+
+def of_run(tree: Tree, contents: Contents | None, verdict: Mapping[str, Any] | None) -> Facts:
+    """Collect what a run directory tells; the run need not be complete.
+
+    Raises
+    ------
+    InputError
+        If its quality.json is no verdict.
+    IntegrityError
+        If a committed unit is not what was committed.
+    """
+    from daskpipe.runs.status import status
+
+    attributes = contents.attributes if contents else {}
+    events = read_ledger(tree)
+    units = _units(tree, events)
+    receipts = {stage: [receipt for _, receipt in found] for stage, found in units.items()}
+    outs = {stage: sum(receipt.n_out for receipt in found) for stage, found in receipts.items()}
+    inputs = {stage: sum(receipt.n_inputs for receipt in found) for stage, found in receipts.items()}
+    reasons = _reasons(tree)
+    selection = {}
+    if units.get("select"):
+        selection = json.loads(tree.load("select", units["select"][0][0].key, ["report"])["report"].item())
+    config = tree.config.read_text()
+    return Facts(
+        name=_name(config, tree.root),
+        target=str(tree.root),
+        kind="run",
+        began=events[0]["at"] if events else None,
+        ended=events[-1]["at"] if events else None,
+        state=status(tree.root)["state"],
+        steps=_steps(outs, inputs, {(reason.stage, reason.reason): reason.n for reason in reasons}, selection),
+        selection=selection,
+        reasons=reasons,
+        timings=_timings(events, receipts),
+        n_starts=len({event["segment"] for event in events}),
+        frames=read_frames(tree, units),
+        config=config,
+        provenance=_provenance(attributes, _potentials(tree, attributes)),
+        versions=_json(attributes, "versions"),
+        split_rows=describe_splits(_json(attributes, "split_rule"), _json(attributes, "split_report")),
+        split_shares=list_shares(_json(attributes, "split_report")),
+        sources=_sources(attributes),
+        **_gate(tree.dataset, tree.root / "quality.json", contents, verdict),
+    )
+
+
+def of_dataset(contents: Contents, verdict: Mapping[str, Any] | None) -> Facts:
+    """Collect what the attributes of a dataset tell about the run that made it.
+
+    Raises
+    ------
+    InputError
+        If an attribute or the verdict cannot be read.
+    """
+    attributes = contents.attributes
+    counts = {}
+    for kind, n in _json(attributes, "quarantined").items():
+        stage, _, reason = str(kind).partition("/")
+        counts[stage, reason] = int(n)
+    selection = _json(attributes, "selection")
+    config = _json(attributes, "config")
+    return Facts(
+        name=str(config.get("name", contents.path.stem)),
+        target=str(contents.path),
+        kind="dataset",
+        steps=_steps(_json(attributes, "run_counts"), {}, counts, selection),
+        selection=selection,
+        reasons=[Reason(stage=stage, reason=reason, n=n, examples=[]) for (stage, reason), n in counts.items()],
+        config=json.dumps(config, indent=1, ensure_ascii=False) if config else None,
+        provenance=_provenance(attributes, _potentials(None, attributes)),
+        versions=_json(attributes, "versions"),
+        split_rows=describe_splits(_json(attributes, "split_rule"), _json(attributes, "split_report")),
+        split_shares=list_shares(_json(attributes, "split_report")),
+        sources=_sources(attributes),
+        **_gate(contents.path, contents.path.with_name("quality.json"), contents, verdict),
+    )
+
+
+# --- counts -----------------------------------------------------------------------------------------
+
+
+def _units(tree: Tree, events: list[dict[str, Any]]) -> dict[str, list[tuple[Unit, Receipt]]]:
+    """Units of the run by stage and in order.
+
+    Where units of an earlier version of a stage are left, the newest of each number count, up to as many as were
+    planned last.
+    """
+    planned = {event["stage"]: event["n_units"] for event in events if event["event"] == "StageStarted"}
+    newest: dict[str, dict[int, tuple[float, Unit, Receipt]]] = {}
+    for file in tree.manifests():
+        try:
+            written, manifest = file.stat().st_mtime, json.loads(file.read_bytes())
+        except FileNotFoundError:  # taken away by a release or an fsck beside this
+            continue
+        unit = Unit(**{**manifest["unit"], "upstream": tuple(manifest["unit"]["upstream"])})
+        of_stage = newest.setdefault(unit.stage, {})
+        if unit.index < planned.get(unit.stage, unit.index + 1) and (
+            unit.index not in of_stage or of_stage[unit.index][0] < written
+        ):
+            of_stage[unit.index] = (written, unit, Receipt(**manifest["receipt"]))
+    return {stage: [found[index][1:] for index in sorted(found)] for stage, found in newest.items()}
+
+
+def _reasons(tree: Tree) -> list[Reason]:
+    """Rejections by stage and reason, in the order of the stages, with the first of each."""
+    counts: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], list[Rejection]] = {}
+    for rejection in _rejections(tree):
+        kind = (rejection.stage, rejection.reason)
+        counts[kind] += 1
+        if len(examples.setdefault(kind, [])) < EXAMPLES:
+            examples[kind].append(rejection)
+    order = {stage: number for number, stage in enumerate(STAGES)}
+    kinds = sorted(counts, key=lambda kind: (order.get(kind[0], len(order)), -counts[kind], kind))
+    return [
+        Reason(stage=stage, reason=reason, n=counts[stage, reason], examples=examples[stage, reason])
+        for stage, reason in kinds
+    ]
+
+
+def _rejections(tree: Tree) -> Iterator[Rejection]:
+    # One at a time: each holds geometries, and there may be many.
+    for file in tree.quarantine_files():
+        yield tree.held(file)
+
+
+def _steps(
+    outs: Mapping[str, int], inputs: Mapping[str, int], counts: Mapping[tuple[str, str], int], selection: dict[str, Any]
+) -> list[Step]:
+    """Say what came into each stage, went out of it, and was taken out, as far as the run has come."""
+    removed = {
+        stage: dict(Counter({reason: n for (where, reason), n in counts.items() if where == stage}).most_common())
+        for stage in STAGES
+    }
+    steps = []
+    if "generate" in outs:
+        # That a seed is equal to another one is seen only when all are there.
+        seeds = outs["generate"] - removed["generate"].get("duplicate", 0)
+        made = seeds + sum(removed["generate"].values())
+        steps.append(_step("generate", made, "structures made or read", seeds, "seeds", removed, "structures"))
+        if "explore" in outs:
+            n_in = inputs.get("explore", seeds)
+            came = "trajectories" if "explore" in inputs else "seeds"
+            steps.append(_step("explore", n_in, came, outs["explore"], "frames", removed, "trajectories that broke"))
+    if "explore" in outs and "select" in outs:
+        pool, picked = outs["explore"], outs["select"]
+        duplicates = selection.get("duplicates", {})
+        near = {
+            "near-duplicate of an earlier frame": int(duplicates.get("against_pool", 0)),
+            "near-duplicate of the existing dataset": int(duplicates.get("against_dataset", 0)),
+        }
+        near["not picked"] = pool - picked - sum(near.values())
+        left_out = {"select": {why: n for why, n in near.items() if n > 0}}
+        steps.append(_step("select", pool, "frames", picked, "picks", left_out, "frames"))
+    if "select" in outs and "label" in outs:
+        steps.append(_step("label", outs["select"], "picks", outs["label"], "labelled", removed, "picks"))
+    if "label" in outs and "store" in outs:
+        steps.append(_step("store", outs["label"], "labelled", outs["store"], "stored", removed, "structures"))
+    return steps
+
+
+def _step(
+    stage: str, n_in: int, came: str, n_out: int, went: str, removed: Mapping[str, dict[str, int]], of: str
+) -> Step:
+    return Step(stage=stage, n_in=n_in, came=came, n_out=n_out, went=went, removed=removed.get(stage, {}), of=of)
+
+
+def _timings(events: list[dict[str, Any]], receipts: Mapping[str, list[Receipt]]) -> list[Timing]:
+    """Add up the passes that came to the end of a stage, over all starts of the driver."""
+    wall: Counter[str] = Counter()
+    tries: Counter[tuple[str, str]] = Counter()
+    for event in events:
+        if event["event"] == "StageFinished":
+            wall[event["stage"]] += event["seconds"]
+        elif event["event"] == "UnitLost":
+            tries[event["stage"], event.get("kind", "")] += 1
+    return [
+        Timing(
+            stage=stage,
+            wall_seconds=wall[stage],
+            unit_seconds=sum(receipt.seconds for receipt in receipts.get(stage, [])),
+            n_units=len(receipts.get(stage, [])),
+            n_lost=tries[stage, "infrastructure"],
+            n_suspect=tries[stage, "suspect"],
+        )
+        for stage in STAGES
+        if stage in wall or receipts.get(stage)
+    ]
+
+
+# --- provenance -------------------------------------------------------------------------------------
+
+
+def _name(config: str, root: Path) -> str:
+    import yaml
+
+    read = yaml.safe_load(config)
+    return str(read.get("name", root.name)) if isinstance(read, dict) else root.name
+
+
+def _json(attributes: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a root attribute that holds a JSON object, or its text; empty if it is absent."""
+    value = attributes.get(name, {})
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise InputError(f"root attribute {name!r} is no JSON ({error}); see: daskpipe fsck") from error
+    if not isinstance(found, dict):
+        raise InputError(f"root attribute {name!r} is no JSON object, received {str(value)[:40]}")
+    return found
+
+
+def _potentials(tree: Tree | None, attributes: Mapping[str, Any]) -> dict[str, str]:
+    """Name and hash of each model, by what it did."""
+    record = tree.root / "potentials.json" if tree else None
+    if record and record.is_file():
+        read = json.loads(record.read_text())
+        return {f"{stage} with": f"{found['name']}, sha256 {found['hash']}" for stage, found in read.items()}
+    found = {}
+    for stage, attribute in (
+        ("explore", "explore_potential"),
+        ("label", "label_potential"),
+        ("describe", "describe_model"),
+    ):
+        if model := _json(attributes, attribute):
+            found[f"{stage} with"] = f"{model.get('name')}, sha256 {model.get('sha256')}"
+    return found
+
+
+def _provenance(attributes: Mapping[str, Any], potentials: Mapping[str, str]) -> dict[str, str]:
+    checksums = attributes.get("checksums", {})
+    given = {
+        "seed": attributes.get("seed"),
+        **potentials,
+        "dataset_key": attributes.get("dataset_key"),
+        "schema": attributes.get("daskpipe_schema"),
+        "checksum of the root (crc32c)": checksums.get("root") if isinstance(checksums, dict) else None,
+    }
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def _sources(attributes: Mapping[str, Any]) -> list[Source]:
+    """Return what a dataset was imported or merged from."""
+    value = attributes.get("sources", "[]")
+    try:
+        listed = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise InputError(f"root attribute 'sources' is no JSON ({error}); see: daskpipe fsck") from error
+    if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed):
+        raise InputError(f"root attribute 'sources' is no list of JSON objects, received {str(value)[:40]}")
+    return [
+        Source(
+            name=str(row.get("name", "–")),
+            n_structures=int(row["n_structures"]) if "n_structures" in row else None,
+            labelled_by=_labelled_by(row),
+            checksum=str(row["checksum"]) if "checksum" in row else None,
+        )
+        for row in listed
+    ]
+
+
+def _labelled_by(row: Mapping[str, Any]) -> str | None:
+    """Return the method or the potential that labelled a source."""
+    if "label_method" in row:
+        return str(row["label_method"])
+    return str(_json(row, "label_potential")["name"]) if "name" in _json(row, "label_potential") else None
+
+
+def _gate(target: Path, file: Path, contents: Contents | None, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the verdict of the quality gate, given or read, and what to know about it."""
+    command = f"daskpipe quality {quote(str(target))}"
+    if verdict is None and file.is_file():
+        try:
+            verdict = json.loads(file.read_text())
+        except ValueError as error:
+            raise InputError(f"{file} is no JSON ({error}); type: {command}") from error
+    if verdict is None:
+        return {"gate_command": command}
+    checks = verdict.get("checks") if isinstance(verdict, Mapping) else None
+    named = isinstance(checks, list) and all(
+        isinstance(check, Mapping) and {"name", "verdict"} <= check.keys() for check in checks
+    )
+    if not named or not isinstance(verdict.get("go"), bool):
+        raise InputError(
+            "the verdict has no 'go' (true or false) and 'checks' (a list, each with 'name' and 'verdict'); "
+            f"type: {command}"
+        )
+    note = ""
+    if contents is not None and verdict.get("dataset_key") != contents.attributes.get("dataset_key"):
+        note = f"This verdict is of another dataset (key {verdict.get('dataset_key')})."
+    return {"gate": dict(verdict), "gate_note": note, "gate_command": command}

@@ -1,0 +1,59 @@
+"""From facts and figures to HTML; whatever comes from outside is escaped by the template."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import Any
+
+from daskpipe.runs.report.charts import charts
+from daskpipe.runs.report.contents import Contents
+from daskpipe.runs.report.facts import Facts
+from daskpipe.runs.report.thumbnails import legend, thumbnails
+
+
+def render(facts: Facts, contents: Contents | None) -> str:
+    """Return the page.
+
+    The page may run two scripts, plotly.js and its own, and fetch nothing: it says so itself, in a content security
+    policy that names the scripts by their hashes. Should a name ever slip through as a script, it would not run.
+    """
+    from importlib.resources import files
+
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    from daskpipe import __version__
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":"), "ensure_ascii": False}
+    environment.filters["number"] = number
+    here = files("daskpipe.runs.report")
+    figures = charts(facts, contents)
+    scripts = [get_plotlyjs(), here.joinpath("page.js").read_text(encoding="utf-8")]
+    return environment.from_string(here.joinpath("page.html").read_text(encoding="utf-8")).render(
+        facts=facts,
+        contents=contents,
+        charts=figures,
+        figures={name: chart.figure for name, chart in figures.items() if chart.data},
+        pictures=thumbnails(contents.pictures) if contents is not None else {},
+        legend=legend(contents.elements) if contents is not None else {},
+        scripts=[Markup(script) for script in scripts],
+        policy=" ".join(_hashed(script) for script in scripts),
+        version=__version__,
+    )
+
+
+def number(value: Any) -> str:
+    """Write a number for people: thousands separators, four digits, a dash for nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    whole = isinstance(value, int) or 1000 <= abs(value) < 1e15
+    return f"{value:,.0f}".replace("-", "−") if whole else f"{value:.4g}".replace("-", "−")
+
+
+def _hashed(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

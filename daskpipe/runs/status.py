@@ -1,0 +1,188 @@
+"""How far a run is, read from its directory alone, from any machine that shares it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from daskpipe.runs import detached
+from daskpipe.runs import lease
+from daskpipe.core.errors import reasons
+from daskpipe.engine.ledger import Reader
+from daskpipe.engine.run_directory import Tree
+
+ASK_SECONDS = 30.0
+"""Time between two questions to the queue of a driver that waits in it: it serves all users of the site."""
+
+UNDER_WAY = ("running", "queued")
+"""States in which there is something to watch."""
+
+
+@dataclass
+class Row:
+    """What the ledger tells of a stage."""
+
+    planned: int = 0
+    committed: int = 0
+    out: int = 0
+    rejected: int = 0
+    lost: int = 0
+    suspect: int = 0
+    yielded: int = 0
+
+    def __post_init__(self) -> None:
+        self._since = self._until = 0.0
+        self._before = 0
+
+    def begins(self, n_units: int, n_committed: int, at: float) -> None:
+        """Hear that a driver began the stage, or went on with it."""
+        self.planned, self.committed = n_units, n_committed
+        self._since, self._until, self._before = at, at, n_committed
+
+    def grows(self, at: float) -> None:
+        """Hear that a unit was committed."""
+        self.committed += 1
+        self._until = at
+
+    @property
+    def rate(self) -> float | None:
+        """Units a second that this driver commits; None while there is nothing to judge by."""
+        n_done, seconds = self.committed - self._before, self._until - self._since
+        return n_done / seconds if n_done > 0 and seconds > 0 else None
+
+
+@dataclass
+class Watch:
+    """Looks at a run again and again; of the ledger it reads what is new.
+
+    Parameters
+    ----------
+    run_dir
+        A run directory.
+
+    Raises
+    ------
+    ConfigError
+        If it is no run directory.
+    """
+
+    run_dir: Path | str
+    stages: dict[str, Row] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tree = Tree.of(self.run_dir)
+        self._journal = Reader(self.tree)
+        self._now: str | None = None
+        self._finished = False
+        self._drivers = 0
+        self._workers: int | None = None
+        self._notices: deque[str] = deque(maxlen=1)
+        self._gone: dict[str, bool] = {}
+        self._asked = -ASK_SECONDS
+
+    def look(self) -> dict[str, Any]:
+        """Return how far the run is now, as `status` does."""
+        for event in self._journal.events():
+            self._hear(event)
+        driver = lease.holder(self.tree.root)
+        queued = self._queued() if driver is None else None
+        if queued is not None:  # it may have begun while the queue was asked
+            driver = lease.holder(self.tree.root)
+        complete = self._finished and self.tree.dataset.exists()
+        state = "running" if driver else "queued" if queued else "complete" if complete else "stopped"
+        now = self.stages[self._now] if self._now is not None and state == "running" else None
+        rate = None if now is None else now.rate
+        return {
+            "run_dir": str(self.tree.root),
+            "state": state,
+            "driver": None
+            if driver is None
+            else {"host": driver.host, "pid": driver.pid, "job_id": driver.job_id, "since": driver.since},
+            "queued": None if queued is None or driver else {"job_id": queued.job_id, "since": queued.at},
+            "log": None if (record := detached.read(self.tree.root)) is None else record.log,
+            "workers": self._workers if driver else None,
+            "stages": {stage: asdict(row) for stage, row in self.stages.items()},
+            "stage": self._now if now is not None else None,
+            "rate": None if rate is None else round(rate, 4),
+            "seconds_left": None if now is None or rate is None else round((now.planned - now.committed) / rate),
+            "notice": self._notices[-1] if self._notices and state == "running" else None,
+            "quarantined": reasons(self.tree.quarantined()),
+            "driver_starts": self._drivers,
+            "dataset": str(self.tree.dataset) if self.tree.dataset.exists() else None,
+        }
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        at = datetime.fromisoformat(event["at"]).timestamp()
+        row = self.stages.get(event.get("stage", ""), Row())
+        match event["event"]:
+            case "RunStarted":
+                self._finished, self._now = False, None
+                self._drivers += 1
+                self._workers = len(event["workers"])
+            case "StageStarted":
+                self._now = event["stage"]
+                row = self.stages.setdefault(event["stage"], row)
+                row.begins(event["n_units"], event["n_committed"], at)
+            case "UnitCommitted":
+                row.grows(at)
+            case "UnitLost" if event.get("kind") == "suspect":
+                row.suspect += 1
+            case "UnitLost":
+                row.lost += 1
+            case "UnitYielded":
+                row.yielded += 1
+            case "UnitForgotten":
+                row.committed -= 1
+                self._finished = False
+            case "StageFinished":
+                row.out, row.rejected = event["n_out"], event["n_rejected"]
+                self._now = None
+            case "RunFinished":
+                self._finished = True
+            case "Notice":
+                self._notices.append(event["message"])
+
+    def _queued(self) -> detached.Record | None:
+        """Return the detached driver that waits in a queue; where that can be asked, one that is there."""
+        record = detached.waiting(self.tree.root)
+        if record is None:
+            return None
+        if time.monotonic() - self._asked >= ASK_SECONDS:
+            self._gone = {record.token: detached.in_queue(record) is False}
+            self._asked = time.monotonic()
+        return None if self._gone.get(record.token) else record
+
+
+def status(run_dir: Path | str) -> dict[str, Any]:
+    """Return how far a run is.
+
+    Parameters
+    ----------
+    run_dir
+        A run directory; need not be complete.
+
+    Returns
+    -------
+    dict
+        ``state``: ``running``, ``queued`` (the job of a detached driver waits), ``complete`` or ``stopped``;
+        ``driver``: host, pid, job_id and since; ``queued``: job_id and since; ``log`` of a detached driver;
+        ``workers`` that there were when the driver began; ``stages``: units planned and committed, outputs, rejected,
+        units lost with their workers, units suspect of having ended theirs, units that yielded; ``stage`` under way,
+        its ``rate`` in units a second and the estimate ``seconds_left``; the last ``notice``; ``quarantined`` by
+        reason, ``driver_starts`` and ``dataset``. None where there is none. JSON types.
+
+    Raises
+    ------
+    ConfigError
+        If it is no run directory.
+    """
+    return Watch(run_dir).look()
+
+
+def is_running(tree: Tree) -> bool:
+    """Whether a driver, on whatever machine, works in the run directory."""
+    return lease.holder(tree.root) is not None

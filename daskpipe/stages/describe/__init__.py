@@ -1,0 +1,14 @@
+"""Describe: frames to features, chunked Dask arrays.
+
+Needs: frames in the unit tree; the elements that occur.
+Makes: a float32 array (structure, feature) whose chunks are the exploration units; with ``level: atom`` another one
+    (atom, feature) beside it; and the reduction (mean and principal axes of a hash-chosen sample) that all share.
+Plugins: entry-point group ``daskpipe.descriptors``; their kit is `daskpipe.testing.check_descriptor`.
+Entry: `daskpipe.stages.describe.stage.describe` and `environments` (Dask arrays), `daskpipe.SOAP` (in memory).
+Memory per partition: frames of one unit, and 4 MB of full descriptors however many frames there are.
+"""
+
+from daskpipe.stages.describe.catalogue import DESCRIPTORS, build, check_descriptor, identity, uses_device
+from daskpipe.stages.describe.rows import fingerprints
+
+__all__ = ["DESCRIPTORS", "build", "check_descriptor", "fingerprints", "identity", "uses_device"]

@@ -1,0 +1,97 @@
+"""The descriptors by name, and what the other rooms' corridor asks about them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from daskpipe.core.errors import ConfigError
+from daskpipe.core.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    from ase import Atoms
+
+    from daskpipe.potentials import Identity
+    from daskpipe.stages.describe.settings import Describe
+
+DESCRIPTORS = Registry(
+    "descriptor",
+    {
+        "acsf": "daskpipe.stages.describe.dscribe_family:ACSF",
+        "lmbtr": "daskpipe.stages.describe.dscribe_family:LMBTR",
+        "mace": "daskpipe.stages.describe.mace:MACE",
+        "mbtr": "daskpipe.stages.describe.dscribe_family:MBTR",
+        "soap": "daskpipe.stages.describe.soap:SOAP",
+        "valle_oganov": "daskpipe.stages.describe.dscribe_family:ValleOganov",
+    },
+    group="daskpipe.descriptors",
+    given=("species", "average", "device"),
+)
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {"soap": {"sigma": 0.75}}
+"""Parameters that a config may leave out, where they are not the defaults of the factory: units were made with them."""
+
+
+class Descriptor(Protocol):
+    """What the stage, and whoever uses a descriptor in memory, relies on.
+
+    The factory takes the keywords ``species``, ``average`` (``off``: a row an atom, ``outer``: their mean), its own
+    parameters, and ``device`` if it computes on one. It may have the attribute ``per_atom`` (false if there is no row
+    an atom), and the functions ``check(params)``, which raises for parameters that cannot be used, and
+    ``identify(params)``, which says which model it uses (`daskpipe.potentials.Identity`).
+    """
+
+    n_features: int
+    dtype: np.dtype[Any]
+
+    def hypers(self) -> dict[str, Any]:
+        """Return all parameters, as JSON types; the factory called with them gives the same descriptor."""
+
+    def compute(self, structures: Sequence[Atoms]) -> np.ndarray:
+        """Return the descriptor, shape (structure, feature), or (atom, feature) over all structures, of `dtype`."""
+
+
+def build(settings: Describe, species: Sequence[str], average: Literal["off", "outer"]) -> Descriptor:
+    """Build the descriptor that a config asks for."""
+    given: dict[str, Any] = {"species": list(species), "average": average}
+    if uses_device(settings):
+        given["device"] = settings.device
+    params = {**DEFAULTS.get(settings.descriptor, {}), **settings.params}
+    descriptor: Descriptor = DESCRIPTORS.get(settings.descriptor)(**given, **params)
+    return descriptor
+
+
+def per_atom(settings: Describe) -> bool:
+    """Whether the descriptor has a row an atom."""
+    return bool(getattr(DESCRIPTORS.get(settings.descriptor), "per_atom", True))
+
+
+def uses_device(settings: Describe) -> bool:
+    """Whether the descriptor computes on ``describe.device``."""
+    return "device" in inspect.signature(DESCRIPTORS.get(settings.descriptor)).parameters
+
+
+def identity(settings: Describe) -> Identity | None:
+    """Identity of the model that the descriptor uses, if it uses one; raises as `daskpipe.potentials.identity`."""
+    identify = getattr(DESCRIPTORS.get(settings.descriptor), "identify", None)
+    return identify(settings.params) if identify is not None else None
+
+
+def check_descriptor(settings: Describe) -> None:
+    """See whether a descriptor can give what a config asks of it; its parameters are known and of the right kind.
+
+    Raises
+    ------
+    ConfigError
+        If it has no row an atom and ``level: atom`` wants one, or refuses its parameters.
+    """
+    if settings.level == "atom" and not per_atom(settings):
+        raise ConfigError(
+            f"describe.level=atom: {settings.descriptor} describes whole structures only; "
+            "type describe.level=structure, or describe=soap, describe=acsf or describe=lmbtr"
+        )
+    if (check := getattr(DESCRIPTORS.get(settings.descriptor), "check", None)) is not None:
+        check(settings.params)

@@ -1,0 +1,180 @@
+"""Kernels of the neighbour search: periodic images sorted into a grid of bins, and the points around a centre.
+
+Work and memory are linear in the number of atoms. Pairs are not kept: who wants an atom's neighbours asks for them
+(`around`) and uses them while they are in the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from daskpipe.core.accelerate import kernel
+from daskpipe.stages.describe.simd import WIDTH, append_where_within
+
+
+class Grid(NamedTuple):
+    """A structure's atoms, and those of their images that lie within a cutoff of the box around them.
+
+    Parameters
+    ----------
+    positions
+        Atoms, wrapped into the cell along its periodic vectors, shape (atom, xyz), float64, Å.
+    points
+        Atoms and images in order of their bins, shape (xyz, point), float64, Å.
+    atom_index
+        The atom that each point is an image of, shape (point,), int64.
+    bin_ptr
+        Points of bin i lie from ``bin_ptr[i]`` to ``bin_ptr[i + 1]``, shape (bin + 1,), int64; x runs fastest.
+    low, edges
+        Corner of the grid and size of a bin, shape (xyz,), Å.
+    n_bins
+        Bins along each axis, shape (xyz,), int64.
+    cutoff
+        Å.
+    """
+
+    positions: np.ndarray
+    points: np.ndarray
+    atom_index: np.ndarray
+    bin_ptr: np.ndarray
+    low: np.ndarray
+    edges: np.ndarray
+    n_bins: np.ndarray
+    cutoff: float
+
+
+@kernel
+def wrap(
+    positions: np.ndarray, cell: np.ndarray, inverse: np.ndarray, pbc: np.ndarray, cutoff: float, out: np.ndarray,
+    spans: np.ndarray, box: np.ndarray,
+) -> None:  # fmt: skip
+    """Move atoms into the cell along its periodic vectors, and frame what lies around them.
+
+    Writes the positions, how many images to look at on either side along each cell vector, and the corners of the
+    box that holds all atoms and all their neighbours, ``box[corner, axis]``.
+    """
+    fractional, low, high = np.empty(3), np.full(3, np.inf), np.full(3, -np.inf)
+    box[0, :], box[1, :] = np.inf, -np.inf
+    for atom in range(len(positions)):
+        out[atom, :] = positions[atom, :]
+        for k in range(3):
+            if not pbc[k]:
+                continue
+            fractional[k] = 0
+            for axis in range(3):
+                fractional[k] += positions[atom, axis] * inverse[axis, k]
+            shift = math.floor(fractional[k])
+            fractional[k] -= shift
+            low[k], high[k] = min(low[k], fractional[k]), max(high[k], fractional[k])
+            for axis in range(3):
+                out[atom, axis] -= shift * cell[k, axis]
+        for axis in range(3):
+            box[0, axis] = min(box[0, axis], out[atom, axis] - cutoff)
+            box[1, axis] = max(box[1, axis], out[atom, axis] + cutoff)
+    for k in range(3):
+        # The height of the cell over the plane of the other two vectors is one over the inverse's column.
+        per_height = math.sqrt(inverse[0, k] ** 2 + inverse[1, k] ** 2 + inverse[2, k] ** 2)
+        spans[k] = math.floor(high[k] - low[k] + cutoff * per_height) if pbc[k] else 0
+
+
+@kernel
+def images(
+    positions: np.ndarray, cell: np.ndarray, spans: np.ndarray, box: np.ndarray, out_points: np.ndarray,
+    out_atoms: np.ndarray,
+) -> int:  # fmt: skip
+    """Write all copies of atoms that lie in the box, unless into empty arrays; return how many there are."""
+    n_points = 0
+    writes = len(out_atoms) > 0
+    for a in range(-spans[0], spans[0] + 1):
+        for b in range(-spans[1], spans[1] + 1):
+            for c in range(-spans[2], spans[2] + 1):
+                shift_x = a * cell[0, 0] + b * cell[1, 0] + c * cell[2, 0]
+                shift_y = a * cell[0, 1] + b * cell[1, 1] + c * cell[2, 1]
+                shift_z = a * cell[0, 2] + b * cell[1, 2] + c * cell[2, 2]
+                for atom in range(len(positions)):
+                    x = positions[atom, 0] + shift_x
+                    y = positions[atom, 1] + shift_y
+                    z = positions[atom, 2] + shift_z
+                    inside = box[0, 0] <= x <= box[1, 0] and box[0, 1] <= y <= box[1, 1]
+                    if inside and box[0, 2] <= z <= box[1, 2]:
+                        if writes:
+                            out_points[0, n_points] = x
+                            out_points[1, n_points] = y
+                            out_points[2, n_points] = z
+                            out_atoms[n_points] = atom
+                        n_points += 1
+    return n_points
+
+
+@kernel
+def place(coordinate: float, low: float, edge: float, n_bins: int) -> int:
+    """Bin of a coordinate along one axis."""
+    return min(max(int((coordinate - low) / edge), 0), n_bins - 1)
+
+
+@kernel
+def sort(points: np.ndarray, atoms: np.ndarray, grid: Grid) -> None:
+    """Fill a grid: its points, the atoms they belong to, and where each bin begins."""
+    low, edges, n_bins, bin_ptr = grid.low, grid.edges, grid.n_bins, grid.bin_ptr
+    where = np.empty(len(atoms), np.int64)
+    bin_ptr[:] = 0
+    for point in range(len(atoms)):
+        i = place(points[0, point], low[0], edges[0], n_bins[0])
+        j = place(points[1, point], low[1], edges[1], n_bins[1])
+        k = place(points[2, point], low[2], edges[2], n_bins[2])
+        where[point] = (k * n_bins[1] + j) * n_bins[0] + i
+        bin_ptr[where[point] + 1] += 1
+    for number in range(1, len(bin_ptr)):
+        bin_ptr[number] += bin_ptr[number - 1]
+    free = bin_ptr[:-1].copy()
+    for point in range(len(atoms)):
+        target = free[where[point]]
+        free[where[point]] += 1
+        for axis in range(3):
+            grid.points[axis, target] = points[axis, point]
+        grid.atom_index[target] = atoms[point]
+
+
+@kernel
+def beyond(coordinate: float, low: float, edge: float, number: int) -> float:
+    """Distance of a coordinate from a bin along one axis, 0 inside it."""
+    left = low + number * edge
+    return max(left - coordinate, coordinate - left - edge, 0.0)
+
+
+@kernel
+def around(centre: np.ndarray, grid: Grid, out: np.ndarray) -> int:
+    """Write the numbers of the points within the cutoff of a place, one there included; return how many they are.
+
+    `out` is int32 and has room for all points and a vector more.
+    """
+    points, bin_ptr, low, edges, n_bins = grid.points, grid.bin_ptr, grid.low, grid.edges, grid.n_bins
+    cutoff, square = grid.cutoff, grid.cutoff * grid.cutoff
+    x, y, z = centre[0], centre[1], centre[2]
+    found = 0
+    first_k, last_k = place(z - cutoff, low[2], edges[2], n_bins[2]), place(z + cutoff, low[2], edges[2], n_bins[2])
+    first_j, last_j = place(y - cutoff, low[1], edges[1], n_bins[1]), place(y + cutoff, low[1], edges[1], n_bins[1])
+    for k in range(first_k, last_k + 1):
+        gap_z = beyond(z, low[2], edges[2], k)
+        for j in range(first_j, last_j + 1):
+            gap_y = beyond(y, low[1], edges[1], j)
+            left = square - gap_z * gap_z - gap_y * gap_y
+            if left < 0:
+                continue
+            reach = math.sqrt(left)
+            row = (k * n_bins[1] + j) * n_bins[0]
+            # Bins along x lie one after another: their points are one stretch.
+            start = bin_ptr[row + place(x - reach, low[0], edges[0], n_bins[0])]
+            stop = bin_ptr[row + place(x + reach, low[0], edges[0], n_bins[0]) + 1]
+            whole = start + (stop - start) // WIDTH * WIDTH
+            for point in range(start, whole, WIDTH):
+                found = append_where_within(points, point, x, y, z, square, out, found)
+            for point in range(whole, stop):
+                dx, dy, dz = points[0, point] - x, points[1, point] - y, points[2, point] - z
+                # Written always, kept where the count goes on: no branch to guess.
+                out[found] = point
+                found += dx * dx + dy * dy + dz * dz <= square
+    return found

@@ -1,0 +1,398 @@
+"""Kernels of the SOAP power spectrum: neighbours to expansion coefficients, coefficients to features.
+
+All arithmetic is on vectors of eight radial functions (`lanes`); `n_max` is padded with zeros to `n_vectors` of
+them. Expansion coefficients lie as (species, lm, n_vectors, 8), where ``lm`` counts the 2 l + 1 real harmonics
+of degree l from ``l * l`` on.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from daskpipe.core.accelerate import kernel
+from daskpipe.stages.describe.neighbours_kernels import Grid, around
+from daskpipe.stages.describe.simd import (
+    WIDTH,
+    add,
+    append_where_equal,
+    fma,
+    fold,
+    interleave_high,
+    interleave_low,
+    load,
+    load_two,
+    mul,
+    spread,
+    spread_two,
+    spread_wide,
+    store,
+    sub,
+    zeros,
+)
+
+OFF, MU2, MU1NU1, CROSSOVER = 0, 1, 2, 3
+"""dscribe's modes of compression, as `soap.COMPRESSIONS` names them."""
+
+EACH, INNER, OUTER = 0, 1, 2
+"""A row an atom; the spectrum of the mean coefficients; the mean of the spectra. As `soap.AVERAGES` names them."""
+
+
+class Basis(NamedTuple):
+    """What the descriptor expands in.
+
+    Parameters
+    ----------
+    table
+        Radial functions, flat from shape (row, n_groups, 8); a group are eight functions of one l. Row i lies at
+        ``(i - 1) / rows_per_length``; the last four rows are zeros.
+    rows_per_length
+        Scalar of the table's dtype, 1/Å.
+    factors
+        Of the recurrence in `harmonics`.
+    n_species, n_max, l_max
+        Numbers of species (1 for mu2) and of radial functions, and the largest degree.
+    n_vectors, n_groups
+        Vectors an l, and groups a row; the latter even.
+    """
+
+    table: np.ndarray
+    rows_per_length: float
+    factors: np.ndarray
+    n_species: int
+    n_max: int
+    l_max: int
+    n_vectors: int
+    n_groups: int
+
+
+class Buffers(NamedTuple):
+    """Room for the work on one centre: its neighbours by species, and what they add up to."""
+
+    found: np.ndarray
+    found_kinds: np.ndarray
+    places: np.ndarray
+    ends: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    z: np.ndarray
+    rows: np.ndarray
+    weights: np.ndarray
+    harmonics: np.ndarray
+    radial: np.ndarray
+    pairwise: np.ndarray
+    summed: np.ndarray
+
+
+@kernel
+def aligned(size: int, like: np.ndarray) -> np.ndarray:
+    """Array of zeros of the dtype of `like` that starts on a cache line, so that no vector lies on two."""
+    line = 64 // like.itemsize
+    array = np.zeros(size + line, like.dtype)
+    skip = (-(array.ctypes.data // like.itemsize)) % line
+    return array[skip : skip + size]
+
+
+@kernel
+def gather(centre: np.ndarray, grid: Grid, kinds: np.ndarray, basis: Basis, work: Buffers) -> int:
+    """Find the neighbours of a centre and order them by species, each species from a multiple of eight on.
+
+    Places that stay empty are so far away that radial functions are zero there. Returns the number of places;
+    ``work.ends`` says where each species ends, padding left out.
+    """
+    found, found_kinds, places, ends = work.found, work.found_kinds, work.places, work.ends
+    x, y, z = work.x, work.y, work.z
+    n_found = around(centre, grid, found)
+    for number in range(n_found):
+        found_kinds[number] = kinds[found[number]]
+    # The last vector reaches beyond the end, where nothing is of any species.
+    found_kinds[n_found : n_found + WIDTH] = -1
+    n_places = 0
+    for kind in range(basis.n_species):
+        ends[kind] = n_places
+        for number in range(0, n_found, WIDTH):
+            ends[kind] = append_where_equal(found_kinds, found, number, kind, places, ends[kind])
+        n_places = (ends[kind] + WIDTH - 1) // WIDTH * WIDTH
+        places[ends[kind] : n_places] = 0
+    px, py, pz = grid.points[0], grid.points[1], grid.points[2]
+    for place in range(n_places):
+        point = places[place]
+        x[place], y[place], z[place] = px[point] - centre[0], py[point] - centre[1], pz[point] - centre[2]
+    far = (len(basis.table) // (basis.n_groups * WIDTH) - 3.5) / basis.rows_per_length
+    for kind in range(basis.n_species):
+        for place in range(ends[kind], (ends[kind] + WIDTH - 1) // WIDTH * WIDTH):
+            x[place], y[place], z[place] = 0, 0, far
+    return n_places
+
+
+@kernel
+def directions(n_places: int, basis: Basis, work: Buffers) -> None:
+    """Turn vectors into unit vectors, and their lengths into rows of the radial table and weights of four rows."""
+    x, y, z, rows = work.x, work.y, work.z, work.rows
+    w0, w1, w2, w3 = work.weights[0], work.weights[1], work.weights[2], work.weights[3]
+    one = basis.rows_per_length / basis.rows_per_length  # of the table's dtype
+    half, sixth = one / 2, one / 6
+    for place in range(n_places):
+        r = math.sqrt(x[place] * x[place] + y[place] * y[place] + z[place] * z[place])
+        # The centre itself has no direction; its radial functions vanish beyond l = 0.
+        inverse = one / (r if r > 0 else one)
+        x[place] *= inverse
+        y[place] *= inverse
+        z[place] *= inverse
+        row = np.int32(r * basis.rows_per_length)
+        rows[place] = row
+        # Cubic Lagrange polynomials at -1, 0, 1, 2.
+        t = r * basis.rows_per_length - row
+        w0[place] = -sixth * t * (t - one) * (t - 2 * one)
+        w1[place] = half * (t + one) * (t - one) * (t - 2 * one)
+        w2[place] = -half * (t + one) * t * (t - 2 * one)
+        w3[place] = sixth * (t + one) * t * (t - one)
+
+
+@kernel
+def harmonics(first: int, basis: Basis, work: Buffers) -> None:
+    """Real orthonormal spherical harmonics of eight unit vectors, (lm, 8).
+
+    ``basis.factors`` starts with a one; then come, by m and l, two factors each of the recurrence
+    ``q[l, m] = a z q[l - 1, m] - b q[l - 2, m]``, in whose place the first is q[m, m] itself where l = m.
+    """
+    factors, out = basis.factors, work.harmonics
+    x, y, z = load(work.x, first), load(work.y, first), load(work.z, first)
+    real, imaginary = spread(factors, 0), zeros(factors)
+    entry = 1
+    for m in range(basis.l_max + 1):
+        before, now = zeros(factors), spread(factors, entry)
+        for degree in range(m, basis.l_max + 1):
+            if degree > m:
+                after = sub(mul(spread(factors, entry), mul(z, now)), mul(spread(factors, entry + 1), before))
+                before = now
+                now = after
+            entry += 2
+            row = degree * degree
+            if m == 0:
+                store(out, row * WIDTH, now)
+            else:
+                store(out, (row + 2 * m - 1) * WIDTH, mul(now, real))
+                store(out, (row + 2 * m) * WIDTH, mul(now, imaginary))
+        # (x + iy)^m
+        turned = sub(mul(x, real), mul(y, imaginary))
+        imaginary = fma(x, imaginary, mul(y, real))
+        real = turned
+
+
+@kernel
+def radial(first: int, basis: Basis, work: Buffers) -> None:
+    """Radial functions of eight neighbours, (n_groups / 2, neighbour, 16): cubic polynomials through four rows."""
+    table, rows, out = basis.table, work.rows, work.radial
+    to_0, to_1, to_2, to_3 = work.weights[0], work.weights[1], work.weights[2], work.weights[3]
+    stride = basis.n_groups * WIDTH
+    for neighbour in range(WIDTH):
+        w0, w1 = spread_wide(to_0, first + neighbour), spread_wide(to_1, first + neighbour)
+        w2, w3 = spread_wide(to_2, first + neighbour), spread_wide(to_3, first + neighbour)
+        row = rows[first + neighbour] * stride
+        for at in range(0, stride, 2 * WIDTH):
+            near = fma(load_two(table, row + stride + at), w1, mul(load_two(table, row + at), w0))
+            far = fma(load_two(table, row + 3 * stride + at), w3, mul(load_two(table, row + 2 * stride + at), w2))
+            store(out, at * WIDTH + neighbour * 2 * WIDTH, add(near, far))
+
+
+@kernel
+def contract(shift: int, basis: Basis, work: Buffers) -> None:
+    """Add radial functions times harmonics of eight neighbours to the coefficients of one species.
+
+    ``work.pairwise`` is (species, lm, n_vectors, 8, 2): sums over every other neighbour.
+    """
+    values = work.radial
+    degree, part = 0, 0
+    for at in range(0, basis.n_groups * WIDTH * WIDTH, 2 * WIDTH * WIDTH):
+        a, b = load_two(values, at), load_two(values, at + 2 * WIDTH)
+        c, d = load_two(values, at + 4 * WIDTH), load_two(values, at + 6 * WIDTH)
+        e, f = load_two(values, at + 8 * WIDTH), load_two(values, at + 10 * WIDTH)
+        g, h = load_two(values, at + 12 * WIDTH), load_two(values, at + 14 * WIDTH)
+        low = interleave_low(a, b), interleave_low(c, d), interleave_low(e, f), interleave_low(g, h)
+        multiply(low, degree, part, shift, basis, work)
+        degree, part = (degree, part + 1) if part + 1 < basis.n_vectors else (degree + 1, 0)
+        if degree <= basis.l_max:
+            high = interleave_high(a, b), interleave_high(c, d), interleave_high(e, f), interleave_high(g, h)
+            multiply(high, degree, part, shift, basis, work)
+        degree, part = (degree, part + 1) if part + 1 < basis.n_vectors else (degree + 1, 0)
+
+
+@kernel
+def multiply(functions: Any, degree: int, part: int, shift: int, basis: Basis, work: Buffers) -> None:
+    """Add the products of eight neighbours' radial functions, of one group, with their harmonics of one degree."""
+    y, pairwise = work.harmonics, work.pairwise
+    first, second, third, fourth = functions
+    for lm in range(degree * degree, (degree + 1) * (degree + 1)):
+        target = shift + (lm * basis.n_vectors + part) * 2 * WIDTH
+        source = lm * WIDTH
+        total = fma(first, spread_two(y, source), load_two(pairwise, target))
+        total = fma(second, spread_two(y, source + 2), total)
+        total = fma(third, spread_two(y, source + 4), total)
+        store(pairwise, target, fma(fourth, spread_two(y, source + 6), total))
+
+
+@kernel
+def expand(n_places: int, basis: Basis, work: Buffers, coefficients: np.ndarray) -> None:
+    """Expansion coefficients of a neighbourhood."""
+    work.pairwise[:] = 0
+    size = (basis.l_max + 1) * (basis.l_max + 1) * basis.n_vectors * 2 * WIDTH
+    kind = 0
+    for first in range(0, n_places, WIDTH):
+        while first >= work.ends[kind]:
+            kind += 1
+        harmonics(first, basis, work)
+        radial(first, basis, work)
+        contract(kind * size, basis, work)
+    for target in range(0, len(work.pairwise) // 2, WIDTH):
+        store(coefficients, target, fold(load_two(work.pairwise, 2 * target)))
+
+
+@kernel
+def full_block(
+    a: np.ndarray, shift_a: int, b: np.ndarray, shift_b: int, degree: int, basis: Basis, row: np.ndarray, at: int
+) -> int:
+    """Spectrum of two species' coefficients at one degree, all n x n'; returns where it ends in `row`.
+
+    What a vector writes beyond n' = n_max, and rows beyond n = n_max, is overwritten by what follows.
+    """
+    n_max, stride = basis.n_max, basis.n_vectors * WIDTH
+    first = degree * degree * stride
+    for n in range(0, n_max, 8):
+        for part in range(stride - WIDTH, -1, -WIDTH):
+            p0, p1, p2, p3, p4, p5, p6, p7 = (zeros(a), zeros(a), zeros(a), zeros(a), zeros(a), zeros(a), zeros(a),
+                                              zeros(a))  # fmt: skip
+            for k in range(2 * degree + 1):
+                other = load(b, shift_b + first + k * stride + part)
+                one = shift_a + first + k * stride + n
+                p0 = fma(other, spread(a, one), p0)
+                p1 = fma(other, spread(a, one + 1), p1)
+                p2 = fma(other, spread(a, one + 2), p2)
+                p3 = fma(other, spread(a, one + 3), p3)
+                p4 = fma(other, spread(a, one + 4), p4)
+                p5 = fma(other, spread(a, one + 5), p5)
+                p6 = fma(other, spread(a, one + 6), p6)
+                p7 = fma(other, spread(a, one + 7), p7)
+            target = at + n * n_max + part
+            store(row, target, p0)
+            store(row, target + n_max, p1)
+            store(row, target + 2 * n_max, p2)
+            store(row, target + 3 * n_max, p3)
+            store(row, target + 4 * n_max, p4)
+            store(row, target + 5 * n_max, p5)
+            store(row, target + 6 * n_max, p6)
+            store(row, target + 7 * n_max, p7)
+    return at + n_max * n_max
+
+
+@kernel
+def half_block(a: np.ndarray, shift: int, degree: int, basis: Basis, row: np.ndarray, at: int) -> int:
+    """Spectrum of one species' coefficients at one degree, n' >= n; returns where it ends in `row`."""
+    n_max, stride = basis.n_max, basis.n_vectors * WIDTH
+    first = shift + degree * degree * stride
+    for n in range(0, n_max, 4):
+        length = n_max - n
+        for part in range((length - 1) // WIDTH * WIDTH, -1, -WIDTH):
+            p0, p1, p2, p3 = zeros(a), zeros(a), zeros(a), zeros(a)
+            for k in range(2 * degree + 1):
+                one = first + k * stride + n
+                other = one + part
+                p0 = fma(load(a, other), spread(a, one), p0)
+                p1 = fma(load(a, other + 1), spread(a, one + 1), p1)
+                p2 = fma(load(a, other + 2), spread(a, one + 2), p2)
+                p3 = fma(load(a, other + 3), spread(a, one + 3), p3)
+            store(row, at + part, p0)
+            if length > 1:
+                store(row, at + part + length, p1)
+            if length > 2:
+                store(row, at + part + 2 * length - 1, p2)
+            if length > 3:
+                store(row, at + part + 3 * length - 3, p3)
+        n_rows = min(4, length)
+        at += n_rows * length - n_rows * (n_rows - 1) // 2
+    return at
+
+
+@kernel
+def spectrum(coefficients: np.ndarray, basis: Basis, mode: int, summed: np.ndarray, row: np.ndarray) -> None:
+    """Power spectrum of one set of coefficients in dscribe's order; vectors reach beyond the end of the features."""
+    size = (basis.l_max + 1) * (basis.l_max + 1) * basis.n_vectors * WIDTH
+    at = 0
+    if mode == MU1NU1:
+        summed[:] = 0
+        for kind in range(basis.n_species):
+            for place in range(size):
+                summed[place] += coefficients[kind * size + place]
+        for kind in range(basis.n_species):
+            for degree in range(basis.l_max + 1):
+                at = full_block(coefficients, kind * size, summed, 0, degree, basis, row, at)
+        return
+    for kind in range(basis.n_species):
+        for degree in range(basis.l_max + 1):
+            at = half_block(coefficients, kind * size, degree, basis, row, at)
+        if mode == CROSSOVER:
+            continue
+        for other in range(kind + 1, basis.n_species):
+            for degree in range(basis.l_max + 1):
+                at = full_block(coefficients, kind * size, coefficients, other * size, degree, basis, row, at)
+
+
+@kernel
+def soap(grid: Grid, kinds: np.ndarray, basis: Basis, mode: int, average: int, out: np.ndarray) -> None:
+    """Power spectra of all atoms of a structure.
+
+    `kinds` are the species of the grid's points, int32, counted from 0 (all 0 for mu2). `out` is (atom, feature), or
+    (1, feature) for an average.
+    """
+    n_atoms, n_features = len(grid.positions), out.shape[1]
+    n_lm = (basis.l_max + 1) * (basis.l_max + 1)
+    size = n_lm * basis.n_vectors * WIDTH
+    n_points = len(kinds) + WIDTH
+    n_places = n_points + basis.n_species * WIDTH
+    work = Buffers(
+        np.empty(n_points, np.int32),
+        np.empty(n_points, np.int32),
+        np.empty(n_places, np.int32),
+        np.empty(basis.n_species, np.int64),
+        aligned(n_places, out),
+        aligned(n_places, out),
+        aligned(n_places, out),
+        np.empty(n_places, np.int32),
+        np.empty((4, n_places), out.dtype),
+        aligned(n_lm * WIDTH, out),
+        aligned(basis.n_groups * WIDTH * WIDTH, out),
+        aligned(basis.n_species * 2 * size, out),
+        aligned(size, out),
+    )
+    coefficients = aligned(basis.n_species * size + WIDTH, out)
+    # Vectors are written whole and reach beyond a row's end, where the next row follows: only the last needs room.
+    row = np.empty(n_features + 8 * basis.n_max + WIDTH, out.dtype)
+    flat = out.reshape(-1)
+    total = np.zeros(n_features if average == OUTER else 0, np.float64)
+    mean = np.zeros(len(coefficients) if average == INNER else 0, np.float64)
+    for atom in range(n_atoms):
+        n_places = gather(grid.positions[atom], grid, kinds, basis, work)
+        directions(n_places, basis, work)
+        expand(n_places, basis, work, coefficients)
+        if average == INNER:
+            for place in range(len(mean)):
+                mean[place] += coefficients[place]
+        elif average == EACH and atom * n_features + len(row) <= len(flat):
+            spectrum(coefficients, basis, mode, work.summed, flat[atom * n_features :])
+        else:
+            spectrum(coefficients, basis, mode, work.summed, row)
+            if average == EACH:
+                out[atom, :] = row[:n_features]
+            else:
+                for feature in range(n_features):
+                    total[feature] += row[feature]
+    if average == INNER:
+        for place in range(len(mean)):
+            coefficients[place] = mean[place] / n_atoms
+        spectrum(coefficients, basis, mode, work.summed, row)
+        out[0, :] = row[:n_features]
+    elif average == OUTER:
+        for feature in range(n_features):
+            out[0, feature] = total[feature] / n_atoms

@@ -1,0 +1,201 @@
+"""Description as chunked Dask arrays: one block of features an exploration unit, chunk sizes known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskpipe.core import seeds
+from daskpipe.core.structures import take
+from daskpipe.engine.rows import Rows, read_rows, read_unit
+from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.units import Payload
+from daskpipe.stages.describe.reduction import Fit, Reduction, unit_length
+from daskpipe.stages.describe.rows import describe_frames, rows
+from daskpipe.stages.describe.settings import Describe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import dask.array as da
+    import xarray as xr
+    from dask.delayed import Delayed
+
+VERSION = 2
+FIT = "describe-fit"
+AXES = ("mean", "axes", "explained")
+OF_ATOMS = "environment_"
+
+
+def describe(
+    root: Path, units: Sequence[tuple[str, int]], settings: Describe, species: Sequence[str], reduction_key: str
+) -> da.Array:
+    """Return the features of all frames; lazy.
+
+    Parameters
+    ----------
+    root
+        Run directory.
+    units
+        Key and number of frames of each exploration unit, in canonical order.
+    settings, species
+        Descriptor and the elements that occur.
+    reduction_key
+        Key of the unit that holds the fitted axes.
+
+    Returns
+    -------
+    dask.array.Array
+        Shape (frame, feature), float32; chunk i holds the frames of unit i.
+    """
+    blocks = _blocks(root, [key for key, _ in units], settings, species, reduction_key)
+    return _part(blocks, "features", [n_frames for _, n_frames in units], settings.dims)
+
+
+def environments(
+    root: Path, units: Sequence[tuple[str, int]], settings: Describe, species: Sequence[str], reduction_key: str
+) -> da.Array:
+    """Return the features of all atoms; lazy. Computed together with those of `describe`, both come from one pass.
+
+    Parameters
+    ----------
+    root, units, settings, species, reduction_key
+        As in `describe`. The exploration units must be there: how many atoms they hold is read from them.
+
+    Returns
+    -------
+    dask.array.Array
+        Shape (atom, feature), float32; chunk i holds the atoms of unit i.
+    """
+    keys = [key for key, _ in units]
+    blocks = _blocks(root, keys, settings, species, reduction_key)
+    n_atoms = [int(Tree(root).load("explore", key, ["n_atoms"])["n_atoms"].sum()) for key in keys]
+    return _part(blocks, "environments", n_atoms, settings.dims)
+
+
+def _blocks(root: Path, keys: list[str], settings: Describe, species: Sequence[str], reduction_key: str) -> da.Array:
+    """One object a unit: its arrays by name."""
+    import dask.array as da
+
+    return da.map_blocks(
+        describe_block,
+        da.arange(len(keys), chunks=1),
+        dtype=object,
+        meta=np.empty(0, dtype=object),
+        root=root,
+        keys=keys,
+        settings=settings,
+        species=list(species),
+        reduction_key=reduction_key,
+    )
+
+
+def _part(blocks: da.Array, name: str, sizes: Sequence[int], dims: int) -> da.Array:
+    return blocks.map_blocks(
+        _array_of_block,
+        name,
+        dtype=np.float32,
+        chunks=(tuple(sizes), (dims,)),
+        new_axis=1,
+        meta=np.zeros((0, 0), dtype=np.float32),
+    )
+
+
+def _array_of_block(block: np.ndarray, name: str) -> np.ndarray:
+    return block.item()[name]
+
+
+def describe_block(
+    number: np.ndarray, root: Path, keys: list[str], settings: Describe, species: list[str], reduction_key: str
+) -> np.ndarray:
+    """Features of the frames, and of the atoms, of one exploration unit: one object, the arrays by name."""
+    frames = read_unit(root, "explore", keys[int(number[0])])
+    found = describe_frames(frames, settings, species, *load_reductions(root, reduction_key, settings))
+    block = np.empty(1, dtype=object)
+    block[0] = dict(zip(("features", "environments"), found, strict=True))
+    return block
+
+
+def unit(root: Path, key: str, n_frames: int, settings: Describe, species: list[str], reduction_key: str) -> Delayed:
+    """Return what the description of one exploration unit commits; lazy."""
+    from dask import delayed
+
+    arrays = {"features": describe(root, [(key, n_frames)], settings, species, reduction_key)}
+    if settings.level == "atom":
+        arrays["environments"] = environments(root, [(key, n_frames)], settings, species, reduction_key)
+    # As they are: optimised one by one, each would compute the block that they share.
+    return delayed(pack)({name: array.to_delayed(optimize_graph=False).item() for name, array in arrays.items()})
+
+
+def pack(arrays: Mapping[str, np.ndarray]) -> Payload:
+    """Wrap the arrays of a block as what a unit commits."""
+    return Payload(arrays=arrays, n_out=len(arrays["features"]))
+
+
+def outside(structures: xr.Dataset, root: Path, settings: Describe, species: list[str], reduction_key: str) -> Payload:
+    """Features of structures that are not of this run, in its space.
+
+    Structures with an element that the run has not are left out: none of its frames is near them.
+    """
+    from ase.data import atomic_numbers
+
+    known = np.isin(structures["numbers"].values, [atomic_numbers[symbol] for symbol in species])
+    strangers = np.add.reduceat(~known, structures["atom_start"].values) if len(known) else np.zeros(0, dtype=int)
+    reduction, _ = load_reductions(root, reduction_key, settings)
+    features, _ = describe_frames(take(structures, np.flatnonzero(strangers == 0)), settings, species, reduction, None)
+    return Payload(arrays={"features": features}, n_out=len(features))
+
+
+def fit_reduction(root: Path, keys: list[str], settings: Describe, species: list[str], run_seed: int) -> Payload:
+    """Fit the axes on a sample of frames, and of their atoms, that depends only on their ids and the run's seed."""
+    sample = sample_frames(root, keys, settings.sample, run_seed)
+    prepare = unit_length if settings.normalise else np.asarray
+    axes, axes_of_atoms = Fit(settings.dims), Fit(settings.dims)
+    chosen = sample_atoms(sample, settings.atom_sample, run_seed) if settings.level == "atom" else None
+    start = 0
+    for _, descriptors, of_atoms in rows(sample, settings, species):
+        axes.add(prepare(descriptors))
+        if chosen is not None and of_atoms is not None:
+            axes_of_atoms.add(prepare(of_atoms[chosen[start : start + len(of_atoms)]]))
+            start += len(of_atoms)
+    arrays = _arrays(axes.result())
+    if chosen is not None:
+        arrays |= {OF_ATOMS + name: array for name, array in _arrays(axes_of_atoms.result()).items()}
+    return Payload(arrays=arrays, n_out=sample.sizes["structure"])
+
+
+def _arrays(reduction: Reduction) -> dict[str, np.ndarray]:
+    return {name: getattr(reduction, name) for name in AXES}
+
+
+def sample_frames(root: Path, keys: list[str], size: int, run_seed: int) -> xr.Dataset:
+    """Return frames chosen by the hash of their ids, in the order of the hashes."""
+    ids = [Tree(root).load("explore", key, ["structure_id"])["structure_id"] for key in keys]
+    order = seeds.order_by_hash(run_seed, "describe", np.concatenate(ids))[:size]
+    ends = np.cumsum([len(unit_ids) for unit_ids in ids])
+    # Each unit is read once; the sample is put in its canonical order after that.
+    number_of_unit = np.searchsorted(ends, np.sort(order), side="right")
+    pieces = []
+    for number in np.unique(number_of_unit).tolist():
+        found = np.sort(order)[number_of_unit == number] - (ends[number] - len(ids[number]))
+        pieces.append(Rows(stage="explore", key=keys[number], rows=tuple(found.tolist())))
+    return take(read_rows(root, pieces), np.argsort(np.argsort(order)))
+
+
+def sample_atoms(frames: xr.Dataset, size: int, run_seed: int) -> np.ndarray:
+    """Choose atoms by the hash of their structure's id and their place in it; a mask, shape (atom,)."""
+    n_atoms = frames["n_atoms"].values
+    ids = np.repeat(frames["structure_id"].values, n_atoms).view("<u8").reshape(-1, 2)
+    ids[:, 1] += (np.arange(len(ids)) - np.repeat(frames["atom_start"].values, n_atoms)).astype(np.uint64)
+    chosen = np.zeros(len(ids), dtype=bool)
+    chosen[seeds.order_by_hash(run_seed, "describe-atoms", ids)[:size]] = True
+    return chosen
+
+
+def load_reductions(root: Path, key: str, settings: Describe) -> tuple[Reduction, Reduction | None]:
+    """Read the fitted axes, of structures and (at that level) of atoms."""
+    arrays: Any = Tree(root).load(FIT, key)
+    of_atoms = Reduction(*(arrays[OF_ATOMS + name] for name in AXES)) if settings.level == "atom" else None
+    return Reduction(*(arrays[name] for name in AXES)), of_atoms

@@ -1,0 +1,154 @@
+"""How many systems fit the device at once: by atoms on the CPU, by atoms and density on a GPU."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from daskpipe.core.connectivity import neighbours
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from torch_sim.models.interface import ModelInterface
+
+CPU_ATOMS = 1024
+"""Atoms in flight on a CPU where nothing else is asked for: more are no faster there."""
+
+SHARE = 0.85
+"""Of the free memory of a device that a batch may take: density changes under way."""
+
+PROBES = (2_000, 40_000)
+"""Neighbour pairs of the two batches whose memory is compared."""
+
+OUT_OF_MEMORY = ("out of memory", "Failed to allocate", "can't allocate memory")
+"""What torch on CUDA, Warp and torch on a CPU say."""
+
+
+class Room:
+    """The weight of structures, and how much of it the device holds.
+
+    Parameters
+    ----------
+    weigh
+        Weight of a structure.
+    capacity
+        Largest sum of weights in flight. A structure that is heavier flies alone.
+    """
+
+    def __init__(self, weigh: Callable[[Atoms], float], capacity: float) -> None:
+        self.weigh, self.capacity = weigh, capacity
+
+    def fits(self, flying: Sequence[float], newcomer: float) -> bool:
+        """Whether one more structure may join, by the weights."""
+        return not flying or sum(flying) + newcomer <= self.capacity
+
+    def halve(self, flying: Sequence[float]) -> None:
+        """Learn that structures of these weights did not fit."""
+        self.capacity = sum(flying) / 2
+
+
+def room(
+    model: ModelInterface, seeds: Sequence[Atoms], batch_atoms: int | None, cutoff: float | None, name: str
+) -> Room:
+    """Return the room for a batch.
+
+    Parameters
+    ----------
+    model
+        Decides the device.
+    seeds
+        Some structures that will fly.
+    batch_atoms
+        Most atoms in flight; ``None`` measures how the memory of a GPU fills, and takes `CPU_ATOMS` on a CPU.
+    cutoff
+        Of the model, Å; its memory grows with the pairs closer than that.
+    name
+        Names model, precision and what it computes; what was measured for it is remembered.
+    """
+    if batch_atoms is not None:
+        return Room(len, batch_atoms)
+    if model.device.type != "cuda" or cutoff is None:
+        return Room(len, CPU_ATOMS)
+
+    def weigh(atoms: Atoms) -> float:
+        return len(atoms) + n_pairs(atoms, cutoff)
+
+    growth = remembered(
+        f"{name} {torch.cuda.get_device_name(model.device)} torch {torch.__version__}",
+        lambda: memory_growth(model, max(seeds, key=weigh), weigh, _peak_memory),
+    )
+    free, _ = torch.cuda.mem_get_info(model.device)
+    unused = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    return Room(weigh, SHARE * (free + unused) / growth)
+
+
+def n_pairs(atoms: Atoms, cutoff: float) -> int:
+    """Count the ordered pairs of atoms closer than a distance (Å), images included."""
+    return len(neighbours(atoms, cutoff, "i"))
+
+
+def memory_growth(
+    model: ModelInterface,
+    atoms: Atoms,
+    weigh: Callable[[Atoms], float],
+    peak_memory: Callable[[Sequence[Atoms], ModelInterface], float],
+) -> float:
+    """Measure how much memory a model takes for each unit of weight, bytes.
+
+    What it takes for a small batch is taken off, for that has to do with the model and not with the batch.
+    """
+    weight = weigh(atoms)
+    few, many = (max(1, round(size / weight)) for size in PROBES)
+    many = max(many, few + 1)
+    taken = peak_memory([atoms] * many, model) - peak_memory([atoms] * few, model)
+    return max(taken, 1.0) / (weight * (many - few))
+
+
+def _peak_memory(structures: Sequence[Atoms], model: ModelInterface) -> float:
+    """Most memory that a GPU holds while a batch is evaluated, bytes."""
+    from torch_sim.autobatching import measure_model_memory_forward
+    from torch_sim.io import atoms_to_state
+
+    with redirect_stdout(io.StringIO()):  # torch-sim tells the terminal about each batch
+        state = atoms_to_state(list(structures), model.device, model.dtype)
+        return float(measure_model_memory_forward(state, model)) * 1024**3
+
+
+def remembered(name: str, measure: Callable[[], float], folder: Path | None = None) -> float:
+    """Return what was measured under a name before, in this or another process, or measure it.
+
+    Parameters
+    ----------
+    name
+        Of all that the figure depends on.
+    measure
+        Called if nothing is remembered.
+    folder
+        Where figures are kept; by default the user's cache.
+    """
+    folder = folder or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "daskpipe"
+    file = folder / "memory.json"
+    try:
+        known = json.loads(file.read_text())
+    except (OSError, ValueError):  # nothing is remembered, or another process is writing it right now
+        known = {}
+    if name not in known:
+        known[name] = measure()
+        with suppress(OSError):  # of a home that is full, or that this machine may only read: it is measured again
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(f".{file.name}-{os.getpid()}")
+            temporary.write_text(json.dumps(known, indent=1))
+            os.replace(temporary, file)
+    return float(known[name])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device said that a batch does not fit."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)

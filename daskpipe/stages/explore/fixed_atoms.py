@@ -1,0 +1,49 @@
+"""Fixed atoms in dynamics: what of a system may move, and how many degrees of freedom that is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+
+def free_components(atoms: Atoms) -> np.ndarray:
+    """Return which Cartesian components of atoms may move (`daskpipe.core.constraints`), bool, shape (atom, 3)."""
+    fixed = atoms.arrays.get("fixed")
+    return np.ones((len(atoms), 3), dtype=bool) if fixed is None else ~fixed
+
+
+def count_freedom(free: np.ndarray) -> int:
+    """Count degrees of freedom.
+
+    Along an axis on which nothing is fixed the centre of mass rests, which takes one; a lonely atom keeps its three.
+
+    Parameters
+    ----------
+    free
+        From `free_components`.
+    """
+    n_free = int(free.sum())
+    return n_free if len(free) == 1 else n_free - int(free.all(axis=0).sum())
+
+
+def without_drift(momenta: np.ndarray, masses: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """Bring fixed components, and the centre of mass along axes on which nothing is fixed, to rest.
+
+    Parameters
+    ----------
+    momenta
+        Shape (..., atom, 3).
+    masses
+        amu, shape (atom,).
+    free
+        From `free_components`. A lonely atom moves on.
+    """
+    momenta = momenta * free
+    if len(masses) == 1:
+        return momenta
+    drift = momenta.sum(axis=-2, keepdims=True) / masses.sum()
+    return momenta - masses[:, None] * np.where(free.all(axis=0), drift, 0.0)

@@ -1,0 +1,295 @@
+"""One step of molecular dynamics for a batch whose systems differ in ensemble, temperature and pressure.
+
+The step is the splitting BAOAB of Leimkuhler and Matthews (DOI 10.1098/rspa.2016.0138): half a kick, half a drift,
+the bath, half a drift, half a kick. All thermostats act in the middle (DOI 10.1063/1.5124010); without one it is
+velocity Verlet. The barostat, stochastic cell rescaling, acts beside them, so that the forces are those of the cell
+that the step ends in.
+
+A system's numbers do not depend on its neighbours in the batch, to the last bit: all arithmetic is element-wise
+multiplication, addition, division and square root, which round in one way only, exponentials of one element, and sums
+over the atoms of one system in their order. torch-sim's own integrators draw noise for the batch as a whole and take
+one ensemble a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch_sim.integrators.md import NoseHooverChain, construct_nose_hoover_chain
+
+from daskpipe.potentials.batches import sums
+
+CHAIN = 3
+"""Thermostats of a Nosé-Hoover chain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """Positions, momenta and what the model gives for them: float64, Å, eV, amu and the units that follow from them."""
+
+    positions: torch.Tensor
+    """Shape (atom, 3)."""
+    momenta: torch.Tensor
+    """Shape (atom, 3)."""
+    forces: torch.Tensor
+    """Shape (atom, 3)."""
+    cell: torch.Tensor
+    """Shape (system, 3, 3); rows are vectors."""
+    energy: torch.Tensor
+    """Shape (system,)."""
+    stress: torch.Tensor
+    """Shape (system, 3, 3), positive under tension; NaN where the model gives none."""
+    disagreement: torch.Tensor
+    """Of a committee about a force, shape (system,); NaN without one."""
+    start_energy: torch.Tensor
+    """Energy at the start of the trajectory, shape (system,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State(Configuration):
+    """What changes from step to step of molecular dynamics."""
+
+    chain: torch.Tensor
+    """Positions and momenta of the Nosé-Hoover chain, shape (system, 2, `CHAIN`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Systems:
+    """What does not change while a batch has the same members."""
+
+    masses: torch.Tensor
+    """Shape (atom, 1), amu."""
+    system: torch.Tensor
+    """System of each atom, shape (atom,)."""
+    n_atoms: torch.Tensor
+    """Shape (system,)."""
+    freedom: torch.Tensor
+    """Degrees of freedom, shape (system,): 3N - 3, for no thermostat moves the centre of mass; 3 of a lonely atom; with
+    fixed atoms see `daskpipe.stages.explore.fixed_atoms`."""
+    langevin: torch.Tensor
+    """Which systems have a Langevin thermostat, bool, shape (system,)."""
+    nose_hoover: torch.Tensor
+    """Which have a Nosé-Hoover chain, bool, shape (system,)."""
+    rescale: torch.Tensor
+    """Which have their velocities rescaled at random, bool, shape (system,)."""
+    modes: torch.Tensor
+    """Strains that the barostat of each system may make, shape (system, 6, 3, 3); see `ensembles.strain_modes`."""
+    has_chain: bool
+    """Whether any system has a chain."""
+    has_rescale: bool
+    """Whether any system is rescaled."""
+    has_barostat: bool
+    """Whether any system has a barostat."""
+    free: torch.Tensor | None = None
+    """1 for components of atoms that may move and 0 for fixed ones, shape (atom, 3); None if nothing is fixed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bath:
+    """Temperatures, pressures and random numbers of one step."""
+
+    thermal: torch.Tensor
+    """kT, shape (system,)."""
+    kick: torch.Tensor
+    """Momenta that the Langevin thermostat gives, shape (atom, 3); zero where atoms are fixed."""
+    rescaling: torch.Tensor
+    """A normal number and a sum of 3N - 4 squares of such, shape (system, 2)."""
+    pressure: torch.Tensor
+    """Shape (system,)."""
+    strain: torch.Tensor
+    """Normal numbers of the barostat, shape (system, 6)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Time steps and the paces of the baths."""
+
+    dt: torch.Tensor
+    """Time steps, shape (system,)."""
+    damping: torch.Tensor
+    """exp(-friction dt), shape (system,)."""
+    thermostat_time: float
+    """Of rescaling and of the chain."""
+    barostat: float
+    """Compressibility over relaxation time."""
+
+
+type Evaluate = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
+"""From positions and cells to energy, forces, stress and disagreement."""
+
+
+def step(state: State, systems: Systems, bath: Bath, pace: Pace, evaluate: Evaluate) -> State:
+    """Go one step; nothing is changed in place, so that a step that fails can be made again.
+
+    Parameters
+    ----------
+    state
+        Before the step.
+    systems
+        The members of the batch.
+    bath
+        What acts on them in this step.
+    pace
+        Time step and paces.
+    evaluate
+        The model. It is called once.
+
+    Returns
+    -------
+    State
+        After the step.
+    """
+    half = (pace.dt / 2)[systems.system, None]
+    momenta = state.momenta + half * acting(state.forces, systems)
+    positions = state.positions + half * momenta / systems.masses
+    cell, chain = state.cell, state.chain
+    scale = torch.where(systems.langevin, pace.damping, 1.0)
+    if systems.has_chain or systems.has_rescale:
+        kinetic = kinetic_energy(momenta, systems)
+        if systems.has_rescale:
+            scale = torch.where(systems.rescale, rescaling(kinetic, bath, pace), scale)
+        if systems.has_chain:
+            chain_scale, moved = nose_hoover(kinetic, chain, systems.freedom, bath.thermal, pace)
+            chain = torch.where(systems.nose_hoover[:, None, None], moved, chain)
+            scale = torch.where(systems.nose_hoover, chain_scale, scale)
+    momenta = scale[systems.system, None] * momenta + bath.kick
+    if systems.has_barostat:
+        strain = cell_strain(state, momenta, systems, bath, pace)
+        stretch, shrink = exponential(strain), exponential(-strain)
+        cell = matmul(cell, stretch)
+        positions = apply(stretch, positions, systems.system)
+        momenta = apply(shrink, momenta, systems.system)
+    positions = positions + half * momenta / systems.masses
+    found = evaluate(positions, cell)
+    momenta = momenta + half * acting(found["forces"], systems)
+    return replace(state, positions=positions, momenta=momenta, cell=cell, chain=chain, **found)
+
+
+def acting(forces: torch.Tensor, systems: Systems) -> torch.Tensor:
+    """Return the forces that move something: none on what is fixed."""
+    return forces if systems.free is None else forces * systems.free
+
+
+def rescaling(kinetic: torch.Tensor, bath: Bath, pace: Pace) -> torch.Tensor:
+    """Factor of the momenta in stochastic velocity rescaling. Source: DOI 10.1063/1.2408420, equation A7.
+
+    Parameters
+    ----------
+    kinetic
+        Kinetic energy, shape (system,).
+    bath, pace
+        As in `step`.
+    """
+    keep = torch.exp(-pace.dt / pace.thermostat_time)
+    quantum = 0.5 * bath.thermal * (1 - keep)
+    normal, squares = bath.rescaling[:, 0], bath.rescaling[:, 1]
+    root = torch.sqrt(keep * kinetic)
+    added = normal * torch.sqrt(quantum)
+    wanted = (root + added) * (root + added) + quantum * squares
+    return torch.where(root + added < 0, -1.0, 1.0) * torch.sqrt(wanted / kinetic)
+
+
+def nose_hoover(
+    kinetic: torch.Tensor, chain: torch.Tensor, freedom: torch.Tensor, thermal: torch.Tensor, pace: Pace
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factor of the momenta, and the chain, after one step of torch-sim's Nosé-Hoover chain.
+
+    Parameters
+    ----------
+    kinetic
+        Kinetic energy, shape (system,).
+    chain, freedom, thermal, pace
+        As in `step`.
+    """
+    # torch-sim's chains have one time step for all systems, and go half of it. In units of its own each has 1.
+    dt = pace.dt[:, None]
+    functions = construct_nose_hoover_chain(
+        dt=2.0, chain_length=CHAIN, chain_steps=1, sy_steps=3, tau=pace.thermostat_time / pace.dt
+    )
+    start = functions.initialize(freedom, kinetic, thermal)
+    start = NoseHooverChain(chain[:, 0], chain[:, 1] / dt, start.masses, start.tau, kinetic, freedom)
+    one = torch.ones_like(kinetic)[:, None]
+    scale, end = functions.half_step(one, start, thermal, torch.arange(len(kinetic), device=kinetic.device))
+    return scale[:, 0], torch.stack([end.positions, end.momenta * dt], dim=1)
+
+
+def cell_strain(state: State, momenta: torch.Tensor, systems: Systems, bath: Bath, pace: Pace) -> torch.Tensor:
+    """Logarithmic strain of the cells in one step of stochastic cell rescaling, shape (system, 3, 3).
+
+    Isotropic: DOI 10.1063/5.0020514; anisotropic: DOI 10.3390/app12031139. In logarithmic strain there is no term
+    of the noise in the drift, for any set of modes. Sampled is V^(N+1) exp(-(U + PV) / kT) per logarithmic strain:
+    with one isotropic mode the isothermal-isobaric ensemble, with all six the fully flexible one. The step is Euler's:
+    the variance of the volume is too large by half of dt over its relaxation time (measured: 4 % at a thirtieth, and
+    nothing at the default of a thousandth).
+
+    Parameters
+    ----------
+    state
+        Stress and cells before the step.
+    momenta
+        In its middle.
+    systems, bath, pace
+        As in `step`.
+    """
+    volume = determinant(state.cell).abs()
+    inner = torch.stack([per_system(momenta * momenta[:, i : i + 1] / systems.masses, systems) for i in range(3)], 1)
+    # The centre of mass rests, and so its share kT of the ideal gas is added.
+    share = torch.where(systems.n_atoms > 1, bath.thermal, 0.0) / volume - bath.pressure
+    excess = inner / volume[:, None, None] - state.stress + share[:, None, None] * torch.eye(3).to(inner)
+    width = torch.sqrt(2 * pace.barostat * pace.dt / 3 * bath.thermal / volume)
+    strain = torch.zeros_like(state.cell)
+    for number in range(systems.modes.shape[1]):
+        mode = systems.modes[:, number]
+        # No mode, no push: the stress of a structure that is not periodic is NaN.
+        push = torch.where(mode != 0, mode * excess, 0.0).flatten(1)
+        push = pace.barostat * pace.dt / 3 * ordered_sum(push)
+        strain = strain + (push + width * bath.strain[:, number])[:, None, None] * mode
+    return torch.where(systems.modes.flatten(1).any(dim=1)[:, None, None], strain, 0.0)
+
+
+def per_system(values: torch.Tensor, systems: Systems) -> torch.Tensor:
+    """Sum rows of atoms, shape (atom, n), over each system, in their order."""
+    return sums(values, systems.n_atoms)
+
+
+def kinetic_energy(momenta: torch.Tensor, systems: Systems) -> torch.Tensor:
+    """Return the kinetic energy of each system, shape (system,)."""
+    return 0.5 * per_system(momenta * momenta / systems.masses, systems).sum(dim=1)
+
+
+def ordered_sum(values: torch.Tensor) -> torch.Tensor:
+    """Sum over the second axis from left to right."""
+    total = values[:, 0]
+    for column in range(1, values.shape[1]):
+        total = total + values[:, column]
+    return total
+
+
+def apply(matrices: torch.Tensor, vectors: torch.Tensor, system: torch.Tensor) -> torch.Tensor:
+    """Multiply each atom's vector by the matrix of its system."""
+    columns = [matrices[:, :, i][system] * vectors[:, i : i + 1] for i in range(3)]
+    return columns[0] + columns[1] + columns[2]
+
+
+def matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Product of 3 x 3 matrices."""
+    terms = [left[:, :, i : i + 1] * right[:, i : i + 1, :] for i in range(3)]
+    return terms[0] + terms[1] + terms[2]
+
+
+def exponential(matrices: torch.Tensor) -> torch.Tensor:
+    """Exponential of small 3 x 3 matrices: five terms are exact to rounding below a strain of a percent."""
+    term = total = torch.eye(3).to(matrices).expand_as(matrices)
+    for order in range(1, 6):
+        term = matmul(term, matrices) / order
+        total = total + term
+    return total
+
+
+def determinant(cell: torch.Tensor) -> torch.Tensor:
+    """Return the determinants of 3 x 3 matrices, shape (system,)."""
+    a, b, c = cell[:, 0], cell[:, 1], cell[:, 2]
+    cross = b[:, [1, 2, 0]] * c[:, [2, 0, 1]] - b[:, [2, 0, 1]] * c[:, [1, 2, 0]]
+    return ordered_sum(a * cross)

@@ -1,0 +1,140 @@
+"""Trial moves of some systems of a batch: one evaluation serves a trial of each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from daskpipe.core import constants
+from daskpipe.stages.explore.batch import Batch, evaluator, split
+from daskpipe.stages.explore.capacity import is_out_of_memory
+from daskpipe.stages.explore.moves import SegmentResult, Swaps, Trial, redraw, segment, swaps_allowed
+from daskpipe.stages.explore.oxidation import oxidation_states
+from daskpipe.stages.explore.random_numbers import Purpose
+from daskpipe.stages.explore.settings import MonteCarlo
+from daskpipe.stages.explore.trajectory import Moves, Walker
+from daskpipe.stages.explore.vacancies import hop_sites, like_distances
+
+
+def trial_moves(batch: Batch, due: Sequence[int], settings: MonteCarlo) -> None:
+    """Make one segment of trial moves with each of some systems.
+
+    The cells stay as they are. Atoms that have moved get new velocities.
+
+    Parameters
+    ----------
+    batch
+        Positions, momenta, forces, energy and stress of the systems are those after the moves.
+    due
+        Systems of the batch.
+    settings
+        Which moves, and how many.
+    """
+    batch.export()
+    walkers = {system: batch.walkers[system] for system in due}
+    streams = {system: walker.noise.at(Purpose.MOVES, walker.step) for system, walker in walkers.items()}
+    results = _decide(batch, {system: _segment(batch, system, settings, streams[system]) for system in due})
+    moved = [system for system in due if len(results[system].moved)]
+    found = _evaluate(batch, {system: results[system].positions for system in moved}) if moved else []
+    # Nothing is changed before this line: where memory has run out the segment is made again.
+    for system, row in zip(moved, found, strict=True):
+        walker = walkers[system]
+        assert walker.state is not None
+        momenta = walker.state["momenta"]
+        temperature = walker.temperature(batch.dynamics, walker.step)
+        for atom in results[system].moved.tolist():
+            normal = streams[system].standard_normal(3)
+            drawn = redraw(momenta, walker.masses, atom, normal, temperature)
+            rests = walker.free.all(axis=0)
+            if not rests.all():
+                # Along axes on which something is fixed no other atom makes up for the momentum of this one.
+                drawn[:, ~rests] = momenta[:, ~rests]
+                drawn[atom, ~rests] = (np.sqrt(constants.KB * temperature * walker.masses[atom]) * normal)[~rests]
+            momenta = drawn
+        walker.state |= {**row, "positions": results[system].positions, "momenta": momenta}
+    if moved:
+        batch.load()
+    for system, walker in walkers.items():
+        walker.moved_at = walker.step
+        for kind in ("swaps", "hops"):
+            for what, count in asdict(getattr(results[system], kind)).items():
+                name = f"{kind}_{what}"
+                walker.tallies[name] = walker.tallies.get(name, 0) + count
+
+
+def _segment(
+    batch: Batch, system: int, settings: MonteCarlo, rng: np.random.Generator
+) -> Generator[Trial, float, SegmentResult]:
+    walker = batch.walkers[system]
+    assert walker.state is not None
+    if walker.moves is None:
+        walker.moves = _moves(walker, settings)
+    swaps, sites, length = walker.moves
+    return segment(
+        walker.state["positions"],
+        float(walker.state["energy"]),
+        numbers=walker.seed.numbers,
+        cell=walker.state["cell"],
+        pbc=walker.seed.pbc,
+        temperature=walker.temperature(batch.dynamics, walker.step),
+        swaps=swaps,
+        n_swaps=settings.swaps,
+        n_hops=settings.hops,
+        hop_length=length,
+        min_distance=settings.min_distance,
+        rng=rng,
+        sites=sites,
+        movable=np.flatnonzero(walker.free.all(axis=1)),
+    )
+
+
+def _moves(walker: Walker, settings: MonteCarlo) -> Moves:
+    movable = walker.free.all(axis=1)
+    if not movable.any():
+        nothing = np.zeros(0, dtype=np.int64)
+        return Swaps(order=nothing, begin=nothing, end=nothing, n_species=0), None, np.zeros(len(movable))
+    states = oxidation_states(walker.seed, settings.oxidation_states)
+    swaps = swaps_allowed(walker.seed.numbers[movable], states[movable], settings.charge_tolerance)
+    if not settings.hops:
+        return swaps, None, np.zeros(len(states))
+    length = like_distances(walker.start, states, settings.charge_tolerance)
+    return swaps, hop_sites(walker.start, length, movable), length
+
+
+def _decide(batch: Batch, segments: dict[int, Generator[Trial, float, SegmentResult]]) -> dict[int, SegmentResult]:
+    """Run coroutines to their ends, with one evaluation for a trial of each."""
+    results: dict[int, SegmentResult] = {}
+    answers: dict[int, float | None] = dict.fromkeys(segments)
+    while answers:
+        trials: dict[int, Trial] = {}
+        for system, energy in answers.items():
+            try:
+                # The first thing that is sent to a coroutine is nothing.
+                trials[system] = segments[system].send(energy)  # type: ignore[arg-type]
+            except StopIteration as end:
+                results[system] = end.value
+        found = _evaluate(batch, {system: trial.positions for system, trial in trials.items()}) if trials else []
+        answers = {system: float(row["energy"]) for system, row in zip(trials, found, strict=True)}
+    return results
+
+
+def _evaluate(batch: Batch, positions: dict[int, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Evaluate some systems of a batch with other positions, in parts if the device cannot hold them all."""
+    try:
+        return _evaluate_at_once(batch, positions)
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or len(positions) == 1:
+            raise
+    half = len(positions) // 2
+    parts = (dict(list(positions.items())[:half]), dict(list(positions.items())[half:]))
+    return [row for part in parts for row in _evaluate(batch, part)]
+
+
+def _evaluate_at_once(batch: Batch, positions: dict[int, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    walkers = [batch.walkers[system] for system in positions]
+    cells = batch.state.cell[list(positions)]
+    places = torch.as_tensor(np.concatenate(list(positions.values())), device=batch.model.device)
+    return split(evaluator(walkers, batch.model)(places, cells), [len(walker.seed) for walker in walkers])

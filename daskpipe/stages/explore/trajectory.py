@@ -1,0 +1,289 @@
+"""A walker: one seed under one condition, what it has reached and the frames that it has given.
+
+While a walker is not in a batch its dynamic state lies here, as arrays on the host: so it waits, is taken out of a
+batch that does not fit the device, and is written into a checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from daskpipe.core import seeds
+from daskpipe.core.errors import Rejection
+from daskpipe.core.structures import round_positions, structure_id
+from daskpipe.core.validation import FrozenModel
+from daskpipe.stages.explore.ensembles import has_barostat, has_pressure, strain_modes
+from daskpipe.stages.explore.fixed_atoms import count_freedom, free_components
+from daskpipe.stages.explore.random_numbers import Noise
+from daskpipe.stages.explore.settings import Dynamics, Exploration, Ramp, Schedule
+from daskpipe.stages.explore.timesteps import timestep_of
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from daskpipe.stages.explore.moves import Swaps
+    from daskpipe.stages.explore.relaxation import Relaxation
+    from daskpipe.stages.explore.vacancies import HopSites
+
+type Moves = tuple[Swaps, HopSites | None, np.ndarray]
+"""Which atoms may be swapped, between which sites one hops, if some are vacant, and how far else, Å, shape (atom,)."""
+
+COOLER = 0.9
+"""Factor of the temperature of each new try."""
+TRIES = 3
+"""How often a trajectory is tried at most where stops are retried."""
+
+INHERITED = ("system_type", "generator", "charge", "spin_multiplicity", "config_type")
+"""What a seed hands on to its frames, besides what each atom carries."""
+
+
+class Condition(FrozenModel):
+    """What a seed is explored under."""
+
+    temperature: Schedule
+    pressure: Schedule = 0.0
+    replica: int = 0
+    relaxation: bool = False
+    """Whether the frames of the seed's relaxation count among those of this trajectory: one of them has them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """A geometry that is kept."""
+
+    positions: np.ndarray
+    """Shape (atom, 3), float32, Å."""
+    cell: np.ndarray
+    """Shape (3, 3), Å."""
+    step: int
+    temperature: float
+    kinetic_temperature: float
+    pressure: float
+    force_disagreement: float
+    candidate: bool
+
+
+@dataclass(kw_only=True, eq=False)
+class Walker:
+    """One trajectory.
+
+    Parameters
+    ----------
+    seed
+        Where it starts, with ``condition`` in ``info``.
+    ensemble
+        One of `ensembles.ENSEMBLES`.
+    run_seed
+        The run's seed.
+    """
+
+    seed: Atoms
+    ensemble: str
+    run_seed: int
+    attempt: int = 0
+    step: int = 0
+    state: dict[str, np.ndarray] | None = None
+    """Fields of `integrate.State` of this system alone; ``None`` before the first step."""
+    frames: list[Frame] = field(default_factory=list)
+    stops: list[Rejection] = field(default_factory=list)
+    fingerprint: np.ndarray | None = None
+    """Descriptor of the frame kept last."""
+    finished: bool = False
+    tallies: dict[str, int] = field(default_factory=dict)
+    """Trial moves: ``swaps_tried``, ``swaps_overlapping``, ``swaps_accepted`` and the same of hops."""
+    moved_at: int = 0
+    """Step at which its last trial moves were made."""
+    relaxation: Relaxation | None = None
+    """Relaxation of the seed that comes first; trajectories of one seed share it."""
+    is_relaxation: ClassVar[bool] = False
+    moves: Moves | None = None
+    """Trial moves that are possible; a function of the start."""
+
+    def __post_init__(self) -> None:
+        self.id = structure_id(self.seed)
+        self.condition: Condition = self.seed.info["condition"]
+        self.masses = self.seed.get_masses()
+        self.free = free_components(self.seed)
+        self._noise: Noise | None = None
+
+    @cached_property
+    def freedom(self) -> int:
+        """Degrees of freedom; see `daskpipe.stages.explore.fixed_atoms`."""
+        return count_freedom(self.free)
+
+    @cached_property
+    def modes(self) -> np.ndarray:
+        """Strains that its barostat may make, shape (6, 3, 3)."""
+        return strain_modes(self.ensemble, self.seed)
+
+    @property
+    def has_barostat(self) -> bool:
+        """Whether its cell changes."""
+        return has_barostat(self.ensemble)
+
+    @property
+    def has_pressure(self) -> bool:
+        """Whether its barostat is set to a pressure."""
+        return has_pressure(self.ensemble)
+
+    @property
+    def has_friction(self) -> bool:
+        """Whether its thermostat is Langevin's, as it is beside every barostat."""
+        return self.ensemble == "nvt_langevin" or self.has_barostat
+
+    @property
+    def name(self) -> str:
+        """What the quarantine calls it."""
+        pressure = f"{_said(self.condition.pressure)}GPa" if self.has_pressure else ""
+        again = f"~{self.attempt}" if self.attempt else ""
+        return f"{self.id.hex()}@{_said(self.condition.temperature)}K{pressure}#{self.condition.replica}{again}"
+
+    @property
+    def noise(self) -> Noise:
+        """Its random numbers in this try."""
+        if self._noise is None:
+            condition = self.condition
+            key = seeds.key_of(
+                self.run_seed, "explore", self.id, self.ensemble, _said(condition.temperature),
+                _said(condition.pressure), condition.replica, self.attempt,
+            )  # fmt: skip
+            self._noise = Noise(key)
+        return self._noise
+
+    def temperature(self, dynamics: Dynamics, step: int) -> float:
+        """Temperature of its thermostat at a step, K."""
+        return dynamics.value(self.condition.temperature, step) * COOLER**self.attempt
+
+    def timestep(self, dynamics: Dynamics) -> float:
+        """Time step, fs."""
+        return timestep_of(dynamics.timestep, self.masses)
+
+    def pressure(self, dynamics: Dynamics, step: int) -> float:
+        """Pressure of its barostat at a step, GPa; NaN without one."""
+        if not self.has_barostat:
+            return np.nan
+        return dynamics.value(self.condition.pressure, step) if self.has_pressure else 0.0
+
+    @property
+    def start(self) -> Atoms:
+        """Geometry that it starts from: its seed, or what this was relaxed to."""
+        return self.seed if self.relaxation is None else self.relaxation.result
+
+    def settle(self, n_steps: int) -> None:
+        """End it if the relaxation before it broke or became a candidate, or if there are no steps to run."""
+        relaxation = self.relaxation
+        if relaxation is None:
+            return
+        if relaxation.stops:
+            (stop,) = relaxation.stops
+            self.stops.append(replace(stop, structure=self.name, evidence=f"relaxation, {stop.evidence}"))
+        if relaxation.stops or relaxation.is_candidate or not n_steps:
+            self.finished = True
+
+    def n_steps(self, settings: Exploration) -> int:
+        """Count its steps to the last frame."""
+        return settings.dynamics.n_steps
+
+    def steps_to_frame(self, settings: Exploration) -> int:
+        """Count the steps to its next frame, or to the end of equilibration."""
+        dynamics = settings.dynamics
+        past = self.step - dynamics.equilibration
+        return dynamics.stride - past % dynamics.stride if past >= 0 else -past
+
+    def is_due(self, settings: Exploration) -> bool:
+        """Whether a frame is due at this step."""
+        past = self.step - settings.dynamics.equilibration
+        return past > 0 and past % settings.dynamics.stride == 0
+
+    def stop(self, reason: str, evidence: str, crashed: Atoms, on_stop: str) -> None:
+        """End this try: what happened is recorded, and what follows is up to `on_stop` (see `Guards`)."""
+        last = self.atoms(self.frames[-1]) if self.frames else self.start
+        again = on_stop == "retry" and self.attempt + 1 < TRIES
+        if again:
+            then = f"tried again at {COOLER ** (self.attempt + 1):.2f} of the temperature"
+        elif on_stop == "quarantine":
+            then = "none of its frames is kept"
+        else:
+            then = f"{len(self.frames)} frames before are kept"
+        self._record(reason, f"{evidence}; {then}", last_sane=last, crashed=crashed)
+        if again:
+            self.attempt += 1
+            self.step = self.moved_at = 0
+            self._noise = None
+        else:
+            self.finished = True
+        if again or on_stop == "quarantine":
+            self.frames = []
+        self.state = self.fingerprint = None
+
+    def refuse(self, reason: str, evidence: str) -> None:
+        """End it before it began: its seed is nothing to start from."""
+        self._record(reason, evidence, crashed=self.seed)
+        self.finished = True
+
+    def _record(self, reason: str, evidence: str, **geometries: Atoms) -> None:
+        self.stops.append(
+            Rejection(
+                stage="explore",
+                structure=self.name,
+                reason=reason,
+                evidence=f"at step {self.step}: {evidence}",
+                attempts=self.attempt + 1,
+                details={"step": self.step, **{name: geometry(atoms) for name, atoms in geometries.items()}},
+            )
+        )
+
+    def atoms(self, frame: Frame) -> Atoms:
+        """Return a kept geometry as a structure."""
+        return self.geometry(frame.positions, frame.cell)
+
+    def geometry(self, positions: np.ndarray, cell: np.ndarray) -> Atoms:
+        """Return the seed with other positions and cell, Å."""
+        atoms = self.seed.copy()
+        atoms.calc = None
+        atoms.set_cell(cell)
+        atoms.positions = positions
+        atoms.info = {name: self.seed.info[name] for name in INHERITED if name in self.seed.info}
+        return atoms
+
+    def products(self, dynamics: Dynamics) -> list[Atoms]:
+        """Return the kept frames with all that the dataset says about them; those of a relaxation come first."""
+        found = self.relaxation.products(dynamics) if self.relaxation and self.condition.relaxation else []
+        for frame in self.frames:
+            atoms = round_positions(self.atoms(frame))
+            atoms.info |= {
+                "parent_id": self.id,
+                "ensemble": self.ensemble,
+                "replica": self.condition.replica,
+                "step": frame.step,
+                "time": np.nan if self.is_relaxation else frame.step * self.timestep(dynamics),
+                "temperature": frame.temperature,
+                "kinetic_temperature": frame.kinetic_temperature,
+                "pressure": frame.pressure,
+            }
+            if not np.isnan(frame.force_disagreement):
+                atoms.info |= {"force_disagreement": frame.force_disagreement, "candidate": frame.candidate}
+            found.append(atoms)
+        return found
+
+
+def geometry(atoms: Atoms) -> dict[str, Any]:
+    """Return a geometry as JSON types; what is not finite becomes null."""
+    return {
+        "symbols": list(atoms.symbols),
+        "positions": _json(np.round(atoms.positions, 4)),
+        "cell": _json(np.round(atoms.cell.array, 4)),
+        "pbc": atoms.pbc.tolist(),
+    }
+
+
+def _json(rows: np.ndarray) -> list[list[float | None]]:
+    return [[float(value) if np.isfinite(value) else None for value in row] for row in rows]
+
+
+def _said(schedule: Schedule) -> str:
+    return str(schedule) if isinstance(schedule, Ramp) else f"{schedule:g}"

@@ -1,0 +1,131 @@
+"""Random alloys on the lattices that metals take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import count
+from math import ceil
+from typing import Annotated, Literal
+
+import numpy as np
+from ase import Atoms
+from ase.build import bulk
+
+from daskpipe.stages.generate.disorder import apply_strain, choose_size, displace, mean_volume, no_size, occupy
+from daskpipe.stages.generate.params import Composition, CountRange, NotEmpty, Rattle, Strain, composition, count_range
+
+Lattice = Literal["fcc", "bcc", "hcp"]
+Repeats = tuple[int, int, int]
+
+MAX_ELONGATION = 2.0
+"""Largest ratio of the widths of a supercell, so that no direction sees its own image much sooner than another."""
+
+LATTICE_CONSTANT = {"fcc": 4 ** (1 / 3), "bcc": 2 ** (1 / 3), "hcp": 2 ** (1 / 6)}
+"""For one cubic length unit an atom; hcp with the ideal c/a."""
+
+
+def alloys(
+    *,
+    rng: np.random.Generator,
+    elements: Composition,
+    n_atoms: CountRange,
+    lattices: Annotated[tuple[Lattice, ...], NotEmpty] = ("fcc", "bcc", "hcp"),
+    strain: Strain = 0.05,
+    rattle: Rattle = 0.1,
+) -> Iterator[Atoms]:
+    """Yield bulk alloys: random lattice, supercell, composition, order of elements, strain and displacements.
+
+    Parameters
+    ----------
+    rng
+        Stream of the structures.
+    elements
+        Fraction of each element, or lowest and highest; compositions are uniform among those that sum to one.
+    n_atoms
+        Number of atoms, or lowest and highest.
+    lattices
+        Lattices to choose from. The volume of an atom is the mean of its elements', on any of them.
+    strain
+        Largest normal strain and engineering shear strain, 1.
+    rattle
+        Standard deviation of displacements along each axis, Å.
+
+    Yields
+    ------
+    ase.Atoms
+        Periodic along all three axes.
+
+    Raises
+    ------
+    ValueError
+        When called, if no supercell of a lattice has so many atoms and is less than twice as long as wide.
+    """
+    ranges = composition(elements)
+    sizes = {lattice: supercells(lattice, *count_range(n_atoms)) for lattice in lattices}
+    return (draw(rng, ranges, sizes, strain, rattle) for _ in count())
+
+
+def draw(
+    rng: np.random.Generator,
+    ranges: dict[str, tuple[float, float]],
+    sizes: dict[Lattice, dict[int, list[tuple[int, Repeats]]]],
+    max_strain: float,
+    max_rattle: float,
+) -> Atoms:
+    """Return one alloy; see `alloys`."""
+    lattice = list(sizes)[rng.integers(len(sizes))]
+    cell, repeats = choose_size(rng, sizes[lattice])
+    atoms: Atoms = cells(lattice)[cell].repeat(repeats)
+    atoms.numbers = occupy(rng, len(atoms), ranges)
+    atoms.set_cell(atoms.cell.array * mean_volume(atoms.numbers) ** (1 / 3), scale_atoms=True)
+    apply_strain(rng, atoms, max_strain)
+    displace(rng, atoms, max_rattle)
+    atoms.info = {"system_type": "alloy"}
+    return atoms
+
+
+@cache
+def cells(lattice: Lattice) -> tuple[Atoms, ...]:
+    """Return primitive and conventional cells of a lattice with one cubic length unit an atom."""
+    a = LATTICE_CONSTANT[lattice]
+    kinds = ({}, {"cubic": True}, {"orthorhombic": True}) if lattice == "fcc" else ({}, {"orthorhombic": True})
+    return tuple(bulk("X", lattice, a=a, covera=(8 / 3) ** 0.5 if lattice == "hcp" else None, **kind) for kind in kinds)
+
+
+@cache
+def supercells(lattice: Lattice, lowest: int, highest: int) -> dict[int, list[tuple[int, Repeats]]]:
+    """Return the compact supercells of a lattice by their number of atoms, as (number of the cell, repeats)."""
+    found = compact_supercells(lattice, lowest, highest)
+    if not found:
+        nearby = compact_supercells(lattice, 1, 2 * highest + 16)
+        raise no_size(f"compact supercell of {lattice}", (lowest, highest), list(nearby))
+    return found
+
+
+def compact_supercells(lattice: Lattice, lowest: int, highest: int) -> dict[int, list[tuple[int, Repeats]]]:
+    """Return the supercells no longer than `MAX_ELONGATION` times their width, by number of atoms."""
+    found: dict[int, list[tuple[int, Repeats]]] = {}
+    for number, cell in enumerate(cells(lattice)):
+        width = widths(cell.cell.array)
+        # Repeats that keep the second and the third width within MAX_ELONGATION of the first.
+        for i in range(1, highest // len(cell) + 1):
+            length = i * width[0]
+            near = [
+                range(max(1, ceil(length / MAX_ELONGATION / width[k])), int(length * MAX_ELONGATION / width[k]) + 1)
+                for k in (1, 2)
+            ]
+            for j in near[0]:
+                if i * j * len(cell) > highest:
+                    break
+                for k in near[1]:
+                    n_atoms = i * j * k * len(cell)
+                    lengths = width * (i, j, k)
+                    if lowest <= n_atoms <= highest and lengths.max() <= MAX_ELONGATION * lengths.min() + 1e-9:
+                        found.setdefault(n_atoms, []).append((number, (i, j, k)))
+    return found
+
+
+def widths(cell: np.ndarray) -> np.ndarray:
+    """Distances between opposite faces of a cell, shape (3,)."""
+    return np.asarray(1 / np.linalg.norm(np.linalg.inv(cell), axis=0))

@@ -1,0 +1,158 @@
+"""Whether a structure can be computed at all: elements, size, cell and distances; and what kind of system it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from daskpipe.core.connectivity import periodic_directions
+from daskpipe.core.geometry import full_cell, overlap, widths
+from daskpipe.core.structures import charge
+from daskpipe.core.validation import FrozenModel
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+LAST_ELEMENT = 118
+
+MIN_WIDTH = 0.5
+"""Least distance between opposite faces of a cell along a periodic axis, Å: shorter than any bond."""
+
+MAX_COORDINATE = 1e6
+"""Largest coordinate, Å: float32 resolves 0.06 Å there."""
+
+NONMETALS = frozenset((1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 32, 33, 34, 35, 36, 51, 52, 53, 54, 85, 86))
+"""Atomic numbers of the elements that bind in molecules, metalloids among them."""
+
+
+class Limits(FrozenModel):
+    """What a seed structure must satisfy."""
+
+    max_atoms: int = Field(default=10_000, ge=1, description="Largest number of atoms of a structure")
+    min_distance: float = Field(
+        default=0.6,
+        ge=0,
+        le=1,
+        description="Least distance of two atoms, as a fraction of the sum of their covalent radii",
+    )
+
+
+class Fault(NamedTuple):
+    """Why a structure fails: one word to count by, and what was measured."""
+
+    reason: str
+    evidence: str
+
+
+class FrameError(Exception):
+    """A structure that cannot be used, with the reason to count it by."""
+
+    def __init__(self, reason: str, evidence: str) -> None:
+        super().__init__(evidence)
+        self.reason = reason
+
+
+def check(atoms: Atoms, limits: Limits) -> Fault | None:
+    """Return what is wrong with a structure, or None.
+
+    Parameters
+    ----------
+    atoms
+        The structure; not changed.
+    limits
+        Largest size and least distance.
+
+    Returns
+    -------
+    Fault or None
+        The first of these reasons that holds: ``empty``, ``too_large``, ``unknown_element``, ``not_finite``,
+        ``cell``, ``spin``, ``charge``, ``masses``, ``overlap``.
+    """
+    for test in (_size, _elements, _finite, _cell, _spin, _arrays):
+        if fault := test(atoms, limits):
+            return fault
+    return _overlap(atoms, limits)
+
+
+def _size(atoms: Atoms, limits: Limits) -> Fault | None:
+    if len(atoms) == 0:
+        return Fault("empty", "the structure has no atoms")
+    if len(atoms) > limits.max_atoms:
+        return Fault("too_large", f"{len(atoms)} atoms; the limit is max_atoms = {limits.max_atoms}")
+    return None
+
+
+def _elements(atoms: Atoms, limits: Limits) -> Fault | None:
+    unknown = np.flatnonzero((atoms.numbers < 1) | (atoms.numbers > LAST_ELEMENT))
+    if unknown.size:
+        first = unknown[0]
+        return Fault("unknown_element", f"atom {first} has atomic number {atoms.numbers[first]}, which is no element")
+    return None
+
+
+def _finite(atoms: Atoms, limits: Limits) -> Fault | None:
+    bad = np.flatnonzero(~(np.abs(atoms.positions) <= MAX_COORDINATE).all(axis=1))
+    if bad.size:
+        place = np.array2string(atoms.positions[bad[0]], precision=3)
+        return Fault("not_finite", f"atom {bad[0]} is at {place} Å; coordinates must be within {MAX_COORDINATE:g} Å")
+    if not (np.abs(atoms.cell.array) <= MAX_COORDINATE).all():
+        return Fault("not_finite", f"the cell is {atoms.cell.array.tolist()} Å")
+    return None
+
+
+def _cell(atoms: Atoms, limits: Limits) -> Fault | None:
+    if not atoms.pbc.any():
+        return None
+    if np.linalg.matrix_rank(atoms.cell.array[atoms.pbc]) < atoms.pbc.sum():
+        return Fault("cell", f"periodic along {_axes(atoms.pbc)} but the cell vectors span nothing there")
+    width = widths(full_cell(atoms))[atoms.pbc].min()
+    if width < MIN_WIDTH:
+        return Fault("cell", f"the cell is {width:.3g} Å thin; the limit is {MIN_WIDTH} Å")
+    return None
+
+
+def _spin(atoms: Atoms, limits: Limits) -> Fault | None:
+    multiplicity = atoms.info.get("spin_multiplicity")
+    if not multiplicity or atoms.pbc.any():
+        return None  # the electrons of a crystal's cell need not pair up within it
+    electrons = int(atoms.numbers.sum()) - charge(atoms)
+    if electrons < 0 or (electrons + multiplicity) % 2 == 0 or multiplicity > electrons + 1:
+        return Fault("spin", f"{electrons} electrons cannot have spin multiplicity {multiplicity}")
+    return None
+
+
+def _arrays(atoms: Atoms, limits: Limits) -> Fault | None:
+    for name, reason in (("initial_charges", "charge"), ("initial_magmoms", "spin"), ("masses", "masses")):
+        values = atoms.arrays.get(name, np.zeros(len(atoms)))
+        if values.ndim != 1:
+            return Fault(reason, f"{name} are vectors of {values.shape[1]}; give one number an atom")
+        if bad := np.flatnonzero(~np.isfinite(values)).tolist():
+            return Fault(reason, f"{name} of atom {bad[0]} is {values[bad[0]]}; give one number for each atom, or none")
+    if (light := np.flatnonzero(atoms.arrays.get("masses", np.ones(len(atoms))) <= 0)).size:
+        given = atoms.arrays["masses"][light[0]]
+        return Fault("masses", f"the mass of atom {light[0]} is {given:g}; give masses above 0 amu, or none")
+    return None
+
+
+def _overlap(atoms: Atoms, limits: Limits) -> Fault | None:
+    evidence = overlap(atoms, limits.min_distance)
+    return Fault("overlap", evidence) if evidence else None
+
+
+def _axes(which: np.ndarray) -> str:
+    return ", ".join(name for name, periodic in zip("abc", which, strict=True) if periodic)
+
+
+def system_type(atoms: Atoms) -> str:
+    """Return the kind of a structure that says nothing of itself.
+
+    Matter that is connected through the periodic boundaries along three directions is ``bulk``, along two a
+    ``surface``, along one a ``wire``, however the cell vectors lie (`daskpipe.core.connectivity.periodic_directions`).
+    What is not connected is a ``cluster`` if more than half of the atoms are metals, else a ``molecule``.
+    """
+    if n_directions := len(periodic_directions(atoms)):
+        return ("wire", "surface", "bulk")[n_directions - 1]
+    metals = ~np.isin(atoms.numbers, list(NONMETALS))
+    return "cluster" if metals.mean() > 0.5 else "molecule"

@@ -1,0 +1,116 @@
+"""Chemical and geometric disorder, drawn from a structure's own stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from daskpipe.stages.generate.params import atomic_volume
+
+SWEEPS = 10
+"""Sweeps over the elements in `sample_fractions`. Five elements have the moments of exact draws after five."""
+
+
+def sample_fractions(rng: np.random.Generator, ranges: Mapping[str, tuple[float, float]]) -> np.ndarray:
+    """Draw a composition, uniform among those that lie within the ranges and sum to one.
+
+    A Gibbs sampler from a point inside: two elements at a time share out their sum anew. It takes the same
+    time for narrow ranges, where drawing until a composition fits would not end.
+
+    Parameters
+    ----------
+    rng
+        The structure's stream.
+    ranges
+        Lowest and highest fraction of each element, as `daskpipe.stages.generate.params.composition` returns them.
+
+    Returns
+    -------
+    numpy.ndarray
+        Fractions in the order of `ranges`, shape (element,).
+    """
+    low, high = np.array(list(ranges.values())).T
+    slack = (high - low).sum()
+    fractions = low + (1 - low.sum()) / slack * (high - low) if slack else low.copy()
+    for _ in range(SWEEPS * len(fractions) if len(fractions) > 1 else 0):
+        i, j = rng.choice(len(fractions), size=2, replace=False)
+        both = fractions[i] + fractions[j]
+        least, most = max(low[i], both - high[j]), min(high[i], both - low[j])
+        fractions[i] = rng.uniform(least, max(least, most))
+        fractions[j] = both - fractions[i]
+    return np.asarray(fractions / fractions.sum())
+
+
+def occupy(rng: np.random.Generator, n_atoms: int, ranges: Mapping[str, tuple[float, float]]) -> np.ndarray:
+    """Draw the elements of `n_atoms` sites.
+
+    Parameters
+    ----------
+    rng
+        The structure's stream.
+    n_atoms
+        Number of sites.
+    ranges
+        Lowest and highest fraction of each element.
+
+    Returns
+    -------
+    numpy.ndarray
+        Atomic numbers in random order, shape (n_atoms,), dtype int64. The count of each element is its fraction of
+        `n_atoms` rounded up or down, and right on average.
+    """
+    numbers = np.array([chemical_symbols.index(symbol) for symbol in ranges], dtype=np.int64)
+    edges = np.cumsum(sample_fractions(rng, ranges)) * n_atoms
+    sites = np.searchsorted(edges[:-1], np.arange(n_atoms) + rng.random(), side="right")
+    return rng.permutation(numbers[sites])
+
+
+def mean_volume(numbers: np.ndarray) -> float:
+    """Volume of an atom in an alloy, Å^3: the mean of its elements' (Zen's rule, Vegard's for volumes)."""
+    kinds, counts = np.unique(numbers, return_counts=True)
+    volumes = [atomic_volume(chemical_symbols[number]) for number in kinds]
+    return float(np.average(volumes, weights=counts))
+
+
+def apply_strain(rng: np.random.Generator, atoms: Atoms, amplitude: float, *, axes: Sequence[int] = (0, 1, 2)) -> None:
+    """Strain a cell and the atoms in it, in place.
+
+    Parameters
+    ----------
+    rng
+        The structure's stream.
+    atoms
+        The structure.
+    amplitude
+        Largest normal strain, and largest engineering shear strain, 1; all are uniform within it.
+    axes
+        Cartesian axes to strain along.
+    """
+    normal, shear = rng.uniform(-amplitude, amplitude, (2, 3, 3))
+    tensor = np.triu(shear / 2, 1)
+    tensor += tensor.T + np.diag(np.diag(normal))
+    kept = np.isin(np.arange(3), axes)
+    tensor[~kept] = tensor[:, ~kept] = 0
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + tensor), scale_atoms=True)
+
+
+def displace(rng: np.random.Generator, atoms: Atoms, amplitude: float) -> None:
+    """Displace atoms, in place, by Gaussian noise of standard deviation `amplitude`, Å, along each axis."""
+    atoms.positions += rng.normal(scale=amplitude, size=atoms.positions.shape)
+
+
+def choose_size[T](rng: np.random.Generator, shapes: Mapping[int, Sequence[T]]) -> T:
+    """Draw a number of atoms from the keys of `shapes`, then one of the shapes with that many."""
+    of_size = shapes[sorted(shapes)[int(rng.integers(len(shapes)))]]
+    return of_size[int(rng.integers(len(of_size)))]
+
+
+def no_size(what: str, n_atoms: tuple[int, int], sizes: Sequence[int]) -> ValueError:
+    """Return the error for a range of sizes in which there is none, naming the nearest sizes that there are."""
+    low, high = n_atoms
+    near = sorted(size for size in sizes if size < low)[-2:] + sorted(size for size in sizes if size > high)[:2]
+    hint = f"; the nearest sizes are {', '.join(map(str, near))}" if near else ""
+    return ValueError(f"n_atoms: there is no {what} of {low} to {high} atoms{hint}; widen the range")

@@ -1,0 +1,342 @@
+"""The user's own structures: extxyz, xyz, CIF, POSCAR, ASE trajectories and ASE databases.
+
+Files are foreign bytes. Formats go by name; only numbers, positions, cell, periodicity, charge and spin are taken
+(those of the structure, and charges and magnetic moments of its atoms), masses of isotopes, which atoms are fixed, and
+``config_type``, by ASE's parsers, none of which unpickles. Calculators, tags and other notes are left behind.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from ase import Atoms
+
+from daskpipe.core.constraints import from_constraints
+from daskpipe.core.errors import InputError, Rejection
+from daskpipe.core.shared_disk import raise_if_transient
+from daskpipe.core.structures import copy_arrays
+from daskpipe.stages.generate.checks import FrameError
+from daskpipe.stages.generate.crystals import cif_frames, poscar_frames
+from daskpipe.stages.generate.declared_units import check_length, metadata_units
+from daskpipe.stages.generate.electrons import ElectronError, electrons_of, moments_of
+from daskpipe.stages.generate.extxyz import parse_frame, xyz_frames
+from daskpipe.stages.generate.params import NotEmpty
+
+log = logging.getLogger(__name__)
+
+Frame = Callable[[], Atoms]
+"""Builds one structure of a file; fails without harm to the others."""
+
+
+def files(
+    *, rng: np.random.Generator, paths: Annotated[list[str], NotEmpty], base_dir: str = "."
+) -> Iterator[Atoms | Rejection]:
+    """Yield all structures of files.
+
+    Parameters
+    ----------
+    rng
+        Not used; the seam passes it.
+    paths
+        Files. In a config also folders, which are searched to any depth, and globs (see `find`). The format
+        goes by the name: ``.extxyz`` and ``.xyz``, ``.cif``, ``POSCAR*``, ``CONTCAR*``, ``.poscar`` and ``.vasp``,
+        ``.traj``, ``.db``.
+    base_dir
+        Folder that relative paths start from. Structures are named by path as given and frame, from 0:
+        ``sub/frames.xyz#3``.
+
+    Yields
+    ------
+    ase.Atoms or Rejection
+        One for each frame, in order, as far as the file can be read: ``info`` holds ``name`` and, where the file gives
+        them, ``charge`` and ``spin_multiplicity`` (see `daskpipe.stages.generate.electrons`) and ``config_type``; the
+        arrays ``initial_charges``, ``initial_magmoms`` and ``masses`` are kept, and constraints become the array
+        ``fixed``. Reasons of rejection: ``unknown_format``, ``empty``, ``unreadable``, ``unknown_element``,
+        ``partial_occupancy``, ``charge``, ``spin``, ``constraint``, ``masses``.
+    """
+    for path in paths:
+        yield from read(Path(base_dir) / path, name=path)
+
+
+def read(
+    path: Path, *, name: str, first: int = 0, n_frames: int | None = None, offset: int = 0
+) -> Iterator[Atoms | Rejection]:
+    """Yield the structures of one file, or of a stretch of it that begins with frame `first` at byte `offset`.
+
+    See `files` for what is yielded, and `daskpipe.stages.generate.frame_ranges` for how a file is cut.
+    """
+    number = first
+    try:
+        for number, frame in enumerate(islice(_frames(path, first, offset), n_frames), start=first + 1):
+            yield _build(frame, f"{name}#{number - 1}")
+        if number == 0:
+            raise FrameError("empty", "the file holds no structure")
+    except Exception as error:  # what is wrong with the file as a whole, or from here on
+        yield rejection_of(error, f"{name}#{number}" if number else name)
+
+
+def _build(frame: Frame, name: str) -> Atoms | Rejection:
+    try:
+        atoms = cleaned(frame())
+    except Exception as error:  # a parser may raise anything when it meets foreign bytes
+        return rejection_of(error, name)
+    atoms.info["name"] = name
+    return atoms
+
+
+def _frames(path: Path, first: int, offset: int) -> Iterator[Frame]:
+    reader = reader_of(path)
+    if reader is None:
+        raise FrameError("unknown_format", f"{path.name} is in no known format; known names: {KNOWN_NAMES}")
+    if path.stat().st_size == 0:
+        raise FrameError("empty", "the file has no bytes")
+    return _xyz(path, offset) if reader is _xyz else islice(reader(path), first, None)
+
+
+def rejection_of(error: Exception, name: str) -> Rejection:
+    """Return the rejection that an error of reading a structure stands for; raise it if the disk is at fault."""
+    raise_if_transient(error)
+    if isinstance(error, FrameError):
+        reason, evidence = error.reason, str(error)
+    elif isinstance(error, KeyError) and re.fullmatch(r"\w{1,8}", str(error.args[0])):
+        # ASE looks symbols up in a dict.
+        reason, evidence = "unknown_element", f"{error.args[0]!r} is no chemical symbol"
+    else:
+        reason, evidence = (
+            "unreadable",
+            f"{type(error).__name__}: {str(error) or 'not in the format of its name'}"[:500],
+        )
+    return Rejection(stage="generate", structure=name, reason=reason, evidence=evidence)
+
+
+def cleaned(atoms: Atoms) -> Atoms:
+    """Return only what daskpipe takes from a foreign structure."""
+    try:
+        info: dict[str, Any] = dict(electrons_of(atoms))
+    except ElectronError as error:
+        raise FrameError(error.reason, str(error)) from error
+    if word := " ".join(str(atoms.info.get("config_type", "")).split()):
+        info["config_type"] = word
+    check_length(atoms.info)
+    clean = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc, info=info)
+    try:
+        copy_arrays(atoms, clean)
+    except ValueError as error:
+        raise FrameError("constraint", str(error)) from error
+    # What daskpipe exported says which moments it came with; a teacher's are no part of its identity.
+    moments = moments_of(atoms)
+    if moments is not None and "structure_id" not in atoms.info and not clean.has("initial_magmoms"):
+        clean.set_array("initial_magmoms", moments, float, moments.shape[1:])
+    return clean
+
+
+def _xyz(path: Path, offset: int = 0) -> Iterator[Frame]:
+    """Frames of an extxyz or xyz file; one that is broken does not cost the others."""
+    for _, frame in xyz_frames(path, offset):
+        yield partial(parse_frame, frame)
+
+
+def _trajectory(path: Path) -> Iterator[Frame]:
+    """Frames of an ASE trajectory, by its container: objects of constraints and calculators are never built."""
+    from ase.io import ulm
+
+    with ulm.open(path) as items:
+        if items.get_tag() != "ASE-Trajectory":
+            raise ValueError(f"the file is tagged {items.get_tag()!r}, not 'ASE-Trajectory'")
+
+        def build(number: int) -> Atoms:
+            item = items[number]
+            # Numbers and periodicity stand in the first item unless they change.
+            numbers, pbc = (item.get(key) if key in item else items.get(key) for key in ("numbers", "pbc"))
+            atoms = Atoms(
+                numbers, item.positions, cell=item.cell, pbc=pbc, info=item.get("info"), masses=item.get("masses"),
+                charges=item.get("charges"), magmoms=item.get("magmoms"),
+            )  # fmt: skip
+            # Constraints stand where numbers do, as JSON.
+            header = item if "numbers" in item else items
+            return _fix(atoms, json.loads(header.get("constraints", "[]")))
+
+        for number in range(len(items)):
+            yield partial(build, number)
+
+
+def _database(path: Path) -> Iterator[Frame]:
+    """Rows of an ASE database, in the order of their ids."""
+    import sqlite3
+
+    from ase.db import connect
+
+    # ASE would add its tables to a database of another program.
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    try:
+        ids = [row[0] for row in connection.execute("SELECT id FROM systems ORDER BY id")]
+    finally:
+        connection.close()
+    database = connect(str(path), type="db", use_lock_file=False)
+    units = metadata_units(database.metadata)
+    for row_id in ids:
+        yield partial(_of_row, database, row_id, units)
+
+
+def _lmdb(path: Path) -> Iterator[Frame]:
+    """Rows of a database of fairchem's, in the order of their ids."""
+    import lmdb
+    from ase.db import connect
+
+    # ASE's class, if opening fails, raises once more when it goes away: what is no database is met before.
+    lmdb.open(str(path), subdir=False, readonly=True, lock=False).close()
+    with connect(str(path), type="aselmdb", readonly=True) as database:
+        units = metadata_units(database.metadata)
+        for row_id in database.ids:
+            yield partial(_of_row, database, row_id, units)
+
+
+def _of_row(database: Any, row_id: int, units: Mapping[str, Any]) -> Atoms:
+    row = database.get(id=row_id)
+    info = {**units, **row.key_value_pairs, **words_of(row.data)}
+    atoms = Atoms(
+        row.numbers, row.positions, cell=row.cell, pbc=row.pbc, info=info,
+        charges=row.get("initial_charges"), magmoms=row.get("initial_magmoms"), masses=row.get("masses"),
+    )  # fmt: skip
+    # ASE builds constraints by name, and of its own kinds alone.
+    return _fix(atoms, [item.todict() for item in row.constraints])
+
+
+def words_of(data: Mapping[str, Any]) -> dict[str, str]:
+    """Return the words of a row's data: where daskpipe's exports put those that ASE takes for numbers."""
+    return {key: value for key, value in data.items() if isinstance(value, str)}
+
+
+def _fix(atoms: Atoms, constraints: list[dict[str, Any]]) -> Atoms:
+    """Note in place which atoms constraints fix; return the structure."""
+    try:
+        atoms.set_array("fixed", from_constraints(constraints, len(atoms), atoms.cell.array), bool, (3,))
+    except ValueError as error:
+        raise FrameError("constraint", str(error)) from error
+    return atoms
+
+
+READERS: dict[str, Callable[[Path], Iterator[Frame]]] = {
+    ".extxyz": _xyz,
+    ".xyz": _xyz,
+    ".cif": cif_frames,
+    ".poscar": poscar_frames,
+    ".vasp": poscar_frames,
+    ".traj": _trajectory,
+    ".db": _database,
+    ".aselmdb": _lmdb,
+}
+KNOWN_NAMES = ", ".join(["POSCAR*", "CONTCAR*", *(f"*{suffix}" for suffix in READERS)])
+
+
+def reader_of(path: Path) -> Callable[[Path], Iterator[Frame]] | None:
+    """Return the reader for a file of that name, or None."""
+    if path.suffix.lower() in READERS:
+        return READERS[path.suffix.lower()]
+    return poscar_frames if path.name.startswith(("POSCAR", "CONTCAR")) else None
+
+
+def find(
+    paths: list[str],
+    base_dir: Path,
+    *,
+    is_known: Callable[[Path], object] | None = None,
+    known: str = KNOWN_NAMES,
+) -> list[Path]:
+    """Return the files that `paths` stand for, each once, in the order given, within a folder or glob by name.
+
+    Parameters
+    ----------
+    paths
+        Files, folders and globs (``*``, ``?``, ``[...]``, ``**`` for any depth); ``~`` is the home folder. Folders
+        are searched to any depth for files of known names; hidden ones are left out, and how many files of other
+        names were passed over is logged. A file that is named, or met by a glob, is taken whatever its name.
+    base_dir
+        Folder that relative paths start from.
+    is_known, known
+        Whether a file in a folder is one of those that are searched for, by default by `reader_of`, and their names.
+
+    Raises
+    ------
+    InputError
+        If a path does not exist, a glob meets nothing, or a folder holds no file of a known name.
+    """
+    found: dict[Path, Path] = {}
+    for text in paths:
+        path = base_dir / Path(text).expanduser()
+        if path.exists():
+            matches = [path]
+        elif glob.has_magic(text):
+            pattern = str(Path(text).expanduser())
+            matches = [base_dir / match for match in sorted(glob.glob(pattern, root_dir=base_dir, recursive=True))]
+            if not matches:
+                raise InputError(f"paths: {text!r} meets no file in {base_dir}; check the pattern")
+        else:
+            raise InputError(f"paths: {text!r} does not exist in {base_dir}; give a file, a folder or a glob")
+        files = [
+            file for match in matches for file in (_walk(match, is_known or reader_of) if match.is_dir() else [match])
+        ]
+        if not files:
+            raise InputError(f"paths: {text!r} holds no file of a known name; known: {known}")
+        if odd := [file for file in files if not file.is_file()]:
+            raise InputError(f"paths: {odd[0]} is neither a file nor a folder; leave it out")
+        found |= {file.resolve(): file for file in files if file.resolve() not in found}
+    return list(found.values())
+
+
+def _walk(folder: Path, is_known: Callable[[Path], object]) -> list[Path]:
+    """Files of known names in a folder and those beneath it, hidden ones left out."""
+    kept, passed = [], 0
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        visible = [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
+        known = [path for path in visible if is_known(path) and path.is_file()]
+        kept += known
+        passed += len(visible) - len(known)
+    if passed:
+        log.info("%s: passed over %d files that are in no known format", folder, passed)
+    return kept
+
+
+def expand(params: dict[str, Any], n: int | None, base_dir: Path) -> list[tuple[dict[str, Any], str]]:
+    """Return the parameters of one request for each file, and the file's checksum.
+
+    Raises
+    ------
+    InputError
+        If a path is not there (see `find`) or a file cannot be opened.
+    """
+    base_dir = (base_dir / Path(params["base_dir"]).expanduser()).resolve()
+    requests = []
+    for path in find(params["paths"], base_dir):
+        absolute = Path(os.path.abspath(path))
+        name = absolute.relative_to(base_dir) if absolute.is_relative_to(base_dir) else absolute
+        requests.append(({"paths": [name.as_posix()], "base_dir": str(base_dir)}, checksum(path)))
+    return requests
+
+
+def checksum(path: Path) -> str:
+    """Hash of a file's bytes, 32 hex digits.
+
+    Raises
+    ------
+    InputError
+        If it cannot be opened.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
+    except OSError as error:
+        raise_if_transient(error)
+        raise InputError(f"paths: {path} cannot be read: {error.strerror}; check its permissions") from error

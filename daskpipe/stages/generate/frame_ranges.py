@@ -1,0 +1,192 @@
+"""The user's own trajectories, cut into stretches that are read side by side, and copied from frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from io import StringIO
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from daskpipe.core.constraints import constraints_of, fixed_components
+from daskpipe.core.errors import Rejection
+from daskpipe.core.shared_disk import raise_if_transient
+from daskpipe.core.structures import ARRAY_KEYS, round_positions
+from daskpipe.stages.generate.checks import Limits, check, system_type
+from daskpipe.stages.generate.extxyz import xyz_frames
+from daskpipe.stages.generate.files import read, reader_of, words_of
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+TEXTS = (".extxyz", ".xyz")
+"""Files in which a frame is a stretch of text."""
+
+STAGE = "read"
+"""What rejections are counted under."""
+
+ANY = Limits(max_atoms=10_000_000, min_distance=0)
+"""Frames are described as they are: what a teacher could not compute is no matter here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Frames of one file that are read by one task.
+
+    Parameters
+    ----------
+    path
+        The file.
+    first, n_frames
+        Number of the first frame, from 0, and how many there are.
+    offset
+        Byte that the first frame begins at, in files of text.
+    last
+        Whether it ends the file: what comes after its frames, and cannot be read, is told as a rejection.
+    """
+
+    path: str
+    first: int
+    n_frames: int
+    offset: int = 0
+    last: bool = False
+
+
+def stretches(path: Path, size: int) -> list[Stretch]:
+    """Cut a file into stretches of `size` frames; files of text are read through once, others are asked.
+
+    Parameters
+    ----------
+    path
+        A file of a format that `daskpipe.stages.generate.files` knows.
+    size
+        Frames in a stretch.
+    """
+    begins, n_frames = _offsets(path, size) if path.suffix.lower() in TEXTS else ([], _count(path))
+    starts = range(0, max(n_frames, 1), size)
+    return [
+        Stretch(
+            path=str(path),
+            first=start,
+            n_frames=min(size, n_frames - start),
+            offset=begins[number] if begins else 0,
+            last=start == starts[-1],
+        )
+        for number, start in enumerate(starts)
+    ]
+
+
+def _offsets(path: Path, size: int) -> tuple[list[int], int]:
+    """Return where each `size`-th frame begins, in bytes, and the number of frames that are whole."""
+    begins, n_frames = [], 0
+    try:
+        for offset, _ in xyz_frames(path):
+            if n_frames % size == 0:
+                begins.append(offset)
+            n_frames += 1
+    except (OSError, ValueError) as error:  # from here on it cannot be read, which reading it will explain
+        raise_if_transient(error)
+    return begins, n_frames
+
+
+def _count(path: Path) -> int:
+    """Count the frames of a file; 0 if it cannot be read, which reading it will explain."""
+    reader = reader_of(path)
+    try:
+        return sum(1 for _ in reader(path)) if reader else 0
+    except Exception as error:  # a parser may raise anything when it meets foreign bytes
+        raise_if_transient(error)
+        return 0
+
+
+def frames(stretch: Stretch) -> Iterator[Atoms | Rejection]:
+    """Yield the structures of a stretch; ``info["step"]`` is the number of the frame in its file."""
+    path = Path(stretch.path)
+    found = read(
+        path,
+        name=stretch.path,
+        first=stretch.first,
+        n_frames=None if stretch.last else stretch.n_frames,
+        offset=stretch.offset,
+    )
+    for number, item in enumerate(found, start=stretch.first):
+        yield replace(item, stage=STAGE) if isinstance(item, Rejection) else _finish(item, number)
+
+
+def _finish(atoms: Atoms, number: int) -> Atoms | Rejection:
+    name = atoms.info.pop("name")
+    # Nothing here depends on these, and they may be wrong. Moments tell magnetic states of one geometry apart.
+    atoms.info.pop("spin_multiplicity", None)
+    moments = atoms.arrays.get("initial_magmoms")
+    for key in ARRAY_KEYS:
+        atoms.arrays.pop(key, None)
+    if moments is not None and moments.ndim == 1 and np.isfinite(moments).all():
+        atoms.set_array("initial_magmoms", moments)
+    round_positions(atoms)
+    if fault := check(atoms, ANY):
+        return Rejection(stage=STAGE, structure=name, reason=fault.reason, evidence=fault.evidence)
+    atoms.info |= {"step": number, "system_type": system_type(atoms)}
+    return atoms
+
+
+def copy_frames(picked: Iterable[tuple[str, Sequence[int]]], out: Path) -> None:
+    """Copy frames of files to one extxyz file; frames of extxyz and xyz files with all that is written in them.
+
+    Parameters
+    ----------
+    picked
+        Files, and the sorted numbers of the frames to copy from each.
+    out
+        The file to write.
+    """
+    from ase.io.extxyz import write_extxyz
+
+    with out.open("wb") as file:
+        for path, numbers in picked:
+            if Path(path).suffix.lower() in TEXTS:
+                wanted = set(numbers)
+                for number, (_, frame) in enumerate(islice(xyz_frames(Path(path)), numbers[-1] + 1)):
+                    if number in wanted:
+                        file.write(frame if frame.endswith(b"\n") else frame + b"\n")
+            else:
+                for atoms in _whole(Path(path), numbers):
+                    text = StringIO()
+                    write_extxyz(text, atoms)
+                    file.write(text.getvalue().encode())
+
+
+def _whole(path: Path, numbers: Sequence[int]) -> Iterator[Atoms]:
+    """Yield frames of a file that is not text, with their labels."""
+    if path.suffix.lower() == ".db":
+        from ase.db import connect
+
+        database = connect(str(path), type="db", use_lock_file=False)
+        ids = [row.id for row in database.select(columns=["id"], sort="id")]
+        for number in numbers:
+            row = database.get(id=ids[number])
+            atoms = row.toatoms()
+            atoms.info |= row.key_value_pairs | words_of(row.data)
+            yield atoms
+    elif path.suffix.lower() == ".traj":
+        import ase.io
+
+        with ase.io.Trajectory(path) as trajectory:
+            for number in numbers:
+                yield trajectory[number]
+    elif reader := reader_of(path):
+        built = list(reader(path))
+        for number in numbers:
+            yield _with_move_mask(built[number]())
+
+
+def _with_move_mask(atoms: Atoms) -> Atoms:
+    """Replace constraints, in place, by those that ASE writes as ``move_mask``; return the structure."""
+    from ase.constraints import dict2constraint
+
+    fixed = fixed_components(atoms)
+    atoms.arrays.pop("fixed", None)
+    atoms.set_constraint([] if fixed is None else [dict2constraint(item) for item in constraints_of(fixed)])
+    return atoms

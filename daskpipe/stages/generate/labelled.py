@@ -1,0 +1,447 @@
+"""Frames with their labels: extxyz, ASE's trajectories and databases (also fairchem's ``.aselmdb``), VASP's output.
+
+What a frame is comes through the same door as all foreign structures (`daskpipe.stages.generate.files`); here its
+energy, forces and stress are taken as well (`daskpipe.stages.generate.labels`), what is not taken is counted, and what
+a frame descends from is worked out:
+
+* A frame that daskpipe exported says it itself (``structure_id`` and ``parent_id``).
+* Else, consecutive frames with the same atoms in the same order, none of which moved by 1 Å or more from the frame
+  before, are one trajectory, and their parent is its first frame. Where frames are shuffled, the store connects them
+  (`daskpipe.store.connectivity`). So a split does not tear a trajectory apart. Frames that were thinned out until atoms
+  jump farther cannot be told from different systems.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskpipe.core.errors import ConfigError, Rejection
+from daskpipe.core.geometry import full_cell
+from daskpipe.core.isolated_atoms import CONFIG_TYPE as ISOLATED_ATOM
+from daskpipe.core.isolated_atoms import is_isolated
+from daskpipe.core.shared_disk import raise_if_transient
+from daskpipe.core.structures import NO_PARENT, from_atoms, round_positions, structure_id
+from daskpipe.engine.rows import arrays_of
+from daskpipe.engine.units import Payload
+from daskpipe.stages.generate.checks import FrameError, check, system_type
+from daskpipe.stages.generate.declared_units import find_units, metadata_units
+from daskpipe.stages.generate.electrons import CHARGE_KEYS, SPIN_KEYS, UNPAIRED_KEY
+from daskpipe.stages.generate.extxyz import parse_frame, xyz_frames
+from daskpipe.stages.generate.files import cleaned, find, rejection_of
+from daskpipe.stages.generate.frame_ranges import ANY, TEXTS, Stretch
+from daskpipe.stages.generate.given_splits import split_of_frame
+from daskpipe.stages.generate.labels import LabelKeys, left_out, read_labels
+from daskpipe.stages.generate.vasp import is_outcar, is_vasprun, outcar_frames, vasprun_frames
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+STAGE = "import"
+"""What rejections are counted under, and the generator of frames that name none."""
+
+DATABASES = (".db", ".aselmdb")
+TRAJECTORIES = (".traj",)
+KNOWN_NAMES = ", ".join([*(f"*{suffix}" for suffix in (*TEXTS, *TRAJECTORIES, *DATABASES)), "OUTCAR*", "vasprun*.xml"])
+"""Files whose frames can have labels."""
+
+JUMP = 1.0
+"""Distance, Å, that no atom moves between two frames of a trajectory: a thermal vibration is less, a bond is more."""
+
+IDS = ("structure_id", "parent_id")
+WORDS = ("system_type", "generator", "label_method")
+"""Facts that daskpipe's own exports carry."""
+
+ID_DIGITS = 32
+
+MOST_CHARACTERS, MOST_NAMES = 60, 12
+"""Length and number of the names of what is left out that the receipt of a unit spells out: it stays below 2 kB."""
+
+LABELS, FROM, LEFT_OUT = "labels/", "from/", "left_out/"
+"""What the names of tallies begin with."""
+
+Build = Callable[[], "Atoms"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledStretch(Stretch):
+    """Frames of one file that are read by one task, and what they go on from.
+
+    Parameters
+    ----------
+    parent
+        First frame, as structure id in hex, of the trajectory that the first readable frame of the stretch goes on
+        with; empty if it begins one or names its parent itself.
+    split
+        Split that the name of the file gives; empty if it gives none.
+    """
+
+    parent: str = ""
+    split: str = ""
+
+
+def labelled_stretches(path: Path, size: int, split: str = "") -> list[LabelledStretch]:
+    """Cut a file into stretches of `size` frames; it is read through once, to see where trajectories begin.
+
+    Parameters
+    ----------
+    path
+        ``.extxyz``, ``.xyz``, ``.db`` or ``.aselmdb``.
+    size
+        Frames in a stretch.
+    split
+        Split that the name of the file gives.
+    """
+    begins, parents, n_frames, trajectory = [], [], 0, _Trajectory()
+    try:
+        for offset, build in _frames(path):
+            if n_frames % size == 0:
+                begins.append(offset)
+                parents.append("")
+                first = True
+            n_frames += 1
+            try:
+                atoms, lineage = _structure(build())
+            except Exception as error:  # which reading will explain
+                raise_if_transient(error)
+                continue
+            parent = trajectory.parent_of(atoms, lineage)
+            if first and lineage is None and parent != NO_PARENT:
+                parents[-1] = parent.hex()
+            first = False
+    except Exception as error:  # from here on it cannot be read, which reading it will explain
+        raise_if_transient(error)
+    starts = range(0, max(n_frames, 1), size)
+    return [
+        LabelledStretch(
+            path=str(path),
+            first=start,
+            n_frames=min(size, n_frames - start),
+            offset=begins[number] if begins else 0,
+            last=start == starts[-1],
+            parent=parents[number] if parents else "",
+            split=split,
+        )
+        for number, start in enumerate(starts)
+    ]
+
+
+def read_labelled(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Payload:
+    """Read the frames of a stretch with their labels into what a unit commits.
+
+    Parameters
+    ----------
+    stretch
+        From `labelled_stretches`.
+    keys
+        Where the labels stand.
+    method
+        What the rows say in ``label_method``, unless daskpipe exported them and they say it themselves.
+
+    Returns
+    -------
+    Payload
+        Rows with energy (eV), forces (eV/Å), where the frame has them stress (eV/Å^3) and magmoms, ``label_status`` ok,
+        ``step`` the number of the frame in its file, and lineage. Frames that cannot be used are rejections of the
+        stage ``import``: ``empty``, ``unreadable``, ``unknown_format``, ``unconverged``, those of
+        `files.read`, `labels.read_labels` and `checks.check` of `daskpipe.stages.generate`.
+        Tallies count frames: ``labels/energy``, ``labels/forces``, ``labels/stress``; ``from/KEYS`` by the keys of
+        their labels; ``left_out/NAME`` by what they hold and is not taken.
+
+    Raises
+    ------
+    ConfigError
+        If the method is not one word.
+    """
+    check_method(method)
+    good: list[Atoms] = []
+    rejected: list[Rejection] = []
+    tallies: Counter[str] = Counter()
+    for item in _read(stretch, keys, method):
+        if isinstance(item, Rejection):
+            rejected.append(replace(item, stage=STAGE))
+        else:
+            good.append(item[0])
+            tallies += item[1]
+    return Payload(arrays=arrays_of(from_atoms(good)), n_out=len(good), rejected=rejected, tallies=_shortened(tallies))
+
+
+def _shortened(tallies: Counter[str]) -> dict[str, int]:
+    """Return counts that fit a receipt: the most frequent names of what is left out, and how many others there are."""
+    names = [name for name, _ in tallies.most_common() if name.startswith(LEFT_OUT)]
+    short = {name: n for name, n in sorted(tallies.items()) if name not in names[MOST_NAMES:]}
+    if rest := sum(tallies[name] for name in names[MOST_NAMES:]):
+        short[f"{LEFT_OUT}other keys"] = rest
+    return short
+
+
+def label_report(tallies: Iterable[Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Return the sums of the tallies of units that `read_labelled` made.
+
+    Returns
+    -------
+    dict
+        Frames with each label (``labels``), by the keys of their labels (``sources``), and by what they hold and is
+        not taken (``left_out``), the most frequent first; empty if there are no tallies.
+    """
+    total = sum((Counter(counts) for counts in tallies), Counter())
+    names = {"labels": LABELS, "sources": FROM, "left_out": LEFT_OUT}
+    found = {
+        kind: {name.removeprefix(prefix): n for name, n in total.most_common() if name.startswith(prefix)}
+        for kind, prefix in names.items()
+    }
+    return found if total else {}
+
+
+def check_method(method: str) -> None:
+    """Raise `ConfigError` if the name of a method is not one word."""
+    if method.split() != [method]:
+        raise ConfigError(f"label method {method!r}: use one word without white space, e.g. PBE-D3")
+
+
+def _read(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Iterator[tuple[Atoms, Counter[str]] | Rejection]:
+    path, number = Path(stretch.path), stretch.first
+    trajectory = _Trajectory(bytes.fromhex(stretch.parent))
+    try:
+        if path.stat().st_size == 0:
+            raise FrameError("empty", "the file has no bytes")
+        with closing(_frames(path, stretch.first, stretch.offset)) as frames:
+            for number, (_, build) in enumerate(
+                islice(frames, None if stretch.last else stretch.n_frames), start=stretch.first + 1
+            ):
+                item = _row(build, f"{stretch.path}#{number - 1}", number - 1, trajectory, keys, method)
+                if stretch.split and not isinstance(item, Rejection):
+                    item[0].info.setdefault("split", stretch.split)
+                yield item
+        if number == 0:
+            raise FrameError("empty", "the file holds no structure")
+    except Exception as error:  # what is wrong with the file as a whole, or from here on
+        yield rejection_of(error, f"{stretch.path}#{number}" if number else stretch.path)
+
+
+def _row(
+    build: Build, name: str, number: int, trajectory: _Trajectory, keys: LabelKeys, method: str
+) -> tuple[Atoms, Counter[str]] | Rejection:
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    try:
+        raw = build()
+        atoms, lineage = _structure(raw)
+        # Before the labels are looked at: a frame without them belongs to its trajectory all the same.
+        parent = trajectory.parent_of(atoms, lineage)
+        labels = read_labels(raw, keys)
+        if is_isolated(raw):
+            labels.results.setdefault("forces", np.zeros((1, 3)))  # there is nothing that could pull
+        facts = training_facts(raw)
+    except Exception as error:  # a parser may raise anything when it meets foreign bytes
+        return rejection_of(error, name)
+    facts |= {"system_type": system_type(atoms), "generator": STAGE, "label_method": method}
+    if is_isolated(atoms) and not atoms.info.get("charge"):
+        facts.setdefault("config_type", atoms.info.get("config_type", ISOLATED_ATOM))
+    if lineage is not None:
+        facts |= {key: word for key in WORDS if (word := str(raw.info.get(key, ""))).split() == [word]}
+    if split := split_of_frame(raw.info):
+        facts["split"] = split
+    atoms.info |= {**facts, "parent_id": parent, "step": number, "label_status": "ok"}
+    atoms.calc = SinglePointCalculator(atoms, **labels.results)
+    names = [f"{LABELS}{label}" for label in labels.results]
+    names.append(f"{FROM}{', '.join(labels.keys)}"[:MOST_CHARACTERS])
+    # What has become a variable is in `atoms`, under its own name.
+    taken = {
+        *CHARGE_KEYS,
+        *SPIN_KEYS,
+        UNPAIRED_KEY,
+        "masses",
+        *IDS,
+        *atoms.info,
+        *atoms.arrays,
+        *find_units(raw.info)[1],
+    } | ({"constraints"} if atoms.has("fixed") else set())
+    names += [f"{LEFT_OUT}{name}"[:MOST_CHARACTERS] for name in left_out(raw, taken, labels)]
+    return atoms, Counter(names)
+
+
+# --- frames -----------------------------------------------------------------------------------------
+
+
+def _frames(path: Path, first: int = 0, offset: int = 0) -> Generator[tuple[int, Build]]:
+    """Yield the byte that each frame begins at (0 in databases), and what builds it with all that is written in it."""
+    if path.suffix.lower() in TEXTS:
+        for begin, frame in xyz_frames(path, offset):
+            yield begin, partial(parse_frame, frame)
+    elif path.suffix.lower() in DATABASES:
+        yield from islice(_rows(path), first, None)
+    elif path.suffix.lower() in TRAJECTORIES:
+        yield from islice(_items(path), first, None)
+    elif is_vasprun(path) or is_outcar(path):
+        reader = vasprun_frames if is_vasprun(path) else outcar_frames
+        yield from islice(((0, build) for build in reader(path)), first, None)
+    else:
+        raise FrameError(
+            "unknown_format", f"{path.name} is in no format that can hold labels; known names: {KNOWN_NAMES}"
+        )
+
+
+def holds_labels(path: Path) -> bool:
+    """Return whether the frames of a file can have labels, by its name."""
+    return path.suffix.lower() in (*TEXTS, *TRAJECTORIES, *DATABASES) or is_vasprun(path) or is_outcar(path)
+
+
+def find_labelled(paths: list[str], base_dir: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files that `paths` stand for, and those among them that cannot hold labels.
+
+    Parameters
+    ----------
+    paths, base_dir
+        As `daskpipe.stages.generate.files.find` takes them. Of a folder only the files that can hold labels count; of
+        an OUTCAR and a vasprun.xml in one folder the latter, for it has more digits of the same frames.
+
+    Raises
+    ------
+    InputError
+        As `daskpipe.stages.generate.files.find`.
+    """
+    files = find(paths, base_dir, is_known=holds_labels, known=KNOWN_NAMES)
+    folders = {file.parent for file in files if is_vasprun(file)}
+    files = [file for file in files if not (is_outcar(file) and file.parent in folders)]
+    return files, [file for file in files if not holds_labels(file)]
+
+
+def _items(path: Path) -> Iterator[tuple[int, Build]]:
+    """Frames of an ASE trajectory, with the results that it holds."""
+    from ase.io.trajectory import TrajectoryReader
+
+    with TrajectoryReader(path) as trajectory:
+        yield from ((0, partial(trajectory.__getitem__, number)) for number in range(len(trajectory)))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Build]]:
+    """Rows of an ASE database, in the order of their ids."""
+    from ase.db import connect
+
+    if path.suffix.lower() == ".db":
+        # ASE would add its tables to a database of another program.
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            ids = [row[0] for row in connection.execute("SELECT id FROM systems ORDER BY id")]
+        with connect(str(path), type="db", use_lock_file=False) as database:  # one connection, not one a row
+            units = metadata_units(database.metadata)
+            yield from ((0, partial(_whole, database, row_id, units)) for row_id in ids)
+        return
+    if find_spec("ase_db_backends") is None:
+        raise FrameError("unreadable", "*.aselmdb needs ase-db-backends; type: pip install 'daskpipe[export]'")
+    import lmdb
+
+    lmdb.open(str(path), subdir=False, readonly=True, lock=False).close()  # ASE's class would fail again when it goes
+    database = connect(str(path), type="aselmdb", readonly=True)
+    try:
+        units = metadata_units(database.metadata)
+        yield from ((0, partial(_whole, database, row_id, units)) for row_id in database.ids)
+    finally:
+        database.close()
+
+
+def _whole(database: Any, row_id: int, units: Mapping[str, Any]) -> Atoms:
+    """Return the structure of a row with all that the row, and the metadata of its units, say in ``info``."""
+    row = database.get(id=row_id)
+    atoms: Atoms = row.toatoms()
+    atoms.info |= {**units, **row.key_value_pairs, **row.data}
+    return atoms
+
+
+def _structure(raw: Atoms) -> tuple[Atoms, bytes | None]:
+    """Return what daskpipe takes of a frame but its labels, and its parent if daskpipe wrote the frame.
+
+    Raises
+    ------
+    FrameError
+        If it cannot be used.
+    """
+    atoms = round_positions(cleaned(raw))
+    if fault := check(atoms, ANY):
+        raise FrameError(fault.reason, fault.evidence)
+    known = _id(raw.info.get("structure_id"))
+    return atoms, None if known is None else _id(raw.info.get("parent_id")) or NO_PARENT
+
+
+def _id(text: Any) -> bytes | None:
+    """Return an id as daskpipe's exports write it: hex after ``0x``; None for anything else."""
+    digits = str(text).removeprefix("0x")
+    try:
+        return bytes.fromhex(digits) if len(digits) == ID_DIGITS else None
+    except ValueError:
+        return None
+
+
+# --- facts for training -----------------------------------------------------------------------------
+
+
+def training_facts(raw: Atoms) -> dict[str, Any]:
+    """Return ``head`` and ``config_weight`` of a frame, where it has them.
+
+    Raises
+    ------
+    FrameError
+        If the weight is no number.
+    """
+    facts: dict[str, Any] = {}
+    if word := " ".join(str(raw.info.get("head", "")).split()):
+        facts["head"] = word
+    if (weight := raw.info.get("config_weight")) is not None:
+        try:
+            facts["config_weight"] = float(weight)
+        except (TypeError, ValueError):
+            facts["config_weight"] = np.nan
+        if not np.isfinite(facts["config_weight"]) or facts["config_weight"] < 0:
+            raise FrameError("config_weight", f"config_weight is {str(weight)[:60]!r}; give a number from 0, or none")
+    return facts
+
+
+# --- trajectories -----------------------------------------------------------------------------------
+
+
+class _Trajectory:
+    """The trajectory that the last frame belonged to.
+
+    Parameters
+    ----------
+    first
+        Its first frame, if the next one goes on with it for certain; empty if not.
+    """
+
+    def __init__(self, first: bytes = b"") -> None:
+        self._first = first
+        self._last: Atoms | None = None
+
+    def parent_of(self, atoms: Atoms, lineage: bytes | None) -> bytes:
+        """Return the parent of the next frame; zeros for one that begins a trajectory."""
+        if lineage is not None:
+            self._first, self._last = b"", None
+            return lineage
+        goes_on = bool(self._first) if self._last is None else _goes_on(self._last, atoms)
+        self._last = atoms
+        if goes_on:
+            return self._first
+        self._first = structure_id(atoms)
+        return NO_PARENT
+
+
+def _goes_on(before: Atoms, atoms: Atoms) -> bool:
+    """Whether the atoms are those of the frame before, and none of them moved far, boundaries crossed or not."""
+    if not (np.array_equal(before.numbers, atoms.numbers) and np.array_equal(before.pbc, atoms.pbc)):
+        return False
+    moved = atoms.positions - before.positions
+    if atoms.pbc.any():
+        cell = full_cell(atoms)
+        turns = np.rint(np.linalg.solve(cell.T, moved.T).T)
+        moved = moved - (turns * atoms.pbc) @ cell
+    return bool((np.linalg.norm(moved, axis=1) < JUMP).all())

@@ -1,0 +1,30 @@
+"""What a label must be before it counts as one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from daskpipe.stages.label.settings import LabelChecks
+
+
+def wrong(
+    energy: float, forces: np.ndarray, stress: np.ndarray, periodic: bool, checks: LabelChecks
+) -> tuple[str, str] | None:
+    """Return (reason, evidence) if a label cannot be used, ``None`` if it can.
+
+    Parameters
+    ----------
+    energy, forces, stress
+        In eV, eV/Å (shape (atom, 3)) and eV/Å^3 (shape (6,)).
+    periodic
+        Whether the structure is periodic along all cell vectors; only then must the stress be finite.
+    checks
+        Limits.
+    """
+    numbers = {"energy": np.asarray(energy), "forces": forces} | ({"stress": stress} if periodic else {})
+    if bad := [name for name, value in numbers.items() if not np.isfinite(value).all()]:
+        return "not_finite", f"{', '.join(bad)} not finite"
+    largest = float(np.linalg.norm(forces, axis=1).max())
+    if largest > checks.max_force:
+        return "force", f"a force of {largest:.4g} eV/Å (limit {checks.max_force:g})"
+    return None

@@ -1,0 +1,97 @@
+"""Clusters of feature space: centres fitted on a bounded sample, and the nearest centre of every row.
+
+scikit-learn's ``MiniBatchKMeans`` (Sculley, DOI 10.1145/1772690.1772862) by ``partial_fit`` over blocks. Its centres
+start at farthest points (Gonzalez, DOI 10.1016/0304-3975(85)90224-5), so that rare regions have centres of their own;
+and the nearest centre of all other rows is found through balls, exactly, in a time that hardly grows with the number
+of centres where the features are few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from daskpipe.stages.select.balls import Balls
+from daskpipe.stages.select.blocks import BLOCK_SIZE, Blocks
+
+if TYPE_CHECKING:
+    from sklearn.cluster import MiniBatchKMeans
+
+Project = Callable[[np.ndarray], np.ndarray]
+"""Maps features, shape (row, feature), to the space of the clusters, row by row."""
+
+
+class Centers:
+    """Cluster centres that learn block by block.
+
+    Parameters
+    ----------
+    n_clusters
+        Centres wanted; there are fewer if they start from fewer rows.
+    """
+
+    def __init__(self, n_clusters: int) -> None:
+        self.n_clusters = n_clusters
+        self._model: MiniBatchKMeans | None = None
+        self._balls: Balls | None = None
+
+    @property
+    def centers(self) -> np.ndarray:
+        """Centres, shape (cluster, feature), dtype of the features; there once they were started."""
+        if self._model is None:
+            raise ValueError("the centres were not fitted yet; call fit_block first")
+        # Before the first block there is only where they start.
+        centers: np.ndarray = getattr(self._model, "cluster_centers_", self._model.init)
+        return centers
+
+    def start(self, sample: np.ndarray) -> None:
+        """Place the centres on rows of a sample: the first, then always the one farthest from those placed."""
+        from sklearn.cluster import MiniBatchKMeans
+
+        n_centers = min(self.n_clusters, len(sample))
+        rows = sample[Balls.of(sample).farthest(n_centers, 0, np.arange(len(sample)))]
+        # No centre is given up because few rows are near it: the small clusters are what is wanted here.
+        self._model = MiniBatchKMeans(n_centers, init=rows, n_init=1, reassignment_ratio=0)
+        self._balls = None
+
+    def fit_block(self, features: np.ndarray) -> None:
+        """Move each centre to the mean of all rows, shape (row, feature), that were nearest to it so far."""
+        if self._model is None:
+            self.start(features)
+        assert self._model is not None
+        self._model.partial_fit(features)
+        self._balls = None
+
+    def nearest(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return cluster (int32) and distance to its centre of each row; ties go to the lower cluster."""
+        return self._ready().nearest(features)
+
+    def _ready(self) -> Balls:
+        """Return the centres in balls."""
+        if self._balls is None:
+            self._balls = Balls.of(self.centers)
+        return self._balls
+
+
+def fit(sample: np.ndarray, n_clusters: int, passes: int) -> Centers:
+    """Fit centres on a sample, shape (row, feature), read `passes` times in blocks."""
+    centers = Centers(n_clusters)
+    centers.start(sample)
+    # scikit-learn wants a row a centre in the first block.
+    size = max(4 * BLOCK_SIZE, n_clusters)
+    for _ in range(passes):
+        for start in range(0, len(sample), size):
+            centers.fit_block(sample[start : start + size])
+    return centers
+
+
+def assign(blocks: Blocks, centers: Centers, project: Project | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return cluster (int32) and distance to its centre (float32) of all rows, in one pass."""
+    cluster = np.empty(blocks.n_rows, dtype=np.int32)
+    distance = np.empty(blocks.n_rows, dtype=np.float32)
+    balls = Balls.of(centers.centers)
+    for rows, (found, far) in blocks.each(lambda features: balls.nearest(project(features) if project else features)):
+        cluster[rows], distance[rows] = found, far
+    return cluster, distance

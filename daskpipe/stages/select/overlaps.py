@@ -1,0 +1,56 @@
+"""Picks whose atoms lie closer together than a run would let them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskpipe.core.geometry import overlap
+from daskpipe.core.structures import atom_rows, starts
+
+if TYPE_CHECKING:
+    from daskpipe.engine.run_directory import Tree
+
+LEAST_DISTANCE = 0.6
+"""Least distance of two atoms, in sums of their covalent radii: what ``generate.limits.min_distance`` is by default."""
+
+COLUMNS = ("n_atoms", "numbers", "positions", "cell", "pbc", "step")
+
+
+def find_overlaps(tree: Tree, units: Sequence[tuple[str, str]], picks: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Look for picks whose atoms overlap.
+
+    Parameters
+    ----------
+    tree
+        Run directory that holds the frames.
+    units
+        File of the frames, and key, of each unit of the stage ``explore``.
+    picks
+        ``unit``, an index into `units`, and ``row`` of each pick; shape (pick,).
+
+    Returns
+    -------
+    dict
+        ``n``, how many there are, and ``example``: the first one and its two closest atoms; JSON types.
+    """
+    from ase import Atoms
+
+    found: list[str] = []
+    for unit in np.unique(picks["unit"]).tolist():
+        path, key = units[unit]
+        frames = tree.load("explore", key, COLUMNS)
+        first = starts(frames["n_atoms"])
+        for row in picks["row"][picks["unit"] == unit].tolist():
+            atoms = atom_rows(first[row : row + 1], frames["n_atoms"][row : row + 1])
+            frame = Atoms(
+                frames["numbers"][atoms],
+                frames["positions"][atoms].astype(float),
+                cell=frames["cell"][row],
+                pbc=frames["pbc"][row],
+            )
+            if evidence := overlap(frame, LEAST_DISTANCE):
+                found.append(f"{path}#{frames['step'][row]}: {evidence}")
+    return {"n": len(found), "example": found[0] if found else None}

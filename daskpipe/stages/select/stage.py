@@ -1,0 +1,244 @@
+"""Selection as one unit: features stream from the unit tree through a Dask array, a chunk at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from daskpipe.core import seeds
+from daskpipe.core.errors import ConfigError
+from daskpipe.core.structures import STATE_VARIABLES, electronic_states
+from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.units import Payload
+from daskpipe.stages.select import SELECTORS
+from daskpipe.stages.select.blocks import Blocks
+from daskpipe.stages.select.pick import canonical_order
+from daskpipe.stages.select.settings import Select
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import dask.array as da
+
+VERSION = 3
+
+CANDIDATE = "candidate"
+"""Reason of a pick that exploration had marked: the committee disagreed about it."""
+
+AGAINST_VERSION = 4
+"""Of units that pick against an existing dataset: picks lie where it does not. The others are of `VERSION`."""
+
+BY_ATOMS = ("environments",)
+"""Methods whose rows are atoms."""
+
+
+def select(
+    root: Path,
+    frames: Sequence[str],
+    features: Sequence[tuple[str, int]],
+    dims: int,
+    settings: Select,
+    run_seed: int,
+    *,
+    against: np.ndarray | None = None,
+) -> Payload:
+    """Leave out near-duplicates, and pick frames from the others: first those that exploration marked as candidates.
+
+    Against an existing dataset, frames that it does not cover (`daskpipe.stages.select.steering`) come before those
+    that it does.
+
+    Parameters
+    ----------
+    root
+        Run directory.
+    frames
+        Keys of the exploration units, in canonical order.
+    features
+        Key and number of frames of the descriptions of these units, in the same order.
+    dims
+        Features a frame.
+    settings, run_seed
+        What to pick.
+    against
+        Features of an existing dataset in the same space, shape (structure, feature).
+
+    Returns
+    -------
+    daskpipe.engine.units.Payload
+        ``unit`` (position in `frames`) and ``row`` of each pick, its ``features``, ``cluster`` and
+        ``selection_reason``; ordered by unit and row. ``report`` is JSON text: method, counts, what the removal of
+        duplicates found, and the `daskpipe.stages.select.coverage.Coverage` of the pool.
+
+    Raises
+    ------
+    daskpipe.core.errors.ConfigError
+        If near-duplicates of the dataset are all there is.
+    """
+    from daskpipe.stages.select.coverage import coverage_of
+    from daskpipe.stages.select.steering import covered_frames
+
+    ids, n_atoms, elements, candidate, states = _frames(root, frames)
+    table = feature_table(root, features, dims)
+    keep, duplicates = _without_duplicates(Blocks(table, canonical_order(run_seed, ids)), states, settings, against)
+    kept = np.flatnonzero(keep)
+    if len(kept) == 0:
+        raise ConfigError(
+            f"all {len(ids)} frames lie within select.duplicate_distance={settings.duplicate_distance} of the existing "
+            "dataset, so that none is left to pick. Explore further, or type a smaller select.duplicate_distance"
+        )
+    marked = kept[candidate[kept]]
+    first = marked[np.sort(canonical_order(run_seed, ids[marked])[: settings.n])]
+    keep[first] = False
+    kept = np.flatnonzero(keep)
+    params = SELECTORS.check_params(settings.method, settings.params)
+    index, cluster, reason = first, np.full(len(first), -1, dtype=np.int32), np.full(len(first), CANDIDATE)
+    rounds = [keep]
+    if against is not None and len(against) and len(first) < settings.n and len(kept):
+        blocks = Blocks(table, canonical_order(run_seed, ids[kept]), keep=keep)
+        near, radius = covered_frames(blocks, against, settings.n - len(first))
+        rounds = [_only(keep, kept[~near]), _only(keep, kept[near])]
+        duplicates["covered"] = {"n_covered": int(near.sum()), "radius": radius, "n_picked_elsewhere": 0}
+    for part in rounds:
+        rows, n = np.flatnonzero(part), settings.n - len(index)
+        if n <= 0 or not len(rows):
+            continue
+        order = canonical_order(run_seed, ids[rows])
+        if settings.method in BY_ATOMS:
+            atoms = atom_table(root, features, n_atoms)
+            blocks = Blocks(atoms, order, n_atoms[rows], np.repeat(part, n_atoms))
+        else:
+            blocks = Blocks(table, order, keep=part)
+        picks = SELECTORS.get(settings.method)(n=n, seed=run_seed, **params).pick(blocks)
+        strata = picks.cluster + np.where(picks.cluster >= 0, cluster.max(initial=-1) + 1, 0).astype(np.int32)
+        index = np.concatenate([index, rows[picks.index]])
+        cluster = np.concatenate([cluster, strata.astype(np.int32)])
+        reason = np.concatenate([reason, np.full(len(picks.index), picks.reason)])
+        if "covered" in duplicates and part is rounds[0]:
+            duplicates["covered"]["n_picked_elsewhere"] = len(picks.index)
+    sort = np.argsort(index)
+    index, cluster, reason = index[sort], cluster[sort], reason[sort]
+    covered = coverage_of(Blocks(table, seeds.order_by_hash(run_seed, "coverage", ids)), index, elements=elements)
+    report = {
+        "method": settings.method,
+        "params": params,
+        "n_pool": len(ids),
+        "n_picked": len(index),
+        "candidates": {"marked": int(candidate.sum()), "picked": len(first)},
+        "duplicates": duplicates,
+        "coverage": covered.as_dict(),
+    }
+    sizes = np.array([n_frames for _, n_frames in features])
+    ends = np.cumsum(sizes)
+    unit = np.searchsorted(ends, index, side="right")
+    arrays = {
+        "unit": unit.astype(np.int64),
+        "row": index - (ends - sizes)[unit],
+        "features": Blocks(table, np.arange(len(ids))).gather(index),
+        "cluster": cluster,
+        "selection_reason": reason,
+        "report": np.array(json.dumps(report, sort_keys=True)),
+    }
+    return Payload(arrays=arrays, n_out=len(index))
+
+
+def _only(keep: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return a mask as long as `keep` of some rows."""
+    mask = np.zeros_like(keep)
+    mask[rows] = True
+    return mask
+
+
+def _without_duplicates(
+    blocks: Blocks, states: np.ndarray, settings: Select, against: np.ndarray | None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return which frames stay, and what to report."""
+    from daskpipe.stages.select.duplicates import near_duplicates_by_state
+
+    if settings.duplicate_distance == 0:
+        return np.ones(blocks.n_rows, dtype=np.bool_), {"against_pool": 0, "against_dataset": 0, "threshold": 0.0}
+    found = near_duplicates_by_state(blocks, states, settings.duplicate_distance, against)
+    return ~found.mask, {
+        "against_pool": found.n_against_pool,
+        "against_dataset": found.n_against_dataset,
+        "threshold": found.threshold,
+        "scale": found.scale,
+    }
+
+
+def _frames(root: Path, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return ids, atoms, elements held (structure, element), candidates and electronic states of all frames."""
+    ids, n_atoms, held, candidate = [], [], [], []
+    states: dict[bytes, int] = {}
+    state: list[int] = []
+    for key in keys:
+        unit = Tree(root).load(
+            "explore", key, ["structure_id", "n_atoms", "numbers"], optional=["candidate", *STATE_VARIABLES]
+        )
+        state += [states.setdefault(item, len(states)) for item in electronic_states(unit)]
+        candidate.append(unit.get("candidate", np.zeros(len(unit["n_atoms"]), dtype=np.bool_)))
+        ids.append(unit["structure_id"])
+        n_atoms.append(unit["n_atoms"].astype(np.int64))
+        here, number = np.unique(unit["numbers"], return_inverse=True)
+        presence = np.zeros((len(n_atoms[-1]), len(here)), dtype=np.bool_)
+        presence[np.repeat(np.arange(len(presence)), n_atoms[-1]), number] = True
+        held.append((here, presence))
+    # Of the elements that occur anywhere: a column for each of the periodic table would be the largest array here.
+    species = np.unique(np.concatenate([here for here, _ in held]))
+    elements = np.zeros((sum(map(len, ids)), len(species)), dtype=np.bool_)
+    start = 0
+    for here, presence in held:
+        elements[start : start + len(presence), np.searchsorted(species, here)] = presence
+        start += len(presence)
+    return np.concatenate(ids), np.concatenate(n_atoms), elements, np.concatenate(candidate), np.array(state)
+
+
+def features_of(root: Path, stage: str, keys: Sequence[str]) -> np.ndarray | None:
+    """Return the features that units of a stage hold, shape (structure, feature); None if there are no units."""
+    return np.concatenate([Tree(root).load(stage, key, ["features"])["features"] for key in keys]) if keys else None
+
+
+def feature_table(root: Path, features: Sequence[tuple[str, int]], dims: int) -> da.Array:
+    """Return the features in the unit tree as a lazy Dask array, shape (frame, feature), float32."""
+    return _table(root, "features", features, dims)
+
+
+def atom_table(root: Path, features: Sequence[tuple[str, int]], n_atoms: np.ndarray) -> da.Array:
+    """Return the atoms' features in the unit tree as a lazy Dask array, shape (atom, feature), float32.
+
+    `n_atoms` holds the atoms of each frame, shape (frame,). The number of features is that of the first unit.
+    """
+    ends = np.cumsum([n_frames for _, n_frames in features])
+    sizes = [(key, int(n_atoms[end - n : end].sum())) for (key, n), end in zip(features, ends.tolist(), strict=True)]
+    first = next(key for key, size in sizes if size)
+    return _table(root, "environments", sizes, _load(root, first, "environments").shape[1])
+
+
+def _table(root: Path, name: str, sizes: Sequence[tuple[str, int]], dims: int) -> da.Array:
+    """Concatenate one array of the description units, of which each has so many rows."""
+    import dask.array as da
+    from dask import delayed
+
+    load = delayed(_load, pure=True)
+    return da.concatenate(
+        [da.from_delayed(load(root, key, name), shape=(n, dims), dtype=np.float32) for key, n in sizes if n]
+    )
+
+
+def _load(root: Path, key: str, name: str) -> np.ndarray:
+    """Read one array of a description unit.
+
+    Raises
+    ------
+    ValueError
+        If the unit does not hold it.
+    """
+    try:
+        return Tree(root).load("describe", key, [name])[name]
+    except KeyError:
+        raise ValueError(
+            f"description unit {key} holds no {name!r}; method 'environments' needs the features of atoms, "
+            "which a descriptor of whole frames does not make"
+        ) from None

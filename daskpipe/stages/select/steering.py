@@ -1,0 +1,59 @@
+"""Which frames of a pool an existing dataset covers already, so that picks go elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from daskpipe.stages.select.balls import Balls
+from daskpipe.stages.select.blocks import Blocks
+
+PERCENTILE = 99
+"""Of the distances from a structure of the dataset to the nearest other one: so far the dataset covers."""
+
+MOST_KNOWN = 8_192
+"""Structures of the dataset, in even steps, whose nearest other one is looked for."""
+
+MOST_SAMPLED = 16_384
+"""Frames of the pool among which the distance that the picks would have is measured."""
+
+
+def covered_frames(blocks: Blocks, against: np.ndarray, n: int) -> tuple[np.ndarray, float]:
+    """Find the frames that lie as near to an existing dataset as its structures lie to each other.
+
+    Nor is a frame covered that lies farther from the dataset than any frame would lie from `n` picks of the whole pool:
+    a dataset of few structures, far from each other, covers little.
+
+    Parameters
+    ----------
+    blocks
+        The pool.
+    against
+        Features of the dataset, shape (structure, feature), finite.
+    n
+        Frames to pick.
+
+    Returns
+    -------
+    covered : numpy.ndarray
+        Shape (row,), bool.
+    radius : float
+        Distance from the dataset up to which frames are covered, in units of the features.
+    """
+    from scipy.spatial import cKDTree
+
+    sample = blocks.sample()[:MOST_SAMPLED]
+    picks = Balls.of(sample).farthest(min(n, len(sample)), 0, np.arange(len(sample)))
+    radius = float(Balls.of(sample[picks]).nearest(sample)[1].max())
+    if len(against) > 1:
+        some = against[:: -(-len(against) // MOST_KNOWN)].astype(np.float64)
+        spacing = cKDTree(against.astype(np.float64)).query(some, k=2)[0][:, 1]
+        radius = min(radius, float(np.percentile(spacing, PERCENTILE)))
+    known = Balls.of(np.ascontiguousarray(against, dtype=np.float32))
+    covered = np.zeros(blocks.n_rows, dtype=np.bool_)
+
+    def distance(features: np.ndarray) -> np.ndarray:
+        return known.nearest(np.ascontiguousarray(features, dtype=np.float32))[1]
+
+    for rows, far in blocks.each(distance):
+        covered[rows] = far <= radius
+    return covered, radius

@@ -1,0 +1,183 @@
+"""Check a dataset as a whole: duplicates, elements, compositions, sizes, types, diversity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from daskpipe.core.seeds import order_by_hash
+from daskpipe.store.quality.check import Check, format_count, make_check, offending, skipped
+from daskpipe.store.quality.settings import DuplicateLimits, Shares, SizeLimits
+from daskpipe.store.quality.structure_checks import FEW
+
+BANDWIDTH = 0.5
+"""Width of the kernel of the diversity, in root mean square distances of the structures from their mean."""
+
+
+def label_success(n_structures: int, failures: Mapping[str, int], limit: float) -> Check:
+    """Check the share of the structures given to the teacher that are in the dataset."""
+    n_failed = sum(failures.values())
+    share = n_structures / (n_structures + n_failed)
+    why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(failures.items()))
+    says = f"{n_structures:,} of {n_structures + n_failed:,} structures labelled{f'; failed: {why}' if why else ''}"
+    return make_check("label_success", share < limit, says, share, limit, "share")
+
+
+def label_checks(ids: np.ndarray, ok: np.ndarray, limit: float) -> Check:
+    """Check the share of structures whose labels passed their checks."""
+    rows = np.flatnonzero(~ok)
+    share = 1 - len(rows) / len(ids)
+    says = f"the labels of {format_count(len(rows))} have a status other than ok"
+    named = offending(ids, rows, np.ones(len(rows)))
+    return make_check("label_checks", share < limit, says, share, limit, "share", **named)
+
+
+def duplicates(
+    ids: np.ndarray, composition: np.ndarray, state: np.ndarray, fingerprint: np.ndarray, limits: DuplicateLimits
+) -> Check:
+    """Check for structures that are stored twice, or repeat another in all but motion, order of atoms and origin.
+
+    Parameters
+    ----------
+    ids
+        Shape (structure,).
+    composition, state
+        Numbers, shape (structure,); only structures equal in both (state: charge, spin) can be the same.
+    fingerprint
+        Shape (structure, number); NaN where there is none.
+    limits
+        Thresholds.
+    """
+    order = order_by_hash(0, "quality", ids)
+    twice = np.zeros(len(ids), dtype=bool)
+    twice[order[1:]] = ids[order[1:]] == ids[order[:-1]]
+    once = order[~twice[order] & np.isfinite(fingerprint[order]).all(axis=1)]
+    kind = np.unique(np.stack([composition, state], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+    near = np.zeros(len(ids), dtype=bool)
+    near[once[_repeats(kind[once], fingerprint[once], limits.tolerance)]] = True
+    rows = np.flatnonzero(twice | near)
+    share = len(rows) / len(ids)
+    says = f"{share:.2%} repeat another structure: {int(twice.sum()):,} by id, {int(near.sum()):,} by their distances"
+    return make_check(
+        "duplicates", share > limits.share, says, share, limits.share, "share",
+        **offending(ids, rows, twice[rows].astype(float)),
+    )  # fmt: skip
+
+
+def _repeats(kind: np.ndarray, fingerprint: np.ndarray, tolerance: float) -> np.ndarray:
+    """Return the rows that lie within the tolerance, in every number, of an earlier row of their kind; sorted."""
+    order = np.lexsort((fingerprint[:, 0], kind))
+    kinds, points = kind[order], fingerprint[order]
+    later: list[np.ndarray] = []
+    rows = np.arange(len(order) - 1)
+    shift = 1
+    while len(rows):
+        # Neighbours in the sorted first number, ever farther, as long as any can be near.
+        rows = rows[rows + shift < len(order)]
+        close = points[rows + shift, 0] - points[rows, 0] <= tolerance
+        rows = rows[close & (kinds[rows + shift] == kinds[rows])]
+        same = rows[(np.abs(points[rows + shift] - points[rows]) <= tolerance).all(axis=1)]
+        later.append(np.maximum(order[same], order[same + shift]))
+        shift += 1
+    return np.unique(np.concatenate([*later, np.zeros(0, dtype=np.int64)]))
+
+
+def elements(counts: Mapping[str, int], n_structures: int, requested: Sequence[str], limit: float) -> Check:
+    """Check that each requested element is there, and that the rarest is in enough structures.
+
+    Parameters
+    ----------
+    counts
+        In how many structures each element occurs.
+    n_structures
+        Of the dataset.
+    requested
+        Symbols that must occur; those that do are judged without it.
+    limit
+        Least share of structures.
+    """
+    missing = [symbol for symbol in requested if not counts.get(symbol)]
+    rarest = min([*counts, *missing], key=lambda symbol: (counts.get(symbol, 0), symbol))
+    share = counts.get(rarest, 0) / n_structures
+    says = f"the rarest element, {rarest}, is in {share:.1%} of the structures"
+    if missing:
+        says = f"requested and missing: {', '.join(missing)}; " + says
+    return make_check("elements", bool(missing) or share < limit, says, share, limit, "share", hard=bool(missing))
+
+
+def composition_entropy(composition: np.ndarray, limit: float) -> Check:
+    """Check how evenly the compositions that occur are filled: Shannon entropy over its largest value."""
+    counts = np.bincount(composition)
+    shares = counts[counts > 0] / len(composition)
+    if len(shares) == 1:
+        return skipped("composition_entropy", "all structures have one composition")
+    value = float(-(shares * np.log(shares)).sum() / np.log(len(shares)))
+    says = f"{len(shares):,} compositions; the most frequent has {shares.max():.1%} of the structures"
+    return make_check("composition_entropy", value < limit, says, value, limit, "1")
+
+
+def sizes(ids: np.ndarray, n_atoms: np.ndarray, limits: SizeLimits) -> Check:
+    """Check the numbers of atoms: least, largest, and the share of the most frequent."""
+    beyond = np.maximum(limits.min_atoms - n_atoms, n_atoms - limits.max_atoms)
+    rows = np.flatnonzero(beyond > 0)
+    values, counts = np.unique(n_atoms, return_counts=True)
+    share = float(counts.max() / len(n_atoms))
+    says = (
+        f"{values[0]:,} to {values[-1]:,} atoms, {format_count(len(rows))} outside {limits.min_atoms:,} to "
+        f"{limits.max_atoms:,}; {share:.1%} have {values[counts.argmax()]:,}"
+    )
+    failed = len(rows) > 0 or (limits.share is not None and share > limits.share)
+    return make_check("sizes", failed, says, share, limits.share, "share", **offending(ids, rows, beyond[rows]))
+
+
+def type_balance(counts: Mapping[str, int], requested: Sequence[str], limit: float) -> Check:
+    """Check the share of the rarest system type, over the share it had if all were equally frequent."""
+    full = {**dict.fromkeys(requested, 0), **counts}
+    if len(full) == 1:
+        return skipped("type_balance", "all structures have one system type")
+    rarest = min(full, key=lambda name: (full[name], name))
+    value = full[rarest] * len(full) / sum(full.values())
+    says = ", ".join(f"{count:,} {name}" for name, count in sorted(full.items()))
+    return make_check("type_balance", value < limit, f"{says}; {rarest} is the rarest", value, limit, "of uniform")
+
+
+def periodic_share(periodic: np.ndarray, limits: Shares) -> Check:
+    """Check the share of structures that are periodic along all axes."""
+    share = float(periodic.mean())
+    failed = not limits.least <= share <= limits.most
+    says = f"{share:.1%} are periodic along all axes; to be {limits.least:.1%} to {limits.most:.1%}"
+    return make_check(
+        "periodic_share", failed, says, share, limits.least if share < limits.least else limits.most, "share"
+    )
+
+
+def diversity(ids: np.ndarray, features: np.ndarray, limit: float) -> Check:
+    """Check the Vendi score (DOI 10.48550/arXiv.2210.02410): the effective number of different structures.
+
+    It is the exponential of the entropy of the eigenvalues of the kernel matrix, here of a Gaussian kernel half as
+    wide as the root mean square distance of the structures from their mean: 1 if all are alike, 2 for two clumps,
+    about 5 for a normal distribution along a line.
+
+    Parameters
+    ----------
+    ids
+        Shape (sampled,).
+    features
+        Shape (sampled, feature), finite.
+    limit
+        Least score.
+    """
+    if len(ids) < FEW:
+        return skipped("diversity", f"only {format_count(len(ids))} with features; {FEW} are needed")
+    points = features.astype(np.float64)[np.argsort(ids.view("S16"), kind="stable")]  # sums in an order of their own
+    points -= points.mean(axis=0)
+    squares = (points**2).sum(axis=1)
+    spread = squares.mean()
+    distances = np.maximum(squares[:, None] + squares - 2 * points @ points.T, 0)
+    kernel = np.exp(-distances / (2 * BANDWIDTH**2 * spread)) if spread > 0 else np.ones_like(distances)
+    weights = np.linalg.eigvalsh(kernel / len(points))
+    weights = weights[weights > 1e-15]
+    value = float(np.exp(-(weights * np.log(weights)).sum()))
+    says = f"{value:.1f} effectively different structures among {len(points):,}"
+    return make_check("diversity", value < limit, says, value, limit, "structures")

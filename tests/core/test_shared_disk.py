@@ -1,0 +1,196 @@
+"""Files that other machines have written: late, on a disk that does not answer, or refused."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from daskpipe.core import shared_disk
+from daskpipe.core.errors import DiskError, DiskUnreachable, IntegrityError
+from daskpipe.core.shared_disk import (
+    TRANSIENT,
+    call_patiently,
+    disk_error,
+    disk_time,
+    explained,
+    numbered_files,
+    wait_until_visible,
+)
+from daskpipe.engine.commit import commit
+from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.units import Payload, Unit, key_of
+
+LATE_SECONDS = 0.5
+"""Time after which a late file appears, or a broken one is mended."""
+
+DEAD = Path("/proc/self/mem")
+"""A file that exists, and of which each read fails with EIO."""
+
+UNIT = Unit(stage="label", index=0, key=key_of("label", 1, {}, [], 0), n_inputs=3)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    """A run directory with one committed unit."""
+    commit(tmp_path, UNIT, Payload(arrays={"energy": np.arange(3.0)}, n_out=3, files={"numbers.npy": b"123"}))
+    return Tree(tmp_path)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for a moment only."""
+    monkeypatch.setattr(shared_disk, "PATIENCE_SECONDS", 0.3)
+
+
+@pytest.fixture
+def later() -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Call a function after `LATE_SECONDS`, as another machine would."""
+    timers = []
+
+    def call_later(function: Callable[[], object]) -> None:
+        timers.append(threading.Timer(LATE_SECONDS, function))
+        timers[-1].start()
+
+    yield call_later
+    for timer in timers:
+        timer.join()
+
+
+def hide(tree: Tree) -> Callable[[], None]:
+    """Move the committed unit away; return what brings it back in one step, as a commit does."""
+    folder = tree.unit_dir(UNIT.stage, UNIT.key)
+    hidden = tree.root / "elsewhere"
+    os.rename(folder, hidden)
+    return lambda: os.rename(hidden, folder)
+
+
+def break_file(tree: Tree, name: str) -> Callable[[], None]:
+    """Let each read of a file of the unit fail; return what mends it."""
+    file = tree.unit_dir(UNIT.stage, UNIT.key) / name
+    kept = file.with_name("kept")
+    os.rename(file, kept)
+    file.symlink_to(DEAD)
+    return lambda: os.replace(kept, file)
+
+
+USES: dict[str, Callable[[Tree], object]] = {
+    "load": lambda tree: tree.load(UNIT.stage, UNIT.key)["energy"].tolist(),
+    "file": lambda tree: tree.file(UNIT.stage, UNIT.key, "numbers.npy").read_bytes(),
+    "rejected": lambda tree: tree.rejected(UNIT.stage, UNIT.key),
+    "names": lambda tree: tree.names_of_files(UNIT.stage, UNIT.key),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_unit_that_cannot_be_seen_yet_is_waited_for(tree, later, use):
+    expected = USES[use](tree)
+    later(hide(tree))
+    assert USES[use](tree) == expected
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_unit_that_never_appears_is_damaged(tree, impatient, use):
+    hide(tree)
+    with pytest.raises(IntegrityError, match=r"is not what was committed \(it is missing\). To have that unit"):
+        USES[use](tree)
+
+
+def test_a_file_that_lacks_in_a_folder_that_is_there_is_not_waited_for(tree, monkeypatch):
+    """The folder was renamed into place with all its files."""
+    monkeypatch.setattr(shared_disk.time, "sleep", lambda _: pytest.fail("it waited"))
+    (tree.unit_dir(UNIT.stage, UNIT.key) / "payload.npz").unlink()
+    with pytest.raises(IntegrityError, match=r"payload.npz is not what was committed \(it is missing\)"):
+        tree.load(UNIT.stage, UNIT.key)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "payload.npz"])
+def test_a_read_that_fails_is_tried_again(tree, later, name):
+    with pytest.raises(OSError, match="Input/output error"):
+        DEAD.read_bytes()
+    later(break_file(tree, name))
+    assert tree.load(UNIT.stage, UNIT.key)["energy"].tolist() == [0, 1, 2]
+
+
+def test_a_disk_that_does_not_answer_is_no_damage(tree, impatient):
+    break_file(tree, "payload.npz")
+    with pytest.raises(OSError, match="Input/output error"):
+        tree.load(UNIT.stage, UNIT.key)
+
+
+def test_while_waiting_the_caller_can_end_it(tmp_path):
+    def check() -> None:
+        raise InterruptedError("another driver")
+
+    with pytest.raises(InterruptedError, match="another driver"):
+        wait_until_visible(tmp_path / "never", tmp_path, check)
+
+    def fail() -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with pytest.raises(InterruptedError, match="another driver"):
+        call_patiently(fail, check)
+
+
+@pytest.mark.parametrize("number", sorted(TRANSIENT))
+def test_errors_that_say_nothing_of_the_file_are_tried_again(number):
+    answers = [OSError(number, os.strerror(number)), None]
+
+    def call() -> str:
+        if error := answers.pop(0):
+            raise error
+        return "read"
+
+    assert call_patiently(call) == "read"
+    assert isinstance(disk_error(OSError(number, os.strerror(number), "file")), DiskUnreachable)
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.ENOSPC, errno.EISDIR])
+def test_other_errors_are_raised_at_once(number):
+    answers = [OSError(number, os.strerror(number))]
+
+    def call() -> None:
+        raise answers.pop(0)
+
+    with pytest.raises(OSError, match=os.strerror(number)):
+        call_patiently(call)
+
+
+def test_what_a_disk_says_is_explained(tmp_path):
+    def told(number: int, **how: bool) -> None:
+        with explained(tmp_path / "a run", tmp_path / "file", **how):
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(DiskError, match=r"cannot write .*/file: No space left on device. Make room, then: .*/a run'"):
+        told(errno.ENOSPC)
+    with pytest.raises(DiskUnreachable, match=r"cannot use .*/file: Stale file handle. Have the disk or its"):
+        told(errno.ESTALE)
+    with pytest.raises(DiskError, match=r"cannot use .*: Permission denied. You are \S+, and \S+ belongs to \S+ \(d"):
+        told(errno.EACCES)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        told(errno.EACCES, permissions=False)
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        told(errno.ENOENT)
+    with pytest.raises(TimeoutError, match="a peer"), explained(tmp_path, tmp_path):
+        raise TimeoutError("a peer")  # of a connection: no number, and no matter of the disk
+
+
+def test_the_clock_is_that_of_the_file_system(tmp_path):
+    before = disk_time(tmp_path)
+    (tmp_path / "file").touch()
+    assert before <= (tmp_path / "file").stat().st_mtime <= disk_time(tmp_path)
+
+
+def test_files_of_others_are_left_out(tmp_path):
+    ours = ["0002.jsonl", "0010.jsonl", "0001.jsonl", "10000.jsonl"]
+    for name in [*ours, "._0001.jsonl", "notes.jsonl", "notes.txt", "0003.jsonl~", "0004 copy.jsonl", "²²²².jsonl"]:
+        (tmp_path / name).touch()
+    found = numbered_files(tmp_path, ".jsonl")
+    assert list(found) == [1, 2, 10, 10000]
+    assert {path.name for path in found.values()} == set(ours)
+    assert numbered_files(tmp_path / "gone", ".jsonl") == {}

@@ -1,0 +1,550 @@
+"""A run from end to end on real workers: what it makes, where its units ran, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from ase.calculators.calculator import Calculator
+from ase.calculators.emt import EMT
+from distributed import Client
+from small_runs import SMALL, UNITS, committed, files_of, manifests, workers_of
+from waiting import PATIENCE, wait_until
+
+import daskpipe
+from daskpipe.cluster.connect import connect
+from daskpipe.config.load import load_config
+from daskpipe.core.errors import ConfigError, InputError
+from daskpipe.core.events import Event, Notice, StageFinished
+from daskpipe.core.structures import from_atoms
+from daskpipe.core.variables import VARIABLES
+from daskpipe.engine.ledger import read_ledger
+from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.units import Receipt
+from daskpipe.runs.run import Result
+
+ENERGY_TOLERANCE = 1e-4
+"""eV/atom."""
+
+FORCE_TOLERANCE = 1e-3
+"""eV/Å."""
+
+RECEIPT_LIMIT = 2048
+"""Bytes: what a task may send to the driver."""
+
+ROOMS = ("generate-", "explore-", "describe-", "select-", "label-", "store-")
+
+
+def without(attrs: dict[str, object], *names: str) -> dict[str, object]:
+    return {name: value for name, value in attrs.items() if name not in names}
+
+
+def check_labels(dataset: Path, teacher: Calculator) -> None:
+    """Recompute the labels with the teacher's own ASE calculator, from nothing but the stored geometry."""
+    ds = daskpipe.open_dataset(dataset)
+    assert ds.sizes["structure"] > 0
+    for index in range(ds.sizes["structure"]):
+        atoms = daskpipe.to_atoms(ds, index)
+        energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+        assert np.abs(forces).max() > FORCE_TOLERANCE  # at rest, zeros would pass as labels
+        atoms.calc = teacher
+        assert abs(atoms.get_potential_energy() - energy) / len(atoms) < ENERGY_TOLERANCE
+        np.testing.assert_allclose(atoms.get_forces(), forces, atol=FORCE_TOLERANCE, rtol=0)
+
+
+# --- the dataset ------------------------------------------------------------------------------------
+
+
+def test_every_stage_ran_and_the_result_says_so(reference: Result) -> None:
+    assert {stage: row["units"] for stage, row in reference.stages.items()} == UNITS
+    assert {stage: row["computed"] for stage, row in reference.stages.items()} == UNITS
+    assert reference.exit_code == 0
+    assert reference.stages["store"]["counts"].keys() == {"alloy", "cluster"}
+    assert reference.stages["explore"]["out"] == 8  # 4 seeds, 10 steps, every fifth
+    assert reference.stages["store"]["out"] == 6
+
+
+def test_xarray_opens_the_dataset_without_a_warning(reference: Result) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ds = xr.open_zarr(reference.dataset)
+        ds.load()
+    assert ds.attrs["Conventions"].startswith("CF-")
+    assert ds.attrs["seed"] == 0
+    assert json.loads(ds.attrs["config"]) == load_config("emt_alloy", SMALL).deciding()
+    assert {"numpy", "torch", "ase", "daskpipe"} <= json.loads(ds.attrs["versions"]).keys()
+
+
+def test_names_dims_dtypes_and_units_are_those_of_variables(reference: Result) -> None:
+    ds = xr.open_zarr(reference.dataset)
+    for name, array in ds.data_vars.items():
+        variable = VARIABLES[str(name)]
+        assert array.dims == variable.dims
+        assert array.dtype == variable.dtype
+        assert array.attrs.get("units") == variable.unit
+        assert array.attrs["long_name"] == variable.doc
+    missing = VARIABLES.keys() - ds.data_vars.keys()
+    # EMT gives no moments, no seed brings facts about its atoms or keys of training, and there is no committee.
+    of_atoms = {"magmoms", "initial_charges", "initial_magmoms", "masses", "fixed"}
+    assert missing == of_atoms | {"config_type", "head", "config_weight", "force_disagreement", "candidate"}
+
+
+def test_labels_are_the_teachers(reference: Result) -> None:
+    check_labels(reference.dataset, EMT())
+
+
+def test_labels_of_chgnet_are_the_teachers(client: Client, tmp_path: Path) -> None:
+    from chgnet.model.dynamics import CHGNetCalculator
+    from chgnet.model.model import CHGNet
+
+    overrides = [*SMALL, "label=chgnet", "label.batch_size=2", "select.n=3"]
+    result = daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
+    assert daskpipe.open_dataset(result.dataset)["magmoms"].notnull().all()
+    check_labels(
+        result.dataset, CHGNetCalculator(CHGNet.load(verbose=False), use_device="cpu", on_isolated_atoms="ignore")
+    )
+
+
+def test_labels_of_xtb_are_the_teachers(client: Client, tmp_path: Path) -> None:
+    from tblite.ase import TBLite
+
+    overrides = ["generate.sources.molecules.n=2", "explore.dynamics.steps=30", "select.n=2", "describe.dims=4"]
+    result = daskpipe.run("molecules", overrides, run_dir=tmp_path / "run", client=client)
+    check_labels(result.dataset, TBLite(method="GFN2-xTB", verbosity=0))
+
+
+def test_to_atoms_round_trips_exactly(reference: Result) -> None:
+    ds = daskpipe.open_dataset(reference.dataset).load()
+    again = from_atoms([daskpipe.to_atoms(ds, index) for index in range(ds.sizes["structure"])])
+    for name in ds.data_vars:
+        stored = daskpipe.core.variables.decode(ds[name]) if VARIABLES[str(name)].coded else ds[name].values
+        assert np.array_equal(again[name].values, stored, equal_nan=stored.dtype.kind == "f"), name
+
+
+# --- the same bytes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_one_worker_makes_the_same_bytes_as_two(reference: Result, tmp_path: Path) -> None:
+    config = load_config("emt_alloy", [*SMALL, "cluster.workers=1", "cluster.gpus=0"])
+    result = daskpipe.run(config, run_dir=tmp_path / "run")
+    assert len(set.union(*workers_of(result.run_dir).values())) == 1
+    assert len(set.union(*workers_of(reference.run_dir).values())) == 2
+    assert files_of(result.dataset) == files_of(reference.dataset)
+
+
+def test_sizes_of_partitions_and_batches_do_not_change_the_arrays(
+    reference: Result, client: Client, tmp_path: Path
+) -> None:
+    overrides = ["generate.partition_size=3", "explore.batch_size=3", "label.batch_size=4"]
+    result = daskpipe.run("emt_alloy", [*SMALL, *overrides], run_dir=tmp_path / "run", client=client)
+    units = {stage: row["units"] for stage, row in result.stages.items()}
+    assert units == {**UNITS, "generate": 2, "explore": 2, "describe": 2, "label": 2}
+    ours, theirs = xr.open_zarr(result.dataset), xr.open_zarr(reference.dataset)
+    xr.testing.assert_identical(ours.drop_attrs(deep=False), theirs.drop_attrs(deep=False))
+    changing = ("config", "dataset_key", "checksums")
+    assert without(ours.attrs, *changing) == without(theirs.attrs, *changing)
+
+
+ALL_OF_EXPLORATION = [
+    "explore.potential.name=committee",
+    "explore.potential.params={members: [{name: emt}, {name: lj, params: {epsilon: 0.1, sigma: 2.3}}]}",
+    "explore.dynamics.ensemble=auto",
+    "explore.dynamics.temperatures=[{start: 300, end: 900, cycles: 1}]",
+    "explore.dynamics.pressures=[0, 2]",
+    "explore.dynamics.change=1e-6",
+    "explore.monte_carlo={every: 5, swaps: 3, hops: 3}",
+    "explore.repulsion=zbl",
+    "explore.guards={on_stop: retry, max_disagreement: 0.8}",
+    "select.n=12",
+]
+
+
+def test_all_that_exploration_can_do_and_batches_do_not_change_it(client: Client, tmp_path: Path) -> None:
+    overrides = [*SMALL, *ALL_OF_EXPLORATION]
+    one_by_one = daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "one", client=client)
+    in_one = [*overrides, "explore.batch_size=6", "explore.batch_atoms=40"]
+    together = daskpipe.run("emt_alloy", in_one, run_dir=tmp_path / "six", client=client)
+    assert one_by_one.stages["explore"]["inputs"] == together.stages["explore"]["inputs"] == 2 * 2 + 2
+    assert [result.stages["explore"]["units"] for result in (one_by_one, together)] == [6, 1]
+    ours, theirs = xr.open_zarr(one_by_one.dataset), xr.open_zarr(together.dataset)
+    xr.testing.assert_identical(ours.drop_attrs(deep=False), theirs.drop_attrs(deep=False))
+    is_alloy = daskpipe.core.variables.decode(ours["system_type"]) == "alloy"
+    pressure = ours["pressure"].values
+    assert set(pressure[is_alloy].tolist()) == {0.0, 2.0}
+    assert np.isnan(pressure[~is_alloy]).all()
+    assert set(daskpipe.core.variables.decode(ours["ensemble"])[is_alloy]) == {"npt_triclinic"}
+    assert set(daskpipe.core.variables.decode(ours["ensemble"])[~is_alloy]) == {"nvt_langevin"}
+    disagreement, candidate = ours["force_disagreement"].values, ours["candidate"].values
+    assert (disagreement > 0).all()
+    np.testing.assert_array_equal(candidate, disagreement > 0.8)
+    assert candidate.any()
+    assert not candidate.all()
+    np.testing.assert_array_equal(daskpipe.core.variables.decode(ours["selection_reason"]) == "candidate", candidate)
+
+
+def test_seeds_that_explode_end_in_the_quarantine_and_the_run_goes_on(client: Client, tmp_path: Path) -> None:
+    from ase import Atoms
+    from ase.build import bulk
+    from ase.io import write
+
+    write(tmp_path / "pair.xyz", Atoms("Pt2", positions=[[0, 0, 0], [0, 0, 1.95]]))
+    write(tmp_path / "sane.xyz", bulk("Cu", cubic=True))
+    overrides = [*SMALL, f"generate.paths=[{tmp_path}/pair.xyz,{tmp_path}/sane.xyz]", "explore.dynamics.stride=1"]
+    result = daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
+    assert result.exit_code == 10
+    assert result.quarantined == {"explore/temperature": 1}
+    (stop,) = Tree(tmp_path / "run").quarantined()
+    assert "at step" in stop.evidence
+    assert stop.details["step"] > 0
+    assert len(stop.details["crashed"]["positions"]) == len(stop.details["last_sane"]["positions"]) == 2
+
+
+def test_another_seed_makes_another_dataset(reference: Result, client: Client, tmp_path: Path) -> None:
+    result = daskpipe.run("emt_alloy", [*SMALL, "seed=1"], run_dir=tmp_path / "run", client=client)
+    ours, theirs = (
+        set(xr.open_zarr(path)["structure_id"].values.tolist()) for path in (result.dataset, reference.dataset)
+    )
+    assert not ours & theirs
+
+
+# --- resume -------------------------------------------------------------------------------------------
+
+
+def test_a_complete_run_is_resumed_for_nothing(reference: Result, client: Client, tmp_path: Path) -> None:
+    shutil.copytree(reference.run_dir, tmp_path / "run")
+    before = committed(tmp_path / "run")
+    result = daskpipe.resume(tmp_path / "run", client=client)
+    assert sum(row["computed"] for row in result.stages.values()) == 0
+    assert committed(tmp_path / "run") == before
+    same = {name: {**row, "computed": 0, "seconds": 0} for name, row in reference.stages.items()}
+    assert {name: {**row, "seconds": 0} for name, row in result.stages.items()} == same
+
+
+def test_a_dataset_that_was_taken_away_is_made_again(reference: Result, client: Client, tmp_path: Path) -> None:
+    shutil.copytree(reference.run_dir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "dataset.zarr")
+    result = daskpipe.resume(tmp_path / "run", client=client)
+    assert {stage for stage, row in result.stages.items() if row["computed"]} == {"store"}
+    assert files_of(result.dataset) == files_of(reference.dataset)
+
+
+def test_a_damaged_unit_stops_the_run_and_is_named(reference: Result, client: Client, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(reference.run_dir, run_dir)
+    shutil.rmtree(run_dir / "units" / "label")
+    payload = min((run_dir / "units" / "explore").glob("*/*/payload.npz"))
+    payload.write_bytes(payload.read_bytes()[:-1] + b"!")
+    with pytest.raises(
+        daskpipe.core.errors.IntegrityError, match=f"(?s){payload.parent}.*fsck .*--mend.*daskpipe resume"
+    ):
+        daskpipe.resume(run_dir, client=client)
+    wait_until(lambda: not any(client.processing().values()))  # a unit that still ran would wait for what is removed
+    shutil.rmtree(payload.parent)
+    result = daskpipe.resume(run_dir, client=client)
+    assert result.stages["explore"]["computed"] == 1
+    assert files_of(result.dataset) == files_of(reference.dataset)
+
+
+@pytest.mark.parametrize("mode", [None, 0o755, 0o777])
+def test_a_run_directory_is_its_owners_alone(mode: int | None, client: Client, tmp_path: Path) -> None:
+    """Whether it is made by the run, or was an empty folder of another mode."""
+    root = tmp_path / "run"
+    if mode is not None:
+        root.mkdir()
+        root.chmod(mode)
+
+    def stop(event: Event) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        daskpipe.run("emt_alloy", SMALL, run_dir=root, client=client, subscribers=[stop])
+    assert root.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_run_directory_of_another_config_is_refused(reference: Result) -> None:
+    before = files_of(reference.run_dir)
+    with pytest.raises(ConfigError, match=r"holds a run of another config \(select.n: 5 here, 6 there\).*--run-dir"):
+        daskpipe.run("emt_alloy", [*SMALL, "select.n=5"], run_dir=reference.run_dir)
+    assert files_of(reference.run_dir) == before
+
+
+def test_another_model_under_the_same_name_is_refused(reference: Result, tmp_path: Path) -> None:
+    shutil.copytree(reference.run_dir, tmp_path / "run")
+    record = tmp_path / "run" / "potentials.json"
+    potentials = json.loads(record.read_text())
+    record.write_text(json.dumps({**potentials, "label": {**potentials["label"], "hash": "0" * 64}}))
+    with pytest.raises(ConfigError, match=r"label.potential is not the one that .* began with.*\(000000000000\) then"):
+        daskpipe.resume(tmp_path / "run")
+
+
+def test_paths_are_resumed_from_any_directory(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: Result
+) -> None:
+    (tmp_path / "mine" / "data").mkdir(parents=True)
+    daskpipe.export(reference.dataset, "extxyz", tmp_path / "mine" / "data" / "few.extxyz")
+    monkeypatch.chdir(tmp_path / "mine")
+    overrides = [*SMALL, "generate=files", "generate.paths=[data]", "~generate.sources", "select.n=2"]
+    overrides = [item for item in overrides if not item.startswith("generate.sources")]
+    first = daskpipe.run("emt_alloy", overrides, run_dir="run", client=client)
+    assert first.stages["generate"]["out"] == 6
+    monkeypatch.chdir(tmp_path)
+    again = daskpipe.resume("mine/run", client=client)
+    assert sum(row["computed"] for row in again.stages.values()) == 0
+
+
+# --- against an existing dataset -------------------------------------------------------------------------
+
+
+def ids_of(dataset: Path) -> set[bytes]:
+    """Ids of the structures of a dataset."""
+    return {item.tobytes() for item in xr.open_zarr(dataset)["structure_id"].values}
+
+
+AGAINST = [*SMALL, "select.duplicate_distance=1e-6"]
+"""Two frames of the pool are nearly the same: only what is in the dataset itself shall be out."""
+
+
+@pytest.fixture(scope="module")
+def second(reference: Result, client: Client, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The reference run once more, against its own dataset, which lies beside the run. Read only."""
+    folder = tmp_path_factory.mktemp("second")
+    shutil.copytree(reference.dataset, folder / "old.zarr")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("daskpipe.pipeline.steps.AGAINST_SIZE", 4)
+        return daskpipe.run("emt_alloy", [*AGAINST, "select.against=old.zarr"], run_dir=folder / "run", client=client)
+
+
+def test_frames_of_the_first_dataset_are_not_labelled_again(reference: Result, second: Result) -> None:
+    assert second.stages["explore"]["out"] == 8
+    assert not ids_of(second.dataset) & ids_of(reference.dataset)
+    explored = {
+        item.tobytes()
+        for path in (second.run_dir / "units" / "explore").glob("*/*")
+        for item in Tree(second.run_dir).load("explore", path.name, ["structure_id"])["structure_id"]
+    }
+    assert ids_of(second.dataset) | ids_of(reference.dataset) == explored
+    duplicates = second.stages["select"]["report"]["duplicates"]
+    assert (duplicates["against_dataset"], duplicates["against_pool"]) == (6, 0)
+    row = second.stages["describe-against"]
+    assert (row["units"], row["inputs"], row["out"]) == (2, 6, 6)
+
+
+def test_the_report_of_the_selection_is_kept(reference: Result, second: Result) -> None:
+    for result, n_picked in ((reference, 6), (second, 2)):
+        kept = json.loads(xr.open_zarr(result.dataset).attrs["selection"])
+        assert kept == result.stages["select"]["report"]
+        assert (kept["method"], kept["n_pool"], kept["n_picked"]) == ("kmeans", 8, n_picked)
+        assert 0 < kept["coverage"]["bins_hit"] <= 1
+
+
+def test_against_is_found_from_any_directory(second: Result, client: Client, tmp_path: Path) -> None:
+    config = daskpipe.config.saved.from_yaml(second.run_dir / "config.yaml")
+    assert config.select.against == str(second.run_dir.parent / "old.zarr")
+    # Another cut of the dataset would be other units.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr("daskpipe.pipeline.steps.AGAINST_SIZE", 4)
+        again = daskpipe.resume(second.run_dir, client=client)
+    assert sum(row["computed"] for row in again.stages.values()) == 0
+
+
+def test_against_counts_by_content_and_not_by_path(
+    second: Result, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daskpipe.pipeline.steps.AGAINST_SIZE", 4)
+    shutil.copytree(second.run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("dataset.zarr"))
+    old = second.run_dir.parent / "old.zarr"
+    moved = tmp_path / "moved.zarr"
+    shutil.copytree(old, moved)
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(old), str(moved)))
+    again = daskpipe.resume(tmp_path / "run", client=client)
+    assert {stage for stage, row in again.stages.items() if row["computed"]} == {"store"}  # it holds the config
+    # What else there is at that path is another dataset.
+    shutil.rmtree(moved)
+    shutil.copytree(again.dataset, moved)
+    shutil.rmtree(again.dataset)
+    other = daskpipe.resume(tmp_path / "run", client=client)
+    computed = {stage for stage, row in other.stages.items() if row["computed"]}
+    assert computed == {"describe-against", "select", "label", "store-sort", "store-plan", "store-write", "store"}
+    assert ids_of(other.dataset) == ids_of(second.run_dir.parent / "old.zarr")
+
+
+def test_against_a_file_of_frames(reference: Result, second: Result, client: Client, tmp_path: Path) -> None:
+    daskpipe.export(reference.dataset, "extxyz", tmp_path / "old.extxyz")
+    overrides = [*AGAINST, f"select.against={tmp_path / 'old.extxyz'}"]
+    result = daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
+    assert ids_of(result.dataset) == ids_of(second.dataset)
+
+
+@pytest.mark.parametrize(
+    ("against", "message"),
+    [
+        ("lost.zarr", r"lost.zarr does not exist; select.against wants a dataset.zarr or a file of frames"),
+        ("notes.txt", r"notes.txt is in no known format; select.against wants a dataset.zarr or one of POSCAR\*"),
+        ("", r"is a run and not a dataset; type .*dataset.zarr"),
+    ],
+)
+def test_wrong_against_is_told_before_anything_runs(
+    against: str, message: str, reference: Result, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").touch()
+    path = tmp_path / against if against else reference.run_dir
+    with pytest.raises(InputError, match=message):
+        daskpipe.run("emt_alloy", [*SMALL, f"select.against={path}"], run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# --- where units run, and what they leave ---------------------------------------------------------------
+
+
+def test_exploration_is_held_to_the_gpu_worker_and_nothing_else_is(
+    reference: Result, client: Client, tmp_path: Path
+) -> None:
+    pids = client.run(os.getpid)
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    (gpu,) = [pids[address] for address, worker in workers.items() if worker["resources"].get("GPU")]
+    result = daskpipe.run("emt_alloy", [*SMALL, "explore.device=auto"], run_dir=tmp_path / "run", client=client)
+    ran_on = workers_of(result.run_dir)
+    assert len(list((tmp_path / "run" / "units" / "explore").glob("*/*"))) == UNITS["explore"]
+    assert ran_on["explore"] == {gpu}
+    for stage in ("generate", "describe", "label"):
+        assert ran_on[stage] == set(pids.values()), stage
+    # Where a unit ran decides nothing.
+    assert files_of(result.dataset) == files_of(reference.dataset)
+
+
+def test_without_a_gpu_stage_exploration_runs_on_both(reference: Result, client: Client) -> None:
+    assert workers_of(reference.run_dir)["explore"] == set(client.run(os.getpid).values())
+
+
+def test_a_gpu_worker_without_cuda_is_named(client: Client, tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(ConfigError, match="device=cuda, but torch sees no CUDA device"):
+        daskpipe.run("emt_alloy", [*SMALL, "explore.device=cuda"], run_dir=tmp_path / "run", client=client)
+
+
+def test_tasks_carry_the_names_of_the_rooms(reference: Result, client: Client) -> None:
+    keys = client.run_on_scheduler(lambda dask_scheduler: {str(item[0]) for item in dask_scheduler.transition_log})
+    assert keys
+    assert [key for key in keys if not key.startswith(ROOMS)] == []
+
+
+def test_nothing_stays_on_the_cluster(reference: Result, client: Client) -> None:
+    def known(dask_scheduler: Any) -> dict[str, Any]:
+        """Tasks, their state, who wants them and where they are."""
+        return {
+            str(key): (task.state, [one.client_key for one in task.who_wants], str(task.processing_on))
+            for key, task in dask_scheduler.tasks.items()
+        }
+
+    # Releases travel to the scheduler.
+    wait_until(lambda: client.run_on_scheduler(known) == {}, lambda: client.run_on_scheduler(known))
+    assert client.who_has() == {}
+    assert not any(client.run(lambda dask_worker: len(dask_worker.data)).values())
+
+
+def test_receipts_are_small(reference: Result) -> None:
+    receipts = [Receipt(**json.loads(path.read_text())["receipt"]) for path in manifests(reference.run_dir)]
+    assert len(receipts) == sum(UNITS.values())
+    assert max(len(pickle.dumps(receipt)) for receipt in receipts) < RECEIPT_LIMIT
+
+
+def test_the_ledger_tells_what_is_on_disk(reference: Result) -> None:
+    events = read_ledger(Tree(reference.run_dir))
+    told = [event["key"] for event in events if event["event"] == "UnitCommitted"]
+    assert sorted(told) == sorted(committed(reference.run_dir))
+    assert [event["stage"] for event in events if event["event"] == "StageFinished"] == list(UNITS)
+
+
+def test_a_time_step_that_is_too_long_is_told(client: Client, tmp_path: Path) -> None:
+    heard: list[Event] = []
+    long = [*SMALL, "generate.sources.clusters.n=1", "explore.dynamics.timestep=7"]
+    daskpipe.run("emt_alloy", long, run_dir=tmp_path / "run", client=client, subscribers=[heard.append])
+    told = [event.message for event in heard if isinstance(event, Notice)]
+    assert any(message.startswith("explore.dynamics.timestep=7 fs is long for atoms of 63.5 amu") for message in told)
+
+
+def test_subscribers_hear_every_stage(reference: Result, client: Client, tmp_path: Path) -> None:
+    heard: list[Event] = []
+    shutil.copytree(reference.run_dir, tmp_path / "run")
+    daskpipe.resume(tmp_path / "run", client=client, subscribers=[heard.append])
+    assert [event.stage for event in heard if isinstance(event, StageFinished)] == list(UNITS)
+
+
+# --- inputs that leave nothing ------------------------------------------------------------------------
+
+
+def test_seeds_that_all_fail_stop_the_run_with_their_reasons(client: Client, tmp_path: Path) -> None:
+    overrides = [*SMALL, "generate.limits.max_atoms=2"]
+    with pytest.raises(InputError, match=r"no seed structure passed.*: 4 generate/too_large"):
+        daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
+
+
+def test_trajectories_that_all_fail_stop_the_run_with_their_reasons(client: Client, tmp_path: Path) -> None:
+    overrides = [*SMALL, "explore.guards.max_force=1e-9"]
+    with pytest.raises(InputError, match=r"no trajectory survived.*: 4 explore/force"):
+        daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
+
+
+def test_labels_that_all_fail_stop_the_run_with_their_reasons(client: Client, tmp_path: Path) -> None:
+    overrides = [*SMALL, "label.checks.max_force=1e-9"]
+    with pytest.raises(InputError, match=r"the teacher labelled no structure.*: 6 label/force"):
+        daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
+
+
+def test_what_fails_is_quarantined_and_the_rest_goes_on(client: Client, tmp_path: Path) -> None:
+    overrides = [*SMALL, "generate.limits.max_atoms=13", "generate.sources.clusters.n_atoms=[14,14]"]
+    result = daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
+    row = result.stages["generate"]
+    assert (row["inputs"], row["out"], row["rejected"]) == (4, 2, 2)  # the two clusters are too large
+    assert result.quarantined == {"generate/too_large": 2}
+    assert result.exit_code == 10
+    (quarantined,) = {item.reason for item in Tree(result.run_dir).quarantined()}
+    assert quarantined == "too_large"
+    attrs = xr.open_zarr(result.dataset).attrs
+    assert json.loads(attrs["quarantined"]) == result.quarantined
+
+
+def test_workers_of_another_start_are_closed(tmp_path: Path) -> None:
+    import psutil
+
+    before = set(psutil.Process().children(recursive=True))
+    with connect(load_config("emt_alloy", ["cluster.workers=1", "cluster.gpus=0"]).cluster) as workers:
+        own = workers.client
+        started = set(psutil.Process().children(recursive=True)) - before
+        (pid,) = own.run(os.getpid).values()
+        assert pid in {process.pid for process in started}
+    gone, alive = psutil.wait_procs(started, timeout=PATIENCE)
+    # Python's own resource tracker, one a process, serves later clusters too.
+    assert all("resource_tracker" in " ".join(process.cmdline()) for process in alive)
+    assert pid in {process.pid for process in gone}
+
+
+def test_two_runs_of_one_config_on_one_scheduler_both_have_their_units(
+    reference: Result, client: Client, tmp_path: Path
+) -> None:
+    """Their units have the same keys, and the first run's futures are still held while the second runs."""
+    units = [file for file in (reference.run_dir / "units/label").rglob("manifest.json")]
+    held = [
+        client.submit(lambda: None, key=f"label-{json.loads(file.read_text())['unit']['key']}", pure=False)
+        for file in units
+    ]
+    result = daskpipe.run("emt_alloy", SMALL, run_dir=tmp_path / "run", client=client)
+    assert held
+    assert {file.parent.name for file in (result.run_dir / "units/label").rglob("manifest.json")} == {
+        file.parent.name for file in units
+    }
