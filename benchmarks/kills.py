@@ -68,7 +68,8 @@ def main() -> None:
     interval = float(sys.argv[2]) if len(sys.argv) > 2 else 2.0
     sources = [f"generate.sources.{name}.n=5" for name in ("alloys", "surfaces", "clusters")]
     config = load_config("quickstart", [*sources, "explore.batch_size=15", f"explore.checkpoint={interval}",
-                                         "select.n=20", "describe.sample=60", "cluster.workers=1", "cluster.gpus=0"])  # fmt: skip
+                                         "select.n=20", "describe.sample=60", "cluster.workers=1",
+                                         "cluster.gpus=0"])  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         calm, _ = run(config, Path(folder) / "calm", None)
         wild, lost = run(config, Path(folder) / "wild", seconds)

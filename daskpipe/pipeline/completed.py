@@ -48,8 +48,8 @@ def read_completed(tree: Tree) -> dict[str, dict[str, Any]] | None:
     Returns
     -------
     dict or None
-        As `run_pipeline` returns them, nothing computed. None if there is no dataset, if it was made by today's versions,
-        or if a unit that it came from is missing.
+        As `run_pipeline` returns them, nothing computed. None if there is no dataset, if it was made by the
+        present versions, or if a unit that it came from is missing.
 
     Raises
     ------
