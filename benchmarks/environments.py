@@ -22,7 +22,7 @@ from distributed import Client, LocalCluster, as_completed
 from daskpipe.core.structures import from_atoms, round_positions
 from daskpipe.engine.commit import commit
 from daskpipe.engine.rows import arrays_of
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Unit, key_of
 from daskpipe.stages.describe.settings import Describe
 from daskpipe.stages.describe.stage import FIT, VERSION, fit_reduction, unit
@@ -98,7 +98,7 @@ def main() -> None:
         print(f"axes of {payload.n_out} frames and {SETTINGS.atom_sample} atoms: {time.perf_counter() - started:.1f} s")
         fit_key = key_of(FIT, VERSION, {}, keys, 0)
         commit(root, Unit(stage=FIT, index=0, key=fit_key, n_inputs=payload.n_out), payload)
-        assert Tree(root).load(FIT, fit_key, ["environment_axes"])["environment_axes"].shape[0] == SETTINGS.dims
+        assert RunDirectory(root).load(FIT, fit_key, ["environment_axes"])["environment_axes"].shape[0] == SETTINGS.dims
         print(
             f"{'workers':>7}{'frames':>9}{'atoms':>12}{'seconds':>9}{'atoms/s':>10}"
             f"{'MB after one unit':>18}{'MB after all':>18}"

@@ -4,7 +4,7 @@ Run: ``python benchmarks/explore.py [SYSTEMS [STEPS [DEVICE]]]``. The same bundl
 one process at work, one run. Systems are 32-atom cells of random Cu-Ag-Au alloys at 900 K, NVT Langevin with 4 fs and
 a frame every ten steps. ASE is `ase.md.langevin.Langevin` on `MACECalculator`; with many systems only some of them
 are run. torch-sim is `torch_sim.integrate` on MACE's own torch-sim model, without a trajectory file. daskpipe is what
-a run does for its stage ``explore``: units of the tree, one Dask worker in a process of its own, guards, frames,
+a run does for its stage ``explore``: units of the directory, one Dask worker in a process of its own, guards, frames,
 checkpoints, a commit. Each is warmed up with a few steps first. On a GPU its share of busy time and the largest batch
 that fits are measured too.
 """
@@ -107,7 +107,7 @@ def bare_torch_sim(structures: list[Atoms], n_steps: int, device: str) -> float:
 
 
 def through_daskpipe(root: Path, structures: list[Atoms], n_steps: int, device: str, client: Client) -> float:
-    """Atom-steps a second of one exploration unit: from the tree, through Dask, into the tree."""
+    """Atom-steps a second of one exploration unit: from the directory, through Dask, into the directory."""
     seeds = commit_seeds(root, structures)
     settings = Exploration(
         dynamics=Dynamics(

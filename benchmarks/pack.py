@@ -33,7 +33,7 @@ from daskpipe.engine.dask_pool import DaskPool, Workers
 from daskpipe.engine.driver import Driver
 from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.rows import arrays_of
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Receipt, Unit, key_of
 from daskpipe.pipeline.context import Run
 from daskpipe.pipeline.packing import pack
@@ -81,7 +81,7 @@ def peak() -> int:
 def main(n_structures: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="pack-", dir=os.environ.get("TMPDIR")))
     try:
-        tree = Tree(folder)
+        directory = RunDirectory(folder)
         rng = np.random.default_rng(0)
         receipts: list[Receipt] = []
         n_atoms = 0
@@ -93,27 +93,27 @@ def main(n_structures: int) -> None:
         cluster = load_config("emt_alloy", ["cluster.workers=2", "cluster.gpus=0"]).cluster
         with connect(cluster, folder / "workers.log") as workers:
             client = workers.client
-            report(folder, tree, client, receipts, n_atoms)
+            report(folder, directory, client, receipts, n_atoms)
     finally:
         shutil.rmtree(folder)
 
 
-def report(folder: Path, tree: Tree, client: Client, receipts: list[Receipt], n_atoms: int) -> None:
+def report(folder: Path, directory: RunDirectory, client: Client, receipts: list[Receipt], n_atoms: int) -> None:
     before = client.run(peak).values()
     driver_before = peak()
     config = load_config("emt_alloy")
-    driver = Driver(tree, DaskPool(Workers(client), frozenset()), Ledger(tree), config.faults)
+    driver = Driver(directory, DaskPool(Workers(client), frozenset()), Ledger(directory), config.faults)
     run = Run(config, {}, driver)
     sources = [storing.Source(stage="label", key=receipt.key) for receipt in receipts]
     started = time.perf_counter()
-    pack(run, receipts, sources, tree.dataset, {})
+    pack(run, receipts, sources, directory.dataset, {})
     seconds = time.perf_counter() - started
-    size = sum(file.stat().st_size for file in tree.dataset.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in directory.dataset.rglob("*") if file.is_file())
     started = time.perf_counter()
-    problems = verify(tree.dataset)
+    problems = verify(directory.dataset)
     verified = time.perf_counter() - started
     n_structures = len(receipts) * UNIT
-    held = open_dataset(tree.dataset).nbytes
+    held = open_dataset(directory.dataset).nbytes
     after = client.run(peak).values()
     print(f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB; two workers, one thread each")
     print(f"{n_structures:,} structures, {n_atoms:,} atoms in {len(receipts):,} units of labels")

@@ -28,7 +28,7 @@ from daskpipe.cluster.tls import KEY_FILES, key_files, make_keys
 from daskpipe.engine.dask_pool import DaskPool, Workers
 from daskpipe.engine.driver import Driver
 from daskpipe.engine.ledger import Ledger
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.settings import Faults
 from daskpipe.engine.units import Payload, Unit, key_of
 
@@ -101,18 +101,18 @@ def measure(n_units: int, tls: bool) -> str:
         units = plan(n_units)
         planned = time.perf_counter() - begun
         before, scheduler_before = rss(), rss(serving)
-        tree = Tree(folder.absolute() / "run")
-        tree.root.mkdir()
-        driver = Driver(tree, DaskPool(Workers(client), frozenset()), Ledger(tree), Faults())
+        directory = RunDirectory(folder.absolute() / "run")
+        directory.root.mkdir()
+        driver = Driver(directory, DaskPool(Workers(client), frozenset()), Ledger(directory), Faults())
         begun = time.perf_counter()
         driver.drive("generate", units, "units")
         seconds = time.perf_counter() - begun
         held, scheduler_held = rss() - before, rss(serving) - scheduler_before
-        again = Driver(tree, DaskPool(Workers(client), frozenset()), Ledger(tree), Faults())
+        again = Driver(directory, DaskPool(Workers(client), frozenset()), Ledger(directory), Faults())
         begun = time.perf_counter()
         again.drive("generate", units, "units")
         resumed = time.perf_counter() - begun
-        ledger = sum(file.stat().st_size for file in (tree.root / "ledger").iterdir())
+        ledger = sum(file.stat().st_size for file in (directory.root / "ledger").iterdir())
     return (
         f"{n_units:>9,}  {'TLS' if tls else '-':<4} "
         f"{planned:8.1f} {seconds:9.1f} {1e6 * seconds / n_units:9.0f} {held:9.0f} {scheduler_held:9.0f} "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from daskpipe.engine.ledger import read_ledger
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 
 SMALL = [
     "generate.sources.alloys.n=2",
@@ -67,7 +67,7 @@ def workers_of(run_dir: Path) -> dict[str, set[int]]:
 
 def last_segment(run_dir: Path) -> list[dict[str, Any]]:
     """Events of the driver that started last."""
-    events = read_ledger(Tree(run_dir))
+    events = read_ledger(RunDirectory(run_dir))
     return [event for event in events if event["segment"] == events[-1]["segment"]]
 
 

@@ -27,7 +27,7 @@ from rich.text import Text
 
 from daskpipe.core import events
 from daskpipe.core.errors import printable
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.lease import JOB_VARIABLES
 from daskpipe.runs.outcome_lines import label_lines, move_lines, selection_lines, split_lines
 from daskpipe.store.quality import verdict as verdict_module
@@ -232,7 +232,7 @@ def summary(result: Result, console: Console) -> None:
     console.print(table_that_fits(["stage", "in", "out", *types, "rejected", "seconds"], rows, console))
     if result.quarantined:
         console.print("\n[yellow]Quarantined[/] (stage/reason: structures, with the first of each)")
-        rejections = Tree(result.run_dir).quarantined()
+        rejections = RunDirectory(result.run_dir).quarantined()
         for name, count in result.quarantined.items():
             first = next(item for item in rejections if item.kind == name)
             line = f"  {name}: {count}, e.g. {first.structure}: {first.evidence}"

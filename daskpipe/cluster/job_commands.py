@@ -25,7 +25,7 @@ from daskpipe.cluster.submitted_jobs import Submission, record, recorded, tag, t
 from daskpipe.core.errors import ClusterError
 
 COMMAND_SECONDS = 60.0
-"""Time that the queue has to answer the keeper."""
+"""Time that the queue has to answer the scaler."""
 
 ANSWER_SECONDS = 30.0
 """Time that it has to answer somebody who waits."""

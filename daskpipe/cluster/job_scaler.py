@@ -1,4 +1,4 @@
-"""The keeper of a site's jobs: as many in the queue as there is work for, none lost without another in its place.
+"""The scaler of a site's jobs: as many in the queue as there is work for, none lost without another in its place.
 
 It compares four things: what the driver wants, what was submitted, what the queue says, and which workers have
 registered with the scheduler. It runs on the scheduler's event loop, so it looks at the scheduler without asking.
@@ -62,7 +62,7 @@ CLOSE_SECONDS = 30.0
 """Time that the end of a run waits for its jobs to leave the queue."""
 
 
-class Keeper:
+class JobScaler:
     """Has as many jobs of a site's pools in the queue as the driver wants; a `daskpipe.engine.dask_pool.Supply`.
 
     As a context manager: jobs are kept within it, and none is left after it.
@@ -128,7 +128,7 @@ class Keeper:
             raise self.failure
         self.wanted[resource] = n_units
 
-    def __enter__(self) -> Keeper:
+    def __enter__(self) -> JobScaler:
         self.folder.mkdir(mode=0o700, exist_ok=True)
         self.cluster.sync(self._start)
         return self

@@ -20,7 +20,7 @@ from daskpipe.cluster import sites
 from daskpipe.cluster.addresses import LOOPBACK, address_of_interface, address_of_this_machine, bracketed
 from daskpipe.cluster.gpus import OwnGpu
 from daskpipe.cluster.job_commands import cancel_left
-from daskpipe.cluster.job_scaler import Keeper
+from daskpipe.cluster.job_scaler import JobScaler
 from daskpipe.cluster.tls import key_files, make_keys, protocol, remove_keys
 from daskpipe.core.errors import ClusterError
 from daskpipe.core.events import Emit, Insecure, Notice
@@ -41,7 +41,7 @@ INSECURE = (
 def site_workers(
     site: sites.Site, root: Path, emit: Emit, *, insecure: bool, dashboard: str | None
 ) -> Iterator[Workers]:
-    """Start a scheduler in this process and yield it with the keeper of a site's jobs; end both, and all jobs.
+    """Start a scheduler in this process and yield it with the job scaler of a site; end both, and all jobs.
 
     Parameters
     ----------
@@ -76,10 +76,10 @@ def site_workers(
         cluster = started.enter_context(scheduler(address, security, dashboard))
         if security is None:
             warn_insecure(cluster.scheduler_address, emit)
-        keeper = started.enter_context(Keeper(cluster, site, root, keys, emit))
+        scaler = started.enter_context(JobScaler(cluster, site, root, keys, emit))
         client = started.enter_context(Client(cluster, set_as_default=False))
         client.register_plugin(OwnGpu(), name="daskpipe-gpu")
-        yield Workers(client, keeper)
+        yield Workers(client, scaler)
 
 
 def warn_insecure(address: str, emit: Emit) -> None:

@@ -1,4 +1,4 @@
-"""A job of workers, as the keeper knows it: its submission, its workers, and what it printed."""
+"""A job of workers, as the scaler knows it: its submission, its workers, and what it printed."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from daskpipe.core.events import UnitGivenUp
 from daskpipe.core.files import make_folders
 from daskpipe.core.heartbeat import touching
 from daskpipe.core.shared_disk import explained, list_names, numbered_files
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Unit
 
 
@@ -89,7 +89,7 @@ def marked(root: Path, unit: Unit, *, worker: str, nanny: str) -> Iterator[Path]
     DiskError
         If the disk is full or cannot be written.
     """
-    folder = Tree(root).work_dir(unit.stage, unit.key)
+    folder = RunDirectory(root).work_dir(unit.stage, unit.key)
     path = folder / f"{uuid.uuid4().hex[:8]}-running"
     with explained(root, path):
         make_folders(root, folder)
@@ -114,16 +114,16 @@ def note(path: Path, why: str) -> None:
 
 def marks(root: Path, unit: Unit) -> list[Mark]:
     """Return the marks of all attempts at a unit that are under way or have died."""
-    folder = Tree(root).work_dir(unit.stage, unit.key)
+    folder = RunDirectory(root).work_dir(unit.stage, unit.key)
     return list(_read(folder / name for name in list_names(folder) if name.endswith("-running")))
 
 
-def given_up(tree: Tree) -> list[UnitGivenUp]:
-    """Return the attempts at units that ended with the drivers before, as the marks tell that `Tree.sweep` removes.
+def given_up(directory: RunDirectory) -> list[UnitGivenUp]:
+    """Return the attempts at units that ended with earlier drivers, by the marks that `RunDirectory.sweep` removes.
 
     They ended about when the last of these drivers wrote its last event, or when they last came on.
     """
-    segments = numbered_files(tree.root / "ledger", ".jsonl").values()
+    segments = numbered_files(directory.root / "ledger", ".jsonl").values()
     until = max((path.stat().st_mtime for path in segments), default=0.0)
     return [
         UnitGivenUp(
@@ -131,7 +131,7 @@ def given_up(tree: Tree) -> list[UnitGivenUp]:
             key=mark.path.parent.name[1 : -len("-work")],
             seconds=round(mark.seconds_at_work(until), 3),
         )
-        for mark in _read(sorted(tree.root.glob("units/*/*/.*-work/*-running")))
+        for mark in _read(sorted(directory.root.glob("units/*/*/.*-work/*-running")))
     ]
 
 

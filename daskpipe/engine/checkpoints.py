@@ -14,7 +14,7 @@ from daskpipe.core.deadline import YIELD_SECONDS, seconds_left
 from daskpipe.core.errors import DiskError, Yielded
 from daskpipe.core.files import make_folders, sync_folder, write_synced
 from daskpipe.core.shared_disk import explained, list_names
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Unit
 
 
@@ -43,7 +43,7 @@ class Checkpoints:
 
     @property
     def _folder(self) -> Path:
-        return Tree(self.root).work_dir(self.unit.stage, self.unit.key)
+        return RunDirectory(self.root).work_dir(self.unit.stage, self.unit.key)
 
     def files(self) -> list[Path]:
         """Return the checkpoints of all attempts, the newest first."""

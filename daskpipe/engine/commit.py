@@ -17,7 +17,7 @@ import numpy as np
 from daskpipe.core.errors import DiskUnreachable
 from daskpipe.core.files import make_folders, sync_folder, write_synced
 from daskpipe.core.shared_disk import explained
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Receipt, Unit
 
 if TYPE_CHECKING:
@@ -34,21 +34,23 @@ def commit(root: Path, unit: Unit, payload: Payload, *, seconds: float = 0.0) ->
     FileNotFoundError
         If the run directory is not there.
     """
-    tree = Tree(root)
-    final = tree.unit_dir(unit.stage, unit.key)
+    directory = RunDirectory(root)
+    final = directory.unit_dir(unit.stage, unit.key)
     attempt = final.with_name(f".{unit.key}-{uuid.uuid4().hex[:8]}-attempt")
     try:
         with explained(root, attempt):
             make_folders(root, attempt)
-            receipt = _publish(tree, unit, payload, seconds, attempt, final)
+            receipt = _publish(directory, unit, payload, seconds, attempt, final)
     except BaseException:
         shutil.rmtree(attempt, ignore_errors=True)  # on a full disk every byte counts
         raise
-    shutil.rmtree(tree.work_dir(unit.stage, unit.key), ignore_errors=True)
+    shutil.rmtree(directory.work_dir(unit.stage, unit.key), ignore_errors=True)
     return receipt
 
 
-def _publish(tree: Tree, unit: Unit, payload: Payload, seconds: float, attempt: Path, final: Path) -> Receipt:
+def _publish(
+    directory: RunDirectory, unit: Unit, payload: Payload, seconds: float, attempt: Path, final: Path
+) -> Receipt:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **payload.arrays)
     rejected = json.dumps([rejection.as_json() for rejection in payload.rejected], indent=1).encode()
@@ -79,10 +81,10 @@ def _publish(tree: Tree, unit: Unit, payload: Payload, seconds: float, attempt: 
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
         shutil.rmtree(attempt)
-        first = tree.wait_for_receipt(unit)
+        first = directory.wait_for_receipt(unit)
         if first is None:
             raise DiskUnreachable(
-                f"{final} was committed by another process and cannot be seen here; is {tree.root} shared by all?"
+                f"{final} was committed by another process and cannot be seen here; is {directory.root} shared by all?"
             ) from error
         return first
     sync_folder(final.parent)

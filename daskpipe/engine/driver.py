@@ -37,7 +37,7 @@ from daskpipe.engine.dask_pool import DaskPool, retire
 from daskpipe.engine.dispatcher import Call, Task, WorkerLost, drive
 from daskpipe.engine.isolation import Apart, Bounds, compute_apart
 from daskpipe.engine.manifests import units_of
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.settings import Faults
 from daskpipe.engine.units import Payload, Receipt, Unit
 
@@ -74,7 +74,7 @@ class Planned(NamedTuple):
 class Driver:
     """Drive the stages of a run to their end, one after the other, in one run directory and on one pool of workers."""
 
-    tree: Tree
+    directory: RunDirectory
     pool: DaskPool
     emit: Emit
     faults: Faults
@@ -94,7 +94,7 @@ class Driver:
         """Bring all units of a stage to be committed; return their receipts in order."""
         started = time.perf_counter()
         planned = [Planned(*item) for item in plan]
-        receipts = [self.tree.receipt(item.unit) for item in planned]
+        receipts = [self.directory.receipt(item.unit) for item in planned]
         missing = [item for item, receipt in zip(planned, receipts, strict=True) if receipt is None]
         if len(missing) == len(planned):
             self._tell_superseded(stage)
@@ -111,14 +111,14 @@ class Driver:
         drive([self._task(item) for item in missing], self.pool, self, self._heard, attempts=self.faults.attempts)
         found = []
         for item, before in zip(planned, receipts, strict=True):
-            receipt = before or self.tree.wait_for_receipt(item.unit, self.check)
+            receipt = before or self.directory.wait_for_receipt(item.unit, self.check)
             if receipt is None:
                 raise DaskpipeError(
-                    f"{item.unit} gave a receipt and is not on disk; is {self.tree.root} shared by all workers?"
+                    f"{item.unit} gave a receipt and is not on disk; is {self.directory.root} shared by all workers?"
                 )
             if receipt.n_rejected:
-                rejections = self.tree.rejected(receipt.stage, receipt.key)
-                call_patiently(partial(self.tree.quarantine, rejections), self.go_on)
+                rejections = self.directory.rejected(receipt.stage, receipt.key)
+                call_patiently(partial(self.directory.quarantine, rejections), self.go_on)
             found.append(receipt)
         self._finished(stage, found, len(missing), time.perf_counter() - started)
         return found
@@ -132,7 +132,7 @@ class Driver:
         self.emit(event)
 
     def _task(self, item: Planned) -> Task:
-        root, unit, bounds = self.tree.root, item.unit, self.faults
+        root, unit, bounds = self.directory.root, item.unit, self.faults
 
         def work() -> Call:
             return _committed(root, unit, partial(_compute, item.lazy()), needed=self._seconds_needed(item))
@@ -152,12 +152,12 @@ class Driver:
 
     def reached(self, unit: Unit) -> int:
         """Tell how far a unit has come: the time of its newest checkpoint, ns."""
-        return call_patiently(Checkpoints(root=self.tree.root, unit=unit).reached, self.go_on)
+        return call_patiently(Checkpoints(root=self.directory.root, unit=unit).reached, self.go_on)
 
     def evidence(self, unit: Unit, lost: WorkerLost) -> str:
         """Say what speaks for the process having died under this unit; empty if nothing does."""
         said = ""
-        for mark in call_patiently(partial(marks, self.tree.root, unit), self.go_on):
+        for mark in call_patiently(partial(marks, self.directory.root, unit), self.go_on):
             if mark.worker != lost.worker:
                 continue
             if hung := self._hung.pop(mark.path, ""):
@@ -171,8 +171,8 @@ class Driver:
     def end_hanging(self, unit: Unit) -> None:
         """End the process that computes a unit if it has given no sign of life for too long."""
         try:
-            reached = Checkpoints(root=self.tree.root, unit=unit).reached()
-            signs = {mark: (mark.touched, reached) for mark in marks(self.tree.root, unit)}
+            reached = Checkpoints(root=self.directory.root, unit=unit).reached()
+            signs = {mark: (mark.touched, reached) for mark in marks(self.directory.root, unit)}
         except OSError as error:
             if is_transient(error):  # nothing can be seen now
                 return
@@ -189,7 +189,7 @@ class Driver:
     def check(self) -> None:
         """Raise what speaks against going on: another driver, a full disk."""
         self.go_on()
-        check_disk(self.tree.root, self.faults.disk_bytes)
+        check_disk(self.directory.root, self.faults.disk_bytes)
 
     def _tell_superseded(self, stage: str) -> None:
         """Record that the units of a stage of which none is planned count no longer.
@@ -197,7 +197,7 @@ class Driver:
         An earlier version of the stage made them: the config of a run directory does not change. They are kept, for
         they may have cost hours, and that version of daskpipe would go on with them.
         """
-        for _, manifest in units_of(self.tree, stage):
+        for _, manifest in units_of(self.directory, stage):
             self.emit(UnitSuperseded(stage=stage, key=manifest.unit.key))
 
     def _finished(self, stage: str, receipts: list[Receipt], n_computed: int, seconds: float) -> None:
@@ -257,7 +257,7 @@ def _committed(root: Path, unit: Unit, compute: Callable[..., Payload], *, neede
     nothing that fusion could take the unit's resources from.
     """
     name = f"{unit.stage}-{unit.key}"
-    return Call(name, partial(_commit, root, unit, compute, needed), partial(Tree(root).receipt, unit))
+    return Call(name, partial(_commit, root, unit, compute, needed), partial(RunDirectory(root).receipt, unit))
 
 
 def _compute(lazy: Any, **_: Any) -> Payload:

@@ -31,7 +31,7 @@ from daskpipe.core.shared_disk import call_patiently, disk_error, explained
 from daskpipe.core.structures import concat
 from daskpipe.engine.attempts import Silence
 from daskpipe.engine.rows import arrays_of
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Unit
 
 TRIES = 2
@@ -88,7 +88,7 @@ def compute_apart(root: Path, unit: Unit, apart: Apart, bounds: Bounds, mark: Pa
     DaskpipeError
         Whatever an input raises that is no fault of a structure.
     """
-    folder = Tree(root).work_dir(unit.stage, unit.key) / "alone"
+    folder = RunDirectory(root).work_dir(unit.stage, unit.key) / "alone"
     with explained(root, folder):
         make_folders(root, folder)
     payloads = []

@@ -1,4 +1,4 @@
-"""The run's journal: one segment a driver start, a line an event; an index, rebuildable from the tree."""
+"""The run's journal: one segment a driver start, a line an event; an index, rebuildable from the units."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from daskpipe.core.events import Event
 from daskpipe.core.shared_disk import call_patiently, numbered_files
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 
 
 class Ledger:
@@ -21,12 +21,12 @@ class Ledger:
 
     Parameters
     ----------
-    tree
+    directory
         The run directory; the first event makes the segment, with the next free number, which no other driver can get.
     """
 
-    def __init__(self, tree: Tree) -> None:
-        self.folder = tree.root / "ledger"
+    def __init__(self, directory: RunDirectory) -> None:
+        self.folder = directory.root / "ledger"
         self.folder.mkdir(exist_ok=True)
         self.path: Path | None = None
 
@@ -53,16 +53,16 @@ class Reader:
 
     Parameters
     ----------
-    tree
+    directory
         The run directory.
     """
 
-    tree: Tree
+    directory: RunDirectory
     _read: dict[Path, int] = field(default_factory=dict)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield the events, with their segment, that were not yielded before; a line torn by a crash is left out."""
-        for file in numbered_files(self.tree.root / "ledger", ".jsonl").values():
+        for file in numbered_files(self.directory.root / "ledger", ".jsonl").values():
             with open(file, "rb") as lines:
                 lines.seek(self._read.get(file, 0))
                 for line in lines:
@@ -73,6 +73,6 @@ class Reader:
                         yield {"segment": file.stem, **json.loads(line)}
 
 
-def read_ledger(tree: Tree) -> list[dict[str, Any]]:
+def read_ledger(directory: RunDirectory) -> list[dict[str, Any]]:
     """Return all events of all segments in order; a line torn by a crash is left out."""
-    return list(Reader(tree).events())
+    return list(Reader(directory).events())

@@ -13,7 +13,7 @@ from typing import Any
 from daskpipe.core.events import StageStarted, UnitCommitted, UnitForgotten, UnitSuperseded
 from daskpipe.core.files import HEX
 from daskpipe.core.shared_disk import numbered_files
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt, Unit
 
 ORDER = (
@@ -94,7 +94,7 @@ def entries(root: Path) -> Iterator[Path]:
             yield from _listed(shard) if _is_folder(shard) and shard != stage else [shard]
 
 
-def units_of(tree: Tree, stage: str) -> Iterator[tuple[Path, Manifest]]:
+def units_of(directory: RunDirectory, stage: str) -> Iterator[tuple[Path, Manifest]]:
     """Yield folder and manifest of each unit of a stage, sorted by key.
 
     Raises
@@ -102,11 +102,11 @@ def units_of(tree: Tree, stage: str) -> Iterator[tuple[Path, Manifest]]:
     IntegrityError
         If a manifest cannot be read.
     """
-    for folder in sorted((tree.root / "units" / stage).glob(f"{HEX * 2}/{HEX * 32}")):
+    for folder in sorted((directory.root / "units" / stage).glob(f"{HEX * 2}/{HEX * 32}")):
         try:
             yield folder, read_manifest(folder)
         except (OSError, ValueError) as error:
-            raise tree.damaged(folder, "manifest.json", f"{type(error).__name__}: {error}") from error
+            raise directory.damaged(folder, "manifest.json", f"{type(error).__name__}: {error}") from error
 
 
 def ledger_lines(root: Path) -> Iterator[tuple[Path, int, dict[str, Any] | None]]:

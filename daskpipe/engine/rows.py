@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -42,7 +42,7 @@ def read_unit(root: Path, stage: str, key: str) -> xr.Dataset:
 
     from daskpipe.core.variables import VARIABLES
 
-    arrays = Tree(root).load(stage, key)
+    arrays = RunDirectory(root).load(stage, key)
     return xr.Dataset({name: (VARIABLES[name].dims, array) for name, array in arrays.items()})
 
 

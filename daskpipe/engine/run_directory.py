@@ -29,24 +29,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tree:
+class RunDirectory:
     """The run directory."""
 
     root: Path
 
     @classmethod
-    def of(cls, run_dir: Path | str) -> Tree:
-        """Return the tree of a run that there is.
+    def of(cls, run_dir: Path | str) -> RunDirectory:
+        """Return the directory of a run that exists.
 
         Raises
         ------
         ConfigError
             If it is no run directory.
         """
-        tree = cls(Path(run_dir).absolute())
-        if not tree.config.is_file():
+        directory = cls(Path(run_dir).absolute())
+        if not directory.config.is_file():
             raise ConfigError(f"{run_dir} is no run directory (it has no config.yaml); see: ls runs")
-        return tree
+        return directory
 
     @property
     def dataset(self) -> Path:

@@ -1,10 +1,10 @@
 """Unit of work: key, attempt directory, commit by rename, receipt, quarantine.
 
-Truth is a tree of write-once directories; Dask moves work and holds none of it::
+Truth is a run directory of write-once folders; Dask moves work and holds none of it::
 
     units/STAGE/K0/KEY/   payload.npz  rejected.json  manifest.json, and files of the unit's own
     quarantine/KEY.json   one file a rejected structure, written by the driver from the committed units
-    ledger/0001.jsonl     one segment a driver start: an index, rebuildable from the tree
+    ledger/0001.jsonl     one segment a driver start: an index, rebuildable from the units
 
 A unit may run twice, anywhere, at any time: the first rename wins and the other attempt is thrown away.
 """
@@ -91,7 +91,7 @@ class Receipt:
     tallies: dict[str, int] = field(default_factory=dict)
 
 
-# --- the tree ---------------------------------------------------------------------------------------
+# --- the run directory ---------------------------------------------------------------------------------------
 
 
 # --- datasets in and out of units -------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 from daskpipe.core.errors import InputError
 from daskpipe.core.variables import read_root
 from daskpipe.engine.manifests import ORDER, Manifest, units_of
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 
 ATTRIBUTE = "stage_versions"
 """Root attribute of a dataset: the version of each stage that made it, JSON."""
@@ -39,7 +39,7 @@ def stage_versions() -> dict[str, int]:
     }
 
 
-def read_completed(tree: Tree) -> dict[str, dict[str, Any]] | None:
+def read_completed(directory: RunDirectory) -> dict[str, dict[str, Any]] | None:
     """Return the rows of a complete run whose dataset was made by other versions of the stages than today's.
 
     Its units have other keys than today's code would give them. Driving it would compute everything again, only to
@@ -57,16 +57,16 @@ def read_completed(tree: Tree) -> dict[str, dict[str, Any]] | None:
         If the manifest of a unit cannot be read.
     """
     with suppress(InputError):
-        there = read_root(tree.dataset)["attributes"]
+        there = read_root(directory.dataset)["attributes"]
         if there.get(ATTRIBUTE) != json.dumps(stage_versions(), sort_keys=True):
-            return _rows(tree, str(there.get("dataset_key")))
+            return _rows(directory, str(there.get("dataset_key")))
     return None
 
 
-def _rows(tree: Tree, dataset_key: str) -> dict[str, dict[str, Any]] | None:
+def _rows(directory: RunDirectory, dataset_key: str) -> dict[str, dict[str, Any]] | None:
     from daskpipe.engine.driver import summarise
 
-    units = {stage: {manifest.unit.key: manifest for _, manifest in units_of(tree, stage)} for stage in ORDER}
+    units = {stage: {manifest.unit.key: manifest for _, manifest in units_of(directory, stage)} for stage in ORDER}
     by_key = {key: manifest for of_stage in units.values() for key, manifest in of_stage.items()}
     waiting, used = [dataset_key], set[str]()
     while waiting:
@@ -87,5 +87,5 @@ def _rows(tree: Tree, dataset_key: str) -> dict[str, dict[str, Any]] | None:
             rows[stage] = summarise([manifest.receipt for manifest in chosen], 0, 0.0)
     for stage in ("select", "store-plan"):
         for key in used.intersection(units[stage]):
-            rows[stage]["report"] = json.loads(tree.load(stage, key, ["report"])["report"].item())
+            rows[stage]["report"] = json.loads(directory.load(stage, key, ["report"])["report"].item())
     return rows

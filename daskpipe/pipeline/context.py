@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from daskpipe.config.models import Config
 from daskpipe.engine.driver import Driver
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from daskpipe.potentials import Identity
@@ -23,9 +23,9 @@ class Run:
     driver: Driver
 
     @property
-    def tree(self) -> Tree:
+    def directory(self) -> RunDirectory:
         """Run directory."""
-        return self.driver.tree
+        return self.driver.directory
 
     @property
     def seed(self) -> int:

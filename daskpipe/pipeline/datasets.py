@@ -17,7 +17,7 @@ from daskpipe.core.events import Emit
 from daskpipe.core.outputs import replacing
 from daskpipe.core.variables import read_root
 from daskpipe.engine.dask_pool import Workers
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.pipeline.existing_data import Frames, gather, labels_of, rows_of
 from daskpipe.pipeline.workspace import MAKING, SIZE, Done, Made, _config, _run, _target
 from daskpipe.stages.generate.files import checksum
@@ -150,11 +150,11 @@ def _gathered(
 ) -> Done:
     """Make a dataset at `out` of labelled structures."""
 
-    def work(tree: Tree, workers: Workers, emit: Emit) -> Made:
+    def work(directory: RunDirectory, workers: Workers, emit: Emit) -> Made:
         described = config.describe.model_dump(mode="json", exclude={"device"})
         attrs = {"sources": json.dumps(sources, sort_keys=True), "describe": json.dumps(described, sort_keys=True)}
         with replacing(out) as attempt:
-            frames, dataset, report = gather(tree, config, plan, workers, emit, target=attempt, attrs=attrs)
+            frames, dataset, report = gather(directory, config, plan, workers, emit, target=attempt, attrs=attrs)
         return frames, dataset.n_out, {**report, **label_report(receipt.tallies for receipt in frames)}
 
     return _run(name, config, out, client, subscribers, work)

@@ -17,7 +17,7 @@ from daskpipe.core.errors import InputError, list_reasons
 from daskpipe.core.events import Emit
 from daskpipe.engine.dask_pool import DaskPool, Workers, gpu_stages
 from daskpipe.engine.driver import Driver
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt, Unit, key_of
 from daskpipe.pipeline.context import Run
 from daskpipe.pipeline.packing import pack
@@ -78,13 +78,13 @@ def labels_of(stretches: Sequence[LabelledStretch], keys: LabelKeys, method: str
 
 
 def read_and_describe(
-    tree: Tree, config: Config, plan: Frames, workers: Workers, emit: Emit, *, picks: bool
+    directory: RunDirectory, config: Config, plan: Frames, workers: Workers, emit: Emit, *, picks: bool
 ) -> tuple[list[Receipt], list[Receipt], Receipt | None]:
     """Describe the frames of files, and pick some of them; no exploration, no labels.
 
     Parameters
     ----------
-    tree, config
+    directory, config
         An open run directory; of the config only ``seed``, ``describe`` and ``select`` count.
     plan
         What to read.
@@ -105,19 +105,26 @@ def read_and_describe(
     InputError
         If no frame can be read.
     """
-    run = _described_run(tree, config, workers, emit)
+    run = _described_run(directory, config, workers, emit)
     frames, features, against = _read_and_describe(run, plan)
     return frames, features, _select(run, frames, features, against) if picks else None
 
 
 def gather(
-    tree: Tree, config: Config, plan: Frames, workers: Workers, emit: Emit, *, target: Path, attrs: Mapping[str, Any]
+    directory: RunDirectory,
+    config: Config,
+    plan: Frames,
+    workers: Workers,
+    emit: Emit,
+    *,
+    target: Path,
+    attrs: Mapping[str, Any],
 ) -> tuple[list[Receipt], Receipt, dict[str, Any]]:
     """Make a dataset of labelled structures that others have made.
 
     Parameters
     ----------
-    tree, config, plan, workers, emit
+    directory, config, plan, workers, emit
         As `read_and_describe` takes them; ``store`` counts too.
     target
         Where the dataset is to be.
@@ -133,29 +140,29 @@ def gather(
     report : dict
         How the splits came out.
     """
-    run = _described_run(tree, config, workers, emit)
+    run = _described_run(directory, config, workers, emit)
     frames, features, _ = _read_and_describe(run, plan)
     filled = [receipt for receipt in frames if receipt.n_out]
     sources = [
         storing.Source(stage="explore", key=rows.key, features=described.key)
         for rows, described in zip(filled, features, strict=True)
     ]
-    published = pack(run, filled, sources, target, {**attrs, **_rejected(tree)})
+    published = pack(run, filled, sources, target, {**attrs, **_rejected(directory)})
     return frames, published, run.driver.stages[storing.PLAN]["report"]
 
 
-def _described_run(tree: Tree, config: Config, workers: Workers, emit: Emit) -> Run:
+def _described_run(directory: RunDirectory, config: Config, workers: Workers, emit: Emit) -> Run:
     model = describe.identity(config.describe)
     wanted = {stage: device for stage, device in devices(config).items() if stage not in ("explore", "label")}
     pool = DaskPool(workers, gpu_stages(workers, wanted))
-    return Run(config, {"describe": model} if model else {}, Driver(tree, pool, emit, config.faults))
+    return Run(config, {"describe": model} if model else {}, Driver(directory, pool, emit, config.faults))
 
 
 def _read_and_describe(run: Run, plan: Frames) -> tuple[list[Receipt], list[Receipt], list[Receipt]]:
     frames = run.driver.drive("read", plan, "frames")
     if not any(receipt.n_out for receipt in frames):
-        rejected = run.tree.quarantined()
+        rejected = run.directory.quarantined()
         raise InputError(f"no frame can be described: {list_reasons(rejected)}; e.g. {rejected[0].evidence}")
-    species = generating.elements(run.tree.root, [receipt.key for receipt in frames])
+    species = generating.elements(run.directory.root, [receipt.key for receipt in frames])
     features, against = _describe(run, frames, species)
     return frames, features, against

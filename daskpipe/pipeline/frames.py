@@ -17,7 +17,7 @@ from daskpipe.config.models import Config
 from daskpipe.core.events import Emit
 from daskpipe.core.outputs import replacing
 from daskpipe.engine.dask_pool import Workers
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt
 from daskpipe.pipeline.existing_data import frames_of, read_and_describe
 from daskpipe.pipeline.packing import versions
@@ -78,19 +78,21 @@ def select(
 
     pieces = _pieces(paths)
 
-    def work(tree: Tree, workers: Workers, emit: Emit) -> Made:
-        frames, _, picks = read_and_describe(tree, config, frames_of(pieces, config.seed), workers, emit, picks=True)
+    def work(directory: RunDirectory, workers: Workers, emit: Emit) -> Made:
+        frames, _, picks = read_and_describe(
+            directory, config, frames_of(pieces, config.seed), workers, emit, picks=True
+        )
         assert picks is not None
-        chosen = tree.load("select", picks.key, ["unit", "row", "report"])
+        chosen = directory.load("select", picks.key, ["unit", "row", "report"])
         filled = [(piece, receipt.key) for piece, receipt in zip(pieces, frames, strict=True) if receipt.n_out]
         numbers: dict[str, list[int]] = {}
         for unit in np.unique(chosen["unit"]).tolist():
             piece, key = filled[unit]
-            steps = tree.load("explore", key, ["step"])["step"]
+            steps = directory.load("explore", key, ["step"])["step"]
             numbers.setdefault(piece.path, []).extend(steps[chosen["row"][chosen["unit"] == unit]].tolist())
         with replacing(out) as attempt:
             copy_frames(numbers.items(), attempt)
-        overlaps = find_overlaps(tree, [(piece.path, key) for piece, key in filled], chosen)
+        overlaps = find_overlaps(directory, [(piece.path, key) for piece, key in filled], chosen)
         return frames, picks.n_out, {**json.loads(chosen["report"].item()), "overlaps": overlaps}
 
     return _run(f"select {n}", config, out, client, subscribers, work)
@@ -125,9 +127,11 @@ def describe(
 
     pieces = _pieces(paths)
 
-    def work(tree: Tree, workers: Workers, emit: Emit) -> Made:
-        frames, rows, _ = read_and_describe(tree, config, frames_of(pieces, config.seed), workers, emit, picks=False)
-        ds = _features(tree, pieces, frames, rows, config)
+    def work(directory: RunDirectory, workers: Workers, emit: Emit) -> Made:
+        frames, rows, _ = read_and_describe(
+            directory, config, frames_of(pieces, config.seed), workers, emit, picks=False
+        )
+        ds = _features(directory, pieces, frames, rows, config)
         with replacing(out) as attempt:
             if out.suffix == ".zarr":
                 ds.to_zarr(attempt, zarr_format=3, consolidated=False)
@@ -143,7 +147,7 @@ def _pieces(paths: Sequence[str]) -> list[Stretch]:
 
 
 def _features(
-    tree: Tree, pieces: list[Stretch], frames: list[Receipt], features: list[Receipt], config: Config
+    directory: RunDirectory, pieces: list[Stretch], frames: list[Receipt], features: list[Receipt], config: Config
 ) -> xr.Dataset:
     """Gather what describes the frames; features are lazy Dask arrays."""
     import xarray as xr
@@ -151,18 +155,18 @@ def _features(
     dims = config.describe.dims
     table = [(receipt.key, receipt.n_out) for receipt in features]
     filled = [(piece, receipt.key) for piece, receipt in zip(pieces, frames, strict=True) if receipt.n_out]
-    units = [tree.load("explore", key, ["structure_id", "n_atoms", "step"]) for _, key in filled]
+    units = [directory.load("explore", key, ["structure_id", "n_atoms", "step"]) for _, key in filled]
     n_atoms = np.concatenate([unit["n_atoms"] for unit in units])
     paths = [np.full(len(unit["step"]), piece.path) for (piece, _), unit in zip(filled, units, strict=True)]
     variables: dict[str, Any] = {
-        "features": (("structure", "feature"), feature_table(tree.root, table, dims).rechunk((CHUNK, dims))),
+        "features": (("structure", "feature"), feature_table(directory.root, table, dims).rechunk((CHUNK, dims))),
         "n_atoms": ("structure", n_atoms),
         "structure_id": ("structure", [id_.tobytes().hex() for unit in units for id_ in unit["structure_id"]]),
         "path": ("structure", np.concatenate(paths)),
         "frame": ("structure", np.concatenate([unit["step"] for unit in units])),
     }
     if config.describe.level == "atom":
-        atoms = atom_table(tree.root, table, n_atoms.astype(np.int64)).rechunk((CHUNK, dims))
+        atoms = atom_table(directory.root, table, n_atoms.astype(np.int64)).rechunk((CHUNK, dims))
         variables["environments"] = (("atom", "feature"), atoms)
     attrs = {"describe": config.describe.model_dump(mode="json"), "versions": versions()}
     return xr.Dataset(variables, attrs={key: json.dumps(value, sort_keys=True) for key, value in attrs.items()})

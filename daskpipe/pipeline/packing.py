@@ -30,7 +30,7 @@ def pack(
     attrs: Mapping[str, Any],
 ) -> Receipt:
     """Sort, plan, write and publish a dataset of committed rows: `receipts` are those of the units of `sources`."""
-    root, rule = run.tree.root, run.config.store
+    root, rule = run.directory.root, run.config.store
     runs = []
     for index, batch in enumerate(_runs(list(zip(receipts, sources, strict=True)))):
         of_run = [source for _, source in batch]
@@ -46,15 +46,15 @@ def pack(
     unit = Unit(stage="store", index=0, key=key, n_inputs=n_inputs, upstream=(plan_key,))
     if not target.exists():
         # The user took the dataset away; the units that make it still stand.
-        for _, manifest in units_of(run.tree, "store"):
+        for _, manifest in units_of(run.directory, "store"):
             run.driver.emit(UnitForgotten(stage="store", key=manifest.unit.key, reason="its dataset was taken away"))
-            run.tree.forget("store", manifest.unit.key)
+            run.directory.forget("store", manifest.unit.key)
     run.driver.drive(storing.SORT, runs, "structures")
     planned = Unit(stage=storing.PLAN, index=0, key=plan_key, n_inputs=n_inputs, upstream=tuple(keys))
     plan = partial(dask.delayed(storing.plan), root, keys, rule, seed=run.seed)
     run.driver.drive(storing.PLAN, [(planned, plan)], "structures")
     run.driver.stages[storing.PLAN]["report"] = json.loads(
-        run.tree.load(storing.PLAN, plan_key, ["report"])["report"].item()
+        run.directory.load(storing.PLAN, plan_key, ["report"])["report"].item()
     )
     chunks = []
     for index, (axis, number, n_files) in enumerate(storing.chunks_of(storing.read_plan(root, plan_key))):

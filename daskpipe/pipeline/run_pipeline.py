@@ -13,7 +13,7 @@ from daskpipe.core.errors import InputError, list_reasons, reasons
 from daskpipe.core.events import Emit, RunFinished, RunStarted
 from daskpipe.engine.dask_pool import DaskPool, Workers, gpu_stages, offers
 from daskpipe.engine.driver import Driver, tell_stale_deadlines
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.pipeline.context import Run
 from daskpipe.pipeline.packing import versions
 from daskpipe.pipeline.steps import _describe, _explore, _generate, _label, _select, _store, devices
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def run_pipeline(
-    tree: Tree,
+    directory: RunDirectory,
     config: Config,
     identities: dict[str, potentials.Identity],
     workers: Workers,
@@ -37,7 +37,7 @@ def run_pipeline(
 
     Parameters
     ----------
-    tree, config
+    directory, config
         An open run directory and its config.
     identities
         Potentials and models of the stages that use one.
@@ -67,7 +67,7 @@ def run_pipeline(
     client = workers.client
     emit(
         RunStarted(
-            run_dir=str(tree.root),
+            run_dir=str(directory.root),
             name=config.name,
             dashboard=client.dashboard_link or None,
             workers=sorted(offers(client)),
@@ -75,16 +75,17 @@ def run_pipeline(
         )
     )
     tell_stale_deadlines(emit)
-    run = Run(config, identities, Driver(tree, DaskPool(workers, on_gpu), emit, config.faults, go_on))
+    run = Run(config, identities, Driver(directory, DaskPool(workers, on_gpu), emit, config.faults, go_on))
     seeds = _generate(run, requests)
     frames, species = _explore(run, seeds, n_seeds)
     if not any(receipt.n_out for receipt in frames):
         raise InputError(
-            f"no trajectory survived; the reasons are in {tree.root / 'quarantine'}: {list_reasons(tree.quarantined())}"
+            f"no trajectory survived; the reasons are in {directory.root / 'quarantine'}: "
+            f"{list_reasons(directory.quarantined())}"
         )
     picks = _select(run, frames, *_describe(run, frames, species))
     labels = _label(run, frames, picks)
     _store(run, labels)
     seconds = time.perf_counter() - started
-    emit(RunFinished(dataset=str(tree.dataset), seconds=seconds, quarantined=reasons(tree.quarantined())))
+    emit(RunFinished(dataset=str(directory.dataset), seconds=seconds, quarantined=reasons(directory.quarantined())))
     return run.driver.stages

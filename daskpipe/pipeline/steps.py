@@ -29,7 +29,7 @@ from daskpipe.core.events import Notice
 from daskpipe.engine.checkpoints import Checkpoints
 from daskpipe.engine.driver import Planned, batches
 from daskpipe.engine.rows import Rows
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt, Unit, key_of
 from daskpipe.pipeline.context import Run
 from daskpipe.pipeline.packing import pack
@@ -81,8 +81,8 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
     """Trajectories from each seed at each temperature and replica; and the elements of the seeds."""
     settings = run.config.explore
     holds = run.config.holds
-    pieces, duplicates, species = generating.distinct(run.tree.root, [receipt.key for receipt in seeds], holds)
-    run.tree.quarantine(duplicates)
+    pieces, duplicates, species = generating.distinct(run.directory.root, [receipt.key for receipt in seeds], holds)
+    run.directory.quarantine(duplicates)
     n_seeds = sum(receipt.n_out for receipt in seeds) - len(duplicates)
     if n_seeds and not pieces:
         raise InputError(
@@ -93,11 +93,11 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
     if not pieces:
         raise InputError(
             "no seed structure passed the checks; the reasons are in "
-            f"{run.tree.root / 'quarantine'}: {list_reasons(run.tree.quarantined())}"
+            f"{run.directory.root / 'quarantine'}: {list_reasons(run.directory.quarantined())}"
         )
     if warning := too_long(settings.dynamics.timestep, masses_of(species)):
         run.driver.emit(Notice(message=warning))
-    pressed = exploring.under_pressure(run.tree.root, pieces, settings.dynamics)
+    pressed = exploring.under_pressure(run.directory.root, pieces, settings.dynamics)
     trajectories = [
         (piece, condition)
         for piece, each in zip(pieces, pressed, strict=True)
@@ -118,7 +118,7 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
         del deciding["dynamics"][of_each]
 
     def lazy(rows: list[Rows], conditions: list[Condition], checkpoints: Checkpoints | None = None) -> Any:
-        loaded = dask.delayed(exploring.load_seeds)(run.tree.root, rows, conditions)
+        loaded = dask.delayed(exploring.load_seeds)(run.directory.root, rows, conditions)
         return exploring.explore(
             db.from_delayed([loaded]),
             build,
@@ -139,9 +139,9 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
         unit = Unit(
             stage="explore", index=index, key=key, n_inputs=len(batch), upstream=tuple(sorted({p.key for p in rows}))
         )
-        checkpoints = Checkpoints(root=run.tree.root, unit=unit)
+        checkpoints = Checkpoints(root=run.directory.root, unit=unit)
         one = [partial(lazy, [piece], [condition]) for piece, condition in batch]
-        names = partial(exploring.names, run.tree.root, rows, conditions, settings.dynamics)
+        names = partial(exploring.names, run.directory.root, rows, conditions, settings.dynamics)
         plan.append(Planned(unit, partial(lazy, rows, conditions, checkpoints), one, names, settings.checkpoint))
     return run.driver.drive("explore", plan, "trajectories"), species
 
@@ -152,7 +152,7 @@ def _describe(run: Run, frames: list[Receipt], species: list[str]) -> tuple[list
     And the features of the structures that the picks shall differ from.
     """
     settings = run.config.describe
-    root = run.tree.root
+    root = run.directory.root
     filled = [receipt for receipt in frames if receipt.n_out]
     params = {**settings.model_dump(exclude={"device"}), "species": species}
     if "describe" in run.identities:
@@ -198,7 +198,9 @@ def _describe_against(run: Run, species: list[str], params: dict[str, Any], fit_
 
         def lazy(piece: tuple[Any, ...] = piece) -> Any:
             structures = dask.delayed(read)(*piece)
-            return dask.delayed(describing.outside)(structures, run.tree.root, run.config.describe, species, fit_key)
+            return dask.delayed(describing.outside)(
+                structures, run.directory.root, run.config.describe, species, fit_key
+            )
 
         plan.append((unit, lazy))
     return run.driver.drive(AGAINST, plan, "structures")
@@ -232,10 +234,10 @@ def _select(run: Run, frames: list[Receipt], features: list[Receipt], against: l
     n_frames = sum(n for _, n in table)
     unit = Unit(stage="select", index=0, key=key, n_inputs=n_frames, upstream=tuple(keys))
     pick = dask.delayed(selecting.select)
-    near = dask.delayed(selecting.features_of)(run.tree.root, AGAINST, others)
-    lazy = partial(pick, run.tree.root, keys, table, run.config.describe.dims, settings, run.seed, against=near)
+    near = dask.delayed(selecting.features_of)(run.directory.root, AGAINST, others)
+    lazy = partial(pick, run.directory.root, keys, table, run.config.describe.dims, settings, run.seed, against=near)
     (receipt,) = run.driver.drive("select", [(unit, lazy)], "frames")
-    report = json.loads(run.tree.load("select", receipt.key, ["report"])["report"].item())
+    report = json.loads(run.directory.load("select", receipt.key, ["report"])["report"].item())
     run.driver.stages["select"]["report"] = report
     return receipt
 
@@ -243,9 +245,9 @@ def _select(run: Run, frames: list[Receipt], features: list[Receipt], against: l
 def _label(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
     """Labels of the picks, a batch a unit, in canonical order."""
     settings = run.config.label
-    root = run.tree.root
+    root = run.directory.root
     keys = [receipt.key for receipt in frames if receipt.n_out]
-    chosen = run.tree.load("select", picks.key, ["unit", "row"])
+    chosen = run.directory.load("select", picks.key, ["unit", "row"])
     pieces = [
         Rows(stage="explore", key=keys[unit], rows=(row,))
         for unit, row in zip(chosen["unit"].tolist(), chosen["row"].tolist(), strict=True)
@@ -274,8 +276,8 @@ def _store(run: Run, labels: list[Receipt]) -> Receipt:
     filled = [receipt for receipt in labels if receipt.n_out]
     if not filled:
         raise InputError(
-            f"the teacher labelled no structure; the reasons are in {run.tree.root / 'quarantine'}: "
-            f"{list_reasons(run.tree.quarantined())}"
+            f"the teacher labelled no structure; the reasons are in {run.directory.root / 'quarantine'}: "
+            f"{list_reasons(run.directory.quarantined())}"
         )
     attrs = {
         "config": json.dumps(run.config.deciding(), sort_keys=True),
@@ -284,15 +286,15 @@ def _store(run: Run, labels: list[Receipt]) -> Receipt:
         **({"describe_model": json.dumps(_named(model))} if (model := run.identities.get("describe")) else {}),
         "selection": json.dumps(run.driver.stages["select"]["report"], sort_keys=True),
         "run_counts": json.dumps({name: row["out"] for name, row in run.driver.stages.items()}),
-        **_rejected(run.tree),
+        **_rejected(run.directory),
     }
     sources = [storing.Source(stage="label", key=receipt.key) for receipt in filled]
-    return pack(run, filled, sources, run.tree.dataset, attrs)
+    return pack(run, filled, sources, run.directory.dataset, attrs)
 
 
-def _rejected(tree: Tree) -> dict[str, str]:
+def _rejected(directory: RunDirectory) -> dict[str, str]:
     """Return what is no part of the dataset, as root attributes: counts by stage and reason, and what it was."""
-    rejections = tree.quarantined()
+    rejections = directory.quarantined()
     names: dict[str, list[str]] = {kind: [] for kind in reasons(rejections)}
     for rejection in rejections:
         names[rejection.kind].append(rejection.structure)

@@ -32,7 +32,7 @@ from daskpipe.core.outputs import check_output, resolve_output
 from daskpipe.engine.dask_pool import Workers, offers
 from daskpipe.engine.driver import tell_stale_deadlines
 from daskpipe.engine.ledger import Ledger
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _run(
     out: Path,
     client: Client | None,
     subscribers: Iterable[Emit],
-    work: Callable[[Tree, Workers, Emit], Made],
+    work: Callable[[RunDirectory, Workers, Emit], Made],
 ) -> Done:
     """Do the work in a run directory beside `out`, and remove it."""
     started = time.perf_counter()
@@ -122,8 +122,8 @@ def _run(
     except OSError as error:
         raise DiskError(f"cannot write beside {out}: {error.strerror}; give another -o") from error
     try:
-        tree = Tree(folder)
-        emit = fan_out(Ledger(tree), *subscribers)
+        directory = RunDirectory(folder)
+        emit = fan_out(Ledger(directory), *subscribers)
         with (
             nullcontext(join(client, folder, emit))
             if client is not None
@@ -132,8 +132,8 @@ def _run(
             dashboard = workers.client.dashboard_link or None
             emit(RunStarted(run_dir=str(out), name=name, dashboard=dashboard, workers=sorted(offers(workers.client))))
             tell_stale_deadlines(emit)
-            frames, n_out, report = work(tree, workers, emit)
-        rejections = tree.quarantined()
+            frames, n_out, report = work(directory, workers, emit)
+        rejections = directory.quarantined()
         return Done(
             out=out,
             n_frames=sum(receipt.n_out for receipt in frames),

@@ -1,6 +1,6 @@
 """Whether a run directory is what its units committed.
 
-Truth is the tree: each unit is compared with its manifest, and the ledger, the quarantine and the dataset with the
+Truth is the run directory: each unit is compared with its manifest, and the ledger, the quarantine and the dataset with the
 units. One pass streams the units; memory holds a number for each and a digest for each rejection.
 """
 
@@ -27,7 +27,7 @@ from daskpipe.engine.manifests import ORDER, Manifest, entries, ledger_lines, pa
 from daskpipe.runs.quarantine import held, standing_on
 from daskpipe.core.shared_disk import disk_error
 from daskpipe.engine.units import Unit
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.core.files import TEMPORARY
 from daskpipe.runs.findings import Finding, Report
 
@@ -54,15 +54,11 @@ FOLLOWS = {
 """Stages whose inputs are the outputs of another stage, all of them."""
 
 
-
-
-
-
 class Look:
     """One look at a run directory."""
 
-    def __init__(self, tree: Tree, rehash: bool) -> None:
-        self.tree, self.rehash = tree, rehash
+    def __init__(self, directory: RunDirectory, rehash: bool) -> None:
+        self.directory, self.rehash = directory, rehash
         self.planned: dict[str, tuple[int, int]] = {}  # units and inputs of stages, by the driver that started last
         self.forgotten: dict[str, bool] = {}  # keys that were ever forgotten, and whether they still are
         self.superseded: set[str] = set()  # keys of units that earlier versions of their stages made
@@ -72,7 +68,7 @@ class Look:
         self.differing: set[str] = set()
         self.unread: set[str] = set()  # stages of units whose rejections cannot be read
         self.bad_lines: dict[Path, set[int]] = {}
-        self.gone: dict[str, str] = {}  # keys that the ledger knows and the tree does not, and their stages
+        self.gone: dict[str, str] = {}  # keys that the ledger knows and the run directory does not, and their stages
         self.changed: list[Unit] = []  # made again, and not what they were
         self.waiting: list[str] = []
         self.n_duplicates = 0
@@ -89,23 +85,23 @@ class Look:
             stages[stage] = {name: row[name] for name in ("units", "inputs", "out", "rejected")}
             stages[stage]["pending"] = plan[1] - row["inputs"] if plan else None
         return Report(
-            run_dir=self.tree.root,
+            run_dir=self.directory.root,
             rehashed=self.rehash,
             stages=stages,
             findings=findings,
-            leftovers=list(_leftovers(self.tree.root)),
+            leftovers=list(_leftovers(self.directory.root)),
             waiting=self.waiting,
         )
 
     def _config(self) -> Iterator[Finding]:
         try:
-            self.config = saved.from_yaml(self.tree.config)
+            self.config = saved.from_yaml(self.directory.config)
         except ConfigError as error:
             yield Finding(path="config.yaml", expected="the config of the run; put it back", found=str(error))
 
     def _plan(self) -> Iterator[Finding]:
         """Read the ledger once: what was planned, and which units were taken away on purpose."""
-        for path, number, event in ledger_lines(self.tree.root):
+        for path, number, event in ledger_lines(self.directory.root):
             if event is None:
                 self.bad_lines.setdefault(path, set()).add(number)
                 found = f"none on line {number}"
@@ -129,11 +125,11 @@ class Look:
         indices: dict[str, set[int]] = {}
         doubled: set[tuple[str, int]] = set()
         with ThreadPoolExecutor(THREADS) as threads:
-            for batch in batched(entries(self.tree.root), AHEAD):
+            for batch in batched(entries(self.directory.root), AHEAD):
                 for folder, (faults, manifest) in zip(batch, threads.map(self._unit, batch), strict=True):
                     yield from faults
                     if manifest is None:
-                        self.unread.add(folder.relative_to(self.tree.root).parts[1])
+                        self.unread.add(folder.relative_to(self.directory.root).parts[1])
                         continue
                     self._rejections(folder, manifest)
                     if manifest.unit.key not in self.superseded and not any(fault.aside for fault in faults):
@@ -151,18 +147,18 @@ class Look:
                 if folder.name not in self.superseded and read_manifest(folder).unit.index == index
             ]
             for folder in twins:
-                path = str(folder.relative_to(self.tree.root))
+                path = str(folder.relative_to(self.directory.root))
                 found = f"{len(twins)}: {', '.join(twin.name for twin in twins)}"
                 yield Finding(path=path, expected=f"one unit {index} of {stage}", found=found, aside=path)
 
     def _sound(self, stage: str) -> Iterator[Path]:
-        for folder in entries(self.tree.root):
+        for folder in entries(self.directory.root):
             if folder.parent.parent.name == stage and not any(fault.aside for fault in self._unit(folder)[0]):
                 yield folder
 
     def _unit(self, folder: Path) -> tuple[list[Finding], Manifest | None]:
         """Compare one folder of ``units/`` with its manifest."""
-        aside = str(folder.relative_to(self.tree.root))
+        aside = str(folder.relative_to(self.directory.root))
         if folder.is_symlink() or not folder.is_dir():
             return [Finding(path=aside, expected="nothing", found="a foreign file", aside=aside)], None
         try:
@@ -178,8 +174,8 @@ class Look:
         def fault(path: str, expected: str, found: str) -> None:
             faults.append(Finding(path=path, unit=str(unit), expected=expected, found=found, aside=aside))
 
-        if folder != (place := self.tree.unit_dir(unit.stage, unit.key)):
-            fault(aside, f"it at {place.relative_to(self.tree.root)}", "it here")
+        if folder != (place := self.directory.unit_dir(unit.stage, unit.key)):
+            fault(aside, f"it at {place.relative_to(self.directory.root)}", "it here")
         same = ("stage", "index", "key", "n_inputs")
         if any(getattr(receipt, name) != getattr(unit, name) for name in same):
             fault(f"{aside}/manifest.json", "a receipt of that unit", f"one of {receipt.stage} unit {receipt.index}")
@@ -196,7 +192,7 @@ class Look:
             found = f"{receipt.n_out} outputs and {receipt.n_rejected} rejections"
             fault(f"{aside}/manifest.json", f"as many as its {receipt.n_inputs} inputs", found)
         for key in unit.upstream:
-            if not self.forgotten.get(key) and not any((self.tree.root / "units").glob(f"*/{key[:2]}/{key}")):
+            if not self.forgotten.get(key) and not any((self.directory.root / "units").glob(f"*/{key[:2]}/{key}")):
                 expected = f"the unit {key} that it was made from"
                 faults.append(Finding(path=aside, unit=str(unit), expected=expected, found="no such unit"))
         return faults, manifest
@@ -222,7 +218,7 @@ class Look:
             self.unread.add(manifest.unit.stage)
             return
         for rejection in rows:
-            path = self.tree.quarantine_file(rejection)
+            path = self.directory.quarantine_file(rejection)
             known, there = path.name in self.explained, held(path)
             self.explained.add(path.name)
             # Of several rejections of one structure in one stage the quarantine holds the first that was written.
@@ -235,10 +231,10 @@ class Look:
 
     def _redone(self) -> Iterator[Finding]:
         """Compare units that were moved aside with those that were made in their places."""
-        for path in sorted((self.tree.root / DAMAGED).glob("units/*/*/*/manifest.json")):
+        for path in sorted((self.directory.root / DAMAGED).glob("units/*/*/*/manifest.json")):
             try:
                 before = read_manifest(path.parent)
-                folder = self.tree.unit_dir(before.unit.stage, before.unit.key)
+                folder = self.directory.unit_dir(before.unit.stage, before.unit.key)
                 if not folder.exists():
                     self.waiting.append(str(before.unit))
                     continue
@@ -252,28 +248,28 @@ class Look:
                 if now.files.get(name) != before.files.get(name) and not _is(path.parent / name, now.files.get(name))
             ]
             if differing:
-                stands = Counter(stage for stage, _ in standing_on(self.tree, [before.unit]))
+                stands = Counter(stage for stage, _ in standing_on(self.directory, [before.unit]))
                 listed = ", ".join(f"{n} of {stage}" for stage, n in stands.items()) or "none"
                 self.changed.append(before.unit)
                 yield Finding(
-                    path=str((folder / differing[0]).relative_to(self.tree.root)),
+                    path=str((folder / differing[0]).relative_to(self.directory.root)),
                     unit=str(before.unit),
-                    expected=f"the bytes that {path.parent.relative_to(self.tree.root)} had before it was damaged",
+                    expected=f"the bytes that {path.parent.relative_to(self.directory.root)} had before it was damaged",
                     found=f"others; what stands on that unit must be made again: {listed}",
                 )
 
     # --- what follows from the units --------------------------------------------------------------------
 
     def _ledger(self) -> Iterator[Finding]:
-        for path, number, event in ledger_lines(self.tree.root):
+        for path, number, event in ledger_lines(self.directory.root):
             if not event or event["event"] != "UnitCommitted" or self.forgotten.get(event["key"]):
                 continue
             stage, key = event["stage"], event["key"]
-            folder = self.tree.unit_dir(stage, key)
+            folder = self.directory.unit_dir(stage, key)
             try:
                 receipt = read_manifest(folder).receipt
             except FileNotFoundError:
-                if folder.exists() or (stage == "store" and not self.tree.dataset.exists()):
+                if folder.exists() or (stage == "store" and not self.directory.dataset.exists()):
                     continue  # told of the unit itself; or the user took the dataset away
                 found, self.gone[key] = "no such unit", stage
             except (OSError, ValueError) as error:
@@ -289,7 +285,7 @@ class Look:
                 if key not in self.gone:
                     self.bad_lines.setdefault(path, set()).add(number)
                 yield Finding(
-                    path=str(folder.relative_to(self.tree.root)),
+                    path=str(folder.relative_to(self.directory.root)),
                     unit=f"{stage} unit {event['index']} ({key[:8]})",
                     expected=f"what line {number} of ledger/{path.name} says of it",
                     found=found,
@@ -298,13 +294,13 @@ class Look:
     def _quarantine(self) -> Iterator[Finding]:
         for name in sorted(self.absent):
             yield Finding(path=f"quarantine/{name}", expected=self.absent[name], found="no such file")
-        folder = self.tree.root / "quarantine"
+        folder = self.directory.root / "quarantine"
         for entry in sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []:
             path = f"quarantine/{entry}"
             if entry.startswith("."):
                 continue
             there = held(folder / entry)
-            if there is None or self.tree.quarantine_file(there).name != entry:
+            if there is None or self.directory.quarantine_file(there).name != entry:
                 yield Finding(path=path, expected="a rejection", found="something else", aside=path)
             elif there.kind == "generate/duplicate":  # of seeds of different units: the driver writes these
                 self.n_duplicates += 1
@@ -319,12 +315,12 @@ class Look:
         from daskpipe.store import verify
         from daskpipe.core.variables import read_root
 
-        if not self.tree.dataset.exists():
+        if not self.directory.dataset.exists():
             return
         try:
-            root = read_root(self.tree.dataset)
+            root = read_root(self.directory.dataset)
             # The dataset's files are those of store-write under a second name: what harms one harms both.
-            problems = verify(self.tree.dataset) if self.rehash or suspicious else []
+            problems = verify(self.directory.dataset) if self.rehash or suspicious else []
         except InputError as error:
             problems = [f"zarr.json: {error}"]
         for problem in problems:

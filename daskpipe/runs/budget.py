@@ -13,7 +13,7 @@ from daskpipe.core.errors import Interrupted
 from daskpipe.core.events import Event, StageStarted, UnitCommitted, UnitGivenUp, UnitLost, UnitYielded
 from daskpipe.engine.ledger import Reader
 from daskpipe.engine.manifests import ORDER
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 
 HOUR = 3600.0
 
@@ -36,16 +36,16 @@ class Spent:
         self.bytes[stage] += n_bytes
 
 
-def spent(tree: Tree) -> Spent:
+def spent(directory: RunDirectory) -> Spent:
     """Return what the units of a run took, over all driver starts.
 
     It is read from their manifests; what attempts took that did not end in a commit, from the ledger.
     """
     found = Spent()
-    for path in tree.manifests():
+    for path in directory.manifests():
         receipt = json.loads(path.read_bytes())["receipt"]
         found.add(receipt["stage"], receipt["seconds"], receipt["n_bytes"])
-    for event in Reader(tree).events():
+    for event in Reader(directory).events():
         if event.get("event") in FRUITLESS:
             found.add(event["stage"], event.get("seconds", 0.0), 0)
     return found
@@ -66,16 +66,16 @@ class BudgetKeeper:
 
     Parameters
     ----------
-    tree
+    directory
         The run directory; the work for earlier drivers is counted.
     config
         Of the run.
     """
 
-    def __init__(self, tree: Tree, config: Config) -> None:
-        self.tree, self.config = tree, config
+    def __init__(self, directory: RunDirectory, config: Config) -> None:
+        self.directory, self.config = directory, config
         self.hours, self.bytes = limits(config)
-        self.spent = spent(tree) if self.hours is not None or self.bytes is not None else Spent()
+        self.spent = spent(directory) if self.hours is not None or self.bytes is not None else Spent()
         self._stage, self._left, self._units = "", 0, 0
 
     def __call__(self, event: Event) -> None:
@@ -116,7 +116,7 @@ class BudgetKeeper:
         raise Interrupted(
             f"budget.{what}={limit}{share} is spent ({taken}). Left to do: {self._left:,} of {self._units:,} units of "
             f"{self._stage}{then}. To go on type: "
-            f"daskpipe resume {quote(str(self.tree.root))} budget.{what}={_doubled(limit)}"
+            f"daskpipe resume {quote(str(self.directory.root))} budget.{what}={_doubled(limit)}"
         )
 
 

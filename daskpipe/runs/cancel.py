@@ -11,7 +11,7 @@ from daskpipe.runs import lease
 from daskpipe.runs.detached import Record, forget, read, site_of_kind, waiting
 from daskpipe.core.errors import ClusterError, DaskpipeError
 from daskpipe.cluster.submitted_jobs import Submission, record_submission, recorded
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from daskpipe.cluster.job_commands import Cancelled
@@ -47,7 +47,7 @@ def cancel(run_dir: Path | str) -> dict[str, Any]:
     DaskpipeError
         If the driver does not stop, and is no job that could be cancelled.
     """
-    root = Tree.of(run_dir).root
+    root = RunDirectory.of(run_dir).root
     asked = lease.holder(root)
     still = _stop_driver(root)
     record, submitted = read(root), recorded(root)

@@ -23,7 +23,7 @@ from daskpipe.runs import lease
 from daskpipe.core.errors import ClusterError, ConfigError, Interrupted
 from daskpipe.core.shared_disk import disk_time
 from daskpipe.cluster.submitted_jobs import Submission, tag
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.core.files import write_atomically
 
 if TYPE_CHECKING:
@@ -133,34 +133,34 @@ def run(config: Config, run_dir: Path | str) -> Record:
     from daskpipe.runs import run as runs
 
     refuse(config.cluster)
-    tree = Tree(Path(run_dir).absolute())
-    with runs.open_run(tree, config):
-        return _detach(tree, config)
+    directory = RunDirectory(Path(run_dir).absolute())
+    with runs.open_run(directory, config):
+        return _detach(directory, config)
 
 
 def resume(run_dir: Path | str, overrides: Sequence[str] = (), *, cluster: Cluster | None = None) -> Record:
     """Submit a job that goes on with a run; parameters as of `runs.resume`, errors as of `run`."""
     from daskpipe.runs import run as runs
 
-    tree, config = runs.stored(run_dir, overrides, cluster=cluster)
+    directory, config = runs.stored(run_dir, overrides, cluster=cluster)
     refuse(config.cluster)
-    with runs.open_run(tree, config):
-        return _detach(tree, config)
+    with runs.open_run(directory, config):
+        return _detach(directory, config)
 
 
-def _detach(tree: Tree, config: Config) -> Record:
+def _detach(directory: RunDirectory, config: Config) -> Record:
     """Submit the driver of a run whose lease this process holds, unless one waits already."""
-    if (record := waiting(tree.root)) is not None and in_queue(record) is not False:
+    if (record := waiting(directory.root)) is not None and in_queue(record) is not False:
         raise ConfigError(
-            f"job {record.job_id} waits to drive {tree.root} since {record.at}. Look at it: daskpipe status "
-            f"{_quoted(tree.root)} --watch, or take it back: daskpipe cancel {_quoted(tree.root)}"
+            f"job {record.job_id} waits to drive {directory.root} since {record.at}. Look at it: daskpipe status "
+            f"{_quoted(directory.root)} --watch, or take it back: daskpipe cancel {_quoted(directory.root)}"
         )
     cluster = config.cluster
     if cluster.name.endswith((".yaml", ".yml")):  # the job may begin in another directory
         cluster = cluster.model_copy(update={"name": str(Path(cluster.name).expanduser().absolute())})
     budget = config.budget.model_dump(mode="json", include={"hours", "bytes"})
     overrides = [f"budget.{name}={'null' if value is None else value}" for name, value in budget.items()]
-    return _submit(tree.root, cluster, overrides)
+    return _submit(directory.root, cluster, overrides)
 
 
 def refuse(cluster: Cluster) -> None:

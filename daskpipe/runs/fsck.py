@@ -17,7 +17,7 @@ from daskpipe.runs.findings import Finding, Report
 from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.manifests import ORDER, units_of
 from daskpipe.runs.quarantine import forget, standing_on
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.core.files import write_atomically
 
 
@@ -45,58 +45,60 @@ def fsck(run_dir: Path | str, *, rehash: bool = False, mend: bool = False) -> Re
     ConfigError
         If it is no run directory, or `mend` is set and a driver works in it.
     """
-    tree = Tree(Path(run_dir).absolute())
-    if not tree.config.exists() and not (tree.root / "units").is_dir():
+    directory = RunDirectory(Path(run_dir).absolute())
+    if not directory.config.exists() and not (directory.root / "units").is_dir():
         raise ConfigError(f"{run_dir} is no run directory (it has no config.yaml and no units); see: ls runs")
     if not mend:
-        return Look(tree, rehash).report()
-    with lease.hold(tree.root):
-        look = Look(tree, rehash)
-        mended = _mend(tree, look, look.report().findings)
+        return Look(directory, rehash).report()
+    with lease.hold(directory.root):
+        look = Look(directory, rehash)
+        mended = _mend(directory, look, look.report().findings)
         # All that only reading every byte can find has been moved aside.
-        return replace(Look(tree, rehash=False).report(), mended=mended, rehashed=rehash)
+        return replace(Look(directory, rehash=False).report(), mended=mended, rehashed=rehash)
 
 
-def _mend(tree: Tree, look: Look, findings: list[Finding]) -> list[str]:
+def _mend(directory: RunDirectory, look: Look, findings: list[Finding]) -> list[str]:
     """Do about findings what can be done; the caller holds the lease."""
     done = []
-    emit = Ledger(tree)
+    emit = Ledger(directory)
     for path in dict.fromkeys(found.aside for found in findings if found.aside):
-        target = _free(tree.root / DAMAGED / path)
+        target = _free(directory.root / DAMAGED / path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(tree.root / path, target)
-        done.append(f"moved {path} to {target.relative_to(tree.root)}")
+        os.rename(directory.root / path, target)
+        done.append(f"moved {path} to {target.relative_to(directory.root)}")
         if re.fullmatch(r"units/[a-z-]+/[0-9a-f]{2}/[0-9a-f]{32}", path):
             emit(UnitForgotten(stage=path.split("/")[1], key=path[-32:], reason="damaged"))
     for key, stage in look.gone.items():
         emit(UnitForgotten(stage=stage, key=key, reason="it was gone"))
         done.append(f"noted that {stage} unit {key} is gone")
     if look.changed:
-        outdated = list(standing_on(tree, look.changed))
-        forget(tree, outdated, emit, reason="made from a unit that is another one now")
+        outdated = list(standing_on(directory, look.changed))
+        forget(directory, outdated, emit, reason="made from a unit that is another one now")
         done.append(f"removed {len(outdated)} units that stood on units which are others now, and the dataset")
         for unit in look.changed:
-            for manifest in (tree.root / DAMAGED).glob(f"units/{unit.stage}/{unit.key[:2]}/{unit.key}*/manifest.json"):
+            for manifest in (directory.root / DAMAGED).glob(
+                f"units/{unit.stage}/{unit.key[:2]}/{unit.key}*/manifest.json"
+            ):
                 manifest.rename(manifest.with_name("manifest-settled.json"))
     for segment, numbers in look.bad_lines.items():
-        kept = _free(tree.root / DAMAGED / "ledger" / segment.name)
+        kept = _free(directory.root / DAMAGED / "ledger" / segment.name)
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(segment, kept)
         lines = kept.read_bytes().splitlines(keepends=True)
         text = b"".join(line for number, line in enumerate(lines, start=1) if number not in numbers)
         write_atomically(segment, text.decode(errors="replace"))
         done.append(f"took {len(numbers)} lines out of ledger/{segment.name}")
-    return done + [f"wrote quarantine/{name}" for name in _requarantined(tree)]
+    return done + [f"wrote quarantine/{name}" for name in _requarantined(directory)]
 
 
-def _requarantined(tree: Tree) -> Iterator[str]:
+def _requarantined(directory: RunDirectory) -> Iterator[str]:
     """Write the rejections of units that the quarantine does not hold; yield the names of the files."""
     for stage in ORDER:
-        for folder, manifest in units_of(tree, stage):
-            rejections = tree.rejected(stage, folder.name) if manifest.receipt.n_rejected else []
+        for folder, manifest in units_of(directory, stage):
+            rejections = directory.rejected(stage, folder.name) if manifest.receipt.n_rejected else []
             for rejection in rejections:
-                if not (path := tree.quarantine_file(rejection)).exists():
-                    tree.quarantine([rejection])
+                if not (path := directory.quarantine_file(rejection)).exists():
+                    directory.quarantine([rejection])
                     yield path.name
 
 

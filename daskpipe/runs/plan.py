@@ -50,12 +50,6 @@ UNIT_INODES = 4
 """A committed unit is a folder with payload.npz, rejected.json and manifest.json."""
 
 
-
-
-
-
-
-
 def plan(config: Config, measured: Measured | None = None) -> dict[str, Any]:
     """Count inputs, outputs, units, bytes and files of each stage, and its hours if a probe has measured.
 

@@ -39,7 +39,7 @@ from daskpipe.engine.dask_pool import CPU, GPU, Workers, gpu_stages, offers
 from daskpipe.runs.costs import Count, Line, counts
 from daskpipe.runs.run import prepare
 from daskpipe.store.quality.gate import judge
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.costs import Measured, Rate
 
 if TYPE_CHECKING:
@@ -64,10 +64,6 @@ UNRESOLVED = 1.2
 
 SLOW_LABEL = 60.0
 """Seconds for one label from which on the probe labels no full batches."""
-
-
-
-
 
 
 @dataclass
@@ -233,25 +229,25 @@ def _run(
     subscribers: Sequence[Emit],
 ) -> _Pass:
     root.mkdir()
-    tree = Tree(root)
+    directory = RunDirectory(root)
     units: dict[str, list[UnitCommitted]] = defaultdict(list)
 
     def note(event: Event) -> None:
         if isinstance(event, UnitCommitted):
             units[event.stage].append(event)
 
-    emit = fan_out(Ledger(tree), *subscribers, note)
-    stages = run_pipeline(tree, config, dict(identities), workers, emit, requests=chosen, n_seeds=n_seeds)
+    emit = fan_out(Ledger(directory), *subscribers, note)
+    stages = run_pipeline(directory, config, dict(identities), workers, emit, requests=chosen, n_seeds=n_seeds)
     started = time.perf_counter()
-    judge(tree.dataset, config.quality)
+    judge(directory.dataset, config.quality)
     gate = time.perf_counter() - started
-    manifests = [path.stat().st_size for path in tree.manifests()]
+    manifests = [path.stat().st_size for path in directory.manifests()]
     of_units = sum(unit.n_bytes for of_stage in units.values() for unit in of_stage)
-    metadata = disk_bytes(tree.dataset) - sum(unit.n_bytes for unit in units[storing.WRITE])
+    metadata = disk_bytes(directory.dataset) - sum(unit.n_bytes for unit in units[storing.WRITE])
     rest = disk_bytes(root) - of_units - sum(manifests) - metadata
     sorted_run = units[storing.SORT][0]
-    n_arrays = sum(name.endswith(".npy") for name in tree.names_of_files(storing.SORT, sorted_run.key))
-    n_atoms = [tree.load("explore", unit.key, ["n_atoms"])["n_atoms"] for unit in units["explore"]]
+    n_arrays = sum(name.endswith(".npy") for name in directory.names_of_files(storing.SORT, sorted_run.key))
+    n_atoms = [directory.load("explore", unit.key, ["n_atoms"])["n_atoms"] for unit in units["explore"]]
     return _Pass(
         config=config,
         counts=expected,

@@ -16,7 +16,7 @@ from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.manifests import ORDER, parsed, units_of
 from daskpipe.core.outputs import remove
 from daskpipe.engine.units import Unit
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 
 DUPLICATE = "generate/duplicate"
 """Seeds that equal an earlier one. No unit rejected them, so trying again would not change them."""
@@ -48,7 +48,7 @@ def rejections(run_dir: Path | str) -> Iterator[tuple[str, Rejection]]:
     IntegrityError
         If a file of the quarantine is no rejection.
     """
-    for path in Tree.of(run_dir).quarantine_files():
+    for path in RunDirectory.of(run_dir).quarantine_files():
         if (found := held(path)) is None:
             run = quote(str(run_dir))
             raise IntegrityError(f"{path} is no rejection. Type: daskpipe fsck {run} --mend")
@@ -63,7 +63,7 @@ def find(run_dir: Path | str, ids: Sequence[str]) -> list[str]:
     ConfigError
         If one is unknown, or is the beginning of several.
     """
-    known = [path.stem for path in Tree.of(run_dir).quarantine_files()]
+    known = [path.stem for path in RunDirectory.of(run_dir).quarantine_files()]
     found = []
     for given in ids:
         matches = [name for name in known if name.startswith(given)] if given else []
@@ -96,9 +96,9 @@ def release(run_dir: Path | str, ids: Sequence[str], *, try_out: bool = False) -
     ConfigError
         If an id is unknown, or of a duplicate; or a driver works there.
     """
-    tree = Tree.of(run_dir)
+    directory = RunDirectory.of(run_dir)
     wanted = find(run_dir, ids)
-    with lease.hold(tree.root):
+    with lease.hold(directory.root):
         named = {name: found for name, found in rejections(run_dir) if name in set(wanted)}
         if twins := [name for name, found in named.items() if found.kind == DUPLICATE]:
             raise ConfigError(
@@ -109,18 +109,18 @@ def release(run_dir: Path | str, ids: Sequence[str], *, try_out: bool = False) -
             manifest.unit
             for stage in ORDER
             if stage in stages
-            for folder, manifest in units_of(tree, stage)
-            if manifest.receipt.n_rejected and not named.keys().isdisjoint(_names(tree, stage, folder.name))
+            for folder, manifest in units_of(directory, stage)
+            if manifest.receipt.n_rejected and not named.keys().isdisjoint(_names(directory, stage, folder.name))
         ]
         gone = dict.fromkeys([(unit.stage, unit.key) for unit in units])
-        gone |= dict.fromkeys(standing_on(tree, units))
+        gone |= dict.fromkeys(standing_on(directory, units))
         if not try_out:
-            forget(tree, gone, Ledger(tree), reason="a rejection was released")
+            forget(directory, gone, Ledger(directory), reason="a rejection was released")
     counts = {stage: sum(each == stage for each, _ in gone) for stage in ORDER}
     return Release(ids=wanted, units={stage: n for stage, n in counts.items() if n})
 
 
-def standing_on(tree: Tree, units: Sequence[Unit]) -> Iterator[tuple[str, str]]:
+def standing_on(directory: RunDirectory, units: Sequence[Unit]) -> Iterator[tuple[str, str]]:
     """Yield stage and key of each committed unit that may be another one when some units are.
 
     That is every unit of all later stages: axes are fitted on all frames, picks are made from all, and the order of
@@ -131,27 +131,27 @@ def standing_on(tree: Tree, units: Sequence[Unit]) -> Iterator[tuple[str, str]]:
     before: set[str] = set()
     if ORDER[first : first + 1] == ("generate",):
         lowest = min(unit.index for unit in units if unit.stage == "generate")
-        before = {folder.name for folder, each in units_of(tree, "generate") if each.unit.index < lowest}
+        before = {folder.name for folder, each in units_of(directory, "generate") if each.unit.index < lowest}
     for stage in ORDER[first + 1 :]:
-        for folder, manifest in units_of(tree, stage):
+        for folder, manifest in units_of(directory, stage):
             if stage != "explore" or not set(manifest.unit.upstream) <= before:
                 yield stage, folder.name
 
 
-def forget(tree: Tree, units: Iterable[tuple[str, str]], emit: Emit, *, reason: str) -> None:
+def forget(directory: RunDirectory, units: Iterable[tuple[str, str]], emit: Emit, *, reason: str) -> None:
     """Remove committed units, their quarantine files, and the dataset; those that stand on others first."""
     units = sorted(units, key=lambda each: ORDER.index(each[0]), reverse=True)
-    if units and tree.dataset.exists():
-        hidden = tree.root / f".dataset-{uuid.uuid4().hex[:8]}.zarr"
-        os.rename(tree.dataset, hidden)  # under its name it is whole or not there
+    if units and directory.dataset.exists():
+        hidden = directory.root / f".dataset-{uuid.uuid4().hex[:8]}.zarr"
+        os.rename(directory.dataset, hidden)  # under its name it is whole or not there
         remove(hidden)
     for stage, key in units:
-        for name in _names(tree, stage, key):
-            (tree.root / "quarantine" / f"{name}.json").unlink(missing_ok=True)
+        for name in _names(directory, stage, key):
+            (directory.root / "quarantine" / f"{name}.json").unlink(missing_ok=True)
         emit(UnitForgotten(stage=stage, key=key, reason=reason))
-        tree.forget(stage, key)
+        directory.forget(stage, key)
     if any(stage == "generate" for stage, _ in units):  # the driver finds duplicates anew among all seeds
-        for path in tree.quarantine_files():
+        for path in directory.quarantine_files():
             if (found := held(path)) and found.kind == DUPLICATE:
                 path.unlink()
 
@@ -167,6 +167,6 @@ def held(path: Path) -> Rejection | None:
     return rejection if whole else None
 
 
-def _names(tree: Tree, stage: str, key: str) -> list[str]:
+def _names(directory: RunDirectory, stage: str, key: str) -> list[str]:
     """Names of the quarantine files of what a unit rejected."""
-    return [tree.quarantine_file(rejection).stem for rejection in tree.rejected(stage, key)]
+    return [directory.quarantine_file(rejection).stem for rejection in directory.rejected(stage, key)]

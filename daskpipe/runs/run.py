@@ -33,7 +33,7 @@ from daskpipe.pipeline.run_pipeline import run_pipeline
 from daskpipe.core.shared_disk import FORBIDDEN, disk_error
 from daskpipe.store.quality.gate import judge
 from daskpipe.store.quality.verdict import Outcome, Verdict
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.core.files import write_atomically
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def run(
     """
     config = target if isinstance(target, Config) else load_config(target, overrides)
     root = Path(run_dir) if run_dir is not None else Path("runs") / config.run_name
-    tree = Tree(root.absolute())
-    return _start(tree, config, client, subscribers)
+    directory = RunDirectory(root.absolute())
+    return _start(directory, config, client, subscribers)
 
 
 def resume(
@@ -145,19 +145,19 @@ def resume(
     ConfigError
         If it is no run directory, another driver works in it, or an override is of anything else.
     """
-    tree, config = stored(run_dir, overrides, cluster=cluster)
-    return _start(tree, config, client, subscribers, detached or Detached())
+    directory, config = stored(run_dir, overrides, cluster=cluster)
+    return _start(directory, config, client, subscribers, detached or Detached())
 
 
 def stored(
     run_dir: str | Path, overrides: Sequence[str] = (), *, cluster: settings.Cluster | None = None
-) -> tuple[Tree, Config]:
+) -> tuple[RunDirectory, Config]:
     """Return a run directory and its config with what may change; parameters and errors as of `resume`."""
-    tree = Tree(Path(run_dir).absolute())
-    config = saved.from_yaml(tree.config)
+    directory = RunDirectory(Path(run_dir).absolute())
+    config = saved.from_yaml(directory.config)
     if cluster is not None:
         config = config.model_copy(update={"cluster": cluster})
-    return tree, changed(config, overrides) if overrides else config
+    return directory, changed(config, overrides) if overrides else config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,13 +180,17 @@ class Detached:
 
 
 def _start(
-    tree: Tree, config: Config, client: Client | None, subscribers: Iterable[Emit], detached: Detached | None = None
+    directory: RunDirectory,
+    config: Config,
+    client: Client | None,
+    subscribers: Iterable[Emit],
+    detached: Detached | None = None,
 ) -> Result:
     """Check all that can be checked before anything runs, then run."""
     detached = detached or Detached()
-    with open_run(tree, config, client, patience=detached.patience, token=detached.token) as (lease, identities):
+    with open_run(directory, config, client, patience=detached.patience, token=detached.token) as (lease, identities):
         try:
-            return _drive_all(tree, config, identities, client, subscribers, lease)
+            return _drive_all(directory, config, identities, client, subscribers, lease)
         except BaseException:
             if isinstance(lease.stop, WalltimeNear):
                 detached.hand_over()
@@ -195,7 +199,12 @@ def _start(
 
 @contextmanager
 def open_run(
-    tree: Tree, config: Config, client: Client | None = None, *, patience: float = 0.0, token: str | None = None
+    directory: RunDirectory,
+    config: Config,
+    client: Client | None = None,
+    *,
+    patience: float = 0.0,
+    token: str | None = None,
 ) -> Iterator[tuple[Lease, dict[str, potentials.Identity]]]:
     """Check all that can be checked before anything runs, and open the run directory for one driver.
 
@@ -204,7 +213,7 @@ def open_run(
 
     Parameters
     ----------
-    tree, config
+    directory, config
         The run directory, which is made if it is not there, and what is to run in it.
     client
         A Dask client to use, if there is one.
@@ -225,16 +234,16 @@ def open_run(
     if client is None:
         check_cluster(config.cluster)
     identities = prepare(config)
-    if tree.config.is_file():  # a run of another config is left alone
-        _compare(tree, config)
+    if directory.config.is_file():  # a run of another config is left alone
+        _compare(directory, config)
     else:
-        _make_folder(tree.root)
-    with hold(tree.root, patience=patience, token=token) as lease:
-        if tree.config.is_file():
-            _compare(tree, config)
+        _make_folder(directory.root)
+    with hold(directory.root, patience=patience, token=token) as lease:
+        if directory.config.is_file():
+            _compare(directory, config)
         else:
-            write_atomically(tree.config, saved.to_yaml(config))
-        yield lease, _recorded(tree, identities)
+            write_atomically(directory.config, saved.to_yaml(config))
+        yield lease, _recorded(directory, identities)
 
 
 def prepare(config: Config) -> dict[str, potentials.Identity]:
@@ -261,16 +270,16 @@ def prepare(config: Config) -> dict[str, potentials.Identity]:
     return found if model is None else {**found, "describe": model}
 
 
-def _compare(tree: Tree, config: Config) -> None:
+def _compare(directory: RunDirectory, config: Config) -> None:
     """Raise ConfigError if a run directory holds a run of another config."""
-    if different := saved.differences(config, saved.from_yaml(tree.config)):
+    if different := saved.differences(config, saved.from_yaml(directory.config)):
         raise ConfigError(
-            f"{tree.root} holds a run of another config ({'; '.join(different[:3])}). "
+            f"{directory.root} holds a run of another config ({'; '.join(different[:3])}). "
             "Give another --run-dir, or remove it"
         )
 
 
-def _recorded(tree: Tree, identities: dict[str, potentials.Identity]) -> dict[str, potentials.Identity]:
+def _recorded(directory: RunDirectory, identities: dict[str, potentials.Identity]) -> dict[str, potentials.Identity]:
     """Record the potentials of a run, or return those that it began with.
 
     Raises
@@ -278,7 +287,7 @@ def _recorded(tree: Tree, identities: dict[str, potentials.Identity]) -> dict[st
     ConfigError
         If one is not the one that the run began with.
     """
-    record = tree.root / "potentials.json"
+    record = directory.root / "potentials.json"
     if not record.exists():
         rows = {
             stage: {"name": found.name, "hash": found.hash}
@@ -298,7 +307,7 @@ def _recorded(tree: Tree, identities: dict[str, potentials.Identity]) -> dict[st
             continue
         what = "describe.params.model" if stage == "describe" else f"{stage}.potential"
         raise ConfigError(
-            f"{what} is not the one that {tree.root} began with: {before['name']} ({before['hash'][:12]}) then, "
+            f"{what} is not the one that {directory.root} began with: {before['name']} ({before['hash'][:12]}) then, "
             f"{now.name} ({now.hash[:12]}) now. Put the model of then back, or give another --run-dir"
         )
     return found
@@ -323,7 +332,7 @@ def _make_folder(root: Path) -> None:
 
 
 def _drive_all(
-    tree: Tree,
+    directory: RunDirectory,
     config: Config,
     identities: dict[str, potentials.Identity],
     client: Client | None,
@@ -331,12 +340,12 @@ def _drive_all(
     lease: Lease,
 ) -> Result:
     started = time.perf_counter()
-    before = given_up(tree)
-    tree.sweep()
-    emit = fan_out(lambda _: lease.check(), Ledger(tree), *subscribers, BudgetKeeper(tree, config))
+    before = given_up(directory)
+    directory.sweep()
+    emit = fan_out(lambda _: lease.check(), Ledger(directory), *subscribers, BudgetKeeper(directory, config))
     for event in before:
         emit(event)
-    if (completed := read_completed(tree)) is not None:
+    if (completed := read_completed(directory)) is not None:
         stages = completed
         emit(
             Notice(
@@ -345,14 +354,16 @@ def _drive_all(
             )
         )
         seconds = time.perf_counter() - started
-        emit(RunFinished(dataset=str(tree.dataset), seconds=seconds, quarantined=reasons(tree.quarantined())))
+        emit(RunFinished(dataset=str(directory.dataset), seconds=seconds, quarantined=reasons(directory.quarantined())))
     elif client is not None:
-        stages = run_pipeline(tree, config, identities, join(client, tree.root, emit), emit, go_on=lease.check)
+        stages = run_pipeline(
+            directory, config, identities, join(client, directory.root, emit), emit, go_on=lease.check
+        )
     else:
-        with connect(config.cluster, tree.root / "workers.log", emit) as workers:
-            stages = run_pipeline(tree, config, identities, workers, emit, go_on=lease.check)
+        with connect(config.cluster, directory.root / "workers.log", emit) as workers:
+            stages = run_pipeline(directory, config, identities, workers, emit, go_on=lease.check)
     seen = Outcome(system_types=sorted(stages["generate"]["counts"]))
-    verdict = judge(tree.dataset, config.quality, outcome=seen)
-    write_atomically(tree.root / "quality.json", json.dumps(verdict.as_json(), indent=1))
+    verdict = judge(directory.dataset, config.quality, outcome=seen)
+    write_atomically(directory.root / "quality.json", json.dumps(verdict.as_json(), indent=1))
     seconds = time.perf_counter() - started
-    return Result(tree.root, tree.dataset, stages, reasons(tree.quarantined()), seconds, verdict)
+    return Result(directory.root, directory.dataset, stages, reasons(directory.quarantined()), seconds, verdict)

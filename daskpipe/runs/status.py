@@ -13,7 +13,7 @@ from daskpipe.runs import detached
 from daskpipe.runs import lease
 from daskpipe.core.errors import reasons
 from daskpipe.engine.ledger import Reader
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 
 ASK_SECONDS = 30.0
 """Time between two questions to the queue of a driver that waits in it: it serves all users of the site."""
@@ -74,8 +74,8 @@ class Watch:
     stages: dict[str, Row] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.tree = Tree.of(self.run_dir)
-        self._journal = Reader(self.tree)
+        self.directory = RunDirectory.of(self.run_dir)
+        self._journal = Reader(self.directory)
         self._now: str | None = None
         self._finished = False
         self._drivers = 0
@@ -88,31 +88,31 @@ class Watch:
         """Return how far the run is now, as `status` does."""
         for event in self._journal.events():
             self._hear(event)
-        driver = lease.holder(self.tree.root)
+        driver = lease.holder(self.directory.root)
         queued = self._queued() if driver is None else None
         if queued is not None:  # it may have begun while the queue was asked
-            driver = lease.holder(self.tree.root)
-        complete = self._finished and self.tree.dataset.exists()
+            driver = lease.holder(self.directory.root)
+        complete = self._finished and self.directory.dataset.exists()
         state = "running" if driver else "queued" if queued else "complete" if complete else "stopped"
         now = self.stages[self._now] if self._now is not None and state == "running" else None
         rate = None if now is None else now.rate
         return {
-            "run_dir": str(self.tree.root),
+            "run_dir": str(self.directory.root),
             "state": state,
             "driver": None
             if driver is None
             else {"host": driver.host, "pid": driver.pid, "job_id": driver.job_id, "since": driver.since},
             "queued": None if queued is None or driver else {"job_id": queued.job_id, "since": queued.at},
-            "log": None if (record := detached.read(self.tree.root)) is None else record.log,
+            "log": None if (record := detached.read(self.directory.root)) is None else record.log,
             "workers": self._workers if driver else None,
             "stages": {stage: asdict(row) for stage, row in self.stages.items()},
             "stage": self._now if now is not None else None,
             "rate": None if rate is None else round(rate, 4),
             "seconds_left": None if now is None or rate is None else round((now.planned - now.committed) / rate),
             "notice": self._notices[-1] if self._notices and state == "running" else None,
-            "quarantined": reasons(self.tree.quarantined()),
+            "quarantined": reasons(self.directory.quarantined()),
             "driver_starts": self._drivers,
-            "dataset": str(self.tree.dataset) if self.tree.dataset.exists() else None,
+            "dataset": str(self.directory.dataset) if self.directory.dataset.exists() else None,
         }
 
     def _hear(self, event: dict[str, Any]) -> None:
@@ -148,7 +148,7 @@ class Watch:
 
     def _queued(self) -> detached.Record | None:
         """Return the detached driver that waits in a queue; where that can be asked, one that is there."""
-        record = detached.waiting(self.tree.root)
+        record = detached.waiting(self.directory.root)
         if record is None:
             return None
         if time.monotonic() - self._asked >= ASK_SECONDS:
@@ -183,6 +183,6 @@ def status(run_dir: Path | str) -> dict[str, Any]:
     return Watch(run_dir).look()
 
 
-def is_running(tree: Tree) -> bool:
+def is_running(directory: RunDirectory) -> bool:
     """Whether a driver, on whatever machine, works in the run directory."""
-    return lease.holder(tree.root) is not None
+    return lease.holder(directory.root) is not None

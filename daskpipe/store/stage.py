@@ -17,7 +17,7 @@ from daskpipe.core.isolated_atoms import ReferenceEnergies, isolated_rows, refer
 from daskpipe.core.structures import concat, neutral, starts, take
 from daskpipe.core.variables import SPLITS, VARIABLES, decode, per_atom
 from daskpipe.engine.rows import arrays_of, read_unit
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload
 from daskpipe.store.arrangement import COLUMNS, arrangement
 from daskpipe.store.connectivity import Frame
@@ -85,7 +85,7 @@ def _rows_of(root: Path, source: Source) -> xr.Dataset:
     ds = read_unit(root, source.stage, source.key)
     if source.features is None:
         return ds
-    features = Tree(root).load("describe", source.features, ["features"])["features"]
+    features = RunDirectory(root).load("describe", source.features, ["features"])["features"]
     return ds.assign(features=(VARIABLES["features"].dims, features))
 
 
@@ -104,7 +104,7 @@ def plan(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> Payload:
     ends = np.cumsum(sizes)
     found = arrangement(columns, rule, seed=seed, frame_of=_frames(load, n_atoms))
     run = np.searchsorted(ends, found.order, side="right")
-    tables = [json.loads(Tree(root).load(SORT, key, ["names"])["names"].item()) for key in runs]
+    tables = [json.loads(RunDirectory(root).load(SORT, key, ["names"])["names"].item()) for key in runs]
     names = {name for key in runs for name in _names(root, key)}
     made = Plan(
         run=run.astype(np.int32),
@@ -182,7 +182,7 @@ def _known(values: np.ndarray | None) -> np.ndarray:
 
 def _names(root: Path, run: str) -> set[str]:
     """Return the variables that a run holds: what its manifest names, not what can be seen of its folder."""
-    return {name.removesuffix(".npy") for name in Tree(root).names_of_files(SORT, run) if name.endswith(".npy")}
+    return {name.removesuffix(".npy") for name in RunDirectory(root).names_of_files(SORT, run) if name.endswith(".npy")}
 
 
 def _loader(root: Path, runs: Sequence[str]) -> Load:
@@ -191,14 +191,14 @@ def _loader(root: Path, runs: Sequence[str]) -> Load:
 
     @cache
     def load(number: int, name: str) -> np.ndarray | None:
-        return mapped(Tree(root).file(SORT, runs[number], f"{name}.npy")) if name in held[number] else None
+        return mapped(RunDirectory(root).file(SORT, runs[number], f"{name}.npy")) if name in held[number] else None
 
     return load
 
 
 def read_plan(root: Path, key: str) -> Plan:
     """Return the plan that a unit of `PLAN` holds."""
-    return Plan.from_arrays(Tree(root).load(PLAN, key))
+    return Plan.from_arrays(RunDirectory(root).load(PLAN, key))
 
 
 def chunks_of(made: Plan) -> list[tuple[str, int, int]]:
@@ -224,23 +224,23 @@ def write(root: Path, runs: Sequence[str], plan_key: str, axis: str, number: int
 
 def store(root: Path, plan_key: str, chunks: Sequence[str], *, target: Path, attrs: Mapping[str, Any]) -> Payload:
     """Publish the chunks that the units `chunks` of `WRITE` hold as one dataset at `target`."""
-    tree = Tree(root)
+    directory = RunDirectory(root)
     made = read_plan(root, plan_key)
-    report = tree.load(PLAN, plan_key, ["report"])["report"].item()
+    report = directory.load(PLAN, plan_key, ["report"])["report"].item()
 
     def fill(folder: Path) -> dict[str, str]:
         checksums: dict[str, str] = {}
         for key in chunks:
-            found = json.loads(tree.load(WRITE, key, ["checksums"])["checksums"].item())
+            found = json.loads(directory.load(WRITE, key, ["checksums"])["checksums"].item())
             for name in found:
                 file = folder / name
                 file.parent.mkdir(parents=True, exist_ok=True)
-                _place(tree.file(WRITE, key, name.partition("/")[0]), file)
+                _place(directory.file(WRITE, key, name.partition("/")[0]), file)
             checksums |= found
         return checksums
 
     told = {**attrs, "split_report": report}
-    if energies := tree.load(PLAN, plan_key, [], optional=[ENERGIES]):
+    if energies := directory.load(PLAN, plan_key, [], optional=[ENERGIES]):
         told[ENERGIES] = energies[ENERGIES].item()
     publish(target, list(made.layouts.values()), fill, attrs=told)
     types = _system_types(target)

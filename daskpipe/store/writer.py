@@ -214,7 +214,7 @@ def publish(
     if path.exists():
         return _receipt_of_same(path, attrs["dataset_key"])
     n_bytes = sum(layout.dtype.itemsize * int(np.prod(layout.shape)) for layout in arrays)
-    # The name is one that `daskpipe.engine.units.Tree.sweep` removes if this process is killed.
+    # The name is one that `daskpipe.engine.units.RunDirectory.sweep` removes if this process is killed.
     attempt = path.with_name(f".dataset-{uuid.uuid4().hex}.zarr")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

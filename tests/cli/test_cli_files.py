@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from small_runs import SMALL
 
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.fsck import fsck
 from daskpipe.runs.run import Result
 
@@ -132,7 +132,7 @@ FOREIGN = [
 
 def test_foreign_files_change_nothing(run_dir: Path, reference: Result, type_command: Callable[..., Any]) -> None:
     before = fsck(run_dir)
-    unit = next(Tree(run_dir).manifests()).parent.relative_to(run_dir)
+    unit = next(RunDirectory(run_dir).manifests()).parent.relative_to(run_dir)
     foreign = [*FOREIGN, f"{unit}/.DS_Store"]
     for name in foreign:
         file = run_dir / name
@@ -152,9 +152,9 @@ def test_foreign_files_change_nothing(run_dir: Path, reference: Result, type_com
 
 
 def test_a_copy_of_a_unit_beside_it_is_no_unit(run_dir: Path) -> None:
-    unit = next(Tree(run_dir).manifests()).parent
-    n_units = len(list(Tree(run_dir).manifests()))
+    unit = next(RunDirectory(run_dir).manifests()).parent
+    n_units = len(list(RunDirectory(run_dir).manifests()))
     shutil.copytree(unit, unit.with_name(f"{unit.name} copy"))
-    assert len(list(Tree(run_dir).manifests())) == n_units
+    assert len(list(RunDirectory(run_dir).manifests())) == n_units
     found = fsck(run_dir).findings
     assert {str(Path(each.path).parts[3]) for each in found} == {f"{unit.name} copy"}

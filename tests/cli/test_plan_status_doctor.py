@@ -16,7 +16,7 @@ from daskpipe.cli.progress import STEPS, ProgressBars, next_commands, selection_
 from daskpipe.core import events
 from daskpipe.core.errors import Rejection
 from daskpipe.engine.ledger import read_ledger
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.doctor import examine
 from daskpipe.runs.run import Result
 from daskpipe.store.quality.check import Check
@@ -29,7 +29,7 @@ def told(reference: Result) -> list[events.Event]:
     """Events of the reference run, read back from its ledger."""
     rows = [
         {key: value for key, value in row.items() if key not in ("at", "segment")}
-        for row in read_ledger(Tree(reference.run_dir))
+        for row in read_ledger(RunDirectory(reference.run_dir))
     ]
     return [getattr(events, row.pop("event"))(**row) for row in rows]
 
@@ -126,7 +126,7 @@ def test_summary_names_what_was_quarantined(tmp_path: Path) -> None:
         "store-plan": {**row, "seconds": 2.0, "report": SPLIT_REPORT}, "store": row,
     }  # fmt: skip
     names = [f"mix/[bold]{number}.xyz" for number in range(2)]
-    Tree(tmp_path).quarantine(
+    RunDirectory(tmp_path).quarantine(
         Rejection(stage="generate", structure=name, reason="overlap", evidence="too close") for name in names
     )
     failed = Check(name="forces", verdict="fail", says="[bold]", value=12.0, threshold=10.0, unit="eV/Å")

@@ -62,7 +62,7 @@ def test_devices_that_cannot_be_opened_do_not_count(tmp_path: Path, monkeypatch:
 
 
 def test_the_program_of_a_job_ends_with_the_reason(tmp_path: Path) -> None:
-    """The keeper quotes it from the job's log."""
+    """The scaler quotes it from the job's log."""
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     words = ["tcp://127.0.0.1:1", "--nworkers", "2", "--nthreads", "1", "--resources", "GPU=1", "--death-timeout", "1"]
     done = subprocess.run(

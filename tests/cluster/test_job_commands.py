@@ -42,7 +42,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def start(root: Path, number: int, *, name: str | None = None) -> Submission:
-    """Submit a job that sleeps, as the keeper of a run does; record it."""
+    """Submit a job that sleeps, as the scaler of a run does; record it."""
     made = job(
         SITE,
         SITE.pools["cpu"],

@@ -1,4 +1,4 @@
-"""What the keeper submits and gives back, with programs in place of a queue's: no job of theirs ever runs."""
+"""What the scaler submits and gives back, with programs in place of a queue's: no job of theirs ever runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from waiting import wait_until
 from daskpipe.cluster import job_commands, job_scaler
 from daskpipe.cluster.addresses import LOOPBACK
 from daskpipe.cluster.job_commands import cancel_left
-from daskpipe.cluster.job_scaler import Keeper
+from daskpipe.cluster.job_scaler import JobScaler
 from daskpipe.cluster.listings import Listing
 from daskpipe.cluster.queues import JobState
 from daskpipe.cluster.scheduler import scheduler
@@ -88,16 +88,16 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
 
 
 @pytest.fixture
-def keep(queue: Queue, tmp_path: Path) -> Iterator[Callable[..., Keeper]]:
-    """Start a keeper of a site with these pools; its run directory is ``run``."""
+def keep(queue: Queue, tmp_path: Path) -> Iterator[Callable[..., JobScaler]]:
+    """Start a scaler of a site with these pools; its run directory is ``run``."""
     with ExitStack() as started:
 
-        def keep(events: list[Event] | None = None, **pools: dict[str, Any]) -> Keeper:
+        def keep(events: list[Event] | None = None, **pools: dict[str, Any]) -> JobScaler:
             (tmp_path / "run").mkdir(exist_ok=True)
             site = Site.model_validate({"name": "here", "class": "SLURM", "pools": pools})
             cluster = started.enter_context(scheduler(LOOPBACK, None, None))
             emit = (lambda event: None) if events is None else events.append
-            return started.enter_context(Keeper(cluster, site, tmp_path / "run", None, emit))
+            return started.enter_context(JobScaler(cluster, site, tmp_path / "run", None, emit))
 
         yield keep
 
@@ -109,7 +109,7 @@ def settled(queue: Queue, n: int) -> None:
     assert len(queue.jobs()) == n
 
 
-def test_as_many_jobs_as_units_need_up_to_the_limit(queue: Queue, keep: Callable[..., Keeper]) -> None:
+def test_as_many_jobs_as_units_need_up_to_the_limit(queue: Queue, keep: Callable[..., JobScaler]) -> None:
     ours = keep(cpu={"jobs": 3, "cores": 4}, gpu={"jobs": 2, "gpus": 1})
     assert ours.resources == {CPU, GPU}
     settled(queue, 0)
@@ -122,7 +122,7 @@ def test_as_many_jobs_as_units_need_up_to_the_limit(queue: Queue, keep: Callable
 
 
 def test_pools_of_one_resource_are_filled_in_their_order(
-    queue: Queue, keep: Callable[..., Keeper], tmp_path: Path
+    queue: Queue, keep: Callable[..., JobScaler], tmp_path: Path
 ) -> None:
     ours = keep(first={"jobs": 1, "cores": 2}, second={"jobs": 5, "cores": 1, "keep": 1})
     settled(queue, 1)  # one is kept though nothing waits
@@ -131,7 +131,7 @@ def test_pools_of_one_resource_are_filled_in_their_order(
     assert sorted(job.pool for job in recorded(tmp_path / "run")) == ["first", "second", "second"]
 
 
-def test_what_is_not_wanted_any_more_is_given_back_and_some_are_kept(queue: Queue, keep: Callable[..., Keeper]) -> None:
+def test_idle_jobs_are_given_back_and_some_are_kept(queue: Queue, keep: Callable[..., JobScaler]) -> None:
     ours = keep(cpu={"jobs": 4, "keep": 1, "idle": 1})
     ours.want(CPU, 4)
     settled(queue, 4)
@@ -144,7 +144,7 @@ def test_what_is_not_wanted_any_more_is_given_back_and_some_are_kept(queue: Queu
     settled(queue, 1)
 
 
-def test_lost_jobs_are_replaced(queue: Queue, keep: Callable[..., Keeper]) -> None:
+def test_lost_jobs_are_replaced(queue: Queue, keep: Callable[..., JobScaler]) -> None:
     events: list[Event] = []
     ours = keep(events, cpu={"jobs": 2})
     ours.want(CPU, 2)
@@ -156,7 +156,7 @@ def test_lost_jobs_are_replaced(queue: Queue, keep: Callable[..., Keeper]) -> No
     assert notice.startswith("pool cpu: job 1 ended before a worker of it registered")
 
 
-def test_a_queue_that_does_not_answer_has_lost_nothing(queue: Queue, keep: Callable[..., Keeper]) -> None:
+def test_a_queue_that_does_not_answer_has_lost_nothing(queue: Queue, keep: Callable[..., JobScaler]) -> None:
     events: list[Event] = []
     ours = keep(events, cpu={"jobs": 2})
     ours.want(CPU, 1)
@@ -173,7 +173,7 @@ def test_a_queue_that_does_not_answer_has_lost_nothing(queue: Queue, keep: Calla
     assert sum("the queue of here does not answer: cannot reach it" in line for line in said) == 1
 
 
-def test_a_queue_that_never_answered_is_an_error(queue: Queue, keep: Callable[..., Keeper]) -> None:
+def test_a_queue_that_never_answered_is_an_error(queue: Queue, keep: Callable[..., JobScaler]) -> None:
     queue.say("down")
     ours = keep(cpu={})
     ours.want(CPU, 1)
@@ -185,7 +185,7 @@ def test_a_queue_that_never_answered_is_an_error(queue: Queue, keep: Callable[..
 
 
 def test_refusals_are_waited_out_for_a_while(
-    queue: Queue, keep: Callable[..., Keeper], monkeypatch: pytest.MonkeyPatch
+    queue: Queue, keep: Callable[..., JobScaler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_scaler, "FAILURE_LIMIT", 4)
     ours = keep(cpu={"jobs": 2})
@@ -208,7 +208,7 @@ def test_jobs_that_wait_are_cancelled_at_the_end(queue: Queue, tmp_path: Path) -
     for queue_is_down in (False, True):
         with (
             scheduler(LOOPBACK, None, None) as cluster,
-            Keeper(cluster, site, tmp_path / "run", None, events.append) as ours,
+            JobScaler(cluster, site, tmp_path / "run", None, events.append) as ours,
         ):
             ours.want(CPU, 2)
             settled(queue, 2)
@@ -289,7 +289,7 @@ def messages(events: list[Event]) -> str:
     return " ".join(event.message for event in events if isinstance(event, Notice))
 
 
-def test_numbers_in_a_greeting_are_no_ids(queue: Queue, keep: Callable[..., Keeper], tmp_path: Path) -> None:
+def test_numbers_in_a_greeting_are_no_ids(queue: Queue, keep: Callable[..., JobScaler], tmp_path: Path) -> None:
     (tmp_path / "greeting").write_text("Welcome to Stampede3\n2 nodes free\n")
     ours = keep(cpu={"jobs": 2})
     ours.want(CPU, 2)
@@ -298,7 +298,7 @@ def test_numbers_in_a_greeting_are_no_ids(queue: Queue, keep: Callable[..., Keep
 
 
 def test_a_job_whose_id_is_not_told_is_found_by_its_name(
-    queue: Queue, keep: Callable[..., Keeper], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, keep: Callable[..., JobScaler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_commands, "NAME_PAUSE", 0.05)
     queue.say("mute")
@@ -318,7 +318,7 @@ def test_a_job_whose_id_is_not_known_stops_the_run_and_is_found_later(
     run_dir, events = tmp_path / "run", list[Event]()
     run_dir.mkdir()
     site = Site.model_validate({"name": "here", "class": "SLURM", "pools": {"cpu": {"jobs": 3}}})
-    with scheduler(LOOPBACK, None, None) as cluster, Keeper(cluster, site, run_dir, None, events.append) as ours:
+    with scheduler(LOOPBACK, None, None) as cluster, JobScaler(cluster, site, run_dir, None, events.append) as ours:
         ours.want(CPU, 3)
         wait_until(lambda: ours.failure)
         with pytest.raises(
@@ -341,7 +341,7 @@ def test_a_list_that_hides_jobs_proves_nothing(queue: Queue, tmp_path: Path) -> 
     run_dir, events = tmp_path / "run", list[Event]()
     run_dir.mkdir()
     site = Site.model_validate({"name": "here", "class": "SLURM", "pools": {"cpu": {"jobs": 3}}})
-    with scheduler(LOOPBACK, None, None) as cluster, Keeper(cluster, site, run_dir, None, events.append) as ours:
+    with scheduler(LOOPBACK, None, None) as cluster, JobScaler(cluster, site, run_dir, None, events.append) as ours:
         ours.want(CPU, 3)
         settled(queue, 3)
         wait_until(lambda: ours._warned_unseen)
@@ -359,7 +359,7 @@ def test_a_list_that_hides_jobs_proves_nothing(queue: Queue, tmp_path: Path) -> 
 
 
 def test_a_job_that_a_list_without_others_never_shows_has_begun_once_its_log_says_so(
-    queue: Queue, keep: Callable[..., Keeper], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, keep: Callable[..., JobScaler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_scaler, "START_SECONDS", 0.5)
     queue.say("blind")
@@ -379,7 +379,7 @@ def test_a_job_of_another_name_is_left_alone(queue: Queue, tmp_path: Path) -> No
     run_dir, events = tmp_path / "run", list[Event]()
     run_dir.mkdir()
     site = Site.model_validate({"name": "here", "class": "SLURM", "pools": {"cpu": {}}})
-    with scheduler(LOOPBACK, None, None) as cluster, Keeper(cluster, site, run_dir, None, events.append) as ours:
+    with scheduler(LOOPBACK, None, None) as cluster, JobScaler(cluster, site, run_dir, None, events.append) as ours:
         ours.want(CPU, 1)
         settled(queue, 1)
         queue.say("down")
@@ -398,7 +398,7 @@ def test_a_job_of_another_name_is_left_alone(queue: Queue, tmp_path: Path) -> No
 
 
 def test_a_copy_of_a_run_directory_has_none_of_its_jobs(
-    queue: Queue, keep: Callable[..., Keeper], tmp_path: Path
+    queue: Queue, keep: Callable[..., JobScaler], tmp_path: Path
 ) -> None:
     ours = keep(cpu={"jobs": 2})
     ours.want(CPU, 2)

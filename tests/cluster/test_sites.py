@@ -773,10 +773,10 @@ def test_the_workers_of_a_job_script_listen_on_one_address_and_loopback(tmp_path
                 lambda: {name: os.environ.get(name) for name in ("MALLOC_TRIM_THRESHOLD_", "MKL_NUM_THREADS")}
             )
             assert list(told.values()) == [{"MALLOC_TRIM_THRESHOLD_": None, "MKL_NUM_THREADS": "1"}] * 2
-            tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            directory = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
             listening = [
                 connection.laddr.ip
-                for each in tree
+                for each in directory
                 for connection in each.net_connections(kind="inet")
                 if connection.status == psutil.CONN_LISTEN
             ]

@@ -28,7 +28,7 @@ from daskpipe.cluster.tls import KEY_FILES
 from daskpipe.config.load import load_config
 from daskpipe.core.errors import ClusterError
 from daskpipe.core.events import Event, Insecure, Notice, StageStarted, UnitCommitted, UnitYielded
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.run import Result
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ GPU = '{jobs: 1, cores: 1, gpus: 1, memory: 2GB, partition: gpu, walltime: "00:2
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the keeper look often: this queue serves nobody else."""
+    """Let the scaler look often: this queue serves nobody else."""
     monkeypatch.setattr(job_scaler, "TICK_SECONDS", 0.2)
     monkeypatch.setattr(job_scaler, "QUEUE_SECONDS", 1.0)
 
@@ -335,4 +335,4 @@ def test_without_tls_only_with_a_warning(
     assert f"WARNING: no TLS at {address}. Whoever reaches it" in capfd.readouterr().err
     assert [event.address for event in events if isinstance(event, Insecure)] == [address]
     assert load_config("emt_alloy").cluster.insecure is False
-    assert Tree(tmp_path).config.exists() is False
+    assert RunDirectory(tmp_path).config.exists() is False

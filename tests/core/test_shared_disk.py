@@ -23,7 +23,7 @@ from daskpipe.core.shared_disk import (
     wait_until_visible,
 )
 from daskpipe.engine.commit import commit
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Unit, key_of
 
 LATE_SECONDS = 0.5
@@ -36,10 +36,10 @@ UNIT = Unit(stage="label", index=0, key=key_of("label", 1, {}, [], 0), n_inputs=
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Tree:
+def directory(tmp_path: Path) -> RunDirectory:
     """A run directory with one committed unit."""
     commit(tmp_path, UNIT, Payload(arrays={"energy": np.arange(3.0)}, n_out=3, files={"numbers.npy": b"123"}))
-    return Tree(tmp_path)
+    return RunDirectory(tmp_path)
 
 
 @pytest.fixture
@@ -62,65 +62,65 @@ def later() -> Iterator[Callable[[Callable[[], object]], None]]:
         timer.join()
 
 
-def hide(tree: Tree) -> Callable[[], None]:
+def hide(directory: RunDirectory) -> Callable[[], None]:
     """Move the committed unit away; return what brings it back in one step, as a commit does."""
-    folder = tree.unit_dir(UNIT.stage, UNIT.key)
-    hidden = tree.root / "elsewhere"
+    folder = directory.unit_dir(UNIT.stage, UNIT.key)
+    hidden = directory.root / "elsewhere"
     os.rename(folder, hidden)
     return lambda: os.rename(hidden, folder)
 
 
-def break_file(tree: Tree, name: str) -> Callable[[], None]:
+def break_file(directory: RunDirectory, name: str) -> Callable[[], None]:
     """Let each read of a file of the unit fail; return what mends it."""
-    file = tree.unit_dir(UNIT.stage, UNIT.key) / name
+    file = directory.unit_dir(UNIT.stage, UNIT.key) / name
     kept = file.with_name("kept")
     os.rename(file, kept)
     file.symlink_to(DEAD)
     return lambda: os.replace(kept, file)
 
 
-USES: dict[str, Callable[[Tree], object]] = {
-    "load": lambda tree: tree.load(UNIT.stage, UNIT.key)["energy"].tolist(),
-    "file": lambda tree: tree.file(UNIT.stage, UNIT.key, "numbers.npy").read_bytes(),
-    "rejected": lambda tree: tree.rejected(UNIT.stage, UNIT.key),
-    "names": lambda tree: tree.names_of_files(UNIT.stage, UNIT.key),
+USES: dict[str, Callable[[RunDirectory], object]] = {
+    "load": lambda directory: directory.load(UNIT.stage, UNIT.key)["energy"].tolist(),
+    "file": lambda directory: directory.file(UNIT.stage, UNIT.key, "numbers.npy").read_bytes(),
+    "rejected": lambda directory: directory.rejected(UNIT.stage, UNIT.key),
+    "names": lambda directory: directory.names_of_files(UNIT.stage, UNIT.key),
 }
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_unit_that_cannot_be_seen_yet_is_waited_for(tree, later, use):
-    expected = USES[use](tree)
-    later(hide(tree))
-    assert USES[use](tree) == expected
+def test_a_unit_that_cannot_be_seen_yet_is_waited_for(directory, later, use):
+    expected = USES[use](directory)
+    later(hide(directory))
+    assert USES[use](directory) == expected
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_unit_that_never_appears_is_damaged(tree, impatient, use):
-    hide(tree)
+def test_a_unit_that_never_appears_is_damaged(directory, impatient, use):
+    hide(directory)
     with pytest.raises(IntegrityError, match=r"is not what was committed \(it is missing\). To have that unit"):
-        USES[use](tree)
+        USES[use](directory)
 
 
-def test_a_file_that_lacks_in_a_folder_that_is_there_is_not_waited_for(tree, monkeypatch):
+def test_a_file_that_lacks_in_a_folder_that_is_there_is_not_waited_for(directory, monkeypatch):
     """The folder was renamed into place with all its files."""
     monkeypatch.setattr(shared_disk.time, "sleep", lambda _: pytest.fail("it waited"))
-    (tree.unit_dir(UNIT.stage, UNIT.key) / "payload.npz").unlink()
+    (directory.unit_dir(UNIT.stage, UNIT.key) / "payload.npz").unlink()
     with pytest.raises(IntegrityError, match=r"payload.npz is not what was committed \(it is missing\)"):
-        tree.load(UNIT.stage, UNIT.key)
+        directory.load(UNIT.stage, UNIT.key)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "payload.npz"])
-def test_a_read_that_fails_is_tried_again(tree, later, name):
+def test_a_read_that_fails_is_tried_again(directory, later, name):
     with pytest.raises(OSError, match="Input/output error"):
         DEAD.read_bytes()
-    later(break_file(tree, name))
-    assert tree.load(UNIT.stage, UNIT.key)["energy"].tolist() == [0, 1, 2]
+    later(break_file(directory, name))
+    assert directory.load(UNIT.stage, UNIT.key)["energy"].tolist() == [0, 1, 2]
 
 
-def test_a_disk_that_does_not_answer_is_no_damage(tree, impatient):
-    break_file(tree, "payload.npz")
+def test_a_disk_that_does_not_answer_is_no_damage(directory, impatient):
+    break_file(directory, "payload.npz")
     with pytest.raises(OSError, match="Input/output error"):
-        tree.load(UNIT.stage, UNIT.key)
+        directory.load(UNIT.stage, UNIT.key)
 
 
 def test_while_waiting_the_caller_can_end_it(tmp_path):

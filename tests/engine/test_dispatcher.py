@@ -29,7 +29,7 @@ from daskpipe.engine.dispatcher import (
     WorkerLost,
     drive,
 )
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Receipt, Unit, key_of
 
 
@@ -152,8 +152,8 @@ def test_all_tasks_run_once_in_a_window_no_wider_than_the_slots(tmp_path, n_slot
     assert pool.cancelled == []
     committed = [event for event in events if isinstance(event, UnitCommitted)]
     assert sorted(event.index for event in committed) == list(range(n_tasks))
-    tree = Tree(tmp_path)
-    assert all(tree.receipt(work.unit) is not None for work in works)
+    directory = RunDirectory(tmp_path)
+    assert all(directory.receipt(work.unit) is not None for work in works)
 
 
 @pytest.mark.parametrize(("seconds", "ahead"), [(0.001, AHEAD_LIMIT), (0.4 * AHEAD_SECONDS, 2), (AHEAD_SECONDS, 1)])
@@ -203,7 +203,7 @@ def test_a_stage_that_only_loses_is_stopped(tmp_path):
     with pytest.raises(ClusterError, match=rf"{FRUITLESS_LIMIT} units of explore were lost in a row.*gone. See"):
         drive(tasks(works), Threads(1), Watcher(), events.append, clock=Clock())
     assert len(lost_events(events)) == FRUITLESS_LIMIT
-    assert Tree(tmp_path).receipt(unit(0)) is not None
+    assert RunDirectory(tmp_path).receipt(unit(0)) is not None
 
 
 def test_pauses_between_fruitless_losses_grow(tmp_path, monkeypatch):

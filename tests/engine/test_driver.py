@@ -30,7 +30,7 @@ from daskpipe.engine.dask_pool import DaskPool, Workers
 from daskpipe.engine.dispatcher import FRUITLESS_LIMIT, Call
 from daskpipe.engine.driver import Driver, Planned, check_disk
 from daskpipe.engine.isolation import Apart, Bounds, compute_apart
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.settings import Faults
 from daskpipe.engine.units import Payload, Receipt, Unit, key_of
 from daskpipe.stages.generate.files import rejection_of
@@ -49,8 +49,8 @@ def unit(index: int = 0) -> Unit:
 class Elsewhere:
     """Pool whose units are committed where the driver cannot see them before some time has passed."""
 
-    def __init__(self, tree: Tree, hidden: Path, seconds: float) -> None:
-        self.tree, self.hidden, self.seconds = tree, hidden, seconds
+    def __init__(self, directory: RunDirectory, hidden: Path, seconds: float) -> None:
+        self.directory, self.hidden, self.seconds = directory, hidden, seconds
         self.ended: list[Path] = []
         self.timers: list[threading.Timer] = []
 
@@ -68,7 +68,9 @@ class Elsewhere:
 
     def result(self, handle: Unit) -> Receipt:
         receipt = commit(self.hidden, handle, Payload(arrays={"energy": np.zeros(1)}, n_out=1))
-        there, here = (Tree(root).unit_dir(handle.stage, handle.key) for root in (self.hidden, self.tree.root))
+        there, here = (
+            RunDirectory(root).unit_dir(handle.stage, handle.key) for root in (self.hidden, self.directory.root)
+        )
         here.parent.mkdir(parents=True, exist_ok=True)
         self.timers.append(threading.Timer(self.seconds, os.rename, (there, here)))
         self.timers[-1].start()
@@ -82,14 +84,14 @@ class Elsewhere:
 
 
 def run_of(root: Path, pool: Any, events: list[Event] | None = None, hang: float = 3600.0) -> Driver:
-    return Driver(Tree(root), pool, [].append if events is None else events.append, Faults(hang=hang))
+    return Driver(RunDirectory(root), pool, [].append if events is None else events.append, Faults(hang=hang))
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[Elsewhere]:
     (tmp_path / "hidden").mkdir()
     (tmp_path / "run").mkdir()
-    pool = Elsewhere(Tree(tmp_path / "run"), tmp_path / "hidden", LATE_SECONDS)
+    pool = Elsewhere(RunDirectory(tmp_path / "run"), tmp_path / "hidden", LATE_SECONDS)
     yield pool
     for timer in pool.timers:
         timer.join()
@@ -99,7 +101,7 @@ def elsewhere(tmp_path: Path) -> Iterator[Elsewhere]:
 
 
 def test_units_that_another_machine_has_committed_are_waited_for(elsewhere: Elsewhere) -> None:
-    run = run_of(elsewhere.tree.root, elsewhere)
+    run = run_of(elsewhere.directory.root, elsewhere)
     receipts = run.drive("label", [(unit(index), lambda: None) for index in range(3)], "frames")
     assert [receipt.index for receipt in receipts] == [0, 1, 2]
     assert run.stages["label"]["out"] == 3
@@ -108,14 +110,14 @@ def test_units_that_another_machine_has_committed_are_waited_for(elsewhere: Else
 def test_units_that_never_come_are_told(elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_disk, "PATIENCE_SECONDS", 0.2)
     elsewhere.seconds = 5.0
-    run = run_of(elsewhere.tree.root, elsewhere)
+    run = run_of(elsewhere.directory.root, elsewhere)
     with pytest.raises(DaskpipeError, match=r"label unit 0 .* gave a receipt and is not on disk; is .* shared by"):
         run.drive("label", [(unit(), lambda: None)], "frames")
 
 
 def test_a_driver_that_waits_for_a_unit_can_be_stopped(elsewhere: Elsewhere) -> None:
     elsewhere.seconds = 5.0
-    run = run_of(elsewhere.tree.root, elsewhere)
+    run = run_of(elsewhere.directory.root, elsewhere)
 
     def go_on() -> None:
         if elsewhere.timers:
@@ -181,7 +183,7 @@ def test_silence_counts_from_the_last_change():
 def test_how_far_a_unit_is_can_be_asked_while_its_files_come_and_go(tmp_path, elsewhere):
     """Of 57,857 rounds of questions 118 raised FileNotFoundError before; 500 rounds of files are about 15,000."""
     run, over = run_of(tmp_path, elsewhere), threading.Event()
-    folder = Tree(tmp_path).work_dir("label", unit().key)
+    folder = RunDirectory(tmp_path).work_dir("label", unit().key)
 
     def come_and_go() -> None:
         for _ in range(500):
@@ -221,7 +223,7 @@ def _payload(read: Callable[[], Any]) -> Payload:
 
 
 def _read_upstream(root: Path) -> np.ndarray:
-    return Tree(root).load("label", unit(1).key)["energy"]
+    return RunDirectory(root).load("label", unit(1).key)["energy"]
 
 
 def _fail(flag: Path, n_times: int, number: int) -> list[float]:
@@ -262,13 +264,13 @@ def test_a_file_that_is_not_there_or_closed_ends_the_run_at_once(client, tmp_pat
 
 def test_a_worker_waits_for_what_another_machine_has_just_committed(client: Client, tmp_path: Path) -> None:
     commit(tmp_path, unit(1), Payload(arrays={"energy": np.arange(2.0)}, n_out=1))
-    folder = Tree(tmp_path).unit_dir("label", unit(1).key)
+    folder = RunDirectory(tmp_path).unit_dir("label", unit(1).key)
     os.rename(folder, tmp_path / "hidden")
     timer = threading.Timer(LATE_SECONDS, os.rename, (tmp_path / "hidden", folder))
     run, plan, events = plan_reading(client, tmp_path, partial(_read_upstream, tmp_path))
     timer.start()
     (receipt,) = run.drive("label", plan, "frames")
-    assert Tree(tmp_path).load("label", receipt.key)["energy"].tolist() == [0, 1]
+    assert RunDirectory(tmp_path).load("label", receipt.key)["energy"].tolist() == [0, 1]
     assert [event for event in events if isinstance(event, UnitLost)] == []
 
 

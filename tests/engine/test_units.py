@@ -26,7 +26,7 @@ from daskpipe.engine.checkpoints import Checkpoints
 from daskpipe.engine.commit import commit
 from daskpipe.engine.ledger import Ledger, read_ledger
 from daskpipe.engine.rows import Rows, arrays_of, read_rows
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Receipt, Unit, key_of
 
 
@@ -115,7 +115,7 @@ def test_key_is_the_same_in_every_release():
 
 def test_manifest_holds_sizes_and_digests_of_all_files(tmp_path):
     receipt = commit(tmp_path, unit(), payload(rejected=[rejection()]), seconds=0.5)
-    folder = Tree(tmp_path).unit_dir("explore", unit().key)
+    folder = RunDirectory(tmp_path).unit_dir("explore", unit().key)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert files(folder) == {"manifest.json", "payload.npz", "rejected.json"}
     assert set(manifest["files"]) == {"payload.npz", "rejected.json"}
@@ -123,7 +123,7 @@ def test_manifest_holds_sizes_and_digests_of_all_files(tmp_path):
         data = (folder / name).read_bytes()
         assert facts == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     assert manifest["unit"] == {"stage": "explore", "index": 0, "key": unit().key, "n_inputs": 3, "upstream": []}
-    assert Receipt(**manifest["receipt"]) == receipt == Tree(tmp_path).receipt(unit())
+    assert Receipt(**manifest["receipt"]) == receipt == RunDirectory(tmp_path).receipt(unit())
     assert receipt.n_bytes == sum(facts["size"] for facts in manifest["files"].values())
     assert (receipt.n_inputs, receipt.n_out, receipt.n_rejected, receipt.seconds) == (3, 100, 1, 0.5)
     assert receipt.counts == {"alloy": 50, "surface": 50}
@@ -132,15 +132,15 @@ def test_manifest_holds_sizes_and_digests_of_all_files(tmp_path):
 def test_what_was_committed_is_what_is_read(tmp_path):
     made = payload(2.5, rejected=[rejection()])
     commit(tmp_path, unit(), made)
-    tree = Tree(tmp_path)
-    found = tree.load("explore", unit().key)
+    directory = RunDirectory(tmp_path)
+    found = directory.load("explore", unit().key)
     assert set(found) == set(made.arrays)
     for name, array in made.arrays.items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
-    assert list(tree.load("explore", unit().key, ["positions"])) == ["positions"]
-    assert tree.rejected("explore", unit().key) == made.rejected
-    assert tree.receipt(unit(1)) is None
+    assert list(directory.load("explore", unit().key, ["positions"])) == ["positions"]
+    assert directory.rejected("explore", unit().key) == made.rejected
+    assert directory.receipt(unit(1)) is None
 
 
 def test_a_run_directory_that_was_removed_is_not_made_again(tmp_path):
@@ -153,7 +153,7 @@ def test_equal_payloads_are_equal_bytes(tmp_path):
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
         commit(tmp_path / name, unit(), payload())
-    one, other = (Tree(tmp_path / name).unit_dir("explore", unit().key) for name in ("one", "other"))
+    one, other = (RunDirectory(tmp_path / name).unit_dir("explore", unit().key) for name in ("one", "other"))
     assert (one / "payload.npz").read_bytes() == (other / "payload.npz").read_bytes()
 
 
@@ -163,8 +163,8 @@ def test_second_attempt_loses_and_leaves_nothing(tmp_path):
     second = commit(tmp_path, unit(), payload(2.0, n=50))
     assert second == first
     assert files(tmp_path) == before
-    assert Tree(tmp_path).load("explore", unit().key)["positions"][0, 0] == 1.0
-    assert Tree(tmp_path).sweep() == 0
+    assert RunDirectory(tmp_path).load("explore", unit().key)["positions"][0, 0] == 1.0
+    assert RunDirectory(tmp_path).sweep() == 0
 
 
 def test_of_many_attempts_at_once_one_wins(tmp_path):
@@ -179,17 +179,17 @@ def test_of_many_attempts_at_once_one_wins(tmp_path):
         receipts = list(threads.map(attempt, range(n_attempts)))
     assert len({receipt.n_out for receipt in receipts}) == 1
     won = receipts[0].n_out // 2 - 1
-    assert set(Tree(tmp_path).load("explore", unit().key)["positions"].ravel()) == {won}
+    assert set(RunDirectory(tmp_path).load("explore", unit().key)["positions"].ravel()) == {won}
     assert len(files(tmp_path)) == 3
 
 
 def test_a_forgotten_unit_is_made_again(tmp_path):
     commit(tmp_path, unit(), payload(1.0))
-    Tree(tmp_path).forget(unit().stage, unit().key)
-    assert Tree(tmp_path).receipt(unit()) is None
+    RunDirectory(tmp_path).forget(unit().stage, unit().key)
+    assert RunDirectory(tmp_path).receipt(unit()) is None
     assert files(tmp_path) == set()
     commit(tmp_path, unit(), payload(2.0))
-    assert Tree(tmp_path).load("explore", unit().key)["positions"][0, 0] == 2.0
+    assert RunDirectory(tmp_path).load("explore", unit().key)["positions"][0, 0] == 2.0
 
 
 def test_receipt_pickles_below_2_kb(tmp_path):
@@ -204,7 +204,8 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import numpy as np
-from daskpipe.engine.units import Payload, Unit, commit, key_of
+from daskpipe.engine.commit import commit
+from daskpipe.engine.units import Payload, Unit, key_of
 
 root, n_kills = Path(sys.argv[1]), int(sys.argv[2])
 clock = random.Random(0)
@@ -224,17 +225,17 @@ def test_a_process_killed_while_it_commits_leaves_units_absent_or_whole(tmp_path
     n_kills = 25
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(n_kills)], check=True, env=environment)
-    tree = Tree(tmp_path)
+    directory = RunDirectory(tmp_path)
     committed = [path for path in tmp_path.glob("units/*/*/*") if not path.name.startswith(".")]
     assert committed
     for folder in committed:
         manifest = json.loads((folder / "manifest.json").read_text())
-        found = tree.load("explore", folder.name)["positions"]
+        found = directory.load("explore", folder.name)["positions"]
         assert (found == manifest["unit"]["index"]).all()
     n_torn = len(list(tmp_path.glob("units/*/*/.*-attempt")))
     assert n_torn > 0, "no kill fell into an attempt, which shows nothing"
-    assert tree.sweep() == n_torn
-    assert tree.sweep() == 0
+    assert directory.sweep() == n_torn
+    assert directory.sweep() == 0
     assert files(tmp_path) == {
         str((folder / name).relative_to(tmp_path))
         for folder in committed
@@ -264,9 +265,9 @@ def test_a_full_disk_is_named_and_left_as_it_was(small_disk):
     with pytest.raises(DiskError, match=r"cannot write .*-attempt: No space left on device. Make room, then: daskpipe"):
         commit(small_disk, unit(1), payload(n=100_000))
     assert files(small_disk) == before, "an attempt that failed must not fill the disk"
-    assert Tree(small_disk).receipt(unit(1)) is None
+    assert RunDirectory(small_disk).receipt(unit(1)) is None
     commit(small_disk, unit(2), payload(n=100))
-    assert Tree(small_disk).load("explore", unit(0).key)["positions"].shape == (100, 3)
+    assert RunDirectory(small_disk).load("explore", unit(0).key)["positions"].shape == (100, 3)
 
 
 def test_a_file_over_the_limit_is_a_disk_error(tmp_path):
@@ -288,26 +289,26 @@ def test_a_file_over_the_limit_is_a_disk_error(tmp_path):
 @pytest.mark.parametrize("name", ["payload.npz", "rejected.json"])
 def test_a_flipped_byte_is_found(tmp_path, name, position):
     commit(tmp_path, unit(), payload(rejected=[rejection()]))
-    tree = Tree(tmp_path)
-    file = tree.unit_dir("explore", unit().key) / name
+    directory = RunDirectory(tmp_path)
+    file = directory.unit_dir("explore", unit().key) / name
     data = bytearray(file.read_bytes())
     data[int(position * len(data)) if position >= 0 else -1] ^= 1
     file.write_bytes(data)
-    read = tree.load if name == "payload.npz" else tree.rejected
+    read = directory.load if name == "payload.npz" else directory.rejected
     with pytest.raises(IntegrityError, match=f"{name} is not what was committed .its sha256 differs.. .*fsck .*--mend"):
         read("explore", unit().key)
 
 
 def test_a_missing_file_and_a_torn_manifest_are_found(tmp_path):
     commit(tmp_path, unit(), payload())
-    tree = Tree(tmp_path)
-    folder = tree.unit_dir("explore", unit().key)
+    directory = RunDirectory(tmp_path)
+    folder = directory.unit_dir("explore", unit().key)
     (folder / "payload.npz").unlink()
     with pytest.raises(IntegrityError, match="payload.npz is not what was committed .it is missing"):
-        tree.load("explore", unit().key)
+        directory.load("explore", unit().key)
     manifest = folder / "manifest.json"
     manifest.write_text(manifest.read_text()[:100])
-    for read in (lambda: tree.receipt(unit()), lambda: tree.load("explore", unit().key)):
+    for read in (lambda: directory.receipt(unit()), lambda: directory.load("explore", unit().key)):
         with pytest.raises(IntegrityError, match="manifest.json is not what was committed .JSONDecodeError"):
             read()
 
@@ -317,8 +318,8 @@ def test_rows_are_read_in_the_order_asked_for(tmp_path, monkeypatch):
     for index, half in enumerate((structures[:2], structures[2:])):
         commit(tmp_path, unit(index), Payload(arrays=arrays_of(from_atoms(half)), n_out=2))
     reads = []
-    load = Tree.load
-    monkeypatch.setattr(Tree, "load", lambda *args: reads.append(args[2]) or load(*args))
+    load = RunDirectory.load
+    monkeypatch.setattr(RunDirectory, "load", lambda *args: reads.append(args[2]) or load(*args))
     one, other = unit(0).key, unit(1).key
     wanted = [(other, (1,)), (other, (0, 1)), (one, (1,)), (other, (0,))]
     found = read_rows(tmp_path, [Rows(stage="explore", key=key, rows=rows) for key, rows in wanted])
@@ -330,30 +331,30 @@ def test_rows_are_read_in_the_order_asked_for(tmp_path, monkeypatch):
 
 
 def test_quarantine_twice_is_quarantine_once(tmp_path):
-    tree = Tree(tmp_path)
+    directory = RunDirectory(tmp_path)
     rows = [rejection("aa"), rejection("bb", "force")]
-    tree.quarantine(rows)
+    directory.quarantine(rows)
     first = {file: (tmp_path / file).stat().st_mtime_ns for file in files(tmp_path)}
-    tree.quarantine(rows[::-1])
+    directory.quarantine(rows[::-1])
     assert {file: (tmp_path / file).stat().st_mtime_ns for file in files(tmp_path)} == first
     assert len(first) == 2
-    assert sorted(tree.quarantined(), key=lambda item: item.structure) == rows
+    assert sorted(directory.quarantined(), key=lambda item: item.structure) == rows
 
 
 @pytest.mark.parametrize("name", ["../../escape", "/etc/passwd", "a b\n<script>", "x" * 5000])
 def test_names_from_outside_do_not_become_paths(tmp_path, name):
-    tree = Tree(tmp_path / "run")
-    tree.root.mkdir()
-    tree.quarantine([rejection(name)])
+    directory = RunDirectory(tmp_path / "run")
+    directory.root.mkdir()
+    directory.quarantine([rejection(name)])
     (file,) = files(tmp_path)
     assert file.startswith("run/quarantine/")
-    assert tree.quarantined() == [rejection(name)]
+    assert directory.quarantined() == [rejection(name)]
 
 
 def test_the_same_structure_in_two_stages_is_two_rejections(tmp_path):
     rows = [rejection(), Rejection(stage="label", structure="00ff", reason="force", evidence="60 eV/Å")]
-    Tree(tmp_path).quarantine(rows)
-    assert len(Tree(tmp_path).quarantined()) == 2
+    RunDirectory(tmp_path).quarantine(rows)
+    assert len(RunDirectory(tmp_path).quarantined()) == 2
 
 
 # --- the ledger -------------------------------------------------------------------------------------
@@ -364,13 +365,13 @@ def finished(seconds: float) -> StageFinished:
 
 
 def test_each_driver_writes_its_own_segment(tmp_path):
-    tree = Tree(tmp_path)
+    directory = RunDirectory(tmp_path)
     for start in range(3):
-        ledger = Ledger(tree)
+        ledger = Ledger(directory)
         for number in range(2):
             ledger(finished(10 * start + number))
     assert files(tmp_path) == {f"ledger/000{number}.jsonl" for number in (1, 2, 3)}
-    events = read_ledger(tree)
+    events = read_ledger(directory)
     assert [event["seconds"] for event in events] == [0, 1, 10, 11, 20, 21]
     assert [event["segment"] for event in events] == ["0001", "0001", "0002", "0002", "0003", "0003"]
     assert {event["event"] for event in events} == {"StageFinished"}
@@ -380,19 +381,19 @@ def test_each_driver_writes_its_own_segment(tmp_path):
 
 @pytest.mark.parametrize("n_kept", [0, 1, 40, -2])
 def test_a_torn_last_line_is_left_out(tmp_path, n_kept):
-    tree = Tree(tmp_path)
-    torn = Ledger(tree)
+    directory = RunDirectory(tmp_path)
+    torn = Ledger(directory)
     torn(finished(1))
     whole = torn.path.stat().st_size
     torn(finished(2))
     last_line = torn.path.read_bytes()[whole:]
     torn.path.write_bytes(torn.path.read_bytes()[:whole] + last_line[:n_kept])
-    Ledger(tree)(finished(3))
-    assert [event["seconds"] for event in read_ledger(tree)] == [1, 3]
+    Ledger(directory)(finished(3))
+    assert [event["seconds"] for event in read_ledger(directory)] == [1, 3]
 
 
 def test_a_run_without_a_ledger_has_no_events(tmp_path):
-    assert read_ledger(Tree(tmp_path)) == []
+    assert read_ledger(RunDirectory(tmp_path)) == []
 
 
 # --- checkpoints ------------------------------------------------------------------------------------
@@ -437,7 +438,7 @@ def test_what_a_killed_driver_was_writing_is_swept(tmp_path):
     torn = [tmp_path / ".config.yaml-0123abcd", tmp_path / "quarantine" / ".00ff.json-0123abcd"]
     for file in [*kept, *torn]:
         file.write_text("{")
-    Tree(tmp_path).sweep()
+    RunDirectory(tmp_path).sweep()
     assert [file.exists() for file in kept] == [True] * 3
     assert [file.exists() for file in torn] == [False] * 2
 
@@ -449,11 +450,11 @@ def test_checkpoints_are_gone_with_the_commit_and_swept_if_a_twin_leaves_one(tmp
     commit(tmp_path, unit(0), payload())
     assert one.files() == []
     one.save(b"late")
-    tree = Tree(tmp_path)
-    assert tree.sweep() == 1
+    directory = RunDirectory(tmp_path)
+    assert directory.sweep() == 1
     assert one.files() == []
     assert other.newest() == b"y", "a unit that is not committed goes on from it"
-    assert tree.sweep() == 0
+    assert directory.sweep() == 0
 
 
 def test_a_checkpoint_in_a_run_that_was_removed_makes_no_folder(tmp_path):

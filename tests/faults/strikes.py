@@ -19,7 +19,7 @@ from small_runs import SMALL, UNITS, files_of, manifests
 from daskpipe.core.errors import EXIT_QUARANTINED
 from daskpipe.core.structures import hex_ids
 from daskpipe.engine.rows import read_unit
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.fsck import fsck
 
 STAGES = tuple(UNITS)
@@ -130,8 +130,8 @@ def left_by(run_dir: Path) -> Left:
         units[f"{stage}/{key}"] = manifest["files"]
         if stage in HOLD_STRUCTURES and manifest["receipt"]["n_out"]:
             ids[stage].update(hex_ids(read_unit(run_dir, stage, key)))
-    if Tree(run_dir).dataset.exists():
-        ids["dataset"] = Counter(hex_ids(open_dataset(Tree(run_dir).dataset).compute(scheduler="synchronous")))
+    if RunDirectory(run_dir).dataset.exists():
+        ids["dataset"] = Counter(hex_ids(open_dataset(RunDirectory(run_dir).dataset).compute(scheduler="synchronous")))
     # Hidden files are those that were never renamed.
     quarantine = {path.name: path.read_bytes() for path in (run_dir / "quarantine").glob("[!.]*.json")}
     return Left(ids, units, files_of(run_dir / "dataset.zarr"), quarantine)

@@ -17,7 +17,7 @@ from waiting import wait_until
 
 import daskpipe
 from daskpipe.engine.ledger import read_ledger
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.run import Result
 from daskpipe.runs.status import status
 
@@ -59,7 +59,7 @@ def test_killed_in_every_stage_and_resumed(reference: Result, tmp_path: Path) ->
     now = committed(run_dir)
     assert {key: now[key] for key in states} == states
     assert len(now) == sum(UNITS.values())
-    told = Counter(event["key"] for event in read_ledger(Tree(run_dir)) if event["event"] == "UnitCommitted")
+    told = Counter(event["key"] for event in read_ledger(RunDirectory(run_dir)) if event["event"] == "UnitCommitted")
     assert set(told.values()) == {1}
     assert status(run_dir)["state"] == "complete"
     assert status(run_dir)["driver_starts"] == len(KILLS) + 1

@@ -20,7 +20,7 @@ from daskpipe.core.errors import EXIT_QUARANTINED
 from daskpipe.core.structures import concat, hex_ids, take, to_atoms
 from daskpipe.engine.dask_pool import Workers
 from daskpipe.engine.rows import read_unit
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.run import Result
 from daskpipe.runs.status import status
 
@@ -75,10 +75,10 @@ def harmless(workers: Workers, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 def frames_of(result: Result, stage: str) -> Any:
     """All structures that the units of a stage gave."""
-    tree = Tree(result.run_dir)
+    directory = RunDirectory(result.run_dir)
     keys = [json.loads(path.read_text())["unit"] for path in manifests(result.run_dir)]
     units = sorted((unit["index"], unit["key"]) for unit in keys if unit["stage"] == stage)
-    return concat([read_unit(tree.root, stage, key) for _, key in units])
+    return concat([read_unit(directory.root, stage, key) for _, key in units])
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_what_kills_its_process_is_quarantined_alone(
     for name in sane.data_vars:
         np.testing.assert_array_equal(after[name].values, sane[name].values, err_msg=str(name))
 
-    rejected = [item for item in Tree(result.run_dir).quarantined() if item.reason == REASONS[fault]]
+    rejected = [item for item in RunDirectory(result.run_dir).quarantined() if item.reason == REASONS[fault]]
     assert {item.stage for item in rejected} == {stage}
     assert {item.attempts for item in rejected} == {ATTEMPTS[fault] + 1}
     assert all("alone in its process, 2 times" in item.evidence for item in rejected)

@@ -17,7 +17,7 @@ from waiting import wait_until
 
 import daskpipe
 from daskpipe.engine.ledger import read_ledger
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.lease import holder
 from daskpipe.runs.run import Result
 from daskpipe.runs.status import status
@@ -62,7 +62,7 @@ def test_one_that_stood_still_is_taken_over(
     assert committed(run_dir) == states
     assert files_of(run_dir / "dataset.zarr") == dataset
     assert status(run_dir)["state"] == "complete"
-    told = Counter(event["key"] for event in read_ledger(Tree(run_dir)) if event["event"] == "UnitCommitted")
+    told = Counter(event["key"] for event in read_ledger(RunDirectory(run_dir)) if event["event"] == "UnitCommitted")
     assert set(told.values()) == {1}
 
 

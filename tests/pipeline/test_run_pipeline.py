@@ -27,7 +27,7 @@ from daskpipe.core.events import Event, Notice, StageFinished
 from daskpipe.core.structures import from_atoms
 from daskpipe.core.variables import VARIABLES
 from daskpipe.engine.ledger import read_ledger
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt
 from daskpipe.runs.run import Result
 
@@ -202,7 +202,7 @@ def test_seeds_that_explode_end_in_the_quarantine_and_the_run_goes_on(client: Cl
     result = daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
     assert result.exit_code == 10
     assert result.quarantined == {"explore/temperature": 1}
-    (stop,) = Tree(tmp_path / "run").quarantined()
+    (stop,) = RunDirectory(tmp_path / "run").quarantined()
     assert "at step" in stop.evidence
     assert stop.details["step"] > 0
     assert len(stop.details["crashed"]["positions"]) == len(stop.details["last_sane"]["positions"]) == 2
@@ -330,7 +330,7 @@ def test_frames_of_the_first_dataset_are_not_labelled_again(reference: Result, s
     explored = {
         item.tobytes()
         for path in (second.run_dir / "units" / "explore").glob("*/*")
-        for item in Tree(second.run_dir).load("explore", path.name, ["structure_id"])["structure_id"]
+        for item in RunDirectory(second.run_dir).load("explore", path.name, ["structure_id"])["structure_id"]
     }
     assert ids_of(second.dataset) | ids_of(reference.dataset) == explored
     duplicates = second.stages["select"]["report"]["duplicates"]
@@ -464,7 +464,7 @@ def test_receipts_are_small(reference: Result) -> None:
 
 
 def test_the_ledger_tells_what_is_on_disk(reference: Result) -> None:
-    events = read_ledger(Tree(reference.run_dir))
+    events = read_ledger(RunDirectory(reference.run_dir))
     told = [event["key"] for event in events if event["event"] == "UnitCommitted"]
     assert sorted(told) == sorted(committed(reference.run_dir))
     assert [event["stage"] for event in events if event["event"] == "StageFinished"] == list(UNITS)
@@ -513,7 +513,7 @@ def test_what_fails_is_quarantined_and_the_rest_goes_on(client: Client, tmp_path
     assert (row["inputs"], row["out"], row["rejected"]) == (4, 2, 2)  # the two clusters are too large
     assert result.quarantined == {"generate/too_large": 2}
     assert result.exit_code == 10
-    (quarantined,) = {item.reason for item in Tree(result.run_dir).quarantined()}
+    (quarantined,) = {item.reason for item in RunDirectory(result.run_dir).quarantined()}
     assert quarantined == "too_large"
     attrs = xr.open_zarr(result.dataset).attrs
     assert json.loads(attrs["quarantined"]) == result.quarantined

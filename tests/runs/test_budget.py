@@ -24,7 +24,7 @@ from daskpipe.core.events import Notice, StageStarted, UnitCommitted, UnitGivenU
 from daskpipe.core.validation import in_bytes
 from daskpipe.engine.attempts import given_up
 from daskpipe.engine.ledger import Ledger
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Unit
 from daskpipe.runs.budget import BudgetKeeper, limits, size_in_words, spent
 from daskpipe.runs.run import Result
@@ -61,7 +61,7 @@ def unit(stage: str, *, seconds: float = 0.0, n_bytes: int = 0) -> UnitCommitted
 
 
 def test_what_was_spent_is_what_the_tree_says(reference: Result) -> None:
-    found = spent(Tree(reference.run_dir))
+    found = spent(RunDirectory(reference.run_dir))
     receipts = [json.loads(path.read_text())["receipt"] for path in manifests(reference.run_dir)]
     assert found.bytes.total() == sum(receipt["n_bytes"] for receipt in receipts)
     assert sum(found.seconds.values()) == pytest.approx(sum(receipt["seconds"] for receipt in receipts))
@@ -70,7 +70,7 @@ def test_what_was_spent_is_what_the_tree_says(reference: Result) -> None:
 
 def test_a_run_stops_and_goes_on_to_the_same_dataset(reference: Result, client: Client, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    whole = spent(Tree(reference.run_dir)).bytes
+    whole = spent(RunDirectory(reference.run_dir)).bytes
     limit = whole["generate"] + whole["explore"] // 2
     with pytest.raises(Interrupted, match=rf"budget.bytes={limit}B is spent .* units of explore, then describe-fit"):
         daskpipe.run("emt_alloy", [*SMALL, f"budget.bytes={limit}B"], run_dir=run_dir, client=client)
@@ -86,15 +86,15 @@ def test_a_run_stops_and_goes_on_to_the_same_dataset(reference: Result, client: 
 
 
 def test_the_hours_of_earlier_drivers_count(reference: Result, tmp_path: Path) -> None:
-    tree = Tree(reference.run_dir)
-    hours = sum(spent(tree).seconds.values()) / 3600
+    directory = RunDirectory(reference.run_dir)
+    hours = sum(spent(directory).seconds.values()) / 3600
     assert hours > 0
-    keeper = BudgetKeeper(tree, load_config("emt_alloy", [f"budget.hours={hours + 1:.6f}"]))
+    keeper = BudgetKeeper(directory, load_config("emt_alloy", [f"budget.hours={hours + 1:.6f}"]))
     keeper(started("label", 3))
     keeper(unit("label", seconds=3590))
     with pytest.raises(Interrupted, match=r"budget.hours=.* is spent \(1.* h of work: label .* Left to do: 1 of 3"):
         keeper(unit("label", seconds=20))
-    fresh = BudgetKeeper(Tree(tmp_path), load_config("emt_alloy", [f"budget.hours={hours + 1:.6f}"]))
+    fresh = BudgetKeeper(RunDirectory(tmp_path), load_config("emt_alloy", [f"budget.hours={hours + 1:.6f}"]))
     fresh(started("label", 3))
     fresh(unit("label", seconds=3590))
 
@@ -108,34 +108,34 @@ ATTEMPTS = [
 
 
 def test_attempts_that_led_nowhere_count(tmp_path: Path) -> None:
-    tree, config = Tree(tmp_path), load_config("emt_alloy", ["budget.hours=1"])
-    keeper, ledger = BudgetKeeper(tree, config), Ledger(tree)
+    directory, config = RunDirectory(tmp_path), load_config("emt_alloy", ["budget.hours=1"])
+    keeper, ledger = BudgetKeeper(directory, config), Ledger(directory)
     keeper(started("label", 3))
     for event in ATTEMPTS:
         keeper(event)
         ledger(event)
-    assert spent(tree).seconds == {"label": 3000.0, "explore": 500.0}
+    assert spent(directory).seconds == {"label": 3000.0, "explore": 500.0}
     with pytest.raises(Interrupted, match=r"is spent \(1 h of work: label 0.861, explore 0.139\)"):
         keeper(unit("label", seconds=100))
-    resumed = BudgetKeeper(tree, config)
+    resumed = BudgetKeeper(directory, config)
     with pytest.raises(Interrupted, match=r"is spent \(1.01 h of work"):
         resumed(started("label", 3)), resumed(UnitLost(**{**vars(ATTEMPTS[0]), "seconds": 150.0}))
 
 
 def test_a_driver_that_is_killed_leaves_what_its_workers_did(tmp_path: Path) -> None:
     """Of marks that lie there for the next driver."""
-    tree, unit = Tree(tmp_path), Unit(stage="label", index=0, key="ab" * 16, n_inputs=1)
+    directory, unit = RunDirectory(tmp_path), Unit(stage="label", index=0, key="ab" * 16, n_inputs=1)
     with subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "at work\n"
         time.sleep(PAUSE)
-        Ledger(tree)(Notice(message="the driver lives"))
+        Ledger(directory)(Notice(message="the driver lives"))
         worker.kill()
-    (left,) = given_up(tree)
+    (left,) = given_up(directory)
     assert (left.stage, left.key) == (unit.stage, unit.key)
     assert PAUSE - CLOCK_TICK < left.seconds < time.time() - os.stat(tmp_path / "begun").st_mtime + CLOCK_TICK
-    tree.sweep()
-    assert given_up(tree) == []
+    directory.sweep()
+    assert given_up(directory) == []
 
 
 @pytest.mark.slow
@@ -150,20 +150,20 @@ def test_work_for_a_driver_that_was_killed_counts(client: Client, tmp_path: Path
             time.sleep(0.05)
         (pid,) = (json.loads(mark.read_text())["pid"] for mark in running)
         time.sleep(PAUSE)
-        Ledger(Tree(run_dir))(Notice(message="the driver lives"))
+        Ledger(RunDirectory(run_dir))(Notice(message="the driver lives"))
         driver.kill()
     psutil.Process(pid).wait(60)
-    (left,) = given_up(Tree(run_dir))
+    (left,) = given_up(RunDirectory(run_dir))
     assert left.stage == "explore"
     assert left.seconds > PAUSE - CLOCK_TICK
-    before = sum(spent(Tree(run_dir)).seconds.values())
+    before = sum(spent(RunDirectory(run_dir)).seconds.values())
     with pytest.raises(Interrupted, match="budget.hours=.* is spent"):
         daskpipe.resume(run_dir, [f"budget.hours={(before + left.seconds / 2) / 3600:.9f}"], client=client)
-    assert spent(Tree(run_dir)).seconds["explore"] >= left.seconds
+    assert spent(RunDirectory(run_dir)).seconds["explore"] >= left.seconds
 
 
 def test_a_run_ends_though_its_last_unit_was_one_too_many(tmp_path: Path) -> None:
-    keeper = BudgetKeeper(Tree(tmp_path), load_config("emt_alloy", ["budget.bytes=1kB"]))
+    keeper = BudgetKeeper(RunDirectory(tmp_path), load_config("emt_alloy", ["budget.bytes=1kB"]))
     keeper(started("store", 1))
     keeper(unit("store", n_bytes=2000))
     keeper(started("store", 1, n_committed=1))  # all is there: nothing to stop

@@ -22,7 +22,7 @@ from daskpipe.cluster import job_commands
 from daskpipe.cluster.settings import Cluster
 from daskpipe.core.errors import ClusterError
 from daskpipe.engine.ledger import read_ledger
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import cancel
 from daskpipe.runs import detached as detach
 from daskpipe.runs.lease import hold, last
@@ -367,7 +367,7 @@ def test_a_requeued_driver_goes_on(queue: Slurm, here: Path, reference: Result, 
     wait_for(lambda: status(run_dir)["stages"].get("explore"), run_dir)
     queue.requeue(answer["job_id"])
     wait_for(lambda: status(run_dir)["state"] == "complete", run_dir)
-    starts = {event["segment"] for event in read_ledger(Tree(run_dir)) if event["event"] == "RunStarted"}
+    starts = {event["segment"] for event in read_ledger(RunDirectory(run_dir)) if event["event"] == "RunStarted"}
     assert len(starts) == 2
     assert files_of(run_dir / "dataset.zarr") == files_of(reference.dataset)
     queue.wait_until_idle()

@@ -24,7 +24,7 @@ from daskpipe.core.errors import ConfigError, DiskUnreachable, IntegrityError, R
 from daskpipe.core.events import StageStarted, UnitCommitted
 from daskpipe.engine.commit import commit
 from daskpipe.engine.ledger import Ledger
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Unit, key_of
 from daskpipe.runs import lease
 from daskpipe.runs.fsck import fsck
@@ -322,7 +322,7 @@ def test_a_ledger_that_is_gone_is_no_damage(run_dir: Path) -> None:
     assert {row["pending"] for row in report.stages.values()} == {None}
 
 
-# --- quarantine and counts: a small tree made by hand ---------------------------------------------------
+# --- quarantine and counts: a small directory made by hand ---------------------------------------------------
 
 
 def test_a_disk_that_fails_is_no_damage(run_dir: Path) -> None:
@@ -338,51 +338,51 @@ def test_a_disk_that_fails_is_no_damage(run_dir: Path) -> None:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Tree:
+def directory(tmp_path: Path) -> RunDirectory:
     """A run directory with a config and without units."""
-    made = Tree(tmp_path / "run")
+    made = RunDirectory(tmp_path / "run")
     made.root.mkdir()
     made.config.write_text(to_yaml(load_config("emt_alloy", SMALL)))
     return made
 
 
 def put(
-    tree: Tree, stage: str, index: int, n_inputs: int, n_out: int, rejected: list[Rejection], salt: int = 0
+    directory: RunDirectory, stage: str, index: int, n_inputs: int, n_out: int, rejected: list[Rejection], salt: int = 0
 ) -> Unit:
     """Commit a unit, and quarantine what it rejected."""
     unit = Unit(stage=stage, index=index, key=key_of(stage, 1, {}, [index, salt], 0), n_inputs=n_inputs)
     arrays = {"step": np.arange(n_out)}
-    receipt = commit(tree.root, unit, Payload(arrays=arrays, n_out=n_out, rejected=rejected))
-    tree.quarantine(rejected)
-    Ledger(tree)(UnitCommitted(**asdict(receipt)))
+    receipt = commit(directory.root, unit, Payload(arrays=arrays, n_out=n_out, rejected=rejected))
+    directory.quarantine(rejected)
+    Ledger(directory)(UnitCommitted(**asdict(receipt)))
     return unit
 
 
-def planned(tree: Tree, stage: str, n_units: int, n_inputs: int) -> None:
-    Ledger(tree)(StageStarted(stage=stage, n_units=n_units, n_committed=0, n_inputs=n_inputs, what="frames"))
+def planned(directory: RunDirectory, stage: str, n_units: int, n_inputs: int) -> None:
+    Ledger(directory)(StageStarted(stage=stage, n_units=n_units, n_committed=0, n_inputs=n_inputs, what="frames"))
 
 
 def bad(structure: str = "00ff", stage: str = "label", evidence: str = "60 eV/Å") -> Rejection:
     return Rejection(stage=stage, structure=structure, reason="force", evidence=evidence)
 
 
-def test_quarantine_and_units_agree(tree: Tree) -> None:
-    put(tree, "label", 0, 3, 2, [bad("a")])
-    put(tree, "label", 1, 2, 1, [bad("b")])
+def test_quarantine_and_units_agree(directory: RunDirectory) -> None:
+    put(directory, "label", 0, 3, 2, [bad("a")])
+    put(directory, "label", 1, 2, 1, [bad("b")])
     # The same structure failed in two units, in two ways: the quarantine holds the first.
-    put(tree, "label", 2, 1, 0, [bad("a", evidence="another")])
+    put(directory, "label", 2, 1, 0, [bad("a", evidence="another")])
     duplicate = Rejection(stage="generate", structure="ff/0", reason="duplicate", evidence="equals the seed ee")
-    tree.quarantine([duplicate])
-    assert says(tree.root) == []
-    one, other = (tree.quarantine_file(bad(name)) for name in "ab")
+    directory.quarantine([duplicate])
+    assert says(directory.root) == []
+    one, other = (directory.quarantine_file(bad(name)) for name in "ab")
     one.unlink()
     other.write_text(other.read_text().replace("60", "61"))
-    stranger, torn = tree.quarantine_file(bad("stranger")), one.with_name("torn.json")
-    tree.quarantine([bad("stranger")])
+    stranger, torn = directory.quarantine_file(bad("stranger")), one.with_name("torn.json")
+    directory.quarantine([bad("stranger")])
     torn.write_text("{")
     bomb = one.with_name("bomb.json")
     bomb.write_text("[" * 200_000)
-    found = says(tree.root)
+    found = says(directory.root)
     assert f"quarantine/{one.name}: expected label/force of a, found no such file" in found
     assert any(
         line.startswith(f"quarantine/{other.name}: expected the rejection that the unit holds") for line in found
@@ -391,10 +391,12 @@ def test_quarantine_and_units_agree(tree: Tree) -> None:
     assert f"quarantine/{stranger.name}: {explained}" in found
     assert f"quarantine/{torn.name}: expected a rejection, found something else" in found
     assert len(found) == 5
-    report = fsck(tree.root, mend=True)
+    report = fsck(directory.root, mend=True)
     assert report.findings == []
-    assert {item.structure for item in tree.quarantined()} == {"a", "b", "ff/0"}
-    assert tree.quarantined() == sorted([bad("a"), bad("b"), duplicate], key=lambda item: tree.quarantine_file(item))
+    assert {item.structure for item in directory.quarantined()} == {"a", "b", "ff/0"}
+    assert directory.quarantined() == sorted(
+        [bad("a"), bad("b"), duplicate], key=lambda item: directory.quarantine_file(item)
+    )
 
 
 @pytest.mark.parametrize(
@@ -412,29 +414,29 @@ def test_quarantine_and_units_agree(tree: Tree) -> None:
     ],
 )
 def test_what_is_not_conserved_is_named(
-    units: list[tuple[str, int, int, int, int]], plan: tuple[str, int, int] | None, said: str, tree: Tree
+    units: list[tuple[str, int, int, int, int]], plan: tuple[str, int, int] | None, said: str, directory: RunDirectory
 ) -> None:
     if plan:
-        planned(tree, *plan)
+        planned(directory, *plan)
     for salt, (stage, index, n_inputs, n_out, n_rejected) in enumerate(units):
         rejected = [bad(f"{salt} {number}", stage) for number in range(n_rejected)]
-        put(tree, stage, index, n_inputs, n_out, rejected, salt)
-    assert said in " ".join(says(tree.root))
+        put(directory, stage, index, n_inputs, n_out, rejected, salt)
+    assert said in " ".join(says(directory.root))
 
 
-def test_what_is_pending_is_counted(tree: Tree) -> None:
-    planned(tree, "label", 3, 10)
-    put(tree, "label", 0, 4, 3, [bad()])
-    report = fsck(tree.root, rehash=True)
+def test_what_is_pending_is_counted(directory: RunDirectory) -> None:
+    planned(directory, "label", 3, 10)
+    put(directory, "label", 0, 4, 3, [bad()])
+    report = fsck(directory.root, rehash=True)
     assert report.findings == []
     assert report.stages["label"] == {"units": 1, "inputs": 4, "out": 3, "rejected": 1, "pending": 6}
 
 
-def test_stages_are_compared_with_each_other(tree: Tree) -> None:
-    planned(tree, "select", 1, 8)
-    put(tree, "select", 0, 8, 6, [])
-    planned(tree, "label", 2, 5)
-    assert says(tree.root) == ["units/label: expected 6 inputs, the outputs of select, found 5 inputs"]
+def test_stages_are_compared_with_each_other(directory: RunDirectory) -> None:
+    planned(directory, "select", 1, 8)
+    put(directory, "select", 0, 8, 6, [])
+    planned(directory, "label", 2, 5)
+    assert says(directory.root) == ["units/label: expected 6 inputs, the outputs of select, found 5 inputs"]
 
 
 @pytest.mark.parametrize(
@@ -448,30 +450,30 @@ def test_stages_are_compared_with_each_other(tree: Tree) -> None:
         {"files": {"payload.npz": {"size": "1", "sha256": 0}, "rejected.json": {}}},
     ],
 )
-def test_a_hostile_manifest_is_damage(change: dict[str, Any], tree: Tree) -> None:
-    unit = put(tree, "label", 0, 3, 3, [])
-    manifest = tree.unit_dir("label", unit.key) / "manifest.json"
+def test_a_hostile_manifest_is_damage(change: dict[str, Any], directory: RunDirectory) -> None:
+    unit = put(directory, "label", 0, 3, 3, [])
+    manifest = directory.unit_dir("label", unit.key) / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
-    (tree.root.parent / "canary").write_text("")
-    (said,) = says(tree.root, rehash=True)
+    (directory.root.parent / "canary").write_text("")
+    (said,) = says(directory.root, rehash=True)
     assert "expected the manifest of a unit, found ValueError" in said
-    fsck(tree.root, mend=True)
-    assert (tree.root.parent / "canary").exists()
-    assert says(tree.root) == []
+    fsck(directory.root, mend=True)
+    assert (directory.root.parent / "canary").exists()
+    assert says(directory.root) == []
 
 
-def test_what_attempts_leave_behind_is_listed_with_its_bytes(tree: Tree) -> None:
-    unit = put(tree, "label", 0, 3, 3, [])
-    shard = tree.unit_dir("label", unit.key).parent
+def test_what_attempts_leave_behind_is_listed_with_its_bytes(directory: RunDirectory) -> None:
+    unit = put(directory, "label", 0, 3, 3, [])
+    shard = directory.unit_dir("label", unit.key).parent
     (shard / f".{unit.key}-0123abcd-attempt").mkdir()
     (shard / f".{unit.key}-0123abcd-attempt" / "payload.npz").write_bytes(bytes(1000))
-    work = tree.work_dir("label", "0" * 32)
+    work = directory.work_dir("label", "0" * 32)
     work.mkdir(parents=True)
     (work / "checkpoint-1.npz").write_bytes(bytes(50))
-    (tree.root / "keys-abc").mkdir()
-    (tree.root / "keys-abc" / "ca.pem").write_bytes(bytes(20))
-    (tree.root / ".config.yaml-0123abcd").write_bytes(bytes(3))
-    report = fsck(tree.root)
+    (directory.root / "keys-abc").mkdir()
+    (directory.root / "keys-abc" / "ca.pem").write_bytes(bytes(20))
+    (directory.root / ".config.yaml-0123abcd").write_bytes(bytes(3))
+    report = fsck(directory.root)
     assert report.findings == []
     assert sorted((left["what"], left["bytes"]) for left in report.leftovers) == [
         ("attempt", 1000), ("checkpoints", 50), ("keys", 20), ("temporary", 3)

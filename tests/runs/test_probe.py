@@ -16,7 +16,7 @@ import daskpipe
 from daskpipe.config.load import load_config
 from daskpipe.core.errors import ClusterError
 from daskpipe.core.events import Event, StageStarted
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.budget import spent
 from daskpipe.runs.costs import Measured
 from daskpipe.runs.plan import plan
@@ -68,7 +68,7 @@ def test_predicted_bytes_are_those_of_the_run(probed: tuple[Measured, list[Event
     planned = plan(load_config("emt_alloy", LONGER), probed[0])
     assert planned["totals"]["bytes"] == pytest.approx(disk_bytes(ran.run_dir), rel=0.1)
     assert planned["totals"]["dataset_bytes"] == pytest.approx(disk_bytes(ran.dataset), rel=0.1)
-    real = spent(Tree(ran.run_dir)).bytes
+    real = spent(RunDirectory(ran.run_dir)).bytes
     overhead = probed[0].overhead[0]
     for stage in ("explore", "describe", "label"):
         row = planned["stages"][stage]
@@ -80,7 +80,7 @@ def test_predicted_work_is_of_the_size_of_what_was_done(
 ) -> None:
     """Three times more or less: tests share their machine. benchmarks/probe.py measures how good it is."""
     planned = plan(load_config("emt_alloy", LONGER), probed[0])
-    real = spent(Tree(ran.run_dir)).seconds["explore"] / 3600
+    real = spent(RunDirectory(ran.run_dir)).seconds["explore"] / 3600
     assert real / 3 < planned["stages"]["explore"]["hours"] < real * 3
     assert planned["pools"]["gpu"]["stages"] == ["explore"]  # one of the test's workers offers a GPU
     assert planned["pools"]["gpu"]["workers"] == 1

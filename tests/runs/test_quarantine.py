@@ -16,7 +16,7 @@ from small_runs import SMALL, committed, files_of, manifests
 
 import daskpipe
 from daskpipe.core.errors import ConfigError, IntegrityError, Rejection
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import lease
 from daskpipe.runs.fsck import fsck
 from daskpipe.runs.quarantine import find, rejections, release, standing_on
@@ -68,13 +68,13 @@ def test_a_run_without_rejections_says_so(type_command: Callable[..., Any], refe
 
 
 def test_one_is_shown_with_all_that_was_kept(type_command: Callable[..., Any], run_dir: Path) -> None:
-    tree = Tree(run_dir)
+    directory = RunDirectory(run_dir)
     details = {"step": 4, "note\x07": "\x1b]0;taken over\x07 [bold]x[/bold] \u202e", "crashed": {"numbers": [29]}}
     hostile = Rejection(
         stage="explore", structure="a\x1b[31m\r", reason="force", evidence="9 eV/Å\n\x9b5m", details=details
     )
-    tree.quarantine([hostile])
-    name = tree.quarantine_file(hostile).stem
+    directory.quarantine([hostile])
+    name = directory.quarantine_file(hostile).stem
     typed = type_command("quarantine", run_dir, "show", name[:8])
     assert typed.code == 0
     for shown in (name, "a\\x1b[31m\\r", "9 eV/Å", "\\x9b5m", "[bold]x[/bold]", "taken over", '"step": 4'):
@@ -138,9 +138,9 @@ def test_a_file_that_was_mended_is_taken_in_after_its_release(
 
 def test_a_label_that_failed_once_is_made_after_its_release(run_dir: Path, client: Client) -> None:
     """As if the teacher had failed for a while: a unit of labels holds a rejection in place of its frame."""
-    tree = Tree(run_dir)
+    directory = RunDirectory(run_dir)
     whole = files_of(run_dir / "dataset.zarr")
-    folder, before = _fail_a_label(tree)
+    folder, before = _fail_a_label(directory)
     assert fsck(run_dir, rehash=True).findings == []
     (name,) = [name for name, found in rejections(run_dir) if found.stage == "label"]
     done = release(run_dir, [name])
@@ -152,20 +152,25 @@ def test_a_label_that_failed_once_is_made_after_its_release(run_dir: Path, clien
     assert fsck(run_dir, rehash=True).findings == []
 
 
-def _fail_a_label(tree: Tree) -> tuple[Path, bytes]:
+def _fail_a_label(directory: RunDirectory) -> tuple[Path, bytes]:
     """Put a rejection in the place of a committed label; return the unit's folder and the payload that it had."""
     from daskpipe.engine.commit import commit
     from daskpipe.engine.manifests import units_of
     from daskpipe.engine.units import Payload
     from daskpipe.runs.quarantine import forget
 
-    folder, manifest = next(units_of(tree, "label"))
+    folder, manifest = next(units_of(directory, "label"))
     before = (folder / "payload.npz").read_bytes()
-    forget(tree, [("label", folder.name), *standing_on(tree, [manifest.unit])], lambda event: None, reason="a test")
+    forget(
+        directory,
+        [("label", folder.name), *standing_on(directory, [manifest.unit])],
+        lambda event: None,
+        reason="a test",
+    )
     failed = Rejection(stage="label", structure="00ff", reason="not_converged", evidence="the disk was full")
-    commit(tree.root, manifest.unit, Payload(arrays={}, n_out=0, rejected=[failed]))
-    tree.quarantine([failed])
-    shutil.rmtree(tree.root / "ledger")  # it says what the unit was
+    commit(directory.root, manifest.unit, Payload(arrays={}, n_out=0, rejected=[failed]))
+    directory.quarantine([failed])
+    shutil.rmtree(directory.root / "ledger")  # it says what the unit was
     return folder, before
 
 
@@ -211,13 +216,13 @@ def test_nothing_is_released_while_a_driver_works(run_dir: Path) -> None:
 
 
 def test_a_duplicate_is_left_where_it_is(type_command: Callable[..., Any], run_dir: Path) -> None:
-    tree = Tree(run_dir)
+    directory = RunDirectory(run_dir)
     twin = Rejection(stage="generate", structure="ff/0", reason="duplicate", evidence="Cu equals the seed Cu")
-    tree.quarantine([twin])
+    directory.quarantine([twin])
     with pytest.raises(ConfigError, match="equals another seed .Cu equals the seed Cu., and would again; leave it"):
-        release(run_dir, [tree.quarantine_file(twin).stem])
+        release(run_dir, [directory.quarantine_file(twin).stem])
     for path in (run_dir / "quarantine").glob("*.json"):
-        if path != tree.quarantine_file(twin):
+        if path != directory.quarantine_file(twin):
             os.unlink(path)
     typed = type_command("quarantine", run_dir, "release", "--all", "--yes")
     assert typed.code == 2
@@ -228,10 +233,10 @@ def test_explorations_of_seeds_that_follow_are_made_again(run_dir: Path) -> None
     """A seed that is added moves those that follow to other batches."""
     from daskpipe.engine.manifests import units_of
 
-    tree = Tree(run_dir)
-    seeds = {manifest.unit.index: manifest.unit for _, manifest in units_of(tree, "generate")}
-    explorations = {key.unit.upstream[0]: folder.name for folder, key in units_of(tree, "explore")}
+    directory = RunDirectory(run_dir)
+    seeds = {manifest.unit.index: manifest.unit for _, manifest in units_of(directory, "generate")}
+    explorations = {key.unit.upstream[0]: folder.name for folder, key in units_of(directory, "explore")}
     for first in (0, 2):
         kept = {explorations[seeds[index].key] for index in range(first)}
-        gone = {key for stage, key in standing_on(tree, [seeds[first]]) if stage == "explore"}
+        gone = {key for stage, key in standing_on(directory, [seeds[first]]) if stage == "explore"}
         assert gone == set(explorations.values()) - kept

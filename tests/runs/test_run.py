@@ -14,7 +14,7 @@ from daskpipe.config.load import load_config
 from daskpipe.config.models import Config
 from daskpipe.config.saved import from_yaml
 from daskpipe.core.errors import ConfigError
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import detached, lease, run
 
 ROUNDS = 25
@@ -26,13 +26,13 @@ from pathlib import Path
 from daskpipe.config.load import load_config
 from daskpipe.core.errors import ConfigError
 from daskpipe.runs.run import open_run
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 
 config = load_config("emt_alloy", [f"seed={sys.argv[1]}"])
 print("ready", flush=True)
 while folder := sys.stdin.readline().strip():
     try:
-        with open_run(Tree(Path(folder)), config):
+        with open_run(RunDirectory(Path(folder)), config):
             print("opened", flush=True)
             sys.stdin.readline()
     except ConfigError as error:
@@ -81,30 +81,30 @@ def test_of_two_configs_that_begin_at_once_one_wins(drivers: list[subprocess.Pop
 
 
 def test_another_config_is_refused_after_the_first_has_ended(tmp_path: Path) -> None:
-    tree = Tree(tmp_path / "run")
-    with run.open_run(tree, load_config("emt_alloy")):
-        assert lease.holder(tree.root) is not None
-    before = sorted(path.name for path in (tree.root / "drivers").iterdir())
+    directory = RunDirectory(tmp_path / "run")
+    with run.open_run(directory, load_config("emt_alloy")):
+        assert lease.holder(directory.root) is not None
+    before = sorted(path.name for path in (directory.root / "drivers").iterdir())
     with (
         pytest.raises(ConfigError, match=r"holds a run of another config \(seed: 1 here, 0 there\)"),
-        run.open_run(tree, load_config("emt_alloy", ["seed=1"])),
+        run.open_run(directory, load_config("emt_alloy", ["seed=1"])),
     ):
         pass
-    assert sorted(path.name for path in (tree.root / "drivers").iterdir()) == before
+    assert sorted(path.name for path in (directory.root / "drivers").iterdir()) == before
 
 
 def test_a_driver_that_died_before_its_config_leaves_a_folder_that_can_be_used(tmp_path: Path) -> None:
-    tree = Tree(tmp_path / "run")
-    tree.root.mkdir()
-    with lease.hold(tree.root):
+    directory = RunDirectory(tmp_path / "run")
+    directory.root.mkdir()
+    with lease.hold(directory.root):
         pass
-    with run.open_run(tree, load_config("emt_alloy")):
-        assert from_yaml(tree.config) == load_config("emt_alloy")
+    with run.open_run(directory, load_config("emt_alloy")):
+        assert from_yaml(directory.config) == load_config("emt_alloy")
     (tmp_path / "other" / "drivers").mkdir(parents=True)
     (tmp_path / "other" / "notes.txt").write_text("")
     with (
         pytest.raises(ConfigError, match="other is neither empty nor a run directory"),
-        run.open_run(Tree(tmp_path / "other"), load_config("emt_alloy")),
+        run.open_run(RunDirectory(tmp_path / "other"), load_config("emt_alloy")),
     ):
         pass
 

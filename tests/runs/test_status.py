@@ -21,7 +21,7 @@ from daskpipe.cli import status as cli_status
 from daskpipe.core.errors import ConfigError
 from daskpipe.core.events import Notice, RunStarted, StageFinished, StageStarted, UnitCommitted, UnitLost, UnitYielded
 from daskpipe.engine.ledger import Ledger
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.lease import hold
 from daskpipe.runs.run import Result
 from daskpipe.runs.status import Watch, is_running, status
@@ -60,15 +60,15 @@ def test_status_without_the_dataset_is_not_complete(reference: Result, tmp_path:
 
 def test_status_sees_a_driver(reference: Result, tmp_path: Path) -> None:
     shutil.copytree(reference.run_dir, tmp_path / "run")
-    tree = Tree(tmp_path / "run")
-    assert not is_running(tree)
-    with hold(tree.root):
-        assert is_running(tree)
-        state = status(tree.root)
+    directory = RunDirectory(tmp_path / "run")
+    assert not is_running(directory)
+    with hold(directory.root):
+        assert is_running(directory)
+        state = status(directory.root)
         assert state["state"] == "running"
         assert (state["driver"]["host"], state["driver"]["pid"]) == (os.uname().nodename, os.getpid())
-    assert not is_running(tree)
-    assert status(tree.root)["driver"] is None
+    assert not is_running(directory)
+    assert status(directory.root)["driver"] is None
 
 
 def test_status_of_what_is_no_run(tmp_path: Path) -> None:
@@ -96,27 +96,29 @@ def committed(index: int) -> UnitCommitted:
 
 
 @pytest.fixture
-def under_way(reference: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Tree, Callable[..., None]]:
+def under_way(
+    reference: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[RunDirectory, Callable[..., None]]:
     """A run directory in which a driver has begun, and how to tell its ledger of an event at a second of its time."""
-    tree = Tree(tmp_path / "run")
-    tree.root.mkdir()
-    shutil.copy(reference.run_dir / "config.yaml", tree.config)
-    ledger = Ledger(tree)
+    directory = RunDirectory(tmp_path / "run")
+    directory.root.mkdir()
+    shutil.copy(reference.run_dir / "config.yaml", directory.config)
+    ledger = Ledger(directory)
 
     def tell(second: int, event: Any) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(time, "gmtime", lambda: time.struct_time((2026, 11, 22, 8, 0, second, 6, 326, 0)))
             ledger(event)
 
-    tell(0, RunStarted(run_dir=str(tree.root), name="n", dashboard=None, workers=["a", "b"]))
+    tell(0, RunStarted(run_dir=str(directory.root), name="n", dashboard=None, workers=["a", "b"]))
     tell(1, StageStarted(stage="explore", n_units=40, n_committed=10, n_inputs=40, what="structures"))
-    return tree, tell
+    return directory, tell
 
 
-def test_rate_and_time_left_of_the_stage_under_way(under_way: tuple[Tree, Callable[..., None]]) -> None:
-    tree, tell = under_way
-    with hold(tree.root):
-        watch = Watch(tree.root)
+def test_rate_and_time_left_of_the_stage_under_way(under_way: tuple[RunDirectory, Callable[..., None]]) -> None:
+    directory, tell = under_way
+    with hold(directory.root):
+        watch = Watch(directory.root)
         state = watch.look()
         assert (state["stage"], state["workers"], state["rate"], state["seconds_left"]) == ("explore", 2, None, None)
         for index in range(5):
@@ -134,7 +136,7 @@ def test_rate_and_time_left_of_the_stage_under_way(under_way: tuple[Tree, Callab
         assert (state["rate"], state["seconds_left"]) == (0.5, 50)  # 5 units in 10 s; what stood before is no pace
         assert cli_status.line(state) == "explore 15/40, 1 lost, 2 suspect, 0.5 units/s, some 00:00:50 left"
         assert state["notice"] == "job 7 ended before a worker of it registered"
-        assert state == status(tree.root)  # read at one go
+        assert state == status(directory.root)  # read at one go
         tell(13, StageFinished(stage="explore", seconds=12.0, n_out=80, n_rejected=0))
         assert watch.look()["stage"] is None
     state = watch.look()
@@ -144,15 +146,15 @@ def test_rate_and_time_left_of_the_stage_under_way(under_way: tuple[Tree, Callab
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_status_fits_the_terminal(
     width: int,
-    under_way: tuple[Tree, Callable[..., None]],
+    under_way: tuple[RunDirectory, Callable[..., None]],
     type_command: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tree, tell = under_way
+    directory, tell = under_way
     tell(3, committed(0))
     tell(4, StageFinished(stage="explore", seconds=12.0, n_out=80, n_rejected=2))
     monkeypatch.setenv("COLUMNS", str(width))
-    lines = [line.rstrip() for line in type_command("status", str(tree.root)).out.splitlines()]
+    lines = [line.rstrip() for line in type_command("status", str(directory.root)).out.splitlines()]
     if width == 40:
         assert "explore: units 11, planned 40, out 80, rejected 2" in lines
         return
@@ -161,12 +163,12 @@ def test_status_fits_the_terminal(
     assert lines[heading + 1].split() == ["explore", "11", "40", "80", "2"]
 
 
-def test_half_a_line_is_read_when_it_is_whole(under_way: tuple[Tree, Callable[..., None]]) -> None:
-    tree, tell = under_way
-    watch = Watch(tree.root)
+def test_half_a_line_is_read_when_it_is_whole(under_way: tuple[RunDirectory, Callable[..., None]]) -> None:
+    directory, tell = under_way
+    watch = Watch(directory.root)
     watch.look()
     tell(3, committed(0))
-    (segment,) = (tree.root / "ledger").iterdir()
+    (segment,) = (directory.root / "ledger").iterdir()
     whole = segment.read_bytes()
     segment.write_bytes(whole[:-20])
     assert watch.look()["stages"]["explore"]["committed"] == 10
@@ -175,14 +177,16 @@ def test_half_a_line_is_read_when_it_is_whole(under_way: tuple[Tree, Callable[..
 
 
 def test_watching_appends_a_line_for_what_changes_and_ends_with_the_run(
-    under_way: tuple[Tree, Callable[..., None]], type_command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    under_way: tuple[RunDirectory, Callable[..., None]],
+    type_command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tree, tell = under_way
+    directory, tell = under_way
     monkeypatch.setattr(cli_status, "WATCH_SECONDS", 0.1)
     looked, over = threading.Event(), threading.Event()
 
     def drive() -> None:
-        with hold(tree.root):
+        with hold(directory.root):
             looked.set()
             time.sleep(1.0)
             tell(4, committed(0))
@@ -192,22 +196,24 @@ def test_watching_appends_a_line_for_what_changes_and_ends_with_the_run(
     driver = threading.Thread(target=drive)
     driver.start()
     looked.wait(10)
-    typed = type_command("status", str(tree.root), "--watch")
+    typed = type_command("status", str(directory.root), "--watch")
     driver.join()
     assert typed.code == 0
     lines = typed.out.splitlines()
     assert lines[:2] == ["explore 10/40", "explore 12/40, 0.5 units/s, some 00:00:56 left"]
     assert lines[2] == "stopped"
-    assert f"to go on: daskpipe resume {tree.root}" in lines
-    states = [json.loads(line) for line in type_command("status", str(tree.root), "--watch", "--json").out.splitlines()]
+    assert f"to go on: daskpipe resume {directory.root}" in lines
+    states = [
+        json.loads(line) for line in type_command("status", str(directory.root), "--watch", "--json").out.splitlines()
+    ]
     assert [state["state"] for state in states] == ["stopped"]
 
 
-def test_watching_on_a_terminal_redraws_in_place(under_way: tuple[Tree, Callable[..., None]]) -> None:
-    tree, _ = under_way
+def test_watching_on_a_terminal_redraws_in_place(under_way: tuple[RunDirectory, Callable[..., None]]) -> None:
+    directory, _ = under_way
     ours, theirs = pty.openpty()
-    with hold(tree.root):
-        command = [sys.executable, "-m", "daskpipe", "status", str(tree.root), "--watch"]
+    with hold(directory.root):
+        command = [sys.executable, "-m", "daskpipe", "status", str(directory.root), "--watch"]
         process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
         os.close(theirs)
         seen = b""
@@ -227,11 +233,11 @@ def test_watching_on_a_terminal_redraws_in_place(under_way: tuple[Tree, Callable
 
 
 def test_names_do_not_reach_the_terminal_raw(
-    under_way: tuple[Tree, Callable[..., None]], type_command: Callable[..., Any]
+    under_way: tuple[RunDirectory, Callable[..., None]], type_command: Callable[..., Any]
 ) -> None:
-    tree, tell = under_way
-    with hold(tree.root):
+    directory, tell = under_way
+    with hold(directory.root):
         tell(3, Notice(message="host \x1b]0;title\x07 [red]n1[/] left out"))
-        out = type_command("status", str(tree.root)).out
+        out = type_command("status", str(directory.root)).out
     assert "\x1b" not in out
     assert "[red]n1[/] left out" in out

@@ -24,7 +24,7 @@ from daskpipe.config.saved import to_yaml
 from daskpipe.core.events import Event, Notice
 from daskpipe.engine.ledger import read_ledger
 from daskpipe.engine.manifests import units_of
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import key_of
 from daskpipe.pipeline import packing
 from daskpipe.pipeline.packing import versions
@@ -129,7 +129,7 @@ def test_a_complete_run_stays_complete(
     assert fsck(tmp_path / "run").findings == []
     # The same command goes on with it, too.
     assert computed(daskpipe.run("emt_alloy", SMALL, run_dir=tmp_path / "run", client=client)) == {}
-    starts = [event for event in read_ledger(Tree(tmp_path / "run")) if event["event"] == "RunStarted"]
+    starts = [event for event in read_ledger(RunDirectory(tmp_path / "run")) if event["event"] == "RunStarted"]
     assert [start["versions"]["ase"] for start in starts[-2:]] == [OTHER["ase"]] * 2
 
 
@@ -161,7 +161,9 @@ def test_a_complete_run_of_earlier_stages_stays_complete(
     # What is not whole is not complete: it is made again with today's stages, which begin with the dataset's removal.
     shutil.rmtree(made.dataset)
     assert computed(daskpipe.resume(made.run_dir, client=client))["store"] == 1
-    superseded = [event["stage"] for event in read_ledger(Tree(made.run_dir)) if event["event"] == "UnitSuperseded"]
+    superseded = [
+        event["stage"] for event in read_ledger(RunDirectory(made.run_dir)) if event["event"] == "UnitSuperseded"
+    ]
     assert stage in superseded
     assert {path for path in units if path.parents[2].name not in LATER} <= set(manifests(made.run_dir))
     assert fsck(made.run_dir).findings == []
@@ -177,7 +179,7 @@ def test_a_dataset_that_was_taken_away_is_made_again_by_one_unit(
     result = daskpipe.resume(tmp_path / "run", client=client)
     assert computed(result) == {"store": 1}
     assert arrays_of(result.dataset) == arrays_of(run.dataset)
-    (only,) = units_of(Tree(tmp_path / "run"), "store")
+    (only,) = units_of(RunDirectory(tmp_path / "run"), "store")
     attrs = xr.open_zarr(result.dataset).attrs
     assert attrs["dataset_key"] == only[1].unit.key
     assert json.loads(attrs["versions"])["zarr"] == OTHER["zarr"]

@@ -35,7 +35,7 @@ from daskpipe.config.load import load_config
 from daskpipe.config.saved import to_yaml
 from daskpipe.core.errors import ConfigError, InputError, IntegrityError, Rejection, printable
 from daskpipe.engine.commit import commit
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Unit, key_of
 from daskpipe.runs.run import Result
 
@@ -96,13 +96,13 @@ def test_the_bomb_is_live(tmp_path: Path) -> None:
 
 def test_an_object_array_in_a_unit_is_no_payload(canary: Path, tmp_path: Path) -> None:
     """Its manifest vouches for the bytes: who can write a run directory can do that."""
-    tree = Tree(tmp_path / "run")
-    tree.root.mkdir()
+    directory = RunDirectory(tmp_path / "run")
+    directory.root.mkdir()
     unit = Unit(stage="label", index=0, key=key_of("label", 1, {}, [], 0), n_inputs=1)
     data = io.BytesIO()
     np.savez(data, allow_pickle=True, positions=object_array(canary))
-    commit(tree.root, unit, Payload(arrays={}, n_out=1))
-    folder = tree.unit_dir("label", unit.key)
+    commit(directory.root, unit, Payload(arrays={}, n_out=1))
+    folder = directory.unit_dir("label", unit.key)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["payload.npz"] = {
         "size": len(data.getvalue()), "sha256": hashlib.sha256(data.getvalue()).hexdigest()
@@ -110,7 +110,7 @@ def test_an_object_array_in_a_unit_is_no_payload(canary: Path, tmp_path: Path) -
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "payload.npz").write_bytes(data.getvalue())
     with pytest.raises(ValueError, match="Object arrays cannot be loaded when allow_pickle=False"):
-        tree.load("label", unit.key)
+        directory.load("label", unit.key)
 
 
 def test_a_mapped_part_of_a_dataset_holds_no_objects(canary: Path, tmp_path: Path) -> None:
@@ -353,11 +353,11 @@ def test_a_run_goes_on_where_other_input_is_good(
     assert typed.code == 10, typed.err[-2000:]
     assert is_safe(typed.out)
     assert is_safe(typed.err)
-    tree = Tree(tmp_path / run)
-    rejected = {Path(item.structure).name.partition("#")[0]: item.reason for item in tree.quarantined()}
+    directory = RunDirectory(tmp_path / run)
+    rejected = {Path(item.structure).name.partition("#")[0]: item.reason for item in directory.quarantined()}
     assert rejected.keys() == bad.keys()
     assert all(reason in ("", rejected[name]) for name, reason in bad.items())
-    assert daskpipe.open_dataset(tree.dataset).sizes["structure"] == 2
+    assert daskpipe.open_dataset(directory.dataset).sizes["structure"] == 2
     # What it says to type next may be typed.
     for line in typed.out.partition("Next")[2].splitlines():
         if "daskpipe" in line and "\\x1b" not in line:
@@ -366,9 +366,9 @@ def test_a_run_goes_on_where_other_input_is_good(
         told = type_command(verb, run)
         assert told.code == (verb == "quality"), (verb, told.err)  # two structures are no good dataset
         assert is_safe(told.out + told.err), verb
-    assert is_safe((tree.root / "daskpipe.log").read_text())
+    assert is_safe((directory.root / "daskpipe.log").read_text())
     assert type_command("report", run).code == 0
-    page = (tree.root / "report.html").read_text()
+    page = (directory.root / "report.html").read_text()
     assert "&lt;script&gt;.xyz" in page
     assert "<script>.xyz" not in page
 
@@ -425,7 +425,7 @@ def test_a_quarantine_of_another_is_read_without_harm(text: str, run_dir: Path, 
     (run_dir / "quarantine").mkdir()
     (run_dir / "quarantine" / f"{'b' * 32}.json").write_text(text)
     with pytest.raises(IntegrityError, match="bbbb.json is not what was committed .*daskpipe fsck"):
-        Tree(run_dir).quarantined()
+        RunDirectory(run_dir).quarantined()
     typed = type_command("quarantine", run_dir)
     assert typed.code == 1
     assert "bbbb.json is no rejection. Type: daskpipe fsck" in typed.err

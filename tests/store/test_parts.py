@@ -16,7 +16,7 @@ from daskpipe.core.structures import concat, take
 from daskpipe.core.variables import VARIABLES, code_names
 from daskpipe.engine.commit import commit
 from daskpipe.engine.rows import arrays_of
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Receipt, Unit, key_of
 from daskpipe.store import open_dataset, pack, verify, writer
 from daskpipe.store.parts import Plan, chunk, sorted_run, union
@@ -182,9 +182,9 @@ def test_a_damaged_part_is_named(make_dataset, tmp_path, stage, name, damage):
     made = packed(tmp_path / "run", make_dataset(5), [], Split())
     (file,) = made.parent.glob(f"units/{stage}/*/*/{name}")
     file.write_bytes(file.read_bytes()[:-1]) if damage == "cut" else file.unlink()
-    tree = Tree(made.parent)
+    directory = RunDirectory(made.parent)
     with pytest.raises(IntegrityError, match=rf"{name} is not what was committed \(it"):
-        tree.file(stage, file.parent.name, name)
+        directory.file(stage, file.parent.name, name)
 
 
 def test_where_files_have_one_name_only_they_are_copied(make_dataset, tmp_path, monkeypatch):

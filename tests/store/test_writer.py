@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from daskpipe.core.errors import ConfigError, DiskError
 from daskpipe.core.structures import starts, take, to_atoms
 from daskpipe.core.variables import SCHEMA, VARIABLES, decode
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.store import open_dataset, pack, verify, write_dataset
 
 ATTRS = {"dataset_key": "k1", "seed": 3, "config": {"select": {"n": 64}, "elements": ["Cu", "Ag"]}}
@@ -234,7 +234,7 @@ def test_a_killed_writer_leaves_nothing_at_the_path(make_dataset, tmp_path):
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "dataset.zarr").exists()
     assert len(list(tmp_path.glob(".dataset-*.zarr"))) == 1
-    assert Tree(tmp_path).sweep() == 1
+    assert RunDirectory(tmp_path).sweep() == 1
     write_dataset(make_dataset(5), tmp_path / "dataset.zarr", attrs=ATTRS)
     assert verify(tmp_path / "dataset.zarr") == []
     assert sorted(os.listdir(tmp_path)) == ["dataset.zarr", "source.zarr"]

@@ -48,14 +48,14 @@ def write(target: Path | str, out: Path | str | None = None, *, verdict: Mapping
     from daskpipe.runs.report import facts
     from daskpipe.runs.report.contents import contents
     from daskpipe.runs.report.page import render
-    from daskpipe.engine.run_directory import Tree
+    from daskpipe.engine.run_directory import RunDirectory
     from daskpipe.core.files import write_atomically
 
     target = Path(target)
-    tree = Tree(target)
-    if tree.config.is_file():
-        held = contents(tree.dataset) if tree.dataset.exists() else None
-        found = facts.of_run(tree, held, verdict)
+    directory = RunDirectory(target)
+    if directory.config.is_file():
+        held = contents(directory.dataset) if directory.dataset.exists() else None
+        found = facts.of_run(directory, held, verdict)
         default = target / "report.html"
     elif (target / "zarr.json").is_file():
         held = contents(target)

@@ -6,7 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from daskpipe.runs.report.chart import COLOURS, Chart, escape_label, make_axis, make_count_axis, make_log_axis, round_numbers
+from daskpipe.runs.report.chart import (
+    COLOURS,
+    Chart,
+    escape_label,
+    make_axis,
+    make_count_axis,
+    make_log_axis,
+    round_numbers,
+)
 from daskpipe.runs.report.contents import Contents
 from daskpipe.runs.report.measures import PAIR_EDGES, Histogram
 

@@ -15,7 +15,7 @@ from daskpipe.engine.ledger import read_ledger
 from daskpipe.runs.report.frames import Frames, read_frames
 from daskpipe.runs.report.split_words import describe_splits, list_shares
 from daskpipe.engine.units import Receipt, Unit
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from daskpipe.runs.report.contents import Contents
@@ -112,7 +112,7 @@ class Facts:
     gate_command: str = ""
 
 
-def of_run(tree: Tree, contents: Contents | None, verdict: Mapping[str, Any] | None) -> Facts:
+def of_run(directory: RunDirectory, contents: Contents | None, verdict: Mapping[str, Any] | None) -> Facts:
     """Collect what a run directory tells; the run need not be complete.
 
     Raises
@@ -125,36 +125,36 @@ def of_run(tree: Tree, contents: Contents | None, verdict: Mapping[str, Any] | N
     from daskpipe.runs.status import status
 
     attributes = contents.attributes if contents else {}
-    events = read_ledger(tree)
-    units = _units(tree, events)
+    events = read_ledger(directory)
+    units = _units(directory, events)
     receipts = {stage: [receipt for _, receipt in found] for stage, found in units.items()}
     outs = {stage: sum(receipt.n_out for receipt in found) for stage, found in receipts.items()}
     inputs = {stage: sum(receipt.n_inputs for receipt in found) for stage, found in receipts.items()}
-    reasons = _reasons(tree)
+    reasons = _reasons(directory)
     selection = {}
     if units.get("select"):
-        selection = json.loads(tree.load("select", units["select"][0][0].key, ["report"])["report"].item())
-    config = tree.config.read_text()
+        selection = json.loads(directory.load("select", units["select"][0][0].key, ["report"])["report"].item())
+    config = directory.config.read_text()
     return Facts(
-        name=_name(config, tree.root),
-        target=str(tree.root),
+        name=_name(config, directory.root),
+        target=str(directory.root),
         kind="run",
         began=events[0]["at"] if events else None,
         ended=events[-1]["at"] if events else None,
-        state=status(tree.root)["state"],
+        state=status(directory.root)["state"],
         steps=_steps(outs, inputs, {(reason.stage, reason.reason): reason.n for reason in reasons}, selection),
         selection=selection,
         reasons=reasons,
         timings=_timings(events, receipts),
         n_starts=len({event["segment"] for event in events}),
-        frames=read_frames(tree, units),
+        frames=read_frames(directory, units),
         config=config,
-        provenance=_provenance(attributes, _potentials(tree, attributes)),
+        provenance=_provenance(attributes, _potentials(directory, attributes)),
         versions=_json(attributes, "versions"),
         split_rows=describe_splits(_json(attributes, "split_rule"), _json(attributes, "split_report")),
         split_shares=list_shares(_json(attributes, "split_report")),
         sources=_sources(attributes),
-        **_gate(tree.dataset, tree.root / "quality.json", contents, verdict),
+        **_gate(directory.dataset, directory.root / "quality.json", contents, verdict),
     )
 
 
@@ -193,7 +193,7 @@ def of_dataset(contents: Contents, verdict: Mapping[str, Any] | None) -> Facts:
 # --- counts -----------------------------------------------------------------------------------------
 
 
-def _units(tree: Tree, events: list[dict[str, Any]]) -> dict[str, list[tuple[Unit, Receipt]]]:
+def _units(directory: RunDirectory, events: list[dict[str, Any]]) -> dict[str, list[tuple[Unit, Receipt]]]:
     """Units of the run by stage and in order.
 
     Where units of an earlier version of a stage are left, the newest of each number count, up to as many as were
@@ -201,7 +201,7 @@ def _units(tree: Tree, events: list[dict[str, Any]]) -> dict[str, list[tuple[Uni
     """
     planned = {event["stage"]: event["n_units"] for event in events if event["event"] == "StageStarted"}
     newest: dict[str, dict[int, tuple[float, Unit, Receipt]]] = {}
-    for file in tree.manifests():
+    for file in directory.manifests():
         try:
             written, manifest = file.stat().st_mtime, json.loads(file.read_bytes())
         except FileNotFoundError:  # taken away by a release or an fsck beside this
@@ -215,11 +215,11 @@ def _units(tree: Tree, events: list[dict[str, Any]]) -> dict[str, list[tuple[Uni
     return {stage: [found[index][1:] for index in sorted(found)] for stage, found in newest.items()}
 
 
-def _reasons(tree: Tree) -> list[Reason]:
+def _reasons(directory: RunDirectory) -> list[Reason]:
     """Rejections by stage and reason, in the order of the stages, with the first of each."""
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], list[Rejection]] = {}
-    for rejection in _rejections(tree):
+    for rejection in _rejections(directory):
         kind = (rejection.stage, rejection.reason)
         counts[kind] += 1
         if len(examples.setdefault(kind, [])) < EXAMPLES:
@@ -232,10 +232,10 @@ def _reasons(tree: Tree) -> list[Reason]:
     ]
 
 
-def _rejections(tree: Tree) -> Iterator[Rejection]:
+def _rejections(directory: RunDirectory) -> Iterator[Rejection]:
     # One at a time: each holds geometries, and there may be many.
-    for file in tree.quarantine_files():
-        yield tree.held(file)
+    for file in directory.quarantine_files():
+        yield directory.held(file)
 
 
 def _steps(
@@ -324,9 +324,9 @@ def _json(attributes: Mapping[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def _potentials(tree: Tree | None, attributes: Mapping[str, Any]) -> dict[str, str]:
+def _potentials(directory: RunDirectory | None, attributes: Mapping[str, Any]) -> dict[str, str]:
     """Name and hash of each model, by what it did."""
-    record = tree.root / "potentials.json" if tree else None
+    record = directory.root / "potentials.json" if directory else None
     if record and record.is_file():
         read = json.loads(record.read_text())
         return {f"{stage} with": f"{found['name']}, sha256 {found['hash']}" for stage, found in read.items()}

@@ -9,7 +9,7 @@ import numpy as np
 
 from daskpipe.core.seeds import order_by_hash
 from daskpipe.engine.units import Receipt, Unit
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 
 FRAME_POOL = 50_000
 FRAME_SAMPLE = 3_000
@@ -46,7 +46,7 @@ class Frames:
     n_picks: int
 
 
-def read_frames(tree: Tree, units: Mapping[str, list[tuple[Unit, Receipt]]]) -> Frames | None:
+def read_frames(directory: RunDirectory, units: Mapping[str, list[tuple[Unit, Receipt]]]) -> Frames | None:
     """Read features of frames that are chosen by the hashes of their units and of their ids.
 
     Returns
@@ -62,8 +62,8 @@ def read_frames(tree: Tree, units: Mapping[str, list[tuple[Unit, Receipt]]]) -> 
     for unit, _ in sorted(described, key=lambda pair: pair[0].key):
         if sum(len(rows) for rows in features) >= FRAME_POOL:
             break
-        loaded = tree.load("explore", unit.upstream[1], ["structure_id"], optional=["step"])
-        features.append(tree.load("describe", unit.key, ["features"])["features"])
+        loaded = directory.load("explore", unit.upstream[1], ["structure_id"], optional=["step"])
+        features.append(directory.load("describe", unit.key, ["features"])["features"])
         ids.append(loaded["structure_id"])
         steps.append(loaded.get("step", np.full(len(ids[-1]), -1)))
     if not features or features[0].shape[1] < 2:
@@ -72,10 +72,10 @@ def read_frames(tree: Tree, units: Mapping[str, list[tuple[Unit, Receipt]]]) -> 
     order = order_by_hash(0, "report", pool_ids)[:FRAME_SAMPLE]
     picks = np.zeros((0, pool.shape[1]), dtype=np.float32)
     if units.get("select"):
-        picks = tree.load("select", units["select"][0][0].key, ["features"])["features"]
+        picks = directory.load("select", units["select"][0][0].key, ["features"])["features"]
     random = pool[order_by_hash(0, "report random", pool_ids)[: len(picks)]]
     fits = units.get("describe-fit", [])
-    explained = tree.load("describe-fit", fits[0][0].key, ["explained"])["explained"][:2].tolist() if fits else []
+    explained = directory.load("describe-fit", fits[0][0].key, ["explained"])["explained"][:2].tolist() if fits else []
     return Frames(
         points=pool[order, :2],
         seeds=pool[order, :2][np.concatenate(steps)[order] == 0],

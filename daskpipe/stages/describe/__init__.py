@@ -1,6 +1,6 @@
 """Describe: frames to features, chunked Dask arrays.
 
-Needs: frames in the unit tree; the elements that occur.
+Needs: frames in the run directory; the elements that occur.
 Makes: a float32 array (structure, feature) whose chunks are the exploration units; with ``level: atom`` another one
     (atom, feature) beside it; and the reduction (mean and principal axes of a hash-chosen sample) that all share.
 Plugins: entry-point group ``daskpipe.descriptors``; their kit is `daskpipe.testing.check_descriptor`.

@@ -191,7 +191,7 @@ def ensemble_of(seed: Atoms, dynamics: Dynamics) -> str:
 
 
 def load_seeds(root: Path, pieces: Sequence[Rows], conditions: Sequence[Condition]) -> list[Atoms]:
-    """Read one partition of seeds from the unit tree and give each its condition."""
+    """Read one partition of seeds from the run directory and give each its condition."""
     from daskpipe.core.structures import to_atoms
 
     ds = read_rows(root, pieces)

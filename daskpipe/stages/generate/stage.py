@@ -17,7 +17,7 @@ from daskpipe.core.errors import ConfigError, Rejection
 from daskpipe.core.seeds import stream
 from daskpipe.core.structures import copy_arrays, from_atoms, hex_ids, round_positions
 from daskpipe.engine.rows import Rows, arrays_of, read_unit
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload
 from daskpipe.stages.generate import ENUMERATED, GENERATORS
 from daskpipe.stages.generate.checks import Limits, check, system_type
@@ -208,7 +208,7 @@ def elements(root: Path, keys: list[str]) -> list[str]:
     """Symbols of the elements that occur in units of frames, sorted."""
     from ase.data import chemical_symbols
 
-    units = [Tree(root).load("explore", key, ["numbers"])["numbers"] for key in keys]
+    units = [RunDirectory(root).load("explore", key, ["numbers"])["numbers"] for key in keys]
     numbers = np.unique(np.concatenate([np.unique(unit) for unit in units]))
     return sorted(chemical_symbols[number] for number in numbers.tolist())
 

@@ -74,11 +74,11 @@ def label_partition(
 
 
 def load_picks(root: Path, pieces: list[Rows], select_key: str, start: int, stop: int) -> list[Atoms]:
-    """Read picks `start` to `stop` from the unit tree, with their features, stratum and reason."""
-    from daskpipe.engine.run_directory import Tree
+    """Read picks `start` to `stop` from the run directory, with their features, stratum and reason."""
+    from daskpipe.engine.run_directory import RunDirectory
 
     ds = read_rows(root, pieces)
-    picks = Tree(root).load("select", select_key, ["features", "cluster", "selection_reason"])
+    picks = RunDirectory(root).load("select", select_key, ["features", "cluster", "selection_reason"])
     frames = []
     for index in range(stop - start):
         atoms = to_atoms(ds, index)

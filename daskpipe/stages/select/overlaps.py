@@ -11,7 +11,7 @@ from daskpipe.core.geometry import overlap
 from daskpipe.core.structures import atom_rows, starts
 
 if TYPE_CHECKING:
-    from daskpipe.engine.run_directory import Tree
+    from daskpipe.engine.run_directory import RunDirectory
 
 LEAST_DISTANCE = 0.6
 """Least distance of two atoms, in sums of their covalent radii: what ``generate.limits.min_distance`` is by default."""
@@ -19,12 +19,14 @@ LEAST_DISTANCE = 0.6
 COLUMNS = ("n_atoms", "numbers", "positions", "cell", "pbc", "step")
 
 
-def find_overlaps(tree: Tree, units: Sequence[tuple[str, str]], picks: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def find_overlaps(
+    directory: RunDirectory, units: Sequence[tuple[str, str]], picks: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
     """Look for picks whose atoms overlap.
 
     Parameters
     ----------
-    tree
+    directory
         Run directory that holds the frames.
     units
         File of the frames, and key, of each unit of the stage ``explore``.
@@ -41,7 +43,7 @@ def find_overlaps(tree: Tree, units: Sequence[tuple[str, str]], picks: Mapping[s
     found: list[str] = []
     for unit in np.unique(picks["unit"]).tolist():
         path, key = units[unit]
-        frames = tree.load("explore", key, COLUMNS)
+        frames = directory.load("explore", key, COLUMNS)
         first = starts(frames["n_atoms"])
         for row in picks["row"][picks["unit"] == unit].tolist():
             atoms = atom_rows(first[row : row + 1], frames["n_atoms"][row : row + 1])

@@ -1,4 +1,4 @@
-"""Selection as one unit: features stream from the unit tree through a Dask array, a chunk at a time."""
+"""Selection as one unit: features stream from the run directory through a Dask array, a chunk at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from daskpipe.core import seeds
 from daskpipe.core.errors import ConfigError
 from daskpipe.core.structures import STATE_VARIABLES, electronic_states
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload
 from daskpipe.stages.select import SELECTORS
 from daskpipe.stages.select.blocks import Blocks
@@ -174,7 +174,7 @@ def _frames(root: Path, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np
     states: dict[bytes, int] = {}
     state: list[int] = []
     for key in keys:
-        unit = Tree(root).load(
+        unit = RunDirectory(root).load(
             "explore", key, ["structure_id", "n_atoms", "numbers"], optional=["candidate", *STATE_VARIABLES]
         )
         state += [states.setdefault(item, len(states)) for item in electronic_states(unit)]
@@ -197,16 +197,20 @@ def _frames(root: Path, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np
 
 def features_of(root: Path, stage: str, keys: Sequence[str]) -> np.ndarray | None:
     """Return the features that units of a stage hold, shape (structure, feature); None if there are no units."""
-    return np.concatenate([Tree(root).load(stage, key, ["features"])["features"] for key in keys]) if keys else None
+    return (
+        np.concatenate([RunDirectory(root).load(stage, key, ["features"])["features"] for key in keys])
+        if keys
+        else None
+    )
 
 
 def feature_table(root: Path, features: Sequence[tuple[str, int]], dims: int) -> da.Array:
-    """Return the features in the unit tree as a lazy Dask array, shape (frame, feature), float32."""
+    """Return the features in the run directory as a lazy Dask array, shape (frame, feature), float32."""
     return _table(root, "features", features, dims)
 
 
 def atom_table(root: Path, features: Sequence[tuple[str, int]], n_atoms: np.ndarray) -> da.Array:
-    """Return the atoms' features in the unit tree as a lazy Dask array, shape (atom, feature), float32.
+    """Return the atoms' features in the run directory as a lazy Dask array, shape (atom, feature), float32.
 
     `n_atoms` holds the atoms of each frame, shape (frame,). The number of features is that of the first unit.
     """
@@ -236,7 +240,7 @@ def _load(root: Path, key: str, name: str) -> np.ndarray:
         If the unit does not hold it.
     """
     try:
-        return Tree(root).load("describe", key, [name])[name]
+        return RunDirectory(root).load("describe", key, [name])[name]
     except KeyError:
         raise ValueError(
             f"description unit {key} holds no {name!r}; method 'environments' needs the features of atoms, "

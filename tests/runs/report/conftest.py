@@ -15,7 +15,7 @@ from report_samples import FRACTIONS, HOSTILE, N_STRUCTURES, structure
 import daskpipe
 from daskpipe.core.errors import Rejection
 from daskpipe.core.structures import from_atoms
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.store import pack
 
 
@@ -51,7 +51,7 @@ def run_dir(reference: daskpipe.Result, tmp_path_factory: pytest.TempPathFactory
         Rejection(stage="generate", structure=f"files/{HOSTILE}.xyz", reason="unreadable", evidence=f"found {HOSTILE}"),
         Rejection(stage="explore", structure="0f" * 16, reason="force", evidence="120 eV/Å", details={"step": 7}),
     ]
-    Tree(path).quarantine(rejections)
+    RunDirectory(path).quarantine(rejections)
     return path
 
 

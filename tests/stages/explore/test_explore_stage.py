@@ -240,7 +240,7 @@ def test_bag_is_lazy_and_partition_size_does_not_matter(partition_size):
 
 
 def stored(tmp_path) -> list[Rows]:
-    """Four seeds in the tree: bulk, slab, cluster, bulk."""
+    """Four seeds in the directory: bulk, slab, cluster, bulk."""
     seeds = [seed(crystal("Cu")), seed(slab()), seed(cluster("Pd")), seed(crystal("Au"))]
     key = key_of("generate", 1, {}, [], 0)
     unit = Unit(stage="generate", index=0, key=key, n_inputs=len(seeds))

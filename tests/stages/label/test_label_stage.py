@@ -9,7 +9,7 @@ from ase.calculators.emt import EMT
 from daskpipe.core.structures import from_atoms, round_positions, structure_id
 from daskpipe.engine.commit import commit
 from daskpipe.engine.rows import Rows, arrays_of
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Unit, key_of
 from daskpipe.potentials import Potential, build
 from daskpipe.stages.label.settings import LabelChecks
@@ -164,7 +164,7 @@ def test_features_stratum_and_reason_come_along(tmp_path):
     labelled = run(loaded)
     unit = Unit(stage="label", index=0, key=key_of("label", 1, {}, [], 0), n_inputs=3)
     commit(tmp_path, unit, labelled)
-    found = Tree(tmp_path).load("label", unit.key)
+    found = RunDirectory(tmp_path).load("label", unit.key)
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array[start:])
         assert found[name].dtype.kind == array.dtype.kind

@@ -6,7 +6,7 @@ import pytest
 from daskpipe.core.errors import ConfigError
 from daskpipe.core.structures import as_void
 from daskpipe.engine.commit import commit
-from daskpipe.engine.run_directory import Tree
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Unit, key_of
 from daskpipe.stages.select.settings import Select
 from daskpipe.stages.select.stage import VERSION, feature_table, select
@@ -258,6 +258,6 @@ def test_payload_can_be_committed(tmp_path):
     payload = run(tmp_path, table(), (60,), Select(n=5))
     key = key_of("select", VERSION, {}, [], 0)
     commit(tmp_path, Unit(stage="select", index=0, key=key, n_inputs=N_FRAMES), payload)
-    loaded = Tree(tmp_path).load("select", key)
+    loaded = RunDirectory(tmp_path).load("select", key)
     for name, array in payload.arrays.items():
         np.testing.assert_array_equal(loaded[name], array)

@@ -1,0 +1,1 @@
+"""Start, resume, watch, cancel, plan, check and report runs."""

@@ -1,0 +1,96 @@
+"""Report what is wrong in a run directory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from itertools import batched
+from pathlib import Path
+from shlex import quote
+from typing import Any
+from daskpipe.config import models as configs
+from daskpipe.config import saved
+from daskpipe.core.errors import ConfigError, InputError, Rejection
+from daskpipe.stages.generate import ENUMERATED
+from daskpipe.engine.manifests import ORDER, Manifest, entries, ledger_lines, parsed, read_manifest
+from daskpipe.runs.quarantine import held, standing_on
+from daskpipe.core.shared_disk import disk_error
+from daskpipe.engine.units import Unit
+from daskpipe.engine.run_directory import RunDirectory
+from daskpipe.core.files import TEMPORARY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something that is not as it should be.
+
+    Parameters
+    ----------
+    path
+        Of the file or folder, from the run directory on.
+    expected, found
+        What should be there, and what is.
+    unit
+        The unit that it belongs to, in words; empty if to none.
+    aside
+        What `fsck` with ``mend=True`` moves to ``damaged/``; empty if it mends in another way.
+    """
+
+    path: str
+    expected: str
+    found: str
+    unit: str = ""
+    aside: str = ""
+
+    def __str__(self) -> str:
+        of_unit = f" of {self.unit}" if self.unit else ""
+        return f"{self.path}{of_unit}: expected {self.expected}, found {self.found}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `fsck` saw.
+
+    Parameters
+    ----------
+    run_dir, rehashed
+        Where, and whether every byte was read.
+    stages
+        Per stage: units, inputs, outputs, rejected and, where the plan is known, pending inputs.
+    findings
+        What is wrong.
+    leftovers
+        What attempts left behind, and what was moved aside: path, bytes, what it is. None of it does harm.
+    waiting
+        Units that were moved aside and are not made again yet.
+    mended
+        What was done about findings, in words.
+    """
+
+    run_dir: Path
+    rehashed: bool
+    stages: dict[str, dict[str, int | None]]
+    findings: list[Finding]
+    leftovers: list[dict[str, Any]]
+    waiting: list[str]
+    mended: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as JSON types."""
+        findings = [{**asdict(found), "says": str(found)} for found in self.findings]
+        made = {"run_dir": str(self.run_dir), "clean": not self.findings, "findings": findings, "next": self.next}
+        return {**asdict(self), **made}
+
+    @property
+    def next(self) -> list[str]:
+        """Commands to type."""
+        run = quote(str(self.run_dir))
+        if self.findings and not self.mended:
+            return [f"daskpipe fsck {run} --rehash --mend", f"daskpipe resume {run}"]
+        return [f"daskpipe resume {run}"] if self.findings or self.waiting or self.mended else []
