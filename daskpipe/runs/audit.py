@@ -1,7 +1,6 @@
-"""Whether a run directory is what its units committed.
+"""Audit a run directory: compare what lies there with what its units committed.
 
-Truth is the run directory: each unit is compared with its manifest, and the ledger, the quarantine and the dataset with the
-units. One pass streams the units; memory holds a number for each and a digest for each rejection.
+Each unit is compared with its manifest, and the ledger, the quarantine and the dataset with the units. One pass streams the units; memory holds a number for each and a digest for each rejection.
 """
 
 from __future__ import annotations
@@ -13,23 +12,21 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from itertools import batched
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from daskpipe.config import models as configs
 from daskpipe.config import saved
 from daskpipe.core.errors import ConfigError, InputError, Rejection
-from daskpipe.stages.generate import ENUMERATED
-from daskpipe.engine.manifests import ORDER, Manifest, entries, ledger_lines, parsed, read_manifest
-from daskpipe.runs.quarantine import held, standing_on
-from daskpipe.core.shared_disk import disk_error
-from daskpipe.engine.units import Unit
-from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.core.files import TEMPORARY
+from daskpipe.core.shared_disk import disk_error
+from daskpipe.engine.manifests import ORDER, Manifest, entries, ledger_lines, parsed, read_manifest
+from daskpipe.engine.run_directory import RunDirectory
+from daskpipe.engine.units import Unit
 from daskpipe.runs.findings import Finding, Report
+from daskpipe.runs.quarantine import held, standing_on
+from daskpipe.stages.generate import ENUMERATED
 
 THREADS = 2
 """Threads that read units; hashing leaves the interpreter free."""
@@ -312,8 +309,8 @@ class Look:
                 yield Finding(path=path, expected="no file that no unit explains", found=found, aside=path)
 
     def _dataset(self, suspicious: bool) -> Iterator[Finding]:
-        from daskpipe.store import verify
         from daskpipe.core.variables import read_root
+        from daskpipe.store import verify
 
         if not self.directory.dataset.exists():
             return

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from shlex import quote
 
 from daskpipe.config.models import Config, part_of
-from daskpipe.core.validation import in_bytes
 from daskpipe.core.errors import Interrupted
 from daskpipe.core.events import Event, StageStarted, UnitCommitted, UnitGivenUp, UnitLost, UnitYielded
+from daskpipe.core.validation import in_bytes
 from daskpipe.engine.ledger import Reader
 from daskpipe.engine.manifests import ORDER
 from daskpipe.engine.run_directory import RunDirectory

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from daskpipe.cluster.submitted_jobs import Submission, record_submission, recorded
+from daskpipe.core.errors import ClusterError, DaskpipeError
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import lease
 from daskpipe.runs.detached import Record, forget, read, site_of_kind, waiting
-from daskpipe.core.errors import ClusterError, DaskpipeError
-from daskpipe.cluster.submitted_jobs import Submission, record_submission, recorded
-from daskpipe.engine.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from daskpipe.cluster.job_commands import Cancelled

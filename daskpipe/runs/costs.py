@@ -2,55 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import math
-import os
-import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-import numpy as np
+
 import daskpipe.store.stage as storing
-from daskpipe.stages import describe
-from daskpipe.runs.budget import HOUR, limits, size_in_words
 from daskpipe.config.models import Config, part_of
-from daskpipe.stages.describe.catalogue import per_atom
 from daskpipe.stages.describe.stage import FIT
-from daskpipe.stages.explore.stage import conditions, ensemble_of
-from daskpipe.stages.explore.timesteps import timestep_of, too_long
-from daskpipe.stages.generate.stage import FILES, Request, generate_partition, requests
-from daskpipe.pipeline.steps import devices
-from daskpipe.cluster.sites import site_of
+from daskpipe.stages.explore.stage import conditions
 from daskpipe.store.writer import ATOM_CHUNK, STRUCTURE_CHUNK
-import shutil
-import statistics
-import tempfile
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from daskpipe.cluster.connect import check as check_cluster
-from daskpipe.cluster.connect import connect
-from daskpipe.engine.settings import Budget
-from daskpipe.core.errors import DiskError
-from daskpipe.core.events import Emit, Event, UnitCommitted, fan_out
-from daskpipe.stages.generate.stage import Request, requests
-from daskpipe.cluster.joining import join
-from daskpipe.engine.ledger import Ledger
-from daskpipe.pipeline.run_pipeline import run_pipeline
-from daskpipe.engine.dask_pool import CPU, GPU, Workers, gpu_stages, offers
-from daskpipe.runs.run import prepare
-from daskpipe.store.quality.gate import judge
-from daskpipe.engine.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from distributed import Client
-    from daskpipe.potentials import Identity
-    from ase import Atoms
-
-    from daskpipe.stages.explore.settings import Dynamics
+    pass
 
 
 @dataclass(frozen=True)

@@ -19,19 +19,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskpipe.runs import lease
-from daskpipe.core.errors import ClusterError, ConfigError, Interrupted
-from daskpipe.core.shared_disk import disk_time
 from daskpipe.cluster.submitted_jobs import Submission, tag
-from daskpipe.engine.run_directory import RunDirectory
+from daskpipe.core.errors import ClusterError, ConfigError, Interrupted
 from daskpipe.core.files import write_atomically
+from daskpipe.core.shared_disk import disk_time
+from daskpipe.engine.run_directory import RunDirectory
+from daskpipe.runs import lease
 
 if TYPE_CHECKING:
-    from daskpipe.config.models import Config
     from daskpipe.cluster.settings import Cluster
+    from daskpipe.cluster.sites import Site
+    from daskpipe.config.models import Config
     from daskpipe.core.events import Emit
     from daskpipe.runs.run import Result
-    from daskpipe.cluster.sites import Site
 
 TRIES = 6
 """How often the successor of a driver is submitted to a queue that does not take it."""
@@ -195,8 +195,8 @@ def drive(run_dir: Path | str, token: str, subscribers: Iterable[Emit] = ()) -> 
     Interrupted
         If the job ends soon and the next one goes on.
     """
-    from daskpipe.runs import run as runs
     from daskpipe.cluster.settings import Cluster
+    from daskpipe.runs import run as runs
 
     root = Path(run_dir).absolute()
     record = read(root)
@@ -251,8 +251,7 @@ def _submit_patiently(root: Path, cluster: Cluster, overrides: Sequence[str], fr
 
 def _submit(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int = 0) -> Record:
     """Record and submit a job that resumes a run; it may begin before this returns."""
-    from daskpipe.cluster import sites
-    from daskpipe.cluster import job_script
+    from daskpipe.cluster import job_script, sites
     from daskpipe.cluster.job_commands import NoJobIdError, words_of
 
     site = sites.site_of(cluster)

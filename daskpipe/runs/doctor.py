@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from daskpipe.core.errors import ConfigError, DaskpipeError
 from daskpipe.cluster.sites import known_sites, read_site
+from daskpipe.core.errors import ConfigError, DaskpipeError
 
 # PBS and SGE both submit with qsub.
 SCHEDULERS = {

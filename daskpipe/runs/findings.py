@@ -2,28 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import stat
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from itertools import batched
 from pathlib import Path
 from shlex import quote
 from typing import Any
-from daskpipe.config import models as configs
-from daskpipe.config import saved
-from daskpipe.core.errors import ConfigError, InputError, Rejection
-from daskpipe.stages.generate import ENUMERATED
-from daskpipe.engine.manifests import ORDER, Manifest, entries, ledger_lines, parsed, read_manifest
-from daskpipe.runs.quarantine import held, standing_on
-from daskpipe.core.shared_disk import disk_error
-from daskpipe.engine.units import Unit
-from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.core.files import TEMPORARY
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from daskpipe.runs import lease
 from daskpipe.core.errors import ConfigError
 from daskpipe.core.events import UnitForgotten
-from daskpipe.runs.audit import DAMAGED, Look
-from daskpipe.runs.findings import Finding, Report
+from daskpipe.core.files import write_atomically
 from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.manifests import ORDER, units_of
-from daskpipe.runs.quarantine import forget, standing_on
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.core.files import write_atomically
+from daskpipe.runs import lease
+from daskpipe.runs.audit import DAMAGED, Look
+from daskpipe.runs.findings import Finding, Report
+from daskpipe.runs.quarantine import forget, standing_on
 
 
 def fsck(run_dir: Path | str, *, rehash: bool = False, mend: bool = False) -> Report:

@@ -29,8 +29,8 @@ from typing import Any
 
 from daskpipe.core.deadline import seconds_left
 from daskpipe.core.errors import ConfigError, DaskpipeError, Interrupted
-from daskpipe.core.shared_disk import disk_time, explained, numbered_files
 from daskpipe.core.files import write_atomically
+from daskpipe.core.shared_disk import disk_time, explained, numbered_files
 
 LEASE_SECONDS = float(os.environ.get("DASKPIPE_LEASE_SECONDS", "60"))
 """Time without renewal after which a driver counts as dead. Each lease says its own, so drivers need not agree."""

@@ -8,31 +8,29 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import daskpipe.store.stage as storing
-from daskpipe.stages import describe
+from daskpipe.cluster.sites import site_of
+from daskpipe.config.models import Config
+from daskpipe.pipeline.steps import devices
 from daskpipe.runs.budget import HOUR, limits, size_in_words
-from daskpipe.config.models import Config, part_of
+from daskpipe.runs.costs import Line, counts
+from daskpipe.stages import describe
 from daskpipe.stages.describe.catalogue import per_atom
 from daskpipe.stages.describe.stage import FIT
-from daskpipe.stages.explore.stage import conditions, ensemble_of
+from daskpipe.stages.explore.stage import ensemble_of
 from daskpipe.stages.explore.timesteps import timestep_of, too_long
 from daskpipe.stages.generate.stage import FILES, Request, generate_partition, requests
-from daskpipe.pipeline.steps import devices
-from daskpipe.cluster.sites import site_of
-from daskpipe.store.writer import ATOM_CHUNK, STRUCTURE_CHUNK
-from daskpipe.runs.costs import Line, counts
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from daskpipe.stages.explore.settings import Dynamics
     from daskpipe.runs.costs import Measured
+    from daskpipe.stages.explore.settings import Dynamics
 
 SAMPLE = 16
 """Seeds that are really generated to learn how large they are."""

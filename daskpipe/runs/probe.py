@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,22 +25,21 @@ import numpy as np
 import daskpipe.store.stage as storing
 from daskpipe.cluster.connect import check as check_cluster
 from daskpipe.cluster.connect import connect
+from daskpipe.cluster.joining import join
 from daskpipe.config.models import Config
-from daskpipe.engine.settings import Budget
 from daskpipe.core.errors import DiskError
 from daskpipe.core.events import Emit, Event, UnitCommitted, fan_out
+from daskpipe.engine.dask_pool import CPU, GPU, Workers, gpu_stages, offers
+from daskpipe.engine.ledger import Ledger
+from daskpipe.engine.run_directory import RunDirectory
+from daskpipe.engine.settings import Budget
+from daskpipe.pipeline.run_pipeline import run_pipeline
+from daskpipe.pipeline.steps import devices
+from daskpipe.runs.costs import Count, Line, Measured, Rate, counts
+from daskpipe.runs.run import prepare
 from daskpipe.stages.explore.stage import conditions
 from daskpipe.stages.generate.stage import Request, requests
-from daskpipe.cluster.joining import join
-from daskpipe.engine.ledger import Ledger
-from daskpipe.pipeline.steps import devices
-from daskpipe.pipeline.run_pipeline import run_pipeline
-from daskpipe.engine.dask_pool import CPU, GPU, Workers, gpu_stages, offers
-from daskpipe.runs.costs import Count, Line, counts
-from daskpipe.runs.run import prepare
 from daskpipe.store.quality.gate import judge
-from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.runs.costs import Measured, Rate
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from daskpipe.runs import lease
 from daskpipe.core.errors import MOST_LISTED, ConfigError, IntegrityError, Rejection, unknown
 from daskpipe.core.events import Emit, UnitForgotten
+from daskpipe.core.outputs import remove
 from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.manifests import ORDER, parsed, units_of
-from daskpipe.core.outputs import remove
-from daskpipe.engine.units import Unit
 from daskpipe.engine.run_directory import RunDirectory
+from daskpipe.engine.units import Unit
+from daskpipe.runs import lease
 
 DUPLICATE = "generate/duplicate"
 """Seeds that equal an earlier one. No unit rejected them, so trying again would not change them."""

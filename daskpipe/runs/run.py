@@ -10,31 +10,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskpipe.config import models as configs
-from daskpipe.config.load import changed, load_config
-from daskpipe.config import saved
-from daskpipe.cluster import settings
 from daskpipe import potentials
-from daskpipe.stages import describe
-from daskpipe.engine.attempts import given_up
-from daskpipe.runs.budget import BudgetKeeper
+from daskpipe.cluster import settings
 from daskpipe.cluster.connect import check as check_cluster
 from daskpipe.cluster.connect import connect
-from daskpipe.pipeline.completed import read_completed
+from daskpipe.cluster.joining import join
+from daskpipe.config import saved
+from daskpipe.config.load import changed, load_config
 from daskpipe.config.models import Config
 from daskpipe.core.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, reasons
 from daskpipe.core.events import Emit, Notice, RunFinished, fan_out
-from daskpipe.stages.generate.stage import requests
-from daskpipe.cluster.joining import join
-from daskpipe.runs.lease import Lease, WalltimeNear, hold
-from daskpipe.engine.ledger import Ledger
-from daskpipe.pipeline.steps import content_of
-from daskpipe.pipeline.run_pipeline import run_pipeline
+from daskpipe.core.files import write_atomically
 from daskpipe.core.shared_disk import FORBIDDEN, disk_error
+from daskpipe.engine.attempts import given_up
+from daskpipe.engine.ledger import Ledger
+from daskpipe.engine.run_directory import RunDirectory
+from daskpipe.pipeline.completed import read_completed
+from daskpipe.pipeline.run_pipeline import run_pipeline
+from daskpipe.pipeline.steps import content_of
+from daskpipe.runs.budget import BudgetKeeper
+from daskpipe.runs.lease import Lease, WalltimeNear, hold
+from daskpipe.stages import describe
+from daskpipe.stages.generate.stage import requests
 from daskpipe.store.quality.gate import judge
 from daskpipe.store.quality.verdict import Outcome, Verdict
-from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.core.files import write_atomically
 
 if TYPE_CHECKING:
     from distributed import Client

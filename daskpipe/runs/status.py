@@ -9,11 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from daskpipe.runs import detached
-from daskpipe.runs import lease
 from daskpipe.core.errors import reasons
 from daskpipe.engine.ledger import Reader
 from daskpipe.engine.run_directory import RunDirectory
+from daskpipe.runs import detached, lease
 
 ASK_SECONDS = 30.0
 """Time between two questions to the queue of a driver that waits in it: it serves all users of the site."""

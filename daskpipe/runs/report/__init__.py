@@ -44,12 +44,12 @@ def write(target: Path | str, out: Path | str | None = None, *, verdict: Mapping
     IntegrityError
         If a committed unit of the run is not what was committed.
     """
+    from daskpipe.core.files import write_atomically
     from daskpipe.core.outputs import resolve_output
+    from daskpipe.engine.run_directory import RunDirectory
     from daskpipe.runs.report import facts
     from daskpipe.runs.report.contents import contents
     from daskpipe.runs.report.page import render
-    from daskpipe.engine.run_directory import RunDirectory
-    from daskpipe.core.files import write_atomically
 
     target = Path(target)
     directory = RunDirectory(target)

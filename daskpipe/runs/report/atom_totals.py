@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.runs.report.measures import FORCE_EDGES
 from daskpipe.core.structures import cut
+from daskpipe.runs.report.measures import FORCE_EDGES
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from daskpipe.core.constants import GPA
+from daskpipe.core.seeds import order_by_hash
 from daskpipe.runs.report.atom_totals import AtomTotals, add_up_atoms, subtract_fit
 from daskpipe.runs.report.measures import (
     Histogram,
@@ -18,8 +20,6 @@ from daskpipe.runs.report.measures import (
     histogram,
     pair_distances,
 )
-from daskpipe.core.seeds import order_by_hash
-from daskpipe.core.constants import GPA
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from daskpipe.core.errors import InputError, Rejection
 from daskpipe.engine.ledger import read_ledger
+from daskpipe.engine.run_directory import RunDirectory
+from daskpipe.engine.units import Receipt, Unit
 from daskpipe.runs.report.frames import Frames, read_frames
 from daskpipe.runs.report.split_words import describe_splits, list_shares
-from daskpipe.engine.units import Receipt, Unit
-from daskpipe.engine.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from daskpipe.runs.report.contents import Contents

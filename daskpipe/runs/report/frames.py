@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from daskpipe.core.seeds import order_by_hash
-from daskpipe.engine.units import Receipt, Unit
 from daskpipe.engine.run_directory import RunDirectory
+from daskpipe.engine.units import Receipt, Unit
 
 FRAME_POOL = 50_000
 FRAME_SAMPLE = 3_000

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from daskpipe.runs.outcome_lines import KEPT_TOGETHER
 from daskpipe.core.variables import SPLITS
+from daskpipe.runs.outcome_lines import KEPT_TOGETHER
 
 WORDS = {
     "split_by": "kept together",
