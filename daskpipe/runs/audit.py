@@ -1,6 +1,7 @@
 """Audit a run directory: compare what lies there with what its units committed.
 
-Each unit is compared with its manifest, and the ledger, the quarantine and the dataset with the units. One pass streams the units; memory holds a number for each and a digest for each rejection.
+Each unit is compared with its manifest, and the ledger, the quarantine and the dataset with the units. One pass streams
+the units; memory holds a number for each and a digest for each rejection.
 """
 
 from __future__ import annotations
