@@ -27,7 +27,7 @@ def test_importing_the_room_imports_no_library() -> None:
 @pytest.mark.parametrize("name", ["chgnet", "emt", "lj", "mace", "xtb"])
 def test_identity_is_light_and_stable(name: str) -> None:
     code = (
-        f"import sys; from daskpipe.potentials import identify_potential; print(identify_potential({name!r}, {{}}).hash);"
+        f"import sys; from daskpipe.potentials import identify_potential as identify; print(identify({name!r}, {{}}).hash);"
         "print({'torch', 'mace', 'torch_sim'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -307,8 +307,8 @@ def find_labelled(paths: list[str], base_dir: Path) -> tuple[list[Path], list[Pa
     Parameters
     ----------
     paths, base_dir
-        As `daskpipe.stages.generate.files.find_files` takes them. Of a folder only the files that can hold labels count;
-        of an OUTCAR and a vasprun.xml in one folder the latter, for it has more digits of the same frames.
+        As `daskpipe.stages.generate.files.find_files` takes them. Of a folder only the files that can hold labels
+        count; of an OUTCAR and a vasprun.xml in one folder the latter, for it has more digits of the same frames.
 
     Raises
     ------
