@@ -27,7 +27,8 @@ def test_importing_the_room_imports_no_library() -> None:
 @pytest.mark.parametrize("name", ["chgnet", "emt", "lj", "mace", "xtb"])
 def test_identity_is_light_and_stable(name: str) -> None:
     code = (
-        f"import sys; from daskpipe.potentials import identify_potential as identify; print(identify({name!r}, {{}}).hash);"
+        "import sys; from daskpipe.potentials import identify_potential;"
+        f"print(identify_potential({name!r}, {{}}).hash);"
         "print({'torch', 'mace', 'torch_sim'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
