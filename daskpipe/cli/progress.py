@@ -25,10 +25,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from daskpipe.cluster.queues import find_job_id
 from daskpipe.core import events
 from daskpipe.core.errors import printable
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.runs.lease import JOB_VARIABLES
 from daskpipe.runs.outcome_lines import label_lines, move_lines, selection_lines, split_lines
 from daskpipe.store.quality import verdict as verdict_module
 
@@ -160,7 +160,7 @@ class ProgressBars:
 
 def tunnel(dashboard: str) -> str | None:
     """Return what to type on one's own machine to see a dashboard, which is on loopback; None if it is this one."""
-    if "SSH_CONNECTION" not in os.environ and not any(name in os.environ for name in JOB_VARIABLES):
+    if "SSH_CONNECTION" not in os.environ and find_job_id(os.environ) is None:
         return None
     port = urlsplit(dashboard).port
     return f"ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}"

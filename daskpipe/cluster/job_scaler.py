@@ -14,20 +14,28 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskpipe.cluster import job_script, sites
 from daskpipe.cluster.job_commands import (
     NoJobIdError,
     cancel_command,
-    describe_left,
+    describe_error,
+    describe_leftover_jobs,
     list_jobs_async,
     name_cluster,
-    output,
-    submit,
-    words_of,
+    run_command_async,
+    submit_job,
 )
+from daskpipe.cluster.job_script import build_job, own_jobs_command
 from daskpipe.cluster.listings import SETTLED_SECONDS, Listing
-from daskpipe.cluster.submitted_jobs import lines_of, record, record_closed, record_submission, recorded, tag
-from daskpipe.cluster.worker_jobs import HOST_LIMIT, HostStrikes, WorkerJob, jobs_wanted
+from daskpipe.cluster.sites import Site
+from daskpipe.cluster.submitted_jobs import (
+    append_line,
+    job_name_prefix,
+    read_lines,
+    read_submissions,
+    record_closed,
+    record_submission,
+)
+from daskpipe.cluster.worker_jobs import HOST_LIMIT, HostFailures, WorkerJob, count_wanted_jobs
 from daskpipe.core.errors import ClusterError
 from daskpipe.core.events import Emit, Notice
 
@@ -81,7 +89,7 @@ class JobScaler:
         Called with a `Notice` when jobs fail, on the thread that calls `want`.
     """
 
-    def __init__(self, cluster: SpecCluster, site: sites.Site, root: Path, keys: Path | None, emit: Emit) -> None:
+    def __init__(self, cluster: SpecCluster, site: Site, root: Path, keys: Path | None, emit: Emit) -> None:
         self.cluster, self.site, self.root, self.keys, self.emit = cluster, site, root, keys, emit
         self.folder = root / "jobs"
         self.jobs: list[WorkerJob] = []
@@ -89,7 +97,7 @@ class JobScaler:
         """Units that wait or are under way, by resource."""
         self.failure: Exception | None = None
         """Why there will be no workers; raised by `want`."""
-        self._hosts = HostStrikes()
+        self._hosts = HostFailures()
         self._failures = dict.fromkeys(site.pools, 0)
         self._not_before = dict.fromkeys(site.pools, 0.0)
         self._accepted: set[str] = set()
@@ -106,7 +114,7 @@ class JobScaler:
         self._silent = False
         """Whether the queue does not answer."""
         self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._number = len(lines_of(root))
+        self._number = len(read_lines(root))
 
     # --- what the driver sees ---------------------------------------------------------------------
 
@@ -164,7 +172,7 @@ class JobScaler:
         if now >= self._next_look and (self.jobs or self._cancelled):
             await self._look_at_queue()
         self._look_at_workers(time.monotonic())
-        for pool, n in jobs_wanted(self.site, self.wanted).items():
+        for pool, n in count_wanted_jobs(self.site, self.wanted).items():
             await self._give_back(pool, n)
             await self._submit_up_to(pool, n)
 
@@ -181,7 +189,9 @@ class JobScaler:
                 break
             await asyncio.sleep(0.5)
         if self._cancelled:
-            self._say(describe_left(self.site, self.root, [job.submission for job in self._cancelled], listing))
+            self._say(
+                describe_leftover_jobs(self.site, self.root, [job.submission for job in self._cancelled], listing)
+            )
         else:
             await self._close_record()
 
@@ -194,9 +204,9 @@ class JobScaler:
             listing = await list_jobs_async(self.site, self._cluster_name)
         except (OSError, RuntimeError):
             return
-        ours = [job for job in recorded(self.root) if job.name.startswith(f"{tag(self.root)}-")]
-        fates = listing.fates(job for job in ours if not listing.is_elsewhere(job))
-        states = [listing.state_of(job) for job in fates["queued"]]
+        ours = [job for job in read_submissions(self.root) if job.name.startswith(f"{job_name_prefix(self.root)}-")]
+        fates = listing.sort_by_fate(job for job in ours if not listing.is_elsewhere(job))
+        states = [listing.find_state(job) for job in fates["queued"]]
         ends = all(state is not None and state.ends_by_itself for state in states)
         if (fates["gone"] or states) and ends and not fates["unknown"]:
             record_closed(self.root, self.site.kind, self._cluster_name)
@@ -231,7 +241,7 @@ class JobScaler:
             listing = await list_jobs_async(self.site, self._cluster_name)
         except (OSError, RuntimeError) as error:
             if not self._silent:
-                self._say(f"the queue of {self.site.name} does not answer: {words_of(error)}. Asking again")
+                self._say(f"the queue of {self.site.name} does not answer: {describe_error(error)}. Asking again")
             self._silent = True
             return None
         self._silent = False
@@ -263,9 +273,9 @@ class JobScaler:
     def _note_listed(self, listing: Listing) -> None:
         """Record, once for each job, that the queue has named it: only then does its absence tell something."""
         for job in [*self.jobs, *self._cancelled]:
-            if not job.listed and listing.state_of(job.submission) is not None:
+            if not job.listed and listing.find_state(job.submission) is not None:
                 job.listed = self._shows_ours = True
-                record(self.root, seen=job.name)
+                append_line(self.root, seen=job.name)
 
     def _note_missing(self, job: WorkerJob, asked: float, now: float) -> None:
         """Take note of a job that is not listed, or listed as over; one whose workers are there is not."""
@@ -282,7 +292,7 @@ class JobScaler:
             self._warned_unseen = True
             self._say(
                 f"job {job.job_id} was submitted {SETTLED_SECONDS:.0f} s ago, and the queue of {self.site.name} does "
-                f"not list it: it may wait or be over. Look: {shlex.join(job_script.queue(self.site))}"
+                f"not list it: it may wait or be over. Look: {shlex.join(own_jobs_command(self.site))}"
             )
 
     def _is_absence_proof(self, job: WorkerJob, asked: float) -> bool:
@@ -377,8 +387,8 @@ class JobScaler:
 
     async def _submit(self, pool: str) -> None:
         self._number += 1
-        name = f"{tag(self.root)}-{pool}.{self._number}"
-        job = job_script.job(
+        name = f"{job_name_prefix(self.root)}-{pool}.{self._number}"
+        job = build_job(
             self.site,
             self.site.pools[pool],
             scheduler=self.cluster.scheduler_address,
@@ -389,14 +399,14 @@ class JobScaler:
         )
         submitted = time.monotonic()
         try:
-            submission = await submit(self.site, job, pool=pool, cluster_name=self._cluster_name)
+            submission = await submit_job(self.site, job, pool=pool, cluster_name=self._cluster_name)
         except NoJobIdError as error:
             self.failure = error  # each further job would be lost as well
             self._cancelled.append(WorkerJob(error.submission, submitted))
             record_submission(self.root, error.submission)
             return
         except (OSError, RuntimeError, ValueError) as error:
-            await self._refused(pool, words_of(error))
+            await self._refused(pool, describe_error(error))
             return
         self._accepted.add(pool)
         self.jobs.append(WorkerJob(submission, submitted))
@@ -439,7 +449,7 @@ class JobScaler:
         """
         ids = []
         for job in list(self._cancelled):
-            state, job_id = job.state_in(listing), listing.id_of(job.submission)
+            state, job_id = job.state_in(listing), listing.find_id(job.submission)
             if state is not None and not state.ends_by_itself:
                 ids.append(job_id or "")
             elif state is not None or self._is_absence_proof(job, asked):
@@ -450,10 +460,10 @@ class JobScaler:
         if not ids:
             return
         try:
-            await output([*cancel_command(self.site), *sorted(ids)])
+            await run_command_async(cancel_command(self.site, sorted(ids)))
         except (OSError, RuntimeError) as error:
             # Those that are over by now are refused, too: whether any is left, the next look at the queue tells.
-            self._say(f"cancelling {', '.join(sorted(ids))}: {words_of(error)}")
+            self._say(f"cancelling {', '.join(sorted(ids))}: {describe_error(error)}")
 
     def _say(self, message: str) -> None:
         self._news.put(message)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from daskpipe.cluster import job_script, sites
+from daskpipe.cluster.job_script import ON_HOST
 from daskpipe.cluster.listings import Listing
 from daskpipe.cluster.queues import JobState
+from daskpipe.cluster.sites import Site
 from daskpipe.cluster.submitted_jobs import Submission
 
 HOST_LIMIT = 2
@@ -69,13 +70,13 @@ class WorkerJob:
 
     def state_in(self, listing: Listing) -> JobState | None:
         """Return its state; None if it is not listed, or over."""
-        state = listing.state_of(self.submission)
+        state = listing.find_state(self.submission)
         return None if state is None or state.state == "over" else state
 
     def host_in_log(self, folder: Path) -> str | None:
         """Return its host from what it printed first; None if it has not begun, as far as a log tells."""
         for file in folder.glob(f"{self.name}[-.]*"):
-            if found := re.search(rf"^{job_script.ON_HOST} (\S+)", _read_log(file), re.MULTILINE):
+            if found := re.search(rf"^{ON_HOST} (\S+)", _read_log(file), re.MULTILINE):
                 return found[1]
         return None
 
@@ -95,7 +96,7 @@ def _read_log(file: Path) -> str:
         return ""
 
 
-class HostStrikes:
+class HostFailures:
     """Counts jobs in a row that ended early on a host."""
 
     def __init__(self) -> None:
@@ -121,7 +122,7 @@ class HostStrikes:
         self._strikes.clear()
 
 
-def jobs_wanted(site: sites.Site, units: Mapping[str, int]) -> dict[str, int]:
+def count_wanted_jobs(site: Site, units: Mapping[str, int]) -> dict[str, int]:
     """Return how many jobs of each pool the work needs; pools of one resource are filled in their order.
 
     Parameters

@@ -11,18 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from daskpipe.cluster.queues import all_queue_systems
 from daskpipe.cluster.sites import known_sites, read_site
 from daskpipe.core.errors import ConfigError, DaskpipeError
-
-# PBS and SGE both submit with qsub.
-SCHEDULERS = {
-    "Slurm": "sbatch",
-    "PBS": "pbsnodes",
-    "LSF": "bsub",
-    "SGE": "qconf",
-    "HTCondor": "condor_submit",
-    "OAR": "oarsub",
-}
 
 
 def examine() -> dict[str, dict[str, dict[str, Any]]]:
@@ -37,7 +28,9 @@ def examine() -> dict[str, dict[str, dict[str, Any]]]:
     return {
         "machine": _machine(),
         "potentials": {name: _try(attempt) for name, attempt in _potentials().items()},
-        "schedulers": {name: _command(program) for name, program in SCHEDULERS.items()},
+        "schedulers": {
+            queue.title: _command(queue.probe_command or queue.submit_command) for queue in all_queue_systems()
+        },
         "sites": {name: _site(path) for name, path in sorted(known_sites().items())},
     }
 
@@ -108,7 +101,7 @@ def _site(path: Path) -> dict[str, Any]:
     except ConfigError as error:
         return _row(False, str(error))
     pools = ", ".join(f"{name} (at most {pool.jobs} jobs)" for name, pool in site.pools.items())
-    return _row(shutil.which(site.submit_command) is not None, f"{path}: {site.kind}, pools {pools}")
+    return _row(shutil.which(site.queue_system.submit_command) is not None, f"{path}: {site.kind}, pools {pools}")
 
 
 def _command(program: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import daskpipe.store.stage as storing
-from daskpipe.cluster.sites import site_of
+from daskpipe.cluster.sites import load_site
 from daskpipe.config.models import Config
 from daskpipe.pipeline.steps import devices
 from daskpipe.runs.budget import HOUR, limits, size_in_words
@@ -315,16 +315,16 @@ def _on_gpu(config: Config) -> frozenset[str]:
 
 def _workers(config: Config) -> dict[str, int]:
     """Return how many workers each pool would have; 0 where it is not known, or none."""
-    from daskpipe.cluster.local import local_workers
+    from daskpipe.cluster.local import count_local_workers
 
     settings = config.cluster
     if settings.address:
         return {"gpu": 0, "cpu": 0}
     if settings.name != "local":
-        pools = site_of(settings).pools.values()
+        pools = load_site(settings).pools.values()
         return {
             kind: sum(pool.jobs * pool.n_processes for pool in pools if (pool.gpus > 0) == (kind == "gpu"))
             for kind in ("gpu", "cpu")
         }
-    n_workers, n_gpus = local_workers(settings)
+    n_workers, n_gpus = count_local_workers(settings)
     return {"gpu": n_gpus, "cpu": n_workers}

@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import daskpipe.store.stage as storing
-from daskpipe.cluster.connect import check as check_cluster
-from daskpipe.cluster.connect import connect
-from daskpipe.cluster.joining import join
+from daskpipe.cluster.connect import check_cluster, connect
+from daskpipe.cluster.joining import join_scheduler
 from daskpipe.config.models import Config
 from daskpipe.core.errors import DiskError
 from daskpipe.core.events import Emit, Event, UnitCommitted, fan_out
@@ -110,7 +109,7 @@ def probe(
         place = (
             connect(config.cluster, folder / "workers.log", emit)
             if client is None
-            else nullcontext(join(client, folder, emit))
+            else nullcontext(join_scheduler(client, folder, emit))
         )
         with place as workers:
             connected = time.perf_counter() - started

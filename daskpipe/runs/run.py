@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from daskpipe import potentials
 from daskpipe.cluster import settings
-from daskpipe.cluster.connect import check as check_cluster
-from daskpipe.cluster.connect import connect
-from daskpipe.cluster.joining import join
+from daskpipe.cluster.connect import check_cluster, connect
+from daskpipe.cluster.joining import join_scheduler
 from daskpipe.config import saved
 from daskpipe.config.load import changed, load_config
 from daskpipe.config.models import Config
@@ -356,7 +355,7 @@ def _drive_all(
         emit(RunFinished(dataset=str(directory.dataset), seconds=seconds, quarantined=reasons(directory.quarantined())))
     elif client is not None:
         stages = run_pipeline(
-            directory, config, identities, join(client, directory.root, emit), emit, go_on=lease.check
+            directory, config, identities, join_scheduler(client, directory.root, emit), emit, go_on=lease.check
         )
     else:
         with connect(config.cluster, directory.root / "workers.log", emit) as workers:
