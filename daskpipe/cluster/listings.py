@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from daskpipe.cluster.queues import JobState, get_queue_system
-from daskpipe.cluster.submitted_jobs import Submission, names_differ
+from daskpipe.cluster.submitted_jobs import Submission, job_name_prefix, names_differ, read_submissions, record_closed
 
 SETTLED_SECONDS = 60.0
 """Seconds after its submission in which every queue lists a job, if it lists the job to this user at all."""
@@ -95,3 +96,23 @@ class Listing:
         for job in jobs:
             fates[self.conclude_fate(job, shows_ours=shows_ours)].append(job)
         return fates
+
+
+def record_end_of_jobs(root: Path, listing: Listing) -> None:
+    """Record that all jobs of a run directory are gone, those of earlier drivers included, if a listing proves it.
+
+    A job that is listed as ending was cancelled before, so it will not be back.
+
+    Parameters
+    ----------
+    root
+        Run directory.
+    listing
+        Listing made after all jobs were cancelled.
+    """
+    ours = [job for job in read_submissions(root) if job.name.startswith(f"{job_name_prefix(root)}-")]
+    fates = listing.sort_by_fate(job for job in ours if not listing.is_elsewhere(job))
+    states = [listing.find_state(job) for job in fates["queued"]]
+    all_end = all(state is not None and state.ends_by_itself for state in states)
+    if (fates["gone"] or states) and all_end and not fates["unknown"]:
+        record_closed(root, listing.kind, listing.cluster_name)

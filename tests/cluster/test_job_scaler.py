@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
-from daskpipe.cluster import job_commands, job_scaler
+from daskpipe.cluster import failures, job_commands, job_scaler
 from daskpipe.cluster.addresses import LOOPBACK
 from daskpipe.cluster.job_commands import cancel_leftover_jobs
 from daskpipe.cluster.job_scaler import JobScaler
@@ -90,7 +90,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     for name, seconds in {"TICK": 0.05, "QUEUE": 0.2, "CLOSE": 2.0, "SETTLED": 0.5}.items():
         monkeypatch.setattr(job_scaler, f"{name}_SECONDS", seconds)
-    monkeypatch.setattr(job_scaler, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(failures, "FIRST_PAUSE", 0.05)
     return Queue(tmp_path)
 
 
@@ -194,7 +194,7 @@ def test_a_queue_that_never_answered_is_an_error(queue: Queue, keep: Callable[..
 def test_refusals_are_waited_out_for_a_while(
     queue: Queue, keep: Callable[..., JobScaler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_scaler, "FAILURE_LIMIT", 4)
+    monkeypatch.setattr(failures, "FAILURE_LIMIT", 4)
     ours = keep(cpu={"jobs": 2})
     ours.want(CPU, 1)
     settled(queue, 1)
