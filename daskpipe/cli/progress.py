@@ -282,11 +282,11 @@ def table_that_fits(
 
 def verdict_summary(verdict: Verdict, console: Console) -> None:
     """Print what the quality gate says: the checks that fail or warn alone, and the verdict."""
-    for row in verdict_module.check_lines(check for check in verdict.checks if check.verdict in ("fail", "warn")):
+    for row in verdict_module.format_checks(check for check in verdict.checks if check.verdict in ("fail", "warn")):
         console.print(escape(row), highlight=False, soft_wrap=True)
     color = "green" if verdict.go else "red"
     console.print(
-        f"[bold]Quality[/] [{color}]{escape(verdict_module.last_line(verdict))}[/]", highlight=False, soft_wrap=True
+        f"[bold]Quality[/] [{color}]{escape(verdict_module.format_result(verdict))}[/]", highlight=False, soft_wrap=True
     )
 
 

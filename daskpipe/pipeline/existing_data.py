@@ -52,13 +52,13 @@ def rows_of(paths: Sequence[Path], seed: int) -> Frames:
     """Plan to read all rows of datasets, labels and all."""
     plan: list[tuple[Unit, Callable[[], Any]]] = []
     for path in paths:
-        digest, n_structures = reader.content(path)
+        digest, n_structures = reader.read_identity(path)
         for start in range(0, n_structures, MERGE_SIZE):
             stop = min(start + MERGE_SIZE, n_structures)
             # The number keeps the rows of a dataset that is named twice apart.
             key = key_of("rows", storing.VERSION, {"index": len(plan)}, [digest, start, stop], seed)
             unit = Unit(stage="explore", index=len(plan), key=key, n_inputs=stop - start)
-            plan.append((unit, partial(dask.delayed(storing.read), path, start, stop)))
+            plan.append((unit, partial(dask.delayed(storing.read_dataset_rows), path, start, stop)))
     return plan
 
 
@@ -144,7 +144,7 @@ def gather(
     frames, features, _ = _read_and_describe(run, plan)
     filled = [receipt for receipt in frames if receipt.n_out]
     sources = [
-        storing.Source(stage="explore", key=rows.key, features=described.key)
+        storing.LabelledUnit(stage="explore", key=rows.key, features=described.key)
         for rows, described in zip(filled, features, strict=True)
     ]
     published = pack(run, filled, sources, target, {**attrs, **_rejected(directory)})

@@ -185,7 +185,7 @@ def _describe_against(run: Run, species: list[str], params: dict[str, Any], fit_
     read: Callable[..., Any]
     pieces: list[tuple[Any, ...]]
     if path.is_dir():
-        read, n_structures = reader.geometries, reader.content(path)[1]
+        read, n_structures = reader.read_geometries, reader.read_identity(path)[1]
         starts = range(0, n_structures, AGAINST_SIZE)
         pieces = [(path, start, min(start + AGAINST_SIZE, n_structures)) for start in starts]
         sizes = [stop - start for _, start, stop in pieces]
@@ -217,7 +217,7 @@ def content_of(path: Path) -> str:
         If it is neither, or is not there.
     """
     if path.is_dir():
-        return reader.content(path)[0]
+        return reader.read_identity(path)[0]
     if not path.exists():
         raise InputError(f"{path} does not exist; select.against wants a dataset.zarr or a file of frames")
     if reader_of(path) is None:
@@ -290,7 +290,7 @@ def _store(run: Run, labels: list[Receipt]) -> Receipt:
         "run_counts": json.dumps({name: row["out"] for name, row in run.driver.stages.items()}),
         **_rejected(run.directory),
     }
-    sources = [storing.Source(stage="label", key=receipt.key) for receipt in filled]
+    sources = [storing.LabelledUnit(stage="label", key=receipt.key) for receipt in filled]
     return pack(run, filled, sources, run.directory.dataset, attrs)
 
 

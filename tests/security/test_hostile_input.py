@@ -114,11 +114,11 @@ def test_an_object_array_in_a_unit_is_no_payload(canary: Path, tmp_path: Path) -
 
 
 def test_a_mapped_part_of_a_dataset_holds_no_objects(canary: Path, tmp_path: Path) -> None:
-    from daskpipe.store.parts import mapped
+    from daskpipe.store.parts import map_array_file
 
     np.save(tmp_path / "positions.npy", object_array(canary), allow_pickle=True)
     with pytest.raises(ValueError, match="(?i)object"):
-        mapped(tmp_path / "positions.npy")
+        map_array_file(tmp_path / "positions.npy")
 
 
 @pytest.mark.parametrize("name", ["evil.npy", "evil.npz", "evil.pkl", "evil.pt", "evil.zip", "evil.tar", "evil.tar.gz"])

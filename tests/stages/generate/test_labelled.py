@@ -26,7 +26,7 @@ from daskpipe.core.variables import decode
 from daskpipe.engine.units import Payload
 from daskpipe.stages.generate.labelled import cut_labelled_ranges, read_labelled
 from daskpipe.stages.generate.labels import LabelKeys
-from daskpipe.store import open_dataset, pack
+from daskpipe.store import arrange_and_write, open_dataset
 from daskpipe.store.export import export
 
 ANY_KEYS = LabelKeys()
@@ -315,7 +315,9 @@ def test_what_was_exported_comes_back(to: str, name: str, size: int, tmp_path: P
     structures[3].info |= {"charge": 1, "spin_multiplicity": 2}
     structures[5].set_initial_charges(np.linspace(-1, 1, len(structures[5])).astype("f4"))
     fractions = {"train": 0.4, "val": 0.3, "test": 0.3}
-    pack(from_atoms(structures), tmp_path / "d.zarr", seed=0, fractions=fractions, attrs={"dataset_key": "k1"})
+    arrange_and_write(
+        from_atoms(structures), tmp_path / "d.zarr", seed=0, fractions=fractions, attrs={"dataset_key": "k1"}
+    )
     export(tmp_path / "d.zarr", to, tmp_path / name)
     file = tmp_path / name / "data.0000.aselmdb" if to == "aselmdb" else tmp_path / name
     stored = open_dataset(tmp_path / "d.zarr").load()
