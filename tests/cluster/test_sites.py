@@ -19,7 +19,7 @@ import slurm
 import yaml
 from waiting import PATIENCE, wait_until
 
-from daskpipe.cli.options import cluster_overrides
+from daskpipe.cli.options import make_cluster_overrides
 from daskpipe.cluster.dask_config import THREADS
 from daskpipe.cluster.job_commands import list_jobs, list_jobs_async, name_cluster
 from daskpipe.cluster.job_commands import submit as submit_job
@@ -205,7 +205,7 @@ def test_cluster_takes_names_paths_and_addresses(tmp_path: Path, monkeypatch: py
     Path("it's, mine.yaml").write_text(f"name: mine\n{GOOD}")
     user_folder().mkdir(parents=True)
     (user_folder() / "fram.yaml").write_text(GOOD)
-    named = {word: load_cluster(cluster_overrides(word)) for word in ("local", "slurm", "fram", "it's, mine.yaml")}
+    named = {word: load_cluster(make_cluster_overrides(word)) for word in ("local", "slurm", "fram", "it's, mine.yaml")}
     assert [settings.name for settings in named.values()] == [
         "local",
         "slurm",
@@ -214,9 +214,9 @@ def test_cluster_takes_names_paths_and_addresses(tmp_path: Path, monkeypatch: py
     ]
     assert site_of(named["it's, mine.yaml"]).name == "mine"
     assert site_of(named["fram"]).name == "fram"
-    assert load_cluster(cluster_overrides("tls://x:1")).address == "tls://x:1"
+    assert load_cluster(make_cluster_overrides("tls://x:1")).address == "tls://x:1"
     with pytest.raises(ConfigError, match=r"unknown cluster '../quickstart'"):
-        site_of(load_cluster(cluster_overrides("../quickstart")))
+        site_of(load_cluster(make_cluster_overrides("../quickstart")))
 
 
 @pytest.mark.parametrize("typed", ["local", "slurm", "mine.yaml"])
@@ -224,7 +224,7 @@ def test_a_typed_cluster_stands_instead_of_a_scheduler_that_the_file_joins(typed
     file = tmp_path / "joins.yaml"
     file.write_text("defaults: [emt_alloy, _self_]\ncluster: {address: 'tls://127.0.0.1:1', tls: keys}\n")
     assert load_config(str(file)).cluster.address == "tls://127.0.0.1:1"
-    settings = load_config(str(file), cluster_overrides(typed)).cluster
+    settings = load_config(str(file), make_cluster_overrides(typed)).cluster
     assert (Path(settings.name).name, settings.address, settings.tls) == (typed, None, None)
 
 
