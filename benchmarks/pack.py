@@ -104,7 +104,7 @@ def report(folder: Path, directory: RunDirectory, client: Client, receipts: list
     config = load_config("emt_alloy")
     driver = Driver(directory, DaskPool(Workers(client), frozenset()), Ledger(directory), config.faults)
     run = Run(config, {}, driver)
-    sources = [storing.Source(stage="label", key=receipt.key) for receipt in receipts]
+    sources = [storing.LabelledUnit(stage="label", key=receipt.key) for receipt in receipts]
     started = time.perf_counter()
     pack_dataset(run, receipts, sources, directory.dataset, {})
     seconds = time.perf_counter() - started

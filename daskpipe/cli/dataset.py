@@ -155,12 +155,12 @@ def quality(
     """Judge a dataset against thresholds: GO (exit 0) or NO-GO (exit 1), and why."""
     from daskpipe.config.load import load_quality
     from daskpipe.store.quality.gate import judge
-    from daskpipe.store.quality.verdict import lines
+    from daskpipe.store.quality.verdict import format_verdict
     from daskpipe.store.reader import dataset_of
 
     path = dataset_of(dataset)
     verdict = judge(path, load_quality(path.parent, overrides or []))
-    print_answer(verdict.as_json(), as_json, lambda _, console: print_lines(lines(verdict), console))
+    print_answer(verdict.as_json(), as_json, lambda _, console: print_lines(format_verdict(verdict), console))
     if not verdict.go:
         raise typer.Exit(EXIT_INTERNAL)
 
@@ -231,7 +231,7 @@ def _show_training(answer: dict[str, Any], console: Console) -> None:
 
 
 def format_errors(split: str, errors: dict[str, Any]) -> str:
-    """Return the errors of a split for people; `errors` as `daskpipe.train.accuracy.errors` returns them."""
+    """Return the errors of a split for people; `errors` as `daskpipe.train.accuracy.measure_errors` returns them."""
     energy, forces = errors["energy"], errors["forces"]
     if energy is None or forces is None:
         failures = ", ".join(f"{count:,} {reason}" for reason, count in errors["failures"].items())

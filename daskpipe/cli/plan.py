@@ -44,12 +44,12 @@ def plan(
     loaded = load_config(target, [*(overrides or []), *make_cluster_overrides(cluster), *make_shard_overrides(shard)])
     scripts = {}
     if show_script:
-        from daskpipe.cluster.job_script import scripts as scripts_of
+        from daskpipe.cluster.job_script import render_scripts
         from daskpipe.core.errors import ConfigError
 
         if loaded.cluster.name == "local" or loaded.cluster.address:
             raise ConfigError("there are no job scripts without a job queue; type e.g. --cluster slurm --show-script")
-        scripts = scripts_of(loaded.cluster)
+        scripts = render_scripts(loaded.cluster)
     measured = None
     if probe:
         from daskpipe.runs.probe import probe_run as measure

@@ -25,10 +25,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from daskpipe.cluster.queues import find_job_id
 from daskpipe.core import events
 from daskpipe.core.errors import printable
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.runs.lease import JOB_VARIABLES
 from daskpipe.runs.outcome_lines import format_labels, format_moves, format_selection, format_splits
 from daskpipe.store.quality import verdict as verdict_module
 
@@ -160,7 +160,7 @@ class ProgressBars:
 
 def suggest_tunnel(dashboard: str) -> str | None:
     """Return what to type on one's own machine to see a dashboard, which is on loopback; None if it is this one."""
-    if "SSH_CONNECTION" not in os.environ and not any(name in os.environ for name in JOB_VARIABLES):
+    if "SSH_CONNECTION" not in os.environ and find_job_id(os.environ) is None:
         return None
     port = urlsplit(dashboard).port
     return f"ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}"
@@ -290,11 +290,11 @@ def fit_table(
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
     """Print what the quality gate says: the checks that fail or warn alone, and the verdict."""
-    for row in verdict_module.check_lines(check for check in verdict.checks if check.verdict in ("fail", "warn")):
+    for row in verdict_module.format_checks(check for check in verdict.checks if check.verdict in ("fail", "warn")):
         console.print(escape_text(row), highlight=False, soft_wrap=True)
     color = "green" if verdict.go else "red"
     console.print(
-        f"[bold]Quality[/] [{color}]{escape_text(verdict_module.last_line(verdict))}[/]",
+        f"[bold]Quality[/] [{color}]{escape_text(verdict_module.format_result(verdict))}[/]",
         highlight=False,
         soft_wrap=True,
     )

@@ -114,7 +114,7 @@ def interface_addresses() -> dict[str, list[str]]:
     return found
 
 
-def bracketed(address: str) -> str:
+def bracket_address(address: str) -> str:
     """Return an address as it stands before a port: an IPv6 one in brackets."""
     return f"[{address}]" if ":" in address else address
 

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 from daskpipe.cluster import scheduler, tls
 from daskpipe.cluster.addresses import LOOPBACK
 from daskpipe.cluster.dask_config import DASK_CONFIG
-from daskpipe.cluster.joining import join
-from daskpipe.cluster.local import CONNECT_SECONDS, _local
+from daskpipe.cluster.joining import join_scheduler
+from daskpipe.cluster.local import CONNECT_SECONDS, start_local_workers
 from daskpipe.cluster.settings import Cluster
-from daskpipe.cluster.sites import site_of
+from daskpipe.cluster.sites import load_site
 from daskpipe.core.errors import ClusterError, ConfigError
 from daskpipe.core.events import Emit
 from daskpipe.engine.dask_pool import Workers
@@ -64,21 +64,21 @@ def connect(settings: Cluster, log: Path | None = None, emit: Emit = lambda even
         if settings.address:
             yield from _join(settings, settings.address, log, emit)
         elif settings.name == "local":
-            yield from _local(settings, log, dashboard, emit)
+            yield from start_local_workers(settings, log, dashboard, emit)
         elif log is None:
             raise ConfigError(
                 f"this has no run directory, which the jobs of cluster {settings.name} would need; "
                 "give --cluster local, or the address of a scheduler"
             )
         else:
-            site = site_of(settings)
-            with scheduler.site_workers(
+            site = load_site(settings)
+            with scheduler.start_site_workers(
                 site, log.parent, emit, insecure=settings.insecure, dashboard=dashboard
             ) as workers:
                 yield workers
 
 
-def check(settings: Cluster) -> None:
+def check_cluster(settings: Cluster) -> None:
     """See, before anything is written or started, that a cluster of that description can be had here.
 
     Raises
@@ -91,7 +91,7 @@ def check(settings: Cluster) -> None:
     if settings.address:
         _check_encrypted(settings, settings.address)
     elif settings.name != "local":
-        command = site_of(settings).submit_command
+        command = load_site(settings).queue_system.submit_command
         if shutil.which(command) is None:
             raise ClusterError(
                 f"cluster {settings.name} needs {command}, and there is none on the PATH. "
@@ -120,7 +120,7 @@ def _join(settings: Cluster, address: str, log: Path | None, emit: Emit) -> Iter
             raise ClusterError(
                 f"the scheduler at {address} has no workers. Start one: dask worker {address} --nthreads 1"
             )
-        yield join(client, None if log is None else log.parent, emit)
+        yield join_scheduler(client, None if log is None else log.parent, emit)
 
 
 def _check_speaks_dask(address: str, security: Security | None) -> None:

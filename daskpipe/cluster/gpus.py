@@ -8,21 +8,16 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distributed import WorkerPlugin
 
+from daskpipe.cluster.queues import list_gpu_variables
 from daskpipe.core.errors import ClusterError
 from daskpipe.engine.dask_pool import GPU
 
-if TYPE_CHECKING:
-    pass
 
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "GPU_DEVICE_ORDINAL")
-"""Variables in which queues name the GPUs of a job; the first one that is set counts."""
-
-
-def visible_gpus(variable: str) -> list[str]:
+def parse_visible_gpus(variable: str) -> list[str]:
     """Return the GPUs that a value of CUDA_VISIBLE_DEVICES names, as CUDA reads it: those before the first wrong name.
 
     Slurm sets ``NoDevFiles`` for a job that has none.
@@ -50,8 +45,9 @@ def gpus_of_job(n_gpus: int, environment: Mapping[str, str]) -> list[str]:
     ClusterError
         If the queue names fewer, or names none on a machine that has more, some of which are other jobs'.
     """
-    if name := next((name for name in VARIABLES if environment.get(name) is not None), None):
-        gpus = visible_gpus(environment[name].replace(" ", ","))  # as in Grid Engine's SGE_HGR_gpu
+    variables = ["CUDA_VISIBLE_DEVICES", *list_gpu_variables()]
+    if name := next((name for name in variables if environment.get(name) is not None), None):
+        gpus = parse_visible_gpus(environment[name].replace(" ", ","))  # as in Grid Engine's SGE_HGR_gpu
         if len(gpus) < n_gpus:
             raise ClusterError(
                 f"this job has asked for {n_gpus} GPUs, and received {len(gpus)}: {name}={environment[name]}. Correct "
@@ -60,7 +56,7 @@ def gpus_of_job(n_gpus: int, environment: Mapping[str, str]) -> list[str]:
         return gpus[:n_gpus]
     if (n_here := count_devices()) > n_gpus:
         raise ClusterError(
-            f"this job has asked for {n_gpus} of the {n_here} GPUs of its machine, and none of {', '.join(VARIABLES)} "
+            f"this job has asked for {n_gpus} of the {n_here} GPUs of its machine, and none of {', '.join(variables)} "
             "tells which. Add to environment of the pool in the site's file: export CUDA_VISIBLE_DEVICES=$NAME, where "
             "NAME is the variable in which the queue names them; or ask for all GPUs of a machine"
         )
@@ -81,12 +77,13 @@ def count_gpus() -> int:
     """Return the number of NVIDIA GPUs that this process may use; asks the driver, does not import torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len(visible_gpus(visible))
+        return len(parse_visible_gpus(visible))
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
-def _visible_gpu(number: int) -> str:
-    names = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+def visible_gpu(number: int) -> str:
+    """Return the name of a GPU of this machine for CUDA_VISIBLE_DEVICES, by its number among those seen here."""
+    names = parse_visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     return names[number] if number < len(names) else str(number)
 
 
@@ -100,14 +97,14 @@ class OwnGpu(WorkerPlugin):
         """Set CUDA_VISIBLE_DEVICES by the number at the end of the worker's name."""
         has_gpu = GPU in worker.state.total_resources
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # set by `daskpipe.cluster.worker`
-        os.environ["CUDA_VISIBLE_DEVICES"] = own_gpu(str(worker.name), visible) if has_gpu else ""
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of_worker(str(worker.name), visible) if has_gpu else ""
 
 
-def own_gpu(name: str, visible: str) -> str:
+def gpu_of_worker(name: str, visible: str) -> str:
     """Return the GPU of a worker of a GPU job, given its name and the job's CUDA_VISIBLE_DEVICES; empty if it has none.
 
     Workers of a job are ``JOB.7-0``, ``JOB.7-1``, ...; one that is alone in its job bears the job's name, ``JOB.7``.
     """
     numbered = re.search(r"\.\d+-(\d+)$", name)
     index = int(numbered[1]) if numbered else 0
-    return dict(enumerate(visible_gpus(visible))).get(index, "")
+    return dict(enumerate(parse_visible_gpus(visible))).get(index, "")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskpipe.cluster.gpus import visible_gpus
+from daskpipe.cluster.gpus import parse_visible_gpus
 from daskpipe.core.errors import ClusterError, DiskError
 from daskpipe.core.events import Emit, Notice
 from daskpipe.engine.dask_pool import GPU, Workers
@@ -42,7 +42,7 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 SILENT = "does not answer"
 
 
-def join(client: Client, folder: Path | None, emit: Emit) -> Workers:
+def join_scheduler(client: Client, folder: Path | None, emit: Emit) -> Workers:
     """Check the workers of a scheduler that others started, and return them for units.
 
     Workers that join later are checked, too: one that cannot compute units gets none, and a `Notice` says why.
@@ -78,7 +78,7 @@ def join(client: Client, folder: Path | None, emit: Emit) -> Workers:
             "Start workers in the driver's environment, on a file system that both see: "
             f"{dask} worker {address} --nthreads 1 (in Python: Client(threads_per_worker=1))"
         )
-    return Workers(client, admit=guests.admit)
+    return Workers(client, admit=guests.admit_workers)
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Guests:
     Parameters
     ----------
     client, folder, emit
-        As in `join`.
+        As in `join_scheduler`.
     """
 
     client: Client
@@ -97,7 +97,7 @@ class Guests:
     _suitable: set[str] = field(default_factory=set)
     _refused: set[str] = field(default_factory=set)
 
-    def admit(self, workers: Collection[str]) -> set[str]:
+    def admit_workers(self, workers: Collection[str]) -> set[str]:
         """Return the addresses of the workers that may get units; those that are new are examined first."""
         if new := [address for address in workers if address not in self._suitable | self._refused]:
             for address, problems in self.examine(new, LATE_SECONDS).items():
@@ -281,7 +281,7 @@ def _remarks(answer: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]
         yield f"versions differ from the driver's (in brackets), and so may last digits: {', '.join(differing)}"
     if not answer["nanny"]:
         yield "no nanny: if its process dies, none is started in its place, and a unit that ends it is not recognised"
-    has_gpu = answer["devices"] and (answer["visible"] is None or visible_gpus(answer["visible"]))
+    has_gpu = answer["devices"] and (answer["visible"] is None or parse_visible_gpus(answer["visible"]))
     if answer["resources"].get(GPU) and not has_gpu:
         yield f"it offers {GPU}={answer['resources'][GPU]:g} and sees no NVIDIA GPU"
 

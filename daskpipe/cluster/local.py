@@ -8,20 +8,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing import spawn
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distributed import WorkerPlugin
 
 from daskpipe.cluster import scheduler, tls
 from daskpipe.cluster.addresses import LOOPBACK
-from daskpipe.cluster.gpus import _visible_gpu, count_gpus
+from daskpipe.cluster.gpus import count_gpus, visible_gpu
 from daskpipe.cluster.settings import Cluster
 from daskpipe.core.errors import ClusterError
 from daskpipe.core.events import Emit
 from daskpipe.engine.dask_pool import GPU, Workers
-
-if TYPE_CHECKING:
-    pass
 
 CONNECT_SECONDS = 20
 
@@ -62,14 +59,15 @@ class OutputToFile(WorkerPlugin):
         os.close(descriptor)
 
 
-def _local(settings: Cluster, log: Path | None, dashboard: str | None, emit: Emit) -> Iterator[Workers]:
+def start_local_workers(settings: Cluster, log: Path | None, dashboard: str | None, emit: Emit) -> Iterator[Workers]:
+    """Start workers on this machine and yield them; end them afterwards."""
     from distributed import Client, Nanny
 
-    n_workers, n_gpus = local_workers(settings)
+    n_workers, n_gpus = count_local_workers(settings)
     security = None if settings.insecure else tls.make_keys()  # in memory only
     options = {
         "host": LOOPBACK,
-        "protocol": tls.protocol(security),
+        "protocol": tls.choose_protocol(security),
         "security": security,
         "nthreads": 1,
         "memory_limit": settings.memory if settings.memory != "auto" else _share_of_memory(n_workers),
@@ -81,7 +79,7 @@ def _local(settings: Cluster, log: Path | None, dashboard: str | None, emit: Emi
         environment = {}
         resources = {}
         if number < n_gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = _visible_gpu(number)
+            environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(number)
             resources = {GPU: 1}
         else:
             environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -89,7 +87,7 @@ def _local(settings: Cluster, log: Path | None, dashboard: str | None, emit: Emi
     with ExitStack() as started:
         try:
             started.enter_context(_main_module_left_out())
-            cluster = started.enter_context(scheduler.scheduler(LOOPBACK, security, dashboard))
+            cluster = started.enter_context(scheduler.run_scheduler(LOOPBACK, security, dashboard))
             if security is None:
                 scheduler.warn_insecure(cluster.scheduler_address, emit)
             # Workers come second, so that a signal that arrives while they start still closes what there is.
@@ -106,13 +104,13 @@ def _local(settings: Cluster, log: Path | None, dashboard: str | None, emit: Emi
         yield Workers(client)
 
 
-def local_workers(settings: Cluster) -> tuple[int, int]:
+def count_local_workers(settings: Cluster) -> tuple[int, int]:
     """Return how many workers are started on this machine, and how many of them offer a GPU."""
     n_gpus = count_gpus() if settings.gpus is None else settings.gpus
-    return max(settings.workers or default_workers(), n_gpus), n_gpus
+    return max(settings.workers or default_worker_count(), n_gpus), n_gpus
 
 
-def default_workers() -> int:
+def default_worker_count() -> int:
     """Return how many workers this machine is good for, by its cores and its memory."""
     from dask.system import CPU_COUNT
     from distributed.system import MEMORY_LIMIT

@@ -1,6 +1,6 @@
 """The cluster of a site: one scheduler in this process, with keys of its own, and the jobs that work for it.
 
-`site_workers` yields them. `daskpipe.cluster.job_scaler` decides which jobs there should be.
+`start_site_workers` yields them. `daskpipe.cluster.job_scaler` decides which jobs there should be.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from distributed import Scheduler
 from distributed.spans import SpanMetadata, SpansSchedulerExtension
 
-from daskpipe.cluster import sites
-from daskpipe.cluster.addresses import LOOPBACK, address_of_interface, address_of_this_machine, bracketed
+from daskpipe.cluster.addresses import LOOPBACK, address_of_interface, address_of_this_machine, bracket_address
 from daskpipe.cluster.gpus import OwnGpu
-from daskpipe.cluster.job_commands import cancel_left
+from daskpipe.cluster.job_commands import cancel_leftover_jobs
 from daskpipe.cluster.job_scaler import JobScaler
-from daskpipe.cluster.tls import key_files, make_keys, protocol, remove_keys
+from daskpipe.cluster.sites import Site
+from daskpipe.cluster.tls import choose_protocol, make_keys, remove_keys, write_keys
 from daskpipe.core.errors import ClusterError
 from daskpipe.core.events import Emit, Insecure, Notice
 from daskpipe.engine.dask_pool import Workers
@@ -38,8 +38,8 @@ INSECURE = (
 
 
 @contextmanager
-def site_workers(
-    site: sites.Site, root: Path, emit: Emit, *, insecure: bool, dashboard: str | None
+def start_site_workers(
+    site: Site, root: Path, emit: Emit, *, insecure: bool, dashboard: str | None
 ) -> Iterator[Workers]:
     """Start a scheduler in this process and yield it with the job scaler of a site; end both, and all jobs.
 
@@ -63,8 +63,8 @@ def site_workers(
     """
     from distributed import Client
 
-    address = address_of(site)
-    left = cancel_left(site, root)
+    address = find_scheduler_address(site)
+    left = cancel_leftover_jobs(site, root)
     if left.jobs:
         emit(Notice(message=f"cancelled jobs that a driver of this run had left: {', '.join(left.jobs)}"))
     for message in (*left.doubts, *left.notes):
@@ -72,8 +72,8 @@ def site_workers(
     remove_keys(root)
     with ExitStack() as started:
         security = None if insecure else make_keys()
-        keys = None if security is None else started.enter_context(key_files(root, security))
-        cluster = started.enter_context(scheduler(address, security, dashboard))
+        keys = None if security is None else started.enter_context(write_keys(root, security))
+        cluster = started.enter_context(run_scheduler(address, security, dashboard))
         if security is None:
             warn_insecure(cluster.scheduler_address, emit)
         scaler = started.enter_context(JobScaler(cluster, site, root, keys, emit))
@@ -88,7 +88,7 @@ def warn_insecure(address: str, emit: Emit) -> None:
     emit(Insecure(address=address))
 
 
-def address_of(site: sites.Site) -> str:
+def find_scheduler_address(site: Site) -> str:
     """Return the address of this machine by which a site's jobs reach it: that of its interface, if it names one.
 
     Raises
@@ -142,7 +142,7 @@ class PrivateScheduler(Scheduler):
 
 
 @contextmanager
-def scheduler(address: str, security: Security | None, dashboard: str | None) -> Iterator[SpecCluster]:
+def run_scheduler(address: str, security: Security | None, dashboard: str | None) -> Iterator[SpecCluster]:
     """Yield a cluster that is a scheduler alone, in this process, listening on one address.
 
     Parameters
@@ -165,9 +165,9 @@ def scheduler(address: str, security: Security | None, dashboard: str | None) ->
 
     secret = secrets.token_urlsafe(SECRET_BYTES)
     options = {
-        "host": bracketed(address),
+        "host": bracket_address(address),
         "port": 0,
-        "protocol": protocol(security),
+        "protocol": choose_protocol(security),
         "security": security,
         "dashboard": dashboard is not None,
         "dashboard_address": dashboard or f"{LOOPBACK}:0",
@@ -198,9 +198,3 @@ def scheduler(address: str, security: Security | None, dashboard: str | None) ->
             ) from error
         cluster.scheduler.extensions["spans"] = Spans(cluster.scheduler)
         yield cluster
-
-
-# --- keys -------------------------------------------------------------------------------------------
-
-
-# --- workers ----------------------------------------------------------------------------------------

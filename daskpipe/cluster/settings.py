@@ -95,8 +95,8 @@ PoolName = Annotated[str, _held_to(NAME, "a word")]
 Interface = Annotated[str, _held_to(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,14}", "a network interface, e.g. ib0")]
 
 
-class Pool(FrozenModel):
-    """Jobs that are alike: how many, and what each asks for."""
+class JobPool(FrozenModel):
+    """Jobs of a site that are alike: how many there may be, and what each one asks for."""
 
     jobs: PositiveInt = Field(default=4, description="Most jobs at once")
     keep: NonNegativeInt = Field(default=0, description="Jobs that are kept though nothing waits")
@@ -111,7 +111,7 @@ class Pool(FrozenModel):
     environment: list[ShellLine] = Field(default_factory=list, description="Shell lines before the worker starts")
 
     @model_validator(mode="after")
-    def _consistent(self) -> Pool:
+    def _consistent(self) -> JobPool:
         if self.keep > self.jobs:
             raise ValueError(f"keep={self.keep} is more than jobs={self.jobs}")
         if self.walltime is not None and not self.seconds:

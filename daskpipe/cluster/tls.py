@@ -29,13 +29,13 @@ def make_keys() -> Security:
     return Security.temporary()
 
 
-def protocol(security: Security | None) -> str:
+def choose_protocol(security: Security | None) -> str:
     """Return the protocol of addresses with these keys; plain TCP without."""
     return "tcp://" if security is None else "tls://"
 
 
 @contextmanager
-def key_files(root: Path, security: Security) -> Iterator[Path]:
+def write_keys(root: Path, security: Security) -> Iterator[Path]:
     """Yield a folder with the keys of a cluster, for its owner only; remove it."""
     with explained(root, root):
         folder = Path(tempfile.mkdtemp(prefix=KEYS, dir=root))  # mode 0700

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from daskpipe.cluster.addresses import address_of_interface, address_towards, bracketed
+from daskpipe.cluster.addresses import address_of_interface, address_towards, bracket_address
 from daskpipe.cluster.dask_config import WORKER_CONFIG
 from daskpipe.cluster.gpus import gpus_of_job
 from daskpipe.cluster.job_script import DEATH_SECONDS
@@ -27,8 +27,8 @@ KEY_SECONDS = 30.0
 """Seconds between two looks for the run's key."""
 
 
-def arguments(words: Sequence[str]) -> list[str]:
-    """Return the arguments of ``dask worker``: what was given, and where it listens.
+def worker_arguments(words: Sequence[str]) -> list[str]:
+    """Return the worker_arguments of ``dask worker``: what was given, and where it listens.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def arguments(words: Sequence[str]) -> list[str]:
             "the machines into the site's file, e.g. interface: ib0"
         )
     # Without the dashboard there is still an HTTP server.
-    listen = ["--host", bracketed(host), "--no-dashboard", "--dashboard-address", LOOPBACK_HTTP]
+    listen = ["--host", bracket_address(host), "--no-dashboard", "--dashboard-address", LOOPBACK_HTTP]
     return [address, *options, *listen]
 
 
@@ -93,7 +93,7 @@ def main() -> None:
         if f"{GPU}=1" in words:
             gpus = gpus_of_job(int(words[words.index("--nworkers") + 1]), os.environ)
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        words = arguments(words)
+        words = worker_arguments(words)
     except ClusterError as error:
         sys.exit(f"error: {error}")
     if "--tls-key" in words:

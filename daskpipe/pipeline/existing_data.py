@@ -23,12 +23,12 @@ from daskpipe.pipeline.context import Run
 from daskpipe.pipeline.packing import pack_dataset
 from daskpipe.pipeline.steps import describe_frames, list_devices, select_frames, summarise_rejections
 from daskpipe.stages import describe
-from daskpipe.stages.generate.labelled import LabelledStretch, read_labelled
+from daskpipe.stages.generate.labelled import LabelledFrameRange, read_labelled
 from daskpipe.stages.generate.labels import LabelKeys
 from daskpipe.store import reader
 
 if TYPE_CHECKING:
-    from daskpipe.stages.generate.frame_ranges import Stretch
+    from daskpipe.stages.generate.frame_ranges import FrameRange
 
 ROWS_A_UNIT = 4096
 """Structures of a dataset that are read by one unit when datasets are merged."""
@@ -38,13 +38,13 @@ ReadPlan = Sequence[tuple[Unit, Callable[[], Any]]]
 """Units that bring frames to be described, and what makes their payloads."""
 
 
-def plan_frames(stretches: Sequence[Stretch], seed: int) -> ReadPlan:
-    """Plan to read the frames of stretches of files: they stand where those of an exploration stand."""
+def plan_frames(frame_ranges: Sequence[FrameRange], seed: int) -> ReadPlan:
+    """Plan to read the frames of ranges of files: they stand where those of an exploration stand."""
     plan = []
-    for index, stretch in enumerate(stretches):
-        key = key_of("read", generating.VERSION, asdict(stretch), [], seed)
-        unit = Unit(stage="explore", index=index, key=key, n_inputs=stretch.n_frames)
-        plan.append((unit, partial(dask.delayed(generating.read_frames), stretch)))
+    for index, frame_range in enumerate(frame_ranges):
+        key = key_of("read", generating.VERSION, asdict(frame_range), [], seed)
+        unit = Unit(stage="explore", index=index, key=key, n_inputs=frame_range.n_frames)
+        plan.append((unit, partial(dask.delayed(generating.frame_range_payload), frame_range)))
     return plan
 
 
@@ -52,28 +52,28 @@ def plan_rows(paths: Sequence[Path], seed: int) -> ReadPlan:
     """Plan to read all rows of datasets, labels and all."""
     plan: list[tuple[Unit, Callable[[], Any]]] = []
     for path in paths:
-        digest, n_structures = reader.content(path)
+        digest, n_structures = reader.read_identity(path)
         for start in range(0, n_structures, ROWS_A_UNIT):
             stop = min(start + ROWS_A_UNIT, n_structures)
             # The number keeps the rows of a dataset that is named twice apart.
             key = key_of("rows", storing.VERSION, {"index": len(plan)}, [digest, start, stop], seed)
             unit = Unit(stage="explore", index=len(plan), key=key, n_inputs=stop - start)
-            plan.append((unit, partial(dask.delayed(storing.read), path, start, stop)))
+            plan.append((unit, partial(dask.delayed(storing.read_dataset_rows), path, start, stop)))
     return plan
 
 
-def plan_labels(stretches: Sequence[LabelledStretch], keys: LabelKeys, method: str, seed: int) -> ReadPlan:
-    """Plan to read labelled frames of stretches of files."""
+def plan_labels(frame_ranges: Sequence[LabelledFrameRange], keys: LabelKeys, method: str, seed: int) -> ReadPlan:
+    """Plan to read the labelled frames of ranges of files."""
     plan = []
-    for index, stretch in enumerate(stretches):
-        params = {**asdict(stretch), "keys": keys.model_dump(), "method": method}
+    for index, frame_range in enumerate(frame_ranges):
+        params = {**asdict(frame_range), "keys": keys.model_dump(), "method": method}
         unit = Unit(
             stage="explore",
             index=index,
             key=key_of("import", generating.VERSION, params, [], seed),
-            n_inputs=stretch.n_frames,
+            n_inputs=frame_range.n_frames,
         )
-        plan.append((unit, partial(dask.delayed(read_labelled), stretch, keys, method)))
+        plan.append((unit, partial(dask.delayed(read_labelled), frame_range, keys, method)))
     return plan
 
 
@@ -96,7 +96,7 @@ def read_and_describe(
     Returns
     -------
     frames, features : list of Receipt
-        Units of frames, one a stretch, and of their features, one for each unit that holds frames.
+        Units of frames, one for each frame range, and of their features, one for each unit that holds frames.
     picks : Receipt or None
         The unit of picks.
 
@@ -144,7 +144,7 @@ def gather_dataset(
     frames, features, _ = _describe_plan(run, plan)
     filled = [receipt for receipt in frames if receipt.n_out]
     sources = [
-        storing.Source(stage="explore", key=rows.key, features=described.key)
+        storing.LabelledUnit(stage="explore", key=rows.key, features=described.key)
         for rows, described in zip(filled, features, strict=True)
     ]
     published = pack_dataset(run, filled, sources, target, {**attrs, **summarise_rejections(directory)})
@@ -163,6 +163,6 @@ def _describe_plan(run: Run, plan: ReadPlan) -> tuple[list[Receipt], list[Receip
     if not any(receipt.n_out for receipt in frames):
         rejected = run.directory.quarantined()
         raise InputError(f"no frame can be described: {list_reasons(rejected)}; e.g. {rejected[0].evidence}")
-    species = generating.elements(run.directory.root, [receipt.key for receipt in frames])
+    species = generating.list_elements(run.directory.root, [receipt.key for receipt in frames])
     features, against = describe_frames(run, frames, species)
     return frames, features, against

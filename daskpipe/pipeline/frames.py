@@ -30,8 +30,8 @@ from daskpipe.pipeline.workspace import (
     compose_sections,
     run_in_workspace,
 )
-from daskpipe.stages.generate.files import find
-from daskpipe.stages.generate.frame_ranges import Stretch, copy_frames, stretches
+from daskpipe.stages.generate.files import find_files
+from daskpipe.stages.generate.frame_ranges import FrameRange, copy_frames, cut_frame_ranges
 from daskpipe.stages.select.overlaps import find_overlaps
 from daskpipe.stages.select.stage import atom_table, feature_table
 
@@ -149,12 +149,12 @@ def describe_files(
     return run_in_workspace("describe", config, out, client, subscribers, work)
 
 
-def _list_ranges(paths: Sequence[str]) -> list[Stretch]:
-    return [piece for file in find(list(paths), Path.cwd()) for piece in stretches(file, FRAMES_A_UNIT)]
+def _list_ranges(paths: Sequence[str]) -> list[FrameRange]:
+    return [piece for file in find_files(list(paths), Path.cwd()) for piece in cut_frame_ranges(file, FRAMES_A_UNIT)]
 
 
 def _collect_features(
-    directory: RunDirectory, pieces: list[Stretch], frames: list[Receipt], features: list[Receipt], config: Config
+    directory: RunDirectory, pieces: list[FrameRange], frames: list[Receipt], features: list[Receipt], config: Config
 ) -> xr.Dataset:
     """Gather what describes the frames; features are lazy Dask arrays."""
     import xarray as xr

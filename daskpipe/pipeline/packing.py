@@ -25,7 +25,7 @@ from daskpipe.pipeline.context import Run
 def pack_dataset(
     run: Run,
     receipts: Sequence[Receipt],
-    sources: Sequence[storing.Source],
+    sources: Sequence[storing.LabelledUnit],
     target: Path,
     attrs: Mapping[str, Any],
 ) -> Receipt:
@@ -38,7 +38,7 @@ def pack_dataset(
         n_rows = sum(receipt.n_out for receipt, _ in batch)
         upstream = tuple(source.key for source in of_run)
         unit = Unit(stage=storing.SORT, index=index, key=key, n_inputs=n_rows, upstream=upstream)
-        runs.append((unit, partial(dask.delayed(storing.sort), root, of_run, seed=run.seed)))
+        runs.append((unit, partial(dask.delayed(storing.sort_rows), root, of_run, seed=run.seed)))
     keys = [unit.key for unit, _ in runs]
     n_inputs = sum(receipt.n_out for receipt in receipts)
     attrs = {**attrs, "seed": run.seed, "split_rule": storing.split_rule(run.seed, rule.split, rule)}
@@ -51,7 +51,7 @@ def pack_dataset(
             run.directory.forget("store", manifest.unit.key)
     run.driver.drive(storing.SORT, runs, "structures")
     planned = Unit(stage=storing.PLAN, index=0, key=plan_key, n_inputs=n_inputs, upstream=tuple(keys))
-    plan = partial(dask.delayed(storing.plan), root, keys, rule, seed=run.seed)
+    plan = partial(dask.delayed(storing.plan_dataset), root, keys, rule, seed=run.seed)
     run.driver.drive(storing.PLAN, [(planned, plan)], "structures")
     run.driver.stages[storing.PLAN]["report"] = json.loads(
         run.directory.load(storing.PLAN, plan_key, ["report"])["report"].item()
@@ -60,10 +60,10 @@ def pack_dataset(
     for index, (axis, number, n_files) in enumerate(storing.chunks_of(storing.read_plan(root, plan_key))):
         chunk_key = key_of(storing.WRITE, storing.VERSION, {"axis": axis, "number": number}, [plan_key], run.seed)
         chunk = Unit(stage=storing.WRITE, index=index, key=chunk_key, n_inputs=n_files, upstream=(plan_key,))
-        chunks.append((chunk, partial(dask.delayed(storing.write), root, keys, plan_key, axis, number)))
+        chunks.append((chunk, partial(dask.delayed(storing.write_chunks), root, keys, plan_key, axis, number)))
     run.driver.drive(storing.WRITE, chunks, "files")
     publish = partial(
-        dask.delayed(storing.store),
+        dask.delayed(storing.publish_chunks),
         root,
         plan_key,
         [chunk.key for chunk, _ in chunks],

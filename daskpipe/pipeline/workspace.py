@@ -13,9 +13,8 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from daskpipe.cluster.connect import check as check_cluster
-from daskpipe.cluster.connect import connect
-from daskpipe.cluster.joining import join
+from daskpipe.cluster.connect import check_cluster, connect
+from daskpipe.cluster.joining import join_scheduler
 from daskpipe.config.compose import list_sections
 from daskpipe.config.load import load_config
 from daskpipe.config.models import Config
@@ -132,7 +131,7 @@ def run_in_workspace(
         directory = RunDirectory(folder)
         emit = fan_out(Ledger(directory), *subscribers)
         with (
-            nullcontext(join(client, folder, emit))
+            nullcontext(join_scheduler(client, folder, emit))
             if client is not None
             else connect(config.cluster, folder / "workers.log", emit)
         ) as workers:

@@ -7,15 +7,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskpipe.cluster.submitted_jobs import Submission, record_submission, recorded
+from daskpipe.cluster.submitted_jobs import Submission, read_submissions, record_submission
 from daskpipe.core.errors import ClusterError, DaskpipeError
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import lease
 from daskpipe.runs.detached import Record, find_waiting, read_record, remove_record, site_of_kind
 
 if TYPE_CHECKING:
-    from daskpipe.cluster.job_commands import Cancelled
-    from daskpipe.cluster.queues import Kind
+    from daskpipe.cluster.job_commands import CancelReport
 
 HONOUR_SECONDS = 150.0
 """Time that a driver has to honour a request to cancel: to see it (on a network file system late), and to close."""
@@ -50,7 +49,7 @@ def cancel_run(run_dir: Path | str) -> dict[str, Any]:
     root = RunDirectory.of(run_dir).root
     asked = lease.find_driver(root)
     still = _stop_driver(root)
-    record, submitted = read_record(root), recorded(root)
+    record, submitted = read_record(root), read_submissions(root)
     is_job = record is not None and (_is_job(still, record) if still is not None else find_waiting(root) is not None)
     if record is not None and is_job:
         submitted.append(record.submission)
@@ -94,7 +93,7 @@ def _is_job(driver: lease.LeaseHolder, record: Record) -> bool:
     return driver.job_id.partition(".")[0] == record.job_id.partition(".")[0]
 
 
-def _cancel_of_kind(root: Path, kind: Kind, submitted: list[Submission]) -> Cancelled:
+def _cancel_of_kind(root: Path, kind: str, submitted: list[Submission]) -> CancelReport:
     """Cancel the jobs of a run in the queue of a kind, and wait until they have left it."""
     from daskpipe.cluster.job_commands import cancel_jobs, list_jobs
 
@@ -103,7 +102,7 @@ def _cancel_of_kind(root: Path, kind: Kind, submitted: list[Submission]) -> Canc
     done = cancel_jobs(site, root, jobs)
     cancelled = [job for job in jobs if job.job_id in done.jobs]
     until = time.monotonic() + GONE_SECONDS
-    while done.jobs and (left := list_jobs(site).fates(cancelled)["queued"]):
+    while done.jobs and (left := list_jobs(site).sort_by_fate(cancelled)["queued"]):
         if time.monotonic() > until:
             ids = ", ".join(map(str, left))
             raise ClusterError(f"jobs {ids} are cancelled and do not leave the queue. Try again later")

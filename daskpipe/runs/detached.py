@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskpipe.cluster.submitted_jobs import Submission, tag
+from daskpipe.cluster.submitted_jobs import Submission, job_name_prefix
 from daskpipe.core.errors import ClusterError, ConfigError, Interrupted
 from daskpipe.core.files import write_atomically
 from daskpipe.core.shared_disk import disk_time
@@ -111,7 +111,7 @@ def is_queued(record: Record) -> bool | None:
     from daskpipe.cluster.job_commands import list_jobs
 
     try:
-        fates = list_jobs(site_of_kind(record.kind)).fates([record.submission])
+        fates = list_jobs(site_of_kind(record.kind)).sort_by_fate([record.submission])
     except ClusterError:
         return None
     return True if fates["queued"] else False if fates["gone"] else None
@@ -251,14 +251,15 @@ def _submit_patiently(root: Path, cluster: Cluster, overrides: Sequence[str], fr
 
 def _submit_job(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int = 0) -> Record:
     """Record and submit a job that resumes a run; it may begin before this returns."""
-    from daskpipe.cluster import job_script, sites
-    from daskpipe.cluster.job_commands import NoJobIdError, words_of
+    from daskpipe.cluster.job_commands import NoJobIdError, describe_error
+    from daskpipe.cluster.job_script import build_driver_job
+    from daskpipe.cluster.sites import load_site
 
-    site = sites.site_of(cluster)
+    site = load_site(cluster)
     token = uuid.uuid4().hex[:12]
     name, folder = _job_name(root), root / "jobs"
     folder.mkdir(exist_ok=True)
-    job = job_script.driver_job(site, root, name=name, token=token)
+    job = build_driver_job(site, root, name=name, token=token)
     record = Record(
         token=token,
         job_id=None,
@@ -279,15 +280,15 @@ def _submit_job(root: Path, cluster: Cluster, overrides: Sequence[str], fruitles
     except (OSError, RuntimeError, ValueError) as error:
         remove_record(root)
         raise ClusterError(
-            f"{site.name} takes no job for the driver: {words_of(error)}. Change section driver of its file; to see "
-            f"what was submitted: daskpipe plan {_quote_path(root / 'config.yaml')} --show-script"
+            f"{site.name} takes no job for the driver: {describe_error(error)}. Change section driver of its file; "
+            f"to see what was submitted: daskpipe plan {_quote_path(root / 'config.yaml')} --show-script"
         ) from error
     job_id = str(submission.job_id)
-    named = {"SLURM", "LSF", "OAR", "HTCondor"}  # the others choose the name of the log
+    log_name = site.queue_system.log_name
     record = replace(
         record,
         job_id=job_id,
-        log=str(folder / f"{name}-{job_id}.log" if site.kind in named else folder),
+        log=str(folder / log_name.format(name=name, job_id=job_id) if log_name else folder),
         cluster_name=submission.cluster_name,
         user=submission.user,
         seen=submission.seen,
@@ -298,17 +299,17 @@ def _submit_job(root: Path, cluster: Cluster, overrides: Sequence[str], fruitles
 
 async def _submit_and_list(site: Site, job: Any) -> Submission:
     """Submit a job, and look whether the queue lists it: if not, nobody will know whether it has ended."""
-    from daskpipe.cluster.job_commands import list_jobs_async, name_cluster, submit
+    from daskpipe.cluster.job_commands import list_jobs_async, name_cluster, submit_job
 
-    submission = await submit(site, job, pool="driver", cluster_name=await name_cluster(site))
+    submission = await submit_job(site, job, pool="driver", cluster_name=await name_cluster(site))
     with suppress(OSError, RuntimeError):
-        seen = (await list_jobs_async(site, submission.cluster_name)).id_of(submission) is not None
+        seen = (await list_jobs_async(site, submission.cluster_name)).find_id(submission) is not None
         submission = replace(submission, seen=seen)
     return submission
 
 
 def _job_name(root: Path) -> str:
-    return f"{tag(root)}-driver"
+    return f"{job_name_prefix(root)}-driver"
 
 
 # --- queues -------------------------------------------------------------------------------------------

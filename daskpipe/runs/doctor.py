@@ -11,18 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from daskpipe.cluster.queues import all_queue_systems
 from daskpipe.cluster.sites import known_sites, read_site
 from daskpipe.core.errors import ConfigError, DaskpipeError
-
-# PBS and SGE both submit with qsub.
-SCHEDULERS = {
-    "Slurm": "sbatch",
-    "PBS": "pbsnodes",
-    "LSF": "bsub",
-    "SGE": "qconf",
-    "HTCondor": "condor_submit",
-    "OAR": "oarsub",
-}
 
 
 def examine_machine() -> dict[str, dict[str, dict[str, Any]]]:
@@ -37,7 +28,9 @@ def examine_machine() -> dict[str, dict[str, dict[str, Any]]]:
     return {
         "machine": _describe_machine(),
         "potentials": {name: _try_potential(attempt) for name, attempt in _list_attempts().items()},
-        "schedulers": {name: _find_command(program) for name, program in SCHEDULERS.items()},
+        "schedulers": {
+            queue.title: _find_command(queue.probe_command or queue.submit_command) for queue in all_queue_systems()
+        },
         "sites": {name: _describe_site(path) for name, path in sorted(known_sites().items())},
     }
 
@@ -73,8 +66,8 @@ def _list_attempts() -> dict[str, Callable[[], str]]:
         def compute_energy() -> str:
             from daskpipe import potentials
 
-            identity = potentials.identity(name, params)
-            result = potentials.evaluate(potentials.build(name, params, "auto", "float64"), [atoms])[0]
+            identity = potentials.identify_potential(name, params)
+            result = potentials.evaluate(potentials.build_potential(name, params, "auto", "float64"), [atoms])[0]
             if isinstance(result, potentials.Failure):
                 raise DaskpipeError(f"{identity.name}: {result.reason}: {result.evidence}")
             value = result.energy / len(atoms)
@@ -108,7 +101,7 @@ def _describe_site(path: Path) -> dict[str, Any]:
     except ConfigError as error:
         return _make_row(False, str(error))
     pools = ", ".join(f"{name} (at most {pool.jobs} jobs)" for name, pool in site.pools.items())
-    return _make_row(shutil.which(site.submit_command) is not None, f"{path}: {site.kind}, pools {pools}")
+    return _make_row(shutil.which(site.queue_system.submit_command) is not None, f"{path}: {site.kind}, pools {pools}")
 
 
 def _find_command(program: str) -> dict[str, Any]:

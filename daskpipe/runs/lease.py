@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from daskpipe.cluster.queues import find_job_id
 from daskpipe.core.deadline import seconds_left
 from daskpipe.core.errors import ConfigError, DaskpipeError, Interrupted
 from daskpipe.core.files import write_atomically
@@ -43,9 +44,6 @@ WALLTIME_SECONDS = 180.0
 
 HEED_SECONDS = 10.0
 """Time in which a driver that must stop is expected to ask (`Lease.check`), before its main thread is interrupted."""
-
-JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "JOB_ID")
-"""Where schedulers tell a job its id; JOB_ID is that of Grid Engine."""
 
 
 class TakenOver(Interrupted):
@@ -295,7 +293,7 @@ def _create_lease(path: Path, token: str | None) -> None:
         machine=_identify_machine(),
         born=_read_start(os.getpid()) or "",
         command=shlex.join(["daskpipe", *sys.argv[1:]]),
-        job_id=next((os.environ[name] for name in JOB_VARIABLES if os.environ.get(name)), None),
+        job_id=find_job_id(os.environ),
         token=token,
         since=_now(),
         seconds=LEASE_SECONDS,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import daskpipe.store.stage as storing
-from daskpipe.cluster.sites import site_of
+from daskpipe.cluster.sites import load_site
 from daskpipe.config.models import Config
 from daskpipe.pipeline.steps import list_devices
 from daskpipe.runs.budget import HOUR, compute_limits, format_bytes
@@ -24,7 +24,7 @@ from daskpipe.stages.describe.catalogue import per_atom
 from daskpipe.stages.describe.stage import FIT
 from daskpipe.stages.explore.stage import ensemble_of
 from daskpipe.stages.explore.timesteps import timestep_of, too_long
-from daskpipe.stages.generate.stage import FILES, Request, generate_partition, requests
+from daskpipe.stages.generate.stage import FILES, Request, generate_partition, list_requests
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -74,7 +74,7 @@ def plan_run(config: Config, measured: Measured | None = None) -> dict[str, Any]
     InputError
         If a path of the config does not exist.
     """
-    wanted = requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
+    wanted = list_requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
     sample = _sample_seeds(wanted, config)
     n_atoms = measured.n_atoms if measured else float(np.mean([len(atoms) for atoms in sample] or [1]))
     counts = count_units(config, len(wanted), measured.seeds_a_request if measured else 1.0, n_atoms)
@@ -315,16 +315,16 @@ def _list_gpu_stages(config: Config) -> frozenset[str]:
 
 def _count_workers(config: Config) -> dict[str, int]:
     """Return how many workers each pool would have; 0 where it is not known, or none."""
-    from daskpipe.cluster.local import local_workers
+    from daskpipe.cluster.local import count_local_workers
 
     settings = config.cluster
     if settings.address:
         return {"gpu": 0, "cpu": 0}
     if settings.name != "local":
-        pools = site_of(settings).pools.values()
+        pools = load_site(settings).pools.values()
         return {
             kind: sum(pool.jobs * pool.n_processes for pool in pools if (pool.gpus > 0) == (kind == "gpu"))
             for kind in ("gpu", "cpu")
         }
-    n_workers, n_gpus = local_workers(settings)
+    n_workers, n_gpus = count_local_workers(settings)
     return {"gpu": n_gpus, "cpu": n_workers}

@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import daskpipe.store.stage as storing
-from daskpipe.cluster.connect import check as check_cluster
-from daskpipe.cluster.connect import connect
-from daskpipe.cluster.joining import join
+from daskpipe.cluster.connect import check_cluster, connect
+from daskpipe.cluster.joining import join_scheduler
 from daskpipe.config.models import Config
 from daskpipe.core.errors import DiskError
 from daskpipe.core.events import Emit, Event, UnitCommitted, fan_out
@@ -38,7 +37,7 @@ from daskpipe.pipeline.steps import list_devices
 from daskpipe.runs.costs import Count, Line, Measured, Rate, count_units
 from daskpipe.runs.run import check_inputs
 from daskpipe.stages.explore.stage import conditions
-from daskpipe.stages.generate.stage import Request, requests
+from daskpipe.stages.generate.stage import Request, list_requests
 from daskpipe.store.quality.gate import judge
 
 if TYPE_CHECKING:
@@ -104,13 +103,13 @@ def probe_run(
     if client is None:
         check_cluster(config.cluster)
     identities = check_inputs(config)
-    wanted = requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
+    wanted = list_requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
     with _folder_beside(run_dir or Path("runs") / config.run_name) as folder:
         emit = fan_out(*subscribers)
         place = (
             connect(config.cluster, folder / "workers.log", emit)
             if client is None
-            else nullcontext(join(client, folder, emit))
+            else nullcontext(join_scheduler(client, folder, emit))
         )
         with place as workers:
             connected = time.perf_counter() - started

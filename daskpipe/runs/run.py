@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from daskpipe import potentials
 from daskpipe.cluster import settings
-from daskpipe.cluster.connect import check as check_cluster
-from daskpipe.cluster.connect import connect
-from daskpipe.cluster.joining import join
+from daskpipe.cluster.connect import check_cluster, connect
+from daskpipe.cluster.joining import join_scheduler
 from daskpipe.config import saved
 from daskpipe.config.load import change_config, load_config
 from daskpipe.config.models import Config
@@ -31,7 +30,7 @@ from daskpipe.pipeline.steps import hash_content
 from daskpipe.runs.budget import BudgetKeeper
 from daskpipe.runs.lease import Lease, WalltimeNear, hold_lease
 from daskpipe.stages import describe
-from daskpipe.stages.generate.stage import requests
+from daskpipe.stages.generate.stage import list_requests
 from daskpipe.store.quality.gate import judge
 from daskpipe.store.quality.verdict import Outcome, Verdict
 
@@ -258,11 +257,11 @@ def check_inputs(config: Config) -> dict[str, potentials.Identity]:
     InputError
         For a model or file that is not there.
     """
-    requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
+    list_requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
     if config.select.against is not None:
         hash_content(Path(config.select.against))
     identities = {
-        stage: potentials.identity(choice.name, choice.params)
+        stage: potentials.identify_potential(choice.name, choice.params)
         for stage, choice in (("explore", config.explore.potential), ("label", config.label.potential))
     }
     model = describe.identity(config.describe)
@@ -358,7 +357,7 @@ def _drive_all(
         emit(RunFinished(dataset=str(directory.dataset), seconds=seconds, quarantined=reasons(directory.quarantined())))
     elif client is not None:
         stages = run_pipeline(
-            directory, config, identities, join(client, directory.root, emit), emit, go_on=lease.check_stop
+            directory, config, identities, join_scheduler(client, directory.root, emit), emit, go_on=lease.check_stop
         )
     else:
         with connect(config.cluster, directory.root / "workers.log", emit) as workers:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from daskpipe.core.variables import SPLITS
-from daskpipe.store.splits import Split, trajectories
+from daskpipe.store.splits import Split, number_trajectories
 
 MIN_FRAMES = 20
 """Frames that a trajectory needs to be cut: with fewer, a block of a tenth is no test."""
@@ -41,7 +41,7 @@ def cut_in_time(
         return None
     if int(group.max(initial=-1)) + 1 >= len(shared):
         return None
-    _, trajectory = np.unique(np.stack([group, trajectories(columns)], axis=1), axis=0, return_inverse=True)
+    _, trajectory = np.unique(np.stack([group, number_trajectories(columns)], axis=1), axis=0, return_inverse=True)
     trajectory = trajectory.reshape(-1)
     if np.bincount(trajectory).max(initial=0) < MIN_FRAMES:
         return None

@@ -16,7 +16,7 @@ import numpy as np
 from daskpipe.core.errors import IntegrityError
 from daskpipe.core.hashing import crc32c_file
 from daskpipe.core.variables import VARIABLES, per_atom, read_root
-from daskpipe.store.writer import Layout, publish
+from daskpipe.store.writer import ArrayLayout, publish_dataset
 
 ATOM_INNER = 16_384
 STRUCTURE_INNER = 4_096
@@ -55,10 +55,10 @@ def write_cold(path: Path | str, out: Path | str, run_parts: Callable[[Sequence[
         If what was written does not read back as what is stored.
     """
     root = read_root(Path(path))
-    arrays = [_cold(name, metadata) for name, metadata in root["consolidated_metadata"]["metadata"].items()]
+    arrays = [_compress_layout(name, metadata) for name, metadata in root["consolidated_metadata"]["metadata"].items()]
     shards: list[tuple[str, str]] = []
 
-    def fill(folder: Path) -> dict[str, str]:
+    def write_shards(folder: Path) -> dict[str, str]:
         parts = [
             partial(_write_shard, Path(path), folder, layout, number)
             for layout in arrays
@@ -68,15 +68,15 @@ def write_cold(path: Path | str, out: Path | str, run_parts: Callable[[Sequence[
         return dict(shards)
 
     attrs = {name: value for name, value in root["attributes"].items() if name not in MADE_ANEW}
-    publish(out, arrays, fill, attrs={**attrs, "encoding": "cold"})
+    publish_dataset(out, arrays, write_shards, attrs={**attrs, "encoding": "cold"})
     return len(shards)
 
 
-def _cold(name: str, metadata: dict[str, Any]) -> Layout:
+def _compress_layout(name: str, metadata: dict[str, Any]) -> ArrayLayout:
     shape = tuple(metadata["shape"])
     rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
     inner = min(rows, ATOM_INNER if per_atom(name) else STRUCTURE_INNER)
-    return Layout(
+    return ArrayLayout(
         name=name,
         shape=shape,
         dtype=VARIABLES[name].dtype,
@@ -86,7 +86,7 @@ def _cold(name: str, metadata: dict[str, Any]) -> Layout:
     )
 
 
-def _write_shard(source: Path, folder: Path, layout: Layout, number: int) -> tuple[str, str]:
+def _write_shard(source: Path, folder: Path, layout: ArrayLayout, number: int) -> tuple[str, str]:
     import zarr
 
     rows = slice(number * layout.rows, min((number + 1) * layout.rows, layout.shape[0]))
@@ -95,6 +95,7 @@ def _write_shard(source: Path, folder: Path, layout: Layout, number: int) -> tup
         target = zarr.open_array(folder, path=layout.name, mode="r+")
         target[rows] = values
         same = np.asarray(target[rows]).tobytes() == values.tobytes()
+    file = folder / layout.file_name(number)
     if not same:
-        raise IntegrityError(f"{folder / layout.file(number)} does not read back as what was written; try another disk")
-    return layout.file(number), crc32c_file(folder / layout.file(number))
+        raise IntegrityError(f"{file} does not read back as what was written; try another disk")
+    return layout.file_name(number), crc32c_file(file)

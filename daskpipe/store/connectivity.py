@@ -79,9 +79,9 @@ def connect_frames(columns: Mapping[str, np.ndarray], frame_of: Callable[[int], 
     for members in alike.values():
         rows = np.array(members)
         if len(rows) <= MOST_FRAMES and len(rows) * len(frame_of(members[0]).numbers) <= MOST_ATOMS:
-            component[rows] = rows[_components([frame_of(row) for row in members])]
+            component[rows] = rows[_connect_all([frame_of(row) for row in members])]
         else:
-            component[rows] = rows[_components_of_neighbours(columns.get("features"), rows, frame_of)]
+            component[rows] = rows[_connect_neighbours(columns.get("features"), rows, frame_of)]
     return component
 
 
@@ -89,25 +89,25 @@ def is_near(a: Frame, b: Frame) -> bool:
     """Whether two frames have the same atoms in the same order, and none of them moves by `JUMP` between the two."""
     if not (np.array_equal(a.numbers, b.numbers) and np.array_equal(a.pbc, b.pbc)):
         return False
-    return bool(_Alike.of([a, b]).near(0, np.array([1]))[0])
+    return bool(_AlikeFrames.from_frames([a, b]).find_near(0, np.array([1]))[0])
 
 
-def _components(frames: Sequence[Frame]) -> np.ndarray:
+def _connect_all(frames: Sequence[Frame]) -> np.ndarray:
     """Return the first frame of the component of each, of frames with the same atoms."""
-    alike, first = _Alike.of(frames), np.full(len(frames), -1)
+    alike, first = _AlikeFrames.from_frames(frames), np.full(len(frames), -1)
     for start in range(len(frames)):
         if first[start] >= 0:
             continue
         first[start], ahead = start, [start]
         while ahead and len(others := np.flatnonzero(first < 0)):
-            reached = others[alike.near(ahead.pop(), others)]
+            reached = others[alike.find_near(ahead.pop(), others)]
             first[reached] = start
             ahead += reached.tolist()
     return first
 
 
 @dataclass(frozen=True)
-class _Alike:
+class _AlikeFrames:
     """Frames with the same atoms in the same order.
 
     Parameters
@@ -125,7 +125,7 @@ class _Alike:
     pbc: np.ndarray
 
     @classmethod
-    def of(cls, frames: Sequence[Frame]) -> _Alike:
+    def from_frames(cls, frames: Sequence[Frame]) -> _AlikeFrames:
         pbc = frames[0].pbc.astype(bool)
         positions = np.stack([frame.positions for frame in frames]).astype(np.float64)
         if not pbc.any():
@@ -137,10 +137,10 @@ class _Alike:
         places[~flat] = positions[~flat] @ np.linalg.inv(cells[~flat])
         return cls(places, cells, pbc)
 
-    def near(self, one: int, others: np.ndarray) -> np.ndarray:
+    def find_near(self, one: int, others: np.ndarray) -> np.ndarray:
         """Return which of some frames are near a frame, shape (frame,), bool."""
         if not self.pbc.any():
-            return np.asarray(_superposed(self.places[one], self.places[others]).max(axis=1, initial=0.0) < JUMP)
+            return np.asarray(_superpose_frames(self.places[one], self.places[others]).max(axis=1, initial=0.0) < JUMP)
         if np.isnan(self.cells[one]).any():
             return np.zeros(len(others), dtype=np.bool_)
         strain = np.linalg.solve(self.cells[one], self.cells[others]) - np.eye(3)
@@ -153,9 +153,7 @@ class _Alike:
         return near
 
 
-def _components_of_neighbours(
-    features: np.ndarray | None, rows: np.ndarray, frame_of: Callable[[int], Frame]
-) -> np.ndarray:
+def _connect_neighbours(features: np.ndarray | None, rows: np.ndarray, frame_of: Callable[[int], Frame]) -> np.ndarray:
     """Return the first frame of the component of each row, of many with the same atoms, by neighbours in features."""
     from scipy.cluster.hierarchy import DisjointSet
 
@@ -164,7 +162,7 @@ def _components_of_neighbours(
     if features is None or len(described) < 2:
         return first
     components = DisjointSet(described.tolist())
-    for one, other in _nearest_pairs(features[rows[described]].astype(np.float64), described):
+    for one, other in _iter_nearest_pairs(features[rows[described]].astype(np.float64), described):
         # What a chain connects already need not be compared.
         if not components.connected(one, other) and is_near(frame_of(int(rows[one])), frame_of(int(rows[other]))):
             components.merge(one, other)
@@ -173,7 +171,7 @@ def _components_of_neighbours(
     return first
 
 
-def _superposed(a: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _superpose_frames(a: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return how far each atom lies from that of `a`, once it is turned onto the other, shape (frame, atom), Å.
 
     Positions are from the centre. Least-squares rotation by Kabsch, DOI 10.1107/S0567739476001873.
@@ -184,7 +182,7 @@ def _superposed(a: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.asarray(np.linalg.norm(a @ (u @ turn @ v) - others, axis=2))
 
 
-def _nearest_pairs(features: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, int]]:
+def _iter_nearest_pairs(features: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, int]]:
     """Yield pairs of rows, each with its nearest neighbours, the closest pairs first."""
     from scipy.spatial import cKDTree
 

@@ -18,7 +18,7 @@ import numpy as np
 from daskpipe.core.errors import ConfigError, InputError, IntegrityError, unknown
 from daskpipe.core.outputs import resolve_output, swap_in
 from daskpipe.core.structures import cut, take
-from daskpipe.store.formats import FORMATS, Format, format_of, records, same
+from daskpipe.store.formats import FORMATS, Format, format_of, is_same_value, iter_records
 from daskpipe.store.reader import open_dataset
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Exported:
     fields: tuple[str, ...]
 
 
-def one_after_another(calls: Sequence[Make]) -> list[int]:
+def run_serially(calls: Sequence[Make]) -> list[int]:
     """Make the parts in this process."""
     return [call() for call in calls]
 
@@ -72,7 +72,7 @@ def export(
     *,
     split: str | None = None,
     force: bool = False,
-    run_parts: RunParts = one_after_another,
+    run_parts: RunParts = run_serially,
 ) -> Exported:
     """Write the structures of a dataset to a file or folder, in its order, and read each of them back.
 
@@ -123,9 +123,10 @@ def export(
         n = sum(run_parts(calls))
         joined = temporary / "joined" / out.name
         joined.parent.mkdir()
-        made_by.join(names, joined)
-        if not n == len(rows) == made_by.count(joined):
-            raise IntegrityError(f"{to}: {made_by.count(joined)} of {len(rows)} structures were written to {out}")
+        made_by.join_parts(names, joined)
+        n_written = made_by.count_structures(joined)
+        if not n == len(rows) == n_written:
+            raise IntegrityError(f"{to}: {n_written} of {len(rows)} structures were written to {out}")
         swap_in(joined, place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -149,13 +150,13 @@ def make_part(path: Path | str, rows: np.ndarray, to: str, part: Path) -> int:
         File to write.
     """
     made_by = format_of(to)
-    block = _read(path, rows)
+    block = _read_structures(path, rows)
     made_by.write_part(block, part)
-    compare(to, made_by, block, part)
+    compare_part(to, made_by, block, part)
     return len(rows)
 
 
-def compare(to: str, made_by: Format, block: xr.Dataset, part: Path) -> None:
+def compare_part(to: str, made_by: Format, block: xr.Dataset, part: Path) -> None:
     """Check that a part reads back as the structures of `block`.
 
     Raises
@@ -163,14 +164,14 @@ def compare(to: str, made_by: Format, block: xr.Dataset, part: Path) -> None:
     IntegrityError
         Naming the format, the structure and the field that differs.
     """
-    for row, (stored, found) in enumerate(zip_longest(records(block), made_by.read(part))):
+    for row, (stored, found) in enumerate(zip_longest(iter_records(block), made_by.read_part(part))):
         if stored is None or found is None:
             raise IntegrityError(
                 f"{to}: {made_by.READER} finds {'more' if stored is None else 'only'} {row} of "
                 f"{block.sizes['structure']} structures in what was written"
             )
         for name in made_by.FIELDS:
-            if not same(name, stored.get(name), found.get(name)):
+            if not is_same_value(name, stored.get(name), found.get(name)):
                 raise IntegrityError(
                     f"{to}: {name} of structure {stored['structure_id']} is {stored.get(name)} in the dataset, and "
                     f"{made_by.READER} reads {found.get(name)} in what was written; nothing was exported. Check the "
@@ -178,7 +179,7 @@ def compare(to: str, made_by: Format, block: xr.Dataset, part: Path) -> None:
                 )
 
 
-def _read(path: Path | str, rows: np.ndarray) -> xr.Dataset:
+def _read_structures(path: Path | str, rows: np.ndarray) -> xr.Dataset:
     """Return some structures of a dataset in memory."""
     ds = open_dataset(path)
     # Read here: within a task Dask would hand the reading to the cluster.
@@ -210,4 +211,4 @@ def _check_free(out: Path, force: bool) -> None:
         raise ConfigError(f"{out} is a folder that holds {strangers[0]!r}, which no export wrote; give another name")
 
 
-__all__ = ["FORMATS", "Exported", "compare", "export", "make_part", "one_after_another"]
+__all__ = ["FORMATS", "Exported", "compare_part", "export", "make_part", "run_serially"]

@@ -9,7 +9,7 @@ import numpy as np
 from daskpipe.core.seeds import order_by_hash
 from daskpipe.core.variables import SPLITS
 from daskpipe.store.assignment import assign_splits
-from daskpipe.store.splits import features_of, kin
+from daskpipe.store.splits import features_of, number_families
 
 SAMPLE = 10_000
 """Structures of a split whose nearest training neighbour is looked for, at most; chosen by hash."""
@@ -18,8 +18,8 @@ SAMPLE = 10_000
 def frame_distance(columns: Mapping[str, np.ndarray]) -> float | None:
     """Return the distance in feature space from a frame to the nearest other one of its kin, the median of all.
 
-    Kin are the frames of one seed, or of one component of connected frames (`daskpipe.store.splits.kin`). Their order
-    does not matter.
+    Kin are the frames of one seed, or of one component of connected frames
+    (`daskpipe.store.splits.number_families`). Their order does not matter.
 
     Parameters
     ----------
@@ -35,11 +35,11 @@ def frame_distance(columns: Mapping[str, np.ndarray]) -> float | None:
     if spaced is None:
         return None
     features, rows, _ = spaced
-    nearest, _ = nearest_of_kin(features, kin(columns)[rows])
+    nearest, _ = nearest_in_family(features, number_families(columns)[rows])
     return float(np.median(nearest[np.isfinite(nearest)])) if np.isfinite(nearest).any() else None
 
 
-def nearest_of_kin(features: np.ndarray, kin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def nearest_in_family(features: np.ndarray, kin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the nearest other row with the same number of each row, and the distance to it.
 
     Parameters
@@ -67,7 +67,7 @@ def nearest_of_kin(features: np.ndarray, kin: np.ndarray) -> tuple[np.ndarray, n
     return distance, row
 
 
-def leakage(
+def measure_leakage(
     columns: Mapping[str, np.ndarray], split: np.ndarray, *, seed: int, threshold: float | None
 ) -> dict[str, float]:
     """Measure which share of a split has a training neighbour closer than a frame is to the nearest other of its kin.
@@ -107,7 +107,7 @@ def leakage(
     return shares
 
 
-def compare(
+def compare_leakage(
     columns: Mapping[str, np.ndarray], split: np.ndarray, *, seed: int, fractions: Mapping[str, float]
 ) -> dict[str, object]:
     """Return the leakage of a split beside that of a random one, as JSON types.
@@ -122,6 +122,6 @@ def compare(
     torn = assign_splits(np.ones(len(ids), dtype=np.int64), ids, seed=seed, fractions=fractions)
     return {
         "frame_distance": threshold,
-        "leakage": leakage(columns, split, seed=seed, threshold=threshold),
-        "leakage_random": leakage(columns, torn, seed=seed, threshold=threshold),
+        "leakage": measure_leakage(columns, split, seed=seed, threshold=threshold),
+        "leakage_random": measure_leakage(columns, torn, seed=seed, threshold=threshold),
     }

@@ -19,7 +19,7 @@ import numpy as np
 from daskpipe.core.seeds import order_by_hash
 from daskpipe.core.structures import atom_rows, neutral, starts, take
 from daskpipe.core.variables import SPLITS, VARIABLES, code_names, codes_of, per_atom, validate
-from daskpipe.store.writer import Layout, layouts
+from daskpipe.store.writer import ArrayLayout, lay_out_arrays
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 Load = Callable[[int, str], np.ndarray | None]
 """Returns a variable of a run, by the run's number; None where it has none."""
 
-MADE = ("atom_start", "group", "split")
+PLANNED = ("atom_start", "group", "split")
 """Variables that the plan makes."""
 
 
-def sorted_run(ds: xr.Dataset, *, seed: int) -> dict[str, bytes]:
+def sort_run(ds: xr.Dataset, *, seed: int) -> dict[str, bytes]:
     """Return the variables of a run of rows as ``NAME.npy`` files, sorted as they will be in the dataset.
 
     Parameters
@@ -45,7 +45,7 @@ def sorted_run(ds: xr.Dataset, *, seed: int) -> dict[str, bytes]:
     """
     validate(ds)
     # A split that frames came with is kept: the plan looks at it.
-    ds = take(ds, order_by_hash(seed, "shuffle", ds["structure_id"].values)).drop_vars(MADE[:2], errors="ignore")
+    ds = take(ds, order_by_hash(seed, "shuffle", ds["structure_id"].values)).drop_vars(PLANNED[:2], errors="ignore")
     files = {}
     for name, array in ds.data_vars.items():
         buffer = io.BytesIO()
@@ -54,13 +54,13 @@ def sorted_run(ds: xr.Dataset, *, seed: int) -> dict[str, bytes]:
     return files
 
 
-def mapped(path: Path) -> np.ndarray:
-    """Map a ``.npy`` file that `sorted_run` made."""
+def map_array_file(path: Path) -> np.ndarray:
+    """Map a ``.npy`` file that `sort_run` made."""
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class DatasetPlan:
     """What goes where in a dataset.
 
     Parameters
@@ -92,9 +92,9 @@ class Plan:
         return np.append(starts(self.n_atoms), self.n_atoms.sum(dtype=np.int64))
 
     @cached_property
-    def layouts(self) -> dict[str, Layout]:
+    def layouts(self) -> dict[str, ArrayLayout]:
         """Layout of each array."""
-        return layouts(self.names, len(self.row), int(self.atom_start[-1]), self.n_features, self.codes)
+        return lay_out_arrays(self.names, len(self.row), int(self.atom_start[-1]), self.n_features, self.codes)
 
     def as_arrays(self) -> dict[str, np.ndarray]:
         """Return the plan as arrays, for a payload."""
@@ -103,13 +103,13 @@ class Plan:
         return {**columns, "facts": np.array(json.dumps(facts))}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Plan:
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> DatasetPlan:
         """Undo `as_arrays`."""
         columns: dict[str, Any] = {name: arrays[name] for name in ("run", "row", "n_atoms", "group", "split")}
         return cls(**columns, **json.loads(arrays["facts"].item()))
 
 
-def union(tables: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
+def merge_code_names(tables: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
     """Return the names that codes count: those of any run, and `Variable.missing` where a run lacks the variable."""
     coded = sorted({name for table in tables for name in table})
     lacking = {name: [str(neutral(name, ()))] for name in coded}
@@ -117,7 +117,7 @@ def union(tables: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, list[str]]
     return {name: code_names(name, items) for name, items in found.items()} | {"split": list(SPLITS)}
 
 
-def chunk(plan: Plan, axis: str, number: int, load: Load) -> Iterator[tuple[Layout, np.ndarray]]:
+def make_chunk(plan: DatasetPlan, axis: str, number: int, load: Load) -> Iterator[tuple[ArrayLayout, np.ndarray]]:
     """Yield the rows of chunk `number` of each array along an axis, as they are on disk.
 
     Parameters
@@ -142,16 +142,18 @@ def chunk(plan: Plan, axis: str, number: int, load: Load) -> Iterator[tuple[Layo
         structures, origin = slice(first, last), int(plan.atom_start[first])
         size = int(plan.atom_start[last]) - origin
     made = {"atom_start": plan.atom_start[:-1], "group": plan.group, "split": plan.split}
-    moves = list(_moves(plan, axis, structures, load))
+    moves = list(_plan_moves(plan, axis, structures, load))
     for layout in arrays:
         if layout.name in made:
             values = made[layout.name][structures].astype(layout.dtype)
         else:
-            values = _gathered(plan, layout, moves, size, load)
-        yield layout, layout.chunk(values[begin - origin : end - origin])
+            values = _gather_rows(plan, layout, moves, size, load)
+        yield layout, layout.pad_chunk(values[begin - origin : end - origin])
 
 
-def _moves(plan: Plan, axis: str, structures: slice, load: Load) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def _plan_moves(
+    plan: DatasetPlan, axis: str, structures: slice, load: Load
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yield run, rows there, and rows here of what the structures need of each run."""
     runs, rows, n_atoms = plan.run[structures], plan.row[structures], plan.n_atoms[structures]
     for run in np.unique(runs).tolist():
@@ -165,8 +167,8 @@ def _moves(plan: Plan, axis: str, structures: slice, load: Load) -> Iterator[tup
             yield run, there, atom_rows(starts(n_atoms)[here], n_atoms[here])
 
 
-def _gathered(
-    plan: Plan, layout: Layout, moves: Sequence[tuple[int, np.ndarray, np.ndarray]], size: int, load: Load
+def _gather_rows(
+    plan: DatasetPlan, layout: ArrayLayout, moves: Sequence[tuple[int, np.ndarray, np.ndarray]], size: int, load: Load
 ) -> np.ndarray:
     """Return `size` rows of one array from the runs that they stand in."""
     values = np.empty((size, *layout.shape[1:]), dtype=layout.dtype)

@@ -105,7 +105,7 @@ def dataset_of(path: str | Path) -> Path:
     return (inside if inside.is_dir() else Path(path)).absolute()
 
 
-def content(path: Path | str) -> tuple[str, int]:
+def read_identity(path: Path | str) -> tuple[str, int]:
     """Return what tells a dataset from all others, and its number of structures; raises as `open_dataset`."""
     attributes = read_root(Path(path))["attributes"]
     return attributes["checksums"]["root"], attributes["n_structures"]
@@ -115,12 +115,12 @@ GEOMETRY = ("n_atoms", "numbers", "positions", "cell", "pbc", "charge")
 """What makes a geometry, with the charge where it is known."""
 
 
-def geometries(path: Path | str, start: int, stop: int) -> xr.Dataset:
-    """Read numbers, positions and cells of some structures of a dataset into memory; see `rows`."""
-    return rows(path, start, stop, GEOMETRY)
+def read_geometries(path: Path | str, start: int, stop: int) -> xr.Dataset:
+    """Read numbers, positions and cells of some structures of a dataset into memory; see `read_rows`."""
+    return read_rows(path, start, stop, GEOMETRY)
 
 
-def rows(path: Path | str, start: int, stop: int, names: Collection[str] | None = None) -> xr.Dataset:
+def read_rows(path: Path | str, start: int, stop: int, names: Collection[str] | None = None) -> xr.Dataset:
     """Read some structures of a dataset into memory.
 
     Parameters

@@ -49,7 +49,7 @@ class Split(FiniteModel):
 
     @field_validator("split")
     @classmethod
-    def _whole(cls, split: dict[str, float]) -> dict[str, float]:
+    def _check_shares(cls, split: dict[str, float]) -> dict[str, float]:
         try:
             check_fractions(split)
         except ConfigError as error:
@@ -76,7 +76,7 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
         raise ConfigError(f"the splits must sum to 1; received {given} (sum {total:g}), try train=0.8 val=0.1 test=0.1")
 
 
-def groups(columns: Mapping[str, np.ndarray], rule: Split, *, seed: int) -> np.ndarray:
+def find_groups(columns: Mapping[str, np.ndarray], rule: Split, *, seed: int) -> np.ndarray:
     """Find the groups of structures that no split may tear apart.
 
     Parameters
@@ -102,19 +102,19 @@ def groups(columns: Mapping[str, np.ndarray], rule: Split, *, seed: int) -> np.n
     """
     ids, spaced = columns["structure_id"], features_of(columns)
     if rule.split_by == "structure":
-        return _numbered(np.arange(len(ids)), ids)
+        return _renumber_groups(np.arange(len(ids)), ids)
     if rule.split_by == "composition":
-        basic = _codes(columns["composition"])
+        basic = _number_values(columns["composition"])
     else:
-        basic = _codes(origins(columns)) if rule.split_by == "seed" else trajectories(columns)
+        basic = _number_values(seed_ids_of(columns)) if rule.split_by == "seed" else number_trajectories(columns)
     if "component" in columns:
-        basic = _joined(basic, linked_pairs(columns["component"]))
+        basic = _join_groups(basic, linked_pairs(columns["component"]))
     if rule.split_by == "cluster":
-        basic = _regions(columns, basic, rule.clusters, seed)
+        basic = _gather_regions(columns, basic, rule.clusters, seed)
     if spaced is not None and rule.near_duplicates:
-        for pairs in _near_pairs(*spaced, rule.near_duplicates):
-            basic = _joined(basic, pairs)
-    return _numbered(basic, ids)
+        for pairs in _iter_near_pairs(*spaced, rule.near_duplicates):
+            basic = _join_groups(basic, pairs)
+    return _renumber_groups(basic, ids)
 
 
 LINEAGE = (
@@ -124,10 +124,10 @@ LINEAGE = (
 """The variables that groups and leakage are told from; of a structure, not of its atoms."""
 
 
-def kin(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+def number_families(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return the number of what each structure descends from: its seed, or its component of connected frames."""
-    basic = _codes(origins(columns))
-    return _joined(basic, linked_pairs(columns["component"])) if "component" in columns else basic
+    basic = _number_values(seed_ids_of(columns))
+    return _join_groups(basic, linked_pairs(columns["component"])) if "component" in columns else basic
 
 
 def linked_pairs(component: np.ndarray) -> np.ndarray:
@@ -137,18 +137,20 @@ def linked_pairs(component: np.ndarray) -> np.ndarray:
     return np.stack([rows, rows[first[number.reshape(-1)]]], axis=1)
 
 
-def origins(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+def seed_ids_of(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return the id of each structure's seed, its own if it is one; shape (structure,), dtype V16."""
     own, parent = columns["structure_id"], columns["parent_id"]
     return np.where(parent == np.zeros((), dtype=parent.dtype), own, parent)
 
 
-def trajectories(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+def number_trajectories(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return the number of each structure's trajectory: those of one seed differ in conditions and replica."""
-    keys = [_codes(origins(columns))]
+    keys = [_number_values(seed_ids_of(columns))]
     # A seed that was labelled itself belongs to no trajectory of its own: it has no conditions.
-    keys += [_codes(columns[name]) for name in ("temperature", "pressure", "replica", "ensemble") if name in columns]
-    return _codes(np.stack(keys, axis=1))
+    keys += [
+        _number_values(columns[name]) for name in ("temperature", "pressure", "replica", "ensemble") if name in columns
+    ]
+    return _number_values(np.stack(keys, axis=1))
 
 
 def features_of(columns: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, float] | None:
@@ -172,13 +174,13 @@ def features_of(columns: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarr
     return features, rows, spread
 
 
-def _codes(values: np.ndarray) -> np.ndarray:
+def _number_values(values: np.ndarray) -> np.ndarray:
     """Return the number of each row among the distinct ones, shape (row,), dtype int64; NaN equals NaN."""
     axis = 0 if values.ndim > 1 else None  # NaN equals NaN only without an axis
     return np.unique(values, axis=axis, return_inverse=True)[1].reshape(-1)
 
 
-def _numbered(basic: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def _renumber_groups(basic: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Return the groups renumbered in the order of the smallest id that they hold."""
     _, rank = np.unique(ids, return_inverse=True)
     smallest = np.full(int(basic.max(initial=-1)) + 1, len(ids), dtype=np.int64)
@@ -186,7 +188,7 @@ def _numbered(basic: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.unique(smallest[basic], return_inverse=True)[1].astype(np.int32)
 
 
-def _near_pairs(features: np.ndarray, rows: np.ndarray, spread: float, near: float) -> Iterator[np.ndarray]:
+def _iter_near_pairs(features: np.ndarray, rows: np.ndarray, spread: float, near: float) -> Iterator[np.ndarray]:
     """Yield pairs of structures that are near-duplicates, shape (pair, 2), a block of structures at a time."""
     from scipy.spatial import cKDTree
 
@@ -200,7 +202,7 @@ def _near_pairs(features: np.ndarray, rows: np.ndarray, spread: float, near: flo
         yield rows[first[np.stack([own, np.concatenate(found).astype(np.int64)], axis=1)]]
 
 
-def _joined(basic: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def _join_groups(basic: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """Join groups that a pair of structures connects, however long the chain."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -211,7 +213,7 @@ def _joined(basic: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return connected_components(graph, directed=False)[1][basic].astype(np.int64)
 
 
-def _regions(columns: Mapping[str, np.ndarray], basic: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
+def _gather_regions(columns: Mapping[str, np.ndarray], basic: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     """Gather groups whose mean features lie in one region: k-means of the groups, so that none of them is torn."""
     from sklearn.cluster import KMeans
 
@@ -231,4 +233,4 @@ def _regions(columns: Mapping[str, np.ndarray], basic: np.ndarray, n_clusters: i
     # A group without features is a region of its own.
     region = np.arange(int(basic.max()) + 1) + n_clusters
     region[described] = found
-    return _codes(region[basic])
+    return _number_values(region[basic])

@@ -19,12 +19,12 @@ from daskpipe.core.variables import SPLITS, VARIABLES, decode, per_atom
 from daskpipe.engine.rows import arrays_of, read_unit
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload
-from daskpipe.store.arrangement import COLUMNS, arrangement
+from daskpipe.store.arrangement import COLUMNS, find_arrangement
 from daskpipe.store.connectivity import Frame
-from daskpipe.store.parts import MADE, Load, Plan, chunk, mapped, sorted_run, union
-from daskpipe.store.reader import rows
+from daskpipe.store.parts import PLANNED, DatasetPlan, Load, make_chunk, map_array_file, merge_code_names, sort_run
+from daskpipe.store.reader import read_rows
 from daskpipe.store.splits import Split, check_fractions
-from daskpipe.store.writer import publish, write_dataset
+from daskpipe.store.writer import publish_dataset, write_dataset
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,7 +46,7 @@ RUN_STRUCTURES = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class LabelledUnit:
     """A committed unit whose rows belong into the dataset.
 
     Parameters
@@ -62,26 +62,26 @@ class Source:
     features: str | None = None
 
 
-def read(path: Path, start: int, stop: int) -> Payload:
+def read_dataset_rows(path: Path, start: int, stop: int) -> Payload:
     """Read rows of a dataset, without what belongs to that dataset as a whole: features, strata, groups, splits."""
-    ds = rows(path, start, stop).drop_vars(["group", "split", "features", "cluster"], errors="ignore")
+    ds = read_rows(path, start, stop).drop_vars(["group", "split", "features", "cluster"], errors="ignore")
     return Payload(arrays=arrays_of(ds), n_out=stop - start)
 
 
-def sort(root: Path, sources: Sequence[Source], *, seed: int) -> Payload:
+def sort_rows(root: Path, sources: Sequence[LabelledUnit], *, seed: int) -> Payload:
     """Bring the rows of some units into the order of the dataset, each variable as a file that can be mapped."""
     ds = concat([_rows_of(root, source) for source in sources])
-    files = sorted_run(ds, seed=seed)
+    files = sort_run(ds, seed=seed)
     names = {
         name: sorted(set(ds[name].values.tolist()))
         for name in map(str, ds.data_vars)
-        if VARIABLES[name].coded and name not in MADE
+        if VARIABLES[name].coded and name not in PLANNED
     }
     arrays = {"names": np.array(json.dumps(names))}
     return Payload(arrays=arrays, n_out=ds.sizes["structure"], files=files)
 
 
-def _rows_of(root: Path, source: Source) -> xr.Dataset:
+def _rows_of(root: Path, source: LabelledUnit) -> xr.Dataset:
     ds = read_unit(root, source.stage, source.key)
     if source.features is None:
         return ds
@@ -89,31 +89,31 @@ def _rows_of(root: Path, source: Source) -> xr.Dataset:
     return ds.assign(features=(VARIABLES["features"].dims, features))
 
 
-def plan(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> Payload:
-    """Find the order, the groups and the splits of all rows of the sorted runs; see `Plan` and `arrangement`.
+def plan_dataset(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> Payload:
+    """Plan the order, the groups and the splits of all rows of the sorted runs; see `DatasetPlan`.
 
     Rows in the gaps between blocks of time are left out, and counted in the report.
 
     Memory: about 200 bytes a structure, and its features.
     """
-    load = _loader(root, runs)
-    n_atoms = [_known(load(number, "n_atoms")) for number in range(len(runs))]
+    load = _make_loader(root, runs)
+    n_atoms = [_require_values(load(number, "n_atoms")) for number in range(len(runs))]
     sizes = [len(of_run) for of_run in n_atoms]
-    columns = _columns(load, sizes)
-    columns["isolated"], energies = _isolated_atoms([_of_run(load, number) for number in range(len(runs))])
+    columns = _join_columns(load, sizes)
+    columns["isolated"], energies = _isolated_atoms([_columns_of_run(load, number) for number in range(len(runs))])
     ends = np.cumsum(sizes)
-    found = arrangement(columns, rule, seed=seed, frame_of=_frames(load, n_atoms))
+    found = find_arrangement(columns, rule, seed=seed, frame_of=_make_frame_reader(load, n_atoms))
     run = np.searchsorted(ends, found.order, side="right")
     tables = [json.loads(RunDirectory(root).load(SORT, key, ["names"])["names"].item()) for key in runs]
-    names = {name for key in runs for name in _names(root, key)}
-    made = Plan(
+    names = {name for key in runs for name in _variables_of_run(root, key)}
+    made = DatasetPlan(
         run=run.astype(np.int32),
         row=found.order - (ends - sizes)[run],
         n_atoms=np.concatenate(n_atoms)[found.order],
         group=found.group,
         split=found.split,
-        names=tuple(sorted(names | set(MADE))),
-        codes=union(tables),
+        names=tuple(sorted(names | set(PLANNED))),
+        codes=merge_code_names(tables),
         n_features=columns["features"].shape[1] if "features" in columns else 0,
     )
     arrays = {**made.as_arrays(), "report": np.array(json.dumps(found.report, sort_keys=True))}
@@ -122,9 +122,9 @@ def plan(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> Payload:
     return Payload(arrays=arrays, n_out=len(found.order))
 
 
-def _of_run(load: Load, number: int) -> dict[str, np.ndarray]:
+def _columns_of_run(load: Load, number: int) -> dict[str, np.ndarray]:
     """Return what tells isolated atoms, and the energies that they give, of the rows of one run."""
-    columns = {name: _known(load(number, name)) for name in ("n_atoms", "cell", "pbc", "charge", "numbers")}
+    columns = {name: _require_values(load(number, name)) for name in ("n_atoms", "cell", "pbc", "charge", "numbers")}
     columns["number"] = columns.pop("numbers")[starts(columns["n_atoms"])]
     optional = {name: load(number, name) for name in ("config_type", "head", "energy")}
     return columns | {name: values for name, values in optional.items() if values is not None}
@@ -141,7 +141,7 @@ def _isolated_atoms(parts: Sequence[Mapping[str, np.ndarray]]) -> tuple[np.ndarr
     return np.concatenate(isolated), {head: dict(sorted(energies[head].items())) for head in sorted(energies)}
 
 
-def _frames(load: Load, n_atoms: Sequence[np.ndarray]) -> Callable[[int], Frame]:
+def _make_frame_reader(load: Load, n_atoms: Sequence[np.ndarray]) -> Callable[[int], Frame]:
     """Return a function that gives the geometry of a row, rows counted over all runs."""
     ends = np.cumsum([len(of_run) for of_run in n_atoms])
     first = [starts(of_run) for of_run in n_atoms]
@@ -151,16 +151,16 @@ def _frames(load: Load, n_atoms: Sequence[np.ndarray]) -> Callable[[int], Frame]
         row = number - int(ends[run]) + len(n_atoms[run])
         atoms = slice(start := int(first[run][row]), start + int(n_atoms[run][row]))
         return Frame(
-            numbers=_known(load(run, "numbers"))[atoms],
-            positions=_known(load(run, "positions"))[atoms],
-            cell=_known(load(run, "cell"))[row],
-            pbc=_known(load(run, "pbc"))[row],
+            numbers=_require_values(load(run, "numbers"))[atoms],
+            positions=_require_values(load(run, "positions"))[atoms],
+            cell=_require_values(load(run, "cell"))[row],
+            pbc=_require_values(load(run, "pbc"))[row],
         )
 
     return frame_of
 
 
-def _columns(load: Load, sizes: Sequence[int]) -> dict[str, np.ndarray]:
+def _join_columns(load: Load, sizes: Sequence[int]) -> dict[str, np.ndarray]:
     """Return what tells order and groups, of the rows of all runs, one run after the other."""
     columns = {}
     for name in COLUMNS:
@@ -174,34 +174,36 @@ def _columns(load: Load, sizes: Sequence[int]) -> dict[str, np.ndarray]:
     return columns
 
 
-def _known(values: np.ndarray | None) -> np.ndarray:
+def _require_values(values: np.ndarray | None) -> np.ndarray:
     """Return what every run holds."""
     assert values is not None
     return values
 
 
-def _names(root: Path, run: str) -> set[str]:
+def _variables_of_run(root: Path, run: str) -> set[str]:
     """Return the variables that a run holds: what its manifest names, not what can be seen of its folder."""
     return {name.removesuffix(".npy") for name in RunDirectory(root).names_of_files(SORT, run) if name.endswith(".npy")}
 
 
-def _loader(root: Path, runs: Sequence[str]) -> Load:
+def _make_loader(root: Path, runs: Sequence[str]) -> Load:
     """Return a function that maps a variable of a run, once."""
-    held = [_names(root, key) for key in runs]
+    held = [_variables_of_run(root, key) for key in runs]
 
     @cache
-    def load(number: int, name: str) -> np.ndarray | None:
-        return mapped(RunDirectory(root).file(SORT, runs[number], f"{name}.npy")) if name in held[number] else None
+    def load_variable(number: int, name: str) -> np.ndarray | None:
+        return (
+            map_array_file(RunDirectory(root).file(SORT, runs[number], f"{name}.npy")) if name in held[number] else None
+        )
 
-    return load
+    return load_variable
 
 
-def read_plan(root: Path, key: str) -> Plan:
+def read_plan(root: Path, key: str) -> DatasetPlan:
     """Return the plan that a unit of `PLAN` holds."""
-    return Plan.from_arrays(RunDirectory(root).load(PLAN, key))
+    return DatasetPlan.from_arrays(RunDirectory(root).load(PLAN, key))
 
 
-def chunks_of(made: Plan) -> list[tuple[str, int, int]]:
+def chunks_of(made: DatasetPlan) -> list[tuple[str, int, int]]:
     """Return axis, number and files of each chunk of the dataset."""
     found = []
     for axis, of_axis in (("structure", "n_atoms"), ("atom", "numbers")):
@@ -210,45 +212,47 @@ def chunks_of(made: Plan) -> list[tuple[str, int, int]]:
     return found
 
 
-def write(root: Path, runs: Sequence[str], plan_key: str, axis: str, number: int) -> Payload:
+def write_chunks(root: Path, runs: Sequence[str], plan_key: str, axis: str, number: int) -> Payload:
     """Make one chunk file of each array along an axis; the files are those of the dataset."""
     import google_crc32c
 
     files, checksums = {}, {}
-    for layout, values in chunk(read_plan(root, plan_key), axis, number, _loader(root, runs)):
+    for layout, values in make_chunk(read_plan(root, plan_key), axis, number, _make_loader(root, runs)):
         files[layout.name] = values.tobytes()
-        checksums[layout.file(number)] = f"{google_crc32c.value(files[layout.name]):08x}"
+        checksums[layout.file_name(number)] = f"{google_crc32c.value(files[layout.name]):08x}"
     arrays = {"checksums": np.array(json.dumps(checksums))}
     return Payload(arrays=arrays, n_out=len(files), files=files)
 
 
-def store(root: Path, plan_key: str, chunks: Sequence[str], *, target: Path, attrs: Mapping[str, Any]) -> Payload:
+def publish_chunks(
+    root: Path, plan_key: str, chunks: Sequence[str], *, target: Path, attrs: Mapping[str, Any]
+) -> Payload:
     """Publish the chunks that the units `chunks` of `WRITE` hold as one dataset at `target`."""
     directory = RunDirectory(root)
     made = read_plan(root, plan_key)
     report = directory.load(PLAN, plan_key, ["report"])["report"].item()
 
-    def fill(folder: Path) -> dict[str, str]:
+    def link_chunks(folder: Path) -> dict[str, str]:
         checksums: dict[str, str] = {}
         for key in chunks:
             found = json.loads(directory.load(WRITE, key, ["checksums"])["checksums"].item())
             for name in found:
                 file = folder / name
                 file.parent.mkdir(parents=True, exist_ok=True)
-                _place(directory.file(WRITE, key, name.partition("/")[0]), file)
+                _link_file(directory.file(WRITE, key, name.partition("/")[0]), file)
             checksums |= found
         return checksums
 
     told = {**attrs, "split_report": report}
     if energies := directory.load(PLAN, plan_key, [], optional=[ENERGIES]):
         told[ENERGIES] = energies[ENERGIES].item()
-    publish(target, list(made.layouts.values()), fill, attrs=told)
-    types = _system_types(target)
+    publish_dataset(target, list(made.layouts.values()), link_chunks, attrs=told)
+    types = _read_system_types(target)
     arrays = {} if types is None else {"system_type": types}
     return Payload(arrays=arrays, n_out=len(made.row))
 
 
-def _place(source: Path, target: Path) -> None:
+def _link_file(source: Path, target: Path) -> None:
     """Give a file a second name; copy it where the file system knows no such thing."""
     try:
         os.link(source, target)
@@ -256,14 +260,16 @@ def _place(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _system_types(path: Path) -> np.ndarray | None:
+def _read_system_types(path: Path) -> np.ndarray | None:
     from daskpipe.store.reader import open_dataset
 
     ds = open_dataset(path)
     return decode(ds["system_type"].compute(scheduler="synchronous")) if "system_type" in ds else None
 
 
-def arrange(ds: xr.Dataset, *, seed: int, fractions: Mapping[str, float], rule: Split | None = None) -> xr.Dataset:
+def arrange_dataset(
+    ds: xr.Dataset, *, seed: int, fractions: Mapping[str, float], rule: Split | None = None
+) -> xr.Dataset:
     """Return a dataset in its final order, with ``group`` and ``split``.
 
     The order, the groups and the splits depend on what the structures are, and on the seed: not on the order in which
@@ -307,14 +313,14 @@ def arrange(ds: xr.Dataset, *, seed: int, fractions: Mapping[str, float], rule: 
         per_atom = {name: ds[name].values[atoms] for name in ("numbers", "positions")}
         return Frame(**per_atom, cell=ds["cell"].values[row], pbc=ds["pbc"].values[row])
 
-    found = arrangement(columns, rule, seed=seed, frame_of=frame_of)
+    found = find_arrangement(columns, rule, seed=seed, frame_of=frame_of)
     split = np.array(SPLITS)[found.split]
     arranged = take(ds, found.order).assign(group=("structure", found.group), split=("structure", split))
     told = {"split_report": json.dumps(found.report, sort_keys=True)}
     return arranged.assign_attrs(told | ({ENERGIES: json.dumps(energies)} if energies else {}))
 
 
-def pack(
+def arrange_and_write(
     ds: xr.Dataset,
     path: Path | str,
     *,
@@ -323,8 +329,8 @@ def pack(
     attrs: Mapping[str, Any],
     rule: Split | None = None,
 ) -> dict[str, Any]:
-    """Arrange a dataset in memory and write it; see `arrange` and `daskpipe.store.writer.write_dataset`."""
-    arranged = arrange(ds, seed=seed, fractions=fractions, rule=rule)
+    """Arrange a dataset in memory and write it; see `arrange_dataset` and `daskpipe.store.writer.write_dataset`."""
+    arranged = arrange_dataset(ds, seed=seed, fractions=fractions, rule=rule)
     splits = {"split_rule": split_rule(seed, fractions, rule)}
     splits |= {name: arranged.attrs[name] for name in ("split_report", ENERGIES) if name in arranged.attrs}
     return write_dataset(arranged, path, attrs={**attrs, **splits})

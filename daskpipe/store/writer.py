@@ -42,7 +42,7 @@ STRUCTURE_CHUNK = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class ArrayLayout:
     """Shape, chunks and attributes of one array on disk; each chunk file is the raw bytes of whole rows.
 
     Parameters
@@ -69,11 +69,11 @@ class Layout:
         """Number of its chunk files."""
         return -(-self.shape[0] // self.rows)
 
-    def file(self, chunk: int) -> str:
+    def file_name(self, chunk: int) -> str:
         """Name of a chunk file within the store."""
         return "/".join([self.name, "c", str(chunk), *["0"] * (len(self.shape) - 1)])
 
-    def chunk(self, values: np.ndarray) -> np.ndarray:
+    def pad_chunk(self, values: np.ndarray) -> np.ndarray:
         """Return the rows of one chunk as they are on disk, shape (rows, ...)."""
         if values.dtype != self.dtype or values.shape[1:] != self.shape[1:]:
             received = f"{values.shape[1:]} {values.dtype}"
@@ -87,7 +87,7 @@ class Layout:
         return whole
 
 
-def layouts(
+def lay_out_arrays(
     names: Iterable[str],
     n_structures: int,
     n_atoms: int,
@@ -96,7 +96,7 @@ def layouts(
     *,
     atom_chunk: int = ATOM_CHUNK,
     structure_chunk: int = STRUCTURE_CHUNK,
-) -> dict[str, Layout]:
+) -> dict[str, ArrayLayout]:
     """Return the layout of each array of a dataset, sorted by name.
 
     Parameters
@@ -114,7 +114,7 @@ def layouts(
     found = {}
     for name in sorted(names):
         shape = tuple(sizes[dim] for dim in VARIABLES[name].dims)
-        found[name] = Layout(
+        found[name] = ArrayLayout(
             name=name,
             shape=shape,
             dtype=VARIABLES[name].dtype,
@@ -167,26 +167,28 @@ def write_dataset(
     encoded = encode(annotate(ds))
     n_structures, n_atoms, n_features = (ds.sizes.get(dim, 0) for dim in ("structure", "atom", "feature"))
     names = map(str, ds.data_vars)
-    plain = layouts(names, n_structures, n_atoms, n_features, atom_chunk=atom_chunk, structure_chunk=structure_chunk)
-    arrays = [Layout(**{**vars(layout), "attrs": encoded[name].attrs}) for name, layout in plain.items()]
+    plain = lay_out_arrays(
+        names, n_structures, n_atoms, n_features, atom_chunk=atom_chunk, structure_chunk=structure_chunk
+    )
+    arrays = [ArrayLayout(**{**vars(layout), "attrs": encoded[name].attrs}) for name, layout in plain.items()]
 
-    def fill(folder: Path) -> dict[str, str]:
+    def write_chunks(folder: Path) -> dict[str, str]:
         checksums = {}
         for layout in arrays:
             for number in range(layout.n_chunks):
                 rows = slice(number * layout.rows, (number + 1) * layout.rows)
-                file = folder / layout.file(number)
+                file = folder / layout.file_name(number)
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(memoryview(layout.chunk(encoded[layout.name][rows].values)))
-                checksums[layout.file(number)] = crc32c_file(file)
+                file.write_bytes(memoryview(layout.pad_chunk(encoded[layout.name][rows].values)))
+                checksums[layout.file_name(number)] = crc32c_file(file)
         return checksums
 
-    return publish(path, arrays, fill, attrs=attrs)
+    return publish_dataset(path, arrays, write_chunks, attrs=attrs)
 
 
-def publish(
+def publish_dataset(
     path: Path | str,
-    arrays: Sequence[Layout],
+    arrays: Sequence[ArrayLayout],
     fill: Callable[[Path], Mapping[str, str]],
     *,
     attrs: Mapping[str, Any],
@@ -212,7 +214,7 @@ def publish(
     except (TypeError, ValueError) as error:
         raise ValueError(f"attrs must hold JSON types only: {error}") from error
     if path.exists():
-        return _receipt_of_same(path, attrs["dataset_key"])
+        return _describe_dataset(path, attrs["dataset_key"])
     n_bytes = sum(layout.dtype.itemsize * int(np.prod(layout.shape)) for layout in arrays)
     # The name is one that `daskpipe.engine.units.RunDirectory.sweep` removes if this process is killed.
     attempt = path.with_name(f".dataset-{uuid.uuid4().hex}.zarr")
@@ -236,7 +238,7 @@ def publish(
         raise
     finally:
         shutil.rmtree(attempt, ignore_errors=True)
-    return _receipt_of_same(path, attrs["dataset_key"])
+    return _describe_dataset(path, attrs["dataset_key"])
 
 
 def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -250,7 +252,7 @@ def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
     yield from sorted(files.items())
 
 
-def _create_arrays(folder: Path, arrays: Sequence[Layout]) -> dict[str, str]:
+def _create_arrays(folder: Path, arrays: Sequence[ArrayLayout]) -> dict[str, str]:
     """Make a group with the metadata of all arrays; return the checksums of its files."""
     import zarr
     from zarr.codecs import BloscCodec
@@ -310,7 +312,7 @@ def _sync_tree(folder: Path) -> None:
         sync_folder(Path(parent))
 
 
-def _receipt_of_same(path: Path, dataset_key: str) -> dict[str, Any]:
+def _describe_dataset(path: Path, dataset_key: str) -> dict[str, Any]:
     """Describe the dataset at `path` if it is the one of that key."""
     try:
         attributes = read_root(path)["attributes"]

@@ -22,8 +22,8 @@ from daskpipe.core.errors import ConfigError, InputError
 from daskpipe.core.structures import from_atoms, take
 from daskpipe.pipeline import existing_data, workspace
 from daskpipe.pipeline.datasets import export_on_cluster
-from daskpipe.store import open_dataset, pack, verify
-from daskpipe.store.reader import rows
+from daskpipe.store import arrange_and_write, open_dataset, verify
+from daskpipe.store.reader import read_rows
 
 QUICK = ["describe.params={r_cut: 4.0, n_max: 3, l_max: 2}", "describe.dims=4"]
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -39,7 +39,9 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     again["energy"][2] += 0.25
     two = daskpipe.core.structures.concat([two, again])
     for name, ds in (("one", one), ("two", two), ("three", three)):
-        pack(ds, folder / f"{name}.zarr", seed=3, fractions=FRACTIONS, attrs={"dataset_key": name, "seed": 3})
+        arrange_and_write(
+            ds, folder / f"{name}.zarr", seed=3, fractions=FRACTIONS, attrs={"dataset_key": name, "seed": 3}
+        )
     return [folder / f"{name}.zarr" for name in ("one", "two", "three")]
 
 
@@ -49,7 +51,7 @@ def merge(datasets: list[Path], out: Path, client: Client, *overrides: str, **re
 
 def by_id(path: Path) -> dict[bytes, dict[str, bytes]]:
     """What is stored of each structure, but for what belongs to the dataset."""
-    ds = rows(path, 0, open_dataset(path).sizes["structure"])
+    ds = read_rows(path, 0, open_dataset(path).sizes["structure"])
     found = {}
     for index, key in enumerate(ds["structure_id"].values.tolist()):
         row = take(ds, [index]).drop_vars(LEFT_BEHIND, errors="ignore")
@@ -90,12 +92,14 @@ def test_groups_reach_across_datasets(datasets: list[Path], client: Client, tmp_
     ds = open_dataset(datasets[0]).load()
     halves = [np.arange(0, 24, 2), np.arange(1, 24, 2)]
     for name, half in zip(("odd", "even"), halves, strict=True):
-        part = rows(datasets[0], 0, 24)
-        pack(take(part, half), tmp_path / f"{name}.zarr", seed=0, fractions=FRACTIONS, attrs={"dataset_key": name})
+        part = read_rows(datasets[0], 0, 24)
+        arrange_and_write(
+            take(part, half), tmp_path / f"{name}.zarr", seed=0, fractions=FRACTIONS, attrs={"dataset_key": name}
+        )
     merge([tmp_path / "odd.zarr", tmp_path / "even.zarr"], tmp_path / "both.zarr", client, "store.near_duplicates=0")
     both = open_dataset(tmp_path / "both.zarr").load()
     assert both.sizes["structure"] == ds.sizes["structure"]
-    seeds = daskpipe.store.splits.origins({name: both[name].values for name in ("structure_id", "parent_id")})
+    seeds = daskpipe.store.splits.seed_ids_of({name: both[name].values for name in ("structure_id", "parent_id")})
     pairs = set(zip(seeds.tolist(), both["split"].values.tolist(), strict=True))
     assert len(pairs) == len(set(seeds.tolist())) == 8
 

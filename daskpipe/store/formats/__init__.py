@@ -1,7 +1,7 @@
 """Formats of other programs, one module each.
 
 A module makes parts side by side (`Format.write_part`), reads them with the reader of the program that the format is
-for (`Format.read`), and puts them together (`Format.join`). None of them knows Dask, or where the rows come from.
+for (`Format.read_part`), and joins them (`Format.join_parts`). None of them knows Dask, or where the rows come from.
 """
 
 from __future__ import annotations
@@ -80,14 +80,14 @@ class Format(Protocol):
     def write_part(self, block: xr.Dataset, path: Path) -> None:
         """Write the structures of a dataset in memory."""
 
-    def read(self, path: Path) -> Iterator[Record]:
+    def read_part(self, path: Path) -> Iterator[Record]:
         """Yield the structures of a part, in order, as the program that the format is for reads them."""
 
-    def join(self, parts: Sequence[Path], out: Path) -> None:
+    def join_parts(self, parts: Sequence[Path], out: Path) -> None:
         """Make `out`, a file or a folder, of parts in their order; the parts may be used up."""
 
-    def count(self, out: Path) -> int:
-        """Count the structures of what `join` made."""
+    def count_structures(self, out: Path) -> int:
+        """Count the structures of what `join_parts` made."""
 
 
 def format_of(name: str) -> Format:
@@ -105,29 +105,29 @@ def format_of(name: str) -> Format:
     return cast(Format, import_module(FORMATS[name]))
 
 
-def records(block: xr.Dataset) -> Iterator[Record]:
+def iter_records(block: xr.Dataset) -> Iterator[Record]:
     """Yield the structures of a dataset in memory; arrays keep their dtypes, and are views.
 
     Variables with a further dim, such as ``features``, are left out; so are ``n_atoms`` and ``atom_start``.
     """
     columns = {str(name): array.values for name, array in block.data_vars.items()}
-    scalars = {name: _plain(block[name]) for name in columns if name in SCALARS}
+    scalars = {name: _to_python(block[name]) for name in columns if name in SCALARS}
     stops = columns["atom_start"] + columns["n_atoms"]
     for row, (start, stop) in enumerate(zip(columns["atom_start"].tolist(), stops.tolist(), strict=True)):
         found: dict[str, Any] = {}
         for name in ("numbers", "positions", "forces", *ATOM_FACTS):
-            if name in columns and not _lacks(values := columns[name][start:stop]):
+            if name in columns and not _has_nan(values := columns[name][start:stop]):
                 found[name] = values
         if "fixed" in columns and columns["fixed"][start:stop].any():
             found["fixed"] = columns["fixed"][start:stop]
         for name in ("cell", "pbc", "stress"):
-            if name in columns and not _lacks(values := columns[name][row]):
+            if name in columns and not _has_nan(values := columns[name][row]):
                 found[name] = values
         found |= {name: values[row] for name, values in scalars.items() if values[row] is not None}
         yield found
 
 
-def same(name: str, one: Any, other: Any) -> bool:
+def is_same_value(name: str, one: Any, other: Any) -> bool:
     """Whether two values of a variable are the same to the last bit that is stored of it."""
     if one is None or other is None or isinstance(one, str) or isinstance(other, str):
         return type(one) is type(other) and bool(one == other)
@@ -140,11 +140,11 @@ def full_stress(stress: np.ndarray) -> np.ndarray:
     return np.asarray(stress)[list(VOIGT_TO_FULL)].reshape(3, 3)
 
 
-def _lacks(values: np.ndarray) -> bool:
+def _has_nan(values: np.ndarray) -> bool:
     return values.dtype.kind == "f" and bool(np.isnan(values).any())
 
 
-def _plain(array: xr.DataArray) -> list[Any]:
+def _to_python(array: xr.DataArray) -> list[Any]:
     """Return a column as Python objects: words for codes, text for ids, None for NaN and for no parent."""
     variable = VARIABLES[str(array.name)]
     if variable.coded:

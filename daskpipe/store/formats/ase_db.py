@@ -11,13 +11,23 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from daskpipe.core.errors import ConfigError
-from daskpipe.store.formats import Record, records
+from daskpipe.store.formats import Record, iter_records
 from daskpipe.store.formats.ase_rows import FIELDS, pairs_and_data, record_of, row_of
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["FIELDS", "MAX_STRUCTURES", "READER", "SUFFIX", "check_name", "count", "join", "read", "write_part"]
+__all__ = [
+    "FIELDS",
+    "MAX_STRUCTURES",
+    "READER",
+    "SUFFIX",
+    "check_name",
+    "count_structures",
+    "join_parts",
+    "read_part",
+    "write_part",
+]
 
 SUFFIX = ".db"
 READER = "ase.db.connect"
@@ -32,16 +42,16 @@ def check_name(out: Path) -> None:
 
 
 def write_part(block: xr.Dataset, path: Path) -> None:
-    """Write a database without indices: `join` makes them."""
+    """Write a database without indices: `join_parts` makes them."""
     from ase.db import connect
 
     with connect(path, create_indices=False, use_lock_file=False) as database:
-        for record in records(block):
+        for record in iter_records(block):
             pairs, data = pairs_and_data(record)
             database.write(row_of(record), pairs, data)
 
 
-def read(path: Path) -> Iterator[Record]:
+def read_part(path: Path) -> Iterator[Record]:
     """Yield the rows in the order of their ids."""
     from ase.db import connect
 
@@ -49,7 +59,7 @@ def read(path: Path) -> Iterator[Record]:
         yield record_of(row)
 
 
-def join(parts: Sequence[Path], out: Path) -> None:
+def join_parts(parts: Sequence[Path], out: Path) -> None:
     """Append all parts to the first, with ids that go on, and make the indices."""
     from ase.db.sqlite import all_tables, index_statements
 
@@ -69,7 +79,7 @@ def join(parts: Sequence[Path], out: Path) -> None:
         database.commit()
 
 
-def count(out: Path) -> int:
+def count_structures(out: Path) -> int:
     """Ask the database."""
     from ase.db import connect
 

@@ -38,7 +38,7 @@ def row_of(record: Record) -> Any:
         "ctime": now(),
         "user": "",
     }
-    known |= {name: _double(record[name]) for name in RESULTS if name in record}
+    known |= {name: _as_double(record[name]) for name in RESULTS if name in record}
     if "fixed" in record:
         known["constraints"] = constraints_of(record["fixed"])
     if any(name in record for name in LABELS):
@@ -75,5 +75,5 @@ def record_of(row: Any) -> Record:
     return found
 
 
-def _double(value: Any) -> Any:
+def _as_double(value: Any) -> Any:
     return value.astype(float) if isinstance(value, np.ndarray) else value

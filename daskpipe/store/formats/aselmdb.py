@@ -16,13 +16,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.store.formats import Record, records
+from daskpipe.store.formats import Record, iter_records
 from daskpipe.store.formats.ase_rows import FIELDS, pairs_and_data, record_of, row_of
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["FIELDS", "MAX_STRUCTURES", "READER", "SUFFIX", "check_name", "count", "join", "read", "write_part"]
+__all__ = [
+    "FIELDS",
+    "MAX_STRUCTURES",
+    "READER",
+    "SUFFIX",
+    "check_name",
+    "count_structures",
+    "join_parts",
+    "read_part",
+    "write_part",
+]
 
 SUFFIX = ".aselmdb"
 READER = "ase.db.connect of ase-db-backends"
@@ -39,7 +49,7 @@ def write_part(block: xr.Dataset, path: Path) -> None:
     from ase.db import connect
 
     with connect(path) as database:
-        for record in records(block):
+        for record in iter_records(block):
             pairs, data = pairs_and_data(record)
             data |= {"charge": record["charge"], "total_charge": record["charge"], "sid": record["structure_id"]}
             # Their default for crystals, and for what nobody says.
@@ -51,7 +61,7 @@ def write_part(block: xr.Dataset, path: Path) -> None:
     np.save(path.with_suffix(".npy"), block["n_atoms"].values.astype(np.int64))
 
 
-def read(path: Path) -> Iterator[Record]:
+def read_part(path: Path) -> Iterator[Record]:
     """Yield the rows in the order of their ids."""
     from ase.db import connect
 
@@ -60,7 +70,7 @@ def read(path: Path) -> Iterator[Record]:
             yield record_of(row)
 
 
-def join(parts: Sequence[Path], out: Path) -> None:
+def join_parts(parts: Sequence[Path], out: Path) -> None:
     """Move the parts into a folder, and write the numbers of atoms."""
     out.mkdir()
     natoms = np.concatenate([np.load(part.with_suffix(".npy")) for part in parts])
@@ -69,7 +79,7 @@ def join(parts: Sequence[Path], out: Path) -> None:
     np.savez(out / "metadata.npz", natoms=natoms)
 
 
-def count(out: Path) -> int:
+def count_structures(out: Path) -> int:
     """Ask all files."""
     from ase.db import connect
 

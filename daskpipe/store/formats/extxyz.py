@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.core.constraints import fixed_components
-from daskpipe.store.formats import ATOM_FACTS, FACTS, GEOMETRY, LABELS, Record, full_stress, records
+from daskpipe.store.formats import ATOM_FACTS, FACTS, GEOMETRY, LABELS, Record, full_stress, iter_records
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,11 +40,11 @@ def check_name(out: Path) -> None:
 def write_part(block: xr.Dataset, path: Path) -> None:
     """Write frames of text."""
     with open(path, "w", encoding="utf-8") as stream:
-        for record in records(block):
-            stream.write(frame(record))
+        for record in iter_records(block):
+            stream.write(format_frame(record))
 
 
-def frame(record: Record) -> str:
+def format_frame(record: Record) -> str:
     """One frame. Numbers are printed so that they read back as the stored ones, bit for bit."""
     from ase.data import chemical_symbols
     from ase.io.extxyz import key_val_dict_to_str
@@ -74,7 +74,7 @@ def frame(record: Record) -> str:
             info["config_stress_weight"] = 0.0
     for name in FACTS:
         if isinstance(record.get(name), str):
-            info[name] = _word(record[name])
+            info[name] = _quote_word(record[name])
     if "config_weight" in record:
         info["config_weight"] = record["config_weight"]
     if "charge" in record:
@@ -90,7 +90,7 @@ def frame(record: Record) -> str:
 
 
 @cache
-def _word(word: str) -> str:
+def _quote_word(word: str) -> str:
     """Text that ASE reads as this word, and not as a number or a truth."""
     from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
 
@@ -98,7 +98,7 @@ def _word(word: str) -> str:
     return word if isinstance(as_read, str) else f"_JSON {json.dumps(word)}"
 
 
-def read(path: Path) -> Iterator[Record]:
+def read_part(path: Path) -> Iterator[Record]:
     """Yield what ASE reads."""
     from ase.io import iread
 
@@ -113,7 +113,7 @@ def read(path: Path) -> Iterator[Record]:
         yield found
 
 
-def join(parts: Sequence[Path], out: Path) -> None:
+def join_parts(parts: Sequence[Path], out: Path) -> None:
     """Copy the bytes of all parts."""
     with open(out, "wb") as stream:
         for part in parts:
@@ -121,7 +121,7 @@ def join(parts: Sequence[Path], out: Path) -> None:
                 shutil.copyfileobj(source, stream, 2**20)
 
 
-def count(out: Path) -> int:
+def count_structures(out: Path) -> int:
     """Walk from header to header."""
     n = 0
     with open(out, "rb") as lines:

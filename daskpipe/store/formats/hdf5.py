@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.core.variables import VARIABLES
-from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record, records
+from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record, iter_records
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -53,10 +53,10 @@ def write_part(block: xr.Dataset, path: Path) -> None:
         file[PTR].attrs["long_name"] = "Row of the first atom of each structure, and the number of atoms at the end"
         for name in sorted(map(str, block.data_vars)):
             if name != "atom_start":
-                _write(file, block[name])
+                _write_array(file, block[name])
 
 
-def _write(file: Any, array: xr.DataArray) -> None:
+def _write_array(file: Any, array: xr.DataArray) -> None:
     values = array.values
     if values.dtype.kind == "V":
         values = np.array([f"0x{item.tobytes().hex()}" for item in values], dtype="S34")
@@ -65,7 +65,7 @@ def _write(file: Any, array: xr.DataArray) -> None:
     stored.attrs.update({key: value for key, value in array.attrs.items() if isinstance(value, str | list)})
 
 
-def read(path: Path) -> Iterator[Record]:
+def read_part(path: Path) -> Iterator[Record]:
     """Yield the structures of a file."""
     import h5py
     import xarray as xr
@@ -79,10 +79,10 @@ def read(path: Path) -> Iterator[Record]:
             columns[name] = (np.frombuffer(raw, dtype=VARIABLES[name].dtype), attrs)
     arrays = {name: (VARIABLES[name].dims, *column) for name, column in columns.items()}
     found = xr.Dataset(arrays).assign(atom_start=("structure", ptr[:-1]), n_atoms=("structure", np.diff(ptr)))
-    yield from records(found)
+    yield from iter_records(found)
 
 
-def join(parts: Sequence[Path], out: Path) -> None:
+def join_parts(parts: Sequence[Path], out: Path) -> None:
     """Copy part after part into arrays of the full length."""
     import h5py
 
@@ -112,7 +112,7 @@ def join(parts: Sequence[Path], out: Path) -> None:
         file.attrs["n_structures"], file.attrs["n_atoms"] = lengths[PTR], lengths["numbers"]
 
 
-def count(out: Path) -> int:
+def count_structures(out: Path) -> int:
     """Look at the length of an array."""
     import h5py
 

@@ -21,7 +21,7 @@ import numpy as np
 from daskpipe.core.structures import is_missing
 from daskpipe.core.third_party import import_mace
 from daskpipe.core.variables import FULL_TO_VOIGT
-from daskpipe.store.formats import GEOMETRY, LABELS, Record, full_stress, records
+from daskpipe.store.formats import GEOMETRY, LABELS, Record, full_stress, iter_records
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -53,11 +53,11 @@ def write_part(block: xr.Dataset, path: Path) -> None:
     with h5py.File(path, "w") as file:
         file.attrs["drop_last"] = False
         group = file.create_group(GROUP)
-        for row, record in enumerate(records(block)):
-            _write(group.create_group(f"config_{row}"), record)
+        for row, record in enumerate(iter_records(block)):
+            _write_structure(group.create_group(f"config_{row}"), record)
 
 
-def _write(group: Any, record: Record) -> None:
+def _write_structure(group: Any, record: Record) -> None:
     group["atomic_numbers"] = record["numbers"].astype(np.int64)
     group["positions"] = record["positions"].astype(float)
     group["cell"] = record["cell"]
@@ -83,7 +83,7 @@ def _write(group: Any, record: Record) -> None:
         weights["stress"][()] = 0.0  # MACE's own stress of an open cell is wrong: ACEsuit/mace#1509
 
 
-def read(path: Path) -> Iterator[Record]:
+def read_part(path: Path) -> Iterator[Record]:
     """Yield what MACE's own dataset gives before it looks for neighbours."""
     import_mace()
     from mace.data.hdf5_dataset import HDF5Dataset
@@ -117,7 +117,7 @@ class _AsRead:
         return config
 
 
-def join(parts: Sequence[Path], out: Path) -> None:
+def join_parts(parts: Sequence[Path], out: Path) -> None:
     """Move the parts into a folder, or copy their structures into one group of one file."""
     import h5py
 
@@ -136,7 +136,7 @@ def join(parts: Sequence[Path], out: Path) -> None:
                     source.copy(f"{GROUP}/config_{row}", group, f"config_{before + row}")
 
 
-def count(out: Path) -> int:
+def count_structures(out: Path) -> int:
     """Count as MACE does."""
     import h5py
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.core.variables import FULL_TO_VOIGT
-from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record, full_stress, records
+from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record, full_stress, iter_records
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,7 +46,7 @@ def check_name(out: Path) -> None:
     """Any name will do."""
 
 
-def schema() -> pa.Schema:
+def make_schema() -> pa.Schema:
     """Return ColabFit's columns."""
     import pyarrow as pa
 
@@ -73,19 +73,19 @@ def write_part(block: xr.Dataset, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    dataset, software = f"DS_{block.attrs.get('dataset_key', '')}", _software(block)
-    rows = (_row(record, dataset, software) for record in records(block))
-    with pq.ParquetWriter(path, schema()) as writer:
+    dataset, software = f"DS_{block.attrs.get('dataset_key', '')}", _name_teacher(block)
+    rows = (_make_row(record, dataset, software) for record in iter_records(block))
+    with pq.ParquetWriter(path, make_schema()) as writer:
         while some := list(islice(rows, 4096)):
-            writer.write_table(pa.Table.from_pylist(some, schema=schema()))
+            writer.write_table(pa.Table.from_pylist(some, schema=make_schema()))
 
 
-def _row(record: Record, dataset: str, software: str | None) -> dict[str, Any]:
+def _make_row(record: Record, dataset: str, software: str | None) -> dict[str, Any]:
     numbers, pbc = record["numbers"], record["pbc"].astype(int)
     forces, stress = record.get("forces"), record.get("stress")
     norms = None if forces is None else np.linalg.norm(forces.astype(float), axis=1)
     identity = record["structure_id"].removeprefix("0x")
-    property_hash = _property_hash(record)
+    property_hash = _hash_labels(record)
     metadata = {name: record[name] for name in METADATA if name in record}
     metadata |= {name: record[name].tolist() for name in (*ATOM_FACTS, "fixed") if name in record}
     return {
@@ -107,7 +107,7 @@ def _row(record: Record, dataset: str, software: str | None) -> dict[str, Any]:
         "cell": record["cell"].tolist(),
         "positions": record["positions"].tolist(),
         "pbc": record["pbc"].tolist(),
-        **_formulas(record["composition"]),
+        **_format_formulas(record["composition"]),
         "atomic_numbers": numbers.tolist(),
         "nsites": len(numbers),
         "nperiodic_dimensions": int(pbc.sum()),
@@ -118,14 +118,14 @@ def _row(record: Record, dataset: str, software: str | None) -> dict[str, Any]:
     }
 
 
-def _property_hash(record: Record) -> str:
+def _hash_labels(record: Record) -> str:
     digest = hashlib.blake2b(f"{record['structure_id']} {record.get('label_method')}".encode(), digest_size=16)
     for name in LABELS:
         digest.update(f" {name} ".encode() + np.asarray(record.get(name, ()), dtype="<f8").tobytes())
     return digest.hexdigest()
 
 
-def _software(block: xr.Dataset) -> str | None:
+def _name_teacher(block: xr.Dataset) -> str | None:
     """Name of the teacher, if the dataset says."""
     known = block.attrs.get("label_potential")
     known = json.loads(known) if isinstance(known, str) else known
@@ -133,7 +133,7 @@ def _software(block: xr.Dataset) -> str | None:
 
 
 @cache
-def _formulas(hill: str) -> dict[str, Any]:
+def _format_formulas(hill: str) -> dict[str, Any]:
     """Formulas and elements as OPTIMADE defines them, elements in alphabetical order."""
     from ase.formula import Formula
 
@@ -142,26 +142,28 @@ def _formulas(hill: str) -> dict[str, Any]:
     shares = sorted((n // divisor for n in counts.values()), reverse=True)
     return {
         "chemical_formula_hill": hill,
-        "chemical_formula_reduced": "".join(f"{name}{_many(n // divisor)}" for name, n in counts.items()),
-        "chemical_formula_anonymous": "".join(f"{name}{_many(n)}" for name, n in zip(_letters(), shares, strict=False)),
+        "chemical_formula_reduced": "".join(f"{name}{_format_count(n // divisor)}" for name, n in counts.items()),
+        "chemical_formula_anonymous": "".join(
+            f"{name}{_format_count(n)}" for name, n in zip(_iter_letters(), shares, strict=False)
+        ),
         "elements": list(counts),
         "elements_ratios": [n / total for n in counts.values()],
         "nelements": len(counts),
     }
 
 
-def _many(n: int) -> str:
+def _format_count(n: int) -> str:
     return str(n) if n > 1 else ""
 
 
-def _letters() -> Iterator[str]:
+def _iter_letters() -> Iterator[str]:
     """Yield A, B, ... Z, Aa, Ba, ... Za, Ab, ..."""
     for number in numbers_from():
         turn, letter = divmod(number, len(ascii_uppercase))
         yield ascii_uppercase[letter] + (ascii_lowercase[turn - 1] if turn else "")
 
 
-def read(path: Path) -> Iterator[Record]:
+def read_part(path: Path) -> Iterator[Record]:
     """Yield the rows that pyarrow reads."""
     import pyarrow.parquet as pq
 
@@ -185,18 +187,18 @@ def read(path: Path) -> Iterator[Record]:
                 yield found
 
 
-def join(parts: Sequence[Path], out: Path) -> None:
+def join_parts(parts: Sequence[Path], out: Path) -> None:
     """Copy row group after row group."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetWriter(out, schema()) as writer:
+    with pq.ParquetWriter(out, make_schema()) as writer:
         for part in parts:
             with pq.ParquetFile(part) as file:
                 for group in range(file.num_row_groups):
                     writer.write_table(file.read_row_group(group))
 
 
-def count(out: Path) -> int:
+def count_structures(out: Path) -> int:
     """Look at the file's footer."""
     import pyarrow.parquet as pq
 

@@ -52,12 +52,12 @@ class Check:
         return {**facts, "offenders": list(self.offenders)}
 
 
-def skipped(name: str, why: str) -> Check:
+def skip_check(name: str, why: str) -> Check:
     """Return a check that was not made."""
     return Check(name=name, verdict="skipped", says=why)
 
 
-def offending(ids: np.ndarray, rows: np.ndarray, badness: np.ndarray) -> dict[str, Any]:
+def name_offenders(ids: np.ndarray, rows: np.ndarray, badness: np.ndarray) -> dict[str, Any]:
     """Name offenders: the worst first, and among equals by id, so that the order of the dataset does not matter.
 
     Parameters

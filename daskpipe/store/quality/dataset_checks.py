@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from daskpipe.core.seeds import order_by_hash
-from daskpipe.store.quality.check import Check, format_count, make_check, offending, skipped
+from daskpipe.store.quality.check import Check, format_count, make_check, name_offenders, skip_check
 from daskpipe.store.quality.settings import DuplicateLimits, Shares, SizeLimits
 from daskpipe.store.quality.structure_checks import FEW
 
@@ -15,7 +15,7 @@ BANDWIDTH = 0.5
 """Width of the kernel of the diversity, in root mean square distances of the structures from their mean."""
 
 
-def label_success(n_structures: int, failures: Mapping[str, int], limit: float) -> Check:
+def check_label_success(n_structures: int, failures: Mapping[str, int], limit: float) -> Check:
     """Check the share of the structures given to the teacher that are in the dataset."""
     n_failed = sum(failures.values())
     share = n_structures / (n_structures + n_failed)
@@ -24,16 +24,16 @@ def label_success(n_structures: int, failures: Mapping[str, int], limit: float) 
     return make_check("label_success", share < limit, says, share, limit, "share")
 
 
-def label_checks(ids: np.ndarray, ok: np.ndarray, limit: float) -> Check:
+def check_label_checks(ids: np.ndarray, ok: np.ndarray, limit: float) -> Check:
     """Check the share of structures whose labels passed their checks."""
     rows = np.flatnonzero(~ok)
     share = 1 - len(rows) / len(ids)
     says = f"the labels of {format_count(len(rows))} have a status other than ok"
-    named = offending(ids, rows, np.ones(len(rows)))
+    named = name_offenders(ids, rows, np.ones(len(rows)))
     return make_check("label_checks", share < limit, says, share, limit, "share", **named)
 
 
-def duplicates(
+def check_duplicates(
     ids: np.ndarray, composition: np.ndarray, state: np.ndarray, fingerprint: np.ndarray, limits: DuplicateLimits
 ) -> Check:
     """Check for structures that are stored twice, or repeat another in all but motion, order of atoms and origin.
@@ -55,17 +55,17 @@ def duplicates(
     once = order[~twice[order] & np.isfinite(fingerprint[order]).all(axis=1)]
     kind = np.unique(np.stack([composition, state], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
     near = np.zeros(len(ids), dtype=bool)
-    near[once[_repeats(kind[once], fingerprint[once], limits.tolerance)]] = True
+    near[once[_find_repeats(kind[once], fingerprint[once], limits.tolerance)]] = True
     rows = np.flatnonzero(twice | near)
     share = len(rows) / len(ids)
     says = f"{share:.2%} repeat another structure: {int(twice.sum()):,} by id, {int(near.sum()):,} by their distances"
     return make_check(
         "duplicates", share > limits.share, says, share, limits.share, "share",
-        **offending(ids, rows, twice[rows].astype(float)),
+        **name_offenders(ids, rows, twice[rows].astype(float)),
     )  # fmt: skip
 
 
-def _repeats(kind: np.ndarray, fingerprint: np.ndarray, tolerance: float) -> np.ndarray:
+def _find_repeats(kind: np.ndarray, fingerprint: np.ndarray, tolerance: float) -> np.ndarray:
     """Return the rows that lie within the tolerance, in every number, of an earlier row of their kind; sorted."""
     order = np.lexsort((fingerprint[:, 0], kind))
     kinds, points = kind[order], fingerprint[order]
@@ -83,7 +83,7 @@ def _repeats(kind: np.ndarray, fingerprint: np.ndarray, tolerance: float) -> np.
     return np.unique(np.concatenate([*later, np.zeros(0, dtype=np.int64)]))
 
 
-def elements(counts: Mapping[str, int], n_structures: int, requested: Sequence[str], limit: float) -> Check:
+def check_elements(counts: Mapping[str, int], n_structures: int, requested: Sequence[str], limit: float) -> Check:
     """Check that each requested element is there, and that the rarest is in enough structures.
 
     Parameters
@@ -106,18 +106,18 @@ def elements(counts: Mapping[str, int], n_structures: int, requested: Sequence[s
     return make_check("elements", bool(missing) or share < limit, says, share, limit, "share", hard=bool(missing))
 
 
-def composition_entropy(composition: np.ndarray, limit: float) -> Check:
+def check_composition_entropy(composition: np.ndarray, limit: float) -> Check:
     """Check how evenly the compositions that occur are filled: Shannon entropy over its largest value."""
     counts = np.bincount(composition)
     shares = counts[counts > 0] / len(composition)
     if len(shares) == 1:
-        return skipped("composition_entropy", "all structures have one composition")
+        return skip_check("composition_entropy", "all structures have one composition")
     value = float(-(shares * np.log(shares)).sum() / np.log(len(shares)))
     says = f"{len(shares):,} compositions; the most frequent has {shares.max():.1%} of the structures"
     return make_check("composition_entropy", value < limit, says, value, limit, "1")
 
 
-def sizes(ids: np.ndarray, n_atoms: np.ndarray, limits: SizeLimits) -> Check:
+def check_sizes(ids: np.ndarray, n_atoms: np.ndarray, limits: SizeLimits) -> Check:
     """Check the numbers of atoms: least, largest, and the share of the most frequent."""
     beyond = np.maximum(limits.min_atoms - n_atoms, n_atoms - limits.max_atoms)
     rows = np.flatnonzero(beyond > 0)
@@ -128,21 +128,21 @@ def sizes(ids: np.ndarray, n_atoms: np.ndarray, limits: SizeLimits) -> Check:
         f"{limits.max_atoms:,}; {share:.1%} have {values[counts.argmax()]:,}"
     )
     failed = len(rows) > 0 or (limits.share is not None and share > limits.share)
-    return make_check("sizes", failed, says, share, limits.share, "share", **offending(ids, rows, beyond[rows]))
+    return make_check("sizes", failed, says, share, limits.share, "share", **name_offenders(ids, rows, beyond[rows]))
 
 
-def type_balance(counts: Mapping[str, int], requested: Sequence[str], limit: float) -> Check:
+def check_type_balance(counts: Mapping[str, int], requested: Sequence[str], limit: float) -> Check:
     """Check the share of the rarest system type, over the share it had if all were equally frequent."""
     full = {**dict.fromkeys(requested, 0), **counts}
     if len(full) == 1:
-        return skipped("type_balance", "all structures have one system type")
+        return skip_check("type_balance", "all structures have one system type")
     rarest = min(full, key=lambda name: (full[name], name))
     value = full[rarest] * len(full) / sum(full.values())
     says = ", ".join(f"{count:,} {name}" for name, count in sorted(full.items()))
     return make_check("type_balance", value < limit, f"{says}; {rarest} is the rarest", value, limit, "of uniform")
 
 
-def periodic_share(periodic: np.ndarray, limits: Shares) -> Check:
+def check_periodic_share(periodic: np.ndarray, limits: Shares) -> Check:
     """Check the share of structures that are periodic along all axes."""
     share = float(periodic.mean())
     failed = not limits.least <= share <= limits.most
@@ -152,7 +152,7 @@ def periodic_share(periodic: np.ndarray, limits: Shares) -> Check:
     )
 
 
-def diversity(ids: np.ndarray, features: np.ndarray, limit: float) -> Check:
+def check_diversity(ids: np.ndarray, features: np.ndarray, limit: float) -> Check:
     """Check the Vendi score (DOI 10.48550/arXiv.2210.02410): the effective number of different structures.
 
     It is the exponential of the entropy of the eigenvalues of the kernel matrix, here of a Gaussian kernel half as
@@ -169,7 +169,7 @@ def diversity(ids: np.ndarray, features: np.ndarray, limit: float) -> Check:
         Least score.
     """
     if len(ids) < FEW:
-        return skipped("diversity", f"only {format_count(len(ids))} with features; {FEW} are needed")
+        return skip_check("diversity", f"only {format_count(len(ids))} with features; {FEW} are needed")
     points = features.astype(np.float64)[np.argsort(ids.view("S16"), kind="stable")]  # sums in an order of their own
     points -= points.mean(axis=0)
     squares = (points**2).sum(axis=1)

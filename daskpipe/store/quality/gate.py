@@ -17,12 +17,12 @@ from daskpipe.core.variables import decode, read_root
 from daskpipe.store.connectivity import IMPORTED, Frame
 from daskpipe.store.quality import dataset_checks, measures, split_checks
 from daskpipe.store.quality import structure_checks as checks
-from daskpipe.store.quality.check import Check, skipped
-from daskpipe.store.quality.profiles import beyond_mending, expected, profile_of, warned
+from daskpipe.store.quality.check import Check, skip_check
+from daskpipe.store.quality.profiles import apply_profile, list_unfixable, profile_of, soften_failures
 from daskpipe.store.quality.settings import CHECKS, Quality
 from daskpipe.store.quality.verdict import Outcome, Verdict
 from daskpipe.store.reader import open_dataset
-from daskpipe.store.splits import origins
+from daskpipe.store.splits import seed_ids_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -92,11 +92,11 @@ def judge(path: Path | str, settings: Quality = Quality(), *, outcome: Outcome |
     called = {"config_type": decode(ds["config_type"].load())} if "config_type" in ds else {}
     columns["isolated"] = isolated_rows(geometry | called)
     profile = profile_of(settings, columns)
-    settings, expectation = expected(settings, profile, columns)
+    settings, expectation = apply_profile(settings, profile, columns)
     columns |= _measured(ds, columns, settings, expectation.few_atoms)
-    found = warned(
+    found = soften_failures(
         _checked(columns, settings, told, _shares(attributes), expectation.few_atoms),
-        {*expectation.warn, *beyond_mending(attributes)},
+        {*expectation.warn, *list_unfixable(attributes)},
     )
     return Verdict(
         go=all(check.verdict != "fail" for check in found),
@@ -126,52 +126,60 @@ def _checked(
         state = 256 * state + c.get(name, state * 0)
     state = state ^ c.get("magnetic_state", state * 0)
     make: dict[str, tuple[str, Callable[[Any], Check]]] = {
-        "overlap": ("", lambda limit: checks.overlap(ids, c["closest"], limit)),
-        "isolated_atoms": ("", lambda limit: checks.isolated_atoms(ids, n_atoms, c["loneliest"], limit)),
-        "cell": ("", lambda limit: checks.cell(ids, c, limit)),
+        "overlap": ("", lambda limit: checks.check_overlap(ids, c["closest"], limit)),
+        "isolated_atoms": ("", lambda limit: checks.check_isolated_atoms(ids, n_atoms, c["loneliest"], limit)),
+        "cell": ("", lambda limit: checks.check_cell(ids, c, limit)),
         "energy": (
             "energy",
-            lambda limit: checks.energy(ids, c["energy"], c["counts"], c["composition"], type_number, limit, few_atoms),
+            lambda limit: checks.check_energy(
+                ids, c["energy"], c["counts"], c["composition"], type_number, limit, few_atoms
+            ),
         ),
-        "units": ("pair_work", lambda limit: checks.units(c["pair_ids"], c["pair_energy"], c["pair_work"], limit)),
+        "units": (
+            "pair_work",
+            lambda limit: checks.check_units(c["pair_ids"], c["pair_energy"], c["pair_work"], limit),
+        ),
         "forces": (
             "net_force",
-            lambda limit: checks.forces(ids, c["forces_finite"], c["largest_force"], float(c["p99"]), limit),
+            lambda limit: checks.check_forces(ids, c["forces_finite"], c["largest_force"], float(c["p99"]), limit),
         ),
-        "largest_force": ("net_force", lambda limit: checks.largest_force(ids, c["largest_force"], limit)),
-        "net_force": ("net_force", lambda limit: checks.net_force(ids, c["net_force"], limit)),
-        "zero_forces": ("net_force", lambda limit: checks.zero_forces(ids, n_atoms, c["zero_forces"], limit)),
-        "stress": ("stress", lambda limit: checks.stress(ids, c["stress"], c["n_periodic"] == 3, limit)),
+        "largest_force": ("net_force", lambda limit: checks.check_largest_force(ids, c["largest_force"], limit)),
+        "net_force": ("net_force", lambda limit: checks.check_net_force(ids, c["net_force"], limit)),
+        "zero_forces": ("net_force", lambda limit: checks.check_zero_forces(ids, n_atoms, c["zero_forces"], limit)),
+        "stress": ("stress", lambda limit: checks.check_stress(ids, c["stress"], c["n_periodic"] == 3, limit)),
         "duplicates": (
             "",
-            lambda limit: dataset_checks.duplicates(ids, c["composition"], state, c["fingerprint"], limit),
+            lambda limit: dataset_checks.check_duplicates(ids, c["composition"], state, c["fingerprint"], limit),
         ),
-        "label_success": ("failures", lambda limit: dataset_checks.label_success(len(ids), told.failures or {}, limit)),
+        "label_success": (
+            "failures",
+            lambda limit: dataset_checks.check_label_success(len(ids), told.failures or {}, limit),
+        ),
         "label_checks": (
             "label_status",
-            lambda limit: dataset_checks.label_checks(ids, c["label_status"] == "ok", limit),
+            lambda limit: dataset_checks.check_label_checks(ids, c["label_status"] == "ok", limit),
         ),
         "elements": (
             "",
-            lambda limit: dataset_checks.elements(_holding(c), len(ids), told.elements or (), limit),
+            lambda limit: dataset_checks.check_elements(_holding(c), len(ids), told.elements or (), limit),
         ),
-        "composition_entropy": ("", lambda limit: dataset_checks.composition_entropy(c["composition"], limit)),
-        "sizes": ("", lambda limit: dataset_checks.sizes(ids, n_atoms, limit)),
+        "composition_entropy": ("", lambda limit: dataset_checks.check_composition_entropy(c["composition"], limit)),
+        "sizes": ("", lambda limit: dataset_checks.check_sizes(ids, n_atoms, limit)),
         "type_balance": (
             "system_type",
-            lambda limit: dataset_checks.type_balance(per_type, told.system_types or (), limit),
+            lambda limit: dataset_checks.check_type_balance(per_type, told.system_types or (), limit),
         ),
-        "periodic_share": ("", lambda limit: dataset_checks.periodic_share(c["n_periodic"] == 3, limit)),
-        "diversity": ("features", lambda limit: dataset_checks.diversity(c["feature_ids"], c["features"], limit)),
+        "periodic_share": ("", lambda limit: dataset_checks.check_periodic_share(c["n_periodic"] == 3, limit)),
+        "diversity": ("features", lambda limit: dataset_checks.check_diversity(c["feature_ids"], c["features"], limit)),
         "splits": (
             "split",
-            lambda limit: split_checks.splits(
+            lambda limit: split_checks.check_splits(
                 ids, c["split"], c["group"], shares, limit, c.get("system_type"), c["isolated"]
             ),
         ),
         "leakage": (
             "leaks",
-            lambda limit: split_checks.leakage(ids, c["split"], c["looked"], c["leaks"], limit),
+            lambda limit: split_checks.check_leakage(ids, c["split"], c["looked"], c["leaks"], limit),
         ),
     }
     found = []
@@ -179,13 +187,13 @@ def _checked(
         needs, check = make[name]
         limit = getattr(settings, name)
         if limit is None:
-            found.append(skipped(name, "turned off"))
+            found.append(skip_check(name, "turned off"))
         elif not needs or needs in columns or (needs == "failures" and told.failures is not None):
             found.append(check(limit))
         elif name in REQUIRED:
             found.append(Check(name=name, verdict="fail", says=f"the dataset has no {name}"))
         else:
-            found.append(skipped(name, f"the dataset does not tell: {LACKING.get(needs, needs)}"))
+            found.append(skip_check(name, f"the dataset does not tell: {LACKING.get(needs, needs)}"))
     return found
 
 
@@ -252,11 +260,11 @@ def _measured(
     # The largest hundredth of the forces tells the 99th percentile exactly.
     n_top = int(n_atoms.sum(dtype=np.int64)) // 100 + 2
     for rows, block in _blocks(ds, n_atoms, (*MEASURED, "features")):
-        found = measures.of_cells(block)
+        found = measures.measure_cells(block)
         if distances:
-            found |= measures.of_distances(block, found["searchable"], reach)
+            found |= measures.measure_distances(block, found["searchable"], reach)
         if "forces" in block:
-            found |= measures.of_forces(block)
+            found |= measures.measure_forces(block)
             norms = found.pop("force_norms")[
                 np.repeat(n_atoms[rows] > few_atoms, n_atoms[rows])[np.repeat(found["forces_finite"], n_atoms[rows])]
             ]
@@ -264,18 +272,18 @@ def _measured(
             top = np.concatenate([top, norms])
             top = np.partition(top, len(top) - n_top)[-n_top:] if len(top) > n_top else top
             for row in np.flatnonzero(found["zero_forces"] & found["searchable"]).tolist():
-                found["zero_forces"][row] = measures.asymmetric(block, row)
+                found["zero_forces"][row] = measures.has_asymmetric_atom(block, row)
         if "stress" in block:
             found["stress"] = measures.largest_stress(block["stress"])
         if "initial_magmoms" in block:
-            found["magnetic_state"] = measures.magnetic_states(block)
+            found["magnetic_state"] = measures.hash_magnetic_states(block)
         if "features" in block:
             found["features"] = block["features"][sampled[rows]]
             if settings.leakage is not None or settings.units is not None:
                 found["all_features"] = block["features"]
         for name, values in found.items():
             parts.setdefault(name, []).append(values)
-        of_block = measures.element_counts(block)
+        of_block = measures.count_elements(block)
         present = np.flatnonzero(of_block.any(axis=0))
         counts.append((present, of_block[:, present]))
     measured = {name: np.concatenate(values) for name, values in parts.items()}
@@ -287,7 +295,7 @@ def _measured(
     if "forces" in ds:
         measured["p99"] = np.array(measures.percentile_99(top, n_norms))
     lineage = {"structure_id": ids, "parent_id": columns.get("parent_id", np.zeros_like(ids))}
-    measured["origin"] = np.unique(origins(lineage), return_inverse=True)[1].astype(np.int64)
+    measured["origin"] = np.unique(seed_ids_of(lineage), return_inverse=True)[1].astype(np.int64)
     if settings.units is not None and {"energy", "forces"} <= set(map(str, ds.data_vars)):
         measured |= _pairs(ds, {**columns, **measured})
     if "split" in columns and "group" not in columns:
@@ -331,7 +339,7 @@ def _pairs(ds: xr.Dataset, columns: Mapping[str, np.ndarray]) -> dict[str, np.nd
     if "all_features" in columns and "generator" in columns:  # where lineage is known, it tells the pairs
         imported = (columns["generator"][usable] == IMPORTED)[:, None]
         chosen["features"] = np.where(imported, columns["all_features"][usable], np.nan)
-    pairs = usable[measures.near_pairs(chosen)].reshape(-1, 2)
+    pairs = usable[measures.choose_pairs(chosen)].reshape(-1, 2)
     frames: dict[int, dict[str, Any]] = {}
     for rows, block in _blocks(ds, columns["n_atoms"], MEASURED, np.unique(pairs)):
         for row in np.intersect1d(np.unique(pairs), np.arange(rows.start, rows.stop)) - rows.start:
@@ -339,7 +347,7 @@ def _pairs(ds: xr.Dataset, columns: Mapping[str, np.ndarray]) -> dict[str, np.nd
             frame = {name: block[name][atoms].astype(np.float64) for name in ("numbers", "positions", "forces")}
             frame |= {name: block[name][row] for name in ("cell", "pbc", "stress") if name in block}
             frames[rows.start + int(row)] = frame | {"energy": columns["energy"][rows.start + row]}
-    compared = [measures.energy_and_work(frames[a], frames[b]) for a, b in pairs.tolist()]
+    compared = [measures.compare_energy_and_work(frames[a], frames[b]) for a, b in pairs.tolist()]
     near = [index for index, pair in enumerate(compared) if pair is not None]
     numbers = np.array([pair for pair in compared if pair is not None]).reshape(-1, 2)
     return {

@@ -10,7 +10,7 @@ import numpy as np
 from daskpipe.core.geometry import complete_open_axes
 from daskpipe.core.seeds import order_by_hash
 from daskpipe.core.structures import electronic_states
-from daskpipe.store.leakage import nearest_of_kin
+from daskpipe.store.leakage import nearest_in_family
 
 type Columns = Mapping[str, np.ndarray]
 
@@ -46,7 +46,7 @@ MAX_STRAIN = 0.1
 """Largest strain between them, likewise."""
 
 
-def of_cells(block: Columns) -> dict[str, np.ndarray]:
+def measure_cells(block: Columns) -> dict[str, np.ndarray]:
     """Measure cells.
 
     Parameters
@@ -62,7 +62,7 @@ def of_cells(block: Columns) -> dict[str, np.ndarray]:
         (Å^3 an atom; NaN unless periodic along all axes) and ``searchable`` (whether neighbours can be looked for).
     """
     cell, pbc, n_atoms = block["cell"], block["pbc"], block["n_atoms"]
-    finite = np.isfinite(cell).all(axis=(1, 2)) & ~per_structure(
+    finite = np.isfinite(cell).all(axis=(1, 2)) & ~reduce_atoms(
         np.logical_or, ~np.isfinite(block["positions"]).all(axis=1), block
     )
     cell = np.where(finite[:, None, None], cell, 0.0)
@@ -92,7 +92,7 @@ def of_cells(block: Columns) -> dict[str, np.ndarray]:
     }
 
 
-def of_distances(block: Columns, searchable: np.ndarray, reach: float) -> dict[str, np.ndarray]:
+def measure_distances(block: Columns, searchable: np.ndarray, reach: float) -> dict[str, np.ndarray]:
     """Measure distances, periodic images included, in sums of the two covalent radii.
 
     Parameters
@@ -119,14 +119,14 @@ def of_distances(block: Columns, searchable: np.ndarray, reach: float) -> dict[s
     closest, loneliest = np.full(n_structures, np.nan), np.full(n_structures, np.nan)
     fingerprint = np.full((n_structures, N_FINGERPRINT), np.nan)
     for row in np.flatnonzero(searchable).tolist():
-        numbers, positions, cell, pbc = geometry(block, row)
+        numbers, positions, cell, pbc = geometry_of(block, row)
         n_atoms, covalent = len(numbers), covalent_radii[numbers]
         radii = np.maximum(BONDED * covalent, REACH / 2)
-        i, j, d = neighbours(positions, cell, pbc, radii, "ijd")
-        nearest = _nearest(i, d / (covalent[i] + covalent[j]), n_atoms)
+        i, j, d = find_neighbours(positions, cell, pbc, radii, "ijd")
+        nearest = _nearest_distances(i, d / (covalent[i] + covalent[j]), n_atoms)
         if (nearest > BONDED).any():
-            a, b, far = neighbours(positions, cell, pbc, reach * covalent, "ijd")
-            nearest = _nearest(a, far / (covalent[a] + covalent[b]), n_atoms)
+            a, b, far = find_neighbours(positions, cell, pbc, reach * covalent, "ijd")
+            nearest = _nearest_distances(a, far / (covalent[a] + covalent[b]), n_atoms)
         closest[row], loneliest[row] = nearest.min(), nearest.max()
         x = (d / (radii[i] + radii[j])) ** 2
         term = numbers[j] * (1 - x) ** 2
@@ -139,7 +139,7 @@ def of_distances(block: Columns, searchable: np.ndarray, reach: float) -> dict[s
             extent = abs(np.linalg.det(cell)) / n_atoms
         else:
             extent = np.sqrt((positions @ np.linalg.inv(cell))[:, ~pbc].var(axis=0).sum())
-        apart = _distance_of_fragments(positions, cell, pbc, i, j)
+        apart = _measure_fragment_distance(positions, cell, pbc, i, j)
         # Independent displacements change a mean by 1 / sqrt(n).
         fingerprint[row, :-2] = np.sqrt(n_atoms) * np.log(np.append(sums, [1 + extent, 1 + apart]) + 1e-12)
         # What is too far to count in the sums, such as the parts of a dimer, differs in these.
@@ -147,7 +147,7 @@ def of_distances(block: Columns, searchable: np.ndarray, reach: float) -> dict[s
     return {"closest": closest, "loneliest": loneliest, "fingerprint": fingerprint}
 
 
-def of_forces(block: Columns) -> dict[str, np.ndarray]:
+def measure_forces(block: Columns) -> dict[str, np.ndarray]:
     """Measure forces.
 
     Returns
@@ -160,9 +160,9 @@ def of_forces(block: Columns) -> dict[str, np.ndarray]:
     forces = block["forces"].astype(np.float64)
     n_atoms = block["n_atoms"]
     norms = np.linalg.norm(forces, axis=1)
-    finite = ~per_structure(np.logical_or, ~np.isfinite(norms), block)
-    largest = per_structure(np.maximum, norms, block)
-    total = np.stack([per_structure(np.add, forces[:, axis], block) for axis in range(3)], axis=1)
+    finite = ~reduce_atoms(np.logical_or, ~np.isfinite(norms), block)
+    largest = reduce_atoms(np.maximum, norms, block)
+    total = np.stack([reduce_atoms(np.add, forces[:, axis], block) for axis in range(3)], axis=1)
     with np.errstate(invalid="ignore"):
         net = np.linalg.norm(total, axis=1) / np.maximum(n_atoms, 1)
     return {
@@ -196,22 +196,22 @@ def percentile_99(top: np.ndarray, n: int) -> float:
     return float(below + (above - below) * (place - low))
 
 
-def asymmetric(block: Columns, row: int) -> bool:
+def has_asymmetric_atom(block: Columns, row: int) -> bool:
     """Whether a structure has atoms whose surroundings leave room for a force: no symmetry makes it 0.
 
     A weighted sum of unit vectors to the neighbours vanishes where symmetry makes all forces vanish.
     """
     from ase.data import covalent_radii
 
-    numbers, positions, cell, pbc = geometry(block, row)
+    numbers, positions, cell, pbc = geometry_of(block, row)
     radii = np.maximum(BONDED * covalent_radii[numbers], REACH / 2)
-    i, j, d, vector = neighbours(positions, cell, pbc, radii, "ijdD")
+    i, j, d, vector = find_neighbours(positions, cell, pbc, radii, "ijdD")
     weight = numbers[j] * (1 - (d / (radii[i] + radii[j])) ** 2) ** 2
     pulls = np.stack([np.bincount(i, weights=weight * part / np.maximum(d, 1e-9)) for part in vector.T])
     return bool((np.linalg.norm(pulls, axis=0) > 1e-3 * np.bincount(i, weights=weight)).any())
 
 
-def magnetic_states(block: Columns) -> np.ndarray:
+def hash_magnetic_states(block: Columns) -> np.ndarray:
     """Return a hash of the magnetic moments of each structure, shape (structure,), int64; 0 without moments."""
     states = electronic_states({name: block[name] for name in ("n_atoms", "initial_magmoms")})
     none = electronic_states({"n_atoms": np.ones(1, dtype=np.int64)})[0]
@@ -219,7 +219,7 @@ def magnetic_states(block: Columns) -> np.ndarray:
     return np.array([int.from_bytes(digest) for digest in digests], dtype=np.int64)
 
 
-def element_counts(block: Columns) -> np.ndarray:
+def count_elements(block: Columns) -> np.ndarray:
     """Count the atoms of each element, shape (structure, 119), int32."""
     rows = np.repeat(np.arange(len(block["n_atoms"])), block["n_atoms"])
     width = LAST_ELEMENT + 1
@@ -228,7 +228,7 @@ def element_counts(block: Columns) -> np.ndarray:
     return counts.reshape(-1, width).astype(np.int32)
 
 
-def geometry(block: Columns, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def geometry_of(block: Columns, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return numbers (int64), positions (float64), cell and pbc of one structure of a block."""
     atoms = slice(start := int(block["atom_start"][row]), start + int(block["n_atoms"][row]))
     positions = block["positions"][atoms].astype(np.float64)
@@ -240,7 +240,7 @@ def full_cell(block: Columns, row: int) -> np.ndarray:
     return complete_open_axes(block["cell"][row], block["pbc"][row])
 
 
-def neighbours(
+def find_neighbours(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radii: np.ndarray, quantities: str
 ) -> tuple[np.ndarray, ...]:
     """Return the pairs of atoms, images included, whose spheres overlap; as matscipy's ``neighbour_list``."""
@@ -261,7 +261,7 @@ def neighbours(
     return found
 
 
-def per_structure(reduce: np.ufunc, values: np.ndarray, block: Columns) -> np.ndarray:
+def reduce_atoms(reduce: np.ufunc, values: np.ndarray, block: Columns) -> np.ndarray:
     """Reduce an array of the atoms, shape (atom,), over those of each structure; 0 where there are none."""
     out = np.zeros(len(block["n_atoms"]), dtype=values.dtype)
     filled = np.flatnonzero(block["n_atoms"] > 0)
@@ -270,7 +270,7 @@ def per_structure(reduce: np.ufunc, values: np.ndarray, block: Columns) -> np.nd
     return out
 
 
-def near_pairs(columns: Columns) -> np.ndarray:
+def choose_pairs(columns: Columns) -> np.ndarray:
     """Choose pairs of frames of one seed and composition that follow each other, shape (pair, 2).
 
     Parameters
@@ -289,20 +289,20 @@ def near_pairs(columns: Columns) -> np.ndarray:
     pairs = np.stack([first[same], second[same]], axis=1)
     if "features" in columns:
         alone = np.bincount(columns["origin"])[columns["origin"]] == 1
-        pairs = np.concatenate([pairs, _nearest_in_features(columns, alone)])
+        pairs = np.concatenate([pairs, _pair_nearest(columns, alone)])
     pairs = pairs[order_by_hash(0, "quality", columns["structure_id"][pairs[:, 0]])][:MOST_PAIRS]
     return pairs[np.cumsum(2 * columns["n_atoms"][pairs[:, 0]].astype(np.int64)) <= MOST_PAIR_ATOMS]
 
 
-def _nearest_in_features(columns: Columns, alone: np.ndarray) -> np.ndarray:
+def _pair_nearest(columns: Columns, alone: np.ndarray) -> np.ndarray:
     """Return pairs of rows of one composition, each row that is alone with the nearest other one, shape (pair, 2)."""
     rows = np.flatnonzero(alone & np.isfinite(columns["features"]).all(axis=1))
-    other = nearest_of_kin(columns["features"][rows].astype(np.float64), columns["composition"][rows])[1]
+    other = nearest_in_family(columns["features"][rows].astype(np.float64), columns["composition"][rows])[1]
     paired = other >= 0
     return np.unique(np.sort(np.stack([rows[paired], rows[other[paired]]], axis=1), axis=1), axis=0)
 
 
-def energy_and_work(a: Columns, b: Columns) -> tuple[float, float] | None:
+def compare_energy_and_work(a: Columns, b: Columns) -> tuple[float, float] | None:
     """Return the difference of two frames' energies, and the work of the mean forces and stress between them, eV.
 
     Parameters
@@ -342,7 +342,7 @@ def energy_and_work(a: Columns, b: Columns) -> tuple[float, float] | None:
     return float(b["energy"] - a["energy"]), work
 
 
-def _distance_of_fragments(
+def _measure_fragment_distance(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, i: np.ndarray, j: np.ndarray
 ) -> float:
     """Return the root mean square distance of atoms of different fragments, nearest images; 0 where all is one, Å.
@@ -364,7 +364,7 @@ def _distance_of_fragments(
     return float(np.sqrt(np.mean(distances[fragment[:, None] != fragment] ** 2)))
 
 
-def _nearest(i: np.ndarray, distance: np.ndarray, n_atoms: int) -> np.ndarray:
+def _nearest_distances(i: np.ndarray, distance: np.ndarray, n_atoms: int) -> np.ndarray:
     nearest = np.full(n_atoms, np.inf)
     np.minimum.at(nearest, i, distance)
     return nearest

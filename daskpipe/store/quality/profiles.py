@@ -78,7 +78,7 @@ def profile_of(settings: Quality, columns: Mapping[str, np.ndarray]) -> Profile:
     return "molecules" if len(types) and (types == MOLECULE).all() else "run"
 
 
-def expected(
+def apply_profile(
     settings: Quality, profile: Profile, columns: Mapping[str, np.ndarray] | None = None
 ) -> tuple[Quality, Expectation]:
     """Return the thresholds of a profile, and how else it differs; the settings' own word on warnings goes first.
@@ -102,7 +102,7 @@ def expected(
     return settings.model_copy(update=changed), found
 
 
-def beyond_mending(attributes: Mapping[str, Any]) -> tuple[str, ...]:
+def list_unfixable(attributes: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the checks that warn because the splits were given, or are blocks of time of one trajectory."""
     report = attributes.get("split_report")
     facts = json.loads(report) if isinstance(report, str) else {}
@@ -111,7 +111,7 @@ def beyond_mending(attributes: Mapping[str, Any]) -> tuple[str, ...]:
     return ("leakage",) if "n_gap" in facts else ()
 
 
-def warned(checks: Iterable[Check], names: Collection[str]) -> list[Check]:
+def soften_failures(checks: Iterable[Check], names: Collection[str]) -> list[Check]:
     """Return checks, of which those named warn where they would fail, unless the fault is one in any data."""
     return [
         replace(check, verdict="warn") if check.verdict == "fail" and check.name in names and not check.hard else check

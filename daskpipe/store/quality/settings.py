@@ -39,7 +39,7 @@ class CellLimits(FiniteModel):
     left_handed: bool = Field(default=False, description="Whether periodic cells may be left-handed")
 
     @model_validator(mode="after")
-    def _order(self) -> Self:
+    def _check_order(self) -> Self:
         if self.min_volume >= self.max_volume:
             raise ValueError(f"min_volume={self.min_volume:g} must be smaller than max_volume={self.max_volume:g}")
         return self
@@ -85,7 +85,7 @@ class SizeLimits(FiniteModel):
     share: _Share | None = Field(default=None, description="Largest share of the most frequent size; null: any")
 
     @model_validator(mode="after")
-    def _order(self) -> Self:
+    def _check_order(self) -> Self:
         if self.min_atoms > self.max_atoms:
             raise ValueError(f"min_atoms={self.min_atoms} must not be larger than max_atoms={self.max_atoms}")
         return self
@@ -98,7 +98,7 @@ class Shares(FiniteModel):
     most: _Share = Field(default=1.0, description="Largest share")
 
     @model_validator(mode="after")
-    def _order(self) -> Self:
+    def _check_order(self) -> Self:
         if self.least > self.most:
             raise ValueError(f"least={self.least:g} must not be larger than most={self.most:g}")
         return self
@@ -170,7 +170,7 @@ class Quality(FiniteModel):
 
     @field_validator("warn")
     @classmethod
-    def _known(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _check_names(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for name in names or ():
             if name not in CHECKS:
                 raise ValueError(unknown("check", name, list(CHECKS)))

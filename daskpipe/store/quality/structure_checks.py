@@ -9,7 +9,7 @@ import numpy as np
 
 from daskpipe.core.constants import GPA
 from daskpipe.core.seeds import order_by_hash
-from daskpipe.store.quality.check import Check, format_count, make_check, offending, skipped
+from daskpipe.store.quality.check import Check, format_count, make_check, name_offenders, skip_check
 from daskpipe.store.quality.settings import CellLimits, EnergyLimits
 from daskpipe.store.quality.unit_checks import TIGHT, name_ratio, slope_range
 
@@ -32,7 +32,7 @@ BOXED = 12
 # --- geometry ---------------------------------------------------------------------------------------
 
 
-def overlap(ids: np.ndarray, closest: np.ndarray, limit: float) -> Check:
+def check_overlap(ids: np.ndarray, closest: np.ndarray, limit: float) -> Check:
     """Check the closest pair of each structure, in sums of covalent radii; NaN where none was looked for."""
     looked = ~np.isnan(closest)
     rows = np.flatnonzero(looked & (closest < limit))
@@ -43,11 +43,11 @@ def overlap(ids: np.ndarray, closest: np.ndarray, limit: float) -> Check:
     if not looked.all():
         says += f"; {format_count(int((~looked).sum()))} could not be looked at, see cell"
     return make_check(
-        "overlap", len(rows) > 0, says, least, limit, "covalent radii", **offending(ids, rows, -closest[rows])
+        "overlap", len(rows) > 0, says, least, limit, "covalent radii", **name_offenders(ids, rows, -closest[rows])
     )
 
 
-def isolated_atoms(ids: np.ndarray, n_atoms: np.ndarray, loneliest: np.ndarray, limit: float) -> Check:
+def check_isolated_atoms(ids: np.ndarray, n_atoms: np.ndarray, loneliest: np.ndarray, limit: float) -> Check:
     """Check for atoms far from all others of their structure, in sums of covalent radii; single atoms may be alone."""
     judged = ~np.isnan(loneliest) & (n_atoms > 1)
     rows = np.flatnonzero(judged & (loneliest > limit))
@@ -57,12 +57,12 @@ def isolated_atoms(ids: np.ndarray, n_atoms: np.ndarray, loneliest: np.ndarray, 
         says += f"; farthest {farthest:.3f}"
     return make_check(
         "isolated_atoms", len(rows) > 0, says, farthest, limit, "covalent radii",
-        **offending(ids, rows, loneliest[rows]),
+        **name_offenders(ids, rows, loneliest[rows]),
     )  # fmt: skip
 
 
-def cell(ids: np.ndarray, cells: Mapping[str, np.ndarray], limits: CellLimits) -> Check:
-    """Check cells as `daskpipe.store.quality.measures.of_cells` measured them."""
+def check_cell(ids: np.ndarray, cells: Mapping[str, np.ndarray], limits: CellLimits) -> Check:
+    """Check cells as `daskpipe.store.quality.measures.measure_cells` measured them."""
     faults = {
         "not finite (cell or positions)": ~cells["finite"],
         "spanning nothing": cells["finite"] & (cells["fullness"] < 1e-6),
@@ -79,13 +79,15 @@ def cell(ids: np.ndarray, cells: Mapping[str, np.ndarray], limits: CellLimits) -
     volumes = cells["volume"][np.isfinite(cells["volume"])]
     span = f"; volumes {volumes.min():.3g} to {volumes.max():.3g} Å^3 an atom" if len(volumes) else ""
     says = f"{format_count(len(rows))} with an implausible cell{f' ({told})' if told else ''}{span}"
-    return make_check("cell", len(rows) > 0, says, len(rows), 0.0, "structures", **offending(ids, rows, badness[rows]))
+    return make_check(
+        "cell", len(rows) > 0, says, len(rows), 0.0, "structures", **name_offenders(ids, rows, badness[rows])
+    )
 
 
 # --- labels -----------------------------------------------------------------------------------------
 
 
-def energy(
+def check_energy(
     ids: np.ndarray,
     energies: np.ndarray,
     counts: np.ndarray,
@@ -119,7 +121,7 @@ def energy(
     farthest = 0.0
     known = np.flatnonzero(finite & (n_atoms > few_atoms))
     if len(known) >= FEW:
-        rest = _residuals(ids[known], energies[known], counts[known], system_type[known])
+        rest = _fit_residuals(ids[known], energies[known], counts[known], system_type[known])
         both = np.stack([composition[known], system_type[known]], axis=1)
         kind = np.unique(both, axis=0, return_inverse=True)[1].reshape(-1)
         alone = np.bincount(kind)[kind] >= limits.members
@@ -141,11 +143,11 @@ def energy(
     )
     return make_check(
         "energy", n_infinite > 0 or share > limits.share, says, share, limits.share, "share", hard=n_infinite > 0,
-        **offending(ids, rows, badness[rows]),
+        **name_offenders(ids, rows, badness[rows]),
     )  # fmt: skip
 
 
-def _residuals(ids: np.ndarray, energies: np.ndarray, counts: np.ndarray, system_type: np.ndarray) -> np.ndarray:
+def _fit_residuals(ids: np.ndarray, energies: np.ndarray, counts: np.ndarray, system_type: np.ndarray) -> np.ndarray:
     """Energy an atom without the elements' and the types' part, eV."""
     n_atoms = counts.sum(axis=1)
     per_atom = energies / n_atoms
@@ -164,7 +166,7 @@ def _residuals(ids: np.ndarray, energies: np.ndarray, counts: np.ndarray, system
     return per_atom - fractions @ of_elements - of_types[np.searchsorted(types, system_type)]
 
 
-def units(pair_ids: np.ndarray, difference: np.ndarray, work: np.ndarray, limit: float) -> Check:
+def check_units(pair_ids: np.ndarray, difference: np.ndarray, work: np.ndarray, limit: float) -> Check:
     """Check that energies and forces fit each other: between neighbouring frames the energy changes by the work.
 
     Parameters
@@ -172,14 +174,14 @@ def units(pair_ids: np.ndarray, difference: np.ndarray, work: np.ndarray, limit:
     pair_ids
         Ids of the frames of each pair, shape (pair, 2).
     difference, work
-        As `daskpipe.store.quality.measures.energy_and_work` gives them, eV; shape (pair,).
+        As `daskpipe.store.quality.measures.compare_energy_and_work` gives them, eV; shape (pair,).
     limit
         Largest factor between their medians. Where the pairs tell the factor precisely, it is `quality_units.TIGHT`.
     """
     used = (difference != 0) & (work != 0)
     pair_ids, difference, work = pair_ids[used], difference[used], work[used]
     if len(work) < MIN_PAIRS:
-        return skipped(
+        return skip_check(
             "units",
             f"only {len(work)} pairs of neighbouring frames of one seed; {MIN_PAIRS} are needed to hold energies "
             "against forces",
@@ -207,11 +209,11 @@ def units(pair_ids: np.ndarray, difference: np.ndarray, work: np.ndarray, limit:
     ids, first = np.unique(pair_ids[pairs].ravel(), return_index=True)
     return make_check(
         "units", wrong or opposed, says, -factor if opposed else factor, limit, "factor",
-        **offending(ids, np.arange(len(ids)), np.repeat(off[pairs], 2)[first]),
+        **name_offenders(ids, np.arange(len(ids)), np.repeat(off[pairs], 2)[first]),
     )  # fmt: skip
 
 
-def forces(ids: np.ndarray, finite: np.ndarray, largest: np.ndarray, p99: float, limit: float) -> Check:
+def check_forces(ids: np.ndarray, finite: np.ndarray, largest: np.ndarray, p99: float, limit: float) -> Check:
     """Check the 99th percentile of the forces on atoms, eV/Å, and that all are finite."""
     above = np.flatnonzero(~finite | (largest > limit))
     n_infinite = int((~finite).sum())
@@ -219,35 +221,41 @@ def forces(ids: np.ndarray, finite: np.ndarray, largest: np.ndarray, p99: float,
     badness = np.where(finite, largest, np.inf)[above]
     failed = n_infinite > 0 or not p99 <= limit
     rows = above if failed else above[:0]
-    named = offending(ids, rows, badness[: len(rows)])
+    named = name_offenders(ids, rows, badness[: len(rows)])
     return make_check("forces", failed, says, p99, limit, "eV/Å", hard=n_infinite > 0, **named)
 
 
-def largest_force(ids: np.ndarray, largest: np.ndarray, limit: float) -> Check:
-    """Check the largest force on an atom of each structure, eV/Å; NaN is left to `forces`."""
+def check_largest_force(ids: np.ndarray, largest: np.ndarray, limit: float) -> Check:
+    """Check the largest force on an atom of each structure, eV/Å; NaN is left to `check_forces`."""
     rows = np.flatnonzero(largest > limit)
     most = float(np.nanmax(largest)) if np.isfinite(largest).any() else 0.0
     says = f"{format_count(len(rows))} with a force above {limit:g} eV/Å; the largest is {most:.3g} eV/Å"
-    return make_check("largest_force", len(rows) > 0, says, most, limit, "eV/Å", **offending(ids, rows, largest[rows]))
+    return make_check(
+        "largest_force", len(rows) > 0, says, most, limit, "eV/Å", **name_offenders(ids, rows, largest[rows])
+    )
 
 
-def net_force(ids: np.ndarray, net: np.ndarray, limit: float) -> Check:
+def check_net_force(ids: np.ndarray, net: np.ndarray, limit: float) -> Check:
     """Check that the forces of a structure sum to nothing, eV/Å an atom; a potential that sees no place has no push."""
     rows = np.flatnonzero(net > limit)
     most = float(np.nanmax(net)) if np.isfinite(net).any() else 0.0
     says = f"{format_count(len(rows))} with a net force above {limit:g} eV/Å an atom; the largest is {most:.2g}"
-    return make_check("net_force", len(rows) > 0, says, most, limit, "eV/Å an atom", **offending(ids, rows, net[rows]))
+    return make_check(
+        "net_force", len(rows) > 0, says, most, limit, "eV/Å an atom", **name_offenders(ids, rows, net[rows])
+    )
 
 
-def zero_forces(ids: np.ndarray, n_atoms: np.ndarray, zero: np.ndarray, limit: float) -> Check:
+def check_zero_forces(ids: np.ndarray, n_atoms: np.ndarray, zero: np.ndarray, limit: float) -> Check:
     """Check for structures of which all forces are exactly 0 where no symmetry asks for it."""
     rows = np.flatnonzero(zero)
     share = len(rows) / len(ids)
     says = f"{format_count(len(rows))} with no force at all and no symmetry that asks for it"
-    return make_check("zero_forces", share > limit, says, share, limit, "share", **offending(ids, rows, n_atoms[rows]))
+    return make_check(
+        "zero_forces", share > limit, says, share, limit, "share", **name_offenders(ids, rows, n_atoms[rows])
+    )
 
 
-def stress(ids: np.ndarray, largest: np.ndarray, periodic: np.ndarray, limit: float) -> Check:
+def check_stress(ids: np.ndarray, largest: np.ndarray, periodic: np.ndarray, limit: float) -> Check:
     """Check the largest component of the stress of structures periodic along all axes.
 
     Parameters
@@ -260,10 +268,10 @@ def stress(ids: np.ndarray, largest: np.ndarray, periodic: np.ndarray, limit: fl
         GPa.
     """
     if not periodic.any():
-        return skipped("stress", "no structure is periodic along all axes")
+        return skip_check("stress", "no structure is periodic along all axes")
     known = periodic & ~np.isnan(largest)
     if not known.any():
-        return skipped(
+        return skip_check(
             "stress", f"none of the {format_count(int(periodic.sum()))} periodic along all axes has a stress"
         )
     finite = np.isfinite(largest)
@@ -276,7 +284,7 @@ def stress(ids: np.ndarray, largest: np.ndarray, periodic: np.ndarray, limit: fl
     )
     if n_missing:
         says += f"; {n_missing:,} more have none"
-    named = offending(ids, rows, largest[rows])
+    named = name_offenders(ids, rows, largest[rows])
     return make_check("stress", len(rows) > 0, says, most, limit, "GPa", hard=n_infinite > 0, **named)
 
 

@@ -70,20 +70,20 @@ class Verdict:
         }
 
 
-def lines(verdict: Verdict) -> list[str]:
+def format_verdict(verdict: Verdict) -> list[str]:
     """Return a verdict as plain lines for people; names from outside are printed without control characters."""
     head = f"{printable(verdict.dataset)}: {verdict.n_structures:,} structures, judged as {verdict.profile}"
-    return [head, *check_lines(verdict.checks), last_line(verdict)]
+    return [head, *format_checks(verdict.checks), format_result(verdict)]
 
 
-def last_line(verdict: Verdict) -> str:
+def format_result(verdict: Verdict) -> str:
     """Return GO, or NO-GO and the checks that say so; and the checks that warn."""
     failed, warned = ([check.name for check in verdict.checks if check.verdict == how] for how in ("fail", "warn"))
     warnings = f"; warnings: {', '.join(warned)}" if warned else ""
     return ("GO" if verdict.go else f"NO-GO: {', '.join(failed)}") + warnings
 
 
-def check_lines(found: Iterable[Check]) -> list[str]:
+def format_checks(found: Iterable[Check]) -> list[str]:
     """Return a line a check: mark, number and limit, what it says; of those that fail or warn the worst offenders."""
     marks = {"pass": "ok", "warn": "warn", "fail": "FAIL", "skipped": "-"}
     rows = []

@@ -145,19 +145,19 @@ def test_records_of_a_split_are_written_in_words() -> None:
 
 def test_sources_of_a_merged_dataset_are_listed(structures: list, tmp_path: Path) -> None:
     from daskpipe.core.structures import from_atoms
-    from daskpipe.store import pack
+    from daskpipe.store import arrange_and_write
 
     sources = [
         {"name": "melt.xyz", "checksum": "c1", "label_method": "pbe"},
         {"name": "old.zarr", "n_structures": 1234, "label_potential": '{"name": "emt", "sha256": "0"}'},
     ]
     attrs = {"dataset_key": "k", "sources": json.dumps(sources)}
-    pack(from_atoms(structures[:3]), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
+    arrange_and_write(from_atoms(structures[:3]), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
     table = Parsed(report.write_report(tmp_path / "a.zarr")).table("Where the structures come from")
     assert "melt.xyz – pbe c1" in table
     assert "old.zarr 1,234 emt –" in table
     attrs["sources"] = "[3]"
-    pack(from_atoms(structures[:3]), tmp_path / "b.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
+    arrange_and_write(from_atoms(structures[:3]), tmp_path / "b.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
     with pytest.raises(InputError, match=r"'sources' is no list of JSON objects, received \[3\]"):
         report.write_report(tmp_path / "b.zarr")
 
@@ -282,11 +282,13 @@ def test_a_dataset_without_labels_or_features_is_reported(tmp_path: Path) -> Non
     from ase import Atoms
 
     from daskpipe.core.structures import from_atoms
-    from daskpipe.store import pack
+    from daskpipe.store import arrange_and_write
 
     atoms = Atoms("H", positions=[[0, 0, 0]])
     fractions = {"train": 1.0}
-    pack(from_atoms([atoms]), tmp_path / "bare.zarr", seed=0, fractions=fractions, attrs={"dataset_key": "k"})
+    arrange_and_write(
+        from_atoms([atoms]), tmp_path / "bare.zarr", seed=0, fractions=fractions, attrs={"dataset_key": "k"}
+    )
     path = report.write_report(tmp_path / "bare.zarr")
     assert path == tmp_path / "bare.report.html"
     page = Parsed(path)
@@ -319,14 +321,14 @@ def test_what_is_neither_a_run_nor_a_dataset_is_refused(tmp_path: Path) -> None:
 
 def test_an_attribute_that_is_no_json_is_refused(structures: list, tmp_path: Path) -> None:
     from daskpipe.core.structures import from_atoms
-    from daskpipe.store import pack
+    from daskpipe.store import arrange_and_write
 
     attrs = {"dataset_key": "k", "selection": "{"}
-    pack(from_atoms(structures[:3]), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
+    arrange_and_write(from_atoms(structures[:3]), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
     with pytest.raises(InputError, match="root attribute 'selection' is no JSON"):
         report.write_report(tmp_path / "a.zarr")
     attrs = {"dataset_key": "k", "versions": "[1]"}
-    pack(from_atoms(structures[:3]), tmp_path / "b.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
+    arrange_and_write(from_atoms(structures[:3]), tmp_path / "b.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
     with pytest.raises(InputError, match=r"root attribute 'versions' is no JSON object, received \[1\]"):
         report.write_report(tmp_path / "b.zarr")
 
