@@ -1,4 +1,4 @@
-"""GPUs that a job may use, by what its queue tells it."""
+"""Find the GPUs that a job may use, from the variables that its queue sets."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def parse_visible_gpus(variable: str) -> list[str]:
     """Return the GPUs that a value of CUDA_VISIBLE_DEVICES names, as CUDA reads it: those before the first wrong name.
 
     Slurm sets ``NoDevFiles`` for a job that has none.
+
+    Examples
+    --------
+    >>> parse_visible_gpus("0,GPU-1a2b"), parse_visible_gpus("NoDevFiles")
+    (['0', 'GPU-1a2b'], [])
     """
     gpus = []
     for name in (item.strip() for item in variable.split(",")):
@@ -31,23 +36,23 @@ def parse_visible_gpus(variable: str) -> list[str]:
 
 
 def gpus_of_job(n_gpus: int, environment: Mapping[str, str]) -> list[str]:
-    """Return the GPUs of the job in which this runs, one for each of its workers.
+    """Return the GPUs of the job in which this process runs, one for each of its workers.
 
     Parameters
     ----------
     n_gpus
-        As many as the job has asked for.
+        Number of GPUs that the job has asked for.
     environment
-        Variables of the job.
+        Environment variables of the job.
 
     Raises
     ------
     ClusterError
-        If the queue names fewer, or names none on a machine that has more, some of which are other jobs'.
+        If the queue names fewer; or if it names none and the machine has more, since some are other jobs'.
     """
     variables = ["CUDA_VISIBLE_DEVICES", *list_gpu_variables()]
     if name := next((name for name in variables if environment.get(name) is not None), None):
-        gpus = parse_visible_gpus(environment[name].replace(" ", ","))  # as in Grid Engine's SGE_HGR_gpu
+        gpus = parse_visible_gpus(environment[name].replace(" ", ","))  # Grid Engine's SGE_HGR_gpu has spaces
         if len(gpus) < n_gpus:
             raise ClusterError(
                 f"this job has asked for {n_gpus} GPUs, and received {len(gpus)}: {name}={environment[name]}. Correct "
@@ -74,23 +79,23 @@ def count_devices() -> int:
 
 
 def count_gpus() -> int:
-    """Return the number of NVIDIA GPUs that this process may use; asks the driver, does not import torch."""
+    """Return the number of NVIDIA GPUs that this process may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len(parse_visible_gpus(visible))
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
-def visible_gpu(number: int) -> str:
-    """Return the name of a GPU of this machine for CUDA_VISIBLE_DEVICES, by its number among those seen here."""
+def name_visible_gpu(index: int) -> str:
+    """Return the name, for CUDA_VISIBLE_DEVICES, of one of the GPUs that this process sees, by its index."""
     names = parse_visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-    return names[number] if number < len(names) else str(number)
+    return names[index] if index < len(names) else str(index)
 
 
 class OwnGpu(WorkerPlugin):
-    """Worker plugin: each process of a job with several GPUs sees one of them; one of a CPU pool sees none.
+    """Worker plugin that shows each process of a job one of the job's GPUs, and a process of a CPU pool none.
 
-    Torch looks at the variable when it is imported, which the first unit does, after this.
+    Torch reads the variable when it is imported, which the first unit does, after this.
     """
 
     def setup(self, worker: Any) -> None:
@@ -101,9 +106,19 @@ class OwnGpu(WorkerPlugin):
 
 
 def gpu_of_worker(name: str, visible: str) -> str:
-    """Return the GPU of a worker of a GPU job, given its name and the job's CUDA_VISIBLE_DEVICES; empty if it has none.
+    """Return the GPU of a worker; an empty string if there is none for it.
 
-    Workers of a job are ``JOB.7-0``, ``JOB.7-1``, ...; one that is alone in its job bears the job's name, ``JOB.7``.
+    Parameters
+    ----------
+    name
+        Name of the worker: ``JOB.7-0``, ``JOB.7-1``, ... or, if it is alone in its job, the job's name ``JOB.7``.
+    visible
+        CUDA_VISIBLE_DEVICES of the job.
+
+    Examples
+    --------
+    >>> gpu_of_worker("daskpipe-gpu.7-1", "4,6")
+    '6'
     """
     numbered = re.search(r"\.\d+-(\d+)$", name)
     index = int(numbered[1]) if numbered else 0

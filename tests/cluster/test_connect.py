@@ -18,7 +18,7 @@ from distributed import Client, Nanny
 from daskpipe.cli.progress import suggest_tunnel
 from daskpipe.cluster.connect import LOOPBACK, connect
 from daskpipe.cluster.gpus import OwnGpu, count_gpus, gpu_of_worker
-from daskpipe.cluster.local import WORKER_BYTES, default_worker_count
+from daskpipe.cluster.local import WORKER_BYTES, choose_worker_count
 from daskpipe.cluster.queues import list_job_id_variables
 from daskpipe.cluster.scheduler import run_scheduler
 from daskpipe.cluster.settings import Cluster
@@ -189,7 +189,7 @@ def test_local_workers_are_as_many_as_cores_and_memory_allow(
 ) -> None:
     monkeypatch.setattr("dask.system.CPU_COUNT", cores)
     monkeypatch.setattr("distributed.system.MEMORY_LIMIT", int(memory))
-    assert default_worker_count() == n_workers
+    assert choose_worker_count() == n_workers
     assert n_workers == 1 or memory / n_workers > WORKER_BYTES
 
 

@@ -19,7 +19,7 @@ from small_runs import SMALL
 from waiting import wait_until
 
 import daskpipe
-from daskpipe.cluster.joining import SILENT, Guests, _problems, join_scheduler
+from daskpipe.cluster.joining import SILENT, GuestWorkers, _find_problems, join_scheduler
 from daskpipe.cluster.scheduler import LOOPBACK
 from daskpipe.core.errors import ClusterError
 from daskpipe.core.events import Event, Notice
@@ -189,7 +189,7 @@ def test_a_worker_without_nanny_is_told(tmp_path: Path) -> None:
 
 def test_other_pythons_are_not_given_functions() -> None:
     """There is one Python here, so the answer of another one is made up."""
-    assert _problems({"python": "3.11"}, {}, None) == [
+    assert _find_problems({"python": "3.11"}, {}, None) == [
         f"has Python 3.11, and the driver {sys.version_info.major}.{sys.version_info.minor}"
     ]
 
@@ -225,7 +225,7 @@ def test_units_come_back_when_all_workers_that_they_are_bound_to_are_gone(
 ) -> None:
     monkeypatch.setattr("daskpipe.engine.dask_pool.SLOTS_SECONDS", 0)
     with worker(guest_client, bare_python) as bad:
-        guests = Guests(guest_client, tmp_path, lambda event: None)
+        guests = GuestWorkers(guest_client, tmp_path, lambda event: None)
         with worker(guest_client, sys.executable, "--no-nanny", path=OURS):
             pool = DaskPool(Workers(guest_client, admit=guests.admit), frozenset())
             assert pool.slots("label") > 0
@@ -250,6 +250,6 @@ def test_a_silent_worker_is_named_at_first_and_asked_again_later(tmp_path: Path)
             time.sleep(3)
 
         client.run(keep_busy, wait=False)
-        guests = Guests(client, tmp_path, lambda event: None)
-        assert guests.examine([address], 0.5) == {address: [SILENT]}
+        guests = GuestWorkers(client, tmp_path, lambda event: None)
+        assert guests.check_workers([address], 0.5) == {address: [SILENT]}
         assert wait_until(lambda: guests.admit_workers([address])) == {address}
