@@ -219,7 +219,7 @@ def train(
 
 
 def _show_training(answer: dict[str, Any], console: Console) -> None:
-    from daskpipe.config.compose import quote_value
+    from daskpipe.config.overrides import quote_value
 
     rows = [format_errors(split, groups["all"]) for split, groups in answer["splits"].items()]
     model = answer["model"]

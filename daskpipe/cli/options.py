@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import glob
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,7 +83,7 @@ def make_cluster_overrides(cluster: str | None) -> list[str]:
         return []
     if "://" in cluster:
         return [f"cluster.address={cluster}"]
-    from daskpipe.config.compose import quote_value
+    from daskpipe.config.overrides import quote_value
     from daskpipe.core.files import package_folder
 
     if cluster in (file.stem for file in (package_folder("configs") / "cluster").glob("*.yaml")):
@@ -112,9 +110,16 @@ def show_bars(as_json: bool) -> Iterator[Any]:
 
 
 def separate_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """Tell files from overrides: a word with = that is no file, folder or glob of any is an override."""
-    overrides = [word for word in words if "=" in word and not os.path.exists(word) and not glob.glob(word)]
-    paths = [word for word in words if word not in overrides]
+    """Separate the words of a verb into paths and overrides.
+
+    Raises
+    ------
+    ConfigError
+        If no word is a path.
+    """
+    from daskpipe.config.overrides import separate_paths
+
+    paths, overrides = separate_paths(words)
     if not paths:
         raise ConfigError("no frames: give a file, a folder or a glob, e.g. md.extxyz")
     return paths, overrides

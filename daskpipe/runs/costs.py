@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import daskpipe.store.stage as storing
 from daskpipe.config.models import Config, parse_shard
 from daskpipe.stages.describe.stage import FIT
 from daskpipe.stages.explore.stage import conditions
 from daskpipe.store.writer import ATOM_CHUNK, STRUCTURE_CHUNK
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
