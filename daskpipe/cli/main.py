@@ -36,15 +36,9 @@ from daskpipe.cli.options import (
     print_answer,
     shard_overrides,
 )
-from daskpipe.core.errors import (
-    EXIT_INTERNAL,
-    EXIT_INTERRUPTED,
-    ConfigError,
-    DaskpipeError,
-    Interrupted,
-    printable,
-)
+from daskpipe.core.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, ConfigError, DaskpipeError, Interrupted
 from daskpipe.core.shared_disk import disk_error
+from daskpipe.core.text import make_printable
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -231,7 +225,7 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 def _fail_internally(error: Exception, as_json: bool) -> NoReturn:
     """Say that it is our fault, and keep the traceback."""
-    typer.echo(printable("".join(traceback.format_exception(error))), err=True)
+    typer.echo(make_printable("".join(traceback.format_exception(error))), err=True)
     _fail(f"internal error: {type(error).__name__}: {error}", EXIT_INTERNAL, as_json)
 
 
@@ -243,7 +237,7 @@ def _fail(message: str, code: int, as_json: bool) -> NoReturn:
         from rich.text import Text
 
         console = Console(stderr=True)
-        said = Text.assemble(("error: ", "" if console.no_color else "bold red"), printable(message))
+        said = Text.assemble(("error: ", "" if console.no_color else "bold red"), make_printable(message))
         console.print(said, soft_wrap=True)
     sys.stdout.flush()
     sys.exit(code)

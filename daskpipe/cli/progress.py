@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from daskpipe.core import events
-from daskpipe.core.errors import printable
+from daskpipe.core.text import make_printable
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.lease import JOB_VARIABLES
 from daskpipe.runs.outcome_lines import label_lines, move_lines, selection_lines, split_lines
@@ -76,7 +76,7 @@ def redraws(console: Console) -> bool:
 
 def escape(text: object) -> str:
     """Return text from outside as rich may be given it: no markup, and nothing that a terminal would heed."""
-    return escape_markup(printable(text))
+    return escape_markup(make_printable(text))
 
 
 class ProgressBars:
@@ -216,7 +216,7 @@ class LogFile:
         """Append a line with the time in front."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n")
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {make_printable(text)}\n")
 
 
 def summary(result: Result, console: Console) -> None:
@@ -232,7 +232,7 @@ def summary(result: Result, console: Console) -> None:
     console.print(table_that_fits(["stage", "in", "out", *types, "rejected", "seconds"], rows, console))
     if result.quarantined:
         console.print("\n[yellow]Quarantined[/] (stage/reason: structures, with the first of each)")
-        rejections = RunDirectory(result.run_dir).quarantined()
+        rejections = RunDirectory(result.run_dir).read_quarantine()
         for name, count in result.quarantined.items():
             first = next(item for item in rejections if item.kind == name)
             line = f"  {name}: {count}, e.g. {first.structure}: {first.evidence}"

@@ -63,7 +63,7 @@ CLOSE_SECONDS = 30.0
 
 
 class JobScaler:
-    """Has as many jobs of a site's pools in the queue as the driver wants; a `daskpipe.engine.dask_pool.Supply`.
+    """Has as many jobs of a site's pools in the queue as the driver wants; a `daskpipe.engine.dask_pool.WorkerSupply`.
 
     As a context manager: jobs are kept within it, and none is left after it.
 
@@ -115,7 +115,7 @@ class JobScaler:
         """What workers of its pools offer."""
         return frozenset(pool.resource for pool in self.site.pools.values())
 
-    def want(self, resource: str, n_units: int) -> None:
+    def request_workers(self, resource: str, n_units: int) -> None:
         """Tell how many units that need a resource wait or are under way; return at once.
 
         Raises

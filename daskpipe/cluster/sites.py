@@ -24,9 +24,9 @@ from pydantic import (
 
 from daskpipe.cluster.queues import SUBMIT_COMMANDS, Kind
 from daskpipe.cluster.settings import NAME, Cluster, Executable, Interface, Pool, PoolName, Scratch
-from daskpipe.core.errors import ConfigError, unknown
+from daskpipe.core.errors import ConfigError, describe_unknown
 from daskpipe.core.files import package_folder
-from daskpipe.core.validation import FrozenModel, check_yaml, explain
+from daskpipe.core.validation import FrozenModel, check_yaml, explain_errors
 
 # --- what is written there ----------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ def read_site(name_or_path: str, overrides: Mapping[str, Mapping[str, Any]] | No
     is_path = name_or_path.endswith((".yaml", ".yml"))
     path = Path(name_or_path).expanduser() if is_path else known_sites().get(name_or_path)
     if path is None or not path.is_file():
-        raise ConfigError(unknown("cluster", name_or_path, ["local", *sorted(known_sites())]))
+        raise ConfigError(describe_unknown("cluster", name_or_path, ["local", *sorted(known_sites())]))
     check_yaml(path)
     try:
         content = yaml.load(path.read_text(), Loader=_loader())
@@ -128,7 +128,7 @@ def read_site(name_or_path: str, overrides: Mapping[str, Mapping[str, Any]] | No
         return site
     for name in overrides:
         if name not in site.pools:
-            raise ConfigError(unknown(f"pool of cluster {site.name}:", name, sorted(site.pools)))
+            raise ConfigError(describe_unknown(f"pool of cluster {site.name}:", name, sorted(site.pools)))
     pools = {name: {**pool, **overrides.get(name, {})} for name, pool in content["pools"].items()}
     return _validated({"name": path.stem, **content, "pools": pools}, "cluster.")
 
@@ -149,7 +149,7 @@ def _validated(content: Mapping[str, Any], where: str) -> Site:
     try:
         return Site.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{where}{line}" for line in explain(error, Site).splitlines())) from error
+        raise ConfigError("\n".join(f"{where}{line}" for line in explain_errors(error, Site).splitlines())) from error
 
 
 def site_of(settings: Cluster) -> Site:

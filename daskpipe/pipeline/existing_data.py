@@ -13,12 +13,12 @@ import dask
 import daskpipe.stages.generate.stage as generating
 import daskpipe.store.stage as storing
 from daskpipe.config.models import Config
-from daskpipe.core.errors import InputError, list_reasons
+from daskpipe.core.errors import InputError, describe_reasons
 from daskpipe.core.events import Emit
 from daskpipe.engine.dask_pool import DaskPool, Workers, gpu_stages
 from daskpipe.engine.driver import Driver
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import Receipt, Unit, key_of
+from daskpipe.engine.units import Receipt, Unit, unit_key
 from daskpipe.pipeline.context import Run
 from daskpipe.pipeline.packing import pack
 from daskpipe.pipeline.steps import _describe, _rejected, _select, devices
@@ -42,7 +42,7 @@ def frames_of(stretches: Sequence[Stretch], seed: int) -> Frames:
     """Plan to read the frames of stretches of files: they stand where those of an exploration stand."""
     plan = []
     for index, stretch in enumerate(stretches):
-        key = key_of("read", generating.VERSION, asdict(stretch), [], seed)
+        key = unit_key("read", generating.VERSION, asdict(stretch), [], seed)
         unit = Unit(stage="explore", index=index, key=key, n_inputs=stretch.n_frames)
         plan.append((unit, partial(dask.delayed(generating.read_frames), stretch)))
     return plan
@@ -56,7 +56,7 @@ def rows_of(paths: Sequence[Path], seed: int) -> Frames:
         for start in range(0, n_structures, MERGE_SIZE):
             stop = min(start + MERGE_SIZE, n_structures)
             # The number keeps the rows of a dataset that is named twice apart.
-            key = key_of("rows", storing.VERSION, {"index": len(plan)}, [digest, start, stop], seed)
+            key = unit_key("rows", storing.VERSION, {"index": len(plan)}, [digest, start, stop], seed)
             unit = Unit(stage="explore", index=len(plan), key=key, n_inputs=stop - start)
             plan.append((unit, partial(dask.delayed(storing.read), path, start, stop)))
     return plan
@@ -70,7 +70,7 @@ def labels_of(stretches: Sequence[LabelledStretch], keys: LabelKeys, method: str
         unit = Unit(
             stage="explore",
             index=index,
-            key=key_of("import", generating.VERSION, params, [], seed),
+            key=unit_key("import", generating.VERSION, params, [], seed),
             n_inputs=stretch.n_frames,
         )
         plan.append((unit, partial(dask.delayed(read_labelled), stretch, keys, method)))
@@ -159,10 +159,10 @@ def _described_run(directory: RunDirectory, config: Config, workers: Workers, em
 
 
 def _read_and_describe(run: Run, plan: Frames) -> tuple[list[Receipt], list[Receipt], list[Receipt]]:
-    frames = run.driver.drive("read", plan, "frames")
+    frames = run.driver.run_stage("read", plan, "frames")
     if not any(receipt.n_out for receipt in frames):
-        rejected = run.directory.quarantined()
-        raise InputError(f"no frame can be described: {list_reasons(rejected)}; e.g. {rejected[0].evidence}")
+        rejected = run.directory.read_quarantine()
+        raise InputError(f"no frame can be described: {describe_reasons(rejected)}; e.g. {rejected[0].evidence}")
     species = generating.elements(run.directory.root, [receipt.key for receipt in frames])
     features, against = _describe(run, frames, species)
     return frames, features, against

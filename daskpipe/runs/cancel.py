@@ -47,7 +47,7 @@ def cancel(run_dir: Path | str) -> dict[str, Any]:
     DaskpipeError
         If the driver does not stop, and is no job that could be cancelled.
     """
-    root = RunDirectory.of(run_dir).root
+    root = RunDirectory.open_existing(run_dir).root
     asked = lease.holder(root)
     still = _stop_driver(root)
     record, submitted = read(root), recorded(root)

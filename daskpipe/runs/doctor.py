@@ -91,11 +91,11 @@ def _potentials() -> dict[str, Callable[[], str]]:
 
 
 def _try(attempt: Callable[[], str]) -> dict[str, Any]:
-    from daskpipe.core.third_party import quiet
+    from daskpipe.core.third_party import silence_libraries
 
     try:
         # What libraries deprecate is not what was asked.
-        with quiet(), warnings.catch_warnings():
+        with silence_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _row(True, attempt())
     except Exception as error:  # whatever goes wrong is what the doctor is asked to report

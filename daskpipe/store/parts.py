@@ -17,8 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.core.seeds import order_by_hash
-from daskpipe.core.structures import atom_rows, neutral, starts, take
-from daskpipe.core.variables import SPLITS, VARIABLES, code_names, codes_of, per_atom, validate
+from daskpipe.core.structures import atom_rows, atom_starts, take
+from daskpipe.core.variables import (
+    SPLITS,
+    VARIABLES,
+    code_names,
+    codes_of,
+    is_per_atom,
+    missing_values,
+    validate_dataset,
+)
 from daskpipe.store.writer import Layout, layouts
 
 if TYPE_CHECKING:
@@ -39,11 +47,11 @@ def sorted_run(ds: xr.Dataset, *, seed: int) -> dict[str, bytes]:
     Parameters
     ----------
     ds
-        In memory; passes `daskpipe.core.variables.validate`.
+        In memory; passes `daskpipe.core.variables.validate_dataset`.
     seed
         Of the shuffle.
     """
-    validate(ds)
+    validate_dataset(ds)
     # A split that frames came with is kept: the plan looks at it.
     ds = take(ds, order_by_hash(seed, "shuffle", ds["structure_id"].values)).drop_vars(MADE[:2], errors="ignore")
     files = {}
@@ -89,7 +97,7 @@ class Plan:
     @cached_property
     def atom_start(self) -> np.ndarray:
         """Row of the first atom of each structure, and the number of atoms; shape (structure + 1,)."""
-        return np.append(starts(self.n_atoms), self.n_atoms.sum(dtype=np.int64))
+        return np.append(atom_starts(self.n_atoms), self.n_atoms.sum(dtype=np.int64))
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
@@ -112,7 +120,7 @@ class Plan:
 def union(tables: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
     """Return the names that codes count: those of any run, and `Variable.missing` where a run lacks the variable."""
     coded = sorted({name for table in tables for name in table})
-    lacking = {name: [str(neutral(name, ()))] for name in coded}
+    lacking = {name: [str(missing_values(name, ()))] for name in coded}
     found = {name: {item for table in tables for item in table.get(name, lacking[name])} for name in coded}
     return {name: code_names(name, items) for name, items in found.items()} | {"split": list(SPLITS)}
 
@@ -131,7 +139,7 @@ def chunk(plan: Plan, axis: str, number: int, load: Load) -> Iterator[tuple[Layo
     load
         Gives the variables of the runs.
     """
-    arrays = [layout for layout in plan.layouts.values() if per_atom(layout.name) == (axis == "atom")]
+    arrays = [layout for layout in plan.layouts.values() if is_per_atom(layout.name) == (axis == "atom")]
     begin, end = number * arrays[0].rows, min((number + 1) * arrays[0].rows, arrays[0].shape[0])
     if axis == "structure":
         structures, origin, size = slice(begin, end), begin, end - begin
@@ -161,8 +169,8 @@ def _moves(plan: Plan, axis: str, structures: slice, load: Load) -> Iterator[tup
         else:
             of_run = load(run, "n_atoms")
             assert of_run is not None  # each run has what every dataset holds
-            there = atom_rows(starts(of_run)[rows[here]], n_atoms[here])
-            yield run, there, atom_rows(starts(n_atoms)[here], n_atoms[here])
+            there = atom_rows(atom_starts(of_run)[rows[here]], n_atoms[here])
+            yield run, there, atom_rows(atom_starts(n_atoms)[here], n_atoms[here])
 
 
 def _gathered(
@@ -172,6 +180,6 @@ def _gathered(
     values = np.empty((size, *layout.shape[1:]), dtype=layout.dtype)
     for run, there, here in moves:
         found = load(run, layout.name)
-        part = neutral(layout.name, (len(there), *layout.shape[1:])) if found is None else found[there]
+        part = missing_values(layout.name, (len(there), *layout.shape[1:])) if found is None else found[there]
         values[here] = codes_of(layout.name, part, plan.codes[layout.name]) if VARIABLES[layout.name].coded else part
     return values

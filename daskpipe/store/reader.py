@@ -11,8 +11,8 @@ import numpy as np
 
 from daskpipe.core.errors import InputError
 from daskpipe.core.hashing import crc32c_file, crc32c_root
-from daskpipe.core.structures import starts
-from daskpipe.core.variables import VARIABLES, decode, read_root
+from daskpipe.core.structures import atom_starts
+from daskpipe.core.variables import VARIABLES, decode_names, read_root
 from daskpipe.store.writer import files_of
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def open_dataset(path: Path | str, chunks: Mapping[str, int] | None = None) -> x
     -------
     xarray.Dataset
         Dask arrays with the names, dims, dtypes and units of `daskpipe.core.variables`. Coded variables hold codes;
-        `daskpipe.core.variables.decode` gives their names. A chunk file that is missing is an error when it is read
-        (`zarr.errors.ChunkNotFoundError`), never a block of fill values.
+        `daskpipe.core.variables.decode_names` gives their names. A chunk file that is missing is an error when it is
+        read (`zarr.errors.ChunkNotFoundError`), never a block of fill values.
 
     Raises
     ------
@@ -144,8 +144,8 @@ def rows(path: Path | str, start: int, stop: int, names: Collection[str] | None 
     atoms = slice(int(ends[0]), int(ends[-1])) if len(ends) else slice(0, 0)
     found = ds[[name for name in ds if names is None or name in names]].isel(structure=slice(start, stop), atom=atoms)
     found = found.load(scheduler="synchronous")
-    decoded = {name: (array.dims, decode(array)) for name, array in found.items() if VARIABLES[str(name)].coded}
-    return found.assign(decoded).assign(atom_start=("structure", starts(found["n_atoms"].values)))
+    decoded = {name: (array.dims, decode_names(array)) for name, array in found.items() if VARIABLES[str(name)].coded}
+    return found.assign(decoded).assign(atom_start=("structure", atom_starts(found["n_atoms"].values)))
 
 
 def verify(path: Path | str) -> list[str]:

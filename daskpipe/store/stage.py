@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.core.isolated_atoms import ReferenceEnergies, isolated_rows, reference_energies
-from daskpipe.core.structures import concat, neutral, starts, take
-from daskpipe.core.variables import SPLITS, VARIABLES, decode, per_atom
-from daskpipe.engine.rows import arrays_of, read_unit
+from daskpipe.core.structures import atom_starts, concat, take
+from daskpipe.core.variables import SPLITS, VARIABLES, decode_names, is_per_atom, missing_values
+from daskpipe.engine.rows import dataset_to_arrays, read_unit
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload
 from daskpipe.store.arrangement import COLUMNS, arrangement
@@ -65,7 +65,7 @@ class Source:
 def read(path: Path, start: int, stop: int) -> Payload:
     """Read rows of a dataset, without what belongs to that dataset as a whole: features, strata, groups, splits."""
     ds = rows(path, start, stop).drop_vars(["group", "split", "features", "cluster"], errors="ignore")
-    return Payload(arrays=arrays_of(ds), n_out=stop - start)
+    return Payload(arrays=dataset_to_arrays(ds), n_out=stop - start)
 
 
 def sort(root: Path, sources: Sequence[Source], *, seed: int) -> Payload:
@@ -85,7 +85,7 @@ def _rows_of(root: Path, source: Source) -> xr.Dataset:
     ds = read_unit(root, source.stage, source.key)
     if source.features is None:
         return ds
-    features = RunDirectory(root).load("describe", source.features, ["features"])["features"]
+    features = RunDirectory(root).load_arrays("describe", source.features, ["features"])["features"]
     return ds.assign(features=(VARIABLES["features"].dims, features))
 
 
@@ -104,7 +104,7 @@ def plan(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> Payload:
     ends = np.cumsum(sizes)
     found = arrangement(columns, rule, seed=seed, frame_of=_frames(load, n_atoms))
     run = np.searchsorted(ends, found.order, side="right")
-    tables = [json.loads(RunDirectory(root).load(SORT, key, ["names"])["names"].item()) for key in runs]
+    tables = [json.loads(RunDirectory(root).load_arrays(SORT, key, ["names"])["names"].item()) for key in runs]
     names = {name for key in runs for name in _names(root, key)}
     made = Plan(
         run=run.astype(np.int32),
@@ -125,7 +125,7 @@ def plan(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> Payload:
 def _of_run(load: Load, number: int) -> dict[str, np.ndarray]:
     """Return what tells isolated atoms, and the energies that they give, of the rows of one run."""
     columns = {name: _known(load(number, name)) for name in ("n_atoms", "cell", "pbc", "charge", "numbers")}
-    columns["number"] = columns.pop("numbers")[starts(columns["n_atoms"])]
+    columns["number"] = columns.pop("numbers")[atom_starts(columns["n_atoms"])]
     optional = {name: load(number, name) for name in ("config_type", "head", "energy")}
     return columns | {name: values for name, values in optional.items() if values is not None}
 
@@ -144,7 +144,7 @@ def _isolated_atoms(parts: Sequence[Mapping[str, np.ndarray]]) -> tuple[np.ndarr
 def _frames(load: Load, n_atoms: Sequence[np.ndarray]) -> Callable[[int], Frame]:
     """Return a function that gives the geometry of a row, rows counted over all runs."""
     ends = np.cumsum([len(of_run) for of_run in n_atoms])
-    first = [starts(of_run) for of_run in n_atoms]
+    first = [atom_starts(of_run) for of_run in n_atoms]
 
     def frame_of(number: int) -> Frame:
         run = int(np.searchsorted(ends, number, side="right"))
@@ -168,7 +168,8 @@ def _columns(load: Load, sizes: Sequence[int]) -> dict[str, np.ndarray]:
         tail = next((part.shape[1:] for part in parts if part is not None), None)
         if tail is not None:
             filled = [
-                neutral(name, (size, *tail)) if part is None else part for part, size in zip(parts, sizes, strict=True)
+                missing_values(name, (size, *tail)) if part is None else part
+                for part, size in zip(parts, sizes, strict=True)
             ]
             columns[name] = np.concatenate(filled)
     return columns
@@ -182,7 +183,7 @@ def _known(values: np.ndarray | None) -> np.ndarray:
 
 def _names(root: Path, run: str) -> set[str]:
     """Return the variables that a run holds: what its manifest names, not what can be seen of its folder."""
-    return {name.removesuffix(".npy") for name in RunDirectory(root).names_of_files(SORT, run) if name.endswith(".npy")}
+    return {name.removesuffix(".npy") for name in RunDirectory(root).list_files(SORT, run) if name.endswith(".npy")}
 
 
 def _loader(root: Path, runs: Sequence[str]) -> Load:
@@ -191,21 +192,21 @@ def _loader(root: Path, runs: Sequence[str]) -> Load:
 
     @cache
     def load(number: int, name: str) -> np.ndarray | None:
-        return mapped(RunDirectory(root).file(SORT, runs[number], f"{name}.npy")) if name in held[number] else None
+        return mapped(RunDirectory(root).unit_file(SORT, runs[number], f"{name}.npy")) if name in held[number] else None
 
     return load
 
 
 def read_plan(root: Path, key: str) -> Plan:
     """Return the plan that a unit of `PLAN` holds."""
-    return Plan.from_arrays(RunDirectory(root).load(PLAN, key))
+    return Plan.from_arrays(RunDirectory(root).load_arrays(PLAN, key))
 
 
 def chunks_of(made: Plan) -> list[tuple[str, int, int]]:
     """Return axis, number and files of each chunk of the dataset."""
     found = []
     for axis, of_axis in (("structure", "n_atoms"), ("atom", "numbers")):
-        n_files = sum(per_atom(name) == (axis == "atom") for name in made.names)
+        n_files = sum(is_per_atom(name) == (axis == "atom") for name in made.names)
         found += [(axis, number, n_files) for number in range(made.layouts[of_axis].n_chunks)]
     return found
 
@@ -226,21 +227,21 @@ def store(root: Path, plan_key: str, chunks: Sequence[str], *, target: Path, att
     """Publish the chunks that the units `chunks` of `WRITE` hold as one dataset at `target`."""
     directory = RunDirectory(root)
     made = read_plan(root, plan_key)
-    report = directory.load(PLAN, plan_key, ["report"])["report"].item()
+    report = directory.load_arrays(PLAN, plan_key, ["report"])["report"].item()
 
     def fill(folder: Path) -> dict[str, str]:
         checksums: dict[str, str] = {}
         for key in chunks:
-            found = json.loads(directory.load(WRITE, key, ["checksums"])["checksums"].item())
+            found = json.loads(directory.load_arrays(WRITE, key, ["checksums"])["checksums"].item())
             for name in found:
                 file = folder / name
                 file.parent.mkdir(parents=True, exist_ok=True)
-                _place(directory.file(WRITE, key, name.partition("/")[0]), file)
+                _place(directory.unit_file(WRITE, key, name.partition("/")[0]), file)
             checksums |= found
         return checksums
 
     told = {**attrs, "split_report": report}
-    if energies := directory.load(PLAN, plan_key, [], optional=[ENERGIES]):
+    if energies := directory.load_arrays(PLAN, plan_key, [], optional=[ENERGIES]):
         told[ENERGIES] = energies[ENERGIES].item()
     publish(target, list(made.layouts.values()), fill, attrs=told)
     types = _system_types(target)
@@ -260,7 +261,7 @@ def _system_types(path: Path) -> np.ndarray | None:
     from daskpipe.store.reader import open_dataset
 
     ds = open_dataset(path)
-    return decode(ds["system_type"].compute(scheduler="synchronous")) if "system_type" in ds else None
+    return decode_names(ds["system_type"].compute(scheduler="synchronous")) if "system_type" in ds else None
 
 
 def arrange(ds: xr.Dataset, *, seed: int, fractions: Mapping[str, float], rule: Split | None = None) -> xr.Dataset:
@@ -295,10 +296,12 @@ def arrange(ds: xr.Dataset, *, seed: int, fractions: Mapping[str, float], rule: 
     check_fractions(fractions)
     rule = (rule or Split()).model_copy(update={"split": dict(fractions)})
     # Splits that it has are made anew.
-    columns = {name: decode(ds[name]) if VARIABLES[name].coded else ds[name].values for name in COLUMNS if name in ds}
+    columns = {
+        name: decode_names(ds[name]) if VARIABLES[name].coded else ds[name].values for name in COLUMNS if name in ds
+    }
     columns.pop("split", None)
     whole = {str(name): array.values for name, array in ds.items() if array.dims[0] == "structure"}
-    whole |= {name: decode(ds[name]) for name in ("config_type", "head") if name in ds}
+    whole |= {name: decode_names(ds[name]) for name in ("config_type", "head") if name in ds}
     whole["number"] = ds["numbers"].values[ds["atom_start"].values]
     columns["isolated"], energies = _isolated_atoms([whole])
 

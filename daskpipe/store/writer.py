@@ -23,12 +23,12 @@ from daskpipe.core.variables import (
     SCHEMA,
     SIZES,
     VARIABLES,
-    annotate,
-    attributes,
-    encode,
-    per_atom,
+    annotate_dataset,
+    cf_attributes,
+    encode_names,
+    is_per_atom,
     read_root,
-    validate,
+    validate_dataset,
 )
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def layouts(
             name=name,
             shape=shape,
             dtype=VARIABLES[name].dtype,
-            rows=min(atom_chunk if per_atom(name) else structure_chunk, max(1, shape[0])),
-            attrs=attributes(name, (codes or {}).get(name)),
+            rows=min(atom_chunk if is_per_atom(name) else structure_chunk, max(1, shape[0])),
+            attrs=cf_attributes(name, (codes or {}).get(name)),
         )
     return found
 
@@ -140,7 +140,7 @@ def write_dataset(
     Parameters
     ----------
     ds
-        In memory or lazy; passes `daskpipe.core.variables.validate`.
+        In memory or lazy; passes `daskpipe.core.variables.validate_dataset`.
     path
         Where the dataset is to be, e.g. ``runs/NAME/dataset.zarr``.
     attrs
@@ -163,8 +163,8 @@ def write_dataset(
     DiskError
         If the disk is full or cannot be written.
     """
-    validate(ds)
-    encoded = encode(annotate(ds))
+    validate_dataset(ds)
+    encoded = encode_names(annotate_dataset(ds))
     n_structures, n_atoms, n_features = (ds.sizes.get(dim, 0) for dim in ("structure", "atom", "feature"))
     names = map(str, ds.data_vars)
     plain = layouts(names, n_structures, n_atoms, n_features, atom_chunk=atom_chunk, structure_chunk=structure_chunk)
@@ -205,7 +205,7 @@ def publish(
     path = Path(path)
     if not attrs.get("dataset_key"):
         raise ValueError(
-            "attrs has no 'dataset_key'; give a string that names the content, e.g. daskpipe.engine.units.key_of(...)"
+            "attrs has no 'dataset_key'; give a string that names the content, e.g. daskpipe.engine.units.unit_key(...)"
         )
     try:
         plain_attrs = json.loads(canonical_json(dict(attrs)))
@@ -214,7 +214,7 @@ def publish(
     if path.exists():
         return _receipt_of_same(path, attrs["dataset_key"])
     n_bytes = sum(layout.dtype.itemsize * int(np.prod(layout.shape)) for layout in arrays)
-    # The name is one that `daskpipe.engine.units.RunDirectory.sweep` removes if this process is killed.
+    # If this process is killed, `RunDirectory.remove_leftovers` of the engine removes what has a name like this.
     attempt = path.with_name(f".dataset-{uuid.uuid4().hex}.zarr")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from daskpipe.core.errors import ConfigError, unknown
-from daskpipe.core.structures import NO_PARENT, is_missing
-from daskpipe.core.variables import VARIABLES, VOIGT_TO_FULL, decode
+from daskpipe.core.errors import ConfigError, describe_unknown
+from daskpipe.core.structures import NO_PARENT
+from daskpipe.core.variables import VARIABLES, VOIGT_TO_FULL, decode_names, is_missing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -99,7 +99,7 @@ def format_of(name: str) -> Format:
         If there is no such format (the known ones are listed), or a package that it needs is missing.
     """
     if name not in FORMATS:
-        raise ConfigError(unknown("export format", name, list(FORMATS)))
+        raise ConfigError(describe_unknown("export format", name, list(FORMATS)))
     if name in NEEDED and find_spec(NEEDED[name]) is None:
         raise ConfigError(f"the format {name} needs {NEEDED[name]}; type: pip install 'daskpipe[export]'")
     return cast(Format, import_module(FORMATS[name]))
@@ -148,7 +148,7 @@ def _plain(array: xr.DataArray) -> list[Any]:
     """Return a column as Python objects: words for codes, text for ids, None for NaN and for no parent."""
     variable = VARIABLES[str(array.name)]
     if variable.coded:
-        return [None if is_missing(variable.name, word) else str(word) for word in decode(array)]
+        return [None if is_missing(variable.name, word) else str(word) for word in decode_names(array)]
     if variable.dtype.kind == "V":
         # The prefix keeps readers from taking an id for a number.
         return [None if (raw := item.tobytes()) == NO_PARENT else f"0x{raw.hex()}" for item in array.values]

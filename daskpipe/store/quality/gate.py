@@ -12,8 +12,8 @@ import numpy as np
 from daskpipe.core.errors import InputError
 from daskpipe.core.isolated_atoms import isolated_rows
 from daskpipe.core.seeds import order_by_hash
-from daskpipe.core.structures import cut, starts
-from daskpipe.core.variables import decode, read_root
+from daskpipe.core.structures import atom_starts, cut_blocks
+from daskpipe.core.variables import decode_names, read_root
 from daskpipe.store.connectivity import IMPORTED, Frame
 from daskpipe.store.quality import dataset_checks, measures, split_checks
 from daskpipe.store.quality import structure_checks as checks
@@ -87,9 +87,9 @@ def judge(path: Path | str, settings: Quality = Quality(), *, outcome: Outcome |
     columns = {name: _read(ds[name]) for name in KNOWN if name in ds}
     for name in ("system_type", "label_status", "generator"):
         if name in ds:
-            columns[name] = decode(ds[name].copy(data=columns[name]))
+            columns[name] = decode_names(ds[name].copy(data=columns[name]))
     geometry = {name: _read(ds[name]) for name in ("n_atoms", "cell", "pbc")}
-    called = {"config_type": decode(ds["config_type"].load())} if "config_type" in ds else {}
+    called = {"config_type": decode_names(ds["config_type"].load())} if "config_type" in ds else {}
     columns["isolated"] = isolated_rows(geometry | called)
     profile = profile_of(settings, columns)
     settings, expectation = expected(settings, profile, columns)
@@ -353,9 +353,9 @@ def _blocks(
     ds: xr.Dataset, n_atoms: np.ndarray, names: Sequence[str], wanted: np.ndarray | None = None
 ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
     """Read some variables block by block, those without a `wanted` row left out; ``atom_start`` counts in the block."""
-    start_atom = starts(n_atoms)
+    start_atom = atom_starts(n_atoms)
     names = [name for name in names if name in ds]
-    for rows in cut(n_atoms, BLOCK_ATOMS, BLOCK_STRUCTURES):
+    for rows in cut_blocks(n_atoms, BLOCK_ATOMS, BLOCK_STRUCTURES):
         if wanted is None or ((wanted >= rows.start) & (wanted < rows.stop)).any():
             first, last = rows.start, rows.stop - 1
             atoms = slice(int(start_atom[first]), int(start_atom[last] + n_atoms[last]))

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from daskpipe.core.errors import unknown
+from daskpipe.core.errors import describe_unknown
 from daskpipe.core.validation import FiniteModel
 
 Profile = Literal["auto", "run", "import", "molecules", "reference"]
@@ -173,7 +173,7 @@ class Quality(FiniteModel):
     def _known(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for name in names or ():
             if name not in CHECKS:
-                raise ValueError(unknown("check", name, list(CHECKS)))
+                raise ValueError(describe_unknown("check", name, list(CHECKS)))
         return names
 
 

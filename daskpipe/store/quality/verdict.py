@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from daskpipe.core.text import make_printable
 from daskpipe.store.quality.check import Check
 from daskpipe.store.quality.settings import Profile
 
@@ -72,7 +73,8 @@ class Verdict:
 
 def lines(verdict: Verdict) -> list[str]:
     """Return a verdict as plain lines for people; names from outside are printed without control characters."""
-    head = f"{printable(verdict.dataset)}: {verdict.n_structures:,} structures, judged as {verdict.profile}"
+    dataset = make_printable(verdict.dataset, keep_line_ends=False)
+    head = f"{dataset}: {verdict.n_structures:,} structures, judged as {verdict.profile}"
     return [head, *check_lines(verdict.checks), last_line(verdict)]
 
 
@@ -92,14 +94,10 @@ def check_lines(found: Iterable[Check]) -> list[str]:
         if check.value is not None or check.threshold is not None:
             value = "none" if check.value is None else f"{check.value:.4g}"
             numbers = f"{value} (limit {check.threshold:.4g} {check.unit})" if check.threshold is not None else value
-        rows.append(f"{marks[check.verdict]:<4}  {check.name:<19}  {numbers:<38}  {printable(check.says)}".rstrip())
+        says = make_printable(check.says, keep_line_ends=False)
+        rows.append(f"{marks[check.verdict]:<4}  {check.name:<19}  {numbers:<38}  {says}".rstrip())
         if check.verdict in ("fail", "warn") and check.offenders:
             more = check.n_offenders - min(LISTED, len(check.offenders))
             listed = ", ".join(check.offenders[:LISTED]) + (f" and {more:,} more" if more else "")
             rows.append(f"      {'':<19}  {listed}")
     return rows
-
-
-def printable(text: str) -> str:
-    """Return a text in which characters that do not print (control, bidirectional ...) are written as codes."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
