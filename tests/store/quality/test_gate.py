@@ -396,7 +396,7 @@ def test_blocks_do_not_matter(ds, clean, monkeypatch, judged):
     bad = changed(changed(ds, "energy", 5, np.nan), "forces", 7, np.nan)
     verdicts = [judged(changed(bad, "positions", row_of(ds, "cluster"), onto_another)).as_json()]
     path = verdicts[0]["dataset"]
-    module = sys.modules[judge.__module__]
+    module = sys.modules["daskpipe.store.quality.measuring"]
     for structures, atoms in ((1, 2**20), (7, 2**20), (65_536, 40)):
         monkeypatch.setattr(module, "BLOCK_STRUCTURES", structures)
         monkeypatch.setattr(module, "BLOCK_ATOMS", atoms)
