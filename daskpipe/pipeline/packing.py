@@ -38,7 +38,9 @@ def pack(
         n_rows = sum(receipt.n_out for receipt, _ in batch)
         upstream = tuple(source.key for source in of_run)
         unit = Unit(stage=storing.SORT, index=index, key=key, n_inputs=n_rows, upstream=upstream)
-        runs.append((unit, partial(dask.delayed(storing.sort_rows), root, of_run, seed=run.seed)))
+        runs.append(
+            (unit, partial(dask.delayed(storing.sort_rows), root, of_run, seed=run.seed, features_stage="describe"))
+        )
     keys = [unit.key for unit, _ in runs]
     n_inputs = sum(receipt.n_out for receipt in receipts)
     attrs = {**attrs, "seed": run.seed, "split_rule": storing.split_rule(run.seed, rule.split, rule)}

@@ -44,7 +44,14 @@ def packed(root: Path, ds, cuts: list[int], rule: Split) -> Path:
             piece = take(ds, np.arange(start, stop))
             unit = committed(root, "label", f"{start}", Payload(arrays=arrays_of(piece), n_out=stop - start))
             source = storing.LabelledUnit(stage="label", key=unit.key)
-            runs.append(committed(root, storing.SORT, unit.key, storing.sort_rows(root, [source], seed=SEED)).key)
+            runs.append(
+                committed(
+                    root,
+                    storing.SORT,
+                    unit.key,
+                    storing.sort_rows(root, [source], seed=SEED, features_stage="describe"),
+                ).key
+            )
     plan = committed(root, storing.PLAN, "plan", storing.plan_dataset(root, runs, rule, seed=SEED)).key
     chunks = []
     for axis, number, n_files in storing.chunks_of(storing.read_plan(root, plan)):
@@ -90,7 +97,11 @@ def test_features_of_another_unit_and_variables_that_a_run_lacks(make_dataset, t
         if described is not None:
             key = committed(tmp_path, "describe", name, Payload(arrays={"features": described}, n_out=6)).key
         source = storing.LabelledUnit(stage="label", key=unit.key, features=key)
-        runs.append(committed(tmp_path, storing.SORT, name, storing.sort_rows(tmp_path, [source], seed=0)).key)
+        runs.append(
+            committed(
+                tmp_path, storing.SORT, name, storing.sort_rows(tmp_path, [source], seed=0, features_stage="describe")
+            ).key
+        )
     plan = committed(tmp_path, storing.PLAN, "p", storing.plan_dataset(tmp_path, runs, Split(), seed=0)).key
     chunks = [
         committed(tmp_path, storing.WRITE, axis, storing.write_chunks(tmp_path, runs, plan, axis, number)).key
