@@ -36,7 +36,7 @@ from daskpipe.engine.rows import arrays_of
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Receipt, Unit, key_of
 from daskpipe.pipeline.context import Run
-from daskpipe.pipeline.packing import pack
+from daskpipe.pipeline.packing import pack_dataset
 from daskpipe.store import open_dataset, verify
 
 UNIT = 16
@@ -106,7 +106,7 @@ def report(folder: Path, directory: RunDirectory, client: Client, receipts: list
     run = Run(config, {}, driver)
     sources = [storing.LabelledUnit(stage="label", key=receipt.key) for receipt in receipts]
     started = time.perf_counter()
-    pack(run, receipts, sources, directory.dataset, {})
+    pack_dataset(run, receipts, sources, directory.dataset, {})
     seconds = time.perf_counter() - started
     size = sum(file.stat().st_size for file in directory.dataset.rglob("*") if file.is_file())
     started = time.perf_counter()

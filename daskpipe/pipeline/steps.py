@@ -32,7 +32,7 @@ from daskpipe.engine.rows import Rows
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt, Unit, key_of
 from daskpipe.pipeline.context import Run
-from daskpipe.pipeline.packing import pack
+from daskpipe.pipeline.packing import pack_dataset
 from daskpipe.stages import describe
 from daskpipe.stages.explore.settings import Exploration
 from daskpipe.stages.explore.timesteps import masses_of, too_long
@@ -53,13 +53,13 @@ AGAINST_SIZE = 1024
 # --- stages -----------------------------------------------------------------------------------------
 
 
-def _generate(run: Run, requests: Sequence[generating.Request] | None) -> list[Receipt]:
+def generate_seeds(run: Run, requests: Sequence[generating.Request] | None) -> list[Receipt]:
     """Seeds from generators and files; a partition of the bag is a unit."""
     settings = run.config.generate
     if requests is None:
         requests = generating.list_requests(settings.sources, settings.paths, settings.base_dir)
 
-    def lazy(batch: Sequence[generating.Request]) -> Any:
+    def make_task(batch: Sequence[generating.Request]) -> Any:
         seeds = generating.generate_seeds(list(batch), seed=run.seed, limits=settings.limits, partition_size=len(batch))
         return seeds.map_partitions(generating.to_payloads)
 
@@ -68,19 +68,19 @@ def _generate(run: Run, requests: Sequence[generating.Request] | None) -> list[R
         params = {"requests": [request.fingerprint() for request in batch], "limits": settings.limits.model_dump()}
         key = key_of("generate", generating.VERSION, params, [], run.seed)
         unit = Unit(stage="generate", index=index, key=key, n_inputs=len(batch))
-        one = [partial(lazy, [request]) for request in batch]
-        plan.append(Planned(unit, partial(lazy, batch), one, partial(_names, batch)))
+        one = [partial(make_task, [request]) for request in batch]
+        plan.append(Planned(unit, partial(make_task, batch), one, partial(_name_requests, batch)))
     return run.driver.drive("generate", plan, "seeds")
 
 
-def _names(requests: Sequence[generating.Request]) -> list[str]:
+def _name_requests(requests: Sequence[generating.Request]) -> list[str]:
     return [request.name for request in requests]
 
 
-def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Receipt], list[str]]:
+def explore_seeds(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Receipt], list[str]]:
     """Trajectories from each seed at each temperature and replica; and the elements of the seeds."""
     settings = run.config.explore
-    holds = run.config.holds
+    holds = run.config.holds_seed
     pieces, duplicates, species = generating.find_distinct_seeds(
         run.directory.root, [receipt.key for receipt in seeds], holds
     )
@@ -105,7 +105,7 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
         for piece, each in zip(pieces, pressed, strict=True)
         for condition in exploring.conditions(settings.dynamics, settings.relax, pressed=each)
     ]
-    build = _builder(settings)
+    build = _make_builder(settings)
     name = f"{run.identities['explore'].hash} {settings.dtype}"
     fingerprint = None
     deciding = {
@@ -119,7 +119,7 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
     for of_each in ("temperatures", "pressures", "replicas"):
         del deciding["dynamics"][of_each]
 
-    def lazy(rows: list[Rows], conditions: list[Condition], checkpoints: Checkpoints | None = None) -> Any:
+    def make_task(rows: list[Rows], conditions: list[Condition], checkpoints: Checkpoints | None = None) -> Any:
         loaded = dask.delayed(exploring.load_seeds)(run.directory.root, rows, conditions)
         return exploring.explore(
             db.from_delayed([loaded]),
@@ -142,13 +142,13 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
             stage="explore", index=index, key=key, n_inputs=len(batch), upstream=tuple(sorted({p.key for p in rows}))
         )
         checkpoints = Checkpoints(root=run.directory.root, unit=unit)
-        one = [partial(lazy, [piece], [condition]) for piece, condition in batch]
+        one = [partial(make_task, [piece], [condition]) for piece, condition in batch]
         names = partial(exploring.names, run.directory.root, rows, conditions, settings.dynamics)
-        plan.append(Planned(unit, partial(lazy, rows, conditions, checkpoints), one, names, settings.checkpoint))
+        plan.append(Planned(unit, partial(make_task, rows, conditions, checkpoints), one, names, settings.checkpoint))
     return run.driver.drive("explore", plan, "trajectories"), species
 
 
-def _describe(run: Run, frames: list[Receipt], species: list[str]) -> tuple[list[Receipt], list[Receipt]]:
+def describe_frames(run: Run, frames: list[Receipt], species: list[str]) -> tuple[list[Receipt], list[Receipt]]:
     """Features of all frames: axes fitted once on a sample, then one block a unit of exploration.
 
     And the features of the structures that the picks shall differ from.
@@ -175,13 +175,13 @@ def _describe(run: Run, frames: list[Receipt], species: list[str]) -> tuple[list
         unit = Unit(stage="describe", index=index, key=key, n_inputs=receipt.n_out, upstream=(fit_key, receipt.key))
         plan.append((unit, partial(describing.unit, root, receipt.key, receipt.n_out, settings, species, fit_key)))
     features = run.driver.drive("describe", plan, "frames")
-    return features, _describe_against(run, species, params, fit_key) if run.config.select.against else []
+    return features, describe_existing(run, species, params, fit_key) if run.config.select.against else []
 
 
-def _describe_against(run: Run, species: list[str], params: dict[str, Any], fit_key: str) -> list[Receipt]:
+def describe_existing(run: Run, species: list[str], params: dict[str, Any], fit_key: str) -> list[Receipt]:
     """Features of an existing dataset, or of the frames of a file, on the axes of this run."""
     path = Path(run.config.select.against or "")
-    digest = content_of(path)
+    digest = hash_content(path)
     read: Callable[..., Any]
     pieces: list[tuple[Any, ...]]
     if path.is_dir():
@@ -198,17 +198,17 @@ def _describe_against(run: Run, species: list[str], params: dict[str, Any], fit_
         key = key_of(AGAINST, describing.VERSION, params, [fit_key, digest, AGAINST_SIZE, index], run.seed)
         unit = Unit(stage=AGAINST, index=index, key=key, n_inputs=size, upstream=(fit_key,))
 
-        def lazy(piece: tuple[Any, ...] = piece) -> Any:
+        def make_task(piece: tuple[Any, ...] = piece) -> Any:
             structures = dask.delayed(read)(*piece)
             return dask.delayed(describing.outside)(
                 structures, run.directory.root, run.config.describe, species, fit_key
             )
 
-        plan.append((unit, lazy))
+        plan.append((unit, make_task))
     return run.driver.drive(AGAINST, plan, "structures")
 
 
-def content_of(path: Path) -> str:
+def hash_content(path: Path) -> str:
     """Return what tells a dataset, or a file of frames, from all others.
 
     Raises
@@ -225,7 +225,7 @@ def content_of(path: Path) -> str:
     return checksum(path)
 
 
-def _select(run: Run, frames: list[Receipt], features: list[Receipt], against: list[Receipt]) -> Receipt:
+def select_frames(run: Run, frames: list[Receipt], features: list[Receipt], against: list[Receipt]) -> Receipt:
     """Pick frames, in one unit that streams the features."""
     settings = run.config.selection
     keys = [receipt.key for receipt in frames if receipt.n_out]
@@ -244,7 +244,7 @@ def _select(run: Run, frames: list[Receipt], features: list[Receipt], against: l
     return receipt
 
 
-def _label(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
+def label_picks(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
     """Labels of the picks, a batch a unit, in canonical order."""
     settings = run.config.label
     root = run.directory.root
@@ -254,10 +254,10 @@ def _label(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
         Rows(stage="explore", key=keys[unit], rows=(row,))
         for unit, row in zip(chosen["unit"].tolist(), chosen["row"].tolist(), strict=True)
     ]
-    build = _builder(settings)
+    build = _make_builder(settings)
     identity = run.identities["label"]
 
-    def lazy(batch: Sequence[Rows], start: int) -> Any:
+    def make_task(batch: Sequence[Rows], start: int) -> Any:
         loaded = dask.delayed(labelling.load_picks)(root, list(batch), picks.key, start, start + len(batch))
         return labelling.label_frames(db.from_delayed([loaded]), build, settings.potential.name, settings.checks)
 
@@ -268,12 +268,14 @@ def _label(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
         upstream = [picks.key, start, [[piece.key, *piece.rows] for piece in batch]]
         key = key_of("label", labelling.VERSION, params, upstream, run.seed)
         unit = Unit(stage="label", index=index, key=key, n_inputs=len(batch), upstream=(picks.key,))
-        one = [partial(lazy, [piece], start + row) for row, piece in enumerate(batch)]
-        plan.append(Planned(unit, partial(lazy, batch, start), one, partial(labelling.name_frames, root, list(batch))))
+        one = [partial(make_task, [piece], start + row) for row, piece in enumerate(batch)]
+        plan.append(
+            Planned(unit, partial(make_task, batch, start), one, partial(labelling.name_frames, root, list(batch)))
+        )
     return run.driver.drive("label", plan, "frames")
 
 
-def _store(run: Run, labels: list[Receipt]) -> Receipt:
+def store_structures(run: Run, labels: list[Receipt]) -> Receipt:
     """Pack the labelled structures into the dataset of the run."""
     filled = [receipt for receipt in labels if receipt.n_out]
     if not filled:
@@ -282,33 +284,33 @@ def _store(run: Run, labels: list[Receipt]) -> Receipt:
             f"{list_reasons(run.directory.quarantined())}"
         )
     attrs = {
-        "config": json.dumps(run.config.deciding(), sort_keys=True),
-        "explore_potential": json.dumps(_named(run.identities["explore"])),
-        "label_potential": json.dumps(_named(run.identities["label"])),
-        **({"describe_model": json.dumps(_named(model))} if (model := run.identities.get("describe")) else {}),
+        "config": json.dumps(run.config.dump_deciding(), sort_keys=True),
+        "explore_potential": json.dumps(_name_model(run.identities["explore"])),
+        "label_potential": json.dumps(_name_model(run.identities["label"])),
+        **({"describe_model": json.dumps(_name_model(model))} if (model := run.identities.get("describe")) else {}),
         "selection": json.dumps(run.driver.stages["select"]["report"], sort_keys=True),
         "run_counts": json.dumps({name: row["out"] for name, row in run.driver.stages.items()}),
-        **_rejected(run.directory),
+        **summarise_rejections(run.directory),
     }
     sources = [storing.LabelledUnit(stage="label", key=receipt.key) for receipt in filled]
-    return pack(run, filled, sources, run.directory.dataset, attrs)
+    return pack_dataset(run, filled, sources, run.directory.dataset, attrs)
 
 
-def _rejected(directory: RunDirectory) -> dict[str, str]:
+def summarise_rejections(directory: RunDirectory) -> dict[str, str]:
     """Return what is no part of the dataset, as root attributes: counts by stage and reason, and what it was."""
     rejections = directory.quarantined()
     names: dict[str, list[str]] = {kind: [] for kind in reasons(rejections)}
     for rejection in rejections:
         names[rejection.kind].append(rejection.structure)
-    rows = {kind: sorted(found) for kind, found in names.items()}
+    rows = {kind: sorted(structures) for kind, structures in names.items()}
     return {"quarantined": json.dumps(reasons(rejections)), "rejected": json.dumps(rows)}
 
 
-def _named(identity: potentials.Identity) -> dict[str, str]:
+def _name_model(identity: potentials.Identity) -> dict[str, str]:
     return {"name": identity.name, "sha256": identity.hash}
 
 
-def devices(config: Config) -> dict[str, str]:
+def list_devices(config: Config) -> dict[str, str]:
     """Device of each stage that computes on one."""
     devices: dict[str, str] = {"explore": config.explore.device, "label": config.label.device}
     if describe.uses_device(config.describe):
@@ -316,7 +318,7 @@ def devices(config: Config) -> dict[str, str]:
     return devices
 
 
-def _builder(settings: configs.Explore | configs.Label) -> Callable[[], potentials.Potential]:
+def _make_builder(settings: configs.Explore | configs.Label) -> Callable[[], potentials.Potential]:
     """Return a function that builds the potential where it is called: on the worker, once a process."""
     return partial(
         potentials.build_potential, settings.potential.name, settings.potential.params, settings.device, settings.dtype

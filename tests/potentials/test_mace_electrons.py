@@ -118,10 +118,10 @@ def test_several_heads_need_a_name_before_anything_runs(two_heads: Path) -> None
     )
     overrides = ["label.potential.name=mace", f"label.potential.params.model={two_heads}"]
     with pytest.raises(ConfigError, match=message):
-        run.prepare(load_config("emt_alloy", overrides))
+        run.check_inputs(load_config("emt_alloy", overrides))
     with pytest.raises(ConfigError, match="unknown head 'omatt'. Did you mean 'omat'"):
-        run.prepare(load_config("emt_alloy", [*overrides, "label.potential.params.head=omatt"]))
-    assert "label" in run.prepare(load_config("emt_alloy", [*overrides, "label.potential.params.head=omat"]))
+        run.check_inputs(load_config("emt_alloy", [*overrides, "label.potential.params.head=omatt"]))
+    assert "label" in run.check_inputs(load_config("emt_alloy", [*overrides, "label.potential.params.head=omat"]))
     one, other = (
         evaluate(build_potential("mace", {"model": str(two_heads), "head": head}, "cpu"), [molecule("H2O")])[0]
         for head in ("omat", "omol")
