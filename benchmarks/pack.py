@@ -36,7 +36,7 @@ from daskpipe.engine.rows import dataset_to_arrays
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Receipt, Unit, unit_key
 from daskpipe.pipeline.context import Run
-from daskpipe.pipeline.packing import pack
+from daskpipe.pipeline.packing import pack_dataset
 from daskpipe.store import open_dataset, verify
 
 UNIT = 16
@@ -104,9 +104,9 @@ def report(folder: Path, directory: RunDirectory, client: Client, receipts: list
     config = load_config("emt_alloy")
     driver = Driver(directory, DaskPool(Workers(client), frozenset()), Ledger(directory), config.faults)
     run = Run(config, {}, driver)
-    sources = [storing.Source(stage="label", key=receipt.key) for receipt in receipts]
+    sources = [storing.LabelledUnit(stage="label", key=receipt.key) for receipt in receipts]
     started = time.perf_counter()
-    pack(run, receipts, sources, directory.dataset, {})
+    pack_dataset(run, receipts, sources, directory.dataset, {})
     seconds = time.perf_counter() - started
     size = sum(file.stat().st_size for file in directory.dataset.rglob("*") if file.is_file())
     started = time.perf_counter()

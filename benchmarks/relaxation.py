@@ -86,7 +86,7 @@ def ase_one_by_one(seeds: Sequence[Atoms], cell: bool) -> tuple[float, list[Atom
 def ours(seeds: Sequence[Atoms], cell: bool, capacity: float) -> tuple[float, list[Atoms], list[int]]:
     """Return seconds, what is relaxed, and steps."""
     settings = Exploration(relax=Relax(fmax=FMAX, steps=STEPS, cell="auto" if cell else "fixed", stride=None))
-    model = potentials.batched(potentials.build("emt", {}, "cpu", "float64"), stress=cell)
+    model = potentials.batched_model(potentials.build_potential("emt", {}, "cpu", "float64"), stress=cell)
     started = time.perf_counter()
     flying = []
     for seed in seeds:

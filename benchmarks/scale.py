@@ -23,8 +23,8 @@ import psutil
 from distributed import Client, Security
 
 from daskpipe.cluster.dask_config import DASK_CONFIG
-from daskpipe.cluster.scheduler import LOOPBACK, scheduler
-from daskpipe.cluster.tls import KEY_FILES, key_files, make_keys
+from daskpipe.cluster.scheduler import LOOPBACK, run_scheduler
+from daskpipe.cluster.tls import KEY_FILES, make_keys, write_keys
 from daskpipe.engine.dask_pool import DaskPool, Workers
 from daskpipe.engine.driver import Driver
 from daskpipe.engine.ledger import Ledger
@@ -59,8 +59,8 @@ def serve(folder: Path, tls: bool) -> None:
     security = make_keys() if tls else None
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(DASK_CONFIG))
-        keys = stack.enter_context(key_files(folder, security)) if security else ""
-        cluster = stack.enter_context(scheduler(LOOPBACK, security, None))
+        keys = stack.enter_context(write_keys(folder, security)) if security else ""
+        cluster = stack.enter_context(run_scheduler(LOOPBACK, security, None))
         print(cluster.scheduler_address, keys, flush=True)
         signal.pause()
 

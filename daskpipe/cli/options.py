@@ -41,6 +41,10 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite OUT")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text")]
 
 
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived. Not an `Exception`: no library on the way may swallow it."""
+
+
 class _NoTypeOfFlags:
     """Mixin of typer's commands: help shows no type beside flags, which take no value."""
 
@@ -76,29 +80,29 @@ Table = Callable[[dict[str, Any], "Console"], None]
 """Prints an answer for people."""
 
 
-def cluster_overrides(cluster: str | None) -> list[str]:
+def make_cluster_overrides(cluster: str | None) -> list[str]:
     """Return ``--cluster`` as overrides of the config."""
     if cluster is None:
         return []
     if "://" in cluster:
         return [f"cluster.address={cluster}"]
-    from daskpipe.config.compose import quoted
+    from daskpipe.config.compose import quote_value
     from daskpipe.core.files import package_folder
 
     if cluster in (file.stem for file in (package_folder("configs") / "cluster").glob("*.yaml")):
         named = f"cluster={cluster}"
     else:  # a site of the user's own
-        named = f"cluster.name={quoted(cluster)}"
+        named = f"cluster.name={quote_value(cluster)}"
     return [named, "cluster.address=null", "cluster.tls=null"]  # instead of a scheduler that the config joins
 
 
-def shard_overrides(shard: str | None) -> list[str]:
+def make_shard_overrides(shard: str | None) -> list[str]:
     """Return ``--shard`` as overrides of the config."""
     return [] if shard is None else [f"shard='{shard}'"]
 
 
 @contextmanager
-def bars_on_screen(as_json: bool) -> Iterator[Any]:
+def show_bars(as_json: bool) -> Iterator[Any]:
     """Yield a subscriber that draws bars on the screen, unless for machines."""
     from rich.console import Console
 
@@ -108,7 +112,7 @@ def bars_on_screen(as_json: bool) -> Iterator[Any]:
         yield bars
 
 
-def paths_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+def separate_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     """Tell files from overrides: a word with = that is no file, folder or glob of any is an override."""
     overrides = [word for word in words if "=" in word and not os.path.exists(word) and not glob.glob(word)]
     paths = [word for word in words if word not in overrides]
@@ -117,16 +121,16 @@ def paths_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     return paths, overrides
 
 
-def close_standalone(done: Any, as_json: bool) -> None:
+def close_files_verb(done: Any, as_json: bool) -> None:
     """Print what was made of files, and end with its exit code."""
     from rich.console import Console
 
     from daskpipe.cli import progress
 
     if as_json:
-        typer.echo(json.dumps(progress.standalone_as_json(done), indent=1))
+        typer.echo(json.dumps(progress.dump_files_result(done), indent=1))
     else:
-        progress.standalone_summary(done, Console())
+        progress.print_files_summary(done, Console())
     if done.exit_code:
         raise typer.Exit(done.exit_code)
 

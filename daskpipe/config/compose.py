@@ -69,7 +69,7 @@ class _Typed(dict[str, Any]):
 # --- from names to containers -------------------------------------------------------------------------
 
 
-def presets() -> list[str]:
+def list_presets() -> list[str]:
     """Return the names of the presets that come with daskpipe."""
     return sorted(file.stem for file in package_folder("configs").glob("*.yaml"))
 
@@ -94,23 +94,23 @@ def compose(target: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     ConfigError
         For a file, a choice or an override that does not exist or cannot be read.
     """
-    folder, name = _locate(target)
+    folder, name = _locate_file(target)
     if (file := folder / f"{name}.yaml").is_file():
         check_yaml(file)
     groups = {override.partition("=")[0].lstrip("+"): override for override in overrides if is_group(override)}
-    with _explained(target):
+    with explain_errors(target):
         parse_overrides(overrides)
-        layers = [(item.config_path, _layer(folder, item)) for item in _files_to_merge(folder, name, groups)]
+        layers = [(item.config_path, _read_layer(folder, item)) for item in _list_files(folder, name, groups)]
         content: dict[str, Any] = reduce(merge, [layer for _, layer in layers], {})
         for path, layer in layers:
             if path.rpartition("/")[0] in groups:
-                content = _insist(content, layer)
-    config = change(content, [override for override in overrides if not is_group(override)], target)
+                content = _prefer_group(content, layer)
+    config = apply_overrides(content, [override for override in overrides if not is_group(override)], target)
     config.setdefault("name", Path(name).name)
     return config
 
 
-def change(content: Mapping[str, Any], overrides: Sequence[str], target: str = "") -> dict[str, Any]:
+def apply_overrides(content: Mapping[str, Any], overrides: Sequence[str], target: str = "") -> dict[str, Any]:
     """Change plain containers by overrides.
 
     Parameters
@@ -134,22 +134,22 @@ def change(content: Mapping[str, Any], overrides: Sequence[str], target: str = "
     """
     from omegaconf import OmegaConf
 
-    with _explained(target or " ".join(overrides)):
+    with explain_errors(target or " ".join(overrides)):
         kept, typed = dict(content), _Typed()
         for override in parse_overrides(overrides):
             if override.is_delete():
-                kept, typed = _deleted((kept, typed), override)
+                kept, typed = _delete_key((kept, typed), override)
             else:
-                typed = merge(typed, _below(override.key_or_group, override.value(), _Typed))
+                typed = merge(typed, _nest_value(override.key_or_group, override.value(), _Typed))
         # What was typed comes together before: params stay that are typed before the name of their choice.
-        merged = _plain(merge(kept, typed))
+        merged = _make_plain(merge(kept, typed))
         _refuse_resolvers(merged)
-        found = OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True)
-    assert isinstance(found, dict)  # a mapping was given
-    return {str(key): value for key, value in found.items()}
+        resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)  # a mapping was given
+    return {str(key): value for key, value in resolved.items()}
 
 
-def sections_of(overrides: Sequence[str]) -> list[str]:
+def list_sections(overrides: Sequence[str]) -> list[str]:
     """Return the section of the config that each override changes: ``cluster`` for ``++cluster.workers=2``.
 
     Raises
@@ -157,7 +157,7 @@ def sections_of(overrides: Sequence[str]) -> list[str]:
     ConfigError
         If an override cannot be read.
     """
-    with _explained(" ".join(overrides)):
+    with explain_errors(" ".join(overrides)):
         return [item.key_or_group.partition(".")[0] for item in parse_overrides(overrides)]
 
 
@@ -198,7 +198,7 @@ def is_group(override: str) -> bool:
     return bool(key) and (package_folder("configs") / key).is_dir() and not value.startswith(("{", "["))
 
 
-def quoted(text: str) -> str:
+def quote_value(text: str) -> str:
     """Write a value so that Hydra's grammar takes every character of it for what it is."""
     if re.fullmatch(r"/[A-Za-z0-9_./-]+", text, re.ASCII):  # a path that needs no quotes
         return text
@@ -221,18 +221,18 @@ def merge(before: Any, after: Any, path: str = "") -> Any:
     """
     if not (isinstance(before, dict) and isinstance(after, dict)):
         return after
-    kept = _without(before, _replaced(before, after, path))
-    changed = {key: merge(kept.get(key), value, _joined(path, key)) for key, value in after.items()}
+    kept = _drop_keys(before, _list_replaced(before, after, path))
+    changed = {key: merge(kept.get(key), value, _join_path(path, key)) for key, value in after.items()}
     return type(before)({**kept, **changed})
 
 
-def _replaced(before: Mapping[str, Any], after: Mapping[str, Any], path: str) -> set[str]:
+def _list_replaced(before: Mapping[str, Any], after: Mapping[str, Any], path: str) -> set[str]:
     """Return the keys of `before` that go because `after` names another choice, or is a set of its own."""
-    if (choice := CHOICES.get(_pattern(path, CHOICES))) is not None and choice.key in after:
+    if (choice := CHOICES.get(_match_pattern(path, CHOICES))) is not None and choice.key in after:
         stood = before.get(choice.key, None if isinstance(before, _Typed) else choice.default)
         if stood is not None and stood != after[choice.key]:
             return set(before if choice.parts is None else choice.parts)
-    if _pattern(path, SETS) and not isinstance(after, _Typed) and not _changes_sources(after, path):
+    if _match_pattern(path, SETS) and not isinstance(after, _Typed) and not _changes_sources(after, path):
         return before.keys() - after.keys()
     return set()
 
@@ -242,24 +242,24 @@ def _changes_sources(after: Mapping[str, Any], path: str) -> bool:
     return path == SOURCES and bool(after) and not any("generator" in (source or {}) for source in after.values())
 
 
-def _insist(content: Any, chosen: Any, path: str = "") -> Any:
+def _prefer_group(content: Any, chosen: Any, path: str = "") -> Any:
     """Let a group that was typed on the command line win where a file names another choice than the group does."""
     if not (isinstance(content, dict) and isinstance(chosen, dict)):
         return content
     if path == SOURCES and content.keys() != chosen.keys():
         return chosen
-    choice = CHOICES.get(_pattern(path, CHOICES))
+    choice = CHOICES.get(_match_pattern(path, CHOICES))
     if choice and choice.key in chosen and content.get(choice.key, choice.default) != chosen[choice.key]:
         parts = set(content if choice.parts is None else choice.parts)
         of_choice = {key: value for key, value in chosen.items() if key in {choice.key, *(choice.parts or chosen)}}
-        return {**_without(content, parts), **of_choice}
+        return {**_drop_keys(content, parts), **of_choice}
     return {
-        key: _insist(value, chosen[key], _joined(path, key)) if key in chosen else value
+        key: _prefer_group(value, chosen[key], _join_path(path, key)) if key in chosen else value
         for key, value in content.items()
     }
 
 
-def _pattern(path: str, patterns: Mapping[str, Choice] | Sequence[str]) -> str:
+def _match_pattern(path: str, patterns: Mapping[str, Choice] | Sequence[str]) -> str:
     """Return the pattern that fits a path, or nothing."""
     keys = path.split(".")
     for pattern in patterns:
@@ -269,20 +269,20 @@ def _pattern(path: str, patterns: Mapping[str, Choice] | Sequence[str]) -> str:
     return ""
 
 
-def _joined(path: str, key: object) -> str:
+def _join_path(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def _without(content: Mapping[str, Any], keys: Any) -> dict[str, Any]:
+def _drop_keys(content: Mapping[str, Any], keys: Any) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in keys}
 
 
-def _below(path: str, value: Any, kind: type[dict[str, Any]]) -> Any:
+def _nest_value(path: str, value: Any, kind: type[dict[str, Any]]) -> Any:
     """Return a value below the keys of a dotted path; the value itself if the path is empty."""
     return reduce(lambda content, key: kind({key: content}), reversed(path.split(".") if path else []), value)
 
 
-def _deleted(layers: Sequence[dict[str, Any]], override: Any) -> list[Any]:
+def _delete_key(layers: Sequence[dict[str, Any]], override: Any) -> list[Any]:
     """Return layers without the key of ``~key.path``.
 
     Raises
@@ -291,39 +291,39 @@ def _deleted(layers: Sequence[dict[str, Any]], override: Any) -> list[Any]:
         If none of them has it.
     """
 
-    def without(content: Any, path: str) -> Any:
+    def drop_path(content: Any, path: str) -> Any:
         key, _, below = path.partition(".")
         if not isinstance(content, dict) or key not in content:
             return content
-        return type(content)({**content, key: without(content[key], below)} if below else _without(content, (key,)))
+        return type(content)({**content, key: drop_path(content[key], below)} if below else _drop_keys(content, (key,)))
 
-    found = [without(layer, override.key_or_group) for layer in layers]
-    if found == list(layers):
+    remaining = [drop_path(layer, override.key_or_group) for layer in layers]
+    if remaining == list(layers):
         raise ConfigError(f"override {override.input_line!r} deletes a key that no file sets; leave it out")
-    return found
+    return remaining
 
 
-def _plain(content: Any) -> Any:
+def _make_plain(content: Any) -> Any:
     """Return a tree with dicts of no class of their own, as OmegaConf wants them."""
-    return {key: _plain(value) for key, value in content.items()} if isinstance(content, dict) else content
+    return {key: _make_plain(value) for key, value in content.items()} if isinstance(content, dict) else content
 
 
 # --- files --------------------------------------------------------------------------------------------
 
 
-def _locate(target: str) -> tuple[Path, str]:
+def _locate_file(target: str) -> tuple[Path, str]:
     """Return folder and name of a preset or a file."""
-    if target in presets():
+    if target in list_presets():
         return package_folder("configs").absolute(), target
     path = Path(target).expanduser()
     if path.suffix == ".yaml":
         if not path.is_file():
             raise ConfigError(f"config file {target} does not exist")
         return path.parent.absolute(), path.stem
-    raise ConfigError(describe_unknown("preset", target, presets()) + " A config file must end in .yaml.")
+    raise ConfigError(describe_unknown("preset", target, list_presets()) + " A config file must end in .yaml.")
 
 
-def _files_to_merge(folder: Path, name: str, groups: Mapping[str, str]) -> list[Any]:
+def _list_files(folder: Path, name: str, groups: Mapping[str, str]) -> list[Any]:
     """Ask Hydra for the files of a config, in the order in which they are merged.
 
     Parameters
@@ -337,7 +337,7 @@ def _files_to_merge(folder: Path, name: str, groups: Mapping[str, str]) -> list[
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    search_path = f"hydra.searchpath=[{quoted(f'file://{package_folder("configs")}')}]"
+    search_path = f"hydra.searchpath=[{quote_value(f'file://{package_folder("configs")}')}]"
     # Whoever calls from within a Hydra application of their own finds it again afterwards.
     theirs = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
@@ -345,20 +345,20 @@ def _files_to_merge(folder: Path, name: str, groups: Mapping[str, str]) -> list[
         with initialize_config_dir(config_dir=str(folder), version_base="1.3", job_name="daskpipe"):
             loader = GlobalHydra.instance().config_loader()
 
-            def files(name: str | None, overrides: Sequence[str]) -> list[Any]:
-                found = loader.compute_defaults_list(name, [search_path, *overrides], RunMode.RUN).defaults
-                return [item for item in found if item.config_path and not item.config_path.startswith("hydra/")]
+            def list_files(name: str | None, overrides: Sequence[str]) -> list[Any]:
+                defaults = loader.compute_defaults_list(name, [search_path, *overrides], RunMode.RUN).defaults
+                return [item for item in defaults if item.config_path and not item.config_path.startswith("hydra/")]
 
-            listed = {item.config_path.rpartition("/")[0] for item in files(name, [])}
+            listed = {item.config_path.rpartition("/")[0] for item in list_files(name, [])}
             # A group that is not in a defaults list comes before the file, as one in a list that ends in _self_.
             ahead = [f"+{override.lstrip('+')}" for group, override in groups.items() if group not in listed]
             chosen = [override.lstrip("+") for group, override in groups.items() if group in listed]
-            return [*(files(None, ahead) if ahead else []), *files(name, chosen)]
+            return [*(list_files(None, ahead) if ahead else []), *list_files(name, chosen)]
     finally:
         GlobalHydra.instance().hydra = theirs
 
 
-def _layer(folder: Path, default: Any) -> Any:
+def _read_layer(folder: Path, default: Any) -> Any:
     """Read one of the files of a config; its content lies below the keys of its group."""
     from omegaconf import OmegaConf
 
@@ -367,14 +367,14 @@ def _layer(folder: Path, default: Any) -> Any:
     content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold keys and values, received {type(content).__name__}")
-    return _below(default.package or "", _without(content, ("defaults", "hydra")), dict)
+    return _nest_value(default.package or "", _drop_keys(content, ("defaults", "hydra")), dict)
 
 
 # --- messages -----------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _explained(target: str) -> Iterator[None]:
+def explain_errors(target: str) -> Iterator[None]:
     """Turn what Hydra, OmegaConf and YAML raise into a `ConfigError` that says what to type."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -383,10 +383,10 @@ def _explained(target: str) -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ConfigError(_explanation(error, target)) from error
+        raise ConfigError(_explain_error(error, target)) from error
 
 
-def _explanation(error: Exception, target: str) -> str:
+def _explain_error(error: Exception, target: str) -> str:
     text = str(error).strip()
     if missing := re.search(r"Could not (?:find|load) '([^']+)'", text):
         group, _, choice = missing[1].rpartition("/")
@@ -400,5 +400,5 @@ def _refuse_resolvers(content: Any) -> None:
     if isinstance(content, dict | list):
         for item in content.values() if isinstance(content, dict) else content:
             _refuse_resolvers(item)
-    elif isinstance(content, str) and (found := re.search(r"\$\{[^${}]*:", content)):
-        raise ValueError(f"{content!r} looks {found[0]}...}} up; only keys may be, ${{key.path}}: type the value")
+    elif isinstance(content, str) and (lookup := re.search(r"\$\{[^${}]*:", content)):
+        raise ValueError(f"{content!r} looks {lookup[0]}...}} up; only keys may be, ${{key.path}}: type the value")

@@ -11,10 +11,10 @@ from pydantic import (
 )
 
 from daskpipe.cluster.settings import Cluster
-from daskpipe.config.compose import change, compose, is_group, sections_of
+from daskpipe.config.compose import apply_overrides, compose, is_group, list_sections
 from daskpipe.config.models import Config
 from daskpipe.config.saved import from_yaml
-from daskpipe.config.validate import validate
+from daskpipe.config.validate import validate_config
 from daskpipe.core.errors import ConfigError
 from daskpipe.core.validation import explain_errors
 from daskpipe.store.quality.settings import Quality
@@ -40,7 +40,7 @@ def load_config(target: str, overrides: Sequence[str] = ()) -> Config:
     ConfigError
         For anything that is wrong with it.
     """
-    return validate(compose(target, overrides))
+    return validate_config(compose(target, overrides))
 
 
 def load_cluster(overrides: Sequence[str]) -> Cluster:
@@ -48,7 +48,7 @@ def load_cluster(overrides: Sequence[str]) -> Cluster:
     return load_config("emt_alloy", overrides).cluster
 
 
-def changed(config: Config, overrides: Sequence[str]) -> Config:
+def change_config(config: Config, overrides: Sequence[str]) -> Config:
     """Return the config of a run that has begun, changed where that changes nothing of what comes out.
 
     Parameters
@@ -72,7 +72,9 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
     )
     if groups:
         config = config.model_copy(update={"cluster": load_cluster(groups)})
-    return validate(change(config.model_dump(mode="json"), [word for word in overrides if word not in groups]))
+    return validate_config(
+        apply_overrides(config.model_dump(mode="json"), [word for word in overrides if word not in groups])
+    )
 
 
 def load_quality(run_dir: Path, overrides: Sequence[str]) -> Quality:
@@ -86,7 +88,7 @@ def load_quality(run_dir: Path, overrides: Sequence[str]) -> Quality:
     file = run_dir / "config.yaml"
     before = from_yaml(file).quality if file.is_file() else Quality()
     _refuse_others(overrides, ("quality",), "is no threshold; type e.g. quality.forces=15 or quality.diversity=null")
-    content = change({"quality": before.model_dump(mode="json")}, overrides)
+    content = apply_overrides({"quality": before.model_dump(mode="json")}, overrides)
     try:
         return Quality(**content["quality"])
     except ValidationError as error:
@@ -96,5 +98,5 @@ def load_quality(run_dir: Path, overrides: Sequence[str]) -> Quality:
 def _refuse_others(overrides: Sequence[str], sections: Sequence[str], advice: str) -> None:
     """Raise ConfigError for the first override of another section than those that may be changed."""
     for override in overrides:
-        if not re.match("[^=]+=|~", override) or sections_of([override])[0] not in sections:
+        if not re.match("[^=]+=|~", override) or list_sections([override])[0] not in sections:
             raise ConfigError(f"{override!r} {advice}")

@@ -57,14 +57,14 @@ class Generate(FrozenModel):
 
     @field_validator("sources")
     @classmethod
-    def _words(cls, sources: dict[str, Source]) -> dict[str, Source]:
+    def _check_source_names(cls, sources: dict[str, Source]) -> dict[str, Source]:
         for name in sources:
             if not name.isidentifier():
                 raise ValueError(f"source name {name!r} must be a word of letters, digits and _")
         return sources
 
     @model_validator(mode="after")
-    def _something(self) -> Generate:
+    def _check_not_empty(self) -> Generate:
         if not self.sources and not self.paths:
             raise ValueError("nothing to generate from: give generate.sources or generate.paths=[FILE,FOLDER,...]")
         return self
@@ -108,16 +108,16 @@ class Config(FrozenModel):
 
     @field_validator("shard")
     @classmethod
-    def _part(cls, shard: str | None) -> str | None:
+    def _check_shard(cls, shard: str | None) -> str | None:
         if shard is not None:
-            number, n = part_of(shard) if re.fullmatch(r"[1-9]\d*/[1-9]\d*", shard, re.ASCII) else (1, 0)
+            number, n = parse_shard(shard) if re.fullmatch(r"[1-9]\d*/[1-9]\d*", shard, re.ASCII) else (1, 0)
             if number > n:
                 raise ValueError("must be i/n with i from 1 to n, e.g. 2/8")
         return shard
 
     @model_validator(mode="after")
-    def _picks(self) -> Config:
-        if self.shard is not None and not _share(self._n_labels, self.shard):
+    def _check_picks(self) -> Config:
+        if self.shard is not None and not _take_share(self._n_labels, self.shard):
             raise ValueError(
                 f"select.n={self._n_labels} leaves shard={self.shard} nothing to pick; give fewer shards or a larger n"
             )
@@ -132,24 +132,24 @@ class Config(FrozenModel):
     def selection(self) -> Select:
         """What is picked: ``select``, `n` cut to the budget's labels and to the shard's share."""
         n = self._n_labels
-        return self.select.model_copy(update={"n": n if self.shard is None else _share(n, self.shard)})
+        return self.select.model_copy(update={"n": n if self.shard is None else _take_share(n, self.shard)})
 
     @property
     def run_name(self) -> str:
         """Name of the run directory, if no other is given."""
         return self.name if self.shard is None else f"{self.name}-{self.shard.replace('/', 'of')}"
 
-    def holds(self, structure: str) -> bool:
+    def holds_seed(self, structure: str) -> bool:
         """Whether a seed, by its id in hex, belongs to the shard.
 
         The ids are cut into n equal stretches: shards are disjoint, and together complete, for any n.
         """
         if self.shard is None:
             return True
-        number, n = part_of(self.shard)
+        number, n = parse_shard(self.shard)
         return int(structure[:16], 16) * n >> 64 == number - 1
 
-    def deciding(self) -> dict[str, Any]:
+    def dump_deciding(self) -> dict[str, Any]:
         """Return the part of the config that decides what the dataset holds, as JSON types: not where it is made.
 
         ``select.n`` is the number that is really picked: cut to the budget's labels and to the shard's share.
@@ -169,15 +169,15 @@ class Config(FrozenModel):
         )
 
 
-def part_of(shard: str) -> tuple[int, int]:
+def parse_shard(shard: str) -> tuple[int, int]:
     """Return number, from 1, and count of a shard ``i/n``."""
     number, _, n = shard.partition("/")
     return int(number), int(n)
 
 
-def _share(total: int, shard: str) -> int:
+def _take_share(total: int, shard: str) -> int:
     """Return a shard's share of a count; those of all shards add up to it."""
-    number, n = part_of(shard)
+    number, n = parse_shard(shard)
     return total * number // n - total * (number - 1) // n
 
 

@@ -19,7 +19,7 @@ from daskpipe.core.validation import explain_errors
 from daskpipe.stages.generate import GENERATORS
 
 
-def validate(content: Mapping[str, Any]) -> Config:
+def validate_config(content: Mapping[str, Any]) -> Config:
     """Validate plain containers, the parameters of generators, potentials and the like included.
 
     Raises
@@ -60,10 +60,10 @@ def validate(content: Mapping[str, Any]) -> Config:
     if problems:
         raise ConfigError("\n".join(problems))
     check_descriptor(config.describe)
-    return _absolute(config)
+    return _make_paths_absolute(config)
 
 
-def _absolute(config: Config) -> Config:
+def _make_paths_absolute(config: Config) -> Config:
     """Make paths independent of the directory that the run was started in."""
     content = config.model_dump(mode="python")
     content["generate"]["paths"] = [_absolute_glob(path) for path in config.generate.paths]

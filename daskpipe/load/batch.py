@@ -14,7 +14,7 @@ from daskpipe.core.variables import VARIABLES
 ALIGNMENT = 64
 """Bytes; each tensor starts at a multiple, which suits every dtype and vector unit."""
 
-Layout = dict[str, tuple[torch.dtype, tuple[int, ...], int]]
+TensorLayout = dict[str, tuple[torch.dtype, tuple[int, ...], int]]
 """dtype, shape and first byte of each tensor."""
 
 EDGES = ("edge_index", "shifts", "unit_shifts")
@@ -49,7 +49,7 @@ class Batch:
     ``shifts`` and ``unit_shifts`` (edge, 3); see `collate`.
     """
 
-    def __init__(self, buffer: torch.Tensor, layout: Layout, state: dict[str, Any] | None = None) -> None:
+    def __init__(self, buffer: torch.Tensor, layout: TensorLayout, state: dict[str, Any] | None = None) -> None:
         self.buffer, self.layout, self.state = buffer, layout, state
         flat = {dtype: buffer.view(dtype) for dtype in {dtype for dtype, _, _ in layout.values()}}
         self._tensors = {
@@ -60,7 +60,7 @@ class Batch:
     @classmethod
     def empty(cls, kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> Batch:
         """Return a batch of tensors of these dtypes and shapes, to be filled in place."""
-        layout: Layout = {}
+        layout: TensorLayout = {}
         end = 0
         for name, (dtype, shape) in kinds.items():
             layout[name] = (dtype, shape, end)

@@ -6,7 +6,7 @@ import numpy as np
 
 from daskpipe.core.errors import ConfigError
 from daskpipe.core.seeds import random_stream
-from daskpipe.load.mapped import Runs
+from daskpipe.load.mapped import RowRanges
 
 
 def epoch_order(n: int, *, seed: int, epoch: int, block: int, buffer: int) -> np.ndarray:
@@ -30,7 +30,7 @@ def epoch_order(n: int, *, seed: int, epoch: int, block: int, buffer: int) -> np
     """
     rng = random_stream(seed, "load", epoch)
     start = rng.permutation(-(-n // block)) * block
-    blocks = Runs(start, np.minimum(start + block, n))
+    blocks = RowRanges(start, np.minimum(start + block, n))
     order = blocks.rows
     ends = np.append(0, np.cumsum(blocks.stop - blocks.start))
     for first in range(0, len(start), buffer):

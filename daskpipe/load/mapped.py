@@ -28,7 +28,7 @@ MAP_FIXED = 0x10
 """Of the C library's ``mmap``, on Linux and macOS: over whatever is mapped there."""
 
 
-class Runs:
+class RowRanges:
     """Runs of rows, ``start`` to ``stop`` each, in any order.
 
     Parameters
@@ -57,13 +57,13 @@ class Runs:
         return list(map(slice, start.tolist(), stop.tolist()))
 
 
-class Rows(Protocol):
+class ArrayReader(Protocol):
     """An array that gives rows."""
 
     dtype: np.dtype[Any]
     tail: tuple[int, ...]
 
-    def read(self, runs: Runs, out: np.ndarray) -> None:
+    def copy_rows(self, runs: RowRanges, out: np.ndarray) -> None:
         """Copy rows into `out`, shape (row, ...), converted to its dtype."""
 
 
@@ -74,9 +74,9 @@ def metadata_of(store: Path, root: Mapping[str, Any]) -> dict[str, dict[str, Any
     return {file.parent.name: json.loads(file.read_text()) for file in sorted(store.glob("*/zarr.json"))}
 
 
-def open_rows(
+def open_array(
     store: Path, name: str, metadata: Mapping[str, Any], checksums: Mapping[str, str], *, verify: bool
-) -> Rows:
+) -> ArrayReader:
     """Return an array of a store, mapped if its layout allows it.
 
     Parameters
@@ -100,7 +100,7 @@ def open_rows(
     IntegrityError
         If a chunk file is missing, is too short, or differs from its checksum; it names the file.
     """
-    for codec in _codecs(metadata):
+    for codec in _iter_codecs(metadata):
         if codec not in CODECS:
             raise InputError(
                 f"{store / name / 'zarr.json'}: the array {name!r} is stored with the codec {codec!r}, which daskpipe "
@@ -109,16 +109,16 @@ def open_rows(
     if is_mappable(metadata):
         files, values = map_array(store / name, metadata)
         if verify:
-            _verify(store, files, checksums)
-        return ArrayRows(values)
+            _verify_files(store, files, checksums)
+        return MappedReader(values)
     if checksums.get(f"{name}/zarr.json") == crc32c_file(store / name / "zarr.json"):
         files = [store / file for file in checksums if file.startswith(f"{name}/c/")]
         # Zarr reads a missing chunk as fill values.
         if missing := [file for file in files if not file.exists()]:
             raise IntegrityError(f"{missing[0]} is missing; copy the dataset again or make it anew")
         if verify:
-            _verify(store, files, checksums)
-    return ZarrRows(store, name)
+            _verify_files(store, files, checksums)
+    return ZarrReader(store, name)
 
 
 def is_mappable(metadata: Mapping[str, Any]) -> bool:
@@ -191,13 +191,13 @@ def _map_over(address: int, n_bytes: int, descriptor: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-class ArrayRows:
+class MappedReader:
     """Rows of an array in the address space: mapped, or held in memory."""
 
     def __init__(self, values: np.ndarray) -> None:
         self.values, self.dtype, self.tail = values, values.dtype, values.shape[1:]
 
-    def read(self, runs: Runs, out: np.ndarray) -> None:
+    def copy_rows(self, runs: RowRanges, out: np.ndarray) -> None:
         """Copy rows into `out`, shape (row, ...), converted to its dtype."""
         if len(out) == len(runs.start):  # one row each: NumPy gathers them faster than slices
             out[...] = self.values[runs.start]
@@ -205,7 +205,7 @@ class ArrayRows:
             np.concatenate([self.values[rows] for rows in runs.slices], out=out, casting="unsafe")
 
 
-class ZarrRows:
+class ZarrReader:
     """Rows of an array in any layout that zarr-python reads: compressed, sharded ..."""
 
     def __init__(self, store: Path, name: str) -> None:
@@ -215,22 +215,22 @@ class ZarrRows:
         self.dtype = np.dtype(self.array.dtype)
         self.tail = tuple(self.array.shape[1:])
 
-    def read(self, runs: Runs, out: np.ndarray) -> None:
+    def copy_rows(self, runs: RowRanges, out: np.ndarray) -> None:
         """Copy rows into `out`, shape (row, ...), converted to its dtype."""
         if len(out):
             out[...] = self.array.get_orthogonal_selection((runs.rows,))
 
 
-def _codecs(metadata: Mapping[str, Any]) -> Iterator[str]:
+def _iter_codecs(metadata: Mapping[str, Any]) -> Iterator[str]:
     """Names of all codecs of an array, those within shards as well."""
     for codec in metadata["codecs"]:
         yield codec["name"]
         inner = codec.get("configuration", {})
         for key in ("codecs", "index_codecs"):
-            yield from _codecs({"codecs": inner.get(key, [])})
+            yield from _iter_codecs({"codecs": inner.get(key, [])})
 
 
-def _verify(store: Path, files: list[Path], checksums: Mapping[str, str]) -> None:
+def _verify_files(store: Path, files: list[Path], checksums: Mapping[str, str]) -> None:
     for file in files:
         expected, found = checksums.get(file.relative_to(store).as_posix()), crc32c_file(file)
         if found != expected:

@@ -92,8 +92,8 @@ def spec(path: Path | str, split: str | None = "train", cutoff: float | None = N
     # The triangle of a QR decomposition of all rows (composition, energy) so far is all that the fit needs of them.
     triangle = np.zeros((0, len(counts) + 1))
     energy_per_atom = np.empty(len(data))
-    for rows, batch in _blocks(data):
-        composition, energy = _compositions(batch), batch["energy"].numpy()
+    for rows, batch in _iter_blocks(data):
+        composition, energy = _count_elements(batch), batch["energy"].numpy()
         triangle = np.linalg.qr(np.vstack([triangle, np.column_stack([composition, energy])]), mode="r")
         counts += composition.sum(axis=0)
         energy_per_atom[rows] = energy / batch["n_atoms"].numpy()
@@ -111,8 +111,8 @@ def spec(path: Path | str, split: str | None = "train", cutoff: float | None = N
     e0s = given
     e0s[~known] = np.linalg.lstsq(triangle[:, present[~known]], remaining, rcond=None)[0]
     residual = energy_per_atom.copy()
-    for rows, batch in _blocks(data):
-        residual[rows] -= _compositions(batch)[:, present] @ e0s / batch["n_atoms"].numpy()
+    for rows, batch in _iter_blocks(data):
+        residual[rows] -= _count_elements(batch)[:, present] @ e0s / batch["n_atoms"].numpy()
     n_atoms = int(counts.sum())
     return Spec(
         n_structures=len(data),
@@ -155,13 +155,13 @@ def isolated_atom_energies(path: Path | str) -> dict[str, float]:
     return {symbol: energy for symbol, (_, energy) in found.items()}
 
 
-def _blocks(data: TorchDataset) -> Iterator[tuple[slice, Batch]]:
+def _iter_blocks(data: TorchDataset) -> Iterator[tuple[slice, Batch]]:
     for start in range(0, len(data), BLOCK):
         rows = slice(start, min(start + BLOCK, len(data)))
-        yield rows, data.table.read(np.arange(rows.start, rows.stop))
+        yield rows, data.table.read_batch(np.arange(rows.start, rows.stop))
 
 
-def _compositions(batch: Batch) -> np.ndarray:
+def _count_elements(batch: Batch) -> np.ndarray:
     """Atoms of each element (by atomic number), shape (structure, 119), float64."""
     from ase.data import chemical_symbols
 

@@ -52,7 +52,7 @@ class AtomBatchSampler(Sampler[list[int]]):
         """Take the order of that epoch from the next pass on."""
         self.epoch = epoch
 
-    def _batches(self) -> list[list[int]]:
+    def _make_batches(self) -> list[list[int]]:
         n = len(self.n_atoms)
         order = np.arange(n)
         if self.shuffle:
@@ -62,7 +62,7 @@ class AtomBatchSampler(Sampler[list[int]]):
         return [order[bounds[number] : bounds[number + 1]].tolist() for number in mine]
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches())
+        return iter(self._make_batches())
 
     def __len__(self) -> int:
-        return len(self._batches())
+        return len(self._make_batches())

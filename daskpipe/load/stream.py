@@ -102,7 +102,7 @@ class TorchStream(IterableDataset[Batch]):
         # Last order that each worker followed: a later pass gives the whole epoch.
         self._followed = torch.zeros(MOST_WORKERS, dtype=torch.int64).share_memory_()
         self._planned: tuple[int, np.ndarray, np.ndarray] | None = None
-        self._plan()  # what is wrong with the arguments is said here, not in a worker
+        self._plan_epoch()  # what is wrong with the arguments is said here, not in a worker
 
     @property
     def epoch(self) -> int:
@@ -112,7 +112,7 @@ class TorchStream(IterableDataset[Batch]):
     def set_epoch(self, epoch: int) -> None:
         """Let the next pass give that epoch: the whole, or the rest of it if `load_state_dict` has set the same one."""
         if epoch != self.epoch:
-            self._order(epoch, 0)
+            self._start_at(epoch, 0)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next pass go on after the batch that carried `state`, on any rank; later passes give whole epochs.
@@ -122,15 +122,15 @@ class TorchStream(IterableDataset[Batch]):
         ConfigError
             If the state is of another dataset, split, seed, number of ranks, or other batches.
         """
-        for name, mine in self._identity().items():
+        for name, mine in self._describe_order().items():
             if state.get(name) != mine:
                 raise ConfigError(
                     f"the state is of a stream with {name}={state.get(name)!r}, this one has {mine!r}; "
                     "make the stream as it was, or start the epoch anew with set_epoch"
                 )
-        self._order(int(state["epoch"]), int(state["n_batches"]))
+        self._start_at(int(state["epoch"]), int(state["n_batches"]))
 
-    def _order(self, epoch: int, done: int) -> None:
+    def _start_at(self, epoch: int, done: int) -> None:
         """Let the next pass, on all workers, begin after `done` batches of an epoch."""
         self._progress[:] = torch.tensor([epoch, done, int(self._progress[2]) + 1, 0])
 
@@ -143,7 +143,7 @@ class TorchStream(IterableDataset[Batch]):
         self._progress[3] = n_workers
         return epoch, done
 
-    def _identity(self) -> dict[str, Any]:
+    def _describe_order(self) -> dict[str, Any]:
         """Return what decides the sequence of batches, JSON types."""
         return {
             "dataset": self.data.checksum,
@@ -157,7 +157,7 @@ class TorchStream(IterableDataset[Batch]):
             "shuffle": self.shuffle,
         }
 
-    def _plan(self) -> tuple[np.ndarray, np.ndarray]:
+    def _plan_epoch(self) -> tuple[np.ndarray, np.ndarray]:
         """Order of the epoch, shape (structure,), and where its batches begin, shape (batch + 1,)."""
         epoch = self.epoch
         if self._planned is None or self._planned[0] != epoch:
@@ -184,7 +184,7 @@ class TorchStream(IterableDataset[Batch]):
     @property
     def _n_batches(self) -> int:
         """Batches that each rank gets in the epoch."""
-        return (len(self._plan()[1]) - 1) // self.world
+        return (len(self._plan_epoch()[1]) - 1) // self.world
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -192,7 +192,7 @@ class TorchStream(IterableDataset[Batch]):
         if step > MOST_WORKERS:
             raise ConfigError(f"num_workers={step}: give at most {MOST_WORKERS}")
         epoch, done = self._begin_pass(first, step)
-        order, bounds = self._plan()
+        order, bounds = self._plan_epoch()
         n_batches = self._n_batches
         numbers = range(done + first, n_batches, step)
         # So many of these batches span a window.
@@ -202,8 +202,8 @@ class TorchStream(IterableDataset[Batch]):
             places = [self.rank + number * self.world for number in group]
             chosen = [order[bounds[place] : bounds[place + 1]] for place in places]
             window = np.sort(np.concatenate(chosen))
-            table = self.data.table.window(window)
+            table = self.data.table.read_window(window)
             for number, structures in zip(group, chosen, strict=True):
-                batch = collate(table.read(np.searchsorted(window, structures)), self.dtype, self.cutoff)
-                batch.state = {**self._identity(), "epoch": epoch, "n_batches": number + 1}
+                batch = collate(table.read_batch(np.searchsorted(window, structures)), self.dtype, self.cutoff)
+                batch.state = {**self._describe_order(), "epoch": epoch, "n_batches": number + 1}
                 yield batch

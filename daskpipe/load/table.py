@@ -12,7 +12,7 @@ import torch
 
 from daskpipe.core.structures import atom_starts
 from daskpipe.load.batch import Batch, is_per_atom
-from daskpipe.load.mapped import ArrayRows, Rows, Runs
+from daskpipe.load.mapped import ArrayReader, MappedReader, RowRanges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,14 @@ class Table:
     rows: np.ndarray
     atom_start: np.ndarray
     n_atoms: np.ndarray
-    fields: Mapping[str, Rows]
+    fields: Mapping[str, ArrayReader]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, chosen: np.ndarray) -> Batch:
+    def read_batch(self, chosen: np.ndarray) -> Batch:
         """Return structures `chosen` (positions in the table, in any order, repeats allowed)."""
-        rows, atoms = self._runs(chosen)
+        rows, atoms = self._ranges_of(chosen)
         n_atoms = self.n_atoms[chosen]
         n_systems, total = len(chosen), int(n_atoms.sum())
         kinds = {
@@ -51,31 +51,31 @@ class Table:
         kinds |= {"batch": (torch.int64, (total,)), "ptr": (torch.int64, (n_systems + 1,))}
         batch = Batch.empty(kinds)
         for name, field in self.fields.items():
-            field.read(atoms if is_per_atom(name) else rows, batch[name].numpy())
+            field.copy_rows(atoms if is_per_atom(name) else rows, batch[name].numpy())
         batch["n_atoms"].numpy()[:] = n_atoms
         batch["index"].numpy()[:] = self.index[chosen]
         fill_ragged(batch)
         return batch
 
-    def window(self, chosen: np.ndarray) -> Table:
+    def read_window(self, chosen: np.ndarray) -> Table:
         """Return a table of structures `chosen` (sorted positions) that gives them fast, one by one, in any order.
 
         What is mapped stays so; all else is read into memory here, each chunk once.
         """
-        if all(isinstance(field, ArrayRows) for field in self.fields.values()):
+        if all(isinstance(field, MappedReader) for field in self.fields.values()):
             return Table(
                 index=self.index[chosen], rows=self.rows[chosen], atom_start=self.atom_start[chosen],
                 n_atoms=self.n_atoms[chosen], fields=self.fields,
             )  # fmt: skip
-        batch = self.read(chosen)
+        batch = self.read_batch(chosen)
         return Table(
             index=self.index[chosen], rows=np.arange(len(chosen)), atom_start=atom_starts(self.n_atoms[chosen]),
-            n_atoms=self.n_atoms[chosen], fields={name: ArrayRows(batch[name].numpy()) for name in self.fields},
+            n_atoms=self.n_atoms[chosen], fields={name: MappedReader(batch[name].numpy()) for name in self.fields},
         )  # fmt: skip
 
-    def _runs(self, chosen: np.ndarray) -> tuple[Runs, Runs]:
+    def _ranges_of(self, chosen: np.ndarray) -> tuple[RowRanges, RowRanges]:
         rows, atoms = self.rows[chosen], self.atom_start[chosen]
-        return Runs(rows, rows + 1), Runs(atoms, atoms + self.n_atoms[chosen])
+        return RowRanges(rows, rows + 1), RowRanges(atoms, atoms + self.n_atoms[chosen])
 
 
 def fill_ragged(batch: Batch) -> None:

@@ -72,7 +72,7 @@ def mace_data(
                 f"{', '.join(map(str, table.zs))}; give all atomic numbers of the dataset (daskpipe.load.spec)"
             )
         values = {name: item[ours].numpy().astype(float) for name, ours in PROPERTIES.items() if ours in item}
-        known = {name: value if value.ndim else value.item() for name, value in values.items() if _whole(value)}
+        known = {name: value if value.ndim else value.item() for name, value in values.items() if _has_values(value)}
         if not known.get("total_spin"):
             known.pop("total_spin", None)  # nobody says it, and MACE has a default
         weights = {name: float(name in known) for name in names}
@@ -93,7 +93,7 @@ def mace_data(
     return found
 
 
-def _whole(value: np.ndarray) -> bool:
+def _has_values(value: np.ndarray) -> bool:
     return not np.isnan(value).any()
 
 

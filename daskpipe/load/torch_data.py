@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from daskpipe.core.errors import ConfigError, InputError, describe_unknown
 from daskpipe.core.variables import read_root
 from daskpipe.load.batch import Batch, is_per_atom
-from daskpipe.load.mapped import Rows, Runs, metadata_of, open_rows
+from daskpipe.load.mapped import ArrayReader, RowRanges, metadata_of, open_array
 from daskpipe.load.table import Table, fill_ragged
 
 LABELS = ("energy", "forces")
@@ -67,9 +67,9 @@ class TorchDataset(Dataset[Item]):
     def __init__(self, path: Path | str, split: str | None = None, *, verify: bool = True) -> None:
         self.path = Path(path)
         self.split = split
-        self._open(verify)
+        self._open_arrays(verify)
 
-    def _open(self, verify: bool) -> None:
+    def _open_arrays(self, verify: bool) -> None:
         root = read_root(self.path)
         metadata = metadata_of(self.path, root)
         checksums: dict[str, Any] = root["attributes"].get("checksums", {})
@@ -77,14 +77,14 @@ class TorchDataset(Dataset[Item]):
         if missing := [name for name in LABELS if name not in metadata]:
             raise InputError(f"{self.path} holds no {' and no '.join(missing)}; label it first: daskpipe label")
 
-        def rows_of(name: str) -> Rows:
-            return open_rows(self.path, name, metadata[name], checksums.get("files", {}), verify=verify)
+        def open_field(name: str) -> ArrayReader:
+            return open_array(self.path, name, metadata[name], checksums.get("files", {}), verify=verify)
 
         n_structures: int = metadata["n_atoms"]["shape"][0]
 
-        def column(name: str) -> np.ndarray:
+        def read_column(name: str) -> np.ndarray:
             out = np.empty(n_structures, np.int64)
-            rows_of(name).read(Runs(np.array([0]), np.array([n_structures])), out)
+            open_field(name).copy_rows(RowRanges(np.array([0]), np.array([n_structures])), out)
             return out
 
         index = np.arange(n_structures)
@@ -92,13 +92,13 @@ class TorchDataset(Dataset[Item]):
             names = metadata["split"]["attributes"]["flag_meanings"].split() if "split" in metadata else []
             if self.split not in names:
                 raise ConfigError(describe_unknown("split", self.split, names))
-            index = np.flatnonzero(column("split") == names.index(self.split))
+            index = np.flatnonzero(read_column("split") == names.index(self.split))
         self.table = Table(
             index=index,
             rows=index,
-            atom_start=column("atom_start")[index],
-            n_atoms=column("n_atoms")[index],
-            fields={name: rows_of(name) for name in FIELDS if name in metadata},
+            atom_start=read_column("atom_start")[index],
+            n_atoms=read_column("n_atoms")[index],
+            fields={name: open_field(name) for name in FIELDS if name in metadata},
         )
 
     @property
@@ -111,7 +111,7 @@ class TorchDataset(Dataset[Item]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open(verify=False)
+        self._open_arrays(verify=False)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -123,7 +123,7 @@ class TorchDataset(Dataset[Item]):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Read several structures at once; torch's `DataLoader` calls this with the indices of a batch."""
-        return self.table.read(np.asarray(indices, dtype=np.int64))
+        return self.table.read_batch(np.asarray(indices, dtype=np.int64))
 
 
 def collate(batch: Batch | Sequence[Item], dtype: torch.dtype | None = None, cutoff: float | None = None) -> Batch:
@@ -152,7 +152,7 @@ def collate(batch: Batch | Sequence[Item], dtype: torch.dtype | None = None, cut
     ValueError
         If there is no structure.
     """
-    joined = batch if isinstance(batch, Batch) else _join(batch)
+    joined = batch if isinstance(batch, Batch) else _join_items(batch)
     if dtype is None and cutoff is None:
         return joined
     tensors = dict(joined.items())
@@ -165,7 +165,7 @@ def collate(batch: Batch | Sequence[Item], dtype: torch.dtype | None = None, cut
     return out
 
 
-def _join(items: Sequence[Item]) -> Batch:
+def _join_items(items: Sequence[Item]) -> Batch:
     if not items:
         raise ValueError("collate received an empty batch")
     tensors = {}

@@ -11,14 +11,14 @@ from daskpipe.core.variables import read_root
 from daskpipe.engine.manifests import STAGE_ORDER, Manifest, read_units
 from daskpipe.engine.run_directory import RunDirectory
 
-ATTRIBUTE = "stage_versions"
+VERSIONS_ATTRIBUTE = "stage_versions"
 """Root attribute of a dataset: the version of each stage that made it, JSON."""
 
-BESIDE = ("describe-fit", "describe", "store-write")
+WITHOUT_DEPENDENTS = ("describe-fit", "describe", "store-write")
 """Stages whose units no other unit names as upstream: they name the frames or the plan that they work on."""
 
 
-def stage_versions() -> dict[str, int]:
+def collect_stage_versions() -> dict[str, int]:
     """Return the version of each stage, which is part of the keys of its units."""
     from daskpipe.stages.describe.stage import VERSION as DESCRIBE
     from daskpipe.stages.explore.stage import VERSION as EXPLORE
@@ -58,12 +58,12 @@ def read_completed(directory: RunDirectory) -> dict[str, dict[str, Any]] | None:
     """
     with suppress(InputError):
         there = read_root(directory.dataset)["attributes"]
-        if there.get(ATTRIBUTE) != json.dumps(stage_versions(), sort_keys=True):
-            return _rows(directory, str(there.get("dataset_key")))
+        if there.get(VERSIONS_ATTRIBUTE) != json.dumps(collect_stage_versions(), sort_keys=True):
+            return _collect_rows(directory, str(there.get("dataset_key")))
     return None
 
 
-def _rows(directory: RunDirectory, dataset_key: str) -> dict[str, dict[str, Any]] | None:
+def _collect_rows(directory: RunDirectory, dataset_key: str) -> dict[str, dict[str, Any]] | None:
     from daskpipe.engine.driver import summarise_stage
 
     units = {
@@ -78,7 +78,7 @@ def _rows(directory: RunDirectory, dataset_key: str) -> dict[str, dict[str, Any]
         if key not in used:
             used.add(key)
             waiting += by_key[key].unit.upstream
-    for stage in BESIDE:
+    for stage in WITHOUT_DEPENDENTS:
         used |= {key for key, manifest in units[stage].items() if used.intersection(manifest.unit.upstream)}
     if not all(used.intersection(units[stage]) for stage in ("generate", "explore", "select", "label", "store-plan")):
         return None

@@ -20,65 +20,65 @@ from daskpipe.engine.driver import Driver
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt, Unit, unit_key
 from daskpipe.pipeline.context import Run
-from daskpipe.pipeline.packing import pack
-from daskpipe.pipeline.steps import _describe, _rejected, _select, devices
+from daskpipe.pipeline.packing import pack_dataset
+from daskpipe.pipeline.steps import describe_frames, list_devices, select_frames, summarise_rejections
 from daskpipe.stages import describe
-from daskpipe.stages.generate.labelled import LabelledStretch, read_labelled
+from daskpipe.stages.generate.labelled import LabelledFrameRange, read_labelled
 from daskpipe.stages.generate.labels import LabelKeys
 from daskpipe.store import reader
 
 if TYPE_CHECKING:
-    from daskpipe.stages.generate.frame_ranges import Stretch
+    from daskpipe.stages.generate.frame_ranges import FrameRange
 
-MERGE_SIZE = 4096
+ROWS_A_UNIT = 4096
 """Structures of a dataset that are read by one unit when datasets are merged."""
 
 
-Frames = Sequence[tuple[Unit, Callable[[], Any]]]
+ReadPlan = Sequence[tuple[Unit, Callable[[], Any]]]
 """Units that bring frames to be described, and what makes their payloads."""
 
 
-def frames_of(stretches: Sequence[Stretch], seed: int) -> Frames:
-    """Plan to read the frames of stretches of files: they stand where those of an exploration stand."""
+def plan_frames(frame_ranges: Sequence[FrameRange], seed: int) -> ReadPlan:
+    """Plan to read the frames of ranges of files: they stand where those of an exploration stand."""
     plan = []
-    for index, stretch in enumerate(stretches):
-        key = unit_key("read", generating.VERSION, asdict(stretch), [], seed)
-        unit = Unit(stage="explore", index=index, key=key, n_inputs=stretch.n_frames)
-        plan.append((unit, partial(dask.delayed(generating.read_frames), stretch)))
+    for index, frame_range in enumerate(frame_ranges):
+        key = unit_key("read", generating.VERSION, asdict(frame_range), [], seed)
+        unit = Unit(stage="explore", index=index, key=key, n_inputs=frame_range.n_frames)
+        plan.append((unit, partial(dask.delayed(generating.frame_range_payload), frame_range)))
     return plan
 
 
-def rows_of(paths: Sequence[Path], seed: int) -> Frames:
+def plan_rows(paths: Sequence[Path], seed: int) -> ReadPlan:
     """Plan to read all rows of datasets, labels and all."""
     plan: list[tuple[Unit, Callable[[], Any]]] = []
     for path in paths:
-        digest, n_structures = reader.content(path)
-        for start in range(0, n_structures, MERGE_SIZE):
-            stop = min(start + MERGE_SIZE, n_structures)
+        digest, n_structures = reader.read_identity(path)
+        for start in range(0, n_structures, ROWS_A_UNIT):
+            stop = min(start + ROWS_A_UNIT, n_structures)
             # The number keeps the rows of a dataset that is named twice apart.
             key = unit_key("rows", storing.VERSION, {"index": len(plan)}, [digest, start, stop], seed)
             unit = Unit(stage="explore", index=len(plan), key=key, n_inputs=stop - start)
-            plan.append((unit, partial(dask.delayed(storing.read), path, start, stop)))
+            plan.append((unit, partial(dask.delayed(storing.read_dataset_rows), path, start, stop)))
     return plan
 
 
-def labels_of(stretches: Sequence[LabelledStretch], keys: LabelKeys, method: str, seed: int) -> Frames:
-    """Plan to read labelled frames of stretches of files."""
+def plan_labels(frame_ranges: Sequence[LabelledFrameRange], keys: LabelKeys, method: str, seed: int) -> ReadPlan:
+    """Plan to read the labelled frames of ranges of files."""
     plan = []
-    for index, stretch in enumerate(stretches):
-        params = {**asdict(stretch), "keys": keys.model_dump(), "method": method}
+    for index, frame_range in enumerate(frame_ranges):
+        params = {**asdict(frame_range), "keys": keys.model_dump(), "method": method}
         unit = Unit(
             stage="explore",
             index=index,
             key=unit_key("import", generating.VERSION, params, [], seed),
-            n_inputs=stretch.n_frames,
+            n_inputs=frame_range.n_frames,
         )
-        plan.append((unit, partial(dask.delayed(read_labelled), stretch, keys, method)))
+        plan.append((unit, partial(dask.delayed(read_labelled), frame_range, keys, method)))
     return plan
 
 
 def read_and_describe(
-    directory: RunDirectory, config: Config, plan: Frames, workers: Workers, emit: Emit, *, picks: bool
+    directory: RunDirectory, config: Config, plan: ReadPlan, workers: Workers, emit: Emit, *, picks: bool
 ) -> tuple[list[Receipt], list[Receipt], Receipt | None]:
     """Describe the frames of files, and pick some of them; no exploration, no labels.
 
@@ -96,7 +96,7 @@ def read_and_describe(
     Returns
     -------
     frames, features : list of Receipt
-        Units of frames, one a stretch, and of their features, one for each unit that holds frames.
+        Units of frames, one for each frame range, and of their features, one for each unit that holds frames.
     picks : Receipt or None
         The unit of picks.
 
@@ -105,15 +105,15 @@ def read_and_describe(
     InputError
         If no frame can be read.
     """
-    run = _described_run(directory, config, workers, emit)
-    frames, features, against = _read_and_describe(run, plan)
-    return frames, features, _select(run, frames, features, against) if picks else None
+    run = _start_run(directory, config, workers, emit)
+    frames, features, against = _describe_plan(run, plan)
+    return frames, features, select_frames(run, frames, features, against) if picks else None
 
 
-def gather(
+def gather_dataset(
     directory: RunDirectory,
     config: Config,
-    plan: Frames,
+    plan: ReadPlan,
     workers: Workers,
     emit: Emit,
     *,
@@ -140,29 +140,29 @@ def gather(
     report : dict
         How the splits came out.
     """
-    run = _described_run(directory, config, workers, emit)
-    frames, features, _ = _read_and_describe(run, plan)
+    run = _start_run(directory, config, workers, emit)
+    frames, features, _ = _describe_plan(run, plan)
     filled = [receipt for receipt in frames if receipt.n_out]
     sources = [
-        storing.Source(stage="explore", key=rows.key, features=described.key)
+        storing.LabelledUnit(stage="explore", key=rows.key, features=described.key)
         for rows, described in zip(filled, features, strict=True)
     ]
-    published = pack(run, filled, sources, target, {**attrs, **_rejected(directory)})
+    published = pack_dataset(run, filled, sources, target, {**attrs, **summarise_rejections(directory)})
     return frames, published, run.driver.stages[storing.PLAN]["report"]
 
 
-def _described_run(directory: RunDirectory, config: Config, workers: Workers, emit: Emit) -> Run:
+def _start_run(directory: RunDirectory, config: Config, workers: Workers, emit: Emit) -> Run:
     model = describe.identity(config.describe)
-    wanted = {stage: device for stage, device in devices(config).items() if stage not in ("explore", "label")}
+    wanted = {stage: device for stage, device in list_devices(config).items() if stage not in ("explore", "label")}
     pool = DaskPool(workers, gpu_stages(workers, wanted))
     return Run(config, {"describe": model} if model else {}, Driver(directory, pool, emit, config.faults))
 
 
-def _read_and_describe(run: Run, plan: Frames) -> tuple[list[Receipt], list[Receipt], list[Receipt]]:
+def _describe_plan(run: Run, plan: ReadPlan) -> tuple[list[Receipt], list[Receipt], list[Receipt]]:
     frames = run.driver.run_stage("read", plan, "frames")
     if not any(receipt.n_out for receipt in frames):
         rejected = run.directory.read_quarantine()
         raise InputError(f"no frame can be described: {describe_reasons(rejected)}; e.g. {rejected[0].evidence}")
-    species = generating.elements(run.directory.root, [receipt.key for receipt in frames])
-    features, against = _describe(run, frames, species)
+    species = generating.list_elements(run.directory.root, [receipt.key for receipt in frames])
+    features, against = describe_frames(run, frames, species)
     return frames, features, against

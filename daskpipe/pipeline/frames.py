@@ -1,7 +1,7 @@
-"""Some stages on their own, files in, files out: what ``daskpipe describe``, ``select``, ``merge`` and ``import`` call.
+"""Select and describe the frames of files: what ``daskpipe select`` and ``daskpipe describe`` call.
 
-The frames of the user's files take the place of an exploration in a run directory that lives as long as the call;
-the rooms, the units and the workers are those of a run.
+The frames take the place of an exploration in a run directory that lives as long as the call. The stages, the units
+and the workers are those of a run.
 """
 
 from __future__ import annotations
@@ -19,12 +19,19 @@ from daskpipe.core.outputs import replace_output
 from daskpipe.engine.dask_pool import Workers
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt
-from daskpipe.pipeline.existing_data import frames_of, read_and_describe
-from daskpipe.pipeline.packing import versions
-from daskpipe.pipeline.steps import content_of
-from daskpipe.pipeline.workspace import SIZE, Done, Made, _config, _run, _target
-from daskpipe.stages.generate.files import find
-from daskpipe.stages.generate.frame_ranges import Stretch, copy_frames, stretches
+from daskpipe.pipeline.existing_data import plan_frames, read_and_describe
+from daskpipe.pipeline.packing import read_package_versions
+from daskpipe.pipeline.steps import hash_content
+from daskpipe.pipeline.workspace import (
+    FRAMES_A_UNIT,
+    FilesResult,
+    Outputs,
+    check_target,
+    compose_sections,
+    run_in_workspace,
+)
+from daskpipe.stages.generate.files import find_files
+from daskpipe.stages.generate.frame_ranges import FrameRange, copy_frames, cut_frame_ranges
 from daskpipe.stages.select.overlaps import find_overlaps
 from daskpipe.stages.select.stage import atom_table, feature_table
 
@@ -33,11 +40,11 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-CHUNK = 65_536
-"""Rows of a chunk of what `describe` writes."""
+CHUNK_ROWS = 65_536
+"""Rows of a chunk of what `describe_files` writes."""
 
 
-def select(
+def select_files(
     paths: Sequence[str],
     n: int,
     out: str | Path,
@@ -46,7 +53,7 @@ def select(
     force: bool = False,
     client: Client | None = None,
     subscribers: Iterable[Emit] = (),
-) -> Done:
+) -> FilesResult:
     """Pick frames of files, and copy them to an extxyz file as they are written there.
 
     Parameters
@@ -71,16 +78,16 @@ def select(
     InputError
         If a path does not exist, or no frame can be read.
     """
-    out = _target(out, (".extxyz", ".xyz"), force)
-    config = _config([*overrides, f"select.n={n}"])
+    out = check_target(out, (".extxyz", ".xyz"), force)
+    config = compose_sections([*overrides, f"select.n={n}"])
     if config.select.against is not None:
-        content_of(Path(config.select.against))
+        hash_content(Path(config.select.against))
 
-    pieces = _pieces(paths)
+    pieces = _list_ranges(paths)
 
-    def work(directory: RunDirectory, workers: Workers, emit: Emit) -> Made:
+    def work(directory: RunDirectory, workers: Workers, emit: Emit) -> Outputs:
         frames, _, picks = read_and_describe(
-            directory, config, frames_of(pieces, config.seed), workers, emit, picks=True
+            directory, config, plan_frames(pieces, config.seed), workers, emit, picks=True
         )
         assert picks is not None
         chosen = directory.load_arrays("select", picks.key, ["unit", "row", "report"])
@@ -95,10 +102,10 @@ def select(
         overlaps = find_overlaps(directory, [(piece.path, key) for piece, key in filled], chosen)
         return frames, picks.n_out, {**json.loads(chosen["report"].item()), "overlaps": overlaps}
 
-    return _run(f"select {n}", config, out, client, subscribers, work)
+    return run_in_workspace(f"select {n}", config, out, client, subscribers, work)
 
 
-def describe(
+def describe_files(
     paths: Sequence[str],
     out: str | Path,
     overrides: Sequence[str] = (),
@@ -106,13 +113,13 @@ def describe(
     force: bool = False,
     client: Client | None = None,
     subscribers: Iterable[Emit] = (),
-) -> Done:
+) -> FilesResult:
     """Describe frames of files: their features, and with ``describe.level=atom`` those of their atoms.
 
     Parameters
     ----------
     paths, overrides, force, client, subscribers
-        As in `select`.
+        As in `select_files`.
     out
         ``*.zarr``, which xarray opens, or ``*.npz``. It holds ``features`` (structure, feature), ``n_atoms``,
         ``structure_id``, ``path`` and ``frame`` of each structure, and ``environments`` (atom, feature).
@@ -120,18 +127,18 @@ def describe(
     Raises
     ------
     ConfigError, InputError
-        As `select`.
+        As `select_files`.
     """
-    out = _target(out, (".zarr", ".npz"), force)
-    config = _config(overrides)
+    out = check_target(out, (".zarr", ".npz"), force)
+    config = compose_sections(overrides)
 
-    pieces = _pieces(paths)
+    pieces = _list_ranges(paths)
 
-    def work(directory: RunDirectory, workers: Workers, emit: Emit) -> Made:
+    def work(directory: RunDirectory, workers: Workers, emit: Emit) -> Outputs:
         frames, rows, _ = read_and_describe(
-            directory, config, frames_of(pieces, config.seed), workers, emit, picks=False
+            directory, config, plan_frames(pieces, config.seed), workers, emit, picks=False
         )
-        ds = _features(directory, pieces, frames, rows, config)
+        ds = _collect_features(directory, pieces, frames, rows, config)
         with replace_output(out) as attempt:
             if out.suffix == ".zarr":
                 ds.to_zarr(attempt, zarr_format=3, consolidated=False)
@@ -139,15 +146,15 @@ def describe(
                 np.savez(attempt, allow_pickle=False, **{str(name): array.values for name, array in ds.items()})
         return frames, ds.sizes["structure"], {key: json.loads(value) for key, value in ds.attrs.items()}
 
-    return _run("describe", config, out, client, subscribers, work)
+    return run_in_workspace("describe", config, out, client, subscribers, work)
 
 
-def _pieces(paths: Sequence[str]) -> list[Stretch]:
-    return [piece for file in find(list(paths), Path.cwd()) for piece in stretches(file, SIZE)]
+def _list_ranges(paths: Sequence[str]) -> list[FrameRange]:
+    return [piece for file in find_files(list(paths), Path.cwd()) for piece in cut_frame_ranges(file, FRAMES_A_UNIT)]
 
 
-def _features(
-    directory: RunDirectory, pieces: list[Stretch], frames: list[Receipt], features: list[Receipt], config: Config
+def _collect_features(
+    directory: RunDirectory, pieces: list[FrameRange], frames: list[Receipt], features: list[Receipt], config: Config
 ) -> xr.Dataset:
     """Gather what describes the frames; features are lazy Dask arrays."""
     import xarray as xr
@@ -159,14 +166,14 @@ def _features(
     n_atoms = np.concatenate([unit["n_atoms"] for unit in units])
     paths = [np.full(len(unit["step"]), piece.path) for (piece, _), unit in zip(filled, units, strict=True)]
     variables: dict[str, Any] = {
-        "features": (("structure", "feature"), feature_table(directory.root, table, dims).rechunk((CHUNK, dims))),
+        "features": (("structure", "feature"), feature_table(directory.root, table, dims).rechunk((CHUNK_ROWS, dims))),
         "n_atoms": ("structure", n_atoms),
         "structure_id": ("structure", [id_.tobytes().hex() for unit in units for id_ in unit["structure_id"]]),
         "path": ("structure", np.concatenate(paths)),
         "frame": ("structure", np.concatenate([unit["step"] for unit in units])),
     }
     if config.describe.level == "atom":
-        atoms = atom_table(directory.root, table, n_atoms.astype(np.int64)).rechunk((CHUNK, dims))
+        atoms = atom_table(directory.root, table, n_atoms.astype(np.int64)).rechunk((CHUNK_ROWS, dims))
         variables["environments"] = (("atom", "feature"), atoms)
-    attrs = {"describe": config.describe.model_dump(mode="json"), "versions": versions()}
+    attrs = {"describe": config.describe.model_dump(mode="json"), "versions": read_package_versions()}
     return xr.Dataset(variables, attrs={key: json.dumps(value, sort_keys=True) for key, value in attrs.items()})

@@ -15,8 +15,16 @@ from daskpipe.engine.dask_pool import DaskPool, Workers, gpu_stages, read_offers
 from daskpipe.engine.driver import Driver, report_stale_deadlines
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.pipeline.context import Run
-from daskpipe.pipeline.packing import versions
-from daskpipe.pipeline.steps import _describe, _explore, _generate, _label, _select, _store, devices
+from daskpipe.pipeline.packing import read_package_versions
+from daskpipe.pipeline.steps import (
+    describe_frames,
+    explore_seeds,
+    generate_seeds,
+    label_picks,
+    list_devices,
+    select_frames,
+    store_structures,
+)
 
 if TYPE_CHECKING:
     pass
@@ -63,7 +71,7 @@ def run_pipeline(
         If the workers that a stage needs are not there.
     """
     started = time.perf_counter()
-    on_gpu = gpu_stages(workers, devices(config))
+    on_gpu = gpu_stages(workers, list_devices(config))
     client = workers.client
     emit(
         RunStarted(
@@ -71,21 +79,21 @@ def run_pipeline(
             name=config.name,
             dashboard=client.dashboard_link or None,
             workers=sorted(read_offers(client)),
-            versions=versions(),
+            versions=read_package_versions(),
         )
     )
     report_stale_deadlines(emit)
     run = Run(config, identities, Driver(directory, DaskPool(workers, on_gpu), emit, config.faults, go_on))
-    seeds = _generate(run, requests)
-    frames, species = _explore(run, seeds, n_seeds)
+    seeds = generate_seeds(run, requests)
+    frames, species = explore_seeds(run, seeds, n_seeds)
     if not any(receipt.n_out for receipt in frames):
         raise InputError(
             f"no trajectory survived; the reasons are in {directory.root / 'quarantine'}: "
             f"{describe_reasons(directory.read_quarantine())}"
         )
-    picks = _select(run, frames, *_describe(run, frames, species))
-    labels = _label(run, frames, picks)
-    _store(run, labels)
+    picks = select_frames(run, frames, *describe_frames(run, frames, species))
+    labels = label_picks(run, frames, picks)
+    store_structures(run, labels)
     seconds = time.perf_counter() - started
     emit(
         RunFinished(

@@ -32,13 +32,13 @@ from daskpipe.engine.rows import UnitRows
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt, Unit, unit_key
 from daskpipe.pipeline.context import Run
-from daskpipe.pipeline.packing import pack
+from daskpipe.pipeline.packing import pack_dataset
 from daskpipe.stages import describe
 from daskpipe.stages.explore.settings import Exploration
 from daskpipe.stages.explore.timesteps import masses_of, too_long
 from daskpipe.stages.explore.trajectory import Condition
 from daskpipe.stages.generate.files import KNOWN_NAMES, checksum, reader_of
-from daskpipe.stages.generate.frame_ranges import stretches
+from daskpipe.stages.generate.frame_ranges import cut_frame_ranges
 from daskpipe.store import reader
 
 if TYPE_CHECKING:
@@ -53,35 +53,37 @@ AGAINST_SIZE = 1024
 # --- stages -----------------------------------------------------------------------------------------
 
 
-def _generate(run: Run, requests: Sequence[generating.Request] | None) -> list[Receipt]:
+def generate_seeds(run: Run, requests: Sequence[generating.Request] | None) -> list[Receipt]:
     """Seeds from generators and files; a partition of the bag is a unit."""
     settings = run.config.generate
     if requests is None:
-        requests = generating.requests(settings.sources, settings.paths, settings.base_dir)
+        requests = generating.list_requests(settings.sources, settings.paths, settings.base_dir)
 
-    def lazy(batch: Sequence[generating.Request]) -> Any:
-        seeds = generating.generate(list(batch), seed=run.seed, limits=settings.limits, partition_size=len(batch))
-        return seeds.map_partitions(generating.pack)
+    def make_task(batch: Sequence[generating.Request]) -> Any:
+        seeds = generating.generate_seeds(list(batch), seed=run.seed, limits=settings.limits, partition_size=len(batch))
+        return seeds.map_partitions(generating.to_payloads)
 
     plan = []
     for index, batch in enumerate(cut_batches(requests, settings.partition_size)):
         params = {"requests": [request.fingerprint() for request in batch], "limits": settings.limits.model_dump()}
         key = unit_key("generate", generating.VERSION, params, [], run.seed)
         unit = Unit(stage="generate", index=index, key=key, n_inputs=len(batch))
-        one = [partial(lazy, [request]) for request in batch]
-        plan.append(PlannedUnit(unit, partial(lazy, batch), one, partial(_names, batch)))
+        one = [partial(make_task, [request]) for request in batch]
+        plan.append(PlannedUnit(unit, partial(make_task, batch), one, partial(_name_requests, batch)))
     return run.driver.run_stage("generate", plan, "seeds")
 
 
-def _names(requests: Sequence[generating.Request]) -> list[str]:
+def _name_requests(requests: Sequence[generating.Request]) -> list[str]:
     return [request.name for request in requests]
 
 
-def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Receipt], list[str]]:
+def explore_seeds(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Receipt], list[str]]:
     """Trajectories from each seed at each temperature and replica; and the elements of the seeds."""
     settings = run.config.explore
-    holds = run.config.holds
-    pieces, duplicates, species = generating.distinct(run.directory.root, [receipt.key for receipt in seeds], holds)
+    holds = run.config.holds_seed
+    pieces, duplicates, species = generating.find_distinct_seeds(
+        run.directory.root, [receipt.key for receipt in seeds], holds
+    )
     run.directory.write_quarantine(duplicates)
     n_seeds = sum(receipt.n_out for receipt in seeds) - len(duplicates)
     if n_seeds and not pieces:
@@ -103,7 +105,7 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
         for piece, each in zip(pieces, pressed, strict=True)
         for condition in exploring.conditions(settings.dynamics, settings.relax, pressed=each)
     ]
-    build = _builder(settings)
+    build = _make_builder(settings)
     name = f"{run.identities['explore'].hash} {settings.dtype}"
     fingerprint = None
     deciding = {
@@ -117,7 +119,7 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
     for of_each in ("temperatures", "pressures", "replicas"):
         del deciding["dynamics"][of_each]
 
-    def lazy(rows: list[UnitRows], conditions: list[Condition], checkpoints: Checkpoints | None = None) -> Any:
+    def make_task(rows: list[UnitRows], conditions: list[Condition], checkpoints: Checkpoints | None = None) -> Any:
         loaded = dask.delayed(exploring.load_seeds)(run.directory.root, rows, conditions)
         return exploring.explore(
             db.from_delayed([loaded]),
@@ -140,13 +142,14 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
             stage="explore", index=index, key=key, n_inputs=len(batch), upstream=tuple(sorted({p.key for p in rows}))
         )
         checkpoints = Checkpoints(root=run.directory.root, unit=unit)
-        one = [partial(lazy, [piece], [condition]) for piece, condition in batch]
+        one = [partial(make_task, [piece], [condition]) for piece, condition in batch]
         names = partial(exploring.names, run.directory.root, rows, conditions, settings.dynamics)
-        plan.append(PlannedUnit(unit, partial(lazy, rows, conditions, checkpoints), one, names, settings.checkpoint))
+        make_lazy = partial(make_task, rows, conditions, checkpoints)
+        plan.append(PlannedUnit(unit, make_lazy, one, names, settings.checkpoint))
     return run.driver.run_stage("explore", plan, "trajectories"), species
 
 
-def _describe(run: Run, frames: list[Receipt], species: list[str]) -> tuple[list[Receipt], list[Receipt]]:
+def describe_frames(run: Run, frames: list[Receipt], species: list[str]) -> tuple[list[Receipt], list[Receipt]]:
     """Features of all frames: axes fitted once on a sample, then one block a unit of exploration.
 
     And the features of the structures that the picks shall differ from.
@@ -173,40 +176,40 @@ def _describe(run: Run, frames: list[Receipt], species: list[str]) -> tuple[list
         unit = Unit(stage="describe", index=index, key=key, n_inputs=receipt.n_out, upstream=(fit_key, receipt.key))
         plan.append((unit, partial(describing.unit, root, receipt.key, receipt.n_out, settings, species, fit_key)))
     features = run.driver.run_stage("describe", plan, "frames")
-    return features, _describe_against(run, species, params, fit_key) if run.config.select.against else []
+    return features, describe_existing(run, species, params, fit_key) if run.config.select.against else []
 
 
-def _describe_against(run: Run, species: list[str], params: dict[str, Any], fit_key: str) -> list[Receipt]:
+def describe_existing(run: Run, species: list[str], params: dict[str, Any], fit_key: str) -> list[Receipt]:
     """Features of an existing dataset, or of the frames of a file, on the axes of this run."""
     path = Path(run.config.select.against or "")
-    digest = content_of(path)
+    digest = hash_content(path)
     read: Callable[..., Any]
     pieces: list[tuple[Any, ...]]
     if path.is_dir():
-        read, n_structures = reader.geometries, reader.content(path)[1]
+        read, n_structures = reader.read_geometries, reader.read_identity(path)[1]
         starts = range(0, n_structures, AGAINST_SIZE)
         pieces = [(path, start, min(start + AGAINST_SIZE, n_structures)) for start in starts]
         sizes = [stop - start for _, start, stop in pieces]
     else:
-        read = generating.frames_in_memory
-        pieces = [(stretch,) for stretch in stretches(path, AGAINST_SIZE)]
-        sizes = [stretch.n_frames for (stretch,) in pieces]
+        read = generating.load_frame_range
+        pieces = [(frame_range,) for frame_range in cut_frame_ranges(path, AGAINST_SIZE)]
+        sizes = [frame_range.n_frames for (frame_range,) in pieces]
     plan = []
     for index, (piece, size) in enumerate(zip(pieces, sizes, strict=True)):
         key = unit_key(AGAINST, describing.VERSION, params, [fit_key, digest, AGAINST_SIZE, index], run.seed)
         unit = Unit(stage=AGAINST, index=index, key=key, n_inputs=size, upstream=(fit_key,))
 
-        def lazy(piece: tuple[Any, ...] = piece) -> Any:
+        def make_task(piece: tuple[Any, ...] = piece) -> Any:
             structures = dask.delayed(read)(*piece)
             return dask.delayed(describing.outside)(
                 structures, run.directory.root, run.config.describe, species, fit_key
             )
 
-        plan.append((unit, lazy))
+        plan.append((unit, make_task))
     return run.driver.run_stage(AGAINST, plan, "structures")
 
 
-def content_of(path: Path) -> str:
+def hash_content(path: Path) -> str:
     """Return what tells a dataset, or a file of frames, from all others.
 
     Raises
@@ -215,7 +218,7 @@ def content_of(path: Path) -> str:
         If it is neither, or is not there.
     """
     if path.is_dir():
-        return reader.content(path)[0]
+        return reader.read_identity(path)[0]
     if not path.exists():
         raise InputError(f"{path} does not exist; select.against wants a dataset.zarr or a file of frames")
     if reader_of(path) is None:
@@ -223,7 +226,7 @@ def content_of(path: Path) -> str:
     return checksum(path)
 
 
-def _select(run: Run, frames: list[Receipt], features: list[Receipt], against: list[Receipt]) -> Receipt:
+def select_frames(run: Run, frames: list[Receipt], features: list[Receipt], against: list[Receipt]) -> Receipt:
     """Pick frames, in one unit that streams the features."""
     settings = run.config.selection
     keys = [receipt.key for receipt in frames if receipt.n_out]
@@ -242,7 +245,7 @@ def _select(run: Run, frames: list[Receipt], features: list[Receipt], against: l
     return receipt
 
 
-def _label(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
+def label_picks(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
     """Labels of the picks, a batch a unit, in canonical order."""
     settings = run.config.label
     root = run.directory.root
@@ -252,12 +255,12 @@ def _label(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
         UnitRows(stage="explore", key=keys[unit], rows=(row,))
         for unit, row in zip(chosen["unit"].tolist(), chosen["row"].tolist(), strict=True)
     ]
-    build = _builder(settings)
+    build = _make_builder(settings)
     identity = run.identities["label"]
 
-    def lazy(batch: Sequence[UnitRows], start: int) -> Any:
+    def make_task(batch: Sequence[UnitRows], start: int) -> Any:
         loaded = dask.delayed(labelling.load_picks)(root, list(batch), picks.key, start, start + len(batch))
-        return labelling.label(db.from_delayed([loaded]), build, settings.potential.name, settings.checks)
+        return labelling.label_frames(db.from_delayed([loaded]), build, settings.potential.name, settings.checks)
 
     plan = []
     for index, batch in enumerate(cut_batches(pieces, settings.batch_size)):
@@ -266,12 +269,14 @@ def _label(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
         upstream = [picks.key, start, [[piece.key, *piece.rows] for piece in batch]]
         key = unit_key("label", labelling.VERSION, params, upstream, run.seed)
         unit = Unit(stage="label", index=index, key=key, n_inputs=len(batch), upstream=(picks.key,))
-        one = [partial(lazy, [piece], start + row) for row, piece in enumerate(batch)]
-        plan.append(PlannedUnit(unit, partial(lazy, batch, start), one, partial(labelling.names, root, list(batch))))
+        one = [partial(make_task, [piece], start + row) for row, piece in enumerate(batch)]
+        plan.append(
+            PlannedUnit(unit, partial(make_task, batch, start), one, partial(labelling.name_frames, root, list(batch)))
+        )
     return run.driver.run_stage("label", plan, "frames")
 
 
-def _store(run: Run, labels: list[Receipt]) -> Receipt:
+def store_structures(run: Run, labels: list[Receipt]) -> Receipt:
     """Pack the labelled structures into the dataset of the run."""
     filled = [receipt for receipt in labels if receipt.n_out]
     if not filled:
@@ -280,33 +285,33 @@ def _store(run: Run, labels: list[Receipt]) -> Receipt:
             f"{describe_reasons(run.directory.read_quarantine())}"
         )
     attrs = {
-        "config": json.dumps(run.config.deciding(), sort_keys=True),
-        "explore_potential": json.dumps(_named(run.identities["explore"])),
-        "label_potential": json.dumps(_named(run.identities["label"])),
-        **({"describe_model": json.dumps(_named(model))} if (model := run.identities.get("describe")) else {}),
+        "config": json.dumps(run.config.dump_deciding(), sort_keys=True),
+        "explore_potential": json.dumps(_name_model(run.identities["explore"])),
+        "label_potential": json.dumps(_name_model(run.identities["label"])),
+        **({"describe_model": json.dumps(_name_model(model))} if (model := run.identities.get("describe")) else {}),
         "selection": json.dumps(run.driver.stages["select"]["report"], sort_keys=True),
         "run_counts": json.dumps({name: row["out"] for name, row in run.driver.stages.items()}),
-        **_rejected(run.directory),
+        **summarise_rejections(run.directory),
     }
-    sources = [storing.Source(stage="label", key=receipt.key) for receipt in filled]
-    return pack(run, filled, sources, run.directory.dataset, attrs)
+    sources = [storing.LabelledUnit(stage="label", key=receipt.key) for receipt in filled]
+    return pack_dataset(run, filled, sources, run.directory.dataset, attrs)
 
 
-def _rejected(directory: RunDirectory) -> dict[str, str]:
+def summarise_rejections(directory: RunDirectory) -> dict[str, str]:
     """Return what is no part of the dataset, as root attributes: counts by stage and reason, and what it was."""
     rejections = directory.read_quarantine()
     names: dict[str, list[str]] = {kind: [] for kind in count_reasons(rejections)}
     for rejection in rejections:
         names[rejection.kind].append(rejection.structure)
-    rows = {kind: sorted(found) for kind, found in names.items()}
+    rows = {kind: sorted(structures) for kind, structures in names.items()}
     return {"quarantined": json.dumps(count_reasons(rejections)), "rejected": json.dumps(rows)}
 
 
-def _named(identity: potentials.Identity) -> dict[str, str]:
+def _name_model(identity: potentials.Identity) -> dict[str, str]:
     return {"name": identity.name, "sha256": identity.hash}
 
 
-def devices(config: Config) -> dict[str, str]:
+def list_devices(config: Config) -> dict[str, str]:
     """Device of each stage that computes on one."""
     devices: dict[str, str] = {"explore": config.explore.device, "label": config.label.device}
     if describe.uses_device(config.describe):
@@ -314,8 +319,8 @@ def devices(config: Config) -> dict[str, str]:
     return devices
 
 
-def _builder(settings: configs.Explore | configs.Label) -> Callable[[], potentials.Potential]:
+def _make_builder(settings: configs.Explore | configs.Label) -> Callable[[], potentials.Potential]:
     """Return a function that builds the potential where it is called: on the worker, once a process."""
     return partial(
-        potentials.build, settings.potential.name, settings.potential.params, settings.device, settings.dtype
+        potentials.build_potential, settings.potential.name, settings.potential.params, settings.device, settings.dtype
     )

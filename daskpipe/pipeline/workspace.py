@@ -13,10 +13,9 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from daskpipe.cluster.connect import check as check_cluster
-from daskpipe.cluster.connect import connect
-from daskpipe.cluster.joining import join
-from daskpipe.config.compose import sections_of
+from daskpipe.cluster.connect import check_cluster, connect
+from daskpipe.cluster.joining import join_scheduler
+from daskpipe.config.compose import list_sections
 from daskpipe.config.load import load_config
 from daskpipe.config.models import Config
 from daskpipe.core.errors import (
@@ -38,23 +37,23 @@ from daskpipe.engine.units import Receipt
 if TYPE_CHECKING:
     from distributed import Client
 
-SIZE = 512
+FRAMES_A_UNIT = 512
 """Frames read and described by one task."""
 
 
-PICKING = ("describe", "select", "cluster", "seed")
+PICKING_SECTIONS = ("describe", "select", "cluster", "seed")
 
 
-MAKING = ("store", "describe", "cluster", "seed")
+DATASET_SECTIONS = ("store", "describe", "cluster", "seed")
 """What of the config counts where frames are described and picked, and where a dataset is made."""
 
 
-Made = tuple[list[Receipt], int, dict[str, Any]]
+Outputs = tuple[list[Receipt], int, dict[str, Any]]
 """Units of frames, how much was written, and what to report."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
+class FilesResult:
     """What was made of the frames of files.
 
     Parameters
@@ -89,15 +88,22 @@ class Done:
         return EXIT_QUARANTINED if self.rejected else EXIT_COMPLETE
 
 
-def _config(overrides: Sequence[str], sections: Sequence[str] = PICKING) -> Config:
+def compose_sections(overrides: Sequence[str], sections: Sequence[str] = PICKING_SECTIONS) -> Config:
     """Compose the sections that count, from the presets of SOAP and k-means."""
-    for override, section in zip(overrides, sections_of(overrides), strict=True):
+    for override, section in zip(overrides, list_sections(overrides), strict=True):
         if section not in sections:
             raise ConfigError(f"{override!r} is of no use here: overrides begin with {', '.join(sections)}")
     return load_config("quickstart", ["describe=soap", "select=kmeans", *overrides])
 
 
-def _target(out: str | Path, suffixes: Sequence[str], force: bool) -> Path:
+def check_target(out: str | Path, suffixes: Sequence[str], force: bool) -> Path:
+    """Return the path of what is to be written, if it may be.
+
+    Raises
+    ------
+    ConfigError
+        If its name ends otherwise than in one of the suffixes, or it exists and `force` is not set.
+    """
     out = Path(out)
     if out.suffix not in suffixes:
         raise ConfigError(f"{out} must end in {' or '.join(suffixes)}; type e.g. -o {quote(out.stem + suffixes[0])}")
@@ -105,14 +111,14 @@ def _target(out: str | Path, suffixes: Sequence[str], force: bool) -> Path:
     return out
 
 
-def _run(
+def run_in_workspace(
     name: str,
     config: Config,
     out: Path,
     client: Client | None,
     subscribers: Iterable[Emit],
-    work: Callable[[RunDirectory, Workers, Emit], Made],
-) -> Done:
+    work: Callable[[RunDirectory, Workers, Emit], Outputs],
+) -> FilesResult:
     """Do the work in a run directory beside `out`, and remove it."""
     started = time.perf_counter()
     if client is None:
@@ -125,7 +131,7 @@ def _run(
         directory = RunDirectory(folder)
         emit = fan_out(Ledger(directory), *subscribers)
         with (
-            nullcontext(join(client, folder, emit))
+            nullcontext(join_scheduler(client, folder, emit))
             if client is not None
             else connect(config.cluster, folder / "workers.log", emit)
         ) as workers:
@@ -138,7 +144,7 @@ def _run(
             report_stale_deadlines(emit)
             frames, n_out, report = work(directory, workers, emit)
         rejections = directory.read_quarantine()
-        return Done(
+        return FilesResult(
             out=out,
             n_frames=sum(receipt.n_out for receipt in frames),
             n_out=n_out,

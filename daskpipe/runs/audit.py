@@ -26,7 +26,7 @@ from daskpipe.engine.manifests import STAGE_ORDER, Manifest, ledger_lines, list_
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Unit
 from daskpipe.runs.findings import Finding, Report
-from daskpipe.runs.quarantine import held, standing_on
+from daskpipe.runs.quarantine import find_dependents, read_rejection
 from daskpipe.stages.generate import ENUMERATED
 
 THREADS = 2
@@ -52,7 +52,7 @@ FOLLOWS = {
 """Stages whose inputs are the outputs of another stage, all of them."""
 
 
-class Look:
+class Audit:
     """One look at a run directory."""
 
     def __init__(self, directory: RunDirectory, rehash: bool) -> None:
@@ -72,13 +72,22 @@ class Look:
         self.n_duplicates = 0
         self.config: configs.Config | None = None
 
-    def report(self) -> Report:
+    def make_report(self) -> Report:
         """Look at everything."""
-        findings = [*self._config(), *self._plan(), *self._units(), *self._redone(), *self._ledger()]
-        findings += [*self._quarantine(), *self._dataset(any("store-write" in each.path for each in findings))]
-        findings += self._conservation() if not findings else []
+        findings = [
+            *self._read_config(),
+            *self._read_plan(),
+            *self._check_units(),
+            *self._check_redone(),
+            *self._check_ledger(),
+        ]
+        findings += [
+            *self._check_quarantine(),
+            *self._check_dataset(any("store-write" in each.path for each in findings)),
+        ]
+        findings += self._check_conservation() if not findings else []
         stages: dict[str, dict[str, int | None]] = {}
-        for stage in sorted(self.totals.keys() | self.planned.keys(), key=_order):
+        for stage in sorted(self.totals.keys() | self.planned.keys(), key=_order_stage):
             row, plan = self.totals.get(stage, Counter()), self.planned.get(stage)
             stages[stage] = {name: row[name] for name in ("units", "inputs", "out", "rejected")}
             stages[stage]["pending"] = plan[1] - row["inputs"] if plan else None
@@ -87,17 +96,17 @@ class Look:
             rehashed=self.rehash,
             stages=stages,
             findings=findings,
-            leftovers=list(_leftovers(self.directory.root)),
+            leftovers=list(_list_leftovers(self.directory.root)),
             waiting=self.waiting,
         )
 
-    def _config(self) -> Iterator[Finding]:
+    def _read_config(self) -> Iterator[Finding]:
         try:
             self.config = saved.from_yaml(self.directory.config)
         except ConfigError as error:
             yield Finding(path="config.yaml", expected="the config of the run; put it back", found=str(error))
 
-    def _plan(self) -> Iterator[Finding]:
+    def _read_plan(self) -> Iterator[Finding]:
         """Read the ledger once: what was planned, and which units were taken away on purpose."""
         for path, number, event in ledger_lines(self.directory.root):
             if event is None:
@@ -119,17 +128,17 @@ class Look:
 
     # --- units ------------------------------------------------------------------------------------------
 
-    def _units(self) -> Iterator[Finding]:
+    def _check_units(self) -> Iterator[Finding]:
         indices: dict[str, set[int]] = {}
         doubled: set[tuple[str, int]] = set()
         with ThreadPoolExecutor(THREADS) as threads:
             for batch in batched(list_entries(self.directory.root), AHEAD):
-                for folder, (faults, manifest) in zip(batch, threads.map(self._unit, batch), strict=True):
+                for folder, (faults, manifest) in zip(batch, threads.map(self._check_unit, batch), strict=True):
                     yield from faults
                     if manifest is None:
                         self.unread.add(folder.relative_to(self.directory.root).parts[1])
                         continue
-                    self._rejections(folder, manifest)
+                    self._compare_rejections(folder, manifest)
                     if manifest.unit.key not in self.superseded and not any(fault.aside for fault in faults):
                         unit, receipt = manifest.unit, manifest.receipt
                         seen = indices.setdefault(unit.stage, set())
@@ -141,7 +150,7 @@ class Look:
         for stage, index in sorted(doubled):
             twins = [
                 folder
-                for folder in self._sound(stage)
+                for folder in self._list_sound(stage)
                 if folder.name not in self.superseded and read_manifest(folder).unit.index == index
             ]
             for folder in twins:
@@ -149,12 +158,12 @@ class Look:
                 found = f"{len(twins)}: {', '.join(twin.name for twin in twins)}"
                 yield Finding(path=path, expected=f"one unit {index} of {stage}", found=found, aside=path)
 
-    def _sound(self, stage: str) -> Iterator[Path]:
+    def _list_sound(self, stage: str) -> Iterator[Path]:
         for folder in list_entries(self.directory.root):
-            if folder.parent.parent.name == stage and not any(fault.aside for fault in self._unit(folder)[0]):
+            if folder.parent.parent.name == stage and not any(fault.aside for fault in self._check_unit(folder)[0]):
                 yield folder
 
-    def _unit(self, folder: Path) -> tuple[list[Finding], Manifest | None]:
+    def _check_unit(self, folder: Path) -> tuple[list[Finding], Manifest | None]:
         """Compare one folder of ``units/`` with its manifest."""
         aside = str(folder.relative_to(self.directory.root))
         if folder.is_symlink() or not folder.is_dir():
@@ -169,33 +178,35 @@ class Look:
         unit, receipt, files = manifest.unit, manifest.receipt, manifest.files
         faults = []
 
-        def fault(path: str, expected: str, found: str) -> None:
+        def add_fault(path: str, expected: str, found: str) -> None:
             faults.append(Finding(path=path, unit=str(unit), expected=expected, found=found, aside=aside))
 
         if folder != (place := self.directory.unit_dir(unit.stage, unit.key)):
-            fault(aside, f"it at {place.relative_to(self.directory.root)}", "it here")
+            add_fault(aside, f"it at {place.relative_to(self.directory.root)}", "it here")
         same = ("stage", "index", "key", "n_inputs")
         if any(getattr(receipt, name) != getattr(unit, name) for name in same):
-            fault(f"{aside}/manifest.json", "a receipt of that unit", f"one of {receipt.stage} unit {receipt.index}")
+            add_fault(
+                f"{aside}/manifest.json", "a receipt of that unit", f"one of {receipt.stage} unit {receipt.index}"
+            )
         for extra in sorted(set(os.listdir(folder)) - files.keys() - {"manifest.json"}):
             if extra.startswith("."):  # what a file manager leaves
                 continue
-            fault(f"{aside}/{extra}", "no such file", "one that the manifest does not name")
+            add_fault(f"{aside}/{extra}", "no such file", "one that the manifest does not name")
         for name, said in files.items():
-            if wrong := self._file(folder / name, said):
-                fault(f"{aside}/{name}", *wrong)
+            if wrong := self._check_file(folder / name, said):
+                add_fault(f"{aside}/{name}", *wrong)
         random = unit.stage == "generate" and self.config is not None and _is_random(self.config)
         n_done = receipt.n_out + receipt.n_rejected
         if (unit.stage in ONE_TO_ONE or random) and n_done != receipt.n_inputs:
             found = f"{receipt.n_out} outputs and {receipt.n_rejected} rejections"
-            fault(f"{aside}/manifest.json", f"as many as its {receipt.n_inputs} inputs", found)
+            add_fault(f"{aside}/manifest.json", f"as many as its {receipt.n_inputs} inputs", found)
         for key in unit.upstream:
             if not self.forgotten.get(key) and not any((self.directory.root / "units").glob(f"*/{key[:2]}/{key}")):
                 expected = f"the unit {key} that it was made from"
                 faults.append(Finding(path=aside, unit=str(unit), expected=expected, found="no such unit"))
         return faults, manifest
 
-    def _file(self, path: Path, said: dict[str, Any]) -> tuple[str, str] | None:
+    def _check_file(self, path: Path, said: dict[str, Any]) -> tuple[str, str] | None:
         """Compare one file with its line in a manifest; return what was expected and what is there."""
         if path.is_symlink() or not path.is_file():
             return f"a file of {said['size']} bytes", "no such file"
@@ -205,7 +216,7 @@ class Look:
             return f"sha256 {said['sha256']}", f"sha256 {digest}"
         return None
 
-    def _rejections(self, folder: Path, manifest: Manifest) -> None:
+    def _compare_rejections(self, folder: Path, manifest: Manifest) -> None:
         """Compare the rejections of a unit with the quarantine."""
         if not manifest.receipt.n_rejected:
             return
@@ -217,7 +228,7 @@ class Look:
             return
         for rejection in rows:
             path = self.directory.quarantine_file(rejection)
-            known, there = path.name in self.explained, held(path)
+            known, there = path.name in self.explained, read_rejection(path)
             self.explained.add(path.name)
             # Of several rejections of one structure in one stage the quarantine holds the first that was written.
             if not path.exists():
@@ -227,7 +238,7 @@ class Look:
             elif not known:
                 self.differing.add(path.name)
 
-    def _redone(self) -> Iterator[Finding]:
+    def _check_redone(self) -> Iterator[Finding]:
         """Compare units that were moved aside with those that were made in their places."""
         for path in sorted((self.directory.root / DAMAGED).glob("units/*/*/*/manifest.json")):
             try:
@@ -243,10 +254,11 @@ class Look:
             differing = [
                 name
                 for name in sorted(before.files.keys() | now.files.keys())
-                if now.files.get(name) != before.files.get(name) and not _is(path.parent / name, now.files.get(name))
+                if now.files.get(name) != before.files.get(name)
+                and not _matches_entry(path.parent / name, now.files.get(name))
             ]
             if differing:
-                stands = Counter(stage for stage, _ in standing_on(self.directory, [before.unit]))
+                stands = Counter(stage for stage, _ in find_dependents(self.directory, [before.unit]))
                 listed = ", ".join(f"{n} of {stage}" for stage, n in stands.items()) or "none"
                 self.changed.append(before.unit)
                 yield Finding(
@@ -258,7 +270,7 @@ class Look:
 
     # --- what follows from the units --------------------------------------------------------------------
 
-    def _ledger(self) -> Iterator[Finding]:
+    def _check_ledger(self) -> Iterator[Finding]:
         for path, number, event in ledger_lines(self.directory.root):
             if not event or event["event"] != "UnitCommitted" or self.forgotten.get(event["key"]):
                 continue
@@ -289,7 +301,7 @@ class Look:
                     found=found,
                 )
 
-    def _quarantine(self) -> Iterator[Finding]:
+    def _check_quarantine(self) -> Iterator[Finding]:
         for name in sorted(self.absent):
             yield Finding(path=f"quarantine/{name}", expected=self.absent[name], found="no such file")
         folder = self.directory.root / "quarantine"
@@ -297,7 +309,7 @@ class Look:
             path = f"quarantine/{entry}"
             if entry.startswith("."):
                 continue
-            there = held(folder / entry)
+            there = read_rejection(folder / entry)
             if there is None or self.directory.quarantine_file(there).name != entry:
                 yield Finding(path=path, expected="a rejection", found="something else", aside=path)
             elif there.kind == "generate/duplicate":  # of seeds of different units: the driver writes these
@@ -309,7 +321,7 @@ class Look:
                 found = f"{there.kind} of {there.structure}"
                 yield Finding(path=path, expected="no file that no unit explains", found=found, aside=path)
 
-    def _dataset(self, suspicious: bool) -> Iterator[Finding]:
+    def _check_dataset(self, suspicious: bool) -> Iterator[Finding]:
         from daskpipe.core.variables import read_root
         from daskpipe.store import verify
 
@@ -332,55 +344,57 @@ class Look:
             expected = f"the {made['out']} structures of the unit that published it"
             yield Finding(path="dataset.zarr", expected=expected, found=str(held), aside="dataset.zarr")
 
-    def _conservation(self) -> list[Finding]:
+    def _check_conservation(self) -> list[Finding]:
         """Compare the stages with each other; where a unit is damaged that says nothing."""
         findings = []
 
-        def compare(stage: str, expected: str, n_expected: int, n_found: int, what: str) -> None:
+        def compare_counts(stage: str, expected: str, n_expected: int, n_found: int, what: str) -> None:
             if n_expected != n_found:
                 found = f"{n_found} {what}"
                 findings.append(Finding(path=f"units/{stage}", expected=f"{n_expected} {expected}", found=found))
 
-        def complete(stage: str) -> bool:
+        def is_complete(stage: str) -> bool:
             return stage in self.planned and self.totals.get(stage, Counter())["units"] == self.planned[stage][0]
 
         for stage, (n_units, n_inputs) in self.planned.items():
             row = self.totals.get(stage, Counter())
-            if row["units"] > n_units or row["inputs"] > n_inputs or complete(stage):
-                compare(stage, "units, as planned", n_units, row["units"], "units")
-                compare(stage, "inputs, as planned", n_inputs, row["inputs"], "inputs")
-            if (before := FOLLOWS.get(stage)) and complete(before):
-                compare(stage, f"inputs, the outputs of {before}", self.totals[before]["out"], n_inputs, "inputs")
-        if self.config is not None and complete("generate") and "explore" in self.planned:
+            if row["units"] > n_units or row["inputs"] > n_inputs or is_complete(stage):
+                compare_counts(stage, "units, as planned", n_units, row["units"], "units")
+                compare_counts(stage, "inputs, as planned", n_inputs, row["inputs"], "inputs")
+            if (before := FOLLOWS.get(stage)) and is_complete(before):
+                compare_counts(
+                    stage, f"inputs, the outputs of {before}", self.totals[before]["out"], n_inputs, "inputs"
+                )
+        if self.config is not None and is_complete("generate") and "explore" in self.planned:
             dynamics = self.config.explore.dynamics
             n_seeds = self.totals["generate"]["out"] - self.n_duplicates
             if len(dynamics.pressures) == 1 and self.config.shard is None:
                 n = n_seeds * max(1, len(dynamics.temperatures)) * dynamics.replicas
-                compare("explore", "trajectories of distinct seeds", n, self.planned["explore"][1], "planned")
+                compare_counts("explore", "trajectories of distinct seeds", n, self.planned["explore"][1], "planned")
         return findings
 
 
-def _leftovers(root: Path) -> Iterator[dict[str, Any]]:
+def _list_leftovers(root: Path) -> Iterator[dict[str, Any]]:
     """Yield what attempts and interrupted writes left behind, and what was moved aside."""
-    found = [(path, "checkpoints") for path in root.glob("units/*/*/.*-work")]
-    found += [(path, "attempt") for path in root.glob("units/*/*/.*-attempt")]
-    found += [(path, "temporary") for folder in (root, root / "ledger", root / "quarantine", root / "drivers")
+    leftovers = [(path, "checkpoints") for path in root.glob("units/*/*/.*-work")]
+    leftovers += [(path, "attempt") for path in root.glob("units/*/*/.*-attempt")]
+    leftovers += [(path, "temporary") for folder in (root, root / "ledger", root / "quarantine", root / "drivers")
               for path in folder.glob(TEMPORARY)]  # fmt: skip
-    found += [(path, "dataset") for path in root.glob(".dataset-*.zarr")]
-    found += [(path, "keys") for path in root.glob("keys-*")]
-    found += [(path, "moved aside") for path in root.glob(DAMAGED)]
-    for path, what in sorted(found):
-        n_bytes = sum(_sizes(path))
+    leftovers += [(path, "dataset") for path in root.glob(".dataset-*.zarr")]
+    leftovers += [(path, "keys") for path in root.glob("keys-*")]
+    leftovers += [(path, "moved aside") for path in root.glob(DAMAGED)]
+    for path, what in sorted(leftovers):
+        n_bytes = sum(_list_sizes(path))
         yield {"path": str(path.relative_to(root)), "bytes": n_bytes, "what": what}
 
 
 def _raise_if_unreadable(error: Exception, path: Path) -> None:
     """Raise an error that says something of the disk or of permissions, and nothing of the file: it is not damaged."""
-    if isinstance(error, OSError) and (found := disk_error(error, path=path)) is not None:
-        raise found from error
+    if isinstance(error, OSError) and (cause := disk_error(error, path=path)) is not None:
+        raise cause from error
 
 
-def _sizes(path: Path) -> Iterator[int]:
+def _list_sizes(path: Path) -> Iterator[int]:
     """Yield the sizes of a file, or of all files below a folder; an attempt may remove them meanwhile."""
     files = [os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names]
     for file in files or [str(path)]:
@@ -396,10 +410,10 @@ def _is_random(config: configs.Config) -> bool:
     return not config.generate.paths and not any(generator in ENUMERATED for generator in generators)
 
 
-def _is(path: Path, said: dict[str, Any] | None) -> bool:
+def _matches_entry(path: Path, said: dict[str, Any] | None) -> bool:
     """Whether a file is what a line of a manifest says."""
     return said is not None and path.is_file() and sha256_file(path) == said["sha256"]
 
 
-def _order(stage: str) -> int:
+def _order_stage(stage: str) -> int:
     return STAGE_ORDER.index(stage) if stage in STAGE_ORDER else len(STAGE_ORDER)

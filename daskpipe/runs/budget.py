@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from shlex import quote
 
-from daskpipe.config.models import Config, part_of
+from daskpipe.config.models import Config, parse_shard
 from daskpipe.core.errors import Interrupted
 from daskpipe.core.events import Event, StageStarted, UnitCommitted, UnitGivenUp, UnitLost, UnitYielded
 from daskpipe.core.validation import in_bytes
@@ -30,30 +30,30 @@ class Spent:
     bytes: Counter[str] = field(default_factory=Counter)
     """Size of their files (not: their manifests), by stage."""
 
-    def add(self, stage: str, seconds: float, n_bytes: int) -> None:
+    def add_work(self, stage: str, seconds: float, n_bytes: int) -> None:
         """Count a unit, or an attempt at one."""
         self.seconds[stage] += seconds  # type: ignore[assignment]  # a Counter of floats
         self.bytes[stage] += n_bytes
 
 
-def spent(directory: RunDirectory) -> Spent:
+def measure_spent(directory: RunDirectory) -> Spent:
     """Return what the units of a run took, over all driver starts.
 
     It is read from their manifests; what attempts took that did not end in a commit, from the ledger.
     """
-    found = Spent()
+    total = Spent()
     for path in directory.list_manifests():
         receipt = json.loads(path.read_bytes())["receipt"]
-        found.add(receipt["stage"], receipt["seconds"], receipt["n_bytes"])
+        total.add_work(receipt["stage"], receipt["seconds"], receipt["n_bytes"])
     for event in LedgerReader(directory).read_new_events():
         if event.get("event") in FRUITLESS:
-            found.add(event["stage"], event.get("seconds", 0.0), 0)
-    return found
+            total.add_work(event["stage"], event.get("seconds", 0.0), 0)
+    return total
 
 
-def limits(config: Config) -> tuple[float | None, int | None]:
+def compute_limits(config: Config) -> tuple[float | None, int | None]:
     """Return the hours and bytes that a run may take; of a shard, its share."""
-    n = part_of(config.shard)[1] if config.shard else 1
+    n = parse_shard(config.shard)[1] if config.shard else 1
     hours, size = config.budget.hours, config.budget.bytes
     return (None if hours is None else hours / n, None if size is None else in_bytes(size) // n)
 
@@ -74,8 +74,8 @@ class BudgetKeeper:
 
     def __init__(self, directory: RunDirectory, config: Config) -> None:
         self.directory, self.config = directory, config
-        self.hours, self.bytes = limits(config)
-        self.spent = spent(directory) if self.hours is not None or self.bytes is not None else Spent()
+        self.hours, self.bytes = compute_limits(config)
+        self.spent = measure_spent(directory) if self.hours is not None or self.bytes is not None else Spent()
         self._stage, self._left, self._units = "", 0, 0
 
     def __call__(self, event: Event) -> None:
@@ -91,41 +91,41 @@ class BudgetKeeper:
                 self._stage, self._units = event.stage, event.n_units
                 self._left = event.n_units - event.n_committed
             case UnitCommitted():
-                self.spent.add(event.stage, event.seconds, event.n_bytes)
+                self.spent.add_work(event.stage, event.seconds, event.n_bytes)
                 self._left -= 1
             case UnitLost() | UnitYielded() | UnitGivenUp():
-                self.spent.add(event.stage, event.seconds, 0)
+                self.spent.add_work(event.stage, event.seconds, 0)
             case _:
                 return
         if self._left > 0:
-            self._check()
+            self._check_limits()
 
-    def _check(self) -> None:
+    def _check_limits(self) -> None:
         hours, n_bytes = sum(self.spent.seconds.values()) / HOUR, self.spent.bytes.total()
         if self.hours is not None and hours >= self.hours:
             of_stages = ", ".join(f"{name} {value / HOUR:.3g}" for name, value in self.spent.seconds.most_common())
-            self._stop("hours", f"{self.config.budget.hours:g}", f"{hours:.3g} h of work: {of_stages}")
+            self._stop_run("hours", f"{self.config.budget.hours:g}", f"{hours:.3g} h of work: {of_stages}")
         if self.bytes is not None and n_bytes >= self.bytes:
-            of_stages = ", ".join(f"{name} {size_in_words(n)}" for name, n in self.spent.bytes.most_common())
-            self._stop("bytes", str(self.config.budget.bytes), f"{size_in_words(n_bytes)}: {of_stages}")
+            of_stages = ", ".join(f"{name} {format_bytes(n)}" for name, n in self.spent.bytes.most_common())
+            self._stop_run("bytes", str(self.config.budget.bytes), f"{format_bytes(n_bytes)}: {of_stages}")
 
-    def _stop(self, what: str, limit: str, taken: str) -> None:
+    def _stop_run(self, what: str, limit: str, taken: str) -> None:
         share = f", of which shard {self.config.shard} has its share," if self.config.shard else ""
         later = STAGE_ORDER[STAGE_ORDER.index(self._stage) + 1 :] if self._stage in STAGE_ORDER else ()
         then = f", then {', '.join(name for name in later if name != 'describe-against')}" if later else ""
         raise Interrupted(
             f"budget.{what}={limit}{share} is spent ({taken}). Left to do: {self._left:,} of {self._units:,} units of "
             f"{self._stage}{then}. To go on type: "
-            f"daskpipe resume {quote(str(self.directory.root))} budget.{what}={_doubled(limit)}"
+            f"daskpipe resume {quote(str(self.directory.root))} budget.{what}={_double_limit(limit)}"
         )
 
 
-def _doubled(limit: str) -> str:
+def _double_limit(limit: str) -> str:
     number = limit.rstrip("BiTGMk ")
     return f"{2 * float(number):g}{limit[len(number) :].strip()}"
 
 
-def size_in_words(n_bytes: float) -> str:
+def format_bytes(n_bytes: float) -> str:
     """Return a number of bytes as people read it, e.g. ``1.2 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if n_bytes < 999.5:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskpipe.cluster.submitted_jobs import Submission, tag
+from daskpipe.cluster.submitted_jobs import Submission, job_name_prefix
 from daskpipe.core.errors import ClusterError, ConfigError, Interrupted
 from daskpipe.core.files import write_atomically
 from daskpipe.core.shared_disk import disk_time
@@ -86,33 +86,33 @@ class Record:
         return Submission(**{field: getattr(self, field) for field in known})
 
 
-def read(root: Path) -> Record | None:
+def read_record(root: Path) -> Record | None:
     """Return the record of the last detached driver of a run; ``None`` if there is none."""
     try:
-        return Record(**{"name": _job_name(root), **json.loads(_file(root).read_text())})
+        return Record(**{"name": _job_name(root), **json.loads(_record_file(root).read_text())})
     except FileNotFoundError:
         return None
 
 
-def waiting(root: Path) -> Record | None:
+def find_waiting(root: Path) -> Record | None:
     """Return the record of a detached driver that has not begun, as far as files tell; ``None`` if there is none."""
-    record, last = read(root), lease.last(root)
+    record, last = read_record(root), lease.read_last_driver(root)
     return None if record is None or (last is not None and last.token == record.token) else record
 
 
-def forget(root: Path) -> None:
+def remove_record(root: Path) -> None:
     """Remove the record: no detached driver is to drive the run."""
-    _file(root).unlink(missing_ok=True)
+    _record_file(root).unlink(missing_ok=True)
 
 
-def in_queue(record: Record) -> bool | None:
+def is_queued(record: Record) -> bool | None:
     """Tell whether a detached driver's job is in its queue; ``None`` if the queue's list does not prove it."""
     if record.job_id is None:
         return None
     from daskpipe.cluster.job_commands import list_jobs
 
     try:
-        fates = list_jobs(site_of_kind(record.kind)).fates([record.submission])
+        fates = list_jobs(site_of_kind(record.kind)).sort_by_fate([record.submission])
     except ClusterError:
         return None
     return True if fates["queued"] else False if fates["gone"] else None
@@ -121,7 +121,7 @@ def in_queue(record: Record) -> bool | None:
 # --- submission ---------------------------------------------------------------------------------------
 
 
-def run(config: Config, run_dir: Path | str) -> Record:
+def submit_run(config: Config, run_dir: Path | str) -> Record:
     """Check a config, open its run directory, and submit a job that drives the run; parameters as of `runs.run`.
 
     Raises
@@ -133,38 +133,38 @@ def run(config: Config, run_dir: Path | str) -> Record:
     """
     from daskpipe.runs import run as runs
 
-    refuse(config.cluster)
+    check_detachable(config.cluster)
     directory = RunDirectory(Path(run_dir).absolute())
     with runs.open_run(directory, config):
-        return _detach(directory, config)
+        return _submit_driver(directory, config)
 
 
-def resume(run_dir: Path | str, overrides: Sequence[str] = (), *, cluster: Cluster | None = None) -> Record:
-    """Submit a job that goes on with a run; parameters as of `runs.resume`, errors as of `run`."""
+def submit_resume(run_dir: Path | str, overrides: Sequence[str] = (), *, cluster: Cluster | None = None) -> Record:
+    """Submit a job that goes on with a run; parameters as of `runs.resume`, errors as of `submit_run`."""
     from daskpipe.runs import run as runs
 
-    directory, config = runs.stored(run_dir, overrides, cluster=cluster)
-    refuse(config.cluster)
+    directory, config = runs.load_stored_run(run_dir, overrides, cluster=cluster)
+    check_detachable(config.cluster)
     with runs.open_run(directory, config):
-        return _detach(directory, config)
+        return _submit_driver(directory, config)
 
 
-def _detach(directory: RunDirectory, config: Config) -> Record:
+def _submit_driver(directory: RunDirectory, config: Config) -> Record:
     """Submit the driver of a run whose lease this process holds, unless one waits already."""
-    if (record := waiting(directory.root)) is not None and in_queue(record) is not False:
+    if (record := find_waiting(directory.root)) is not None and is_queued(record) is not False:
         raise ConfigError(
             f"job {record.job_id} waits to drive {directory.root} since {record.at}. Look at it: daskpipe status "
-            f"{_quoted(directory.root)} --watch, or take it back: daskpipe cancel {_quoted(directory.root)}"
+            f"{_quote_path(directory.root)} --watch, or take it back: daskpipe cancel {_quote_path(directory.root)}"
         )
     cluster = config.cluster
     if cluster.name.endswith((".yaml", ".yml")):  # the job may begin in another directory
         cluster = cluster.model_copy(update={"name": str(Path(cluster.name).expanduser().absolute())})
     budget = config.budget.model_dump(mode="json", include={"hours", "bytes"})
     overrides = [f"budget.{name}={'null' if value is None else value}" for name, value in budget.items()]
-    return _submit(directory.root, cluster, overrides)
+    return _submit_job(directory.root, cluster, overrides)
 
 
-def refuse(cluster: Cluster) -> None:
+def check_detachable(cluster: Cluster) -> None:
     """See that a cluster can have a detached driver.
 
     Raises
@@ -179,7 +179,7 @@ def refuse(cluster: Cluster) -> None:
         )
 
 
-def drive(run_dir: Path | str, token: str, subscribers: Iterable[Emit] = ()) -> Result:
+def drive_detached(run_dir: Path | str, token: str, subscribers: Iterable[Emit] = ()) -> Result:
     """Drive a run from the job of a detached driver; near its end submit the next one.
 
     Parameters
@@ -200,20 +200,20 @@ def drive(run_dir: Path | str, token: str, subscribers: Iterable[Emit] = ()) -> 
     from daskpipe.runs import run as runs
 
     root = Path(run_dir).absolute()
-    record = read(root)
+    record = read_record(root)
     if record is None or record.token != token:
         raise ConfigError(
             f"this job is not to drive {root} any more: it was cancelled, or another took its place. "
-            f"See: daskpipe status {_quoted(root)}"
+            f"See: daskpipe status {_quote_path(root)}"
         )
     cluster = Cluster(**record.cluster)
 
     started = disk_time(root)
 
     def hand_over() -> None:
-        if lease.requested(root):  # cancelled in this very moment
+        if lease.read_request(root):  # cancelled in this very moment
             return
-        fruitless = 0 if _came_on(root, started) else record.fruitless + 1
+        fruitless = 0 if _made_progress(root, started) else record.fruitless + 1
         if fruitless >= FRUITLESS_LIMIT:
             raise ClusterError(
                 f"{fruitless} drivers of {root} in a row reached neither a commit nor a checkpoint before the end of "
@@ -227,7 +227,7 @@ def drive(run_dir: Path | str, token: str, subscribers: Iterable[Emit] = ()) -> 
     return runs.resume(root, record.overrides, cluster=cluster, subscribers=subscribers, detached=detached)
 
 
-def _came_on(root: Path, since: float) -> bool:
+def _made_progress(root: Path, since: float) -> bool:
     """Tell whether a unit was committed, or left a checkpoint, after a time."""
     for pattern in ("*/manifest.json", ".*-work/*-checkpoint/state"):
         for file in root.glob(f"units/*/*/{pattern}"):
@@ -242,24 +242,25 @@ def _submit_patiently(root: Path, cluster: Cluster, overrides: Sequence[str], fr
 
     for _ in range(TRIES - 1):
         try:
-            return _submit(root, cluster, overrides, fruitless)
+            return _submit_job(root, cluster, overrides, fruitless)
         except NoJobIdError:  # it was taken, and so would the next ones be
             raise
         except ClusterError:  # its controller restarts, perhaps
             time.sleep(PAUSE_SECONDS)
-    return _submit(root, cluster, overrides, fruitless)
+    return _submit_job(root, cluster, overrides, fruitless)
 
 
-def _submit(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int = 0) -> Record:
+def _submit_job(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int = 0) -> Record:
     """Record and submit a job that resumes a run; it may begin before this returns."""
-    from daskpipe.cluster import job_script, sites
-    from daskpipe.cluster.job_commands import NoJobIdError, words_of
+    from daskpipe.cluster.job_commands import NoJobIdError, describe_error
+    from daskpipe.cluster.job_script import build_driver_job
+    from daskpipe.cluster.sites import load_site
 
-    site = sites.site_of(cluster)
+    site = load_site(cluster)
     token = uuid.uuid4().hex[:12]
     name, folder = _job_name(root), root / "jobs"
     folder.mkdir(exist_ok=True)
-    job = job_script.driver_job(site, root, name=name, token=token)
+    job = build_driver_job(site, root, name=name, token=token)
     record = Record(
         token=token,
         job_id=None,
@@ -271,45 +272,45 @@ def _submit(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: i
         fruitless=fruitless,
         name=name,
     )
-    _write(root, record)
+    _write_record(root, record)
     try:
-        submission = asyncio.run(_submit_and_look(site, job))
+        submission = asyncio.run(_submit_and_list(site, job))
     except NoJobIdError:
-        forget(root)  # should its job begin, it ends
+        remove_record(root)  # should its job begin, it ends
         raise
     except (OSError, RuntimeError, ValueError) as error:
-        forget(root)
+        remove_record(root)
         raise ClusterError(
-            f"{site.name} takes no job for the driver: {words_of(error)}. Change section driver of its file; to see "
-            f"what was submitted: daskpipe plan {_quoted(root / 'config.yaml')} --show-script"
+            f"{site.name} takes no job for the driver: {describe_error(error)}. Change section driver of its file; "
+            f"to see what was submitted: daskpipe plan {_quote_path(root / 'config.yaml')} --show-script"
         ) from error
     job_id = str(submission.job_id)
-    named = {"SLURM", "LSF", "OAR", "HTCondor"}  # the others choose the name of the log
+    log_name = site.queue_system.log_name
     record = replace(
         record,
         job_id=job_id,
-        log=str(folder / f"{name}-{job_id}.log" if site.kind in named else folder),
+        log=str(folder / log_name.format(name=name, job_id=job_id) if log_name else folder),
         cluster_name=submission.cluster_name,
         user=submission.user,
         seen=submission.seen,
     )
-    _write(root, record)
+    _write_record(root, record)
     return record
 
 
-async def _submit_and_look(site: Site, job: Any) -> Submission:
+async def _submit_and_list(site: Site, job: Any) -> Submission:
     """Submit a job, and look whether the queue lists it: if not, nobody will know whether it has ended."""
-    from daskpipe.cluster.job_commands import list_jobs_async, name_cluster, submit
+    from daskpipe.cluster.job_commands import list_jobs_async, name_cluster, submit_job
 
-    submission = await submit(site, job, pool="driver", cluster_name=await name_cluster(site))
+    submission = await submit_job(site, job, pool="driver", cluster_name=await name_cluster(site))
     with suppress(OSError, RuntimeError):
-        seen = (await list_jobs_async(site, submission.cluster_name)).id_of(submission) is not None
+        seen = (await list_jobs_async(site, submission.cluster_name)).find_id(submission) is not None
         submission = replace(submission, seen=seen)
     return submission
 
 
 def _job_name(root: Path) -> str:
-    return f"{tag(root)}-driver"
+    return f"{job_name_prefix(root)}-driver"
 
 
 # --- queues -------------------------------------------------------------------------------------------
@@ -325,13 +326,13 @@ def site_of_kind(kind: str) -> Site:
 # --- files --------------------------------------------------------------------------------------------
 
 
-def _file(root: Path) -> Path:
+def _record_file(root: Path) -> Path:
     return root / "detached.json"
 
 
-def _write(root: Path, record: Record) -> None:
-    write_atomically(_file(root), json.dumps(asdict(record), indent=1))
+def _write_record(root: Path, record: Record) -> None:
+    write_atomically(_record_file(root), json.dumps(asdict(record), indent=1))
 
 
-def _quoted(path: Path) -> str:
+def _quote_path(path: Path) -> str:
     return shlex.quote(os.fspath(path))

@@ -16,9 +16,9 @@ from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.manifests import STAGE_ORDER, read_units
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import lease
-from daskpipe.runs.audit import DAMAGED, Look
+from daskpipe.runs.audit import DAMAGED, Audit
 from daskpipe.runs.findings import Finding, Report
-from daskpipe.runs.quarantine import forget, standing_on
+from daskpipe.runs.quarantine import find_dependents, forget_units
 
 
 def fsck(run_dir: Path | str, *, rehash: bool = False, mend: bool = False) -> Report:
@@ -49,20 +49,20 @@ def fsck(run_dir: Path | str, *, rehash: bool = False, mend: bool = False) -> Re
     if not directory.config.exists() and not (directory.root / "units").is_dir():
         raise ConfigError(f"{run_dir} is no run directory (it has no config.yaml and no units); see: ls runs")
     if not mend:
-        return Look(directory, rehash).report()
-    with lease.hold(directory.root):
-        look = Look(directory, rehash)
-        mended = _mend(directory, look, look.report().findings)
+        return Audit(directory, rehash).make_report()
+    with lease.hold_lease(directory.root):
+        look = Audit(directory, rehash)
+        mended = _mend_findings(directory, look, look.make_report().findings)
         # All that only reading every byte can find has been moved aside.
-        return replace(Look(directory, rehash=False).report(), mended=mended, rehashed=rehash)
+        return replace(Audit(directory, rehash=False).make_report(), mended=mended, rehashed=rehash)
 
 
-def _mend(directory: RunDirectory, look: Look, findings: list[Finding]) -> list[str]:
+def _mend_findings(directory: RunDirectory, look: Audit, findings: list[Finding]) -> list[str]:
     """Do about findings what can be done; the caller holds the lease."""
     done = []
     emit = Ledger(directory)
-    for path in dict.fromkeys(found.aside for found in findings if found.aside):
-        target = _free(directory.root / DAMAGED / path)
+    for path in dict.fromkeys(finding.aside for finding in findings if finding.aside):
+        target = _choose_free(directory.root / DAMAGED / path)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(directory.root / path, target)
         done.append(f"moved {path} to {target.relative_to(directory.root)}")
@@ -72,8 +72,8 @@ def _mend(directory: RunDirectory, look: Look, findings: list[Finding]) -> list[
         emit(UnitForgotten(stage=stage, key=key, reason="it was gone"))
         done.append(f"noted that {stage} unit {key} is gone")
     if look.changed:
-        outdated = list(standing_on(directory, look.changed))
-        forget(directory, outdated, emit, reason="made from a unit that is another one now")
+        outdated = list(find_dependents(directory, look.changed))
+        forget_units(directory, outdated, emit, reason="made from a unit that is another one now")
         done.append(f"removed {len(outdated)} units that stood on units which are others now, and the dataset")
         for unit in look.changed:
             for manifest in (directory.root / DAMAGED).glob(
@@ -81,17 +81,17 @@ def _mend(directory: RunDirectory, look: Look, findings: list[Finding]) -> list[
             ):
                 manifest.rename(manifest.with_name("manifest-settled.json"))
     for segment, numbers in look.bad_lines.items():
-        kept = _free(directory.root / DAMAGED / "ledger" / segment.name)
+        kept = _choose_free(directory.root / DAMAGED / "ledger" / segment.name)
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(segment, kept)
         lines = kept.read_bytes().splitlines(keepends=True)
         text = b"".join(line for number, line in enumerate(lines, start=1) if number not in numbers)
         write_atomically(segment, text.decode(errors="replace"))
         done.append(f"took {len(numbers)} lines out of ledger/{segment.name}")
-    return done + [f"wrote quarantine/{name}" for name in _requarantined(directory)]
+    return done + [f"wrote quarantine/{name}" for name in _restore_quarantine(directory)]
 
 
-def _requarantined(directory: RunDirectory) -> Iterator[str]:
+def _restore_quarantine(directory: RunDirectory) -> Iterator[str]:
     """Write the rejections of units that the quarantine does not hold; yield the names of the files."""
     for stage in STAGE_ORDER:
         for folder, manifest in read_units(directory, stage):
@@ -102,7 +102,7 @@ def _requarantined(directory: RunDirectory) -> Iterator[str]:
                     yield path.name
 
 
-def _free(path: Path) -> Path:
+def _choose_free(path: Path) -> Path:
     """Return a path at which nothing stands."""
     number, free = 1, path
     while free.exists() or free.is_symlink():

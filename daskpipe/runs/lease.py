@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from daskpipe.cluster.queues import find_job_id
 from daskpipe.core.deadline import seconds_left
 from daskpipe.core.errors import ConfigError, DaskpipeError, Interrupted
 from daskpipe.core.files import write_atomically
@@ -45,9 +46,6 @@ WALLTIME_SECONDS = 180.0
 HEED_SECONDS = 10.0
 """Time in which a driver that must stop is expected to ask (`Lease.check`), before its main thread is interrupted."""
 
-JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "JOB_ID")
-"""Where schedulers tell a job its id; JOB_ID is that of Grid Engine."""
-
 
 class TakenOver(Interrupted):
     """Another driver took the run over while this one stood still."""
@@ -62,7 +60,7 @@ class WalltimeNear(Interrupted):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Driver:
+class LeaseHolder:
     """What a lease says of who holds it.
 
     Parameters
@@ -97,19 +95,19 @@ class Driver:
         return f"{self.host}, process {self.pid}{job}, since {self.since}"
 
 
-def holder(root: Path) -> Driver | None:
+def find_driver(root: Path) -> LeaseHolder | None:
     """Return the driver that works in a run directory now, on whatever machine; ``None`` if none does."""
-    driver, age = _read(root, _newest(root))
-    return driver if driver is not None and _lives(driver, age) else None
+    driver, age = _read_lease(root, _find_newest(root))
+    return driver if driver is not None and _is_alive(driver, age) else None
 
 
-def last(root: Path) -> Driver | None:
+def read_last_driver(root: Path) -> LeaseHolder | None:
     """Return the last driver that worked in a run directory, living or dead."""
-    return _read(root, _newest(root))[0]
+    return _read_lease(root, _find_newest(root))[0]
 
 
 class Lease:
-    """The right to drive a run directory; `hold` gives it.
+    """The right to drive a run directory; `hold_lease` gives it.
 
     A thread renews it and sees what should end the run: another driver, a request to cancel, the walltime.
 
@@ -125,15 +123,15 @@ class Lease:
         self.root = root
         self.number = number
         self.stop: Interrupted | None = None
-        self._path = _file(root, number)
+        self._path = _lease_file(root, number)
         self._since = self._path.stat().st_mtime
         self._reserve = min(WALLTIME_SECONDS, seconds_left() / 2)
         self._main = threading.current_thread() is threading.main_thread()
         self._heeded, self._over = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="daskpipe-lease", daemon=True)
+        self._thread = threading.Thread(target=self._renew_lease, name="daskpipe-lease", daemon=True)
         self._thread.start()
 
-    def check(self) -> None:
+    def check_stop(self) -> None:
         """See that this driver may go on.
 
         Raises
@@ -152,23 +150,23 @@ class Lease:
         if isinstance(self.stop, TakenOver):
             return
         try:
-            driver, _ = _read(self.root, self.number)
+            driver, _ = _read_lease(self.root, self.number)
             if driver is not None:
                 write_atomically(self._path, json.dumps(asdict(driver) | {"ended": utc_timestamp()}, indent=1))
         except OSError:  # the disk is full or does not answer, or the run directory is gone
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
         if isinstance(self.stop, Cancelled):
-            withdraw(self.root)
+            withdraw_request(self.root)
 
-    def _renew(self) -> None:
+    def _renew_lease(self) -> None:
         told = None
         interval = LEASE_SECONDS / RENEWALS
         while not self._over.wait(interval):
             with suppress(OSError):  # of a file server that does not answer now; what is gone is seen below
                 os.utime(self._path)
             if self.stop is None:
-                self.stop = self._reason()
+                self.stop = self._find_reason()
                 told = time.monotonic()
             elif told is not None and self._main and time.monotonic() - told > HEED_SECONDS:
                 told = None
@@ -176,30 +174,30 @@ class Lease:
                 if not self._heeded.is_set() and callable(signal.getsignal(signal.SIGINT)):
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-    def _reason(self) -> Interrupted | None:
+    def _find_reason(self) -> Interrupted | None:
         """Return why this driver must stop, if it must."""
         resume = f"To go on type: daskpipe resume {shlex.quote(str(self.root))}"
         with suppress(OSError):
-            if (newest := _newest(self.root)) > self.number:
-                by, _ = _read(self.root, newest)
+            if (newest := _find_newest(self.root)) > self.number:
+                by, _ = _read_lease(self.root, newest)
                 return TakenOver(
                     f"another driver took over {self.root} ({by}): this one stood still for longer than "
                     f"{LEASE_SECONDS:.0f} s. Look at it: daskpipe status {shlex.quote(str(self.root))}"
                 )
             if newest < self.number:
                 return TakenOver(f"the lease of this driver, {self._path}, was removed. {resume}")
-            if request := requested(self.root):
+            if request := read_request(self.root):
                 at, words = request
                 if at >= self._since:
                     return Cancelled(f"cancelled {words}. {resume}")
-                withdraw(self.root)  # it was meant for a driver of before
+                withdraw_request(self.root)  # it was meant for a driver of before
         if (left := seconds_left()) < self._reserve:
             return WalltimeNear(f"the job of this driver ends in {max(0.0, left):.0f} s. {resume}")
         return None
 
 
 @contextmanager
-def hold(root: Path, *, patience: float = 0.0, token: str | None = None) -> Iterator[Lease]:
+def hold_lease(root: Path, *, patience: float = 0.0, token: str | None = None) -> Iterator[Lease]:
     """Hold a run directory for one driver.
 
     Parameters
@@ -218,7 +216,7 @@ def hold(root: Path, *, patience: float = 0.0, token: str | None = None) -> Iter
     Interrupted
         In place of a signal or whatever else ended the block, if it was made to stop (`Lease.check`).
     """
-    lease = Lease(root, _take(root, patience, token))
+    lease = Lease(root, _take_lease(root, patience, token))
     try:
         yield lease
     except BaseException as error:
@@ -229,7 +227,7 @@ def hold(root: Path, *, patience: float = 0.0, token: str | None = None) -> Iter
         lease.close()
 
 
-def busy(root: Path, driver: Driver) -> ConfigError:
+def explain_busy(root: Path, driver: LeaseHolder) -> ConfigError:
     """Return the error that refuses a second driver."""
     run = shlex.quote(str(root))
     return ConfigError(
@@ -238,65 +236,65 @@ def busy(root: Path, driver: Driver) -> ConfigError:
     )
 
 
-def request(root: Path) -> None:
+def request_stop(root: Path) -> None:
     """Ask the driver of a run to stop."""
     write_atomically(root / "cancel", json.dumps({"host": os.uname().nodename, "at": utc_timestamp()}))
 
 
-def requested(root: Path) -> tuple[float, str] | None:
+def read_request(root: Path) -> tuple[float, str] | None:
     """Return when the driver was asked to stop, by the file system's clock, and from where in words."""
     try:
         with open(root / "cancel") as file:
-            at, content = os.fstat(file.fileno()).st_mtime, _object(file.read())
+            at, content = os.fstat(file.fileno()).st_mtime, _parse_object(file.read())
     except FileNotFoundError:
         return None
     return at, f"from {content['host']} at {content['at']}" if content else "by hand"
 
 
-def withdraw(root: Path) -> None:
+def withdraw_request(root: Path) -> None:
     """Remove the request to stop, if there is one."""
     (root / "cancel").unlink(missing_ok=True)
 
 
-def _take(root: Path, patience: float, token: str | None) -> int:
+def _take_lease(root: Path, patience: float, token: str | None) -> int:
     """Create the lease of the next number; return the number."""
     folder = root / "drivers"
     folder.mkdir(exist_ok=True)
     until = time.monotonic() + patience
-    number = _newest(root)
+    number = _find_newest(root)
     while True:
-        driver, age = _read(root, number)
-        if driver is not None and _lives(driver, age):
+        driver, age = _read_lease(root, number)
+        if driver is not None and _is_alive(driver, age):
             if time.monotonic() > until:
-                raise busy(root, driver)
+                raise explain_busy(root, driver)
             time.sleep(1.0)
-            number = max(number, _newest(root))
+            number = max(number, _find_newest(root))
             continue
         try:
             with explain_disk_errors(root, folder):
-                _create(_file(root, number + 1), token or (driver.token if driver else None))
+                _create_lease(_lease_file(root, number + 1), token or (driver.token if driver else None))
         except FileExistsError:
             number += 1  # another was faster; look at that one
             continue
         number += 1
-        if (newest := _newest(root)) > number:  # this process slept between its look and its grasp
-            _file(root, number).unlink(missing_ok=True)
+        if (newest := _find_newest(root)) > number:  # this process slept between its look and its grasp
+            _lease_file(root, number).unlink(missing_ok=True)
             number = newest
             continue
-        for other, file in _files(root).items():
+        for other, file in _list_files(root).items():
             if other < number:
                 file.unlink(missing_ok=True)
         return number
 
 
-def _create(path: Path, token: str | None) -> None:
-    driver = Driver(
+def _create_lease(path: Path, token: str | None) -> None:
+    driver = LeaseHolder(
         host=os.uname().nodename,
         pid=os.getpid(),
-        machine=_machine(),
-        born=_born(os.getpid()) or "",
+        machine=_identify_machine(),
+        born=_read_start(os.getpid()) or "",
         command=shlex.join(["daskpipe", *sys.argv[1:]]),
-        job_id=next((os.environ[name] for name in JOB_VARIABLES if os.environ.get(name)), None),
+        job_id=find_job_id(os.environ),
         token=token,
         since=utc_timestamp(),
         seconds=LEASE_SECONDS,
@@ -311,33 +309,33 @@ def _create(path: Path, token: str | None) -> None:
             raise
 
 
-def _file(root: Path, number: int) -> Path:
+def _lease_file(root: Path, number: int) -> Path:
     return root / "drivers" / f"{number:04d}.json"
 
 
-def _files(root: Path) -> dict[int, Path]:
+def _list_files(root: Path) -> dict[int, Path]:
     return numbered_files(root / "drivers", ".json")
 
 
-def _newest(root: Path) -> int:
+def _find_newest(root: Path) -> int:
     """Return the highest number of a lease, 0 if there is none."""
-    return max(_files(root), default=0)
+    return max(_list_files(root), default=0)
 
 
-def _read(root: Path, number: int) -> tuple[Driver | None, float]:
+def _read_lease(root: Path, number: int) -> tuple[LeaseHolder | None, float]:
     """Return what a lease says, and the seconds since its last renewal by the file system's clock."""
     try:
         # Opened before it is looked at: a network file system then asks its server, and not its cache.
-        with open(_file(root, number)) as file:
+        with open(_lease_file(root, number)) as file:
             renewed, text = os.fstat(file.fileno()).st_mtime, file.read()
     except FileNotFoundError:
         return None, float("inf")
-    known = {field.name for field in fields(Driver)}
-    driver = Driver(**{name: value for name, value in _object(text).items() if name in known})
+    known = {field.name for field in fields(LeaseHolder)}
+    driver = LeaseHolder(**{name: value for name, value in _parse_object(text).items() if name in known})
     return driver, disk_time(root) - renewed
 
 
-def _object(text: str) -> dict[str, Any]:
+def _parse_object(text: str) -> dict[str, Any]:
     """Read a JSON object; an empty one if its owner is writing it, or a crash has torn it."""
     try:
         content = json.loads(text)
@@ -346,15 +344,15 @@ def _object(text: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _lives(driver: Driver, age: float) -> bool:
+def _is_alive(driver: LeaseHolder, age: float) -> bool:
     if driver.ended is not None:
         return False
-    if driver.machine == _machine() and _born(driver.pid) != driver.born:
+    if driver.machine == _identify_machine() and _read_start(driver.pid) != driver.born:
         return False
     return age <= driver.seconds
 
 
-def _machine() -> str:
+def _identify_machine() -> str:
     """Return what tells this machine since its last boot, and this container on it, from all others."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -363,7 +361,7 @@ def _machine() -> str:
         return os.uname().nodename
 
 
-def _born(pid: int) -> str | None:
+def _read_start(pid: int) -> str | None:
     """Return when a process of this machine started, ``None`` if it is gone: numbers of processes are used again."""
     try:
         # In ticks since boot, which no change of the clock touches; the name before it may hold anything.

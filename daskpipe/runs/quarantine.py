@@ -38,7 +38,7 @@ class Release:
     units: dict[str, int]
 
 
-def rejections(run_dir: Path | str) -> Iterator[tuple[str, Rejection]]:
+def list_rejections(run_dir: Path | str) -> Iterator[tuple[str, Rejection]]:
     """Yield id and content of each rejection of a run, sorted by id.
 
     Raises
@@ -49,13 +49,13 @@ def rejections(run_dir: Path | str) -> Iterator[tuple[str, Rejection]]:
         If a file of the quarantine is no rejection.
     """
     for path in RunDirectory.open_existing(run_dir).quarantine_files():
-        if (found := held(path)) is None:
+        if (rejection := read_rejection(path)) is None:
             run = quote(str(run_dir))
             raise IntegrityError(f"{path} is no rejection. Type: daskpipe fsck {run} --mend")
-        yield path.stem, found
+        yield path.stem, rejection
 
 
-def find(run_dir: Path | str, ids: Sequence[str]) -> list[str]:
+def find_ids(run_dir: Path | str, ids: Sequence[str]) -> list[str]:
     """Return the full ids of rejections; each may be given by its first characters.
 
     Raises
@@ -64,7 +64,7 @@ def find(run_dir: Path | str, ids: Sequence[str]) -> list[str]:
         If one is unknown, or is the beginning of several.
     """
     known = [path.stem for path in RunDirectory.open_existing(run_dir).quarantine_files()]
-    found = []
+    full = []
     for given in ids:
         matches = [name for name in known if name.startswith(given)] if given else []
         if not matches:
@@ -73,21 +73,21 @@ def find(run_dir: Path | str, ids: Sequence[str]) -> list[str]:
         if len(matches) > 1:
             listed = ", ".join(matches[:MOST_LISTED])
             raise ConfigError(f"id {given!r} is the beginning of {len(matches)}: {listed}; give more of it")
-        found += matches
-    return list(dict.fromkeys(found))
+        full += matches
+    return list(dict.fromkeys(full))
 
 
-def release(run_dir: Path | str, ids: Sequence[str], *, try_out: bool = False) -> Release:
+def release_rejections(run_dir: Path | str, ids: Sequence[str], *, try_out: bool = False) -> Release:
     """Take rejections back, so that ``daskpipe resume`` tries their structures again.
 
-    The units that rejected them are forgotten, with all that stands on them (see `standing_on`) and the dataset.
+    The units that rejected them are forgotten, with all that stands on them (see `find_dependents`) and the dataset.
 
     Parameters
     ----------
     run_dir
         A run directory in which no driver works.
     ids
-        Of rejections, as `find` takes them.
+        Of rejections, as `find_ids` takes them.
     try_out
         Say what would be made again, and change nothing.
 
@@ -97,30 +97,30 @@ def release(run_dir: Path | str, ids: Sequence[str], *, try_out: bool = False) -
         If an id is unknown, or of a duplicate; or a driver works there.
     """
     directory = RunDirectory.open_existing(run_dir)
-    wanted = find(run_dir, ids)
-    with lease.hold(directory.root):
-        named = {name: found for name, found in rejections(run_dir) if name in set(wanted)}
-        if twins := [name for name, found in named.items() if found.kind == DUPLICATE]:
+    wanted = find_ids(run_dir, ids)
+    with lease.hold_lease(directory.root):
+        named = {name: rejection for name, rejection in list_rejections(run_dir) if name in set(wanted)}
+        if twins := [name for name, rejection in named.items() if rejection.kind == DUPLICATE]:
             raise ConfigError(
                 f"{twins[0]} equals another seed ({named[twins[0]].evidence}), and would again; leave it where it is"
             )
-        stages = {found.stage for found in named.values()}
+        stages = {rejection.stage for rejection in named.values()}
         units = [
             manifest.unit
             for stage in STAGE_ORDER
             if stage in stages
             for folder, manifest in read_units(directory, stage)
-            if manifest.receipt.n_rejected and not named.keys().isdisjoint(_names(directory, stage, folder.name))
+            if manifest.receipt.n_rejected and not named.keys().isdisjoint(_list_names(directory, stage, folder.name))
         ]
         gone = dict.fromkeys([(unit.stage, unit.key) for unit in units])
-        gone |= dict.fromkeys(standing_on(directory, units))
+        gone |= dict.fromkeys(find_dependents(directory, units))
         if not try_out:
-            forget(directory, gone, Ledger(directory), reason="a rejection was released")
+            forget_units(directory, gone, Ledger(directory), reason="a rejection was released")
     counts = {stage: sum(each == stage for each, _ in gone) for stage in STAGE_ORDER}
     return Release(ids=wanted, units={stage: n for stage, n in counts.items() if n})
 
 
-def standing_on(directory: RunDirectory, units: Sequence[Unit]) -> Iterator[tuple[str, str]]:
+def find_dependents(directory: RunDirectory, units: Sequence[Unit]) -> Iterator[tuple[str, str]]:
     """Yield stage and key of each committed unit that may be another one when some units are.
 
     That is every unit of all later stages: axes are fitted on all frames, picks are made from all, and the order of
@@ -138,7 +138,7 @@ def standing_on(directory: RunDirectory, units: Sequence[Unit]) -> Iterator[tupl
                 yield stage, folder.name
 
 
-def forget(directory: RunDirectory, units: Iterable[tuple[str, str]], emit: Emit, *, reason: str) -> None:
+def forget_units(directory: RunDirectory, units: Iterable[tuple[str, str]], emit: Emit, *, reason: str) -> None:
     """Remove committed units, their quarantine files, and the dataset; those that stand on others first."""
     units = sorted(units, key=lambda each: STAGE_ORDER.index(each[0]), reverse=True)
     if units and directory.dataset.exists():
@@ -146,17 +146,17 @@ def forget(directory: RunDirectory, units: Iterable[tuple[str, str]], emit: Emit
         os.rename(directory.dataset, hidden)  # under its name it is whole or not there
         remove_path(hidden)
     for stage, key in units:
-        for name in _names(directory, stage, key):
+        for name in _list_names(directory, stage, key):
             (directory.root / "quarantine" / f"{name}.json").unlink(missing_ok=True)
         emit(UnitForgotten(stage=stage, key=key, reason=reason))
         directory.forget_unit(stage, key)
     if any(stage == "generate" for stage, _ in units):  # the driver finds duplicates anew among all seeds
         for path in directory.quarantine_files():
-            if (found := held(path)) and found.kind == DUPLICATE:
+            if (rejection := read_rejection(path)) and rejection.kind == DUPLICATE:
                 path.unlink()
 
 
-def held(path: Path) -> Rejection | None:
+def read_rejection(path: Path) -> Rejection | None:
     """Return the rejection that a file holds, if it holds one."""
     try:
         rejection = Rejection(**parse_json(path.read_bytes()))
@@ -167,6 +167,6 @@ def held(path: Path) -> Rejection | None:
     return rejection if whole else None
 
 
-def _names(directory: RunDirectory, stage: str, key: str) -> list[str]:
+def _list_names(directory: RunDirectory, stage: str, key: str) -> list[str]:
     """Names of the quarantine files of what a unit rejected."""
     return [directory.quarantine_file(rejection).stem for rejection in directory.read_rejections(stage, key)]

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from daskpipe import potentials
 from daskpipe.cluster import settings
-from daskpipe.cluster.connect import check as check_cluster
-from daskpipe.cluster.connect import connect
-from daskpipe.cluster.joining import join
+from daskpipe.cluster.connect import check_cluster, connect
+from daskpipe.cluster.joining import join_scheduler
 from daskpipe.config import saved
-from daskpipe.config.load import changed, load_config
+from daskpipe.config.load import change_config, load_config
 from daskpipe.config.models import Config
 from daskpipe.core.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, count_reasons
 from daskpipe.core.events import Emit, Notice, RunFinished, fan_out
@@ -27,11 +26,11 @@ from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.pipeline.completed import read_completed
 from daskpipe.pipeline.run_pipeline import run_pipeline
-from daskpipe.pipeline.steps import content_of
+from daskpipe.pipeline.steps import hash_content
 from daskpipe.runs.budget import BudgetKeeper
-from daskpipe.runs.lease import Lease, WalltimeNear, hold
+from daskpipe.runs.lease import Lease, WalltimeNear, hold_lease
 from daskpipe.stages import describe
-from daskpipe.stages.generate.stage import requests
+from daskpipe.stages.generate.stage import list_requests
 from daskpipe.store.quality.gate import judge
 from daskpipe.store.quality.verdict import Outcome, Verdict
 
@@ -112,7 +111,7 @@ def run(
     config = target if isinstance(target, Config) else load_config(target, overrides)
     root = Path(run_dir) if run_dir is not None else Path("runs") / config.run_name
     directory = RunDirectory(root.absolute())
-    return _start(directory, config, client, subscribers)
+    return _start_run(directory, config, client, subscribers)
 
 
 def resume(
@@ -144,11 +143,11 @@ def resume(
     ConfigError
         If it is no run directory, another driver works in it, or an override is of anything else.
     """
-    directory, config = stored(run_dir, overrides, cluster=cluster)
-    return _start(directory, config, client, subscribers, detached or Detached())
+    directory, config = load_stored_run(run_dir, overrides, cluster=cluster)
+    return _start_run(directory, config, client, subscribers, detached or Detached())
 
 
-def stored(
+def load_stored_run(
     run_dir: str | Path, overrides: Sequence[str] = (), *, cluster: settings.Cluster | None = None
 ) -> tuple[RunDirectory, Config]:
     """Return a run directory and its config with what may change; parameters and errors as of `resume`."""
@@ -156,7 +155,7 @@ def stored(
     config = saved.from_yaml(directory.config)
     if cluster is not None:
         config = config.model_copy(update={"cluster": cluster})
-    return directory, changed(config, overrides) if overrides else config
+    return directory, change_config(config, overrides) if overrides else config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +177,7 @@ class Detached:
     hand_over: Callable[[], None] = lambda: None
 
 
-def _start(
+def _start_run(
     directory: RunDirectory,
     config: Config,
     client: Client | None,
@@ -217,13 +216,13 @@ def open_run(
     client
         A Dask client to use, if there is one.
     patience, token
-        As `daskpipe.runs.lease.hold` takes them.
+        As `daskpipe.runs.lease.hold_lease` takes them.
 
     Yields
     ------
     lease : Lease
     identities : dict
-        As `prepare`; those that the run began with.
+        As `check_inputs`; those that the run began with.
 
     Raises
     ------
@@ -232,20 +231,20 @@ def open_run(
     """
     if client is None:
         check_cluster(config.cluster)
-    identities = prepare(config)
+    identities = check_inputs(config)
     if directory.config.is_file():  # a run of another config is left alone
-        _compare(directory, config)
+        _compare_config(directory, config)
     else:
         _make_folder(directory.root)
-    with hold(directory.root, patience=patience, token=token) as lease:
+    with hold_lease(directory.root, patience=patience, token=token) as lease:
         if directory.config.is_file():
-            _compare(directory, config)
+            _compare_config(directory, config)
         else:
             write_atomically(directory.config, saved.to_yaml(config))
-        yield lease, _recorded(directory, identities)
+        yield lease, _record_potentials(directory, identities)
 
 
-def prepare(config: Config) -> dict[str, potentials.Identity]:
+def check_inputs(config: Config) -> dict[str, potentials.Identity]:
     """Check, before anything runs, that models and inputs are there.
 
     Returns
@@ -258,27 +257,29 @@ def prepare(config: Config) -> dict[str, potentials.Identity]:
     InputError
         For a model or file that is not there.
     """
-    requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
+    list_requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
     if config.select.against is not None:
-        content_of(Path(config.select.against))
-    found = {
-        stage: potentials.identity(choice.name, choice.params)
+        hash_content(Path(config.select.against))
+    identities = {
+        stage: potentials.identify_potential(choice.name, choice.params)
         for stage, choice in (("explore", config.explore.potential), ("label", config.label.potential))
     }
     model = describe.identity(config.describe)
-    return found if model is None else {**found, "describe": model}
+    return identities if model is None else {**identities, "describe": model}
 
 
-def _compare(directory: RunDirectory, config: Config) -> None:
+def _compare_config(directory: RunDirectory, config: Config) -> None:
     """Raise ConfigError if a run directory holds a run of another config."""
-    if different := saved.differences(config, saved.from_yaml(directory.config)):
+    if different := saved.list_differences(config, saved.from_yaml(directory.config)):
         raise ConfigError(
             f"{directory.root} holds a run of another config ({'; '.join(different[:3])}). "
             "Give another --run-dir, or remove it"
         )
 
 
-def _recorded(directory: RunDirectory, identities: dict[str, potentials.Identity]) -> dict[str, potentials.Identity]:
+def _record_potentials(
+    directory: RunDirectory, identities: dict[str, potentials.Identity]
+) -> dict[str, potentials.Identity]:
     """Record the potentials of a run, or return those that it began with.
 
     Raises
@@ -321,8 +322,8 @@ def _make_folder(root: Path) -> None:
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(f"{root} is or lies below a file; give another --run-dir") from None
     except OSError as error:
-        if error.errno in FORBIDDEN and (found := disk_error(error, path=root)) is not None:
-            raise found from error
+        if error.errno in FORBIDDEN and (cause := disk_error(error, path=root)) is not None:
+            raise cause from error
         raise DiskError(f"cannot make {root}: {error.strerror}. Make room or give another --run-dir") from error
     # A kill between mkdir and the first rename leaves a hidden temporary file.
     # One between the lease and the config leaves the lease. Another driver may write its config just now.
@@ -341,7 +342,7 @@ def _drive_all(
     started = time.perf_counter()
     before = list_given_up(directory)
     directory.remove_leftovers()
-    emit = fan_out(lambda _: lease.check(), Ledger(directory), *subscribers, BudgetKeeper(directory, config))
+    emit = fan_out(lambda _: lease.check_stop(), Ledger(directory), *subscribers, BudgetKeeper(directory, config))
     for event in before:
         emit(event)
     if (completed := read_completed(directory)) is not None:
@@ -360,11 +361,11 @@ def _drive_all(
         )
     elif client is not None:
         stages = run_pipeline(
-            directory, config, identities, join(client, directory.root, emit), emit, go_on=lease.check
+            directory, config, identities, join_scheduler(client, directory.root, emit), emit, go_on=lease.check_stop
         )
     else:
         with connect(config.cluster, directory.root / "workers.log", emit) as workers:
-            stages = run_pipeline(directory, config, identities, workers, emit, go_on=lease.check)
+            stages = run_pipeline(directory, config, identities, workers, emit, go_on=lease.check_stop)
     seen = Outcome(system_types=sorted(stages["generate"]["counts"]))
     verdict = judge(directory.dataset, config.quality, outcome=seen)
     write_atomically(directory.root / "quality.json", json.dumps(verdict.as_json(), indent=1))

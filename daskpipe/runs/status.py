@@ -22,7 +22,7 @@ UNDER_WAY = ("running", "queued")
 
 
 @dataclass
-class Row:
+class StageProgress:
     """What the ledger tells of a stage."""
 
     planned: int = 0
@@ -37,12 +37,12 @@ class Row:
         self._since = self._until = 0.0
         self._before = 0
 
-    def begins(self, n_units: int, n_committed: int, at: float) -> None:
+    def begin_stage(self, n_units: int, n_committed: int, at: float) -> None:
         """Hear that a driver began the stage, or went on with it."""
         self.planned, self.committed = n_units, n_committed
         self._since, self._until, self._before = at, at, n_committed
 
-    def grows(self, at: float) -> None:
+    def add_commit(self, at: float) -> None:
         """Hear that a unit was committed."""
         self.committed += 1
         self._until = at
@@ -55,7 +55,7 @@ class Row:
 
 
 @dataclass
-class Watch:
+class RunWatcher:
     """Looks at a run again and again; of the ledger it reads what is new.
 
     Parameters
@@ -70,7 +70,7 @@ class Watch:
     """
 
     run_dir: Path | str
-    stages: dict[str, Row] = field(default_factory=dict)
+    stages: dict[str, StageProgress] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.directory = RunDirectory.open_existing(self.run_dir)
@@ -83,14 +83,14 @@ class Watch:
         self._gone: dict[str, bool] = {}
         self._asked = -ASK_SECONDS
 
-    def look(self) -> dict[str, Any]:
-        """Return how far the run is now, as `status` does."""
+    def read_status(self) -> dict[str, Any]:
+        """Return how far the run is now, as `read_status` does."""
         for event in self._journal.read_new_events():
-            self._hear(event)
-        driver = lease.holder(self.directory.root)
-        queued = self._queued() if driver is None else None
+            self._apply_event(event)
+        driver = lease.find_driver(self.directory.root)
+        queued = self._find_queued() if driver is None else None
         if queued is not None:  # it may have begun while the queue was asked
-            driver = lease.holder(self.directory.root)
+            driver = lease.find_driver(self.directory.root)
         complete = self._finished and self.directory.dataset.exists()
         state = "running" if driver else "queued" if queued else "complete" if complete else "stopped"
         now = self.stages[self._now] if self._now is not None and state == "running" else None
@@ -102,7 +102,7 @@ class Watch:
             if driver is None
             else {"host": driver.host, "pid": driver.pid, "job_id": driver.job_id, "since": driver.since},
             "queued": None if queued is None or driver else {"job_id": queued.job_id, "since": queued.at},
-            "log": None if (record := detached.read(self.directory.root)) is None else record.log,
+            "log": None if (record := detached.read_record(self.directory.root)) is None else record.log,
             "workers": self._workers if driver else None,
             "stages": {stage: asdict(row) for stage, row in self.stages.items()},
             "stage": self._now if now is not None else None,
@@ -114,9 +114,9 @@ class Watch:
             "dataset": str(self.directory.dataset) if self.directory.dataset.exists() else None,
         }
 
-    def _hear(self, event: dict[str, Any]) -> None:
+    def _apply_event(self, event: dict[str, Any]) -> None:
         at = datetime.fromisoformat(event["at"]).timestamp()
-        row = self.stages.get(event.get("stage", ""), Row())
+        row = self.stages.get(event.get("stage", ""), StageProgress())
         match event["event"]:
             case "RunStarted":
                 self._finished, self._now = False, None
@@ -125,9 +125,9 @@ class Watch:
             case "StageStarted":
                 self._now = event["stage"]
                 row = self.stages.setdefault(event["stage"], row)
-                row.begins(event["n_units"], event["n_committed"], at)
+                row.begin_stage(event["n_units"], event["n_committed"], at)
             case "UnitCommitted":
-                row.grows(at)
+                row.add_commit(at)
             case "UnitLost" if event.get("kind") == "suspect":
                 row.suspect += 1
             case "UnitLost":
@@ -145,18 +145,18 @@ class Watch:
             case "Notice":
                 self._notices.append(event["message"])
 
-    def _queued(self) -> detached.Record | None:
+    def _find_queued(self) -> detached.Record | None:
         """Return the detached driver that waits in a queue; where that can be asked, one that is there."""
-        record = detached.waiting(self.directory.root)
+        record = detached.find_waiting(self.directory.root)
         if record is None:
             return None
         if time.monotonic() - self._asked >= ASK_SECONDS:
-            self._gone = {record.token: detached.in_queue(record) is False}
+            self._gone = {record.token: detached.is_queued(record) is False}
             self._asked = time.monotonic()
         return None if self._gone.get(record.token) else record
 
 
-def status(run_dir: Path | str) -> dict[str, Any]:
+def read_status(run_dir: Path | str) -> dict[str, Any]:
     """Return how far a run is.
 
     Parameters
@@ -179,9 +179,9 @@ def status(run_dir: Path | str) -> dict[str, Any]:
     ConfigError
         If it is no run directory.
     """
-    return Watch(run_dir).look()
+    return RunWatcher(run_dir).read_status()
 
 
-def is_running(directory: RunDirectory) -> bool:
+def is_driven(directory: RunDirectory) -> bool:
     """Whether a driver, on whatever machine, works in the run directory."""
-    return lease.holder(directory.root) is not None
+    return lease.find_driver(directory.root) is not None

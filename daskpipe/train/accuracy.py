@@ -11,7 +11,7 @@ import numpy as np
 from daskpipe.core.structures import to_atoms
 from daskpipe.core.variables import SPLITS
 from daskpipe.potentials import Evaluation, Potential, Results, evaluate
-from daskpipe.store.reader import content, rows
+from daskpipe.store.reader import read_identity, read_rows
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -26,7 +26,7 @@ Errors = dict[str, Any]
 Case = tuple["Atoms", Evaluation]
 
 
-def measure(path: Path, potential: Potential, e0s: Mapping[str, float]) -> dict[str, dict[str, Errors]]:
+def measure_accuracy(path: Path, potential: Potential, e0s: Mapping[str, float]) -> dict[str, dict[str, Errors]]:
     """Evaluate a potential on the splits of a dataset.
 
     Parameters
@@ -34,17 +34,17 @@ def measure(path: Path, potential: Potential, e0s: Mapping[str, float]) -> dict[
     path
         Of a ``dataset.zarr``.
     potential
-        From `daskpipe.potentials.build`.
+        From `daskpipe.potentials.build_potential`.
     e0s
         Energy of an atom by symbol, eV: what the mean predictor takes for the energy.
 
     Returns
     -------
     dict
-        By split, then ``all`` or a system type: see `errors`. At most `MOST` structures of a split count.
+        By split, then ``all`` or a system type: see `measure_errors`. At most `MOST` structures of a split count.
     """
     cases: dict[str, dict[str, list[Case]]] = {split: {"all": []} for split in SPLITS}
-    for structures in _blocks(path):
+    for structures in _iter_blocks(path):
         # A model without charges is measured as it is, on ions as well.
         seen = structures if potential.knows_charge else [_without_charge(atoms) for atoms in structures]
         for atoms, found in zip(structures, evaluate(potential, seen), strict=True):
@@ -52,7 +52,7 @@ def measure(path: Path, potential: Potential, e0s: Mapping[str, float]) -> dict[
             groups["all"].append((atoms, found))
             groups.setdefault(atoms.info.get("system_type", "unknown"), []).append((atoms, found))
     return {
-        split: {name: errors(members, e0s) for name, members in sorted(groups.items())}
+        split: {name: measure_errors(members, e0s) for name, members in sorted(groups.items())}
         for split, groups in cases.items()
         if groups["all"]
     }
@@ -64,14 +64,14 @@ def _without_charge(atoms: Atoms) -> Atoms:
     return neutral
 
 
-def _blocks(path: Path) -> Iterator[list[Atoms]]:
+def _iter_blocks(path: Path) -> Iterator[list[Atoms]]:
     """Yield the structures of the splits with their labels, a block at a time."""
     seen = dict.fromkeys(SPLITS, 0)
-    _, n_structures = content(path)
+    _, n_structures = read_identity(path)
     for start in range(0, n_structures, BLOCK):
         if min(seen.values()) >= MOST:
             return
-        block = rows(path, start, min(start + BLOCK, n_structures))
+        block = read_rows(path, start, min(start + BLOCK, n_structures))
         chosen = []
         for row, split in enumerate(block["split"].values.tolist()):
             if seen[split] < MOST:
@@ -80,7 +80,7 @@ def _blocks(path: Path) -> Iterator[list[Atoms]]:
         yield chosen
 
 
-def errors(cases: Sequence[Case], e0s: Mapping[str, float]) -> Errors:
+def measure_errors(cases: Sequence[Case], e0s: Mapping[str, float]) -> Errors:
     """Compare evaluations with labels.
 
     Parameters
@@ -88,7 +88,7 @@ def errors(cases: Sequence[Case], e0s: Mapping[str, float]) -> Errors:
     cases
         Labelled structures, and what the potential says about each.
     e0s
-        As for `measure`.
+        As for `measure_accuracy`.
 
     Returns
     -------
@@ -119,16 +119,16 @@ def errors(cases: Sequence[Case], e0s: Mapping[str, float]) -> Errors:
         "n_structures": len(cases),
         "n_atoms": sum(len(atoms) for atoms, _ in cases),
         "failures": failures,
-        "energy": _compared(np.array(energy), np.array(mean_energy)),
-        "forces": _compared(np.concatenate(forces), np.concatenate(no_forces)),
-        "stress": _compared(np.concatenate(stress), np.concatenate(no_stress)),
+        "energy": _summarise_errors(np.array(energy), np.array(mean_energy)),
+        "forces": _summarise_errors(np.concatenate(forces), np.concatenate(no_forces)),
+        "stress": _summarise_errors(np.concatenate(stress), np.concatenate(no_stress)),
     }
 
 
-def _compared(residual: np.ndarray, mean_predictor: np.ndarray) -> dict[str, float | None] | None:
+def _summarise_errors(residual: np.ndarray, mean_predictor: np.ndarray) -> dict[str, float | None] | None:
     if not residual.size:
         return None
-    rmse, trivial = _rms(residual), _rms(mean_predictor)
+    rmse, trivial = _root_mean_square(residual), _root_mean_square(mean_predictor)
     return {
         "mae": float(np.abs(residual).mean()),
         "rmse": rmse,
@@ -138,5 +138,5 @@ def _compared(residual: np.ndarray, mean_predictor: np.ndarray) -> dict[str, flo
     }
 
 
-def _rms(values: np.ndarray) -> float:
+def _root_mean_square(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))

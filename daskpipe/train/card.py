@@ -62,7 +62,7 @@ def model_card(name: str, facts: Facts, splits: Mapping[str, Mapping[str, Errors
     teacher = f"{data['teacher'] or 'not recorded'} (SHA-256 `{data['teacher_sha256'] or 'not recorded'}`)"
     options = "\n".join(f"| `{key}` | `{value}` |" for key, value in sorted(facts["mace_options"].items()))
     e0s = ", ".join(f"{symbol} {energy:.4f}" for symbol, energy in facts["e0s"].items())
-    rows = [_row(split, kind, found) for split, groups in splits.items() for kind, found in groups.items()]
+    rows = [_format_row(split, kind, found) for split, groups in splits.items() for kind, found in groups.items()]
     failed = {split: groups["all"]["failures"] for split, groups in splits.items() if groups["all"]["failures"]}
     begun = f", begun from the model {facts['foundation']}" if facts["foundation"] else ""
     return f"""# {name}
@@ -92,7 +92,7 @@ The mean predictor takes no forces, and for the energy the sum over the atoms; i
 * It knows {", ".join(facts["elements"])} only, and what the dataset shows of them: the table tells how far it can be
   trusted on frames that are like those of the dataset, and nothing about others.
 * Its energies are those of its teacher, with the teacher's errors.
-* Energies of single atoms (eV: {e0s}) are {_origin_of_e0s(facts)}.
+* Energies of single atoms (eV: {e0s}) are {_describe_e0s(facts)}.
 * No charges, no magnetic moments, nothing beyond {2 * float(facts["mace_options"]["r_max"]):g} Å.
 
 ## Options of mace_run_train
@@ -103,7 +103,7 @@ The mean predictor takes no forces, and for the energy the sum over the atoms; i
 """
 
 
-def _origin_of_e0s(facts: Facts) -> str:
+def _describe_e0s(facts: Facts) -> str:
     """Say which energies of single atoms are those of isolated atoms."""
     fit = "a least-squares fit on the training split, not those of free atoms"
     isolated = facts["isolated_atoms"]
@@ -114,7 +114,7 @@ def _origin_of_e0s(facts: Facts) -> str:
     return f"{of_isolated}; for {', '.join(others)} they are {fit}" if others else of_isolated
 
 
-def _row(split: str, kind: str, found: Errors) -> str:
+def _format_row(split: str, kind: str, found: Errors) -> str:
     energy, forces, stress = found["energy"], found["forces"], found["stress"]
     cells = [split, str(found["n_structures"]), kind, "-", "-", "-", "-", "-"]
     if energy is not None:

@@ -66,7 +66,7 @@ def cutoff_of(size: str, r_max: float | None, overrides: Sequence[str]) -> float
     """
     if size not in SIZES:
         raise ConfigError(describe_unknown("size", size, list(SIZES)))
-    given = parse(overrides).get("r_max", SIZES[size]["r_max"] if r_max is None else r_max)
+    given = parse_overrides(overrides).get("r_max", SIZES[size]["r_max"] if r_max is None else r_max)
     try:
         cutoff = float(given)
     except ValueError:
@@ -76,7 +76,7 @@ def cutoff_of(size: str, r_max: float | None, overrides: Sequence[str]) -> float
     return cutoff
 
 
-def choose(
+def choose_options(
     size: str, spec: Spec, epochs: int | None, overrides: Sequence[str], foundation: str | None = None
 ) -> Options:
     """Choose hyper-parameters for a training set.
@@ -99,7 +99,7 @@ def choose(
     ConfigError
         If an override is no option of MACE, or one that daskpipe gives itself.
     """
-    given = parse(overrides)
+    given = parse_overrides(overrides)
     batch_size = given.get("batch_size", str(max(1, min(MAX_BATCH, spec.n_structures // BATCHES))))
     if not (batch_size.isdecimal() and 0 < int(batch_size) <= spec.n_structures):
         raise ConfigError(
@@ -119,11 +119,11 @@ def choose(
     return chosen | given
 
 
-def parse(overrides: Sequence[str]) -> dict[str, str]:
-    """Return ``KEY=VALUE`` as a dict; raises as `choose`."""
+def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
+    """Return ``KEY=VALUE`` as a dict; raises as `choose_options`."""
     if not overrides:
         return {}
-    known = _known()
+    known = _list_options()
     found = {}
     for override in overrides:
         key, equals, value = override.lstrip("-").partition("=")
@@ -139,7 +139,7 @@ def parse(overrides: Sequence[str]) -> dict[str, str]:
 
 def command_line(options: Mapping[str, Any]) -> list[str]:
     """Return options as ``mace_run_train`` takes them; those without a value only if they are true."""
-    flags = _flags()
+    flags = _list_flags()
     words = []
     for key, value in options.items():
         if key not in flags:
@@ -149,22 +149,22 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _actions() -> list[Any]:
+def _list_actions() -> list[Any]:
     from daskpipe.core.third_party import import_mace
 
     import_mace()
     from mace.tools import build_default_arg_parser
 
-    return list(build_default_arg_parser()._actions)
+    return list(build_default_arg_parser()._list_actions)
 
 
-def _known() -> list[str]:
+def _list_options() -> list[str]:
     """Names of the options of ``mace_run_train`` that may be given."""
     return sorted(
-        name for action in _actions() for word in action.option_strings if (name := word.lstrip("-")) not in OURS
+        name for action in _list_actions() for word in action.option_strings if (name := word.lstrip("-")) not in OURS
     )
 
 
-def _flags() -> set[str]:
+def _list_flags() -> set[str]:
     """Names of the options that take no value."""
-    return {word.lstrip("-") for action in _actions() if action.nargs == 0 for word in action.option_strings}
+    return {word.lstrip("-") for action in _list_actions() if action.nargs == 0 for word in action.option_strings}

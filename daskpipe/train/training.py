@@ -19,14 +19,14 @@ from daskpipe.core.events import Emit, Event, fan_out
 from daskpipe.core.outputs import resolve_output, swap_in
 from daskpipe.core.third_party import silence_libraries
 from daskpipe.core.variables import SPLITS, decode_names
-from daskpipe.potentials import build, identity
+from daskpipe.potentials import build_potential, identify_potential
 from daskpipe.potentials.catalogue import DTYPES, resolve_device
 from daskpipe.potentials.identity import file_hash
 from daskpipe.store.reader import dataset_of
-from daskpipe.train.accuracy import measure
+from daskpipe.train.accuracy import measure_accuracy
 from daskpipe.train.card import dataset_facts, model_card, model_facts
 from daskpipe.train.mace_run import NAME, run_mace
-from daskpipe.train.options import Options, choose, cutoff_of
+from daskpipe.train.options import Options, choose_options, cutoff_of
 
 MODEL, CARD, METRICS, LOG = "model.model", "MODEL_CARD.md", "metrics.json", "train.log"
 """What the folder of a model holds."""
@@ -59,8 +59,8 @@ class Trained:
         MACE's ``MACECalculator``.
     metrics
         What ``metrics.json`` holds: the errors ``metrics["splits"]["test"]["all"]["forces"]["rmse"]`` (see
-        `daskpipe.train.accuracy.errors`), the ``history`` of the validation, ``sha256`` of the model, ``epochs``,
-        ``best_epoch``, ``seconds``, dataset, options and versions.
+        `daskpipe.train.accuracy.measure_errors`), the ``history`` of the validation, ``sha256`` of the model,
+        ``epochs``, ``best_epoch``, ``seconds``, dataset, options and versions.
     """
 
     out: Path
@@ -162,7 +162,7 @@ def train(
                 f"{quote(str(path))} -o new.zarr seed=1"
             )
         options = _write_data(path, spec, work) | {"seed": seed, "device": device, "default_dtype": dtype}
-        options |= choose(size, spec, epochs, overrides, None if foundation is None else FOUNDATION)
+        options |= choose_options(size, spec, epochs, overrides, None if foundation is None else FOUNDATION)
         n_epochs = int(options["max_num_epochs"])
         emit(TrainingStarted(log=str(log), counts=counts, n_epochs=n_epochs, device=device))
         history = run_mace(options, work, log, emit, max_minutes)
@@ -170,11 +170,12 @@ def train(
         result = work / "whole"
         result.mkdir()
         os.rename(work / f"{NAME}.model", result / MODEL)
-        splits = measure(path, build("mace", {"model": str(result / MODEL)}, device, dtype), spec.e0s)
+        model = build_potential("mace", {"model": str(result / MODEL)}, device, dtype)
+        splits = measure_accuracy(path, model, spec.e0s)
         facts = {
             "sha256": file_hash(result / MODEL), "seed": seed, "device": device, "dtype": dtype,
-            "size": size if foundation is None else None, "foundation": _named(foundation), "epochs": len(history),
-            "best_epoch": min(history, key=lambda item: item.loss).epoch,
+            "size": size if foundation is None else None, "foundation": _name_foundation(foundation),
+            "epochs": len(history), "best_epoch": min(history, key=lambda item: item.loss).epoch,
             "seconds": round(time.perf_counter() - started, 1),
             "dataset": {**dataset_facts(path), "splits": counts}, **model_facts(spec, options),
             "units": {"energy": "eV/atom", "forces": "eV/angstrom", "stress": "eV/angstrom^3"},
@@ -245,7 +246,7 @@ def _save_foundation(model: str, file: Path, dtype: str) -> tuple[float, frozens
     """Write a model as MACE loads it, and return its cutoff in Å and its elements."""
     import torch
 
-    potential = build("mace", {"model": model}, "cpu", dtype)
+    potential = build_potential("mace", {"model": model}, "cpu", dtype)
     calculator: Any = potential.calculator
     with silence_libraries():  # e3nn writes TorchScript
         torch.save(calculator.models[0], file)
@@ -253,11 +254,11 @@ def _save_foundation(model: str, file: Path, dtype: str) -> tuple[float, frozens
     return potential.cutoff, potential.elements
 
 
-def _named(foundation: str | None) -> str | None:
+def _name_foundation(foundation: str | None) -> str | None:
     """Name a model without its place on this machine."""
     if foundation is None:
         return None
-    who = identity("mace", {"model": foundation})
+    who = identify_potential("mace", {"model": foundation})
     return f"{who.name} (SHA-256 {who.hash})"
 
 

@@ -19,30 +19,20 @@ import slurm
 import yaml
 from waiting import PATIENCE, wait_until
 
-from daskpipe.cli.options import cluster_overrides
+from daskpipe.cli.options import make_cluster_overrides
 from daskpipe.cluster.dask_config import THREADS
-from daskpipe.cluster.job_commands import list_jobs, list_jobs_async, name_cluster
-from daskpipe.cluster.job_commands import submit as submit_job
-from daskpipe.cluster.job_script import job, parse, queue, scripts
-from daskpipe.cluster.queues import (
-    SUBMIT_COMMANDS,
-    JobState,
-    Kind,
-    header,
-    is_named,
-    listing,
-    read_job_id,
-    read_listing,
-)
-from daskpipe.cluster.settings import Cluster, Pool
-from daskpipe.cluster.sites import Site, known_sites, read_site, site_of, user_folder
-from daskpipe.cluster.worker import arguments
+from daskpipe.cluster.job_commands import list_jobs, list_jobs_async, name_cluster, submit_job
+from daskpipe.cluster.job_script import build_job, own_jobs_command, render_scripts
+from daskpipe.cluster.queues import JobState, all_queue_systems, get_queue_system
+from daskpipe.cluster.settings import Cluster, JobPool
+from daskpipe.cluster.sites import Site, known_sites, load_site, read_site, user_sites_folder
+from daskpipe.cluster.worker import worker_arguments
 from daskpipe.config.load import load_cluster, load_config
 from daskpipe.core.errors import ClusterError, ConfigError
 from daskpipe.core.files import package_folder
 
 PACKAGED = sorted(path.stem for path in package_folder("jobqueue").glob("*.yaml"))
-KINDS = sorted(SUBMIT_COMMANDS)
+KINDS = sorted(queue.name for queue in all_queue_systems())
 SCHEDULER = "tls://192.0.2.7:4321"
 
 
@@ -51,7 +41,7 @@ def _no_sites_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
-def make(kind: Kind = "SLURM", pool: dict[str, Any] | None = None, **site: Any) -> Site:
+def make(kind: str = "SLURM", pool: dict[str, Any] | None = None, **site: Any) -> Site:
     """A site with one pool, ``cpu``."""
     return Site.model_validate({"name": "here", "class": kind, "pools": {"cpu": pool or {}}, **site})
 
@@ -59,7 +49,7 @@ def make(kind: Kind = "SLURM", pool: dict[str, Any] | None = None, **site: Any) 
 def make_job(site: Site, **options: Any) -> Any:
     """A job of its only pool."""
     chosen = {"scheduler": SCHEDULER, "name": "daskpipe_1", "keys": None, "log_directory": Path("/logs"), **options}
-    return job(site, site.pools["cpu"], **chosen)
+    return build_job(site, site.pools["cpu"], **chosen)
 
 
 @pytest.fixture
@@ -108,7 +98,7 @@ def test_each_queue_has_a_site_and_each_site_a_choice() -> None:
 
 @pytest.mark.parametrize("name", PACKAGED)
 def test_a_packaged_site_has_pools_of_both_kinds(name: str) -> None:
-    site = site_of(load_cluster([f"cluster={name}"]))
+    site = load_site(load_cluster([f"cluster={name}"]))
     assert site.name == name
     assert {pool.resource: pool.n_processes for pool in site.pools.values()} == {
         "CPU": site.pools["cpu"].cores,
@@ -123,17 +113,17 @@ def test_an_unquoted_walltime_is_what_it_looks_like(tmp_path: Path) -> None:
     for written, seconds in (("12:00:00", 43200), ("04:00:00", 14400), ('"1-02:03:04"', 93784), ("100:00:00", 360000)):
         file.write_text(f"class: SLURMCluster\npools: {{cpu: {{walltime: {written}}}}}\n")
         assert read_site(str(file)).pools["cpu"].seconds == seconds
-    assert Pool().seconds is None
+    assert JobPool().seconds is None
 
 
 def test_the_driver_goes_where_the_cpu_pool_goes() -> None:
     gpu, cpu = {"gpus": 2, "partition": "gpu"}, {"cores": 8, "partition": "std", "account": "a", "keep": 2}
     site = Site.model_validate({"name": "x", "class": "PBS", "pools": {"gpu": gpu, "cpu": cpu}})
-    assert site.driver == Pool(jobs=1, partition="std", account="a")
+    assert site.driver == JobPool(jobs=1, partition="std", account="a")
     unasked = Site.model_validate({"name": "x", "class": "SLURM", "pools": {"cpu": {"memory": None}}})
     assert unasked.driver.memory is None
     only = Site.model_validate({"name": "x", "class": "PBS", "pools": {"gpu": gpu}, "driver": {"memory": "2GB"}})
-    assert only.driver == Pool(memory="2GB")
+    assert only.driver == JobPool(memory="2GB")
 
 
 GOOD = "class: SLURM\npools: {cpu: {memory: 1GB}}\n"
@@ -142,7 +132,10 @@ GOOD = "class: SLURM\npools: {cpu: {memory: 1GB}}\n"
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (GOOD.replace("SLURM", "SLRM"), r"site.yaml: class: Input should be 'SLURM', 'PBS'.*\(received 'SLRM'\)"),
+        (
+            GOOD.replace("SLURM", "SLRM"),
+            r"site.yaml: class: unknown queue system 'SLRM'. Did you mean 'SLURM'\?.*\(received 'SLRM'\)",
+        ),
         (
             GOOD.replace("1GB", "'1GB; rm -rf ~'"),
             r"site.yaml: pools.cpu.memory: must be a number with a unit, e.g. 32GB \(received '1GB; rm -rf ~'\)",
@@ -187,7 +180,7 @@ def test_sites_that_are_wrong_are_explained(content: str | bytes, said: str, tmp
 
 def test_sites_of_ones_own_come_first(tmp_path: Path) -> None:
     assert set(known_sites()) == set(PACKAGED)
-    folder = user_folder()
+    folder = user_sites_folder()
     assert folder == tmp_path / "config" / "daskpipe" / "jobqueue"
     folder.mkdir(parents=True)
     for name in ("fram", "slurm"):
@@ -203,20 +196,20 @@ def test_sites_of_ones_own_come_first(tmp_path: Path) -> None:
 def test_cluster_takes_names_paths_and_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("it's, mine.yaml").write_text(f"name: mine\n{GOOD}")
-    user_folder().mkdir(parents=True)
-    (user_folder() / "fram.yaml").write_text(GOOD)
-    named = {word: load_cluster(cluster_overrides(word)) for word in ("local", "slurm", "fram", "it's, mine.yaml")}
+    user_sites_folder().mkdir(parents=True)
+    (user_sites_folder() / "fram.yaml").write_text(GOOD)
+    named = {word: load_cluster(make_cluster_overrides(word)) for word in ("local", "slurm", "fram", "it's, mine.yaml")}
     assert [settings.name for settings in named.values()] == [
         "local",
         "slurm",
         "fram",
         str(tmp_path / "it's, mine.yaml"),
     ]
-    assert site_of(named["it's, mine.yaml"]).name == "mine"
-    assert site_of(named["fram"]).name == "fram"
-    assert load_cluster(cluster_overrides("tls://x:1")).address == "tls://x:1"
+    assert load_site(named["it's, mine.yaml"]).name == "mine"
+    assert load_site(named["fram"]).name == "fram"
+    assert load_cluster(make_cluster_overrides("tls://x:1")).address == "tls://x:1"
     with pytest.raises(ConfigError, match=r"unknown cluster '../quickstart'"):
-        site_of(load_cluster(cluster_overrides("../quickstart")))
+        load_site(load_cluster(make_cluster_overrides("../quickstart")))
 
 
 @pytest.mark.parametrize("typed", ["local", "slurm", "mine.yaml"])
@@ -224,7 +217,7 @@ def test_a_typed_cluster_stands_instead_of_a_scheduler_that_the_file_joins(typed
     file = tmp_path / "joins.yaml"
     file.write_text("defaults: [emt_alloy, _self_]\ncluster: {address: 'tls://127.0.0.1:1', tls: keys}\n")
     assert load_config(str(file)).cluster.address == "tls://127.0.0.1:1"
-    settings = load_config(str(file), cluster_overrides(typed)).cluster
+    settings = load_config(str(file), make_cluster_overrides(typed)).cluster
     assert (Path(settings.name).name, settings.address, settings.tls) == (typed, None, None)
 
 
@@ -233,19 +226,19 @@ def test_a_typed_cluster_stands_instead_of_a_scheduler_that_the_file_joins(typed
 
 def test_pools_are_changed_from_the_command_line() -> None:
     words = ["cluster=slurm", "cluster.pools.gpu.jobs=8", "cluster.pools.gpu.walltime='1-00:00:00'"]
-    site = site_of(load_config("emt_alloy", [*words, "cluster.pools.cpu.directives=['--qos=high']"]).cluster)
+    site = load_site(load_config("emt_alloy", [*words, "cluster.pools.cpu.directives=['--qos=high']"]).cluster)
     assert (site.pools["gpu"].jobs, site.pools["gpu"].seconds, site.pools["gpu"].cores) == (8, 86400, 4)
     assert (site.pools["cpu"].jobs, site.pools["cpu"].directives) == (4, ["--qos=high"])
 
 
 def test_workers_limits_the_jobs_of_each_pool_that_says_nothing_else() -> None:
-    site = site_of(load_cluster(["cluster=slurm", "cluster.workers=2", "cluster.pools.gpu.jobs=3"]))
+    site = load_site(load_cluster(["cluster=slurm", "cluster.workers=2", "cluster.pools.gpu.jobs=3"]))
     assert {name: pool.jobs for name, pool in site.pools.items()} == {"cpu": 2, "gpu": 3}
 
 
 def test_one_wrong_value_is_one_line() -> None:
     with pytest.raises(ConfigError) as refused:
-        site_of(load_cluster(["cluster=slurm", "cluster.pools.gpu.cores=0"]))
+        load_site(load_cluster(["cluster=slurm", "cluster.pools.gpu.cores=0"]))
     assert str(refused.value) == "cluster.pools.gpu.cores: Input should be greater than 0 (received 0)"
 
 
@@ -261,7 +254,7 @@ def test_one_wrong_value_is_one_line() -> None:
 )
 def test_changes_that_are_wrong_are_explained(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        site_of(load_cluster(["cluster=slurm", override]))
+        load_site(load_cluster(["cluster=slurm", override]))
 
 
 def test_keys_are_for_joining_a_scheduler() -> None:
@@ -293,14 +286,14 @@ N_SECONDS = 26 * 3600
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_gpu_job_asks_for_its_gpus_and_starts_a_worker_each(
-    kind: Kind, python: Path, run_script: Callable[[Any], tuple[list[str], dict[str, str]]], tmp_path: Path
+    kind: str, python: Path, run_script: Callable[[Any], tuple[list[str], dict[str, str]]], tmp_path: Path
 ) -> None:
     pool = {"gpus": 2, "cores": 8, "memory": "32GB", "walltime": "1-02:00:00", "environment": ["export A=x/$HOME"]}
     site = make(kind, pool, python=str(python), interface="ib0", scratch="$HOME/x")
     keys = tmp_path / "it's $(touch canary) mine"
     made = make_job(site, keys=keys)
     script = made.job_script()
-    assert made.submit_command.split()[0] == SUBMIT_COMMANDS[kind]
+    assert made.submit_command.split()[0] == get_queue_system(kind).submit_command
     assert GPU_REQUESTS[kind] in script
     assert WALLTIMES[kind] in script
 
@@ -325,7 +318,7 @@ def test_a_gpu_job_asks_for_its_gpus_and_starts_a_worker_each(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cpu_job_has_a_worker_a_core_and_no_walltime_of_its_own(
-    kind: Kind,
+    kind: str,
     python: Path,
     run_script: Callable[[Any], tuple[list[str], dict[str, str]]],
     monkeypatch: pytest.MonkeyPatch,
@@ -353,7 +346,7 @@ MEMORY_REQUESTS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_can_be_left_to_the_site(
-    kind: Kind, python: Path, run_script: Callable[[Any], tuple[list[str], dict[str, str]]]
+    kind: str, python: Path, run_script: Callable[[Any], tuple[list[str], dict[str, str]]]
 ) -> None:
     """Some sites refuse jobs that ask for memory. Grid Engine and OAR are asked for it by directives only."""
     pool = {"cores": 4, "directives": ["a=--mem=1 -M "]}
@@ -368,7 +361,10 @@ def test_memory_can_be_left_to_the_site(
 
 
 def test_hosts_are_excluded_where_the_queue_can() -> None:
-    lines = {kind: header(kind, Pool(), log="/l/x", exclude=["n1", "n2"])["job_extra_directives"] for kind in KINDS}
+    lines = {
+        kind: get_queue_system(kind).write_header(JobPool(), "/l/x", ["n1", "n2"])["job_extra_directives"]
+        for kind in KINDS
+    }
     assert "--exclude=n1,n2" in lines["SLURM"]
     assert "-R \"select[hname!='n1' && hname!='n2']\"" in lines["LSF"]
     assert "-l h=!(n1|n2)" in lines["SGE"]
@@ -394,10 +390,10 @@ def test_a_command_of_ones_own_takes_the_place_of_the_workers(
 
 @pytest.mark.parametrize("name", PACKAGED)
 def test_scripts_are_shown_as_they_are_submitted(name: str) -> None:
-    shown = scripts(Cluster(name=name))
+    shown = render_scripts(Cluster(name=name))
     assert list(shown) == ["cpu", "gpu", "driver"]
     site = read_site(name)
-    made = job(
+    made = build_job(
         site,
         site.pools["gpu"],
         scheduler="tls://SCHEDULER:PORT",
@@ -408,7 +404,7 @@ def test_scripts_are_shown_as_they_are_submitted(name: str) -> None:
     assert shown["gpu"] == made.job_script()
     assert "daskpipe.cluster.worker" not in shown["driver"]
     assert not Path("/RUN").exists()
-    assert "tcp://" in scripts(Cluster(name=name, insecure=True))["cpu"]
+    assert "tcp://" in render_scripts(Cluster(name=name, insecure=True))["cpu"]
 
 
 # --- hostile values -----------------------------------------------------------------------------------
@@ -443,7 +439,7 @@ def test_no_value_of_a_site_is_read_as_more(place: str, value: str, tmp_path: Pa
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", HOSTILE)
 def test_nothing_that_a_job_is_given_runs(
-    kind: Kind,
+    kind: str,
     value: str,
     python: Path,
     run_script: Callable[[Any], tuple[list[str], dict[str, str]]],
@@ -489,7 +485,7 @@ def test_a_canary_would_be_seen(run_script: Callable[[Any], Any], tmp_path: Path
     ],
 )
 def test_what_sites_do_write_is_taken(key: str, value: str) -> None:
-    pool = Pool.model_validate({key: [value]})
+    pool = JobPool.model_validate({key: [value]})
     assert value in make_job(make(pool=pool.model_dump())).job_script()
 
 
@@ -562,7 +558,7 @@ OARSTAT = """{
  "704" : {"state" : "toLaunch"},
  "705" : {"state" : "Error", "message" : "no"}
 }"""
-LISTINGS: list[tuple[Kind, str, dict[str, JobState]]] = [
+LISTINGS: list[tuple[str, str, dict[str, JobState]]] = [
     ("SLURM", SQUEUE, {
         "1041": JobState("pending", None, "Priority", name="a|b c"),
         "1042": JobState("running", "gpu03", name="x-gpu.2"),
@@ -622,13 +618,12 @@ LISTINGS: list[tuple[Kind, str, dict[str, JobState]]] = [
 
 
 @pytest.mark.parametrize(("kind", "text", "jobs"), LISTINGS, ids=[kind for kind, _, _ in LISTINGS])
-def test_the_list_of_a_queue_is_read(kind: Kind, text: str, jobs: dict[str, JobState]) -> None:
-    assert read_listing(kind, text) == jobs
-    assert read_listing(kind, "") == {}
-    assert parse(make(kind), text) == jobs
+def test_the_list_of_a_queue_is_read(kind: str, text: str, jobs: dict[str, JobState]) -> None:
+    assert get_queue_system(kind).read_listing(text) == jobs
+    assert get_queue_system(kind).read_listing("") == {}
 
 
-ANSWERS: list[tuple[Kind, str, str, str | None]] = [
+ANSWERS: list[tuple[str, str, str, str | None]] = [
     ("SLURM", "1041\n", "1041", None),
     ("SLURM", "1041;north\n", "1041", "north"),
     ("SLURM", "Submitted batch job 1041\n", "1041", None),
@@ -651,35 +646,36 @@ GREETING = """
 
 
 @pytest.mark.parametrize(("kind", "answer", "job_id", "cluster"), ANSWERS)
-def test_a_job_is_listed_by_the_id_that_it_got(kind: Kind, answer: str, job_id: str, cluster: str | None) -> None:
-    assert read_job_id(kind, answer) == (job_id, cluster)
-    assert read_job_id(kind, f"{GREETING}{answer}4 GB of your quota are left\n") == (job_id, cluster)
+def test_a_job_is_listed_by_the_id_that_it_got(kind: str, answer: str, job_id: str, cluster: str | None) -> None:
+    assert get_queue_system(kind).read_job_id(answer) == (job_id, cluster)
+    assert get_queue_system(kind).read_job_id(f"{GREETING}{answer}4 GB of your quota are left\n") == (job_id, cluster)
     assert job_id in next(jobs for listed, _, jobs in LISTINGS if listed == kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_answer_without_an_id_is_quoted(kind: Kind) -> None:
-    command = SUBMIT_COMMANDS[kind]
+def test_an_answer_without_an_id_is_quoted(kind: str) -> None:
+    command = get_queue_system(kind).submit_command
     with pytest.raises(
         ValueError, match=rf"{command} printed no line with a job's id: .*Stampede3.* / 2 nodes free; job 7"
     ):
-        read_job_id(kind, GREETING)
+        get_queue_system(kind).read_job_id(GREETING)
     with pytest.raises(ValueError, match=rf"{command} printed no line with a job's id: nothing"):
-        read_job_id(kind, "")
+        get_queue_system(kind).read_job_id("")
 
 
 def test_an_answer_with_two_ids_is_none() -> None:
     with pytest.raises(ValueError, match=r"sbatch printed several ids \(17, 3\): 3 / 17"):
-        read_job_id("SLURM", "3\n17\n")
+        get_queue_system("SLURM").read_job_id("3\n17\n")
 
 
 def test_a_name_is_compared_as_far_as_the_queue_shows_it() -> None:
     name = "daskpipe-1a2b3c4d-gpu.12"
     for kind in KINDS:
-        assert is_named(kind, name, name)
-        assert is_named(kind, name[:15], name) == is_named(kind, f"{name[:14]}*", name) == (kind == "PBS")
+        matches = get_queue_system(kind).matches_name
+        assert matches(name, name)
+        assert matches(name[:15], name) == matches(f"{name[:14]}*", name) == (kind == "PBS")
         for other in ("daskpipe-1a2b3c4d-gpu.1", "daskpipe-5e6f7", "daskpipe-5e6f7a", "d", "", "*", name[:10]):
-            assert not is_named(kind, other, name)
+            assert not matches(other, name)
 
 
 def test_a_queue_without_jobs_is_not_one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -707,7 +703,7 @@ def test_a_queue_without_jobs_is_not_one_that_fails(tmp_path: Path, monkeypatch:
     ],
 )
 def test_a_queue_tells_its_cluster(
-    kind: Kind, program: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, program: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     (tmp_path / program).write_text(f"#!/bin/sh\necho '{answer}'\n")
@@ -722,18 +718,18 @@ def test_a_queue_is_asked_for_ones_own_jobs_whatever_the_environment_says(monkey
     for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.setenv(variable, "ada")
     for kind in KINDS:
-        assert queue(make(kind)) == listing(kind, me)
-        assert any(me in word for word in queue(make(kind)))
+        assert own_jobs_command(make(kind)) == get_queue_system(kind).list_command(me)
+        assert any(me in word for word in own_jobs_command(make(kind)))
 
 
 # --- for real -----------------------------------------------------------------------------------------
 
 
 def test_a_worker_listens_where_the_scheduler_is_reached() -> None:
-    assert arguments(["tls://127.0.0.1:1", "--name", "x"])[-5:] == [
+    assert worker_arguments(["tls://127.0.0.1:1", "--name", "x"])[-5:] == [
         "--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0",
     ]  # fmt: skip
-    words = arguments(["tls://[::1]:1", "--interface", "lo", "--nanny"])
+    words = worker_arguments(["tls://[::1]:1", "--interface", "lo", "--nanny"])
     assert words[:4] == ["tls://[::1]:1", "--nanny", "--host", "[::1]"]
 
 
@@ -805,7 +801,9 @@ def wait_for(site: Site, wanted: Callable[[dict[str, JobState]], bool]) -> dict[
     """Ask the queue until it says what is wanted."""
 
     def listed() -> dict[str, JobState]:
-        jobs = parse(site, subprocess.run(queue(site), capture_output=True, text=True, check=True).stdout)
+        jobs = site.queue_system.read_listing(
+            subprocess.run(own_jobs_command(site), capture_output=True, text=True, check=True).stdout
+        )
         return jobs if wanted(jobs) else {}
 
     return wait_until(listed)

@@ -205,7 +205,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import numpy as np
 from daskpipe.engine.commit import commit
-from daskpipe.engine.units import Payload, Unit, key_of
+from daskpipe.engine.units import Payload, Unit, unit_key
 
 root, n_kills = Path(sys.argv[1]), int(sys.argv[2])
 clock = random.Random(0)
@@ -213,7 +213,7 @@ for kill in range(n_kills):
     pid = os.fork()
     if pid == 0:
         for index in range(1000):
-            unit = Unit(stage="explore", index=index, key=key_of("explore", 1, {}, [kill, index], 0), n_inputs=1)
+            unit = Unit(stage="explore", index=index, key=unit_key("explore", 1, {}, [kill, index], 0), n_inputs=1)
             commit(root, unit, Payload(arrays={"positions": np.full((20_000, 3), index)}, n_out=1))
     time.sleep(clock.uniform(0, 0.05))
     os.kill(pid, signal.SIGKILL)
@@ -276,7 +276,7 @@ def test_a_file_over_the_limit_is_a_disk_error(tmp_path):
         "import resource, sys; from pathlib import Path; import numpy as np\n"
         "from daskpipe.core.errors import DiskError; from daskpipe.engine.units import *\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, {resource.RLIM_INFINITY}))\n"
-        "unit = Unit(stage='explore', index=0, key=key_of('explore', 1, {}, [], 0), n_inputs=1)\n"
+        "unit = Unit(stage='explore', index=0, key=unit_key('explore', 1, {}, [], 0), n_inputs=1)\n"
         "try: commit(Path(sys.argv[1]), unit, Payload(arrays={'a': np.zeros(10_000)}, n_out=1))\n"
         "except DiskError as error: print(error)"
     )

@@ -19,7 +19,7 @@ from daskpipe.core.structures import to_atoms
 from daskpipe.core.variables import decode_names
 from daskpipe.load import spec
 from daskpipe.pipeline import datasets
-from daskpipe.pipeline import frames as standalone
+from daskpipe.pipeline.frames import select_files
 from daskpipe.store import open_dataset
 from daskpipe.store.export import export
 
@@ -108,7 +108,7 @@ def test_select_copies_all_keys_and_takes_no_magnetic_state_for_another(client: 
             names = ["symbols", "positions", "move_mask", "REF_forces"]
             names += [name for name in ("initial_magmoms",) if name in atoms.arrays]
             ase.io.write(file, atoms, format="extxyz", columns=names)
-    done = standalone.select(["b.xyz"], n, "picked.xyz", [*QUICK, "select.duplicate_distance=0.001"], client=client)
+    done = select_files(["b.xyz"], n, "picked.xyz", [*QUICK, "select.duplicate_distance=0.001"], client=client)
     assert done.n_out == n
     picked = ase.io.read("picked.xyz", ":")
     assert sum(atoms.info.get("head") == "pbe" and atoms.info["config_weight"] == 2.0 for atoms in picked) == N_SOLIDS

@@ -20,10 +20,10 @@ from store.conftest import make_structures
 import daskpipe
 from daskpipe.core.errors import ConfigError, InputError
 from daskpipe.core.structures import from_atoms, take
-from daskpipe.pipeline import datasets as datasets_module
 from daskpipe.pipeline import existing_data, workspace
-from daskpipe.store import open_dataset, pack, verify
-from daskpipe.store.reader import rows
+from daskpipe.pipeline.datasets import export_on_cluster
+from daskpipe.store import arrange_and_write, open_dataset, verify
+from daskpipe.store.reader import read_rows
 
 QUICK = ["describe.params={r_cut: 4.0, n_max: 3, l_max: 2}", "describe.dims=4"]
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -39,17 +39,19 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     again["energy"][2] += 0.25
     two = daskpipe.core.structures.concat([two, again])
     for name, ds in (("one", one), ("two", two), ("three", three)):
-        pack(ds, folder / f"{name}.zarr", seed=3, fractions=FRACTIONS, attrs={"dataset_key": name, "seed": 3})
+        arrange_and_write(
+            ds, folder / f"{name}.zarr", seed=3, fractions=FRACTIONS, attrs={"dataset_key": name, "seed": 3}
+        )
     return [folder / f"{name}.zarr" for name in ("one", "two", "three")]
 
 
-def merge(datasets: list[Path], out: Path, client: Client, *overrides: str, **rest: Any) -> workspace.Done:
-    return datasets_module.merge(datasets, out, [*QUICK, *overrides], client=client, **rest)
+def merge(datasets: list[Path], out: Path, client: Client, *overrides: str, **rest: Any) -> workspace.FilesResult:
+    return daskpipe.merge(datasets, out, [*QUICK, *overrides], client=client, **rest)
 
 
 def by_id(path: Path) -> dict[bytes, dict[str, bytes]]:
     """What is stored of each structure, but for what belongs to the dataset."""
-    ds = rows(path, 0, open_dataset(path).sizes["structure"])
+    ds = read_rows(path, 0, open_dataset(path).sizes["structure"])
     found = {}
     for index, key in enumerate(ds["structure_id"].values.tolist()):
         row = take(ds, [index]).drop_vars(LEFT_BEHIND, errors="ignore")
@@ -78,7 +80,7 @@ def test_the_bytes_do_not_depend_on_how_it_was_read(
 ) -> None:
     merge(datasets, tmp_path / "a.zarr", client)
     merge(datasets, tmp_path / "b.zarr", client)
-    monkeypatch.setattr(existing_data, "MERGE_SIZE", 7)
+    monkeypatch.setattr(existing_data, "ROWS_A_UNIT", 7)
     merge(datasets, tmp_path / "c.zarr", client)
     assert by_id(tmp_path / "c.zarr") == by_id(tmp_path / "a.zarr")
     a, b, c = (open_dataset(tmp_path / f"{name}.zarr").load() for name in "abc")
@@ -90,12 +92,14 @@ def test_groups_reach_across_datasets(datasets: list[Path], client: Client, tmp_
     ds = open_dataset(datasets[0]).load()
     halves = [np.arange(0, 24, 2), np.arange(1, 24, 2)]
     for name, half in zip(("odd", "even"), halves, strict=True):
-        part = rows(datasets[0], 0, 24)
-        pack(take(part, half), tmp_path / f"{name}.zarr", seed=0, fractions=FRACTIONS, attrs={"dataset_key": name})
+        part = read_rows(datasets[0], 0, 24)
+        arrange_and_write(
+            take(part, half), tmp_path / f"{name}.zarr", seed=0, fractions=FRACTIONS, attrs={"dataset_key": name}
+        )
     merge([tmp_path / "odd.zarr", tmp_path / "even.zarr"], tmp_path / "both.zarr", client, "store.near_duplicates=0")
     both = open_dataset(tmp_path / "both.zarr").load()
     assert both.sizes["structure"] == ds.sizes["structure"]
-    seeds = daskpipe.store.splits.origins({name: both[name].values for name in ("structure_id", "parent_id")})
+    seeds = daskpipe.store.splits.seed_ids_of({name: both[name].values for name in ("structure_id", "parent_id")})
     pairs = set(zip(seeds.tolist(), both["split"].values.tolist(), strict=True))
     assert len(pairs) == len(set(seeds.tolist())) == 8
 
@@ -155,7 +159,7 @@ def test_the_dataset_that_a_link_leads_to_is_replaced(datasets: list[Path], clie
     out.symlink_to(scratch / "kept")
     with pytest.raises(ConfigError, match=r"link.zarr exists; give another name, or --force to replace it"):
         merge([datasets[0], out], out, client)
-    datasets_module.merge([datasets[0], out], out, QUICK, client=client, force=True)
+    daskpipe.merge([datasets[0], out], out, QUICK, client=client, force=True)
     assert out.is_symlink()
     assert len(daskpipe.open_dataset(out)["energy"]) == 24 + 10
     assert verify(out) == []
@@ -170,11 +174,11 @@ def test_parts_made_by_workers_are_those_made_here(
     to: str, out: str, datasets: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    whole = datasets_module.export(datasets[0], to, out)
+    whole = export_on_cluster(datasets[0], to, out)
     before = contents(tmp_path / out)
     shutil.rmtree(out) if Path(out).is_dir() else os.remove(out)
     monkeypatch.setattr(sys.modules["daskpipe.store.export"], "PART_STRUCTURES", 7)
-    assert datasets_module.export(datasets[0], to, out, overrides=["cluster.workers=2"]) == whole
+    assert export_on_cluster(datasets[0], to, out, overrides=["cluster.workers=2"]) == whole
     assert contents(tmp_path / out) == before
     assert whole["structures"] == 24
     assert os.listdir(tmp_path) == [out]
@@ -191,7 +195,7 @@ def test_what_is_exported_and_imported_is_what_it_was(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     daskpipe.export(datasets[0], {".extxyz": "extxyz", ".db": "ase-db"}[Path(out).suffix], out)
-    done = datasets_module.import_labelled([out], "back.zarr", QUICK, method="another", client=client)
+    done = daskpipe.import_labelled([out], "back.zarr", QUICK, method="another", client=client)
     assert (done.n_out, done.rejected) == (24, {})
     before, after = by_id(datasets[0]), by_id(tmp_path / "back.zarr")
     assert before.keys() == after.keys()
@@ -218,7 +222,7 @@ def test_frames_without_labels_are_named(datasets: list[Path], client: Client, t
     frames = ase.io.read(tmp_path / "some.extxyz", ":")
     bare = Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.5]])
     ase.io.write(tmp_path / "some.extxyz", [*frames[:3], bare, *frames[3:]])
-    done = datasets_module.import_labelled(
+    done = daskpipe.import_labelled(
         [str(tmp_path / "some.extxyz")], tmp_path / "out.zarr", QUICK, method="emt", client=client
     )
     assert (done.n_out, done.exit_code) == (10, 10)
@@ -230,11 +234,11 @@ def test_frames_without_labels_are_named(datasets: list[Path], client: Client, t
 
 def test_wrong_imports(datasets: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="label method 'two words': use one word without white space"):
-        datasets_module.import_labelled(["x.extxyz"], tmp_path / "out.zarr", method="two words")
+        daskpipe.import_labelled(["x.extxyz"], tmp_path / "out.zarr", method="two words")
     (tmp_path / "x.cif").write_text("")
     with pytest.raises(ConfigError, match=r"x.cif holds no labels that can be read; give \*.extxyz, \*.xyz, \*.traj"):
-        datasets_module.import_labelled([str(tmp_path / "x.cif")], tmp_path / "out.zarr", method="one")
+        daskpipe.import_labelled([str(tmp_path / "x.cif")], tmp_path / "out.zarr", method="one")
     with pytest.raises(ConfigError, match=r"unknown export format 'npz'.*csv, cold"):
-        datasets_module.export(datasets[0], "npz", tmp_path / "x.npz")
+        export_on_cluster(datasets[0], "npz", tmp_path / "x.npz")
     with pytest.raises(ConfigError, match="a cold copy is of the whole dataset; leave --split out"):
-        datasets_module.export(datasets[0], "cold", tmp_path / "x.zarr", split="train")
+        export_on_cluster(datasets[0], "cold", tmp_path / "x.zarr", split="train")

@@ -79,7 +79,7 @@ def test_xarray_opens_the_dataset_without_a_warning(reference: Result) -> None:
         ds.load()
     assert ds.attrs["Conventions"].startswith("CF-")
     assert ds.attrs["seed"] == 0
-    assert json.loads(ds.attrs["config"]) == load_config("emt_alloy", SMALL).deciding()
+    assert json.loads(ds.attrs["config"]) == load_config("emt_alloy", SMALL).dump_deciding()
     assert {"numpy", "torch", "ase", "daskpipe"} <= json.loads(ds.attrs["versions"]).keys()
 
 

@@ -259,7 +259,7 @@ def test_a_manifest_that_lied_takes_nothing_with_it(run_dir: Path, client: Clien
 def test_nothing_is_mended_while_a_driver_works(run_dir: Path) -> None:
     flip(unit_of(run_dir, "explore") / "payload.npz")
     before = {name for name in files_of(run_dir) if "drivers" not in name}
-    with lease.hold(run_dir), pytest.raises(ConfigError, match="another daskpipe works in"):
+    with lease.hold_lease(run_dir), pytest.raises(ConfigError, match="another daskpipe works in"):
         fsck(run_dir, rehash=True, mend=True)
     assert {name for name in files_of(run_dir) if "drivers" not in name} == before
 

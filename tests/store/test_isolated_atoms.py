@@ -24,8 +24,8 @@ from daskpipe.core.structures import concat, from_atoms, to_atoms
 from daskpipe.core.variables import VARIABLES, decode_names, encode_names
 from daskpipe.engine.units import Payload
 from daskpipe.load import MACEDataset, TorchDataset, spec
-from daskpipe.stages.generate.labelled import LabelKeys, labelled_stretches, read_labelled
-from daskpipe.store import open_dataset, pack
+from daskpipe.stages.generate.labelled import LabelKeys, cut_labelled_ranges, read_labelled
+from daskpipe.store import arrange_and_write, open_dataset
 from daskpipe.store.export import export
 from daskpipe.train import train
 
@@ -66,8 +66,8 @@ def payload(tmp_path_factory: pytest.TempPathFactory) -> Payload:
     with path.open("w") as file:
         for atoms in [*isolated_frames(), *bulk_frames()]:
             write_extxyz(file, atoms)
-    (stretch,) = labelled_stretches(path, 100)
-    return read_labelled(stretch, LabelKeys(), "PBE")
+    (frame_range,) = cut_labelled_ranges(path, 100)
+    return read_labelled(frame_range, LabelKeys(), "PBE")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def ds(payload: Payload) -> xr.Dataset:
 @pytest.fixture(scope="module")
 def store(ds: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("stored") / "dataset.zarr"
-    pack(ds, path, seed=0, fractions=SHARES, attrs={"dataset_key": "isolated"})
+    arrange_and_write(ds, path, seed=0, fractions=SHARES, attrs={"dataset_key": "isolated"})
     return path
 
 
@@ -100,8 +100,8 @@ def test_forces_of_what_is_not_isolated_are_not_made_up(tmp_path: Path) -> None:
         for atoms in frames:
             atoms.info["REF_energy"] = 1.0
             write_extxyz(file, atoms)
-    (stretch,) = labelled_stretches(path, 100)
-    forces = read_labelled(stretch, LabelKeys(), "PBE").arrays["forces"]
+    (frame_range,) = cut_labelled_ranges(path, 100)
+    forces = read_labelled(frame_range, LabelKeys(), "PBE").arrays["forces"]
     assert np.isnan(forces[:3]).all()
     assert np.array_equal(forces[3], np.zeros(3))
 
@@ -110,8 +110,8 @@ def test_forces_of_what_is_not_isolated_are_not_made_up(tmp_path: Path) -> None:
 def test_a_weight_that_is_none_is_refused(weight: str, tmp_path: Path) -> None:
     path = tmp_path / "a.xyz"
     path.write_text(f"1\nREF_energy=1.0 config_weight={weight}\nCu 0 0 0\n")
-    (stretch,) = labelled_stretches(path, 100)
-    (rejection,) = read_labelled(stretch, LabelKeys(), "PBE").rejected
+    (frame_range,) = cut_labelled_ranges(path, 100)
+    (rejection,) = read_labelled(frame_range, LabelKeys(), "PBE").rejected
     assert rejection.reason == "config_weight"
     assert "give a number from 0, or none" in rejection.evidence
 
@@ -151,7 +151,7 @@ def test_a_dataset_of_isolated_atoms_alone_is_a_training_set(tmp_path: Path) -> 
         atoms = Atoms(symbol)
         atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((1, 3)))
         frames.append(atoms)
-    pack(from_atoms(frames), tmp_path / "a.zarr", seed=0, fractions=SHARES, attrs={"dataset_key": "atoms"})
+    arrange_and_write(from_atoms(frames), tmp_path / "a.zarr", seed=0, fractions=SHARES, attrs={"dataset_key": "atoms"})
     ds = open_dataset(tmp_path / "a.zarr")
     assert set(decode_names(ds["split"].compute())) == {"train"}
 
@@ -163,7 +163,7 @@ def test_spec_takes_their_energies_and_fits_the_rest(store: Path, ds: xr.Dataset
     # Without the atom of gold its energy is a fit to what copper leaves.
     rows = [row for row in range(ds.sizes["structure"]) if row != 1]
     part = from_atoms([to_atoms(ds, row) for row in rows])
-    pack(part, tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs={"dataset_key": "copper"})
+    arrange_and_write(part, tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs={"dataset_key": "copper"})
     found = spec(tmp_path / "a.zarr")
     assert found.isolated == ["Cu"]
     assert found.e0s["Cu"] == E0["Cu"]
@@ -181,7 +181,9 @@ def test_heads_that_disagree_are_refused_by_spec(tmp_path: Path) -> None:
         atoms = Atoms("Cu", positions=[[0, 0, energy]], info={"head": head})
         atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((1, 3)))
         frames.append(atoms)
-    pack(from_atoms(frames), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs={"dataset_key": "heads"})
+    arrange_and_write(
+        from_atoms(frames), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs={"dataset_key": "heads"}
+    )
     with pytest.raises(InputError, match=r"isolated Cu has -0.3 eV in head 'pbe' and -0.5 eV in head 'scan'.*one head"):
         spec(tmp_path / "a.zarr")
 
@@ -264,7 +266,9 @@ def test_fixed_atoms_and_isotopes_are_exported(to: str, tmp_path: Path) -> None:
             atoms.set_masses([62.93, 64.93, 62.93, 64.93])
         atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.full((4, 3), 0.5 + number))
         frames.append(atoms)
-    pack(from_atoms(frames), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs={"dataset_key": "fixed"})
+    arrange_and_write(
+        from_atoms(frames), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs={"dataset_key": "fixed"}
+    )
     name = tmp_path / f"out.{ {'extxyz': 'xyz', 'ase-db': 'db', 'hdf5': 'h5', 'parquet': 'parquet'}[to] }"
     made = export(tmp_path / "a.zarr", to, name)  # read back and compared
     assert {"fixed", "masses"} <= set(made.fields)

@@ -21,7 +21,7 @@ from daskpipe.core.errors import ConfigError, DiskError
 from daskpipe.core.structures import atom_starts, take, to_atoms
 from daskpipe.core.variables import SCHEMA, VARIABLES, decode_names
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.store import open_dataset, pack, verify, write_dataset
+from daskpipe.store import arrange_and_write, open_dataset, verify, write_dataset
 
 ATTRS = {"dataset_key": "k1", "seed": 3, "config": {"select": {"n": 64}, "elements": ["Cu", "Ag"]}}
 FRACTIONS = {"train": 0.6, "val": 0.2, "test": 0.2}
@@ -36,7 +36,7 @@ def contents(store: Path) -> dict[str, bytes]:
 
 def test_plain_xarray_opens_it_without_a_warning_and_finds_the_schema(make_dataset, tmp_path):
     ds = make_dataset(13)
-    pack(ds, tmp_path / "dataset.zarr", seed=1, fractions=FRACTIONS, attrs=ATTRS)
+    arrange_and_write(ds, tmp_path / "dataset.zarr", seed=1, fractions=FRACTIONS, attrs=ATTRS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         stored = xr.open_zarr(tmp_path / "dataset.zarr").load()
@@ -64,7 +64,7 @@ def test_values_come_back_bit_for_bit_from_many_chunks(make_dataset, tmp_path):
 
 def test_root_attributes(make_dataset, tmp_path):
     ds = make_dataset(9)
-    receipt = pack(ds, tmp_path / "dataset.zarr", seed=7, fractions=FRACTIONS, attrs=ATTRS)
+    receipt = arrange_and_write(ds, tmp_path / "dataset.zarr", seed=7, fractions=FRACTIONS, attrs=ATTRS)
     attrs = xr.open_zarr(tmp_path / "dataset.zarr").attrs
     assert attrs["Conventions"] == "CF-1.11"
     assert attrs["daskpipe_schema"] == SCHEMA
@@ -149,7 +149,7 @@ def test_equal_input_gives_equal_bytes(make_dataset, tmp_path):
 def test_input_is_not_changed(make_dataset, tmp_path):
     ds = make_dataset(5)
     before = ds.copy(deep=True)
-    pack(ds, tmp_path / "dataset.zarr", seed=1, fractions=FRACTIONS, attrs=ATTRS)
+    arrange_and_write(ds, tmp_path / "dataset.zarr", seed=1, fractions=FRACTIONS, attrs=ATTRS)
     xr.testing.assert_identical(ds, before)
 
 
@@ -257,7 +257,7 @@ def test_wrong_arguments(make_dataset, tmp_path):
 
 def test_a_dataset_of_no_structures(make_dataset, tmp_path):
     empty = take(make_dataset(3), [])
-    receipt = pack(empty, tmp_path / "dataset.zarr", seed=1, fractions=FRACTIONS, attrs=ATTRS)
+    receipt = arrange_and_write(empty, tmp_path / "dataset.zarr", seed=1, fractions=FRACTIONS, attrs=ATTRS)
     stored = open_dataset(tmp_path / "dataset.zarr").load()
     assert (receipt["n_structures"], receipt["n_atoms"], stored.sizes["structure"]) == (0, 0, 0)
     assert verify(tmp_path / "dataset.zarr") == []

@@ -20,18 +20,27 @@ from small_runs import SMALL
 
 import daskpipe
 from daskpipe import load
-from daskpipe.cli.dataset import error_line
+from daskpipe.cli.dataset import format_errors
 from daskpipe.core.errors import ConfigError, InputError, Interrupted
 from daskpipe.core.events import Event
 from daskpipe.core.structures import from_atoms
 from daskpipe.core.variables import SPLITS
-from daskpipe.potentials import Failure, Results, batched, build, evaluate, identity
+from daskpipe.potentials import Failure, Results, batched_model, build_potential, evaluate, identify_potential
 from daskpipe.potentials.identity import file_hash
-from daskpipe.store import pack, write_dataset
+from daskpipe.store import arrange_and_write, write_dataset
 from daskpipe.train import EpochFinished, Trained, TrainingStarted, train, training
-from daskpipe.train.accuracy import errors, measure
+from daskpipe.train.accuracy import measure_accuracy, measure_errors
 from daskpipe.train.card import model_card
-from daskpipe.train.options import BATCHES, EPOCHS, MAX_BATCH, SIZES, STEPS, choose, command_line, parse
+from daskpipe.train.options import (
+    BATCHES,
+    EPOCHS,
+    MAX_BATCH,
+    SIZES,
+    STEPS,
+    choose_options,
+    command_line,
+    parse_overrides,
+)
 
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 ATTRS = {"dataset_key": "k1", "label_potential": json.dumps({"name": "EMT", "sha256": "0123"})}
@@ -64,7 +73,7 @@ def labelled(n: int) -> list[Atoms]:
 
 
 def write(path: Path, structures: list[Atoms], fractions: dict[str, float] = FRACTIONS) -> Path:
-    pack(from_atoms(structures), path, seed=0, fractions=fractions, attrs=ATTRS)
+    arrange_and_write(from_atoms(structures), path, seed=0, fractions=fractions, attrs=ATTRS)
     return path
 
 
@@ -108,7 +117,7 @@ def test_progress(session: Session) -> None:
 
 
 def test_errors_are_those_of_the_written_model(session: Session, dataset: Path) -> None:
-    potential = build("mace", {"model": str(session.trained.model)}, "cpu", "float64")
+    potential = build_potential("mace", {"model": str(session.trained.model)}, "cpu", "float64")
     ds = daskpipe.open_dataset(dataset)
     held_out = [atoms for atoms in (daskpipe.to_atoms(ds, row) for row in range(30)) if atoms.info["split"] == "test"]
     deltas = [
@@ -135,7 +144,7 @@ def test_the_mean_predictor_is_that_of_the_training_split(session: Session, data
 
 def test_mace_was_told_what_the_dataset_says(session: Session, dataset: Path) -> None:
     spec = load.spec(dataset, "train", TINY["r_max"])
-    module = build("mace", {"model": str(session.trained.model)}, "cpu", "float64").calculator.models[0]
+    module = build_potential("mace", {"model": str(session.trained.model)}, "cpu", "float64").calculator.models[0]
     assert module.atomic_numbers.tolist() == [29, 79]
     assert float(module.r_max) == pytest.approx(TINY["r_max"])
     assert module.atomic_energies_fn.atomic_energies.ravel().tolist() == pytest.approx(
@@ -153,7 +162,7 @@ def test_the_test_split_is_not_shown(session: Session) -> None:
 
 def test_card(session: Session, dataset: Path) -> None:
     card = (session.trained.out / "MODEL_CARD.md").read_text()
-    sha256 = identity("mace", {"model": str(session.trained.model)}).hash
+    sha256 = identify_potential("mace", {"model": str(session.trained.model)}).hash
     assert f"`{sha256}`" in card
     assert session.trained.metrics["sha256"] == sha256 == file_hash(session.trained.model)
     for words in ("A MACE for Cu, Au", "key `k1`", "24 train, 3 val, 3 test", "Teacher: EMT (SHA-256 `0123`)"):
@@ -174,9 +183,9 @@ def test_the_model_moves_atoms(session: Session, monkeypatch: pytest.MonkeyPatch
     with pytest.warns(UserWarning, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
         calculator = MACECalculator(str(session.trained.model), device="cpu", default_dtype="float64")
     atoms.calc = calculator
-    potential = build("mace", {"model": str(session.trained.model)}, "cpu", "float64")
+    potential = build_potential("mace", {"model": str(session.trained.model)}, "cpu", "float64")
     state = torch_sim.io.atoms_to_state([atoms, atoms], torch.device("cpu"), torch.float64)
-    energies = batched(potential)(state)["energy"].tolist()
+    energies = batched_model(potential)(state)["energy"].tolist()
     assert energies == pytest.approx([atoms.get_potential_energy()] * 2, abs=1e-6)
 
 
@@ -316,9 +325,9 @@ def test_wrong_overrides(dataset: Path) -> None:
         ("batch_size=few", "batch_size=few: there are 24"),
     ):
         with pytest.raises(ConfigError, match=message):
-            choose("small", spec, None, [override])
+            choose_options("small", spec, None, [override])
     with pytest.raises(ConfigError, match="epochs=0: give at least 1"):
-        choose("small", spec, 0, [])
+        choose_options("small", spec, 0, [])
 
 
 def test_datasets_that_cannot_be_trained_on(tmp_path: Path) -> None:
@@ -350,18 +359,18 @@ def test_hyper_parameters_follow_the_size_of_the_dataset(dataset: Path) -> None:
     from dataclasses import replace
 
     spec = load.spec(dataset, "train", 4.0)
-    quickstart = choose("small", replace(spec, n_structures=58), None, [])
+    quickstart = choose_options("small", replace(spec, n_structures=58), None, [])
     assert quickstart["batch_size"] == 58 // BATCHES
     assert quickstart["max_num_epochs"] == STEPS // (58 // quickstart["batch_size"])
-    assert "num_channels" not in choose("small", spec, None, [], foundation="f.model"), "the model has its own"
-    large = choose("medium", replace(spec, n_structures=100_000), None, [])
+    assert "num_channels" not in choose_options("small", spec, None, [], foundation="f.model"), "the model has its own"
+    large = choose_options("medium", replace(spec, n_structures=100_000), None, [])
     assert (large["batch_size"], large["max_num_epochs"]) == (MAX_BATCH, EPOCHS[0])
-    assert choose("small", replace(spec, n_structures=2), None, [])["batch_size"] == 1
+    assert choose_options("small", replace(spec, n_structures=2), None, [])["batch_size"] == 1
     assert large["num_channels"] == SIZES["medium"]["num_channels"]
     for chosen in (quickstart, large):
         last = chosen["lr_scheduler_gamma"] ** chosen["max_num_epochs"]
         assert last == pytest.approx(0.01, rel=0.05), "the learning rate ends at a hundredth"
-    assert choose("small", spec, None, ["lr=0.5", "r_max=6"])["lr"] == "0.5"
+    assert choose_options("small", spec, None, ["lr=0.5", "r_max=6"])["lr"] == "0.5"
 
 
 def test_options_as_mace_takes_them() -> None:
@@ -372,7 +381,7 @@ def test_options_as_mace_takes_them() -> None:
     assert words == ["--name=m", "--amsgrad", "--plot=False", "--hidden_irreps=8x0e + 8x1o"]
     parsed = build_default_arg_parser().parse_args(words)
     assert (parsed.ema, parsed.amsgrad, parsed.plot, parsed.hidden_irreps) == (False, True, False, "8x0e + 8x1o")
-    assert parse(["--swa=true"]) == {"swa": "true"}
+    assert parse_overrides(["--swa=true"]) == {"swa": "true"}
 
 
 def one(energy: float, force: float, stress: float | None) -> Atoms:
@@ -391,7 +400,7 @@ def test_errors_by_hand() -> None:
         (one(1.0, -4.0, None), found),
         (one(0.0, 0.0, None), Failure(reason="failed", evidence="")),
     ]
-    result = errors(cases, {"Cu": 1.0, "Au": 0.0})
+    result = measure_errors(cases, {"Cu": 1.0, "Au": 0.0})
     assert (result["n_structures"], result["n_atoms"], result["failures"]) == (3, 6, {"failed": 1})
     assert result["energy"]["mae"] == pytest.approx(0.5)
     assert result["energy"]["rmse"] == pytest.approx(np.sqrt(0.5))
@@ -400,7 +409,7 @@ def test_errors_by_hand() -> None:
     assert result["forces"]["rmse"] == result["forces"]["mean_predictor_rmse"] == pytest.approx(np.sqrt(10))
     assert result["forces"]["times_better"] == pytest.approx(1.0)
     assert result["stress"]["mae"] == pytest.approx(0.5)
-    assert errors([], {})["forces"] is None
+    assert measure_errors([], {})["forces"] is None
 
 
 def test_labels_without_forces_are_told_so() -> None:
@@ -417,8 +426,8 @@ def test_labels_without_forces_are_told_so() -> None:
         "test   no errors, for the model failed on all of its structures: 1 unknown_element": failed,
     }
     for end, cases in said.items():
-        found = errors(cases, {"Cu": 1.0, "Au": 0.0})
-        line = error_line("test", found)
+        found = measure_errors(cases, {"Cu": 1.0, "Au": 0.0})
+        line = format_errors("test", found)
         assert line.startswith("test   ")
         assert line.endswith(end)
 
@@ -433,12 +442,12 @@ def test_a_training_split_without_forces_is_refused(dataset: Path, tmp_path: Pat
 
 
 def test_structures_that_a_potential_does_not_know_are_counted(dataset: Path) -> None:
-    potential = build("mace", {}, "cpu", "float32")  # Cu, Ag and Au
+    potential = build_potential("mace", {}, "cpu", "float32")  # Cu, Ag and Au
     strange = labelled(10)
     for atoms in strange[:5]:
         atoms.symbols[0] = "Pt"
     path = write(dataset.with_name("strange.zarr"), strange)
-    splits = measure(path, potential, load.spec(path, None).e0s)
+    splits = measure_accuracy(path, potential, load.spec(path, None).e0s)
     assert sum(groups["all"]["failures"].get("unknown_element", 0) for groups in splits.values()) == 5
     assert sum(groups["all"]["n_structures"] for groups in splits.values()) == 10
 
@@ -448,14 +457,14 @@ def test_no_more_than_a_sample_of_a_split_is_evaluated(dataset: Path, monkeypatc
 
     monkeypatch.setattr(accuracy, "MOST", 2)
     monkeypatch.setattr(accuracy, "BLOCK", 7)
-    splits = measure(dataset, build("emt", {}, "cpu", "float64"), {"Cu": 0.0, "Au": 0.0})
+    splits = measure_accuracy(dataset, build_potential("emt", {}, "cpu", "float64"), {"Cu": 0.0, "Au": 0.0})
     assert [splits[split]["all"]["n_structures"] for split in ("train", "val", "test")] == [2, 2, 2]
     assert splits["train"]["all"]["forces"]["rmse"] < 1e-5, "the labels are EMT's own"
 
 
 def test_a_card_tells_failures(session: Session) -> None:
     facts = session.trained.metrics
-    splits = {"test": {"all": errors([(one(0, 1, None), Failure(reason="not_finite", evidence=""))], {})}}
+    splits = {"test": {"all": measure_errors([(one(0, 1, None), Failure(reason="not_finite", evidence=""))], {})}}
     card = model_card("m", facts, splits)
     assert "| test | 1 | all | - | - | - | - | - |" in card
     assert "Structures without a result: {'test': {'not_finite': 1}}." in card

@@ -11,7 +11,7 @@ import torch
 
 from daskpipe.core import constants
 from daskpipe.core.geometry import full_cell
-from daskpipe.potentials.batches import batch
+from daskpipe.potentials.batches import make_state
 from daskpipe.stages.explore.fixed_atoms import without_drift
 from daskpipe.stages.explore.guards import Fault, Guard, View, check
 from daskpipe.stages.explore.integrate import CHAIN, Bath, Configuration, Pace, State, Systems, kinetic_energy, step
@@ -257,7 +257,7 @@ def evaluator(
 ) -> Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]:
     """Return a function that runs the model on these walkers, from positions and cells (rows are vectors)."""
     device = model.device
-    systems = batch([walker.seed for walker in walkers], device, torch.float64)
+    systems = make_state([walker.seed for walker in walkers], device, torch.float64)
     nothing = torch.full((len(walkers),), torch.nan, dtype=torch.float64, device=device)
 
     def evaluate(positions: torch.Tensor, cell: torch.Tensor) -> dict[str, torch.Tensor]:

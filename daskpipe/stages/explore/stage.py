@@ -82,10 +82,10 @@ def explore_partition(
 ) -> list[Payload]:
     """Run the trajectories of one partition; frames are ordered by seed, then time."""
     from daskpipe.core.third_party import silence_libraries
-    from daskpipe.potentials import batched
+    from daskpipe.potentials import batched_model
 
     with silence_libraries():  # torch-sim's import has a good deal to say
-        from daskpipe.potentials.zbl import repelled
+        from daskpipe.potentials.zbl import add_repulsion
         from daskpipe.stages.explore.capacity import room
         from daskpipe.stages.explore.relaxation import relaxations
         from daskpipe.stages.explore.runner import Flight
@@ -98,9 +98,9 @@ def explore_partition(
         first = relaxations(fit, settings)
         # The threads of a worker share the potential.
         with potential.lock:
-            model = batched(potential, stress=any(walker.has_barostat for walker in (*first, *fit)))
+            model = batched_model(potential, stress=any(walker.has_barostat for walker in (*first, *fit)))
             if settings.repulsion == "zbl":
-                model = repelled(model, {symbol for walker in fit for symbol in walker.seed.symbols})
+                model = add_repulsion(model, {symbol for walker in fit for symbol in walker.seed.symbols})
             space = room(model, [walker.seed for walker in fit], settings.batch_atoms, potential.cutoff, name)
             attempt = checkpoints.begin_attempt() if checkpoints else None
             Flight([*first, *fit], model, settings, space, fingerprint, attempt).run()

@@ -9,7 +9,7 @@ from explore_samples import HOT, crystal, emt, seed, settings, walkers
 
 from daskpipe.core import constants
 from daskpipe.core.geometry import count_parts
-from daskpipe.potentials import batched
+from daskpipe.potentials import batched_model
 from daskpipe.stages.explore.batch import Batch
 from daskpipe.stages.explore.guards import BOND, CANDIDATE, RELEASE, View, check, check_geometry, of_batch
 from daskpipe.stages.explore.settings import Guards
@@ -24,7 +24,7 @@ def view() -> View:
     chosen = settings(ensemble="nvt_langevin")
     found = walkers([seed(crystal(), replica=number) for number in range(N_SYSTEMS)], chosen)
     found[2].ensemble = "npt_isotropic"
-    batch = Batch(found, batched(emt(), stress=True), chosen.dynamics)
+    batch = Batch(found, batched_model(emt(), stress=True), chosen.dynamics)
     thermal = torch.full((N_SYSTEMS,), constants.KB * HOT, dtype=torch.float64)
     calm = torch.zeros(N_SYSTEMS, dtype=torch.bool)
     return View(state=batch.state, systems=batch.systems, thermal=thermal, volume=batch.volume, equilibrating=calm)

@@ -9,7 +9,7 @@ from physics_samples import Elastic, check_distribution, dynamics, kinetic, net_
 from scipy import stats
 
 from daskpipe.core import constants
-from daskpipe.potentials import batched, build
+from daskpipe.potentials import batched_model, build_potential
 from daskpipe.stages.explore.batch import Batch
 from daskpipe.stages.explore.ensembles import ENSEMBLES
 from daskpipe.stages.explore.integrate import State
@@ -35,7 +35,7 @@ def zoo() -> list[Walker]:
 
 def batch_of(members: list[Walker]) -> Batch:
     torch.set_num_threads(1)
-    model = batched(build("emt", {}, "cpu", "float64"), stress=True)
+    model = batched_model(build_potential("emt", {}, "cpu", "float64"), stress=True)
     return Batch(members, model, dynamics(timestep=3.0, friction=0.01, thermostat_time=100.0, barostat_time=300.0))
 
 

@@ -6,7 +6,7 @@ import torch
 from ase.build import bulk
 from physics_samples import dynamics, kinetic, sample, walkers
 
-from daskpipe.potentials import batched, build
+from daskpipe.potentials import batched_model, build_potential
 from daskpipe.stages.explore.batch import Batch
 
 pytestmark = pytest.mark.physics
@@ -33,7 +33,9 @@ def alloy():
 def start(name: str, seeds, temperature: float, timestep: float) -> Batch:
     torch.set_num_threads(1)
     return Batch(
-        walkers(seeds, "nve", temperature), batched(build(name, {}, "cpu", "float64")), dynamics(timestep=timestep)
+        walkers(seeds, "nve", temperature),
+        batched_model(build_potential(name, {}, "cpu", "float64")),
+        dynamics(timestep=timestep),
     )
 
 
