@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from daskpipe.core.errors import unknown
-from daskpipe.core.variables import VARIABLES, per_atom
+from daskpipe.core.errors import describe_unknown
+from daskpipe.core.variables import VARIABLES
 
 ALIGNMENT = 64
 """Bytes; each tensor starts at a multiple, which suits every dtype and vector unit."""
@@ -132,7 +132,7 @@ class Batch:
         try:
             return self._tensors[name]
         except KeyError:
-            raise KeyError(unknown("tensor", name, list(self._tensors))) from None
+            raise KeyError(describe_unknown("tensor", name, list(self._tensors))) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
@@ -153,7 +153,7 @@ class Batch:
 
 def is_per_atom(name: str) -> bool:
     """Whether a tensor of that name has one row an atom."""
-    return name in VARIABLES and per_atom(name)
+    return name in VARIABLES and VARIABLES[name].dims[0] == "atom"
 
 
 def _strides(shape: tuple[int, ...]) -> list[int]:

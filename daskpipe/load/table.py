@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from daskpipe.core.structures import starts
+from daskpipe.core.structures import atom_starts
 from daskpipe.load.batch import Batch, is_per_atom
 from daskpipe.load.mapped import ArrayReader, MappedReader, RowRanges
 
@@ -69,7 +69,7 @@ class Table:
             )  # fmt: skip
         batch = self.read_batch(chosen)
         return Table(
-            index=self.index[chosen], rows=np.arange(len(chosen)), atom_start=starts(self.n_atoms[chosen]),
+            index=self.index[chosen], rows=np.arange(len(chosen)), atom_start=atom_starts(self.n_atoms[chosen]),
             n_atoms=self.n_atoms[chosen], fields={name: MappedReader(batch[name].numpy()) for name in self.fields},
         )  # fmt: skip
 

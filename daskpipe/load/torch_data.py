@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from daskpipe.core.errors import ConfigError, InputError, unknown
+from daskpipe.core.errors import ConfigError, InputError, describe_unknown
 from daskpipe.core.variables import read_root
 from daskpipe.load.batch import Batch, is_per_atom
 from daskpipe.load.mapped import ArrayReader, RowRanges, metadata_of, open_array
@@ -91,7 +91,7 @@ class TorchDataset(Dataset[Item]):
         if self.split is not None:
             names = metadata["split"]["attributes"]["flag_meanings"].split() if "split" in metadata else []
             if self.split not in names:
-                raise ConfigError(unknown("split", self.split, names))
+                raise ConfigError(describe_unknown("split", self.split, names))
             index = np.flatnonzero(read_column("split") == names.index(self.split))
         self.table = Table(
             index=index,

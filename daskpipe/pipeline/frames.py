@@ -16,7 +16,7 @@ import numpy as np
 
 from daskpipe.config.models import Config
 from daskpipe.core.events import Emit
-from daskpipe.core.outputs import replacing
+from daskpipe.core.outputs import replace_output
 from daskpipe.engine.dask_pool import Workers
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt
@@ -169,7 +169,7 @@ def _process_files(
             if receipt.n_out
         ]
         described = DescribedFrames(directory=directory, config=config, filled=filled, features=features, picks=picked)
-        with replacing(out) as attempt:
+        with replace_output(out) as attempt:
             n_out, report = write(described, attempt)
         return frames, n_out, report
 
@@ -180,11 +180,11 @@ def _write_picks(described: DescribedFrames, path: Path) -> tuple[int, dict[str,
     """Copy the frames that were picked to an extxyz file."""
     directory, picks = described.directory, described.picks
     assert picks is not None
-    chosen = directory.load("select", picks.key, ["unit", "row", "report"])
+    chosen = directory.load_arrays("select", picks.key, ["unit", "row", "report"])
     numbers: dict[str, list[int]] = {}
     for unit in np.unique(chosen["unit"]).tolist():
         frame_range, key = described.filled[unit]
-        steps = directory.load("explore", key, ["step"])["step"]
+        steps = directory.load_arrays("explore", key, ["step"])["step"]
         numbers.setdefault(frame_range.path, []).extend(steps[chosen["row"][chosen["unit"] == unit]].tolist())
     copy_frames(numbers.items(), path)
     overlaps = find_overlaps(directory, [(frame_range.path, key) for frame_range, key in described.filled], chosen)
@@ -217,7 +217,8 @@ def _collect_features(described: DescribedFrames) -> xr.Dataset:
     root, dims = described.directory.root, described.config.describe.dims
     table = [(receipt.key, receipt.n_out) for receipt in described.features]
     units = [
-        described.directory.load("explore", key, ["structure_id", "n_atoms", "step"]) for _, key in described.filled
+        described.directory.load_arrays("explore", key, ["structure_id", "n_atoms", "step"])
+        for _, key in described.filled
     ]
     n_atoms = np.concatenate([unit["n_atoms"] for unit in units])
     paths = [
