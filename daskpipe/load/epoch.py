@@ -94,7 +94,7 @@ def atom_batches(n_atoms: np.ndarray, max_atoms: int, world: int) -> np.ndarray:
     >>> atom_batches(np.array([3, 3, 3, 3]), max_atoms=9, world=1).tolist()
     [0, 3, 4]
     >>> atom_batches(np.array([3, 3, 3, 3]), max_atoms=9, world=3).tolist()
-    [0, 1, 3, 4]
+    [0, 2, 3, 4]
     """
     n = len(n_atoms)
     if n < world or n == 0:
