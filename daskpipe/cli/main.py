@@ -15,8 +15,9 @@ import typer
 
 from daskpipe.cli import config, dataset, doctor, frames, maintenance, plan, run, status
 from daskpipe.cli.options import Stopped, Verbs
-from daskpipe.core.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, ConfigError, DaskpipeError, printable
+from daskpipe.core.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, ConfigError, DaskpipeError
 from daskpipe.core.shared_disk import disk_error
+from daskpipe.core.text import make_printable
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -64,7 +65,7 @@ def _raise_stopped(signum: int, frame: FrameType | None) -> None:
 
 def _exit_internally(error: Exception, as_json: bool) -> NoReturn:
     """Print the traceback, and that the error is internal."""
-    typer.echo(printable("".join(traceback.format_exception(error))), err=True)
+    typer.echo(make_printable("".join(traceback.format_exception(error))), err=True)
     _exit_with(f"internal error: {type(error).__name__}: {error}", EXIT_INTERNAL, as_json)
 
 
@@ -77,7 +78,7 @@ def _exit_with(message: str, code: int, as_json: bool) -> NoReturn:
         from rich.text import Text
 
         console = Console(stderr=True)
-        text = Text.assemble(("error: ", "" if console.no_color else "bold red"), printable(message))
+        text = Text.assemble(("error: ", "" if console.no_color else "bold red"), make_printable(message))
         console.print(text, soft_wrap=True)
     sys.stdout.flush()
     sys.exit(code)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from daskpipe.cli.options import AsJson, RunDir, Verbs, print_answer, print_lines
-from daskpipe.core.errors import EXIT_INTERNAL, ConfigError, unknown
+from daskpipe.core.errors import EXIT_INTERNAL, ConfigError, describe_unknown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,7 +70,7 @@ def quarantine(
 ) -> None:
     """List the structures that a run rejected, show one with its evidence, or release some to be tried again."""
     if action not in ACTIONS:
-        raise ConfigError(unknown("action", action, ACTIONS))
+        raise ConfigError(describe_unknown("action", action, ACTIONS))
     if action != "release" and (reason is not None or all_ or yes):
         raise ConfigError("--reason, --all and --yes are of release; type: daskpipe quarantine RUN release ...")
     if action == "list":
@@ -116,7 +116,7 @@ def _choose_ids(run_dir: Path, ids: list[str], reason: str | None, everything: b
     kinds = {name: (found.kind, found.reason) for name, found in list_rejections(run_dir) if found.kind != DUPLICATE}
     chosen = [name for name, of in kinds.items() if everything or reason in of]
     if not chosen and reason is not None:
-        raise ConfigError(unknown("reason", reason, sorted({kind for kind, _ in kinds.values()})))
+        raise ConfigError(describe_unknown("reason", reason, sorted({kind for kind, _ in kinds.values()})))
     if not chosen:
         raise ConfigError(f"the quarantine of {run_dir} holds nothing that can be tried again")
     return chosen

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from daskpipe.core.errors import ConfigError, printable
+from daskpipe.core.errors import ConfigError
+from daskpipe.core.text import make_printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -147,4 +148,4 @@ def print_answer(content: dict[str, Any], as_json: bool, table: Table) -> None:
 def print_lines(lines: Iterable[str], console: Console) -> None:
     """Print lines as they are: no markup, not broken; what a terminal would heed is spelled out."""
     for line in lines:
-        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+        console.print(make_printable(line), markup=False, highlight=False, soft_wrap=True)

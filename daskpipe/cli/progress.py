@@ -27,7 +27,7 @@ from rich.text import Text
 
 from daskpipe.cluster.queues import find_job_id
 from daskpipe.core import events
-from daskpipe.core.errors import printable
+from daskpipe.core.text import make_printable
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.outcome_lines import format_labels, format_moves, format_selection, format_splits
 from daskpipe.store.quality import verdict as verdict_module
@@ -76,7 +76,7 @@ def can_redraw(console: Console) -> bool:
 
 def escape_text(text: object) -> str:
     """Return text from outside as rich may be given it: no markup, and nothing that a terminal would heed."""
-    return escape_markup(printable(text))
+    return escape_markup(make_printable(text))
 
 
 class ProgressBars:
@@ -216,7 +216,7 @@ class LogFile:
         """Append a line with the time in front."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n")
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {make_printable(text)}\n")
 
 
 def print_summary(result: Result, console: Console) -> None:
@@ -232,7 +232,7 @@ def print_summary(result: Result, console: Console) -> None:
     console.print(fit_table(["stage", "in", "out", *types, "rejected", "seconds"], rows, console))
     if result.quarantined:
         console.print("\n[yellow]Quarantined[/] (stage/reason: structures, with the first of each)")
-        rejections = RunDirectory(result.run_dir).quarantined()
+        rejections = RunDirectory(result.run_dir).read_quarantine()
         for name, count in result.quarantined.items():
             first = next(item for item in rejections if item.kind == name)
             line = f"  {name}: {count}, e.g. {first.structure}: {first.evidence}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from daskpipe.cli.options import AsJson, RunDir, Verbs, print_answer, print_lines
-from daskpipe.core.errors import printable
+from daskpipe.core.text import make_printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -153,7 +153,7 @@ def list_parts(state: dict[str, Any], console: Console) -> list[RenderableType]:
     from daskpipe.cli.progress import fit_table
 
     head = Text.assemble(
-        (printable(state["run_dir"]), "bold"), f" is {state['state']}{printable(_format_place(state))}"
+        (make_printable(state["run_dir"]), "bold"), f" is {state['state']}{make_printable(_format_place(state))}"
     )
     head.append(f"; drivers started: {state['driver_starts']}")
     usual, faults = ("committed", "planned", "out"), ("rejected", "lost", "suspect", "yielded")
@@ -171,4 +171,4 @@ def list_parts(state: dict[str, Any], console: Console) -> list[RenderableType]:
         below.append(f"dataset {state['dataset']}")
     if state["state"] == "stopped":
         below.append(f"to go on: daskpipe resume {quote(state['run_dir'])}")
-    return [head, rows, *(Text(printable(text)) for text in below)]
+    return [head, rows, *(Text(make_printable(text)) for text in below)]

@@ -14,7 +14,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from daskpipe.core.errors import ConfigError, unknown
+from daskpipe.core.errors import ConfigError, describe_unknown
 from daskpipe.core.files import package_folder
 from daskpipe.core.validation import check_yaml
 
@@ -320,7 +320,7 @@ def _locate_file(target: str) -> tuple[Path, str]:
         if not path.is_file():
             raise ConfigError(f"config file {target} does not exist")
         return path.parent.absolute(), path.stem
-    raise ConfigError(unknown("preset", target, list_presets()) + " A config file must end in .yaml.")
+    raise ConfigError(describe_unknown("preset", target, list_presets()) + " A config file must end in .yaml.")
 
 
 def _list_files(folder: Path, name: str, groups: Mapping[str, str]) -> list[Any]:
@@ -391,7 +391,7 @@ def _explain_error(error: Exception, target: str) -> str:
     if missing := re.search(r"Could not (?:find|load) '([^']+)'", text):
         group, _, choice = missing[1].rpartition("/")
         known = sorted(file.stem for file in (package_folder("configs") / group).glob("*.yaml"))
-        return unknown(f"choice of {group}" if group else "config", choice, known)
+        return describe_unknown(f"choice of {group}" if group else "config", choice, known)
     return f"{target}: {' '.join(text.split())}"
 
 

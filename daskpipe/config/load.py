@@ -16,7 +16,7 @@ from daskpipe.config.models import Config
 from daskpipe.config.saved import from_yaml
 from daskpipe.config.validate import validate_config
 from daskpipe.core.errors import ConfigError
-from daskpipe.core.validation import explain
+from daskpipe.core.validation import explain_errors
 from daskpipe.store.quality.settings import Quality
 
 
@@ -92,7 +92,7 @@ def load_quality(run_dir: Path, overrides: Sequence[str]) -> Quality:
     try:
         return Quality(**content["quality"])
     except ValidationError as error:
-        raise ConfigError(explain(error, Quality, "quality")) from error
+        raise ConfigError(explain_errors(error, Quality, "quality")) from error
 
 
 def _refuse_others(overrides: Sequence[str], sections: Sequence[str], advice: str) -> None:

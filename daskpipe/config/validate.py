@@ -15,7 +15,7 @@ from pydantic import (
 
 from daskpipe.config.models import Config
 from daskpipe.core.errors import ConfigError
-from daskpipe.core.validation import explain
+from daskpipe.core.validation import explain_errors
 from daskpipe.stages.generate import GENERATORS
 
 
@@ -35,7 +35,7 @@ def validate_config(content: Mapping[str, Any]) -> Config:
         config = Config(**content)
     except ValidationError as error:
         known_params = partial(_known_params, content)
-        raise ConfigError(explain(error, Config, known_params=known_params)) from error
+        raise ConfigError(explain_errors(error, Config, known_params=known_params)) from error
     problems = []
     for where, registry, name, params in (
         ("explore.potential.params", POTENTIALS, config.explore.potential.name, config.explore.potential.params),
@@ -46,7 +46,7 @@ def validate_config(content: Mapping[str, Any]) -> Config:
         try:
             registry.check_params(name, params)
         except ValidationError as error:
-            problems.append(explain(error, registry.params_model(name), where))
+            problems.append(explain_errors(error, registry.params_model(name), where))
         except ConfigError as error:  # a member of a committee
             problems.append(f"{where}: {error}")
     guards, potential = config.explore.guards, config.explore.potential.name

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from daskpipe.core.errors import unknown
-from daskpipe.core.variables import VARIABLES, per_atom
+from daskpipe.core.errors import describe_unknown
+from daskpipe.core.variables import VARIABLES
 
 ALIGNMENT = 64
 """Alignment of each tensor in the buffer, bytes; fits every dtype and vector unit."""
@@ -128,7 +128,7 @@ class Batch:
             elif name in EDGES:
                 parts[name] = tensor.split(n_edges)
             elif name not in ("batch", "ptr"):
-                parts[name] = tensor.split(n_atoms) if is_per_atom(name) else tensor.unbind()
+                parts[name] = tensor.split(n_atoms) if has_atom_rows(name) else tensor.unbind()
         return [{name: part[row] for name, part in parts.items()} for row in range(len(n_atoms))]
 
     def keys(self) -> KeysView[str]:
@@ -147,7 +147,7 @@ class Batch:
         try:
             return self._tensors[name]
         except KeyError:
-            raise KeyError(unknown("tensor", name, list(self._tensors))) from None
+            raise KeyError(describe_unknown("tensor", name, list(self._tensors))) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
@@ -166,15 +166,15 @@ class Batch:
         return Batch, (self.buffer, self.layout, self.state)
 
 
-def is_per_atom(name: str) -> bool:
+def has_atom_rows(name: str) -> bool:
     """Return whether the tensor of a name has one row per atom.
 
     Examples
     --------
-    >>> is_per_atom("forces"), is_per_atom("energy"), is_per_atom("ptr")
+    >>> has_atom_rows("forces"), has_atom_rows("energy"), has_atom_rows("ptr")
     (True, False, False)
     """
-    return name in VARIABLES and per_atom(name)
+    return name in VARIABLES and VARIABLES[name].dims[0] == "atom"
 
 
 def _strides(shape: tuple[int, ...]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from daskpipe.core.errors import ConfigError
-from daskpipe.core.seeds import stream
+from daskpipe.core.seeds import random_stream
 from daskpipe.load.mapped import RowRanges
 
 
@@ -34,7 +34,7 @@ def epoch_order(n: int, *, seed: int, epoch: int, block: int, buffer: int) -> np
     >>> sorted(order.tolist())
     [0, 1, 2, 3, 4, 5]
     """
-    rng = stream(seed, "load", epoch)
+    rng = random_stream(seed, "load", epoch)
     start = rng.permutation(-(-n // block)) * block
     blocks = RowRanges(start, np.minimum(start + block, n))
     order = blocks.rows

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from daskpipe.core.structures import starts
-from daskpipe.load.batch import Batch, is_per_atom
+from daskpipe.core.structures import atom_starts
+from daskpipe.load.batch import Batch, has_atom_rows
 from daskpipe.load.mapped import ArrayReader, MappedReader, RowRanges
 
 
@@ -45,14 +45,14 @@ class Table:
         n_atoms = self.n_atoms[chosen]
         n_systems, total = len(chosen), int(n_atoms.sum())
         kinds = {
-            name: (torch_dtype(field.dtype), (total if is_per_atom(name) else n_systems, *field.tail))
+            name: (torch_dtype(field.dtype), (total if has_atom_rows(name) else n_systems, *field.tail))
             for name, field in self.fields.items()
         }
         kinds |= {"n_atoms": (torch.int64, (n_systems,)), "index": (torch.int64, (n_systems,))}
         kinds |= {"batch": (torch.int64, (total,)), "ptr": (torch.int64, (n_systems + 1,))}
         batch = Batch.empty(kinds)
         for name, field in self.fields.items():
-            field.copy_rows(atoms if is_per_atom(name) else rows, batch[name].numpy())
+            field.copy_rows(atoms if has_atom_rows(name) else rows, batch[name].numpy())
         batch["n_atoms"].numpy()[:] = n_atoms
         batch["index"].numpy()[:] = self.index[chosen]
         fill_ragged(batch)
@@ -70,7 +70,7 @@ class Table:
             )  # fmt: skip
         batch = self.read_batch(chosen)
         return Table(
-            index=self.index[chosen], rows=np.arange(len(chosen)), atom_start=starts(self.n_atoms[chosen]),
+            index=self.index[chosen], rows=np.arange(len(chosen)), atom_start=atom_starts(self.n_atoms[chosen]),
             n_atoms=self.n_atoms[chosen], fields={name: MappedReader(batch[name].numpy()) for name in self.fields},
         )  # fmt: skip
 

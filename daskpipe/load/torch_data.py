@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from daskpipe.core.errors import ConfigError, InputError, unknown
+from daskpipe.core.errors import ConfigError, InputError, describe_unknown
 from daskpipe.core.variables import read_root
-from daskpipe.load.batch import Batch, is_per_atom
+from daskpipe.load.batch import Batch, has_atom_rows
 from daskpipe.load.mapped import ArrayReader, RowRanges, metadata_of, open_array
 from daskpipe.load.table import Table, fill_ragged
 
@@ -94,7 +94,7 @@ class TorchDataset(Dataset[Item]):
         if self.split is not None:
             names = metadata["split"]["attributes"]["flag_meanings"].split() if "split" in metadata else []
             if self.split not in names:
-                raise ConfigError(unknown("split", self.split, names))
+                raise ConfigError(describe_unknown("split", self.split, names))
             index = np.flatnonzero(read_column("split") == names.index(self.split))
         self.table = Table(
             index=index,
@@ -175,7 +175,7 @@ def _join_items(items: Sequence[Item]) -> Batch:
     tensors = {}
     for name in items[0]:
         rows = [item[name] for item in items]
-        tensors[name] = torch.cat(rows) if is_per_atom(name) else torch.stack(rows)
+        tensors[name] = torch.cat(rows) if has_atom_rows(name) else torch.stack(rows)
     n_atoms = tensors["n_atoms"]
     tensors |= {"batch": torch.empty(int(n_atoms.sum()), dtype=torch.int64), "ptr": n_atoms.new_empty(len(items) + 1)}
     batch = Batch.of(tensors)

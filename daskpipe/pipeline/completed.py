@@ -8,7 +8,7 @@ from typing import Any
 
 from daskpipe.core.errors import InputError
 from daskpipe.core.variables import read_root
-from daskpipe.engine.manifests import ORDER, Manifest, units_of
+from daskpipe.engine.manifests import STAGE_ORDER, Manifest, read_units
 from daskpipe.engine.run_directory import RunDirectory
 
 VERSIONS_ATTRIBUTE = "stage_versions"
@@ -64,9 +64,11 @@ def read_completed(directory: RunDirectory) -> dict[str, dict[str, Any]] | None:
 
 
 def _collect_rows(directory: RunDirectory, dataset_key: str) -> dict[str, dict[str, Any]] | None:
-    from daskpipe.engine.driver import summarise
+    from daskpipe.engine.driver import summarise_stage
 
-    units = {stage: {manifest.unit.key: manifest for _, manifest in units_of(directory, stage)} for stage in ORDER}
+    units = {
+        stage: {manifest.unit.key: manifest for _, manifest in read_units(directory, stage)} for stage in STAGE_ORDER
+    }
     by_key = {key: manifest for of_stage in units.values() for key, manifest in of_stage.items()}
     waiting, used = [dataset_key], set[str]()
     while waiting:
@@ -84,8 +86,8 @@ def _collect_rows(directory: RunDirectory, dataset_key: str) -> dict[str, dict[s
     for stage, of_stage in units.items():
         chosen: list[Manifest] = [manifest for key, manifest in of_stage.items() if key in used]
         if chosen:
-            rows[stage] = summarise([manifest.receipt for manifest in chosen], 0, 0.0)
+            rows[stage] = summarise_stage([manifest.receipt for manifest in chosen], 0, 0.0)
     for stage in ("select", "store-plan"):
         for key in used.intersection(units[stage]):
-            rows[stage]["report"] = json.loads(directory.load(stage, key, ["report"])["report"].item())
+            rows[stage]["report"] = json.loads(directory.load_arrays(stage, key, ["report"])["report"].item())
     return rows

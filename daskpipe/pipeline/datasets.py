@@ -11,10 +11,10 @@ from daskpipe.cluster.connect import connect
 from daskpipe.config.models import Config
 from daskpipe.core.errors import (
     ConfigError,
-    unknown,
+    describe_unknown,
 )
 from daskpipe.core.events import Emit
-from daskpipe.core.outputs import replacing
+from daskpipe.core.outputs import replace_output
 from daskpipe.core.variables import read_root
 from daskpipe.engine.dask_pool import Workers
 from daskpipe.engine.run_directory import RunDirectory
@@ -163,7 +163,7 @@ def _make_dataset(
     def write_dataset(directory: RunDirectory, workers: Workers, emit: Emit) -> Outputs:
         described = config.describe.model_dump(mode="json", exclude={"device"})
         attrs = {"sources": json.dumps(sources, sort_keys=True), "describe": json.dumps(described, sort_keys=True)}
-        with replacing(out) as attempt:
+        with replace_output(out) as attempt:
             frames, dataset, report = gather_dataset(
                 directory, config, plan, workers, emit, target=attempt, attrs=attrs
             )
@@ -205,7 +205,7 @@ def export_on_cluster(
         As `daskpipe.export`.
     """
     if to not in (*FORMATS, COLD):
-        raise ConfigError(unknown("export format", to, [*FORMATS, COLD]))
+        raise ConfigError(describe_unknown("export format", to, [*FORMATS, COLD]))
     config = compose_sections(overrides, ("cluster",))
     path, out = dataset_of(dataset), Path(out)
 
@@ -219,7 +219,7 @@ def export_on_cluster(
         if split is not None:
             raise ConfigError("a cold copy is of the whole dataset; leave --split out")
         out = check_target(out, (".zarr",), force)
-        with replacing(out) as attempt:
+        with replace_output(out) as attempt:
             n_files = write_cold(path, attempt, run_parts)
         n_structures, reader = int(read_root(out)["attributes"]["n_structures"]), "zarr-python"
     else:

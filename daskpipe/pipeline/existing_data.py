@@ -13,12 +13,12 @@ import dask
 import daskpipe.stages.generate.stage as generating
 import daskpipe.store.stage as storing
 from daskpipe.config.models import Config
-from daskpipe.core.errors import InputError, list_reasons
+from daskpipe.core.errors import InputError, describe_reasons
 from daskpipe.core.events import Emit
 from daskpipe.engine.dask_pool import DaskPool, Workers, gpu_stages
 from daskpipe.engine.driver import Driver
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import Receipt, Unit, key_of
+from daskpipe.engine.units import Receipt, Unit, unit_key
 from daskpipe.pipeline.context import Run
 from daskpipe.pipeline.packing import pack_dataset
 from daskpipe.pipeline.steps import describe_frames, list_devices, select_frames, summarise_rejections
@@ -42,7 +42,7 @@ def plan_frames(frame_ranges: Sequence[FrameRange], seed: int) -> ReadPlan:
     """Plan to read the frames of ranges of files: they stand where those of an exploration stand."""
     plan = []
     for index, frame_range in enumerate(frame_ranges):
-        key = key_of("read", generating.VERSION, asdict(frame_range), [], seed)
+        key = unit_key("read", generating.VERSION, asdict(frame_range), [], seed)
         unit = Unit(stage="explore", index=index, key=key, n_inputs=frame_range.n_frames)
         plan.append((unit, partial(dask.delayed(generating.frame_range_payload), frame_range)))
     return plan
@@ -56,7 +56,7 @@ def plan_rows(paths: Sequence[Path], seed: int) -> ReadPlan:
         for start in range(0, n_structures, ROWS_A_UNIT):
             stop = min(start + ROWS_A_UNIT, n_structures)
             # The number keeps the rows of a dataset that is named twice apart.
-            key = key_of("rows", storing.VERSION, {"index": len(plan)}, [digest, start, stop], seed)
+            key = unit_key("rows", storing.VERSION, {"index": len(plan)}, [digest, start, stop], seed)
             unit = Unit(stage="explore", index=len(plan), key=key, n_inputs=stop - start)
             plan.append((unit, partial(dask.delayed(storing.read_dataset_rows), path, start, stop)))
     return plan
@@ -70,7 +70,7 @@ def plan_labels(frame_ranges: Sequence[LabelledFrameRange], keys: LabelKeys, met
         unit = Unit(
             stage="explore",
             index=index,
-            key=key_of("import", generating.VERSION, params, [], seed),
+            key=unit_key("import", generating.VERSION, params, [], seed),
             n_inputs=frame_range.n_frames,
         )
         plan.append((unit, partial(dask.delayed(read_labelled), frame_range, keys, method)))
@@ -159,10 +159,10 @@ def _start_run(directory: RunDirectory, config: Config, workers: Workers, emit: 
 
 
 def _describe_plan(run: Run, plan: ReadPlan) -> tuple[list[Receipt], list[Receipt], list[Receipt]]:
-    frames = run.driver.drive("read", plan, "frames")
+    frames = run.driver.run_stage("read", plan, "frames")
     if not any(receipt.n_out for receipt in frames):
-        rejected = run.directory.quarantined()
-        raise InputError(f"no frame can be described: {list_reasons(rejected)}; e.g. {rejected[0].evidence}")
+        rejected = run.directory.read_quarantine()
+        raise InputError(f"no frame can be described: {describe_reasons(rejected)}; e.g. {rejected[0].evidence}")
     species = generating.list_elements(run.directory.root, [receipt.key for receipt in frames])
     features, against = describe_frames(run, frames, species)
     return frames, features, against

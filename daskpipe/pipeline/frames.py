@@ -15,7 +15,7 @@ import numpy as np
 
 from daskpipe.config.models import Config
 from daskpipe.core.events import Emit
-from daskpipe.core.outputs import replacing
+from daskpipe.core.outputs import replace_output
 from daskpipe.engine.dask_pool import Workers
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt
@@ -90,14 +90,14 @@ def select_files(
             directory, config, plan_frames(pieces, config.seed), workers, emit, picks=True
         )
         assert picks is not None
-        chosen = directory.load("select", picks.key, ["unit", "row", "report"])
+        chosen = directory.load_arrays("select", picks.key, ["unit", "row", "report"])
         filled = [(piece, receipt.key) for piece, receipt in zip(pieces, frames, strict=True) if receipt.n_out]
         numbers: dict[str, list[int]] = {}
         for unit in np.unique(chosen["unit"]).tolist():
             piece, key = filled[unit]
-            steps = directory.load("explore", key, ["step"])["step"]
+            steps = directory.load_arrays("explore", key, ["step"])["step"]
             numbers.setdefault(piece.path, []).extend(steps[chosen["row"][chosen["unit"] == unit]].tolist())
-        with replacing(out) as attempt:
+        with replace_output(out) as attempt:
             copy_frames(numbers.items(), attempt)
         overlaps = find_overlaps(directory, [(piece.path, key) for piece, key in filled], chosen)
         return frames, picks.n_out, {**json.loads(chosen["report"].item()), "overlaps": overlaps}
@@ -139,7 +139,7 @@ def describe_files(
             directory, config, plan_frames(pieces, config.seed), workers, emit, picks=False
         )
         ds = _collect_features(directory, pieces, frames, rows, config)
-        with replacing(out) as attempt:
+        with replace_output(out) as attempt:
             if out.suffix == ".zarr":
                 ds.to_zarr(attempt, zarr_format=3, consolidated=False)
             else:
@@ -162,7 +162,7 @@ def _collect_features(
     dims = config.describe.dims
     table = [(receipt.key, receipt.n_out) for receipt in features]
     filled = [(piece, receipt.key) for piece, receipt in zip(pieces, frames, strict=True) if receipt.n_out]
-    units = [directory.load("explore", key, ["structure_id", "n_atoms", "step"]) for _, key in filled]
+    units = [directory.load_arrays("explore", key, ["structure_id", "n_atoms", "step"]) for _, key in filled]
     n_atoms = np.concatenate([unit["n_atoms"] for unit in units])
     paths = [np.full(len(unit["step"]), piece.path) for (piece, _), unit in zip(filled, units, strict=True)]
     variables: dict[str, Any] = {

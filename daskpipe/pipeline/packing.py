@@ -16,8 +16,8 @@ import daskpipe.store.stage as storing
 from daskpipe.core.errors import InputError
 from daskpipe.core.events import UnitForgotten
 from daskpipe.core.variables import read_root
-from daskpipe.engine.manifests import units_of
-from daskpipe.engine.units import Receipt, Unit, key_of
+from daskpipe.engine.manifests import read_units
+from daskpipe.engine.units import Receipt, Unit, unit_key
 from daskpipe.pipeline.completed import VERSIONS_ATTRIBUTE, collect_stage_versions
 from daskpipe.pipeline.context import Run
 
@@ -34,7 +34,7 @@ def pack_dataset(
     runs = []
     for index, batch in enumerate(_batch_units(list(zip(receipts, sources, strict=True)))):
         of_run = [source for _, source in batch]
-        key = key_of(storing.SORT, storing.VERSION, {}, [asdict(source) for source in of_run], run.seed)
+        key = unit_key(storing.SORT, storing.VERSION, {}, [asdict(source) for source in of_run], run.seed)
         n_rows = sum(receipt.n_out for receipt, _ in batch)
         upstream = tuple(source.key for source in of_run)
         unit = Unit(stage=storing.SORT, index=index, key=key, n_inputs=n_rows, upstream=upstream)
@@ -48,22 +48,22 @@ def pack_dataset(
     unit = Unit(stage="store", index=0, key=key, n_inputs=n_inputs, upstream=(plan_key,))
     if not target.exists():
         # The user took the dataset away; the units that make it still stand.
-        for _, manifest in units_of(run.directory, "store"):
+        for _, manifest in read_units(run.directory, "store"):
             run.driver.emit(UnitForgotten(stage="store", key=manifest.unit.key, reason="its dataset was taken away"))
-            run.directory.forget("store", manifest.unit.key)
-    run.driver.drive(storing.SORT, runs, "structures")
+            run.directory.forget_unit("store", manifest.unit.key)
+    run.driver.run_stage(storing.SORT, runs, "structures")
     planned = Unit(stage=storing.PLAN, index=0, key=plan_key, n_inputs=n_inputs, upstream=tuple(keys))
     plan = partial(dask.delayed(storing.plan_dataset), root, keys, rule, seed=run.seed)
-    run.driver.drive(storing.PLAN, [(planned, plan)], "structures")
+    run.driver.run_stage(storing.PLAN, [(planned, plan)], "structures")
     run.driver.stages[storing.PLAN]["report"] = json.loads(
-        run.directory.load(storing.PLAN, plan_key, ["report"])["report"].item()
+        run.directory.load_arrays(storing.PLAN, plan_key, ["report"])["report"].item()
     )
     chunks = []
     for index, (axis, number, n_files) in enumerate(storing.chunks_of(storing.read_plan(root, plan_key))):
-        chunk_key = key_of(storing.WRITE, storing.VERSION, {"axis": axis, "number": number}, [plan_key], run.seed)
+        chunk_key = unit_key(storing.WRITE, storing.VERSION, {"axis": axis, "number": number}, [plan_key], run.seed)
         chunk = Unit(stage=storing.WRITE, index=index, key=chunk_key, n_inputs=n_files, upstream=(plan_key,))
         chunks.append((chunk, partial(dask.delayed(storing.write_chunks), root, keys, plan_key, axis, number)))
-    run.driver.drive(storing.WRITE, chunks, "files")
+    run.driver.run_stage(storing.WRITE, chunks, "files")
     publish = partial(
         dask.delayed(storing.publish_chunks),
         root,
@@ -77,7 +77,7 @@ def pack_dataset(
             "dataset_key": key,
         },
     )
-    return run.driver.drive("store", [(unit, publish)], "structures")[0]
+    return run.driver.run_stage("store", [(unit, publish)], "structures")[0]
 
 
 def _choose_keys(run: Run, attrs: Mapping[str, Any], runs: Sequence[str], target: Path) -> tuple[str, str]:
@@ -89,9 +89,9 @@ def _choose_keys(run: Run, attrs: Mapping[str, Any], runs: Sequence[str], target
     rule = run.config.store
 
     def make_keys(version: int, split: dict[str, Any], attrs: Mapping[str, Any]) -> tuple[str, str]:
-        plan_key = key_of(storing.PLAN, version, split, runs, run.seed)
+        plan_key = unit_key(storing.PLAN, version, split, runs, run.seed)
         params = {"attrs": dict(attrs), "split": split}
-        return plan_key, key_of("store", storing.VERSION, params, [plan_key], run.seed)
+        return plan_key, unit_key("store", storing.VERSION, params, [plan_key], run.seed)
 
     now = storing.PLAN_VERSION, rule.model_dump()
     with suppress(InputError):  # no dataset stands there; the writer refuses anything else that does

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import daskpipe.stages.generate.stage as generating
 from daskpipe import potentials
 from daskpipe.config.models import Config
-from daskpipe.core.errors import InputError, list_reasons, reasons
+from daskpipe.core.errors import InputError, count_reasons, describe_reasons
 from daskpipe.core.events import Emit, RunFinished, RunStarted
-from daskpipe.engine.dask_pool import DaskPool, Workers, gpu_stages, offers
-from daskpipe.engine.driver import Driver, tell_stale_deadlines
+from daskpipe.engine.dask_pool import DaskPool, Workers, gpu_stages, read_offers
+from daskpipe.engine.driver import Driver, report_stale_deadlines
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.pipeline.context import Run
 from daskpipe.pipeline.packing import read_package_versions
@@ -78,22 +78,26 @@ def run_pipeline(
             run_dir=str(directory.root),
             name=config.name,
             dashboard=client.dashboard_link or None,
-            workers=sorted(offers(client)),
+            workers=sorted(read_offers(client)),
             versions=read_package_versions(),
         )
     )
-    tell_stale_deadlines(emit)
+    report_stale_deadlines(emit)
     run = Run(config, identities, Driver(directory, DaskPool(workers, on_gpu), emit, config.faults, go_on))
     seeds = generate_seeds(run, requests)
     frames, species = explore_seeds(run, seeds, n_seeds)
     if not any(receipt.n_out for receipt in frames):
         raise InputError(
             f"no trajectory survived; the reasons are in {directory.root / 'quarantine'}: "
-            f"{list_reasons(directory.quarantined())}"
+            f"{describe_reasons(directory.read_quarantine())}"
         )
     picks = select_frames(run, frames, *describe_frames(run, frames, species))
     labels = label_picks(run, frames, picks)
     store_structures(run, labels)
     seconds = time.perf_counter() - started
-    emit(RunFinished(dataset=str(directory.dataset), seconds=seconds, quarantined=reasons(directory.quarantined())))
+    emit(
+        RunFinished(
+            dataset=str(directory.dataset), seconds=seconds, quarantined=count_reasons(directory.read_quarantine())
+        )
+    )
     return run.driver.stages

@@ -24,13 +24,13 @@ import daskpipe.store.stage as storing
 from daskpipe import potentials
 from daskpipe.config import models as configs
 from daskpipe.config.models import Config
-from daskpipe.core.errors import InputError, list_reasons, reasons
+from daskpipe.core.errors import InputError, count_reasons, describe_reasons
 from daskpipe.core.events import Notice
 from daskpipe.engine.checkpoints import Checkpoints
-from daskpipe.engine.driver import Planned, batches
-from daskpipe.engine.rows import Rows
+from daskpipe.engine.driver import PlannedUnit, cut_batches
+from daskpipe.engine.rows import UnitRows
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import Receipt, Unit, key_of
+from daskpipe.engine.units import Receipt, Unit, unit_key
 from daskpipe.pipeline.context import Run
 from daskpipe.pipeline.packing import pack_dataset
 from daskpipe.stages import describe
@@ -64,13 +64,13 @@ def generate_seeds(run: Run, requests: Sequence[generating.Request] | None) -> l
         return seeds.map_partitions(generating.to_payloads)
 
     plan = []
-    for index, batch in enumerate(batches(requests, settings.partition_size)):
+    for index, batch in enumerate(cut_batches(requests, settings.partition_size)):
         params = {"requests": [request.fingerprint() for request in batch], "limits": settings.limits.model_dump()}
-        key = key_of("generate", generating.VERSION, params, [], run.seed)
+        key = unit_key("generate", generating.VERSION, params, [], run.seed)
         unit = Unit(stage="generate", index=index, key=key, n_inputs=len(batch))
         one = [partial(make_task, [request]) for request in batch]
-        plan.append(Planned(unit, partial(make_task, batch), one, partial(_name_requests, batch)))
-    return run.driver.drive("generate", plan, "seeds")
+        plan.append(PlannedUnit(unit, partial(make_task, batch), one, partial(_name_requests, batch)))
+    return run.driver.run_stage("generate", plan, "seeds")
 
 
 def _name_requests(requests: Sequence[generating.Request]) -> list[str]:
@@ -84,7 +84,7 @@ def explore_seeds(run: Run, seeds: list[Receipt], most: int | None) -> tuple[lis
     pieces, duplicates, species = generating.find_distinct_seeds(
         run.directory.root, [receipt.key for receipt in seeds], holds
     )
-    run.directory.quarantine(duplicates)
+    run.directory.write_quarantine(duplicates)
     n_seeds = sum(receipt.n_out for receipt in seeds) - len(duplicates)
     if n_seeds and not pieces:
         raise InputError(
@@ -95,7 +95,7 @@ def explore_seeds(run: Run, seeds: list[Receipt], most: int | None) -> tuple[lis
     if not pieces:
         raise InputError(
             "no seed structure passed the checks; the reasons are in "
-            f"{run.directory.root / 'quarantine'}: {list_reasons(run.directory.quarantined())}"
+            f"{run.directory.root / 'quarantine'}: {describe_reasons(run.directory.read_quarantine())}"
         )
     if warning := too_long(settings.dynamics.timestep, masses_of(species)):
         run.driver.emit(Notice(message=warning))
@@ -119,7 +119,7 @@ def explore_seeds(run: Run, seeds: list[Receipt], most: int | None) -> tuple[lis
     for of_each in ("temperatures", "pressures", "replicas"):
         del deciding["dynamics"][of_each]
 
-    def make_task(rows: list[Rows], conditions: list[Condition], checkpoints: Checkpoints | None = None) -> Any:
+    def make_task(rows: list[UnitRows], conditions: list[Condition], checkpoints: Checkpoints | None = None) -> Any:
         loaded = dask.delayed(exploring.load_seeds)(run.directory.root, rows, conditions)
         return exploring.explore(
             db.from_delayed([loaded]),
@@ -132,20 +132,21 @@ def explore_seeds(run: Run, seeds: list[Receipt], most: int | None) -> tuple[lis
         )
 
     plan = []
-    for index, batch in enumerate(batches(trajectories, settings.batch_size)):
+    for index, batch in enumerate(cut_batches(trajectories, settings.batch_size)):
         rows = [piece for piece, _ in batch]
         conditions = [condition for _, condition in batch]
         params = {**deciding, "conditions": [condition.model_dump() for condition in conditions]}
         upstream = [[piece.key, *piece.rows] for piece in rows]
-        key = key_of("explore", exploring.VERSION, params, upstream, run.seed)
+        key = unit_key("explore", exploring.VERSION, params, upstream, run.seed)
         unit = Unit(
             stage="explore", index=index, key=key, n_inputs=len(batch), upstream=tuple(sorted({p.key for p in rows}))
         )
         checkpoints = Checkpoints(root=run.directory.root, unit=unit)
         one = [partial(make_task, [piece], [condition]) for piece, condition in batch]
         names = partial(exploring.names, run.directory.root, rows, conditions, settings.dynamics)
-        plan.append(Planned(unit, partial(make_task, rows, conditions, checkpoints), one, names, settings.checkpoint))
-    return run.driver.drive("explore", plan, "trajectories"), species
+        make_lazy = partial(make_task, rows, conditions, checkpoints)
+        plan.append(PlannedUnit(unit, make_lazy, one, names, settings.checkpoint))
+    return run.driver.run_stage("explore", plan, "trajectories"), species
 
 
 def describe_frames(run: Run, frames: list[Receipt], species: list[str]) -> tuple[list[Receipt], list[Receipt]]:
@@ -160,21 +161,21 @@ def describe_frames(run: Run, frames: list[Receipt], species: list[str]) -> tupl
     if "describe" in run.identities:
         params["model"] = run.identities["describe"].hash
     keys = [receipt.key for receipt in filled]
-    fit_key = key_of(describing.FIT, describing.VERSION, params, keys, run.seed)
+    fit_key = unit_key(describing.FIT, describing.VERSION, params, keys, run.seed)
     n_sample = min(settings.sample, sum(receipt.n_out for receipt in filled))
     fit_unit = Unit(stage=describing.FIT, index=0, key=fit_key, n_inputs=n_sample, upstream=tuple(keys))
     fit = dask.delayed(describing.fit_reduction)
-    run.driver.drive(
+    run.driver.run_stage(
         describing.FIT,
         [(fit_unit, lambda: fit(root, keys, settings, species, run.seed))],
         "sampled frames",
     )
     plan = []
     for index, receipt in enumerate(filled):
-        key = key_of("describe", describing.VERSION, params, [fit_key, receipt.key], run.seed)
+        key = unit_key("describe", describing.VERSION, params, [fit_key, receipt.key], run.seed)
         unit = Unit(stage="describe", index=index, key=key, n_inputs=receipt.n_out, upstream=(fit_key, receipt.key))
         plan.append((unit, partial(describing.unit, root, receipt.key, receipt.n_out, settings, species, fit_key)))
-    features = run.driver.drive("describe", plan, "frames")
+    features = run.driver.run_stage("describe", plan, "frames")
     return features, describe_existing(run, species, params, fit_key) if run.config.select.against else []
 
 
@@ -195,7 +196,7 @@ def describe_existing(run: Run, species: list[str], params: dict[str, Any], fit_
         sizes = [frame_range.n_frames for (frame_range,) in pieces]
     plan = []
     for index, (piece, size) in enumerate(zip(pieces, sizes, strict=True)):
-        key = key_of(AGAINST, describing.VERSION, params, [fit_key, digest, AGAINST_SIZE, index], run.seed)
+        key = unit_key(AGAINST, describing.VERSION, params, [fit_key, digest, AGAINST_SIZE, index], run.seed)
         unit = Unit(stage=AGAINST, index=index, key=key, n_inputs=size, upstream=(fit_key,))
 
         def make_task(piece: tuple[Any, ...] = piece) -> Any:
@@ -205,7 +206,7 @@ def describe_existing(run: Run, species: list[str], params: dict[str, Any], fit_
             )
 
         plan.append((unit, make_task))
-    return run.driver.drive(AGAINST, plan, "structures")
+    return run.driver.run_stage(AGAINST, plan, "structures")
 
 
 def hash_content(path: Path) -> str:
@@ -232,14 +233,14 @@ def select_frames(run: Run, frames: list[Receipt], features: list[Receipt], agai
     table = [(receipt.key, receipt.n_out) for receipt in features]
     others = [receipt.key for receipt in against]
     version = selecting.AGAINST_VERSION if others else selecting.VERSION
-    key = key_of("select", version, settings.model_dump(exclude={"against"}), [keys, table, others], run.seed)
+    key = unit_key("select", version, settings.model_dump(exclude={"against"}), [keys, table, others], run.seed)
     n_frames = sum(n for _, n in table)
     unit = Unit(stage="select", index=0, key=key, n_inputs=n_frames, upstream=tuple(keys))
     pick = dask.delayed(selecting.select)
     near = dask.delayed(selecting.features_of)(run.directory.root, AGAINST, others)
     lazy = partial(pick, run.directory.root, keys, table, run.config.describe.dims, settings, run.seed, against=near)
-    (receipt,) = run.driver.drive("select", [(unit, lazy)], "frames")
-    report = json.loads(run.directory.load("select", receipt.key, ["report"])["report"].item())
+    (receipt,) = run.driver.run_stage("select", [(unit, lazy)], "frames")
+    report = json.loads(run.directory.load_arrays("select", receipt.key, ["report"])["report"].item())
     run.driver.stages["select"]["report"] = report
     return receipt
 
@@ -249,30 +250,30 @@ def label_picks(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt
     settings = run.config.label
     root = run.directory.root
     keys = [receipt.key for receipt in frames if receipt.n_out]
-    chosen = run.directory.load("select", picks.key, ["unit", "row"])
+    chosen = run.directory.load_arrays("select", picks.key, ["unit", "row"])
     pieces = [
-        Rows(stage="explore", key=keys[unit], rows=(row,))
+        UnitRows(stage="explore", key=keys[unit], rows=(row,))
         for unit, row in zip(chosen["unit"].tolist(), chosen["row"].tolist(), strict=True)
     ]
     build = _make_builder(settings)
     identity = run.identities["label"]
 
-    def make_task(batch: Sequence[Rows], start: int) -> Any:
+    def make_task(batch: Sequence[UnitRows], start: int) -> Any:
         loaded = dask.delayed(labelling.load_picks)(root, list(batch), picks.key, start, start + len(batch))
         return labelling.label_frames(db.from_delayed([loaded]), build, settings.potential.name, settings.checks)
 
     plan = []
-    for index, batch in enumerate(batches(pieces, settings.batch_size)):
+    for index, batch in enumerate(cut_batches(pieces, settings.batch_size)):
         start = index * settings.batch_size
         params = {"potential": identity.hash, "dtype": settings.dtype, "checks": settings.checks.model_dump()}
         upstream = [picks.key, start, [[piece.key, *piece.rows] for piece in batch]]
-        key = key_of("label", labelling.VERSION, params, upstream, run.seed)
+        key = unit_key("label", labelling.VERSION, params, upstream, run.seed)
         unit = Unit(stage="label", index=index, key=key, n_inputs=len(batch), upstream=(picks.key,))
         one = [partial(make_task, [piece], start + row) for row, piece in enumerate(batch)]
         plan.append(
-            Planned(unit, partial(make_task, batch, start), one, partial(labelling.name_frames, root, list(batch)))
+            PlannedUnit(unit, partial(make_task, batch, start), one, partial(labelling.name_frames, root, list(batch)))
         )
-    return run.driver.drive("label", plan, "frames")
+    return run.driver.run_stage("label", plan, "frames")
 
 
 def store_structures(run: Run, labels: list[Receipt]) -> Receipt:
@@ -281,7 +282,7 @@ def store_structures(run: Run, labels: list[Receipt]) -> Receipt:
     if not filled:
         raise InputError(
             f"the teacher labelled no structure; the reasons are in {run.directory.root / 'quarantine'}: "
-            f"{list_reasons(run.directory.quarantined())}"
+            f"{describe_reasons(run.directory.read_quarantine())}"
         )
     attrs = {
         "config": json.dumps(run.config.dump_deciding(), sort_keys=True),
@@ -298,12 +299,12 @@ def store_structures(run: Run, labels: list[Receipt]) -> Receipt:
 
 def summarise_rejections(directory: RunDirectory) -> dict[str, str]:
     """Return what is no part of the dataset, as root attributes: counts by stage and reason, and what it was."""
-    rejections = directory.quarantined()
-    names: dict[str, list[str]] = {kind: [] for kind in reasons(rejections)}
+    rejections = directory.read_quarantine()
+    names: dict[str, list[str]] = {kind: [] for kind in count_reasons(rejections)}
     for rejection in rejections:
         names[rejection.kind].append(rejection.structure)
     rows = {kind: sorted(structures) for kind, structures in names.items()}
-    return {"quarantined": json.dumps(reasons(rejections)), "rejected": json.dumps(rows)}
+    return {"quarantined": json.dumps(count_reasons(rejections)), "rejected": json.dumps(rows)}
 
 
 def _name_model(identity: potentials.Identity) -> dict[str, str]:

@@ -24,12 +24,12 @@ from daskpipe.core.errors import (
     ConfigError,
     DiskError,
     DiskUnreachable,
-    reasons,
+    count_reasons,
 )
 from daskpipe.core.events import Emit, RunStarted, fan_out
 from daskpipe.core.outputs import check_output, resolve_output
-from daskpipe.engine.dask_pool import Workers, offers
-from daskpipe.engine.driver import tell_stale_deadlines
+from daskpipe.engine.dask_pool import Workers, read_offers
+from daskpipe.engine.driver import report_stale_deadlines
 from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt
@@ -136,16 +136,20 @@ def run_in_workspace(
             else connect(config.cluster, folder / "workers.log", emit)
         ) as workers:
             dashboard = workers.client.dashboard_link or None
-            emit(RunStarted(run_dir=str(out), name=name, dashboard=dashboard, workers=sorted(offers(workers.client))))
-            tell_stale_deadlines(emit)
+            emit(
+                RunStarted(
+                    run_dir=str(out), name=name, dashboard=dashboard, workers=sorted(read_offers(workers.client))
+                )
+            )
+            report_stale_deadlines(emit)
             frames, n_out, report = work(directory, workers, emit)
-        rejections = directory.quarantined()
+        rejections = directory.read_quarantine()
         return FilesResult(
             out=out,
             n_frames=sum(receipt.n_out for receipt in frames),
             n_out=n_out,
             seconds=time.perf_counter() - started,
-            rejected=reasons(rejections),
+            rejected=count_reasons(rejections),
             examples={item.kind: f"{item.structure}: {item.evidence}" for item in reversed(rejections)},
             report=report,
         )

@@ -6,7 +6,6 @@ the units; memory holds a number for each and a digest for each rejection.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections import Counter
@@ -21,8 +20,9 @@ from daskpipe.config import models as configs
 from daskpipe.config import saved
 from daskpipe.core.errors import ConfigError, InputError, Rejection
 from daskpipe.core.files import TEMPORARY
+from daskpipe.core.hashing import sha256_file
 from daskpipe.core.shared_disk import disk_error
-from daskpipe.engine.manifests import ORDER, Manifest, entries, ledger_lines, parsed, read_manifest
+from daskpipe.engine.manifests import STAGE_ORDER, Manifest, ledger_lines, list_entries, parse_json, read_manifest
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Unit
 from daskpipe.runs.findings import Finding, Report
@@ -132,7 +132,7 @@ class Audit:
         indices: dict[str, set[int]] = {}
         doubled: set[tuple[str, int]] = set()
         with ThreadPoolExecutor(THREADS) as threads:
-            for batch in batched(entries(self.directory.root), AHEAD):
+            for batch in batched(list_entries(self.directory.root), AHEAD):
                 for folder, (faults, manifest) in zip(batch, threads.map(self._check_unit, batch), strict=True):
                     yield from faults
                     if manifest is None:
@@ -159,7 +159,7 @@ class Audit:
                 yield Finding(path=path, expected=f"one unit {index} of {stage}", found=found, aside=path)
 
     def _list_sound(self, stage: str) -> Iterator[Path]:
-        for folder in entries(self.directory.root):
+        for folder in list_entries(self.directory.root):
             if folder.parent.parent.name == stage and not any(fault.aside for fault in self._check_unit(folder)[0]):
                 yield folder
 
@@ -212,7 +212,7 @@ class Audit:
             return f"a file of {said['size']} bytes", "no such file"
         if (size := path.stat().st_size) != said["size"]:
             return f"{said['size']} bytes", f"{size} bytes"
-        if self.rehash and (digest := _sha256(path)) != said["sha256"]:
+        if self.rehash and (digest := sha256_file(path)) != said["sha256"]:
             return f"sha256 {said['sha256']}", f"sha256 {digest}"
         return None
 
@@ -221,7 +221,7 @@ class Audit:
         if not manifest.receipt.n_rejected:
             return
         try:
-            rows = [Rejection(**row) for row in parsed((folder / "rejected.json").read_bytes())]
+            rows = [Rejection(**row) for row in parse_json((folder / "rejected.json").read_bytes())]
         except (OSError, ValueError, TypeError) as error:
             _raise_if_unreadable(error, folder / "rejected.json")
             self.unread.add(manifest.unit.stage)
@@ -412,13 +412,8 @@ def _is_random(config: configs.Config) -> bool:
 
 def _matches_entry(path: Path, said: dict[str, Any] | None) -> bool:
     """Whether a file is what a line of a manifest says."""
-    return said is not None and path.is_file() and _sha256(path) == said["sha256"]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return said is not None and path.is_file() and sha256_file(path) == said["sha256"]
 
 
 def _order_stage(stage: str) -> int:
-    return ORDER.index(stage) if stage in ORDER else len(ORDER)
+    return STAGE_ORDER.index(stage) if stage in STAGE_ORDER else len(STAGE_ORDER)

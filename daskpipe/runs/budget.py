@@ -11,8 +11,8 @@ from daskpipe.config.models import Config, parse_shard
 from daskpipe.core.errors import Interrupted
 from daskpipe.core.events import Event, StageStarted, UnitCommitted, UnitGivenUp, UnitLost, UnitYielded
 from daskpipe.core.validation import in_bytes
-from daskpipe.engine.ledger import Reader
-from daskpipe.engine.manifests import ORDER
+from daskpipe.engine.ledger import LedgerReader
+from daskpipe.engine.manifests import STAGE_ORDER
 from daskpipe.engine.run_directory import RunDirectory
 
 HOUR = 3600.0
@@ -42,10 +42,10 @@ def measure_spent(directory: RunDirectory) -> Spent:
     It is read from their manifests; what attempts took that did not end in a commit, from the ledger.
     """
     total = Spent()
-    for path in directory.manifests():
+    for path in directory.list_manifests():
         receipt = json.loads(path.read_bytes())["receipt"]
         total.add_work(receipt["stage"], receipt["seconds"], receipt["n_bytes"])
-    for event in Reader(directory).events():
+    for event in LedgerReader(directory).read_new_events():
         if event.get("event") in FRUITLESS:
             total.add_work(event["stage"], event.get("seconds", 0.0), 0)
     return total
@@ -111,7 +111,7 @@ class BudgetKeeper:
 
     def _stop_run(self, what: str, limit: str, taken: str) -> None:
         share = f", of which shard {self.config.shard} has its share," if self.config.shard else ""
-        later = ORDER[ORDER.index(self._stage) + 1 :] if self._stage in ORDER else ()
+        later = STAGE_ORDER[STAGE_ORDER.index(self._stage) + 1 :] if self._stage in STAGE_ORDER else ()
         then = f", then {', '.join(name for name in later if name != 'describe-against')}" if later else ""
         raise Interrupted(
             f"budget.{what}={limit}{share} is spent ({taken}). Left to do: {self._left:,} of {self._units:,} units of "

@@ -46,7 +46,7 @@ def cancel_run(run_dir: Path | str) -> dict[str, Any]:
     DaskpipeError
         If the driver does not stop, and is no job that could be cancelled.
     """
-    root = RunDirectory.of(run_dir).root
+    root = RunDirectory.open_existing(run_dir).root
     asked = lease.find_driver(root)
     still = _stop_driver(root)
     record, submitted = read_record(root), read_submissions(root)

@@ -23,6 +23,7 @@ from daskpipe.cluster.submitted_jobs import Submission, job_name_prefix
 from daskpipe.core.errors import ClusterError, ConfigError, Interrupted
 from daskpipe.core.files import write_atomically
 from daskpipe.core.shared_disk import disk_time
+from daskpipe.core.text import utc_timestamp
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import lease
 
@@ -265,7 +266,7 @@ def _submit_job(root: Path, cluster: Cluster, overrides: Sequence[str], fruitles
         job_id=None,
         kind=site.kind,
         log=str(folder),
-        at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        at=utc_timestamp(),
         cluster=cluster.model_dump(mode="json"),
         overrides=list(overrides),
         fruitless=fruitless,

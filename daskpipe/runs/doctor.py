@@ -84,11 +84,11 @@ def _list_attempts() -> dict[str, Callable[[], str]]:
 
 
 def _try_potential(attempt: Callable[[], str]) -> dict[str, Any]:
-    from daskpipe.core.third_party import quiet
+    from daskpipe.core.third_party import silence_libraries
 
     try:
         # What libraries deprecate is not what was asked.
-        with quiet(), warnings.catch_warnings():
+        with silence_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _make_row(True, attempt())
     except Exception as error:  # whatever goes wrong is what the doctor is asked to report

@@ -13,7 +13,7 @@ from daskpipe.core.errors import ConfigError
 from daskpipe.core.events import UnitForgotten
 from daskpipe.core.files import write_atomically
 from daskpipe.engine.ledger import Ledger
-from daskpipe.engine.manifests import ORDER, units_of
+from daskpipe.engine.manifests import STAGE_ORDER, read_units
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import lease
 from daskpipe.runs.audit import DAMAGED, Audit
@@ -93,12 +93,12 @@ def _mend_findings(directory: RunDirectory, look: Audit, findings: list[Finding]
 
 def _restore_quarantine(directory: RunDirectory) -> Iterator[str]:
     """Write the rejections of units that the quarantine does not hold; yield the names of the files."""
-    for stage in ORDER:
-        for folder, manifest in units_of(directory, stage):
-            rejections = directory.rejected(stage, folder.name) if manifest.receipt.n_rejected else []
+    for stage in STAGE_ORDER:
+        for folder, manifest in read_units(directory, stage):
+            rejections = directory.read_rejections(stage, folder.name) if manifest.receipt.n_rejected else []
             for rejection in rejections:
                 if not (path := directory.quarantine_file(rejection)).exists():
-                    directory.quarantine([rejection])
+                    directory.write_quarantine([rejection])
                     yield path.name
 
 

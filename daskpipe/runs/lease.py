@@ -31,7 +31,8 @@ from daskpipe.cluster.queues import find_job_id
 from daskpipe.core.deadline import seconds_left
 from daskpipe.core.errors import ConfigError, DaskpipeError, Interrupted
 from daskpipe.core.files import write_atomically
-from daskpipe.core.shared_disk import disk_time, explained, numbered_files
+from daskpipe.core.shared_disk import disk_time, explain_disk_errors, numbered_files
+from daskpipe.core.text import utc_timestamp
 
 LEASE_SECONDS = float(os.environ.get("DASKPIPE_LEASE_SECONDS", "60"))
 """Time without renewal after which a driver counts as dead. Each lease says its own, so drivers need not agree."""
@@ -151,7 +152,7 @@ class Lease:
         try:
             driver, _ = _read_lease(self.root, self.number)
             if driver is not None:
-                write_atomically(self._path, json.dumps(asdict(driver) | {"ended": _now()}, indent=1))
+                write_atomically(self._path, json.dumps(asdict(driver) | {"ended": utc_timestamp()}, indent=1))
         except OSError:  # the disk is full or does not answer, or the run directory is gone
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
@@ -237,7 +238,7 @@ def explain_busy(root: Path, driver: LeaseHolder) -> ConfigError:
 
 def request_stop(root: Path) -> None:
     """Ask the driver of a run to stop."""
-    write_atomically(root / "cancel", json.dumps({"host": os.uname().nodename, "at": _now()}))
+    write_atomically(root / "cancel", json.dumps({"host": os.uname().nodename, "at": utc_timestamp()}))
 
 
 def read_request(root: Path) -> tuple[float, str] | None:
@@ -270,7 +271,7 @@ def _take_lease(root: Path, patience: float, token: str | None) -> int:
             number = max(number, _find_newest(root))
             continue
         try:
-            with explained(root, folder):
+            with explain_disk_errors(root, folder):
                 _create_lease(_lease_file(root, number + 1), token or (driver.token if driver else None))
         except FileExistsError:
             number += 1  # another was faster; look at that one
@@ -295,7 +296,7 @@ def _create_lease(path: Path, token: str | None) -> None:
         command=shlex.join(["daskpipe", *sys.argv[1:]]),
         job_id=find_job_id(os.environ),
         token=token,
-        since=_now(),
+        since=utc_timestamp(),
         seconds=LEASE_SECONDS,
     )
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -375,7 +376,3 @@ def _read_start(pid: int) -> str | None:
         return str(psutil.Process(pid).create_time())
     except psutil.NoSuchProcess:
         return None
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

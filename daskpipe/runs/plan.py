@@ -228,7 +228,7 @@ def _sample_seeds(wanted: Sequence[Request], config: Config) -> list[Atoms]:
 def _measure_sizes(sample: Sequence[Atoms], config: Config) -> dict[str, Line]:
     """Return the bytes of a unit of each stage, from what structures like those of the sample take."""
     from daskpipe.core.structures import from_atoms
-    from daskpipe.engine.rows import arrays_of
+    from daskpipe.engine.rows import dataset_to_arrays
 
     if not sample:
         return {}
@@ -237,7 +237,7 @@ def _measure_sizes(sample: Sequence[Atoms], config: Config) -> dict[str, Line]:
         points = []
         for n in (1, 2):
             buffer = io.BytesIO()
-            np.savez(buffer, allow_pickle=False, **arrays_of(from_atoms(list(frames) * n)))
+            np.savez(buffer, allow_pickle=False, **dataset_to_arrays(from_atoms(list(frames) * n)))
             points.append((float(n * len(frames)), float(len(buffer.getvalue()))))
         return Line(points[0], points[1])
 
@@ -247,7 +247,7 @@ def _measure_sizes(sample: Sequence[Atoms], config: Config) -> dict[str, Line]:
     dims = config.describe.dims
     frames = [_as_frame(atoms) for atoms in sample]
     labelled = [_as_labelled(atoms, dims) for atoms in frames]
-    arrays = arrays_of(from_atoms(labelled))
+    arrays = dataset_to_arrays(from_atoms(labelled))
     of_label = fit_line(labelled)
     packed = sum(array.nbytes if array.dtype.kind != "U" else len(array) for array in arrays.values()) / len(sample)
     n_atoms = float(np.mean([len(atoms) for atoms in sample]))

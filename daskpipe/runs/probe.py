@@ -28,7 +28,7 @@ from daskpipe.cluster.joining import join_scheduler
 from daskpipe.config.models import Config
 from daskpipe.core.errors import DiskError
 from daskpipe.core.events import Emit, Event, UnitCommitted, fan_out
-from daskpipe.engine.dask_pool import CPU, GPU, Workers, gpu_stages, offers
+from daskpipe.engine.dask_pool import CPU, GPU, Workers, gpu_stages, read_offers
 from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.settings import Budget
@@ -239,13 +239,13 @@ def _run_pass(
     started = time.perf_counter()
     judge(directory.dataset, config.quality)
     gate = time.perf_counter() - started
-    manifests = [path.stat().st_size for path in directory.manifests()]
+    manifests = [path.stat().st_size for path in directory.list_manifests()]
     of_units = sum(unit.n_bytes for of_stage in units.values() for unit in of_stage)
     metadata = measure_disk(directory.dataset) - sum(unit.n_bytes for unit in units[storing.WRITE])
     rest = measure_disk(root) - of_units - sum(manifests) - metadata
     sorted_run = units[storing.SORT][0]
-    n_arrays = sum(name.endswith(".npy") for name in directory.names_of_files(storing.SORT, sorted_run.key))
-    n_atoms = [directory.load("explore", unit.key, ["n_atoms"])["n_atoms"] for unit in units["explore"]]
+    n_arrays = sum(name.endswith(".npy") for name in directory.list_files(storing.SORT, sorted_run.key))
+    n_atoms = [directory.load_arrays("explore", unit.key, ["n_atoms"])["n_atoms"] for unit in units["explore"]]
     return _Pass(
         config=config,
         counts=expected,
@@ -266,7 +266,7 @@ def measure_disk(root: Path) -> int:
 
 def _count_workers(workers: Workers) -> dict[str, int]:
     """Count the workers of each pool: those with a GPU, and those that take the other work."""
-    offered = offers(workers.client)
+    offered = read_offers(workers.client)
     gpu = sum(int(resources.get(GPU, 0)) for resources in offered.values())
     apart = workers.supply is not None and CPU in workers.supply.resources
     cpu = sum(not apart or resources.get(CPU, 0) > 0 for resources in offered.values())

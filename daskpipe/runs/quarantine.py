@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from daskpipe.core.errors import MOST_LISTED, ConfigError, IntegrityError, Rejection, unknown
+from daskpipe.core.errors import MOST_LISTED, ConfigError, IntegrityError, Rejection, describe_unknown
 from daskpipe.core.events import Emit, UnitForgotten
-from daskpipe.core.outputs import remove
+from daskpipe.core.outputs import remove_path
 from daskpipe.engine.ledger import Ledger
-from daskpipe.engine.manifests import ORDER, parsed, units_of
+from daskpipe.engine.manifests import STAGE_ORDER, parse_json, read_units
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Unit
 from daskpipe.runs import lease
@@ -48,7 +48,7 @@ def list_rejections(run_dir: Path | str) -> Iterator[tuple[str, Rejection]]:
     IntegrityError
         If a file of the quarantine is no rejection.
     """
-    for path in RunDirectory.of(run_dir).quarantine_files():
+    for path in RunDirectory.open_existing(run_dir).quarantine_files():
         if (rejection := read_rejection(path)) is None:
             run = quote(str(run_dir))
             raise IntegrityError(f"{path} is no rejection. Type: daskpipe fsck {run} --mend")
@@ -63,13 +63,13 @@ def find_ids(run_dir: Path | str, ids: Sequence[str]) -> list[str]:
     ConfigError
         If one is unknown, or is the beginning of several.
     """
-    known = [path.stem for path in RunDirectory.of(run_dir).quarantine_files()]
+    known = [path.stem for path in RunDirectory.open_existing(run_dir).quarantine_files()]
     full = []
     for given in ids:
         matches = [name for name in known if name.startswith(given)] if given else []
         if not matches:
             see = f"see: daskpipe quarantine {quote(str(run_dir))} --json"
-            raise ConfigError(f"{unknown('id', given, [name[:8] for name in known])} Or {see}")
+            raise ConfigError(f"{describe_unknown('id', given, [name[:8] for name in known])} Or {see}")
         if len(matches) > 1:
             listed = ", ".join(matches[:MOST_LISTED])
             raise ConfigError(f"id {given!r} is the beginning of {len(matches)}: {listed}; give more of it")
@@ -96,7 +96,7 @@ def release_rejections(run_dir: Path | str, ids: Sequence[str], *, try_out: bool
     ConfigError
         If an id is unknown, or of a duplicate; or a driver works there.
     """
-    directory = RunDirectory.of(run_dir)
+    directory = RunDirectory.open_existing(run_dir)
     wanted = find_ids(run_dir, ids)
     with lease.hold_lease(directory.root):
         named = {name: rejection for name, rejection in list_rejections(run_dir) if name in set(wanted)}
@@ -107,16 +107,16 @@ def release_rejections(run_dir: Path | str, ids: Sequence[str], *, try_out: bool
         stages = {rejection.stage for rejection in named.values()}
         units = [
             manifest.unit
-            for stage in ORDER
+            for stage in STAGE_ORDER
             if stage in stages
-            for folder, manifest in units_of(directory, stage)
+            for folder, manifest in read_units(directory, stage)
             if manifest.receipt.n_rejected and not named.keys().isdisjoint(_list_names(directory, stage, folder.name))
         ]
         gone = dict.fromkeys([(unit.stage, unit.key) for unit in units])
         gone |= dict.fromkeys(find_dependents(directory, units))
         if not try_out:
             forget_units(directory, gone, Ledger(directory), reason="a rejection was released")
-    counts = {stage: sum(each == stage for each, _ in gone) for stage in ORDER}
+    counts = {stage: sum(each == stage for each, _ in gone) for stage in STAGE_ORDER}
     return Release(ids=wanted, units={stage: n for stage, n in counts.items() if n})
 
 
@@ -127,29 +127,29 @@ def find_dependents(directory: RunDirectory, units: Sequence[Unit]) -> Iterator[
     labels follows the picks. Only explorations of seeds that stand before all the units stay: what follows a seed
     moves to other batches when one is added. Keys do not tell, for they name what a unit is made from, not its bytes.
     """
-    first = min((ORDER.index(unit.stage) for unit in units), default=len(ORDER))
+    first = min((STAGE_ORDER.index(unit.stage) for unit in units), default=len(STAGE_ORDER))
     before: set[str] = set()
-    if ORDER[first : first + 1] == ("generate",):
+    if STAGE_ORDER[first : first + 1] == ("generate",):
         lowest = min(unit.index for unit in units if unit.stage == "generate")
-        before = {folder.name for folder, each in units_of(directory, "generate") if each.unit.index < lowest}
-    for stage in ORDER[first + 1 :]:
-        for folder, manifest in units_of(directory, stage):
+        before = {folder.name for folder, each in read_units(directory, "generate") if each.unit.index < lowest}
+    for stage in STAGE_ORDER[first + 1 :]:
+        for folder, manifest in read_units(directory, stage):
             if stage != "explore" or not set(manifest.unit.upstream) <= before:
                 yield stage, folder.name
 
 
 def forget_units(directory: RunDirectory, units: Iterable[tuple[str, str]], emit: Emit, *, reason: str) -> None:
     """Remove committed units, their quarantine files, and the dataset; those that stand on others first."""
-    units = sorted(units, key=lambda each: ORDER.index(each[0]), reverse=True)
+    units = sorted(units, key=lambda each: STAGE_ORDER.index(each[0]), reverse=True)
     if units and directory.dataset.exists():
         hidden = directory.root / f".dataset-{uuid.uuid4().hex[:8]}.zarr"
         os.rename(directory.dataset, hidden)  # under its name it is whole or not there
-        remove(hidden)
+        remove_path(hidden)
     for stage, key in units:
         for name in _list_names(directory, stage, key):
             (directory.root / "quarantine" / f"{name}.json").unlink(missing_ok=True)
         emit(UnitForgotten(stage=stage, key=key, reason=reason))
-        directory.forget(stage, key)
+        directory.forget_unit(stage, key)
     if any(stage == "generate" for stage, _ in units):  # the driver finds duplicates anew among all seeds
         for path in directory.quarantine_files():
             if (rejection := read_rejection(path)) and rejection.kind == DUPLICATE:
@@ -159,7 +159,7 @@ def forget_units(directory: RunDirectory, units: Iterable[tuple[str, str]], emit
 def read_rejection(path: Path) -> Rejection | None:
     """Return the rejection that a file holds, if it holds one."""
     try:
-        rejection = Rejection(**parsed(path.read_bytes()))
+        rejection = Rejection(**parse_json(path.read_bytes()))
     except (FileNotFoundError, IsADirectoryError, ValueError, TypeError):
         return None
     texts = (rejection.stage, rejection.structure, rejection.reason, rejection.evidence)
@@ -169,4 +169,4 @@ def read_rejection(path: Path) -> Rejection | None:
 
 def _list_names(directory: RunDirectory, stage: str, key: str) -> list[str]:
     """Names of the quarantine files of what a unit rejected."""
-    return [directory.quarantine_file(rejection).stem for rejection in directory.rejected(stage, key)]
+    return [directory.quarantine_file(rejection).stem for rejection in directory.read_rejections(stage, key)]

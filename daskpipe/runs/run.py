@@ -17,11 +17,11 @@ from daskpipe.cluster.joining import join_scheduler
 from daskpipe.config import saved
 from daskpipe.config.load import change_config, load_config
 from daskpipe.config.models import Config
-from daskpipe.core.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, reasons
+from daskpipe.core.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, count_reasons
 from daskpipe.core.events import Emit, Notice, RunFinished, fan_out
 from daskpipe.core.files import write_atomically
 from daskpipe.core.shared_disk import FORBIDDEN, disk_error
-from daskpipe.engine.attempts import given_up
+from daskpipe.engine.attempts import list_given_up
 from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.pipeline.completed import read_completed
@@ -340,8 +340,8 @@ def _drive_all(
     lease: Lease,
 ) -> Result:
     started = time.perf_counter()
-    before = given_up(directory)
-    directory.sweep()
+    before = list_given_up(directory)
+    directory.remove_leftovers()
     emit = fan_out(lambda _: lease.check_stop(), Ledger(directory), *subscribers, BudgetKeeper(directory, config))
     for event in before:
         emit(event)
@@ -354,7 +354,11 @@ def _drive_all(
             )
         )
         seconds = time.perf_counter() - started
-        emit(RunFinished(dataset=str(directory.dataset), seconds=seconds, quarantined=reasons(directory.quarantined())))
+        emit(
+            RunFinished(
+                dataset=str(directory.dataset), seconds=seconds, quarantined=count_reasons(directory.read_quarantine())
+            )
+        )
     elif client is not None:
         stages = run_pipeline(
             directory, config, identities, join_scheduler(client, directory.root, emit), emit, go_on=lease.check_stop
@@ -366,4 +370,6 @@ def _drive_all(
     verdict = judge(directory.dataset, config.quality, outcome=seen)
     write_atomically(directory.root / "quality.json", json.dumps(verdict.as_json(), indent=1))
     seconds = time.perf_counter() - started
-    return Result(directory.root, directory.dataset, stages, reasons(directory.quarantined()), seconds, verdict)
+    return Result(
+        directory.root, directory.dataset, stages, count_reasons(directory.read_quarantine()), seconds, verdict
+    )

@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from daskpipe.core.errors import reasons
-from daskpipe.engine.ledger import Reader
+from daskpipe.core.errors import count_reasons
+from daskpipe.engine.ledger import LedgerReader
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import detached, lease
 
@@ -73,8 +73,8 @@ class RunWatcher:
     stages: dict[str, StageProgress] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.directory = RunDirectory.of(self.run_dir)
-        self._journal = Reader(self.directory)
+        self.directory = RunDirectory.open_existing(self.run_dir)
+        self._journal = LedgerReader(self.directory)
         self._now: str | None = None
         self._finished = False
         self._drivers = 0
@@ -85,7 +85,7 @@ class RunWatcher:
 
     def read_status(self) -> dict[str, Any]:
         """Return how far the run is now, as `read_status` does."""
-        for event in self._journal.events():
+        for event in self._journal.read_new_events():
             self._apply_event(event)
         driver = lease.find_driver(self.directory.root)
         queued = self._find_queued() if driver is None else None
@@ -109,7 +109,7 @@ class RunWatcher:
             "rate": None if rate is None else round(rate, 4),
             "seconds_left": None if now is None or rate is None else round((now.planned - now.committed) / rate),
             "notice": self._notices[-1] if self._notices and state == "running" else None,
-            "quarantined": reasons(self.directory.quarantined()),
+            "quarantined": count_reasons(self.directory.read_quarantine()),
             "driver_starts": self._drivers,
             "dataset": str(self.directory.dataset) if self.directory.dataset.exists() else None,
         }

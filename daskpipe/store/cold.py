@@ -15,7 +15,7 @@ import numpy as np
 
 from daskpipe.core.errors import IntegrityError
 from daskpipe.core.hashing import crc32c_file
-from daskpipe.core.variables import VARIABLES, per_atom, read_root
+from daskpipe.core.variables import VARIABLES, is_per_atom, read_root
 from daskpipe.store.writer import ArrayLayout, publish_dataset
 
 ATOM_INNER = 16_384
@@ -76,7 +76,7 @@ def write_cold(path: Path | str, out: Path | str, run_parts: Callable[[Sequence[
 def _compress_layout(name: str, metadata: dict[str, Any]) -> ArrayLayout:
     shape = tuple(metadata["shape"])
     rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-    inner = min(rows, ATOM_INNER if per_atom(name) else STRUCTURE_INNER)
+    inner = min(rows, ATOM_INNER if is_per_atom(name) else STRUCTURE_INNER)
     return ArrayLayout(
         name=name,
         shape=shape,

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.core.errors import ConfigError, InputError, IntegrityError, unknown
+from daskpipe.core.errors import ConfigError, InputError, IntegrityError, describe_unknown
 from daskpipe.core.outputs import resolve_output, swap_in
-from daskpipe.core.structures import cut, take
+from daskpipe.core.structures import cut_blocks, take
 from daskpipe.store.formats import FORMATS, Format, format_of, is_same_value, iter_records
 from daskpipe.store.reader import open_dataset
 
@@ -122,7 +122,7 @@ def export(
     place = resolve_output(out)
     ds = open_dataset(path)
     rows = _rows_of(ds, split)
-    parts = cut(ds["n_atoms"].values[rows], PART_ATOMS, min(PART_STRUCTURES, format_module.MAX_STRUCTURES))
+    parts = cut_blocks(ds["n_atoms"].values[rows], PART_ATOMS, min(PART_STRUCTURES, format_module.MAX_STRUCTURES))
     temporary = place.with_name(f".{place.name}-{uuid.uuid4().hex}")
     try:
         temporary.mkdir(parents=True)
@@ -202,7 +202,7 @@ def _rows_of(ds: xr.Dataset, split: str | None) -> np.ndarray:
     else:
         names = str(ds["split"].attrs["flag_meanings"]).split() if "split" in ds else []
         if split not in names:
-            raise ConfigError(unknown("split", split, names))
+            raise ConfigError(describe_unknown("split", split, names))
         rows = np.flatnonzero(ds["split"].values == names.index(split))
     if not rows.size:
         raise InputError(f"the dataset has no structure{f' of split {split!r}' if split else ''}; nothing to export")

@@ -16,8 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.core.seeds import order_by_hash
-from daskpipe.core.structures import atom_rows, neutral, starts, take
-from daskpipe.core.variables import SPLITS, VARIABLES, code_names, codes_of, per_atom, validate
+from daskpipe.core.structures import atom_rows, atom_starts, take
+from daskpipe.core.variables import (
+    SPLITS,
+    VARIABLES,
+    code_names,
+    codes_of,
+    is_per_atom,
+    missing_values,
+    validate_dataset,
+)
 from daskpipe.store.writer import ArrayLayout, lay_out_arrays
 
 if TYPE_CHECKING:
@@ -38,7 +46,7 @@ def sort_run(ds: xr.Dataset, *, seed: int) -> dict[str, bytes]:
     Parameters
     ----------
     ds
-        Dataset in memory that passes `daskpipe.core.variables.validate`.
+        Dataset in memory that passes `daskpipe.core.variables.validate_dataset`.
     seed
         Seed of the shuffle.
 
@@ -47,7 +55,7 @@ def sort_run(ds: xr.Dataset, *, seed: int) -> dict[str, bytes]:
     dict
         Bytes of each file by name.
     """
-    validate(ds)
+    validate_dataset(ds)
     # A given split stays in the run: the plan reads it.
     ds = take(ds, order_by_hash(seed, "shuffle", ds["structure_id"].values)).drop_vars(PLANNED[:2], errors="ignore")
     files = {}
@@ -93,7 +101,7 @@ class DatasetPlan:
     @cached_property
     def atom_start(self) -> np.ndarray:
         """Row of the first atom of each structure, and the number of atoms; shape (structure + 1,), int64."""
-        return np.append(starts(self.n_atoms), self.n_atoms.sum(dtype=np.int64))
+        return np.append(atom_starts(self.n_atoms), self.n_atoms.sum(dtype=np.int64))
 
     @cached_property
     def layouts(self) -> dict[str, ArrayLayout]:
@@ -132,7 +140,7 @@ def merge_code_names(tables: Sequence[Mapping[str, Sequence[str]]]) -> dict[str,
     ['alloy', 'bulk', 'unknown']
     """
     coded = sorted({name for table in tables for name in table})
-    missing = {name: [str(neutral(name, ()))] for name in coded}
+    missing = {name: [str(missing_values(name, ()))] for name in coded}
     names = {name: {item for table in tables for item in table.get(name, missing[name])} for name in coded}
     return {name: code_names(name, items) for name, items in names.items()} | {"split": list(SPLITS)}
 
@@ -151,7 +159,7 @@ def make_chunk(plan: DatasetPlan, axis: str, number: int, load: Load) -> Iterato
     load
         Returns the variables of the runs.
     """
-    arrays = [layout for layout in plan.layouts.values() if per_atom(layout.name) == (axis == "atom")]
+    arrays = [layout for layout in plan.layouts.values() if is_per_atom(layout.name) == (axis == "atom")]
     begin, end = number * arrays[0].rows, min((number + 1) * arrays[0].rows, arrays[0].shape[0])
     if axis == "structure":
         structures, origin, size = slice(begin, end), begin, end - begin
@@ -183,8 +191,8 @@ def _plan_moves(
         else:
             of_run = load(run, "n_atoms")
             assert of_run is not None  # each run has what every dataset holds
-            there = atom_rows(starts(of_run)[rows[here]], n_atoms[here])
-            yield run, there, atom_rows(starts(n_atoms)[here], n_atoms[here])
+            there = atom_rows(atom_starts(of_run)[rows[here]], n_atoms[here])
+            yield run, there, atom_rows(atom_starts(n_atoms)[here], n_atoms[here])
 
 
 def _gather_rows(
@@ -194,6 +202,6 @@ def _gather_rows(
     values = np.empty((size, *layout.shape[1:]), dtype=layout.dtype)
     for run, there, here in moves:
         variable = load(run, layout.name)
-        part = neutral(layout.name, (len(there), *layout.shape[1:])) if variable is None else variable[there]
+        part = missing_values(layout.name, (len(there), *layout.shape[1:])) if variable is None else variable[there]
         values[here] = codes_of(layout.name, part, plan.codes[layout.name]) if VARIABLES[layout.name].coded else part
     return values

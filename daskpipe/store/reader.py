@@ -11,8 +11,8 @@ import numpy as np
 
 from daskpipe.core.errors import InputError
 from daskpipe.core.hashing import crc32c_file, crc32c_root
-from daskpipe.core.structures import starts
-from daskpipe.core.variables import VARIABLES, decode, read_root
+from daskpipe.core.structures import atom_starts
+from daskpipe.core.variables import VARIABLES, decode_names, read_root
 from daskpipe.store.writer import files_of
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def open_dataset(path: Path | str, chunks: Mapping[str, int] | None = None) -> x
     -------
     xarray.Dataset
         Dask arrays with the names, dims, dtypes and units of `daskpipe.core.variables`. Coded variables hold codes;
-        `daskpipe.core.variables.decode` returns their names. Reading a chunk whose file is missing is an error
+        `daskpipe.core.variables.decode_names` returns their names. Reading a chunk whose file is missing is an error
         (`zarr.errors.ChunkNotFoundError`); it never gives fill values.
 
     Raises
@@ -144,8 +144,8 @@ def read_rows(path: Path | str, start: int, stop: int, names: Collection[str] | 
     atoms = slice(int(ends[0]), int(ends[-1])) if len(ends) else slice(0, 0)
     part = ds[[name for name in ds if names is None or name in names]].isel(structure=slice(start, stop), atom=atoms)
     part = part.load(scheduler="synchronous")
-    decoded = {name: (array.dims, decode(array)) for name, array in part.items() if VARIABLES[str(name)].coded}
-    return part.assign(decoded).assign(atom_start=("structure", starts(part["n_atoms"].values)))
+    decoded = {name: (array.dims, decode_names(array)) for name, array in part.items() if VARIABLES[str(name)].coded}
+    return part.assign(decoded).assign(atom_start=("structure", atom_starts(part["n_atoms"].values)))
 
 
 def verify(path: Path | str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
 
-from daskpipe.core.errors import ConfigError, unknown
+from daskpipe.core.errors import ConfigError, describe_unknown
 from daskpipe.core.validation import FiniteModel
 from daskpipe.core.variables import SPLITS
 
@@ -71,7 +71,7 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
     """
     for name, share in fractions.items():
         if name not in SPLITS:
-            raise ConfigError(unknown("split", name, list(SPLITS)))
+            raise ConfigError(describe_unknown("split", name, list(SPLITS)))
         if not 0 <= share <= 1:
             raise ConfigError(f"split {name}={share} is no share; give a number from 0 to 1")
     total = math.fsum(fractions.values())

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.core.isolated_atoms import ReferenceEnergies, isolated_rows, reference_energies
-from daskpipe.core.structures import concat, neutral, starts, take
-from daskpipe.core.variables import SPLITS, VARIABLES, decode, per_atom
-from daskpipe.engine.rows import arrays_of, read_unit
+from daskpipe.core.structures import atom_starts, concat, take
+from daskpipe.core.variables import SPLITS, VARIABLES, decode_names, is_per_atom, missing_values
+from daskpipe.engine.rows import dataset_to_arrays, read_unit
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload
 from daskpipe.store.arrangement import COLUMNS, find_arrangement
@@ -66,7 +66,7 @@ class LabelledUnit:
 def read_dataset_rows(path: Path, start: int, stop: int) -> Payload:
     """Read rows of a dataset without the variables of the whole: features, strata, groups and splits."""
     ds = read_rows(path, start, stop).drop_vars(["group", "split", "features", "cluster"], errors="ignore")
-    return Payload(arrays=arrays_of(ds), n_out=stop - start)
+    return Payload(arrays=dataset_to_arrays(ds), n_out=stop - start)
 
 
 def sort_rows(root: Path, sources: Sequence[LabelledUnit], *, seed: int, features_stage: str) -> Payload:
@@ -99,7 +99,7 @@ def _rows_of(root: Path, source: LabelledUnit, features_stage: str) -> xr.Datase
     ds = read_unit(root, source.stage, source.key)
     if source.features is None:
         return ds
-    features = RunDirectory(root).load(features_stage, source.features, ["features"])["features"]
+    features = RunDirectory(root).load_arrays(features_stage, source.features, ["features"])["features"]
     return ds.assign(features=(VARIABLES["features"].dims, features))
 
 
@@ -129,7 +129,7 @@ def plan_dataset(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> 
     ends = np.cumsum(sizes)
     arrangement = find_arrangement(columns, rule, seed=seed, frame_of=_make_frame_reader(load, n_atoms))
     run = np.searchsorted(ends, arrangement.order, side="right")
-    tables = [json.loads(RunDirectory(root).load(SORT, key, ["names"])["names"].item()) for key in runs]
+    tables = [json.loads(RunDirectory(root).load_arrays(SORT, key, ["names"])["names"].item()) for key in runs]
     names = {name for key in runs for name in _variables_of_run(root, key)}
     made = DatasetPlan(
         run=run.astype(np.int32),
@@ -150,7 +150,7 @@ def plan_dataset(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> 
 def _columns_of_run(load: Load, number: int) -> dict[str, np.ndarray]:
     """Return the variables that identify isolated atoms and their energies, for the rows of one run."""
     columns = {name: _require_values(load(number, name)) for name in ("n_atoms", "cell", "pbc", "charge", "numbers")}
-    columns["number"] = columns.pop("numbers")[starts(columns["n_atoms"])]
+    columns["number"] = columns.pop("numbers")[atom_starts(columns["n_atoms"])]
     optional = {name: load(number, name) for name in ("config_type", "head", "energy")}
     return columns | {name: values for name, values in optional.items() if values is not None}
 
@@ -169,7 +169,7 @@ def _isolated_atoms(parts: Sequence[Mapping[str, np.ndarray]]) -> tuple[np.ndarr
 def _make_frame_reader(load: Load, n_atoms: Sequence[np.ndarray]) -> Callable[[int], Frame]:
     """Return a function that reads the geometry of a row; rows are counted over all runs."""
     ends = np.cumsum([len(of_run) for of_run in n_atoms])
-    first = [starts(of_run) for of_run in n_atoms]
+    first = [atom_starts(of_run) for of_run in n_atoms]
 
     def frame_of(number: int) -> Frame:
         run = int(np.searchsorted(ends, number, side="right"))
@@ -193,7 +193,8 @@ def _join_columns(load: Load, sizes: Sequence[int]) -> dict[str, np.ndarray]:
         tail = next((part.shape[1:] for part in parts if part is not None), None)
         if tail is not None:
             filled = [
-                neutral(name, (size, *tail)) if part is None else part for part, size in zip(parts, sizes, strict=True)
+                missing_values(name, (size, *tail)) if part is None else part
+                for part, size in zip(parts, sizes, strict=True)
             ]
             columns[name] = np.concatenate(filled)
     return columns
@@ -207,7 +208,7 @@ def _require_values(values: np.ndarray | None) -> np.ndarray:
 
 def _variables_of_run(root: Path, run: str) -> set[str]:
     """Return the variables of a run, from its manifest: the listing of a folder on a shared disk may be out of date."""
-    return {name.removesuffix(".npy") for name in RunDirectory(root).names_of_files(SORT, run) if name.endswith(".npy")}
+    return {name.removesuffix(".npy") for name in RunDirectory(root).list_files(SORT, run) if name.endswith(".npy")}
 
 
 def _make_loader(root: Path, runs: Sequence[str]) -> Load:
@@ -217,7 +218,7 @@ def _make_loader(root: Path, runs: Sequence[str]) -> Load:
     @cache
     def load_variable(number: int, name: str) -> np.ndarray | None:
         return (
-            map_array_file(RunDirectory(root).file(SORT, runs[number], f"{name}.npy"))
+            map_array_file(RunDirectory(root).unit_file(SORT, runs[number], f"{name}.npy"))
             if name in names[number]
             else None
         )
@@ -227,14 +228,14 @@ def _make_loader(root: Path, runs: Sequence[str]) -> Load:
 
 def read_plan(root: Path, key: str) -> DatasetPlan:
     """Read the plan of a unit of `PLAN`."""
-    return DatasetPlan.from_arrays(RunDirectory(root).load(PLAN, key))
+    return DatasetPlan.from_arrays(RunDirectory(root).load_arrays(PLAN, key))
 
 
 def chunks_of(made: DatasetPlan) -> list[tuple[str, int, int]]:
     """List the chunks of a dataset: axis, number, and number of files of each."""
     chunks = []
     for axis, of_axis in (("structure", "n_atoms"), ("atom", "numbers")):
-        n_files = sum(per_atom(name) == (axis == "atom") for name in made.names)
+        n_files = sum(is_per_atom(name) == (axis == "atom") for name in made.names)
         chunks += [(axis, number, n_files) for number in range(made.layouts[of_axis].n_chunks)]
     return chunks
 
@@ -257,21 +258,21 @@ def publish_chunks(
     """Publish the chunks of the units `chunks` of `WRITE` as one dataset at `target`."""
     directory = RunDirectory(root)
     made = read_plan(root, plan_key)
-    report = directory.load(PLAN, plan_key, ["report"])["report"].item()
+    report = directory.load_arrays(PLAN, plan_key, ["report"])["report"].item()
 
     def link_chunks(folder: Path) -> dict[str, str]:
         checksums: dict[str, str] = {}
         for key in chunks:
-            of_unit = json.loads(directory.load(WRITE, key, ["checksums"])["checksums"].item())
+            of_unit = json.loads(directory.load_arrays(WRITE, key, ["checksums"])["checksums"].item())
             for name in of_unit:
                 file = folder / name
                 file.parent.mkdir(parents=True, exist_ok=True)
-                _link_file(directory.file(WRITE, key, name.partition("/")[0]), file)
+                _link_file(directory.unit_file(WRITE, key, name.partition("/")[0]), file)
             checksums |= of_unit
         return checksums
 
     all_attrs = {**attrs, "split_report": report}
-    if energies := directory.load(PLAN, plan_key, [], optional=[ENERGIES]):
+    if energies := directory.load_arrays(PLAN, plan_key, [], optional=[ENERGIES]):
         all_attrs[ENERGIES] = energies[ENERGIES].item()
     publish_dataset(target, list(made.layouts.values()), link_chunks, attrs=all_attrs)
     types = _read_system_types(target)
@@ -292,7 +293,7 @@ def _read_system_types(path: Path) -> np.ndarray | None:
     from daskpipe.store.reader import open_dataset
 
     ds = open_dataset(path)
-    return decode(ds["system_type"].compute(scheduler="synchronous")) if "system_type" in ds else None
+    return decode_names(ds["system_type"].compute(scheduler="synchronous")) if "system_type" in ds else None
 
 
 def arrange_dataset(
@@ -328,10 +329,12 @@ def arrange_dataset(
     check_fractions(fractions)
     rule = (rule or Split()).model_copy(update={"split": dict(fractions)})
     # Splits that the dataset already has are replaced.
-    columns = {name: decode(ds[name]) if VARIABLES[name].coded else ds[name].values for name in COLUMNS if name in ds}
+    columns = {
+        name: decode_names(ds[name]) if VARIABLES[name].coded else ds[name].values for name in COLUMNS if name in ds
+    }
     columns.pop("split", None)
     whole = {str(name): array.values for name, array in ds.items() if array.dims[0] == "structure"}
-    whole |= {name: decode(ds[name]) for name in ("config_type", "head") if name in ds}
+    whole |= {name: decode_names(ds[name]) for name in ("config_type", "head") if name in ds}
     whole["number"] = ds["numbers"].values[ds["atom_start"].values]
     columns["isolated"], energies = _isolated_atoms([whole])
 

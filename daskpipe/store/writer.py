@@ -23,12 +23,12 @@ from daskpipe.core.variables import (
     SCHEMA,
     SIZES,
     VARIABLES,
-    annotate,
-    attributes,
-    encode,
-    per_atom,
+    annotate_dataset,
+    cf_attributes,
+    encode_names,
+    is_per_atom,
     read_root,
-    validate,
+    validate_dataset,
 )
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def lay_out_arrays(
             name=name,
             shape=shape,
             dtype=VARIABLES[name].dtype,
-            rows=min(atom_chunk if per_atom(name) else structure_chunk, max(1, shape[0])),
-            attrs=attributes(name, (codes or {}).get(name)),
+            rows=min(atom_chunk if is_per_atom(name) else structure_chunk, max(1, shape[0])),
+            attrs=cf_attributes(name, (codes or {}).get(name)),
         )
     return layouts
 
@@ -140,7 +140,7 @@ def write_dataset(
     Parameters
     ----------
     ds
-        Dataset in memory or lazy that passes `daskpipe.core.variables.validate`.
+        Dataset in memory or lazy that passes `daskpipe.core.variables.validate_dataset`.
     path
         Path of the dataset, e.g. ``runs/NAME/dataset.zarr``.
     attrs
@@ -164,8 +164,8 @@ def write_dataset(
     DiskError
         If the disk is full or cannot be written.
     """
-    validate(ds)
-    encoded = encode(annotate(ds))
+    validate_dataset(ds)
+    encoded = encode_names(annotate_dataset(ds))
     n_structures, n_atoms, n_features = (ds.sizes.get(dim, 0) for dim in ("structure", "atom", "feature"))
     names = map(str, ds.data_vars)
     plain = lay_out_arrays(
@@ -208,7 +208,7 @@ def publish_dataset(
     path = Path(path)
     if not attrs.get("dataset_key"):
         raise ValueError(
-            "attrs has no 'dataset_key'; give a string that names the content, e.g. daskpipe.engine.units.key_of(...)"
+            "attrs has no 'dataset_key'; give a string that names the content, e.g. daskpipe.engine.units.unit_key(...)"
         )
     try:
         plain_attrs = json.loads(canonical_json(dict(attrs)))

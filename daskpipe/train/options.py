@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from daskpipe.core.errors import ConfigError, unknown
+from daskpipe.core.errors import ConfigError, describe_unknown
 
 if TYPE_CHECKING:
     from daskpipe.load import Spec
@@ -71,7 +71,7 @@ def cutoff_of(size: str, r_max: float | None, overrides: Sequence[str]) -> float
     (5.0, 6.0)
     """
     if size not in SIZES:
-        raise ConfigError(unknown("size", size, list(SIZES)))
+        raise ConfigError(describe_unknown("size", size, list(SIZES)))
     given = parse_overrides(overrides).get("r_max", SIZES[size]["r_max"] if r_max is None else r_max)
     try:
         cutoff = float(given)
@@ -138,7 +138,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
         if key in OURS:
             raise ConfigError(f"{override!r}: daskpipe gives {key} itself; see `daskpipe train --help`")
         if key not in known:
-            raise ConfigError(unknown("option of mace_run_train", key, known))
+            raise ConfigError(describe_unknown("option of mace_run_train", key, known))
         parsed[key] = value
     return parsed
 

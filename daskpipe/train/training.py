@@ -14,11 +14,11 @@ from shlex import quote
 from typing import Any
 
 from daskpipe import load, store
-from daskpipe.core.errors import ConfigError, InputError, Interrupted, unknown
+from daskpipe.core.errors import ConfigError, InputError, Interrupted, describe_unknown
 from daskpipe.core.events import Emit, Event, fan_out
 from daskpipe.core.outputs import resolve_output, swap_in
-from daskpipe.core.third_party import quiet
-from daskpipe.core.variables import SPLITS, decode
+from daskpipe.core.third_party import silence_libraries
+from daskpipe.core.variables import SPLITS, decode_names
 from daskpipe.potentials import build_potential, identify_potential
 from daskpipe.potentials.catalogue import DTYPES, resolve_device
 from daskpipe.potentials.identity import file_hash
@@ -143,7 +143,7 @@ def train(
     out = Path(out) if out is not None else _default_out(path)
     _check_free(out, force)
     if dtype not in DTYPES:
-        raise ConfigError(unknown("dtype", dtype, list(DTYPES)))
+        raise ConfigError(describe_unknown("dtype", dtype, list(DTYPES)))
     if max_minutes is not None and not max_minutes > 0:
         raise ConfigError(f"max_minutes={max_minutes:g}: give a time greater than 0")
     cutoff, device = cutoff_of(size, r_max, overrides), resolve_device(device)
@@ -225,7 +225,7 @@ def _check_splits(path: Path) -> dict[str, int]:
     """Count the structures of each split, and refuse a dataset that MACE cannot be trained on."""
     ds = store.open_dataset(path)
     load.TorchDataset(path, verify=False)  # raises if labels are missing
-    names = decode(ds["split"].compute(scheduler="synchronous")).tolist() if "split" in ds else []
+    names = decode_names(ds["split"].compute(scheduler="synchronous")).tolist() if "split" in ds else []
     counts = {split: names.count(split) for split in SPLITS}
     for split in ("train", "val"):
         if not counts[split]:
@@ -256,7 +256,7 @@ def _save_foundation(model: str, file: Path, dtype: str) -> tuple[float, frozens
 
     potential = build_potential("mace", {"model": model}, "cpu", dtype)
     calculator: Any = potential.calculator
-    with quiet():  # e3nn writes TorchScript
+    with silence_libraries():  # e3nn writes TorchScript
         torch.save(calculator.models[0], file)
     assert potential.cutoff is not None
     return potential.cutoff, potential.elements

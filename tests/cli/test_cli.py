@@ -346,7 +346,7 @@ def test_files_of_the_users_own(content: str, type_command: Command, address: st
     words = ["run", "elsewhere/mine.yaml", "generate=files", "generate.paths=[mixed]", "--cluster", address]
     typed = type_command(*words, "--run-dir", "run")
     assert typed.code == 10, typed.err
-    rejected = {item.structure: item.reason for item in RunDirectory(here / "run").quarantined()}
+    rejected = {item.structure: item.reason for item in RunDirectory(here / "run").read_quarantine()}
     assert rejected == {
         "mixed/malformed.xyz": "unreadable",
         "mixed/element.xyz#0": "unknown_element",

@@ -134,7 +134,7 @@ def test_summary_names_what_was_quarantined(tmp_path: Path) -> None:
         "store-plan": {**row, "seconds": 2.0, "report": SPLIT_REPORT}, "store": row,
     }  # fmt: skip
     names = [f"mix/[bold]{number}.xyz" for number in range(2)]
-    RunDirectory(tmp_path).quarantine(
+    RunDirectory(tmp_path).write_quarantine(
         Rejection(stage="generate", structure=name, reason="overlap", evidence="too close") for name in names
     )
     failed = Check(name="forces", verdict="fail", says="[bold]", value=12.0, threshold=10.0, unit="eV/Å")

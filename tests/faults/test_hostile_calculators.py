@@ -100,7 +100,7 @@ def test_what_kills_its_process_is_quarantined_alone(
     for name in sane.data_vars:
         np.testing.assert_array_equal(after[name].values, sane[name].values, err_msg=str(name))
 
-    rejected = [item for item in RunDirectory(result.run_dir).quarantined() if item.reason == REASONS[fault]]
+    rejected = [item for item in RunDirectory(result.run_dir).read_quarantine() if item.reason == REASONS[fault]]
     assert {item.stage for item in rejected} == {stage}
     assert {item.attempts for item in rejected} == {ATTEMPTS[fault] + 1}
     assert all("alone in its process, 2 times" in item.evidence for item in rejected)

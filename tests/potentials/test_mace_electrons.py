@@ -17,7 +17,7 @@ from test_mace import random_module, save
 
 from daskpipe.config.load import load_config
 from daskpipe.core.errors import ConfigError, InputError
-from daskpipe.core.third_party import quiet
+from daskpipe.core.third_party import silence_libraries
 from daskpipe.potentials import Failure, Results, batched_model, build_potential, evaluate, identify_potential
 from daskpipe.potentials.batches import make_state
 from daskpipe.potentials.mace_pickles import read_class_and_heads
@@ -42,7 +42,7 @@ def changed_module(**changes: object) -> torch.nn.Module:
     from mace.tools.compile import disable_e3nn_codegen
     from mace.tools.scripts_utils import extract_config_mace_model
 
-    with quiet(), disable_e3nn_codegen():
+    with silence_libraries(), disable_e3nn_codegen():
         arguments = extract_config_mace_model(plain_module()) | changes
         torch.manual_seed(3)
         return ScaleShiftMACE(**arguments)

@@ -22,7 +22,7 @@ from daskpipe.config.models import Config
 from daskpipe.core.errors import ConfigError, Interrupted
 from daskpipe.core.events import Notice, StageStarted, UnitCommitted, UnitGivenUp, UnitLost, UnitYielded
 from daskpipe.core.validation import in_bytes
-from daskpipe.engine.attempts import given_up
+from daskpipe.engine.attempts import list_given_up
 from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Unit
@@ -32,12 +32,12 @@ from daskpipe.runs.run import Result
 WORKER = """
 import sys, time
 from pathlib import Path
-from daskpipe.engine.attempts import marked
+from daskpipe.engine.attempts import mark_attempt
 from daskpipe.engine.units import Unit
 
 root = Path(sys.argv[1])
 (root / "begun").touch()
-with marked(root, Unit(stage="label", index=0, key="ab" * 16, n_inputs=1), worker="w", nanny=""):
+with mark_attempt(root, Unit(stage="label", index=0, key="ab" * 16, n_inputs=1), worker="w", nanny=""):
     print("at work", flush=True)
     time.sleep(60)
 """
@@ -131,11 +131,11 @@ def test_a_driver_that_is_killed_leaves_what_its_workers_did(tmp_path: Path) -> 
         time.sleep(PAUSE)
         Ledger(directory)(Notice(message="the driver lives"))
         worker.kill()
-    (left,) = given_up(directory)
+    (left,) = list_given_up(directory)
     assert (left.stage, left.key) == (unit.stage, unit.key)
     assert PAUSE - CLOCK_TICK < left.seconds < time.time() - os.stat(tmp_path / "begun").st_mtime + CLOCK_TICK
-    directory.sweep()
-    assert given_up(directory) == []
+    directory.remove_leftovers()
+    assert list_given_up(directory) == []
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_work_for_a_driver_that_was_killed_counts(client: Client, tmp_path: Path
         Ledger(RunDirectory(run_dir))(Notice(message="the driver lives"))
         driver.kill()
     psutil.Process(pid).wait(60)
-    (left,) = given_up(RunDirectory(run_dir))
+    (left,) = list_given_up(RunDirectory(run_dir))
     assert left.stage == "explore"
     assert left.seconds > PAUSE - CLOCK_TICK
     before = sum(measure_spent(RunDirectory(run_dir)).seconds.values())

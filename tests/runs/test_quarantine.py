@@ -73,7 +73,7 @@ def test_one_is_shown_with_all_that_was_kept(type_command: Callable[..., Any], r
     hostile = Rejection(
         stage="explore", structure="a\x1b[31m\r", reason="force", evidence="9 eV/Å\n\x9b5m", details=details
     )
-    directory.quarantine([hostile])
+    directory.write_quarantine([hostile])
     name = directory.quarantine_file(hostile).stem
     typed = type_command("quarantine", run_dir, "show", name[:8])
     assert typed.code == 0
@@ -155,11 +155,11 @@ def test_a_label_that_failed_once_is_made_after_its_release(run_dir: Path, clien
 def _fail_a_label(directory: RunDirectory) -> tuple[Path, bytes]:
     """Put a rejection in the place of a committed label; return the unit's folder and the payload that it had."""
     from daskpipe.engine.commit import commit
-    from daskpipe.engine.manifests import units_of
+    from daskpipe.engine.manifests import read_units
     from daskpipe.engine.units import Payload
     from daskpipe.runs.quarantine import forget_units
 
-    folder, manifest = next(units_of(directory, "label"))
+    folder, manifest = next(read_units(directory, "label"))
     before = (folder / "payload.npz").read_bytes()
     forget_units(
         directory,
@@ -169,7 +169,7 @@ def _fail_a_label(directory: RunDirectory) -> tuple[Path, bytes]:
     )
     failed = Rejection(stage="label", structure="00ff", reason="not_converged", evidence="the disk was full")
     commit(directory.root, manifest.unit, Payload(arrays={}, n_out=0, rejected=[failed]))
-    directory.quarantine([failed])
+    directory.write_quarantine([failed])
     shutil.rmtree(directory.root / "ledger")  # it says what the unit was
     return folder, before
 
@@ -218,7 +218,7 @@ def test_nothing_is_released_while_a_driver_works(run_dir: Path) -> None:
 def test_a_duplicate_is_left_where_it_is(type_command: Callable[..., Any], run_dir: Path) -> None:
     directory = RunDirectory(run_dir)
     twin = Rejection(stage="generate", structure="ff/0", reason="duplicate", evidence="Cu equals the seed Cu")
-    directory.quarantine([twin])
+    directory.write_quarantine([twin])
     with pytest.raises(ConfigError, match="equals another seed .Cu equals the seed Cu., and would again; leave it"):
         release_rejections(run_dir, [directory.quarantine_file(twin).stem])
     for path in (run_dir / "quarantine").glob("*.json"):
@@ -231,11 +231,11 @@ def test_a_duplicate_is_left_where_it_is(type_command: Callable[..., Any], run_d
 
 def test_explorations_of_seeds_that_follow_are_made_again(run_dir: Path) -> None:
     """A seed that is added moves those that follow to other batches."""
-    from daskpipe.engine.manifests import units_of
+    from daskpipe.engine.manifests import read_units
 
     directory = RunDirectory(run_dir)
-    seeds = {manifest.unit.index: manifest.unit for _, manifest in units_of(directory, "generate")}
-    explorations = {key.unit.upstream[0]: folder.name for folder, key in units_of(directory, "explore")}
+    seeds = {manifest.unit.index: manifest.unit for _, manifest in read_units(directory, "generate")}
+    explorations = {key.unit.upstream[0]: folder.name for folder, key in read_units(directory, "explore")}
     for first in (0, 2):
         kept = {explorations[seeds[index].key] for index in range(first)}
         gone = {key for stage, key in find_dependents(directory, [seeds[first]]) if stage == "explore"}

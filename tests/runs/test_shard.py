@@ -75,7 +75,7 @@ def test_a_shard_without_seeds_is_refused(client: Client, tmp_path: Path) -> Non
 def explored(run_dir: Path) -> set[bytes]:
     directory = RunDirectory(run_dir)
     units = [path.parent.name for path in run_dir.glob("units/explore/*/[!.]*/manifest.json")]
-    found = [directory.load("explore", key, ["parent_id"])["parent_id"] for key in units]
+    found = [directory.load_arrays("explore", key, ["parent_id"])["parent_id"] for key in units]
     return {item.tobytes() for ids in found for item in ids}
 
 
@@ -104,7 +104,9 @@ def test_a_frame_is_the_same_in_its_shard_and_in_the_whole(client: Client, tmp_p
     for words in ([], ["shard=1/2"]):
         result = daskpipe.run("emt_alloy", [*CAMPAIGN, *words], run_dir=tmp_path / str(len(words)), client=client)
         keys = [path.parent.name for path in result.run_dir.glob("units/explore/*/[!.]*/manifest.json")]
-        units = [RunDirectory(result.run_dir).load("explore", key, ["structure_id"])["structure_id"] for key in keys]
+        units = [
+            RunDirectory(result.run_dir).load_arrays("explore", key, ["structure_id"])["structure_id"] for key in keys
+        ]
         ids.append({item.tobytes() for unit in units for item in unit})
     assert ids[1]
     assert ids[1] < ids[0]

@@ -23,9 +23,9 @@ from daskpipe.config.load import load_config
 from daskpipe.config.saved import to_yaml
 from daskpipe.core.events import Event, Notice
 from daskpipe.engine.ledger import read_ledger
-from daskpipe.engine.manifests import units_of
+from daskpipe.engine.manifests import read_units
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import key_of
+from daskpipe.engine.units import unit_key
 from daskpipe.pipeline import packing
 from daskpipe.pipeline.packing import read_package_versions
 from daskpipe.potentials import identify_potential
@@ -70,8 +70,8 @@ def of_before(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Resul
     def keys(run: Any, attrs: dict[str, Any], runs: list[str], target: Path) -> tuple[str, str]:
         attrs = {**attrs, "versions": json.dumps(read_package_versions(), sort_keys=True)}
         split = run.config.store.model_dump()
-        plan_key = key_of("store-plan", PLAN_VERSION, split, runs, run.seed)
-        return plan_key, key_of("store", 2, {"attrs": attrs, "split": split}, [plan_key], run.seed)
+        plan_key = unit_key("store-plan", PLAN_VERSION, split, runs, run.seed)
+        return plan_key, unit_key("store", 2, {"attrs": attrs, "split": split}, [plan_key], run.seed)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "_choose_keys", keys)
@@ -89,8 +89,8 @@ def of_other_splits(client: Client, tmp_path_factory: pytest.TempPathFactory) ->
         split = run.config.store.model_dump(include={"split", "split_by", "near_duplicates", "clusters"})
         config = json.loads(attrs["config"])
         attrs["config"] = json.dumps({**config, "store": split}, sort_keys=True)
-        plan_key = key_of("store-plan", 2, split, runs, run.seed)
-        return plan_key, key_of("store", 2, {"attrs": attrs, "split": split}, [plan_key], run.seed)
+        plan_key = unit_key("store-plan", 2, split, runs, run.seed)
+        return plan_key, unit_key("store", 2, {"attrs": attrs, "split": split}, [plan_key], run.seed)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "_choose_keys", keys)
@@ -179,7 +179,7 @@ def test_a_dataset_that_was_taken_away_is_made_again_by_one_unit(
     result = daskpipe.resume(tmp_path / "run", client=client)
     assert computed(result) == {"store": 1}
     assert arrays_of(result.dataset) == arrays_of(run.dataset)
-    (only,) = units_of(RunDirectory(tmp_path / "run"), "store")
+    (only,) = read_units(RunDirectory(tmp_path / "run"), "store")
     attrs = xr.open_zarr(result.dataset).attrs
     assert attrs["dataset_key"] == only[1].unit.key
     assert json.loads(attrs["versions"])["zarr"] == OTHER["zarr"]

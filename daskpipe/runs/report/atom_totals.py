@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.core.structures import cut
+from daskpipe.core.structures import cut_blocks
 from daskpipe.runs.report.measures import FORCE_EDGES
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def read_blocks(ds: xr.Dataset, names: Sequence[str]) -> Iterator[tuple[slice, d
     """Read some variables, per-atom ones among them, in blocks of whole structures; give rows and arrays."""
     n_atoms = ds["n_atoms"].values
     bounds = np.append(0, np.cumsum(n_atoms, dtype=np.int64))
-    for rows in cut(n_atoms, BLOCK_ATOMS, BLOCK_STRUCTURES):
+    for rows in cut_blocks(n_atoms, BLOCK_ATOMS, BLOCK_STRUCTURES):
         atoms = slice(int(bounds[rows.start]), int(bounds[rows.stop]))
         block = ds[list(names)].isel(structure=rows, atom=atoms).load()
         yield rows, {name: block[name].values for name in names}

@@ -133,7 +133,7 @@ def collect_run_facts(directory: RunDirectory, contents: Contents | None, verdic
     reasons = _count_reasons(directory)
     selection = {}
     if units.get("select"):
-        selection = json.loads(directory.load("select", units["select"][0][0].key, ["report"])["report"].item())
+        selection = json.loads(directory.load_arrays("select", units["select"][0][0].key, ["report"])["report"].item())
     config = directory.config.read_text()
     return Facts(
         name=_read_name(config, directory.root),
@@ -205,7 +205,7 @@ def _read_units(directory: RunDirectory, events: list[dict[str, Any]]) -> dict[s
     """
     planned = {event["stage"]: event["n_units"] for event in events if event["event"] == "StageStarted"}
     newest: dict[str, dict[int, tuple[float, Unit, Receipt]]] = {}
-    for file in directory.manifests():
+    for file in directory.list_manifests():
         try:
             written, manifest = file.stat().st_mtime, json.loads(file.read_bytes())
         except FileNotFoundError:  # taken away by a release or an fsck beside this
@@ -239,7 +239,7 @@ def _count_reasons(directory: RunDirectory) -> list[Reason]:
 def _read_rejections(directory: RunDirectory) -> Iterator[Rejection]:
     # One at a time: each holds geometries, and there may be many.
     for file in directory.quarantine_files():
-        yield directory.held(file)
+        yield directory.read_rejection(file)
 
 
 def _list_steps(

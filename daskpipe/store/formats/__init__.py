@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from daskpipe.core.errors import ConfigError, unknown
-from daskpipe.core.structures import NO_PARENT, is_missing
-from daskpipe.core.variables import VARIABLES, VOIGT_TO_FULL, decode
+from daskpipe.core.errors import ConfigError, describe_unknown
+from daskpipe.core.structures import NO_PARENT
+from daskpipe.core.variables import VARIABLES, VOIGT_TO_FULL, decode_names, is_missing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -105,7 +105,7 @@ def format_of(name: str) -> Format:
     'ase.io.iread'
     """
     if name not in FORMATS:
-        raise ConfigError(unknown("export format", name, list(FORMATS)))
+        raise ConfigError(describe_unknown("export format", name, list(FORMATS)))
     if name in NEEDED and find_spec(NEEDED[name]) is None:
         raise ConfigError(f"the format {name} needs {NEEDED[name]}; type: pip install 'daskpipe[export]'")
     return cast(Format, import_module(FORMATS[name]))
@@ -160,7 +160,7 @@ def _to_python(array: xr.DataArray) -> list[Any]:
     """Convert a column to Python objects: words for codes, text for ids, None for NaN and for no parent."""
     variable = VARIABLES[str(array.name)]
     if variable.coded:
-        return [None if is_missing(variable.name, word) else str(word) for word in decode(array)]
+        return [None if is_missing(variable.name, word) else str(word) for word in decode_names(array)]
     if variable.dtype.kind == "V":
         # The prefix keeps readers from reading an id as a number.
         return [None if (raw := item.tobytes()) == NO_PARENT else f"0x{raw.hex()}" for item in array.values]

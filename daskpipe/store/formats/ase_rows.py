@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from daskpipe.core.constraints import constraints_of, fixed_components
+from daskpipe.core.constraints import fixed_components, to_constraints
 from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record
 
 PAIRS = tuple(name for name in SCALARS if name not in ("energy", "composition"))
@@ -43,7 +43,7 @@ def row_of(record: Record) -> Any:
     }
     known |= {name: _as_double(record[name]) for name in RESULTS if name in record}
     if "fixed" in record:
-        known["constraints"] = constraints_of(record["fixed"])
+        known["constraints"] = to_constraints(record["fixed"])
     if any(name in record for name in LABELS):
         known |= {"calculator": record.get("label_method", "unknown"), "calculator_parameters": {}}
     return AtomsRow(known)

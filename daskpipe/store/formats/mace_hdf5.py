@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.core.structures import is_missing
 from daskpipe.core.third_party import import_mace
-from daskpipe.core.variables import FULL_TO_VOIGT
+from daskpipe.core.variables import FULL_TO_VOIGT, is_missing
 from daskpipe.store.formats import GEOMETRY, LABELS, Record, full_stress, iter_records
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import numpy as np
 
 from daskpipe.core.isolated_atoms import isolated_rows
 from daskpipe.core.seeds import order_by_hash
-from daskpipe.core.structures import cut, starts
-from daskpipe.core.variables import decode
+from daskpipe.core.structures import atom_starts, cut_blocks
+from daskpipe.core.variables import decode_names
 from daskpipe.store.connectivity import IMPORTED, Frame
 from daskpipe.store.quality import measures
 from daskpipe.store.quality.settings import Quality
@@ -40,9 +40,9 @@ def read_columns(ds: xr.Dataset) -> dict[str, np.ndarray]:
     columns = {name: _read_array(ds[name]) for name in KEPT_VARIABLES if name in ds}
     for name in ("system_type", "label_status", "generator"):
         if name in ds:
-            columns[name] = decode(ds[name].copy(data=columns[name]))
+            columns[name] = decode_names(ds[name].copy(data=columns[name]))
     geometry = {name: _read_array(ds[name]) for name in ("n_atoms", "cell", "pbc")}
-    config_type = {"config_type": decode(ds["config_type"].load())} if "config_type" in ds else {}
+    config_type = {"config_type": decode_names(ds["config_type"].load())} if "config_type" in ds else {}
     columns["isolated"] = isolated_rows(geometry | config_type)
     return columns
 
@@ -234,9 +234,9 @@ def iter_blocks(
     block : dict
         Arrays by name, with ``n_atoms`` and ``atom_start``, which counts from the first atom of the block.
     """
-    start_atom = starts(n_atoms)
+    start_atom = atom_starts(n_atoms)
     names = [name for name in names if name in ds]
-    for rows in cut(n_atoms, BLOCK_ATOMS, BLOCK_STRUCTURES):
+    for rows in cut_blocks(n_atoms, BLOCK_ATOMS, BLOCK_STRUCTURES):
         if wanted is None or ((wanted >= rows.start) & (wanted < rows.stop)).any():
             first, last = rows.start, rows.stop - 1
             atoms = slice(int(start_atom[first]), int(start_atom[last] + n_atoms[last]))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, create_model, field_validator
 
-from daskpipe.core.errors import unknown
+from daskpipe.core.errors import describe_unknown
 from daskpipe.core.validation import FiniteModel
 from daskpipe.store.quality.check_table import CHECKS, Profile
 from daskpipe.store.quality.limits import CellLimits, DuplicateLimits, EnergyLimits, Shares, SizeLimits
@@ -32,7 +32,7 @@ class _ProfileSettings(FiniteModel):
     def _check_names(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for name in names or ():
             if name not in CHECKS:
-                raise ValueError(unknown("check", name, list(CHECKS)))
+                raise ValueError(describe_unknown("check", name, list(CHECKS)))
         return names
 
 

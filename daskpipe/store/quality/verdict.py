@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from daskpipe.core.errors import printable
+from daskpipe.core.text import make_printable
 from daskpipe.store.quality.check import Check
 from daskpipe.store.quality.settings import Profile
 
@@ -107,4 +107,4 @@ def format_checks(checks: Iterable[Check]) -> list[str]:
 
 def _escape_text(text: str) -> str:
     """Escape characters that do not print (control, bidirectional ...), line ends included."""
-    return printable(text).replace("\n", r"\n")
+    return make_printable(text, keep_line_ends=False)
