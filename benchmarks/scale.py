@@ -30,7 +30,7 @@ from daskpipe.engine.driver import Driver
 from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.settings import Faults
-from daskpipe.engine.units import Payload, Unit, key_of
+from daskpipe.engine.units import Payload, Unit, unit_key
 
 SIZES = (10_000, 100_000)
 N_WORKERS = 2
@@ -43,7 +43,7 @@ def plan(n_units: int) -> list[tuple[Unit, partial[object]]]:
     lazy = dask.delayed(Payload)
     return [
         (
-            Unit(stage="generate", index=index, key=key_of("generate", 1, {}, [index], 0), n_inputs=1),
+            Unit(stage="generate", index=index, key=unit_key("generate", 1, {}, [index], 0), n_inputs=1),
             partial(lazy, arrays={"index": np.array([index])}, n_out=1),
         )
         for index in range(n_units)
@@ -105,12 +105,12 @@ def measure(n_units: int, tls: bool) -> str:
         directory.root.mkdir()
         driver = Driver(directory, DaskPool(Workers(client), frozenset()), Ledger(directory), Faults())
         begun = time.perf_counter()
-        driver.drive("generate", units, "units")
+        driver.run_stage("generate", units, "units")
         seconds = time.perf_counter() - begun
         held, scheduler_held = rss() - before, rss(serving) - scheduler_before
         again = Driver(directory, DaskPool(Workers(client), frozenset()), Ledger(directory), Faults())
         begun = time.perf_counter()
-        again.drive("generate", units, "units")
+        again.run_stage("generate", units, "units")
         resumed = time.perf_counter() - begun
         ledger = sum(file.stat().st_size for file in (directory.root / "ledger").iterdir())
     return (

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import glob
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from daskpipe.core.errors import ConfigError, printable
+from daskpipe.core.errors import ConfigError
+from daskpipe.core.text import make_printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,6 +37,10 @@ Frames = Annotated[
 NewDataset = Annotated[Path, typer.Option("-o", "--out", help="Dataset to make, *.zarr")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite OUT")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text")]
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived. Not an `Exception`: no library on the way may swallow it."""
 
 
 class _NoTypeOfFlags:
@@ -75,29 +78,29 @@ Table = Callable[[dict[str, Any], "Console"], None]
 """Prints an answer for people."""
 
 
-def cluster_overrides(cluster: str | None) -> list[str]:
+def make_cluster_overrides(cluster: str | None) -> list[str]:
     """Return ``--cluster`` as overrides of the config."""
     if cluster is None:
         return []
     if "://" in cluster:
         return [f"cluster.address={cluster}"]
-    from daskpipe.config.compose import quoted
+    from daskpipe.config.overrides import quote_value
     from daskpipe.core.files import package_folder
 
     if cluster in (file.stem for file in (package_folder("configs") / "cluster").glob("*.yaml")):
         named = f"cluster={cluster}"
     else:  # a site of the user's own
-        named = f"cluster.name={quoted(cluster)}"
+        named = f"cluster.name={quote_value(cluster)}"
     return [named, "cluster.address=null", "cluster.tls=null"]  # instead of a scheduler that the config joins
 
 
-def shard_overrides(shard: str | None) -> list[str]:
+def make_shard_overrides(shard: str | None) -> list[str]:
     """Return ``--shard`` as overrides of the config."""
     return [] if shard is None else [f"shard='{shard}'"]
 
 
 @contextmanager
-def bars_on_screen(as_json: bool) -> Iterator[Any]:
+def show_bars(as_json: bool) -> Iterator[Any]:
     """Yield a subscriber that draws bars on the screen, unless for machines."""
     from rich.console import Console
 
@@ -107,25 +110,32 @@ def bars_on_screen(as_json: bool) -> Iterator[Any]:
         yield bars
 
 
-def paths_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """Tell files from overrides: a word with = that is no file, folder or glob of any is an override."""
-    overrides = [word for word in words if "=" in word and not os.path.exists(word) and not glob.glob(word)]
-    paths = [word for word in words if word not in overrides]
+def separate_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """Separate the words of a verb into paths and overrides.
+
+    Raises
+    ------
+    ConfigError
+        If no word is a path.
+    """
+    from daskpipe.config.overrides import separate_paths
+
+    paths, overrides = separate_paths(words)
     if not paths:
         raise ConfigError("no frames: give a file, a folder or a glob, e.g. md.extxyz")
     return paths, overrides
 
 
-def close_standalone(done: Any, as_json: bool) -> None:
+def close_files_verb(done: Any, as_json: bool) -> None:
     """Print what was made of files, and end with its exit code."""
     from rich.console import Console
 
     from daskpipe.cli import progress
 
     if as_json:
-        typer.echo(json.dumps(progress.standalone_as_json(done), indent=1))
+        typer.echo(json.dumps(progress.dump_files_result(done), indent=1))
     else:
-        progress.standalone_summary(done, Console())
+        progress.print_files_summary(done, Console())
     if done.exit_code:
         raise typer.Exit(done.exit_code)
 
@@ -143,4 +153,4 @@ def print_answer(content: dict[str, Any], as_json: bool, table: Table) -> None:
 def print_lines(lines: Iterable[str], console: Console) -> None:
     """Print lines as they are: no markup, not broken; what a terminal would heed is spelled out."""
     for line in lines:
-        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+        console.print(make_printable(line), markup=False, highlight=False, soft_wrap=True)

@@ -27,13 +27,13 @@ from rich.text import Text
 
 from daskpipe.cluster.queues import find_job_id
 from daskpipe.core import events
-from daskpipe.core.errors import printable
+from daskpipe.core.text import make_printable
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.runs.outcome_lines import label_lines, move_lines, selection_lines, split_lines
+from daskpipe.runs.outcome_lines import format_labels, format_moves, format_selection, format_splits
 from daskpipe.store.quality import verdict as verdict_module
 
 if TYPE_CHECKING:
-    from daskpipe.pipeline.workspace import Done
+    from daskpipe.pipeline.workspace import FilesResult
     from daskpipe.runs.run import Result
     from daskpipe.store.quality.verdict import Verdict
 
@@ -66,7 +66,7 @@ UNBOUNDED = 10_000
 """Columns that no table needs."""
 
 
-def redraws(console: Console) -> bool:
+def can_redraw(console: Console) -> bool:
     """Tell whether a console can redraw what it has printed.
 
     FORCE_COLOR makes rich take a pipe for a terminal, and Jupyter runs ``!commands`` on one without a cursor.
@@ -74,9 +74,9 @@ def redraws(console: Console) -> bool:
     return console.is_interactive and console.file.isatty() and "JPY_PARENT_PID" not in os.environ
 
 
-def escape(text: object) -> str:
+def escape_text(text: object) -> str:
     """Return text from outside as rich may be given it: no markup, and nothing that a terminal would heed."""
-    return escape_markup(printable(text))
+    return escape_markup(make_printable(text))
 
 
 class ProgressBars:
@@ -91,7 +91,7 @@ class ProgressBars:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.draws = redraws(console)
+        self.draws = can_redraw(console)
         wide = console.width >= WIDE
         done = "{task.completed:.0f}/{task.total:.0f} {task.fields[what]}" if wide else "{task.percentage:.0f}%"
         columns = [
@@ -118,16 +118,16 @@ class ProgressBars:
         """Draw what an event changes."""
         match event:
             case events.RunStarted():
-                self.console.print(f"[bold]daskpipe[/] {event.name} in {escape(event.run_dir)}", highlight=False)
+                self.console.print(f"[bold]daskpipe[/] {event.name} in {escape_text(event.run_dir)}", highlight=False)
                 n = len(event.workers)
                 workers = f"{n} worker{'s' * (n != 1)}" if n else "workers come as jobs start"
                 where = f", dashboard {event.dashboard}" if event.dashboard else ""
                 self.console.print(f"{workers}{where}", highlight=False)
-                if event.dashboard and (words := tunnel(event.dashboard)):
+                if event.dashboard and (words := suggest_tunnel(event.dashboard)):
                     self.console.print(f"to see it from elsewhere: {words}", highlight=False, soft_wrap=True)
                 self.console.print()
             case events.Notice():
-                self.console.print(f"[yellow]{escape(event.message)}[/]", highlight=False, soft_wrap=True)
+                self.console.print(f"[yellow]{escape_text(event.message)}[/]", highlight=False, soft_wrap=True)
             case events.StageStarted():
                 share = event.n_committed / event.n_units if event.n_units else 1.0
                 self._started, self._done = time.monotonic(), 0
@@ -158,7 +158,7 @@ class ProgressBars:
                     )
 
 
-def tunnel(dashboard: str) -> str | None:
+def suggest_tunnel(dashboard: str) -> str | None:
     """Return what to type on one's own machine to see a dashboard, which is on loopback; None if it is this one."""
     if "SSH_CONNECTION" not in os.environ and find_job_id(os.environ) is None:
         return None
@@ -210,47 +210,55 @@ class LogFile:
         """Append an event."""
         self.begun = True
         fields = " ".join(f"{key}={value}" for key, value in event.as_json().items() if key != "event")
-        self.write(f"{type(event).__name__} {fields}".replace("\n", "\\n"))
+        self.write_line(f"{type(event).__name__} {fields}".replace("\n", "\\n"))
 
-    def write(self, text: str) -> None:
+    def write_line(self, text: str) -> None:
         """Append a line with the time in front."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n")
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {make_printable(text)}\n")
 
 
-def summary(result: Result, console: Console) -> None:
+def print_summary(result: Result, console: Console) -> None:
     """Print counts by stage and system type, rejections by reason, where the dataset is and what to type next."""
     types = sorted({name for row in result.stages.values() for name in row["counts"]})
     rows = [
         [TITLES.get(stage, stage), str(row["inputs"]), str(row["out"])]
         + [str(row["counts"].get(name, "")) for name in types]
         + [str(row["rejected"] or ""), f"{row['seconds']:.1f}"]
-        for stage, row in _folded(result.stages).items()
+        for stage, row in _merge_steps(result.stages).items()
     ]
     console.print()
-    console.print(table_that_fits(["stage", "in", "out", *types, "rejected", "seconds"], rows, console))
+    console.print(fit_table(["stage", "in", "out", *types, "rejected", "seconds"], rows, console))
     if result.quarantined:
         console.print("\n[yellow]Quarantined[/] (stage/reason: structures, with the first of each)")
-        rejections = RunDirectory(result.run_dir).quarantined()
+        rejections = RunDirectory(result.run_dir).read_quarantine()
         for name, count in result.quarantined.items():
             first = next(item for item in rejections if item.kind == name)
             line = f"  {name}: {count}, e.g. {first.structure}: {first.evidence}"
-            console.print(escape(line), highlight=False, soft_wrap=True)
-        console.print(f"  all of them, one file each: {escape(shown(result.run_dir))}/quarantine/", highlight=False)
+            console.print(escape_text(line), highlight=False, soft_wrap=True)
+        console.print(
+            f"  all of them, one file each: {escape_text(shorten_path(result.run_dir))}/quarantine/", highlight=False
+        )
     console.print()
     explored, selected, planned = (result.stages[stage] for stage in ("explore", "select", "store-plan"))
-    lines = [*move_lines(explored["tallies"]), *selection_lines(selected["report"]), *split_lines(planned["report"])]
+    lines = [
+        *format_moves(explored["tallies"]),
+        *format_selection(selected["report"]),
+        *format_splits(planned["report"]),
+    ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"\n[bold]Dataset[/] {escape(shown(result.dataset))} after {result.seconds:.0f} s", highlight=False)
-    verdict_summary(result.verdict, console)
+    console.print(
+        f"\n[bold]Dataset[/] {escape_text(shorten_path(result.dataset))} after {result.seconds:.0f} s", highlight=False
+    )
+    print_verdict(result.verdict, console)
     console.print("\nNext", style="bold")
-    for command in next_commands(result):
-        console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
+    for command in list_next_commands(result):
+        console.print(f"  {escape_text(command)}", highlight=False, soft_wrap=True)
 
 
-def table_that_fits(
+def fit_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console, *, left: Sequence[str] = ()
 ) -> RenderableType:
     """Return a table of plain text; a line a row if the console is too narrow for the table.
@@ -280,26 +288,28 @@ def table_that_fits(
     return Text("\n".join(f"{row[0]}: {line}" for row, line in zip(rows, cells, strict=True)))
 
 
-def verdict_summary(verdict: Verdict, console: Console) -> None:
+def print_verdict(verdict: Verdict, console: Console) -> None:
     """Print what the quality gate says: the checks that fail or warn alone, and the verdict."""
     for row in verdict_module.format_checks(check for check in verdict.checks if check.verdict in ("fail", "warn")):
-        console.print(escape(row), highlight=False, soft_wrap=True)
+        console.print(escape_text(row), highlight=False, soft_wrap=True)
     color = "green" if verdict.go else "red"
     console.print(
-        f"[bold]Quality[/] [{color}]{escape(verdict_module.format_result(verdict))}[/]", highlight=False, soft_wrap=True
+        f"[bold]Quality[/] [{color}]{escape_text(verdict_module.format_result(verdict))}[/]",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
-def _folded(stages: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _merge_steps(stages: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the rows of stages, the seconds of `STEPS` added to those of the stage that they are part of."""
     steps = sum(row["seconds"] for stage, row in stages.items() if stage in STEPS)
     shown = {stage: row for stage, row in stages.items() if stage not in STEPS}
     return {stage: row | {"seconds": row["seconds"] + steps * (stage == "store")} for stage, row in shown.items()}
 
 
-def next_commands(result: Result) -> list[str]:
+def list_next_commands(result: Result) -> list[str]:
     """Commands worth typing after a run."""
-    run_dir, dataset = shown(result.run_dir), shown(result.dataset)
+    run_dir, dataset = shorten_path(result.run_dir), shorten_path(result.dataset)
     program = f"import daskpipe; print(daskpipe.open_dataset({dataset!r}))"
     return [
         f"daskpipe report {quote(run_dir)}",
@@ -308,7 +318,7 @@ def next_commands(result: Result) -> list[str]:
     ]
 
 
-def as_json(result: Result) -> dict[str, Any]:
+def dump_result(result: Result) -> dict[str, Any]:
     """Return a result as JSON types."""
     return {
         "run_dir": str(result.run_dir),
@@ -321,31 +331,35 @@ def as_json(result: Result) -> dict[str, Any]:
     }
 
 
-def standalone_summary(done: Done, console: Console) -> None:
+def print_files_summary(done: FilesResult, console: Console) -> None:
     """Print what was made of the frames of files: counts, what was left out and why, and how well picks cover."""
     rejected = sum(done.rejected.values())
     left_out = f", {rejected} rejected" if rejected else ""
     console.print(f"\n{done.n_frames:,} frames described{left_out} in {done.seconds:.1f} s", highlight=False)
     for reason, count in done.rejected.items():
-        console.print(escape(f"  {reason}: {count}, e.g. {done.examples[reason]}"), highlight=False, soft_wrap=True)
-    lines = selection_lines(done.report) if "coverage" in done.report else []
+        console.print(
+            escape_text(f"  {reason}: {count}, e.g. {done.examples[reason]}"), highlight=False, soft_wrap=True
+        )
+    lines = format_selection(done.report) if "coverage" in done.report else []
     if "n_doubled" in done.report:
         n_conflicts = done.report["n_conflicts"]
         differing = f", {n_conflicts:,} of them with another energy" if n_conflicts else ""
-        lines = [f"doubled structures left out: {done.report['n_doubled']:,}{differing}", *split_lines(done.report)]
-        lines = [*label_lines(done.report, done.n_frames), *lines]
+        lines = [f"doubled structures left out: {done.report['n_doubled']:,}{differing}", *format_splits(done.report)]
+        lines = [*format_labels(done.report, done.n_frames), *lines]
     for line in lines:
-        console.print(escape(line), highlight=False, soft_wrap=True)
+        console.print(escape_text(line), highlight=False, soft_wrap=True)
     what = "structures" if "n_doubled" in done.report else "frames"
-    console.print(f"[bold]Wrote[/] {escape(shown(done.out.absolute()))}: {done.n_out:,} {what}", highlight=False)
+    console.print(
+        f"[bold]Wrote[/] {escape_text(shorten_path(done.out.absolute()))}: {done.n_out:,} {what}", highlight=False
+    )
 
 
-def standalone_as_json(done: Done) -> dict[str, Any]:
+def dump_files_result(done: FilesResult) -> dict[str, Any]:
     """Return what was made of the frames of files as JSON types."""
     return {**asdict(done), "out": str(done.out), "seconds": round(done.seconds, 2), "exit_code": done.exit_code}
 
 
-def shown(path: Path) -> str:
+def shorten_path(path: Path) -> str:
     """Path relative to the present directory where it lies below it."""
     try:
         return str(path.relative_to(Path.cwd()))

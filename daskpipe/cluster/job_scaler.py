@@ -60,7 +60,7 @@ CLOSE_SECONDS = 30.0
 
 
 class JobScaler:
-    """Keep as many jobs of a site's pools in the queue as the driver wants; a `daskpipe.engine.dask_pool.Supply`.
+    """Keep as many jobs of a site's pools in the queue as the driver wants; a `daskpipe.engine.dask_pool.WorkerSupply`.
 
     As a context manager it keeps jobs within its block, and leaves none after it.
 
@@ -111,7 +111,7 @@ class JobScaler:
         """Resources that workers of its pools offer."""
         return frozenset(pool.resource for pool in self.site.pools.values())
 
-    def want(self, resource: str, n_units: int) -> None:
+    def request_workers(self, resource: str, n_units: int) -> None:
         """Take note of how many units that need a resource wait or are under way; return at once.
 
         Raises

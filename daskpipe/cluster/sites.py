@@ -23,9 +23,9 @@ from pydantic import (
 
 from daskpipe.cluster.queues import QueueSystem, get_queue_system
 from daskpipe.cluster.settings import NAME, Cluster, Executable, Interface, JobPool, PoolName, Scratch
-from daskpipe.core.errors import ConfigError, unknown
+from daskpipe.core.errors import ConfigError, describe_unknown
 from daskpipe.core.files import package_folder
-from daskpipe.core.validation import FrozenModel, check_yaml, explain
+from daskpipe.core.validation import FrozenModel, check_yaml, explain_errors
 
 
 def _make_default_driver(pools: Mapping[str, JobPool]) -> JobPool:
@@ -118,7 +118,7 @@ def read_site(name_or_path: str, overrides: Mapping[str, Mapping[str, Any]] | No
     is_path = name_or_path.endswith((".yaml", ".yml"))
     path = Path(name_or_path).expanduser() if is_path else known_sites().get(name_or_path)
     if path is None or not path.is_file():
-        raise ConfigError(unknown("cluster", name_or_path, ["local", *sorted(known_sites())]))
+        raise ConfigError(describe_unknown("cluster", name_or_path, ["local", *sorted(known_sites())]))
     check_yaml(path)
     try:
         content = yaml.load(path.read_text(), Loader=_make_loader())
@@ -131,7 +131,7 @@ def read_site(name_or_path: str, overrides: Mapping[str, Mapping[str, Any]] | No
         return site
     for name in overrides:
         if name not in site.pools:
-            raise ConfigError(unknown(f"pool of cluster {site.name}:", name, sorted(site.pools)))
+            raise ConfigError(describe_unknown(f"pool of cluster {site.name}:", name, sorted(site.pools)))
     pools = {name: {**pool, **overrides.get(name, {})} for name, pool in content["pools"].items()}
     return _validate_site({"name": path.stem, **content, "pools": pools}, "cluster.")
 
@@ -153,7 +153,7 @@ def _validate_site(content: Mapping[str, Any], prefix: str) -> Site:
     try:
         return Site.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{prefix}{line}" for line in explain(error, Site).splitlines())) from error
+        raise ConfigError("\n".join(f"{prefix}{line}" for line in explain_errors(error, Site).splitlines())) from error
 
 
 def load_site(settings: Cluster) -> Site:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daskpipe.core.shared_disk import explained
+from daskpipe.core.shared_disk import explain_disk_errors
 
 if TYPE_CHECKING:
     from distributed import Security
@@ -50,7 +50,7 @@ def write_keys(root: Path, security: Security) -> Iterator[Path]:
     DiskError
         If the folder cannot be made.
     """
-    with explained(root, root):
+    with explain_disk_errors(root, root):
         folder = Path(tempfile.mkdtemp(prefix=KEYS, dir=root))  # mode 0700
     try:
         for name, field in zip(KEY_FILES, ("tls_ca_file", "tls_worker_cert", "tls_worker_key"), strict=True):

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import daskpipe.store.stage as storing
-from daskpipe.config.models import Config, part_of
+from daskpipe.config.models import Config, parse_shard
 from daskpipe.stages.describe.stage import FIT
 from daskpipe.stages.explore.stage import conditions
 from daskpipe.store.writer import ATOM_CHUNK, STRUCTURE_CHUNK
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,9 @@ class Count:
     """What a unit leaves: outputs, or rows of the dataset."""
 
 
-def counts(config: Config, n_requests: int, seeds_a_request: float = 1.0, n_atoms: float = 1.0) -> dict[str, Count]:
+def count_units(
+    config: Config, n_requests: int, seeds_a_request: float = 1.0, n_atoms: float = 1.0
+) -> dict[str, Count]:
     """Count the units of each stage of a run, in their order.
 
     Parameters
@@ -65,7 +64,7 @@ def counts(config: Config, n_requests: int, seeds_a_request: float = 1.0, n_atom
     dynamics, generate, explore, label = config.explore.dynamics, config.generate, config.explore, config.label
     n_made = round(n_requests * seeds_a_request)
     # Each shard generates all seeds and explores its own.
-    n_seeds = n_made if config.shard is None else max(1, round(n_made / part_of(config.shard)[1]))
+    n_seeds = n_made if config.shard is None else max(1, round(n_made / parse_shard(config.shard)[1]))
     # As if all were bulk: without a barostat a seed is explored once for all pressures.
     grid = conditions(dynamics, explore.relax)
     n_trajectories = n_seeds * len(grid)
@@ -79,20 +78,20 @@ def counts(config: Config, n_requests: int, seeds_a_request: float = 1.0, n_atom
     n_sorts = math.ceil(n_picks / storing.RUN_STRUCTURES)
     n_labels = math.ceil(n_picks / label.batch_size)
 
-    def count(inputs: int, outputs: int, units: int, size: float = 0.0, rows: float = 0.0) -> Count:
+    def make_count(inputs: int, outputs: int, units: int, size: float = 0.0, rows: float = 0.0) -> Count:
         return Count(inputs, outputs, units, size or inputs / units, rows or outputs / units)
 
     return {
-        "generate": count(n_requests, n_made, math.ceil(n_requests / generate.partition_size)),
-        "explore": count(n_trajectories, n_frames, n_explore, size=explore.n_steps),
-        FIT: count(n_sample, n_sample, 1),
-        "describe": count(n_frames, n_frames, n_explore),
-        "select": count(n_frames, n_picks, 1),
-        "label": count(n_picks, n_picks, n_labels),
-        storing.SORT: count(n_picks, n_picks, n_sorts),
-        storing.PLAN: count(n_picks, n_picks, 1),
-        storing.WRITE: count(n_picks, n_picks, n_chunks, n_picks / n_chunks, n_picks / n_chunks),
-        "store": count(n_picks, n_picks, 1),
+        "generate": make_count(n_requests, n_made, math.ceil(n_requests / generate.partition_size)),
+        "explore": make_count(n_trajectories, n_frames, n_explore, size=explore.n_steps),
+        FIT: make_count(n_sample, n_sample, 1),
+        "describe": make_count(n_frames, n_frames, n_explore),
+        "select": make_count(n_frames, n_picks, 1),
+        "label": make_count(n_picks, n_picks, n_labels),
+        storing.SORT: make_count(n_picks, n_picks, n_sorts),
+        storing.PLAN: make_count(n_picks, n_picks, 1),
+        storing.WRITE: make_count(n_picks, n_picks, n_chunks, n_picks / n_chunks, n_picks / n_chunks),
+        "store": make_count(n_picks, n_picks, 1),
     }
 
 
@@ -127,7 +126,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a probe found; `daskpipe.runs.plan.plan` takes it."""
+    """What a probe found; `daskpipe.runs.plan.plan_run` takes it."""
 
     rates: Mapping[str, Rate]
     workers: Mapping[str, int]

@@ -7,7 +7,7 @@ from typing import Any
 from daskpipe.core.variables import SPLITS
 
 
-def label_lines(report: dict[str, Any], n_frames: int) -> list[str]:
+def format_labels(report: dict[str, Any], n_frames: int) -> list[str]:
     """Say which labels imported frames have, where these come from, and what was not taken."""
     if "labels" not in report:
         return []
@@ -19,7 +19,7 @@ def label_lines(report: dict[str, Any], n_frames: int) -> list[str]:
     return lines
 
 
-def move_lines(tallies: dict[str, int]) -> list[str]:
+def format_moves(tallies: dict[str, int]) -> list[str]:
     """Say how many relaxations converged, and how many trial moves were accepted."""
     lines = []
     converged, unconverged = (tallies.get(f"relaxations_{what}", 0) for what in ("converged", "unconverged"))
@@ -35,7 +35,7 @@ def move_lines(tallies: dict[str, int]) -> list[str]:
     return lines
 
 
-def selection_lines(report: dict[str, Any]) -> list[str]:
+def format_selection(report: dict[str, Any]) -> list[str]:
     """Say what selection left out as near-duplicates, and how well its picks cover the pool."""
     duplicates, coverage = report["duplicates"], report["coverage"]
     near = f"near-duplicates left out: {duplicates['against_pool']:,} of an earlier frame"
@@ -80,7 +80,7 @@ KEPT_TOGETHER = {
 """What ``store.split_by`` keeps together, in words."""
 
 
-def split_lines(report: dict[str, Any]) -> list[str]:
+def format_splits(report: dict[str, Any]) -> list[str]:
     """Say how large the splits are, what they keep together, and how much of the tests the training data gives away."""
     counts = ", ".join(f"{report['counts'][name]:,} {name}" for name in SPLITS if report["counts"][name])
     near = " and near-duplicates" if report["near_duplicates"] and report["by"] != "structure" else ""

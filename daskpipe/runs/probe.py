@@ -28,14 +28,14 @@ from daskpipe.cluster.joining import join_scheduler
 from daskpipe.config.models import Config
 from daskpipe.core.errors import DiskError
 from daskpipe.core.events import Emit, Event, UnitCommitted, fan_out
-from daskpipe.engine.dask_pool import CPU, GPU, Workers, gpu_stages, offers
+from daskpipe.engine.dask_pool import CPU, GPU, Workers, gpu_stages, read_offers
 from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.settings import Budget
 from daskpipe.pipeline.run_pipeline import run_pipeline
-from daskpipe.pipeline.steps import devices
-from daskpipe.runs.costs import Count, Line, Measured, Rate, counts
-from daskpipe.runs.run import prepare
+from daskpipe.pipeline.steps import list_devices
+from daskpipe.runs.costs import Count, Line, Measured, Rate, count_units
+from daskpipe.runs.run import check_inputs
 from daskpipe.stages.explore.stage import conditions
 from daskpipe.stages.generate.stage import Request, list_requests
 from daskpipe.store.quality.gate import judge
@@ -78,7 +78,7 @@ class _Pass:
     n_atoms: float
 
 
-def probe(
+def probe_run(
     config: Config, run_dir: Path | None = None, *, client: Client | None = None, subscribers: Sequence[Emit] = ()
 ) -> Measured:
     """Run a little of a config, and measure.
@@ -102,7 +102,7 @@ def probe(
     started = time.perf_counter()
     if client is None:
         check_cluster(config.cluster)
-    identities = prepare(config)
+    identities = check_inputs(config)
     wanted = list_requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
     with _folder_beside(run_dir or Path("runs") / config.run_name) as folder:
         emit = fan_out(*subscribers)
@@ -113,19 +113,19 @@ def probe(
         )
         with place as workers:
             connected = time.perf_counter() - started
-            on_gpu = gpu_stages(workers, devices(config))
-            passes = _three(config, identities, wanted, workers, on_gpu, folder, subscribers)
-            in_pools = _in_pools(workers)
+            on_gpu = gpu_stages(workers, list_devices(config))
+            passes = _run_passes(config, identities, wanted, workers, on_gpu, folder, subscribers)
+            in_pools = _count_workers(workers)
             closing = time.perf_counter()
         closed = time.perf_counter() - closing
     done = passes[-1]
     n_requests = done.counts["generate"].inputs
     seeds_a_request = done.stages["generate"]["out"] / n_requests
-    found = counts(config, len(wanted), seeds_a_request, done.n_atoms)
-    n_stored, n_probed = found["store"].inputs, done.stages["store"]["out"]
+    expected = count_units(config, len(wanted), seeds_a_request, done.n_atoms)
+    n_stored, n_probed = expected["store"].inputs, done.stages["store"]["out"]
     gate = max(0.0, passes[0].gate - done.gate) + done.gate * max(1.0, n_stored / n_probed)
     return Measured(
-        rates={stage: _rate(stage, passes, in_pools["gpu" if stage in on_gpu else "cpu"]) for stage in found},
+        rates={stage: _fit_rate(stage, passes, in_pools["gpu" if stage in on_gpu else "cpu"]) for stage in expected},
         workers=in_pools,
         on_gpu=on_gpu,
         seeds_a_request=seeds_a_request,
@@ -134,12 +134,12 @@ def probe(
         overhead=done.overhead,
         around=connected + closed + gate,
         seconds=time.perf_counter() - started,
-        sizes={stage: count.size for stage, count in found.items()},
-        doubts=_doubts(config, done),
+        sizes={stage: count.size for stage, count in expected.items()},
+        doubts=_list_doubts(config, done),
     )
 
 
-def _three(
+def _run_passes(
     config: Config,
     identities: Mapping[str, Identity],
     wanted: Sequence[Request],
@@ -148,33 +148,33 @@ def _three(
     folder: Path,
     subscribers: Sequence[Emit],
 ) -> list[_Pass]:
-    full = counts(config, len(wanted))
-    at_once = {stage: _in_pools(workers)["gpu" if stage in on_gpu else "cpu"] for stage in full}
+    full = count_units(config, len(wanted))
+    at_once = {stage: _count_workers(workers)["gpu" if stage in on_gpu else "cpu"] for stage in full}
     n_units = min(full["explore"].units, max(FEW_UNITS, min(at_once["explore"], MOST_UNITS)))
-    chosen, n_seeds = _some(wanted, config, n_units)
-    most, stride = config.explore.n_steps, min(_stride(config), FRAME_STEPS)
+    chosen, n_seeds = _choose_requests(wanted, config, n_units)
+    most, stride = config.explore.n_steps, min(_frame_stride(config), FRAME_STEPS)
     n_labels, batch = min(at_once["label"], MOST_UNITS), config.label.batch_size
 
-    def run(number: int, steps: int, labels: int, batch: int) -> _Pass:
-        small = _shortened(config, steps, stride, labels, batch)
-        expected = counts(small, len(chosen), n_seeds / len(chosen))
-        return _run(small, expected, identities, chosen, n_seeds, workers, folder / str(number), subscribers)
+    def run_short(number: int, steps: int, labels: int, batch: int) -> _Pass:
+        small = _shorten_config(config, steps, stride, labels, batch)
+        expected = count_units(small, len(chosen), n_seeds / len(chosen))
+        return _run_pass(small, expected, identities, chosen, n_seeds, workers, folder / str(number), subscribers)
 
-    first = run(0, stride, n_labels, 1)
+    first = run_short(0, stride, n_labels, 1)
     if max(unit.seconds for unit in first.units["label"]) > SLOW_LABEL:
         batch = 1
     short = min(2 * stride, most // stride * stride)
-    second = run(1, short, n_labels * batch, batch)
+    second = run_short(1, short, n_labels * batch, batch)
     # Of the whole exploration, as it looks from here.
     wall = second.stages["explore"]["seconds"]
     whole = wall * most / short * math.ceil(full["explore"].units / second.stages["explore"]["units"])
     least, longest = SECONDS
     steps = short * min(max(SHARE * whole, least), longest) / wall
     long = int(min(max(steps, 3 * short), most)) // stride * stride
-    return [first, second, run(2, long, n_labels * batch, batch)]
+    return [first, second, run_short(2, long, n_labels * batch, batch)]
 
 
-def _some(wanted: Sequence[Request], config: Config, n_units: int) -> tuple[list[Request], int]:
+def _choose_requests(wanted: Sequence[Request], config: Config, n_units: int) -> tuple[list[Request], int]:
     """Choose what to generate for so many full units: stretches spread evenly over all; and how many seeds to explore.
 
     Neighbours stay together, for they fly together.
@@ -190,13 +190,13 @@ def _some(wanted: Sequence[Request], config: Config, n_units: int) -> tuple[list
     return [wanted[row] for row in rows.tolist()], n_seeds
 
 
-def _stride(config: Config) -> int:
+def _frame_stride(config: Config) -> int:
     """Return the steps between two frames of a trajectory, or of a relaxation where there is nothing else."""
     dynamics, relax = config.explore.dynamics, config.explore.relax
     return dynamics.stride if dynamics.steps or relax is None else relax.stride or relax.steps
 
 
-def _shortened(config: Config, steps: int, stride: int, labels: int, batch: int) -> Config:
+def _shorten_config(config: Config, steps: int, stride: int, labels: int, batch: int) -> Config:
     dynamics, relax = config.explore.dynamics, config.explore.relax
     if dynamics.steps:
         change: dict[str, Any] = {
@@ -216,7 +216,7 @@ def _shortened(config: Config, steps: int, stride: int, labels: int, batch: int)
     )
 
 
-def _run(
+def _run_pass(
     config: Config,
     expected: Mapping[str, Count],
     identities: Mapping[str, Identity],
@@ -230,22 +230,22 @@ def _run(
     directory = RunDirectory(root)
     units: dict[str, list[UnitCommitted]] = defaultdict(list)
 
-    def note(event: Event) -> None:
+    def note_commit(event: Event) -> None:
         if isinstance(event, UnitCommitted):
             units[event.stage].append(event)
 
-    emit = fan_out(Ledger(directory), *subscribers, note)
+    emit = fan_out(Ledger(directory), *subscribers, note_commit)
     stages = run_pipeline(directory, config, dict(identities), workers, emit, requests=chosen, n_seeds=n_seeds)
     started = time.perf_counter()
     judge(directory.dataset, config.quality)
     gate = time.perf_counter() - started
-    manifests = [path.stat().st_size for path in directory.manifests()]
+    manifests = [path.stat().st_size for path in directory.list_manifests()]
     of_units = sum(unit.n_bytes for of_stage in units.values() for unit in of_stage)
-    metadata = disk_bytes(directory.dataset) - sum(unit.n_bytes for unit in units[storing.WRITE])
-    rest = disk_bytes(root) - of_units - sum(manifests) - metadata
+    metadata = measure_disk(directory.dataset) - sum(unit.n_bytes for unit in units[storing.WRITE])
+    rest = measure_disk(root) - of_units - sum(manifests) - metadata
     sorted_run = units[storing.SORT][0]
-    n_arrays = sum(name.endswith(".npy") for name in directory.names_of_files(storing.SORT, sorted_run.key))
-    n_atoms = [directory.load("explore", unit.key, ["n_atoms"])["n_atoms"] for unit in units["explore"]]
+    n_arrays = sum(name.endswith(".npy") for name in directory.list_files(storing.SORT, sorted_run.key))
+    n_atoms = [directory.load_arrays("explore", unit.key, ["n_atoms"])["n_atoms"] for unit in units["explore"]]
     return _Pass(
         config=config,
         counts=expected,
@@ -258,15 +258,15 @@ def _run(
     )
 
 
-def disk_bytes(root: Path) -> int:
+def measure_disk(root: Path) -> int:
     """Size of all files below a folder; one that has two names counts once."""
     files = [path.stat() for path in root.rglob("*") if path.is_file()]
     return sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())
 
 
-def _in_pools(workers: Workers) -> dict[str, int]:
+def _count_workers(workers: Workers) -> dict[str, int]:
     """Count the workers of each pool: those with a GPU, and those that take the other work."""
-    offered = offers(workers.client)
+    offered = read_offers(workers.client)
     gpu = sum(int(resources.get(GPU, 0)) for resources in offered.values())
     apart = workers.supply is not None and CPU in workers.supply.resources
     cpu = sum(not apart or resources.get(CPU, 0) > 0 for resources in offered.values())
@@ -276,10 +276,10 @@ def _in_pools(workers: Workers) -> dict[str, int]:
 # --- from passes to rates -----------------------------------------------------------------------------
 
 
-def _rate(stage: str, passes: Sequence[_Pass], n_workers: int) -> Rate:
+def _fit_rate(stage: str, passes: Sequence[_Pass], n_workers: int) -> Rate:
     first, *warm = passes
-    points = [_point(stage, each, n_workers) for each in warm]
-    start = _point(stage, first, n_workers)
+    points = [_measure_point(stage, each, n_workers) for each in warm]
+    start = _measure_point(stage, first, n_workers)
     seen = {unit.worker for unit in first.units[stage]}
     for index, (each, point) in enumerate(zip(warm, points, strict=True)):
         here = {unit.worker for unit in each.units[stage]}
@@ -290,11 +290,11 @@ def _rate(stage: str, passes: Sequence[_Pass], n_workers: int) -> Rate:
             )
         seen |= here
     short, long = points
-    wall = _line(stage, (short.size, short.wall), (long.size, long.wall))
+    wall = _fit_line(stage, (short.size, short.wall), (long.size, long.wall))
     seconds = [unit.seconds for unit in warm[-1].units[stage]]
     mean = statistics.mean(seconds)
     return Rate(
-        seconds=_line(stage, (short.size, short.seconds), (long.size, long.seconds)),
+        seconds=_fit_line(stage, (short.size, short.seconds), (long.size, long.seconds)),
         wall=wall,
         bytes=Line((short.rows, short.bytes), (long.rows, long.bytes)),
         # Part of it may be paid only where a unit is full, in the second pass.
@@ -305,7 +305,7 @@ def _rate(stage: str, passes: Sequence[_Pass], n_workers: int) -> Rate:
     )
 
 
-def _line(stage: str, short: tuple[float, float], long: tuple[float, float]) -> Line:
+def _fit_line(stage: str, short: tuple[float, float], long: tuple[float, float]) -> Line:
     """Return the line through two points; through zero where three times the MD steps seem to cost hardly more.
 
     That is the noise of a busy machine, and steps are what a run consists of. Other stages may well not grow.
@@ -325,7 +325,7 @@ class _Point:
     rounds: int
 
 
-def _point(stage: str, each: _Pass, n_workers: int) -> _Point:
+def _measure_point(stage: str, each: _Pass, n_workers: int) -> _Point:
     row, units = each.stages[stage], each.units[stage]
     n_units = len(units)
     rounds = math.ceil(n_units / n_workers)
@@ -340,16 +340,16 @@ def _point(stage: str, each: _Pass, n_workers: int) -> _Point:
     return _Point(size, rows, seconds, wall, statistics.mean(unit.n_bytes for unit in units), rounds)
 
 
-def _doubts(config: Config, done: _Pass) -> list[str]:
+def _list_doubts(config: Config, done: _Pass) -> list[str]:
     doubts = []
     units = done.units["label"]
     if done.config.label.batch_size < config.label.batch_size:
         longest = max(unit.seconds for unit in units)
         doubts.append(f"one label took up to {longest:.0f} s, so the probe labelled frames one by one")
-    stride = _stride(done.config)
-    if stride < _stride(config):
+    stride = _frame_stride(done.config)
+    if stride < _frame_stride(config):
         doubts.append(
-            f"the probe keeps a frame every {stride} MD steps, the run every {_stride(config)}: "
+            f"the probe keeps a frame every {stride} MD steps, the run every {_frame_stride(config)}: "
             "its steps count a little too dear"
         )
     if config.explore.relax is not None:

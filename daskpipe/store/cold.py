@@ -1,7 +1,7 @@
-"""A compressed copy of a dataset, for object stores and archives: few large files, each a shard of small chunks.
+"""Write a compressed copy of a dataset for object stores and archives: few large files, each a shard of small chunks.
 
-Any Zarr v3 reader with sharding and Blosc opens it. It is read by the block and not by the structure: a loader wants
-the dataset itself.
+Any Zarr v3 reader with sharding and Blosc opens it. Reading it is fast by the block and slow by the structure: train
+from the dataset itself.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ import numpy as np
 
 from daskpipe.core.errors import IntegrityError
 from daskpipe.core.hashing import crc32c_file
-from daskpipe.core.variables import VARIABLES, per_atom, read_root
+from daskpipe.core.variables import VARIABLES, is_per_atom, read_root
 from daskpipe.store.writer import ArrayLayout, publish_dataset
 
 ATOM_INNER = 16_384
 STRUCTURE_INNER = 4_096
-"""Rows of a compressed chunk."""
+"""Rows of a compressed chunk of a per-atom array, and of a per-structure array."""
 
 MADE_ANEW = ("Conventions", "checksums", "daskpipe_schema", "n_atoms", "n_structures", "ragged")
+"""Root attributes that the writer makes anew."""
 
 Shard = Callable[[], tuple[str, str]]
-"""Writes one file; returns its name and CRC-32C."""
+"""Function that writes one file and returns its name and CRC-32C."""
 
 
 def write_cold(path: Path | str, out: Path | str, run_parts: Callable[[Sequence[Shard]], list[tuple[str, str]]]) -> int:
@@ -34,25 +35,25 @@ def write_cold(path: Path | str, out: Path | str, run_parts: Callable[[Sequence[
     Parameters
     ----------
     path
-        Of a ``dataset.zarr``.
+        Path of a ``dataset.zarr``.
     out
-        Where the copy is to be.
+        Path of the copy.
     run_parts
-        Runs the parts, of which each writes one file, in any order and anywhere.
+        Runs the parts, in any order and on any machine that shares the disk; each writes one file.
 
     Returns
     -------
     int
-        Number of files with data.
+        Number of data files.
 
     Raises
     ------
     InputError
         If `path` is no dataset.
     ConfigError
-        If something is at `out`.
+        If `out` exists.
     IntegrityError
-        If what was written does not read back as what is stored.
+        If a file does not read back as the data of the dataset.
     """
     root = read_root(Path(path))
     arrays = [_compress_layout(name, metadata) for name, metadata in root["consolidated_metadata"]["metadata"].items()]
@@ -75,7 +76,7 @@ def write_cold(path: Path | str, out: Path | str, run_parts: Callable[[Sequence[
 def _compress_layout(name: str, metadata: dict[str, Any]) -> ArrayLayout:
     shape = tuple(metadata["shape"])
     rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-    inner = min(rows, ATOM_INNER if per_atom(name) else STRUCTURE_INNER)
+    inner = min(rows, ATOM_INNER if is_per_atom(name) else STRUCTURE_INNER)
     return ArrayLayout(
         name=name,
         shape=shape,

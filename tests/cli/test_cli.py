@@ -25,7 +25,7 @@ from small_runs import SMALL, UNITS, files_of
 import daskpipe
 from daskpipe.cli.main import app
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.runs.lease import hold
+from daskpipe.runs.lease import hold_lease
 from daskpipe.runs.run import Result
 
 Command = Callable[..., Any]
@@ -259,7 +259,7 @@ def test_a_folder_that_is_no_run_is_left_alone(type_command: Command, here: Path
 def test_a_second_driver_is_refused_and_writes_nothing(type_command: Command, reference: Result, here: Path) -> None:
     shutil.copytree(reference.run_dir, here / "run")
     before = snapshot(here)
-    with hold(here / "run"):
+    with hold_lease(here / "run"):
         for words in (["run", "emt_alloy", *SMALL, "--run-dir", "run"], ["resume", "run"]):
             typed = type_command(*words)
             assert typed.code == 2
@@ -346,7 +346,7 @@ def test_files_of_the_users_own(content: str, type_command: Command, address: st
     words = ["run", "elsewhere/mine.yaml", "generate=files", "generate.paths=[mixed]", "--cluster", address]
     typed = type_command(*words, "--run-dir", "run")
     assert typed.code == 10, typed.err
-    rejected = {item.structure: item.reason for item in RunDirectory(here / "run").quarantined()}
+    rejected = {item.structure: item.reason for item in RunDirectory(here / "run").read_quarantine()}
     assert rejected == {
         "mixed/malformed.xyz": "unreadable",
         "mixed/element.xyz#0": "unknown_element",

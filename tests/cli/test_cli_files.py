@@ -132,7 +132,7 @@ FOREIGN = [
 
 def test_foreign_files_change_nothing(run_dir: Path, reference: Result, type_command: Callable[..., Any]) -> None:
     before = fsck(run_dir)
-    unit = next(RunDirectory(run_dir).manifests()).parent.relative_to(run_dir)
+    unit = next(RunDirectory(run_dir).list_manifests()).parent.relative_to(run_dir)
     foreign = [*FOREIGN, f"{unit}/.DS_Store"]
     for name in foreign:
         file = run_dir / name
@@ -152,9 +152,9 @@ def test_foreign_files_change_nothing(run_dir: Path, reference: Result, type_com
 
 
 def test_a_copy_of_a_unit_beside_it_is_no_unit(run_dir: Path) -> None:
-    unit = next(RunDirectory(run_dir).manifests()).parent
-    n_units = len(list(RunDirectory(run_dir).manifests()))
+    unit = next(RunDirectory(run_dir).list_manifests()).parent
+    n_units = len(list(RunDirectory(run_dir).list_manifests()))
     shutil.copytree(unit, unit.with_name(f"{unit.name} copy"))
-    assert len(list(RunDirectory(run_dir).manifests())) == n_units
+    assert len(list(RunDirectory(run_dir).list_manifests())) == n_units
     found = fsck(run_dir).findings
     assert {str(Path(each.path).parts[3]) for each in found} == {f"{unit.name} copy"}

@@ -15,7 +15,7 @@ import pytest
 from dask.system import CPU_COUNT
 from distributed import Client, Nanny
 
-from daskpipe.cli.progress import tunnel
+from daskpipe.cli.progress import suggest_tunnel
 from daskpipe.cluster.connect import LOOPBACK, connect
 from daskpipe.cluster.gpus import OwnGpu, count_gpus, gpu_of_worker
 from daskpipe.cluster.local import WORKER_BYTES, choose_worker_count
@@ -239,9 +239,9 @@ def test_a_worker_learns_its_gpu_before_its_first_unit() -> None:
 def test_the_dashboard_is_seen_through_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SSH_CONNECTION", *list_job_id_variables()):
         monkeypatch.delenv(name, raising=False)
-    assert tunnel("http://127.0.0.1:8787/status") is None
+    assert suggest_tunnel("http://127.0.0.1:8787/status") is None
     monkeypatch.setenv("SSH_CONNECTION", "192.0.2.9 50000 192.0.2.2 22")
-    assert tunnel("http://127.0.0.1:9999/status") == f"ssh -L 9999:127.0.0.1:9999 {socket.gethostname()}"
+    assert suggest_tunnel("http://127.0.0.1:9999/status") == f"ssh -L 9999:127.0.0.1:9999 {socket.gethostname()}"
     monkeypatch.delenv("SSH_CONNECTION")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert tunnel("http://127.0.0.1:8787/status") is not None
+    assert suggest_tunnel("http://127.0.0.1:8787/status") is not None

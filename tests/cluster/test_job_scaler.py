@@ -120,11 +120,11 @@ def test_as_many_jobs_as_units_need_up_to_the_limit(queue: Queue, keep: Callable
     ours = keep(cpu={"jobs": 3, "cores": 4}, gpu={"jobs": 2, "gpus": 1})
     assert ours.resources == {CPU, GPU}
     settled(queue, 0)
-    ours.want(CPU, 5)  # four of them in a job
+    ours.request_workers(CPU, 5)  # four of them in a job
     settled(queue, 2)
-    ours.want(CPU, 1000)
+    ours.request_workers(CPU, 1000)
     settled(queue, 3)
-    ours.want(GPU, 1)
+    ours.request_workers(GPU, 1)
     settled(queue, 4)
 
 
@@ -133,32 +133,32 @@ def test_pools_of_one_resource_are_filled_in_their_order(
 ) -> None:
     ours = keep(first={"jobs": 1, "cores": 2}, second={"jobs": 5, "cores": 1, "keep": 1})
     settled(queue, 1)  # one is kept though nothing waits
-    ours.want(CPU, 4)
+    ours.request_workers(CPU, 4)
     settled(queue, 3)
     assert sorted(job.pool for job in read_submissions(tmp_path / "run")) == ["first", "second", "second"]
 
 
 def test_idle_jobs_are_given_back_and_some_are_kept(queue: Queue, keep: Callable[..., JobScaler]) -> None:
     ours = keep(cpu={"jobs": 4, "keep": 1, "idle": 1})
-    ours.want(CPU, 4)
+    ours.request_workers(CPU, 4)
     settled(queue, 4)
-    ours.want(CPU, 0)
+    ours.request_workers(CPU, 0)
     assert len(queue.jobs()) == 4  # the next stage may want them in a moment
-    ours.want(CPU, 4)
+    ours.request_workers(CPU, 4)
     settled(queue, 4)
     assert queue.ever() == 4
-    ours.want(CPU, 0)
+    ours.request_workers(CPU, 0)
     settled(queue, 1)
 
 
 def test_lost_jobs_are_replaced(queue: Queue, keep: Callable[..., JobScaler]) -> None:
     events: list[Event] = []
     ours = keep(events, cpu={"jobs": 2})
-    ours.want(CPU, 2)
+    ours.request_workers(CPU, 2)
     settled(queue, 2)
     queue.lose("1")
     wait_until(lambda: queue.jobs() == {"2", "3"})
-    ours.want(CPU, 2)
+    ours.request_workers(CPU, 2)
     (notice,) = [event.message for event in events if isinstance(event, Notice)]
     assert notice.startswith("pool cpu: job 1 ended before a worker of it registered")
 
@@ -166,16 +166,16 @@ def test_lost_jobs_are_replaced(queue: Queue, keep: Callable[..., JobScaler]) ->
 def test_a_queue_that_does_not_answer_has_lost_nothing(queue: Queue, keep: Callable[..., JobScaler]) -> None:
     events: list[Event] = []
     ours = keep(events, cpu={"jobs": 2})
-    ours.want(CPU, 1)
+    ours.request_workers(CPU, 1)
     settled(queue, 1)
     queue.say("down")
-    ours.want(CPU, 2)
+    ours.request_workers(CPU, 2)
     time.sleep(1.0)
     assert queue.ever() == 1
     queue.say("down", on=False)
     settled(queue, 2)
     assert queue.ever() == 2
-    ours.want(CPU, 2)
+    ours.request_workers(CPU, 2)
     said = [event.message for event in events if isinstance(event, Notice)]
     assert sum("the queue of here does not answer: cannot reach it" in line for line in said) == 1
 
@@ -183,12 +183,12 @@ def test_a_queue_that_does_not_answer_has_lost_nothing(queue: Queue, keep: Calla
 def test_a_queue_that_never_answered_is_an_error(queue: Queue, keep: Callable[..., JobScaler]) -> None:
     queue.say("down")
     ours = keep(cpu={})
-    ours.want(CPU, 1)
+    ours.request_workers(CPU, 1)
     wait_until(lambda: ours.failure)
     with pytest.raises(
         ClusterError, match="here takes no jobs, and its queue does not answer: cannot reach it. Try again"
     ):
-        ours.want(CPU, 1)
+        ours.request_workers(CPU, 1)
 
 
 def test_refusals_are_waited_out_for_a_while(
@@ -196,16 +196,16 @@ def test_refusals_are_waited_out_for_a_while(
 ) -> None:
     monkeypatch.setattr(failures, "FAILURE_LIMIT", 4)
     ours = keep(cpu={"jobs": 2})
-    ours.want(CPU, 1)
+    ours.request_workers(CPU, 1)
     settled(queue, 1)
     queue.say("full")
-    ours.want(CPU, 2)
+    ours.request_workers(CPU, 2)
     wait_until(lambda: ours.failure)
     with pytest.raises(
         ClusterError,
         match=r"4 jobs in a row of pool cpu of here came to nothing; the last job was refused: sbatch: error: no more",
     ):
-        ours.want(CPU, 2)
+        ours.request_workers(CPU, 2)
 
 
 def test_jobs_that_wait_are_cancelled_at_the_end(queue: Queue, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_jobs_that_wait_are_cancelled_at_the_end(queue: Queue, tmp_path: Path) -
             run_scheduler(LOOPBACK, None, None) as cluster,
             JobScaler(cluster, site, tmp_path / "run", None, events.append) as ours,
         ):
-            ours.want(CPU, 2)
+            ours.request_workers(CPU, 2)
             settled(queue, 2)
             if queue_is_down:
                 queue.say("down")
@@ -299,7 +299,7 @@ def messages(events: list[Event]) -> str:
 def test_numbers_in_a_greeting_are_no_ids(queue: Queue, keep: Callable[..., JobScaler], tmp_path: Path) -> None:
     (tmp_path / "greeting").write_text("Welcome to Stampede3\n2 nodes free\n")
     ours = keep(cpu={"jobs": 2})
-    ours.want(CPU, 2)
+    ours.request_workers(CPU, 2)
     settled(queue, 2)
     assert [job.job_id for job in read_submissions(tmp_path / "run")] == ["1", "2"]
 
@@ -310,7 +310,7 @@ def test_a_job_whose_id_is_not_told_is_found_by_its_name(
     monkeypatch.setattr(job_commands, "NAME_PAUSE", 0.05)
     queue.say("mute")
     ours = keep(cpu={"jobs": 2})
-    ours.want(CPU, 2)
+    ours.request_workers(CPU, 2)
     settled(queue, 2)
     assert [job.job_id for job in read_submissions(tmp_path / "run")] == ["1", "2"]
 
@@ -326,14 +326,14 @@ def test_a_job_whose_id_is_not_known_stops_the_run_and_is_found_later(
     run_dir.mkdir()
     site = Site.model_validate({"name": "here", "class": "SLURM", "pools": {"cpu": {"jobs": 3}}})
     with run_scheduler(LOOPBACK, None, None) as cluster, JobScaler(cluster, site, run_dir, None, events.append) as ours:
-        ours.want(CPU, 3)
+        ours.request_workers(CPU, 3)
         wait_until(lambda: ours.failure)
         with pytest.raises(
             ClusterError,
             match=r"sbatch printed no line with a job's id: 3 nodes of Stampede3 are free. squeue .* does not show its "
             r"job daskpipe-\w+-cpu.1 either",
         ):
-            ours.want(CPU, 3)
+            ours.request_workers(CPU, 3)
     assert queue.ever() == 1
     assert "the queue does not list jobs without a number, named daskpipe-" in messages(events)
     assert not (tmp_path / "cancelled").exists()
@@ -349,10 +349,10 @@ def test_a_list_that_hides_jobs_proves_nothing(queue: Queue, tmp_path: Path) -> 
     run_dir.mkdir()
     site = Site.model_validate({"name": "here", "class": "SLURM", "pools": {"cpu": {"jobs": 3}}})
     with run_scheduler(LOOPBACK, None, None) as cluster, JobScaler(cluster, site, run_dir, None, events.append) as ours:
-        ours.want(CPU, 3)
+        ours.request_workers(CPU, 3)
         settled(queue, 3)
         wait_until(lambda: ours._warned_unseen)
-        ours.want(CPU, 3)
+        ours.request_workers(CPU, 3)
     assert queue.ever() == 3
     assert queue.jobs() == set()
     assert sorted((tmp_path / "cancelled").read_text().split()) == ["1", "2", "3"]
@@ -372,12 +372,12 @@ def test_a_job_that_a_list_without_others_never_shows_has_begun_once_its_log_say
     queue.say("blind")
     events: list[Event] = []
     ours = keep(events, cpu={})
-    ours.want(CPU, 1)
+    ours.request_workers(CPU, 1)
     settled(queue, 1)
     (job,) = read_submissions(tmp_path / "run")
     (tmp_path / "run" / "jobs" / f"{job.name}-1.log").write_text("daskpipe: on host n1\nno such program\n")
     wait_until(lambda: "1" not in queue.jobs())
-    ours.want(CPU, 1)
+    ours.request_workers(CPU, 1)
     assert "job 1 of pool cpu has run for 0 s without a worker" in messages(events)
 
 
@@ -387,7 +387,7 @@ def test_a_job_of_another_name_is_left_alone(queue: Queue, tmp_path: Path) -> No
     run_dir.mkdir()
     site = Site.model_validate({"name": "here", "class": "SLURM", "pools": {"cpu": {}}})
     with run_scheduler(LOOPBACK, None, None) as cluster, JobScaler(cluster, site, run_dir, None, events.append) as ours:
-        ours.want(CPU, 1)
+        ours.request_workers(CPU, 1)
         settled(queue, 1)
         queue.say("down")
     queue.say("down", on=False)
@@ -408,7 +408,7 @@ def test_a_copy_of_a_run_directory_has_none_of_its_jobs(
     queue: Queue, keep: Callable[..., JobScaler], tmp_path: Path
 ) -> None:
     ours = keep(cpu={"jobs": 2})
-    ours.want(CPU, 2)
+    ours.request_workers(CPU, 2)
     settled(queue, 2)
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     (tmp_path / "link").symlink_to(tmp_path / "run")

@@ -24,7 +24,7 @@ from daskpipe.cluster.scheduler import LOOPBACK
 from daskpipe.core.errors import ClusterError
 from daskpipe.core.events import Event, Notice
 from daskpipe.engine.dask_pool import DaskPool, Workers
-from daskpipe.engine.dispatcher import Call, WorkerLost
+from daskpipe.engine.dispatcher import UnitCall, WorkerLost
 from daskpipe.engine.units import Unit
 
 OURS = Path(daskpipe.__file__).parents[1]
@@ -178,7 +178,7 @@ def test_a_worker_without_nanny_is_told(tmp_path: Path) -> None:
     with LocalCluster(threads_per_worker=1, **options) as cluster, Client(cluster, set_as_default=False) as client:
         (address,) = client.scheduler_info(n_workers=-1)["workers"]
         pool = DaskPool(join_scheduler(client, tmp_path, told.append), frozenset())
-        handle = pool.submit(unit(0), Call("where", where()))
+        handle = pool.submit_unit(unit(0), UnitCall("where", where()))
         assert client.gather(handle) == address
     messages = [event.message for event in told if isinstance(event, Notice)]
     assert any(message.startswith(f"worker {address}: no nanny: ") for message in messages)
@@ -203,18 +203,18 @@ def test_a_worker_that_joins_late_gets_no_units_unless_it_can(
     n_units = 20
     with worker(guest_client, path=OURS) as good:
         pool = DaskPool(join_scheduler(guest_client, tmp_path, told.append), frozenset())
-        one_worker = pool.slots("label")
+        one_worker = pool.count_slots("label")
         with worker(guest_client, bare_python) as bad:
-            assert pool.slots("label") == one_worker
+            assert pool.count_slots("label") == one_worker
             (notice,) = told
             assert isinstance(notice, Notice)
             assert notice.message == f"worker {bad} gets no units: it cannot import daskpipe"
             with worker(guest_client, path=OURS) as late:
-                assert pool.slots("label") == 2 * one_worker
-                handles = [pool.submit(unit(index), Call("where", where())) for index in range(n_units)]
+                assert pool.count_slots("label") == 2 * one_worker
+                handles = [pool.submit_unit(unit(index), UnitCall("where", where())) for index in range(n_units)]
                 assert set(guest_client.gather(handles)) == {good, late}
-                pool.cancel(handles)
-            assert pool.slots("label") == one_worker
+                pool.cancel_units(handles)
+            assert pool.count_slots("label") == one_worker
             assert told == [notice]
             assert bad in guest_client.scheduler_info(n_workers=-1)["workers"]
 
@@ -227,17 +227,17 @@ def test_units_come_back_when_all_workers_that_they_are_bound_to_are_gone(
     with worker(guest_client, bare_python) as bad:
         guests = GuestWorkers(guest_client, tmp_path, lambda event: None)
         with worker(guest_client, sys.executable, "--no-nanny", path=OURS):
-            pool = DaskPool(Workers(guest_client, admit=guests.admit), frozenset())
-            assert pool.slots("label") > 0
-            handle = pool.submit(unit(0), Call("sleep", lambda: time.sleep(3600)))
-            assert pool.wait([handle], timeout=0.5) == set()
+            pool = DaskPool(Workers(guest_client, admit=guests.admit_workers), frozenset())
+            assert pool.count_slots("label") > 0
+            handle = pool.submit_unit(unit(0), UnitCall("sleep", lambda: time.sleep(3600)))
+            assert pool.wait_for_any([handle], timeout=0.5) == set()
         with worker(guest_client, path=OURS):
-            wait_until(lambda: pool.slots("label") is not None and pool.wait([handle], timeout=0.5))
+            wait_until(lambda: pool.count_slots("label") is not None and pool.wait_for_any([handle], timeout=0.5))
             with pytest.raises(WorkerLost, match="all workers that it could run on went away"):
-                pool.result(handle)
-            again = pool.submit(unit(0), Call("where", where()))
+                pool.take_receipt(handle)
+            again = pool.submit_unit(unit(0), UnitCall("where", where()))
             assert guest_client.gather(again) != bad
-            pool.cancel([again])
+            pool.cancel_units([again])
 
 
 def test_a_silent_worker_is_named_at_first_and_asked_again_later(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from queue_samples import KINDS
 
-from daskpipe.cli.options import cluster_overrides
+from daskpipe.cli.options import make_cluster_overrides
 from daskpipe.cluster.settings import Cluster, JobPool
 from daskpipe.cluster.sites import Site, known_sites, load_site, read_site, user_sites_folder
 from daskpipe.config.load import load_cluster, load_config
@@ -127,7 +127,7 @@ def test_cluster_takes_names_paths_and_addresses(tmp_path: Path, monkeypatch: py
     Path("it's, mine.yaml").write_text(f"name: mine\n{GOOD}")
     user_sites_folder().mkdir(parents=True)
     (user_sites_folder() / "fram.yaml").write_text(GOOD)
-    named = {word: load_cluster(cluster_overrides(word)) for word in ("local", "slurm", "fram", "it's, mine.yaml")}
+    named = {word: load_cluster(make_cluster_overrides(word)) for word in ("local", "slurm", "fram", "it's, mine.yaml")}
     assert [settings.name for settings in named.values()] == [
         "local",
         "slurm",
@@ -136,9 +136,9 @@ def test_cluster_takes_names_paths_and_addresses(tmp_path: Path, monkeypatch: py
     ]
     assert load_site(named["it's, mine.yaml"]).name == "mine"
     assert load_site(named["fram"]).name == "fram"
-    assert load_cluster(cluster_overrides("tls://x:1")).address == "tls://x:1"
+    assert load_cluster(make_cluster_overrides("tls://x:1")).address == "tls://x:1"
     with pytest.raises(ConfigError, match=r"unknown cluster '../quickstart'"):
-        load_site(load_cluster(cluster_overrides("../quickstart")))
+        load_site(load_cluster(make_cluster_overrides("../quickstart")))
 
 
 @pytest.mark.parametrize("typed", ["local", "slurm", "mine.yaml"])
@@ -146,7 +146,7 @@ def test_a_typed_cluster_stands_instead_of_a_scheduler_that_the_file_joins(typed
     file = tmp_path / "joins.yaml"
     file.write_text("defaults: [emt_alloy, _self_]\ncluster: {address: 'tls://127.0.0.1:1', tls: keys}\n")
     assert load_config(str(file)).cluster.address == "tls://127.0.0.1:1"
-    settings = load_config(str(file), cluster_overrides(typed)).cluster
+    settings = load_config(str(file), make_cluster_overrides(typed)).cluster
     assert (Path(settings.name).name, settings.address, settings.tls) == (typed, None, None)
 
 

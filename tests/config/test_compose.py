@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from daskpipe.cluster.connect import Cluster
-from daskpipe.config.compose import CHOICES, Choice, compose, merge, parse_overrides
-from daskpipe.config.load import changed, load_config, load_quality
+from daskpipe.config.compose import CHOICES, Choice, compose, merge
+from daskpipe.config.load import change_config, load_config, load_quality
+from daskpipe.config.overrides import parse_overrides
 from daskpipe.config.saved import from_yaml, to_yaml
 from daskpipe.core.errors import ConfigError
 from daskpipe.stages.describe.settings import Describe
@@ -167,10 +168,10 @@ def test_another_cluster_has_its_own_pools(tmp_path: Path) -> None:
     assert (config.cluster.name, config.cluster.pools, config.cluster.workers) == ("other", {}, 5)
     config = load_config(file, ["cluster.pools.gpu.jobs=4", "cluster.pools.cpu.jobs=1"])
     assert config.cluster.pools == {"gpu": {"jobs": 4}, "cpu": {"jobs": 1}}
-    resumed = changed(load_config(file), ["cluster.name=other", "cluster.pools.cpu.jobs=2"])
+    resumed = change_config(load_config(file), ["cluster.name=other", "cluster.pools.cpu.jobs=2"])
     assert (resumed.cluster.name, resumed.cluster.pools) == ("other", {"cpu": {"jobs": 2}})
     joined = load_config("emt_alloy", ["cluster.address=tls://h:1", "cluster.tls=keys"])
-    assert changed(joined, ["cluster.name=other"]).cluster.address is None
+    assert change_config(joined, ["cluster.name=other"]).cluster.address is None
 
 
 def test_layers_after_the_file_win_over_it(tmp_path: Path) -> None:
@@ -254,7 +255,7 @@ def test_resume_takes_what_run_takes(override: str) -> None:
     before = ["cluster.workers=2", "cluster.gpus=1"]
     begun = load_config("emt_alloy", before if override != "cluster=slurm" else [])
     fresh = load_config("emt_alloy", [*(before if override != "cluster=slurm" else []), override])
-    assert changed(begun, [override]) == fresh
+    assert change_config(begun, [override]) == fresh
 
 
 REFUSED = [
@@ -274,7 +275,7 @@ def test_run_and_resume_refuse_the_same(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config("emt_alloy", [override])
     with pytest.raises(ConfigError, match=said):
-        changed(load_config("emt_alloy"), [override])
+        change_config(load_config("emt_alloy"), [override])
 
 
 def test_thresholds_have_the_same_grammar(tmp_path: Path) -> None:
@@ -314,9 +315,9 @@ def test_a_config_on_disk_looks_nothing_up(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     assert from_yaml(tmp_path / "config.yaml").cluster.name == "${oc.env:HOME}"
     with pytest.raises(ConfigError, match="looks"):
-        changed(from_yaml(tmp_path / "config.yaml"), ["budget.hours=1"])
+        change_config(from_yaml(tmp_path / "config.yaml"), ["budget.hours=1"])
 
 
 def test_overrides_are_parsed_by_hydra() -> None:
     (override,) = parse_overrides(["++a.b={c: [1, 'x y'], d: null}"])
-    assert override.value() == {"c": [1, "x y"], "d": None}
+    assert override.value == {"c": [1, "x y"], "d": None}

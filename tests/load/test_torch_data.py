@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from daskpipe.core.errors import ConfigError, InputError, IntegrityError
 from daskpipe.core.structures import from_atoms, to_atoms
-from daskpipe.core.variables import decode, read_root
+from daskpipe.core.variables import decode_names, read_root
 from daskpipe.load import AtomBatchSampler, Batch, TorchDataset, collate
 from daskpipe.load.mapped import MappedReader, ZarrReader, is_mappable
 from daskpipe.store import open_dataset, write_dataset
@@ -96,7 +96,7 @@ def test_a_batch_is_read_at_once_in_the_order_asked(any_layout):
 
 
 def test_splits_partition_the_dataset(store):
-    names = decode(open_dataset(store)["split"])
+    names = decode_names(open_dataset(store)["split"])
     seen = []
     for split in FRACTIONS:
         data = TorchDataset(store, split=split)

@@ -24,9 +24,9 @@ from waiting import wait_until
 import daskpipe
 from daskpipe.core.errors import ConfigError, DiskError, InputError
 from daskpipe.core.events import Event, RunStarted, StageFinished, UnitCommitted
-from daskpipe.pipeline import frames as standalone
 from daskpipe.pipeline import workspace
-from daskpipe.pipeline.workspace import Done
+from daskpipe.pipeline.frames import describe_files, select_files
+from daskpipe.pipeline.workspace import FilesResult
 from daskpipe.runs.run import Result
 from daskpipe.stages.describe.reduction import unit_length
 from daskpipe.stages.generate.files import xyz_frames
@@ -89,9 +89,9 @@ def texts(path: Path) -> list[bytes]:
     return [frame for _, frame in xyz_frames(path)]
 
 
-def select(files: Path, client: Client | None, *overrides: str, n: int = 6, out: str = "picked.extxyz") -> Done:
+def select(files: Path, client: Client | None, *overrides: str, n: int = 6, out: str = "picked.extxyz") -> FilesResult:
     """Pick frames of both files."""
-    return standalone.select([str(files)], n, out, [*QUICK, *overrides], client=client)
+    return select_files([str(files)], n, out, [*QUICK, *overrides], client=client)
 
 
 # --- picks --------------------------------------------------------------------------------------------
@@ -120,11 +120,9 @@ def test_the_size_of_a_frame_range_does_not_matter(
     method: str, files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     select(files, client, *METHODS[method], out="whole.extxyz")
-    monkeypatch.setattr(workspace, "SIZE", 5)
+    monkeypatch.setattr(workspace, "FRAMES_A_UNIT", 5)
     heard: list[Event] = []
-    standalone.select(
-        [str(files)], 6, "cut.extxyz", [*QUICK, *METHODS[method]], client=client, subscribers=[heard.append]
-    )
+    select_files([str(files)], 6, "cut.extxyz", [*QUICK, *METHODS[method]], client=client, subscribers=[heard.append])
     n_units = {event.stage: event.n_units for event in heard if hasattr(event, "n_units")}
     assert n_units["read"] == -(-N_MD // 5) + -(-N_MORE // 5)
     assert (here / "cut.extxyz").read_bytes() == (here / "whole.extxyz").read_bytes()
@@ -134,14 +132,14 @@ def test_the_size_of_a_frame_range_does_not_matter(
 def test_one_worker_picks_what_two_pick(
     files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workspace, "SIZE", 5)
+    monkeypatch.setattr(workspace, "FRAMES_A_UNIT", 5)
     heard: list[Event] = []
     for method in ("kmeans", "environments"):
         select(files, client, *METHODS[method], out=f"two-{method}.extxyz")
     alone = ["cluster.workers=1", "cluster.gpus=0"]
     for method in ("kmeans", "environments"):
         overrides = [*QUICK, *METHODS[method], *alone]
-        standalone.select([str(files)], 6, f"one-{method}.extxyz", overrides, subscribers=[heard.append])
+        select_files([str(files)], 6, f"one-{method}.extxyz", overrides, subscribers=[heard.append])
         assert (here / f"one-{method}.extxyz").read_bytes() == (here / f"two-{method}.extxyz").read_bytes()
     assert [len(event.workers) for event in heard if isinstance(event, RunStarted)] == [1, 1]
 
@@ -169,7 +167,7 @@ def test_formats_can_be_mixed(files: Path, client: Client, here: Path) -> None:
             database.write(atoms)
     ase.io.write("POSCAR", frames[6], format="vasp")
     ase.io.write("c.cif", frames[7:])
-    done = standalone.select(["POSCAR", "a.traj", "b.db", "c.cif"], 9, "picked.xyz", QUICK, client=client)
+    done = select_files(["POSCAR", "a.traj", "b.db", "c.cif"], 9, "picked.xyz", QUICK, client=client)
     assert done.n_out == 9
     copies = ase.io.read("picked.xyz", ":", format="extxyz")
     order = [frames[6], *frames[:6], *frames[7:]]
@@ -181,7 +179,7 @@ def test_formats_can_be_mixed(files: Path, client: Client, here: Path) -> None:
 def test_an_input_can_be_replaced_by_its_picks(files: Path, client: Client, here: Path) -> None:
     shutil.copy(files / "md.extxyz", here)
     pool = texts(here / "md.extxyz")
-    standalone.select(["md.extxyz"], 4, "md.extxyz", QUICK, client=client, force=True)
+    select_files(["md.extxyz"], 4, "md.extxyz", QUICK, client=client, force=True)
     picked = texts(here / "md.extxyz")
     assert len(picked) == 4
     assert set(picked) < set(pool)
@@ -198,7 +196,7 @@ def test_rejected_frames_are_counted_with_examples(files: Path, client: Client, 
         (here / folder).mkdir()
         (here / folder / "md.xyz").write_text(BROKEN + good + "3\n\nCu 0 0 0\n")
     (here / "empty.cif").touch()
-    done = standalone.select(["."], 5, "picked.extxyz", QUICK, client=client)
+    done = select_files(["."], 5, "picked.extxyz", QUICK, client=client)
     assert done.exit_code == 10
     assert done.rejected == {"read/empty": 1, "read/unknown_element": 2, "read/unreadable": 2}
     assert done.n_frames == 2 * N_MD
@@ -213,7 +211,7 @@ def test_nothing_to_describe_is_an_error_with_the_reason(client: Client, here: P
     (here / "a.xyz").write_text(BROKEN)
     message = r"no frame can be described: 1 read/unknown_element; e.g. 'Xx' is no chemical symbol"
     with pytest.raises(InputError, match=message):
-        standalone.select(["a.xyz"], 1, "out.xyz", QUICK, client=client)
+        select_files(["a.xyz"], 1, "out.xyz", QUICK, client=client)
     assert os.listdir(here) == ["a.xyz"]
 
 
@@ -229,7 +227,7 @@ def test_frames_of_a_dataset_are_not_picked(
     (here / "pool.extxyz").write_bytes(b"".join(old) + (files / "md.extxyz").read_bytes())
     heard: list[Event] = []
     overrides = [*QUICK, f"select.against={reference.dataset}"]
-    done = standalone.select(["pool.extxyz"], 100, "new.extxyz", overrides, client=client, subscribers=[heard.append])
+    done = select_files(["pool.extxyz"], 100, "new.extxyz", overrides, client=client, subscribers=[heard.append])
     assert texts(here / "new.extxyz") == texts(files / "md.extxyz")
     assert done.report["duplicates"]["against_dataset"] == len(old) == 6
     assert done.report["duplicates"]["against_pool"] == 0
@@ -286,8 +284,8 @@ def gram(rows: np.ndarray) -> np.ndarray:
 def test_features_are_those_of_the_descriptor(
     out: str, files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workspace, "SIZE", 7)
-    done = standalone.describe([str(files)], out, [*ALL_AXES, "describe.level=atom"], client=client)
+    monkeypatch.setattr(workspace, "FRAMES_A_UNIT", 7)
+    done = describe_files([str(files)], out, [*ALL_AXES, "describe.level=atom"], client=client)
     assert os.listdir(here) == [out]
     found: Any = xr.open_zarr(out, consolidated=False).load() if out.endswith(".zarr") else np.load(out)
     frames = alloys(N_MD, 0) + alloys(N_MORE, 1)
@@ -309,9 +307,9 @@ def test_rows_are_in_the_order_of_the_files_and_say_where_they_are_from(
     out: str, files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here / "broken.xyz").write_bytes(BROKEN.encode() + b"".join(texts(files / "md.extxyz")[:4]))
-    monkeypatch.setattr(workspace, "SIZE", 7)
+    monkeypatch.setattr(workspace, "FRAMES_A_UNIT", 7)
     paths = [str(files / "more"), str(files / "md.extxyz"), "broken.xyz"]
-    done = standalone.describe(paths, out, QUICK, client=client)
+    done = describe_files(paths, out, QUICK, client=client)
     assert done.exit_code == 10
     found: Any = xr.open_zarr(out, consolidated=False) if out.endswith(".zarr") else np.load(out)
     assert "environments" not in found
@@ -331,7 +329,7 @@ def test_rows_are_in_the_order_of_the_files_and_say_where_they_are_from(
 
 
 def test_settings_and_versions_are_stored_with_the_features(files: Path, client: Client, here: Path) -> None:
-    done = standalone.describe([str(files)], "features.zarr", QUICK, client=client)
+    done = describe_files([str(files)], "features.zarr", QUICK, client=client)
     attrs = xr.open_zarr("features.zarr", consolidated=False).attrs
     assert {name: json.loads(text) for name, text in attrs.items()} == done.report
     assert done.report["describe"]["params"] == {"r_cut": 4.0, "n_max": 3, "l_max": 2, "sigma": 0.75}
@@ -342,10 +340,10 @@ def test_size_of_frame_ranges_and_chunks_do_not_change_features(
     files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = [*QUICK, "describe.level=atom"]
-    standalone.describe([str(files)], "whole.zarr", overrides, client=client)
-    monkeypatch.setattr(workspace, "SIZE", 5)
-    monkeypatch.setattr(standalone, "CHUNK", 8)
-    standalone.describe([str(files)], "cut.zarr", overrides, client=client)
+    describe_files([str(files)], "whole.zarr", overrides, client=client)
+    monkeypatch.setattr(workspace, "FRAMES_A_UNIT", 5)
+    monkeypatch.setattr("daskpipe.pipeline.frames.CHUNK_ROWS", 8)
+    describe_files([str(files)], "cut.zarr", overrides, client=client)
     whole, cut = (xr.open_zarr(name, consolidated=False) for name in ("whole.zarr", "cut.zarr"))
     assert cut["features"].chunksizes["structure"] == (8, 8, 8, 8, 3)
     assert cut["environments"].chunksizes["atom"][:2] == (8, 8)
@@ -353,8 +351,8 @@ def test_size_of_frame_ranges_and_chunks_do_not_change_features(
 
 
 def test_a_store_is_replaced_whole(files: Path, client: Client, here: Path) -> None:
-    standalone.describe([str(files)], "features.zarr", [*QUICK, "describe.level=atom"], client=client)
-    standalone.describe([str(files / "more")], "features.zarr", QUICK, client=client, force=True)
+    describe_files([str(files)], "features.zarr", [*QUICK, "describe.level=atom"], client=client)
+    describe_files([str(files / "more")], "features.zarr", QUICK, client=client, force=True)
     ds = xr.open_zarr("features.zarr", consolidated=False)
     assert ds.sizes == {"structure": N_MORE, "feature": 6}
     assert os.listdir(here) == ["features.zarr"]
@@ -377,10 +375,10 @@ def test_a_full_disk_leaves_the_old_file(
     files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here / "picked.extxyz").write_text("old")
-    monkeypatch.setattr(standalone, "copy_frames", half)
+    monkeypatch.setattr("daskpipe.pipeline.frames.copy_frames", half)
     message = "cannot write picked.extxyz: No space left on device. Make room, or give another -o"
     with pytest.raises(DiskError, match=message):
-        standalone.select([str(files)], 5, "picked.extxyz", QUICK, client=client, force=True)
+        select_files([str(files)], 5, "picked.extxyz", QUICK, client=client, force=True)
     assert os.listdir(here) == ["picked.extxyz"]
     assert (here / "picked.extxyz").read_text() == "old"
 
@@ -388,7 +386,7 @@ def test_a_full_disk_leaves_the_old_file(
 def test_a_description_that_fails_leaves_the_old_store(
     files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    standalone.describe([str(files)], "features.zarr", QUICK, client=client)
+    describe_files([str(files)], "features.zarr", QUICK, client=client)
 
     def to_zarr(ds: xr.Dataset, path: Path, **_: object) -> None:
         path.mkdir()
@@ -396,7 +394,7 @@ def test_a_description_that_fails_leaves_the_old_store(
 
     monkeypatch.setattr(xr.Dataset, "to_zarr", to_zarr)
     with pytest.raises(DiskError, match="cannot write features.zarr: No space left"):
-        standalone.describe([str(files)], "features.zarr", QUICK, client=client, force=True)
+        describe_files([str(files)], "features.zarr", QUICK, client=client, force=True)
     assert os.listdir(here) == ["features.zarr"]
     assert xr.open_zarr("features.zarr", consolidated=False).sizes["structure"] == N_MD + N_MORE
 
@@ -405,14 +403,14 @@ def test_a_description_that_fails_leaves_the_old_store(
 def test_an_interruption_leaves_nothing(
     moment: type[Event], files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workspace, "SIZE", 1)  # many units: some are under way on the workers, which live on
+    monkeypatch.setattr(workspace, "FRAMES_A_UNIT", 1)  # many units: some are under way on the workers, which live on
 
     def stop(event: Event) -> None:
         if isinstance(event, moment) and event.stage == "describe":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        standalone.select([str(files)], 5, "picked.extxyz", QUICK, client=client, subscribers=[stop])
+        select_files([str(files)], 5, "picked.extxyz", QUICK, client=client, subscribers=[stop])
     wait_until(lambda: not any(client.processing().values()))
     time.sleep(0.2)
     assert os.listdir(here) == []
@@ -421,7 +419,7 @@ def test_an_interruption_leaves_nothing(
 def test_a_folder_that_takes_no_files(files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.mkdtemp", lambda **_: full())
     with pytest.raises(DiskError, match="cannot write beside picked.xyz: No space left on device; give another -o"):
-        standalone.select([str(files)], 5, "picked.xyz", QUICK, client=client)
+        select_files([str(files)], 5, "picked.xyz", QUICK, client=client)
 
 
 # --- wrong input -----------------------------------------------------------------------------------------
@@ -476,9 +474,9 @@ def test_wrong_input_is_told_before_anything_runs(
     (here / "old.xyz").write_text("old")
     (here / "notes.txt").write_text("notes")
     (here / "folder").mkdir()
-    monkeypatch.setattr(standalone, "connect", full)
+    monkeypatch.setattr("daskpipe.pipeline.workspace.connect", full)
     with pytest.raises(error, match=message):
-        standalone.select(
+        select_files(
             given.get("paths", [str(files)]), 5, given.get("out", "picked.xyz"), [*QUICK, *given.get("overrides", [])]
         )
     assert sorted(os.listdir(here)) == ["folder", "notes.txt", "old.xyz"]
@@ -493,7 +491,7 @@ def test_a_run_is_not_its_dataset(files: Path, reference: Result, client: Client
 
 def test_features_go_to_zarr_or_npz(files: Path, here: Path) -> None:
     with pytest.raises(ConfigError, match=r"features.csv must end in .zarr or .npz; type e.g. -o features.zarr"):
-        standalone.describe([str(files)], "features.csv", QUICK)
+        describe_files([str(files)], "features.csv", QUICK)
     (here / "features.zarr").mkdir()
     with pytest.raises(ConfigError, match=r"features.zarr exists; give another name, or --force"):
-        standalone.describe([str(files)], "features.zarr", QUICK)
+        describe_files([str(files)], "features.zarr", QUICK)

@@ -52,7 +52,7 @@ def trajectories() -> list[Atoms]:
     return frames
 
 
-def bring(files: list[Path], out: Path, client: Client, *overrides: str) -> workspace.Done:
+def bring(files: list[Path], out: Path, client: Client, *overrides: str) -> workspace.FilesResult:
     return datasets.import_labelled(
         [str(file) for file in files], out, [*QUICK, *overrides], method="EMT", client=client
     )

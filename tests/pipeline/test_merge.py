@@ -20,8 +20,8 @@ from store.conftest import make_structures
 import daskpipe
 from daskpipe.core.errors import ConfigError, InputError
 from daskpipe.core.structures import from_atoms, take
-from daskpipe.pipeline import datasets as datasets_module
 from daskpipe.pipeline import existing_data, workspace
+from daskpipe.pipeline.datasets import export_on_cluster
 from daskpipe.store import arrange_and_write, open_dataset, verify
 from daskpipe.store.reader import read_rows
 
@@ -45,8 +45,8 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / f"{name}.zarr" for name in ("one", "two", "three")]
 
 
-def merge(datasets: list[Path], out: Path, client: Client, *overrides: str, **rest: Any) -> workspace.Done:
-    return datasets_module.merge(datasets, out, [*QUICK, *overrides], client=client, **rest)
+def merge(datasets: list[Path], out: Path, client: Client, *overrides: str, **rest: Any) -> workspace.FilesResult:
+    return daskpipe.merge(datasets, out, [*QUICK, *overrides], client=client, **rest)
 
 
 def by_id(path: Path) -> dict[bytes, dict[str, bytes]]:
@@ -80,7 +80,7 @@ def test_the_bytes_do_not_depend_on_how_it_was_read(
 ) -> None:
     merge(datasets, tmp_path / "a.zarr", client)
     merge(datasets, tmp_path / "b.zarr", client)
-    monkeypatch.setattr(existing_data, "MERGE_SIZE", 7)
+    monkeypatch.setattr(existing_data, "ROWS_A_UNIT", 7)
     merge(datasets, tmp_path / "c.zarr", client)
     assert by_id(tmp_path / "c.zarr") == by_id(tmp_path / "a.zarr")
     a, b, c = (open_dataset(tmp_path / f"{name}.zarr").load() for name in "abc")
@@ -159,7 +159,7 @@ def test_the_dataset_that_a_link_leads_to_is_replaced(datasets: list[Path], clie
     out.symlink_to(scratch / "kept")
     with pytest.raises(ConfigError, match=r"link.zarr exists; give another name, or --force to replace it"):
         merge([datasets[0], out], out, client)
-    datasets_module.merge([datasets[0], out], out, QUICK, client=client, force=True)
+    daskpipe.merge([datasets[0], out], out, QUICK, client=client, force=True)
     assert out.is_symlink()
     assert len(daskpipe.open_dataset(out)["energy"]) == 24 + 10
     assert verify(out) == []
@@ -174,11 +174,11 @@ def test_parts_made_by_workers_are_those_made_here(
     to: str, out: str, datasets: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    whole = datasets_module.export(datasets[0], to, out)
+    whole = export_on_cluster(datasets[0], to, out)
     before = contents(tmp_path / out)
     shutil.rmtree(out) if Path(out).is_dir() else os.remove(out)
     monkeypatch.setattr(sys.modules["daskpipe.store.export"], "PART_STRUCTURES", 7)
-    assert datasets_module.export(datasets[0], to, out, overrides=["cluster.workers=2"]) == whole
+    assert export_on_cluster(datasets[0], to, out, overrides=["cluster.workers=2"]) == whole
     assert contents(tmp_path / out) == before
     assert whole["structures"] == 24
     assert os.listdir(tmp_path) == [out]
@@ -195,7 +195,7 @@ def test_what_is_exported_and_imported_is_what_it_was(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     daskpipe.export(datasets[0], {".extxyz": "extxyz", ".db": "ase-db"}[Path(out).suffix], out)
-    done = datasets_module.import_labelled([out], "back.zarr", QUICK, method="another", client=client)
+    done = daskpipe.import_labelled([out], "back.zarr", QUICK, method="another", client=client)
     assert (done.n_out, done.rejected) == (24, {})
     before, after = by_id(datasets[0]), by_id(tmp_path / "back.zarr")
     assert before.keys() == after.keys()
@@ -222,7 +222,7 @@ def test_frames_without_labels_are_named(datasets: list[Path], client: Client, t
     frames = ase.io.read(tmp_path / "some.extxyz", ":")
     bare = Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.5]])
     ase.io.write(tmp_path / "some.extxyz", [*frames[:3], bare, *frames[3:]])
-    done = datasets_module.import_labelled(
+    done = daskpipe.import_labelled(
         [str(tmp_path / "some.extxyz")], tmp_path / "out.zarr", QUICK, method="emt", client=client
     )
     assert (done.n_out, done.exit_code) == (10, 10)
@@ -234,11 +234,11 @@ def test_frames_without_labels_are_named(datasets: list[Path], client: Client, t
 
 def test_wrong_imports(datasets: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="label method 'two words': use one word without white space"):
-        datasets_module.import_labelled(["x.extxyz"], tmp_path / "out.zarr", method="two words")
+        daskpipe.import_labelled(["x.extxyz"], tmp_path / "out.zarr", method="two words")
     (tmp_path / "x.cif").write_text("")
     with pytest.raises(ConfigError, match=r"x.cif holds no labels that can be read; give \*.extxyz, \*.xyz, \*.traj"):
-        datasets_module.import_labelled([str(tmp_path / "x.cif")], tmp_path / "out.zarr", method="one")
+        daskpipe.import_labelled([str(tmp_path / "x.cif")], tmp_path / "out.zarr", method="one")
     with pytest.raises(ConfigError, match=r"unknown export format 'npz'.*csv, cold"):
-        datasets_module.export(datasets[0], "npz", tmp_path / "x.npz")
+        export_on_cluster(datasets[0], "npz", tmp_path / "x.npz")
     with pytest.raises(ConfigError, match="a cold copy is of the whole dataset; leave --split out"):
-        datasets_module.export(datasets[0], "cold", tmp_path / "x.zarr", split="train")
+        export_on_cluster(datasets[0], "cold", tmp_path / "x.zarr", split="train")

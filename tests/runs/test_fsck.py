@@ -25,7 +25,7 @@ from daskpipe.core.events import StageStarted, UnitCommitted
 from daskpipe.engine.commit import commit
 from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import Payload, Unit, key_of
+from daskpipe.engine.units import Payload, Unit, unit_key
 from daskpipe.runs import lease
 from daskpipe.runs.fsck import fsck
 from daskpipe.runs.run import Result
@@ -259,7 +259,7 @@ def test_a_manifest_that_lied_takes_nothing_with_it(run_dir: Path, client: Clien
 def test_nothing_is_mended_while_a_driver_works(run_dir: Path) -> None:
     flip(unit_of(run_dir, "explore") / "payload.npz")
     before = {name for name in files_of(run_dir) if "drivers" not in name}
-    with lease.hold(run_dir), pytest.raises(ConfigError, match="another daskpipe works in"):
+    with lease.hold_lease(run_dir), pytest.raises(ConfigError, match="another daskpipe works in"):
         fsck(run_dir, rehash=True, mend=True)
     assert {name for name in files_of(run_dir) if "drivers" not in name} == before
 
@@ -350,10 +350,10 @@ def put(
     directory: RunDirectory, stage: str, index: int, n_inputs: int, n_out: int, rejected: list[Rejection], salt: int = 0
 ) -> Unit:
     """Commit a unit, and quarantine what it rejected."""
-    unit = Unit(stage=stage, index=index, key=key_of(stage, 1, {}, [index, salt], 0), n_inputs=n_inputs)
+    unit = Unit(stage=stage, index=index, key=unit_key(stage, 1, {}, [index, salt], 0), n_inputs=n_inputs)
     arrays = {"step": np.arange(n_out)}
     receipt = commit(directory.root, unit, Payload(arrays=arrays, n_out=n_out, rejected=rejected))
-    directory.quarantine(rejected)
+    directory.write_quarantine(rejected)
     Ledger(directory)(UnitCommitted(**asdict(receipt)))
     return unit
 
@@ -372,13 +372,13 @@ def test_quarantine_and_units_agree(directory: RunDirectory) -> None:
     # The same structure failed in two units, in two ways: the quarantine holds the first.
     put(directory, "label", 2, 1, 0, [bad("a", evidence="another")])
     duplicate = Rejection(stage="generate", structure="ff/0", reason="duplicate", evidence="equals the seed ee")
-    directory.quarantine([duplicate])
+    directory.write_quarantine([duplicate])
     assert says(directory.root) == []
     one, other = (directory.quarantine_file(bad(name)) for name in "ab")
     one.unlink()
     other.write_text(other.read_text().replace("60", "61"))
     stranger, torn = directory.quarantine_file(bad("stranger")), one.with_name("torn.json")
-    directory.quarantine([bad("stranger")])
+    directory.write_quarantine([bad("stranger")])
     torn.write_text("{")
     bomb = one.with_name("bomb.json")
     bomb.write_text("[" * 200_000)
@@ -393,8 +393,8 @@ def test_quarantine_and_units_agree(directory: RunDirectory) -> None:
     assert len(found) == 5
     report = fsck(directory.root, mend=True)
     assert report.findings == []
-    assert {item.structure for item in directory.quarantined()} == {"a", "b", "ff/0"}
-    assert directory.quarantined() == sorted(
+    assert {item.structure for item in directory.read_quarantine()} == {"a", "b", "ff/0"}
+    assert directory.read_quarantine() == sorted(
         [bad("a"), bad("b"), duplicate], key=lambda item: directory.quarantine_file(item)
     )
 

@@ -19,7 +19,7 @@ from daskpipe.core.errors import ConfigError, IntegrityError, Rejection
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import lease
 from daskpipe.runs.fsck import fsck
-from daskpipe.runs.quarantine import find, rejections, release, standing_on
+from daskpipe.runs.quarantine import find_dependents, find_ids, list_rejections, release_rejections
 from daskpipe.runs.run import Result
 
 
@@ -42,11 +42,11 @@ def run_dir(rejecting: Result, tmp_path: Path) -> Path:
 
 def ids(run_dir: Path) -> dict[str, str]:
     """Ids of the rejections by what was rejected."""
-    return {Path(rejection.structure).name: name for name, rejection in rejections(run_dir)}
+    return {Path(rejection.structure).name: name for name, rejection in list_rejections(run_dir)}
 
 
 def test_a_list_has_all_and_an_example_of_each_kind(type_command: Callable[..., Any], run_dir: Path) -> None:
-    assert {found.kind for _, found in rejections(run_dir)} == {"generate/overlap", "generate/unknown_element"}
+    assert {found.kind for _, found in list_rejections(run_dir)} == {"generate/overlap", "generate/unknown_element"}
     typed = type_command("quarantine", run_dir)
     assert typed.code == 0
     first, second, how = typed.out.splitlines()
@@ -73,7 +73,7 @@ def test_one_is_shown_with_all_that_was_kept(type_command: Callable[..., Any], r
     hostile = Rejection(
         stage="explore", structure="a\x1b[31m\r", reason="force", evidence="9 eV/Å\n\x9b5m", details=details
     )
-    directory.quarantine([hostile])
+    directory.write_quarantine([hostile])
     name = directory.quarantine_file(hostile).stem
     typed = type_command("quarantine", run_dir, "show", name[:8])
     assert typed.code == 0
@@ -86,25 +86,25 @@ def test_one_is_shown_with_all_that_was_kept(type_command: Callable[..., Any], r
 
 def test_ids_may_be_cut_short_unless_they_are_the_beginning_of_several(run_dir: Path) -> None:
     known = sorted(ids(run_dir).values())
-    assert find(run_dir, [known[0][:6], known[0], known[1]]) == known
+    assert find_ids(run_dir, [known[0][:6], known[0], known[1]]) == known
     with pytest.raises(
         ConfigError, match=rf"unknown id 'xyz'. Known: {known[0][:8]}, {known[1][:8]}. Or see: daskpipe"
     ):
-        find(run_dir, ["xyz"])
+        find_ids(run_dir, ["xyz"])
     with pytest.raises(ConfigError, match="unknown id ''"):
-        find(run_dir, [""])
+        find_ids(run_dir, [""])
     twin = run_dir / "quarantine" / f"{known[0][:31]}{'1' if known[0][31] == '0' else '0'}.json"
     twin.write_bytes((run_dir / "quarantine" / f"{known[0]}.json").read_bytes())
     with pytest.raises(ConfigError, match=f"id '{known[0][:31]}' is the beginning of 2: {known[0][:31]}.*; give more"):
-        find(run_dir, [known[0][:31]])
+        find_ids(run_dir, [known[0][:31]])
 
 
 def test_what_is_no_rejection_is_named(run_dir: Path) -> None:
     (run_dir / "quarantine" / f"{'b' * 32}.json").write_text("[" * 200_000)
     with pytest.raises(IntegrityError, match="bbbb.json is no rejection. Type: daskpipe fsck '.*a run' --mend"):
-        list(rejections(run_dir))
+        list(list_rejections(run_dir))
     fsck(run_dir, mend=True)
-    assert len(list(rejections(run_dir))) == 2
+    assert len(list(list_rejections(run_dir))) == 2
 
 
 def test_a_file_that_was_mended_is_taken_in_after_its_release(
@@ -142,8 +142,8 @@ def test_a_label_that_failed_once_is_made_after_its_release(run_dir: Path, clien
     whole = files_of(run_dir / "dataset.zarr")
     folder, before = _fail_a_label(directory)
     assert fsck(run_dir, rehash=True).findings == []
-    (name,) = [name for name, found in rejections(run_dir) if found.stage == "label"]
-    done = release(run_dir, [name])
+    (name,) = [name for name, found in list_rejections(run_dir) if found.stage == "label"]
+    done = release_rejections(run_dir, [name])
     assert done.units == {"label": 1}
     assert not folder.exists()
     daskpipe.resume(run_dir, client=client)
@@ -155,21 +155,21 @@ def test_a_label_that_failed_once_is_made_after_its_release(run_dir: Path, clien
 def _fail_a_label(directory: RunDirectory) -> tuple[Path, bytes]:
     """Put a rejection in the place of a committed label; return the unit's folder and the payload that it had."""
     from daskpipe.engine.commit import commit
-    from daskpipe.engine.manifests import units_of
+    from daskpipe.engine.manifests import read_units
     from daskpipe.engine.units import Payload
-    from daskpipe.runs.quarantine import forget
+    from daskpipe.runs.quarantine import forget_units
 
-    folder, manifest = next(units_of(directory, "label"))
+    folder, manifest = next(read_units(directory, "label"))
     before = (folder / "payload.npz").read_bytes()
-    forget(
+    forget_units(
         directory,
-        [("label", folder.name), *standing_on(directory, [manifest.unit])],
+        [("label", folder.name), *find_dependents(directory, [manifest.unit])],
         lambda event: None,
         reason="a test",
     )
     failed = Rejection(stage="label", structure="00ff", reason="not_converged", evidence="the disk was full")
     commit(directory.root, manifest.unit, Payload(arrays={}, n_out=0, rejected=[failed]))
-    directory.quarantine([failed])
+    directory.write_quarantine([failed])
     shutil.rmtree(directory.root / "ledger")  # it says what the unit was
     return folder, before
 
@@ -210,17 +210,17 @@ def test_wrong_words(words: list[str], said: str, type_command: Callable[..., An
 
 def test_nothing_is_released_while_a_driver_works(run_dir: Path) -> None:
     states = committed(run_dir)
-    with lease.hold(run_dir), pytest.raises(ConfigError, match="another daskpipe works in"):
-        release(run_dir, list(ids(run_dir).values()))
+    with lease.hold_lease(run_dir), pytest.raises(ConfigError, match="another daskpipe works in"):
+        release_rejections(run_dir, list(ids(run_dir).values()))
     assert committed(run_dir) == states
 
 
 def test_a_duplicate_is_left_where_it_is(type_command: Callable[..., Any], run_dir: Path) -> None:
     directory = RunDirectory(run_dir)
     twin = Rejection(stage="generate", structure="ff/0", reason="duplicate", evidence="Cu equals the seed Cu")
-    directory.quarantine([twin])
+    directory.write_quarantine([twin])
     with pytest.raises(ConfigError, match="equals another seed .Cu equals the seed Cu., and would again; leave it"):
-        release(run_dir, [directory.quarantine_file(twin).stem])
+        release_rejections(run_dir, [directory.quarantine_file(twin).stem])
     for path in (run_dir / "quarantine").glob("*.json"):
         if path != directory.quarantine_file(twin):
             os.unlink(path)
@@ -231,12 +231,12 @@ def test_a_duplicate_is_left_where_it_is(type_command: Callable[..., Any], run_d
 
 def test_explorations_of_seeds_that_follow_are_made_again(run_dir: Path) -> None:
     """A seed that is added moves those that follow to other batches."""
-    from daskpipe.engine.manifests import units_of
+    from daskpipe.engine.manifests import read_units
 
     directory = RunDirectory(run_dir)
-    seeds = {manifest.unit.index: manifest.unit for _, manifest in units_of(directory, "generate")}
-    explorations = {key.unit.upstream[0]: folder.name for folder, key in units_of(directory, "explore")}
+    seeds = {manifest.unit.index: manifest.unit for _, manifest in read_units(directory, "generate")}
+    explorations = {key.unit.upstream[0]: folder.name for folder, key in read_units(directory, "explore")}
     for first in (0, 2):
         kept = {explorations[seeds[index].key] for index in range(first)}
-        gone = {key for stage, key in standing_on(directory, [seeds[first]]) if stage == "explore"}
+        gone = {key for stage, key in find_dependents(directory, [seeds[first]]) if stage == "explore"}
         assert gone == set(explorations.values()) - kept

@@ -83,7 +83,7 @@ def test_of_two_configs_that_begin_at_once_one_wins(drivers: list[subprocess.Pop
 def test_another_config_is_refused_after_the_first_has_ended(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     with run.open_run(directory, load_config("emt_alloy")):
-        assert lease.holder(directory.root) is not None
+        assert lease.find_driver(directory.root) is not None
     before = sorted(path.name for path in (directory.root / "drivers").iterdir())
     with (
         pytest.raises(ConfigError, match=r"holds a run of another config \(seed: 1 here, 0 there\)"),
@@ -96,7 +96,7 @@ def test_another_config_is_refused_after_the_first_has_ended(tmp_path: Path) -> 
 def test_a_driver_that_died_before_its_config_leaves_a_folder_that_can_be_used(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.root.mkdir()
-    with lease.hold(directory.root):
+    with lease.hold_lease(directory.root):
         pass
     with run.open_run(directory, load_config("emt_alloy")):
         assert from_yaml(directory.config) == load_config("emt_alloy")
@@ -117,11 +117,11 @@ def test_a_detached_driver_is_submitted_under_the_lease(tmp_path: Path, monkeypa
     root = tmp_path / "run"
 
     def submit(run_dir: Path, *_: object) -> None:
-        assert lease.holder(run_dir) is not None
+        assert lease.find_driver(run_dir) is not None
         with pytest.raises(ConfigError, match="another daskpipe works in"):
-            detached.run(config, run_dir)
+            detached.submit_run(config, run_dir)
 
-    monkeypatch.setattr(detached, "_submit", submit)
+    monkeypatch.setattr(detached, "_submit_job", submit)
     monkeypatch.setattr(run, "check_cluster", lambda cluster: None)
-    detached.run(config, root)
-    assert lease.holder(root) is None
+    detached.submit_run(config, root)
+    assert lease.find_driver(root) is None

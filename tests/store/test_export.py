@@ -15,7 +15,7 @@ from zarr.errors import ChunkNotFoundError
 
 from daskpipe.core.errors import ConfigError, InputError
 from daskpipe.core.structures import structure_id, take, to_atoms
-from daskpipe.core.variables import SPLITS, decode
+from daskpipe.core.variables import SPLITS, decode_names
 from daskpipe.store import arrange_and_write, export, open_dataset
 from daskpipe.store.export import Exported
 from daskpipe.store.formats import FORMATS
@@ -91,7 +91,7 @@ def test_mace_trains_on_it_with_its_default_keys(store, tmp_path):
 
 
 def test_one_split(store, tmp_path):
-    names = decode(open_dataset(store)["split"])
+    names = decode_names(open_dataset(store)["split"])
     for split in SPLITS:
         out = tmp_path / f"{split}.extxyz"
         assert export(store, "extxyz", out, split=split).n_structures == np.count_nonzero(names == split) > 0
@@ -169,7 +169,7 @@ def test_number_and_order_of_parts_do_not_matter(case, store, tmp_path, monkeypa
             to = case.removesuffix(" folder")
             export(store, to, tmp_path / folder / name, split="train", run_parts=elsewhere)
         made.append(contents(tmp_path / folder / name))
-    n_train = np.count_nonzero(decode(open_dataset(store)["split"]) == "train")
+    n_train = np.count_nonzero(decode_names(open_dataset(store)["split"]) == "train")
     assert n_parts[0] == 1 < n_parts[2] < n_parts[1] == n_train
     assert len(made[0]) >= n_train
     assert made[0] == made[1] == made[2]

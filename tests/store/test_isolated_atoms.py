@@ -21,7 +21,7 @@ from daskpipe.core.constraints import fixed_components
 from daskpipe.core.errors import InputError
 from daskpipe.core.isolated_atoms import is_isolated, isolated_rows
 from daskpipe.core.structures import concat, from_atoms, to_atoms
-from daskpipe.core.variables import VARIABLES, decode, encode
+from daskpipe.core.variables import VARIABLES, decode_names, encode_names
 from daskpipe.engine.units import Payload
 from daskpipe.load import MACEDataset, TorchDataset, spec
 from daskpipe.stages.generate.labelled import LabelKeys, cut_labelled_ranges, read_labelled
@@ -136,7 +136,7 @@ def test_which_atoms_are_isolated(atoms: Atoms, expected: bool) -> None:
 def test_isolated_atoms_stay_in_train_and_their_energies_are_stored(store: Path) -> None:
     ds = open_dataset(store).load()
     single = ds["n_atoms"].values == 1
-    splits, groups = decode(ds["split"]), ds["group"].values
+    splits, groups = decode_names(ds["split"]), ds["group"].values
     assert set(splits[single]) == {"train"}
     assert set(splits[~single]) == {"train", "val", "test"}
     assert not set(groups[single]) & set(groups[~single])
@@ -153,7 +153,7 @@ def test_a_dataset_of_isolated_atoms_alone_is_a_training_set(tmp_path: Path) -> 
         frames.append(atoms)
     arrange_and_write(from_atoms(frames), tmp_path / "a.zarr", seed=0, fractions=SHARES, attrs={"dataset_key": "atoms"})
     ds = open_dataset(tmp_path / "a.zarr")
-    assert set(decode(ds["split"].compute())) == {"train"}
+    assert set(decode_names(ds["split"].compute())) == {"train"}
 
 
 def test_spec_takes_their_energies_and_fits_the_rest(store: Path, ds: xr.Dataset, tmp_path: Path) -> None:
@@ -245,9 +245,9 @@ def test_mace_gets_the_weights(store: Path) -> None:
 def test_keys_survive_merging_with_a_dataset_that_lacks_them(ds: xr.Dataset) -> None:
     plain = bulk("Cu")
     plain.calc = SinglePointCalculator(plain, energy=1.0, forces=np.zeros((1, 3)))
-    both = encode(concat([ds, from_atoms([plain])]))
-    assert decode(both["config_type"])[-1] == decode(both["head"])[-1] == "Default"
-    assert decode(both["config_type"])[-2] == "bulk 100 %"
+    both = encode_names(concat([ds, from_atoms([plain])]))
+    assert decode_names(both["config_type"])[-1] == decode_names(both["head"])[-1] == "Default"
+    assert decode_names(both["config_type"])[-2] == "bulk 100 %"
     assert both["config_type"].attrs["flag_meanings"] == "Default IsolatedAtom bulk%20100%20%25"
     last = to_atoms(both, -1).info
     assert not {"config_type", "head", "config_weight", "spin_multiplicity"} & last.keys()

@@ -15,9 +15,9 @@ from daskpipe.core.errors import IntegrityError
 from daskpipe.core.structures import concat, take
 from daskpipe.core.variables import VARIABLES, code_names
 from daskpipe.engine.commit import commit
-from daskpipe.engine.rows import arrays_of
+from daskpipe.engine.rows import dataset_to_arrays
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import Payload, Receipt, Unit, key_of
+from daskpipe.engine.units import Payload, Receipt, Unit, unit_key
 from daskpipe.store import arrange_and_write, open_dataset, verify, writer
 from daskpipe.store.parts import DatasetPlan, make_chunk, merge_code_names, sort_run
 from daskpipe.store.reader import read_rows
@@ -32,7 +32,7 @@ def contents(store: Path) -> dict[str, bytes]:
 
 
 def committed(root: Path, stage: str, name: str, payload: Payload) -> Receipt:
-    return commit(root, Unit(stage=stage, index=0, key=key_of(stage, 1, {}, [name], 0), n_inputs=1), payload)
+    return commit(root, Unit(stage=stage, index=0, key=unit_key(stage, 1, {}, [name], 0), n_inputs=1), payload)
 
 
 def packed(root: Path, ds, cuts: list[int], rule: Split) -> Path:
@@ -42,9 +42,16 @@ def packed(root: Path, ds, cuts: list[int], rule: Split) -> Path:
     for start, stop in zip([0, *cuts], [*cuts, ds.sizes["structure"]], strict=True):
         if stop > start:
             piece = take(ds, np.arange(start, stop))
-            unit = committed(root, "label", f"{start}", Payload(arrays=arrays_of(piece), n_out=stop - start))
+            unit = committed(root, "label", f"{start}", Payload(arrays=dataset_to_arrays(piece), n_out=stop - start))
             source = storing.LabelledUnit(stage="label", key=unit.key)
-            runs.append(committed(root, storing.SORT, unit.key, storing.sort_rows(root, [source], seed=SEED)).key)
+            runs.append(
+                committed(
+                    root,
+                    storing.SORT,
+                    unit.key,
+                    storing.sort_rows(root, [source], seed=SEED, features_stage="describe"),
+                ).key
+            )
     plan = committed(root, storing.PLAN, "plan", storing.plan_dataset(root, runs, rule, seed=SEED)).key
     chunks = []
     for axis, number, n_files in storing.chunks_of(storing.read_plan(root, plan)):
@@ -85,12 +92,16 @@ def test_features_of_another_unit_and_variables_that_a_run_lacks(make_dataset, t
     features = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     runs = []
     for name, ds, described in (("one", one, features), ("other", other, None)):
-        unit = committed(tmp_path, "label", name, Payload(arrays=arrays_of(ds), n_out=len(ds["n_atoms"])))
+        unit = committed(tmp_path, "label", name, Payload(arrays=dataset_to_arrays(ds), n_out=len(ds["n_atoms"])))
         key = None
         if described is not None:
             key = committed(tmp_path, "describe", name, Payload(arrays={"features": described}, n_out=6)).key
         source = storing.LabelledUnit(stage="label", key=unit.key, features=key)
-        runs.append(committed(tmp_path, storing.SORT, name, storing.sort_rows(tmp_path, [source], seed=0)).key)
+        runs.append(
+            committed(
+                tmp_path, storing.SORT, name, storing.sort_rows(tmp_path, [source], seed=0, features_stage="describe")
+            ).key
+        )
     plan = committed(tmp_path, storing.PLAN, "p", storing.plan_dataset(tmp_path, runs, Split(), seed=0)).key
     chunks = [
         committed(tmp_path, storing.WRITE, axis, storing.write_chunks(tmp_path, runs, plan, axis, number)).key
@@ -184,7 +195,7 @@ def test_a_damaged_part_is_named(make_dataset, tmp_path, stage, name, damage):
     file.write_bytes(file.read_bytes()[:-1]) if damage == "cut" else file.unlink()
     directory = RunDirectory(made.parent)
     with pytest.raises(IntegrityError, match=rf"{name} is not what was committed \(it"):
-        directory.file(stage, file.parent.name, name)
+        directory.unit_file(stage, file.parent.name, name)
 
 
 def test_where_files_have_one_name_only_they_are_copied(make_dataset, tmp_path, monkeypatch):

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskpipe.core.errors import ConfigError, DiskError
-from daskpipe.core.structures import starts, take, to_atoms
-from daskpipe.core.variables import SCHEMA, VARIABLES, decode
+from daskpipe.core.structures import atom_starts, take, to_atoms
+from daskpipe.core.variables import SCHEMA, VARIABLES, decode_names
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.store import arrange_and_write, open_dataset, verify, write_dataset
 
@@ -58,7 +58,7 @@ def test_values_come_back_bit_for_bit_from_many_chunks(make_dataset, tmp_path):
     assert stored["positions"].data.npartitions > 3
     assert stored["energy"].data.npartitions > 3
     for name, array in ds.data_vars.items():
-        values = decode(stored[name]) if VARIABLES[str(name)].coded else stored[name].values
+        values = decode_names(stored[name]) if VARIABLES[str(name)].coded else stored[name].values
         assert values.tobytes() == array.values.astype(values.dtype).tobytes(), name
 
 
@@ -114,7 +114,7 @@ def test_default_chunks_and_empty_chunks_are_written(tmp_path):
     n_atoms = np.ones(MANY, dtype=np.int32)
     columns = {
         "n_atoms": n_atoms,
-        "atom_start": starts(n_atoms),
+        "atom_start": atom_starts(n_atoms),
         "numbers": np.full(MANY, 29, dtype=np.uint8),
         "positions": np.zeros((MANY, 3), dtype=np.float32),
         "cell": np.zeros((MANY, 3, 3)),
@@ -234,7 +234,7 @@ def test_a_killed_writer_leaves_nothing_at_the_path(make_dataset, tmp_path):
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "dataset.zarr").exists()
     assert len(list(tmp_path.glob(".dataset-*.zarr"))) == 1
-    assert RunDirectory(tmp_path).sweep() == 1
+    assert RunDirectory(tmp_path).remove_leftovers() == 1
     write_dataset(make_dataset(5), tmp_path / "dataset.zarr", attrs=ATTRS)
     assert verify(tmp_path / "dataset.zarr") == []
     assert sorted(os.listdir(tmp_path)) == ["dataset.zarr", "source.zarr"]

@@ -20,7 +20,7 @@ from small_runs import SMALL
 
 import daskpipe
 from daskpipe import load
-from daskpipe.cli.dataset import error_line
+from daskpipe.cli.dataset import format_errors
 from daskpipe.core.errors import ConfigError, InputError, Interrupted
 from daskpipe.core.events import Event
 from daskpipe.core.structures import from_atoms
@@ -427,7 +427,7 @@ def test_labels_without_forces_are_told_so() -> None:
     }
     for end, cases in said.items():
         found = measure_errors(cases, {"Cu": 1.0, "Au": 0.0})
-        line = error_line("test", found)
+        line = format_errors("test", found)
         assert line.startswith("test   ")
         assert line.endswith(end)
 

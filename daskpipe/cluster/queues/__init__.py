@@ -59,7 +59,7 @@ def get_queue_system(name: str) -> QueueSystem:
 
 def all_queue_systems() -> list[QueueSystem]:
     """Return all queue systems: those of daskpipe in the order of its table, then those of other packages."""
-    plugins = [name for name in REGISTRY.names() if name not in REGISTRY.table]
+    plugins = [name for name in REGISTRY.known_names() if name not in REGISTRY.table]
     return [get_queue_system(name) for name in [*REGISTRY.table, *plugins]]
 
 

@@ -2,7 +2,7 @@
 
 Needs: a run directory, complete or not, or a ``dataset.zarr``; the verdict of the quality gate if there is one.
 Makes: ``report.html``, with plotly.js inside and nothing to fetch.
-Entry: `write`.
+Entry: `write_report`.
 Memory: one block of atoms (2**20), and some 60 bytes a structure; pictures and points are samples.
 """
 
@@ -17,7 +17,9 @@ from daskpipe.core.errors import ConfigError, InputError
 __all__ = ["write"]
 
 
-def write(target: Path | str, out: Path | str | None = None, *, verdict: Mapping[str, Any] | None = None) -> Path:
+def write_report(
+    target: Path | str, out: Path | str | None = None, *, verdict: Mapping[str, Any] | None = None
+) -> Path:
     """Write a report of a run or of a dataset.
 
     Parameters
@@ -48,18 +50,18 @@ def write(target: Path | str, out: Path | str | None = None, *, verdict: Mapping
     from daskpipe.core.outputs import resolve_output
     from daskpipe.engine.run_directory import RunDirectory
     from daskpipe.runs.report import facts
-    from daskpipe.runs.report.contents import contents
-    from daskpipe.runs.report.page import render
+    from daskpipe.runs.report.contents import measure_contents
+    from daskpipe.runs.report.page import render_page
 
     target = Path(target)
     directory = RunDirectory(target)
     if directory.config.is_file():
-        held = contents(directory.dataset) if directory.dataset.exists() else None
-        found = facts.of_run(directory, held, verdict)
+        held = measure_contents(directory.dataset) if directory.dataset.exists() else None
+        found = facts.collect_run_facts(directory, held, verdict)
         default = target / "report.html"
     elif (target / "zarr.json").is_file():
-        held = contents(target)
-        found = facts.of_dataset(held, verdict)
+        held = measure_contents(target)
+        found = facts.collect_dataset_facts(held, verdict)
         default = target.with_name(f"{target.stem}.report.html")
     else:
         what = (
@@ -70,5 +72,5 @@ def write(target: Path | str, out: Path | str | None = None, *, verdict: Mapping
     if out.is_dir():
         raise ConfigError(f"{out} is a directory; give the name of a file, e.g. {out / 'report.html'}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(resolve_output(out), render(found, held))
+    write_atomically(resolve_output(out), render_page(found, held))
     return out

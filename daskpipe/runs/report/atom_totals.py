@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.core.structures import cut
+from daskpipe.core.structures import cut_blocks
 from daskpipe.runs.report.measures import FORCE_EDGES
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def add_up_atoms(ds: xr.Dataset, names: Sequence[str], kind: np.ndarray) -> Atom
     squares, n_forces = np.zeros(len(names)), np.zeros(len(names), np.int64)
     products, moments = np.zeros((N_ELEMENTS, N_ELEMENTS)), np.zeros(N_ELEMENTS)
     wanted = ["numbers", "n_atoms", *(name for name in ("energy", "forces") if name in ds)]
-    for rows, block in blocks(ds, wanted):
-        shares = _shares(block["numbers"], block["n_atoms"])
+    for rows, block in read_blocks(ds, wanted):
+        shares = _compute_shares(block["numbers"], block["n_atoms"])
         elements += np.bincount(block["numbers"], minlength=N_ELEMENTS)
         holders += (shares > 0).sum(axis=0)
         if "energy" in block:
@@ -99,11 +99,11 @@ def add_up_atoms(ds: xr.Dataset, names: Sequence[str], kind: np.ndarray) -> Atom
     )
 
 
-def blocks(ds: xr.Dataset, names: Sequence[str]) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+def read_blocks(ds: xr.Dataset, names: Sequence[str]) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
     """Read some variables, per-atom ones among them, in blocks of whole structures; give rows and arrays."""
     n_atoms = ds["n_atoms"].values
     bounds = np.append(0, np.cumsum(n_atoms, dtype=np.int64))
-    for rows in cut(n_atoms, BLOCK_ATOMS, BLOCK_STRUCTURES):
+    for rows in cut_blocks(n_atoms, BLOCK_ATOMS, BLOCK_STRUCTURES):
         atoms = slice(int(bounds[rows.start]), int(bounds[rows.stop]))
         block = ds[list(names)].isel(structure=rows, atom=atoms).load()
         yield rows, {name: block[name].values for name in names}
@@ -111,14 +111,14 @@ def blocks(ds: xr.Dataset, names: Sequence[str]) -> Iterator[tuple[slice, dict[s
 
 def subtract_fit(ds: xr.Dataset, fit: np.ndarray) -> np.ndarray:
     """Energies an atom less what the composition explains, eV, shape (structure,)."""
-    found = [
-        block["energy"] / block["n_atoms"] - _shares(block["numbers"], block["n_atoms"]) @ fit
-        for _, block in blocks(ds, ["numbers", "n_atoms", "energy"])
+    remainders = [
+        block["energy"] / block["n_atoms"] - _compute_shares(block["numbers"], block["n_atoms"]) @ fit
+        for _, block in read_blocks(ds, ["numbers", "n_atoms", "energy"])
     ]
-    return np.concatenate(found) if found else np.zeros(0)
+    return np.concatenate(remainders) if remainders else np.zeros(0)
 
 
-def _shares(numbers: np.ndarray, n_atoms: np.ndarray) -> np.ndarray:
+def _compute_shares(numbers: np.ndarray, n_atoms: np.ndarray) -> np.ndarray:
     """Share of each element in each structure, shape (structure, atomic number)."""
     row = np.repeat(np.arange(len(n_atoms)), n_atoms)
     counts = np.bincount(row * N_ELEMENTS + numbers, minlength=len(n_atoms) * N_ELEMENTS)

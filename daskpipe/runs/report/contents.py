@@ -16,9 +16,9 @@ from daskpipe.runs.report.atom_totals import AtomTotals, add_up_atoms, subtract_
 from daskpipe.runs.report.measures import (
     Histogram,
     Pairs,
-    force_histogram,
-    histogram,
-    pair_distances,
+    count_pairs,
+    make_force_histogram,
+    make_histogram,
 )
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Contents:
     pictures: dict[str, list[Atoms]]
 
 
-def contents(path: Path) -> Contents:
+def measure_contents(path: Path) -> Contents:
     """Measure a dataset.
 
     Per-atom arrays are read twice at most, `BLOCK_ATOMS` atoms at a time; of each structure some 60 bytes stay in
@@ -184,25 +184,25 @@ def contents(path: Path) -> Contents:
 
     # A cluster that happens to be connected shall not do this.
     with dask.config.set(scheduler="synchronous"):
-        return _contents(path, open_dataset(path))
+        return _measure_dataset(path, open_dataset(path))
 
 
-def _contents(path: Path, ds: xr.Dataset) -> Contents:
+def _measure_dataset(path: Path, ds: xr.Dataset) -> Contents:
     n_atoms = ds["n_atoms"].values
-    names, kind = _kinds(ds)
+    names, kind = _rank_kinds(ds)
     order = order_by_hash(0, "report", ds["structure_id"].values)
     totals = add_up_atoms(ds, names, kind)
     energies = subtract_fit(ds, totals.fit) if "energy" in ds else np.full(len(n_atoms), np.nan)
-    codes, formulas = _codes(ds, "composition")
+    codes, formulas = _read_codes(ds, "composition")
     by_formula = Counter(dict(zip(formulas, np.bincount(codes, minlength=len(formulas)).tolist(), strict=True)))
 
-    def column(name: str) -> np.ndarray:
+    def read_column(name: str) -> np.ndarray:
         return ds[name].values if name in ds else np.full(len(n_atoms), np.nan)
 
     stress = ds["stress"].values / GPA if "stress" in ds else np.full((len(n_atoms), len(VOIGT)), np.nan)
     strata = np.unique(ds["cluster"].values, return_counts=True) if "cluster" in ds else None
-    splits, torn = _splits(ds, names, kind)
-    volumes, n_volumes_of = _volumes(ds, energies, names, kind, order)
+    splits, torn = _count_splits(ds, names, kind)
+    volumes, n_volumes_of = _sample_volumes(ds, energies, names, kind, order)
     return Contents(
         path=path,
         attributes=dict(ds.attrs),
@@ -210,45 +210,47 @@ def _contents(path: Path, ds: xr.Dataset) -> Contents:
         n_atoms=int(n_atoms.sum(dtype=np.int64)),
         types=dict(zip(names, np.bincount(kind, minlength=len(names)).tolist(), strict=True)),
         kinds=_describe_kinds(names, kind, n_atoms, energies, totals),
-        elements=_by_symbol(totals.elements),
-        holders=_by_symbol(totals.holders),
+        elements=_key_by_symbol(totals.elements),
+        holders=_key_by_symbol(totals.holders),
         compositions=dict(by_formula.most_common(15)),
         n_compositions=len(formulas),
-        sizes=histogram(n_atoms, kind, names),
-        energies=histogram(energies, kind, names),
+        sizes=make_histogram(n_atoms, kind, names),
+        energies=make_histogram(energies, kind, names),
         n_unlabelled=int(np.isnan(energies).sum()),
-        forces=force_histogram(totals.forces, names, totals.force_extremes),
-        forces_of_elements=force_histogram(*_most(totals.forces_of_elements, totals.elements), totals.force_extremes),
-        temperature=histogram(column("temperature"), kind, names),
-        pressure=histogram(column("pressure"), kind, names),
-        stress_pressure=histogram(-stress[:, :3].mean(axis=1), kind, names),
-        stress_components=histogram(stress.T.ravel(), np.repeat(np.arange(len(VOIGT)), len(stress)), VOIGT, 24),
+        forces=make_force_histogram(totals.forces, names, totals.force_extremes),
+        forces_of_elements=make_force_histogram(
+            *_keep_frequent(totals.forces_of_elements, totals.elements), totals.force_extremes
+        ),
+        temperature=make_histogram(read_column("temperature"), kind, names),
+        pressure=make_histogram(read_column("pressure"), kind, names),
+        stress_pressure=make_histogram(-stress[:, :3].mean(axis=1), kind, names),
+        stress_components=make_histogram(stress.T.ravel(), np.repeat(np.arange(len(VOIGT)), len(stress)), VOIGT, 24),
         volumes=volumes,
         n_volumes_of=n_volumes_of,
-        pairs=pair_distances(structures(ds, _pair_sample(order, n_atoms))),
-        features=_map(ds, names, kind, order),
+        pairs=count_pairs(read_structures(ds, _sample_pairs(order, n_atoms))),
+        features=_map_features(ds, names, kind, order),
         strata=None if strata is None else np.sort(strata[1][strata[0] >= 0])[::-1],
         splits=splits,
         torn_groups=torn,
         pictures={
-            name: structures(ds, order[(kind[order] == number) & (n_atoms[order] <= LARGEST_PICTURE)][:THUMBNAILS])
+            name: read_structures(ds, order[(kind[order] == number) & (n_atoms[order] <= LARGEST_PICTURE)][:THUMBNAILS])
             for number, name in enumerate(names)
         },
     )
 
 
-def structures(ds: xr.Dataset, rows: np.ndarray) -> list[Atoms]:
+def read_structures(ds: xr.Dataset, rows: np.ndarray) -> list[Atoms]:
     """Read some structures of a dataset, without labels."""
     from daskpipe.core.structures import take, to_atoms
 
     names = ["n_atoms", "atom_start", "numbers", "positions", "cell", "pbc", "structure_id"]
-    found = take(ds[names], np.sort(rows)).load()
-    return [to_atoms(found, index) for index in range(len(rows))]
+    chosen = take(ds[names], np.sort(rows)).load()
+    return [to_atoms(chosen, index) for index in range(len(rows))]
 
 
-def _kinds(ds: xr.Dataset) -> tuple[list[str], np.ndarray]:
+def _rank_kinds(ds: xr.Dataset) -> tuple[list[str], np.ndarray]:
     """Names of the kinds of system, the most frequent first, and the kind of each structure, shape (structure,)."""
-    codes, names = _codes(ds, "system_type")
+    codes, names = _read_codes(ds, "system_type")
     counts = np.bincount(codes, minlength=len(names))
     order = [code for code in np.argsort(-counts, kind="stable").tolist() if counts[code]]
     place = np.full(len(names), MOST_TYPES)
@@ -257,7 +259,7 @@ def _kinds(ds: xr.Dataset) -> tuple[list[str], np.ndarray]:
     return listed + [REST] * (len(order) > MOST_TYPES), place[codes]
 
 
-def _codes(ds: xr.Dataset, name: str) -> tuple[np.ndarray, list[str]]:
+def _read_codes(ds: xr.Dataset, name: str) -> tuple[np.ndarray, list[str]]:
     """Codes of a coded variable, shape (structure,), and their names; one name for all if there is no such variable."""
     if name not in ds:
         return np.zeros(ds.sizes["structure"], dtype=np.int64), ["unknown"]
@@ -288,13 +290,13 @@ def _describe_kinds(
     return kinds
 
 
-def _by_symbol(counts: np.ndarray) -> dict[str, int]:
+def _key_by_symbol(counts: np.ndarray) -> dict[str, int]:
     from ase.data import chemical_symbols
 
     return {chemical_symbols[number]: int(counts[number]) for number in np.flatnonzero(counts).tolist()}
 
 
-def _most(forces: np.ndarray, elements: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def _keep_frequent(forces: np.ndarray, elements: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Keep the histograms of the most frequent elements, in the order of the periodic table."""
     from ase.data import chemical_symbols
 
@@ -302,13 +304,13 @@ def _most(forces: np.ndarray, elements: np.ndarray) -> tuple[np.ndarray, list[st
     return forces[numbers], [chemical_symbols[number] for number in numbers.tolist()]
 
 
-def _pair_sample(order: np.ndarray, n_atoms: np.ndarray) -> np.ndarray:
+def _sample_pairs(order: np.ndarray, n_atoms: np.ndarray) -> np.ndarray:
     most_structures, most_atoms = PAIR_SAMPLE
     fits = np.cumsum(n_atoms[order[:most_structures]]) <= most_atoms
     return order[:most_structures][fits | (np.arange(len(fits)) == 0)]
 
 
-def _map(ds: xr.Dataset, names: Sequence[str], kind: np.ndarray, order: np.ndarray) -> FeatureMap | None:
+def _map_features(ds: xr.Dataset, names: Sequence[str], kind: np.ndarray, order: np.ndarray) -> FeatureMap | None:
     """Return the map of the features: of a sample, coloured by kind of system, split and reason of the pick."""
     if "features" not in ds or ds["features"].shape[1] < 2:
         return None
@@ -321,13 +323,13 @@ def _map(ds: xr.Dataset, names: Sequence[str], kind: np.ndarray, order: np.ndarr
     colourings = {"kind": {name: kind[rows] == number for number, name in enumerate(names)}}
     for title, variable in (("split", "split"), ("reason", "selection_reason")):
         if variable in ds:
-            codes, code_names = _codes(ds, variable)
+            codes, code_names = _read_codes(ds, variable)
             groups = {name: codes[rows] == code for code, name in enumerate(code_names)}
             colourings[title] = {name: here for name, here in groups.items() if here.any()}
     return FeatureMap(points=points, colourings=colourings, n_structures=len(order))
 
 
-def _volumes(
+def _sample_volumes(
     ds: xr.Dataset, energies: np.ndarray, names: Sequence[str], kind: np.ndarray, order: np.ndarray
 ) -> tuple[dict[str, np.ndarray], int]:
     """Return volume and energy an atom of a sample of crystals and liquids by kind of system, and of how many."""
@@ -335,15 +337,15 @@ def _volumes(
     known = ds["pbc"].values.all(axis=1) & np.isfinite(energies) & (volume > 0)
     rows = np.sort(order[known[order]][:MAP_SAMPLE])
     points = np.stack([volume, energies], axis=1)[rows]
-    found = {name: points[kind[rows] == number] for number, name in enumerate(names)}
-    return {name: cloud for name, cloud in found.items() if len(cloud)}, int(known.sum())
+    clouds = {name: points[kind[rows] == number] for number, name in enumerate(names)}
+    return {name: cloud for name, cloud in clouds.items() if len(cloud)}, int(known.sum())
 
 
-def _splits(ds: xr.Dataset, names: Sequence[str], kind: np.ndarray) -> tuple[dict[str, dict[str, Any]], int]:
+def _count_splits(ds: xr.Dataset, names: Sequence[str], kind: np.ndarray) -> tuple[dict[str, dict[str, Any]], int]:
     """Say what each split holds, and how many groups lie in more than one."""
     if "split" not in ds:
         return {}, 0
-    codes, split_names = _codes(ds, "split")
+    codes, split_names = _read_codes(ds, "split")
     n_atoms = ds["n_atoms"].values
     group = ds["group"].values if "group" in ds else np.arange(len(codes))
     pairs = np.unique(np.stack([group, codes]), axis=1)

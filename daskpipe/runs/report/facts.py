@@ -112,7 +112,7 @@ class Facts:
     gate_command: str = ""
 
 
-def of_run(directory: RunDirectory, contents: Contents | None, verdict: Mapping[str, Any] | None) -> Facts:
+def collect_run_facts(directory: RunDirectory, contents: Contents | None, verdict: Mapping[str, Any] | None) -> Facts:
     """Collect what a run directory tells; the run need not be complete.
 
     Raises
@@ -122,43 +122,45 @@ def of_run(directory: RunDirectory, contents: Contents | None, verdict: Mapping[
     IntegrityError
         If a committed unit is not what was committed.
     """
-    from daskpipe.runs.status import status
+    from daskpipe.runs.status import read_status
 
     attributes = contents.attributes if contents else {}
     events = read_ledger(directory)
-    units = _units(directory, events)
-    receipts = {stage: [receipt for _, receipt in found] for stage, found in units.items()}
-    outs = {stage: sum(receipt.n_out for receipt in found) for stage, found in receipts.items()}
-    inputs = {stage: sum(receipt.n_inputs for receipt in found) for stage, found in receipts.items()}
-    reasons = _reasons(directory)
+    units = _read_units(directory, events)
+    receipts = {stage: [receipt for _, receipt in of_stage] for stage, of_stage in units.items()}
+    outs = {stage: sum(receipt.n_out for receipt in of_stage) for stage, of_stage in receipts.items()}
+    inputs = {stage: sum(receipt.n_inputs for receipt in of_stage) for stage, of_stage in receipts.items()}
+    reasons = _count_reasons(directory)
     selection = {}
     if units.get("select"):
-        selection = json.loads(directory.load("select", units["select"][0][0].key, ["report"])["report"].item())
+        selection = json.loads(directory.load_arrays("select", units["select"][0][0].key, ["report"])["report"].item())
     config = directory.config.read_text()
     return Facts(
-        name=_name(config, directory.root),
+        name=_read_name(config, directory.root),
         target=str(directory.root),
         kind="run",
         began=events[0]["at"] if events else None,
         ended=events[-1]["at"] if events else None,
-        state=status(directory.root)["state"],
-        steps=_steps(outs, inputs, {(reason.stage, reason.reason): reason.n for reason in reasons}, selection),
+        state=read_status(directory.root)["state"],
+        steps=_list_steps(outs, inputs, {(reason.stage, reason.reason): reason.n for reason in reasons}, selection),
         selection=selection,
         reasons=reasons,
-        timings=_timings(events, receipts),
+        timings=_sum_timings(events, receipts),
         n_starts=len({event["segment"] for event in events}),
         frames=read_frames(directory, units),
         config=config,
-        provenance=_provenance(attributes, _potentials(directory, attributes)),
-        versions=_json(attributes, "versions"),
-        split_rows=describe_splits(_json(attributes, "split_rule"), _json(attributes, "split_report")),
-        split_shares=list_shares(_json(attributes, "split_report")),
-        sources=_sources(attributes),
-        **_gate(directory.dataset, directory.root / "quality.json", contents, verdict),
+        provenance=_list_provenance(attributes, _list_models(directory, attributes)),
+        versions=_parse_attribute(attributes, "versions"),
+        split_rows=describe_splits(
+            _parse_attribute(attributes, "split_rule"), _parse_attribute(attributes, "split_report")
+        ),
+        split_shares=list_shares(_parse_attribute(attributes, "split_report")),
+        sources=_list_sources(attributes),
+        **_read_gate(directory.dataset, directory.root / "quality.json", contents, verdict),
     )
 
 
-def of_dataset(contents: Contents, verdict: Mapping[str, Any] | None) -> Facts:
+def collect_dataset_facts(contents: Contents, verdict: Mapping[str, Any] | None) -> Facts:
     """Collect what the attributes of a dataset tell about the run that made it.
 
     Raises
@@ -168,32 +170,34 @@ def of_dataset(contents: Contents, verdict: Mapping[str, Any] | None) -> Facts:
     """
     attributes = contents.attributes
     counts = {}
-    for kind, n in _json(attributes, "quarantined").items():
+    for kind, n in _parse_attribute(attributes, "quarantined").items():
         stage, _, reason = str(kind).partition("/")
         counts[stage, reason] = int(n)
-    selection = _json(attributes, "selection")
-    config = _json(attributes, "config")
+    selection = _parse_attribute(attributes, "selection")
+    config = _parse_attribute(attributes, "config")
     return Facts(
         name=str(config.get("name", contents.path.stem)),
         target=str(contents.path),
         kind="dataset",
-        steps=_steps(_json(attributes, "run_counts"), {}, counts, selection),
+        steps=_list_steps(_parse_attribute(attributes, "run_counts"), {}, counts, selection),
         selection=selection,
         reasons=[Reason(stage=stage, reason=reason, n=n, examples=[]) for (stage, reason), n in counts.items()],
         config=json.dumps(config, indent=1, ensure_ascii=False) if config else None,
-        provenance=_provenance(attributes, _potentials(None, attributes)),
-        versions=_json(attributes, "versions"),
-        split_rows=describe_splits(_json(attributes, "split_rule"), _json(attributes, "split_report")),
-        split_shares=list_shares(_json(attributes, "split_report")),
-        sources=_sources(attributes),
-        **_gate(contents.path, contents.path.with_name("quality.json"), contents, verdict),
+        provenance=_list_provenance(attributes, _list_models(None, attributes)),
+        versions=_parse_attribute(attributes, "versions"),
+        split_rows=describe_splits(
+            _parse_attribute(attributes, "split_rule"), _parse_attribute(attributes, "split_report")
+        ),
+        split_shares=list_shares(_parse_attribute(attributes, "split_report")),
+        sources=_list_sources(attributes),
+        **_read_gate(contents.path, contents.path.with_name("quality.json"), contents, verdict),
     )
 
 
 # --- counts -----------------------------------------------------------------------------------------
 
 
-def _units(directory: RunDirectory, events: list[dict[str, Any]]) -> dict[str, list[tuple[Unit, Receipt]]]:
+def _read_units(directory: RunDirectory, events: list[dict[str, Any]]) -> dict[str, list[tuple[Unit, Receipt]]]:
     """Units of the run by stage and in order.
 
     Where units of an earlier version of a stage are left, the newest of each number count, up to as many as were
@@ -201,7 +205,7 @@ def _units(directory: RunDirectory, events: list[dict[str, Any]]) -> dict[str, l
     """
     planned = {event["stage"]: event["n_units"] for event in events if event["event"] == "StageStarted"}
     newest: dict[str, dict[int, tuple[float, Unit, Receipt]]] = {}
-    for file in directory.manifests():
+    for file in directory.list_manifests():
         try:
             written, manifest = file.stat().st_mtime, json.loads(file.read_bytes())
         except FileNotFoundError:  # taken away by a release or an fsck beside this
@@ -212,14 +216,14 @@ def _units(directory: RunDirectory, events: list[dict[str, Any]]) -> dict[str, l
             unit.index not in of_stage or of_stage[unit.index][0] < written
         ):
             of_stage[unit.index] = (written, unit, Receipt(**manifest["receipt"]))
-    return {stage: [found[index][1:] for index in sorted(found)] for stage, found in newest.items()}
+    return {stage: [numbered[index][1:] for index in sorted(numbered)] for stage, numbered in newest.items()}
 
 
-def _reasons(directory: RunDirectory) -> list[Reason]:
+def _count_reasons(directory: RunDirectory) -> list[Reason]:
     """Rejections by stage and reason, in the order of the stages, with the first of each."""
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], list[Rejection]] = {}
-    for rejection in _rejections(directory):
+    for rejection in _read_rejections(directory):
         kind = (rejection.stage, rejection.reason)
         counts[kind] += 1
         if len(examples.setdefault(kind, [])) < EXAMPLES:
@@ -232,13 +236,13 @@ def _reasons(directory: RunDirectory) -> list[Reason]:
     ]
 
 
-def _rejections(directory: RunDirectory) -> Iterator[Rejection]:
+def _read_rejections(directory: RunDirectory) -> Iterator[Rejection]:
     # One at a time: each holds geometries, and there may be many.
     for file in directory.quarantine_files():
-        yield directory.held(file)
+        yield directory.read_rejection(file)
 
 
-def _steps(
+def _list_steps(
     outs: Mapping[str, int], inputs: Mapping[str, int], counts: Mapping[tuple[str, str], int], selection: dict[str, Any]
 ) -> list[Step]:
     """Say what came into each stage, went out of it, and was taken out, as far as the run has come."""
@@ -251,11 +255,13 @@ def _steps(
         # That a seed is equal to another one is seen only when all are there.
         seeds = outs["generate"] - removed["generate"].get("duplicate", 0)
         made = seeds + sum(removed["generate"].values())
-        steps.append(_step("generate", made, "structures made or read", seeds, "seeds", removed, "structures"))
+        steps.append(_make_step("generate", made, "structures made or read", seeds, "seeds", removed, "structures"))
         if "explore" in outs:
             n_in = inputs.get("explore", seeds)
             came = "trajectories" if "explore" in inputs else "seeds"
-            steps.append(_step("explore", n_in, came, outs["explore"], "frames", removed, "trajectories that broke"))
+            steps.append(
+                _make_step("explore", n_in, came, outs["explore"], "frames", removed, "trajectories that broke")
+            )
     if "explore" in outs and "select" in outs:
         pool, picked = outs["explore"], outs["select"]
         duplicates = selection.get("duplicates", {})
@@ -265,21 +271,21 @@ def _steps(
         }
         near["not picked"] = pool - picked - sum(near.values())
         left_out = {"select": {why: n for why, n in near.items() if n > 0}}
-        steps.append(_step("select", pool, "frames", picked, "picks", left_out, "frames"))
+        steps.append(_make_step("select", pool, "frames", picked, "picks", left_out, "frames"))
     if "select" in outs and "label" in outs:
-        steps.append(_step("label", outs["select"], "picks", outs["label"], "labelled", removed, "picks"))
+        steps.append(_make_step("label", outs["select"], "picks", outs["label"], "labelled", removed, "picks"))
     if "label" in outs and "store" in outs:
-        steps.append(_step("store", outs["label"], "labelled", outs["store"], "stored", removed, "structures"))
+        steps.append(_make_step("store", outs["label"], "labelled", outs["store"], "stored", removed, "structures"))
     return steps
 
 
-def _step(
+def _make_step(
     stage: str, n_in: int, came: str, n_out: int, went: str, removed: Mapping[str, dict[str, int]], of: str
 ) -> Step:
     return Step(stage=stage, n_in=n_in, came=came, n_out=n_out, went=went, removed=removed.get(stage, {}), of=of)
 
 
-def _timings(events: list[dict[str, Any]], receipts: Mapping[str, list[Receipt]]) -> list[Timing]:
+def _sum_timings(events: list[dict[str, Any]], receipts: Mapping[str, list[Receipt]]) -> list[Timing]:
     """Add up the passes that came to the end of a stage, over all starts of the driver."""
     wall: Counter[str] = Counter()
     tries: Counter[tuple[str, str]] = Counter()
@@ -305,43 +311,43 @@ def _timings(events: list[dict[str, Any]], receipts: Mapping[str, list[Receipt]]
 # --- provenance -------------------------------------------------------------------------------------
 
 
-def _name(config: str, root: Path) -> str:
+def _read_name(config: str, root: Path) -> str:
     import yaml
 
     read = yaml.safe_load(config)
     return str(read.get("name", root.name)) if isinstance(read, dict) else root.name
 
 
-def _json(attributes: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _parse_attribute(attributes: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return a root attribute that holds a JSON object, or its text; empty if it is absent."""
     value = attributes.get(name, {})
     try:
-        found = json.loads(value) if isinstance(value, str) else value
+        content = json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
         raise InputError(f"root attribute {name!r} is no JSON ({error}); see: daskpipe fsck") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise InputError(f"root attribute {name!r} is no JSON object, received {str(value)[:40]}")
-    return found
+    return content
 
 
-def _potentials(directory: RunDirectory | None, attributes: Mapping[str, Any]) -> dict[str, str]:
+def _list_models(directory: RunDirectory | None, attributes: Mapping[str, Any]) -> dict[str, str]:
     """Name and hash of each model, by what it did."""
     record = directory.root / "potentials.json" if directory else None
     if record and record.is_file():
         read = json.loads(record.read_text())
-        return {f"{stage} with": f"{found['name']}, sha256 {found['hash']}" for stage, found in read.items()}
-    found = {}
+        return {f"{stage} with": f"{models['name']}, sha256 {models['hash']}" for stage, models in read.items()}
+    models = {}
     for stage, attribute in (
         ("explore", "explore_potential"),
         ("label", "label_potential"),
         ("describe", "describe_model"),
     ):
-        if model := _json(attributes, attribute):
-            found[f"{stage} with"] = f"{model.get('name')}, sha256 {model.get('sha256')}"
-    return found
+        if model := _parse_attribute(attributes, attribute):
+            models[f"{stage} with"] = f"{model.get('name')}, sha256 {model.get('sha256')}"
+    return models
 
 
-def _provenance(attributes: Mapping[str, Any], potentials: Mapping[str, str]) -> dict[str, str]:
+def _list_provenance(attributes: Mapping[str, Any], potentials: Mapping[str, str]) -> dict[str, str]:
     checksums = attributes.get("checksums", {})
     given = {
         "seed": attributes.get("seed"),
@@ -353,7 +359,7 @@ def _provenance(attributes: Mapping[str, Any], potentials: Mapping[str, str]) ->
     return {name: str(value) for name, value in given.items() if value is not None}
 
 
-def _sources(attributes: Mapping[str, Any]) -> list[Source]:
+def _list_sources(attributes: Mapping[str, Any]) -> list[Source]:
     """Return what a dataset was imported or merged from."""
     value = attributes.get("sources", "[]")
     try:
@@ -366,21 +372,27 @@ def _sources(attributes: Mapping[str, Any]) -> list[Source]:
         Source(
             name=str(row.get("name", "–")),
             n_structures=int(row["n_structures"]) if "n_structures" in row else None,
-            labelled_by=_labelled_by(row),
+            labelled_by=_read_labeller(row),
             checksum=str(row["checksum"]) if "checksum" in row else None,
         )
         for row in listed
     ]
 
 
-def _labelled_by(row: Mapping[str, Any]) -> str | None:
+def _read_labeller(row: Mapping[str, Any]) -> str | None:
     """Return the method or the potential that labelled a source."""
     if "label_method" in row:
         return str(row["label_method"])
-    return str(_json(row, "label_potential")["name"]) if "name" in _json(row, "label_potential") else None
+    return (
+        str(_parse_attribute(row, "label_potential")["name"])
+        if "name" in _parse_attribute(row, "label_potential")
+        else None
+    )
 
 
-def _gate(target: Path, file: Path, contents: Contents | None, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
+def _read_gate(
+    target: Path, file: Path, contents: Contents | None, verdict: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Return the verdict of the quality gate, given or read, and what to know about it."""
     command = f"daskpipe quality {quote(str(target))}"
     if verdict is None and file.is_file():

@@ -62,8 +62,8 @@ def read_frames(directory: RunDirectory, units: Mapping[str, list[tuple[Unit, Re
     for unit, _ in sorted(described, key=lambda pair: pair[0].key):
         if sum(len(rows) for rows in features) >= FRAME_POOL:
             break
-        loaded = directory.load("explore", unit.upstream[1], ["structure_id"], optional=["step"])
-        features.append(directory.load("describe", unit.key, ["features"])["features"])
+        loaded = directory.load_arrays("explore", unit.upstream[1], ["structure_id"], optional=["step"])
+        features.append(directory.load_arrays("describe", unit.key, ["features"])["features"])
         ids.append(loaded["structure_id"])
         steps.append(loaded.get("step", np.full(len(ids[-1]), -1)))
     if not features or features[0].shape[1] < 2:
@@ -72,10 +72,12 @@ def read_frames(directory: RunDirectory, units: Mapping[str, list[tuple[Unit, Re
     order = order_by_hash(0, "report", pool_ids)[:FRAME_SAMPLE]
     picks = np.zeros((0, pool.shape[1]), dtype=np.float32)
     if units.get("select"):
-        picks = directory.load("select", units["select"][0][0].key, ["features"])["features"]
+        picks = directory.load_arrays("select", units["select"][0][0].key, ["features"])["features"]
     random = pool[order_by_hash(0, "report random", pool_ids)[: len(picks)]]
     fits = units.get("describe-fit", [])
-    explained = directory.load("describe-fit", fits[0][0].key, ["explained"])["explained"][:2].tolist() if fits else []
+    explained = (
+        directory.load_arrays("describe-fit", fits[0][0].key, ["explained"])["explained"][:2].tolist() if fits else []
+    )
     return Frames(
         points=pool[order, :2],
         seeds=pool[order, :2][np.concatenate(steps)[order] == 0],

@@ -81,7 +81,7 @@ class Pairs:
         }
 
 
-def histogram(values: np.ndarray, group: np.ndarray, names: Sequence[str], n_bins: int = 40) -> Histogram | None:
+def make_histogram(values: np.ndarray, group: np.ndarray, names: Sequence[str], n_bins: int = 40) -> Histogram | None:
     """Count values in equal bins by group; ``None`` if no value is finite.
 
     The bins span all values, but for what lies farther from the central 99 % than half its width.
@@ -107,7 +107,7 @@ def histogram(values: np.ndarray, group: np.ndarray, names: Sequence[str], n_bin
     )
 
 
-def pair_distances(frames: Sequence[Atoms]) -> Pairs:
+def count_pairs(frames: Sequence[Atoms]) -> Pairs:
     """Count distances up to 6 Å between the atoms of some structures, by pair of elements."""
     from ase.data import chemical_symbols
     from ase.neighborlist import neighbor_list
@@ -119,10 +119,10 @@ def pair_distances(frames: Sequence[Atoms]) -> Pairs:
         here = np.unique(atoms.numbers).tolist()
         for one, other in combinations_with_replacement(here, 2):
             name = "-".join(sorted((chemical_symbols[one], chemical_symbols[other])))
-            found = distance[(atoms.numbers[i] == one) & (atoms.numbers[j] == other)]
-            if len(found):
-                counts[name] = counts.get(name, 0) + np.histogram(found, PAIR_EDGES)[0]
-                shortest[name] = min(shortest.get(name, np.inf), float(found.min()))
+            of_pair = distance[(atoms.numbers[i] == one) & (atoms.numbers[j] == other)]
+            if len(of_pair):
+                counts[name] = counts.get(name, 0) + np.histogram(of_pair, PAIR_EDGES)[0]
+                shortest[name] = min(shortest.get(name, np.inf), float(of_pair.min()))
     frequent = sorted(counts, key=lambda name: (-int(counts[name].sum()), name))[:MOST_PAIRS]
     return Pairs(
         counts={name: counts[name] for name in frequent},
@@ -132,7 +132,7 @@ def pair_distances(frames: Sequence[Atoms]) -> Pairs:
     )
 
 
-def force_histogram(counts: np.ndarray, names: Sequence[str], extremes: tuple[float, float]) -> Histogram | None:
+def make_force_histogram(counts: np.ndarray, names: Sequence[str], extremes: tuple[float, float]) -> Histogram | None:
     """Return the histogram of counts over `FORCE_EDGES`, without the empty bins at both ends; None without forces."""
     total = counts.sum(axis=0)
     if not total.any():

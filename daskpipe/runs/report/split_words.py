@@ -49,11 +49,14 @@ def describe_splits(rule: Mapping[str, Any], report: Mapping[str, Any]) -> list[
         What, and its value; a record that both attributes hold stands once.
     """
     given = {**rule, **report}
-    rows = {WORDS[name]: _write(name, given[name]) for name in WORDS if name in given}
+    rows = {WORDS[name]: _format_value(name, given[name]) for name in WORDS if name in given}
     if given.get("split_by") != "cluster":
         rows.pop(WORDS["clusters"], None)
     others = {name: value for name, value in given.items() if name not in WORDS and name not in HIDDEN}
-    return [*rows.items(), *((name.replace("_", " "), _write("", value)) for name, value in _flatten(others))]
+    return [
+        *rows.items(),
+        *((name.replace("_", " "), _format_value("", value)) for name, value in _flatten_names(others)),
+    ]
 
 
 def list_shares(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -61,14 +64,14 @@ def list_shares(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     records = [record if isinstance(record := report.get(name), Mapping) else {} for name in OF_A_SPLIT]
     named = dict.fromkeys(split for record in records for split in record)
     splits = sorted(named, key=lambda split: SPLITS.index(split) if split in SPLITS else len(SPLITS))
-    return [(str(split), *(_write_share(record.get(split)) for record in records)) for split in splits]
+    return [(str(split), *(_format_share(record.get(split)) for record in records)) for split in splits]
 
 
-def _write_share(value: Any) -> str:
+def _format_share(value: Any) -> str:
     return f"{100 * value:.3g} %" if isinstance(value, int | float) else "–"
 
 
-def _write(head: str, value: Any) -> str:
+def _format_value(head: str, value: Any) -> str:
     """Write a value for people."""
     if value is None:
         return "–"
@@ -82,10 +85,10 @@ def _write(head: str, value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten_names(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted names and values of nested objects."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _flatten(item, f"{name}.{key}" if name else str(key))
+            yield from _flatten_names(item, f"{name}.{key}" if name else str(key))
     else:
         yield name, value

@@ -26,12 +26,16 @@ class Thumbnail:
     id: str
 
 
-def thumbnails(pictures: Mapping[str, list[Atoms]]) -> dict[str, list[Thumbnail]]:
+def draw_thumbnails(pictures: Mapping[str, list[Atoms]]) -> dict[str, list[Thumbnail]]:
     """Draw structures; those of a kind stay together."""
-    return {kind: [_drawn(atoms) for atoms in found] for kind, found in pictures.items() if found}
+    return {
+        kind: [_draw_structure(atoms) for atoms in atoms_of_kind]
+        for kind, atoms_of_kind in pictures.items()
+        if atoms_of_kind
+    }
 
 
-def legend(symbols: Iterable[str]) -> dict[str, str]:
+def make_legend(symbols: Iterable[str]) -> dict[str, str]:
     """Return the colour of each element in the pictures."""
     from ase.data import atomic_numbers
     from ase.data.colors import jmol_colors
@@ -40,7 +44,7 @@ def legend(symbols: Iterable[str]) -> dict[str, str]:
     return {symbol: f"#{red:02x}{green:02x}{blue:02x}" for symbol, (red, green, blue) in rounded.items()}
 
 
-def _drawn(atoms: Atoms) -> Thumbnail:
+def _draw_structure(atoms: Atoms) -> Thumbnail:
     from ase.visualize.plot import plot_atoms
     from matplotlib.figure import Figure
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from platformdirs import user_cache_path
 
-from daskpipe.core.connectivity import neighbours
+from daskpipe.core.connectivity import find_neighbours
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -92,7 +92,7 @@ def room(
 
 def n_pairs(atoms: Atoms, cutoff: float) -> int:
     """Count the ordered pairs of atoms closer than a distance (Å), images included."""
-    return len(neighbours(atoms, cutoff, "i"))
+    return len(find_neighbours(atoms, cutoff, "i"))
 
 
 def memory_growth(

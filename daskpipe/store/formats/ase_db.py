@@ -1,4 +1,4 @@
-"""An ASE database in SQLite; see `daskpipe.store.formats.ase_rows` for what stands where."""
+"""Write and read ASE databases in SQLite; `daskpipe.store.formats.ase_rows` documents the place of each variable."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ MAX_STRUCTURES = 16_384
 
 
 def check_name(out: Path) -> None:
-    """ASE tells SQLite by the name."""
+    """Require the suffix by which ASE recognises SQLite."""
     if out.suffix != SUFFIX:
         wanted = quote(str(out.with_suffix(SUFFIX)))
         raise ConfigError(f"{out}: ase.db.connect knows SQLite by the ending {SUFFIX}; type {wanted}")
 
 
 def write_part(block: xr.Dataset, path: Path) -> None:
-    """Write a database without indices: `join_parts` makes them."""
+    """Write a database without indices: `join_parts` creates them."""
     from ase.db import connect
 
     with connect(path, create_indices=False, use_lock_file=False) as database:
@@ -60,7 +60,7 @@ def read_part(path: Path) -> Iterator[Record]:
 
 
 def join_parts(parts: Sequence[Path], out: Path) -> None:
-    """Append all parts to the first, with ids that go on, and make the indices."""
+    """Append all parts to the first, with consecutive ids, and create the indices."""
     from ase.db.sqlite import all_tables, index_statements
 
     os.rename(parts[0], out)
@@ -80,7 +80,7 @@ def join_parts(parts: Sequence[Path], out: Path) -> None:
 
 
 def count_structures(out: Path) -> int:
-    """Ask the database."""
+    """Count the rows of the database."""
     from ase.db import connect
 
     return int(connect(out, use_lock_file=False).count())

@@ -1,10 +1,11 @@
-"""A folder of ASE databases in LMDB, which fairchem trains on (``AseDBDataset``), and MACE as well (``LMDBDataset``).
+"""Write and read folders of ASE databases in LMDB, for training with fairchem (``AseDBDataset``) or MACE.
 
 Files are ``data.0000.aselmdb`` ... and ``metadata.npz``, whose ``natoms`` has the number of atoms of each structure, in
-the order of the files. fairchem copies a row's ``data`` into ``atoms.info``: there stand ``charge`` and ``spin``
-(2S + 1), the keys of OMol25 and UMA, which are read if ``a2g_args`` has ``r_data_keys: [spin, charge]``, and ``sid``,
-the structure's id. ``total_charge`` and ``total_spin`` are the same for MACE. For the rest see
-`daskpipe.store.formats.ase_rows`. Source: fairchem-core 2, ``core/datasets/ase_datasets.py`` and ``atomic_data.py``.
+the order of the files. fairchem copies the ``data`` of a row into ``atoms.info``: it contains ``charge`` and ``spin``
+(2S + 1), the keys of OMol25 and UMA, which fairchem reads if ``a2g_args`` has ``r_data_keys: [spin, charge]``, and
+``sid``, the id of the structure. ``total_charge`` and ``total_spin`` are the same for MACE (``LMDBDataset``).
+`daskpipe.store.formats.ase_rows` documents the other variables. Source: fairchem-core 2,
+``core/datasets/ase_datasets.py`` and ``atomic_data.py``.
 """
 
 from __future__ import annotations
@@ -37,22 +38,22 @@ __all__ = [
 SUFFIX = ".aselmdb"
 READER = "ase.db.connect of ase-db-backends"
 MAX_STRUCTURES = 10_000
-"""Its writer looks each new id up in a list, so the time grows with the square of the rows."""
+"""The writer searches a list for each new id, so its time grows with the square of the rows."""
 
 
 def check_name(out: Path) -> None:
-    """Any name will do."""
+    """Accept any name."""
 
 
 def write_part(block: xr.Dataset, path: Path) -> None:
-    """Write a database, and beside it the number of atoms of each structure."""
+    """Write a database, and the number of atoms of each structure beside it."""
     from ase.db import connect
 
     with connect(path) as database:
         for record in iter_records(block):
             pairs, data = pairs_and_data(record)
             data |= {"charge": record["charge"], "total_charge": record["charge"], "sid": record["structure_id"]}
-            # Their default for crystals, and for what nobody says.
+            # 0 is the default of fairchem for crystals, and for an unknown spin.
             data["spin"] = record.get("spin_multiplicity", 0)
             if "spin_multiplicity" in record:
                 data["total_spin"] = record["spin_multiplicity"]
@@ -80,7 +81,7 @@ def join_parts(parts: Sequence[Path], out: Path) -> None:
 
 
 def count_structures(out: Path) -> int:
-    """Ask all files."""
+    """Count the rows of all files."""
     from ase.db import connect
 
     return sum(connect(file, readonly=True).count() for file in sorted(out.glob(f"*{SUFFIX}")))

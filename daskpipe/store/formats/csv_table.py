@@ -1,7 +1,7 @@
-"""A table of scalars: one row a structure, one column a variable, no arrays.
+"""Write and read CSV tables of scalars: one row per structure, one column per variable, no arrays.
 
-Ids are ``0x`` and hex digits, coded variables are words, and what a structure lacks is empty. Floats are printed so
-that they read back as stored; pandas before 3.1 wants ``float_precision="round_trip"`` for that.
+Ids are ``0x`` and hex digits, coded variables are words, and values that a structure lacks are empty. Floats are
+printed so that they read back as stored; pandas before 3.1 needs ``float_precision="round_trip"`` for that.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ MAX_STRUCTURES = 65_536
 
 
 def check_name(out: Path) -> None:
-    """Any name will do."""
+    """Accept any name."""
 
 
 def write_part(block: xr.Dataset, path: Path) -> None:
-    """Write a header and a row a structure."""
+    """Write a header, and one row per structure."""
     names = [name for name in SCALARS if name in block]
     with open(path, "w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
@@ -39,7 +39,7 @@ def write_part(block: xr.Dataset, path: Path) -> None:
 
 
 def _format_value(name: str, value: Any) -> Any:
-    """Shortest text that reads back as the same number of its precision."""
+    """Format a number as text that reads back as the same number in its precision."""
     return f"{value:.9g}" if isinstance(value, float) and VARIABLES[name].dtype.itemsize == 4 else value
 
 
@@ -68,6 +68,6 @@ def join_parts(parts: Sequence[Path], out: Path) -> None:
 
 
 def count_structures(out: Path) -> int:
-    """Count lines; no word holds a line break."""
+    """Count the lines; no word contains a line break."""
     with open(out, "rb") as lines:
         return sum(1 for _ in lines) - 1

@@ -1,13 +1,13 @@
-"""Extended XYZ: text that ASE, MACE and most programs of the field read.
+"""Write and read extended XYZ: text that ASE, MACE and most programs of the field read.
 
-Each label stands there twice: ``energy``, ``forces``, ``stress``, which `ase.io.read` puts into a calculator, and
-``REF_energy``, ``REF_forces``, ``REF_stress``, the keys that ``mace_run_train --train_file`` looks for by default. ASE
-(since 3.23) moves the plain names out of ``info`` and ``arrays``, where MACE then finds nothing, so one set cannot
-serve both. ``total_charge`` and ``total_spin`` (2S + 1) are MACE's names as well, and so are ``config_type``, ``head``
-and ``config_weight``. Fixed atoms stand in ``move_mask``, three columns, of which ASE makes constraints:
-``get_forces()`` is zero then along what is fixed; ``calc.results["forces"]`` and ``REF_forces`` are as labelled.
-``config_stress_weight=0`` keeps MACE from training on the stress of a cell that is open along a vector: its own stress
-is of another cell there (ACEsuit/mace#1509).
+Each label is there twice: as ``energy``, ``forces``, ``stress``, which `ase.io.read` puts into a calculator, and as
+``REF_energy``, ``REF_forces``, ``REF_stress``, the keys that ``mace_run_train --train_file`` reads by default. ASE
+(since 3.23) moves the plain names out of ``info`` and ``arrays``, where MACE would look for them, so one set of names
+cannot serve both. ``total_charge`` and ``total_spin`` (2S + 1) are names of MACE, too, and so are ``config_type``,
+``head`` and ``config_weight``. Fixed atoms are in ``move_mask``, three columns that ASE turns into constraints: then
+``get_forces()`` is zero along the fixed components, and ``calc.results["forces"]`` and ``REF_forces`` are as labelled.
+``config_stress_weight=0`` keeps MACE from training on the stress of a cell that is open along a vector: MACE computes
+it for another cell (ACEsuit/mace#1509).
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ MAX_STRUCTURES = 65_536
 
 
 def check_name(out: Path) -> None:
-    """Any name will do."""
+    """Accept any name."""
 
 
 def write_part(block: xr.Dataset, path: Path) -> None:
-    """Write frames of text."""
+    """Write the structures as frames of text."""
     with open(path, "w", encoding="utf-8") as stream:
         for record in iter_records(block):
             stream.write(format_frame(record))
 
 
 def format_frame(record: Record) -> str:
-    """One frame. Numbers are printed so that they read back as the stored ones, bit for bit."""
+    """Format a structure as a frame, with numbers that read back bit for bit."""
     from ase.data import chemical_symbols
     from ase.io.extxyz import key_val_dict_to_str
 
@@ -63,7 +63,7 @@ def format_frame(record: Record) -> str:
     words = [""] * len(record["numbers"])
     if "fixed" in record:
         properties += ":move_mask:L:3"
-        words = [" " + " ".join("FT"[not held] for held in row) for row in record["fixed"].tolist()]
+        words = [" " + " ".join("FT"[not is_fixed] for is_fixed in row) for row in record["fixed"].tolist()]
     info |= {"Properties": properties, "pbc": record["pbc"]}
     if "energy" in record:
         info |= {"energy": record["energy"], "REF_energy": record["energy"]}
@@ -91,7 +91,7 @@ def format_frame(record: Record) -> str:
 
 @cache
 def _quote_word(word: str) -> str:
-    """Text that ASE reads as this word, and not as a number or a truth."""
+    """Format a word as text that ASE reads as this word, and not as a number or a truth value."""
     from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
 
     as_read = key_val_str_to_dict(key_val_dict_to_str({"word": word}))["word"]
@@ -99,18 +99,18 @@ def _quote_word(word: str) -> str:
 
 
 def read_part(path: Path) -> Iterator[Record]:
-    """Yield what ASE reads."""
+    """Yield the structures that ASE reads."""
     from ase.io import iread
 
     for atoms in iread(path, format="extxyz"):
-        found: dict[str, Any] = {"numbers": atoms.numbers, "positions": atoms.positions}
-        found |= {"cell": atoms.cell.array, "pbc": atoms.pbc}
-        found |= atoms.calc.results if atoms.calc is not None else {}
-        found |= {name: atoms.info[name] for name in FACTS if name in atoms.info}
-        found |= {name: atoms.arrays[name] for name in ATOM_FACTS if name in atoms.arrays}
+        record: dict[str, Any] = {"numbers": atoms.numbers, "positions": atoms.positions}
+        record |= {"cell": atoms.cell.array, "pbc": atoms.pbc}
+        record |= atoms.calc.results if atoms.calc is not None else {}
+        record |= {name: atoms.info[name] for name in FACTS if name in atoms.info}
+        record |= {name: atoms.arrays[name] for name in ATOM_FACTS if name in atoms.arrays}
         if (fixed := fixed_components(atoms)) is not None:
-            found["fixed"] = fixed
-        yield found
+            record["fixed"] = fixed
+        yield record
 
 
 def join_parts(parts: Sequence[Path], out: Path) -> None:
@@ -122,7 +122,7 @@ def join_parts(parts: Sequence[Path], out: Path) -> None:
 
 
 def count_structures(out: Path) -> int:
-    """Walk from header to header."""
+    """Count the frames by their headers."""
     n = 0
     with open(out, "rb") as lines:
         for header in lines:

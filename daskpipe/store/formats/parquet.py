@@ -1,11 +1,11 @@
-"""One Parquet file with ColabFit's columns, one row a structure and its labels.
+"""Write and read one Parquet file with the columns of ColabFit, one row per structure with its labels.
 
 Names and types are those of ColabFit's configuration files (materials.colabfit.org/configuration_schema): lists of
 doubles, energies in eV, forces in eV/Å, and ``cauchy_stress`` as a 3 x 3 matrix in eV/Å^3, positive under tension as
-in ASE (ColabFit's datasets differ in sign), with ``cauchy_stress_volume_normalized`` false: it is not multiplied by the
-volume. Hashes are daskpipe's: ``configuration_hash`` and ``structure_hash`` are the structure's id, ``property_hash``
-covers it, the method and the labels. What ColabFit has no column for is JSON in ``metadata``. ``last_modified`` and
-properties that daskpipe does not have are null.
+in ASE (the sign differs between ColabFit's datasets), with ``cauchy_stress_volume_normalized`` false: it is not
+multiplied by the volume. Hashes are those of daskpipe: ``configuration_hash`` and ``structure_hash`` are the id of the
+structure, ``property_hash`` covers the id, the method and the labels. Variables for which ColabFit has no column are
+JSON in ``metadata``. ``last_modified`` and properties that daskpipe does not have are null.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 SUFFIX = ".parquet"
 READER = "pyarrow.parquet"
 METADATA = tuple(name for name in SCALARS if name not in ("energy", "structure_id", "composition", "label_method"))
-"""What goes into the column of that name."""
+"""Variables in the column of that name."""
 
 FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *(name for name in SCALARS if name != "energy"))
 MAX_STRUCTURES = 65_536
 
 ID_DIGITS = 25
-"""Digits of a hash that ColabFit's ids keep."""
+"""Digits of a hash in ColabFit's ids."""
 
 
 def check_name(out: Path) -> None:
-    """Any name will do."""
+    """Accept any name."""
 
 
 def make_schema() -> pa.Schema:
-    """Return ColabFit's columns."""
+    """Return the columns of ColabFit."""
     import pyarrow as pa
 
     text, real, whole, flag = pa.string(), pa.float64(), pa.int32(), pa.bool_()
@@ -69,18 +69,19 @@ def make_schema() -> pa.Schema:
 
 
 def write_part(block: xr.Dataset, path: Path) -> None:
-    """Write a block, some thousand rows at a time: in between they are Python's numbers."""
+    """Write a block, a few thousand rows at a time, because rows become Python numbers first."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     dataset, software = f"DS_{block.attrs.get('dataset_key', '')}", _name_teacher(block)
     rows = (_make_row(record, dataset, software) for record in iter_records(block))
     with pq.ParquetWriter(path, make_schema()) as writer:
-        while some := list(islice(rows, 4096)):
-            writer.write_table(pa.Table.from_pylist(some, schema=make_schema()))
+        while batch := list(islice(rows, 4096)):
+            writer.write_table(pa.Table.from_pylist(batch, schema=make_schema()))
 
 
 def _make_row(record: Record, dataset: str, software: str | None) -> dict[str, Any]:
+    """Convert a structure to a row with the columns of `make_schema`."""
     numbers, pbc = record["numbers"], record["pbc"].astype(int)
     forces, stress = record.get("forces"), record.get("stress")
     norms = None if forces is None else np.linalg.norm(forces.astype(float), axis=1)
@@ -119,6 +120,7 @@ def _make_row(record: Record, dataset: str, software: str | None) -> dict[str, A
 
 
 def _hash_labels(record: Record) -> str:
+    """Hash the id, the method and the labels of a structure."""
     digest = hashlib.blake2b(f"{record['structure_id']} {record.get('label_method')}".encode(), digest_size=16)
     for name in LABELS:
         digest.update(f" {name} ".encode() + np.asarray(record.get(name, ()), dtype="<f8").tobytes())
@@ -126,7 +128,7 @@ def _hash_labels(record: Record) -> str:
 
 
 def _name_teacher(block: xr.Dataset) -> str | None:
-    """Name of the teacher, if the dataset says."""
+    """Return the name of the teacher, if the dataset records it."""
     known = block.attrs.get("label_potential")
     known = json.loads(known) if isinstance(known, str) else known
     return known.get("name") if isinstance(known, dict) else None
@@ -134,7 +136,7 @@ def _name_teacher(block: xr.Dataset) -> str | None:
 
 @cache
 def _format_formulas(hill: str) -> dict[str, Any]:
-    """Formulas and elements as OPTIMADE defines them, elements in alphabetical order."""
+    """Return formulas and elements as OPTIMADE defines them, elements in alphabetical order."""
     from ase.formula import Formula
 
     counts = dict(sorted(Formula(hill).count().items()))
@@ -159,18 +161,18 @@ def _format_count(n: int) -> str:
 def _iter_letters() -> Iterator[str]:
     """Yield A, B, ... Z, Aa, Ba, ... Za, Ab, ..."""
     for number in numbers_from():
-        turn, letter = divmod(number, len(ascii_uppercase))
-        yield ascii_uppercase[letter] + (ascii_lowercase[turn - 1] if turn else "")
+        repeat, letter = divmod(number, len(ascii_uppercase))
+        yield ascii_uppercase[letter] + (ascii_lowercase[repeat - 1] if repeat else "")
 
 
 def read_part(path: Path) -> Iterator[Record]:
-    """Yield the rows that pyarrow reads."""
+    """Yield the structures that pyarrow reads."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
-                found = {
+                record = {
                     "numbers": row["atomic_numbers"],
                     "positions": row["positions"],
                     "cell": row["cell"],
@@ -183,12 +185,12 @@ def read_part(path: Path) -> Iterator[Record]:
                     **json.loads(row["metadata"]),
                 }
                 if row["cauchy_stress"] is not None:
-                    found["stress"] = np.reshape(row["cauchy_stress"], 9)[list(FULL_TO_VOIGT)]
-                yield found
+                    record["stress"] = np.reshape(row["cauchy_stress"], 9)[list(FULL_TO_VOIGT)]
+                yield record
 
 
 def join_parts(parts: Sequence[Path], out: Path) -> None:
-    """Copy row group after row group."""
+    """Copy the row groups of all parts."""
     import pyarrow.parquet as pq
 
     with pq.ParquetWriter(out, make_schema()) as writer:
@@ -199,7 +201,7 @@ def join_parts(parts: Sequence[Path], out: Path) -> None:
 
 
 def count_structures(out: Path) -> int:
-    """Look at the file's footer."""
+    """Read the number of rows from the footer of the file."""
     import pyarrow.parquet as pq
 
     return int(pq.read_metadata(out).num_rows)

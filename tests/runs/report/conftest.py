@@ -51,7 +51,7 @@ def run_dir(reference: daskpipe.Result, tmp_path_factory: pytest.TempPathFactory
         Rejection(stage="generate", structure=f"files/{HOSTILE}.xyz", reason="unreadable", evidence=f"found {HOSTILE}"),
         Rejection(stage="explore", structure="0f" * 16, reason="force", evidence="120 eV/Å", details={"step": 7}),
     ]
-    RunDirectory(path).quarantine(rejections)
+    RunDirectory(path).write_quarantine(rejections)
     return path
 
 

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from daskpipe.core.errors import ConfigError
 from daskpipe.core.structures import NO_PARENT, from_atoms, structure_id
-from daskpipe.core.variables import decode
+from daskpipe.core.variables import decode_names
 from daskpipe.engine.units import Payload
 from daskpipe.stages.generate.labelled import cut_labelled_ranges, read_labelled
 from daskpipe.stages.generate.labels import LabelKeys
@@ -326,7 +326,7 @@ def test_what_was_exported_comes_back(to: str, name: str, size: int, tmp_path: P
     for key in ("structure_id", "parent_id", "numbers", "cell", "pbc", "charge", "spin_multiplicity", "energy"):
         assert rows(payloads, key) == stored[key].values.tolist(), key
     for key in ("system_type", "generator", "label_method", "split"):
-        assert rows(payloads, key) == decode(stored[key]).tolist(), key
+        assert rows(payloads, key) == decode_names(stored[key]).tolist(), key
     for key in ("positions", "forces"):
         found = np.concatenate([payload.arrays[key] for payload in payloads])
         assert np.array_equal(found, stored[key].values), key

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from daskpipe.core.errors import InputError
 from daskpipe.core.structures import concat, from_atoms, round_positions, structure_id, take, to_atoms
-from daskpipe.core.variables import decode
+from daskpipe.core.variables import decode_names
 from daskpipe.store import arrange_and_write, open_dataset, write_dataset
 from daskpipe.store.quality.check import MOST_OFFENDERS
 from daskpipe.store.quality.gate import judge
@@ -93,7 +93,7 @@ def changed(ds: xr.Dataset, name: str, row: int, value) -> xr.Dataset:
 
 
 def row_of(ds: xr.Dataset, kind: str) -> int:
-    return int(np.flatnonzero(decode(ds["system_type"]) == kind)[0])
+    return int(np.flatnonzero(decode_names(ds["system_type"]) == kind)[0])
 
 
 def hex_id(ds: xr.Dataset, row: int) -> str:
@@ -263,7 +263,7 @@ def test_repeated_structures(ds, judged):
 def ds_in_names(ds: xr.Dataset) -> xr.Dataset:
     """Give the coded variables their names again."""
     coded = [name for name in ds.data_vars if "flag_meanings" in ds[name].attrs]
-    return ds.assign({name: (ds[name].dims, decode(ds[name])) for name in coded}).drop_vars(["split", "group"])
+    return ds.assign({name: (ds[name].dims, decode_names(ds[name])) for name in coded}).drop_vars(["split", "group"])
 
 
 def test_missing_element(ds, judged):
@@ -287,7 +287,7 @@ def test_rare_element(ds, judged):
 
 
 def test_unbalanced_types(ds, judged):
-    kinds = decode(ds["system_type"])
+    kinds = decode_names(ds["system_type"])
     rows = np.concatenate([np.flatnonzero(kinds == "cluster"), np.flatnonzero(kinds == "alloy")[:4]])
     verdict = judged(take(ds, rows), splits=None)
     assert failed(verdict) == {"type_balance"}
@@ -396,7 +396,7 @@ def test_blocks_do_not_matter(ds, clean, monkeypatch, judged):
     bad = changed(changed(ds, "energy", 5, np.nan), "forces", 7, np.nan)
     verdicts = [judged(changed(bad, "positions", row_of(ds, "cluster"), onto_another)).as_json()]
     path = verdicts[0]["dataset"]
-    module = sys.modules[judge.__module__]
+    module = sys.modules["daskpipe.store.quality.measuring"]
     for structures, atoms in ((1, 2**20), (7, 2**20), (65_536, 40)):
         monkeypatch.setattr(module, "BLOCK_STRUCTURES", structures)
         monkeypatch.setattr(module, "BLOCK_ATOMS", atoms)
@@ -437,7 +437,7 @@ def test_text(ds, judged, clean):
 
 
 def test_names_from_outside_stay_plain(ds, tmp_path):
-    kinds = np.where(decode(ds["system_type"]) == "alloy", "al\x1b[31mloy\u202e", "cluster")
+    kinds = np.where(decode_names(ds["system_type"]) == "alloy", "al\x1b[31mloy\u202e", "cluster")
     path = tmp_path / "red\x1b[2J.zarr"
     write_dataset(ds.assign(system_type=("structure", kinds)), path, attrs=ATTRS)
     text = "\n".join(format_verdict(judge(path, outcome=Outcome(failures={"\x07bell": 1}))))

@@ -51,7 +51,7 @@ def test_repeats_are_those_of_a_slow_loop(n, seed):
             for other in range(row)
         )
     ]
-    assert dataset_checks._repeats(kind, points, TOLERANCE).tolist() == expected
+    assert dataset_checks._find_repeats(kind, points, TOLERANCE).tolist() == expected
 
 
 def test_charge_tells_structures_apart():
