@@ -84,14 +84,14 @@ def check_potential(
     for atoms, item in zip(structures, results, strict=True):
         _check_calculator(potential.calculator, atoms, item, tolerance)
         _check_slopes(model, atoms, item, step, slope_tolerance, rng)
-        for change, changed, order, turn in list_equivalents(atoms, rng):
+        for change, changed, order, rotation in list_equivalents(atoms, rng):
             if change == "a supercell" and not supercells:
                 continue
             (got,) = run_model(model, [changed])
             expected = {
                 "energy": item["energy"] * len(changed) / len(atoms),
-                "forces": item["forces"][order] @ turn.T,
-                "stress": turn @ item["stress"] @ turn.T,
+                "forces": item["forces"][order] @ rotation.T,
+                "stress": rotation @ item["stress"] @ rotation.T,
             }
             _check_results(got, expected, tolerance, f"{change} of {atoms}")
 

@@ -1,4 +1,4 @@
-"""What works here, and how a run is shown."""
+"""The doctor's examination of this machine, and the display of a run."""
 
 from __future__ import annotations
 
@@ -215,13 +215,13 @@ def test_commands_survive_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_doctor_tries_every_potential(type_command: Callable[..., Any]) -> None:
-    found = examine_machine()
-    assert {name: row["ok"] for name, row in found["potentials"].items()} == {
+    examined = examine_machine()
+    assert {name: row["ok"] for name, row in examined["potentials"].items()} == {
         "emt": True, "mace (bundled)": True, "chgnet": True, "xtb": True,
     }  # fmt: skip
-    assert all("eV/atom" in row["says"] for row in found["potentials"].values())
-    assert found["machine"]["packages"]["ok"]
-    json.dumps(found)
+    assert all("eV/atom" in row["says"] for row in examined["potentials"].values())
+    assert examined["machine"]["packages"]["ok"]
+    json.dumps(examined)
     typed = type_command("doctor")
     assert typed.code == 0
     for name in ("GPU", "disk", "Slurm", "mace (bundled)"):

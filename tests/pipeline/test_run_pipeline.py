@@ -1,4 +1,4 @@
-"""A run from end to end on real workers: what it makes, where its units ran, and what it leaves behind."""
+"""A run from end to end on real workers: its dataset, where its units ran, and its files."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ RECEIPT_LIMIT = 2048
 ROOMS = ("generate-", "explore-", "describe-", "select-", "label-", "store-")
 
 
-def without(attrs: dict[str, object], *names: str) -> dict[str, object]:
+def drop_variables(attrs: dict[str, object], *names: str) -> dict[str, object]:
     return {name: value for name, value in attrs.items() if name not in names}
 
 
 def check_labels(dataset: Path, teacher: Calculator) -> None:
-    """Recompute the labels with the teacher's own ASE calculator, from nothing but the stored geometry."""
+    """Recompute the labels with the teacher's own ASE calculator, from the stored geometry alone."""
     ds = daskpipe.open_dataset(dataset)
     assert ds.sizes["structure"] > 0
     for index in range(ds.sizes["structure"]):
@@ -151,7 +151,7 @@ def test_sizes_of_partitions_and_batches_do_not_change_the_arrays(
     ours, theirs = xr.open_zarr(result.dataset), xr.open_zarr(reference.dataset)
     xr.testing.assert_identical(ours.drop_attrs(deep=False), theirs.drop_attrs(deep=False))
     changing = ("config", "dataset_key", "checksums")
-    assert without(ours.attrs, *changing) == without(theirs.attrs, *changing)
+    assert drop_variables(ours.attrs, *changing) == drop_variables(theirs.attrs, *changing)
 
 
 ALL_OF_EXPLORATION = [
@@ -306,8 +306,8 @@ def test_paths_are_resumed_from_any_directory(
 # --- against an existing dataset -------------------------------------------------------------------------
 
 
-def ids_of(dataset: Path) -> set[bytes]:
-    """Ids of the structures of a dataset."""
+def read_ids(dataset: Path) -> set[bytes]:
+    """Read the ids of the structures of a dataset."""
     return {item.tobytes() for item in xr.open_zarr(dataset)["structure_id"].values}
 
 
@@ -328,13 +328,13 @@ def second(reference: Result, client: Client, tmp_path_factory: pytest.TempPathF
 
 def test_frames_of_the_first_dataset_are_not_labelled_again(reference: Result, second: Result) -> None:
     assert second.stages["explore"]["out"] == 8
-    assert not ids_of(second.dataset) & ids_of(reference.dataset)
+    assert not read_ids(second.dataset) & read_ids(reference.dataset)
     explored = {
         item.tobytes()
         for path in (second.run_dir / "units" / "explore").glob("*/*")
         for item in RunDirectory(second.run_dir).load_arrays("explore", path.name, ["structure_id"])["structure_id"]
     }
-    assert ids_of(second.dataset) | ids_of(reference.dataset) == explored
+    assert read_ids(second.dataset) | read_ids(reference.dataset) == explored
     duplicates = second.stages["select"]["report"]["duplicates"]
     assert (duplicates["against_dataset"], duplicates["against_pool"]) == (6, 0)
     row = second.stages["describe-against"]
@@ -379,14 +379,14 @@ def test_against_counts_by_content_and_not_by_path(
     other = daskpipe.resume(tmp_path / "run", client=client)
     computed = {stage for stage, row in other.stages.items() if row["computed"]}
     assert computed == {"describe-against", "select", "label", "store-sort", "store-plan", "store-write", "store"}
-    assert ids_of(other.dataset) == ids_of(second.run_dir.parent / "old.zarr")
+    assert read_ids(other.dataset) == read_ids(second.run_dir.parent / "old.zarr")
 
 
 def test_against_a_file_of_frames(reference: Result, second: Result, client: Client, tmp_path: Path) -> None:
     daskpipe.export(reference.dataset, "extxyz", tmp_path / "old.extxyz")
     overrides = [*AGAINST, f"select.against={tmp_path / 'old.extxyz'}"]
     result = daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
-    assert ids_of(result.dataset) == ids_of(second.dataset)
+    assert read_ids(result.dataset) == read_ids(second.dataset)
 
 
 @pytest.mark.parametrize(
