@@ -107,7 +107,7 @@ def _absolute_glob(path: str) -> str:
 
 
 def _known_params(content: Mapping[str, Any], path: Sequence[int | str]) -> list[str]:
-    """Return the parameters of the generator of the source that lies at a path of a config."""
+    """Return the parameters of the generator of the source at a path of a config."""
     match path:
         case ("generate", "sources", name):
             return sorted(GENERATORS.params_model(content["generate"]["sources"][name]["generator"]).model_fields)

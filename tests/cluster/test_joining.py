@@ -227,7 +227,7 @@ def test_units_come_back_when_all_workers_that_they_are_bound_to_are_gone(
     with worker(guest_client, bare_python) as bad:
         guests = GuestWorkers(guest_client, tmp_path, lambda event: None)
         with worker(guest_client, sys.executable, "--no-nanny", path=OURS):
-            pool = DaskPool(Workers(guest_client, admit=guests.admit), frozenset())
+            pool = DaskPool(Workers(guest_client, admit=guests.admit_workers), frozenset())
             assert pool.count_slots("label") > 0
             handle = pool.submit_unit(unit(0), UnitCall("sleep", lambda: time.sleep(3600)))
             assert pool.wait_for_any([handle], timeout=0.5) == set()

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from daskpipe.cluster.connect import Cluster
-from daskpipe.config.compose import CHOICES, Choice, compose, merge, parse_overrides
+from daskpipe.config.compose import CHOICES, Choice, compose, merge
 from daskpipe.config.load import change_config, load_config, load_quality
+from daskpipe.config.overrides import parse_overrides
 from daskpipe.config.saved import from_yaml, to_yaml
 from daskpipe.core.errors import ConfigError
 from daskpipe.stages.describe.settings import Describe
@@ -319,4 +320,4 @@ def test_a_config_on_disk_looks_nothing_up(tmp_path: Path) -> None:
 
 def test_overrides_are_parsed_by_hydra() -> None:
     (override,) = parse_overrides(["++a.b={c: [1, 'x y'], d: null}"])
-    assert override.value() == {"c": [1, "x y"], "d": None}
+    assert override.value == {"c": [1, "x y"], "d": None}

@@ -139,10 +139,10 @@ def test_a_file_is_named_after_itself(folder: Path) -> None:
 def test_package_folder_may_hold_any_character(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
-    from daskpipe.config import compose as composition
+    from daskpipe.core import files
 
     shutil.copytree(CONFIGS, folder / "configs")
-    monkeypatch.setattr(composition, "__file__", str(folder / "composition.py"))  # as if installed there
+    monkeypatch.setattr(files, "__file__", str(folder / "core" / "files.py"))  # as if installed there
     assert package_folder("configs") == folder / "configs"
     assert load_config("emt_alloy", ["select=random"]).select.method == "random"
 

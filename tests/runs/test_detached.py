@@ -153,7 +153,7 @@ def test_a_driver_that_is_refused_leaves_no_record(run_dir: Path, here: Path, ty
         typed = type_command("resume", str(run_dir), "--cluster", "here.yaml", "--detach")
     assert typed.code == 4
     words = " ".join(typed.err.split())
-    assert "here takes no job for the driver: no such partition. Change section driver of its file" in words
+    assert "here accepts no job for the driver: no such partition. Change section driver of its file" in words
     assert detach.read_record(run_dir) is None
     assert read_status(run_dir)["state"] == "stopped"
 
@@ -177,7 +177,7 @@ def test_a_job_whose_place_was_taken_does_nothing(run_dir: Path, type_command: C
     record(run_dir)
     typed = type_command("resume", str(run_dir), "--detached", "older")
     assert typed.code == 2
-    assert "this job is not to drive" in typed.err
+    assert "this job may not drive" in typed.err
     assert read_last_driver(run_dir) is None
 
 

@@ -27,7 +27,7 @@ from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Unit, unit_key
 from daskpipe.runs import lease
-from daskpipe.runs.fsck import fsck
+from daskpipe.runs.fsck import check_run
 from daskpipe.runs.run import Result
 
 N_UNITS = sum(UNITS.values())
@@ -56,12 +56,12 @@ def flip(path: Path) -> None:
 
 
 def says(run_dir: Path, **options: bool) -> list[str]:
-    return [str(finding) for finding in fsck(run_dir, **options).findings]
+    return [str(finding) for finding in check_run(run_dir, **options).findings]
 
 
 def test_a_finished_run_is_clean_and_left_as_it_is(run_dir: Path) -> None:
     before = files_of(run_dir)
-    report = fsck(run_dir, rehash=True)
+    report = check_run(run_dir, rehash=True)
     assert (report.findings, report.leftovers, report.waiting, report.next) == ([], [], [], [])
     assert {stage: row["units"] for stage, row in report.stages.items()} == UNITS
     assert {row["pending"] for row in report.stages.values()} == {0}
@@ -115,7 +115,7 @@ def test_a_flipped_byte_is_found_by_rehash_alone_and_its_unit_alone_made_again(
     (said,) = says(run_dir, rehash=True)
     assert said.startswith(f"{harmed.relative_to(run_dir)}/payload.npz of {stage} unit ")
     assert "expected sha256 " in said
-    mended = fsck(run_dir, rehash=True, mend=True)
+    mended = check_run(run_dir, rehash=True, mend=True)
     assert mended.findings == []
     assert [name.split(" ")[:2] for name in mended.waiting] == [[stage, "unit"]]
     assert not harmed.exists()
@@ -128,7 +128,7 @@ def test_a_flipped_byte_is_found_by_rehash_alone_and_its_unit_alone_made_again(
     assert after[harmed.name] != before[harmed.name]
     assert files_of(run_dir / "dataset.zarr") == files_of(reference.dataset)
     assert files_of(harmed)["payload.npz"] == files_of(unit_of(reference.run_dir, stage))["payload.npz"]
-    report = fsck(run_dir, rehash=True)
+    report = check_run(run_dir, rehash=True)
     assert (report.findings, report.waiting) == ([], [])
     assert [left["path"] for left in report.leftovers] == ["damaged"]
 
@@ -151,10 +151,10 @@ def test_damage_that_needs_no_rehash(
     harmed = unit_of(run_dir, "explore")
     before = committed(run_dir)
     harm(harmed / "payload.npz")
-    report = fsck(run_dir)
+    report = check_run(run_dir)
     assert re.search(said, "\n".join(map(str, report.findings)))
     assert report.next == [f"daskpipe fsck '{run_dir}' --rehash --mend", f"daskpipe resume '{run_dir}'"]
-    mended = fsck(run_dir, mend=True)
+    mended = check_run(run_dir, mend=True)
     assert mended.findings == []
     assert mended.next == [f"daskpipe resume '{run_dir}'"]
     daskpipe.resume(run_dir, client=client)
@@ -174,7 +174,7 @@ def test_what_harms_a_chunk_harms_the_dataset_and_both_are_made_again(
     assert [line.split(" ")[0].partition("/")[0] for line in found] == ["units", "dataset.zarr"]
     assert "dataset.zarr/positions/c/0/0: expected it as written, found differs" in found
     before = committed(run_dir)
-    assert fsck(run_dir, rehash=True, mend=True).findings == []
+    assert check_run(run_dir, rehash=True, mend=True).findings == []
     assert not (run_dir / "dataset.zarr").exists()
     daskpipe.resume(run_dir, client=client)
     after = committed(run_dir)
@@ -189,7 +189,7 @@ def test_foreign_files_are_moved_aside(place: str, run_dir: Path) -> None:
     (run_dir / place).parent.mkdir(exist_ok=True)
     (run_dir / place).write_text("mine")
     assert says(run_dir) == [f"{place}: expected nothing, found a foreign file"]
-    assert fsck(run_dir, mend=True).mended == [f"moved {place} to damaged/{place}"]
+    assert check_run(run_dir, mend=True).mended == [f"moved {place} to damaged/{place}"]
     assert (run_dir / "damaged" / place).read_text() == "mine"
     assert says(run_dir, rehash=True) == []
 
@@ -199,7 +199,7 @@ def test_a_link_out_of_the_run_is_no_unit(run_dir: Path, tmp_path: Path) -> None
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
     assert "expected nothing, found a foreign file" in says(run_dir)[0]
-    fsck(run_dir, mend=True)
+    check_run(run_dir, mend=True)
     assert (tmp_path / "elsewhere" / "payload.npz").exists()
 
 
@@ -219,7 +219,7 @@ def test_what_is_made_again_and_differs_takes_what_stands_on_it_with_it(
     harmed = unit_of(run_dir, "describe")
     before = committed(run_dir)
     flip(harmed / "payload.npz")
-    fsck(run_dir, rehash=True, mend=True)
+    check_run(run_dir, rehash=True, mend=True)
     daskpipe.resume(run_dir, client=client)
     assert says(run_dir) == []
     # As if it had been another one before: on a GPU sums run in no fixed order.
@@ -230,7 +230,7 @@ def test_what_is_made_again_and_differs_takes_what_stands_on_it_with_it(
     (said,) = says(run_dir)
     assert "had before it was damaged, found others; what stands on that unit must be made again: " in said
     assert "1 of select, 6 of label, 1 of store-sort, 1 of store-plan, 2 of store-write, 1 of store" in said
-    report = fsck(run_dir, mend=True)
+    report = check_run(run_dir, mend=True)
     assert report.findings == []
     assert report.mended == ["removed 12 units that stood on units which are others now, and the dataset"]
     assert not (run_dir / "dataset.zarr").exists()
@@ -251,7 +251,7 @@ def test_a_manifest_that_lied_takes_nothing_with_it(run_dir: Path, client: Clien
     content = json.loads(manifest.read_text())
     content["files"]["payload.npz"]["sha256"] = 64 * "0"
     manifest.write_text(json.dumps(content))
-    fsck(run_dir, rehash=True, mend=True)
+    check_run(run_dir, rehash=True, mend=True)
     daskpipe.resume(run_dir, client=client)
     assert says(run_dir, rehash=True) == []
 
@@ -260,7 +260,7 @@ def test_nothing_is_mended_while_a_driver_works(run_dir: Path) -> None:
     flip(unit_of(run_dir, "explore") / "payload.npz")
     before = {name for name in files_of(run_dir) if "drivers" not in name}
     with lease.hold_lease(run_dir), pytest.raises(ConfigError, match="another daskpipe works in"):
-        fsck(run_dir, rehash=True, mend=True)
+        check_run(run_dir, rehash=True, mend=True)
     assert {name for name in files_of(run_dir) if "drivers" not in name} == before
 
 
@@ -269,7 +269,7 @@ def test_the_error_of_a_run_says_what_to_type_and_that_works(run_dir: Path, clie
     shutil.rmtree(unit_of(run_dir, "explore"))
     with pytest.raises(IntegrityError, match="type: daskpipe fsck '.*/a run' --rehash --mend, then: daskpipe resume '"):
         daskpipe.resume(run_dir, client=client)
-    assert fsck(run_dir, rehash=True, mend=True).findings == []
+    assert check_run(run_dir, rehash=True, mend=True).findings == []
     daskpipe.resume(run_dir, client=client)
     assert says(run_dir, rehash=True) == []
 
@@ -296,7 +296,7 @@ def test_half_a_line_elsewhere_is_taken_out(line: str, run_dir: Path) -> None:
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:3], line, *lines[3:]]) + "\n")
     assert says(run_dir) == [f"ledger/{path.name}: expected an event on each line, found none on line 4"]
-    assert fsck(run_dir, mend=True).mended == [f"took 1 lines out of ledger/{path.name}"]
+    assert check_run(run_dir, mend=True).mended == [f"took 1 lines out of ledger/{path.name}"]
     assert path.read_text().splitlines() == lines
     assert says(run_dir) == []
 
@@ -312,12 +312,12 @@ def test_a_ledger_that_disagrees_with_the_tree(change: dict[str, Any], said: str
     path.write_text("".join(json.dumps(event) + "\n" for event in events))
     (found,) = says(run_dir)
     assert f"expected what line {number + 1} of ledger/{path.name} says of it, {said}" in found
-    assert fsck(run_dir, mend=True).findings == []
+    assert check_run(run_dir, mend=True).findings == []
 
 
 def test_a_ledger_that_is_gone_is_no_damage(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "ledger")
-    report = fsck(run_dir, rehash=True)
+    report = check_run(run_dir, rehash=True)
     assert report.findings == []
     assert {row["pending"] for row in report.stages.values()} == {None}
 
@@ -331,9 +331,9 @@ def test_a_disk_that_fails_is_no_damage(run_dir: Path) -> None:
     manifest.rename(run_dir / "kept")
     manifest.symlink_to("/proc/self/mem")  # of which each read fails
     with pytest.raises(DiskUnreachable, match=r"cannot use .*/manifest.json: Input/output error. Have the dis"):
-        fsck(run_dir, mend=True)
+        check_run(run_dir, mend=True)
     (run_dir / "kept").replace(manifest)
-    assert fsck(run_dir, rehash=True).findings == []
+    assert check_run(run_dir, rehash=True).findings == []
     assert not (run_dir / "damaged").exists()
 
 
@@ -391,7 +391,7 @@ def test_quarantine_and_units_agree(directory: RunDirectory) -> None:
     assert f"quarantine/{stranger.name}: {explained}" in found
     assert f"quarantine/{torn.name}: expected a rejection, found something else" in found
     assert len(found) == 5
-    report = fsck(directory.root, mend=True)
+    report = check_run(directory.root, mend=True)
     assert report.findings == []
     assert {item.structure for item in directory.read_quarantine()} == {"a", "b", "ff/0"}
     assert directory.read_quarantine() == sorted(
@@ -427,7 +427,7 @@ def test_what_is_not_conserved_is_named(
 def test_what_is_pending_is_counted(directory: RunDirectory) -> None:
     planned(directory, "label", 3, 10)
     put(directory, "label", 0, 4, 3, [bad()])
-    report = fsck(directory.root, rehash=True)
+    report = check_run(directory.root, rehash=True)
     assert report.findings == []
     assert report.stages["label"] == {"units": 1, "inputs": 4, "out": 3, "rejected": 1, "pending": 6}
 
@@ -457,7 +457,7 @@ def test_a_hostile_manifest_is_damage(change: dict[str, Any], directory: RunDire
     (directory.root.parent / "canary").write_text("")
     (said,) = says(directory.root, rehash=True)
     assert "expected the manifest of a unit, found ValueError" in said
-    fsck(directory.root, mend=True)
+    check_run(directory.root, mend=True)
     assert (directory.root.parent / "canary").exists()
     assert says(directory.root) == []
 
@@ -473,7 +473,7 @@ def test_what_attempts_leave_behind_is_listed_with_its_bytes(directory: RunDirec
     (directory.root / "keys-abc").mkdir()
     (directory.root / "keys-abc" / "ca.pem").write_bytes(bytes(20))
     (directory.root / ".config.yaml-0123abcd").write_bytes(bytes(3))
-    report = fsck(directory.root)
+    report = check_run(directory.root)
     assert report.findings == []
     assert sorted((left["what"], left["bytes"]) for left in report.leftovers) == [
         ("attempt", 1000), ("checkpoints", 50), ("keys", 20), ("temporary", 3)

@@ -141,7 +141,7 @@ def test_probe_on_the_command_line(type_command: Callable[..., Any], client: Cli
     assert "on these workers the run takes " in typed.out
     assert "budget: GO: within the budget" in typed.out
     assert "h of work" in typed.out
-    assert "all else is extrapolated" in typed.out
+    assert "the rest is extrapolated" in typed.out
     answer = json.loads(type_command(*words, "--probe", "--json").out)
     assert answer["probe"]["stages"]["explore"]["probed_units"] == 4
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ import daskpipe
 from daskpipe.core.errors import ConfigError, IntegrityError, Rejection
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import lease
-from daskpipe.runs.fsck import fsck
+from daskpipe.runs.fsck import check_run
 from daskpipe.runs.quarantine import find_dependents, find_ids, list_rejections, release_rejections
 from daskpipe.runs.run import Result
 
@@ -103,7 +103,7 @@ def test_what_is_no_rejection_is_named(run_dir: Path) -> None:
     (run_dir / "quarantine" / f"{'b' * 32}.json").write_text("[" * 200_000)
     with pytest.raises(IntegrityError, match="bbbb.json is no rejection. Type: daskpipe fsck '.*a run' --mend"):
         list(list_rejections(run_dir))
-    fsck(run_dir, mend=True)
+    check_run(run_dir, mend=True)
     assert len(list(list_rejections(run_dir))) == 2
 
 
@@ -123,7 +123,7 @@ def test_a_file_that_was_mended_is_taken_in_after_its_release(
     assert f"type: daskpipe resume '{run_dir}'" in typed.out
     assert set(ids(run_dir)) == {"[red]\x1b[2J.xyz#0"}
     assert not (run_dir / "dataset.zarr").exists()
-    assert fsck(run_dir, rehash=True).findings == []
+    assert check_run(run_dir, rehash=True).findings == []
     daskpipe.resume(run_dir, client=client)
     after = committed(run_dir)
     assert after.keys() == states.keys()
@@ -133,7 +133,7 @@ def test_a_file_that_was_mended_is_taken_in_after_its_release(
     assert {stages[key] for key in after if after[key] == states[key]} == {"generate", "explore"}
     assert files_of(run_dir / "dataset.zarr") == before
     assert ids(run_dir) == ids(rejecting.run_dir)
-    assert fsck(run_dir, rehash=True).findings == []
+    assert check_run(run_dir, rehash=True).findings == []
 
 
 def test_a_label_that_failed_once_is_made_after_its_release(run_dir: Path, client: Client) -> None:
@@ -141,7 +141,7 @@ def test_a_label_that_failed_once_is_made_after_its_release(run_dir: Path, clien
     directory = RunDirectory(run_dir)
     whole = files_of(run_dir / "dataset.zarr")
     folder, before = _fail_a_label(directory)
-    assert fsck(run_dir, rehash=True).findings == []
+    assert check_run(run_dir, rehash=True).findings == []
     (name,) = [name for name, found in list_rejections(run_dir) if found.stage == "label"]
     done = release_rejections(run_dir, [name])
     assert done.units == {"label": 1}
@@ -149,7 +149,7 @@ def test_a_label_that_failed_once_is_made_after_its_release(run_dir: Path, clien
     daskpipe.resume(run_dir, client=client)
     assert (folder / "payload.npz").read_bytes() == before
     assert files_of(run_dir / "dataset.zarr") == whole
-    assert fsck(run_dir, rehash=True).findings == []
+    assert check_run(run_dir, rehash=True).findings == []
 
 
 def _fail_a_label(directory: RunDirectory) -> tuple[Path, bytes]:
@@ -199,7 +199,7 @@ def test_all_or_all_of_a_reason(type_command: Callable[..., Any], run_dir: Path)
     [
         (["relase"], "unknown action 'relase'. Did you mean 'release'? Known: list, show, release."),
         (["show"], "show takes one id, received 0; see: daskpipe quarantine '"),
-        (["list", "--all"], "--reason, --all and --yes are of release"),
+        (["list", "--all"], "--reason, --all and --yes belong to release"),
     ],
 )
 def test_wrong_words(words: list[str], said: str, type_command: Callable[..., Any], run_dir: Path) -> None:

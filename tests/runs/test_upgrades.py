@@ -29,7 +29,7 @@ from daskpipe.engine.units import unit_key
 from daskpipe.pipeline import packing
 from daskpipe.pipeline.packing import read_package_versions
 from daskpipe.potentials import identify_potential
-from daskpipe.runs.fsck import fsck
+from daskpipe.runs.fsck import check_run
 from daskpipe.runs.run import Result
 from daskpipe.runs.status import read_status
 from daskpipe.store.stage import PLAN_VERSION
@@ -126,7 +126,7 @@ def test_a_complete_run_stays_complete(
     result = daskpipe.resume(tmp_path / "run", client=client)
     assert computed(result) == {}
     assert files_of(result.dataset) == files_of(run.dataset)
-    assert fsck(tmp_path / "run").findings == []
+    assert check_run(tmp_path / "run").findings == []
     # The same command goes on with it, too.
     assert computed(daskpipe.run("emt_alloy", SMALL, run_dir=tmp_path / "run", client=client)) == {}
     starts = [event for event in read_ledger(RunDirectory(tmp_path / "run")) if event["event"] == "RunStarted"]
@@ -166,7 +166,7 @@ def test_a_complete_run_of_earlier_stages_stays_complete(
     ]
     assert stage in superseded
     assert {path for path in units if path.parents[2].name not in LATER} <= set(manifests(made.run_dir))
-    assert fsck(made.run_dir).findings == []
+    assert check_run(made.run_dir).findings == []
 
 
 @pytest.mark.parametrize("made", ["reference", "of_before"])
@@ -183,7 +183,7 @@ def test_a_dataset_that_was_taken_away_is_made_again_by_one_unit(
     attrs = xr.open_zarr(result.dataset).attrs
     assert attrs["dataset_key"] == only[1].unit.key
     assert json.loads(attrs["versions"])["zarr"] == OTHER["zarr"]
-    assert fsck(tmp_path / "run").findings == []
+    assert check_run(tmp_path / "run").findings == []
 
 
 @pytest.mark.parametrize("made", ["reference", "of_before"])
