@@ -22,8 +22,7 @@ import daskpipe.stages.label.stage as labelling
 import daskpipe.stages.select.stage as selecting
 import daskpipe.store.stage as storing
 from daskpipe import potentials
-from daskpipe.config import models as configs
-from daskpipe.config.models import Config
+from daskpipe.config.models import Config, Explore, Label
 from daskpipe.core.errors import InputError, count_reasons, describe_reasons
 from daskpipe.core.events import Notice
 from daskpipe.engine.checkpoints import Checkpoints
@@ -342,7 +341,7 @@ def list_devices(config: Config) -> dict[str, str]:
     return devices
 
 
-def _make_builder(settings: configs.Explore | configs.Label) -> Callable[[], potentials.Potential]:
+def _make_builder(settings: Explore | Label) -> Callable[[], potentials.Potential]:
     """Return a function that builds the potential where it is called: on the worker, once a process."""
     return partial(
         potentials.build_potential, settings.potential.name, settings.potential.params, settings.device, settings.dtype

@@ -16,8 +16,8 @@ from itertools import batched
 from pathlib import Path
 from typing import Any
 
-from daskpipe.config import models as configs
 from daskpipe.config import saved
+from daskpipe.config.models import Config
 from daskpipe.core.errors import ConfigError, InputError, Rejection
 from daskpipe.core.files import TEMPORARY
 from daskpipe.core.hashing import sha256_file
@@ -78,7 +78,7 @@ class Audit:
         self.changed: list[Unit] = []  # made again, and not what they were
         self.waiting: list[str] = []
         self.n_duplicates = 0
-        self.config: configs.Config | None = None
+        self.config: Config | None = None
 
     def make_report(self) -> AuditReport:
         """Compare everything, and return the report."""
@@ -417,7 +417,7 @@ def _list_sizes(path: Path) -> Iterator[int]:
                 yield state.st_size
 
 
-def _is_random(config: configs.Config) -> bool:
+def _is_random(config: Config) -> bool:
     """Tell whether each request of ``generate`` makes one structure."""
     generators = [source.generator for source in config.generate.sources.values()]
     return not config.generate.paths and not any(generator in ENUMERATED for generator in generators)

@@ -134,21 +134,21 @@ def submit_run(config: Config, run_dir: Path | str) -> Record:
     ClusterError
         If the site accepts no job.
     """
-    from daskpipe.runs import run as runs
+    from daskpipe.runs.run import open_run
 
     check_detachable(config.cluster)
     directory = RunDirectory(Path(run_dir).absolute())
-    with runs.open_run(directory, config):
+    with open_run(directory, config):
         return _submit_driver(directory, config)
 
 
 def submit_resume(run_dir: Path | str, overrides: Sequence[str] = (), *, cluster: Cluster | None = None) -> Record:
     """Submit a job that resumes a run; parameters as of `runs.resume`, errors as of `submit_run`."""
-    from daskpipe.runs import run as runs
+    from daskpipe.runs.run import load_stored_run, open_run
 
-    directory, config = runs.load_stored_run(run_dir, overrides, cluster=cluster)
+    directory, config = load_stored_run(run_dir, overrides, cluster=cluster)
     check_detachable(config.cluster)
-    with runs.open_run(directory, config):
+    with open_run(directory, config):
         return _submit_driver(directory, config)
 
 
@@ -200,7 +200,7 @@ def drive_detached(run_dir: Path | str, token: str, subscribers: Iterable[Emit] 
         If the job ends soon and the next one goes on.
     """
     from daskpipe.cluster.settings import Cluster
-    from daskpipe.runs import run as runs
+    from daskpipe.runs.run import Detached, resume
 
     root = Path(run_dir).absolute()
     record = read_record(root)
@@ -226,8 +226,8 @@ def drive_detached(run_dir: Path | str, token: str, subscribers: Iterable[Emit] 
         raise Interrupted(f"the job of this driver ends soon; job {following.job_id} goes on with {root}")
 
     # The driver before may have died on another machine: only a lease that is not renewed shows it.
-    detached = runs.Detached(token=token, patience=2 * lease.LEASE_SECONDS, hand_over=hand_over)
-    return runs.resume(root, record.overrides, cluster=cluster, subscribers=subscribers, detached=detached)
+    detached = Detached(token=token, patience=2 * lease.LEASE_SECONDS, hand_over=hand_over)
+    return resume(root, record.overrides, cluster=cluster, subscribers=subscribers, detached=detached)
 
 
 def _made_progress(root: Path, since: float) -> bool:

@@ -1,4 +1,4 @@
-"""What works on this machine: tried, not looked up."""
+"""Examine this machine by trying what a run may need."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from daskpipe.core.errors import ConfigError, DaskpipeError
 
 
 def examine_machine() -> dict[str, dict[str, dict[str, Any]]]:
-    """Try what a run may need.
+    """Try what a run may need on this machine.
 
     Returns
     -------
@@ -87,11 +87,11 @@ def _try_potential(attempt: Callable[[], str]) -> dict[str, Any]:
     from daskpipe.core.third_party import silence_libraries
 
     try:
-        # What libraries deprecate is not what was asked.
+        # Deprecations in libraries are not part of the answer.
         with silence_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _make_row(True, attempt())
-    except Exception as error:  # whatever goes wrong is what the doctor is asked to report
+    except Exception as error:  # the answer is the error, whatever its class
         return _make_row(False, f"{type(error).__name__}: {error}")
 
 

@@ -21,7 +21,7 @@ from daskpipe.runs.findings import AuditReport, Finding
 from daskpipe.runs.quarantine import find_dependents, forget_units
 
 
-def fsck(run_dir: Path | str, *, rehash: bool = False, mend: bool = False) -> AuditReport:
+def check_run(run_dir: Path | str, *, rehash: bool = False, mend: bool = False) -> AuditReport:
     """Compare a run directory with what its units committed.
 
     Parameters

@@ -242,7 +242,7 @@ def test_pandas_reads_parquet_in_colabfits_columns(store: Path, stored: list[Ato
     [("CH4", "CH4", "A4B"), ("Cu", "Cu", "A"), ("Au2Cu6", "AuCu3", "A3B"), ("C2H6O", "C2H6O", "A6B2C")],
 )
 def test_formulas_are_optimades(hill: str, reduced: str, anonymous: str) -> None:
-    made = parquet._formulas(hill)
+    made = parquet._format_formulas(hill)
     assert made["chemical_formula_reduced"] == reduced
     assert made["chemical_formula_anonymous"] == anonymous
 

@@ -40,27 +40,24 @@ Record = Mapping[str, Any]
 structure lacks are left out, so there is no NaN."""
 
 GEOMETRY = ("numbers", "positions", "cell", "pbc")
+"""Variables of a geometry, which every format that holds arrays has."""
+
 LABELS = ("energy", "forces", "stress")
-ATOM_FACTS = ("magmoms", "initial_charges", "initial_magmoms", "masses")
-FACTS = (
-    "charge",
-    "spin_multiplicity",
-    "structure_id",
-    "parent_id",
-    "system_type",
-    "generator",
-    "config_type",
-    "head",
-    "config_weight",
-    "label_method",
-    "split",
+"""Labels of every teacher, for which the formats have places of their own."""
+
+ATOM_FACTS = tuple(
+    name
+    for name, variable in VARIABLES.items()
+    if variable.dims[0] == "atom" and variable.place and name not in (*LABELS, "fixed")
 )
+"""Further per-atom variables. ``fixed`` is not among them: formats have constraints for it."""
 
 SCALARS = tuple(
     name
     for name, variable in VARIABLES.items()
     if variable.dims == ("structure",) and name not in ("n_atoms", "atom_start")
 )
+"""Variables with one number or word per structure."""
 
 
 class Format(Protocol):
