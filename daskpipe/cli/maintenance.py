@@ -92,7 +92,7 @@ def _print_one(run_dir: Path, ids: list[str], as_json: bool) -> None:
     if len(ids) != 1:
         raise ConfigError(f"show takes one id, received {len(ids)}; see: daskpipe quarantine {quote(str(run_dir))}")
     (name,) = find_ids(run_dir, ids)
-    content = {"id": name, **next(found for key, found in list_rejections(run_dir) if key == name).as_json()}
+    content = {"id": name, **next(rejection for key, rejection in list_rejections(run_dir) if key == name).as_json()}
     print_answer(content, as_json, _show_rejection)
 
 
@@ -119,7 +119,7 @@ def _choose_ids(run_dir: Path, ids: list[str], reason: str | None, everything: b
         raise ConfigError("give ids, or --reason R, or --all; see: daskpipe quarantine RUN")
     if ids:
         return ids
-    kinds = {name: (found.kind, found.reason) for name, found in list_rejections(run_dir) if found.kind != DUPLICATE}
+    kinds = {name: (each.kind, each.reason) for name, each in list_rejections(run_dir) if each.kind != DUPLICATE}
     chosen = [name for name, of in kinds.items() if everything or reason in of]
     if not chosen and reason is not None:
         raise ConfigError(describe_unknown("reason", reason, sorted({kind for kind, _ in kinds.values()})))

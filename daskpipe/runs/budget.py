@@ -59,7 +59,7 @@ def compute_limits(config: Config) -> tuple[float | None, int | None]:
     return (None if hours is None else hours / n, None if size is None else in_bytes(size) // n)
 
 
-class BudgetKeeper:
+class BudgetLimiter:
     """Subscriber that stops a run when its budget of hours or bytes is spent and there is more to do.
 
     Units under way are given up; nothing that is committed is lost. Subscribe it last, so that the others receive the

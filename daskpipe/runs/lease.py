@@ -161,16 +161,16 @@ class Lease:
 
     def _renew_lease(self) -> None:
         """Renew the lease until it is released, and wake the main thread if it must stop and does not."""
-        told = None
+        noticed = None
         interval = LEASE_SECONDS / RENEWALS
         while not self._over.wait(interval):
             with suppress(OSError):  # a file server may not answer now; a removed file is noticed below
                 os.utime(self._path)
             if self.stop is None:
                 self.stop = self._find_reason()
-                told = time.monotonic()
-            elif told is not None and self._main and time.monotonic() - told > HEED_SECONDS:
-                told = None
+                noticed = time.monotonic()
+            elif noticed is not None and self._main and time.monotonic() - noticed > HEED_SECONDS:
+                noticed = None
                 # It waits for something, such as a queue: wake it, as Ctrl-C would.
                 if not self._heeded.is_set() and callable(signal.getsignal(signal.SIGINT)):
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

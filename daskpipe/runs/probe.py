@@ -185,8 +185,8 @@ def _choose_requests(wanted: Sequence[Request], config: Config, n_units: int) ->
     if n_seeds >= len(wanted):
         return list(wanted), n_seeds
     size = math.ceil(config.explore.batch_size / n_conditions)
-    n_stretches = math.ceil(n_seeds / size)
-    starts = np.linspace(0, len(wanted) - size, n_stretches).round().astype(int)
+    n_ranges = math.ceil(n_seeds / size)
+    starts = np.linspace(0, len(wanted) - size, n_ranges).round().astype(int)
     rows = np.unique((starts[:, None] + np.arange(size)).ravel())[:n_seeds]
     return [wanted[row] for row in rows.tolist()], n_seeds
 

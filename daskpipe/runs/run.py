@@ -27,7 +27,7 @@ from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.pipeline.completed import read_completed
 from daskpipe.pipeline.run_pipeline import run_pipeline
 from daskpipe.pipeline.steps import hash_content
-from daskpipe.runs.budget import BudgetKeeper
+from daskpipe.runs.budget import BudgetLimiter
 from daskpipe.runs.lease import Lease, WalltimeNear, hold_lease
 from daskpipe.stages import describe
 from daskpipe.stages.generate.stage import list_requests
@@ -355,7 +355,7 @@ def _drive_all(
     started = time.perf_counter()
     before = list_given_up(directory)
     directory.remove_leftovers()
-    emit = fan_out(lambda _: lease.check_stop(), Ledger(directory), *subscribers, BudgetKeeper(directory, config))
+    emit = fan_out(lambda _: lease.check_stop(), Ledger(directory), *subscribers, BudgetLimiter(directory, config))
     for event in before:
         emit(event)
     if (completed := read_completed(directory)) is not None:

@@ -1,4 +1,4 @@
-"""What the command line makes of files of other users, and of foreign files in a run directory."""
+"""The command line with files of other users, and with files in a run directory that are no part of the run."""
 
 from __future__ import annotations
 
@@ -156,5 +156,5 @@ def test_a_copy_of_a_unit_beside_it_is_no_unit(run_dir: Path) -> None:
     n_units = len(list(RunDirectory(run_dir).list_manifests()))
     shutil.copytree(unit, unit.with_name(f"{unit.name} copy"))
     assert len(list(RunDirectory(run_dir).list_manifests())) == n_units
-    found = check_run(run_dir).findings
-    assert {str(Path(each.path).parts[3]) for each in found} == {f"{unit.name} copy"}
+    findings = check_run(run_dir).findings
+    assert {str(Path(each.path).parts[3]) for each in findings} == {f"{unit.name} copy"}

@@ -1,4 +1,4 @@
-"""What a config would do, told before anything runs."""
+"""A plan counts what a config would do before anything runs."""
 
 from __future__ import annotations
 
