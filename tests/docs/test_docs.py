@@ -10,7 +10,9 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ase.io
@@ -128,6 +130,38 @@ def template(reference: daskpipe.Result, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+def add_source(title: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the code of a file into its module, which is a new one or has it besides what it has."""
+    name = title.removesuffix(".py").replace("/", ".")
+    try:
+        module = import_module(name)
+    except ModuleNotFoundError:
+        module = ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, module)
+    names = dict(vars(module))
+    exec(compile(text, title, "exec"), names)
+    for key in names.keys() - vars(module).keys():
+        monkeypatch.setattr(module, key, names[key], raising=False)
+
+
+def add_to_table(title: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add a line or an entry to a table of the package: to a registry, or to a literal table of objects."""
+    match = re.fullmatch(r"(?:a line|an entry) of (\w+) in ([\w/]+)\.py", title)
+    assert match, title
+    module = import_module(match[2].replace("/", ".").removesuffix(".__init__"))
+    table = getattr(module, match[1])
+    if match[1] == "VARIABLES":
+        (added,) = eval(f"[{text}]", vars(module))
+        monkeypatch.setitem(table, added.name, added)
+    elif match[1] == "CHECKS":
+        for name, entry in eval(f"{{{text}}}", vars(module)).items():
+            assert callable(entry.load_function())
+            monkeypatch.setitem(table, name, entry)
+    else:
+        for name, target in eval(f"{{{text}}}").items():
+            monkeypatch.setitem(table.table, name, target)
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search((DOCS / page).read_text())])
 def test_page_works(
     page: str,
@@ -166,6 +200,10 @@ def test_page_works(
                 assert answer.code in ANSWERS.get(verb, (0,)), (words, answer.out, answer.err)
                 if file:
                     Path(file).write_text(answer.out)
+        elif language == "python" and title.startswith(("a line of ", "an entry of ")):
+            add_to_table(title, text, monkeypatch)
+        elif language == "python" and title:
+            add_source(title, text, monkeypatch)
         elif language == "python":
             exec(compile(text, f"{page}, python", "exec"), names)
         elif language in ("yaml", "toml"):
