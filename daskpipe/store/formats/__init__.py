@@ -17,7 +17,7 @@ import numpy as np
 
 from daskpipe.core.errors import ConfigError, describe_unknown
 from daskpipe.core.structures import NO_PARENT
-from daskpipe.core.variables import VARIABLES, VOIGT_TO_FULL, decode_names, is_missing
+from daskpipe.core.variables import SIZES, VARIABLES, VOIGT_TO_FULL, decode_names, is_missing, is_per_atom
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,27 +40,31 @@ Record = Mapping[str, Any]
 structure lacks are left out, so there is no NaN."""
 
 GEOMETRY = ("numbers", "positions", "cell", "pbc")
+
 LABELS = ("energy", "forces", "stress")
-ATOM_FACTS = ("magmoms", "initial_charges", "initial_magmoms", "masses")
-FACTS = (
-    "charge",
-    "spin_multiplicity",
-    "structure_id",
-    "parent_id",
-    "system_type",
-    "generator",
-    "config_type",
-    "head",
-    "config_weight",
-    "label_method",
-    "split",
+"""Labels for which each format has a place of its own."""
+
+ATOM_FACTS = tuple(
+    name for name, variable in VARIABLES.items() if is_per_atom(name) and name not in (*GEOMETRY, *LABELS, "fixed")
 )
+"""Variables with one row an atom, without ``fixed``, which formats write as constraints."""
 
 SCALARS = tuple(
     name
     for name, variable in VARIABLES.items()
     if variable.dims == ("structure",) and name not in ("n_atoms", "atom_start")
 )
+"""Variables with one value a structure."""
+
+VECTORS = tuple(
+    name
+    for name, variable in VARIABLES.items()
+    if variable.dims[0] == "structure" and {*variable.dims[1:]} & SIZES.keys() and name not in (*GEOMETRY, *LABELS)
+)
+"""Variables with an array of fixed shape a structure."""
+
+FACTS = (*(name for name, variable in VARIABLES.items() if variable.in_extxyz and name != "split"), "split")
+"""Variables in the comment line of extended XYZ; the split stands last."""
 
 
 class Format(Protocol):
@@ -126,7 +130,7 @@ def iter_records(block: xr.Dataset) -> Iterator[Record]:
                 record[name] = values
         if "fixed" in columns and columns["fixed"][start:stop].any():
             record["fixed"] = columns["fixed"][start:stop]
-        for name in ("cell", "pbc", "stress"):
+        for name in ("cell", "pbc", "stress", *VECTORS):
             if name in columns and not _has_nan(values := columns[name][row]):
                 record[name] = values
         record |= {name: values[row] for name, values in scalars.items() if values[row] is not None}

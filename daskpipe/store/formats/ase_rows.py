@@ -13,17 +13,21 @@ from typing import Any
 import numpy as np
 
 from daskpipe.core.constraints import fixed_components, to_constraints
-from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record
+from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, VECTORS, Record
 
 PAIRS = tuple(name for name in SCALARS if name not in ("energy", "composition"))
 """Variables in ``key_value_pairs``; ASE derives the composition itself."""
 
-FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *PAIRS)
+FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *VECTORS, *PAIRS)
 
 RENAMED = {"charge": "total_charge"}
 """Variables with another name in ASE's rows."""
 
-RESULTS = (*LABELS, *ATOM_FACTS)
+ARRAYS = ("magmoms", "initial_charges", "initial_magmoms", "masses")
+"""Facts about atoms for which ASE has a column; arrays for which it has none are in ``data``."""
+
+RESULTS = (*LABELS, *ARRAYS)
+OTHERS = tuple(name for name in (*ATOM_FACTS, *VECTORS) if name not in ARRAYS)
 """Variables that ASE has as columns."""
 
 
@@ -59,7 +63,8 @@ def pairs_and_data(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
         for name, value in facts.items()
         if isinstance(value, str) and not isinstance(parse_word(value), str)
     }
-    return {name: value for name, value in facts.items() if name not in data}, data
+    pairs = {name: value for name, value in facts.items() if name not in data}
+    return pairs, data | {name: record[name] for name in OTHERS if name in record}
 
 
 def record_of(row: Any) -> Record:
@@ -72,7 +77,7 @@ def record_of(row: Any) -> Record:
     if (fixed := fixed_components(atoms)) is not None:
         record["fixed"] = fixed
     facts = {**row.key_value_pairs, **row.data}
-    for name in PAIRS:
+    for name in (*PAIRS, *OTHERS):
         if (key := RENAMED.get(name, name)) in facts:
             record[name] = facts[key]
     return record

@@ -58,8 +58,8 @@ def format_frame(record: Record) -> str:
         properties += ":forces:R:3:REF_forces:R:3"
     for name in ATOM_FACTS:
         if name in record:
-            table.append(record[name][:, None])
-            properties += f":{name}:R:1"
+            table.append(record[name].reshape(len(record[name]), -1))
+            properties += f":{name}:R:{table[-1].shape[1]}"
     words = [""] * len(record["numbers"])
     if "fixed" in record:
         properties += ":move_mask:L:3"
@@ -75,8 +75,9 @@ def format_frame(record: Record) -> str:
     for name in FACTS:
         if isinstance(record.get(name), str):
             info[name] = _quote_word(record[name])
-    if "config_weight" in record:
-        info["config_weight"] = record["config_weight"]
+    for name in FACTS:
+        if name in record and name not in info and name not in ("charge", "spin_multiplicity"):
+            info[name] = record[name]
     if "charge" in record:
         info |= {"charge": record["charge"], "total_charge": record["charge"]}
     if "spin_multiplicity" in record:
