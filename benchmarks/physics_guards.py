@@ -22,7 +22,7 @@ from torch_sim.models.interface import ModelInterface
 
 from daskpipe import potentials
 from daskpipe.core import constants
-from daskpipe.core.geometry import n_parts
+from daskpipe.core.geometry import count_parts
 from daskpipe.core.structures import round_positions
 from daskpipe.potentials.batches import make_state
 from daskpipe.stages.explore.capacity import Room
@@ -192,8 +192,8 @@ def liquids() -> None:
         assert reach is not None
         torn, n_frames = 0, 0
         for walker in walkers:
-            before = n_parts(walker.start, reach)
-            more = [n_parts(walker.atoms(frame), reach) > before for frame in walker.frames]
+            before = count_parts(walker.start, reach)
+            more = [count_parts(walker.atoms(frame), reach) > before for frame in walker.frames]
             torn += any(more)
             n_frames += len(more)
         print(

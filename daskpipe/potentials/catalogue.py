@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from daskpipe.core.errors import ConfigError, unknown
+from daskpipe.core.errors import ConfigError, describe_unknown
 from daskpipe.core.registry import Registry
-from daskpipe.core.third_party import quiet
+from daskpipe.core.third_party import silence_libraries
 from daskpipe.potentials.identity import Identity, identity_of_package
 from daskpipe.potentials.potential import Potential
 from daskpipe.potentials.traits import Traits
@@ -41,7 +41,7 @@ DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64")
 
 _built: dict[tuple[str, ...], Potential] = {}
-# Torch's fx tracing in MACE's loader is not thread-safe, and `quiet` changes what belongs to the whole process.
+# Torch's fx tracing in MACE's loader is not thread-safe, and `silence_libraries` changes the whole process.
 _building = threading.RLock()
 
 
@@ -115,7 +115,7 @@ def build_potential(name: str, params: Mapping[str, Any], device: str = "auto", 
     Parameters
     ----------
     name
-        One of ``POTENTIALS.names()``.
+        One of ``POTENTIALS.known_names()``.
     params
         Its parameters, as in the config.
     device
@@ -144,7 +144,7 @@ def build_potential(name: str, params: Mapping[str, Any], device: str = "auto", 
     """
     device = resolve_device(device)
     if dtype not in DTYPES:
-        raise ConfigError(unknown("dtype", dtype, list(DTYPES)))
+        raise ConfigError(describe_unknown("dtype", dtype, list(DTYPES)))
     return build_checked(name, check_params(name, params), device, dtype)
 
 
@@ -162,7 +162,7 @@ def build_checked(name: str, params: Mapping[str, Any], device: str, dtype: str)
     key = (name, identify_checked(name, params).hash, json.dumps(params, sort_keys=True), device, dtype)
     with _building:
         if key not in _built:
-            with quiet():
+            with silence_libraries():
                 _built[key] = POTENTIALS.get(name)(device=device, dtype=dtype, **params)
         return _built[key]
 
@@ -225,7 +225,7 @@ def check_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
         for problem in error.errors():
             key = ".".join(map(str, problem["loc"]))
             if problem["type"] == "extra_forbidden":
-                problems.append(unknown("parameter", key, known))
+                problems.append(describe_unknown("parameter", key, known))
             else:
                 problems.append(f"{key}: {problem['msg']}, received {problem['input']!r}.")
         raise ConfigError(f"potential {name!r}: {' '.join(problems)}") from error
@@ -257,7 +257,7 @@ def resolve_device(device: str) -> str:
         For another word, and for ``cuda`` where torch sees no GPU.
     """
     if device not in DEVICES:
-        raise ConfigError(unknown("device", device, list(DEVICES)))
+        raise ConfigError(describe_unknown("device", device, list(DEVICES)))
     if device == "cpu":
         return device
     import torch

@@ -54,7 +54,7 @@ def committee(
     device, dtype
         Device and precision of all members.
     members
-        At least two, each with ``name``, one of ``POTENTIALS.names()``, and ``params``.
+        At least two, each with ``name``, one of ``POTENTIALS.known_names()``, and ``params``.
     """
     from daskpipe.potentials.catalogue import build_checked
 

@@ -78,9 +78,9 @@ def batched_model(potential: Potential, *, stress: bool = False) -> ModelInterfa
         potential without a batched model gets `daskpipe.potentials.ase_model.AseModel`: float64, one structure after
         another.
     """
-    from daskpipe.core.third_party import quiet
+    from daskpipe.core.third_party import silence_libraries
 
-    with potential.lock, quiet():  # torch-sim's import prints much
+    with potential.lock, silence_libraries():  # torch-sim's import prints much
         if stress not in potential._models:
             potential._models[stress] = _make_model(potential, stress)
         return potential._models[stress]

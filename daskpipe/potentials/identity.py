@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from daskpipe.core.hashing import sha256_file
+
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
@@ -67,5 +69,4 @@ def file_hash(path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _file_hash(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_file(path)

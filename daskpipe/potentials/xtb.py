@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from daskpipe.core import structures
-from daskpipe.core.geometry import full_cell, widths
+from daskpipe.core.geometry import cell_widths, full_cell
 from daskpipe.potentials.identity import Identity, identity_of_package
 from daskpipe.potentials.potential import Potential
 from daskpipe.potentials.traits import Traits
@@ -130,7 +130,7 @@ def _make_calculator(min_width: float, **params: Any) -> Calculator:
                 raise OneKPoint(why)
 
     def _electrons_of(atoms: Atoms) -> tuple[int, int]:
-        return structures.charge(atoms), structures.spin_multiplicity(atoms)
+        return structures.total_charge(atoms), structures.spin_multiplicity(atoms)
 
     return XTB(**params)
 
@@ -139,7 +139,7 @@ def _explain_narrow_cell(atoms: Atoms, min_width: float) -> str | None:
     """Return the reason why a cell is too narrow for one k-point; ``None`` if it is wide enough."""
     if not atoms.pbc.any():
         return None
-    width = widths(full_cell(atoms))
+    width = cell_widths(full_cell(atoms))
     axis = int(np.where(atoms.pbc, width, np.inf).argmin())
     if width[axis] >= min_width:
         return None

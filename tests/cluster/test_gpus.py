@@ -1,4 +1,4 @@
-"""GPUs of a job, by what its queue tells: never those of other jobs on the machine."""
+"""Take the GPUs that a job's queue names, and never those of other jobs on the machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from daskpipe.cluster import gpus
-from daskpipe.cluster.gpus import VARIABLES, count_devices, gpus_of_job
+from daskpipe.cluster.gpus import count_devices, gpus_of_job
+from daskpipe.cluster.queues import list_gpu_variables
 from daskpipe.core.errors import ClusterError
 
 
@@ -56,14 +57,14 @@ def test_devices_that_cannot_be_opened_do_not_count(tmp_path: Path, monkeypatch:
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     (tmp_path / "nvidia2").symlink_to(tmp_path / "no-such-device")
-    found = [str(path) for path in tmp_path.glob("nvidia[0-9]*")]
-    monkeypatch.setattr("glob.glob", lambda pattern: found)
+    paths = [str(path) for path in tmp_path.glob("nvidia[0-9]*")]
+    monkeypatch.setattr("glob.glob", lambda pattern: paths)
     assert count_devices() == 2
 
 
 def test_the_program_of_a_job_ends_with_the_reason(tmp_path: Path) -> None:
     """The scaler quotes it from the job's log."""
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in list_gpu_variables()}
     words = ["tcp://127.0.0.1:1", "--nworkers", "2", "--nthreads", "1", "--resources", "GPU=1", "--death-timeout", "1"]
     done = subprocess.run(
         [sys.executable, "-m", "daskpipe.cluster.worker", *words],

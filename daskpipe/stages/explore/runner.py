@@ -258,11 +258,11 @@ class Flight:
         order = [self.walkers.index(walker) for walker in (*self.flying, *self.waiting)]
         self.checkpoints.save(pack(self.walkers, order, len(self.flying), self.room.capacity))
         self.saved_at = self.clock()
-        self.checkpoints.give_way()
+        self.checkpoints.yield_if_ending()
 
     def _take_up(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
-        data = self.checkpoints.newest() if self.checkpoints else None
+        data = self.checkpoints.read_newest() if self.checkpoints else None
         if data is None:
             return
         order, n_flying, self.room.capacity = unpack(data, self.walkers)

@@ -147,7 +147,7 @@ class Walker:
         """Its random numbers in this try."""
         if self._noise is None:
             condition = self.condition
-            key = seeds.key_of(
+            key = seeds.stream_key(
                 self.run_seed, "explore", self.id, self.ensemble, _said(condition.temperature),
                 _said(condition.pressure), condition.replica, self.attempt,
             )  # fmt: skip

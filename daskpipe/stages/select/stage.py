@@ -174,7 +174,7 @@ def _frames(root: Path, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np
     states: dict[bytes, int] = {}
     state: list[int] = []
     for key in keys:
-        unit = RunDirectory(root).load(
+        unit = RunDirectory(root).load_arrays(
             "explore", key, ["structure_id", "n_atoms", "numbers"], optional=["candidate", *STATE_VARIABLES]
         )
         state += [states.setdefault(item, len(states)) for item in electronic_states(unit)]
@@ -198,7 +198,7 @@ def _frames(root: Path, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np
 def features_of(root: Path, stage: str, keys: Sequence[str]) -> np.ndarray | None:
     """Return the features that units of a stage hold, shape (structure, feature); None if there are no units."""
     return (
-        np.concatenate([RunDirectory(root).load(stage, key, ["features"])["features"] for key in keys])
+        np.concatenate([RunDirectory(root).load_arrays(stage, key, ["features"])["features"] for key in keys])
         if keys
         else None
     )
@@ -240,7 +240,7 @@ def _load(root: Path, key: str, name: str) -> np.ndarray:
         If the unit does not hold it.
     """
     try:
-        return RunDirectory(root).load("describe", key, [name])[name]
+        return RunDirectory(root).load_arrays("describe", key, [name])[name]
     except KeyError:
         raise ValueError(
             f"description unit {key} holds no {name!r}; method 'environments' needs the features of atoms, "
