@@ -1,4 +1,4 @@
-"""The verbs that take a dataset, or make one of what there is already."""
+"""The verbs that take a dataset, or make one from existing data."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def merge(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make one dataset of several: doubled structures once, described and split anew."""
+    """Merge datasets into one: each structure once, all described and split anew."""
     import daskpipe
 
     paths, overrides = separate_overrides(datasets)
@@ -107,7 +107,7 @@ def import_(
 
 @app.command()
 def verify(dataset: DatasetPath, as_json: AsJson = False) -> None:
-    """Compare every byte of a dataset with its checksums; exit 1 if one differs."""
+    """Compare each file of a dataset with its checksum; exit 1 if one differs."""
     from daskpipe import store
     from daskpipe.store.reader import dataset_of
 
@@ -139,6 +139,7 @@ def export(
 
 
 def _show_export(answer: dict[str, Any], console: Console) -> None:
+    """Print what was written, and how it was read back."""
     line = f"{answer['structures']:,} structures in {answer['out']}, read back with {answer['reader']}"
     print_lines([line], console)
 
@@ -152,7 +153,7 @@ def quality(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a dataset against thresholds: GO (exit 0) or NO-GO (exit 1), and why."""
+    """Judge a dataset by thresholds: GO (exit 0) or NO-GO (exit 1), with reasons."""
     from daskpipe.config.load import load_quality
     from daskpipe.store.quality.gate import judge
     from daskpipe.store.quality.verdict import format_verdict
@@ -171,7 +172,7 @@ def report(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Page to write; by default RUN/report.html")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw a run or a dataset on one HTML page that needs no network."""
+    """Write a report of a run or a dataset: one HTML page that needs no network."""
     from daskpipe.runs.report import write_report
 
     written = write_report(target, out)
@@ -187,7 +188,7 @@ def train(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder to make; by default RUN/model, or NAME.mace beside it")
     ] = None,
-    size: Annotated[str, typer.Option(help="small (two cores will do) or medium")] = "small",
+    size: Annotated[str, typer.Option(help="small (two cores suffice) or medium")] = "small",
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data; by default by its size")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after the first epoch that ends later")] = None,
     foundation: Annotated[str | None, typer.Option(help="Begin with this MACE: bundled, a file, a name")] = None,
@@ -197,7 +198,7 @@ def train(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a MACE on the splits of a dataset, and measure it on the test split that it never saw."""
+    """Train a MACE model on a dataset, and measure its errors on the test split."""
     from daskpipe.cli.progress import TrainingLines
     from daskpipe.train import train as train_on
 
@@ -219,7 +220,8 @@ def train(
 
 
 def _show_training(answer: dict[str, Any], console: Console) -> None:
-    from daskpipe.config.compose import quote_value
+    """Print the errors on each split, the model, and a command that explores with it."""
+    from daskpipe.config.overrides import quote_value
 
     rows = [format_errors(split, groups["all"]) for split, groups in answer["splits"].items()]
     model = answer["model"]
@@ -231,7 +233,7 @@ def _show_training(answer: dict[str, Any], console: Console) -> None:
 
 
 def format_errors(split: str, errors: dict[str, Any]) -> str:
-    """Return the errors of a split for people; `errors` as `daskpipe.train.accuracy.measure_errors` returns them."""
+    """Format the errors of a split; `errors` as `daskpipe.train.accuracy.measure_errors` returns them."""
     energy, forces = errors["energy"], errors["forces"]
     if energy is None or forces is None:
         failures = ", ".join(f"{count:,} {reason}" for reason, count in errors["failures"].items())
@@ -246,6 +248,7 @@ def format_errors(split: str, errors: dict[str, Any]) -> str:
 
 
 def _show_verification(answer: dict[str, Any], console: Console) -> None:
+    """Print the files that differ, and whether the dataset is as it was written."""
     from daskpipe.cli.progress import escape_text
 
     for problem in answer["problems"]:

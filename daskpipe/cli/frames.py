@@ -36,7 +36,7 @@ def select(
     as_json: AsJson = False,
 ) -> None:
     """Pick the frames of your own files that differ most; e.g. select md.extxyz -n 500 -o picked.extxyz."""
-    from daskpipe.config.compose import quote_value
+    from daskpipe.config.overrides import quote_value
     from daskpipe.pipeline.frames import select_files
 
     paths, overrides = separate_overrides(frames)

@@ -1,10 +1,8 @@
-"""What the verbs of the command line share: options defined once, and how answers are printed."""
+"""Options of the command line, each defined once, and functions that print answers."""
 
 from __future__ import annotations
 
-import glob
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,11 +40,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM arrived. Not an `Exception`: no library on the way may swallow it."""
+    """SIGINT or SIGTERM arrived. Not an `Exception`, so that no library on the way catches it."""
 
 
 class _NoTypeOfFlags:
-    """Mixin of typer's commands: help shows no type beside flags, which take no value."""
+    """Mixin of typer's commands that shows no type beside flags, which take no value."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return all parameters of the command, ``--help`` among them."""
@@ -58,15 +56,15 @@ class _NoTypeOfFlags:
 
 
 class Command(_NoTypeOfFlags, TyperCommand):
-    """A verb."""
+    """A verb of the command line."""
 
 
 class Group(_NoTypeOfFlags, TyperGroup):
-    """Several verbs."""
+    """A group of verbs."""
 
 
 class Verbs(typer.Typer):
-    """Verbs of the command line, all of them `Command`."""
+    """App of verbs, each of them a `Command`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(cls=Group, **options)
@@ -77,7 +75,7 @@ class Verbs(typer.Typer):
 
 
 Table = Callable[[dict[str, Any], "Console"], None]
-"""Prints an answer for people."""
+"""Function that prints an answer for people."""
 
 
 def make_cluster_overrides(cluster: str | None) -> list[str]:
@@ -86,14 +84,14 @@ def make_cluster_overrides(cluster: str | None) -> list[str]:
         return []
     if "://" in cluster:
         return [f"cluster.address={cluster}"]
-    from daskpipe.config.compose import quote_value
+    from daskpipe.config.overrides import quote_value
     from daskpipe.core.files import package_folder
 
     if cluster in (file.stem for file in (package_folder("configs") / "cluster").glob("*.yaml")):
         named = f"cluster={cluster}"
     else:  # a site of the user's own
         named = f"cluster.name={quote_value(cluster)}"
-    return [named, "cluster.address=null", "cluster.tls=null"]  # instead of a scheduler that the config joins
+    return [named, "cluster.address=null", "cluster.tls=null"]  # replaces a scheduler that the config joins
 
 
 def make_shard_overrides(shard: str | None) -> list[str]:
@@ -113,16 +111,23 @@ def show_bars(as_json: bool) -> Iterator[Any]:
 
 
 def separate_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """Tell files from overrides: a word with = that is no file, folder or glob of any is an override."""
-    overrides = [word for word in words if "=" in word and not os.path.exists(word) and not glob.glob(word)]
-    paths = [word for word in words if word not in overrides]
+    """Separate the words of a verb into paths and overrides.
+
+    Raises
+    ------
+    ConfigError
+        If no word is a path.
+    """
+    from daskpipe.config.overrides import separate_paths
+
+    paths, overrides = separate_paths(words)
     if not paths:
         raise ConfigError("no frames: give a file, a folder or a glob, e.g. md.extxyz")
     return paths, overrides
 
 
 def close_files_verb(done: Any, as_json: bool) -> None:
-    """Print what was made of files, and end with its exit code."""
+    """Print the result of a verb on files, and end with its exit code."""
     from rich.console import Console
 
     from daskpipe.cli import progress
@@ -146,6 +151,6 @@ def print_answer(content: dict[str, Any], as_json: bool, table: Table) -> None:
 
 
 def print_lines(lines: Iterable[str], console: Console) -> None:
-    """Print lines as they are: no markup, not broken; what a terminal would heed is spelled out."""
+    """Print lines without markup and without line breaks; control characters are spelled out."""
     for line in lines:
         console.print(make_printable(line), markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The verb ``plan``: what a config would do, and what it would take."""
+"""The verb ``plan``: count what a config would do, and what it would cost."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ app = Verbs()
 def plan(
     target: Target,
     overrides: Overrides = None,
-    probe: Annotated[bool, typer.Option("--probe", help="Run about 1 % on the cluster, to tell hours")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Run about 1 % on the cluster to estimate hours")] = False,
     show_script: Annotated[bool, typer.Option("--show-script", help="Show the job scripts of the cluster")] = False,
     cluster: ClusterName = None,
     shard: ShardOf = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where it would go; a probe works beside it")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="The run directory to be; a probe works beside it")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a config would do before anything runs: units, bytes, files; with --probe hours and GO or not."""
+    """Count what a config would do before anything runs: units, bytes, files; with --probe also hours."""
     from daskpipe.config.load import load_config
-    from daskpipe.runs.plan import plan_run as count
+    from daskpipe.runs.plan import plan_run
 
     loaded = load_config(target, [*(overrides or []), *make_cluster_overrides(cluster), *make_shard_overrides(shard)])
     scripts = {}
@@ -52,15 +52,16 @@ def plan(
         scripts = render_scripts(loaded.cluster)
     measured = None
     if probe:
-        from daskpipe.runs.probe import probe_run as measure
+        from daskpipe.runs.probe import probe_run
 
         with show_bars(as_json) as bars:
-            measured = measure(loaded, run_dir, subscribers=[bars])
-    answer = count(loaded, measured)
+            measured = probe_run(loaded, run_dir, subscribers=[bars])
+    answer = plan_run(loaded, measured)
     print_answer({**answer, "scripts": scripts} if show_script else answer, as_json, _show_plan)
 
 
 def _show_plan(content: dict[str, Any], console: Console) -> None:
+    """Print a plan: a table of the stages, and lines on totals, pools, hours, dynamics, doubts and budget."""
     from daskpipe.cli.progress import escape_text, fit_table
     from daskpipe.runs.budget import format_bytes
 
@@ -93,12 +94,14 @@ def _show_plan(content: dict[str, Any], console: Console) -> None:
 
 
 def _format_pool(name: str, pool: dict[str, Any]) -> str:
+    """Format the workers, hours and stages of a pool."""
     workers = "workers not known" if pool["workers"] is None else f"{pool['workers']} workers"
     hours = "" if pool["hours"] is None else f", {pool['hours']:.3g} h of work, {pool['wall_hours']:.3g} h on the clock"
     return f"pool {name} ({workers}{hours}): {', '.join(pool['stages'])}"
 
 
 def _format_dynamics(dynamics: dict[str, Any]) -> list[str]:
+    """Format the ensembles and time steps of sampled seeds, and the warning."""
     if not dynamics["n_sampled"]:
         return []
     ensembles = ", ".join(f"{n} in {name}" for name, n in dynamics["ensembles"].items())
@@ -108,6 +111,7 @@ def _format_dynamics(dynamics: dict[str, Any]) -> list[str]:
 
 
 def _format_probe(content: dict[str, Any]) -> str:
+    """Format the wall time of a run, and how far it is extrapolated."""
     probe = content["probe"]
     explore = probe["stages"]["explore"]
     spread = "" if explore["spread"] is None else f"; its units differ by {explore['spread']:.0%}"

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar a stage with rate and time left, and a closing summary; and the log file."""
+"""Show the progress of a run: a bar for each stage with rate and time left, a summary at the end, and a log file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from daskpipe.core import events
 from daskpipe.core.text import make_printable
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.outcome_lines import format_labels, format_moves, format_selection, format_splits
-from daskpipe.store.quality import verdict as verdict_module
+from daskpipe.store.quality.verdict import format_checks, format_result
 
 if TYPE_CHECKING:
     from daskpipe.pipeline.workspace import FilesResult
@@ -53,17 +53,16 @@ TITLES = {
 }
 
 LOST = {"infrastructure": "lost its worker", "suspect": "ended its worker"}
-"""What became of a unit, by the class of the fault."""
+"""What happened to a unit, by the class of the fault."""
 
 STEPS = ("store-sort", "store-plan", "store-write")
-"""Stages that are part of the one that follows them: of interest while they run, and not afterwards."""
-
+"""Stages that are part of the one after them: shown while they run, and not in the summary."""
 
 WIDE = 80
-"""Columns of a terminal from which on a bar shows all that is known of its stage."""
+"""Columns of a terminal on which a bar also shows counts, rate and elapsed time."""
 
 UNBOUNDED = 10_000
-"""Columns that no table needs."""
+"""Width in columns that no table exceeds."""
 
 
 def can_redraw(console: Console) -> bool:
@@ -75,7 +74,7 @@ def can_redraw(console: Console) -> bool:
 
 
 def escape_text(text: object) -> str:
-    """Return text from outside as rich may be given it: no markup, and nothing that a terminal would heed."""
+    """Escape text from outside for rich: its markup, and control characters of a terminal."""
     return escape_markup(make_printable(text))
 
 
@@ -85,8 +84,8 @@ class ProgressBars:
     Parameters
     ----------
     console
-        Where to draw. Where nothing can be redrawn, only finished stages are printed, a line each. On less than `WIDE`
-        columns there is no room for counts, rates and the time that has passed.
+        Console to draw on. Where it cannot redraw, finished stages are printed, a line each. With fewer than `WIDE`
+        columns there is no room for counts, rates and elapsed time.
     """
 
     def __init__(self, console: Console) -> None:
@@ -115,7 +114,7 @@ class ProgressBars:
         self._bars.stop()
 
     def __call__(self, event: events.Event) -> None:
-        """Draw what an event changes."""
+        """Draw the change that an event brings."""
         match event:
             case events.RunStarted():
                 self.console.print(f"[bold]daskpipe[/] {event.name} in {escape_text(event.run_dir)}", highlight=False)
@@ -167,17 +166,17 @@ def suggest_tunnel(dashboard: str) -> str | None:
 
 
 class TrainingLines:
-    """Subscriber that prints a training on the error stream: its first epochs, and then one every few seconds."""
+    """Subscriber that prints epochs of a training to the error stream: the first, and then one every few seconds."""
 
     SECONDS = 5.0
-    """Time between two lines."""
+    """Seconds between two lines."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self._last = 0.0
 
     def __call__(self, event: events.Event) -> None:
-        """Print what an event says, if it is time."""
+        """Print an event, if the last line is old enough."""
         from daskpipe.train import EpochFinished, TrainingStarted
 
         match event:
@@ -199,7 +198,7 @@ class LogFile:
     Parameters
     ----------
     path
-        The file; it is made when the first event arrives, and `begun` is true from then on.
+        The file; the first event creates it, and sets `begun`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -220,7 +219,7 @@ class LogFile:
 
 
 def print_summary(result: Result, console: Console) -> None:
-    """Print counts by stage and system type, rejections by reason, where the dataset is and what to type next."""
+    """Print counts by stage and system type, rejections by reason, the path of the dataset, and what to type next."""
     types = sorted({name for row in result.stages.values() for name in row["counts"]})
     rows = [
         [TITLES.get(stage, stage), str(row["inputs"]), str(row["out"])]
@@ -261,16 +260,16 @@ def print_summary(result: Result, console: Console) -> None:
 def fit_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console, *, left: Sequence[str] = ()
 ) -> RenderableType:
-    """Return a table of plain text; a line a row if the console is too narrow for the table.
+    """Return a table of plain text, or one line for each row if the console is too narrow for the table.
 
     Parameters
     ----------
     columns
-        Their headings; the first names the rows.
+        Headings; the first column names the rows.
     rows
         Cells of each row.
     console
-        Where it is printed.
+        Console on which it will be printed.
     left
         Headings of columns, besides the first, whose cells are aligned to the left.
     """
@@ -289,26 +288,26 @@ def fit_table(
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
-    """Print what the quality gate says: the checks that fail or warn alone, and the verdict."""
-    for row in verdict_module.format_checks(check for check in verdict.checks if check.verdict in ("fail", "warn")):
+    """Print the verdict of the quality gate, and the checks that fail or warn."""
+    for row in format_checks(check for check in verdict.checks if check.verdict in ("fail", "warn")):
         console.print(escape_text(row), highlight=False, soft_wrap=True)
     color = "green" if verdict.go else "red"
     console.print(
-        f"[bold]Quality[/] [{color}]{escape_text(verdict_module.format_result(verdict))}[/]",
+        f"[bold]Quality[/] [{color}]{escape_text(format_result(verdict))}[/]",
         highlight=False,
         soft_wrap=True,
     )
 
 
 def _merge_steps(stages: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the rows of stages, the seconds of `STEPS` added to those of the stage that they are part of."""
+    """Return the rows of stages, with the seconds of `STEPS` added to those of the stage that they are part of."""
     steps = sum(row["seconds"] for stage, row in stages.items() if stage in STEPS)
     shown = {stage: row for stage, row in stages.items() if stage not in STEPS}
     return {stage: row | {"seconds": row["seconds"] + steps * (stage == "store")} for stage, row in shown.items()}
 
 
 def list_next_commands(result: Result) -> list[str]:
-    """Commands worth typing after a run."""
+    """List commands to type after a run."""
     run_dir, dataset = shorten_path(result.run_dir), shorten_path(result.dataset)
     program = f"import daskpipe; print(daskpipe.open_dataset({dataset!r}))"
     return [
@@ -332,7 +331,7 @@ def dump_result(result: Result) -> dict[str, Any]:
 
 
 def print_files_summary(done: FilesResult, console: Console) -> None:
-    """Print what was made of the frames of files: counts, what was left out and why, and how well picks cover."""
+    """Print the result of a verb on files: counts, rejections by reason, and coverage or splits."""
     rejected = sum(done.rejected.values())
     left_out = f", {rejected} rejected" if rejected else ""
     console.print(f"\n{done.n_frames:,} frames described{left_out} in {done.seconds:.1f} s", highlight=False)
@@ -355,12 +354,12 @@ def print_files_summary(done: FilesResult, console: Console) -> None:
 
 
 def dump_files_result(done: FilesResult) -> dict[str, Any]:
-    """Return what was made of the frames of files as JSON types."""
+    """Return the result of a verb on files as JSON types."""
     return {**asdict(done), "out": str(done.out), "seconds": round(done.seconds, 2), "exit_code": done.exit_code}
 
 
 def shorten_path(path: Path) -> str:
-    """Path relative to the present directory where it lies below it."""
+    """Return a path relative to the present directory, if it lies below it."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The verbs that look at a run and stop it, from any machine that shares its directory."""
+"""The verbs that show the progress of a run and stop it, on any machine that shares its directory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from daskpipe.runs.status import RunWatcher
 
 WATCH_SECONDS = 2.0
-"""Time between two looks."""
+"""Seconds between two readings of the progress."""
 
 app = Verbs()
 
@@ -29,10 +29,10 @@ app = Verbs()
 @app.command()
 def status(
     run_dir: RunDir,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds until the run ends")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Read again every two seconds until the run ends")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show how far a run is, from its directory alone; from any machine that shares it."""
+    """Show the progress of a run, from its directory alone, on any machine that shares it."""
     from daskpipe.runs.status import RunWatcher
 
     watched = RunWatcher(run_dir)
@@ -47,13 +47,13 @@ def status(
 @app.command()
 def cancel(run_dir: RunDir, as_json: AsJson = False) -> None:
     """Stop a run, wherever its driver and its jobs are; daskpipe resume goes on."""
-    from daskpipe.runs.cancel import cancel_run as stop
+    from daskpipe.runs.cancel import cancel_run
 
-    print_answer(stop(run_dir), as_json, _show_cancellation)
+    print_answer(cancel_run(run_dir), as_json, _show_cancellation)
 
 
 def print_detached(run_dir: Path, record: Record, as_json: bool) -> None:
-    """Print which job will drive a run, and how to look at it."""
+    """Print which job will drive a run, and how to watch and stop it."""
     answer = {"run_dir": str(run_dir), "job_id": record.job_id, "log": record.log}
     print_answer(answer, as_json, _show_submission)
 
@@ -62,7 +62,7 @@ def _show_submission(answer: dict[str, Any], console: Console) -> None:
     run = quote(answer["run_dir"])
     lines = (
         f"job {answer['job_id']} will drive {answer['run_dir']}; its log: {answer['log']}",
-        f"to look at it: daskpipe status {run} --watch",
+        f"to watch it: daskpipe status {run} --watch",
         f"to stop it: daskpipe cancel {run}",
     )
     print_lines(lines, console)
@@ -79,7 +79,7 @@ def _show_cancellation(answer: dict[str, Any], console: Console) -> None:
 
 
 def _watch_screen(watched: RunWatcher) -> None:
-    """Redraw in place on a terminal, append lines elsewhere, until nothing is under way."""
+    """Redraw the progress in place on a terminal, append lines elsewhere, until the run ends."""
     from rich.console import Console, Group
     from rich.live import Live
 
@@ -95,7 +95,7 @@ def _watch_screen(watched: RunWatcher) -> None:
 
 
 def _watch_lines(watched: RunWatcher, said: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
-    """Print what changes, a line each; return the last state."""
+    """Print a line for each change; return the last state."""
     before: str | None = None
     state: dict[str, Any] = {}
     for state in _iterate_states(watched):
@@ -106,7 +106,7 @@ def _watch_lines(watched: RunWatcher, said: Callable[[dict[str, Any]], str]) -> 
 
 
 def _iterate_states(watched: RunWatcher) -> Iterator[dict[str, Any]]:
-    """Yield a state every two seconds, the last one when nothing is under way."""
+    """Yield the state of a run every two seconds until it ends."""
     from daskpipe.runs.status import UNDER_WAY
 
     while True:
@@ -118,7 +118,7 @@ def _iterate_states(watched: RunWatcher) -> Iterator[dict[str, Any]]:
 
 
 def format_line(state: dict[str, Any]) -> str:
-    """Return a state on one line."""
+    """Format a state on one line."""
     if state["stage"] is None:
         return f"{state['state']}{_format_place(state)}"
     row = state["stages"][state["stage"]]
@@ -147,7 +147,7 @@ def _show_status(state: dict[str, Any], console: Console) -> None:
 
 
 def list_parts(state: dict[str, Any], console: Console) -> list[RenderableType]:
-    """Return a state for the screen: a table, if there is room for it, and lines around it."""
+    """Return the state of a run for the screen: a line, a table if there is room for it, and more lines."""
     from rich.text import Text
 
     from daskpipe.cli.progress import fit_table

@@ -283,7 +283,7 @@ def describe_doubts(site: Site, root: Path, fates: dict[Fate, list[Submission]])
 
 def cancel_command(site: Site, ids: Iterable[str]) -> list[str]:
     """Return the words of the command that cancels jobs."""
-    return [site.queue_system.cancel_command, *ids]
+    return [*site.queue_system.cancel_command.split(), *ids]
 
 
 # --- processes --------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""The config: the models that validate it, its paths, and the messages about it; `daskpipe.config.compose` composes it.
+"""Models of the config: its schema, its defaults and its documentation.
 
-The models here are the schema, its defaults and its documentation. A wrong key or value is a `ConfigError`
-that names the key, the rule, the value received and what to type instead.
+`daskpipe.config.compose` composes a config, and `daskpipe.config.validate` validates it with these models. A wrong key
+or value is a `ConfigError` that names the key, the rule, the value received and what to type instead.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pydantic import (
 from daskpipe.cluster.settings import Cluster
 from daskpipe.core.validation import FrozenModel
 from daskpipe.engine.settings import Budget, Faults
+from daskpipe.potentials import POTENTIALS
 from daskpipe.stages.describe.settings import Describe
 from daskpipe.stages.explore.settings import Exploration
 from daskpipe.stages.generate.checks import Limits
@@ -36,7 +37,7 @@ Device = Literal["auto", "cpu", "cuda"]
 class PotentialChoice(FrozenModel):
     """A potential by name and its parameters."""
 
-    name: str = Field(description="emt, lj, mace, chgnet, xtb, or a plugin's name")
+    name: str = Field(description=f"{', '.join(POTENTIALS.table)}, or a plugin's name")
     params: dict[str, Any] = Field(default_factory=dict, description="Its parameters, e.g. model for mace")
 
 
@@ -51,7 +52,7 @@ class Generate(FrozenModel):
     @property
     def base_dir(self) -> Path:
         """Folder that all `paths` lie below; their structures are named by the path from there."""
-        # A glob lies where its first * or ? stands.
+        # A glob lies in the folder above its first wildcard.
         plain = [path if Path(path).exists() else re.split(r"[*?\[]", path, maxsplit=1)[0] + "x" for path in self.paths]
         return Path(os.path.commonpath([Path(path).parent for path in plain])) if plain else Path.cwd()
 
@@ -71,9 +72,9 @@ class Generate(FrozenModel):
 
 
 class Explore(Exploration):
-    """Molecular dynamics, and Monte Carlo, around the seeds."""
+    """Molecular dynamics and Monte Carlo that start at the seeds."""
 
-    potential: PotentialChoice = Field(description="What moves the atoms")
+    potential: PotentialChoice = Field(description="Potential that moves the atoms")
     device: Device = Field(default="auto", description="auto takes workers that offer a GPU where there are any")
     dtype: Literal["float32", "float64"] = Field(default="float32", description="Precision of the potential")
     batch_size: PositiveInt = Field(default=16, description="Trajectories a unit")
@@ -130,7 +131,7 @@ class Config(FrozenModel):
 
     @property
     def selection(self) -> Select:
-        """What is picked: ``select``, `n` cut to the budget's labels and to the shard's share."""
+        """``select`` with the number of picks of this run: cut to the budget's labels and to the shard's share."""
         n = self._n_labels
         return self.select.model_copy(update={"n": n if self.shard is None else _take_share(n, self.shard)})
 
@@ -140,9 +141,9 @@ class Config(FrozenModel):
         return self.name if self.shard is None else f"{self.name}-{self.shard.replace('/', 'of')}"
 
     def holds_seed(self, structure: str) -> bool:
-        """Whether a seed, by its id in hex, belongs to the shard.
+        """Tell whether a seed, given by its id in hex, belongs to the shard.
 
-        The ids are cut into n equal stretches: shards are disjoint, and together complete, for any n.
+        The range of ids is cut into n equal parts: shards are disjoint, and together complete, for any n.
         """
         if self.shard is None:
             return True
@@ -150,9 +151,9 @@ class Config(FrozenModel):
         return int(structure[:16], 16) * n >> 64 == number - 1
 
     def dump_deciding(self) -> dict[str, Any]:
-        """Return the part of the config that decides what the dataset holds, as JSON types: not where it is made.
+        """Return the part of the config that decides what the dataset holds, as JSON types.
 
-        ``select.n`` is the number that is really picked: cut to the budget's labels and to the shard's share.
+        Where and how fast it is made is left out. ``select.n`` is cut to the budget's labels and to the shard's share.
         """
         return self.model_copy(update={"select": self.selection}).model_dump(
             mode="json",
@@ -170,7 +171,13 @@ class Config(FrozenModel):
 
 
 def parse_shard(shard: str) -> tuple[int, int]:
-    """Return number, from 1, and count of a shard ``i/n``."""
+    """Return the number, from 1, and the count of a shard ``i/n``.
+
+    Examples
+    --------
+    >>> parse_shard("2/8")
+    (2, 8)
+    """
     number, _, n = shard.partition("/")
     return int(number), int(n)
 
@@ -179,9 +186,3 @@ def _take_share(total: int, shard: str) -> int:
     """Return a shard's share of a count; those of all shards add up to it."""
     number, n = parse_shard(shard)
     return total * number // n - total * (number - 1) // n
-
-
-# --- composition ------------------------------------------------------------------------------------
-
-
-# --- messages ---------------------------------------------------------------------------------------

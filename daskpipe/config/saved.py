@@ -12,7 +12,7 @@ from daskpipe.core.validation import check_yaml
 
 
 def to_yaml(config: Config) -> str:
-    """Return a config as YAML that `from_yaml` reads back."""
+    """Write a config as YAML that `from_yaml` reads back."""
     import yaml
 
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -44,7 +44,10 @@ def from_yaml(path: Path) -> Config:
 
 
 def build_schema() -> dict[str, Any]:
-    """JSON schema of a config file, for editors: what a file leaves out comes from its ``defaults`` list."""
+    """Build the JSON schema of a config file, for editors.
+
+    No key is required: what a file leaves out comes from its ``defaults`` list.
+    """
     schema = Config.model_json_schema()
     for model in (schema, *schema["$defs"].values()):
         model.pop("required", None)
@@ -53,7 +56,7 @@ def build_schema() -> dict[str, Any]:
 
 
 def list_differences(ours: Config, theirs: Config) -> list[str]:
-    """Return ``key: ours, theirs`` for each deciding key in which two configs differ."""
+    """List the deciding keys in which two configs differ, as ``key: OURS here, THEIRS there``."""
     a, b = _flatten_config(ours.dump_deciding()), _flatten_config(theirs.dump_deciding())
     return [
         f"{key}: {a.get(key, 'not set')} here, {b.get(key, 'not set')} there"
@@ -63,6 +66,7 @@ def list_differences(ours: Config, theirs: Config) -> list[str]:
 
 
 def _flatten_config(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted keys."""
     if not isinstance(content, dict):
         return {prefix: content}
     rows: dict[str, Any] = {}

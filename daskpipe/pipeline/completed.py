@@ -1,4 +1,4 @@
-"""Complete runs that earlier versions of the stages made: they stay complete."""
+"""Recognise complete runs that earlier versions of the stages made, so that they stay complete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VERSIONS_ATTRIBUTE = "stage_versions"
 """Root attribute of a dataset: the version of each stage that made it, JSON."""
 
 WITHOUT_DEPENDENTS = ("describe-fit", "describe", "store-write")
-"""Stages whose units no other unit names as upstream: they name the frames or the plan that they work on."""
+"""Stages whose units are upstream of no other unit: they name the frames or the plan that they work on."""
 
 
 def collect_stage_versions() -> dict[str, int]:
@@ -40,10 +40,10 @@ def collect_stage_versions() -> dict[str, int]:
 
 
 def read_completed(directory: RunDirectory) -> dict[str, dict[str, Any]] | None:
-    """Return the rows of a complete run whose dataset was made by other versions of the stages than today's.
+    """Return the rows of a complete run whose dataset was made by other versions of the stages than the present ones.
 
-    Its units have other keys than today's code would give them. Driving it would compute everything again, only to
-    end beside a dataset that stands.
+    Present code would give its units other keys. Driving it would compute everything again, for a dataset that is
+    there already.
 
     Returns
     -------
@@ -64,6 +64,7 @@ def read_completed(directory: RunDirectory) -> dict[str, dict[str, Any]] | None:
 
 
 def _collect_rows(directory: RunDirectory, dataset_key: str) -> dict[str, dict[str, Any]] | None:
+    """Return the rows of the units that a dataset was made from, or None if one of them is missing."""
     from daskpipe.engine.driver import summarise_stage
 
     units = {

@@ -59,9 +59,10 @@ def merge(
     client: Client | None = None,
     subscribers: Iterable[Emit] = (),
 ) -> FilesResult:
-    """Make one dataset of several. Structures that occur twice are kept once: the one of the dataset named first.
+    """Merge datasets into one.
 
-    All are described anew, on common axes, and split anew: groups are connected across the datasets.
+    A structure that occurs twice is kept once: the one of the dataset named first. All structures are described anew,
+    on common axes, and split anew, with groups connected across the datasets.
 
     Parameters
     ----------
@@ -97,12 +98,12 @@ def import_labelled(
     client: Client | None = None,
     subscribers: Iterable[Emit] = (),
 ) -> FilesResult:
-    """Make a dataset of labelled frames that others have computed.
+    """Make a dataset of labelled frames from files.
 
-    Frames are described, near-duplicates and trajectories found, and the splits made as in a run, unless the frames
-    come with splits (key ``split``, or one file a split), which they keep: ``store.keep_splits=false`` splits anew.
-    Doubled frames are kept once; frames that cannot be used are counted by reason, and named in the dataset's attribute
-    ``rejected``.
+    Frames are described and split as in a run: near-duplicates and frames of one trajectory stay together. Frames that
+    come with splits (key ``split``, or one file a split) keep them; ``store.keep_splits=false`` splits anew.
+    A frame that occurs twice is kept once. Frames that cannot be used are counted by reason, and named in the
+    dataset's attribute ``rejected``.
 
     Parameters
     ----------
@@ -115,7 +116,7 @@ def import_labelled(
     overrides
         As in `merge`.
     method
-        One word for how the labels were made, e.g. ``PBE-D3``: it becomes ``label_method``.
+        One word for the method that made the labels, e.g. ``PBE-D3``; it becomes ``label_method``.
     keys
         Keys and units of the labels; by default one family of labels is taken, see `daskpipe.stages.generate.labels`.
     force, client, subscribers
@@ -142,7 +143,7 @@ def import_labelled(
 
 
 def _describe_source(path: Path) -> dict[str, Any]:
-    """Return the row of a dataset in the table of where the structures of another come from."""
+    """Return the provenance of a dataset, as a row of the attribute ``sources`` of a merged one."""
     attributes = read_root(path)["attributes"]
     names = ("dataset_key", "n_structures", "seed", "explore_potential", "label_potential", "sources", "versions")
     recorded = {name: attributes[name] for name in names if name in attributes}
@@ -158,7 +159,7 @@ def _make_dataset(
     client: Client | None,
     subscribers: Iterable[Emit],
 ) -> FilesResult:
-    """Make a dataset at `out` of labelled structures."""
+    """Make a dataset at `out` of the labelled structures that a plan reads."""
 
     def write_dataset(directory: RunDirectory, workers: Workers, emit: Emit) -> Outputs:
         described = config.describe.model_dump(mode="json", exclude={"device"})
@@ -181,7 +182,7 @@ def export_on_cluster(
     force: bool = False,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write a dataset in another format, its parts side by side on a cluster if there are several.
+    """Write a dataset in another format, several parts at once on the workers of a cluster.
 
     Parameters
     ----------
@@ -217,7 +218,7 @@ def export_on_cluster(
 
     if to == COLD:
         if split is not None:
-            raise ConfigError("a cold copy is of the whole dataset; leave --split out")
+            raise ConfigError("a cold copy holds the whole dataset; leave --split out")
         out = check_target(out, (".zarr",), force)
         with replace_output(out) as attempt:
             n_files = write_cold(path, attempt, run_parts)
@@ -229,4 +230,5 @@ def export_on_cluster(
 
 
 def _call_part(call: Callable[[], Any]) -> Any:
+    """Write one part, on a worker."""
     return call()

@@ -1,4 +1,4 @@
-"""Plan to read frames, rows and labels that exist, describe them, and gather them into a dataset."""
+"""Plan the reading of existing frames, rows and labels, describe them, and gather them into a dataset."""
 
 from __future__ import annotations
 
@@ -31,11 +31,10 @@ if TYPE_CHECKING:
     from daskpipe.stages.generate.frame_ranges import FrameRange
 
 ROWS_A_UNIT = 4096
-"""Structures of a dataset that are read by one unit when datasets are merged."""
-
+"""Structures of a dataset that one unit reads when datasets are merged."""
 
 ReadPlan = Sequence[tuple[Unit, Callable[[], Any]]]
-"""Units that bring frames to be described, and what makes their payloads."""
+"""Units that read frames, and the function that makes the payload of each."""
 
 
 def plan_frames(frame_ranges: Sequence[FrameRange], seed: int) -> ReadPlan:
@@ -49,13 +48,13 @@ def plan_frames(frame_ranges: Sequence[FrameRange], seed: int) -> ReadPlan:
 
 
 def plan_rows(paths: Sequence[Path], seed: int) -> ReadPlan:
-    """Plan to read all rows of datasets, labels and all."""
+    """Plan units that read all rows of datasets, with their labels."""
     plan: list[tuple[Unit, Callable[[], Any]]] = []
     for path in paths:
         digest, n_structures = reader.read_identity(path)
         for start in range(0, n_structures, ROWS_A_UNIT):
             stop = min(start + ROWS_A_UNIT, n_structures)
-            # The number keeps the rows of a dataset that is named twice apart.
+            # The index tells the rows of a dataset that is named twice from each other.
             key = unit_key("rows", storing.VERSION, {"index": len(plan)}, [digest, start, stop], seed)
             unit = Unit(stage="explore", index=len(plan), key=key, n_inputs=stop - start)
             plan.append((unit, partial(dask.delayed(storing.read_dataset_rows), path, start, stop)))
@@ -80,14 +79,14 @@ def plan_labels(frame_ranges: Sequence[LabelledFrameRange], keys: LabelKeys, met
 def read_and_describe(
     directory: RunDirectory, config: Config, plan: ReadPlan, workers: Workers, emit: Emit, *, picks: bool
 ) -> tuple[list[Receipt], list[Receipt], Receipt | None]:
-    """Describe the frames of files, and pick some of them; no exploration, no labels.
+    """Describe the frames of files, and pick some of them.
 
     Parameters
     ----------
     directory, config
         An open run directory; of the config only ``seed``, ``describe`` and ``select`` count.
     plan
-        What to read.
+        Units that read the frames.
     workers, emit
         Where units run; called with each event.
     picks
@@ -120,25 +119,25 @@ def gather_dataset(
     target: Path,
     attrs: Mapping[str, Any],
 ) -> tuple[list[Receipt], Receipt, dict[str, Any]]:
-    """Make a dataset of labelled structures that others have made.
+    """Make a dataset of existing labelled structures.
 
     Parameters
     ----------
     directory, config, plan, workers, emit
         As `read_and_describe` takes them; ``store`` counts too.
     target
-        Where the dataset is to be.
+        Path of the dataset.
     attrs
-        Root attributes that say where the structures come from.
+        Root attributes that name the sources of the structures.
 
     Returns
     -------
     frames : list of Receipt
         Units of structures.
     dataset : Receipt
-        The unit that published it.
+        Unit that published it.
     report : dict
-        How the splits came out.
+        Sizes and leakage of the splits.
     """
     run = _start_run(directory, config, workers, emit)
     frames, features, _ = _describe_plan(run, plan)
@@ -152,6 +151,7 @@ def gather_dataset(
 
 
 def _start_run(directory: RunDirectory, config: Config, workers: Workers, emit: Emit) -> Run:
+    """Return a run without exploration and labels, whose driver offers GPUs to the description alone."""
     model = describe.identity(config.describe)
     wanted = {stage: device for stage, device in list_devices(config).items() if stage not in ("explore", "label")}
     pool = DaskPool(workers, gpu_stages(workers, wanted))
@@ -159,6 +159,7 @@ def _start_run(directory: RunDirectory, config: Config, workers: Workers, emit: 
 
 
 def _describe_plan(run: Run, plan: ReadPlan) -> tuple[list[Receipt], list[Receipt], list[Receipt]]:
+    """Read frames and describe them; return the units of frames, of features, and of ``select.against``."""
     frames = run.driver.run_stage("read", plan, "frames")
     if not any(receipt.n_out for receipt in frames):
         rejected = run.directory.read_quarantine()

@@ -1,4 +1,4 @@
-"""From committed rows to a dataset: sort, plan, write, publish, each in units of its own."""
+"""Pack committed structures into a dataset: sort, plan, write and publish, each in units of its own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,24 @@ def pack_dataset(
     target: Path,
     attrs: Mapping[str, Any],
 ) -> Receipt:
-    """Sort, plan, write and publish a dataset of committed rows: `receipts` are those of the units of `sources`."""
+    """Pack committed structures into a dataset.
+
+    Parameters
+    ----------
+    run
+        Run whose driver brings the units to be committed.
+    receipts, sources
+        Units that hold the structures, and where the writer reads them, in the same order.
+    target
+        Path of the dataset.
+    attrs
+        Root attributes, besides those that every dataset has.
+
+    Returns
+    -------
+    Receipt
+        Of the unit that published the dataset.
+    """
     root, rule = run.directory.root, run.config.store
     runs = []
     for index, batch in enumerate(_batch_units(list(zip(receipts, sources, strict=True)))):
@@ -47,7 +64,7 @@ def pack_dataset(
     plan_key, key = _choose_keys(run, attrs, keys, target)
     unit = Unit(stage="store", index=0, key=key, n_inputs=n_inputs, upstream=(plan_key,))
     if not target.exists():
-        # The user took the dataset away; the units that make it still stand.
+        # The user removed the dataset; the units that made it are still there.
         for _, manifest in read_units(run.directory, "store"):
             run.driver.emit(UnitForgotten(stage="store", key=manifest.unit.key, reason="its dataset was taken away"))
             run.directory.forget_unit("store", manifest.unit.key)
@@ -83,8 +100,8 @@ def pack_dataset(
 def _choose_keys(run: Run, attrs: Mapping[str, Any], runs: Sequence[str], target: Path) -> tuple[str, str]:
     """Return the keys of the units that plan and publish a dataset; the second one names its content, too.
 
-    The second one was hashed with the versions of packages before they were seen to be no part of it, and both with
-    earlier ways to make splits. A dataset that stands and was made so keeps its keys.
+    Earlier versions hashed the versions of packages into the second key, and earlier rules for splits into both. A
+    dataset that was made so keeps its keys.
     """
     rule = run.config.store
 
@@ -94,9 +111,9 @@ def _choose_keys(run: Run, attrs: Mapping[str, Any], runs: Sequence[str], target
         return plan_key, unit_key("store", storing.VERSION, params, [plan_key], run.seed)
 
     now = storing.PLAN_VERSION, rule.model_dump()
-    with suppress(InputError):  # no dataset stands there; the writer refuses anything else that does
+    with suppress(InputError):  # there is no dataset; the writer refuses anything else at this path
         there = read_root(target)["attributes"]
-        # The config is that of the run directory, which was compared; a later version writes more of its defaults.
+        # The config was compared with that of the run directory; a later version writes more of its defaults.
         recorded = {**attrs, **{name: there[name] for name in ("config",) if name in there and name in attrs}}
         for version, split in (now, (storing.VERSION, rule.model_dump(exclude={"gap", "keep_splits"}))):
             for provenance in ({}, {"versions": there.get("versions")}):
@@ -107,7 +124,7 @@ def _choose_keys(run: Run, attrs: Mapping[str, Any], runs: Sequence[str], target
 
 
 def _batch_units(items: Sequence[tuple[Receipt, Any]]) -> list[list[tuple[Receipt, Any]]]:
-    """Gather units, in their order, into runs that one task can hold."""
+    """Group units, in their order, into batches that one task can sort in memory."""
     runs: list[list[tuple[Receipt, Any]]] = []
     n_bytes = n_rows = 0
     for receipt, source in items:
@@ -120,9 +137,14 @@ def _batch_units(items: Sequence[tuple[Receipt, Any]]) -> list[list[tuple[Receip
 
 
 def read_package_versions() -> dict[str, str]:
-    """Return the versions of the packages that the numbers come from: provenance, and no part of any key."""
-    from importlib.metadata import version
+    """Return the versions of the packages that compute numbers: provenance, and no part of any key."""
+    from importlib.metadata import PackageNotFoundError, version
 
-    libraries = ("numpy", "scipy", "scikit-learn", "torch", "zarr", "xarray")
-    models = ("ase", "torch-sim-atomistic", "mace-torch", "chgnet", "tblite", "dscribe")
-    return {name: version(name) for name in ("daskpipe", *libraries, *models)}
+    from daskpipe.potentials import list_packages
+
+    libraries = ("daskpipe", "numpy", "scipy", "scikit-learn", "torch", "zarr", "xarray")
+    installed = {}
+    for name in (*libraries, *list_packages(), "dscribe"):
+        with suppress(PackageNotFoundError):  # of a potential that is not used here
+            installed[name] = version(name)
+    return installed

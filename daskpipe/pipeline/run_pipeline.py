@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import daskpipe.stages.generate.stage as generating
 from daskpipe import potentials
@@ -26,9 +26,6 @@ from daskpipe.pipeline.steps import (
     store_structures,
 )
 
-if TYPE_CHECKING:
-    pass
-
 
 def run_pipeline(
     directory: RunDirectory,
@@ -37,11 +34,11 @@ def run_pipeline(
     workers: Workers,
     emit: Emit,
     *,
-    go_on: Callable[[], None] = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
     requests: Sequence[generating.Request] | None = None,
     n_seeds: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Bring a run to its dataset.
+    """Run all steps of a pipeline, from seeds to the dataset.
 
     Parameters
     ----------
@@ -50,13 +47,13 @@ def run_pipeline(
     identities
         Potentials and models of the stages that use one.
     workers
-        Those that there are, and those that can be had.
+        Workers of the cluster: those connected, and those that it can start.
     emit
         Called with each event.
-    go_on
-        Raises what speaks against going on; called every second.
+    check_stop
+        Called every second; raises the reason if the run must stop.
     requests, n_seeds
-        What to generate, and how many of the seeds to explore; by default all. A probe takes some.
+        What to generate, and how many of the seeds to explore; by default all. A probe takes a few.
 
     Returns
     -------
@@ -83,7 +80,7 @@ def run_pipeline(
         )
     )
     report_stale_deadlines(emit)
-    run = Run(config, identities, Driver(directory, DaskPool(workers, on_gpu), emit, config.faults, go_on))
+    run = Run(config, identities, Driver(directory, DaskPool(workers, on_gpu), emit, config.faults, check_stop))
     seeds = generate_seeds(run, requests)
     frames, species = explore_seeds(run, seeds, n_seeds)
     if not any(receipt.n_out for receipt in frames):

@@ -1,7 +1,7 @@
-"""The corridor: generate -> explore -> describe -> select -> label -> store.
+"""The steps of a run: generate -> explore -> describe -> select -> label -> store.
 
-It calls the rooms in order, turns their lazy collections into units and drives them through the window.
-It computes nothing itself and keeps nothing but receipts.
+Each step turns the lazy collections of a stage into units, and has the driver bring them to be committed. A step
+computes nothing itself and keeps nothing but receipts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask
 import dask.bag as db
@@ -22,8 +22,7 @@ import daskpipe.stages.label.stage as labelling
 import daskpipe.stages.select.stage as selecting
 import daskpipe.store.stage as storing
 from daskpipe import potentials
-from daskpipe.config import models as configs
-from daskpipe.config.models import Config
+from daskpipe.config.models import Config, Explore, Label
 from daskpipe.core.errors import InputError, count_reasons, describe_reasons
 from daskpipe.core.events import Notice
 from daskpipe.engine.checkpoints import Checkpoints
@@ -41,20 +40,18 @@ from daskpipe.stages.generate.files import KNOWN_NAMES, checksum, reader_of
 from daskpipe.stages.generate.frame_ranges import cut_frame_ranges
 from daskpipe.store import reader
 
-if TYPE_CHECKING:
-    pass
-
 AGAINST = "describe-against"
+"""Stage that describes the structures of ``select.against``."""
 
 AGAINST_SIZE = 1024
-"""Structures of an existing dataset that are described by one unit."""
+"""Structures of ``select.against`` that one unit describes."""
 
 
 # --- stages -----------------------------------------------------------------------------------------
 
 
 def generate_seeds(run: Run, requests: Sequence[generating.Request] | None) -> list[Receipt]:
-    """Seeds from generators and files; a partition of the bag is a unit."""
+    """Generate seeds from generators and files; a partition of the bag is a unit."""
     settings = run.config.generate
     if requests is None:
         requests = generating.list_requests(settings.sources, settings.paths, settings.base_dir)
@@ -78,7 +75,29 @@ def _name_requests(requests: Sequence[generating.Request]) -> list[str]:
 
 
 def explore_seeds(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Receipt], list[str]]:
-    """Trajectories from each seed at each temperature and replica; and the elements of the seeds."""
+    """Explore each distinct seed under each condition and replica, a batch of trajectories a unit.
+
+    Parameters
+    ----------
+    run
+        The run.
+    seeds
+        Units of seeds.
+    most
+        Seeds to explore at most; None for all.
+
+    Returns
+    -------
+    frames : list of Receipt
+        Units of frames.
+    species : list of str
+        Elements of the seeds, sorted.
+
+    Raises
+    ------
+    InputError
+        If no seed passed the checks, or none lies in the shard.
+    """
     settings = run.config.explore
     holds = run.config.holds_seed
     pieces, duplicates, species = generating.find_distinct_seeds(
@@ -150,9 +169,12 @@ def explore_seeds(run: Run, seeds: list[Receipt], most: int | None) -> tuple[lis
 
 
 def describe_frames(run: Run, frames: list[Receipt], species: list[str]) -> tuple[list[Receipt], list[Receipt]]:
-    """Features of all frames: axes fitted once on a sample, then one block a unit of exploration.
+    """Describe all frames: fit the axes once on a sample, then project the frames of each unit of exploration.
 
-    And the features of the structures that the picks shall differ from.
+    Returns
+    -------
+    features, against : list of Receipt
+        Units of features, one for each unit that holds frames, and of the features of ``select.against``.
     """
     settings = run.config.describe
     root = run.directory.root
@@ -180,7 +202,7 @@ def describe_frames(run: Run, frames: list[Receipt], species: list[str]) -> tupl
 
 
 def describe_existing(run: Run, species: list[str], params: dict[str, Any], fit_key: str) -> list[Receipt]:
-    """Features of an existing dataset, or of the frames of a file, on the axes of this run."""
+    """Describe an existing dataset, or the frames of a file, on the axes of this run."""
     path = Path(run.config.select.against or "")
     digest = hash_content(path)
     read: Callable[..., Any]
@@ -210,7 +232,7 @@ def describe_existing(run: Run, species: list[str], params: dict[str, Any], fit_
 
 
 def hash_content(path: Path) -> str:
-    """Return what tells a dataset, or a file of frames, from all others.
+    """Return the hash of the content of a dataset, or of a file of frames.
 
     Raises
     ------
@@ -220,14 +242,14 @@ def hash_content(path: Path) -> str:
     if path.is_dir():
         return reader.read_identity(path)[0]
     if not path.exists():
-        raise InputError(f"{path} does not exist; select.against wants a dataset.zarr or a file of frames")
+        raise InputError(f"{path} does not exist; select.against takes a dataset.zarr or a file of frames")
     if reader_of(path) is None:
-        raise InputError(f"{path} is in no known format; select.against wants a dataset.zarr or one of {KNOWN_NAMES}")
+        raise InputError(f"{path} is in no known format; select.against takes a dataset.zarr or one of {KNOWN_NAMES}")
     return checksum(path)
 
 
 def select_frames(run: Run, frames: list[Receipt], features: list[Receipt], against: list[Receipt]) -> Receipt:
-    """Pick frames, in one unit that streams the features."""
+    """Pick frames, in one unit that streams the features; put its report beside the counts of the stage."""
     settings = run.config.selection
     keys = [receipt.key for receipt in frames if receipt.n_out]
     table = [(receipt.key, receipt.n_out) for receipt in features]
@@ -246,7 +268,7 @@ def select_frames(run: Run, frames: list[Receipt], features: list[Receipt], agai
 
 
 def label_picks(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
-    """Labels of the picks, a batch a unit, in canonical order."""
+    """Label the picks, a batch a unit, in canonical order."""
     settings = run.config.label
     root = run.directory.root
     keys = [receipt.key for receipt in frames if receipt.n_out]
@@ -298,7 +320,7 @@ def store_structures(run: Run, labels: list[Receipt]) -> Receipt:
 
 
 def summarise_rejections(directory: RunDirectory) -> dict[str, str]:
-    """Return what is no part of the dataset, as root attributes: counts by stage and reason, and what it was."""
+    """Return the rejections of a run as root attributes: counts by stage and reason, and names of structures."""
     rejections = directory.read_quarantine()
     names: dict[str, list[str]] = {kind: [] for kind in count_reasons(rejections)}
     for rejection in rejections:
@@ -312,14 +334,14 @@ def _name_model(identity: potentials.Identity) -> dict[str, str]:
 
 
 def list_devices(config: Config) -> dict[str, str]:
-    """Device of each stage that computes on one."""
+    """Return the device of each stage that computes on one."""
     devices: dict[str, str] = {"explore": config.explore.device, "label": config.label.device}
     if describe.uses_device(config.describe):
         devices |= {"describe": config.describe.device, describing.FIT: config.describe.device}
     return devices
 
 
-def _make_builder(settings: configs.Explore | configs.Label) -> Callable[[], potentials.Potential]:
+def _make_builder(settings: Explore | Label) -> Callable[[], potentials.Potential]:
     """Return a function that builds the potential where it is called: on the worker, once a process."""
     return partial(
         potentials.build_potential, settings.potential.name, settings.potential.params, settings.device, settings.dtype

@@ -1,4 +1,4 @@
-"""Do work on files in a run directory that lives as long as the call."""
+"""Run stages on files in a temporary run directory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from daskpipe.cluster.connect import check_cluster, connect
 from daskpipe.cluster.joining import join_scheduler
-from daskpipe.config.compose import list_sections
 from daskpipe.config.load import load_config
 from daskpipe.config.models import Config
+from daskpipe.config.overrides import parse_overrides
 from daskpipe.core.errors import (
     EXIT_COMPLETE,
     EXIT_QUARANTINED,
@@ -40,21 +40,19 @@ if TYPE_CHECKING:
 FRAMES_A_UNIT = 512
 """Frames read and described by one task."""
 
-
 PICKING_SECTIONS = ("describe", "select", "cluster", "seed")
-
+"""Sections of the config that count where frames are described and picked."""
 
 DATASET_SECTIONS = ("store", "describe", "cluster", "seed")
-"""What of the config counts where frames are described and picked, and where a dataset is made."""
-
+"""Sections of the config that count where a dataset is made."""
 
 Outputs = tuple[list[Receipt], int, dict[str, Any]]
-"""Units of frames, how much was written, and what to report."""
+"""Units of frames, number of rows or frames written, and a report."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilesResult:
-    """What was made of the frames of files.
+    """Result of a verb that works on files.
 
     Parameters
     ----------
@@ -65,11 +63,12 @@ class FilesResult:
     rejected
         Frames that could not be read, by reason.
     examples
-        One of each reason: what it was.
+        Frame and evidence of one rejection of each reason.
     report
-        Of `select`: method, near-duplicates left out, coverage, and picks whose atoms overlap. Of `describe`: its
-        settings, and versions. Of `import`: ``labels``, the frames that have each label, ``sources``, by the keys that
-        their labels come from, and ``left_out``, by what they hold that no dataset has room for.
+        Of ``select``: method, near-duplicates left out, coverage, and picks whose atoms overlap. Of ``describe``: its
+        settings, and versions of packages. Of ``merge`` and ``import``: the splits. Of ``import`` also frames with each
+        label (``labels``), frames by the keys that their labels were read from (``sources``), and frames by what they
+        hold that a dataset does not take (``left_out``).
     seconds
         Wall time.
     """
@@ -89,10 +88,16 @@ class FilesResult:
 
 
 def compose_sections(overrides: Sequence[str], sections: Sequence[str] = PICKING_SECTIONS) -> Config:
-    """Compose the sections that count, from the presets of SOAP and k-means."""
-    for override, section in zip(overrides, list_sections(overrides), strict=True):
-        if section not in sections:
-            raise ConfigError(f"{override!r} is of no use here: overrides begin with {', '.join(sections)}")
+    """Compose a config, of which some sections count, from the presets of SOAP and k-means.
+
+    Raises
+    ------
+    ConfigError
+        For an override of another section, or a wrong value.
+    """
+    for override in parse_overrides(overrides):
+        if override.section not in sections:
+            raise ConfigError(f"{override.text!r} cannot be used here: overrides begin with {', '.join(sections)}")
     return load_config("quickstart", ["describe=soap", "select=kmeans", *overrides])
 
 
@@ -119,7 +124,28 @@ def run_in_workspace(
     subscribers: Iterable[Emit],
     work: Callable[[RunDirectory, Workers, Emit], Outputs],
 ) -> FilesResult:
-    """Do the work in a run directory beside `out`, and remove it."""
+    """Do work in a temporary run directory beside `out`, and remove the directory.
+
+    Parameters
+    ----------
+    name
+        Name of the verb, for the screen.
+    config
+        Config of the cluster and of the stages.
+    out
+        What the work writes.
+    client
+        A Dask client to use; by default ``cluster`` of the config says what to start.
+    subscribers
+        Called with each event.
+    work
+        Called with the run directory, the workers and a subscriber; writes `out`.
+
+    Raises
+    ------
+    DiskError
+        If the folder of `out` cannot be written, or its disk is full.
+    """
     started = time.perf_counter()
     if client is None:
         check_cluster(config.cluster)
@@ -154,11 +180,11 @@ def run_in_workspace(
             report=report,
         )
     except DiskError as error:
-        # There is no run to go on with.
-        advice = "Have the disk looked at" if isinstance(error, DiskUnreachable) else "Make room"
+        # The advice to resume does not fit: the temporary directory is removed.
+        advice = "Have the disk checked" if isinstance(error, DiskUnreachable) else "Make room"
         raise type(error)(f"{str(error).partition('. ')[0]}. {advice}, or give another -o") from error
     finally:
-        # Away in one step: units that are still under way after an interruption find nothing to add to.
+        # Renamed first: units that still run after an interruption cannot add files to it.
         gone = folder.with_name(f"{folder.name}-gone")
         os.rename(folder, gone)
         shutil.rmtree(gone, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Audit a run directory: compare what lies there with what its units committed.
+"""Audit a run directory: compare its files with what its units committed.
 
 Each unit is compared with its manifest, and the ledger, the quarantine and the dataset with the units. One pass streams
-the units; memory holds a number for each and a digest for each rejection.
+the units; memory holds a number for each unit and the name of a file for each rejection.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from itertools import batched
 from pathlib import Path
 from typing import Any
 
-from daskpipe.config import models as configs
 from daskpipe.config import saved
+from daskpipe.config.models import Config
 from daskpipe.core.errors import ConfigError, InputError, Rejection
 from daskpipe.core.files import TEMPORARY
 from daskpipe.core.hashing import sha256_file
@@ -25,18 +25,18 @@ from daskpipe.core.shared_disk import disk_error
 from daskpipe.engine.manifests import STAGE_ORDER, Manifest, ledger_lines, list_entries, parse_json, read_manifest
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Unit
-from daskpipe.runs.findings import Finding, Report
+from daskpipe.runs.findings import AuditReport, Finding
 from daskpipe.runs.quarantine import find_dependents, read_rejection
 from daskpipe.stages.generate import ENUMERATED
 
 THREADS = 2
-"""Threads that read units; hashing leaves the interpreter free."""
+"""Threads that read units; hashing releases the GIL."""
 
 AHEAD = 64
-"""Units that are read ahead of being looked at."""
+"""Units that are read ahead."""
 
 DAMAGED = "damaged"
-"""Folder of a run that takes what is moved aside; what lies in it keeps its path."""
+"""Folder of a run directory for what is moved aside; files keep their paths below it."""
 
 ONE_TO_ONE = ("describe", "describe-against", "label", "store-sort", "store-write")
 """Stages in which each input becomes one output or one rejection; so is `generate` if all its sources are random."""
@@ -53,7 +53,15 @@ FOLLOWS = {
 
 
 class Audit:
-    """One look at a run directory."""
+    """Audit of a run directory.
+
+    Parameters
+    ----------
+    directory
+        The run directory.
+    rehash
+        Whether to read every byte and compare its checksum; else sizes and counts alone.
+    """
 
     def __init__(self, directory: RunDirectory, rehash: bool) -> None:
         self.directory, self.rehash = directory, rehash
@@ -70,10 +78,10 @@ class Audit:
         self.changed: list[Unit] = []  # made again, and not what they were
         self.waiting: list[str] = []
         self.n_duplicates = 0
-        self.config: configs.Config | None = None
+        self.config: Config | None = None
 
-    def make_report(self) -> Report:
-        """Look at everything."""
+    def make_report(self) -> AuditReport:
+        """Compare everything, and return the report."""
         findings = [
             *self._read_config(),
             *self._read_plan(),
@@ -91,7 +99,7 @@ class Audit:
             row, plan = self.totals.get(stage, Counter()), self.planned.get(stage)
             stages[stage] = {name: row[name] for name in ("units", "inputs", "out", "rejected")}
             stages[stage]["pending"] = plan[1] - row["inputs"] if plan else None
-        return Report(
+        return AuditReport(
             run_dir=self.directory.root,
             rehashed=self.rehash,
             stages=stages,
@@ -101,18 +109,19 @@ class Audit:
         )
 
     def _read_config(self) -> Iterator[Finding]:
+        """Read the config of the run; yield a finding if it cannot be read."""
         try:
             self.config = saved.from_yaml(self.directory.config)
         except ConfigError as error:
             yield Finding(path="config.yaml", expected="the config of the run; put it back", found=str(error))
 
     def _read_plan(self) -> Iterator[Finding]:
-        """Read the ledger once: what was planned, and which units were taken away on purpose."""
+        """Read the ledger once: the units that were planned, and those that were removed on purpose."""
         for path, number, event in ledger_lines(self.directory.root):
             if event is None:
                 self.bad_lines.setdefault(path, set()).add(number)
-                found = f"none on line {number}"
-                yield Finding(path=f"ledger/{path.name}", expected="an event on each line", found=found)
+                present = f"none on line {number}"
+                yield Finding(path=f"ledger/{path.name}", expected="an event on each line", found=present)
                 continue
             match event["event"]:
                 case "RunStarted":
@@ -129,6 +138,7 @@ class Audit:
     # --- units ------------------------------------------------------------------------------------------
 
     def _check_units(self) -> Iterator[Finding]:
+        """Compare all units with their manifests, and add up their counts."""
         indices: dict[str, set[int]] = {}
         doubled: set[tuple[str, int]] = set()
         with ThreadPoolExecutor(THREADS) as threads:
@@ -155,10 +165,11 @@ class Audit:
             ]
             for folder in twins:
                 path = str(folder.relative_to(self.directory.root))
-                found = f"{len(twins)}: {', '.join(twin.name for twin in twins)}"
-                yield Finding(path=path, expected=f"one unit {index} of {stage}", found=found, aside=path)
+                present = f"{len(twins)}: {', '.join(twin.name for twin in twins)}"
+                yield Finding(path=path, expected=f"one unit {index} of {stage}", found=present, aside=path)
 
     def _list_sound(self, stage: str) -> Iterator[Path]:
+        """Yield the folders of the units of a stage with which nothing is wrong."""
         for folder in list_entries(self.directory.root):
             if folder.parent.parent.name == stage and not any(fault.aside for fault in self._check_unit(folder)[0]):
                 yield folder
@@ -172,19 +183,19 @@ class Audit:
             manifest = read_manifest(folder)
         except (OSError, ValueError) as error:
             _raise_if_unreadable(error, folder / "manifest.json")
-            found = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+            present = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
             expected = "the manifest of a unit"
-            return [Finding(path=f"{aside}/manifest.json", expected=expected, found=found[:200], aside=aside)], None
+            return [Finding(path=f"{aside}/manifest.json", expected=expected, found=present[:200], aside=aside)], None
         unit, receipt, files = manifest.unit, manifest.receipt, manifest.files
         faults = []
 
-        def add_fault(path: str, expected: str, found: str) -> None:
-            faults.append(Finding(path=path, unit=str(unit), expected=expected, found=found, aside=aside))
+        def add_fault(path: str, expected: str, present: str) -> None:
+            faults.append(Finding(path=path, unit=str(unit), expected=expected, found=present, aside=aside))
 
         if folder != (place := self.directory.unit_dir(unit.stage, unit.key)):
             add_fault(aside, f"it at {place.relative_to(self.directory.root)}", "it here")
-        same = ("stage", "index", "key", "n_inputs")
-        if any(getattr(receipt, name) != getattr(unit, name) for name in same):
+        shared = ("stage", "index", "key", "n_inputs")
+        if any(getattr(receipt, name) != getattr(unit, name) for name in shared):
             add_fault(
                 f"{aside}/manifest.json", "a receipt of that unit", f"one of {receipt.stage} unit {receipt.index}"
             )
@@ -192,28 +203,28 @@ class Audit:
             if extra.startswith("."):  # what a file manager leaves
                 continue
             add_fault(f"{aside}/{extra}", "no such file", "one that the manifest does not name")
-        for name, said in files.items():
-            if wrong := self._check_file(folder / name, said):
+        for name, entry in files.items():
+            if wrong := self._check_file(folder / name, entry):
                 add_fault(f"{aside}/{name}", *wrong)
         random = unit.stage == "generate" and self.config is not None and _is_random(self.config)
         n_done = receipt.n_out + receipt.n_rejected
         if (unit.stage in ONE_TO_ONE or random) and n_done != receipt.n_inputs:
-            found = f"{receipt.n_out} outputs and {receipt.n_rejected} rejections"
-            add_fault(f"{aside}/manifest.json", f"as many as its {receipt.n_inputs} inputs", found)
+            present = f"{receipt.n_out} outputs and {receipt.n_rejected} rejections"
+            add_fault(f"{aside}/manifest.json", f"as many as its {receipt.n_inputs} inputs", present)
         for key in unit.upstream:
             if not self.forgotten.get(key) and not any((self.directory.root / "units").glob(f"*/{key[:2]}/{key}")):
                 expected = f"the unit {key} that it was made from"
                 faults.append(Finding(path=aside, unit=str(unit), expected=expected, found="no such unit"))
         return faults, manifest
 
-    def _check_file(self, path: Path, said: dict[str, Any]) -> tuple[str, str] | None:
-        """Compare one file with its line in a manifest; return what was expected and what is there."""
+    def _check_file(self, path: Path, entry: dict[str, Any]) -> tuple[str, str] | None:
+        """Compare one file with its line in a manifest; return expected and present state if they differ."""
         if path.is_symlink() or not path.is_file():
-            return f"a file of {said['size']} bytes", "no such file"
-        if (size := path.stat().st_size) != said["size"]:
-            return f"{said['size']} bytes", f"{size} bytes"
-        if self.rehash and (digest := sha256_file(path)) != said["sha256"]:
-            return f"sha256 {said['sha256']}", f"sha256 {digest}"
+            return f"a file of {entry['size']} bytes", "no such file"
+        if (size := path.stat().st_size) != entry["size"]:
+            return f"{entry['size']} bytes", f"{size} bytes"
+        if self.rehash and (digest := sha256_file(path)) != entry["sha256"]:
+            return f"sha256 {entry['sha256']}", f"sha256 {digest}"
         return None
 
     def _compare_rejections(self, folder: Path, manifest: Manifest) -> None:
@@ -250,7 +261,7 @@ class Audit:
                 now = read_manifest(folder)
             except (OSError, ValueError) as error:
                 _raise_if_unreadable(error, path)
-                continue  # what it was is not known; or what it is, which is told of the unit itself
+                continue  # nothing to compare; a unit that cannot be read is a finding of its own
             differing = [
                 name
                 for name in sorted(before.files.keys() | now.files.keys())
@@ -280,28 +291,29 @@ class Audit:
                 receipt = read_manifest(folder).receipt
             except FileNotFoundError:
                 if folder.exists() or (stage == "store" and not self.directory.dataset.exists()):
-                    continue  # told of the unit itself; or the user took the dataset away
-                found, self.gone[key] = "no such unit", stage
+                    continue  # the unit has a finding of its own; or the user removed the dataset
+                difference, self.gone[key] = "no such unit", stage
             except (OSError, ValueError) as error:
                 _raise_if_unreadable(error, folder / "manifest.json")
                 continue
             else:
-                # A line of before the unit was forgotten and made again says what it was.
+                # A line may be older than the unit, which was forgotten and made again.
                 names = () if key in self.forgotten else ("n_inputs", "n_out", "n_rejected")
-                found = ", ".join(
+                difference = ", ".join(
                     f"{name} {getattr(receipt, name)}" for name in names if getattr(receipt, name) != event[name]
                 )
-            if found:
+            if difference:
                 if key not in self.gone:
                     self.bad_lines.setdefault(path, set()).add(number)
                 yield Finding(
                     path=str(folder.relative_to(self.directory.root)),
                     unit=f"{stage} unit {event['index']} ({key[:8]})",
                     expected=f"what line {number} of ledger/{path.name} says of it",
-                    found=found,
+                    found=difference,
                 )
 
     def _check_quarantine(self) -> Iterator[Finding]:
+        """Compare the files of the quarantine with the rejections of the units."""
         for name in sorted(self.absent):
             yield Finding(path=f"quarantine/{name}", expected=self.absent[name], found="no such file")
         folder = self.directory.root / "quarantine"
@@ -312,16 +324,17 @@ class Audit:
             there = read_rejection(folder / entry)
             if there is None or self.directory.quarantine_file(there).name != entry:
                 yield Finding(path=path, expected="a rejection", found="something else", aside=path)
-            elif there.kind == "generate/duplicate":  # of seeds of different units: the driver writes these
+            elif there.kind == "generate/duplicate":  # seeds of different units; the driver writes these
                 self.n_duplicates += 1
             elif entry in self.differing:
                 expected = "the rejection that the unit holds"
                 yield Finding(path=path, expected=expected, found="another of the same structure", aside=path)
             elif entry not in self.explained and there.stage not in self.unread:
-                found = f"{there.kind} of {there.structure}"
-                yield Finding(path=path, expected="no file that no unit explains", found=found, aside=path)
+                present = f"{there.kind} of {there.structure}"
+                yield Finding(path=path, expected="no file that no unit explains", found=present, aside=path)
 
     def _check_dataset(self, suspicious: bool) -> Iterator[Finding]:
+        """Compare the dataset with its checksums, if asked for or suspicious, and with the unit that published it."""
         from daskpipe.core.variables import read_root
         from daskpipe.store import verify
 
@@ -345,13 +358,13 @@ class Audit:
             yield Finding(path="dataset.zarr", expected=expected, found=str(held), aside="dataset.zarr")
 
     def _check_conservation(self) -> list[Finding]:
-        """Compare the stages with each other; where a unit is damaged that says nothing."""
+        """Compare the counts of the stages with each other; only useful where no unit is damaged."""
         findings = []
 
-        def compare_counts(stage: str, expected: str, n_expected: int, n_found: int, what: str) -> None:
-            if n_expected != n_found:
-                found = f"{n_found} {what}"
-                findings.append(Finding(path=f"units/{stage}", expected=f"{n_expected} {expected}", found=found))
+        def compare_counts(stage: str, expected: str, n_expected: int, n_present: int, what: str) -> None:
+            if n_expected != n_present:
+                present = f"{n_present} {what}"
+                findings.append(Finding(path=f"units/{stage}", expected=f"{n_expected} {expected}", found=present))
 
         def is_complete(stage: str) -> bool:
             return stage in self.planned and self.totals.get(stage, Counter())["units"] == self.planned[stage][0]
@@ -375,7 +388,7 @@ class Audit:
 
 
 def _list_leftovers(root: Path) -> Iterator[dict[str, Any]]:
-    """Yield what attempts and interrupted writes left behind, and what was moved aside."""
+    """Yield files that attempts and interrupted writes left behind, and what was moved aside."""
     leftovers = [(path, "checkpoints") for path in root.glob("units/*/*/.*-work")]
     leftovers += [(path, "attempt") for path in root.glob("units/*/*/.*-attempt")]
     leftovers += [(path, "temporary") for folder in (root, root / "ledger", root / "quarantine", root / "drivers")
@@ -389,13 +402,13 @@ def _list_leftovers(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def _raise_if_unreadable(error: Exception, path: Path) -> None:
-    """Raise an error that says something of the disk or of permissions, and nothing of the file: it is not damaged."""
+    """Raise an error that comes from the disk or from permissions: the file itself may not be damaged."""
     if isinstance(error, OSError) and (cause := disk_error(error, path=path)) is not None:
         raise cause from error
 
 
 def _list_sizes(path: Path) -> Iterator[int]:
-    """Yield the sizes of a file, or of all files below a folder; an attempt may remove them meanwhile."""
+    """Yield the size of a file, or of all files below a folder, except those that an attempt removes meanwhile."""
     files = [os.path.join(parent, name) for parent, _, names in os.walk(path) for name in names]
     for file in files or [str(path)]:
         with suppress(FileNotFoundError):
@@ -404,16 +417,17 @@ def _list_sizes(path: Path) -> Iterator[int]:
                 yield state.st_size
 
 
-def _is_random(config: configs.Config) -> bool:
-    """Whether each request of ``generate`` makes one structure."""
+def _is_random(config: Config) -> bool:
+    """Tell whether each request of ``generate`` makes one structure."""
     generators = [source.generator for source in config.generate.sources.values()]
     return not config.generate.paths and not any(generator in ENUMERATED for generator in generators)
 
 
-def _matches_entry(path: Path, said: dict[str, Any] | None) -> bool:
-    """Whether a file is what a line of a manifest says."""
-    return said is not None and path.is_file() and sha256_file(path) == said["sha256"]
+def _matches_entry(path: Path, entry: dict[str, Any] | None) -> bool:
+    """Tell whether a file has the checksum in a line of a manifest."""
+    return entry is not None and path.is_file() and sha256_file(path) == entry["sha256"]
 
 
 def _order_stage(stage: str) -> int:
+    """Return the position of a stage in a run; unknown ones come last."""
     return STAGE_ORDER.index(stage) if stage in STAGE_ORDER else len(STAGE_ORDER)

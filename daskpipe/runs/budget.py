@@ -1,4 +1,4 @@
-"""What a run may take: hours of its workers and bytes on its disk, kept by a subscriber that ends the run in order."""
+"""Budget of a run, hours of work and bytes on disk, and the subscriber that stops the run when it is spent."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from daskpipe.engine.manifests import STAGE_ORDER
 from daskpipe.engine.run_directory import RunDirectory
 
 HOUR = 3600.0
+"""Seconds of an hour."""
 
 FRUITLESS = ("UnitLost", "UnitYielded", "UnitGivenUp")
-"""Events that tell of work on a unit which it does not account for itself."""
+"""Events that record work on a unit that its manifest does not count."""
 
 
 @dataclass
 class Spent:
-    """Seconds of work and bytes of files of units, by stage."""
+    """Seconds of work and bytes of files that units took, by stage."""
 
     seconds: Counter[str] = field(default_factory=Counter)
-    """Seconds of work on the units, by stage; attempts that were lost, yielded or given up count too."""
+    """Seconds of work on units, by stage; attempts that were lost, yielded or given up count too."""
     bytes: Counter[str] = field(default_factory=Counter)
-    """Size of their files (not: their manifests), by stage."""
+    """Size of the files of units, without their manifests, by stage."""
 
     def add_work(self, stage: str, seconds: float, n_bytes: int) -> None:
         """Count a unit, or an attempt at one."""
@@ -37,9 +38,9 @@ class Spent:
 
 
 def measure_spent(directory: RunDirectory) -> Spent:
-    """Return what the units of a run took, over all driver starts.
+    """Measure the work of a run over all starts of its driver.
 
-    It is read from their manifests; what attempts took that did not end in a commit, from the ledger.
+    Committed units are read from their manifests; attempts that did not end in a commit, from the ledger.
     """
     total = Spent()
     for path in directory.list_manifests():
@@ -52,24 +53,24 @@ def measure_spent(directory: RunDirectory) -> Spent:
 
 
 def compute_limits(config: Config) -> tuple[float | None, int | None]:
-    """Return the hours and bytes that a run may take; of a shard, its share."""
+    """Return the hours and bytes that a run may take; for a shard, its share. None where there is no limit."""
     n = parse_shard(config.shard)[1] if config.shard else 1
     hours, size = config.budget.hours, config.budget.bytes
     return (None if hours is None else hours / n, None if size is None else in_bytes(size) // n)
 
 
-class BudgetKeeper:
+class BudgetLimiter:
     """Subscriber that stops a run when its budget of hours or bytes is spent and there is more to do.
 
-    What is under way is given up; only what is committed counts, and none of it is lost. Subscribe it last, so that
-    the others have heard of the unit that was one too many.
+    Units under way are given up; nothing that is committed is lost. Subscribe it last, so that the others receive the
+    event that exceeds the budget.
 
     Parameters
     ----------
     directory
-        The run directory; the work for earlier drivers is counted.
+        The run directory; work done for earlier drivers counts too.
     config
-        Of the run.
+        Config of the run.
     """
 
     def __init__(self, directory: RunDirectory, config: Config) -> None:
@@ -79,7 +80,7 @@ class BudgetKeeper:
         self._stage, self._left, self._units = "", 0, 0
 
     def __call__(self, event: Event) -> None:
-        """Count, and stop the run.
+        """Count the work of an event, and stop the run if the budget is spent.
 
         Raises
         ------
@@ -101,6 +102,7 @@ class BudgetKeeper:
             self._check_limits()
 
     def _check_limits(self) -> None:
+        """Stop the run if hours or bytes are spent."""
         hours, n_bytes = sum(self.spent.seconds.values()) / HOUR, self.spent.bytes.total()
         if self.hours is not None and hours >= self.hours:
             of_stages = ", ".join(f"{name} {value / HOUR:.3g}" for name, value in self.spent.seconds.most_common())
@@ -110,6 +112,7 @@ class BudgetKeeper:
             self._stop_run("bytes", str(self.config.budget.bytes), f"{format_bytes(n_bytes)}: {of_stages}")
 
     def _stop_run(self, what: str, limit: str, taken: str) -> None:
+        """Raise Interrupted with what is left to do and the command that goes on."""
         share = f", of which shard {self.config.shard} has its share," if self.config.shard else ""
         later = STAGE_ORDER[STAGE_ORDER.index(self._stage) + 1 :] if self._stage in STAGE_ORDER else ()
         then = f", then {', '.join(name for name in later if name != 'describe-against')}" if later else ""
@@ -121,12 +124,19 @@ class BudgetKeeper:
 
 
 def _double_limit(limit: str) -> str:
+    """Return twice a limit such as ``8`` or ``50 GB``, in the same unit."""
     number = limit.rstrip("BiTGMk ")
     return f"{2 * float(number):g}{limit[len(number) :].strip()}"
 
 
 def format_bytes(n_bytes: float) -> str:
-    """Return a number of bytes as people read it, e.g. ``1.2 GB``."""
+    """Write a number of bytes for people.
+
+    Examples
+    --------
+    >>> format_bytes(1_234_567_890)
+    '1.23 GB'
+    """
     for unit in ("B", "kB", "MB", "GB"):
         if n_bytes < 999.5:
             return f"{n_bytes:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""How a run is stopped, wherever its driver and its jobs are."""
+"""Stop a run, wherever its driver and its jobs are."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from daskpipe.cluster.job_commands import CancelReport
 
 HONOUR_SECONDS = 150.0
-"""Time that a driver has to honour a request to cancel: to see it (on a network file system late), and to close."""
+"""Seconds that a driver has to see a request to cancel (late on a network file system) and to close."""
 
 GONE_SECONDS = 60.0
-"""Time that cancelled jobs have to leave the queue."""
+"""Seconds that cancelled jobs have to leave the queue."""
 
 
 def cancel_run(run_dir: Path | str) -> dict[str, Any]:
-    """Stop whatever works on a run, on any machine, and take back its jobs; return when nothing is left.
+    """Stop the driver of a run, on any machine, and cancel its jobs; return when nothing is left.
 
     Parameters
     ----------
@@ -34,8 +34,8 @@ def cancel_run(run_dir: Path | str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``driver``, in words, that was asked to stop (or None), ids of the ``jobs`` that were cancelled, and ``notes``
-        on jobs that were left alone because they are those of another run directory.
+        ``driver`` that was asked to stop, in words, or None; ids of the cancelled ``jobs``; ``notes`` on jobs that
+        were not cancelled because they belong to another run directory.
 
     Raises
     ------
@@ -76,25 +76,25 @@ def cancel_run(run_dir: Path | str) -> dict[str, Any]:
 
 
 def _stop_driver(root: Path) -> lease.LeaseHolder | None:
-    """Ask the driver to stop, and wait for it; return one that does not."""
+    """Ask the driver to stop, and wait for it; return it if it does not."""
     lease.request_stop(root)
     until = time.monotonic() + HONOUR_SECONDS
     while (driver := lease.find_driver(root)) is not None and time.monotonic() < until:
-        if lease.read_request(root) is None:  # a driver that has just begun took it for an old one
+        if lease.read_request(root) is None:  # a driver that has just begun removed it as an old one
             lease.request_stop(root)
         time.sleep(0.5)
     return driver
 
 
 def _is_job(driver: lease.LeaseHolder, record: Record) -> bool:
-    """Whether a driver is the job of a record; in its own environment PBS adds the server's name to the number."""
+    """Tell whether a driver is the job of a record; inside a job PBS adds the server's name to the number."""
     if driver.job_id is None or record.job_id is None:
         return False
     return driver.job_id.partition(".")[0] == record.job_id.partition(".")[0]
 
 
 def _cancel_of_kind(root: Path, kind: str, submitted: list[Submission]) -> CancelReport:
-    """Cancel the jobs of a run in the queue of a kind, and wait until they have left it."""
+    """Cancel the jobs of a run in one kind of queue, and wait until they have left it."""
     from daskpipe.cluster.job_commands import cancel_jobs, list_jobs
 
     site = site_of_kind(kind)

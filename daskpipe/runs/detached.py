@@ -1,8 +1,8 @@
-"""A driver that is a job of its own.
+"""Submit a driver as a job of its own, and drive a run from such a job.
 
-``detached.json`` in the run directory says which job will drive it, and with what settings. The job types ``daskpipe
-resume RUN --detached TOKEN``; the token in its lease tells that it has begun. Near its walltime it submits the next one
-as the last thing that it does, so none waits for another.
+``detached.json`` in the run directory records which job will drive it, and with what settings. The job runs ``daskpipe
+resume RUN --detached TOKEN``; the token in its lease shows that it has begun. Near its walltime, as its last action, it
+submits the next job, so that no job waits for another.
 """
 
 from __future__ import annotations
@@ -35,35 +35,38 @@ if TYPE_CHECKING:
     from daskpipe.runs.run import Result
 
 TRIES = 6
-"""How often the successor of a driver is submitted to a queue that does not take it."""
+"""Tries to submit the next driver to a queue that does not accept it."""
 
 PAUSE_SECONDS = 10.0
-"""Time between two tries."""
+"""Seconds between two tries."""
 
 FRUITLESS_LIMIT = 3
-"""Drivers in a row that reach neither a commit nor a checkpoint, after which none is submitted any more."""
+"""Drivers in a row that reach neither a commit nor a checkpoint, after which no more are submitted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The job that will drive a run, or has; ``detached.json``.
+    """Record of the job that will drive a run, or has driven it; ``detached.json``.
 
     Parameters
     ----------
     token
-        Names the driver in its lease.
+        Name of the driver in its lease.
     job_id
-        None for the moment between its record and its submission.
+        Id of the job; None between its record and its submission.
     kind
         Its queue, as dask-jobqueue calls it.
     log
-        Where it prints.
+        File or folder of its output.
+    at
+        Time of the submission, UTC.
     cluster, overrides
-        With what it resumes the run.
+        Settings with which it resumes the run.
     fruitless
-        How many drivers in a row before it brought the run no farther.
+        Drivers in a row, before this one, that made no progress.
     name, cluster_name, user, seen
-        As of `submissions.Submission`; records of earlier versions have only what follows from the run directory.
+        As of `daskpipe.cluster.submitted_jobs.Submission`; records of earlier versions hold only what follows from
+        the run directory.
     """
 
     token: str
@@ -81,7 +84,7 @@ class Record:
 
     @property
     def submission(self) -> Submission:
-        """The job, for who asks its queue."""
+        """The job, as the functions that query a queue take it."""
         known = ("job_id", "name", "kind", "cluster_name", "user", "at", "seen")
         return Submission(**{field: getattr(self, field) for field in known})
 
@@ -95,18 +98,18 @@ def read_record(root: Path) -> Record | None:
 
 
 def find_waiting(root: Path) -> Record | None:
-    """Return the record of a detached driver that has not begun, as far as files tell; ``None`` if there is none."""
+    """Return the record of a detached driver that has not begun, as far as files show; ``None`` if there is none."""
     record, last = read_record(root), lease.read_last_driver(root)
     return None if record is None or (last is not None and last.token == record.token) else record
 
 
 def remove_record(root: Path) -> None:
-    """Remove the record: no detached driver is to drive the run."""
+    """Remove the record: no detached driver shall drive the run."""
     _record_file(root).unlink(missing_ok=True)
 
 
 def is_queued(record: Record) -> bool | None:
-    """Tell whether a detached driver's job is in its queue; ``None`` if the queue's list does not prove it."""
+    """Tell whether the job of a detached driver is in its queue; ``None`` if the queue does not show it."""
     if record.job_id is None:
         return None
     from daskpipe.cluster.job_commands import list_jobs
@@ -129,23 +132,23 @@ def submit_run(config: Config, run_dir: Path | str) -> Record:
     ConfigError
         As `runs.run`; or if the cluster is no site, or a driver works or waits already.
     ClusterError
-        If the site takes no job.
+        If the site accepts no job.
     """
-    from daskpipe.runs import run as runs
+    from daskpipe.runs.run import open_run
 
     check_detachable(config.cluster)
     directory = RunDirectory(Path(run_dir).absolute())
-    with runs.open_run(directory, config):
+    with open_run(directory, config):
         return _submit_driver(directory, config)
 
 
 def submit_resume(run_dir: Path | str, overrides: Sequence[str] = (), *, cluster: Cluster | None = None) -> Record:
-    """Submit a job that goes on with a run; parameters as of `runs.resume`, errors as of `submit_run`."""
-    from daskpipe.runs import run as runs
+    """Submit a job that resumes a run; parameters as of `runs.resume`, errors as of `submit_run`."""
+    from daskpipe.runs.run import load_stored_run, open_run
 
-    directory, config = runs.load_stored_run(run_dir, overrides, cluster=cluster)
+    directory, config = load_stored_run(run_dir, overrides, cluster=cluster)
     check_detachable(config.cluster)
-    with runs.open_run(directory, config):
+    with open_run(directory, config):
         return _submit_driver(directory, config)
 
 
@@ -153,8 +156,8 @@ def _submit_driver(directory: RunDirectory, config: Config) -> Record:
     """Submit the driver of a run whose lease this process holds, unless one waits already."""
     if (record := find_waiting(directory.root)) is not None and is_queued(record) is not False:
         raise ConfigError(
-            f"job {record.job_id} waits to drive {directory.root} since {record.at}. Look at it: daskpipe status "
-            f"{_quote_path(directory.root)} --watch, or take it back: daskpipe cancel {_quote_path(directory.root)}"
+            f"job {record.job_id} waits to drive {directory.root} since {record.at}. To watch it: daskpipe status "
+            f"{_quote_path(directory.root)} --watch; to cancel it: daskpipe cancel {_quote_path(directory.root)}"
         )
     cluster = config.cluster
     if cluster.name.endswith((".yaml", ".yml")):  # the job may begin in another directory
@@ -165,7 +168,7 @@ def _submit_driver(directory: RunDirectory, config: Config) -> Record:
 
 
 def check_detachable(cluster: Cluster) -> None:
-    """See that a cluster can have a detached driver.
+    """Check that a cluster can have a detached driver.
 
     Raises
     ------
@@ -187,7 +190,7 @@ def drive_detached(run_dir: Path | str, token: str, subscribers: Iterable[Emit] 
     run_dir, subscribers
         As of `runs.resume`.
     token
-        Names the driver in ``detached.json``.
+        Name of the driver in ``detached.json``.
 
     Raises
     ------
@@ -197,13 +200,13 @@ def drive_detached(run_dir: Path | str, token: str, subscribers: Iterable[Emit] 
         If the job ends soon and the next one goes on.
     """
     from daskpipe.cluster.settings import Cluster
-    from daskpipe.runs import run as runs
+    from daskpipe.runs.run import Detached, resume
 
     root = Path(run_dir).absolute()
     record = read_record(root)
     if record is None or record.token != token:
         raise ConfigError(
-            f"this job is not to drive {root} any more: it was cancelled, or another took its place. "
+            f"this job may not drive {root} any more: it was cancelled, or another took its place. "
             f"See: daskpipe status {_quote_path(root)}"
         )
     cluster = Cluster(**record.cluster)
@@ -211,7 +214,7 @@ def drive_detached(run_dir: Path | str, token: str, subscribers: Iterable[Emit] 
     started = disk_time(root)
 
     def hand_over() -> None:
-        if lease.read_request(root):  # cancelled in this very moment
+        if lease.read_request(root):  # cancelled at this moment
             return
         fruitless = 0 if _made_progress(root, started) else record.fruitless + 1
         if fruitless >= FRUITLESS_LIMIT:
@@ -222,30 +225,31 @@ def drive_detached(run_dir: Path | str, token: str, subscribers: Iterable[Emit] 
         following = _submit_patiently(root, cluster, record.overrides, fruitless)
         raise Interrupted(f"the job of this driver ends soon; job {following.job_id} goes on with {root}")
 
-    # The one before may have died on another machine, which only its silence tells.
-    detached = runs.Detached(token=token, patience=2 * lease.LEASE_SECONDS, hand_over=hand_over)
-    return runs.resume(root, record.overrides, cluster=cluster, subscribers=subscribers, detached=detached)
+    # The driver before may have died on another machine: only a lease that is not renewed shows it.
+    detached = Detached(token=token, patience=2 * lease.LEASE_SECONDS, hand_over=hand_over)
+    return resume(root, record.overrides, cluster=cluster, subscribers=subscribers, detached=detached)
 
 
 def _made_progress(root: Path, since: float) -> bool:
     """Tell whether a unit was committed, or left a checkpoint, after a time."""
     for pattern in ("*/manifest.json", ".*-work/*-checkpoint/state"):
         for file in root.glob(f"units/*/*/{pattern}"):
-            with suppress(FileNotFoundError):  # a worker that still ends has removed it
+            with suppress(FileNotFoundError):  # a worker that is ending has removed it
                 if file.stat().st_mtime > since:
                     return True
     return False
 
 
 def _submit_patiently(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int) -> Record:
+    """Submit the next driver; try again if the queue does not accept it, except when it gave no job id."""
     from daskpipe.cluster.job_commands import NoJobIdError
 
     for _ in range(TRIES - 1):
         try:
             return _submit_job(root, cluster, overrides, fruitless)
-        except NoJobIdError:  # it was taken, and so would the next ones be
+        except NoJobIdError:  # the job was accepted: another try would submit it twice
             raise
-        except ClusterError:  # its controller restarts, perhaps
+        except ClusterError:  # the controller of the queue may be restarting
             time.sleep(PAUSE_SECONDS)
     return _submit_job(root, cluster, overrides, fruitless)
 
@@ -281,7 +285,7 @@ def _submit_job(root: Path, cluster: Cluster, overrides: Sequence[str], fruitles
     except (OSError, RuntimeError, ValueError) as error:
         remove_record(root)
         raise ClusterError(
-            f"{site.name} takes no job for the driver: {describe_error(error)}. Change section driver of its file; "
+            f"{site.name} accepts no job for the driver: {describe_error(error)}. Change section driver of its file; "
             f"to see what was submitted: daskpipe plan {_quote_path(root / 'config.yaml')} --show-script"
         ) from error
     job_id = str(submission.job_id)
@@ -299,7 +303,7 @@ def _submit_job(root: Path, cluster: Cluster, overrides: Sequence[str], fruitles
 
 
 async def _submit_and_list(site: Site, job: Any) -> Submission:
-    """Submit a job, and look whether the queue lists it: if not, nobody will know whether it has ended."""
+    """Submit a job, and record whether the queue lists it: if it does not, the end of the job cannot be seen."""
     from daskpipe.cluster.job_commands import list_jobs_async, name_cluster, submit_job
 
     submission = await submit_job(site, job, pool="driver", cluster_name=await name_cluster(site))
@@ -317,7 +321,7 @@ def _job_name(root: Path) -> str:
 
 
 def site_of_kind(kind: str) -> Site:
-    """Return a site of a queue, enough to ask the queue and to cancel jobs."""
+    """Return a site with one kind of queue, enough to query the queue and to cancel jobs."""
     from daskpipe.cluster.sites import Site
 
     return Site.model_validate({"name": "any", "class": kind, "pools": {"cpu": {}}})

@@ -1,4 +1,4 @@
-"""``daskpipe fsck``: look at a run directory, and move aside what is damaged, so that it is made again."""
+"""Check a run directory, and move damaged files aside so that ``daskpipe resume`` makes them again."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from daskpipe.engine.manifests import STAGE_ORDER, read_units
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import lease
 from daskpipe.runs.audit import DAMAGED, Audit
-from daskpipe.runs.findings import Finding, Report
+from daskpipe.runs.findings import AuditReport, Finding
 from daskpipe.runs.quarantine import find_dependents, forget_units
 
 
-def fsck(run_dir: Path | str, *, rehash: bool = False, mend: bool = False) -> Report:
-    """Compare a run directory with what was committed there.
+def check_run(run_dir: Path | str, *, rehash: bool = False, mend: bool = False) -> AuditReport:
+    """Compare a run directory with what its units committed.
 
     Parameters
     ----------
@@ -32,13 +32,13 @@ def fsck(run_dir: Path | str, *, rehash: bool = False, mend: bool = False) -> Re
         Read every byte of units and dataset and compare it with its checksum; else sizes and counts alone.
     mend
         Move what is damaged to ``damaged/``, so that ``daskpipe resume`` makes it again, and make the quarantine and
-        the ledger agree with the units. A unit that was made again and is not what it was before takes all that
-        stands on it with it. Nothing that is as it was committed is removed.
+        the ledger agree with the units. Where a unit was made again and differs from what it was, the units that
+        depend on it are removed. Nothing else that is as it was committed is removed.
 
     Returns
     -------
     Report
-        What is wrong; after mending, what is still wrong.
+        Findings; after mending, those that are left.
 
     Raises
     ------
@@ -53,12 +53,12 @@ def fsck(run_dir: Path | str, *, rehash: bool = False, mend: bool = False) -> Re
     with lease.hold_lease(directory.root):
         look = Audit(directory, rehash)
         mended = _mend_findings(directory, look, look.make_report().findings)
-        # All that only reading every byte can find has been moved aside.
+        # Every byte was read before mending: what only that reveals has been moved aside.
         return replace(Audit(directory, rehash=False).make_report(), mended=mended, rehashed=rehash)
 
 
 def _mend_findings(directory: RunDirectory, look: Audit, findings: list[Finding]) -> list[str]:
-    """Do about findings what can be done; the caller holds the lease."""
+    """Mend findings where possible, and list the repairs; the caller must hold the lease."""
     done = []
     emit = Ledger(directory)
     for path in dict.fromkeys(finding.aside for finding in findings if finding.aside):
@@ -92,7 +92,7 @@ def _mend_findings(directory: RunDirectory, look: Audit, findings: list[Finding]
 
 
 def _restore_quarantine(directory: RunDirectory) -> Iterator[str]:
-    """Write the rejections of units that the quarantine does not hold; yield the names of the files."""
+    """Write rejections of units that are missing in the quarantine; yield the names of the files."""
     for stage in STAGE_ORDER:
         for folder, manifest in read_units(directory, stage):
             rejections = directory.read_rejections(stage, folder.name) if manifest.receipt.n_rejected else []
@@ -103,7 +103,7 @@ def _restore_quarantine(directory: RunDirectory) -> Iterator[str]:
 
 
 def _choose_free(path: Path) -> Path:
-    """Return a path at which nothing stands."""
+    """Return the path, with a number added if something is there already."""
     number, free = 1, path
     while free.exists() or free.is_symlink():
         number += 1

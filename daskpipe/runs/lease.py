@@ -1,15 +1,15 @@
-"""Who drives a run directory: a lease that holds between all machines that share the directory.
+"""Lease of a run directory: one driver at a time, among all machines that share the directory.
 
 ::
 
-    drivers/0003.json   the lease of the third driver: host, process, job, since when; the highest number drives
-    drivers/clock       touched to read the file system's own clock, for those of machines differ
-    cancel              what ``daskpipe cancel`` asks the driver for
+    drivers/0003.json   the lease of the third driver: host, process, job, start; the highest number drives
+    drivers/clock       touched to read the clock of the file system, since the clocks of machines differ
+    cancel              request of ``daskpipe cancel`` that the driver stop
 
-A lease is taken by creating the file of the next number, which only one of several can. Nobody ever writes, renames or
-removes the newest file but its owner: there is no moment at which two hold a run. The owner touches it every few
-seconds; it is dead when its process is known to be gone, or after a minute without a touch. One who was stopped for
-that long finds a higher number when it wakes up, and ends.
+A driver takes the lease by creating the file of the next number, which only one of several can. Only its owner
+writes, renames or removes the newest file: there is no moment at which two drivers hold a run. The owner touches the
+file every few seconds; it counts as dead when its process is known to be gone, or after a minute without a touch. A
+driver that stood still for that long sees a higher number when it wakes up, and ends.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from daskpipe.core.shared_disk import disk_time, explain_disk_errors, numbered_f
 from daskpipe.core.text import utc_timestamp
 
 LEASE_SECONDS = float(os.environ.get("DASKPIPE_LEASE_SECONDS", "60"))
-"""Time without renewal after which a driver counts as dead. Each lease says its own, so drivers need not agree."""
+"""Seconds without renewal after which a driver counts as dead. Each lease records its own, so drivers may differ."""
 
 RENEWALS = 12
-"""Renewals in that time."""
+"""Renewals in `LEASE_SECONDS`."""
 
 WALLTIME_SECONDS = 180.0
-"""Time before the end of its own job at which a driver stops in order; at most half of what it had."""
+"""Seconds before the end of its own job at which a driver stops in order; at most half of the job's time."""
 
 HEED_SECONDS = 10.0
-"""Time in which a driver that must stop is expected to ask (`Lease.check`), before its main thread is interrupted."""
+"""Seconds in which a driver that must stop should call `Lease.check_stop`, before its main thread is interrupted."""
 
 
 class TakenOver(Interrupted):
@@ -61,22 +61,22 @@ class WalltimeNear(Interrupted):
 
 @dataclass(frozen=True, kw_only=True)
 class LeaseHolder:
-    """What a lease says of who holds it.
+    """Driver that holds a lease, as its file records it.
 
     Parameters
     ----------
     host, pid, command
-        The process, for people.
+        Its process, for people.
     machine, born
-        Tell that process from all others: boot and container of its machine, and when it was started there.
+        Boot and container of its machine, and start of its process: together they identify the process.
     job_id
         Its job, if it runs in one.
     token
-        Names the last detached driver that has begun (`daskpipe.runs.detached`): this one, or one before it.
+        Name of the last detached driver that has begun (`daskpipe.runs.detached`): this one, or an earlier one.
     since, ended
-        UTC; `ended` once the lease was given back.
+        Start and release of the lease, UTC.
     seconds
-        Time without renewal after which it counts as dead.
+        Seconds without renewal after which it counts as dead.
     """
 
     host: str = "an unknown host"
@@ -96,27 +96,27 @@ class LeaseHolder:
 
 
 def find_driver(root: Path) -> LeaseHolder | None:
-    """Return the driver that works in a run directory now, on whatever machine; ``None`` if none does."""
+    """Return the driver that works in a run directory now, on any machine; ``None`` if none does."""
     driver, age = _read_lease(root, _find_newest(root))
     return driver if driver is not None and _is_alive(driver, age) else None
 
 
 def read_last_driver(root: Path) -> LeaseHolder | None:
-    """Return the last driver that worked in a run directory, living or dead."""
+    """Return the last driver that worked in a run directory, alive or dead."""
     return _read_lease(root, _find_newest(root))[0]
 
 
 class Lease:
-    """The right to drive a run directory; `hold_lease` gives it.
+    """The right to drive a run directory; `hold_lease` takes and releases it.
 
-    A thread renews it and sees what should end the run: another driver, a request to cancel, the walltime.
+    A thread renews it and watches for reasons to stop: another driver, a request to cancel, the walltime.
 
     Parameters
     ----------
     root
         The run directory.
     number
-        That of the file, which is there.
+        Number of the file of the lease, which exists.
     """
 
     def __init__(self, root: Path, number: int) -> None:
@@ -132,19 +132,19 @@ class Lease:
         self._thread.start()
 
     def check_stop(self) -> None:
-        """See that this driver may go on.
+        """Raise the reason why this driver must stop, if there is one.
 
         Raises
         ------
         Interrupted
-            `TakenOver`, `Cancelled` or `WalltimeNear` if it may not.
+            `TakenOver`, `Cancelled` or `WalltimeNear`.
         """
         if self.stop is not None:
             self._heeded.set()
             raise type(self.stop)(*self.stop.args)
 
     def close(self) -> None:
-        """Give the lease back."""
+        """Release the lease."""
         self._over.set()
         self._thread.join()
         if isinstance(self.stop, TakenOver):
@@ -160,17 +160,18 @@ class Lease:
             withdraw_request(self.root)
 
     def _renew_lease(self) -> None:
-        told = None
+        """Renew the lease until it is released, and wake the main thread if it must stop and does not."""
+        noticed = None
         interval = LEASE_SECONDS / RENEWALS
         while not self._over.wait(interval):
-            with suppress(OSError):  # of a file server that does not answer now; what is gone is seen below
+            with suppress(OSError):  # a file server may not answer now; a removed file is noticed below
                 os.utime(self._path)
             if self.stop is None:
                 self.stop = self._find_reason()
-                told = time.monotonic()
-            elif told is not None and self._main and time.monotonic() - told > HEED_SECONDS:
-                told = None
-                # It waits for something, a queue for example: wake it, as Ctrl-C would.
+                noticed = time.monotonic()
+            elif noticed is not None and self._main and time.monotonic() - noticed > HEED_SECONDS:
+                noticed = None
+                # It waits for something, such as a queue: wake it, as Ctrl-C would.
                 if not self._heeded.is_set() and callable(signal.getsignal(signal.SIGINT)):
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
@@ -182,7 +183,7 @@ class Lease:
                 by, _ = _read_lease(self.root, newest)
                 return TakenOver(
                     f"another driver took over {self.root} ({by}): this one stood still for longer than "
-                    f"{LEASE_SECONDS:.0f} s. Look at it: daskpipe status {shlex.quote(str(self.root))}"
+                    f"{LEASE_SECONDS:.0f} s. To watch it: daskpipe status {shlex.quote(str(self.root))}"
                 )
             if newest < self.number:
                 return TakenOver(f"the lease of this driver, {self._path}, was removed. {resume}")
@@ -190,7 +191,7 @@ class Lease:
                 at, words = request
                 if at >= self._since:
                     return Cancelled(f"cancelled {words}. {resume}")
-                withdraw_request(self.root)  # it was meant for a driver of before
+                withdraw_request(self.root)  # it was meant for an earlier driver
         if (left := seconds_left()) < self._reserve:
             return WalltimeNear(f"the job of this driver ends in {max(0.0, left):.0f} s. {resume}")
         return None
@@ -198,23 +199,24 @@ class Lease:
 
 @contextmanager
 def hold_lease(root: Path, *, patience: float = 0.0, token: str | None = None) -> Iterator[Lease]:
-    """Hold a run directory for one driver.
+    """Hold the lease of a run directory.
 
     Parameters
     ----------
     root
         The run directory.
     patience
-        Seconds to wait for another driver to end: one that died elsewhere is only known by its silence.
+        Seconds to wait for another driver to end: the death of one on another machine only shows after a while.
     token
-        Names this driver, if it is a detached one.
+        Name of this driver, if it is a detached one.
 
     Raises
     ------
     ConfigError
         If another driver holds it.
     Interrupted
-        In place of a signal or whatever else ended the block, if it was made to stop (`Lease.check`).
+        In place of a signal or another exception that ended the block, if the driver must stop
+        (`Lease.check_stop`).
     """
     lease = Lease(root, _take_lease(root, patience, token))
     try:
@@ -242,7 +244,7 @@ def request_stop(root: Path) -> None:
 
 
 def read_request(root: Path) -> tuple[float, str] | None:
-    """Return when the driver was asked to stop, by the file system's clock, and from where in words."""
+    """Return the time of a request to stop, by the clock of the file system, and its origin in words."""
     try:
         with open(root / "cancel") as file:
             at, content = os.fstat(file.fileno()).st_mtime, _parse_object(file.read())
@@ -257,7 +259,13 @@ def withdraw_request(root: Path) -> None:
 
 
 def _take_lease(root: Path, patience: float, token: str | None) -> int:
-    """Create the lease of the next number; return the number."""
+    """Create the lease of the next number, and return the number.
+
+    Raises
+    ------
+    ConfigError
+        If another driver holds the lease for longer than the patience, in seconds.
+    """
     folder = root / "drivers"
     folder.mkdir(exist_ok=True)
     until = time.monotonic() + patience
@@ -274,10 +282,10 @@ def _take_lease(root: Path, patience: float, token: str | None) -> int:
             with explain_disk_errors(root, folder):
                 _create_lease(_lease_file(root, number + 1), token or (driver.token if driver else None))
         except FileExistsError:
-            number += 1  # another was faster; look at that one
+            number += 1  # another driver was faster
             continue
         number += 1
-        if (newest := _find_newest(root)) > number:  # this process slept between its look and its grasp
+        if (newest := _find_newest(root)) > number:  # this process slept between the read and the creation
             _lease_file(root, number).unlink(missing_ok=True)
             number = newest
             continue
@@ -288,6 +296,7 @@ def _take_lease(root: Path, patience: float, token: str | None) -> int:
 
 
 def _create_lease(path: Path, token: str | None) -> None:
+    """Create the file of a lease of this process, which no other process has created."""
     driver = LeaseHolder(
         host=os.uname().nodename,
         pid=os.getpid(),
@@ -318,14 +327,14 @@ def _list_files(root: Path) -> dict[int, Path]:
 
 
 def _find_newest(root: Path) -> int:
-    """Return the highest number of a lease, 0 if there is none."""
+    """Return the highest number of a lease, or 0."""
     return max(_list_files(root), default=0)
 
 
 def _read_lease(root: Path, number: int) -> tuple[LeaseHolder | None, float]:
-    """Return what a lease says, and the seconds since its last renewal by the file system's clock."""
+    """Return the holder of a lease, and the seconds since its last renewal by the clock of the file system."""
     try:
-        # Opened before it is looked at: a network file system then asks its server, and not its cache.
+        # Opened before its state is read: a network file system then asks its server, and not its cache.
         with open(_lease_file(root, number)) as file:
             renewed, text = os.fstat(file.fileno()).st_mtime, file.read()
     except FileNotFoundError:
@@ -336,7 +345,7 @@ def _read_lease(root: Path, number: int) -> tuple[LeaseHolder | None, float]:
 
 
 def _parse_object(text: str) -> dict[str, Any]:
-    """Read a JSON object; an empty one if its owner is writing it, or a crash has torn it."""
+    """Parse a JSON object; return an empty one if the text is incomplete: being written, or cut by a crash."""
     try:
         content = json.loads(text)
     except ValueError:
@@ -345,6 +354,7 @@ def _parse_object(text: str) -> dict[str, Any]:
 
 
 def _is_alive(driver: LeaseHolder, age: float) -> bool:
+    """Tell whether a driver works, given the seconds since the last renewal of its lease."""
     if driver.ended is not None:
         return False
     if driver.machine == _identify_machine() and _read_start(driver.pid) != driver.born:
@@ -353,7 +363,7 @@ def _is_alive(driver: LeaseHolder, age: float) -> bool:
 
 
 def _identify_machine() -> str:
-    """Return what tells this machine since its last boot, and this container on it, from all others."""
+    """Return an identity of this machine since its last boot, and of this container on it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{os.uname().nodename} {boot} {os.readlink('/proc/self/ns/pid')}"
@@ -362,9 +372,9 @@ def _identify_machine() -> str:
 
 
 def _read_start(pid: int) -> str | None:
-    """Return when a process of this machine started, ``None`` if it is gone: numbers of processes are used again."""
+    """Return when a process of this machine started, or ``None`` if it is gone: process ids are used again."""
     try:
-        # In ticks since boot, which no change of the clock touches; the name before it may hold anything.
+        # In ticks since boot, which do not change with the clock; the name before it may hold any character.
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if state in "ZX" else rest[18]
     except OSError:

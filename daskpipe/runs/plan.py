@@ -1,4 +1,4 @@
-"""What a config would do, told before anything runs: counts, bytes, files; and hours, where a probe has measured."""
+"""Plan a run before anything runs: counts, bytes and files, and hours if a probe has measured."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
     from daskpipe.stages.explore.settings import Dynamics
 
 SAMPLE = 16
-"""Seeds that are really generated to learn how large they are."""
+"""Seeds that are generated to measure their sizes."""
 
 SAMPLE_SECONDS = 5.0
-"""Time after which no further one is generated."""
+"""Seconds after which no further seed is generated."""
 
 SMALL_FILE = 2**20
-"""Files larger than this, bytes, are not read by plan."""
+"""Largest file, in bytes, that plan reads."""
 
 OVERHEAD = (1400.0, 43_000.0, 27_000.0)
-"""Bytes of a manifest, of a dataset's metadata, and of ledger and logs, where no probe has measured them."""
+"""Bytes of a manifest, of the metadata of a dataset, and of ledger and logs, where no probe has measured them."""
 
 UNIT_INODES = 4
-"""A committed unit is a folder with payload.npz, rejected.json and manifest.json."""
+"""Files and folders of a committed unit: a folder with payload.npz, rejected.json and manifest.json."""
 
 USUAL_ARRAYS = sum(1 for variable in VARIABLES.values() if variable.stage)
 """Arrays of a dataset where no probe has counted them: the variables that stages give to every structure."""
@@ -63,7 +63,7 @@ def plan_run(config: Config, measured: Measured | None = None) -> dict[str, Any]
     config
         A validated config.
     measured
-        What a probe found, from `daskpipe.runs.probe.probe_run`.
+        Measurements of a probe, from `daskpipe.runs.probe.probe_run`.
 
     Returns
     -------
@@ -71,10 +71,10 @@ def plan_run(config: Config, measured: Measured | None = None) -> dict[str, Any]
         JSON types. ``stages``: per stage ``pool`` (gpu or cpu), ``inputs``, ``outputs`` (at most), ``units``,
         ``tasks`` (a unit is one Dask task), ``bytes``, ``inodes``, ``seconds_a_unit`` and ``hours`` of work.
         ``totals``: the sums, and the ``dataset_bytes`` among the bytes. ``pools``: per pool its stages, ``workers``,
-        ``hours`` of work and ``wall_hours``. ``seconds``: of the whole run on that many workers. ``budget``: the
-        limits, and whether they are kept. ``dynamics``: of a sample of the seeds, how many are explored in which
-        ensemble and with which time step (fs), and a ``warning`` if that is too long. ``doubts`` says what is not
-        exact. What is not known is None.
+        ``hours`` of work and ``wall_hours``. ``seconds``: wall time of the whole run on that many workers.
+        ``budget``: the limits, and whether they are kept. ``dynamics``: of a sample of the seeds, how many are
+        explored in which ensemble and with which time step (fs), and a ``warning`` if that is too long. ``doubts``:
+        what is not exact. Unknown values are None.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def plan_run(config: Config, measured: Measured | None = None) -> dict[str, Any]
 
 
 def _summarise_dynamics(sample: Sequence[Atoms], dynamics: Dynamics) -> dict[str, Any]:
-    """Count the ensembles and time steps of sampled seeds, and collect what is to be said against them."""
+    """Count the ensembles and time steps of sampled seeds, and warn of a time step that is too long."""
     if not dynamics.steps:
         sample = []
     masses = [atoms.get_masses() for atoms in sample]
@@ -166,7 +166,7 @@ def _list_doubts(config: Config, wanted: Sequence[Request], measured: Measured |
     doubts = []
     if any(request.generator == FILES for request in wanted):
         doubts.append(
-            "files are not read by plan: each counts as one structure"
+            "plan does not read files: each counts as one structure"
             if measured is None
             else f"each file counts as {measured.seeds_a_request:.3g} structures, as those that the probe read"
         )
@@ -179,12 +179,12 @@ def _list_doubts(config: Config, wanted: Sequence[Request], measured: Measured |
             f"how many seeds lie in shard {config.shard} is not known before they are generated: counted as their mean"
         )
     if config.select.against is not None:
-        doubts.append("what describing the structures of select.against takes is not counted")
+        doubts.append("the description of the structures of select.against is not counted")
     return doubts + (measured.doubts if measured else [])
 
 
 def _judge_budget(config: Config, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Compare what is planned with what may be taken."""
+    """Compare the plan with the budget; return None if there is no budget."""
     hours, n_bytes = compute_limits(config)
     labels = config.budget.labels
     if hours is None and n_bytes is None and labels is None:
@@ -215,7 +215,7 @@ def _judge_budget(config: Config, stages: Mapping[str, Mapping[str, Any]]) -> di
 
 
 def _sample_seeds(wanted: Sequence[Request], config: Config) -> list[Atoms]:
-    """Generate a few seeds, spread over all of them; nothing of large files."""
+    """Generate a few seeds, spread over all of them, but read no large files."""
     from daskpipe.core.errors import Rejection
 
     step = max(1, len(wanted) // SAMPLE)
@@ -233,7 +233,7 @@ def _sample_seeds(wanted: Sequence[Request], config: Config) -> list[Atoms]:
 
 
 def _measure_sizes(sample: Sequence[Atoms], config: Config) -> dict[str, Line]:
-    """Return the bytes of a unit of each stage, from what structures like those of the sample take."""
+    """Measure the bytes of a unit of each stage, by rows, on the structures of a sample."""
     from daskpipe.core.structures import from_atoms
     from daskpipe.engine.rows import dataset_to_arrays
 
@@ -274,7 +274,7 @@ def _measure_sizes(sample: Sequence[Atoms], config: Config) -> dict[str, Line]:
 
 
 def _estimate_axes(sample: Sequence[Atoms], config: Config) -> float:
-    """Bytes of the fitted axes; those of a model's features, which only the model could tell, count as none."""
+    """Return the bytes of the fitted axes; 0 for features of a model, whose number only the model knows."""
     if describe.identity(config.describe) is not None:
         return 0.0
     species = sorted({symbol for atoms in sample for symbol in set(atoms.symbols)})
@@ -306,7 +306,7 @@ def _give_placeholders(atoms: Atoms, stages: Sequence[str], dims: int) -> Atoms:
 
 
 def _count_inodes(stage: str, n_units: int, n_arrays: int) -> int:
-    """Files and folders of a stage; files of the dataset are those of its units."""
+    """Count the files and folders of a stage; the files of the dataset are those of its units."""
     folders = 1 + round(256 * (1 - (1 - 1 / 256) ** n_units))  # units/STAGE, and units/STAGE/K0
     extra = {storing.SORT: n_units * n_arrays, storing.WRITE: n_units * math.ceil(n_arrays / 2), "store": 3 * n_arrays}
     return folders + n_units * UNIT_INODES + extra.get(stage, 0)
@@ -322,7 +322,7 @@ def _list_gpu_stages(config: Config) -> frozenset[str]:
 
 
 def _count_workers(config: Config) -> dict[str, int]:
-    """Return how many workers each pool would have; 0 where it is not known, or none."""
+    """Count the workers that each pool would have; 0 where that is unknown."""
     from daskpipe.cluster.local import count_local_workers
 
     settings = config.cluster

@@ -1,8 +1,9 @@
-"""A probe: about 1 % of a config really runs, on its cluster and in a folder that is removed, to learn its rates.
+"""Probe a config: run about 1 % of it on its cluster, in a folder that is removed, and measure the costs of each stage.
 
-Three passes over the same seeds. The first is as small as can be: it pays for what each worker pays once (imports,
-models, compiled kernels). The two others run units as large as those of the run, with few MD steps and with as many as
-the time allows: the line through both is what a unit costs. What the first passes took beyond that line is the start.
+Three passes run over the same seeds. The first is as small as possible: it pays the cost that each worker pays once
+(imports, models, compiled kernels). The two others run units as large as those of the run, with few MD steps and with
+as many as the time allows: the line through both is the cost of a unit. What the first passes took beyond that line is
+the cost of the start.
 """
 
 from __future__ import annotations
@@ -46,27 +47,27 @@ if TYPE_CHECKING:
     from daskpipe.potentials import Identity
 
 SHARE = 0.01
-"""Of the time of exploration that its longest pass takes, within `SECONDS`."""
+"""Share of the time of exploration that the longest pass takes, within `SECONDS`."""
 
 SECONDS = (10.0, 90.0)
-"""Least and most time, about, of the longest pass over the explored units."""
+"""Shortest and longest time of the longest pass over the explored units, about."""
 
 FRAME_STEPS = 10
-"""MD steps between two frames of a probe, unless the run takes them more often."""
+"""MD steps between two frames of a probe, unless the run takes frames more often."""
 
 FEW_UNITS, MOST_UNITS = 4, 16
-"""Explored units: one a worker, within these."""
+"""Fewest and most explored units; between them, one a worker."""
 
 UNRESOLVED = 1.2
-"""Cost of the longest pass over that of the short one below which the two do not tell what a step costs."""
+"""Ratio of the costs of the long and the short pass below which the two do not resolve the cost of a step."""
 
 SLOW_LABEL = 60.0
-"""Seconds for one label from which on the probe labels no full batches."""
+"""Seconds for one label above which the probe labels frames one by one."""
 
 
 @dataclass
 class _Pass:
-    """One small run, as it went."""
+    """Counts and measurements of one small run."""
 
     config: Config
     counts: Mapping[str, Count]
@@ -81,14 +82,14 @@ class _Pass:
 def probe_run(
     config: Config, run_dir: Path | None = None, *, client: Client | None = None, subscribers: Sequence[Emit] = ()
 ) -> Measured:
-    """Run a little of a config, and measure.
+    """Run a small part of a config, and measure the costs of each stage.
 
     Parameters
     ----------
     config
         A validated config.
     run_dir
-        Where the run is going to be; the probe works in a folder beside it and removes it. By default ``runs/NAME``.
+        The run directory to be; the probe works in a folder beside it and removes it. By default ``runs/NAME``.
     client
         A Dask client to use; by default ``cluster`` of the config says what to start.
     subscribers
@@ -165,7 +166,7 @@ def _run_passes(
         batch = 1
     short = min(2 * stride, most // stride * stride)
     second = run_short(1, short, n_labels * batch, batch)
-    # Of the whole exploration, as it looks from here.
+    # Estimated wall time of the whole exploration.
     wall = second.stages["explore"]["seconds"]
     whole = wall * most / short * math.ceil(full["explore"].units / second.stages["explore"]["units"])
     least, longest = SECONDS
@@ -175,17 +176,17 @@ def _run_passes(
 
 
 def _choose_requests(wanted: Sequence[Request], config: Config, n_units: int) -> tuple[list[Request], int]:
-    """Choose what to generate for so many full units: stretches spread evenly over all; and how many seeds to explore.
+    """Choose the requests for some full units, in ranges spread evenly over all, and the number of seeds to explore.
 
-    Neighbours stay together, for they fly together.
+    Neighbours stay together: they are explored in one batch.
     """
     n_conditions = len(conditions(config.explore.dynamics, config.explore.relax))
     n_seeds = math.ceil(n_units * config.explore.batch_size / n_conditions)
     if n_seeds >= len(wanted):
         return list(wanted), n_seeds
     size = math.ceil(config.explore.batch_size / n_conditions)
-    n_stretches = math.ceil(n_seeds / size)
-    starts = np.linspace(0, len(wanted) - size, n_stretches).round().astype(int)
+    n_ranges = math.ceil(n_seeds / size)
+    starts = np.linspace(0, len(wanted) - size, n_ranges).round().astype(int)
     rows = np.unique((starts[:, None] + np.arange(size)).ravel())[:n_seeds]
     return [wanted[row] for row in rows.tolist()], n_seeds
 
@@ -197,6 +198,7 @@ def _frame_stride(config: Config) -> int:
 
 
 def _shorten_config(config: Config, steps: int, stride: int, labels: int, batch: int) -> Config:
+    """Return a config with fewer steps and labels, other batches of labels, no budget and no shard."""
     dynamics, relax = config.explore.dynamics, config.explore.relax
     if dynamics.steps:
         change: dict[str, Any] = {
@@ -259,13 +261,13 @@ def _run_pass(
 
 
 def measure_disk(root: Path) -> int:
-    """Size of all files below a folder; one that has two names counts once."""
+    """Return the size of all files below a folder, in bytes; a file with two names counts once."""
     files = [path.stat() for path in root.rglob("*") if path.is_file()]
     return sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())
 
 
 def _count_workers(workers: Workers) -> dict[str, int]:
-    """Count the workers of each pool: those with a GPU, and those that take the other work."""
+    """Count the workers of each pool: those with a GPU, and those for all other work."""
     offered = read_offers(workers.client)
     gpu = sum(int(resources.get(GPU, 0)) for resources in offered.values())
     apart = workers.supply is not None and CPU in workers.supply.resources
@@ -284,7 +286,7 @@ def _fit_rate(stage: str, passes: Sequence[_Pass], n_workers: int) -> Rate:
     for index, (each, point) in enumerate(zip(warm, points, strict=True)):
         here = {unit.worker for unit in each.units[stage]}
         if here - seen:
-            # A worker that had not been there: it paid its start again.
+            # A new worker paid the cost of its start in this pass.
             points[index] = replace(
                 point, seconds=max(0.0, point.seconds - start.seconds), wall=max(0.0, point.wall - start.wall)
             )
@@ -297,7 +299,7 @@ def _fit_rate(stage: str, passes: Sequence[_Pass], n_workers: int) -> Rate:
         seconds=_fit_line(stage, (short.size, short.seconds), (long.size, long.seconds)),
         wall=wall,
         bytes=Line((short.rows, short.bytes), (long.rows, long.bytes)),
-        # Part of it may be paid only where a unit is full, in the second pass.
+        # Part of the start may be paid only with full units, in the second pass.
         cold=sum(max(0.0, point.rounds * (point.wall - wall(point.size))) for point in (start, short)),
         probed=len(seconds),
         spread=statistics.stdev(seconds) / mean if len(seconds) > 1 and mean > 0 else None,
@@ -306,16 +308,16 @@ def _fit_rate(stage: str, passes: Sequence[_Pass], n_workers: int) -> Rate:
 
 
 def _fit_line(stage: str, short: tuple[float, float], long: tuple[float, float]) -> Line:
-    """Return the line through two points; through zero where three times the MD steps seem to cost hardly more.
+    """Fit the line through two points; through zero where three times the MD steps seem to cost hardly more.
 
-    That is the noise of a busy machine, and steps are what a run consists of. Other stages may well not grow.
+    Such a result is the noise of a busy machine, and steps dominate a run. The costs of other stages may well not grow.
     """
     return Line(long, long) if stage == "explore" and long[1] < UNRESOLVED * short[1] else Line(short, long)
 
 
 @dataclass(frozen=True)
 class _Point:
-    """What a unit of a stage took in a pass, in the mean."""
+    """Mean cost of a unit of a stage in a pass."""
 
     size: float
     rows: float
@@ -330,7 +332,7 @@ def _measure_point(stage: str, each: _Pass, n_workers: int) -> _Point:
     n_units = len(units)
     rounds = math.ceil(n_units / n_workers)
     wall = row["seconds"] / rounds
-    # A room that does not look at the clock has only that of the driver.
+    # A stage that does not measure its units has only the time of the driver.
     seconds = statistics.mean(unit.seconds for unit in units) or row["seconds"] * min(n_workers, n_units) / n_units
     size, rows = row["inputs"] / n_units, row["out"] / n_units
     if stage == "explore":
@@ -350,22 +352,22 @@ def _list_doubts(config: Config, done: _Pass) -> list[str]:
     if stride < _frame_stride(config):
         doubts.append(
             f"the probe keeps a frame every {stride} MD steps, the run every {_frame_stride(config)}: "
-            "its steps count a little too dear"
+            "the cost of its steps is a little too high"
         )
     if config.explore.relax is not None:
-        doubts.append("relaxations end when they have converged: fewer steps and frames than are counted")
+        doubts.append("relaxations end when they have converged: they take fewer steps and frames than counted")
     share = done.config.explore.n_steps / config.explore.n_steps
     n_labels = sum(unit.n_inputs for unit in units)
     doubts.append(
         f"measured: {len(done.units['explore'])} units of exploration, each with {share:.1%} of its MD steps, and "
-        f"{n_labels} labels; all else is extrapolated. Waiting in a queue is not counted"
+        f"{n_labels} labels; the rest is extrapolated. Time in a queue is not counted"
     )
     return doubts
 
 
 @contextmanager
 def _folder_beside(run_dir: Path) -> Iterator[Path]:
-    """Yield a new folder on the disk that the run is going to use; it is gone afterwards."""
+    """Yield a new folder on the disk that the run will use, and remove it afterwards."""
     parent = run_dir.absolute().parent
     while not parent.is_dir():
         parent = parent.parent
@@ -376,7 +378,7 @@ def _folder_beside(run_dir: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        # Away in one step: units that are still under way after an interruption find nothing to add to.
+        # Renamed first: units that still run after an interruption cannot add files to it.
         gone = folder.with_name(f"{folder.name}-gone")
         os.rename(folder, gone)
         shutil.rmtree(gone, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The structures that a run rejected: to list them, to look at one, and to have them tried again."""
+"""List the structures that a run rejected, and release some to be tried again."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from daskpipe.engine.units import Unit
 from daskpipe.runs import lease
 
 DUPLICATE = "generate/duplicate"
-"""Seeds that equal an earlier one. No unit rejected them, so trying again would not change them."""
+"""Kind of rejection of seeds that equal an earlier one. No unit rejected them, so another try would change nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """What is tried again.
+    """Rejections that are taken back, and what must be made again.
 
     Parameters
     ----------
     ids
-        Of the rejections that are taken back.
+        Ids of the rejections.
     units
         Units to be made again, by stage.
     """
@@ -39,7 +39,7 @@ class Release:
 
 
 def list_rejections(run_dir: Path | str) -> Iterator[tuple[str, Rejection]]:
-    """Yield id and content of each rejection of a run, sorted by id.
+    """Yield the id and the content of each rejection of a run, sorted by id.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def list_rejections(run_dir: Path | str) -> Iterator[tuple[str, Rejection]]:
 
 
 def find_ids(run_dir: Path | str, ids: Sequence[str]) -> list[str]:
-    """Return the full ids of rejections; each may be given by its first characters.
+    """Complete ids of rejections, each given by its first characters.
 
     Raises
     ------
@@ -80,16 +80,17 @@ def find_ids(run_dir: Path | str, ids: Sequence[str]) -> list[str]:
 def release_rejections(run_dir: Path | str, ids: Sequence[str], *, try_out: bool = False) -> Release:
     """Take rejections back, so that ``daskpipe resume`` tries their structures again.
 
-    The units that rejected them are forgotten, with all that stands on them (see `find_dependents`) and the dataset.
+    The units that rejected them are removed, with the units that depend on them (see `find_dependents`) and the
+    dataset.
 
     Parameters
     ----------
     run_dir
         A run directory in which no driver works.
     ids
-        Of rejections, as `find_ids` takes them.
+        Ids of rejections, as `find_ids` takes them.
     try_out
-        Say what would be made again, and change nothing.
+        Count what would be made again, and change nothing.
 
     Raises
     ------
@@ -102,7 +103,7 @@ def release_rejections(run_dir: Path | str, ids: Sequence[str], *, try_out: bool
         named = {name: rejection for name, rejection in list_rejections(run_dir) if name in set(wanted)}
         if twins := [name for name, rejection in named.items() if rejection.kind == DUPLICATE]:
             raise ConfigError(
-                f"{twins[0]} equals another seed ({named[twins[0]].evidence}), and would again; leave it where it is"
+                f"{twins[0]} equals another seed ({named[twins[0]].evidence}), and would do so again; leave it there"
             )
         stages = {rejection.stage for rejection in named.values()}
         units = [
@@ -121,11 +122,11 @@ def release_rejections(run_dir: Path | str, ids: Sequence[str], *, try_out: bool
 
 
 def find_dependents(directory: RunDirectory, units: Sequence[Unit]) -> Iterator[tuple[str, str]]:
-    """Yield stage and key of each committed unit that may be another one when some units are.
+    """Yield the stage and the key of each committed unit that may change when some units do.
 
     That is every unit of all later stages: axes are fitted on all frames, picks are made from all, and the order of
-    labels follows the picks. Only explorations of seeds that stand before all the units stay: what follows a seed
-    moves to other batches when one is added. Keys do not tell, for they name what a unit is made from, not its bytes.
+    labels follows the picks. Only explorations of seeds that come before all the units are kept: seeds that follow
+    move to other batches when one is added. Keys do not tell, for they name what a unit is made from, not its bytes.
     """
     first = min((STAGE_ORDER.index(unit.stage) for unit in units), default=len(STAGE_ORDER))
     before: set[str] = set()
@@ -139,25 +140,25 @@ def find_dependents(directory: RunDirectory, units: Sequence[Unit]) -> Iterator[
 
 
 def forget_units(directory: RunDirectory, units: Iterable[tuple[str, str]], emit: Emit, *, reason: str) -> None:
-    """Remove committed units, their quarantine files, and the dataset; those that stand on others first."""
+    """Remove committed units, their quarantine files, and the dataset; units of later stages first."""
     units = sorted(units, key=lambda each: STAGE_ORDER.index(each[0]), reverse=True)
     if units and directory.dataset.exists():
         hidden = directory.root / f".dataset-{uuid.uuid4().hex[:8]}.zarr"
-        os.rename(directory.dataset, hidden)  # under its name it is whole or not there
+        os.rename(directory.dataset, hidden)  # under its own name it is whole or absent
         remove_path(hidden)
     for stage, key in units:
         for name in _list_names(directory, stage, key):
             (directory.root / "quarantine" / f"{name}.json").unlink(missing_ok=True)
         emit(UnitForgotten(stage=stage, key=key, reason=reason))
         directory.forget_unit(stage, key)
-    if any(stage == "generate" for stage, _ in units):  # the driver finds duplicates anew among all seeds
+    if any(stage == "generate" for stage, _ in units):  # the driver looks for duplicates anew among all seeds
         for path in directory.quarantine_files():
             if (rejection := read_rejection(path)) and rejection.kind == DUPLICATE:
                 path.unlink()
 
 
 def read_rejection(path: Path) -> Rejection | None:
-    """Return the rejection that a file holds, if it holds one."""
+    """Return the rejection in a file; None if the file is absent or holds something else."""
     try:
         rejection = Rejection(**parse_json(path.read_bytes()))
     except (FileNotFoundError, IsADirectoryError, ValueError, TypeError):
@@ -168,5 +169,5 @@ def read_rejection(path: Path) -> Rejection | None:
 
 
 def _list_names(directory: RunDirectory, stage: str, key: str) -> list[str]:
-    """Names of the quarantine files of what a unit rejected."""
+    """List the ids of the structures that a unit rejected."""
     return [directory.quarantine_file(rejection).stem for rejection in directory.read_rejections(stage, key)]

@@ -1,4 +1,4 @@
-"""How far a run is, read from its directory alone, from any machine that shares it."""
+"""Read the progress of a run from its directory alone, on any machine that shares it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import detached, lease
 
 ASK_SECONDS = 30.0
-"""Time between two questions to the queue of a driver that waits in it: it serves all users of the site."""
+"""Seconds between two queries of the queue in which a driver waits; the queue serves all users of the site."""
 
 UNDER_WAY = ("running", "queued")
-"""States in which there is something to watch."""
+"""States of a run that can still change."""
 
 
 @dataclass
 class StageProgress:
-    """What the ledger tells of a stage."""
+    """Progress of a stage, as far as the ledger records it."""
 
     planned: int = 0
     committed: int = 0
@@ -38,25 +38,25 @@ class StageProgress:
         self._before = 0
 
     def begin_stage(self, n_units: int, n_committed: int, at: float) -> None:
-        """Hear that a driver began the stage, or went on with it."""
+        """Record that a driver began the stage, or resumed it."""
         self.planned, self.committed = n_units, n_committed
         self._since, self._until, self._before = at, at, n_committed
 
     def add_commit(self, at: float) -> None:
-        """Hear that a unit was committed."""
+        """Record that a unit was committed."""
         self.committed += 1
         self._until = at
 
     @property
     def rate(self) -> float | None:
-        """Units a second that this driver commits; None while there is nothing to judge by."""
+        """Units that this driver commits in a second; None before its first commit."""
         n_done, seconds = self.committed - self._before, self._until - self._since
         return n_done / seconds if n_done > 0 and seconds > 0 else None
 
 
 @dataclass
 class RunWatcher:
-    """Looks at a run again and again; of the ledger it reads what is new.
+    """Reader of the progress of a run that reads only new lines of the ledger each time.
 
     Parameters
     ----------
@@ -84,12 +84,12 @@ class RunWatcher:
         self._asked = -ASK_SECONDS
 
     def read_status(self) -> dict[str, Any]:
-        """Return how far the run is now, as `read_status` does."""
+        """Return the present progress of the run, as `read_status` does."""
         for event in self._journal.read_new_events():
             self._apply_event(event)
         driver = lease.find_driver(self.directory.root)
         queued = self._find_queued() if driver is None else None
-        if queued is not None:  # it may have begun while the queue was asked
+        if queued is not None:  # it may have begun during the query of the queue
             driver = lease.find_driver(self.directory.root)
         complete = self._finished and self.directory.dataset.exists()
         state = "running" if driver else "queued" if queued else "complete" if complete else "stopped"
@@ -146,7 +146,7 @@ class RunWatcher:
                 self._notices.append(event["message"])
 
     def _find_queued(self) -> detached.Record | None:
-        """Return the detached driver that waits in a queue; where that can be asked, one that is there."""
+        """Return the detached driver that waits in a queue; None if the queue no longer lists its job."""
         record = detached.find_waiting(self.directory.root)
         if record is None:
             return None
@@ -157,7 +157,7 @@ class RunWatcher:
 
 
 def read_status(run_dir: Path | str) -> dict[str, Any]:
-    """Return how far a run is.
+    """Read the progress of a run.
 
     Parameters
     ----------
@@ -169,10 +169,10 @@ def read_status(run_dir: Path | str) -> dict[str, Any]:
     dict
         ``state``: ``running``, ``queued`` (the job of a detached driver waits), ``complete`` or ``stopped``;
         ``driver``: host, pid, job_id and since; ``queued``: job_id and since; ``log`` of a detached driver;
-        ``workers`` that there were when the driver began; ``stages``: units planned and committed, outputs, rejected,
-        units lost with their workers, units suspect of having ended theirs, units that yielded; ``stage`` under way,
-        its ``rate`` in units a second and the estimate ``seconds_left``; the last ``notice``; ``quarantined`` by
-        reason, ``driver_starts`` and ``dataset``. None where there is none. JSON types.
+        ``workers`` that were connected when the driver began; ``stages``: units planned and committed, outputs,
+        rejected, units lost with their workers, units suspected of ending their workers, units that yielded; the
+        present ``stage``, its ``rate`` in units a second and the estimate ``seconds_left``; the last ``notice``;
+        ``quarantined`` by reason, ``driver_starts`` and ``dataset``. None where there is none. JSON types.
 
     Raises
     ------
@@ -183,5 +183,5 @@ def read_status(run_dir: Path | str) -> dict[str, Any]:
 
 
 def is_driven(directory: RunDirectory) -> bool:
-    """Whether a driver, on whatever machine, works in the run directory."""
+    """Tell whether a driver works in the run directory, on any machine."""
     return lease.find_driver(directory.root) is not None

@@ -1,9 +1,8 @@
-"""Contract kits that authors of plugins run on what they register, one file a kit.
+"""Contract kits for authors of plugins, one file a kit.
 
-A kit raises AssertionError with the promise that was not kept. It needs no test framework.
-
->>> from daskpipe.stages.describe.soap import SOAP
->>> check_descriptor(SOAP, kinds=("bulk",))  # doctest: +SKIP
+Needs: the factory of a descriptor or selector, or the name of a potential.
+Makes: an AssertionError that names the promise that was not kept. No test framework is needed.
+Entry: `check_descriptor`, `check_potential`, `check_selector`.
 """
 
 from daskpipe.testing.descriptors import check_descriptor

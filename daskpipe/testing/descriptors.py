@@ -32,9 +32,10 @@ def check_descriptor(
 ) -> None:
     """Check that a descriptor keeps what daskpipe promises about descriptors.
 
-    Shapes and dtype known beforehand; finite numbers; hyper-parameters as JSON; structures left as they were, and
-    each described by itself; the same for rotated, moved and renumbered structures, for atoms moved by lattice vectors
-    and for supercells; another one for another structure; a refusal of unknown elements that names them.
+    Shapes and dtype are known beforehand, numbers are finite, and hyper-parameters are JSON types. Structures are not
+    changed, and each is described by itself. Features are the same for rotated, moved and renumbered structures, for
+    atoms moved by lattice vectors and for supercells, and differ for another structure. Unknown elements are refused
+    by name.
 
     Parameters
     ----------
@@ -45,11 +46,12 @@ def check_descriptor(
     kinds
         Periodicities that it can describe: ``bulk``, ``slab``, ``molecule``.
     per_atom
-        Whether it has a row an atom (``average="off"``); a row a structure (``average="outer"``) it has in any case.
+        Whether it gives a row for each atom (``average="off"``); every descriptor gives one for each structure
+        (``average="outer"``).
     tolerance
         Largest change, relative to the largest component of a row, that counts as none.
     seed
-        Draws the structures.
+        Seed of the structures.
 
     Raises
     ------
@@ -76,7 +78,7 @@ def check_descriptor(
 
 
 def check_hypers(descriptor: Any) -> None:
-    """See that the hyper-parameters are JSON types and give the same descriptor."""
+    """Check that the hyper-parameters are JSON types and give the same descriptor."""
     hypers = descriptor.hypers()
     assert json.loads(json.dumps(hypers)) == hypers, f"hypers() are no JSON types: {hypers}"
     again = type(descriptor)(**hypers)
@@ -85,30 +87,32 @@ def check_hypers(descriptor: Any) -> None:
 
 
 def check_strangers(descriptor: Any, species: Sequence[str]) -> None:
-    """See that an element beyond `species` is refused by name."""
+    """Check that an element that is not in `species` is refused by name."""
     from ase import Atoms
 
     stranger = next(symbol for symbol in ("Xe", "Ne") if symbol not in species)
     try:
         descriptor.compute([Atoms([species[0], stranger], positions=[[0, 0, 0], [0, 0, 2.5]])])
     except Exception as error:  # its class is the author's choice
-        said = str(error)
+        message = str(error)
     else:
         raise AssertionError(f"a structure with {stranger} was described, species are {', '.join(species)}")
-    assert stranger in said, f"the refusal of {stranger} does not name it: {said}"
+    assert stranger in message, f"the refusal of {stranger} does not name it: {message}"
 
 
 def check_form(descriptor: Any, structures: Sequence[Atoms], *, rows_are_atoms: bool) -> None:
-    """See that shape and dtype are those announced, and that each structure is described by itself and left alone."""
+    """Check shape and dtype, and that each structure is described by itself and not changed."""
     before = [atoms.copy() for atoms in structures]
-    found = descriptor.compute(structures)
+    features = descriptor.compute(structures)
     n_rows = sum(map(len, structures)) if rows_are_atoms else len(structures)
-    assert found.shape == (n_rows, descriptor.n_features), f"shape {found.shape}, not {(n_rows, descriptor.n_features)}"
-    assert found.dtype == descriptor.dtype, f"dtype {found.dtype}, not {descriptor.dtype}"
-    assert np.isfinite(found).all(), "not all numbers are finite"
+    assert features.shape == (n_rows, descriptor.n_features), (
+        f"shape {features.shape}, not {(n_rows, descriptor.n_features)}"
+    )
+    assert features.dtype == descriptor.dtype, f"dtype {features.dtype}, not {descriptor.dtype}"
+    assert np.isfinite(features).all(), "not all numbers are finite"
     nothing = descriptor.compute([])
     assert nothing.shape == (0, descriptor.n_features), f"no structures give shape {nothing.shape}"
     assert all(atoms == copy for atoms, copy in zip(structures, before, strict=True)), "a structure was changed"
     alone = np.concatenate([descriptor.compute([atoms]) for atoms in structures])
-    rounding = 100 * float(np.finfo(found.dtype).eps)
-    assert measure_change(alone, found) <= rounding, "a structure's descriptor depends on the others of the call"
+    rounding = 100 * float(np.finfo(features.dtype).eps)
+    assert measure_change(alone, features) <= rounding, "a structure's descriptor depends on the others of the call"

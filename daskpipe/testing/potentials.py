@@ -28,10 +28,10 @@ def check_potential(
 ) -> None:
     """Check that a potential keeps what daskpipe promises about potentials.
 
-    Its batched model takes bulk, slab and molecule in one batch, gives float64 for a float64 state, leaves the state
-    alone, and agrees with its ASE calculator; a system's numbers do not depend on the others of its batch; forces and
-    stress are slopes of the energy; they are the same for rotated, moved and renumbered structures, for atoms moved by
-    lattice vectors and for supercells. A charge changes the energy, or the structure is refused.
+    Its batched model takes bulk, slab and molecule in one batch, gives float64 for a float64 state, does not change the
+    state, and agrees with its ASE calculator. Results of a structure do not depend on others in its batch. Forces and
+    stress are slopes of the energy. Results are the same for rotated, moved and renumbered structures, for atoms moved
+    by lattice vectors and for supercells. A charge changes the energy, or the structure is refused.
 
     Parameters
     ----------
@@ -40,21 +40,21 @@ def check_potential(
     params
         Its parameters.
     structures
-        Of elements that it knows; by default a bulk, a slab and a molecule of one or two of them, at the distances of
-        copper.
+        Structures of elements that it knows; by default a bulk, a slab and a molecule of one or two of them, at the
+        distances of copper.
     device, dtype
-        That it is built for.
+        Device and precision to build it for.
     tolerance
-        Largest change that counts as none: of energies in eV an atom, forces in eV/Å and stresses in eV/Å^3, or of a
-        part of the largest of them if that is above 1.
+        Largest change that counts as none: of energies in eV an atom, forces in eV/Å and stresses in eV/Å^3; relative
+        to the largest of them if that is above 1.
     step
-        Of the finite differences, Å; as a strain, a tenth of it.
+        Step of the finite differences, Å; a tenth of it as a strain.
     slope_tolerance
         As `tolerance`, for finite differences.
     supercells
-        Whether a supercell is to be the same; not so for a method of electrons with one k point.
+        Whether a supercell must have the same results; not so for a method of electrons with one k point.
     seed
-        Draws the structures and their changes.
+        Seed of the structures and their changes.
 
     Raises
     ------
@@ -69,35 +69,35 @@ def check_potential(
         species = _choose_elements(potential.elements)
         structures = [draw_structure(kind, species, rng) for kind in ("bulk", "slab", "molecule")]
     model = batched_model(potential, stress=True)
-    found = run_model(model, structures)
+    results = run_model(model, structures)
     assert all("stress" not in item for item in run_model(batched_model(potential), structures)), (
         "stress without being asked"
     )
-    forces = np.concatenate([item["forces"] for item in found])
+    forces = np.concatenate([item["forces"] for item in results])
     assert np.abs(forces).max() > VISIBLE * tolerance, "there are no forces to be seen on any atom"
 
     for other in (structures[::-1], structures[:1], structures[-1:]):
         for atoms, item in zip(other, run_model(model, other), strict=True):
             index = next(index for index, original in enumerate(structures) if original is atoms)
-            _check_results(item, found[index], tolerance, f"{atoms} with others in its batch")
+            _check_results(item, results[index], tolerance, f"{atoms} with others in its batch")
     _check_charge(potential, structures)
-    for atoms, item in zip(structures, found, strict=True):
+    for atoms, item in zip(structures, results, strict=True):
         _check_calculator(potential.calculator, atoms, item, tolerance)
         _check_slopes(model, atoms, item, step, slope_tolerance, rng)
-        for change, changed, order, turn in list_equivalents(atoms, rng):
+        for change, changed, order, rotation in list_equivalents(atoms, rng):
             if change == "a supercell" and not supercells:
                 continue
             (got,) = run_model(model, [changed])
             expected = {
                 "energy": item["energy"] * len(changed) / len(atoms),
-                "forces": item["forces"][order] @ turn.T,
-                "stress": turn @ item["stress"] @ turn.T,
+                "forces": item["forces"][order] @ rotation.T,
+                "stress": rotation @ item["stress"] @ rotation.T,
             }
             _check_results(got, expected, tolerance, f"{change} of {atoms}")
 
 
 def run_model(model: Any, structures: Sequence[Atoms]) -> list[dict[str, np.ndarray]]:
-    """Run a batched model on a float64 state, and see that what it returns has the form that it is to have.
+    """Run a batched model on a float64 state, and check the form of what it returns.
 
     Returns
     -------
@@ -130,12 +130,14 @@ def _choose_elements(elements: frozenset[str] | None) -> list[str]:
     return ["Au", "Cu"] if {"Au", "Cu"} <= known else sorted(known)[:2]
 
 
-def _check_results(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float, what: str) -> None:
-    """See that energy an atom, forces and stress are the same; NaN only where NaN is expected."""
-    n_atoms = len(found["forces"])
+def _check_results(
+    results: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float, what: str
+) -> None:
+    """Check that energy per atom, forces and stress are as expected; NaN only where NaN is expected."""
+    n_atoms = len(results["forces"])
     for key in ("energy", "forces", "stress"):
         scale = n_atoms if key == "energy" else 1
-        one, two = found[key] / scale, expected[key] / scale
+        one, two = results[key] / scale, expected[key] / scale
         largest = max(1.0, float(np.nan_to_num(np.abs(two)).max()))
         assert np.array_equal(np.isnan(one), np.isnan(two)), f"{what}: {key} is NaN where it was not, or the reverse"
         change = float(np.nan_to_num(np.abs(one - two)).max()) / largest
@@ -143,7 +145,7 @@ def _check_results(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]
 
 
 def _check_charge(potential: Any, structures: Sequence[Atoms]) -> None:
-    """See that no charged structure gets the label of the neutral one."""
+    """Check that no charged structure gets the label of the neutral one."""
     from daskpipe.potentials import Failure, evaluate
 
     ions = [atoms.copy() for atoms in structures]
@@ -161,7 +163,7 @@ def _check_charge(potential: Any, structures: Sequence[Atoms]) -> None:
             )
 
 
-def _check_calculator(calculator: Any, atoms: Atoms, found: dict[str, np.ndarray], tolerance: float) -> None:
+def _check_calculator(calculator: Any, atoms: Atoms, results: dict[str, np.ndarray], tolerance: float) -> None:
     from ase.stress import voigt_6_to_full_3x3_stress
 
     from daskpipe.potentials.results import Failure, run_calculator
@@ -170,7 +172,7 @@ def _check_calculator(calculator: Any, atoms: Atoms, found: dict[str, np.ndarray
     assert not isinstance(expected, Failure), f"the calculator fails with {atoms}: {expected}"
     periodic = bool(atoms.pbc.all())
     _check_results(
-        found | ({} if periodic else {"stress": np.zeros(())}),
+        results | ({} if periodic else {"stress": np.zeros(())}),
         {
             "energy": np.asarray(expected.energy),
             "forces": expected.forces,
@@ -179,13 +181,13 @@ def _check_calculator(calculator: Any, atoms: Atoms, found: dict[str, np.ndarray
         tolerance,
         f"the batched model, not the calculator, of {atoms}",
     )
-    assert atoms.cell.rank == 3 or np.isnan(found["stress"]).all(), f"{atoms} has a stress, and its cell no volume"
+    assert atoms.cell.rank == 3 or np.isnan(results["stress"]).all(), f"{atoms} has a stress, and its cell no volume"
 
 
 def _check_slopes(
-    model: Any, atoms: Atoms, found: dict[str, np.ndarray], step: float, tolerance: float, rng: np.random.Generator
+    model: Any, atoms: Atoms, results: dict[str, np.ndarray], step: float, tolerance: float, rng: np.random.Generator
 ) -> None:
-    """See that forces and stress are the slopes of the energy along a random displacement and a random strain."""
+    """Check that forces and stress are the slopes of the energy along a random displacement and a random strain."""
     direction = rng.normal(size=(len(atoms), 3))
     direction /= np.linalg.norm(direction)
     strain = rng.normal(size=(3, 3))
@@ -199,13 +201,13 @@ def _check_slopes(
         strained.positions = atoms.positions @ deformation
         changed += [moved, strained]
     energies = [float(item["energy"]) for item in run_model(model, changed)]
-    work = -float(np.sum(found["forces"] * direction))
+    work = -float(np.sum(results["forces"] * direction))
     slope = (energies[0] - energies[2]) / (2 * step)
     change = abs(slope - work) / max(1.0, abs(work))
     assert change <= tolerance, f"the forces on {atoms} are off the slope of the energy by {change:.2g}"
-    if np.isfinite(found["stress"]).all():
-        # An energy, as forces are that of a displacement: a stress would hide it behind a large volume.
-        work = float(np.sum(found["stress"] * strain)) * atoms.get_volume()
+    if np.isfinite(results["stress"]).all():
+        # Compared as an energy, as the forces are: as a stress, a large volume would hide the difference.
+        work = float(np.sum(results["stress"] * strain)) * atoms.get_volume()
         slope = (energies[1] - energies[3]) / (2 * step / 10)
         change = abs(slope - work) / max(1.0, abs(work))
         assert change <= 10 * tolerance, f"the stress of {atoms} is off the slope of the energy by {change:.2g}"

@@ -96,7 +96,7 @@ def draw_pool(rng: np.random.Generator, n_structures: int, n_features: int, *, r
 
 
 def pick_from(factory: Callable[..., Any], blocks: Blocks, n: int, seed: int) -> Picks:
-    """Pick with a new selector, and see that the picks have the form that they are to have."""
+    """Pick with a new selector, and check the form of the picks."""
     picks: Picks = factory(n=n, seed=seed).pick(blocks)
     index, n_structures = picks.index, len(blocks.order)
     wanted = min(n, n_structures)
@@ -116,14 +116,14 @@ def pick_from(factory: Callable[..., Any], blocks: Blocks, n: int, seed: int) ->
 
 
 def _check_same(picks: Picks, expected: Picks, message: str) -> None:
-    """See that two selections picked the same structures, from the same strata, for the same reason."""
+    """Check that two selections picked the same structures, from the same strata, for the same reason."""
     assert np.array_equal(picks.index, expected.index), message
     assert np.array_equal(picks.cluster, expected.cluster), f"{message}: strata of the same picks differ"
     assert picks.reason == expected.reason, f"{message}: reasons differ"
 
 
 def _check_globals(pick: Callable[[], Picks], expected: Picks) -> None:
-    """See that the global random generators neither decide the picks nor are moved by them."""
+    """Check that the global random generators do not decide the picks, and are not used."""
     with _keep_globals():
         for state in (1, 2):
             np.random.seed(state)  # noqa: NPY002 (what a plugin may use by mistake)
@@ -156,7 +156,7 @@ def _draw_chunks(rng: np.random.Generator, n_rows: int) -> Iterator[tuple[int, .
 
 
 def _check_mask(factory: Callable[..., Any], rng: np.random.Generator, pool: Blocks, n: int, seed: int) -> None:
-    """See that masked structures count as absent."""
+    """Check that masked structures count as absent."""
     kept = rng.random(len(pool.order)) < 0.6
     n_atoms = None if pool.n_atoms is None else pool.n_atoms[kept]
     rows = kept if pool.n_atoms is None else np.repeat(kept, pool.n_atoms)
@@ -169,7 +169,7 @@ def _check_mask(factory: Callable[..., Any], rng: np.random.Generator, pool: Blo
 def _check_storage(
     factory: Callable[..., Any], rng: np.random.Generator, pool: Blocks, n: int, seed: int, expected: Picks
 ) -> None:
-    """See that the picks are the same structures when these are stored in another order."""
+    """Check that the picks are the same structures when these are stored in another order."""
     new = rng.permutation(len(pool.order))  # structure new[i] is stored at place i
     place = np.argsort(new)
     if pool.n_atoms is None:
@@ -185,7 +185,7 @@ def _check_storage(
 
 
 def _check_features(factory: Callable[..., Any], pool: Blocks, n: int, seed: int, expected: Picks) -> None:
-    """See that both precisions are taken, and that a NaN is refused by row or not looked at."""
+    """Check that both precisions are accepted, and that a NaN is refused by row or not looked at."""
     pick_from(factory, Blocks(np.asarray(pool.features, dtype=np.float64), pool.order, pool.n_atoms), n, seed)
     broken = np.array(pool.features)
     row = len(broken) // 2
@@ -201,7 +201,7 @@ def _check_features(factory: Callable[..., Any], pool: Blocks, n: int, seed: int
 
 
 def _check_blocks(selector: Any, pool: Blocks) -> None:
-    """See that `fit_block` and `assign` come together and that each row gets a stratum and a distance."""
+    """Check that a selector has both `fit_block` and `assign` or neither, and that each row gets a stratum."""
     fits, assigns = hasattr(selector, "fit_block"), hasattr(selector, "assign")
     assert fits == assigns, "fit_block and assign come together; a selector that fits nothing has neither"
     if not fits:

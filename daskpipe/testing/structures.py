@@ -39,7 +39,14 @@ def draw_structure(kind: Kind, species: Sequence[str], rng: np.random.Generator)
 
 
 def list_equivalents(atoms: Atoms, rng: np.random.Generator) -> list[tuple[str, Atoms, np.ndarray, np.ndarray]]:
-    """Return what is the same structure: name, structure, the row of `atoms` that each atom is, and its rotation."""
+    """List structures that are the same but for a change.
+
+    Returns
+    -------
+    list of tuple
+        Name of the change; the structure; the row of `atoms` that each of its atoms is, shape (atom,); its rotation,
+        shape (3, 3).
+    """
     from scipy.spatial.transform import Rotation
 
     unchanged, upright = np.arange(len(atoms)), np.eye(3)
@@ -50,7 +57,7 @@ def list_equivalents(atoms: Atoms, rng: np.random.Generator) -> list[tuple[str, 
     moved = atoms.copy()
     moved.positions += rng.uniform(-SHIFT, SHIFT, 3)
     order = rng.permutation(len(atoms))
-    found = [
+    equivalents = [
         ("a rotation", turned, unchanged, rotation),
         ("a translation", moved, unchanged, upright),
         ("a new order", atoms[order], order, upright),
@@ -58,21 +65,21 @@ def list_equivalents(atoms: Atoms, rng: np.random.Generator) -> list[tuple[str, 
     if atoms.pbc.any():
         wrapped = atoms.copy()
         wrapped.positions += (rng.integers(-2, 3, (len(atoms), 3)) * atoms.pbc) @ atoms.cell.array
-        found.append(("moving atoms by lattice vectors", wrapped, unchanged, upright))
+        equivalents.append(("moving atoms by lattice vectors", wrapped, unchanged, upright))
         times = np.where(atoms.pbc, [2, 1, 2], 1)
-        found.append(("a supercell", atoms.repeat(times), np.tile(unchanged, int(times.prod())), upright))
-    return found
+        equivalents.append(("a supercell", atoms.repeat(times), np.tile(unchanged, int(times.prod())), upright))
+    return equivalents
 
 
 def distort_structure(atoms: Atoms, rng: np.random.Generator) -> Atoms:
-    """Return another structure: each atom moved by about half an ångström."""
+    """Return another structure, with each atom moved by about half an ångström."""
     other = atoms.copy()
     other.positions += rng.normal(scale=0.3, size=other.positions.shape)
     return other
 
 
-def measure_change(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference, relative to the largest expected component."""
-    assert found.shape == expected.shape, f"shape {found.shape}, not {expected.shape}"
+def measure_change(values: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference, relative to the largest expected component."""
+    assert values.shape == expected.shape, f"shape {values.shape}, not {expected.shape}"
     largest = float(np.abs(expected).max())
-    return float(np.abs(found.astype(float) - expected).max()) / largest if largest else float(np.abs(found).max())
+    return float(np.abs(values.astype(float) - expected).max()) / largest if largest else float(np.abs(values).max())

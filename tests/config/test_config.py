@@ -1,4 +1,4 @@
-"""The config: composition by Hydra, validation, messages, paths, schema."""
+"""Config: composition by Hydra, validation, messages, paths, schema."""
 
 from __future__ import annotations
 
@@ -139,10 +139,10 @@ def test_a_file_is_named_after_itself(folder: Path) -> None:
 def test_package_folder_may_hold_any_character(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
-    from daskpipe.config import compose as composition
+    from daskpipe.core import files
 
     shutil.copytree(CONFIGS, folder / "configs")
-    monkeypatch.setattr(composition, "__file__", str(folder / "composition.py"))  # as if installed there
+    monkeypatch.setattr(files, "__file__", str(folder / "core" / "files.py"))  # as if installed there
     assert package_folder("configs") == folder / "configs"
     assert load_config("emt_alloy", ["select=random"]).select.method == "random"
 
@@ -407,9 +407,9 @@ def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
 
 
 def test_schema_is_a_json_schema_that_accepts_every_config() -> None:
-    found: dict[str, Any] = json.loads(json.dumps(build_schema()))
-    Draft202012Validator.check_schema(found)
-    validator = Draft202012Validator(found)
+    schema: dict[str, Any] = json.loads(json.dumps(build_schema()))
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
     for preset in list_presets():
         validator.validate(yaml.safe_load((CONFIGS / f"{preset}.yaml").read_text()))
         validator.validate(load_config(preset).model_dump(mode="json"))
@@ -420,10 +420,10 @@ def test_schema_is_a_json_schema_that_accepts_every_config() -> None:
 
 
 def test_schema_documents_every_key() -> None:
-    found = build_schema()
+    schema = build_schema()
     undocumented = [
         f"{name}.{key}"
-        for name, model in {"Config": found, **found["$defs"]}.items()
+        for name, model in {"Config": schema, **schema["$defs"]}.items()
         for key, value in model.get("properties", {}).items()
         if "description" not in value and "$ref" not in value
     ]

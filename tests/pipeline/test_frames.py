@@ -1,4 +1,4 @@
-"""Select and describe on their own: picks are frames as they were written, and nothing else stays behind."""
+"""Select and describe frames of files: picks are copied unchanged, and no other files are left."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ GRAM_TOLERANCE = 1e-5
 """Of products of float32 features of rows of length one."""
 
 
-def alloys(n: int, seed: int) -> list[Atoms]:
-    """Labelled Cu-Au cells of different size and disorder, with a note each."""
+def make_alloys(n: int, seed: int) -> list[Atoms]:
+    """Make labelled Cu-Au cells of different size and disorder, each with a note."""
     rng = np.random.default_rng(seed)
     made = []
     for index in range(n):
@@ -71,25 +71,27 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two files of frames. Read only."""
     folder = tmp_path_factory.mktemp("frames")
     (folder / "more").mkdir()
-    ase.io.write(folder / "md.extxyz", alloys(N_MD, 0))
-    ase.io.write(folder / "more" / "md.extxyz", alloys(N_MORE, 1))
+    ase.io.write(folder / "md.extxyz", make_alloys(N_MD, 0))
+    ase.io.write(folder / "more" / "md.extxyz", make_alloys(N_MORE, 1))
     return folder
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The present directory, empty."""
+    """Empty folder that is the present directory."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
 
 
-def texts(path: Path) -> list[bytes]:
-    """Frames of a file as they are written."""
+def read_texts(path: Path) -> list[bytes]:
+    """Read the text of each frame of a file."""
     return [frame for _, frame in xyz_frames(path)]
 
 
-def select(files: Path, client: Client | None, *overrides: str, n: int = 6, out: str = "picked.extxyz") -> FilesResult:
+def pick_frames(
+    files: Path, client: Client | None, *overrides: str, n: int = 6, out: str = "picked.extxyz"
+) -> FilesResult:
     """Pick frames of both files."""
     return select_files([str(files)], n, out, [*QUICK, *overrides], client=client)
 
@@ -101,9 +103,9 @@ def select(files: Path, client: Client | None, *overrides: str, n: int = 6, out:
 def test_picks_are_frames_of_the_files_as_they_are_written(
     method: str, files: Path, client: Client, here: Path
 ) -> None:
-    done = select(files, client, *METHODS[method])
-    pool = texts(files / "md.extxyz") + texts(files / "more" / "md.extxyz")
-    picked = texts(here / "picked.extxyz")
+    done = pick_frames(files, client, *METHODS[method])
+    pool = read_texts(files / "md.extxyz") + read_texts(files / "more" / "md.extxyz")
+    picked = read_texts(here / "picked.extxyz")
     assert len(pool) == len(set(pool)) == N_MD + N_MORE
     places = [pool.index(text) for text in picked]
     assert places == sorted(set(places)), "picks are in the order of the files, each once"
@@ -119,7 +121,7 @@ def test_picks_are_frames_of_the_files_as_they_are_written(
 def test_the_size_of_a_frame_range_does_not_matter(
     method: str, files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    select(files, client, *METHODS[method], out="whole.extxyz")
+    pick_frames(files, client, *METHODS[method], out="whole.extxyz")
     monkeypatch.setattr(workspace, "FRAMES_A_UNIT", 5)
     heard: list[Event] = []
     select_files([str(files)], 6, "cut.extxyz", [*QUICK, *METHODS[method]], client=client, subscribers=[heard.append])
@@ -135,7 +137,7 @@ def test_one_worker_picks_what_two_pick(
     monkeypatch.setattr(workspace, "FRAMES_A_UNIT", 5)
     heard: list[Event] = []
     for method in ("kmeans", "environments"):
-        select(files, client, *METHODS[method], out=f"two-{method}.extxyz")
+        pick_frames(files, client, *METHODS[method], out=f"two-{method}.extxyz")
     alone = ["cluster.workers=1", "cluster.gpus=0"]
     for method in ("kmeans", "environments"):
         overrides = [*QUICK, *METHODS[method], *alone]
@@ -146,13 +148,13 @@ def test_one_worker_picks_what_two_pick(
 
 def test_seed_decides_random_picks(files: Path, client: Client, here: Path) -> None:
     for seed in (0, 1):
-        select(files, client, "select=random", f"seed={seed}", out=f"{seed}.extxyz")
-    first, second = (set(texts(here / f"{seed}.extxyz")) for seed in (0, 1))
+        pick_frames(files, client, "select=random", f"seed={seed}", out=f"{seed}.extxyz")
+    first, second = (set(read_texts(here / f"{seed}.extxyz")) for seed in (0, 1))
     assert first != second
 
 
 def test_more_than_there_are_is_all_there_are(files: Path, client: Client, here: Path) -> None:
-    done = select(files, client, n=1000)
+    done = pick_frames(files, client, n=1000)
     assert done.n_out == N_MD + N_MORE
     assert (here / "picked.extxyz").read_bytes() == b"".join(
         (files / name).read_bytes() for name in ("md.extxyz", "more/md.extxyz")
@@ -160,7 +162,7 @@ def test_more_than_there_are_is_all_there_are(files: Path, client: Client, here:
 
 
 def test_formats_can_be_mixed(files: Path, client: Client, here: Path) -> None:
-    frames = alloys(9, 2)
+    frames = make_alloys(9, 2)
     ase.io.write("a.traj", frames[:3])
     with ase.db.connect("b.db") as database:
         for atoms in frames[3:6]:
@@ -178,9 +180,9 @@ def test_formats_can_be_mixed(files: Path, client: Client, here: Path) -> None:
 
 def test_an_input_can_be_replaced_by_its_picks(files: Path, client: Client, here: Path) -> None:
     shutil.copy(files / "md.extxyz", here)
-    pool = texts(here / "md.extxyz")
+    pool = read_texts(here / "md.extxyz")
     select_files(["md.extxyz"], 4, "md.extxyz", QUICK, client=client, force=True)
-    picked = texts(here / "md.extxyz")
+    picked = read_texts(here / "md.extxyz")
     assert len(picked) == 4
     assert set(picked) < set(pool)
 
@@ -191,7 +193,7 @@ BROKEN = "1\n\nXx 0 0 0\n"
 
 
 def test_rejected_frames_are_counted_with_examples(files: Path, client: Client, here: Path) -> None:
-    good = "".join(text.decode() for text in texts(files / "md.extxyz"))
+    good = "".join(text.decode() for text in read_texts(files / "md.extxyz"))
     for folder in ("a", "b"):  # files of one name in several folders are the rule
         (here / folder).mkdir()
         (here / folder / "md.xyz").write_text(BROKEN + good + "3\n\nCu 0 0 0\n")
@@ -204,7 +206,7 @@ def test_rejected_frames_are_counted_with_examples(files: Path, client: Client, 
     assert f"md.xyz#{N_MD + 1}: ValueError: the file ends after 1 of 3" in done.examples["read/unreadable"]
     assert done.examples["read/empty"] == f"{here / 'empty.cif'}: the file has no bytes"
     # A frame's number counts the broken ones before it: what is copied is what was picked.
-    assert set(texts(here / "picked.extxyz")) < set(texts(files / "md.extxyz"))
+    assert set(read_texts(here / "picked.extxyz")) < set(read_texts(files / "md.extxyz"))
 
 
 def test_nothing_to_describe_is_an_error_with_the_reason(client: Client, here: Path) -> None:
@@ -223,12 +225,12 @@ def test_frames_of_a_dataset_are_not_picked(
 ) -> None:
     monkeypatch.setattr("daskpipe.pipeline.steps.AGAINST_SIZE", 4)  # two units of the dataset
     daskpipe.export(reference.dataset, "extxyz", "old.extxyz")
-    old = texts(here / "old.extxyz")
+    old = read_texts(here / "old.extxyz")
     (here / "pool.extxyz").write_bytes(b"".join(old) + (files / "md.extxyz").read_bytes())
     heard: list[Event] = []
     overrides = [*QUICK, f"select.against={reference.dataset}"]
     done = select_files(["pool.extxyz"], 100, "new.extxyz", overrides, client=client, subscribers=[heard.append])
-    assert texts(here / "new.extxyz") == texts(files / "md.extxyz")
+    assert read_texts(here / "new.extxyz") == read_texts(files / "md.extxyz")
     assert done.report["duplicates"]["against_dataset"] == len(old) == 6
     assert done.report["duplicates"]["against_pool"] == 0
     assert [event.n_out for event in heard if isinstance(event, StageFinished) and "against" in event.stage] == [6]
@@ -237,11 +239,11 @@ def test_frames_of_a_dataset_are_not_picked(
 def test_frames_of_a_file_are_not_picked_whatever_else_it_holds(files: Path, client: Client, here: Path) -> None:
     strangers = [bulk("NaCl", "rocksalt", a=5.64), molecule("H2O"), bulk("Ag")]
     ase.io.write("strangers.extxyz", strangers)
-    old = texts(files / "md.extxyz")[3:9]
-    foreign = texts(here / "strangers.extxyz")
+    old = read_texts(files / "md.extxyz")[3:9]
+    foreign = read_texts(here / "strangers.extxyz")
     (here / "old.xyz").write_bytes(b"".join([foreign[0], *old[:3], foreign[1], BROKEN.encode(), *old[3:], foreign[2]]))
-    done = select(files, client, "select.against=old.xyz", n=100)
-    picked = texts(here / "picked.extxyz")
+    done = pick_frames(files, client, "select.against=old.xyz", n=100)
+    picked = read_texts(here / "picked.extxyz")
     assert not set(picked) & set(old)
     assert len(picked) == N_MD + N_MORE - len(old)
     assert done.report["duplicates"]["against_dataset"] == len(old)
@@ -256,15 +258,15 @@ def test_old_frames_that_share_no_element_are_no_obstacle(
         ase.io.write("old.xyz", [molecule("H2O"), molecule("CH4")], format="extxyz")
     else:
         (here / "old.xyz").touch()
-    done = select(files, client, "select.against=old.xyz", n=7)
+    done = pick_frames(files, client, "select.against=old.xyz", n=7)
     assert done.n_out == 7
     assert done.report["duplicates"]["against_dataset"] == 0
 
 
 def test_nothing_new_is_an_error(files: Path, client: Client, here: Path) -> None:
-    (here / "all.xyz").write_bytes(b"".join(texts(files / "md.extxyz") + texts(files / "more" / "md.extxyz")))
+    (here / "all.xyz").write_bytes(b"".join(read_texts(files / "md.extxyz") + read_texts(files / "more" / "md.extxyz")))
     with pytest.raises(ConfigError, match="all 35 frames lie within .* of the existing dataset"):
-        select(files, client, "select.against=all.xyz")
+        pick_frames(files, client, "select.against=all.xyz")
     assert os.listdir(here) == ["all.xyz"]
 
 
@@ -274,8 +276,8 @@ ALL_AXES = ["describe.params={r_cut: 4.0, n_max: 3, l_max: 2, dtype: float64}", 
 """More axes than rows: the features hold all that the descriptors hold, but for their mean."""
 
 
-def gram(rows: np.ndarray) -> np.ndarray:
-    """Products of all pairs of rows, after their mean is taken off."""
+def multiply_rows(rows: np.ndarray) -> np.ndarray:
+    """Multiply all pairs of rows, less their mean."""
     centred = rows.astype(float) - rows.astype(float).mean(axis=0)
     return centred @ centred.T
 
@@ -287,44 +289,44 @@ def test_features_are_those_of_the_descriptor(
     monkeypatch.setattr(workspace, "FRAMES_A_UNIT", 7)
     done = describe_files([str(files)], out, [*ALL_AXES, "describe.level=atom"], client=client)
     assert os.listdir(here) == [out]
-    found: Any = xr.open_zarr(out, consolidated=False).load() if out.endswith(".zarr") else np.load(out)
-    frames = alloys(N_MD, 0) + alloys(N_MORE, 1)
+    features: Any = xr.open_zarr(out, consolidated=False).load() if out.endswith(".zarr") else np.load(out)
+    frames = make_alloys(N_MD, 0) + make_alloys(N_MORE, 1)
     assert (done.n_frames, done.n_out, done.exit_code) == (len(frames), len(frames), 0)
     soap = daskpipe.SOAP(species=["Cu", "Au"], r_cut=4.0, n_max=3, l_max=2, sigma=SIGMA, dtype="float64")
     rows = soap.compute(frames)
     ends = np.cumsum([len(atoms) for atoms in frames])
     means = np.array([part.mean(axis=0) for part in np.split(rows, ends[:-1])])
     for name, expected in (("features", means), ("environments", rows)):
-        features = np.asarray(found[name])
+        features = np.asarray(features[name])
         assert features.dtype == np.float32
-        wanted = gram(unit_length(expected))
+        wanted = multiply_rows(unit_length(expected))
         assert np.diag(wanted).max() > 100 * GRAM_TOLERANCE
-        np.testing.assert_allclose(gram(features), wanted, atol=GRAM_TOLERANCE)
+        np.testing.assert_allclose(multiply_rows(features), wanted, atol=GRAM_TOLERANCE)
 
 
 @pytest.mark.parametrize("out", ["features.zarr", "features.npz"])
 def test_rows_are_in_the_order_of_the_files_and_say_where_they_are_from(
     out: str, files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (here / "broken.xyz").write_bytes(BROKEN.encode() + b"".join(texts(files / "md.extxyz")[:4]))
+    (here / "broken.xyz").write_bytes(BROKEN.encode() + b"".join(read_texts(files / "md.extxyz")[:4]))
     monkeypatch.setattr(workspace, "FRAMES_A_UNIT", 7)
     paths = [str(files / "more"), str(files / "md.extxyz"), "broken.xyz"]
     done = describe_files(paths, out, QUICK, client=client)
     assert done.exit_code == 10
-    found: Any = xr.open_zarr(out, consolidated=False) if out.endswith(".zarr") else np.load(out)
-    assert "environments" not in found
+    features: Any = xr.open_zarr(out, consolidated=False) if out.endswith(".zarr") else np.load(out)
+    assert "environments" not in features
     numbers = [*range(N_MORE), *range(N_MD), *range(1, 5)]
-    assert np.asarray(found["frame"]).tolist() == numbers
+    assert np.asarray(features["frame"]).tolist() == numbers
     names = [files / "more" / "md.extxyz"] * N_MORE + [files / "md.extxyz"] * N_MD + [here / "broken.xyz"] * 4
-    assert np.asarray(found["path"]).tolist() == [str(name) for name in names]
+    assert np.asarray(features["path"]).tolist() == [str(name) for name in names]
     frames = [ase.io.read(name, number) for name, number in zip(names, numbers, strict=True) if name.parent != here]
-    assert np.asarray(found["n_atoms"]).tolist() == [len(atoms) for atoms in frames] + [
-        len(atoms) for atoms in alloys(4, 0)
+    assert np.asarray(features["n_atoms"]).tolist() == [len(atoms) for atoms in frames] + [
+        len(atoms) for atoms in make_alloys(4, 0)
     ]
-    ids = np.asarray(found["structure_id"]).tolist()
+    ids = np.asarray(features["structure_id"]).tolist()
     assert ids[N_MORE : N_MORE + 4] == ids[-4:]
     assert len(set(ids)) == N_MORE + N_MD
-    features = np.asarray(found["features"])
+    features = np.asarray(features["features"])
     np.testing.assert_array_equal(features[N_MORE : N_MORE + 4], features[-4:])
 
 
@@ -361,21 +363,21 @@ def test_a_store_is_replaced_whole(files: Path, client: Client, here: Path) -> N
 # --- nothing stays behind ----------------------------------------------------------------------------------
 
 
-def full(*_: object) -> None:
+def raise_full(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def half(picked: Iterable[tuple[str, Sequence[int]]], out: Path) -> None:
-    """Write a part, then find the disk full."""
+def write_half(picked: Iterable[tuple[str, Sequence[int]]], out: Path) -> None:
+    """Write a part, then fail as on a full disk."""
     out.write_text("half a frame")
-    full()
+    raise_full()
 
 
 def test_a_full_disk_leaves_the_old_file(
     files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here / "picked.extxyz").write_text("old")
-    monkeypatch.setattr("daskpipe.pipeline.frames.copy_frames", half)
+    monkeypatch.setattr("daskpipe.pipeline.frames.copy_frames", write_half)
     message = "cannot write picked.extxyz: No space left on device. Make room, or give another -o"
     with pytest.raises(DiskError, match=message):
         select_files([str(files)], 5, "picked.extxyz", QUICK, client=client, force=True)
@@ -390,7 +392,7 @@ def test_a_description_that_fails_leaves_the_old_store(
 
     def to_zarr(ds: xr.Dataset, path: Path, **_: object) -> None:
         path.mkdir()
-        half([], path / "zarr.json")
+        write_half([], path / "zarr.json")
 
     monkeypatch.setattr(xr.Dataset, "to_zarr", to_zarr)
     with pytest.raises(DiskError, match="cannot write features.zarr: No space left"):
@@ -417,7 +419,7 @@ def test_an_interruption_leaves_nothing(
 
 
 def test_a_folder_that_takes_no_files(files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: full())
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: raise_full())
     with pytest.raises(DiskError, match="cannot write beside picked.xyz: No space left on device; give another -o"):
         select_files([str(files)], 5, "picked.xyz", QUICK, client=client)
 
@@ -437,10 +439,14 @@ WRONG: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "glob": (InputError, r"'\*.traj' meets no file in", {"paths": ["*.traj"]}),
     "override": (
         ConfigError,
-        r"'label=emt' is of no use here: overrides begin with describe, select, cluster, seed",
+        r"'label=emt' cannot be used here: overrides begin with describe, select, cluster, seed",
         {"overrides": ["label=emt"]},
     ),
-    "override of a key": (ConfigError, r"'~explore.dynamics' is of no use here", {"overrides": ["~explore.dynamics"]}),
+    "override of a key": (
+        ConfigError,
+        r"'~explore.dynamics' cannot be used here",
+        {"overrides": ["~explore.dynamics"]},
+    ),
     "parameter": (ConfigError, r"Did you mean 'r_cut'\?", {"overrides": ["describe.params.rcut=3"]}),
     "method": (
         ConfigError,
@@ -450,12 +456,12 @@ WRONG: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "level": (ConfigError, r"type describe.level=atom", {"overrides": ["select=environments"]}),
     "against missing": (
         InputError,
-        r"lost.zarr does not exist; select.against wants a dataset.zarr or a file of frames",
+        r"lost.zarr does not exist; select.against takes a dataset.zarr or a file of frames",
         {"overrides": ["select.against=lost.zarr"]},
     ),
     "against of an unknown format": (
         InputError,
-        r"notes.txt is in no known format; select.against wants a dataset.zarr or one of POSCAR\*",
+        r"notes.txt is in no known format; select.against takes a dataset.zarr or one of POSCAR\*",
         {"overrides": ["select.against=notes.txt"]},
     ),
     "against a folder": (
@@ -474,7 +480,7 @@ def test_wrong_input_is_told_before_anything_runs(
     (here / "old.xyz").write_text("old")
     (here / "notes.txt").write_text("notes")
     (here / "folder").mkdir()
-    monkeypatch.setattr("daskpipe.pipeline.workspace.connect", full)
+    monkeypatch.setattr("daskpipe.pipeline.workspace.connect", raise_full)
     with pytest.raises(error, match=message):
         select_files(
             given.get("paths", [str(files)]), 5, given.get("out", "picked.xyz"), [*QUICK, *given.get("overrides", [])]
@@ -485,7 +491,7 @@ def test_wrong_input_is_told_before_anything_runs(
 
 def test_a_run_is_not_its_dataset(files: Path, reference: Result, client: Client, here: Path) -> None:
     with pytest.raises(InputError, match=r"is a run and not a dataset; type .*dataset.zarr"):
-        select(files, client, f"select.against={reference.run_dir}")
+        pick_frames(files, client, f"select.against={reference.run_dir}")
     assert os.listdir(here) == []
 
 

@@ -1,4 +1,4 @@
-"""A budget of hours, bytes and labels is kept: the run stops in order, says what was spent, and goes on."""
+"""A run keeps its budget of hours, bytes and labels: it stops in order, names what was spent, and can go on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from daskpipe.engine.attempts import list_given_up
 from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Unit
-from daskpipe.runs.budget import BudgetKeeper, compute_limits, format_bytes, measure_spent
+from daskpipe.runs.budget import BudgetLimiter, compute_limits, format_bytes, measure_spent
 from daskpipe.runs.run import Result
 
 WORKER = """
@@ -49,11 +49,11 @@ CLOCK_TICK = 0.05
 """Seconds by which times of files may be late."""
 
 
-def started(stage: str, n_units: int, n_committed: int = 0) -> StageStarted:
+def start_stage(stage: str, n_units: int, n_committed: int = 0) -> StageStarted:
     return StageStarted(stage=stage, n_units=n_units, n_committed=n_committed, n_inputs=n_units, what="seeds")
 
 
-def unit(stage: str, *, seconds: float = 0.0, n_bytes: int = 0) -> UnitCommitted:
+def commit_unit(stage: str, *, seconds: float = 0.0, n_bytes: int = 0) -> UnitCommitted:
     return UnitCommitted(
         stage=stage, index=0, key="k", n_inputs=1, n_out=1, n_rejected=0, counts={}, n_bytes=n_bytes, seconds=seconds,
         worker="w",
@@ -61,11 +61,11 @@ def unit(stage: str, *, seconds: float = 0.0, n_bytes: int = 0) -> UnitCommitted
 
 
 def test_what_was_spent_is_what_the_tree_says(reference: Result) -> None:
-    found = measure_spent(RunDirectory(reference.run_dir))
+    spent = measure_spent(RunDirectory(reference.run_dir))
     receipts = [json.loads(path.read_text())["receipt"] for path in manifests(reference.run_dir)]
-    assert found.bytes.total() == sum(receipt["n_bytes"] for receipt in receipts)
-    assert sum(found.seconds.values()) == pytest.approx(sum(receipt["seconds"] for receipt in receipts))
-    assert set(found.bytes) == set(UNITS)
+    assert spent.bytes.total() == sum(receipt["n_bytes"] for receipt in receipts)
+    assert sum(spent.seconds.values()) == pytest.approx(sum(receipt["seconds"] for receipt in receipts))
+    assert set(spent.bytes) == set(UNITS)
 
 
 def test_a_run_stops_and_goes_on_to_the_same_dataset(reference: Result, client: Client, tmp_path: Path) -> None:
@@ -89,14 +89,14 @@ def test_the_hours_of_earlier_drivers_count(reference: Result, tmp_path: Path) -
     directory = RunDirectory(reference.run_dir)
     hours = sum(measure_spent(directory).seconds.values()) / 3600
     assert hours > 0
-    keeper = BudgetKeeper(directory, load_config("emt_alloy", [f"budget.hours={hours + 1:.6f}"]))
-    keeper(started("label", 3))
-    keeper(unit("label", seconds=3590))
+    limiter = BudgetLimiter(directory, load_config("emt_alloy", [f"budget.hours={hours + 1:.6f}"]))
+    limiter(start_stage("label", 3))
+    limiter(commit_unit("label", seconds=3590))
     with pytest.raises(Interrupted, match=r"budget.hours=.* is spent \(1.* h of work: label .* Left to do: 1 of 3"):
-        keeper(unit("label", seconds=20))
-    fresh = BudgetKeeper(RunDirectory(tmp_path), load_config("emt_alloy", [f"budget.hours={hours + 1:.6f}"]))
-    fresh(started("label", 3))
-    fresh(unit("label", seconds=3590))
+        limiter(commit_unit("label", seconds=20))
+    fresh = BudgetLimiter(RunDirectory(tmp_path), load_config("emt_alloy", [f"budget.hours={hours + 1:.6f}"]))
+    fresh(start_stage("label", 3))
+    fresh(commit_unit("label", seconds=3590))
 
 
 ATTEMPTS = [
@@ -109,17 +109,17 @@ ATTEMPTS = [
 
 def test_attempts_that_led_nowhere_count(tmp_path: Path) -> None:
     directory, config = RunDirectory(tmp_path), load_config("emt_alloy", ["budget.hours=1"])
-    keeper, ledger = BudgetKeeper(directory, config), Ledger(directory)
-    keeper(started("label", 3))
+    limiter, ledger = BudgetLimiter(directory, config), Ledger(directory)
+    limiter(start_stage("label", 3))
     for event in ATTEMPTS:
-        keeper(event)
+        limiter(event)
         ledger(event)
     assert measure_spent(directory).seconds == {"label": 3000.0, "explore": 500.0}
     with pytest.raises(Interrupted, match=r"is spent \(1 h of work: label 0.861, explore 0.139\)"):
-        keeper(unit("label", seconds=100))
-    resumed = BudgetKeeper(directory, config)
+        limiter(commit_unit("label", seconds=100))
+    resumed = BudgetLimiter(directory, config)
     with pytest.raises(Interrupted, match=r"is spent \(1.01 h of work"):
-        resumed(started("label", 3)), resumed(UnitLost(**{**vars(ATTEMPTS[0]), "seconds": 150.0}))
+        resumed(start_stage("label", 3)), resumed(UnitLost(**{**vars(ATTEMPTS[0]), "seconds": 150.0}))
 
 
 def test_a_driver_that_is_killed_leaves_what_its_workers_did(tmp_path: Path) -> None:
@@ -163,12 +163,12 @@ def test_work_for_a_driver_that_was_killed_counts(client: Client, tmp_path: Path
 
 
 def test_a_run_ends_though_its_last_unit_was_one_too_many(tmp_path: Path) -> None:
-    keeper = BudgetKeeper(RunDirectory(tmp_path), load_config("emt_alloy", ["budget.bytes=1kB"]))
-    keeper(started("store", 1))
-    keeper(unit("store", n_bytes=2000))
-    keeper(started("store", 1, n_committed=1))  # all is there: nothing to stop
+    limiter = BudgetLimiter(RunDirectory(tmp_path), load_config("emt_alloy", ["budget.bytes=1kB"]))
+    limiter(start_stage("store", 1))
+    limiter(commit_unit("store", n_bytes=2000))
+    limiter(start_stage("store", 1, n_committed=1))  # all is there: nothing to stop
     with pytest.raises(Interrupted, match=r"Left to do: 2 of 2 units of explore, .* resume .* budget.bytes=2kB"):
-        keeper(started("explore", 2))
+        limiter(start_stage("explore", 2))
 
 
 def test_labels_cut_the_picks_and_decide_the_dataset() -> None:

@@ -65,11 +65,11 @@ def detached(type_command: Command, *words: str) -> dict[str, Any]:
 
 def wait_for(reached: Callable[[], object], run_dir: Path) -> None:
     """Wait until something is reached; say what the jobs of the run printed if it never is."""
-    wait_until(reached, lambda: said(run_dir), pause=0.2)
+    wait_until(reached, lambda: read_jobs(run_dir), pause=0.2)
 
 
-def said(run_dir: Path) -> str:
-    """What the jobs of a run printed, without line breaks."""
+def read_jobs(run_dir: Path) -> str:
+    """Read what the jobs of a run printed, without line breaks."""
     return "\n".join(f"{log.name}: {' '.join(log.read_text().split())}" for log in sorted((run_dir / "jobs").glob("*")))
 
 
@@ -85,7 +85,7 @@ def test_only_a_site_has_detached_drivers(type_command: Command, here: Path, whe
     assert not Path("runs").exists()
 
 
-def record(root: Path, **changes: Any) -> detach.Record:
+def write_record(root: Path, **changes: Any) -> detach.Record:
     """Write the record of a driver that waits in a queue which cannot be asked here, as earlier versions did."""
     values = {
         "token": "t", "job_id": "17", "kind": "OAR", "log": "l", "at": "2026-11-22T08:00:00Z", "cluster": {},
@@ -109,7 +109,7 @@ def run_dir(reference: Result, tmp_path: Path) -> Path:
 
 def test_status_tells_of_a_driver_that_waits_until_it_begins(run_dir: Path, type_command: Command) -> None:
     assert read_status(run_dir)["state"] == "stopped"
-    waits = record(run_dir)
+    waits = write_record(run_dir)
     state = read_status(run_dir)
     assert (state["state"], state["queued"]) == ("queued", {"job_id": "17", "since": "2026-11-22T08:00:00Z"})
     assert "is queued as job 17 since 2026-11-22T08:00:00Z" in type_command("status", str(run_dir)).out
@@ -119,15 +119,15 @@ def test_status_tells_of_a_driver_that_waits_until_it_begins(run_dir: Path, type
     with hold_lease(run_dir):  # someone who resumes it, or mends it, in a shell
         pass
     assert read_status(run_dir)["state"] == "stopped"
-    record(run_dir, token="u")  # its successor
+    write_record(run_dir, token="u")  # its successor
     assert read_status(run_dir)["state"] == "queued"
 
 
 def test_a_second_detached_driver_is_refused(run_dir: Path, here: Path, type_command: Command) -> None:
     Path("here.yaml").write_text(Path("here.yaml").read_text().replace("SLURM", "OAR"))
-    record(run_dir)
+    write_record(run_dir)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{_stub(here, 'oarsub')}:{os.environ['PATH']}")
+        patch.setenv("PATH", f"{_stub_command(here, 'oarsub')}:{os.environ['PATH']}")
         typed = type_command("resume", str(run_dir), "--cluster", "here.yaml", "--detach")
         assert typed.code == 2
         assert f"job 17 waits to drive {run_dir} since" in " ".join(typed.err.split())
@@ -137,7 +137,7 @@ def test_a_second_detached_driver_is_refused(run_dir: Path, here: Path, type_com
     assert f"another daskpipe works in {run_dir}" in " ".join(typed.err.split())
 
 
-def _stub(folder: Path, name: str) -> Path:
+def _stub_command(folder: Path, name: str) -> Path:
     """Make a command of a queue that refuses everything."""
     program = folder / "bin" / name
     program.parent.mkdir(exist_ok=True)
@@ -149,11 +149,11 @@ def _stub(folder: Path, name: str) -> Path:
 def test_a_driver_that_is_refused_leaves_no_record(run_dir: Path, here: Path, type_command: Command) -> None:
     Path("here.yaml").write_text(Path("here.yaml").read_text().replace("SLURM", "OAR"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{_stub(here, 'oarsub')}:{os.environ['PATH']}")
+        patch.setenv("PATH", f"{_stub_command(here, 'oarsub')}:{os.environ['PATH']}")
         typed = type_command("resume", str(run_dir), "--cluster", "here.yaml", "--detach")
     assert typed.code == 4
     words = " ".join(typed.err.split())
-    assert "here takes no job for the driver: no such partition. Change section driver of its file" in words
+    assert "here accepts no job for the driver: no such partition. Change section driver of its file" in words
     assert detach.read_record(run_dir) is None
     assert read_status(run_dir)["state"] == "stopped"
 
@@ -174,15 +174,15 @@ def test_a_driver_whose_number_is_not_told_is_submitted_once(
 
 
 def test_a_job_whose_place_was_taken_does_nothing(run_dir: Path, type_command: Command) -> None:
-    record(run_dir)
+    write_record(run_dir)
     typed = type_command("resume", str(run_dir), "--detached", "older")
     assert typed.code == 2
-    assert "this job is not to drive" in typed.err
+    assert "this job may not drive" in typed.err
     assert read_last_driver(run_dir) is None
 
 
 def test_a_chain_of_drivers_that_bring_the_run_no_farther_ends(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record(run_dir, fruitless=detach.FRUITLESS_LIMIT - 1, cluster={"workers": 1, "gpus": 0})
+    write_record(run_dir, fruitless=detach.FRUITLESS_LIMIT - 1, cluster={"workers": 1, "gpus": 0})
     monkeypatch.setenv("DASKPIPE_DEADLINE", str(time.time() + 2))  # less than workers take to start
     with pytest.raises(ClusterError, match=r"3 drivers of .* in a row reached neither a commit nor a checkpoint"):
         detach.drive_detached(run_dir, "t")
@@ -200,7 +200,7 @@ def test_cancel_where_nothing_runs(run_dir: Path, tmp_path: Path, type_command: 
 
 
 def test_cancel_of_a_queue_that_cannot_be_asked_says_where_to_type_it(run_dir: Path, type_command: Command) -> None:
-    record(run_dir)
+    write_record(run_dir)
     typed = type_command("cancel", str(run_dir))
     assert typed.code == 4
     assert "oarstat" in typed.err
@@ -225,7 +225,7 @@ def oar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_waiting_driver_is_cancelled_by_its_number_and_name(run_dir: Path, oar: Path, type_command: Command) -> None:
-    waits = record(run_dir)
+    waits = write_record(run_dir)
     oar.write_text(OAR_JOB.format(name=waits.name))
     assert detach.is_queued(waits) is True
     typed = type_command("cancel", str(run_dir))
@@ -238,7 +238,7 @@ def test_a_waiting_driver_that_the_queue_does_not_list_is_not_nothing(
     run_dir: Path, oar: Path, type_command: Command
 ) -> None:
     """It is said each time, and the job, should it begin, has nothing to drive any more."""
-    waits = record(run_dir)
+    waits = write_record(run_dir)
     assert detach.is_queued(waits) is None
     for _ in range(2):
         typed = type_command("cancel", str(run_dir))
@@ -257,8 +257,8 @@ def test_a_waiting_driver_that_the_queue_does_not_list_is_not_nothing(
 
 
 def test_a_waiting_driver_that_was_listed_and_is_not_any_more_has_ended(run_dir: Path, oar: Path) -> None:
-    assert detach.is_queued(record(run_dir, seen=True)) is False
-    assert detach.is_queued(record(run_dir, seen=True, user="somebody-else")) is None
+    assert detach.is_queued(write_record(run_dir, seen=True)) is False
+    assert detach.is_queued(write_record(run_dir, seen=True, user="somebody-else")) is None
 
 
 def test_a_driver_that_does_not_stop_is_named(
@@ -284,7 +284,7 @@ def test_a_detached_driver_completes_the_run(
     watched = type_command("status", "run", "--watch")  # ends when the run does
     assert watched.code == 0
     assert re.search(r"^(queued as job|running on) ", watched.out), watched.out
-    assert "run is complete" in watched.out, said(run_dir)
+    assert "run is complete" in watched.out, read_jobs(run_dir)
     assert Path(answer["log"]).is_file()
     driver = read_last_driver(run_dir)
     assert driver is not None
@@ -303,13 +303,13 @@ def test_a_driver_near_its_walltime_submits_the_next(
     first = detached(type_command, "run", "emt_alloy", *SMALL, "--run-dir", "run")
     wait_for(lambda: read_status(run_dir)["state"] == "running", run_dir)
     Path("here.yaml").write_text(SITE.format(walltime="00:20:00", partition="gpu"))  # and the second one has the time
-    wait_for(lambda: "goes on with" in said(run_dir), run_dir)
+    wait_for(lambda: "goes on with" in read_jobs(run_dir), run_dir)
     slurm.command("scontrol", "update", "partition=gpu", "state=up")
     wait_for(lambda: read_status(run_dir)["state"] == "complete", run_dir)
     second = detach.read_record(run_dir)
     assert second is not None
     assert second.job_id != first["job_id"]
-    assert f"the job of this driver ends soon; job {second.job_id} goes on with {run_dir}" in said(run_dir)
+    assert f"the job of this driver ends soon; job {second.job_id} goes on with {run_dir}" in read_jobs(run_dir)
     driver = read_last_driver(run_dir)
     assert driver is not None
     assert driver.job_id == second.job_id
@@ -342,7 +342,7 @@ def test_cancel_of_a_driver_at_work_leaves_no_job(queue: Slurm, here: Path, type
     assert f"job {answer['job_id']}" in typed.out
     queue.wait_until_idle()
     assert read_status(run_dir)["state"] == "stopped"
-    assert "cancelled from" in said(run_dir)
+    assert "cancelled from" in read_jobs(run_dir)
     assert len(committed(run_dir)) < sum(UNITS.values())
 
 

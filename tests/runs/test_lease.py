@@ -1,4 +1,4 @@
-"""One driver a run directory, whatever machine it is on; and what makes it stop."""
+"""A run directory has one driver at a time, on any machine; and the reasons for which it stops."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def other_driver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the directory."""
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -47,19 +47,19 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def newest(root: Path) -> Path:
+def read_newest(root: Path) -> Path:
     return max(file for file in (root / "drivers").iterdir() if file.suffix == ".json")
 
 
-def changed(root: Path, **values: object) -> Path:
-    """Write other values into the newest lease, as another machine would have."""
-    file = newest(root)
+def change_newest(root: Path, **values: object) -> Path:
+    """Write other values into the newest lease, as on another machine."""
+    file = read_newest(root)
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
     return file
 
 
-def stopped(root: Path, happens: Callable[[], object] = lambda: None) -> None:
-    """Hold a directory, let something happen, and go on until it must not."""
+def hold_until_stopped(root: Path, happens: Callable[[], object] = lambda: None) -> None:
+    """Hold a directory, let something happen, and work until the lease stops the driver."""
     with hold_lease(root) as held:
         held.check()
         happens()
@@ -67,14 +67,16 @@ def stopped(root: Path, happens: Callable[[], object] = lambda: None) -> None:
         held.check()
 
 
-def test_a_second_driver_is_kept_out_until_the_first_dies(tmp_path: Path, other: subprocess.Popen[str]) -> None:
-    found = find_driver(tmp_path)
-    assert found is not None
-    assert (found.host, found.pid) == (os.uname().nodename, other.pid)
-    refused = rf"another daskpipe works in {tmp_path} \(.*, process {other.pid}, since .*\). Wait for it \(daskpipe st"
+def test_a_second_driver_is_kept_out_until_the_first_dies(tmp_path: Path, other_driver: subprocess.Popen[str]) -> None:
+    driver = find_driver(tmp_path)
+    assert driver is not None
+    assert (driver.host, driver.pid) == (os.uname().nodename, other_driver.pid)
+    refused = (
+        rf"another daskpipe works in {tmp_path} \(.*, process {other_driver.pid}, since .*\). Wait for it \(daskpipe st"
+    )
     with pytest.raises(ConfigError, match=refused), hold_lease(tmp_path):
         pass
-    other.kill()
+    other_driver.kill()
     wait_until(lambda: find_driver(tmp_path) is None)  # it was not reaped: a zombie holds nothing
     for _ in range(2):
         with hold_lease(tmp_path):
@@ -109,18 +111,18 @@ def test_one_of_many_wins(tmp_path: Path) -> None:
             thread.join()
 
 
-def test_a_number_of_a_process_that_is_used_again(tmp_path: Path, other: subprocess.Popen[str]) -> None:
+def test_a_number_of_a_process_that_is_used_again(tmp_path: Path, other_driver: subprocess.Popen[str]) -> None:
     assert find_driver(tmp_path) is not None
-    changed(tmp_path, born="1")
+    change_newest(tmp_path, born="1")
     assert find_driver(tmp_path) is None
 
 
 def test_a_fresh_lease_of_another_host_refuses_and_an_old_one_is_taken_over(
-    tmp_path: Path, other: subprocess.Popen[str]
+    tmp_path: Path, other_driver: subprocess.Popen[str]
 ) -> None:
-    other.kill()
-    other.wait()
-    file = changed(tmp_path, host="node17", machine="node17 boot pid", job_id="4711")
+    other_driver.kill()
+    other_driver.wait()
+    file = change_newest(tmp_path, host="node17", machine="node17 boot pid", job_id="4711")
     with pytest.raises(ConfigError, match=r"\(node17, process \d+, job 4711, since"), hold_lease(tmp_path):
         pass
     silent = time.time() - lease.LEASE_SECONDS - 1
@@ -132,16 +134,16 @@ def test_a_fresh_lease_of_another_host_refuses_and_an_old_one_is_taken_over(
 
 def test_age_is_told_by_the_clock_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with hold_lease(tmp_path):
-        changed(tmp_path, host="node17", machine="node17 boot pid")
+        change_newest(tmp_path, host="node17", machine="node17 boot pid")
         ahead = time.time() + 1e6
         monkeypatch.setattr(time, "time", lambda: ahead)  # the clock of this login node
         assert find_driver(tmp_path) is not None
 
 
-def test_patience_waits_for_silence(tmp_path: Path, other: subprocess.Popen[str]) -> None:
-    other.kill()
-    other.wait()
-    changed(tmp_path, machine="node17 boot pid", seconds=2.0)
+def test_patience_waits_for_silence(tmp_path: Path, other_driver: subprocess.Popen[str]) -> None:
+    other_driver.kill()
+    other_driver.wait()
+    change_newest(tmp_path, machine="node17 boot pid", seconds=2.0)
     with pytest.raises(ConfigError, match="another daskpipe works in"), hold_lease(tmp_path):
         pass
     with hold_lease(tmp_path, patience=PATIENCE, token="t"):
@@ -161,7 +163,7 @@ def test_a_torn_lease_counts_as_one_until_it_is_old(tmp_path: Path) -> None:
 
 def test_it_is_renewed(tmp_path: Path, short: None) -> None:
     with hold_lease(tmp_path) as held:
-        changed(tmp_path, machine="node17 boot pid")  # only its age tells that it lives
+        change_newest(tmp_path, machine="node17 boot pid")  # only its age tells that it lives
         for _ in range(5):
             time.sleep(SHORT)
             assert find_driver(tmp_path) is not None
@@ -172,31 +174,31 @@ def test_one_that_slept_finds_that_it_was_taken_over(tmp_path: Path, short: None
     with ExitStack() as stack:
 
         def take_over() -> None:
-            changed(tmp_path, machine="node17 boot pid")
-            os.utime(newest(tmp_path), (0, 0))
+            change_newest(tmp_path, machine="node17 boot pid")
+            os.utime(read_newest(tmp_path), (0, 0))
             stack.enter_context(hold_lease(tmp_path))
 
         with pytest.raises(TakenOver, match=rf"another driver took over {tmp_path} \(.*this one stood still"):
-            stopped(tmp_path, take_over)
+            hold_until_stopped(tmp_path, take_over)
         assert find_driver(tmp_path) is not None  # the first one gave back what was its own, and nothing else
         assert sorted(file.name for file in (tmp_path / "drivers").iterdir()) == ["0002.json", "clock"]
 
 
 def test_a_run_directory_that_is_removed_ends_the_driver(tmp_path: Path, short: None) -> None:
     with pytest.raises(TakenOver, match="0001.json, was removed. To go on type"):
-        stopped(tmp_path, lambda: (tmp_path / "drivers" / "0001.json").unlink())
+        hold_until_stopped(tmp_path, lambda: (tmp_path / "drivers" / "0001.json").unlink())
     assert list((tmp_path / "drivers").iterdir()) == []
 
 
 def test_a_request_to_cancel_is_honoured_and_removed(tmp_path: Path, short: None) -> None:
     with pytest.raises(Cancelled, match=rf"cancelled from \S+ at \S+. To go on type: daskpipe resume {tmp_path}"):
-        stopped(tmp_path, lambda: lease.request_stop(tmp_path))
+        hold_until_stopped(tmp_path, lambda: lease.request_stop(tmp_path))
     assert lease.read_request(tmp_path) is None
 
 
 def test_a_request_can_be_made_by_hand(tmp_path: Path, short: None) -> None:
     with pytest.raises(Cancelled, match="cancelled by hand. To go on"):
-        stopped(tmp_path, (tmp_path / "cancel").touch)
+        hold_until_stopped(tmp_path, (tmp_path / "cancel").touch)
 
 
 def test_a_request_of_before_is_not_for_this_driver(tmp_path: Path, short: None) -> None:
@@ -224,7 +226,7 @@ def test_it_stops_before_its_job_ends(tmp_path: Path, short: None, monkeypatch: 
     monkeypatch.setenv("DASKPIPE_DEADLINE", str(time.time() + 4))
     started = time.monotonic()
     with pytest.raises(WalltimeNear, match=r"the job of this driver ends in [12] s. To go on"):
-        stopped(tmp_path)
+        hold_until_stopped(tmp_path)
     assert time.monotonic() - started > 1.8  # half is kept to close, and no more
 
 

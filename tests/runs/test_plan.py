@@ -1,4 +1,4 @@
-"""What a config would do, told before anything runs."""
+"""A plan counts what a config would do before anything runs."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_plan_of_files_is_not_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     planned = plan_run(load_config("emt_alloy", ["generate=files", "generate.paths=[.]"]))
     assert not planned["exact"]
-    assert planned["doubts"] == ["files are not read by plan: each counts as one structure"]
+    assert planned["doubts"] == ["plan does not read files: each counts as one structure"]
     generate = planned["stages"]["generate"]
     assert (generate["inputs"], generate["outputs"], generate["units"]) == (1, 1, 1)
     with pytest.raises(InputError, match="lost.xyz' does not exist"):

@@ -1,4 +1,4 @@
-"""A probe runs a little of a config and tells what the whole would take."""
+"""A probe runs a small part of a config and predicts the cost of the whole."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def probed(client: Client, tmp_path_factory: pytest.TempPathFactory) -> tuple[Me
 
 
 @pytest.fixture(scope="module")
-def ran(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Result:
+def whole_run(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Result:
     return daskpipe.run("emt_alloy", LONGER, run_dir=tmp_path_factory.mktemp("ran") / "run", client=client)
 
 
@@ -57,18 +57,18 @@ def test_a_probe_runs_full_units_with_fewer_steps(probed: tuple[Measured, list[E
     measured, heard, _ = probed
     explored = [event for event in heard if isinstance(event, StageStarted) and event.stage == "explore"]
     assert [(event.n_units, event.n_inputs) for event in explored] == [(4, 16)] * 3  # of six, each of four trajectories
-    told = measured.as_json()["stages"]["explore"]
-    assert told["probed_units"] == 4
-    assert 10 <= told["probed_size"] < 400
-    assert told["extrapolated_by"] == pytest.approx(400 / told["probed_size"], rel=0.01)
+    probed_explore = measured.as_json()["stages"]["explore"]
+    assert probed_explore["probed_units"] == 4
+    assert 10 <= probed_explore["probed_size"] < 400
+    assert probed_explore["extrapolated_by"] == pytest.approx(400 / probed_explore["probed_size"], rel=0.01)
     json.dumps(measured.as_json())
 
 
-def test_predicted_bytes_are_those_of_the_run(probed: tuple[Measured, list[Event], Path], ran: Result) -> None:
+def test_predicted_bytes_are_those_of_the_run(probed: tuple[Measured, list[Event], Path], whole_run: Result) -> None:
     planned = plan_run(load_config("emt_alloy", LONGER), probed[0])
-    assert planned["totals"]["bytes"] == pytest.approx(measure_disk(ran.run_dir), rel=0.1)
-    assert planned["totals"]["dataset_bytes"] == pytest.approx(measure_disk(ran.dataset), rel=0.1)
-    real = measure_spent(RunDirectory(ran.run_dir)).bytes
+    assert planned["totals"]["bytes"] == pytest.approx(measure_disk(whole_run.run_dir), rel=0.1)
+    assert planned["totals"]["dataset_bytes"] == pytest.approx(measure_disk(whole_run.dataset), rel=0.1)
+    real = measure_spent(RunDirectory(whole_run.run_dir)).bytes
     overhead = probed[0].overhead[0]
     for stage in ("explore", "describe", "label"):
         row = planned["stages"][stage]
@@ -76,11 +76,11 @@ def test_predicted_bytes_are_those_of_the_run(probed: tuple[Measured, list[Event
 
 
 def test_predicted_work_is_of_the_size_of_what_was_done(
-    probed: tuple[Measured, list[Event], Path], ran: Result
+    probed: tuple[Measured, list[Event], Path], whole_run: Result
 ) -> None:
     """Three times more or less: tests share their machine. benchmarks/probe.py measures how good it is."""
     planned = plan_run(load_config("emt_alloy", LONGER), probed[0])
-    real = measure_spent(RunDirectory(ran.run_dir)).seconds["explore"] / 3600
+    real = measure_spent(RunDirectory(whole_run.run_dir)).seconds["explore"] / 3600
     assert real / 3 < planned["stages"]["explore"]["hours"] < real * 3
     assert planned["pools"]["gpu"]["stages"] == ["explore"]  # one of the test's workers offers a GPU
     assert planned["pools"]["gpu"]["workers"] == 1
@@ -141,7 +141,7 @@ def test_probe_on_the_command_line(type_command: Callable[..., Any], client: Cli
     assert "on these workers the run takes " in typed.out
     assert "budget: GO: within the budget" in typed.out
     assert "h of work" in typed.out
-    assert "all else is extrapolated" in typed.out
+    assert "the rest is extrapolated" in typed.out
     answer = json.loads(type_command(*words, "--probe", "--json").out)
     assert answer["probe"]["stages"]["explore"]["probed_units"] == 4
     assert list(tmp_path.iterdir()) == []

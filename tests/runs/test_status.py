@@ -1,4 +1,4 @@
-"""How far a run is, as its directory tells: to programs, on a terminal, and in a file."""
+"""Progress of a run, read from its directory: for programs, on a terminal, and in a file."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_status_in_words(type_command: Callable[..., Any], reference: Result, tm
 # --- a run under way ------------------------------------------------------------------------------------
 
 
-def committed(index: int) -> UnitCommitted:
+def commit_units(index: int) -> UnitCommitted:
     return UnitCommitted(
         stage="explore", index=index, key=f"{index:032x}", n_inputs=1, n_out=2, n_rejected=0, counts={}, n_bytes=1,
         seconds=1.0, worker="w",
@@ -122,7 +122,7 @@ def test_rate_and_time_left_of_the_stage_under_way(under_way: tuple[RunDirectory
         state = watch.read_status()
         assert (state["stage"], state["workers"], state["rate"], state["seconds_left"]) == ("explore", 2, None, None)
         for index in range(5):
-            tell(3 + 2 * index, committed(index))
+            tell(3 + 2 * index, commit_units(index))
         lost = {"stage": "explore", "index": 9, "key": "9", "losses": 1, "reason": "killed", "kind": "infrastructure"}
         tell(12, UnitLost(**lost))
         for losses in (2, 3):
@@ -151,7 +151,7 @@ def test_status_fits_the_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     directory, tell = under_way
-    tell(3, committed(0))
+    tell(3, commit_units(0))
     tell(4, StageFinished(stage="explore", seconds=12.0, n_out=80, n_rejected=2))
     monkeypatch.setenv("COLUMNS", str(width))
     lines = [line.rstrip() for line in type_command("status", str(directory.root)).out.splitlines()]
@@ -167,7 +167,7 @@ def test_half_a_line_is_read_when_it_is_whole(under_way: tuple[RunDirectory, Cal
     directory, tell = under_way
     watch = RunWatcher(directory.root)
     watch.read_status()
-    tell(3, committed(0))
+    tell(3, commit_units(0))
     (segment,) = (directory.root / "ledger").iterdir()
     whole = segment.read_bytes()
     segment.write_bytes(whole[:-20])
@@ -189,8 +189,8 @@ def test_watching_appends_a_line_for_what_changes_and_ends_with_the_run(
         with hold_lease(directory.root):
             looked.set()
             time.sleep(1.0)
-            tell(4, committed(0))
-            tell(5, committed(1))
+            tell(4, commit_units(0))
+            tell(5, commit_units(1))
             over.wait(1.0)
 
     driver = threading.Thread(target=drive)

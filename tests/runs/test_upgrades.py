@@ -1,4 +1,4 @@
-"""Runs and upgrades of packages: versions are where the numbers came from, and no part of what a run is."""
+"""Runs and upgrades of packages: versions are provenance, and no part of the identity of a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from daskpipe.engine.units import unit_key
 from daskpipe.pipeline import packing
 from daskpipe.pipeline.packing import read_package_versions
 from daskpipe.potentials import identify_potential
-from daskpipe.runs.fsck import fsck
+from daskpipe.runs.fsck import check_run
 from daskpipe.runs.run import Result
 from daskpipe.runs.status import read_status
 from daskpipe.store.stage import PLAN_VERSION
@@ -53,7 +53,7 @@ def stop_half_way(run_dir: Path) -> None:
         shutil.rmtree(run_dir / "units" / stage)
 
 
-def computed(result: Result) -> dict[str, int]:
+def list_computed(result: Result) -> dict[str, int]:
     return {stage: row["computed"] for stage, row in result.stages.items() if row["computed"]}
 
 
@@ -98,7 +98,7 @@ def of_other_splits(client: Client, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def upgrade(reference: Result, of_before: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+def upgraded_packages(reference: Result, of_before: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let packages have other versions than those with which the runs were made."""
     before = read_package_versions()
     monkeypatch.setattr("daskpipe.potentials.identity.version", lambda name: OTHER.get(name, version(name)))
@@ -106,29 +106,29 @@ def upgrade(reference: Result, of_before: Result, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(f"daskpipe.{module}.versions", lambda: before | OTHER)
 
 
-def test_versions_are_no_part_of_an_identity(upgrade: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = identify_potential("emt", {})
-    assert found.packages == {"ase": OTHER["ase"]}
+def test_versions_are_no_part_of_an_identity(upgraded_packages: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = identify_potential("emt", {})
+    assert identity.packages == {"ase": OTHER["ase"]}
     members = {"members": [{"name": "emt"}, {"name": "mace"}]}
     assert identify_potential("committee", members).packages == {"ase": OTHER["ase"]}
     assert not identify_potential("mace", {}).packages  # its weights tell
     monkeypatch.undo()
     assert identify_potential("emt", {}).packages == {"ase": version("ase")}
-    assert identify_potential("emt", {}).hash == found.hash
+    assert identify_potential("emt", {}).hash == identity.hash
 
 
 @pytest.mark.parametrize("made", ["reference", "of_before", "of_other_splits"])
 def test_a_complete_run_stays_complete(
-    made: str, request: pytest.FixtureRequest, client: Client, tmp_path: Path, upgrade: None
+    made: str, request: pytest.FixtureRequest, client: Client, tmp_path: Path, upgraded_packages: None
 ) -> None:
     run: Result = request.getfixturevalue(made)
     shutil.copytree(run.run_dir, tmp_path / "run")
     result = daskpipe.resume(tmp_path / "run", client=client)
-    assert computed(result) == {}
+    assert list_computed(result) == {}
     assert files_of(result.dataset) == files_of(run.dataset)
-    assert fsck(tmp_path / "run").findings == []
+    assert check_run(tmp_path / "run").findings == []
     # The same command goes on with it, too.
-    assert computed(daskpipe.run("emt_alloy", SMALL, run_dir=tmp_path / "run", client=client)) == {}
+    assert list_computed(daskpipe.run("emt_alloy", SMALL, run_dir=tmp_path / "run", client=client)) == {}
     starts = [event for event in read_ledger(RunDirectory(tmp_path / "run")) if event["event"] == "RunStarted"]
     assert [start["versions"]["ase"] for start in starts[-2:]] == [OTHER["ase"]] * 2
 
@@ -149,7 +149,7 @@ def test_a_complete_run_of_earlier_stages_stays_complete(
     result = daskpipe.resume(made.run_dir, client=client, subscribers=[heard.append])
     notice = next(event.message for event in heard if isinstance(event, Notice))
     assert notice.startswith("this run is complete; an earlier version of daskpipe made it")
-    assert computed(result) == {}
+    assert list_computed(result) == {}
     assert files_of(made.dataset) == before
     assert sorted(manifests(made.run_dir)) == units
     ignored = ("seconds", "computed")
@@ -160,41 +160,41 @@ def test_a_complete_run_of_earlier_stages_stays_complete(
     assert read_status(made.run_dir)["state"] == "complete"
     # What is not whole is not complete: it is made again with today's stages, which begin with the dataset's removal.
     shutil.rmtree(made.dataset)
-    assert computed(daskpipe.resume(made.run_dir, client=client))["store"] == 1
+    assert list_computed(daskpipe.resume(made.run_dir, client=client))["store"] == 1
     superseded = [
         event["stage"] for event in read_ledger(RunDirectory(made.run_dir)) if event["event"] == "UnitSuperseded"
     ]
     assert stage in superseded
     assert {path for path in units if path.parents[2].name not in LATER} <= set(manifests(made.run_dir))
-    assert fsck(made.run_dir).findings == []
+    assert check_run(made.run_dir).findings == []
 
 
 @pytest.mark.parametrize("made", ["reference", "of_before"])
 def test_a_dataset_that_was_taken_away_is_made_again_by_one_unit(
-    made: str, request: pytest.FixtureRequest, client: Client, tmp_path: Path, upgrade: None
+    made: str, request: pytest.FixtureRequest, client: Client, tmp_path: Path, upgraded_packages: None
 ) -> None:
     run: Result = request.getfixturevalue(made)
     shutil.copytree(run.run_dir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "dataset.zarr")
     result = daskpipe.resume(tmp_path / "run", client=client)
-    assert computed(result) == {"store": 1}
+    assert list_computed(result) == {"store": 1}
     assert arrays_of(result.dataset) == arrays_of(run.dataset)
     (only,) = read_units(RunDirectory(tmp_path / "run"), "store")
     attrs = xr.open_zarr(result.dataset).attrs
     assert attrs["dataset_key"] == only[1].unit.key
     assert json.loads(attrs["versions"])["zarr"] == OTHER["zarr"]
-    assert fsck(tmp_path / "run").findings == []
+    assert check_run(tmp_path / "run").findings == []
 
 
 @pytest.mark.parametrize("made", ["reference", "of_before"])
 def test_a_run_that_was_stopped_half_way_ends_with_the_same_arrays(
-    made: str, request: pytest.FixtureRequest, client: Client, tmp_path: Path, upgrade: None
+    made: str, request: pytest.FixtureRequest, client: Client, tmp_path: Path, upgraded_packages: None
 ) -> None:
     run: Result = request.getfixturevalue(made)
     shutil.copytree(run.run_dir, tmp_path / "run")
     stop_half_way(tmp_path / "run")
     result = daskpipe.resume(tmp_path / "run", client=client)
-    assert computed(result) == {stage: UNITS[stage] for stage in LATER}
+    assert list_computed(result) == {stage: UNITS[stage] for stage in LATER}
     assert arrays_of(result.dataset) == arrays_of(run.dataset)
     assert len(manifests(tmp_path / "run")) == sum(UNITS.values())
 

@@ -66,7 +66,7 @@ class QueueSystem:
     submit_options
         Options of that program that make its answer easy to read.
     cancel_command
-        Program that cancels the jobs whose ids follow.
+        Program that cancels the jobs whose ids follow, with its options.
     list_command
         Returns the words of the command that lists a user's jobs with their names and, if the queue can, those that
         have just ended.

@@ -1,4 +1,4 @@
-"""Sums over all atoms of a dataset, streamed in blocks."""
+"""Add up properties of all atoms of a dataset, streamed in blocks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     import xarray as xr
 
 BLOCK_ATOMS = 2**20
+"""Atoms of a block of the arrays that is in memory at once."""
+
 BLOCK_STRUCTURES = 16_384
-"""What is in memory at once of the per-atom arrays."""
+"""Most structures of a block."""
 
 N_ELEMENTS = 119
+"""Atomic numbers, 0 included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +31,16 @@ class AtomTotals:
     Parameters
     ----------
     elements, holders
-        Atoms, and structures that hold it, by atomic number.
+        Number of atoms, and of structures that contain the element, by atomic number.
     forces, forces_of_elements
         Counts over `FORCE_EDGES`, shape (kind, bin) and (atomic number, bin).
     force_low, force_high, force_squares
-        Smallest and largest norm of a force, eV/Å, and the sum of the squares, by kind of system; a kind without
-        forces has an infinite smallest one.
+        Smallest and largest norm of a force, eV/Å, and the sum of squares, by kind of system; without forces the
+        smallest is infinite.
     n_forces
         Atoms with a force by kind of system.
     fit
-        Energy of an atom of each element, eV, by least squares to the energies an atom.
+        Energy of an atom of each element, eV, by least squares to the energies per atom.
     """
 
     elements: np.ndarray
@@ -57,7 +60,15 @@ class AtomTotals:
 
 
 def add_up_atoms(ds: xr.Dataset, names: Sequence[str], kind: np.ndarray) -> AtomTotals:
-    """Stream the atoms once and add up what the page shows of them."""
+    """Stream the atoms once and add up what the page shows of them.
+
+    Parameters
+    ----------
+    ds
+        The dataset.
+    names, kind
+        Names of the kinds of system, and the kind of each structure, shape (structure,).
+    """
     elements, holders = np.zeros(N_ELEMENTS, np.int64), np.zeros(N_ELEMENTS, np.int64)
     n_bins = len(FORCE_EDGES) - 1
     forces = np.zeros((len(names), n_bins), np.int64)
@@ -100,7 +111,7 @@ def add_up_atoms(ds: xr.Dataset, names: Sequence[str], kind: np.ndarray) -> Atom
 
 
 def read_blocks(ds: xr.Dataset, names: Sequence[str]) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-    """Read some variables, per-atom ones among them, in blocks of whole structures; give rows and arrays."""
+    """Yield some variables, among them at least one per atom, in blocks of whole structures: rows and arrays."""
     n_atoms = ds["n_atoms"].values
     bounds = np.append(0, np.cumsum(n_atoms, dtype=np.int64))
     for rows in cut_blocks(n_atoms, BLOCK_ATOMS, BLOCK_STRUCTURES):
@@ -110,7 +121,7 @@ def read_blocks(ds: xr.Dataset, names: Sequence[str]) -> Iterator[tuple[slice, d
 
 
 def subtract_fit(ds: xr.Dataset, fit: np.ndarray) -> np.ndarray:
-    """Energies an atom less what the composition explains, eV, shape (structure,)."""
+    """Subtract from the energies per atom what the composition explains; return eV, shape (structure,)."""
     remainders = [
         block["energy"] / block["n_atoms"] - _compute_shares(block["numbers"], block["n_atoms"]) @ fit
         for _, block in read_blocks(ds, ["numbers", "n_atoms", "energy"])
@@ -119,7 +130,7 @@ def subtract_fit(ds: xr.Dataset, fit: np.ndarray) -> np.ndarray:
 
 
 def _compute_shares(numbers: np.ndarray, n_atoms: np.ndarray) -> np.ndarray:
-    """Share of each element in each structure, shape (structure, atomic number)."""
+    """Compute the share of each element in each structure, shape (structure, atomic number)."""
     row = np.repeat(np.arange(len(n_atoms)), n_atoms)
     counts = np.bincount(row * N_ELEMENTS + numbers, minlength=len(n_atoms) * N_ELEMENTS)
     return counts.reshape(-1, N_ELEMENTS) / n_atoms[:, None]

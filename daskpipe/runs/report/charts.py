@@ -1,7 +1,4 @@
-"""Figures of the page, as the plain dictionaries that plotly.js draws.
-
-Colours of text and grid are left to the page, which knows whether it is dark.
-"""
+"""Draw the figures of the page: flows, splits, volumes, the map of features, times."""
 
 from __future__ import annotations
 
@@ -27,21 +24,26 @@ from daskpipe.runs.report.facts import Facts, Step, Timing
 from daskpipe.runs.report.frames import Frames
 
 PASSED, TAKEN_OUT = "#0072b2", "#d55e00"
+"""Colours of what a stage lets through, and of what it takes out."""
+
 GREY = "#8a8f98"
+"""Colour of frames that are no picks."""
 
 THINNEST = 0.01
-"""Share of the widest flow that a flow is drawn with at least."""
+"""Smallest width of a flow, as a share of the widest."""
 
 MOST_REASONS = 6
+"""Most reasons of a stage that have a flow of their own."""
+
 LINE_LENGTH = 18
-"""Characters of a line of a label."""
+"""Most characters of a line of a label."""
 
 FEWEST_POINTS = 3
-"""Points that a plot of energies and volumes needs."""
+"""Fewest points of a plot of energies and volumes."""
 
 
 def draw_charts(facts: Facts, contents: Contents | None) -> dict[str, Chart]:
-    """Return all figures for which there are numbers, by id."""
+    """Draw all figures for which there are numbers, and return them by id."""
     drawn: list[Chart | None] = [draw_flows(facts.steps, contents)]
     if contents is not None and contents.n_structures:
         drawn += [
@@ -68,7 +70,7 @@ def draw_charts(facts: Facts, contents: Contents | None) -> dict[str, Chart]:
 
 
 def draw_flows(steps: Sequence[Step], contents: Contents | None) -> Chart | None:
-    """Draw what went through the stages and what was taken out, and why."""
+    """Draw what went through the stages, and what was taken out and why."""
     if not steps:
         return None
     nodes: list[tuple[str, str]] = []
@@ -120,11 +122,12 @@ def draw_flows(steps: Sequence[Step], contents: Contents | None) -> Chart | None
 
 
 def _wrap_label(name: str, n: int) -> str:
-    """Return a label of short lines: a long one would reach into the next column."""
+    """Break a label into short lines: a long one would reach into the next column."""
     return "<br>".join(escape_label(line) for line in wrap(f"{name} {n:,}", LINE_LENGTH))
 
 
 def _merge_rare(removed: Mapping[str, int]) -> dict[str, int]:
+    """Merge the rarer reasons into one."""
     listed = dict(list(removed.items())[:MOST_REASONS])
     if rest := sum(removed.values()) - sum(listed.values()):
         listed["other reasons"] = rest
@@ -132,6 +135,7 @@ def _merge_rare(removed: Mapping[str, int]) -> dict[str, int]:
 
 
 def _fade_colour(colour: str) -> str:
+    """Return a colour, given as ``#rrggbb``, with transparency."""
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.35)"
 
@@ -250,7 +254,7 @@ def draw_map(frames: Frames | None, contents: Contents | None) -> Chart | None:
 
 
 def draw_comparison(frames: Frames | None) -> Chart | None:
-    """Draw how many frames lie farther than a distance from the nearest pick, and from the nearest random frame."""
+    """Draw the share of frames farther than a distance from the nearest pick, and from the nearest random frame."""
     if frames is None or not len(frames.to_picks):
         return None
     curves = (("picks", frames.to_picks, COLOURS[0]), ("as many random frames", frames.to_random, COLOURS[1]))

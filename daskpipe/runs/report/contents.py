@@ -1,4 +1,4 @@
-"""What a dataset holds, in numbers: per-atom arrays are streamed in blocks, histograms accumulate."""
+"""Measure what a dataset holds: counts, histograms and samples, with per-atom arrays streamed in blocks."""
 
 from __future__ import annotations
 
@@ -26,20 +26,22 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 MOST_TYPES = 8
-"""Kinds of system that are told apart; the rarer ones are drawn together."""
+"""Most kinds of system that are drawn apart; the rarer ones are drawn together."""
+
 REST = "all other types"
+"""Name of the rarer kinds of system together."""
 
 PAIR_SAMPLE = (400, 12_000)
-"""Most structures, and about how many atoms, that distances are measured in."""
+"""Most structures, and most atoms about, in which distances are measured."""
 
 MAP_SAMPLE = 2_000
 """Most points of the map."""
 
 THUMBNAILS = 4
 """Pictures of each kind of system."""
+
 LARGEST_PICTURE = 400
 """Most atoms of a structure that is drawn."""
-
 
 VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")
 """Components of the stress, in their order in a dataset."""
@@ -47,14 +49,14 @@ VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """Numbers of one kind of system.
+    """Energies and forces of one kind of system.
 
     Parameters
     ----------
     name
-        Of the kind of system.
+        Name of the kind of system.
     n_structures, n_atoms
-        Size.
+        Number of its structures, and of their atoms.
     energy_low, energy_mean, energy_deviation, energy_high
         Smallest, mean, standard deviation and largest energy of an atom less the linear fit, eV; None without energies.
     force_mean_square, force_high
@@ -74,16 +76,16 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureMap:
-    """Structures on the first two axes of their features, and what they can be coloured by.
+    """Structures on the first two axes of their features, and the groups that colour them.
 
     Parameters
     ----------
     points
         Shape (point, 2): all structures with features, or a sample.
     colourings
-        Title, and for each of its groups the points in it, shape (point,), bool.
+        By title, and by name of a group: which points belong to it, shape (point,), bool.
     n_structures
-        Structures that the sample was taken of.
+        Structures that the sample was drawn from.
     """
 
     points: np.ndarray
@@ -93,20 +95,22 @@ class FeatureMap:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a dataset holds.
+    """Contents of a dataset, in numbers.
 
     Parameters
     ----------
-    attributes
-        Root attributes.
+    path, attributes
+        Path of the dataset, and its root attributes.
+    n_structures, n_atoms
+        Number of structures, and of their atoms.
     types
         Number of structures by kind of system, the most frequent first.
     kinds
         Energies and forces of each kind of system, in the same order.
     elements, holders
-        Atoms, and structures that hold it, by symbol in the order of the periodic table.
-    compositions
-        Structures by formula, the most frequent first, at most 15; and how many formulas there are.
+        Number of atoms, and of structures that contain the element, by symbol in the order of the periodic table.
+    compositions, n_compositions
+        Structures by formula, the 15 most frequent, and number of formulas.
     sizes, energies, temperature, pressure, stress_pressure
         Histograms by kind of system: atoms a structure; eV an atom after a linear fit to the composition; K; GPa of
         the barostat; GPa from the labels' stress. ``None`` where the dataset has no such values.
@@ -118,19 +122,19 @@ class Contents:
         Histogram of the labels' stress, GPa, by component, positive under tension as in ASE; or ``None``.
     volumes
         Volume and energy less the fit, Å^3 and eV an atom, of structures that are periodic in three directions, by
-        kind of system, shape (point, 2): all, or a sample; and of how many, `n_volumes_of`.
+        kind of system, shape (point, 2): all, or a sample of `n_volumes_of`.
     pairs
-        Distances.
+        Distances between atoms.
     features
         Map of the features; ``None`` without features.
     strata
         Number of structures by stratum, largest first; ``None`` if there are none.
     splits
-        Structures, atoms and groups of each split; structures by kind of system.
+        Structures, atoms and groups of each split, and structures by kind of system.
     torn_groups
         Groups that lie in more than one split.
     pictures
-        Some structures by kind of system.
+        Structures to draw, by kind of system.
     """
 
     path: Path
@@ -171,23 +175,24 @@ def measure_contents(path: Path) -> Contents:
     Parameters
     ----------
     path
-        Of a ``dataset.zarr``.
+        Path of a ``dataset.zarr``.
 
     Raises
     ------
     InputError
-        If it is none.
+        If it is no dataset.
     """
     import dask
 
     from daskpipe.store import open_dataset
 
-    # A cluster that happens to be connected shall not do this.
+    # A cluster that happens to be connected must not do this work.
     with dask.config.set(scheduler="synchronous"):
         return _measure_dataset(path, open_dataset(path))
 
 
 def _measure_dataset(path: Path, ds: xr.Dataset) -> Contents:
+    """Measure an open dataset."""
     n_atoms = ds["n_atoms"].values
     names, kind = _rank_kinds(ds)
     order = order_by_hash(0, "report", ds["structure_id"].values)
@@ -249,7 +254,7 @@ def read_structures(ds: xr.Dataset, rows: np.ndarray) -> list[Atoms]:
 
 
 def _rank_kinds(ds: xr.Dataset) -> tuple[list[str], np.ndarray]:
-    """Names of the kinds of system, the most frequent first, and the kind of each structure, shape (structure,)."""
+    """Return the kinds of system, the most frequent first, and the kind of each structure, shape (structure,)."""
     codes, names = _read_codes(ds, "system_type")
     counts = np.bincount(codes, minlength=len(names))
     order = [code for code in np.argsort(-counts, kind="stable").tolist() if counts[code]]
@@ -260,7 +265,7 @@ def _rank_kinds(ds: xr.Dataset) -> tuple[list[str], np.ndarray]:
 
 
 def _read_codes(ds: xr.Dataset, name: str) -> tuple[np.ndarray, list[str]]:
-    """Codes of a coded variable, shape (structure,), and their names; one name for all if there is no such variable."""
+    """Return the codes of a variable, shape (structure,), and their names; one name for all if it is absent."""
     if name not in ds:
         return np.zeros(ds.sizes["structure"], dtype=np.int64), ["unknown"]
     return ds[name].values.astype(np.int64), str(ds[name].attrs["flag_meanings"]).split()
@@ -269,7 +274,7 @@ def _read_codes(ds: xr.Dataset, name: str) -> tuple[np.ndarray, list[str]]:
 def _describe_kinds(
     names: Sequence[str], kind: np.ndarray, n_atoms: np.ndarray, energies: np.ndarray, totals: AtomTotals
 ) -> list[Kind]:
-    """Return the numbers of each kind of system."""
+    """Measure the energies and forces of each kind of system."""
     kinds = []
     for number, name in enumerate(names):
         own = energies[(kind == number) & np.isfinite(energies)]
@@ -291,6 +296,7 @@ def _describe_kinds(
 
 
 def _key_by_symbol(counts: np.ndarray) -> dict[str, int]:
+    """Return counts that are not zero, given by atomic number, by chemical symbol."""
     from ase.data import chemical_symbols
 
     return {chemical_symbols[number]: int(counts[number]) for number in np.flatnonzero(counts).tolist()}
@@ -305,13 +311,14 @@ def _keep_frequent(forces: np.ndarray, elements: np.ndarray) -> tuple[np.ndarray
 
 
 def _sample_pairs(order: np.ndarray, n_atoms: np.ndarray) -> np.ndarray:
+    """Return the rows of the structures in which distances are measured."""
     most_structures, most_atoms = PAIR_SAMPLE
     fits = np.cumsum(n_atoms[order[:most_structures]]) <= most_atoms
     return order[:most_structures][fits | (np.arange(len(fits)) == 0)]
 
 
 def _map_features(ds: xr.Dataset, names: Sequence[str], kind: np.ndarray, order: np.ndarray) -> FeatureMap | None:
-    """Return the map of the features: of a sample, coloured by kind of system, split and reason of the pick."""
+    """Map a sample of the features, coloured by kind of system, split and reason of the pick."""
     if "features" not in ds or ds["features"].shape[1] < 2:
         return None
     rows = np.sort(order[:MAP_SAMPLE])
@@ -332,7 +339,7 @@ def _map_features(ds: xr.Dataset, names: Sequence[str], kind: np.ndarray, order:
 def _sample_volumes(
     ds: xr.Dataset, energies: np.ndarray, names: Sequence[str], kind: np.ndarray, order: np.ndarray
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Return volume and energy an atom of a sample of crystals and liquids by kind of system, and of how many."""
+    """Sample volumes and energies per atom of crystals and liquids, by kind of system; return also their number."""
     volume = np.abs(np.linalg.det(ds["cell"].values)) / ds["n_atoms"].values
     known = ds["pbc"].values.all(axis=1) & np.isfinite(energies) & (volume > 0)
     rows = np.sort(order[known[order]][:MAP_SAMPLE])
@@ -342,7 +349,7 @@ def _sample_volumes(
 
 
 def _count_splits(ds: xr.Dataset, names: Sequence[str], kind: np.ndarray) -> tuple[dict[str, dict[str, Any]], int]:
-    """Say what each split holds, and how many groups lie in more than one."""
+    """Count what each split holds, and the groups that lie in more than one split."""
     if "split" not in ds:
         return {}, 0
     codes, split_names = _read_codes(ds, "split")

@@ -1,4 +1,4 @@
-"""What happened in a run, in numbers: read from its directory, or as far as a dataset tells from its attributes."""
+"""Collect what happened in a run, from its directory, or from the attributes of its dataset."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ if TYPE_CHECKING:
     from daskpipe.runs.report.contents import Contents
 
 EXAMPLES = 3
-"""Examples of each reason."""
+"""Most examples of each reason."""
 
 STAGES = (
     "generate", "explore", "read", "describe-against", "describe-fit", "describe", "select", "label", "store",
 )  # fmt: skip
+"""Stages in the order of the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one stage let through.
+    """Counts of what passed through a stage.
 
     Parameters
     ----------
     stage
-        The room.
+        Name of the stage.
     n_in, n_out
-        What came in and went out, as said in `came` and `went`.
+        Number of inputs and outputs, whose names are `came` and `went`.
     removed
-        How many were taken out, by reason.
+        Number of what was taken out, by reason.
     of
-        What was taken out.
+        Name of what was taken out.
     """
 
     stage: str
@@ -55,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Time that a stage took: of the driver, and of all units as far as they measure it."""
+    """Time of a stage in seconds: wall time of the driver, and the sum over units that measure it."""
 
     stage: str
     wall_seconds: float
@@ -67,7 +68,7 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Reason:
-    """Structures that one stage rejected for one reason, and some of them."""
+    """Structures that one stage rejected for one reason: their number, and examples."""
 
     stage: str
     reason: str
@@ -77,7 +78,7 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A file or dataset that structures were read from, as its dataset says; None for what it does not say."""
+    """File or dataset that structures were read from, as the dataset records it; None for what is not recorded."""
 
     name: str
     n_structures: int | None
@@ -87,7 +88,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All that the page shows but for the structures themselves; see the functions below."""
+    """Facts on a run or a dataset that the page shows, without the contents of the dataset."""
 
     name: str
     target: str
@@ -113,14 +114,14 @@ class Facts:
 
 
 def collect_run_facts(directory: RunDirectory, contents: Contents | None, verdict: Mapping[str, Any] | None) -> Facts:
-    """Collect what a run directory tells; the run need not be complete.
+    """Collect facts from a run directory; the run need not be complete.
 
     Raises
     ------
     InputError
         If its quality.json is no verdict.
     IntegrityError
-        If a committed unit is not what was committed.
+        If the files of a committed unit have changed.
     """
     from daskpipe.runs.status import read_status
 
@@ -161,7 +162,7 @@ def collect_run_facts(directory: RunDirectory, contents: Contents | None, verdic
 
 
 def collect_dataset_facts(contents: Contents, verdict: Mapping[str, Any] | None) -> Facts:
-    """Collect what the attributes of a dataset tell about the run that made it.
+    """Collect facts on the run that made a dataset from its attributes.
 
     Raises
     ------
@@ -198,17 +199,17 @@ def collect_dataset_facts(contents: Contents, verdict: Mapping[str, Any] | None)
 
 
 def _read_units(directory: RunDirectory, events: list[dict[str, Any]]) -> dict[str, list[tuple[Unit, Receipt]]]:
-    """Units of the run by stage and in order.
+    """Read the units of a run by stage, in order.
 
-    Where units of an earlier version of a stage are left, the newest of each number count, up to as many as were
-    planned last.
+    Where units of an earlier version of a stage are left, the newest one of each index counts, up to the number that
+    was planned last.
     """
     planned = {event["stage"]: event["n_units"] for event in events if event["event"] == "StageStarted"}
     newest: dict[str, dict[int, tuple[float, Unit, Receipt]]] = {}
     for file in directory.list_manifests():
         try:
             written, manifest = file.stat().st_mtime, json.loads(file.read_bytes())
-        except FileNotFoundError:  # taken away by a release or an fsck beside this
+        except FileNotFoundError:  # removed meanwhile by a release or an fsck
             continue
         unit = Unit(**{**manifest["unit"], "upstream": tuple(manifest["unit"]["upstream"])})
         of_stage = newest.setdefault(unit.stage, {})
@@ -220,7 +221,7 @@ def _read_units(directory: RunDirectory, events: list[dict[str, Any]]) -> dict[s
 
 
 def _count_reasons(directory: RunDirectory) -> list[Reason]:
-    """Rejections by stage and reason, in the order of the stages, with the first of each."""
+    """Count rejections by stage and reason, in the order of the stages, with the first ones as examples."""
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], list[Rejection]] = {}
     for rejection in _read_rejections(directory):
@@ -237,7 +238,7 @@ def _count_reasons(directory: RunDirectory) -> list[Reason]:
 
 
 def _read_rejections(directory: RunDirectory) -> Iterator[Rejection]:
-    # One at a time: each holds geometries, and there may be many.
+    """Yield the rejections of a run one at a time: each holds geometries, and there may be many."""
     for file in directory.quarantine_files():
         yield directory.read_rejection(file)
 
@@ -245,14 +246,14 @@ def _read_rejections(directory: RunDirectory) -> Iterator[Rejection]:
 def _list_steps(
     outs: Mapping[str, int], inputs: Mapping[str, int], counts: Mapping[tuple[str, str], int], selection: dict[str, Any]
 ) -> list[Step]:
-    """Say what came into each stage, went out of it, and was taken out, as far as the run has come."""
+    """List what came into each stage, left it, and was taken out, for the stages that the run has reached."""
     removed = {
         stage: dict(Counter({reason: n for (where, reason), n in counts.items() if where == stage}).most_common())
         for stage in STAGES
     }
     steps = []
     if "generate" in outs:
-        # That a seed is equal to another one is seen only when all are there.
+        # Duplicates among seeds are known only when all seeds are made.
         seeds = outs["generate"] - removed["generate"].get("duplicate", 0)
         made = seeds + sum(removed["generate"].values())
         steps.append(_make_step("generate", made, "structures made or read", seeds, "seeds", removed, "structures"))
@@ -286,7 +287,7 @@ def _make_step(
 
 
 def _sum_timings(events: list[dict[str, Any]], receipts: Mapping[str, list[Receipt]]) -> list[Timing]:
-    """Add up the passes that came to the end of a stage, over all starts of the driver."""
+    """Add up the times of passes that reached the end of a stage, over all starts of the driver."""
     wall: Counter[str] = Counter()
     tries: Counter[tuple[str, str]] = Counter()
     for event in events:
@@ -319,19 +320,25 @@ def _read_name(config: str, root: Path) -> str:
 
 
 def _parse_attribute(attributes: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a root attribute that holds a JSON object, or its text; empty if it is absent."""
+    """Return a root attribute that is a JSON object, or the text of one; empty if it is absent.
+
+    Raises
+    ------
+    InputError
+        If it is something else.
+    """
     value = attributes.get(name, {})
     try:
         content = json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
-        raise InputError(f"root attribute {name!r} is no JSON ({error}); see: daskpipe fsck") from error
+        raise InputError(f"root attribute {name!r} is not JSON ({error}); see: daskpipe fsck") from error
     if not isinstance(content, dict):
-        raise InputError(f"root attribute {name!r} is no JSON object, received {str(value)[:40]}")
+        raise InputError(f"root attribute {name!r} is not a JSON object, received {str(value)[:40]}")
     return content
 
 
 def _list_models(directory: RunDirectory | None, attributes: Mapping[str, Any]) -> dict[str, str]:
-    """Name and hash of each model, by what it did."""
+    """List name and hash of each model, by its role."""
     record = directory.root / "potentials.json" if directory else None
     if record and record.is_file():
         read = json.loads(record.read_text())
@@ -360,14 +367,20 @@ def _list_provenance(attributes: Mapping[str, Any], potentials: Mapping[str, str
 
 
 def _list_sources(attributes: Mapping[str, Any]) -> list[Source]:
-    """Return what a dataset was imported or merged from."""
+    """List the files or datasets that a dataset was imported or merged from.
+
+    Raises
+    ------
+    InputError
+        If the attribute ``sources`` cannot be read.
+    """
     value = attributes.get("sources", "[]")
     try:
         listed = json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
-        raise InputError(f"root attribute 'sources' is no JSON ({error}); see: daskpipe fsck") from error
+        raise InputError(f"root attribute 'sources' is not JSON ({error}); see: daskpipe fsck") from error
     if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed):
-        raise InputError(f"root attribute 'sources' is no list of JSON objects, received {str(value)[:40]}")
+        raise InputError(f"root attribute 'sources' is not a list of JSON objects, received {str(value)[:40]}")
     return [
         Source(
             name=str(row.get("name", "–")),
@@ -393,13 +406,19 @@ def _read_labeller(row: Mapping[str, Any]) -> str | None:
 def _read_gate(
     target: Path, file: Path, contents: Contents | None, verdict: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return the verdict of the quality gate, given or read, and what to know about it."""
+    """Return the verdict of the quality gate, given or read, a note on it, and the command that makes it.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
     command = f"daskpipe quality {quote(str(target))}"
     if verdict is None and file.is_file():
         try:
             verdict = json.loads(file.read_text())
         except ValueError as error:
-            raise InputError(f"{file} is no JSON ({error}); type: {command}") from error
+            raise InputError(f"{file} is not JSON ({error}); type: {command}") from error
     if verdict is None:
         return {"gate_command": command}
     checks = verdict.get("checks") if isinstance(verdict, Mapping) else None
@@ -413,5 +432,5 @@ def _read_gate(
         )
     note = ""
     if contents is not None and verdict.get("dataset_key") != contents.attributes.get("dataset_key"):
-        note = f"This verdict is of another dataset (key {verdict.get('dataset_key')})."
+        note = f"This verdict is on another dataset (key {verdict.get('dataset_key')})."
     return {"gate": dict(verdict), "gate_note": note, "gate_command": command}

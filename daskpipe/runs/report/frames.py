@@ -1,4 +1,4 @@
-"""Frames of a run's exploration: their map, and how close picks come to them."""
+"""Read frames of an exploration for the map, and measure their distances to the picks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt, Unit
 
 FRAME_POOL = 50_000
+"""Frames, about, that the points of the map are chosen from."""
+
 FRAME_SAMPLE = 3_000
-"""About how many frames the points of the map are chosen from, and most points."""
+"""Most points of the map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +25,16 @@ class Frames:
     Parameters
     ----------
     points, seeds, picks
-        Shape (point, 2): a sample of the frames, those of them that are at step 0, and what was picked.
+        Shape (point, 2): a sample of the frames, those of them at step 0, and the picks.
     n_frames, n_looked_at
-        How many frames there are, and of how many the sample is.
+        Number of frames, and number of frames that the sample was drawn from.
     explained
         Share of the variance along each axis.
     to_picks, to_random
-        Distance from each frame of the sample to the nearest pick, and to the nearest of as many frames that are
-        chosen at random, in units of the features, over all axes; shape (point,), empty without picks.
+        Distance from each frame of the sample to the nearest pick, and to the nearest of as many frames chosen at
+        random, in units of the features, over all axes; shape (point,), empty without picks.
     n_picks
-        Frames that were picked.
+        Number of picks.
     """
 
     points: np.ndarray
@@ -47,12 +49,12 @@ class Frames:
 
 
 def read_frames(directory: RunDirectory, units: Mapping[str, list[tuple[Unit, Receipt]]]) -> Frames | None:
-    """Read features of frames that are chosen by the hashes of their units and of their ids.
+    """Read the features of frames, which are chosen by the hashes of their units and of their ids.
 
     Returns
     -------
     Frames or None
-        None if no frame is described, or by one number only.
+        None if no frame is described, or if features have one axis only.
     """
     described = units.get("describe", [])
     n_frames = sum(receipt.n_out for _, receipt in described)

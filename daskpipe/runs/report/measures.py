@@ -1,4 +1,4 @@
-"""Histograms of values and of the distances between atoms."""
+"""Make histograms of values and of the distances between atoms."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 FORCE_EDGES = np.logspace(-6, 4, 201)
-"""Bins of forces, eV/Å: 20 a decade, so that a quantile is known to 12 %."""
+"""Edges of the bins of forces, eV/Å: 20 a decade, so that a quantile is known to 12 %."""
 
 PAIR_EDGES = np.linspace(0.0, 6.0, 121)
-"""Bins of distances, Å."""
+"""Edges of the bins of distances, Å."""
+
 MOST_PAIRS = 6
+"""Most pairs of elements whose distances are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Histogram:
     n_outside
         Values beyond the edges.
     low, high, median
-        Extremes and median of all values, those beyond the edges too.
+        Extremes and median of all values, also of those beyond the edges.
     """
 
     edges: np.ndarray
@@ -45,12 +47,12 @@ class Histogram:
 
     @property
     def n_values(self) -> int:
-        """How many values there are, those outside too."""
+        """Number of values, also of those beyond the edges."""
         return self.n_outside + sum(int(counts.sum()) for counts in self.counts.values())
 
     @property
     def has_one_value(self) -> bool:
-        """Whether all values are the same, so that a chart would show one bar."""
+        """Whether all values are equal, so that a chart would show one bar."""
         return self.low == self.high
 
 
@@ -75,7 +77,7 @@ class Pairs:
 
     @property
     def n_pairs(self) -> dict[str, int]:
-        """Pairs within the bins; those of an element with itself are counted once."""
+        """Number of pairs within the bins; a pair of atoms of one element counts once."""
         return {
             name: int(row.sum()) // (2 if len(set(name.split("-"))) == 1 else 1) for name, row in self.counts.items()
         }
@@ -133,7 +135,7 @@ def count_pairs(frames: Sequence[Atoms]) -> Pairs:
 
 
 def make_force_histogram(counts: np.ndarray, names: Sequence[str], extremes: tuple[float, float]) -> Histogram | None:
-    """Return the histogram of counts over `FORCE_EDGES`, without the empty bins at both ends; None without forces."""
+    """Make a histogram of counts over `FORCE_EDGES`, without the empty bins at both ends; None without forces."""
     total = counts.sum(axis=0)
     if not total.any():
         return None

@@ -1,4 +1,4 @@
-"""From facts and figures to HTML; whatever comes from outside is escaped by the template."""
+"""Render facts and figures as HTML; the template escapes all text from outside."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from daskpipe.runs.report.thumbnails import draw_thumbnails, make_legend
 
 
 def render_page(facts: Facts, contents: Contents | None) -> str:
-    """Return the page.
+    """Render the page.
 
-    The page may run two scripts, plotly.js and its own, and fetch nothing: it says so itself, in a content security
-    policy that names the scripts by their hashes. Should a name ever slip through as a script, it would not run.
+    A content security policy in the page allows two scripts, plotly.js and its own, by their hashes, and forbids to
+    fetch anything. If text from outside ever became a script, it would not run.
     """
+    from importlib.metadata import version
     from importlib.resources import files
 
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
-
-    from daskpipe import __version__
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":"), "ensure_ascii": False}
@@ -41,12 +40,18 @@ def render_page(facts: Facts, contents: Contents | None) -> str:
         legend=make_legend(contents.elements) if contents is not None else {},
         scripts=[Markup(script) for script in scripts],
         policy=" ".join(_hash_script(script) for script in scripts),
-        version=__version__,
+        version=version("daskpipe"),
     )
 
 
 def format_number(value: Any) -> str:
-    """Write a number for people: thousands separators, four digits, a dash for nothing."""
+    """Write a number for people: thousands separators, four digits, a dash for None.
+
+    Examples
+    --------
+    >>> format_number(1234567), format_number(0.012345), format_number(None)
+    ('1,234,567', '0.01235', '–')
+    """
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -56,4 +61,5 @@ def format_number(value: Any) -> str:
 
 
 def _hash_script(script: str) -> str:
+    """Return the hash of a script as a content security policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

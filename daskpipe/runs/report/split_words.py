@@ -1,4 +1,4 @@
-"""Words for what a dataset records about its splits."""
+"""Describe in words what a dataset records about its splits."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ WORDS = {
     "frame_distance": "distance from a frame to the nearest other one of its seed",
     "seed": "seed of the shuffle",
 }
-"""What the page calls a record, in the order of its table."""
+"""Name of each record on the page, in the order of its table."""
 
 OF_A_SPLIT = ("wanted", "leakage", "leakage_random")
-"""Records of each split, shares: what was asked for, and what has a near training neighbour, here and at random."""
+"""Shares that are recorded for each split: asked for, with a near neighbour in train, and the latter at random."""
 
 HIDDEN = ("unit", "n_structures", "counts", "types", "fractions", *OF_A_SPLIT)
-"""Records that say the same for every dataset, or that the page shows elsewhere."""
+"""Records that are the same for every dataset, or that the page shows elsewhere."""
+
 LONGEST = 200
+"""Most characters of a value."""
 
 
 def describe_splits(rule: Mapping[str, Any], report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return rows of a table in words: how splits were made, and how they came out.
+    """Describe how splits were made, and their result, in rows of a table.
 
     Parameters
     ----------
@@ -46,7 +48,7 @@ def describe_splits(rule: Mapping[str, Any], report: Mapping[str, Any]) -> list[
     Returns
     -------
     list of tuple
-        What, and its value; a record that both attributes hold stands once.
+        Name and value of each record; a record in both attributes is listed once.
     """
     given = {**rule, **report}
     rows = {WORDS[name]: _format_value(name, given[name]) for name in WORDS if name in given}
@@ -60,7 +62,7 @@ def describe_splits(rule: Mapping[str, Any], report: Mapping[str, Any]) -> list[
 
 
 def list_shares(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return rows of a table: each split, and its `OF_A_SPLIT` in per cent, a dash where it is not recorded."""
+    """List the shares of each split (`OF_A_SPLIT`) in per cent, in rows of a table; a dash if not recorded."""
     records = [record if isinstance(record := report.get(name), Mapping) else {} for name in OF_A_SPLIT]
     named = dict.fromkeys(split for record in records for split in record)
     splits = sorted(named, key=lambda split: SPLITS.index(split) if split in SPLITS else len(SPLITS))

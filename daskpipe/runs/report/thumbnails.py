@@ -1,4 +1,4 @@
-"""Pictures of structures, drawn by ASE with matplotlib."""
+"""Draw pictures of structures, with ASE and matplotlib."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 VIEW = "-75x,20y,5z"
 """Rotation, in degrees: a little from above, so that layers and cells are seen."""
+
 INCHES, DOTS = 2.0, 160
+"""Width and height of a picture, in inches, and its resolution, in dots an inch."""
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture, as a data URI, and what it shows."""
+    """Picture of a structure, as a data URI, and its formula, size and id."""
 
     uri: str
     formula: str
@@ -27,7 +29,7 @@ class Thumbnail:
 
 
 def draw_thumbnails(pictures: Mapping[str, list[Atoms]]) -> dict[str, list[Thumbnail]]:
-    """Draw structures; those of a kind stay together."""
+    """Draw structures, by kind of system."""
     return {
         kind: [_draw_structure(atoms) for atoms in atoms_of_kind]
         for kind, atoms_of_kind in pictures.items()

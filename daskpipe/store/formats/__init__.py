@@ -17,7 +17,7 @@ import numpy as np
 
 from daskpipe.core.errors import ConfigError, describe_unknown
 from daskpipe.core.structures import NO_PARENT
-from daskpipe.core.variables import SIZES, VARIABLES, VOIGT_TO_FULL, decode_names, is_missing, is_per_atom
+from daskpipe.core.variables import SIZES, VARIABLES, VOIGT_TO_FULL, decode_names, is_missing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,31 +40,31 @@ Record = Mapping[str, Any]
 structure lacks are left out, so there is no NaN."""
 
 GEOMETRY = ("numbers", "positions", "cell", "pbc")
+"""Variables of a geometry, which every format that holds arrays has."""
 
 LABELS = ("energy", "forces", "stress")
-"""Labels for which each format has a place of its own."""
+"""Labels of every teacher, for which the formats have places of their own."""
 
 ATOM_FACTS = tuple(
-    name for name, variable in VARIABLES.items() if is_per_atom(name) and name not in (*GEOMETRY, *LABELS, "fixed")
+    name
+    for name, variable in VARIABLES.items()
+    if variable.dims[0] == "atom" and variable.place and name not in (*LABELS, "fixed")
 )
-"""Variables with one row an atom, without ``fixed``, which formats write as constraints."""
+"""Further per-atom variables. ``fixed`` is not among them: formats have constraints for it."""
 
 SCALARS = tuple(
     name
     for name, variable in VARIABLES.items()
     if variable.dims == ("structure",) and name not in ("n_atoms", "atom_start")
 )
-"""Variables with one value a structure."""
+"""Variables with one number or word per structure."""
 
 VECTORS = tuple(
     name
     for name, variable in VARIABLES.items()
     if variable.dims[0] == "structure" and {*variable.dims[1:]} & SIZES.keys() and name not in (*GEOMETRY, *LABELS)
 )
-"""Variables with an array of fixed shape a structure."""
-
-FACTS = (*(name for name, variable in VARIABLES.items() if variable.in_extxyz and name != "split"), "split")
-"""Variables in the comment line of extended XYZ; the split stands last."""
+"""Variables with an array of fixed shape per structure, such as a dipole moment."""
 
 
 class Format(Protocol):

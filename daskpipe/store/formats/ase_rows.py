@@ -1,9 +1,10 @@
 """Convert structures to rows of an ASE database with any backend, and back.
 
 Labels are where ASE has them, so that ``row.toatoms()`` has a calculator. All other variables of a structure are in
-``key_value_pairs`` under the names of `daskpipe.core.variables`, with two exceptions: the total charge is
-``total_charge``, because ``row.charge`` is the sum of the initial charges in ASE, and words that ASE would read as
-numbers, which it refuses there, are in ``data``. ``unique_id`` is the id of the structure.
+``key_value_pairs`` under the names of `daskpipe.core.variables`, with some exceptions: the total charge is
+``total_charge``, because ``row.charge`` is the sum of the initial charges in ASE. Words that ASE would read as numbers,
+which it refuses there, are in ``data``, and so are per-atom variables that ASE does not know. ``unique_id`` is the id
+of the structure.
 """
 
 from __future__ import annotations
@@ -23,12 +24,11 @@ FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *VECTORS, *PAIRS)
 RENAMED = {"charge": "total_charge"}
 """Variables with another name in ASE's rows."""
 
-ARRAYS = ("magmoms", "initial_charges", "initial_magmoms", "masses")
-"""Facts about atoms for which ASE has a column; arrays for which it has none are in ``data``."""
-
-RESULTS = (*LABELS, *ARRAYS)
-OTHERS = tuple(name for name in (*ATOM_FACTS, *VECTORS) if name not in ARRAYS)
+COLUMNS = (*LABELS, "magmoms", "initial_charges", "initial_magmoms", "masses")
 """Variables that ASE has as columns."""
+
+DATA = tuple(name for name in (*ATOM_FACTS, *VECTORS) if name not in COLUMNS)
+"""Arrays that ASE has no column for; they are in ``data``."""
 
 
 def row_of(record: Record) -> Any:
@@ -45,7 +45,7 @@ def row_of(record: Record) -> Any:
         "ctime": now(),
         "user": "",
     }
-    known |= {name: _as_double(record[name]) for name in RESULTS if name in record}
+    known |= {name: _as_double(record[name]) for name in COLUMNS if name in record}
     if "fixed" in record:
         known["constraints"] = to_constraints(record["fixed"])
     if any(name in record for name in LABELS):
@@ -64,7 +64,7 @@ def pairs_and_data(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
         if isinstance(value, str) and not isinstance(parse_word(value), str)
     }
     pairs = {name: value for name, value in facts.items() if name not in data}
-    return pairs, data | {name: record[name] for name in OTHERS if name in record}
+    return pairs, data | {name: _as_double(record[name]) for name in DATA if name in record}
 
 
 def record_of(row: Any) -> Record:
@@ -77,7 +77,7 @@ def record_of(row: Any) -> Record:
     if (fixed := fixed_components(atoms)) is not None:
         record["fixed"] = fixed
     facts = {**row.key_value_pairs, **row.data}
-    for name in (*PAIRS, *OTHERS):
+    for name in (*PAIRS, *DATA):
         if (key := RENAMED.get(name, name)) in facts:
             record[name] = facts[key]
     return record

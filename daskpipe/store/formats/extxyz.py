@@ -22,13 +22,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.core.constraints import fixed_components
-from daskpipe.store.formats import ATOM_FACTS, FACTS, GEOMETRY, LABELS, Record, full_stress, iter_records
+from daskpipe.core.variables import VARIABLES
+from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, VECTORS, Record, full_stress, iter_records
 
 if TYPE_CHECKING:
     import xarray as xr
 
 SUFFIX = ".extxyz"
 READER = "ase.io.iread"
+FACTS = tuple(
+    sorted((name for name in (*SCALARS, *VECTORS) if VARIABLES[name].in_extxyz), key=lambda name: name == "split")
+)
+"""Variables in the comment line; ``split`` is the last."""
+
+MACE_NAMES = {"charge": "total_charge", "spin_multiplicity": "total_spin"}
+"""Variables that are written a second time under the name that MACE reads."""
+
 FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *FACTS)
 MAX_STRUCTURES = 65_536
 
@@ -58,8 +67,9 @@ def format_frame(record: Record) -> str:
         properties += ":forces:R:3:REF_forces:R:3"
     for name in ATOM_FACTS:
         if name in record:
-            table.append(record[name].reshape(len(record[name]), -1))
-            properties += f":{name}:R:{table[-1].shape[1]}"
+            columns = record[name].reshape(len(record["numbers"]), -1)
+            table.append(columns)
+            properties += f":{name}:R:{columns.shape[1]}"
     words = [""] * len(record["numbers"])
     if "fixed" in record:
         properties += ":move_mask:L:3"
@@ -72,16 +82,12 @@ def format_frame(record: Record) -> str:
         info |= {"stress": full, "REF_stress": full.reshape(9)}
         if not record["pbc"].all():
             info["config_stress_weight"] = 0.0
-    for name in FACTS:
-        if isinstance(record.get(name), str):
-            info[name] = _quote_word(record[name])
-    for name in FACTS:
-        if name in record and name not in info and name not in ("charge", "spin_multiplicity"):
-            info[name] = record[name]
-    if "charge" in record:
-        info |= {"charge": record["charge"], "total_charge": record["charge"]}
-    if "spin_multiplicity" in record:
-        info |= {"spin_multiplicity": record["spin_multiplicity"], "total_spin": record["spin_multiplicity"]}
+    facts = {name: record[name] for name in FACTS if name in record and name not in MACE_NAMES}
+    info |= {name: _quote_word(value) for name, value in facts.items() if isinstance(value, str)}
+    info |= {name: value for name, value in facts.items() if not isinstance(value, str)}
+    for name, mace_name in MACE_NAMES.items():
+        if name in record:
+            info |= {name: record[name], mace_name: record[name]}
     values = np.concatenate(table, axis=1)
     line = "%s" + f" %.{9 if values.dtype == np.float32 else 17}g" * values.shape[1]
     comment: str = key_val_dict_to_str(info)

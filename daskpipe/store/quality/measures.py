@@ -202,8 +202,8 @@ def percentile_99(top: np.ndarray, n: int) -> float:
     Examples
     --------
     >>> numbers = np.arange(1000.0)
-    >>> percentile_99(numbers[-12:], 1000) == np.percentile(numbers, 99)
-    True
+    >>> round(percentile_99(numbers[-12:], 1000), 6)
+    989.01
     """
     if n == 0:
         return 0.0

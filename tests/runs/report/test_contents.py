@@ -48,10 +48,10 @@ def test_forces_fall_into_the_bins_of_a_slow_loop(held: Contents, structures: li
             by_element[symbol].append(norm)
     assert held.forces is not None
     assert held.forces_of_elements is not None
-    for found, expected in ((held.forces, by_kind), (held.forces_of_elements, by_element)):
-        assert found.counts.keys() == expected.keys()
+    for histogram, expected in ((held.forces, by_kind), (held.forces_of_elements, by_element)):
+        assert histogram.counts.keys() == expected.keys()
         for name, norms in expected.items():
-            assert np.array_equal(found.counts[name], np.histogram(norms, found.edges)[0])
+            assert np.array_equal(histogram.counts[name], np.histogram(norms, histogram.edges)[0])
     everything = np.concatenate(list(by_kind.values()))
     assert held.forces.high == pytest.approx(everything.max(), rel=1e-6)
     width_of_a_bin = FORCE_EDGES[1] / FORCE_EDGES[0]
@@ -182,21 +182,21 @@ def test_distances_are_those_of_all_images() -> None:
 
 def test_a_histogram_leaves_far_values_out_and_counts_them() -> None:
     values = np.concatenate([np.linspace(0, 1, 1000), [1e6]])
-    found = make_histogram(values, np.zeros(1001, dtype=int), ["all"])
-    assert found is not None
-    assert found.n_outside == 1
-    assert found.edges[-1] < 2
-    assert found.high == 1e6
-    assert found.n_values == 1001
+    histogram = make_histogram(values, np.zeros(1001, dtype=int), ["all"])
+    assert histogram is not None
+    assert histogram.n_outside == 1
+    assert histogram.edges[-1] < 2
+    assert histogram.high == 1e6
+    assert histogram.n_values == 1001
     assert make_histogram(np.array([np.nan]), np.zeros(1, dtype=int), ["all"]) is None
 
 
 def test_a_histogram_of_whole_numbers_has_whole_bins() -> None:
-    found = make_histogram(np.array([1, 2, 2, 5]), np.array([0, 0, 1, 1]), ["a", "b"])
-    assert found is not None
-    assert found.edges.tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
-    assert found.counts["a"].tolist() == [1, 1, 0, 0, 0]
-    assert found.counts["b"].tolist() == [0, 1, 0, 0, 1]
+    histogram = make_histogram(np.array([1, 2, 2, 5]), np.array([0, 0, 1, 1]), ["a", "b"])
+    assert histogram is not None
+    assert histogram.edges.tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
+    assert histogram.counts["a"].tolist() == [1, 1, 0, 0, 0]
+    assert histogram.counts["b"].tolist() == [0, 1, 0, 0, 1]
 
 
 def test_what_comes_in_goes_out_or_is_taken_out() -> None:

@@ -158,7 +158,7 @@ def test_sources_of_a_merged_dataset_are_listed(structures: list, tmp_path: Path
     assert "old.zarr 1,234 emt –" in table
     attrs["sources"] = "[3]"
     arrange_and_write(from_atoms(structures[:3]), tmp_path / "b.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
-    with pytest.raises(InputError, match=r"'sources' is no list of JSON objects, received \[3\]"):
+    with pytest.raises(InputError, match=r"'sources' is not a list of JSON objects, received \[3\]"):
         report.write_report(tmp_path / "b.zarr")
 
 
@@ -248,9 +248,9 @@ def test_a_verdict_beside_the_dataset_is_read(run_dir: Path, tmp_path: Path) -> 
     assert "another dataset" not in page.text
     gate.write_text(json.dumps(VERDICT))
     page = Parsed(report.write_report(tmp_path / "run"))
-    assert "This verdict is of another dataset (key k1). Type: daskpipe quality" in page.text
+    assert "This verdict is on another dataset (key k1). Type: daskpipe quality" in page.text
     gate.write_text("{")
-    with pytest.raises(InputError, match=r"quality.json is no JSON.*type: daskpipe quality"):
+    with pytest.raises(InputError, match=r"quality.json is not JSON.*type: daskpipe quality"):
         report.write_report(tmp_path / "run")
 
 
@@ -325,11 +325,11 @@ def test_an_attribute_that_is_no_json_is_refused(structures: list, tmp_path: Pat
 
     attrs = {"dataset_key": "k", "selection": "{"}
     arrange_and_write(from_atoms(structures[:3]), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
-    with pytest.raises(InputError, match="root attribute 'selection' is no JSON"):
+    with pytest.raises(InputError, match="root attribute 'selection' is not JSON"):
         report.write_report(tmp_path / "a.zarr")
     attrs = {"dataset_key": "k", "versions": "[1]"}
     arrange_and_write(from_atoms(structures[:3]), tmp_path / "b.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
-    with pytest.raises(InputError, match=r"root attribute 'versions' is no JSON object, received \[1\]"):
+    with pytest.raises(InputError, match=r"root attribute 'versions' is not a JSON object, received \[1\]"):
         report.write_report(tmp_path / "b.zarr")
 
 

@@ -18,7 +18,7 @@ import daskpipe
 from daskpipe.config.load import load_config
 from daskpipe.engine.checkpoints import Checkpoints
 from daskpipe.engine.units import Unit
-from daskpipe.runs.fsck import fsck
+from daskpipe.runs.fsck import check_run
 from daskpipe.runs.plan import plan_run
 from daskpipe.stages.explore.settings import Exploration, Relaxation
 from daskpipe.stages.explore.stage import explore_partition
@@ -58,7 +58,7 @@ def test_a_run_of_relaxations_alone_makes_a_dataset(tmp_path, client):
     result = daskpipe.run("emt_alloy", RELAX_ONLY, run_dir=tmp_path / "run", client=client)
     assert result.stages["explore"]["rejected"] == 0
     assert sum(result.stages["explore"]["tallies"].values()) == 4
-    assert fsck(tmp_path / "run").findings == []
+    assert check_run(tmp_path / "run").findings == []
     ds = daskpipe.open_dataset(result.dataset)
     assert ds.sizes["structure"] == 6
     atoms = daskpipe.to_atoms(ds, 0)
