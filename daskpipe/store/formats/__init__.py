@@ -157,6 +157,7 @@ def full_stress(stress: np.ndarray) -> np.ndarray:
 
 
 def _has_nan(values: np.ndarray) -> bool:
+    """Return whether any number is NaN; integers and flags have none."""
     return values.dtype.kind == "f" and bool(np.isnan(values).any())
 
 

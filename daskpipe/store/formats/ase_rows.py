@@ -84,4 +84,5 @@ def record_of(row: Any) -> Record:
 
 
 def _as_double(value: Any) -> Any:
+    """Cast an array to float64; other values stay."""
     return value.astype(float) if isinstance(value, np.ndarray) else value

@@ -57,6 +57,7 @@ def write_part(block: xr.Dataset, path: Path) -> None:
 
 
 def _write_array(file: Any, array: xr.DataArray) -> None:
+    """Write a variable with its attributes; ids become text."""
     values = array.values
     if values.dtype.kind == "V":
         values = np.array([f"0x{item.tobytes().hex()}" for item in values], dtype="S34")

@@ -55,6 +55,7 @@ def write_part(block: xr.Dataset, path: Path) -> None:
 
 
 def _write_structure(group: Any, record: Record) -> None:
+    """Write a structure into a group ``config_N``."""
     group["atomic_numbers"] = record["numbers"].astype(np.int64)
     group["positions"] = record["positions"].astype(float)
     group["cell"] = record["cell"]

@@ -155,6 +155,7 @@ def _format_formulas(hill: str) -> dict[str, Any]:
 
 
 def _format_count(n: int) -> str:
+    """Format the number of an element in a formula."""
     return str(n) if n > 1 else ""
 
 
