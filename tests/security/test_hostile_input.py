@@ -200,7 +200,7 @@ def test_a_config_looks_nothing_up(
     monkeypatch.setenv("SECRET", "hunter2")
     typed = type_command("config", "show", "emt_alloy", override)
     assert typed.code == 2
-    assert "only keys may be, ${key.path}: type the value" in typed.err
+    assert "only keys of the config may be, as ${key.path}: type the value" in typed.err
     assert "hunter2" not in typed.out + typed.err
 
 
