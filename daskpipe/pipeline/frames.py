@@ -92,7 +92,7 @@ def select(
             numbers.setdefault(piece.path, []).extend(steps[chosen["row"][chosen["unit"] == unit]].tolist())
         with replacing(out) as attempt:
             copy_frames(numbers.items(), attempt)
-        overlaps = find_overlaps(directory, [(piece.path, key) for piece, key in filled], chosen)
+        overlaps = find_overlaps(directory, "explore", [(piece.path, key) for piece, key in filled], chosen)
         return frames, picks.n_out, {**json.loads(chosen["report"].item()), "overlaps": overlaps}
 
     return _run(f"select {n}", config, out, client, subscribers, work)
@@ -159,14 +159,17 @@ def _features(
     n_atoms = np.concatenate([unit["n_atoms"] for unit in units])
     paths = [np.full(len(unit["step"]), piece.path) for (piece, _), unit in zip(filled, units, strict=True)]
     variables: dict[str, Any] = {
-        "features": (("structure", "feature"), feature_table(directory.root, table, dims).rechunk((CHUNK, dims))),
+        "features": (
+            ("structure", "feature"),
+            feature_table(directory.root, "describe", table, dims).rechunk((CHUNK, dims)),
+        ),
         "n_atoms": ("structure", n_atoms),
         "structure_id": ("structure", [id_.tobytes().hex() for unit in units for id_ in unit["structure_id"]]),
         "path": ("structure", np.concatenate(paths)),
         "frame": ("structure", np.concatenate([unit["step"] for unit in units])),
     }
     if config.describe.level == "atom":
-        atoms = atom_table(directory.root, table, n_atoms.astype(np.int64)).rechunk((CHUNK, dims))
+        atoms = atom_table(directory.root, "describe", table, n_atoms.astype(np.int64)).rechunk((CHUNK, dims))
         variables["environments"] = (("atom", "feature"), atoms)
     attrs = {"describe": config.describe.model_dump(mode="json"), "versions": versions()}
     return xr.Dataset(variables, attrs={key: json.dumps(value, sort_keys=True) for key, value in attrs.items()})

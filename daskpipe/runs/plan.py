@@ -20,10 +20,10 @@ from daskpipe.pipeline.steps import devices
 from daskpipe.runs.budget import HOUR, limits, size_in_words
 from daskpipe.runs.costs import Line, counts
 from daskpipe.stages import describe
-from daskpipe.stages.describe.catalogue import per_atom
+from daskpipe.stages.describe.catalogue import has_atom_rows
 from daskpipe.stages.describe.stage import FIT
 from daskpipe.stages.explore.stage import ensemble_of
-from daskpipe.stages.explore.timesteps import timestep_of, too_long
+from daskpipe.stages.explore.timesteps import timestep_of, timestep_warning
 from daskpipe.stages.generate.stage import FILES, Request, generate_partition, requests
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _dynamics(sample: Sequence[Atoms], dynamics: Dynamics) -> dict[str, Any]:
         sample = []
     masses = [atoms.get_masses() for atoms in sample]
     steps = Counter(timestep_of(dynamics.timestep, each) for each in masses)
-    warnings = (too_long(dynamics.timestep, each) for each in sorted(masses, key=np.min))
+    warnings = (timestep_warning(dynamics.timestep, each) for each in sorted(masses, key=np.min))
     return {
         "n_sampled": len(sample),
         "ensembles": dict(sorted(Counter(ensemble_of(atoms, dynamics) for atoms in sample).items())),
@@ -268,10 +268,12 @@ def _sizes(sample: Sequence[Atoms], config: Config) -> dict[str, Line]:
 
 def _axes_bytes(sample: Sequence[Atoms], config: Config) -> float:
     """Bytes of the fitted axes; those of a model's features, which only the model could tell, count as none."""
-    if describe.identity(config.describe) is not None:
+    if describe.identify_model(config.describe) is not None:
         return 0.0
     species = sorted({symbol for atoms in sample for symbol in set(atoms.symbols)})
-    descriptor = describe.build(config.describe, species, "off" if per_atom(config.describe) else "outer")
+    descriptor = describe.build_descriptor(
+        config.describe, species, "off" if has_atom_rows(config.describe) else "outer"
+    )
     levels = 2 if config.describe.level == "atom" else 1
     return float(levels * (config.describe.dims + 1) * descriptor.n_features * 8)
 

@@ -37,7 +37,7 @@ from daskpipe.pipeline.run_pipeline import run_pipeline
 from daskpipe.pipeline.steps import devices
 from daskpipe.runs.costs import Count, Line, Measured, Rate, counts
 from daskpipe.runs.run import prepare
-from daskpipe.stages.explore.stage import conditions
+from daskpipe.stages.explore.stage import list_conditions
 from daskpipe.stages.generate.stage import Request, requests
 from daskpipe.store.quality.gate import judge
 
@@ -180,7 +180,7 @@ def _some(wanted: Sequence[Request], config: Config, n_units: int) -> tuple[list
 
     Neighbours stay together, for they fly together.
     """
-    n_conditions = len(conditions(config.explore.dynamics, config.explore.relax))
+    n_conditions = len(list_conditions(config.explore.dynamics, config.explore.relax))
     n_seeds = math.ceil(n_units * config.explore.batch_size / n_conditions)
     if n_seeds >= len(wanted):
         return list(wanted), n_seeds

@@ -265,7 +265,7 @@ def prepare(config: Config) -> dict[str, potentials.Identity]:
         stage: potentials.identity(choice.name, choice.params)
         for stage, choice in (("explore", config.explore.potential), ("label", config.label.potential))
     }
-    model = describe.identity(config.describe)
+    model = describe.identify_model(config.describe)
     return found if model is None else {**found, "describe": model}
 
 

@@ -15,15 +15,15 @@ def baoab(
     """
     dt = timestep * fs
     mass = atoms.get_masses()[:, None]
-    spread = np.sqrt(kB * temperature * mass)
-    p = at_rest(first * spread, mass)
+    broadcast = np.sqrt(kB * temperature * mass)
+    p = at_rest(first * broadcast, mass)
     force = atoms.get_forces()
     trace = []
     for normal in normals:
         p = p + force * dt / 2  # B
         atoms.positions += p / mass * dt / 2  # A
         kept = np.exp(-friction * timestep)
-        p = kept * p + at_rest(np.sqrt(1 - kept**2) * spread * normal, mass)  # O
+        p = kept * p + at_rest(np.sqrt(1 - kept**2) * broadcast * normal, mass)  # O
         atoms.positions += p / mass * dt / 2  # A
         force = atoms.get_forces()
         p = p + force * dt / 2  # B

@@ -41,7 +41,7 @@ def evenly(stratum: list[int], n: int, features: np.ndarray, rank: np.ndarray) -
     return [stratum[math.floor(step * (len(stratum) - 1) / (n - 1) + 1e-9)] for step in range(n)]
 
 
-def spread(stratum: list[int], n: int, features: np.ndarray, rank: np.ndarray) -> list[int]:
+def broadcast(stratum: list[int], n: int, features: np.ndarray, rank: np.ndarray) -> list[int]:
     """The first, then always the one farthest from those taken; of equally far ones the earlier."""
     taken = stratum[: min(n, 1)]
     while len(taken) < n:
@@ -52,7 +52,7 @@ def spread(stratum: list[int], n: int, features: np.ndarray, rank: np.ndarray) -
     return taken
 
 
-WITHIN = {"nearest": nearest, "evenly": evenly, "spread": spread}
+WITHIN = {"nearest": nearest, "evenly": evenly, "broadcast": broadcast}
 
 
 def picks(
