@@ -63,7 +63,7 @@ def alloys(n: int) -> list[Atoms]:
 
 def ase_one_by_one(structures: list[Atoms], n_steps: int, device: str) -> float:
     """Atom-steps a second."""
-    calculator = potentials.build("mace", {}, device, "float32").calculator
+    calculator = potentials.build_potential("mace", {}, device, "float32").calculator
     seconds = 0.0
     for atoms in structures:
         moving = atoms.copy()
@@ -84,7 +84,7 @@ def bare_torch_sim(structures: list[Atoms], n_steps: int, device: str) -> float:
     with quiet():
         import torch_sim as ts
 
-    module = potentials.build("mace", {}, device, "float32").calculator.models[0]
+    module = potentials.build_potential("mace", {}, device, "float32").calculator.models[0]
     from mace.calculators.mace_torchsim import MaceTorchSimModel
 
     model = MaceTorchSimModel(module, torch.device(device), torch.float32, compute_stress=False)
@@ -116,7 +116,7 @@ def through_daskpipe(root: Path, structures: list[Atoms], n_steps: int, device: 
         ),
         batch_atoms=None if device == "cuda" else sum(map(len, structures)),
     )  # fmt: skip
-    build = partial(potentials.build, "mace", {}, device, "float32")
+    build = partial(potentials.build_potential, "mace", {}, device, "float32")
 
     def unit_of(pieces: list[Rows], chosen: Exploration, trial: str) -> Any:
         key = key_of("explore", stage.VERSION, {"trial": trial}, [], 0)
@@ -197,8 +197,10 @@ def main() -> None:
         )
     if shares:
         print(f"GPU busy while daskpipe ran: {statistics.mean(shares):.0f} %")
-        potential = potentials.build("mace", {}, device, "float32")
-        space = measure_capacity(potentials.batched(potential), structures[:1], None, potential.cutoff, "benchmark")
+        potential = potentials.build_potential("mace", {}, device, "float32")
+        space = measure_capacity(
+            potentials.batched_model(potential), structures[:1], None, potential.cutoff, "benchmark"
+        )
         largest = space.capacity / space.weigh(structures[0])
         print(f"largest batch that its memory is thought to hold: {largest:,.0f} systems")
 

@@ -35,8 +35,8 @@ from solids import solids
 
 from daskpipe.core import constants
 from daskpipe.core.geometry import widths
-from daskpipe.potentials import Failure, batched, build, evaluate, zbl
-from daskpipe.potentials.batches import batch
+from daskpipe.potentials import Failure, batched_model, build_potential, evaluate, zbl
+from daskpipe.potentials.batches import make_state
 from daskpipe.stages.explore.batch import Batch
 from daskpipe.stages.explore.ensembles import choose_ensemble
 from daskpipe.stages.explore.guards import finite_guard
@@ -51,7 +51,7 @@ SANE = [finite_guard()]
 
 
 def run(model: torch.nn.Module, structures: list[Atoms]) -> dict[str, np.ndarray]:
-    out = model(batch(structures, CPU, torch.float64))
+    out = model(make_state(structures, CPU, torch.float64))
     return {name: value.numpy() for name, value in out.items()}
 
 
@@ -72,8 +72,8 @@ def reach(value: float) -> Iterator[None]:
 
 
 def lattice_constant(repulsion: bool) -> float:
-    model = batched(build("emt", {}, "cpu", "float64"))
-    model = zbl.repelled(model, {"Cu"}) if repulsion else model
+    model = batched_model(build_potential("emt", {}, "cpu", "float64"))
+    model = zbl.add_repulsion(model, {"Cu"}) if repulsion else model
     lengths = np.linspace(3.5, 3.75, 26)
     energies = run(model, [bulk("Cu", "fcc", a=a) for a in lengths])["energy"]
     volume = EquationOfState(lengths**3 / 4, energies).fit()[0]
@@ -87,8 +87,10 @@ def measure_zbl() -> None:
     print(f"EMT copper, lattice constant without repulsion: {lattice_constant(False):.4f} Å")
     for name, value in (("before, to the sum of covalent radii", 1.0), (f"now, to {zbl.REACH:g} of it", zbl.REACH)):
         with reach(value):
-            bare = batched(build("lj", {"epsilon": 1e-12, "sigma": 0.5, "r_cut": 1.0}, "cpu", "float64"), stress=True)
-            wall = zbl.repelled(bare).wall
+            bare = batched_model(
+                build_potential("lj", {"epsilon": 1e-12, "sigma": 0.5, "r_cut": 1.0}, "cpu", "float64"), stress=True
+            )
+            wall = zbl.add_repulsion(bare).wall
             of_solids, of_molecules = run(wall, list(crystals.values())), run(wall, list(molecules.values()))
             pressures = -np.trace(of_solids["stress"], axis1=1, axis2=2) / 3 / constants.GPA
             ends = np.cumsum([len(atoms) for atoms in molecules.values()])[:-1]
@@ -113,7 +115,7 @@ def measure_stress() -> None:
     title("Stress of MACE (bundled, float64) in open cells, along the first periodic vector, GPa")
     from mace.calculators import MACECalculator
 
-    potential = build("mace", {}, "cpu", "float64")
+    potential = build_potential("mace", {}, "cpu", "float64")
     theirs = MACECalculator(models=potential.calculator.models, device="cpu", default_dtype="float64")
     print("pbc    finite differences   ours   MACECalculator's own   ours through ASE   label")
     for pbc in ((True, True, True), (True, True, False), (False, True, False)):
@@ -130,7 +132,7 @@ def measure_stress() -> None:
             )
             energies.append(evaluate(potential, [strained])[0].energy)
         slope = (energies[0] - energies[1]) / 2e-5 / atoms.get_volume()
-        ours = along @ run(batched(potential, stress=True), [atoms])["stress"][0] @ along
+        ours = along @ run(batched_model(potential, stress=True), [atoms])["stress"][0] @ along
         own = along @ voigt_6_to_full_3x3_stress(theirs.get_stress(atoms)) @ along
         through_ase = potential.calculator.get_stress(atoms)[0]
         label = evaluate(potential, [atoms])[0].stress[0]
@@ -149,7 +151,7 @@ def measure_xtb(most_atoms: int) -> None:
     print("in brackets the electrons an atom in partly filled levels")
     crystals = solids()
     for method in ("GFN1-xTB", "GFN2-xTB"):
-        potential = build("xtb", {"method": method, "min_width": 0}, "cpu", "float64")
+        potential = build_potential("xtb", {"method": method, "min_width": 0}, "cpu", "float64")
         for name in ("MgO", "NaCl", "C", "Si", "SiO2", "TiO2", "ZnO", "CO2", "Al", "Cu", "Na"):
             words = []
             for times in range(1, 6):
@@ -194,9 +196,9 @@ def conserved(atoms: Atoms, model: torch.nn.Module, temperature: float, timestep
 
 def measure_timestep() -> None:
     title("Time steps: standard deviation of the total energy at constant energy, meV an atom, in 200 fs")
-    xtb = batched(build("xtb", {"accuracy": 0.1}, "cpu", "float64"))
-    emt = batched(build("emt", {}, "cpu", "float64"))
-    mace = batched(build("mace", {}, "cpu", "float64"))
+    xtb = batched_model(build_potential("xtb", {"accuracy": 0.1}, "cpu", "float64"))
+    emt = batched_model(build_potential("emt", {}, "cpu", "float64"))
+    mace = batched_model(build_potential("mace", {}, "cpu", "float64"))
     cases = {name: (molecule(name), xtb, 400.0) for name in ("CH4", "H2O", "H2", "N2", "CO2", "C2H2")}
     cases |= {
         "Al (EMT)": (bulk("Al", cubic=True).repeat(2), emt, 600.0),
@@ -228,7 +230,7 @@ def melt(symbol: str, n: int, model: torch.nn.Module, temperature: float, n_step
 
 def measure_barostat() -> None:
     title("auto: strains of the cell, and what counts as a crystal")
-    model = batched(build("emt", {}, "cpu", "float64"), stress=True)
+    model = batched_model(build_potential("emt", {}, "cpu", "float64"), stress=True)
     ordered = Atoms("CuAu", positions=[[0, 0, 0], [0.5, 0.5, 0.5]], cell=np.eye(3), pbc=True)
     ordered.set_cell(np.diag([2.72, 2.72, 3.72]), scale_atoms=True)
     ordered = ordered.repeat((3, 3, 3))
@@ -258,7 +260,7 @@ def measure_barostat() -> None:
         found.append((strongest_reflection(crystal), name))
     least = ", ".join(f"{name} {value:.2f}" for value, name in sorted(found)[:4])
     print(f"  {len(found)} solids, atoms off by 0.1 Å: least {least}")
-    emt = batched(build("emt", {}, "cpu", "float64"))
+    emt = batched_model(build_potential("emt", {}, "cpu", "float64"))
     for n, atoms in ((2, 32), (3, 108)):
         hot = (3000.0, 3500.0, 4000.0)
         melts = [strongest_reflection(melt("Cu", n, emt, temperature, 500)) for temperature in hot]

@@ -24,7 +24,7 @@ from daskpipe import potentials
 from daskpipe.core import constants
 from daskpipe.core.geometry import n_parts
 from daskpipe.core.structures import round_positions
-from daskpipe.potentials.batches import batch
+from daskpipe.potentials.batches import make_state
 from daskpipe.stages.explore.capacity import BatchCapacity
 from daskpipe.stages.explore.relaxation import add_relaxations
 from daskpipe.stages.explore.runner import BatchRunner
@@ -150,7 +150,7 @@ def stopped(trajectories: Sequence[Trajectory]) -> str:
 def cold_starts() -> None:
     """Print what is kept of cold and dense starts."""
     print("13. Temperature guard: Cu16 (EMT), 12 starts, 4 frames each in 200 steps of 2 fs, Langevin 0.01/fs")
-    model = potentials.batched(potentials.build("emt", {}, "cpu", "float64"), stress=True)
+    model = potentials.batched_model(potentials.build_potential("emt", {}, "cpu", "float64"), stress=True)
     cell = bulk("Cu").repeat((4, 2, 2))
     for label, width, strain in (("rattled by 0.1 Å", 0.1, 1.0), ("and 4 % shorter in each direction", 0.1, 0.96)):
         starts = []
@@ -170,7 +170,7 @@ def cold_starts() -> None:
                     f"48 frames, {stopped(trajectories)}; frames at {spread}"
                 )
     print("  What it is for: CH4 and H2O (GFN2-xTB) at 300 K with a time step of 4 fs, 8 trajectories each")
-    xtb = potentials.batched(potentials.build("xtb", {"method": "GFN2-xTB"}, "cpu", "float64"))
+    xtb = potentials.batched_model(potentials.build_potential("xtb", {"method": "GFN2-xTB"}, "cpu", "float64"))
     for name in ("CH4", "H2O"):
         trajectories, _ = run([molecule(name)] * 8, xtb, 300.0, steps=200, stride=50, timestep=4.0)
         last = max(stop.details["step"] for trajectory in trajectories for stop in trajectory.stops)
@@ -257,14 +257,14 @@ class IonField(ModelInterface):
 
 def energy(atoms: Atoms, model: ModelInterface) -> float:
     """Return the energy of a structure, eV."""
-    return float(model(batch([atoms], model.device, torch.float64))["energy"][0])
+    return float(model(make_state([atoms], model.device, torch.float64))["energy"][0])
 
 
 def hops() -> None:
     """Print how many trial hops into a vacancy are accepted."""
     print("\n16. Hops into a vacancy: 2 trajectories, relaxed first, 20 trial hops every 20 steps of 2 fs, 400 steps")
     copper = bulk("Cu", cubic=True).repeat(3)
-    emt = potentials.batched(potentials.build("emt", {}, "cpu", "float64"))
+    emt = potentials.batched_model(potentials.build_potential("emt", {}, "cpu", "float64"))
     for name, whole, missing, model, temperature in (
         ("Cu107 (EMT)", copper, "Cu", emt, 1100.0),
         ("Mg107O108", bulk("MgO", "rocksalt", a=4.21, cubic=True).repeat(3), "Mg", IonField("MgO"), 2000.0),

@@ -69,7 +69,7 @@ def oxide(rng: np.random.Generator) -> Iterator[Atoms]:
 
     from ase.spacegroup import crystal
 
-    from daskpipe.potentials import Results, build, evaluate
+    from daskpipe.potentials import Results, build_potential, evaluate
 
     rutile = crystal(
         ["Ti", "O"], [(0, 0, 0), (0.305, 0.305, 0)], spacegroup=136, cellpar=[4.59, 4.59, 2.96, 90, 90, 90]
@@ -89,7 +89,7 @@ def oxide(rng: np.random.Generator) -> Iterator[Atoms]:
                 frames.append(frame)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for frame, found in zip(frames, evaluate(build("chgnet", {}, "cpu", "float32"), frames), strict=True):
+        for frame, found in zip(frames, evaluate(build_potential("chgnet", {}, "cpu", "float32"), frames), strict=True):
             assert isinstance(found, Results)
             labels = {"energy": found.energy, "forces": found.forces, "stress": found.stress}
             frame.calc = SinglePointCalculator(frame, **labels)
@@ -97,7 +97,7 @@ def oxide(rng: np.random.Generator) -> Iterator[Atoms]:
 
 
 def molecules(rng: np.random.Generator) -> Iterator[Atoms]:
-    from daskpipe.potentials import Results, build, evaluate
+    from daskpipe.potentials import Results, build_potential, evaluate
 
     frames = []
     for name in MOLECULES:
@@ -105,7 +105,7 @@ def molecules(rng: np.random.Generator) -> Iterator[Atoms]:
             frame = molecule(name)
             frame.rattle(rng.uniform(0.02, 0.1), rng=rng)
             frames.append(frame)
-    for frame, found in zip(frames, evaluate(build("xtb", {}, "cpu", "float64"), frames), strict=True):
+    for frame, found in zip(frames, evaluate(build_potential("xtb", {}, "cpu", "float64"), frames), strict=True):
         assert isinstance(found, Results)
         frame.calc = SinglePointCalculator(frame, energy=found.energy, forces=found.forces)
         yield frame

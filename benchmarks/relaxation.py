@@ -2,7 +2,7 @@
 
 Run: ``python benchmarks/relaxation.py``. Rattled and strained bulk alloys, slabs, octahedral clusters, dimers and wires
 of the EMT elements; positions alone, then bulk cells too (ASE: `FrechetCellFilter`). Both stop at the same largest
-force; both use one thread; in each round all take turns. ASE has its own EMT. daskpipe has its batched one, on one
+force; both use one thread; in each round all take turns. ASE has its own EMT. daskpipe has its batched_model one, on one
 structure after another and in batches: so one sees what is batching and what is the other implementation. Energies are
 those of ASE's EMT at either end.
 """
@@ -86,7 +86,7 @@ def ase_one_by_one(seeds: Sequence[Atoms], cell: bool) -> tuple[float, list[Atom
 def ours(seeds: Sequence[Atoms], cell: bool, capacity: float) -> tuple[float, list[Atoms], list[int]]:
     """Return seconds, what is relaxed, and steps."""
     settings = Exploration(relax=Relax(fmax=FMAX, steps=STEPS, cell="auto" if cell else "fixed", stride=None))
-    model = potentials.batched(potentials.build("emt", {}, "cpu", "float64"), stress=cell)
+    model = potentials.batched_model(potentials.build_potential("emt", {}, "cpu", "float64"), stress=cell)
     started = time.perf_counter()
     flying = []
     for seed in seeds:

@@ -26,7 +26,7 @@ from ase.cluster import Octahedron
 
 import daskpipe
 from daskpipe.core.structures import round_positions
-from daskpipe.potentials import build
+from daskpipe.potentials import build_potential
 from daskpipe.stages.describe.reduction import fit_axes
 from daskpipe.stages.explore.settings import Dynamics, Guards
 from daskpipe.stages.explore.stage import explore_partition
@@ -69,7 +69,9 @@ def pool() -> tuple[list[Atoms], dict[str, int]]:
                 seed = round_positions(atoms.copy())
                 seed.info |= {"temperature": temperature, "replica": replica, "system_type": name, "generator": name}
                 seeds.append(seed)
-        arrays = explore_partition(seeds, partial(build, "emt", {}, "cpu", "float64"), DYNAMICS, Guards(), 0)[0].arrays
+        arrays = explore_partition(seeds, partial(build_potential, "emt", {}, "cpu", "float64"), DYNAMICS, Guards(), 0)[
+            0
+        ].arrays
         stops = np.cumsum(arrays["n_atoms"])
         starts = stops - arrays["n_atoms"]
         counts[name] = len(stops)

@@ -123,16 +123,18 @@ def check_potential(
     AssertionError
         Naming the promise, the structure and the change that was measured.
     """
-    from daskpipe.potentials import batched, build
+    from daskpipe.potentials import batched_model, build_potential
 
     rng = np.random.default_rng(seed)
-    potential = build(name, params or {}, device, dtype)
+    potential = build_potential(name, params or {}, device, dtype)
     if structures is None:
         species = _two_elements(potential.elements)
         structures = [example(kind, species, rng) for kind in ("bulk", "slab", "molecule")]
-    model = batched(potential, stress=True)
+    model = batched_model(potential, stress=True)
     found = predict(model, structures)
-    assert all("stress" not in item for item in predict(batched(potential), structures)), "stress without being asked"
+    assert all("stress" not in item for item in predict(batched_model(potential), structures)), (
+        "stress without being asked"
+    )
     forces = np.concatenate([item["forces"] for item in found])
     assert np.abs(forces).max() > VISIBLE * tolerance, "there are no forces to be seen on any atom"
 
@@ -166,9 +168,9 @@ def predict(model: Any, structures: Sequence[Atoms]) -> list[dict[str, np.ndarra
     """
     import torch
 
-    from daskpipe.potentials.batches import batch
+    from daskpipe.potentials.batches import make_state
 
-    state = batch(structures, model.device, torch.float64)
+    state = make_state(structures, model.device, torch.float64)
     before = (state.positions.clone(), state.cell.clone())
     out = model(state)
     assert torch.equal(state.positions, before[0]), "the model changed the positions of its state"
@@ -224,9 +226,9 @@ def _check_charge(potential: Any, structures: Sequence[Atoms]) -> None:
 def _check_calculator(calculator: Any, atoms: Atoms, found: dict[str, np.ndarray], tolerance: float) -> None:
     from ase.stress import voigt_6_to_full_3x3_stress
 
-    from daskpipe.potentials.results import Failure, calculate
+    from daskpipe.potentials.results import Failure, run_calculator
 
-    expected = calculate(calculator, atoms)
+    expected = run_calculator(calculator, atoms)
     assert not isinstance(expected, Failure), f"the calculator fails with {atoms}: {expected}"
     periodic = bool(atoms.pbc.all())
     _same(

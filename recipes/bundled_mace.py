@@ -35,7 +35,7 @@ from scipy.sparse.csgraph import connected_components
 
 import daskpipe
 from daskpipe.core.third_party import quiet
-from daskpipe.potentials import Failure, Results, batched, build, evaluate, identity
+from daskpipe.potentials import Failure, Results, batched_model, build_potential, evaluate, identify_potential
 from daskpipe.potentials.mace import BUNDLED
 
 NAME = "cu-ag-au"
@@ -89,8 +89,10 @@ def train(datasets: Sequence[Path], work: Path, epochs: int, out: Path) -> None:
 def card(datasets: Sequence[Path], run_dir: Path) -> None:
     """Measure the model that is bundled now, and write its card."""
     data = {split: read(datasets, split) for split in SPLITS}
-    who, teacher = identity("mace", {}), identity(TEACHER, {})
-    weights = sum(parameter.numel() for parameter in build("mace", {}, "cpu").calculator.models[0].parameters())
+    who, teacher = identify_potential("mace", {}), identify_potential(TEACHER, {})
+    weights = sum(
+        parameter.numel() for parameter in build_potential("mace", {}, "cpu").calculator.models[0].parameters()
+    )
     counts = {kind: len(frames) for kind, frames in by_kind(data["train"]).items()}
     text = f"""# {who.name}
 
@@ -141,7 +143,7 @@ def lonely_atoms() -> str:
     from but its own.
     """
     pairs = [Atoms(f"{symbol}2", positions=[[0, 0, 0], [0, 0, 5]]) for symbol in ("Cu", "Ag", "Au")]
-    found = evaluate(build(TEACHER, {}, "cpu"), pairs)
+    found = evaluate(build_potential(TEACHER, {}, "cpu"), pairs)
     energies = {
         int(pair.numbers[0]): item.energy / 2
         for pair, item in zip(pairs, found, strict=True)
@@ -168,7 +170,7 @@ def by_kind(structures: Iterable[Atoms]) -> dict[str, list[Atoms]]:
 
 def errors(structures: list[Atoms]) -> str:
     """Rows of the table of errors."""
-    potential = build("mace", {}, "cpu")
+    potential = build_potential("mace", {}, "cpu")
     rows = []
     colliding = [atoms for atoms in structures if np.linalg.norm(atoms.arrays["REF_forces"], axis=1).max() > COLLISION]
     calm = [atoms for atoms in structures if atoms not in colliding]
@@ -220,7 +222,7 @@ def speed(structures: list[Atoms]) -> str:
     import torch_sim
 
     torch.set_num_threads(1)
-    model = batched(build("mace", {}, "cpu", "float32"))
+    model = batched_model(build_potential("mace", {}, "cpu", "float32"))
     batch = [atoms for atoms in structures if atoms.pbc.all()][:16]
     state = torch_sim.io.atoms_to_state(batch, model.device, model.dtype)
     n_warm, n_timed = 5, 20

@@ -11,8 +11,8 @@ import torch
 from ase import Atoms
 from torch_sim.models.interface import ModelInterface
 
-from daskpipe.potentials import POTENTIALS, Evaluation, Identity, Potential, batched, build
-from daskpipe.potentials.batches import batch
+from daskpipe.potentials import POTENTIALS, Evaluation, Identity, Potential, batched_model, build_potential
+from daskpipe.potentials.batches import make_state
 from daskpipe.potentials.evaluate import calculator_of
 from daskpipe.potentials.results import checked_results
 from daskpipe.testing import Kind, check_descriptor, check_potential, example
@@ -184,7 +184,9 @@ class Faulty(ModelInterface):
     def __init__(self, fault: str, stress: bool) -> None:
         super().__init__()
         self.fault = fault
-        self.right = batched(build("lj", {"epsilon": 0.3, "sigma": 2.4, "r_cut": 5.5}, "cpu", "float64"), stress=stress)
+        self.right = batched_model(
+            build_potential("lj", {"epsilon": 0.3, "sigma": 2.4, "r_cut": 5.5}, "cpu", "float64"), stress=stress
+        )
         self._device, self._dtype = torch.device("cpu"), torch.float64
         self._compute_stress, self._compute_forces = stress, True
 
@@ -240,7 +242,7 @@ def faulty(*, device: str, dtype: str, fault: str) -> Potential:
     inner = "none" if fault in ("calculator", "charge") else fault
 
     def label(structures: Sequence[Atoms]) -> list[Evaluation]:
-        out = Faulty(inner, stress=True)(batch(structures, torch.device("cpu"), torch.float64))
+        out = Faulty(inner, stress=True)(make_state(structures, torch.device("cpu"), torch.float64))
         (stress,) = out["stress"].numpy().reshape(1, 9)[:, [0, 4, 8, 5, 2, 1]]
         energy = float(out["energy"][0]) + (K * len(structures[0]) if fault == "calculator" else 0)
         whole = structures[0].pbc.all()

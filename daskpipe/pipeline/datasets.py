@@ -25,9 +25,9 @@ from daskpipe.stages.generate.given_splits import splits_of_files
 from daskpipe.stages.generate.labelled import (
     KNOWN_NAMES,
     check_method,
+    cut_labelled_ranges,
     find_labelled,
     label_report,
-    labelled_stretches,
 )
 from daskpipe.stages.generate.labels import LabelKeys
 from daskpipe.store import export as export_dataset
@@ -127,7 +127,7 @@ def import_labelled(
     typed = {"label_keys": keys.model_dump(exclude_none=True)} if keys != LabelKeys() else {}
     sources = [{"name": file.name, "checksum": checksum(file), "label_method": method, **typed} for file in files]
     given = splits_of_files(files)
-    pieces = [piece for file in files for piece in labelled_stretches(file, SIZE, given.get(file, ""))]
+    pieces = [piece for file in files for piece in cut_labelled_ranges(file, SIZE, given.get(file, ""))]
     return _gathered("import", config, labels_of(pieces, keys, method, config.seed), sources, out, client, subscribers)
 
 

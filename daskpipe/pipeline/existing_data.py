@@ -23,12 +23,12 @@ from daskpipe.pipeline.context import Run
 from daskpipe.pipeline.packing import pack
 from daskpipe.pipeline.steps import _describe, _rejected, _select, devices
 from daskpipe.stages import describe
-from daskpipe.stages.generate.labelled import LabelledStretch, read_labelled
+from daskpipe.stages.generate.labelled import LabelledFrameRange, read_labelled
 from daskpipe.stages.generate.labels import LabelKeys
 from daskpipe.store import reader
 
 if TYPE_CHECKING:
-    from daskpipe.stages.generate.frame_ranges import Stretch
+    from daskpipe.stages.generate.frame_ranges import FrameRange
 
 MERGE_SIZE = 4096
 """Structures of a dataset that are read by one unit when datasets are merged."""
@@ -38,13 +38,13 @@ Frames = Sequence[tuple[Unit, Callable[[], Any]]]
 """Units that bring frames to be described, and what makes their payloads."""
 
 
-def frames_of(stretches: Sequence[Stretch], seed: int) -> Frames:
-    """Plan to read the frames of stretches of files: they stand where those of an exploration stand."""
+def frames_of(frame_ranges: Sequence[FrameRange], seed: int) -> Frames:
+    """Plan to read the frames of ranges of files: they stand where those of an exploration stand."""
     plan = []
-    for index, stretch in enumerate(stretches):
-        key = key_of("read", generating.VERSION, asdict(stretch), [], seed)
-        unit = Unit(stage="explore", index=index, key=key, n_inputs=stretch.n_frames)
-        plan.append((unit, partial(dask.delayed(generating.read_frames), stretch)))
+    for index, frame_range in enumerate(frame_ranges):
+        key = key_of("read", generating.VERSION, asdict(frame_range), [], seed)
+        unit = Unit(stage="explore", index=index, key=key, n_inputs=frame_range.n_frames)
+        plan.append((unit, partial(dask.delayed(generating.frame_range_payload), frame_range)))
     return plan
 
 
@@ -62,18 +62,18 @@ def rows_of(paths: Sequence[Path], seed: int) -> Frames:
     return plan
 
 
-def labels_of(stretches: Sequence[LabelledStretch], keys: LabelKeys, method: str, seed: int) -> Frames:
-    """Plan to read labelled frames of stretches of files."""
+def labels_of(frame_ranges: Sequence[LabelledFrameRange], keys: LabelKeys, method: str, seed: int) -> Frames:
+    """Plan to read the labelled frames of ranges of files."""
     plan = []
-    for index, stretch in enumerate(stretches):
-        params = {**asdict(stretch), "keys": keys.model_dump(), "method": method}
+    for index, frame_range in enumerate(frame_ranges):
+        params = {**asdict(frame_range), "keys": keys.model_dump(), "method": method}
         unit = Unit(
             stage="explore",
             index=index,
             key=key_of("import", generating.VERSION, params, [], seed),
-            n_inputs=stretch.n_frames,
+            n_inputs=frame_range.n_frames,
         )
-        plan.append((unit, partial(dask.delayed(read_labelled), stretch, keys, method)))
+        plan.append((unit, partial(dask.delayed(read_labelled), frame_range, keys, method)))
     return plan
 
 
@@ -96,7 +96,7 @@ def read_and_describe(
     Returns
     -------
     frames, features : list of Receipt
-        Units of frames, one a stretch, and of their features, one for each unit that holds frames.
+        Units of frames, one for each frame range, and of their features, one for each unit that holds frames.
     picks : Receipt or None
         The unit of picks.
 
@@ -163,6 +163,6 @@ def _read_and_describe(run: Run, plan: Frames) -> tuple[list[Receipt], list[Rece
     if not any(receipt.n_out for receipt in frames):
         rejected = run.directory.quarantined()
         raise InputError(f"no frame can be described: {list_reasons(rejected)}; e.g. {rejected[0].evidence}")
-    species = generating.elements(run.directory.root, [receipt.key for receipt in frames])
+    species = generating.list_elements(run.directory.root, [receipt.key for receipt in frames])
     features, against = _describe(run, frames, species)
     return frames, features, against

@@ -23,8 +23,8 @@ from daskpipe.pipeline.existing_data import frames_of, read_and_describe
 from daskpipe.pipeline.packing import versions
 from daskpipe.pipeline.steps import content_of
 from daskpipe.pipeline.workspace import SIZE, Done, Made, _config, _run, _target
-from daskpipe.stages.generate.files import find
-from daskpipe.stages.generate.frame_ranges import Stretch, copy_frames, stretches
+from daskpipe.stages.generate.files import find_files
+from daskpipe.stages.generate.frame_ranges import FrameRange, copy_frames, cut_frame_ranges
 from daskpipe.stages.select.overlaps import find_overlaps
 from daskpipe.stages.select.stage import atom_table, feature_table
 
@@ -142,12 +142,12 @@ def describe(
     return _run("describe", config, out, client, subscribers, work)
 
 
-def _pieces(paths: Sequence[str]) -> list[Stretch]:
-    return [piece for file in find(list(paths), Path.cwd()) for piece in stretches(file, SIZE)]
+def _pieces(paths: Sequence[str]) -> list[FrameRange]:
+    return [piece for file in find_files(list(paths), Path.cwd()) for piece in cut_frame_ranges(file, SIZE)]
 
 
 def _features(
-    directory: RunDirectory, pieces: list[Stretch], frames: list[Receipt], features: list[Receipt], config: Config
+    directory: RunDirectory, pieces: list[FrameRange], frames: list[Receipt], features: list[Receipt], config: Config
 ) -> xr.Dataset:
     """Gather what describes the frames; features are lazy Dask arrays."""
     import xarray as xr

@@ -38,7 +38,7 @@ from daskpipe.stages.explore.settings import Exploration
 from daskpipe.stages.explore.timesteps import masses_of, timestep_warning
 from daskpipe.stages.explore.trajectory import Condition
 from daskpipe.stages.generate.files import KNOWN_NAMES, checksum, reader_of
-from daskpipe.stages.generate.frame_ranges import stretches
+from daskpipe.stages.generate.frame_ranges import cut_frame_ranges
 from daskpipe.store import reader
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ def _generate(run: Run, requests: Sequence[generating.Request] | None) -> list[R
     """Seeds from generators and files; a partition of the bag is a unit."""
     settings = run.config.generate
     if requests is None:
-        requests = generating.requests(settings.sources, settings.paths, settings.base_dir)
+        requests = generating.list_requests(settings.sources, settings.paths, settings.base_dir)
 
     def lazy(batch: Sequence[generating.Request]) -> Any:
-        seeds = generating.generate(list(batch), seed=run.seed, limits=settings.limits, partition_size=len(batch))
-        return seeds.map_partitions(generating.pack)
+        seeds = generating.generate_seeds(list(batch), seed=run.seed, limits=settings.limits, partition_size=len(batch))
+        return seeds.map_partitions(generating.to_payloads)
 
     plan = []
     for index, batch in enumerate(batches(requests, settings.partition_size)):
@@ -81,7 +81,9 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
     """Trajectories from each seed at each temperature and replica; and the elements of the seeds."""
     settings = run.config.explore
     holds = run.config.holds
-    pieces, duplicates, species = generating.distinct(run.directory.root, [receipt.key for receipt in seeds], holds)
+    pieces, duplicates, species = generating.find_distinct_seeds(
+        run.directory.root, [receipt.key for receipt in seeds], holds
+    )
     run.directory.quarantine(duplicates)
     n_seeds = sum(receipt.n_out for receipt in seeds) - len(duplicates)
     if n_seeds and not pieces:
@@ -195,9 +197,9 @@ def _describe_against(run: Run, species: list[str], params: dict[str, Any], fit_
         pieces = [(path, start, min(start + AGAINST_SIZE, n_structures)) for start in starts]
         sizes = [stop - start for _, start, stop in pieces]
     else:
-        read = generating.frames_in_memory
-        pieces = [(stretch,) for stretch in stretches(path, AGAINST_SIZE)]
-        sizes = [stretch.n_frames for (stretch,) in pieces]
+        read = generating.load_frame_range
+        pieces = [(frame_range,) for frame_range in cut_frame_ranges(path, AGAINST_SIZE)]
+        sizes = [frame_range.n_frames for (frame_range,) in pieces]
     plan = []
     for index, (piece, size) in enumerate(zip(pieces, sizes, strict=True)):
         key = key_of(AGAINST, describing.VERSION, params, [fit_key, digest, AGAINST_SIZE, index], run.seed)
@@ -275,7 +277,7 @@ def _label(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
 
     def lazy(batch: Sequence[Rows], start: int) -> Any:
         loaded = dask.delayed(labelling.load_picks)(root, list(batch), picks.key, start, start + len(batch))
-        return labelling.label(db.from_delayed([loaded]), build, settings.potential.name, settings.checks)
+        return labelling.label_frames(db.from_delayed([loaded]), build, settings.potential.name, settings.checks)
 
     plan = []
     for index, batch in enumerate(batches(pieces, settings.batch_size)):
@@ -285,7 +287,7 @@ def _label(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
         key = key_of("label", labelling.VERSION, params, upstream, run.seed)
         unit = Unit(stage="label", index=index, key=key, n_inputs=len(batch), upstream=(picks.key,))
         one = [partial(lazy, [piece], start + row) for row, piece in enumerate(batch)]
-        plan.append(Planned(unit, partial(lazy, batch, start), one, partial(labelling.names, root, list(batch))))
+        plan.append(Planned(unit, partial(lazy, batch, start), one, partial(labelling.name_frames, root, list(batch))))
     return run.driver.drive("label", plan, "frames")
 
 
@@ -335,5 +337,5 @@ def devices(config: Config) -> dict[str, str]:
 def _builder(settings: configs.Explore | configs.Label) -> Callable[[], potentials.Potential]:
     """Return a function that builds the potential where it is called: on the worker, once a process."""
     return partial(
-        potentials.build, settings.potential.name, settings.potential.params, settings.device, settings.dtype
+        potentials.build_potential, settings.potential.name, settings.potential.params, settings.device, settings.dtype
     )

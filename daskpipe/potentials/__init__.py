@@ -5,14 +5,14 @@ Makes   a `Potential`: an ASE calculator, a batched torch-sim model where there 
 Plugins entry-point group ``daskpipe.potentials``: a keyword-only factory
         ``(*, device: str, dtype: str, **params) -> Potential``; its module may define
         ``identify(**params) -> Identity`` to say which bytes decide its numbers.
-Entry   `build` on the worker, once per process, never pickled; `identity` in the driver, before anything runs;
-        `evaluate` for labels; `batched` for molecular dynamics.
+Entry   `build_potential` on the worker, once per process, never pickled; `identify_potential` in the driver, before
+        anything runs; `evaluate` for labels; `batched_model` for molecular dynamics.
 Memory  bundled MACE and CHGNet: below 0.1 GB of weights; a batch takes about 0.5 MB an atom with them.
 """
 
-from daskpipe.potentials.box import boxed
-from daskpipe.potentials.catalogue import POTENTIALS, build, identity
-from daskpipe.potentials.evaluate import batched, evaluate
+from daskpipe.potentials.box import make_periodic
+from daskpipe.potentials.catalogue import POTENTIALS, build_potential, identify_potential
+from daskpipe.potentials.evaluate import batched_model, evaluate
 from daskpipe.potentials.identity import Identity
 from daskpipe.potentials.potential import Potential
 from daskpipe.potentials.results import FAILURE_REASONS, Evaluation, Failure, Results
@@ -25,9 +25,9 @@ __all__ = [
     "Identity",
     "Potential",
     "Results",
-    "batched",
-    "boxed",
-    "build",
+    "batched_model",
+    "build_potential",
     "evaluate",
-    "identity",
+    "identify_potential",
+    "make_periodic",
 ]

@@ -10,8 +10,8 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 from torch_sim.models.interface import ModelInterface
 
-from daskpipe.potentials.batches import periodic
-from daskpipe.potentials.results import Failure, calculate
+from daskpipe.potentials.batches import periodic_axes
+from daskpipe.potentials.results import Failure, run_calculator
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -61,7 +61,7 @@ class AseModel(ModelInterface):
         cells = state.row_vector_cell.detach().cpu().numpy().astype(float)
         numbers = state.atomic_numbers.cpu().numpy()
         system = state.system_idx.cpu().numpy()
-        axes = periodic(state).cpu().numpy()
+        axes = periodic_axes(state).cpu().numpy()
         extras = {
             info: getattr(state, extra).cpu().numpy().round().astype(int)
             for extra, info in (("charge", "charge"), ("spin", "spin_multiplicity"))
@@ -76,7 +76,7 @@ class AseModel(ModelInterface):
             rows = np.flatnonzero(system == index)
             atoms = Atoms(numbers[rows], positions=positions[rows], cell=cells[index], pbc=axes[index])
             atoms.info = {info: int(values[index]) for info, values in extras.items()}
-            found = calculate(self.calculator, atoms, stress=self._compute_stress)
+            found = run_calculator(self.calculator, atoms, stress=self._compute_stress)
             if isinstance(found, Failure):
                 self.failures[index] = f"{found.reason}: {found.evidence}"
                 continue

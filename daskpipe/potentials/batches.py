@@ -62,7 +62,7 @@ class Neighbours:
     per_atom: torch.Tensor
 
 
-def batch(atoms: Sequence[Atoms], device: torch.device, dtype: torch.dtype) -> torch_sim.SimState:
+def make_state(atoms: Sequence[Atoms], device: torch.device, dtype: torch.dtype) -> torch_sim.SimState:
     """Put structures of any periodicities into one state.
 
     Parameters
@@ -100,25 +100,25 @@ def batch(atoms: Sequence[Atoms], device: torch.device, dtype: torch.dtype) -> t
     )
 
 
-def periodic(state: torch_sim.SimState) -> torch.Tensor:
+def periodic_axes(state: torch_sim.SimState) -> torch.Tensor:
     """Say along which cell vectors each system is periodic, shape (system, 3), bool; none if they are not finite."""
     axes = getattr(state, "periodic", None)
     if axes is None:
         axes = state.pbc.expand(state.n_systems, 3)
-    return axes.bool() & _whole(state)[:, None]
+    return axes.bool() & _finite_cells(state)[:, None]
 
 
-def lost(state: torch_sim.SimState) -> torch.Tensor:
+def lost_systems(state: torch_sim.SimState) -> torch.Tensor:
     """Say which systems have a position or a cell that is not finite, shape (system,), bool."""
     strange = (~state.positions.isfinite()).any(dim=1).to(state.dtype)
-    return (sums(strange, state.n_atoms_per_system) > 0) | ~_whole(state)
+    return (sum_segments(strange, state.n_atoms_per_system) > 0) | ~_finite_cells(state)
 
 
-def _whole(state: torch_sim.SimState) -> torch.Tensor:
+def _finite_cells(state: torch_sim.SimState) -> torch.Tensor:
     return state.row_vector_cell.isfinite().flatten(1).all(dim=1)
 
 
-def neighbours(state: torch_sim.SimState, cutoff: float) -> Neighbours:
+def find_neighbours(state: torch_sim.SimState, cutoff: float) -> Neighbours:
     """Find all pairs of atoms closer than a cutoff, images included.
 
     Parameters
@@ -133,11 +133,11 @@ def neighbours(state: torch_sim.SimState, cutoff: float) -> Neighbours:
     Neighbours
         An atom is no neighbour of itself, but its images are.
     """
-    return _within(_candidates(state, cutoff * (1 + EDGE)), state, cutoff)
+    return _keep_within(_find_candidates(state, cutoff * (1 + EDGE)), state, cutoff)
 
 
-class Finder:
-    """`neighbours` of one state after another, faster where they are steps of one trajectory.
+class NeighbourFinder:
+    """`find_neighbours` of one state after another, faster where they are steps of one trajectory.
 
     It keeps the pairs within the cutoff and a skin, and looks for them anew when atoms may have crossed the skin. What
     it returns does not depend on what it keeps.
@@ -154,14 +154,14 @@ class Finder:
         self._last: _Candidates | None = None
 
     def __call__(self, state: torch_sim.SimState) -> Neighbours:
-        """Return what `neighbours` returns for a state."""
+        """Return what `find_neighbours` returns for a state."""
         if self._last is None or not self._serves(self._last, state):
-            self._last = _candidates(state, self.cutoff + self.skin)
-        return _within(self._last, state, self.cutoff)
+            self._last = _find_candidates(state, self.cutoff + self.skin)
+        return _keep_within(self._last, state, self.cutoff)
 
     def _serves(self, last: _Candidates, state: torch_sim.SimState) -> bool:
         """Whether no pair that was farther apart than cutoff and skin can be within the cutoff now."""
-        axes = periodic(state)
+        axes = periodic_axes(state)
         if last.positions.dtype != state.dtype or not (
             torch.equal(last.system_idx, state.system_idx) and torch.equal(last.axes, axes)
         ):
@@ -189,9 +189,9 @@ class _Candidates:
     system_idx: torch.Tensor
 
 
-def _candidates(state: torch_sim.SimState, cutoff: float) -> _Candidates:
-    axes = periodic(state)
-    cell = completed(state.row_vector_cell, axes)
+def _find_candidates(state: torch_sim.SimState, cutoff: float) -> _Candidates:
+    axes = periodic_axes(state)
+    cell = complete_cells(state.row_vector_cell, axes)
     # What is not finite belongs to systems that are lost; it must not disturb the others.
     positions, system_idx = torch.nan_to_num(state.positions, posinf=0.0, neginf=0.0), state.system_idx
     find = alchemiops_nl_cell_list if int(state.n_atoms_per_system.max()) > LARGE else alchemiops_nl_n2
@@ -200,7 +200,7 @@ def _candidates(state: torch_sim.SimState, cutoff: float) -> _Candidates:
     except NeighborOverflowError:  # denser than any matter that it expects
         reach = torch.tensor(cutoff).to(positions)
         (first, second), system, offsets = torch_nl_linked_cell(positions, cell, axes, reach, system_idx)
-    order = _order(first, second, offsets.long(), state.n_atoms)
+    order = _sorting_order(first, second, offsets.long(), state.n_atoms)
     return _Candidates(
         first=first.index_select(0, order),
         second=second.index_select(0, order),
@@ -213,7 +213,7 @@ def _candidates(state: torch_sim.SimState, cutoff: float) -> _Candidates:
     )
 
 
-def _order(first: torch.Tensor, second: torch.Tensor, images: torch.Tensor, n_atoms: int) -> torch.Tensor:
+def _sorting_order(first: torch.Tensor, second: torch.Tensor, images: torch.Tensor, n_atoms: int) -> torch.Tensor:
     """Permutation that sorts edges by first atom, second atom and image: one sort of one whole number an edge."""
     if not len(first):
         return first
@@ -223,15 +223,15 @@ def _order(first: torch.Tensor, second: torch.Tensor, images: torch.Tensor, n_at
     return torch.argsort((((first * n_atoms + second) * n_a + a) * n_b + b) * n_c + c)
 
 
-def _within(pairs: _Candidates, state: torch_sim.SimState, cutoff: float) -> Neighbours:
+def _keep_within(pairs: _Candidates, state: torch_sim.SimState, cutoff: float) -> Neighbours:
     """Candidates closer than the cutoff, by one formula whatever found them."""
-    rows = completed(state.row_vector_cell, pairs.axes).flatten(1).T.contiguous()
+    rows = complete_cells(state.row_vector_cell, pairs.axes).flatten(1).T.contiguous()
     cell = rows.index_select(1, pairs.system).unflatten(0, (3, 3))
     positions = state.positions.T.contiguous()
     a, b, c = pairs.offsets
     moved = a * cell[0] + b * cell[1] + c * cell[2]
     vectors = positions.index_select(1, pairs.second) - positions.index_select(1, pairs.first) + moved
-    squares = dot(vectors, vectors)
+    squares = dot_columns(vectors, vectors)
     inside = torch.nonzero(squares < cutoff * cutoff).squeeze(1)
     first = pairs.first.index_select(0, inside)
     return Neighbours(
@@ -245,7 +245,7 @@ def _within(pairs: _Candidates, state: torch_sim.SimState, cutoff: float) -> Nei
     )
 
 
-def completed(cell: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
+def complete_cells(cell: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
     """Replace cell vectors along open axes by unit vectors perpendicular to the periodic ones and to each other.
 
     Parameters
@@ -265,21 +265,21 @@ def completed(cell: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
     return torch.where(axes[:, :, None], cell, free)
 
 
-def volumes(cell: torch.Tensor) -> torch.Tensor:
+def cell_volumes(cell: torch.Tensor) -> torch.Tensor:
     """Volumes of cells (system, 3, 3), shape (system,), Å^3; NaN where the three vectors span none."""
     a, b, c = cell.unbind(dim=1)
     normal = torch.stack([b[:, i] * c[:, j] - b[:, j] * c[:, i] for i, j in ((1, 2), (2, 0), (0, 1))])
-    volume = dot(a.T, normal).abs()
-    box = (dot(a.T, a.T) * dot(b.T, b.T) * dot(c.T, c.T)).sqrt()
+    volume = dot_columns(a.T, normal).abs()
+    box = (dot_columns(a.T, a.T) * dot_columns(b.T, b.T) * dot_columns(c.T, c.T)).sqrt()
     return torch.where(volume > FLAT * box, volume, torch.nan)
 
 
-def dot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def dot_columns(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Scalar products of columns of three, term by term: a reduction may round otherwise in another batch."""
     x, y, z = left * right
     return x + y + z
 
 
-def sums(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def sum_segments(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Add up consecutive values, each sum from its first to its last: the same bits in any company."""
     return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)

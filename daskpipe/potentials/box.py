@@ -13,7 +13,7 @@ SLACK = 0.1
 """Added to the vacuum, Å: at exactly the cutoff, rounding decides whether an image is a neighbour."""
 
 
-def boxed(atoms: Atoms, vacuum: float) -> Atoms:
+def make_periodic(atoms: Atoms, vacuum: float) -> Atoms:
     """Return a copy that is periodic along all three vectors, without new neighbours.
 
     Parameters

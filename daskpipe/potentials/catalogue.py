@@ -39,7 +39,7 @@ _built: dict[tuple[str, ...], Potential] = {}
 _building = threading.RLock()
 
 
-def build(name: str, params: Mapping[str, Any], device: str = "auto", dtype: str = "float32") -> Potential:
+def build_potential(name: str, params: Mapping[str, Any], device: str = "auto", dtype: str = "float32") -> Potential:
     """Build a potential, or return the one that this process has built before.
 
     Parameters
@@ -70,7 +70,7 @@ def build(name: str, params: Mapping[str, Any], device: str = "auto", dtype: str
         raise ConfigError(unknown("dtype", dtype, list(DTYPES)))
     params = check_params(name, params)
     # The parameters beside the hash: some change how numbers are computed, and not which.
-    key = (name, identity(name, params).hash, json.dumps(params, sort_keys=True), device, dtype)
+    key = (name, identify_potential(name, params).hash, json.dumps(params, sort_keys=True), device, dtype)
     with _building:
         if key not in _built:
             with quiet():
@@ -78,13 +78,13 @@ def build(name: str, params: Mapping[str, Any], device: str = "auto", dtype: str
         return _built[key]
 
 
-def identity(name: str, params: Mapping[str, Any]) -> Identity:
+def identify_potential(name: str, params: Mapping[str, Any]) -> Identity:
     """Say which potential it is without building it.
 
     Parameters
     ----------
     name, params
-        As for `build`.
+        As for `build_potential`.
 
     Returns
     -------

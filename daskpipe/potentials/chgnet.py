@@ -39,18 +39,18 @@ def chgnet(*, device: str, dtype: str, version: Literal["0.3.0", "0.2.0", "r2sca
     version
         Weights: 0.3.0 and 0.2.0 are of PBE(+U), r2scan of r2SCAN.
     """
-    label = _labeller(device, version)
+    label = _make_labeller(device, version)
     return Potential(
-        calculator=calculator_of(label), label=label, elements=_elements(), cutoff=CUTOFF, knows_charge=False
+        calculator=calculator_of(label), label=label, elements=_known_elements(), cutoff=CUTOFF, knows_charge=False
     )
 
 
 def identify(version: str) -> Identity:
     """Identity of CHGNet: the bytes of its weights."""
-    return Identity(name=f"CHGNet {version}", hash=file_hash(_weights(version)), elements=_elements())
+    return Identity(name=f"CHGNet {version}", hash=file_hash(_find_weights(version)), elements=_known_elements())
 
 
-def _weights(version: str) -> Path:
+def _find_weights(version: str) -> Path:
     spec = find_spec("chgnet")
     if spec is None or spec.origin is None:
         raise ConfigError("potential 'chgnet' needs the package chgnet; pip install chgnet")
@@ -58,20 +58,20 @@ def _weights(version: str) -> Path:
     return path
 
 
-def _elements() -> frozenset[str]:
+def _known_elements() -> frozenset[str]:
     from ase.data import chemical_symbols
 
     # The 89 elements of its training set MPtrj: up to Pu without Po, At, Rn, Fr and Ra.
     return frozenset(chemical_symbols[1:84] + chemical_symbols[89:95])
 
 
-def _labeller(device: str, version: str) -> Any:
+def _make_labeller(device: str, version: str) -> Any:
     from ase.stress import full_3x3_to_voigt_6_stress
     from chgnet.model.model import CHGNet
     from pymatgen.core import Lattice, Structure
 
     from daskpipe.core.constants import GPA
-    from daskpipe.potentials.box import boxed
+    from daskpipe.potentials.box import make_periodic
 
     class Silent(Structure):
         def to(self, *_args: Any, **_kwargs: Any) -> str:
@@ -82,7 +82,7 @@ def _labeller(device: str, version: str) -> Any:
     model.graph_converter.set_isolated_atom_response("error")
 
     def graph(atoms: Atoms) -> Any:
-        inside = boxed(atoms, VACUUM)
+        inside = make_periodic(atoms, VACUUM)
         inside.wrap()
         lattice = Lattice(inside.cell.array)
         try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NotRequired, TypedDict
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, with_config
 
-from daskpipe.potentials.evaluate import batched, calculator_of, evaluate
+from daskpipe.potentials.evaluate import batched_model, calculator_of, evaluate
 from daskpipe.potentials.identity import Identity
 from daskpipe.potentials.potential import Potential
 from daskpipe.potentials.results import Evaluation, Failure, Results
@@ -53,26 +53,28 @@ def committee(
     members
         At least two, each with ``name``, one of ``POTENTIALS.names()``, and ``params``, its parameters.
     """
-    from daskpipe.potentials.catalogue import build
+    from daskpipe.potentials.catalogue import build_potential
 
-    parts = [build(member["name"], member.get("params", {}), device, dtype) for member in members]
+    parts = [build_potential(member["name"], member.get("params", {}), device, dtype) for member in members]
 
     def model(stress: bool) -> ModelInterface:
         import torch
 
         from daskpipe.potentials.committee_model import CommitteeModel
 
-        return CommitteeModel([batched(part, stress=stress) for part in parts], torch.device(device))
+        return CommitteeModel([batched_model(part, stress=stress) for part in parts], torch.device(device))
 
     def label(structures: Sequence[Atoms]) -> list[Evaluation]:
-        return [mean(answers) for answers in zip(*(evaluate(part, structures) for part in parts), strict=True)]
+        return [
+            average_results(answers) for answers in zip(*(evaluate(part, structures) for part in parts), strict=True)
+        ]
 
     cutoffs = [part.cutoff for part in parts if part.cutoff is not None]
     return Potential(
         calculator=calculator_of(label),
         model=model,
         label=label,
-        elements=_shared(part.elements for part in parts),
+        elements=_common_elements(part.elements for part in parts),
         cutoff=max(cutoffs) if len(cutoffs) == len(parts) else None,
         knows_charge=all(part.knows_charge for part in parts),
     )
@@ -80,18 +82,18 @@ def committee(
 
 def identify(members: list[Member]) -> Identity:
     """Identity of a committee: those of its members, in order."""
-    from daskpipe.potentials.catalogue import identity
+    from daskpipe.potentials.catalogue import identify_potential
 
-    parts = [identity(member["name"], member.get("params", {})) for member in members]
+    parts = [identify_potential(member["name"], member.get("params", {})) for member in members]
     return Identity(
         name=f"committee of {', '.join(part.name for part in parts)}",
         hash=hashlib.sha256("\n".join(["committee", *(part.hash for part in parts)]).encode()).hexdigest(),
-        elements=_shared(part.elements for part in parts),
+        elements=_common_elements(part.elements for part in parts),
         packages={name: version for part in parts for name, version in part.packages.items()},
     )
 
 
-def mean(answers: Sequence[Evaluation]) -> Evaluation:
+def average_results(answers: Sequence[Evaluation]) -> Evaluation:
     """Mean of what the members say about one structure; the first failure if one of them fails."""
     found: list[Results] = []
     for answer in answers:
@@ -107,6 +109,6 @@ def mean(answers: Sequence[Evaluation]) -> Evaluation:
     )
 
 
-def _shared(elements: Iterable[frozenset[str] | None]) -> frozenset[str] | None:
+def _common_elements(elements: Iterable[frozenset[str] | None]) -> frozenset[str] | None:
     known = [item for item in elements if item is not None]
     return frozenset.intersection(*known) if known else None

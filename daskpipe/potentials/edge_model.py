@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch_sim.models.interface import ModelInterface
 
-from daskpipe.potentials.batches import Finder, Neighbours, lost, sums, volumes
+from daskpipe.potentials.batches import NeighbourFinder, Neighbours, cell_volumes, lost_systems, sum_segments
 
 if TYPE_CHECKING:
     from torch_sim import SimState
@@ -27,8 +27,8 @@ class EdgeModel(ModelInterface):
 
     In float64 on the CPU the numbers of a system are the same bits alone and in any batch, with or without stress, if
     those of the interaction are: it may use sums, products, divisions, ``exp``, ``log``, ``sqrt`` and
-    `daskpipe.potentials.batches.sums`, but neither matrix products nor powers, whose rounding hangs on the place in
-    the batch.
+    `daskpipe.potentials.batches.sum_segments`, but neither matrix products nor powers, whose rounding depends on the
+    place in the batch.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class EdgeModel(ModelInterface):
     ) -> None:
         super().__init__()
         self.interaction = interaction
-        self.find = Finder(cutoff)
+        self.find = NeighbourFinder(cutoff)
         self._device = device
         self._dtype = dtype
         self._compute_stress = compute_stress
@@ -78,16 +78,16 @@ class EdgeModel(ModelInterface):
             per_system = state.n_atoms_per_system
             out = {
                 # In float64 in any case: trial moves are accepted by differences of these sums.
-                "energy": sums(energies.double(), per_system),
-                "forces": torch.stack([sums(pull, edges.per_atom) for pull in pulls], dim=1),
+                "energy": sum_segments(energies.double(), per_system),
+                "forces": torch.stack([sum_segments(pull, edges.per_atom) for pull in pulls], dim=1),
             }
             if self._compute_stress:
                 virials = [
-                    sums(sums(vectors[i] * pulls[j], edges.per_atom), per_system)
+                    sum_segments(sum_segments(vectors[i] * pulls[j], edges.per_atom), per_system)
                     for i, j in ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
                 ]
                 # Half, as each pair stands in the list twice.
-                stress = 0.5 * torch.stack(virials)[torch.tensor(VOIGT)] / volumes(state.row_vector_cell)
+                stress = 0.5 * torch.stack(virials)[torch.tensor(VOIGT)] / cell_volumes(state.row_vector_cell)
                 out["stress"] = stress.permute(2, 0, 1)
-            out["energy"] = torch.where(lost(state), torch.nan, out["energy"])
+            out["energy"] = torch.where(lost_systems(state), torch.nan, out["energy"])
         return {name: value.to(state.dtype) for name, value in out.items()}

@@ -35,10 +35,10 @@ def emt(*, device: str, dtype: str) -> Potential:
         from daskpipe.potentials.edge_model import EdgeModel
 
         where, what = torch.device(device), getattr(torch, dtype)
-        interaction, cutoff = _interaction(where, what)
+        interaction, cutoff = _make_interaction(where, what)
         return EdgeModel(interaction, cutoff, device=where, dtype=what, compute_stress=stress)
 
-    calculator = _calculator()
+    calculator = _make_calculator()
     calculator.initialize(Atoms())
     return Potential(
         calculator=calculator, model=model, elements=ELEMENTS, cutoff=calculator.rc_list, knows_charge=False
@@ -50,7 +50,7 @@ def identify() -> Identity:
     return identity_of_package("EMT", "ase", {}, elements=ELEMENTS)
 
 
-def _interaction(device: torch.device, dtype: torch.dtype) -> tuple[Interaction, float]:
+def _make_interaction(device: torch.device, dtype: torch.dtype) -> tuple[Interaction, float]:
     """EMT as an interaction of edges, and its cutoff in Å; names as in `ase.calculators.emt`, whose numbers it takes.
 
     Sums over the neighbours of an atom give its density sigma1, which gives its energy through the radius ds of the
@@ -60,7 +60,7 @@ def _interaction(device: torch.device, dtype: torch.dtype) -> tuple[Interaction,
     from ase import Atoms
     from ase.calculators.emt import EMT, beta
 
-    from daskpipe.potentials.batches import sums
+    from daskpipe.potentials.batches import sum_segments
 
     source = EMT()
     source.initialize(Atoms(sorted(ELEMENTS)))
@@ -91,7 +91,7 @@ def _interaction(device: torch.device, dtype: torch.dtype) -> tuple[Interaction,
 
         atom = {name: values[kind] for name, values in table.items()}
         alone = edges.per_atom == 0
-        sigma1 = torch.where(alone, 1.0, sums(taken, edges.per_atom))
+        sigma1 = torch.where(alone, 1.0, sum_segments(taken, edges.per_atom))
         ds = -torch.log(sigma1 * atom["inv12gamma1"]) / (beta * atom["eta2"])
         near = atom["E0"] * torch.exp(-atom["lambda"] * ds)
         shift = 6 * atom["V0"] * torch.exp(-atom["kappa"] * ds)
@@ -99,7 +99,7 @@ def _interaction(device: torch.device, dtype: torch.dtype) -> tuple[Interaction,
         sphere = torch.where(alone, 0.0, near * (1 + reduced) + shift)
         dsphere = (atom["lambda"] * reduced * near + atom["kappa"] * shift) / (beta * atom["eta2"] * sigma1)
 
-        energies = sphere + 0.5 * sums(pair + pair_other, edges.per_atom) - atom["E0"]
+        energies = sphere + 0.5 * sum_segments(pair + pair_other, edges.per_atom) - atom["E0"]
         slopes = (
             dsphere.index_select(0, edges.first) * taken * (bend - eta_other)
             + dsphere.index_select(0, edges.second) * given * (bend - eta)
@@ -111,13 +111,13 @@ def _interaction(device: torch.device, dtype: torch.dtype) -> tuple[Interaction,
     return interaction, source.rc_list
 
 
-def _calculator() -> Calculator:
+def _make_calculator() -> Calculator:
     import numpy as np
     from ase import Atoms
     from ase.calculators.emt import EMT
     from matscipy.neighbours import neighbour_list
 
-    from daskpipe.potentials.box import boxed
+    from daskpipe.potentials.box import make_periodic
 
     class Neighbours:
         """ASE's `NeighborList` as far as EMT uses it, five times as fast, and without a memory of earlier steps."""
@@ -126,7 +126,7 @@ def _calculator() -> Calculator:
             self.cutoff = cutoff
 
         def update(self, atoms: Atoms) -> None:
-            first, self.second, self.offset = neighbour_list("ijS", boxed(atoms, self.cutoff), self.cutoff)
+            first, self.second, self.offset = neighbour_list("ijS", make_periodic(atoms, self.cutoff), self.cutoff)
             self.start = np.searchsorted(first, np.arange(len(atoms) + 1))
 
         def get_neighbors(self, atom: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from daskpipe.potentials.potential import Potential
-from daskpipe.potentials.results import Evaluation, Failure, calculate, charged, unknown_elements
+from daskpipe.potentials.results import Evaluation, Failure, run_calculator, unknown_charge, unknown_elements
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -37,7 +37,7 @@ def evaluate(potential: Potential, structures: Sequence[Atoms]) -> list[Evaluati
         From the library below, where it is the machine that failed (no memory, a CUDA error) and not a structure.
     """
     out: list[Evaluation | None] = [
-        unknown_elements(atoms, potential.elements) or (None if potential.knows_charge else charged(atoms))
+        unknown_elements(atoms, potential.elements) or (None if potential.knows_charge else unknown_charge(atoms))
         for atoms in structures
     ]
     todo = [index for index, failure in enumerate(out) if failure is None]
@@ -46,13 +46,13 @@ def evaluate(potential: Potential, structures: Sequence[Atoms]) -> list[Evaluati
         if potential.label is not None:
             found = potential.label(chosen) if chosen else []
         else:
-            found = [calculate(potential.calculator, atoms) for atoms in chosen]
+            found = [run_calculator(potential.calculator, atoms) for atoms in chosen]
     for index, evaluation in zip(todo, found, strict=True):
         out[index] = evaluation
     return [evaluation for evaluation in out if evaluation is not None]
 
 
-def batched(potential: Potential, *, stress: bool = False) -> ModelInterface:
+def batched_model(potential: Potential, *, stress: bool = False) -> ModelInterface:
     """Return the torch-sim model of a potential, the same one whenever it is asked for.
 
     Parameters
@@ -73,11 +73,11 @@ def batched(potential: Potential, *, stress: bool = False) -> ModelInterface:
 
     with potential.lock, quiet():  # torch-sim's import has a good deal to say
         if stress not in potential._models:
-            potential._models[stress] = _model(potential, stress)
+            potential._models[stress] = _make_model(potential, stress)
         return potential._models[stress]
 
 
-def _model(potential: Potential, stress: bool) -> ModelInterface:
+def _make_model(potential: Potential, stress: bool) -> ModelInterface:
     if potential.model is not None:
         return potential.model(stress)
     from daskpipe.potentials.ase_model import AseModel

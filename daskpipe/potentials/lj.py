@@ -42,14 +42,14 @@ def lj(
     def model(stress: bool) -> ModelInterface:
         import torch
 
-        from daskpipe.potentials.batches import sums
+        from daskpipe.potentials.batches import sum_segments
         from daskpipe.potentials.edge_model import EdgeModel
 
         def interaction(
             edges: Neighbours, distances: torch.Tensor, _numbers: torch.Tensor
         ) -> tuple[torch.Tensor, torch.Tensor]:
             energies, slopes = smooth_pair(distances, epsilon, sigma, r_cut)
-            return 0.5 * sums(energies, edges.per_atom), slopes
+            return 0.5 * sum_segments(energies, edges.per_atom), slopes
 
         return EdgeModel(
             interaction, r_cut, device=torch.device(device), dtype=getattr(torch, dtype), compute_stress=stress

@@ -74,8 +74,8 @@ def mace(
     from daskpipe.potentials.mace_model import MixedMace, check_acceleration
 
     check_acceleration(acceleration, device)
-    path = _path(model)
-    module = _load(path, device, dtype)
+    path = _find_model_file(model)
+    module = _load_module(path, device, dtype)
     head = choose_head(list(getattr(module, "heads", ["Default"])), head, path)
     calculator = Calculator(models=module, device=device, default_dtype=dtype, head=head)
 
@@ -89,8 +89,8 @@ def mace(
     return Potential(
         calculator=calculator,
         model=batched,
-        label=_labeller(batched(True, "none")),
-        elements=_symbols(module.atomic_numbers.tolist()),
+        label=_make_labeller(batched(True, "none")),
+        elements=_element_symbols(module.atomic_numbers.tolist()),
         cutoff=cutoff,
         # Without an embedding of the charge a model is one of neutral matter.
         knows_charge="total_charge" in specs_of(module),
@@ -105,7 +105,7 @@ def node_features(
     Parameters
     ----------
     potential
-        A MACE, from `daskpipe.potentials.build`.
+        A MACE, from `daskpipe.potentials.build_potential`.
     structures
         Of any periodicity, elements that the model knows.
     invariants_only, num_layers
@@ -154,7 +154,7 @@ def node_feature_columns(potential: Potential, invariants_only: bool = True, num
     Parameters
     ----------
     potential
-        A MACE, from `daskpipe.potentials.build`.
+        A MACE, from `daskpipe.potentials.build_potential`.
     invariants_only
         Leave vectors and higher tensors out.
     num_layers
@@ -206,14 +206,14 @@ def identify(model: str, head: str | None, acceleration: str = "none") -> Identi
     How it is accelerated is no part of it: that changes rounding, and no label. Class and heads of the model are
     checked here, before anything runs, without loading it.
     """
-    path = _path(model)
+    path = _find_model_file(model)
     files, elements = [path], None
     if path.suffix == ".safetensors":
         from daskpipe.potentials.mace_files import hyper_file, read_hypers
 
         files.append(hyper_file(path))
         hypers = read_hypers(path)
-        elements = _symbols(hypers["atomic_numbers"])
+        elements = _element_symbols(hypers["atomic_numbers"])
         choose_head(hypers["heads"] or ["Default"], head, path)
     elif (pickled := read_class_and_heads(path)) is not None:
         name_of_class, heads = pickled
@@ -221,7 +221,7 @@ def identify(model: str, head: str | None, acceleration: str = "none") -> Identi
         choose_head(heads, head, path)
     parts = [file_hash(file) for file in files] + ([head] if head else [])
     digest = parts[0] if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    name = {"bundled": "MACE Cu-Ag-Au"}.get(model, f"MACE {model if model in _known(model) else path.name}")
+    name = {"bundled": "MACE Cu-Ag-Au"}.get(model, f"MACE {model if model in _foundation_names(model) else path.name}")
     return Identity(name=name, hash=digest, elements=elements)
 
 
@@ -254,14 +254,14 @@ def _refuse_long_range(name_of_class: str, path: Path) -> None:
         )
 
 
-def _path(model: str) -> Path:
+def _find_model_file(model: str) -> Path:
     """File of a model, fetched if it is a foundation model that is not cached."""
     if model == "bundled":
         return BUNDLED
     path = Path(model).expanduser()
     if path.is_file():
         return path.resolve()
-    names = _known(model)
+    names = _foundation_names(model)
     if model in names:
         return _foundation_file(model)
     hint = f" Foundation models: {', '.join(names)}." if names else ""
@@ -270,7 +270,7 @@ def _path(model: str) -> Path:
     )
 
 
-def _known(model: str) -> list[str]:
+def _foundation_names(model: str) -> list[str]:
     """Names of foundation models if `model` looks like a name; MACE, which knows them, is slow to import."""
     if model == "bundled" or "/" in model or os.sep in model or Path(model).suffix:
         return []
@@ -309,7 +309,7 @@ def _talking_to_stderr() -> Iterator[None]:
         yield
 
 
-def _load(path: Path, device: str, dtype: str) -> Any:
+def _load_module(path: Path, device: str, dtype: str) -> Any:
     import torch
 
     if path.suffix == ".safetensors":
@@ -338,11 +338,11 @@ def _load(path: Path, device: str, dtype: str) -> Any:
     return module
 
 
-def _labeller(model: Any) -> Any:
+def _make_labeller(model: Any) -> Any:
     import torch
     from ase.stress import full_3x3_to_voigt_6_stress
 
-    from daskpipe.potentials.batches import batch
+    from daskpipe.potentials.batches import make_state
 
     def label(structures: Sequence[Atoms]) -> list[Evaluation]:
         return [
@@ -352,7 +352,9 @@ def _labeller(model: Any) -> Any:
         ]
 
     def label_batch(structures: Sequence[Atoms]) -> Iterator[Evaluation]:
-        found = {name: value.cpu() for name, value in model(batch(structures, model.device, torch.float64)).items()}
+        found = {
+            name: value.cpu() for name, value in model(make_state(structures, model.device, torch.float64)).items()
+        }
         forces = found["forces"].split([len(atoms) for atoms in structures])
         failures: dict[int, str] = model.failures
         for index, atoms in enumerate(structures):
@@ -365,7 +367,7 @@ def _labeller(model: Any) -> Any:
     return label
 
 
-def _symbols(numbers: Sequence[int]) -> frozenset[str]:
+def _element_symbols(numbers: Sequence[int]) -> frozenset[str]:
     from ase.data import chemical_symbols
 
     return frozenset(chemical_symbols[number] for number in numbers)

@@ -12,7 +12,7 @@ import numpy as np
 from ase.calculators.calculator import all_changes
 from mace.calculators import MACECalculator
 
-from daskpipe.potentials.mace_electrons import INFO_KEYS, outside, specs_of, with_electrons
+from daskpipe.potentials.mace_electrons import INFO_KEYS, find_unknown_electrons, specs_of, with_electrons
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -51,7 +51,7 @@ class Calculator(MACECalculator):
             If the model has no embedding for the structure's charge or spin.
         """
         told = with_electrons(atoms if atoms is not None else self.atoms)
-        if why := outside(self._specs, told.info["charge"], told.info["spin_multiplicity"]):
+        if why := find_unknown_electrons(self._specs, told.info["charge"], told.info["spin_multiplicity"]):
             raise ValueError(why)
         super().calculate(told, properties, system_changes)
         if not told.pbc.all() and "stress" in self.results:

@@ -43,7 +43,7 @@ def with_electrons(atoms: Atoms) -> Atoms:
     return atoms
 
 
-def outside(specs: Mapping[str, Mapping[str, Any]], charge: int, spin: int) -> str | None:
+def find_unknown_electrons(specs: Mapping[str, Mapping[str, Any]], charge: int, spin: int) -> str | None:
     """Return which of charge and spin a model has no embedding for, and those that it has; ``None`` if it has both."""
     for name, what, value in (("total_charge", "charge", charge), ("total_spin", "spin multiplicity", spin)):
         spec = specs.get(name, {})

@@ -120,7 +120,7 @@ def save_model(model: Any, path: Path, **facts: Any) -> None:
         )
     gates = {function: name for name, function in modules.gate_dict.items()}
     hypers = {"format": FORMAT, **facts}
-    hypers |= {name: _plain(config[name]) for name in PLAIN + ARRAYS}
+    hypers |= {name: _to_json(config[name]) for name in PLAIN + ARRAYS}
     hypers |= {name: None if config[name] is None else str(config[name]) for name in IRREPS}
     hypers |= {name: config[name].__name__ for name in CLASSES}
     hypers["gate"] = gates[config["gate"]]
@@ -161,5 +161,5 @@ def build_module(hypers: dict[str, Any], dtype: str) -> Any:
         return modules.ScaleShiftMACE(**arguments, gate=modules.gate_dict[hypers["gate"]])
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value

@@ -19,8 +19,15 @@ from torch_sim import SimState
 
 from daskpipe.core.errors import ConfigError
 from daskpipe.core.third_party import quiet
-from daskpipe.potentials.batches import Finder, completed, lost, periodic, sums, volumes
-from daskpipe.potentials.mace_electrons import outside, specs_of
+from daskpipe.potentials.batches import (
+    NeighbourFinder,
+    cell_volumes,
+    complete_cells,
+    lost_systems,
+    periodic_axes,
+    sum_segments,
+)
+from daskpipe.potentials.mace_electrons import find_unknown_electrons, specs_of
 
 CUEQ = {"cuequivariance": "cuequivariance", "cuequivariance_torch": "cuequivariance-torch"}
 CUEQ_ON_CUDA = {"cuequivariance_ops_torch": "cuequivariance-ops-torch-cu12"}
@@ -81,7 +88,7 @@ class MixedMace(MaceTorchSimModel):
                 enable_cueq=acceleration == "cueq",
                 compile_mode="default" if acceleration == "compile" else None,
             )
-        self.find = Finder(self.r_max)
+        self.find = NeighbourFinder(self.r_max)
         self.specs = specs_of(module)
         self.failures: dict[int, str] = {}
         if dtype == torch.float32:
@@ -123,11 +130,11 @@ class MixedMace(MaceTorchSimModel):
         with torch.enable_grad(), as_written():
             found = super().forward(inside)
         out = {name: found[name].to(state.dtype) for name in ("energy", "forces", "stress") if name in found}
-        out["energy"] = torch.where(lost(state), torch.nan, out["energy"])
+        out["energy"] = torch.where(lost_systems(state), torch.nan, out["energy"])
         if self.failures:
             out["energy"][list(self.failures)] = torch.nan
         if "stress" in out:
-            spans = volumes(state.row_vector_cell).isfinite()
+            spans = cell_volumes(state.row_vector_cell).isfinite()
             out["stress"] = torch.where(spans[:, None, None], out["stress"], torch.nan)
         return out
 
@@ -141,7 +148,9 @@ class MixedMace(MaceTorchSimModel):
         if self.specs:
             pairs = zip(charge.round().int().tolist(), spin.round().int().tolist(), strict=True)
             self.failures = {
-                index: why for index, pair in enumerate(pairs) if (why := outside(self.specs, *pair)) is not None
+                index: why
+                for index, pair in enumerate(pairs)
+                if (why := find_unknown_electrons(self.specs, *pair)) is not None
             }
             strange = torch.zeros(state.n_systems, dtype=torch.bool, device=state.device)
             strange[list(self.failures)] = True
@@ -179,7 +188,7 @@ class DoubleEnergy(torch.nn.Module):
                     of_atoms = of_atoms + self._embedding_energy(data, rows, heads)
             else:
                 of_atoms = self.module.atomic_energies_fn(data["node_attrs"])[rows, heads].double()
-            energy = sums(of_atoms, torch.bincount(data["batch"], minlength=len(found["energy"])))
+            energy = sum_segments(of_atoms, torch.bincount(data["batch"], minlength=len(found["energy"])))
             if "interaction_energy" not in found:
                 energy = energy + found["contributions"][:, 1:].double().sum(dim=1)
         return found | {"energy": energy}
@@ -252,8 +261,8 @@ def near_origin(state: SimState) -> tuple[torch.Tensor, torch.Tensor]:
         Shape (atom, 3): the number of cell vectors that was taken off.
     """
     system, per_system = state.system_idx, state.n_atoms_per_system
-    axes = periodic(state)
-    cell = completed(state.row_vector_cell, axes)
+    axes = periodic_axes(state)
+    cell = complete_cells(state.row_vector_cell, axes)
     start = per_system.cumsum(0) - per_system
     positions = state.positions - state.positions[start][system]
     fractions = (positions[:, :, None] * torch.linalg.inv_ex(cell)[0][system]).sum(dim=1)

@@ -58,11 +58,11 @@ def read_class_and_heads(path: Path) -> tuple[str, list[str]] | None:
         what torch has written since its version 1.6: only loading would tell.
     """
     stat = path.stat()
-    return _read(path, stat.st_size, stat.st_mtime_ns)
+    return _read_cached(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
-def _read(path: Path, size: int, mtime_ns: int) -> tuple[str, list[str]] | None:
+def _read_cached(path: Path, size: int, mtime_ns: int) -> tuple[str, list[str]] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             (name,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))

@@ -51,6 +51,6 @@ class Potential:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a Potential is never pickled: send its name and parameters, and call daskpipe.potentials.build "
+            "a Potential is never pickled: send its name and parameters, and call daskpipe.potentials.build_potential "
             "in the process that needs it"
         )

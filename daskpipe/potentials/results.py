@@ -65,7 +65,7 @@ class Failure:
 type Evaluation = Results | Failure
 
 
-def calculate(calculator: Calculator, atoms: Atoms, *, stress: bool = True) -> Evaluation:
+def run_calculator(calculator: Calculator, atoms: Atoms, *, stress: bool = True) -> Evaluation:
     """Run an ASE calculator on one structure, from scratch: the result owes nothing to earlier ones."""
     from ase.calculators.calculator import CalculationFailed, CalculatorError, all_changes
 
@@ -112,7 +112,7 @@ def unknown_elements(atoms: Atoms, elements: frozenset[str] | None) -> Failure |
     return Failure(reason="unknown_element", evidence=f"{', '.join(strange)} not among {known}")
 
 
-def charged(atoms: Atoms) -> Failure | None:
+def unknown_charge(atoms: Atoms) -> Failure | None:
     """Failure that names the charge of a structure, if it has one."""
     if not (total := charge(atoms)):
         return None

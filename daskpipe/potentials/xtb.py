@@ -63,7 +63,7 @@ def xtb(
         or a metal, fails as ``one_k_point``. At 12 Å energies still change by 0.01 to 0.1 eV an atom with the width, so
         compare cells of like widths. 0 takes all, whatever their energies are worth.
     """
-    calculator = _calculator(
+    calculator = _make_calculator(
         min_width,
         method=method,
         accuracy=accuracy,
@@ -71,25 +71,25 @@ def xtb(
         max_iterations=max_iterations,
         verbosity=0,
     )
-    return Potential(calculator=calculator, elements=_elements())
+    return Potential(calculator=calculator, elements=_known_elements())
 
 
 def identify(**params: Any) -> Identity:
     """Identity of xTB: method and parameters."""
-    return identity_of_package(params["method"], "tblite", params, elements=_elements())
+    return identity_of_package(params["method"], "tblite", params, elements=_known_elements())
 
 
-def _elements() -> frozenset[str]:
+def _known_elements() -> frozenset[str]:
     from ase.data import chemical_symbols
 
     return frozenset(chemical_symbols[1:87])
 
 
-def _calculator(min_width: float, **params: Any) -> Calculator:
+def _make_calculator(min_width: float, **params: Any) -> Calculator:
     from ase.calculators.calculator import CalculationFailed, all_changes
     from tblite.ase import TBLite
 
-    from daskpipe.potentials.box import boxed
+    from daskpipe.potentials.box import make_periodic
 
     class OneKPoint(CalculationFailed):
         """The structure needs more k-points than there are."""
@@ -109,15 +109,15 @@ def _calculator(min_width: float, **params: Any) -> Calculator:
         ) -> None:
             # The last density would be the first guess: results would depend on what was computed before.
             self._xtb = self._res = None
-            if why := _narrow(atoms, min_width):
+            if why := _explain_narrow_cell(atoms, min_width):
                 raise OneKPoint(why)
             self.parameters["charge"], self.parameters["multiplicity"] = _state(atoms)
             # tblite takes any periodic axis for three, and a slab's third vector may be short or missing.
-            inside = boxed(atoms, VACUUM) if atoms.pbc.any() else atoms
+            inside = make_periodic(atoms, VACUUM) if atoms.pbc.any() else atoms
             super().calculate(inside, list(properties), list(system_changes))
             self.atoms = atoms.copy()
             solved: Any = self._res
-            if min_width and (why := _partly_filled(atoms, solved["orbital-occupations"])):
+            if min_width and (why := _explain_partial_filling(atoms, solved["orbital-occupations"])):
                 self.results.clear()
                 raise OneKPoint(why)
 
@@ -127,7 +127,7 @@ def _calculator(min_width: float, **params: Any) -> Calculator:
     return XTB(**params)
 
 
-def _narrow(atoms: Atoms, min_width: float) -> str | None:
+def _explain_narrow_cell(atoms: Atoms, min_width: float) -> str | None:
     """Return why a cell is too narrow for one k-point; ``None`` if it is not."""
     if not atoms.pbc.any():
         return None
@@ -141,7 +141,7 @@ def _narrow(atoms: Atoms, min_width: float) -> str | None:
     )
 
 
-def _partly_filled(atoms: Atoms, occupations: np.ndarray) -> str | None:
+def _explain_partial_filling(atoms: Atoms, occupations: np.ndarray) -> str | None:
     """Return how many electrons are in levels that are neither full nor empty, if that is a metal's; else ``None``."""
     if not atoms.pbc.any():
         return None

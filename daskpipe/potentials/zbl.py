@@ -13,7 +13,7 @@ from ase import units
 from ase.data import atomic_numbers, covalent_radii
 from torch_sim.models.interface import ModelInterface
 
-from daskpipe.potentials.batches import Neighbours, sums
+from daskpipe.potentials.batches import Neighbours, sum_segments
 from daskpipe.potentials.edge_model import EdgeModel
 from daskpipe.potentials.evaluate import mixes_periodicity
 
@@ -33,7 +33,7 @@ V2O5 (0.72; N2 0.77, W 0.85). Uranyl (0.68) and dimers such as Cr2 (0.60) lie wi
 """
 
 
-def repelled(model: ModelInterface, elements: Iterable[str] | None = None) -> ModelInterface:
+def add_repulsion(model: ModelInterface, elements: Iterable[str] | None = None) -> ModelInterface:
     """Add the universal repulsion of nuclei to a model.
 
     The screened Coulomb energy of each pair, E = k Z Z' / r phi(r / a), is taken times 1 - 28 x^6 + 48 x^7 - 21 x^8
@@ -43,7 +43,7 @@ def repelled(model: ModelInterface, elements: Iterable[str] | None = None) -> Mo
     Parameters
     ----------
     model
-        A batched model, such as `daskpipe.potentials.batched` returns.
+        A batched model, such as `daskpipe.potentials.batched_model` returns.
     elements
         Symbols of all elements that systems may hold, which bounds the distance at which pairs are looked for;
         ``None`` for any.
@@ -55,11 +55,11 @@ def repelled(model: ModelInterface, elements: Iterable[str] | None = None) -> Mo
     """
     numbers = [atomic_numbers[symbol] for symbol in elements] if elements is not None else range(len(covalent_radii))
     reach = 2 * REACH * max(float(covalent_radii[number]) for number in numbers)
-    return Repelled(model, reach)
+    return RepulsiveModel(model, reach)
 
 
-class Repelled(ModelInterface):
-    """A model and the repulsion of nuclei; see `repelled`.
+class RepulsiveModel(ModelInterface):
+    """A model and the repulsion of nuclei; see `add_repulsion`.
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ class Repelled(ModelInterface):
         self._memory_scales_with = model.memory_scales_with
         self.mixes_periodicity = mixes_periodicity(model)
         self.wall = EdgeModel(
-            screened_nuclei(model.device), reach, device=model.device, dtype=torch.float64,
+            make_repulsion(model.device), reach, device=model.device, dtype=torch.float64,
             compute_stress=model.compute_stress,
         )  # fmt: skip
 
@@ -92,7 +92,7 @@ class Repelled(ModelInterface):
         return found | {name: found[name] + value for name, value in self.wall(state).items()}
 
 
-def screened_nuclei(device: torch.device) -> Any:
+def make_repulsion(device: torch.device) -> Any:
     """Return the repulsion as an `daskpipe.potentials.edge_model.Interaction`, float64."""
     radii = torch.tensor(REACH * covalent_radii, device=device, dtype=torch.float64)
     # A table of powers: a power of a tensor may round otherwise at another place of a batch.
@@ -114,6 +114,6 @@ def screened_nuclei(device: torch.device) -> Any:
         x5 = x * x * x * x * x
         smooth = 1 - x5 * x * (28 - 48 * x + 21 * x * x)
         bend = -168 * x5 * (1 - x) * (1 - x) / (radii[one] + radii[other])
-        return 0.5 * sums(energy * smooth, edges.per_atom), slope * smooth + energy * bend
+        return 0.5 * sum_segments(energy * smooth, edges.per_atom), slope * smooth + energy * bend
 
     return interaction

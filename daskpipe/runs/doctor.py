@@ -73,8 +73,8 @@ def _potentials() -> dict[str, Callable[[], str]]:
         def attempt() -> str:
             from daskpipe import potentials
 
-            identity = potentials.identity(name, params)
-            found = potentials.evaluate(potentials.build(name, params, "auto", "float64"), [atoms])[0]
+            identity = potentials.identify_potential(name, params)
+            found = potentials.evaluate(potentials.build_potential(name, params, "auto", "float64"), [atoms])[0]
             if isinstance(found, potentials.Failure):
                 raise DaskpipeError(f"{identity.name}: {found.reason}: {found.evidence}")
             value = found.energy / len(atoms)

@@ -24,7 +24,7 @@ from daskpipe.stages.describe.catalogue import has_atom_rows
 from daskpipe.stages.describe.stage import FIT
 from daskpipe.stages.explore.stage import ensemble_of
 from daskpipe.stages.explore.timesteps import timestep_of, timestep_warning
-from daskpipe.stages.generate.stage import FILES, Request, generate_partition, requests
+from daskpipe.stages.generate.stage import FILES, Request, generate_partition, list_requests
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -74,7 +74,7 @@ def plan(config: Config, measured: Measured | None = None) -> dict[str, Any]:
     InputError
         If a path of the config does not exist.
     """
-    wanted = requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
+    wanted = list_requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
     sample = _sample(wanted, config)
     n_atoms = measured.n_atoms if measured else float(np.mean([len(atoms) for atoms in sample] or [1]))
     found = counts(config, len(wanted), measured.seeds_a_request if measured else 1.0, n_atoms)

@@ -38,7 +38,7 @@ from daskpipe.pipeline.steps import devices
 from daskpipe.runs.costs import Count, Line, Measured, Rate, counts
 from daskpipe.runs.run import prepare
 from daskpipe.stages.explore.stage import list_conditions
-from daskpipe.stages.generate.stage import Request, requests
+from daskpipe.stages.generate.stage import Request, list_requests
 from daskpipe.store.quality.gate import judge
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def probe(
     if client is None:
         check_cluster(config.cluster)
     identities = prepare(config)
-    wanted = requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
+    wanted = list_requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
     with _folder_beside(run_dir or Path("runs") / config.run_name) as folder:
         emit = fan_out(*subscribers)
         place = (

@@ -31,7 +31,7 @@ from daskpipe.pipeline.steps import content_of
 from daskpipe.runs.budget import BudgetKeeper
 from daskpipe.runs.lease import Lease, WalltimeNear, hold
 from daskpipe.stages import describe
-from daskpipe.stages.generate.stage import requests
+from daskpipe.stages.generate.stage import list_requests
 from daskpipe.store.quality.gate import judge
 from daskpipe.store.quality.verdict import Outcome, Verdict
 
@@ -258,11 +258,11 @@ def prepare(config: Config) -> dict[str, potentials.Identity]:
     InputError
         For a model or file that is not there.
     """
-    requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
+    list_requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
     if config.select.against is not None:
         content_of(Path(config.select.against))
     found = {
-        stage: potentials.identity(choice.name, choice.params)
+        stage: potentials.identify_potential(choice.name, choice.params)
         for stage, choice in (("explore", config.explore.potential), ("label", config.label.potential))
     }
     model = describe.identify_model(config.describe)

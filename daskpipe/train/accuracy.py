@@ -34,7 +34,7 @@ def measure(path: Path, potential: Potential, e0s: Mapping[str, float]) -> dict[
     path
         Of a ``dataset.zarr``.
     potential
-        From `daskpipe.potentials.build`.
+        From `daskpipe.potentials.build_potential`.
     e0s
         Energy of an atom by symbol, eV: what the mean predictor takes for the energy.
 

@@ -19,7 +19,7 @@ from daskpipe.core.events import Emit, Event, fan_out
 from daskpipe.core.outputs import resolve_output, swap_in
 from daskpipe.core.third_party import quiet
 from daskpipe.core.variables import SPLITS, decode
-from daskpipe.potentials import build, identity
+from daskpipe.potentials import build_potential, identify_potential
 from daskpipe.potentials.catalogue import DTYPES, resolve_device
 from daskpipe.potentials.identity import file_hash
 from daskpipe.store.reader import dataset_of
@@ -170,7 +170,7 @@ def train(
         result = work / "whole"
         result.mkdir()
         os.rename(work / f"{NAME}.model", result / MODEL)
-        splits = measure(path, build("mace", {"model": str(result / MODEL)}, device, dtype), spec.e0s)
+        splits = measure(path, build_potential("mace", {"model": str(result / MODEL)}, device, dtype), spec.e0s)
         facts = {
             "sha256": file_hash(result / MODEL), "seed": seed, "device": device, "dtype": dtype,
             "size": size if foundation is None else None, "foundation": _named(foundation), "epochs": len(history),
@@ -245,7 +245,7 @@ def _save_foundation(model: str, file: Path, dtype: str) -> tuple[float, frozens
     """Write a model as MACE loads it, and return its cutoff in Å and its elements."""
     import torch
 
-    potential = build("mace", {"model": model}, "cpu", dtype)
+    potential = build_potential("mace", {"model": model}, "cpu", dtype)
     calculator: Any = potential.calculator
     with quiet():  # e3nn writes TorchScript
         torch.save(calculator.models[0], file)
@@ -257,7 +257,7 @@ def _named(foundation: str | None) -> str | None:
     """Name a model without its place on this machine."""
     if foundation is None:
         return None
-    who = identity("mace", {"model": foundation})
+    who = identify_potential("mace", {"model": foundation})
     return f"{who.name} (SHA-256 {who.hash})"
 
 

@@ -116,7 +116,7 @@ def test_picks_are_frames_of_the_files_as_they_are_written(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_size_of_a_stretch_does_not_matter(
+def test_the_size_of_a_frame_range_does_not_matter(
     method: str, files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     select(files, client, *METHODS[method], out="whole.extxyz")
@@ -338,7 +338,7 @@ def test_settings_and_versions_are_stored_with_the_features(files: Path, client:
     assert done.report["versions"]["daskpipe"] == daskpipe.__version__
 
 
-def test_size_of_stretches_and_chunks_do_not_change_features(
+def test_size_of_frame_ranges_and_chunks_do_not_change_features(
     files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = [*QUICK, "describe.level=atom"]

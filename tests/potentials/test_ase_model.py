@@ -8,9 +8,9 @@ from ase import Atoms
 from ase.build import molecule
 from torch_sim.models.interface import validate_model_outputs
 
-from daskpipe.potentials import batched, build, evaluate
+from daskpipe.potentials import batched_model, build_potential, evaluate
 from daskpipe.potentials.ase_model import AseModel
-from daskpipe.potentials.batches import batch
+from daskpipe.potentials.batches import make_state
 
 
 def state_of(*structures: Atoms) -> torch_sim.SimState:
@@ -21,12 +21,12 @@ def state_of(*structures: Atoms) -> torch_sim.SimState:
 
 
 def test_torch_sims_own_contract() -> None:
-    model = AseModel(build("lj", {}, "cpu", "float64").calculator, compute_stress=True)
+    model = AseModel(build_potential("lj", {}, "cpu", "float64").calculator, compute_stress=True)
     validate_model_outputs(model, torch.device("cpu"), torch.float64)
 
 
 def test_a_system_is_the_same_bits_in_any_company(make) -> None:
-    model = AseModel(build("emt", {}, "cpu", "float64").calculator)
+    model = AseModel(build_potential("emt", {}, "cpu", "float64").calculator)
     structures = [make("alloy", seed) for seed in range(4)]
     together = model(state_of(*structures))
     backwards = model(state_of(*structures[::-1]))
@@ -39,8 +39,8 @@ def test_a_system_is_the_same_bits_in_any_company(make) -> None:
 
 
 def test_each_system_has_its_own_periodicity(metals: list[Atoms]) -> None:
-    potential = build("emt", {}, "cpu", "float64")
-    out = AseModel(potential.calculator, compute_stress=True)(batch(metals, torch.device("cpu"), torch.float64))
+    potential = build_potential("emt", {}, "cpu", "float64")
+    out = AseModel(potential.calculator, compute_stress=True)(make_state(metals, torch.device("cpu"), torch.float64))
     expected = evaluate(potential, metals)
     np.testing.assert_allclose(out["energy"].numpy(), [item.energy for item in expected], rtol=0, atol=1e-12)
     np.testing.assert_allclose(out["forces"].numpy(), np.concatenate([item.forces for item in expected]), atol=1e-12)
@@ -48,7 +48,7 @@ def test_each_system_has_its_own_periodicity(metals: list[Atoms]) -> None:
 
 
 def test_a_failing_system_fails_alone() -> None:
-    model = batched(build("xtb", {"max_iterations": 3}, "cpu", "float64"))
+    model = batched_model(build_potential("xtb", {"max_iterations": 3}, "cpu", "float64"))
     assert isinstance(model, AseModel)
     state = state_of(Atoms("He"), molecule("CH3OH"), Atoms("Ne"))
     out = model(state)
@@ -61,19 +61,19 @@ def test_a_failing_system_fails_alone() -> None:
 
 
 def test_charge_and_spin_come_with_the_state() -> None:
-    potential = build("xtb", {}, "cpu", "float64")
+    potential = build_potential("xtb", {}, "cpu", "float64")
     cation = molecule("H2O")
     cation.info = {"charge": 1, "spin_multiplicity": 2}
     neutral = molecule("H2O")
     neutral.info = {"charge": 0, "spin_multiplicity": 1}
-    energies = batched(potential)(state_of(cation, neutral))["energy"]
+    energies = batched_model(potential)(state_of(cation, neutral))["energy"]
     ionisation = float(energies[0] - energies[1])
     # Water's vertical ionisation energy is 12.6 eV; GFN2 overshoots, as it is not made for it.
     assert 10 < ionisation < 20
 
 
 def test_output_follows_the_state(make) -> None:
-    model = AseModel(build("emt", {}, "cpu", "float64").calculator, compute_stress=True)
+    model = AseModel(build_potential("emt", {}, "cpu", "float64").calculator, compute_stress=True)
     state = torch_sim.io.atoms_to_state([make("alloy")], torch.device("cpu"), torch.float32)
     assert {value.dtype for value in model(state).values()} == {torch.float32}
     assert model(state)["stress"].shape == (1, 3, 3)
@@ -81,7 +81,7 @@ def test_output_follows_the_state(make) -> None:
 
 
 def test_stress_without_a_periodic_cell_is_nan() -> None:
-    model = batched(build("xtb", {}, "cpu", "float64"), stress=True)
+    model = batched_model(build_potential("xtb", {}, "cpu", "float64"), stress=True)
     out = model(state_of(molecule("H2O")))
     assert torch.isnan(out["stress"]).all()
     assert torch.isfinite(out["forces"]).all()

@@ -10,14 +10,22 @@ from ase.build import bulk, fcc111
 from mixed_structures import random_structure
 from reference.neighbours import neighbours as slow_neighbours
 
-from daskpipe.potentials.batches import Finder, batch, completed, lost, neighbours, periodic, volumes
+from daskpipe.potentials.batches import (
+    NeighbourFinder,
+    cell_volumes,
+    complete_cells,
+    find_neighbours,
+    lost_systems,
+    make_state,
+    periodic_axes,
+)
 
 CPU = torch.device("cpu")
 CUTOFF = 4.3
 
 
 def state_of(structures: list[Atoms], dtype: torch.dtype = torch.float64):
-    return batch(structures, CPU, dtype)
+    return make_state(structures, CPU, dtype)
 
 
 def edges_of(found, structures: list[Atoms]) -> list[list[tuple[int, ...]]]:
@@ -35,7 +43,7 @@ def edges_of(found, structures: list[Atoms]) -> list[list[tuple[int, ...]]]:
 def test_neighbours_are_those_of_a_slow_loop_in_canonical_order(seed: int, dtype: torch.dtype) -> None:
     rng = np.random.default_rng(seed)
     structures = [random_structure(rng) for _ in range(8)]
-    found = neighbours(state_of(structures, dtype), CUTOFF)
+    found = find_neighbours(state_of(structures, dtype), CUTOFF)
     expected = [slow_neighbours(atoms, CUTOFF) for atoms in structures]
     assert sum(map(len, expected)) > 100
     assert edges_of(found, structures) == expected
@@ -50,17 +58,17 @@ def test_large_systems_take_the_other_search_and_give_the_same() -> None:
     small = bulk("Cu", cubic=True)
     assert len(large) > 256
     structures = [small, large]
-    found = edges_of(neighbours(state_of(structures), CUTOFF), structures)
+    found = edges_of(find_neighbours(state_of(structures), CUTOFF), structures)
     assert found[0] == slow_neighbours(small, CUTOFF)
-    assert found[0] == edges_of(neighbours(state_of([small]), CUTOFF), [small])[0]
+    assert found[0] == edges_of(find_neighbours(state_of([small]), CUTOFF), [small])[0]
     row = [edge for edge in slow_neighbours(large[:40], 2.7)[:20] if not any(edge[2:])]
     assert row
-    assert set(row) <= set(edges_of(neighbours(state_of([large]), 2.7), [large])[0])
+    assert set(row) <= set(edges_of(find_neighbours(state_of([large]), 2.7), [large])[0])
 
 
 def test_matter_denser_than_the_search_expects() -> None:
     dense = bulk("Cu", "fcc", a=1.3)
-    found = neighbours(state_of([dense, bulk("Cu")]), CUTOFF)
+    found = find_neighbours(state_of([dense, bulk("Cu")]), CUTOFF)
     assert edges_of(found, [dense, bulk("Cu")])[0] == slow_neighbours(dense, CUTOFF)
 
 
@@ -79,10 +87,10 @@ def walk(rng: np.random.Generator, n_steps: int, step: float, strain: float):
     ("step", "strain", "fewest", "most"), [(0.04, 0, 2, 10), (0.04, 1e-3, 2, 15), (0.4, 0, 40, 40)]
 )
 def test_a_finder_that_remembers_finds_the_same(step: float, strain: float, fewest: int, most: int) -> None:
-    find = Finder(CUTOFF)
+    find = NeighbourFinder(CUTOFF)
     searches: list[object] = []
     for state in walk(np.random.default_rng(5), 40, step, strain):
-        found, expected = find(state), neighbours(state, CUTOFF)
+        found, expected = find(state), find_neighbours(state, CUTOFF)
         for name in ("first", "second", "system", "offsets", "vectors", "squares", "per_atom"):
             assert torch.equal(getattr(found, name), getattr(expected, name)), name
         if not searches or searches[-1] is not find._last:
@@ -92,7 +100,7 @@ def test_a_finder_that_remembers_finds_the_same(step: float, strain: float, fewe
 
 
 def test_a_finder_sees_that_the_batch_is_another(make) -> None:
-    find = Finder(CUTOFF)
+    find = NeighbourFinder(CUTOFF)
     slab = make("slab")
     slab.set_cell(slab.cell.array + np.diag([0, 0, 3.0]))
     closed = slab.copy()
@@ -105,14 +113,14 @@ def test_a_state_that_says_nothing_has_one_periodicity_for_all() -> None:
     import torch_sim
 
     state = torch_sim.io.atoms_to_state([bulk("Cu"), bulk("Ag")], CPU, torch.float64)
-    assert periodic(state).tolist() == [[True] * 3] * 2
+    assert periodic_axes(state).tolist() == [[True] * 3] * 2
 
 
 def test_a_batch_tells_periodicity_charge_and_spin(make) -> None:
     slab = make("slab")
     slab.info = {"charge": 1, "spin_multiplicity": 2}
     state = state_of([slab, bulk("Cu")])
-    assert periodic(state).tolist() == [[True, True, False], [True] * 3]
+    assert periodic_axes(state).tolist() == [[True, True, False], [True] * 3]
     assert state.charge.tolist() == [1, 0]
     assert state.spin.tolist() == [2, 2]
     np.testing.assert_array_equal(state.row_vector_cell[0].numpy(), slab.cell.array)
@@ -122,7 +130,7 @@ def test_a_batch_tells_periodicity_charge_and_spin(make) -> None:
 def test_completed_cells(pbc: tuple[int, int, int]) -> None:
     axes = torch.tensor([pbc], dtype=torch.bool)
     cell = torch.tensor(np.random.default_rng(1).normal(size=(1, 3, 3)))
-    whole = completed(cell, axes)[0]
+    whole = complete_cells(cell, axes)[0]
     kept, free = whole[axes[0]], whole[~axes[0]]
     assert torch.equal(kept, cell[0][axes[0]])
     torch.testing.assert_close(free @ free.T, torch.eye(len(free), dtype=cell.dtype))
@@ -136,17 +144,17 @@ def test_volumes() -> None:
     left_handed.cell[[0, 1]] = left_handed.cell[[1, 0]]
     flat = bulk("Cu")
     flat.cell[2] = 0.3 * flat.cell[0] - 0.7 * flat.cell[1]
-    found = volumes(state_of([open_slab, closed, left_handed, flat]).row_vector_cell)
+    found = cell_volumes(state_of([open_slab, closed, left_handed, flat]).row_vector_cell)
     np.testing.assert_allclose(found.numpy(), [np.nan, closed.get_volume(), bulk("Cu").get_volume(), np.nan])
 
 
 def test_lost_systems_have_no_neighbours_and_leave_the_others_alone(make) -> None:
     structures = [make("alloy", seed) for seed in range(4)]
-    whole = [edges_of(neighbours(state_of([atoms]), CUTOFF), [atoms])[0] for atoms in structures]
+    whole = [edges_of(find_neighbours(state_of([atoms]), CUTOFF), [atoms])[0] for atoms in structures]
     state = state_of(structures)
     state.positions[len(structures[0])] = torch.nan
     state.cell[2] = torch.inf
-    assert lost(state).tolist() == [False, True, True, False]
-    found = edges_of(neighbours(state, CUTOFF), structures)
+    assert lost_systems(state).tolist() == [False, True, True, False]
+    found = edges_of(find_neighbours(state, CUTOFF), structures)
     assert found[0] == whole[0]
     assert found[3] == whole[3]

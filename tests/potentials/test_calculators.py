@@ -11,7 +11,7 @@ from ase.build import molecule
 from ase.calculators.calculator import Calculator
 from scipy.spatial.transform import Rotation
 
-from daskpipe.potentials import Failure, Potential, Results, batched, boxed, build, evaluate
+from daskpipe.potentials import Failure, Potential, Results, batched_model, build_potential, evaluate, make_periodic
 
 ALL = ("chgnet", "emt", "lj", "mace", "xtb")
 PARAMS: dict[str, dict[str, object]] = {
@@ -26,7 +26,7 @@ STRESS_TOLERANCE = {"chgnet": 2e-2, "xtb": 1e-3}
 
 
 def get(name: str) -> Potential:
-    return build(name, PARAMS.get(name, {}), "cpu", "float64")
+    return build_potential(name, PARAMS.get(name, {}), "cpu", "float64")
 
 
 def results(potential: Potential, *structures: Atoms) -> list[Results]:
@@ -62,7 +62,7 @@ def test_same_numbers_as_upstream(name: str, metals: list[Atoms]) -> None:
     structures = [molecule("CH3OH"), metals[0]] if name == "xtb" else metals
     for atoms, found in zip(structures, results(get(name), *structures), strict=True):
         # CHGNet takes any structure as periodic, and its own calculator needs the box from us.
-        reference = boxed(atoms, 12.0) if name == "chgnet" else atoms.copy()
+        reference = make_periodic(atoms, 12.0) if name == "chgnet" else atoms.copy()
         reference.calc = upstream(name)
         tight = {"rtol": 1e-5, "atol": 1e-4} if name == "chgnet" else {"rtol": 1e-8, "atol": 1e-7}
         np.testing.assert_allclose(found.energy, reference.get_potential_energy(), **tight)
@@ -146,7 +146,7 @@ def test_many_at_once_equals_one_by_one(name: str, metals: list[Atoms], make) ->
 def test_the_batched_model_agrees_with_the_calculator(name: str, kind: str, make) -> None:
     structures = [molecule("H2O"), molecule("CH4")] if name == "xtb" else [make(kind, 8), make(kind, 9)]
     potential = get(name)
-    model = batched(potential, stress=True)
+    model = batched_model(potential, stress=True)
     state = torch_sim.io.atoms_to_state(structures, model.device, model.dtype)
     out = model(state)
     tolerance = 1e-4 if name == "chgnet" else 1e-8
@@ -157,13 +157,13 @@ def test_the_batched_model_agrees_with_the_calculator(name: str, kind: str, make
         if atoms.pbc.all():
             full = out["stress"][index].numpy()
             np.testing.assert_allclose(full.flat[[0, 4, 8, 5, 2, 1]], found.stress, atol=tolerance)
-    assert "stress" not in batched(potential)(state)
+    assert "stress" not in batched_model(potential)(state)
 
 
 @pytest.mark.parametrize("name", ["mace", "lj"])
 def test_float32_is_near_float64(name: str, metals: list[Atoms]) -> None:
-    single = build(name, PARAMS.get(name, {}), "cpu", "float32")
-    assert batched(single).dtype == torch.float32
+    single = build_potential(name, PARAMS.get(name, {}), "cpu", "float32")
+    assert batched_model(single).dtype == torch.float32
     for rough, fine in zip(results(single, *metals), results(get(name), *metals), strict=True):
         assert rough.energy == pytest.approx(fine.energy, rel=1e-5)
         np.testing.assert_allclose(rough.forces, fine.forces, atol=2e-4)

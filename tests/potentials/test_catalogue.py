@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from daskpipe.core.errors import ConfigError
-from daskpipe.potentials import POTENTIALS, Failure, build, evaluate, identity
+from daskpipe.potentials import POTENTIALS, Failure, build_potential, evaluate, identify_potential
 
 SHA256_HEX = 64
 
@@ -27,11 +27,12 @@ def test_importing_the_room_imports_no_library() -> None:
 @pytest.mark.parametrize("name", ["chgnet", "emt", "lj", "mace", "xtb"])
 def test_identity_is_light_and_stable(name: str) -> None:
     code = (
-        f"import sys; from daskpipe.potentials import identity; print(identity({name!r}, {{}}).hash);"
+        "import sys; from daskpipe.potentials import identify_potential;"
+        f"print(identify_potential({name!r}, {{}}).hash);"
         "print({'torch', 'mace', 'torch_sim'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    found = identity(name, {})
+    found = identify_potential(name, {})
     assert done.stdout.split() == [found.hash, "set()"]
     assert len(found.hash) == SHA256_HEX
     assert found.name
@@ -39,23 +40,23 @@ def test_identity_is_light_and_stable(name: str) -> None:
 
 
 def test_identity_hangs_on_parameters() -> None:
-    assert identity("lj", {}) == identity("lj", {"sigma": 3.4})
-    assert identity("lj", {}).hash != identity("lj", {"sigma": 3.5}).hash
-    assert identity("xtb", {"method": "GFN1-xTB"}).hash != identity("xtb", {}).hash
-    assert identity("chgnet", {"version": "0.2.0"}).hash != identity("chgnet", {}).hash
-    assert identity("chgnet", {}).name == "CHGNet 0.3.0"
+    assert identify_potential("lj", {}) == identify_potential("lj", {"sigma": 3.4})
+    assert identify_potential("lj", {}).hash != identify_potential("lj", {"sigma": 3.5}).hash
+    assert identify_potential("xtb", {"method": "GFN1-xTB"}).hash != identify_potential("xtb", {}).hash
+    assert identify_potential("chgnet", {"version": "0.2.0"}).hash != identify_potential("chgnet", {}).hash
+    assert identify_potential("chgnet", {}).name == "CHGNet 0.3.0"
 
 
 def test_built_once() -> None:
-    first = build("emt", {}, "cpu", "float64")
-    assert build("emt", {}, "cpu", "float64") is first
-    assert build("lj", {}, "cpu", "float64") is build("lj", {"sigma": 3.4}, "cpu", "float64")
-    assert build("lj", {}, "cpu", "float32") is not build("lj", {}, "cpu", "float64")
+    first = build_potential("emt", {}, "cpu", "float64")
+    assert build_potential("emt", {}, "cpu", "float64") is first
+    assert build_potential("lj", {}, "cpu", "float64") is build_potential("lj", {"sigma": 3.4}, "cpu", "float64")
+    assert build_potential("lj", {}, "cpu", "float32") is not build_potential("lj", {}, "cpu", "float64")
 
 
 def test_a_potential_is_not_pickled() -> None:
     with pytest.raises(TypeError, match="never pickled: send its name and parameters"):
-        pickle.dumps(build("emt", {}, "cpu", "float64"))
+        pickle.dumps(build_potential("emt", {}, "cpu", "float64"))
 
 
 @pytest.mark.parametrize(
@@ -69,29 +70,29 @@ def test_a_potential_is_not_pickled() -> None:
 )
 def test_wrong_config(name: str, params: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        identity(name, params)
+        identify_potential(name, params)
     with pytest.raises(ConfigError, match=message):
-        build(name, params, "cpu")
+        build_potential(name, params, "cpu")
 
 
 def test_wrong_device_and_dtype() -> None:
     with pytest.raises(ConfigError, match=r"unknown device 'gpu'\. Did you mean 'cpu'\? Known: auto, cpu, cuda"):
-        build("emt", {}, "gpu")
+        build_potential("emt", {}, "gpu")
     with pytest.raises(ConfigError, match=r"unknown dtype 'float16'\. .*Known: float32, float64"):
-        build("emt", {}, "cpu", "float16")
+        build_potential("emt", {}, "cpu", "float16")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match="torch sees no CUDA device in this process; give device=auto or device=cpu"):
-        build("emt", {}, "cuda")
-    assert build("lj", {}, "auto", "float64") is build("lj", {}, "cpu", "float64")
+        build_potential("emt", {}, "cuda")
+    assert build_potential("lj", {}, "auto", "float64") is build_potential("lj", {}, "cpu", "float64")
 
 
 def test_unknown_element_is_the_structures_failure(make) -> None:
     strange = make("alloy")
     strange.symbols[0] = "Fe"
-    good, bad = evaluate(build("emt", {}, "cpu", "float64"), [make("alloy"), strange])
+    good, bad = evaluate(build_potential("emt", {}, "cpu", "float64"), [make("alloy"), strange])
     assert not isinstance(good, Failure)
     assert bad == Failure(reason="unknown_element", evidence="Fe not among Ag Al Au Cu Ni Pd Pt")
 
@@ -109,8 +110,8 @@ def test_a_plugin_is_found_built_and_identified(tmp_path: Path, monkeypatch: pyt
     (info / "entry_points.txt").write_text("[daskpipe.potentials]\nzero = dq_plugin:zero\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert "zero" in POTENTIALS.names()
-    assert build("zero", {}, "cpu") is build("zero", {"shift": 0.0}, "cpu")
-    assert identity("zero", {}).name == "zero"
-    assert identity("zero", {}).hash != identity("zero", {"shift": 1.0}).hash
+    assert build_potential("zero", {}, "cpu") is build_potential("zero", {"shift": 0.0}, "cpu")
+    assert identify_potential("zero", {}).name == "zero"
+    assert identify_potential("zero", {}).hash != identify_potential("zero", {"shift": 1.0}).hash
     with pytest.raises(ConfigError, match=r"unknown parameter 'shfit'\. Did you mean 'shift'"):
-        identity("zero", {"shfit": 1.0})
+        identify_potential("zero", {"shfit": 1.0})

@@ -10,8 +10,8 @@ from ase.build import molecule
 from ase.calculators.calculator import CalculationFailed
 
 from daskpipe.core.errors import ConfigError
-from daskpipe.potentials import Failure, Results, batched, build, evaluate, identity
-from daskpipe.potentials.batches import batch
+from daskpipe.potentials import Failure, Results, batched_model, build_potential, evaluate, identify_potential
+from daskpipe.potentials.batches import make_state
 
 MEMBERS = [
     {"name": "emt"},
@@ -21,7 +21,7 @@ MEMBERS = [
 
 
 def results(name: str, params: dict[str, object], structures: list[Atoms]) -> list[Results]:
-    found = evaluate(build(name, params, "cpu", "float64"), structures)
+    found = evaluate(build_potential(name, params, "cpu", "float64"), structures)
     assert all(isinstance(item, Results) for item in found), found
     return [item for item in found if isinstance(item, Results)]
 
@@ -42,8 +42,8 @@ def expected(structures: list[Atoms]) -> list[tuple[float, np.ndarray, np.ndarra
 
 
 def test_mean_and_disagreement_of_model_labels_and_calculator(metals: list[Atoms]) -> None:
-    potential = build("committee", {"members": MEMBERS}, "cpu", "float64")
-    out = batched(potential, stress=True)(batch(metals, torch.device("cpu"), torch.float64))
+    potential = build_potential("committee", {"members": MEMBERS}, "cpu", "float64")
+    out = batched_model(potential, stress=True)(make_state(metals, torch.device("cpu"), torch.float64))
     forces = out["forces"].split([len(atoms) for atoms in metals])
     labels = results("committee", {"members": MEMBERS}, metals)
     for index, (atoms, wanted) in enumerate(zip(metals, expected(metals), strict=True)):
@@ -65,8 +65,8 @@ def test_mean_and_disagreement_of_model_labels_and_calculator(metals: list[Atoms
 
 def test_members_that_agree() -> None:
     twins = {"members": [{"name": "lj"}, {"name": "lj", "params": {"sigma": 3.4}}]}
-    potential = build("committee", twins, "cpu", "float64")
-    out = batched(potential)(batch([Atoms("Ar3", np.eye(3) * 3)], torch.device("cpu"), torch.float64))
+    potential = build_potential("committee", twins, "cpu", "float64")
+    out = batched_model(potential)(make_state([Atoms("Ar3", np.eye(3) * 3)], torch.device("cpu"), torch.float64))
     assert float(out["force_disagreement"][0]) == 0.0
     assert float(out["forces"].abs().max()) > 1e-3
     assert "stress" not in out
@@ -74,10 +74,10 @@ def test_members_that_agree() -> None:
 
 def test_a_member_that_fails_fails_the_system() -> None:
     members = [{"name": "xtb", "params": {"max_iterations": 3}}, {"name": "xtb"}]
-    potential = build("committee", {"members": members}, "cpu", "float64")
+    potential = build_potential("committee", {"members": members}, "cpu", "float64")
     structures = [Atoms("He"), molecule("CH3OH"), Atoms("Ne")]
-    model = batched(potential)
-    out = model(batch(structures, torch.device("cpu"), torch.float64))
+    model = batched_model(potential)
+    out = model(make_state(structures, torch.device("cpu"), torch.float64))
     assert list(model.failures) == [1]
     assert out["energy"].isnan().tolist() == out["force_disagreement"].isnan().tolist() == [False, True, False]
     first, second, third = evaluate(potential, structures)
@@ -91,17 +91,19 @@ def test_a_member_that_fails_fails_the_system() -> None:
 
 def test_elements_are_those_that_all_members_know() -> None:
     members = [{"name": "mace"}, {"name": "emt"}, {"name": "lj"}]
-    assert identity("committee", {"members": members}).elements == {"Ag", "Au", "Cu"}
-    potential = build("committee", {"members": members}, "cpu", "float64")
+    assert identify_potential("committee", {"members": members}).elements == {"Ag", "Au", "Cu"}
+    potential = build_potential("committee", {"members": members}, "cpu", "float64")
     assert potential.elements == {"Ag", "Au", "Cu"}
     assert potential.cutoff == 8.5, "the longest, of Lennard-Jones"
-    assert build("committee", {"members": [*members, {"name": "xtb"}]}, "cpu", "float64").cutoff is None
+    assert build_potential("committee", {"members": [*members, {"name": "xtb"}]}, "cpu", "float64").cutoff is None
 
 
 def test_identity_hangs_on_the_members() -> None:
-    one = identity("committee", {"members": [{"name": "lj"}, {"name": "emt"}]})
-    assert one == identity("committee", {"members": [{"name": "lj", "params": {"sigma": 3.4}}, {"name": "emt"}]})
-    assert one.hash != identity("committee", {"members": [{"name": "lj"}, {"name": "lj"}]}).hash
+    one = identify_potential("committee", {"members": [{"name": "lj"}, {"name": "emt"}]})
+    assert one == identify_potential(
+        "committee", {"members": [{"name": "lj", "params": {"sigma": 3.4}}, {"name": "emt"}]}
+    )
+    assert one.hash != identify_potential("committee", {"members": [{"name": "lj"}, {"name": "lj"}]}).hash
     assert one.name == "committee of Lennard-Jones, EMT"
 
 
@@ -118,4 +120,4 @@ def test_identity_hangs_on_the_members() -> None:
 )
 def test_wrong_members(members: list[dict[str, object]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build("committee", {"members": members}, "cpu")
+        build_potential("committee", {"members": members}, "cpu")

@@ -13,8 +13,8 @@ from ase.calculators.lj import LennardJones
 from mixed_structures import random_structure
 from torch_sim.models.interface import validate_model_outputs
 
-from daskpipe.potentials import batched, build
-from daskpipe.potentials.batches import batch
+from daskpipe.potentials import batched_model, build_potential
+from daskpipe.potentials.batches import make_state
 
 CPU = torch.device("cpu")
 LJ = {"epsilon": 0.3, "sigma": 2.4, "r_cut": 5.5}
@@ -22,7 +22,7 @@ NAMES = ("emt", "lj")
 
 
 def model_of(name: str, *, stress: bool = True, dtype: str = "float64"):
-    return batched(build(name, LJ if name == "lj" else {}, "cpu", dtype), stress=stress)
+    return batched_model(build_potential(name, LJ if name == "lj" else {}, "cpu", dtype), stress=stress)
 
 
 def ase_of(name: str) -> Calculator:
@@ -31,7 +31,7 @@ def ase_of(name: str) -> Calculator:
 
 def run(model, structures: list[Atoms], dtype: torch.dtype = torch.float64) -> list[dict[str, torch.Tensor]]:
     """Results of each structure of one batch."""
-    out = model(batch(structures, CPU, dtype))
+    out = model(make_state(structures, CPU, dtype))
     parts = out | {"forces": out["forces"].split([len(atoms) for atoms in structures])}
     return [{name: part[index] for name, part in parts.items()} for index in range(len(structures))]
 
@@ -134,7 +134,7 @@ def test_torch_sims_own_contract() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_lost_system_has_no_energy_and_leaves_the_others_alone(name: str, make) -> None:
     structures = [make("alloy"), make("alloy", 1), make("slab")]
-    state = batch(structures, CPU, torch.float64)
+    state = make_state(structures, CPU, torch.float64)
     state.positions[len(structures[0])] = torch.nan
     energies = model_of(name)(state)["energy"]
     assert energies.isnan().tolist() == [False, True, False]
@@ -142,7 +142,7 @@ def test_a_lost_system_has_no_energy_and_leaves_the_others_alone(name: str, make
 
 
 def test_a_model_is_built_once() -> None:
-    potential = build("emt", {}, "cpu", "float64")
-    assert batched(potential) is batched(potential)
-    assert batched(potential, stress=True) is batched(potential, stress=True)
-    assert batched(potential, stress=True) is not batched(potential)
+    potential = build_potential("emt", {}, "cpu", "float64")
+    assert batched_model(potential) is batched_model(potential)
+    assert batched_model(potential, stress=True) is batched_model(potential, stress=True)
+    assert batched_model(potential, stress=True) is not batched_model(potential)

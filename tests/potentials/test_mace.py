@@ -14,7 +14,7 @@ from ase import Atoms
 
 from daskpipe.core.errors import ConfigError, InputError
 from daskpipe.core.third_party import UNPICKLE_ANYTHING, import_mace, quiet
-from daskpipe.potentials import Failure, Results, batched, build, evaluate, identity
+from daskpipe.potentials import Failure, Results, batched_model, build_potential, evaluate, identify_potential
 from daskpipe.potentials.mace import BUNDLED, node_feature_columns, node_features
 from daskpipe.potentials.mace_files import build_module, hyper_file, load_model, read_hypers, save_model
 
@@ -44,23 +44,25 @@ def save(content: object, path: Path) -> None:
 
 
 def one(atoms: Atoms, dtype: str = "float64", **params: object) -> Results:
-    (found,) = evaluate(build("mace", params, "cpu", dtype), [atoms])
+    (found,) = evaluate(build_potential("mace", params, "cpu", dtype), [atoms])
     assert isinstance(found, Results), found
     return found
 
 
 def test_bundled_model_is_the_default() -> None:
-    found = identity("mace", {})
-    assert found == identity("mace", {"model": "bundled"})
+    found = identify_potential("mace", {})
+    assert found == identify_potential("mace", {"model": "bundled"})
     assert found.name == "MACE Cu-Ag-Au"
     assert found.elements == {"Cu", "Ag", "Au"}
-    assert build("mace", {}, "cpu", "float32") is build("mace", {"model": "bundled"}, "cpu", "float32")
+    assert build_potential("mace", {}, "cpu", "float32") is build_potential(
+        "mace", {"model": "bundled"}, "cpu", "float32"
+    )
 
 
 def test_bundled_model_follows_its_teacher(metals: list[Atoms]) -> None:
     """The structures are hotter than what it was made for; the model card has the errors on a held-out set."""
-    student = evaluate(build("mace", {}, "cpu", "float32"), metals)
-    teacher = evaluate(build("chgnet", {}, "cpu", "float32"), metals)
+    student = evaluate(build_potential("mace", {}, "cpu", "float32"), metals)
+    teacher = evaluate(build_potential("chgnet", {}, "cpu", "float32"), metals)
     for atoms, found, wanted in zip(metals, student, teacher, strict=True):
         assert isinstance(found, Results)
         assert isinstance(wanted, Results)
@@ -73,7 +75,7 @@ def test_bundled_model_repels() -> None:
     distances = np.linspace(1.5, 2.1, 13)
     for pair in ("Cu2", "Ag2", "Au2", "CuAu"):
         dimers = [Atoms(pair, positions=[[0, 0, 0], [0, 0, distance]]) for distance in distances]
-        found = evaluate(build("mace", {}, "cpu", "float32"), dimers)
+        found = evaluate(build_potential("mace", {}, "cpu", "float32"), dimers)
         energies = [item.energy for item in found if isinstance(item, Results)]
         assert len(energies) == len(distances)
         assert np.all(np.diff(energies) < 0), f"{pair} must not fall into a hole"
@@ -82,7 +84,7 @@ def test_bundled_model_repels() -> None:
 def test_unknown_element(make) -> None:
     atoms = make("cluster")
     atoms.symbols[0] = "Fe"
-    found = evaluate(build("mace", {}, "cpu", "float32"), [atoms, make("alloy")])
+    found = evaluate(build_potential("mace", {}, "cpu", "float32"), [atoms, make("alloy")])
     assert found[0] == Failure(reason="unknown_element", evidence="Fe not among Ag Au Cu")
     assert isinstance(found[1], Results)
 
@@ -135,7 +137,7 @@ def test_weights_and_hypers_that_do_not_fit(tmp_path: Path) -> None:
         load_model(stem, "float32")
     hyper_file(stem).unlink()
     with pytest.raises(InputError, match=r"a\.json: .*No such file.*needs its hyper-parameters beside it"):
-        identity("mace", {"model": str(stem)})
+        identify_potential("mace", {"model": str(stem)})
 
 
 def test_damaged_weights(tmp_path: Path) -> None:
@@ -143,41 +145,41 @@ def test_damaged_weights(tmp_path: Path) -> None:
     save_model(random_module(), stem)
     stem.write_bytes(stem.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"a\.safetensors: .*write both files of a model with"):
-        build("mace", {"model": str(stem)}, "cpu", "float32")
+        build_potential("mace", {"model": str(stem)}, "cpu", "float32")
 
 
 def test_a_file_of_your_own(model_file: Path, make) -> None:
-    found = identity("mace", {"model": str(model_file)})
+    found = identify_potential("mace", {"model": str(model_file)})
     assert found.name == "MACE random.model"
     assert found.hash == hashlib.sha256(model_file.read_bytes()).hexdigest()
     assert found.elements is None, "only loading the program would tell"
-    potential = build("mace", {"model": str(model_file)}, "cpu", "float64")
+    potential = build_potential("mace", {"model": str(model_file)}, "cpu", "float64")
     assert potential.elements == {"Cu", "Ag", "Au"}
     assert potential.cutoff == pytest.approx(4.5)
-    assert batched(potential).dtype == torch.float64
+    assert batched_model(potential).dtype == torch.float64
     assert one(make("alloy"), model=str(model_file)).energy != one(make("alloy")).energy
 
 
 def test_a_changed_file_is_another_potential(model_file: Path) -> None:
     params = {"model": str(model_file)}
-    before, first = identity("mace", params), build("mace", params, "cpu", "float32")
-    assert build("mace", params, "cpu", "float32") is first
+    before, first = identify_potential("mace", params), build_potential("mace", params, "cpu", "float32")
+    assert build_potential("mace", params, "cpu", "float32") is first
     save(random_module(seed=1), model_file)
-    assert identity("mace", params).hash != before.hash
-    assert build("mace", params, "cpu", "float32") is not first
+    assert identify_potential("mace", params).hash != before.hash
+    assert build_potential("mace", params, "cpu", "float32") is not first
 
 
 def test_missing_file() -> None:
     message = r"model file 'nowhere/x\.model' does not exist; give the path of a MACE model file or model=bundled"
     with pytest.raises(InputError, match=message):
-        identity("mace", {"model": "nowhere/x.model"})
+        identify_potential("mace", {"model": "nowhere/x.model"})
     with pytest.raises(InputError, match=message):
-        build("mace", {"model": "nowhere/x.model"}, "cpu")
+        build_potential("mace", {"model": "nowhere/x.model"}, "cpu")
 
 
 def test_a_name_that_nobody_knows() -> None:
     with pytest.raises(InputError, match=r"'smal' does not exist; .* Foundation models: small, medium, .*off:small"):
-        identity("mace", {"model": "smal"})
+        identify_potential("mace", {"model": "smal"})
 
 
 @pytest.mark.parametrize("content", [{"a": torch.zeros(2)}, torch.nn.Linear(2, 2)])
@@ -185,7 +187,7 @@ def test_a_file_without_a_model(content: object, tmp_path: Path) -> None:
     path = tmp_path / "state.model"
     torch.save(content, path)
     with pytest.raises(InputError, match=rf"state\.model' holds a {type(content).__name__}, not a MACE model"):
-        build("mace", {"model": str(path)}, "cpu")
+        build_potential("mace", {"model": str(path)}, "cpu")
 
 
 class MACELES(torch.nn.Module):
@@ -198,20 +200,20 @@ def test_a_model_with_a_long_range(tmp_path: Path) -> None:
     path = tmp_path / "les.model"
     save(MACELES(), path)
     with pytest.raises(InputError, match=r"les\.model' holds a MACELES, whose long range is not made of edges"):
-        build("mace", {"model": str(path)}, "cpu")
+        build_potential("mace", {"model": str(path)}, "cpu")
 
 
 def test_a_file_that_torch_cannot_read(tmp_path: Path) -> None:
     path = tmp_path / "text.model"
     path.write_text("weights")
     with pytest.raises(InputError, match=r"text\.model' cannot be loaded \(UnpicklingError: "):
-        build("mace", {"model": str(path)}, "cpu")
+        build_potential("mace", {"model": str(path)}, "cpu")
 
 
 def test_unknown_head(model_file: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown head 'omat'\. Known: Default"):
-        build("mace", {"model": str(model_file), "head": "omat"}, "cpu")
-    assert build("mace", {"model": str(model_file), "head": "Default"}, "cpu", "float32").cutoff
+        build_potential("mace", {"model": str(model_file), "head": "omat"}, "cpu")
+    assert build_potential("mace", {"model": str(model_file), "head": "Default"}, "cpu", "float32").cutoff
 
 
 @pytest.mark.parametrize("name", ["small", "medium-mpa-0", "off:small"])
@@ -222,7 +224,7 @@ def test_foundation_model_offline(name: str, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     with pytest.raises(InputError, match=OFFLINE_MESSAGE.replace("NAME", name)):
-        identity("mace", {"model": name})
+        identify_potential("mace", {"model": name})
 
 
 @pytest.mark.parametrize(
@@ -235,10 +237,10 @@ def test_cached_foundation_model(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "mace").mkdir()
     shutil.copy(model_file, tmp_path / "mace" / file)
-    found = identity("mace", {"model": name})
+    found = identify_potential("mace", {"model": name})
     assert found.name == f"MACE {name}"
     assert found.hash == hashlib.sha256(model_file.read_bytes()).hexdigest()
-    assert build("mace", {"model": name}, "cpu", "float32").elements == {"Cu", "Ag", "Au"}
+    assert build_potential("mace", {"model": name}, "cpu", "float32").elements == {"Cu", "Ag", "Au"}
 
 
 class Bomb:
@@ -256,7 +258,7 @@ def test_mace_leaves_torchs_safe_loading_alone(
     if before is not None:
         monkeypatch.setenv(UNPICKLE_ANYTHING, before)
     import_mace()
-    build("mace", {}, "cpu", "float32")
+    build_potential("mace", {}, "cpu", "float32")
     assert os.environ.get(UNPICKLE_ANYTHING) == before
     torch.save(Bomb(), tmp_path / "bomb.pt")
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
@@ -265,13 +267,13 @@ def test_mace_leaves_torchs_safe_loading_alone(
 
 def test_building_leaves_torchs_default_dtype_alone(model_file: Path) -> None:
     before = torch.get_default_dtype()
-    build("mace", {}, "cpu", "float64")
+    build_potential("mace", {}, "cpu", "float64")
     one(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.3]]), model=str(model_file))
     assert torch.get_default_dtype() == before
 
 
 def test_nothing_is_printed_while_building(model_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    build("mace", {"model": str(model_file)}, "cpu", "float64")
+    build_potential("mace", {"model": str(model_file)}, "cpu", "float64")
     assert capfd.readouterr() == ("", "")
 
 
@@ -292,7 +294,7 @@ def vector_model(tmp_path: Path) -> Path:
 def test_node_features_are_the_calculators(
     num_layers: int, invariants_only: bool, dtype: str, vector_model: Path, metals: list[Atoms]
 ) -> None:
-    potential = build("mace", {"model": str(vector_model)}, "cpu", dtype)
+    potential = build_potential("mace", {"model": str(vector_model)}, "cpu", dtype)
     choice = {"invariants_only": invariants_only, "num_layers": num_layers}
     found = node_features(potential, metals, **choice)
     expected = np.concatenate([potential.calculator.get_descriptors(atoms, **choice) for atoms in metals])
@@ -304,14 +306,14 @@ def test_node_features_are_the_calculators(
 
 
 def test_vectors_are_left_out_of_the_invariants(vector_model: Path) -> None:
-    potential = build("mace", {"model": str(vector_model)}, "cpu", "float32")
+    potential = build_potential("mace", {"model": str(vector_model)}, "cpu", "float32")
     # Two layers: four scalars and four vectors, then four scalars.
     assert node_feature_columns(potential).tolist() == [0, 1, 2, 3, 16, 17, 18, 19]
     assert node_feature_columns(potential, invariants_only=False).tolist() == list(range(20))
 
 
 def test_batches_of_node_features_hold_a_number_of_atoms(monkeypatch: pytest.MonkeyPatch, make) -> None:
-    potential = build("mace", {}, "cpu", "float64")
+    potential = build_potential("mace", {}, "cpu", "float64")
     structures = [make(kind, seed=seed) for seed in range(2) for kind in ("alloy", "slab", "cluster")]
     expected = node_features(potential, structures)
     sizes = []
@@ -327,7 +329,7 @@ def test_batches_of_node_features_hold_a_number_of_atoms(monkeypatch: pytest.Mon
 
 
 def test_node_features_of_layers_that_are_not_there() -> None:
-    potential = build("mace", {}, "cpu", "float32")
+    potential = build_potential("mace", {}, "cpu", "float32")
     for wrong in (0, 3, -2):
         with pytest.raises(ConfigError, match=rf"num_layers={wrong}: the model has 2 layers; give 1 to 2 or -1"):
             node_feature_columns(potential, num_layers=wrong)
@@ -335,7 +337,7 @@ def test_node_features_of_layers_that_are_not_there() -> None:
 
 def test_node_features_leave_torch_and_the_structures_alone(metals: list[Atoms]) -> None:
     before, copies = torch.get_default_dtype(), [atoms.copy() for atoms in metals]
-    node_features(build("mace", {}, "cpu", "float64"), metals)
+    node_features(build_potential("mace", {}, "cpu", "float64"), metals)
     assert torch.get_default_dtype() == before
     assert torch.is_grad_enabled()
     assert metals == copies

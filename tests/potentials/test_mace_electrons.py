@@ -18,8 +18,8 @@ from test_mace import random_module, save
 from daskpipe.config.load import load_config
 from daskpipe.core.errors import ConfigError, InputError
 from daskpipe.core.third_party import quiet
-from daskpipe.potentials import Failure, Results, batched, build, evaluate, identity
-from daskpipe.potentials.batches import batch
+from daskpipe.potentials import Failure, Results, batched_model, build_potential, evaluate, identify_potential
+from daskpipe.potentials.batches import make_state
 from daskpipe.potentials.mace_pickles import read_class_and_heads
 from daskpipe.runs import run
 
@@ -75,7 +75,7 @@ def ions() -> list[Atoms]:
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_charge_and_spin_reach_the_model(charged_model: dict[str, str], dtype: str) -> None:
-    potential = build("mace", charged_model, "cpu", dtype)
+    potential = build_potential("mace", charged_model, "cpu", dtype)
     anion, radical, odd, water = evaluate(potential, ions())
     assert isinstance(anion, Results)
     assert isinstance(radical, Results)
@@ -93,9 +93,9 @@ def test_charge_and_spin_reach_the_model(charged_model: dict[str, str], dtype: s
 
 
 def test_charge_and_spin_reach_the_dynamics(charged_model: dict[str, str]) -> None:
-    potential = build("mace", charged_model, "cpu", "float64")
-    model = batched(potential)
-    found = model(batch(ions(), CPU, torch.float64))
+    potential = build_potential("mace", charged_model, "cpu", "float64")
+    model = batched_model(potential)
+    found = model(make_state(ions(), CPU, torch.float64))
     labels = evaluate(potential, ions())
     assert list(model.failures) == [2]
     assert found["energy"].isnan().tolist() == [False, False, True, False]
@@ -108,7 +108,7 @@ def test_a_model_that_asks_for_more_is_refused(tmp_path: Path) -> None:
     spec = {"type": "continuous", "per": "graph", "in_dim": 1, "emb_dim": 4}
     save(changed_module(embedding_specs={**SPECS, "elec_temp": spec}), path)
     with pytest.raises(InputError, match=r"hot\.model' asks for elec_temp of each structure; daskpipe knows"):
-        build("mace", {"model": str(path)}, "cpu")
+        build_potential("mace", {"model": str(path)}, "cpu")
 
 
 def test_several_heads_need_a_name_before_anything_runs(two_heads: Path) -> None:
@@ -123,7 +123,7 @@ def test_several_heads_need_a_name_before_anything_runs(two_heads: Path) -> None
         run.prepare(load_config("emt_alloy", [*overrides, "label.potential.params.head=omatt"]))
     assert "label" in run.prepare(load_config("emt_alloy", [*overrides, "label.potential.params.head=omat"]))
     one, other = (
-        evaluate(build("mace", {"model": str(two_heads), "head": head}, "cpu"), [molecule("H2O")])[0]
+        evaluate(build_potential("mace", {"model": str(two_heads), "head": head}, "cpu"), [molecule("H2O")])[0]
         for head in ("omat", "omol")
     )
     # Two H and an O: 2 x 0 + 2 eV in one head, 2 x 3 + 5 in the other.
@@ -141,7 +141,7 @@ def test_heads_are_read_without_running_the_pickle(two_heads: Path, tmp_path: Pa
     with zipfile.ZipFile(hostile, "w") as archive:
         archive.writestr("hostile/data.pkl", pickle.dumps(Hostile()))
     read_class_and_heads(hostile)
-    identity("mace", {"model": str(hostile)})
+    identify_potential("mace", {"model": str(hostile)})
     assert not (tmp_path / "made").exists()
     hostile.write_bytes(b"PK not a zip file")
     assert read_class_and_heads(hostile) is None
@@ -158,7 +158,9 @@ def test_energies_of_a_float32_model_are_sums_in_float64(tmp_path: Path) -> None
     for name, energies in (("shallow", np.zeros((1, 3))), ("deep", deep)):
         path = tmp_path / f"{name}.model"
         save(changed_module(atomic_energies=energies), path)
-        out = batched(build("mace", {"model": str(path)}, "cpu", "float32"))(batch(frames, CPU, torch.float64))
+        out = batched_model(build_potential("mace", {"model": str(path)}, "cpu", "float32"))(
+            make_state(frames, CPU, torch.float64)
+        )
         found[name] = out["energy"].tolist()
     difference = {name: energies[1] - energies[0] for name, energies in found.items()}
     assert abs(difference["shallow"]) > 0.01
@@ -178,8 +180,8 @@ def slab(pbc: tuple[bool, bool, bool]) -> Atoms:
 @pytest.mark.parametrize("pbc", [(True, True, False), (False, True, False)])
 def test_stress_of_open_cells_is_the_slope_of_the_energy_or_nan(pbc: tuple[bool, bool, bool]) -> None:
     """Along the periodic vectors, over the volume of the structure's own cell; MACECalculator's is not (mace#1509)."""
-    potential, atoms = build("mace", {}, "cpu", "float64"), slab(pbc)
-    found = batched(potential, stress=True)(batch([atoms], CPU, torch.float64))["stress"][0].numpy()
+    potential, atoms = build_potential("mace", {}, "cpu", "float64"), slab(pbc)
+    found = batched_model(potential, stress=True)(make_state([atoms], CPU, torch.float64))["stress"][0].numpy()
     step = 1e-5
     for axis in np.flatnonzero(pbc):
         along = atoms.cell.array[axis] / np.linalg.norm(atoms.cell.array[axis])

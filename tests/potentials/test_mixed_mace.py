@@ -16,8 +16,8 @@ from test_mace import random_module, save
 
 from daskpipe.core.errors import ConfigError
 from daskpipe.core.third_party import import_mace
-from daskpipe.potentials import Potential, batched, build, evaluate, identity
-from daskpipe.potentials.batches import batch
+from daskpipe.potentials import Potential, batched_model, build_potential, evaluate, identify_potential
+from daskpipe.potentials.batches import make_state
 
 import_mace()
 from daskpipe.potentials.mace_model import check_acceleration  # noqa: E402
@@ -54,7 +54,7 @@ def agrees(potential: Potential, structures: list[Atoms], tolerance: float) -> N
     """See that one mixed batch gives MACECalculator's energies, forces and stresses."""
     from mace.calculators import MACECalculator
 
-    out = batched(potential, stress=True)(batch(structures, torch.device("cpu"), torch.float64))
+    out = batched_model(potential, stress=True)(make_state(structures, torch.device("cpu"), torch.float64))
     assert {value.dtype for value in out.values()} == {torch.float64}
     forces = out["forces"].split([len(atoms) for atoms in structures])
     calculator = potential.calculator
@@ -75,7 +75,7 @@ def agrees(potential: Potential, structures: list[Atoms], tolerance: float) -> N
 
 
 def test_a_mixed_batch_agrees_with_the_calculator(make) -> None:
-    agrees(build("mace", {}, "cpu", "float64"), coinage(make), AGREEMENT)
+    agrees(build_potential("mace", {}, "cpu", "float64"), coinage(make), AGREEMENT)
 
 
 @pytest.fixture
@@ -87,13 +87,13 @@ def organic_file(tmp_path: Path) -> Path:
 
 
 def test_a_mixed_batch_of_other_elements_agrees_with_the_calculator(organic_file: Path) -> None:
-    potential = build("mace", {"model": str(organic_file)}, "cpu", "float64")
+    potential = build_potential("mace", {"model": str(organic_file)}, "cpu", "float64")
     assert potential.elements == {"H", "C", "O"}
     agrees(potential, organic(), AGREEMENT)
 
 
 def test_float32_in_a_float64_state(make) -> None:
-    agrees(build("mace", {}, "cpu", "float32"), coinage(make)[:4], 5e-5)
+    agrees(build_potential("mace", {}, "cpu", "float32"), coinage(make)[:4], 5e-5)
 
 
 def test_the_stress_of_a_slab_is_the_virial_over_its_cell(make) -> None:
@@ -102,8 +102,8 @@ def test_the_stress_of_a_slab_is_the_virial_over_its_cell(make) -> None:
     slab.rattle(0.1, seed=4)
     closed = slab.copy()
     closed.pbc = True
-    out = batched(build("mace", {}, "cpu", "float64"), stress=True)(
-        batch([slab, closed], torch.device("cpu"), torch.float64)
+    out = batched_model(build_potential("mace", {}, "cpu", "float64"), stress=True)(
+        make_state([slab, closed], torch.device("cpu"), torch.float64)
     )
     assert float(out["stress"][1].abs().max()) > 1e-4
     torch.testing.assert_close(out["stress"][0], out["stress"][1], rtol=0, atol=1e-12)
@@ -115,17 +115,17 @@ def test_how_far_a_system_has_drifted_costs_no_precision(dtype: str, make) -> No
     far = [atoms.copy() for atoms in near]
     for atoms in far:
         atoms.positions += 2048.0
-    model = batched(build("mace", {}, "cpu", dtype))
-    one, two = (model(batch(structures, torch.device("cpu"), torch.float64)) for structures in (near, far))
+    model = batched_model(build_potential("mace", {}, "cpu", dtype))
+    one, two = (model(make_state(structures, torch.device("cpu"), torch.float64)) for structures in (near, far))
     tolerance = 1e-9 if dtype == "float64" else 5e-5
     torch.testing.assert_close(two["forces"], one["forces"], rtol=0, atol=tolerance)
 
 
 def test_a_lost_system_has_no_energy_and_leaves_the_others_alone(make) -> None:
     structures = [make("alloy"), make("cluster"), make("slab"), make("alloy", 2)]
-    model = batched(build("mace", {}, "cpu", "float64"), stress=True)
-    whole = model(batch(structures, torch.device("cpu"), torch.float64))
-    state = batch(structures, torch.device("cpu"), torch.float64)
+    model = batched_model(build_potential("mace", {}, "cpu", "float64"), stress=True)
+    whole = model(make_state(structures, torch.device("cpu"), torch.float64))
+    state = make_state(structures, torch.device("cpu"), torch.float64)
     state.positions[len(structures[0])] = torch.nan
     state.cell[3] = torch.nan
     out = model(state)
@@ -134,8 +134,8 @@ def test_a_lost_system_has_no_energy_and_leaves_the_others_alone(make) -> None:
 
 
 def test_it_computes_where_gradients_are_switched_off(make) -> None:
-    model = batched(build("mace", {}, "cpu", "float64"))
-    state = batch([make("alloy")], torch.device("cpu"), torch.float64)
+    model = batched_model(build_potential("mace", {}, "cpu", "float64"))
+    state = make_state([make("alloy")], torch.device("cpu"), torch.float64)
     expected = model(state)["forces"]
     with torch.no_grad():
         found = model(state)["forces"]
@@ -162,25 +162,25 @@ def test_cueq_that_is_not_installed(device: str, message: str, monkeypatch: pyte
 def test_a_potential_without_what_its_acceleration_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daskpipe.potentials.mace_model.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"potential 'mace': acceleration=cueq needs cuequivariance"):
-        batched(build("mace", {"acceleration": "cueq"}, "cpu", "float32"))
+        batched_model(build_potential("mace", {"acceleration": "cueq"}, "cpu", "float32"))
 
 
 def test_unknown_acceleration() -> None:
     with pytest.raises(ConfigError, match=r"acceleration: Input should be 'none', 'cueq' or 'compile', received 'oeq'"):
-        build("mace", {"acceleration": "oeq"}, "cpu")
+        build_potential("mace", {"acceleration": "oeq"}, "cpu")
 
 
 def test_compiling_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ConfigError, match=r"acceleration=compile needs the compiler g\+\+, which is not in PATH"):
-        build("mace", {"acceleration": "compile", "head": "Default"}, "cpu", "float32")
+        build_potential("mace", {"acceleration": "compile", "head": "Default"}, "cpu", "float32")
 
 
 @pytest.mark.filterwarnings("ignore:cuequivariance_ops_torch is not available:UserWarning")
 def test_cueq_gives_the_same(make) -> None:
     pytest.importorskip("cuequivariance_torch")
     before = torch.get_default_dtype()
-    agrees(build("mace", {"acceleration": "cueq"}, "cpu", "float64"), coinage(make), AGREEMENT)
+    agrees(build_potential("mace", {"acceleration": "cueq"}, "cpu", "float64"), coinage(make), AGREEMENT)
     assert torch.get_default_dtype() == before
 
 
@@ -189,12 +189,12 @@ def test_cueq_gives_the_same(make) -> None:
 def test_compiled_gives_the_same(organic_file: Path) -> None:
     """A minute of compiling; what comes out of the box has forces of zero, so this is no formality."""
     params = {"model": str(organic_file), "acceleration": "compile"}
-    potential = build("mace", params, "cpu", "float64")
+    potential = build_potential("mace", params, "cpu", "float64")
     agrees(potential, organic(), AGREEMENT)
     agrees(potential, organic()[1:4], AGREEMENT)
     # As many systems as the first batch was filled up to.
     agrees(potential, [molecule("H2O") for _ in range(64)], AGREEMENT)
-    plain = build("mace", {"model": str(organic_file)}, "cpu", "float64")
+    plain = build_potential("mace", {"model": str(organic_file)}, "cpu", "float64")
     assert plain is not potential
     agrees(plain, organic(), AGREEMENT)
 
@@ -203,9 +203,9 @@ def test_compiled_gives_the_same(organic_file: Path) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_labels_are_not_accelerated(organic_file: Path) -> None:
     accelerated = {"model": str(organic_file), "acceleration": "compile"}
-    assert identity("mace", accelerated) == identity("mace", {"model": str(organic_file)})
+    assert identify_potential("mace", accelerated) == identify_potential("mace", {"model": str(organic_file)})
     one, two = (
-        evaluate(build("mace", params, "cpu", "float64"), organic()[:2])
+        evaluate(build_potential("mace", params, "cpu", "float64"), organic()[:2])
         for params in (accelerated, {"model": str(organic_file)})
     )
     for first, second in zip(one, two, strict=True):
@@ -218,16 +218,16 @@ def evaluations_of_a_process(*dtypes: str) -> list[str]:
 import sys
 import torch
 from ase.build import bulk, fcc111
-from daskpipe.potentials import batched, build
-from daskpipe.potentials.batches import batch
+from daskpipe.potentials import batched_model, build_potential
+from daskpipe.potentials.batches import make_state
 
 torch.set_num_threads(1)
 structures = [bulk("Cu", cubic=True), fcc111("Ag", (1, 2, 3), vacuum=5.0), bulk("Au", cubic=True).repeat((2, 1, 1))]
 for number, atoms in enumerate(structures):
     atoms.rattle(0.1, seed=number)
-state = batch(structures, torch.device("cpu"), torch.float64)
+state = make_state(structures, torch.device("cpu"), torch.float64)
 for dtype in sys.argv[1:]:
-    forces = batched(build("mace", {}, "cpu", dtype), stress=True)(state)["forces"]
+    forces = batched_model(build_potential("mace", {}, "cpu", dtype), stress=True)(state)["forces"]
     if dtype == "float32":
         print(forces.numpy().tobytes().hex())
 """

@@ -10,7 +10,7 @@ import ase.io
 import pytest
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from daskpipe.potentials import Results, build, evaluate, identity
+from daskpipe.potentials import Results, build_potential, evaluate, identify_potential
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "bundled_mace.py"
 SPLITS = ("train", "train", "train", "val", "test")
@@ -33,7 +33,7 @@ def dataset(tmp_path: Path, make) -> Path:
     for seed, split in enumerate(SPLITS):
         for kind, system_type in (("alloy", "alloy"), ("slab", "surface"), ("cluster", "cluster")):
             atoms = make(kind, seed)
-            (found,) = evaluate(build("emt", {}, "cpu", "float64"), [atoms])
+            (found,) = evaluate(build_potential("emt", {}, "cpu", "float64"), [atoms])
             assert isinstance(found, Results)
             atoms.info |= {"split": split, "system_type": system_type, "REF_energy": found.energy}
             atoms.arrays["REF_forces"] = found.forces
@@ -53,8 +53,8 @@ def test_training_ends_in_a_model_that_loads(
     monkeypatch.setattr(recipe, "ARCHITECTURE", recipe.ARCHITECTURE | {"hidden_irreps": "4x0e", "max_ell": 1})
     monkeypatch.setitem(recipe.TRAINING, "eval_interval", 1)
     recipe.train([dataset], tmp_path / "work", epochs=2, out=target)
-    assert identity("mace", {"model": str(target)}).elements == {"Cu", "Ag", "Au"}
-    (found,) = evaluate(build("mace", {"model": str(target)}, "cpu", "float32"), [make("alloy")])
+    assert identify_potential("mace", {"model": str(target)}).elements == {"Cu", "Ag", "Au"}
+    (found,) = evaluate(build_potential("mace", {"model": str(target)}, "cpu", "float32"), [make("alloy")])
     assert isinstance(found, Results)
 
 

@@ -8,11 +8,11 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from solids import solids
 
-from daskpipe.potentials import Failure, Results, build, evaluate
+from daskpipe.potentials import Failure, Results, build_potential, evaluate
 
 
 def one(atoms: Atoms, **params: object) -> Results | Failure:
-    return evaluate(build("xtb", params, "cpu", "float64"), [atoms])[0]
+    return evaluate(build_potential("xtb", params, "cpu", "float64"), [atoms])[0]
 
 
 def test_unconverged() -> None:
@@ -40,7 +40,7 @@ def test_heavy_element() -> None:
 
 
 def test_nothing_is_remembered() -> None:
-    calculator = build("xtb", {}, "cpu", "float64").calculator
+    calculator = build_potential("xtb", {}, "cpu", "float64").calculator
     water, stretched = molecule("H2O"), molecule("H2O")
     stretched.positions *= 1.1
     fresh = calculator.get_potential_energy(water)
@@ -49,7 +49,7 @@ def test_nothing_is_remembered() -> None:
 
 
 def test_info_alone_makes_another_calculation() -> None:
-    calculator = build("xtb", {}, "cpu", "float64").calculator
+    calculator = build_potential("xtb", {}, "cpu", "float64").calculator
     water = molecule("H2O")
     neutral = calculator.get_potential_energy(water)
     water.info |= {"charge": 1, "spin_multiplicity": 2}

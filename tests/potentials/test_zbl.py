@@ -14,9 +14,9 @@ from mixed_structures import random_structure
 from solids import solids
 
 from daskpipe.core.third_party import quiet
-from daskpipe.potentials import batched, build
-from daskpipe.potentials.batches import batch
-from daskpipe.potentials.zbl import REACH, repelled
+from daskpipe.potentials import batched_model, build_potential
+from daskpipe.potentials.batches import make_state
+from daskpipe.potentials.zbl import REACH, add_repulsion
 
 CPU = torch.device("cpu")
 WEIGHTS, RATES = (0.1818, 0.5099, 0.2802, 0.02817), (3.2, 0.9423, 0.4029, 0.2016)
@@ -25,11 +25,11 @@ NOTHING = {"epsilon": 1e-12, "sigma": 0.5, "r_cut": 1.0}
 
 
 def wall(*, stress: bool = True):
-    return repelled(batched(build("lj", NOTHING, "cpu", "float64"), stress=stress))
+    return add_repulsion(batched_model(build_potential("lj", NOTHING, "cpu", "float64"), stress=stress))
 
 
 def run(model, structures: list[Atoms]) -> list[dict[str, torch.Tensor]]:
-    out = model(batch(structures, CPU, torch.float64))
+    out = model(make_state(structures, CPU, torch.float64))
     parts = out | {"forces": out["forces"].split([len(atoms) for atoms in structures])}
     return [{name: part[index] for name, part in parts.items()} for index in range(len(structures))]
 
@@ -115,7 +115,7 @@ def test_solids_and_molecules_at_equilibrium_do_not_feel_it() -> None:
     molecules = [g2[name] for name in g2.names if len(g2[name]) > 1]
     assert len(crystals) >= 40
     assert len(molecules) > 140
-    found = wall().wall(batch([*crystals.values(), *molecules], CPU, torch.float64))
+    found = wall().wall(make_state([*crystals.values(), *molecules], CPU, torch.float64))
     assert float(found["energy"].abs().max()) == float(found["forces"].abs().max()) == 0.0
 
 
@@ -146,22 +146,25 @@ def test_maces_repulsion_is_the_same_formula() -> None:
 def test_it_adds_to_a_model_and_leaves_the_rest(make) -> None:
     structures = squeezed(make)
     members = [{"name": "emt"}, {"name": "mace"}]
-    bare = batched(build("committee", {"members": members}, "cpu", "float64"), stress=True)
+    bare = batched_model(build_potential("committee", {"members": members}, "cpu", "float64"), stress=True)
     for alone, sum_, extra in zip(
-        run(bare, structures), run(repelled(bare, {"Ag", "Au", "Cu"}), structures), run(wall(), structures), strict=True
+        run(bare, structures),
+        run(add_repulsion(bare, {"Ag", "Au", "Cu"}), structures),
+        run(wall(), structures),
+        strict=True,
     ):
         assert torch.equal(sum_["force_disagreement"], alone["force_disagreement"])
         for key in ("energy", "forces", "stress"):
             torch.testing.assert_close(sum_[key], alone[key] + extra[key], equal_nan=True)
-    without = repelled(batched(build("emt", {}, "cpu", "float64")))
+    without = add_repulsion(batched_model(build_potential("emt", {}, "cpu", "float64")))
     assert "stress" not in run(without, structures)[0]
 
 
 def test_failures_are_those_of_the_model() -> None:
-    model = repelled(batched(build("xtb", {"max_iterations": 1}, "cpu", "float64")))
+    model = add_repulsion(batched_model(build_potential("xtb", {"max_iterations": 1}, "cpu", "float64")))
     run(model, [Atoms("OH2", positions=[[0, 0, 0], [0, 0, 1], [0, 1, 0]])])
     assert list(model.failures) == [0]
-    assert repelled(batched(build("emt", {}, "cpu", "float64"))).failures == {}
+    assert add_repulsion(batched_model(build_potential("emt", {}, "cpu", "float64"))).failures == {}
 
 
 @pytest.mark.parametrize("seed", range(5))

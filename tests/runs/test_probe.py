@@ -22,7 +22,7 @@ from daskpipe.runs.costs import Measured
 from daskpipe.runs.plan import plan
 from daskpipe.runs.probe import _line, _some, disk_bytes, probe
 from daskpipe.runs.run import Result
-from daskpipe.stages.generate.stage import requests
+from daskpipe.stages.generate.stage import list_requests
 
 LONGER = [
     *SMALL, "generate.sources.alloys.n=12", "generate.sources.clusters.n=12", "explore.batch_size=4",
@@ -108,7 +108,7 @@ def test_costs_grow_with_the_config(probed: tuple[Measured, list[Event], Path]) 
 
 def test_seeds_of_a_probe_are_stretches_of_all() -> None:
     config = load_config("emt_alloy", ["generate.sources.alloys.n=600", "generate.sources.clusters.n=400"])
-    wanted = requests(config.generate.sources, [], Path())
+    wanted = list_requests(config.generate.sources, [], Path())
     some, n_seeds = _some(wanted, config, 4)
     assert n_seeds == len(some) == 4 * config.explore.batch_size
     stretches: dict[tuple[str, int], int] = defaultdict(int)
@@ -122,7 +122,7 @@ def test_seeds_of_a_probe_are_stretches_of_all() -> None:
 
 def test_conditions_count_as_trajectories() -> None:
     config = load_config("emt_alloy", ["explore.dynamics.temperatures=[300,600]", "generate.sources.alloys.n=600"])
-    some, n_seeds = _some(requests(config.generate.sources, [], Path()), config, 4)
+    some, n_seeds = _some(list_requests(config.generate.sources, [], Path()), config, 4)
     assert n_seeds == len(some) == 4 * config.explore.batch_size // 2
 
 

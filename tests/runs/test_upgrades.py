@@ -28,7 +28,7 @@ from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import key_of
 from daskpipe.pipeline import packing
 from daskpipe.pipeline.packing import versions
-from daskpipe.potentials import identity
+from daskpipe.potentials import identify_potential
 from daskpipe.runs.fsck import fsck
 from daskpipe.runs.run import Result
 from daskpipe.runs.status import status
@@ -101,20 +101,20 @@ def of_other_splits(client: Client, tmp_path_factory: pytest.TempPathFactory) ->
 def upgrade(reference: Result, of_before: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let packages have other versions than those with which the runs were made."""
     before = versions()
-    monkeypatch.setattr("daskpipe.potentials.potential.version", lambda name: OTHER.get(name, version(name)))
+    monkeypatch.setattr("daskpipe.potentials.identity.version", lambda name: OTHER.get(name, version(name)))
     for module in ("packing", "pipeline"):
         monkeypatch.setattr(f"daskpipe.{module}.versions", lambda: before | OTHER)
 
 
 def test_versions_are_no_part_of_an_identity(upgrade: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = identity("emt", {})
+    found = identify_potential("emt", {})
     assert found.packages == {"ase": OTHER["ase"]}
     members = {"members": [{"name": "emt"}, {"name": "mace"}]}
-    assert identity("committee", members).packages == {"ase": OTHER["ase"]}
-    assert not identity("mace", {}).packages  # its weights tell
+    assert identify_potential("committee", members).packages == {"ase": OTHER["ase"]}
+    assert not identify_potential("mace", {}).packages  # its weights tell
     monkeypatch.undo()
-    assert identity("emt", {}).packages == {"ase": version("ase")}
-    assert identity("emt", {}).hash == found.hash
+    assert identify_potential("emt", {}).packages == {"ase": version("ase")}
+    assert identify_potential("emt", {}).hash == found.hash
 
 
 @pytest.mark.parametrize("made", ["reference", "of_before", "of_other_splits"])

@@ -161,17 +161,17 @@ def test_a_model_file_is_a_program_and_is_taken_for_one_only_where_it_is_named(c
     torch.save(Bomb(canary), tmp_path / "evil.model")
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         torch.load(tmp_path / "evil.model")
-    from daskpipe.potentials import identity
+    from daskpipe.potentials import identify_potential
 
     # Its hash names it in the run before anything loads it.
-    assert identity("mace", {"model": str(tmp_path / "evil.model")}).hash
+    assert identify_potential("mace", {"model": str(tmp_path / "evil.model")}).hash
 
 
 @pytest.mark.parametrize("column", ["data", "key_value_pairs", "constraints", "calculator_parameters"])
 def test_what_else_a_database_holds_is_not_built(column: str, canary: Path, tmp_path: Path) -> None:
     import sqlite3
 
-    from daskpipe.stages.generate.files import read
+    from daskpipe.stages.generate.files import read_structures
 
     path = tmp_path / "a.db"
     with connect(path) as database:
@@ -180,7 +180,7 @@ def test_what_else_a_database_holds_is_not_built(column: str, canary: Path, tmp_
     with sqlite3.connect(path) as connection:
         connection.execute(f"UPDATE systems SET {column} = ?", (evil if column != "constraints" else f"[{evil}]",))
     connection.close()
-    (item,) = read(path, name="a.db")
+    (item,) = read_structures(path, name="a.db")
     assert isinstance(item, Rejection) or item.info.keys() <= {"name"}
 
 
@@ -294,10 +294,10 @@ CUBE = 'Lattice="3.6 0 0 0 3.6 0 0 0 3.6" pbc="T T T"'
 def test_claims_without_bounds_are_met_by_the_size_of_the_file(
     name: str, text: str, evidence: str, canary: Path, little_memory: None
 ) -> None:
-    from daskpipe.stages.generate.files import read
+    from daskpipe.stages.generate.files import read_structures
 
     Path(name).write_text(text)
-    (item,) = read(Path(name), name=name)
+    (item,) = read_structures(Path(name), name=name)
     assert isinstance(item, Rejection)
     assert item.reason == "unreadable"
     assert evidence in item.evidence
@@ -305,10 +305,10 @@ def test_claims_without_bounds_are_met_by_the_size_of_the_file(
 
 def test_json_without_end_is_text(canary: Path) -> None:
     """It is no label that could be read, and costs no geometry."""
-    from daskpipe.stages.generate.files import read
+    from daskpipe.stages.generate.files import read_structures
 
     Path("a.xyz").write_text('1\na="_JSON ' + "[" * 100_000 + '"\nCu 0 0 0\n')
-    (item,) = read(Path("a.xyz"), name="a.xyz")
+    (item,) = read_structures(Path("a.xyz"), name="a.xyz")
     assert not isinstance(item, Rejection)
     assert item.numbers.tolist() == [29]
 

@@ -24,7 +24,7 @@ from daskpipe.core.structures import concat, from_atoms, to_atoms
 from daskpipe.core.variables import VARIABLES, decode, encode
 from daskpipe.engine.units import Payload
 from daskpipe.load import MACEDataset, TorchDataset, spec
-from daskpipe.stages.generate.labelled import LabelKeys, labelled_stretches, read_labelled
+from daskpipe.stages.generate.labelled import LabelKeys, cut_labelled_ranges, read_labelled
 from daskpipe.store import open_dataset, pack
 from daskpipe.store.export import export
 from daskpipe.train import train
@@ -66,8 +66,8 @@ def payload(tmp_path_factory: pytest.TempPathFactory) -> Payload:
     with path.open("w") as file:
         for atoms in [*isolated_frames(), *bulk_frames()]:
             write_extxyz(file, atoms)
-    (stretch,) = labelled_stretches(path, 100)
-    return read_labelled(stretch, LabelKeys(), "PBE")
+    (frame_range,) = cut_labelled_ranges(path, 100)
+    return read_labelled(frame_range, LabelKeys(), "PBE")
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,8 @@ def test_forces_of_what_is_not_isolated_are_not_made_up(tmp_path: Path) -> None:
         for atoms in frames:
             atoms.info["REF_energy"] = 1.0
             write_extxyz(file, atoms)
-    (stretch,) = labelled_stretches(path, 100)
-    forces = read_labelled(stretch, LabelKeys(), "PBE").arrays["forces"]
+    (frame_range,) = cut_labelled_ranges(path, 100)
+    forces = read_labelled(frame_range, LabelKeys(), "PBE").arrays["forces"]
     assert np.isnan(forces[:3]).all()
     assert np.array_equal(forces[3], np.zeros(3))
 
@@ -110,8 +110,8 @@ def test_forces_of_what_is_not_isolated_are_not_made_up(tmp_path: Path) -> None:
 def test_a_weight_that_is_none_is_refused(weight: str, tmp_path: Path) -> None:
     path = tmp_path / "a.xyz"
     path.write_text(f"1\nREF_energy=1.0 config_weight={weight}\nCu 0 0 0\n")
-    (stretch,) = labelled_stretches(path, 100)
-    (rejection,) = read_labelled(stretch, LabelKeys(), "PBE").rejected
+    (frame_range,) = cut_labelled_ranges(path, 100)
+    (rejection,) = read_labelled(frame_range, LabelKeys(), "PBE").rejected
     assert rejection.reason == "config_weight"
     assert "give a number from 0, or none" in rejection.evidence
 

@@ -25,7 +25,7 @@ from daskpipe.core.errors import ConfigError, InputError, Interrupted
 from daskpipe.core.events import Event
 from daskpipe.core.structures import from_atoms
 from daskpipe.core.variables import SPLITS
-from daskpipe.potentials import Failure, Results, batched, build, evaluate, identity
+from daskpipe.potentials import Failure, Results, batched_model, build_potential, evaluate, identify_potential
 from daskpipe.potentials.identity import file_hash
 from daskpipe.store import pack, write_dataset
 from daskpipe.train import EpochFinished, Trained, TrainingStarted, train, training
@@ -108,7 +108,7 @@ def test_progress(session: Session) -> None:
 
 
 def test_errors_are_those_of_the_written_model(session: Session, dataset: Path) -> None:
-    potential = build("mace", {"model": str(session.trained.model)}, "cpu", "float64")
+    potential = build_potential("mace", {"model": str(session.trained.model)}, "cpu", "float64")
     ds = daskpipe.open_dataset(dataset)
     held_out = [atoms for atoms in (daskpipe.to_atoms(ds, row) for row in range(30)) if atoms.info["split"] == "test"]
     deltas = [
@@ -135,7 +135,7 @@ def test_the_mean_predictor_is_that_of_the_training_split(session: Session, data
 
 def test_mace_was_told_what_the_dataset_says(session: Session, dataset: Path) -> None:
     spec = load.spec(dataset, "train", TINY["r_max"])
-    module = build("mace", {"model": str(session.trained.model)}, "cpu", "float64").calculator.models[0]
+    module = build_potential("mace", {"model": str(session.trained.model)}, "cpu", "float64").calculator.models[0]
     assert module.atomic_numbers.tolist() == [29, 79]
     assert float(module.r_max) == pytest.approx(TINY["r_max"])
     assert module.atomic_energies_fn.atomic_energies.ravel().tolist() == pytest.approx(
@@ -153,7 +153,7 @@ def test_the_test_split_is_not_shown(session: Session) -> None:
 
 def test_card(session: Session, dataset: Path) -> None:
     card = (session.trained.out / "MODEL_CARD.md").read_text()
-    sha256 = identity("mace", {"model": str(session.trained.model)}).hash
+    sha256 = identify_potential("mace", {"model": str(session.trained.model)}).hash
     assert f"`{sha256}`" in card
     assert session.trained.metrics["sha256"] == sha256 == file_hash(session.trained.model)
     for words in ("A MACE for Cu, Au", "key `k1`", "24 train, 3 val, 3 test", "Teacher: EMT (SHA-256 `0123`)"):
@@ -174,9 +174,9 @@ def test_the_model_moves_atoms(session: Session, monkeypatch: pytest.MonkeyPatch
     with pytest.warns(UserWarning, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
         calculator = MACECalculator(str(session.trained.model), device="cpu", default_dtype="float64")
     atoms.calc = calculator
-    potential = build("mace", {"model": str(session.trained.model)}, "cpu", "float64")
+    potential = build_potential("mace", {"model": str(session.trained.model)}, "cpu", "float64")
     state = torch_sim.io.atoms_to_state([atoms, atoms], torch.device("cpu"), torch.float64)
-    energies = batched(potential)(state)["energy"].tolist()
+    energies = batched_model(potential)(state)["energy"].tolist()
     assert energies == pytest.approx([atoms.get_potential_energy()] * 2, abs=1e-6)
 
 
@@ -433,7 +433,7 @@ def test_a_training_split_without_forces_is_refused(dataset: Path, tmp_path: Pat
 
 
 def test_structures_that_a_potential_does_not_know_are_counted(dataset: Path) -> None:
-    potential = build("mace", {}, "cpu", "float32")  # Cu, Ag and Au
+    potential = build_potential("mace", {}, "cpu", "float32")  # Cu, Ag and Au
     strange = labelled(10)
     for atoms in strange[:5]:
         atoms.symbols[0] = "Pt"
@@ -448,7 +448,7 @@ def test_no_more_than_a_sample_of_a_split_is_evaluated(dataset: Path, monkeypatc
 
     monkeypatch.setattr(accuracy, "MOST", 2)
     monkeypatch.setattr(accuracy, "BLOCK", 7)
-    splits = measure(dataset, build("emt", {}, "cpu", "float64"), {"Cu": 0.0, "Au": 0.0})
+    splits = measure(dataset, build_potential("emt", {}, "cpu", "float64"), {"Cu": 0.0, "Au": 0.0})
     assert [splits[split]["all"]["n_structures"] for split in ("train", "val", "test")] == [2, 2, 2]
     assert splits["train"]["all"]["forces"]["rmse"] < 1e-5, "the labels are EMT's own"
 

@@ -61,8 +61,8 @@ class MACE:
         dtype: Literal["float32", "float64"] = "float32",
         device: str = "cpu",
     ) -> None:
-        known = potentials.identity("mace", {"model": model, "head": head})
-        self._potential = potentials.build("mace", {"model": model, "head": head}, device, dtype)
+        known = potentials.identify_potential("mace", {"model": model, "head": head})
+        self._potential = potentials.build_potential("mace", {"model": model, "head": head}, device, dtype)
         elements = self._potential.elements or frozenset()
         if strange := sorted(set(species) - elements):
             raise ConfigError(
@@ -86,7 +86,9 @@ class MACE:
     @staticmethod
     def identify(params: Mapping[str, Any]) -> potentials.Identity:
         """Say which model it is, from the parameters in a config, without building it."""
-        return potentials.identity("mace", {name: params[name] for name in ("model", "head") if name in params})
+        return potentials.identify_potential(
+            "mace", {name: params[name] for name in ("model", "head") if name in params}
+        )
 
     def hypers(self) -> dict[str, Any]:
         """Return all parameters, as JSON types; ``MACE(**mace.hypers())`` is the same descriptor."""

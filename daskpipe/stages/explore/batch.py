@@ -11,7 +11,7 @@ import torch
 
 from daskpipe.core import constants
 from daskpipe.core.geometry import full_cell
-from daskpipe.potentials.batches import batch
+from daskpipe.potentials.batches import make_state
 from daskpipe.stages.explore.fixed_atoms import without_drift
 from daskpipe.stages.explore.guards import BatchView, Fault, Guard, find_faults
 from daskpipe.stages.explore.integrate import (
@@ -273,7 +273,7 @@ def make_evaluator(
 ) -> Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]:
     """Return a function that runs the model on these trajectories, from positions and cells (rows are vectors)."""
     device = model.device
-    systems = batch([trajectory.seed for trajectory in trajectories], device, torch.float64)
+    systems = make_state([trajectory.seed for trajectory in trajectories], device, torch.float64)
     nothing = torch.full((len(trajectories),), torch.nan, dtype=torch.float64, device=device)
 
     def evaluate_model(positions: torch.Tensor, cell: torch.Tensor) -> dict[str, torch.Tensor]:

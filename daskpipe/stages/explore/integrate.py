@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch_sim.integrators.md import NoseHooverChain, construct_nose_hoover_chain
 
-from daskpipe.potentials.batches import sums
+from daskpipe.potentials.batches import sum_segments
 
 CHAIN_LENGTH = 3
 """Thermostats of a Nosé-Hoover chain."""
@@ -263,7 +263,7 @@ def cell_strain(
 
 def sum_per_system(values: torch.Tensor, systems: Systems) -> torch.Tensor:
     """Sum rows of atoms, shape (atom, n), over each system, in their order."""
-    return sums(values, systems.n_atoms)
+    return sum_segments(values, systems.n_atoms)
 
 
 def kinetic_energy(momenta: torch.Tensor, systems: Systems) -> torch.Tensor:

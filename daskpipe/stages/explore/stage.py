@@ -82,10 +82,10 @@ def explore_partition(
 ) -> list[Payload]:
     """Run the trajectories of one partition; frames are ordered by seed, then time."""
     from daskpipe.core.third_party import quiet
-    from daskpipe.potentials import batched
+    from daskpipe.potentials import batched_model
 
     with quiet():  # torch-sim's import has a good deal to say
-        from daskpipe.potentials.zbl import repelled
+        from daskpipe.potentials.zbl import add_repulsion
         from daskpipe.stages.explore.capacity import measure_capacity
         from daskpipe.stages.explore.relaxation import add_relaxations
         from daskpipe.stages.explore.runner import BatchRunner
@@ -98,9 +98,9 @@ def explore_partition(
         first = add_relaxations(fit, settings)
         # The threads of a worker share the potential.
         with potential.lock:
-            model = batched(potential, stress=any(trajectory.has_barostat for trajectory in (*first, *fit)))
+            model = batched_model(potential, stress=any(trajectory.has_barostat for trajectory in (*first, *fit)))
             if settings.repulsion == "zbl":
-                model = repelled(model, {symbol for trajectory in fit for symbol in trajectory.seed.symbols})
+                model = add_repulsion(model, {symbol for trajectory in fit for symbol in trajectory.seed.symbols})
             space = measure_capacity(
                 model, [trajectory.seed for trajectory in fit], settings.batch_atoms, potential.cutoff, name
             )

@@ -26,8 +26,8 @@ GENERATORS = Registry(
 )
 
 ENUMERATED = {
-    "files": "daskpipe.stages.generate.files:expand",
-    "molecules": "daskpipe.stages.generate.molecules:expand",
+    "files": "daskpipe.stages.generate.files:expand_files",
+    "molecules": "daskpipe.stages.generate.molecules:expand_molecules",
 }
 """Generators with a list to go through, and the function that makes one request an item of it.
 

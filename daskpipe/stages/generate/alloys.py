@@ -12,8 +12,23 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk
 
-from daskpipe.stages.generate.disorder import apply_strain, choose_size, displace, mean_volume, no_size, occupy
-from daskpipe.stages.generate.params import Composition, CountRange, NotEmpty, Rattle, Strain, composition, count_range
+from daskpipe.stages.generate.disorder import (
+    apply_strain,
+    choose_size,
+    displace_atoms,
+    mean_volume,
+    missing_size_error,
+    occupy_sites,
+)
+from daskpipe.stages.generate.params import (
+    Composition,
+    CountRange,
+    NotEmpty,
+    Rattle,
+    Strain,
+    check_composition,
+    count_range,
+)
 
 Lattice = Literal["fcc", "bcc", "hcp"]
 Repeats = tuple[int, int, int]
@@ -61,12 +76,12 @@ def alloys(
     ValueError
         When called, if no supercell of a lattice has so many atoms and is less than twice as long as wide.
     """
-    ranges = composition(elements)
-    sizes = {lattice: supercells(lattice, *count_range(n_atoms)) for lattice in lattices}
-    return (draw(rng, ranges, sizes, strain, rattle) for _ in count())
+    ranges = check_composition(elements)
+    sizes = {lattice: find_supercells(lattice, *count_range(n_atoms)) for lattice in lattices}
+    return (draw_alloy(rng, ranges, sizes, strain, rattle) for _ in count())
 
 
-def draw(
+def draw_alloy(
     rng: np.random.Generator,
     ranges: dict[str, tuple[float, float]],
     sizes: dict[Lattice, dict[int, list[tuple[int, Repeats]]]],
@@ -76,17 +91,17 @@ def draw(
     """Return one alloy; see `alloys`."""
     lattice = list(sizes)[rng.integers(len(sizes))]
     cell, repeats = choose_size(rng, sizes[lattice])
-    atoms: Atoms = cells(lattice)[cell].repeat(repeats)
-    atoms.numbers = occupy(rng, len(atoms), ranges)
+    atoms: Atoms = unit_cells(lattice)[cell].repeat(repeats)
+    atoms.numbers = occupy_sites(rng, len(atoms), ranges)
     atoms.set_cell(atoms.cell.array * mean_volume(atoms.numbers) ** (1 / 3), scale_atoms=True)
     apply_strain(rng, atoms, max_strain)
-    displace(rng, atoms, max_rattle)
+    displace_atoms(rng, atoms, max_rattle)
     atoms.info = {"system_type": "alloy"}
     return atoms
 
 
 @cache
-def cells(lattice: Lattice) -> tuple[Atoms, ...]:
+def unit_cells(lattice: Lattice) -> tuple[Atoms, ...]:
     """Return primitive and conventional cells of a lattice with one cubic length unit an atom."""
     a = LATTICE_CONSTANT[lattice]
     kinds = ({}, {"cubic": True}, {"orthorhombic": True}) if lattice == "fcc" else ({}, {"orthorhombic": True})
@@ -94,19 +109,19 @@ def cells(lattice: Lattice) -> tuple[Atoms, ...]:
 
 
 @cache
-def supercells(lattice: Lattice, lowest: int, highest: int) -> dict[int, list[tuple[int, Repeats]]]:
+def find_supercells(lattice: Lattice, lowest: int, highest: int) -> dict[int, list[tuple[int, Repeats]]]:
     """Return the compact supercells of a lattice by their number of atoms, as (number of the cell, repeats)."""
     found = compact_supercells(lattice, lowest, highest)
     if not found:
         nearby = compact_supercells(lattice, 1, 2 * highest + 16)
-        raise no_size(f"compact supercell of {lattice}", (lowest, highest), list(nearby))
+        raise missing_size_error(f"compact supercell of {lattice}", (lowest, highest), list(nearby))
     return found
 
 
 def compact_supercells(lattice: Lattice, lowest: int, highest: int) -> dict[int, list[tuple[int, Repeats]]]:
     """Return the supercells no longer than `MAX_ELONGATION` times their width, by number of atoms."""
     found: dict[int, list[tuple[int, Repeats]]] = {}
-    for number, cell in enumerate(cells(lattice)):
+    for number, cell in enumerate(unit_cells(lattice)):
         width = widths(cell.cell.array)
         # Repeats that keep the second and the third width within MAX_ELONGATION of the first.
         for i in range(1, highest // len(cell) + 1):

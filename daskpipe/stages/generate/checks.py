@@ -54,7 +54,7 @@ class FrameError(Exception):
         self.reason = reason
 
 
-def check(atoms: Atoms, limits: Limits) -> Fault | None:
+def find_fault(atoms: Atoms, limits: Limits) -> Fault | None:
     """Return what is wrong with a structure, or None.
 
     Parameters
@@ -70,13 +70,13 @@ def check(atoms: Atoms, limits: Limits) -> Fault | None:
         The first of these reasons that holds: ``empty``, ``too_large``, ``unknown_element``, ``not_finite``,
         ``cell``, ``spin``, ``charge``, ``masses``, ``overlap``.
     """
-    for test in (_size, _elements, _finite, _cell, _spin, _arrays):
+    for test in (_check_size, _check_elements, _check_finite, _check_cell, _check_spin, _check_arrays):
         if fault := test(atoms, limits):
             return fault
-    return _overlap(atoms, limits)
+    return _check_overlap(atoms, limits)
 
 
-def _size(atoms: Atoms, limits: Limits) -> Fault | None:
+def _check_size(atoms: Atoms, limits: Limits) -> Fault | None:
     if len(atoms) == 0:
         return Fault("empty", "the structure has no atoms")
     if len(atoms) > limits.max_atoms:
@@ -84,7 +84,7 @@ def _size(atoms: Atoms, limits: Limits) -> Fault | None:
     return None
 
 
-def _elements(atoms: Atoms, limits: Limits) -> Fault | None:
+def _check_elements(atoms: Atoms, limits: Limits) -> Fault | None:
     unknown = np.flatnonzero((atoms.numbers < 1) | (atoms.numbers > LAST_ELEMENT))
     if unknown.size:
         first = unknown[0]
@@ -92,7 +92,7 @@ def _elements(atoms: Atoms, limits: Limits) -> Fault | None:
     return None
 
 
-def _finite(atoms: Atoms, limits: Limits) -> Fault | None:
+def _check_finite(atoms: Atoms, limits: Limits) -> Fault | None:
     bad = np.flatnonzero(~(np.abs(atoms.positions) <= MAX_COORDINATE).all(axis=1))
     if bad.size:
         place = np.array2string(atoms.positions[bad[0]], precision=3)
@@ -102,18 +102,18 @@ def _finite(atoms: Atoms, limits: Limits) -> Fault | None:
     return None
 
 
-def _cell(atoms: Atoms, limits: Limits) -> Fault | None:
+def _check_cell(atoms: Atoms, limits: Limits) -> Fault | None:
     if not atoms.pbc.any():
         return None
     if np.linalg.matrix_rank(atoms.cell.array[atoms.pbc]) < atoms.pbc.sum():
-        return Fault("cell", f"periodic along {_axes(atoms.pbc)} but the cell vectors span nothing there")
+        return Fault("cell", f"periodic along {_name_axes(atoms.pbc)} but the cell vectors span nothing there")
     width = widths(full_cell(atoms))[atoms.pbc].min()
     if width < MIN_WIDTH:
         return Fault("cell", f"the cell is {width:.3g} Å thin; the limit is {MIN_WIDTH} Å")
     return None
 
 
-def _spin(atoms: Atoms, limits: Limits) -> Fault | None:
+def _check_spin(atoms: Atoms, limits: Limits) -> Fault | None:
     multiplicity = atoms.info.get("spin_multiplicity")
     if not multiplicity or atoms.pbc.any():
         return None  # the electrons of a crystal's cell need not pair up within it
@@ -123,7 +123,7 @@ def _spin(atoms: Atoms, limits: Limits) -> Fault | None:
     return None
 
 
-def _arrays(atoms: Atoms, limits: Limits) -> Fault | None:
+def _check_arrays(atoms: Atoms, limits: Limits) -> Fault | None:
     for name, reason in (("initial_charges", "charge"), ("initial_magmoms", "spin"), ("masses", "masses")):
         values = atoms.arrays.get(name, np.zeros(len(atoms)))
         if values.ndim != 1:
@@ -136,12 +136,12 @@ def _arrays(atoms: Atoms, limits: Limits) -> Fault | None:
     return None
 
 
-def _overlap(atoms: Atoms, limits: Limits) -> Fault | None:
+def _check_overlap(atoms: Atoms, limits: Limits) -> Fault | None:
     evidence = overlap(atoms, limits.min_distance)
     return Fault("overlap", evidence) if evidence else None
 
 
-def _axes(which: np.ndarray) -> str:
+def _name_axes(which: np.ndarray) -> str:
     return ", ".join(name for name, periodic in zip("abc", which, strict=True) if periodic)
 
 

@@ -11,9 +11,17 @@ import numpy as np
 from ase import Atoms
 from ase.cluster import Decahedron, Icosahedron, Octahedron
 
-from daskpipe.stages.generate.alloys import Lattice, cells, widths
-from daskpipe.stages.generate.disorder import choose_size, displace, mean_volume, no_size, occupy
-from daskpipe.stages.generate.params import Composition, CountRange, NotEmpty, Rattle, Vacuum, composition, count_range
+from daskpipe.stages.generate.alloys import Lattice, unit_cells, widths
+from daskpipe.stages.generate.disorder import choose_size, displace_atoms, mean_volume, missing_size_error, occupy_sites
+from daskpipe.stages.generate.params import (
+    Composition,
+    CountRange,
+    NotEmpty,
+    Rattle,
+    Vacuum,
+    check_composition,
+    count_range,
+)
 
 Shape = Literal["icosahedron", "octahedron", "cuboctahedron", "decahedron", "sphere"]
 SHAPES: tuple[Shape, ...] = ("icosahedron", "octahedron", "cuboctahedron", "decahedron", "sphere")
@@ -64,20 +72,20 @@ def clusters(
     ValueError
         When called, if a shape that was asked for has no size within `n_atoms`.
     """
-    ranges = composition(elements)
+    ranges = check_composition(elements)
     limits = count_range(n_atoms)
     fitting: dict[Shape, dict[int, list[np.ndarray]]] = {
-        shape: magic(shape, *limits) for shape in shapes or SHAPES if shape != "sphere"
+        shape: closed_shell_sites(shape, *limits) for shape in shapes or SHAPES if shape != "sphere"
     }
     for shape, sizes in fitting.items():
         if shapes and not sizes:
-            raise no_size(shape, limits, list(magic(shape, 1, 8 * limits[1] + 100)))
+            raise missing_size_error(shape, limits, list(closed_shell_sites(shape, 1, 8 * limits[1] + 100)))
     sized = {shape: sizes for shape, sizes in fitting.items() if sizes}
     spheres = 0.0 if "sphere" not in (shapes or SHAPES) else 0.5 if sized else 1.0
-    return (draw(rng, ranges, limits, spheres, sized, vacuum, rattle) for _ in count())
+    return (draw_cluster(rng, ranges, limits, spheres, sized, vacuum, rattle) for _ in count())
 
 
-def draw(
+def draw_cluster(
     rng: np.random.Generator,
     ranges: dict[str, tuple[float, float]],
     n_atoms: tuple[int, int],
@@ -88,20 +96,20 @@ def draw(
 ) -> Atoms:
     """Return one nanoparticle, a sphere with probability `spheres`; see `clusters`."""
     if rng.random() < spheres:
-        positions = sphere(rng, int(rng.integers(n_atoms[0], n_atoms[1] + 1)))
+        positions = cut_sphere(rng, int(rng.integers(n_atoms[0], n_atoms[1] + 1)))
     else:
         positions = choose_size(rng, sized[list(sized)[rng.integers(len(sized))]])
-    numbers = occupy(rng, len(positions), ranges)
+    numbers = occupy_sites(rng, len(positions), ranges)
     atoms = Atoms(numbers, positions * mean_volume(numbers) ** (1 / 3))
-    displace(rng, atoms, max_rattle)
+    displace_atoms(rng, atoms, max_rattle)
     atoms.center(vacuum=vacuum / 2)
     atoms.info = {"system_type": "cluster"}
     return atoms
 
 
-def sphere(rng: np.random.Generator, n_atoms: int) -> np.ndarray:
+def cut_sphere(rng: np.random.Generator, n_atoms: int) -> np.ndarray:
     """Return the `n_atoms` sites of a crystal nearest to a random point, shape (n_atoms, 3), one cubic unit an atom."""
-    cell = cells(LATTICES[rng.integers(len(LATTICES))])[-1]
+    cell = unit_cells(LATTICES[rng.integers(len(LATTICES))])[-1]
     # The block holds the sphere and the nearest sites beyond it, wherever in its middle cell the centre lies.
     radius = (3 * n_atoms / (4 * np.pi)) ** (1 / 3) + 1.5
     repeats = 2 * np.ceil(radius / widths(cell.cell.array)).astype(int) + 1
@@ -112,7 +120,7 @@ def sphere(rng: np.random.Generator, n_atoms: int) -> np.ndarray:
 
 
 @cache
-def magic(shape: Shape, lowest: int, highest: int) -> dict[int, list[np.ndarray]]:
+def closed_shell_sites(shape: Shape, lowest: int, highest: int) -> dict[int, list[np.ndarray]]:
     """Return the sites of the closed shells of a shape by number of atoms, one cubic length unit an atom."""
     found: dict[int, list[np.ndarray]] = {}
     for particle in closed_shells(shape, highest):

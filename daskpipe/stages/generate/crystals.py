@@ -51,13 +51,13 @@ def _of_block(block: CIFBlock) -> Atoms:
 def _check_sites(block: CIFBlock) -> None:
     """Refuse sites that are partly occupied or nowhere."""
     for key in COORDINATES:
-        if unknown := [value for value in _column(block, key) if not isinstance(value, int | float)]:
+        if unknown := [value for value in _read_column(block, key) if not isinstance(value, int | float)]:
             raise FrameError(
                 "unreadable",
-                f"{len(unknown)} of {len(_column(block, key))} sites have no number for {key} (but {unknown[0]!r}); "
-                "give a structure in which each site has its coordinates",
+                f"{len(unknown)} of {len(_read_column(block, key))} sites have no number for {key} "
+                f"(but {unknown[0]!r}); give a structure in which each site has its coordinates",
             )
-    occupancies = _column(block, "_atom_site_occupancy")
+    occupancies = _read_column(block, "_atom_site_occupancy")
     partly = [value for value in occupancies if isinstance(value, int | float) and value < 1]
     if partly:
         raise FrameError(
@@ -67,7 +67,7 @@ def _check_sites(block: CIFBlock) -> None:
         )
 
 
-def _column(block: CIFBlock, key: str) -> Sequence[object]:
+def _read_column(block: CIFBlock, key: str) -> Sequence[object]:
     values = block.get(key, [])
     return values if isinstance(values, list) else [values]
 
@@ -110,7 +110,7 @@ def _check_species(head: Sequence[str]) -> None:
         raise FrameError("unreadable", f"the file ends after {len(head)} lines; a POSCAR has 8 and more")
     first, *_ = [*head[5].split(), ""]
     if re.fullmatch(r"\d+", first):
-        n_species, words = len(_counts(head[5])), head[0].split()
+        n_species, words = len(_split_counts(head[5])), head[0].split()
         if len(words) != n_species or not set(words) <= set(chemical_symbols[1:]):
             example = " ".join(["Cu", "Au", "O", "H"][index % 4] for index in range(n_species))
             raise FrameError(
@@ -120,7 +120,7 @@ def _check_species(head: Sequence[str]) -> None:
                 f"{head[5].strip()[:60]!r}, e.g. {example!r}",
             )
         return
-    species, counts = head[5].split("!")[0].split(), _counts(head[6])
+    species, counts = head[5].split("!")[0].split(), _split_counts(head[6])
     if len(species) != len(counts):
         raise FrameError(
             "unreadable", f"{len(species)} species ({head[5].strip()[:60]}) and {len(counts)} counts "
@@ -128,5 +128,5 @@ def _check_species(head: Sequence[str]) -> None:
         )  # fmt: skip
 
 
-def _counts(line: str) -> list[str]:
+def _split_counts(line: str) -> list[str]:
     return line.split("!")[0].split()

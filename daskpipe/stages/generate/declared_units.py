@@ -93,7 +93,7 @@ def find_units(
             own[exact[key]] = str(value)
         elif key.lower() in ("unit", "units"):
             keys.append(key)
-            for quantity, unit in _of_all(value).items():
+            for quantity, unit in _units_of_all(value).items():
                 of_all.setdefault(quantity, unit)
         elif match := _KEY.fullmatch(key):
             quantity = QUANTITIES[(match["word"] or match["other"]).lower()]
@@ -107,12 +107,12 @@ def find_units(
     return {**of_all, **own}, keys
 
 
-def _of_all(value: Any) -> dict[str, str]:
+def _units_of_all(value: Any) -> dict[str, str]:
     """Return what ``units=...`` declares, by quantity."""
     if isinstance(value, Mapping):
         named = {QUANTITIES.get(str(key).lower(), str(key)): str(unit) for key, unit in value.items()}
         return {quantity: unit for quantity, unit in named.items() if quantity in QUANTITIES.values()}
-    name = _plain(str(value))
+    name = _normalise_unit(str(value))
     if (style := "au" if name in ATOMIC else name) in STYLES:
         return dict(STYLES[style])
     found: dict[str, str] = {}
@@ -148,13 +148,13 @@ def metadata_units(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def check_length(info: Mapping[str, Any]) -> None:
     """Refuse a frame that declares another length than Å."""
     unit = find_units(info)[0].get("length", "å")
-    if LENGTHS.get(_plain(unit)) != 1:
+    if LENGTHS.get(_normalise_unit(unit)) != 1:
         raise FrameError(
             "units", f"the unit of lengths is declared as {unit!r}; write lengths in Å, and declare no other"
         )
 
 
-def factors(declared: Mapping[str, str], labels: Mapping[str, Any]) -> dict[str, float]:
+def label_factors(declared: Mapping[str, str], labels: Mapping[str, Any]) -> dict[str, float]:
     """Return what labels are multiplied with to be in eV, eV/Å and eV/Å^3.
 
     Parameters
@@ -169,7 +169,7 @@ def factors(declared: Mapping[str, str], labels: Mapping[str, Any]) -> dict[str,
     FrameError
         If a unit is not known, or one label has another unit than ASE's and the unit of a second is not declared.
     """
-    found = {name: _factor(name, declared[name]) for name in labels if name in declared}
+    found = {name: _factor_of_unit(name, declared[name]) for name in labels if name in declared}
     other = {name for name, factor in found.items() if factor != 1}
     if "energy" in other and "virial" in labels and "virial" not in found and "stress" not in labels:
         found["virial"] = found["energy"]  # both are energies
@@ -184,8 +184,8 @@ def factors(declared: Mapping[str, str], labels: Mapping[str, Any]) -> dict[str,
     return {name: found.get(name, 1.0) for name in labels}
 
 
-def _factor(name: str, unit: str) -> float:
-    text = _plain(unit)
+def _factor_of_unit(name: str, unit: str) -> float:
+    text = _normalise_unit(unit)
     found: float | None = None
     if text in ATOMIC:
         text = STYLES["au"][name]
@@ -210,7 +210,7 @@ def _factor(name: str, unit: str) -> float:
     return found
 
 
-def _plain(unit: str) -> str:
+def _normalise_unit(unit: str) -> str:
     """Return the name of a unit in one spelling: lower case, no blanks, ``/`` for a division."""
     text = unit.strip().lower().replace("\u212b", "å").replace("·", "*")
     text = re.sub(r"\s*(/|\bper\b)\s*", "/", text)

@@ -25,7 +25,7 @@ def sample_fractions(rng: np.random.Generator, ranges: Mapping[str, tuple[float,
     rng
         The structure's stream.
     ranges
-        Lowest and highest fraction of each element, as `daskpipe.stages.generate.params.composition` returns them.
+        Lowest and highest fraction of each element, from `daskpipe.stages.generate.params.check_composition`.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def sample_fractions(rng: np.random.Generator, ranges: Mapping[str, tuple[float,
     return np.asarray(fractions / fractions.sum())
 
 
-def occupy(rng: np.random.Generator, n_atoms: int, ranges: Mapping[str, tuple[float, float]]) -> np.ndarray:
+def occupy_sites(rng: np.random.Generator, n_atoms: int, ranges: Mapping[str, tuple[float, float]]) -> np.ndarray:
     """Draw the elements of `n_atoms` sites.
 
     Parameters
@@ -97,7 +97,7 @@ def apply_strain(rng: np.random.Generator, atoms: Atoms, amplitude: float, *, ax
     atoms.set_cell(atoms.cell.array @ (np.eye(3) + tensor), scale_atoms=True)
 
 
-def displace(rng: np.random.Generator, atoms: Atoms, amplitude: float) -> None:
+def displace_atoms(rng: np.random.Generator, atoms: Atoms, amplitude: float) -> None:
     """Displace atoms, in place, by Gaussian noise of standard deviation `amplitude`, Å, along each axis."""
     atoms.positions += rng.normal(scale=amplitude, size=atoms.positions.shape)
 
@@ -108,7 +108,7 @@ def choose_size[T](rng: np.random.Generator, shapes: Mapping[int, Sequence[T]]) 
     return of_size[int(rng.integers(len(of_size)))]
 
 
-def no_size(what: str, n_atoms: tuple[int, int], sizes: Sequence[int]) -> ValueError:
+def missing_size_error(what: str, n_atoms: tuple[int, int], sizes: Sequence[int]) -> ValueError:
     """Return the error for a range of sizes in which there is none, naming the nearest sizes that there are."""
     low, high = n_atoms
     near = sorted(size for size in sizes if size < low)[-2:] + sorted(size for size in sizes if size > high)[:2]

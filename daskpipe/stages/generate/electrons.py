@@ -57,13 +57,13 @@ def electrons_of(atoms: Atoms) -> dict[str, int]:
 
 def moments_of(atoms: Atoms) -> np.ndarray | None:
     """Return the magnetic moments of the atoms, Bohr magnetons: initial ones, else those computed with the label."""
-    return _atomic(atoms, "initial_magmoms", "magmoms")
+    return _values_of_atoms(atoms, "initial_magmoms", "magmoms")
 
 
 def _charge_of(atoms: Atoms) -> int | None:
-    charge = _agreed("charge", {key: _integer(atoms.info, key, "charge") for key in CHARGE_KEYS})
+    charge = _agreed_value("charge", {key: _read_integer(atoms.info, key, "charge") for key in CHARGE_KEYS})
     if charge is None:
-        charges = _atomic(atoms, "initial_charges", "charges")
+        charges = _values_of_atoms(atoms, "initial_charges", "charges")
         if charges is None or not np.isfinite(charges).all():
             return None  # the checks of structures say what is wrong
         total = float(charges.sum())
@@ -81,10 +81,10 @@ def _charge_of(atoms: Atoms) -> int | None:
 
 def _multiplicity_of(atoms: Atoms, charge: int) -> int | None:
     # Some programs write spin 0 for "not given".
-    given = {key: _integer(atoms.info, key, "spin") or None for key in SPIN_KEYS}
-    unpaired = _integer(atoms.info, UNPAIRED_KEY, "spin")
+    given = {key: _read_integer(atoms.info, key, "spin") or None for key in SPIN_KEYS}
+    unpaired = _read_integer(atoms.info, UNPAIRED_KEY, "spin")
     given[UNPAIRED_KEY] = None if unpaired is None else unpaired + 1
-    multiplicity = _agreed("spin multiplicity", given)
+    multiplicity = _agreed_value("spin multiplicity", given)
     if multiplicity is None:
         return None if atoms.pbc.any() else _of_moments(atoms, charge)
     if not 1 <= multiplicity <= MOST:
@@ -110,7 +110,7 @@ def _of_moments(atoms: Atoms, charge: int) -> int | None:
     )
 
 
-def _atomic(atoms: Atoms, initial: str, computed: str) -> np.ndarray | None:
+def _values_of_atoms(atoms: Atoms, initial: str, computed: str) -> np.ndarray | None:
     """Return numbers of atoms that are not all zero."""
     places = (atoms.arrays.get(initial), (atoms.calc.results if atoms.calc is not None else {}).get(computed))
     for values in places:
@@ -119,7 +119,7 @@ def _atomic(atoms: Atoms, initial: str, computed: str) -> np.ndarray | None:
     return None
 
 
-def _agreed(what: str, given: Mapping[str, int | None]) -> int | None:
+def _agreed_value(what: str, given: Mapping[str, int | None]) -> int | None:
     """Return the value that the keys which have one agree on; None if none has."""
     said = {key: value for key, value in given.items() if value is not None}
     if len(set(said.values())) > 1:
@@ -128,7 +128,7 @@ def _agreed(what: str, given: Mapping[str, int | None]) -> int | None:
     return next(iter(said.values()), None)
 
 
-def _integer(info: Mapping[str, Any], key: str, reason: str) -> int | None:
+def _read_integer(info: Mapping[str, Any], key: str, reason: str) -> int | None:
     value = info.get(key)
     if value is None:
         return None

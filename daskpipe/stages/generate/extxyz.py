@@ -135,11 +135,11 @@ def parse_frame(frame: bytes) -> Atoms:
     header, comment, *lines = frame.decode("utf-8", errors="replace").split("\n")
     n_atoms = int(header)
     pairs, words = split_comment(comment)
-    structural, info = _sorted(pairs, comment)
+    structural, info = _sort_keys(pairs, comment)
     cell, pbc = _cell_and_pbc(structural, info, lines[n_atoms:])
     if words:
         info["comment"] = " ".join([str(info.get("comment", "")), *words]).strip()
-    arrays = _columns(lines[:n_atoms], structural.get("properties"))
+    arrays = _parse_columns(lines[:n_atoms], structural.get("properties"))
     symbols, numbers = arrays.pop("symbols", None), arrays.pop("numbers", None)
     atoms = Atoms(
         None if symbols is None else [str(symbol).capitalize() for symbol in symbols],
@@ -155,7 +155,7 @@ def parse_frame(frame: bytes) -> Atoms:
         raise FrameError(
             "unreadable", f"atom {first} is {str(symbols[first])!r} and has the atomic number {numbers[first]}"
         )
-    _constrain(atoms, arrays.pop("move_mask", None))
+    _fix_atoms(atoms, arrays.pop("move_mask", None))
     _sort_results(atoms, arrays)
     return atoms
 
@@ -181,7 +181,7 @@ def split_comment(comment: str) -> tuple[list[tuple[str, str]], list[str]]:
         elif tokens and tokens[-1] is None and comment[position - 1].isspace() and _KEY.match(comment, position):
             tokens.append("")  # a key without a value stands before the next key
         else:
-            token, position = _token(comment, position, is_key=not (tokens and tokens[-1] is None))
+            token, position = _read_token(comment, position, is_key=not (tokens and tokens[-1] is None))
             tokens.append(token)
     pairs, words, index = [], [], 0
     while index < len(tokens):
@@ -195,7 +195,7 @@ def split_comment(comment: str) -> tuple[list[tuple[str, str]], list[str]]:
     return pairs, words
 
 
-def _token(text: str, start: int, *, is_key: bool) -> tuple[str, int]:
+def _read_token(text: str, start: int, *, is_key: bool) -> tuple[str, int]:
     """Return the key, word or value that begins at `start`, and where what follows begins."""
     opening = text[start]
     closing = CLOSING.get(opening)
@@ -244,7 +244,7 @@ def parse_value(text: str) -> Any:
     return text
 
 
-def _sorted(pairs: Sequence[tuple[str, str]], comment: str) -> tuple[dict[str, str], dict[str, Any]]:
+def _sort_keys(pairs: Sequence[tuple[str, str]], comment: str) -> tuple[dict[str, str], dict[str, Any]]:
     """Return the keys that say where the atoms are, in lower case and as text, and the values of all others."""
     structural: dict[str, str] = {}
     texts: dict[str, list[str]] = {}
@@ -317,7 +317,7 @@ def _cell_and_pbc(
 # --- the columns --------------------------------------------------------------------------------------
 
 
-def _columns(lines: Sequence[str], properties: str | None) -> dict[str, np.ndarray]:
+def _parse_columns(lines: Sequence[str], properties: str | None) -> dict[str, np.ndarray]:
     """Return the columns under ASE's names; those of positions have numbers in any case."""
     columns = list(PLAIN) if properties is None else _parse_properties(properties)
     claimed = sum(count for *_, count in columns)
@@ -333,7 +333,7 @@ def _columns(lines: Sequence[str], properties: str | None) -> dict[str, np.ndarr
     first = 0
     for name, kind, count in columns:
         words = [row[first] for row in rows] if count == 1 else [row[first : first + count] for row in rows]
-        arrays[name] = _converted(words, name, kind) if rows else np.zeros((0, count)[: 1 + (count > 1)])
+        arrays[name] = _convert_words(words, name, kind) if rows else np.zeros((0, count)[: 1 + (count > 1)])
         first += count
     return arrays
 
@@ -353,7 +353,7 @@ def _parse_properties(text: str) -> list[Column]:
     return columns
 
 
-def _converted(words: Sequence[Any], name: str, kind: str) -> np.ndarray:
+def _convert_words(words: Sequence[Any], name: str, kind: str) -> np.ndarray:
     try:
         if kind == "L":
             known = {**BOOLEANS, "1": True, "0": False}
@@ -365,7 +365,7 @@ def _converted(words: Sequence[Any], name: str, kind: str) -> np.ndarray:
         return np.array(words, dtype=str)  # no good label costs the geometry
 
 
-def _constrain(atoms: Atoms, move_mask: np.ndarray | None) -> None:
+def _fix_atoms(atoms: Atoms, move_mask: np.ndarray | None) -> None:
     """Fix what may not move, as ASE does."""
     from ase.constraints import FixAtoms, FixCartesian
 

@@ -49,7 +49,7 @@ def files(
     rng
         Not used; the seam passes it.
     paths
-        Files. In a config also folders, which are searched to any depth, and globs (see `find`). The format
+        Files. In a config also folders, which are searched to any depth, and globs (see `find_files`). The format
         goes by the name: ``.extxyz`` and ``.xyz``, ``.cif``, ``POSCAR*``, ``CONTCAR*``, ``.poscar`` and ``.vasp``,
         ``.traj``, ``.db``.
     base_dir
@@ -66,42 +66,42 @@ def files(
         ``partial_occupancy``, ``charge``, ``spin``, ``constraint``, ``masses``.
     """
     for path in paths:
-        yield from read(Path(base_dir) / path, name=path)
+        yield from read_structures(Path(base_dir) / path, name=path)
 
 
-def read(
+def read_structures(
     path: Path, *, name: str, first: int = 0, n_frames: int | None = None, offset: int = 0
 ) -> Iterator[Atoms | Rejection]:
-    """Yield the structures of one file, or of a stretch of it that begins with frame `first` at byte `offset`.
+    """Yield the structures of one file, or of a range of its frames that begins with frame `first` at byte `offset`.
 
     See `files` for what is yielded, and `daskpipe.stages.generate.frame_ranges` for how a file is cut.
     """
     number = first
     try:
-        for number, frame in enumerate(islice(_frames(path, first, offset), n_frames), start=first + 1):
-            yield _build(frame, f"{name}#{number - 1}")
+        for number, frame in enumerate(islice(_open_frames(path, first, offset), n_frames), start=first + 1):
+            yield _build_structure(frame, f"{name}#{number - 1}")
         if number == 0:
             raise FrameError("empty", "the file holds no structure")
     except Exception as error:  # what is wrong with the file as a whole, or from here on
         yield rejection_of(error, f"{name}#{number}" if number else name)
 
 
-def _build(frame: Frame, name: str) -> Atoms | Rejection:
+def _build_structure(frame: Frame, name: str) -> Atoms | Rejection:
     try:
-        atoms = cleaned(frame())
+        atoms = clean_structure(frame())
     except Exception as error:  # a parser may raise anything when it meets foreign bytes
         return rejection_of(error, name)
     atoms.info["name"] = name
     return atoms
 
 
-def _frames(path: Path, first: int, offset: int) -> Iterator[Frame]:
+def _open_frames(path: Path, first: int, offset: int) -> Iterator[Frame]:
     reader = reader_of(path)
     if reader is None:
         raise FrameError("unknown_format", f"{path.name} is in no known format; known names: {KNOWN_NAMES}")
     if path.stat().st_size == 0:
         raise FrameError("empty", "the file has no bytes")
-    return _xyz(path, offset) if reader is _xyz else islice(reader(path), first, None)
+    return _xyz_frames(path, offset) if reader is _xyz_frames else islice(reader(path), first, None)
 
 
 def rejection_of(error: Exception, name: str) -> Rejection:
@@ -120,7 +120,7 @@ def rejection_of(error: Exception, name: str) -> Rejection:
     return Rejection(stage="generate", structure=name, reason=reason, evidence=evidence)
 
 
-def cleaned(atoms: Atoms) -> Atoms:
+def clean_structure(atoms: Atoms) -> Atoms:
     """Return only what daskpipe takes from a foreign structure."""
     try:
         info: dict[str, Any] = dict(electrons_of(atoms))
@@ -141,13 +141,13 @@ def cleaned(atoms: Atoms) -> Atoms:
     return clean
 
 
-def _xyz(path: Path, offset: int = 0) -> Iterator[Frame]:
+def _xyz_frames(path: Path, offset: int = 0) -> Iterator[Frame]:
     """Frames of an extxyz or xyz file; one that is broken does not cost the others."""
     for _, frame in xyz_frames(path, offset):
         yield partial(parse_frame, frame)
 
 
-def _trajectory(path: Path) -> Iterator[Frame]:
+def _trajectory_frames(path: Path) -> Iterator[Frame]:
     """Frames of an ASE trajectory, by its container: objects of constraints and calculators are never built."""
     from ase.io import ulm
 
@@ -165,13 +165,13 @@ def _trajectory(path: Path) -> Iterator[Frame]:
             )  # fmt: skip
             # Constraints stand where numbers do, as JSON.
             header = item if "numbers" in item else items
-            return _fix(atoms, json.loads(header.get("constraints", "[]")))
+            return _mark_fixed_atoms(atoms, json.loads(header.get("constraints", "[]")))
 
         for number in range(len(items)):
             yield partial(build, number)
 
 
-def _database(path: Path) -> Iterator[Frame]:
+def _database_frames(path: Path) -> Iterator[Frame]:
     """Rows of an ASE database, in the order of their ids."""
     import sqlite3
 
@@ -186,10 +186,10 @@ def _database(path: Path) -> Iterator[Frame]:
     database = connect(str(path), type="db", use_lock_file=False)
     units = metadata_units(database.metadata)
     for row_id in ids:
-        yield partial(_of_row, database, row_id, units)
+        yield partial(_build_row, database, row_id, units)
 
 
-def _lmdb(path: Path) -> Iterator[Frame]:
+def _lmdb_frames(path: Path) -> Iterator[Frame]:
     """Rows of a database of fairchem's, in the order of their ids."""
     import lmdb
     from ase.db import connect
@@ -199,10 +199,10 @@ def _lmdb(path: Path) -> Iterator[Frame]:
     with connect(str(path), type="aselmdb", readonly=True) as database:
         units = metadata_units(database.metadata)
         for row_id in database.ids:
-            yield partial(_of_row, database, row_id, units)
+            yield partial(_build_row, database, row_id, units)
 
 
-def _of_row(database: Any, row_id: int, units: Mapping[str, Any]) -> Atoms:
+def _build_row(database: Any, row_id: int, units: Mapping[str, Any]) -> Atoms:
     row = database.get(id=row_id)
     info = {**units, **row.key_value_pairs, **words_of(row.data)}
     atoms = Atoms(
@@ -210,7 +210,7 @@ def _of_row(database: Any, row_id: int, units: Mapping[str, Any]) -> Atoms:
         charges=row.get("initial_charges"), magmoms=row.get("initial_magmoms"), masses=row.get("masses"),
     )  # fmt: skip
     # ASE builds constraints by name, and of its own kinds alone.
-    return _fix(atoms, [item.todict() for item in row.constraints])
+    return _mark_fixed_atoms(atoms, [item.todict() for item in row.constraints])
 
 
 def words_of(data: Mapping[str, Any]) -> dict[str, str]:
@@ -218,7 +218,7 @@ def words_of(data: Mapping[str, Any]) -> dict[str, str]:
     return {key: value for key, value in data.items() if isinstance(value, str)}
 
 
-def _fix(atoms: Atoms, constraints: list[dict[str, Any]]) -> Atoms:
+def _mark_fixed_atoms(atoms: Atoms, constraints: list[dict[str, Any]]) -> Atoms:
     """Note in place which atoms constraints fix; return the structure."""
     try:
         atoms.set_array("fixed", from_constraints(constraints, len(atoms), atoms.cell.array), bool, (3,))
@@ -228,14 +228,14 @@ def _fix(atoms: Atoms, constraints: list[dict[str, Any]]) -> Atoms:
 
 
 READERS: dict[str, Callable[[Path], Iterator[Frame]]] = {
-    ".extxyz": _xyz,
-    ".xyz": _xyz,
+    ".extxyz": _xyz_frames,
+    ".xyz": _xyz_frames,
     ".cif": cif_frames,
     ".poscar": poscar_frames,
     ".vasp": poscar_frames,
-    ".traj": _trajectory,
-    ".db": _database,
-    ".aselmdb": _lmdb,
+    ".traj": _trajectory_frames,
+    ".db": _database_frames,
+    ".aselmdb": _lmdb_frames,
 }
 KNOWN_NAMES = ", ".join(["POSCAR*", "CONTCAR*", *(f"*{suffix}" for suffix in READERS)])
 
@@ -247,7 +247,7 @@ def reader_of(path: Path) -> Callable[[Path], Iterator[Frame]] | None:
     return poscar_frames if path.name.startswith(("POSCAR", "CONTCAR")) else None
 
 
-def find(
+def find_files(
     paths: list[str],
     base_dir: Path,
     *,
@@ -285,7 +285,9 @@ def find(
         else:
             raise InputError(f"paths: {text!r} does not exist in {base_dir}; give a file, a folder or a glob")
         files = [
-            file for match in matches for file in (_walk(match, is_known or reader_of) if match.is_dir() else [match])
+            file
+            for match in matches
+            for file in (_walk_folder(match, is_known or reader_of) if match.is_dir() else [match])
         ]
         if not files:
             raise InputError(f"paths: {text!r} holds no file of a known name; known: {known}")
@@ -295,7 +297,7 @@ def find(
     return list(found.values())
 
 
-def _walk(folder: Path, is_known: Callable[[Path], object]) -> list[Path]:
+def _walk_folder(folder: Path, is_known: Callable[[Path], object]) -> list[Path]:
     """Files of known names in a folder and those beneath it, hidden ones left out."""
     kept, passed = [], 0
     for parent, folders, names in os.walk(folder):
@@ -309,17 +311,17 @@ def _walk(folder: Path, is_known: Callable[[Path], object]) -> list[Path]:
     return kept
 
 
-def expand(params: dict[str, Any], n: int | None, base_dir: Path) -> list[tuple[dict[str, Any], str]]:
+def expand_files(params: dict[str, Any], n: int | None, base_dir: Path) -> list[tuple[dict[str, Any], str]]:
     """Return the parameters of one request for each file, and the file's checksum.
 
     Raises
     ------
     InputError
-        If a path is not there (see `find`) or a file cannot be opened.
+        If a path is not there (see `find_files`) or a file cannot be opened.
     """
     base_dir = (base_dir / Path(params["base_dir"]).expanduser()).resolve()
     requests = []
-    for path in find(params["paths"], base_dir):
+    for path in find_files(params["paths"], base_dir):
         absolute = Path(os.path.abspath(path))
         name = absolute.relative_to(base_dir) if absolute.is_relative_to(base_dir) else absolute
         requests.append(({"paths": [name.as_posix()], "base_dir": str(base_dir)}, checksum(path)))

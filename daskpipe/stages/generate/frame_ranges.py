@@ -1,4 +1,4 @@
-"""The user's own trajectories, cut into stretches that are read side by side, and copied from frame by frame."""
+"""The user's own trajectories, cut into frame ranges that are read side by side, and copied from frame by frame."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from daskpipe.core.constraints import constraints_of, fixed_components
 from daskpipe.core.errors import Rejection
 from daskpipe.core.shared_disk import raise_if_transient
 from daskpipe.core.structures import ARRAY_KEYS, round_positions
-from daskpipe.stages.generate.checks import Limits, check, system_type
+from daskpipe.stages.generate.checks import Limits, find_fault, system_type
 from daskpipe.stages.generate.extxyz import xyz_frames
-from daskpipe.stages.generate.files import read, reader_of, words_of
+from daskpipe.stages.generate.files import read_structures, reader_of, words_of
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 TEXTS = (".extxyz", ".xyz")
-"""Files in which a frame is a stretch of text."""
+"""Files in which a frame is a block of lines of text."""
 
 STAGE = "read"
 """What rejections are counted under."""
@@ -33,7 +33,7 @@ ANY = Limits(max_atoms=10_000_000, min_distance=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretch:
+class FrameRange:
     """Frames of one file that are read by one task.
 
     Parameters
@@ -55,20 +55,20 @@ class Stretch:
     last: bool = False
 
 
-def stretches(path: Path, size: int) -> list[Stretch]:
-    """Cut a file into stretches of `size` frames; files of text are read through once, others are asked.
+def cut_frame_ranges(path: Path, size: int) -> list[FrameRange]:
+    """Cut a file into ranges of `size` frames; files of text are read through once, others are asked.
 
     Parameters
     ----------
     path
         A file of a format that `daskpipe.stages.generate.files` knows.
     size
-        Frames in a stretch.
+        Frames in a range.
     """
-    begins, n_frames = _offsets(path, size) if path.suffix.lower() in TEXTS else ([], _count(path))
+    begins, n_frames = _find_offsets(path, size) if path.suffix.lower() in TEXTS else ([], _count_frames(path))
     starts = range(0, max(n_frames, 1), size)
     return [
-        Stretch(
+        FrameRange(
             path=str(path),
             first=start,
             n_frames=min(size, n_frames - start),
@@ -79,7 +79,7 @@ def stretches(path: Path, size: int) -> list[Stretch]:
     ]
 
 
-def _offsets(path: Path, size: int) -> tuple[list[int], int]:
+def _find_offsets(path: Path, size: int) -> tuple[list[int], int]:
     """Return where each `size`-th frame begins, in bytes, and the number of frames that are whole."""
     begins, n_frames = [], 0
     try:
@@ -92,7 +92,7 @@ def _offsets(path: Path, size: int) -> tuple[list[int], int]:
     return begins, n_frames
 
 
-def _count(path: Path) -> int:
+def _count_frames(path: Path) -> int:
     """Count the frames of a file; 0 if it cannot be read, which reading it will explain."""
     reader = reader_of(path)
     try:
@@ -102,21 +102,21 @@ def _count(path: Path) -> int:
         return 0
 
 
-def frames(stretch: Stretch) -> Iterator[Atoms | Rejection]:
-    """Yield the structures of a stretch; ``info["step"]`` is the number of the frame in its file."""
-    path = Path(stretch.path)
-    found = read(
+def read_frame_range(frame_range: FrameRange) -> Iterator[Atoms | Rejection]:
+    """Yield the structures of a frame range; ``info["step"]`` is the number of the frame in its file."""
+    path = Path(frame_range.path)
+    found = read_structures(
         path,
-        name=stretch.path,
-        first=stretch.first,
-        n_frames=None if stretch.last else stretch.n_frames,
-        offset=stretch.offset,
+        name=frame_range.path,
+        first=frame_range.first,
+        n_frames=None if frame_range.last else frame_range.n_frames,
+        offset=frame_range.offset,
     )
-    for number, item in enumerate(found, start=stretch.first):
-        yield replace(item, stage=STAGE) if isinstance(item, Rejection) else _finish(item, number)
+    for number, item in enumerate(found, start=frame_range.first):
+        yield replace(item, stage=STAGE) if isinstance(item, Rejection) else _finish_frame(item, number)
 
 
-def _finish(atoms: Atoms, number: int) -> Atoms | Rejection:
+def _finish_frame(atoms: Atoms, number: int) -> Atoms | Rejection:
     name = atoms.info.pop("name")
     # Nothing here depends on these, and they may be wrong. Moments tell magnetic states of one geometry apart.
     atoms.info.pop("spin_multiplicity", None)
@@ -126,7 +126,7 @@ def _finish(atoms: Atoms, number: int) -> Atoms | Rejection:
     if moments is not None and moments.ndim == 1 and np.isfinite(moments).all():
         atoms.set_array("initial_magmoms", moments)
     round_positions(atoms)
-    if fault := check(atoms, ANY):
+    if fault := find_fault(atoms, ANY):
         return Rejection(stage=STAGE, structure=name, reason=fault.reason, evidence=fault.evidence)
     atoms.info |= {"step": number, "system_type": system_type(atoms)}
     return atoms
@@ -152,13 +152,13 @@ def copy_frames(picked: Iterable[tuple[str, Sequence[int]]], out: Path) -> None:
                     if number in wanted:
                         file.write(frame if frame.endswith(b"\n") else frame + b"\n")
             else:
-                for atoms in _whole(Path(path), numbers):
+                for atoms in _read_whole_frames(Path(path), numbers):
                     text = StringIO()
                     write_extxyz(text, atoms)
                     file.write(text.getvalue().encode())
 
 
-def _whole(path: Path, numbers: Sequence[int]) -> Iterator[Atoms]:
+def _read_whole_frames(path: Path, numbers: Sequence[int]) -> Iterator[Atoms]:
     """Yield frames of a file that is not text, with their labels."""
     if path.suffix.lower() == ".db":
         from ase.db import connect

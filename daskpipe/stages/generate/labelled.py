@@ -34,12 +34,12 @@ from daskpipe.core.shared_disk import raise_if_transient
 from daskpipe.core.structures import NO_PARENT, from_atoms, round_positions, structure_id
 from daskpipe.engine.rows import arrays_of
 from daskpipe.engine.units import Payload
-from daskpipe.stages.generate.checks import FrameError, check, system_type
+from daskpipe.stages.generate.checks import FrameError, find_fault, system_type
 from daskpipe.stages.generate.declared_units import find_units, metadata_units
 from daskpipe.stages.generate.electrons import CHARGE_KEYS, SPIN_KEYS, UNPAIRED_KEY
 from daskpipe.stages.generate.extxyz import parse_frame, xyz_frames
-from daskpipe.stages.generate.files import cleaned, find, rejection_of
-from daskpipe.stages.generate.frame_ranges import ANY, TEXTS, Stretch
+from daskpipe.stages.generate.files import clean_structure, find_files, rejection_of
+from daskpipe.stages.generate.frame_ranges import ANY, TEXTS, FrameRange
 from daskpipe.stages.generate.given_splits import split_of_frame
 from daskpipe.stages.generate.labels import LabelKeys, left_out, read_labels
 from daskpipe.stages.generate.vasp import is_outcar, is_vasprun, outcar_frames, vasprun_frames
@@ -74,13 +74,13 @@ Build = Callable[[], "Atoms"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledStretch(Stretch):
+class LabelledFrameRange(FrameRange):
     """Frames of one file that are read by one task, and what they go on from.
 
     Parameters
     ----------
     parent
-        First frame, as structure id in hex, of the trajectory that the first readable frame of the stretch goes on
+        First frame, as structure id in hex, of the trajectory that the first readable frame of the range goes on
         with; empty if it begins one or names its parent itself.
     split
         Split that the name of the file gives; empty if it gives none.
@@ -90,28 +90,28 @@ class LabelledStretch(Stretch):
     split: str = ""
 
 
-def labelled_stretches(path: Path, size: int, split: str = "") -> list[LabelledStretch]:
-    """Cut a file into stretches of `size` frames; it is read through once, to see where trajectories begin.
+def cut_labelled_ranges(path: Path, size: int, split: str = "") -> list[LabelledFrameRange]:
+    """Cut a file into ranges of `size` frames; it is read through once, to see where trajectories begin.
 
     Parameters
     ----------
     path
         ``.extxyz``, ``.xyz``, ``.db`` or ``.aselmdb``.
     size
-        Frames in a stretch.
+        Frames in a range.
     split
         Split that the name of the file gives.
     """
     begins, parents, n_frames, trajectory = [], [], 0, _Trajectory()
     try:
-        for offset, build in _frames(path):
+        for offset, build in _open_frames(path):
             if n_frames % size == 0:
                 begins.append(offset)
                 parents.append("")
                 first = True
             n_frames += 1
             try:
-                atoms, lineage = _structure(build())
+                atoms, lineage = _clean_frame(build())
             except Exception as error:  # which reading will explain
                 raise_if_transient(error)
                 continue
@@ -123,7 +123,7 @@ def labelled_stretches(path: Path, size: int, split: str = "") -> list[LabelledS
         raise_if_transient(error)
     starts = range(0, max(n_frames, 1), size)
     return [
-        LabelledStretch(
+        LabelledFrameRange(
             path=str(path),
             first=start,
             n_frames=min(size, n_frames - start),
@@ -136,13 +136,13 @@ def labelled_stretches(path: Path, size: int, split: str = "") -> list[LabelledS
     ]
 
 
-def read_labelled(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Payload:
-    """Read the frames of a stretch with their labels into what a unit commits.
+def read_labelled(frame_range: LabelledFrameRange, keys: LabelKeys, method: str) -> Payload:
+    """Read the frames of a range with their labels into what a unit commits.
 
     Parameters
     ----------
-    stretch
-        From `labelled_stretches`.
+    frame_range
+        From `cut_labelled_ranges`.
     keys
         Where the labels stand.
     method
@@ -154,7 +154,7 @@ def read_labelled(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Pay
         Rows with energy (eV), forces (eV/Å), where the frame has them stress (eV/Å^3) and magmoms, ``label_status`` ok,
         ``step`` the number of the frame in its file, and lineage. Frames that cannot be used are rejections of the
         stage ``import``: ``empty``, ``unreadable``, ``unknown_format``, ``unconverged``, those of
-        `files.read`, `labels.read_labels` and `checks.check` of `daskpipe.stages.generate`.
+        `files.read_structures`, `labels.read_labels` and `checks.find_fault` of `daskpipe.stages.generate`.
         Tallies count frames: ``labels/energy``, ``labels/forces``, ``labels/stress``; ``from/KEYS`` by the keys of
         their labels; ``left_out/NAME`` by what they hold and is not taken.
 
@@ -167,16 +167,18 @@ def read_labelled(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Pay
     good: list[Atoms] = []
     rejected: list[Rejection] = []
     tallies: Counter[str] = Counter()
-    for item in _read(stretch, keys, method):
+    for item in _read_rows(frame_range, keys, method):
         if isinstance(item, Rejection):
             rejected.append(replace(item, stage=STAGE))
         else:
             good.append(item[0])
             tallies += item[1]
-    return Payload(arrays=arrays_of(from_atoms(good)), n_out=len(good), rejected=rejected, tallies=_shortened(tallies))
+    return Payload(
+        arrays=arrays_of(from_atoms(good)), n_out=len(good), rejected=rejected, tallies=_shorten_tallies(tallies)
+    )
 
 
-def _shortened(tallies: Counter[str]) -> dict[str, int]:
+def _shorten_tallies(tallies: Counter[str]) -> dict[str, int]:
     """Return counts that fit a receipt: the most frequent names of what is left out, and how many others there are."""
     names = [name for name, _ in tallies.most_common() if name.startswith(LEFT_OUT)]
     short = {name: n for name, n in sorted(tallies.items()) if name not in names[MOST_NAMES:]}
@@ -209,34 +211,36 @@ def check_method(method: str) -> None:
         raise ConfigError(f"label method {method!r}: use one word without white space, e.g. PBE-D3")
 
 
-def _read(stretch: LabelledStretch, keys: LabelKeys, method: str) -> Iterator[tuple[Atoms, Counter[str]] | Rejection]:
-    path, number = Path(stretch.path), stretch.first
-    trajectory = _Trajectory(bytes.fromhex(stretch.parent))
+def _read_rows(
+    frame_range: LabelledFrameRange, keys: LabelKeys, method: str
+) -> Iterator[tuple[Atoms, Counter[str]] | Rejection]:
+    path, number = Path(frame_range.path), frame_range.first
+    trajectory = _Trajectory(bytes.fromhex(frame_range.parent))
     try:
         if path.stat().st_size == 0:
             raise FrameError("empty", "the file has no bytes")
-        with closing(_frames(path, stretch.first, stretch.offset)) as frames:
+        with closing(_open_frames(path, frame_range.first, frame_range.offset)) as frames:
             for number, (_, build) in enumerate(
-                islice(frames, None if stretch.last else stretch.n_frames), start=stretch.first + 1
+                islice(frames, None if frame_range.last else frame_range.n_frames), start=frame_range.first + 1
             ):
-                item = _row(build, f"{stretch.path}#{number - 1}", number - 1, trajectory, keys, method)
-                if stretch.split and not isinstance(item, Rejection):
-                    item[0].info.setdefault("split", stretch.split)
+                item = _build_row(build, f"{frame_range.path}#{number - 1}", number - 1, trajectory, keys, method)
+                if frame_range.split and not isinstance(item, Rejection):
+                    item[0].info.setdefault("split", frame_range.split)
                 yield item
         if number == 0:
             raise FrameError("empty", "the file holds no structure")
     except Exception as error:  # what is wrong with the file as a whole, or from here on
-        yield rejection_of(error, f"{stretch.path}#{number}" if number else stretch.path)
+        yield rejection_of(error, f"{frame_range.path}#{number}" if number else frame_range.path)
 
 
-def _row(
+def _build_row(
     build: Build, name: str, number: int, trajectory: _Trajectory, keys: LabelKeys, method: str
 ) -> tuple[Atoms, Counter[str]] | Rejection:
     from ase.calculators.singlepoint import SinglePointCalculator
 
     try:
         raw = build()
-        atoms, lineage = _structure(raw)
+        atoms, lineage = _clean_frame(raw)
         # Before the labels are looked at: a frame without them belongs to its trajectory all the same.
         parent = trajectory.parent_of(atoms, lineage)
         labels = read_labels(raw, keys)
@@ -274,15 +278,15 @@ def _row(
 # --- frames -----------------------------------------------------------------------------------------
 
 
-def _frames(path: Path, first: int = 0, offset: int = 0) -> Generator[tuple[int, Build]]:
+def _open_frames(path: Path, first: int = 0, offset: int = 0) -> Generator[tuple[int, Build]]:
     """Yield the byte that each frame begins at (0 in databases), and what builds it with all that is written in it."""
     if path.suffix.lower() in TEXTS:
         for begin, frame in xyz_frames(path, offset):
             yield begin, partial(parse_frame, frame)
     elif path.suffix.lower() in DATABASES:
-        yield from islice(_rows(path), first, None)
+        yield from islice(_database_frames(path), first, None)
     elif path.suffix.lower() in TRAJECTORIES:
-        yield from islice(_items(path), first, None)
+        yield from islice(_trajectory_frames(path), first, None)
     elif is_vasprun(path) or is_outcar(path):
         reader = vasprun_frames if is_vasprun(path) else outcar_frames
         yield from islice(((0, build) for build in reader(path)), first, None)
@@ -303,21 +307,21 @@ def find_labelled(paths: list[str], base_dir: Path) -> tuple[list[Path], list[Pa
     Parameters
     ----------
     paths, base_dir
-        As `daskpipe.stages.generate.files.find` takes them. Of a folder only the files that can hold labels count; of
-        an OUTCAR and a vasprun.xml in one folder the latter, for it has more digits of the same frames.
+        As `daskpipe.stages.generate.files.find_files` takes them. Of a folder only the files that can hold labels
+        count; of an OUTCAR and a vasprun.xml in one folder the latter, for it has more digits of the same frames.
 
     Raises
     ------
     InputError
-        As `daskpipe.stages.generate.files.find`.
+        As `daskpipe.stages.generate.files.find_files`.
     """
-    files = find(paths, base_dir, is_known=holds_labels, known=KNOWN_NAMES)
+    files = find_files(paths, base_dir, is_known=holds_labels, known=KNOWN_NAMES)
     folders = {file.parent for file in files if is_vasprun(file)}
     files = [file for file in files if not (is_outcar(file) and file.parent in folders)]
     return files, [file for file in files if not holds_labels(file)]
 
 
-def _items(path: Path) -> Iterator[tuple[int, Build]]:
+def _trajectory_frames(path: Path) -> Iterator[tuple[int, Build]]:
     """Frames of an ASE trajectory, with the results that it holds."""
     from ase.io.trajectory import TrajectoryReader
 
@@ -325,7 +329,7 @@ def _items(path: Path) -> Iterator[tuple[int, Build]]:
         yield from ((0, partial(trajectory.__getitem__, number)) for number in range(len(trajectory)))
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Build]]:
+def _database_frames(path: Path) -> Iterator[tuple[int, Build]]:
     """Rows of an ASE database, in the order of their ids."""
     from ase.db import connect
 
@@ -335,7 +339,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Build]]:
             ids = [row[0] for row in connection.execute("SELECT id FROM systems ORDER BY id")]
         with connect(str(path), type="db", use_lock_file=False) as database:  # one connection, not one a row
             units = metadata_units(database.metadata)
-            yield from ((0, partial(_whole, database, row_id, units)) for row_id in ids)
+            yield from ((0, partial(_build_whole_frame, database, row_id, units)) for row_id in ids)
         return
     if find_spec("ase_db_backends") is None:
         raise FrameError("unreadable", "*.aselmdb needs ase-db-backends; type: pip install 'daskpipe[export]'")
@@ -345,12 +349,12 @@ def _rows(path: Path) -> Iterator[tuple[int, Build]]:
     database = connect(str(path), type="aselmdb", readonly=True)
     try:
         units = metadata_units(database.metadata)
-        yield from ((0, partial(_whole, database, row_id, units)) for row_id in database.ids)
+        yield from ((0, partial(_build_whole_frame, database, row_id, units)) for row_id in database.ids)
     finally:
         database.close()
 
 
-def _whole(database: Any, row_id: int, units: Mapping[str, Any]) -> Atoms:
+def _build_whole_frame(database: Any, row_id: int, units: Mapping[str, Any]) -> Atoms:
     """Return the structure of a row with all that the row, and the metadata of its units, say in ``info``."""
     row = database.get(id=row_id)
     atoms: Atoms = row.toatoms()
@@ -358,7 +362,7 @@ def _whole(database: Any, row_id: int, units: Mapping[str, Any]) -> Atoms:
     return atoms
 
 
-def _structure(raw: Atoms) -> tuple[Atoms, bytes | None]:
+def _clean_frame(raw: Atoms) -> tuple[Atoms, bytes | None]:
     """Return what daskpipe takes of a frame but its labels, and its parent if daskpipe wrote the frame.
 
     Raises
@@ -366,14 +370,14 @@ def _structure(raw: Atoms) -> tuple[Atoms, bytes | None]:
     FrameError
         If it cannot be used.
     """
-    atoms = round_positions(cleaned(raw))
-    if fault := check(atoms, ANY):
+    atoms = round_positions(clean_structure(raw))
+    if fault := find_fault(atoms, ANY):
         raise FrameError(fault.reason, fault.evidence)
-    known = _id(raw.info.get("structure_id"))
-    return atoms, None if known is None else _id(raw.info.get("parent_id")) or NO_PARENT
+    known = _parse_id(raw.info.get("structure_id"))
+    return atoms, None if known is None else _parse_id(raw.info.get("parent_id")) or NO_PARENT
 
 
-def _id(text: Any) -> bytes | None:
+def _parse_id(text: Any) -> bytes | None:
     """Return an id as daskpipe's exports write it: hex after ``0x``; None for anything else."""
     digits = str(text).removeprefix("0x")
     try:
@@ -427,7 +431,7 @@ class _Trajectory:
         if lineage is not None:
             self._first, self._last = b"", None
             return lineage
-        goes_on = bool(self._first) if self._last is None else _goes_on(self._last, atoms)
+        goes_on = bool(self._first) if self._last is None else _continues_trajectory(self._last, atoms)
         self._last = atoms
         if goes_on:
             return self._first
@@ -435,7 +439,7 @@ class _Trajectory:
         return NO_PARENT
 
 
-def _goes_on(before: Atoms, atoms: Atoms) -> bool:
+def _continues_trajectory(before: Atoms, atoms: Atoms) -> bool:
     """Whether the atoms are those of the frame before, and none of them moved far, boundaries crossed or not."""
     if not (np.array_equal(before.numbers, atoms.numbers) and np.array_equal(before.pbc, atoms.pbc)):
         return False

@@ -32,7 +32,7 @@ from pydantic import Field
 from daskpipe.core.validation import FrozenModel
 from daskpipe.core.variables import FULL_TO_VOIGT
 from daskpipe.stages.generate.checks import FrameError
-from daskpipe.stages.generate.declared_units import factors, find_units
+from daskpipe.stages.generate.declared_units import find_units, label_factors
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -105,7 +105,7 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class _Written:
+class _WrittenLabel:
     """A label as it is written: its key, name, family and value."""
 
     key: str
@@ -131,8 +131,8 @@ def read_labels(raw: Atoms, keys: LabelKeys) -> Labels:
         methods, or only a part of one; ``units``: declared and not known, or not all of them; ``shape``,
         ``not_finite``: numbers that are no energy or forces; ``stress``: one that contradicts the virial.
     """
-    written = _written(raw)
-    chosen = _choose(raw, written, keys)
+    written = _collect_labels(raw)
+    chosen = _choose_labels(raw, written, keys)
     family = chosen["energy"].family
     # Where nothing is typed, all that is written agrees.
     by_keys = any(getattr(keys, name) is not None for name in NAMES)
@@ -147,13 +147,13 @@ def read_labels(raw: Atoms, keys: LabelKeys) -> Labels:
     values: dict[str, np.ndarray] = {}
     for name, label in chosen.items():
         if name in ("energy", "forces"):
-            values[name] = _required(name, label, len(raw))
-        elif (numbers := _optional(label, labels)) is not None:
+            values[name] = _read_energy_or_forces(name, label, len(raw))
+        elif (numbers := _read_stress(label, labels)) is not None:
             values[name] = numbers
     if "virial" in values and (raw.cell.rank < 3 or not raw.pbc.all()):
         labels.missing[chosen["virial"].key] = "a virial without a cell that is periodic along all axes"
         del values["virial"]
-    scale = factors({**declared, **typed}, values)
+    scale = label_factors({**declared, **typed}, values)
     labels.results["energy"] = values["energy"] * scale["energy"]
     if "forces" in values:
         labels.results["forces"] = values["forces"] * scale["forces"]
@@ -179,10 +179,10 @@ def read_labels(raw: Atoms, keys: LabelKeys) -> Labels:
 # --- families -----------------------------------------------------------------------------------------
 
 
-def _written(raw: Atoms) -> list[_Written]:
+def _collect_labels(raw: Atoms) -> list[_WrittenLabel]:
     """Return what may be labels, results of ASE's calculator first."""
     results: Mapping[str, Any] = raw.calc.results if raw.calc is not None else {}
-    found: list[_Written] = []
+    found: list[_WrittenLabel] = []
     for place, of_atoms in ((results, None), (raw.info, False), (raw.arrays, True)):
         for key, value in place.items():
             match = _KEY.fullmatch(key)
@@ -198,7 +198,7 @@ def _written(raw: Atoms) -> list[_Written]:
                 continue
             if _is_none(value) or (family and isinstance(value, bool)):  # such as have_energy
                 continue
-            found.append(_Written(key, name, family, value))
+            found.append(_WrittenLabel(key, name, family, value))
     return found
 
 
@@ -206,7 +206,7 @@ def _is_none(value: Any) -> bool:
     return isinstance(value, str) and value.strip().lower() in ("none", "null", "")
 
 
-def _choose(raw: Atoms, written: list[_Written], keys: LabelKeys) -> dict[str, _Written]:
+def _choose_labels(raw: Atoms, written: list[_WrittenLabel], keys: LabelKeys) -> dict[str, _WrittenLabel]:
     """Return the labels of one family, or those that the user typed, by name.
 
     Raises
@@ -215,28 +215,30 @@ def _choose(raw: Atoms, written: list[_Written], keys: LabelKeys) -> dict[str, _
         ``no_energy``, ``no_forces`` or ``families``.
     """
     typed = {name: key for name in NAMES if (key := getattr(keys, name)) is not None}
-    chosen = {name: _named(raw, name, key, written) for name, key in typed.items() if key.lower() != LEAVE_OUT}
+    chosen = {
+        name: _find_typed_label(raw, name, key, written) for name, key in typed.items() if key.lower() != LEAVE_OUT
+    }
     unwanted = {name for name, key in typed.items() if key.lower() == LEAVE_OUT}
-    families: dict[str, dict[str, _Written]] = {}
+    families: dict[str, dict[str, _WrittenLabel]] = {}
     for label in written:
         if label.name in unwanted or label.name in typed:
             continue
         first = families.setdefault(label.family, {}).setdefault(label.name, label)
-        if not _agree(first, label):
-            raise _ambiguous(written, f"{first.key} and {label.key} differ")
+        if not _labels_agree(first, label):
+            raise _ambiguity_error(written, f"{first.key} and {label.key} differ")
     if "energy" in chosen or "forces" in chosen:
         leader = chosen["energy"] if "energy" in chosen else chosen["forces"]
-        family: Mapping[str, _Written] = families.get(leader.family, {})
+        family: Mapping[str, _WrittenLabel] = families.get(leader.family, {})
         if {"energy", "forces"} <= set(chosen) and chosen["forces"].family != leader.family:
             family = {}  # whose stress it is cannot be seen
         missing = {"energy", "forces"} - set(chosen) - set(family) - unwanted
         others = {name for labels in families.values() for name in labels}
         if missing & others or "energy" in missing:
             name = "energy" if "energy" in missing else "forces"
-            raise _ambiguous(written, f"{leader.key} has no {name} of its family; type --{name} too")
+            raise _ambiguity_error(written, f"{leader.key} has no {name} of its family; type --{name} too")
     else:
         if not any("energy" in labels for labels in families.values()):
-            raise FrameError("no_energy", f"no energy under energy, REF_energy or the like; {_hint(raw)}")
+            raise FrameError("no_energy", f"no energy under energy, REF_energy or the like; {_suggest_keys(raw)}")
         family = _one_family(families, written, need_forces="forces" not in unwanted)
     chosen = {**family, **chosen}
     for one, other in (("stress", "virial"), ("virial", "stress")):
@@ -245,43 +247,43 @@ def _choose(raw: Atoms, written: list[_Written], keys: LabelKeys) -> dict[str, _
     return {name: chosen[name] for name in NAMES if name in chosen}
 
 
-def _named(raw: Atoms, name: str, key: str, written: Iterable[_Written]) -> _Written:
+def _find_typed_label(raw: Atoms, name: str, key: str, written: Iterable[_WrittenLabel]) -> _WrittenLabel:
     """Return the label that the user typed the key of."""
     results: Mapping[str, Any] = raw.calc.results if raw.calc is not None else {}
     for place in (raw.info, raw.arrays, results):
         if place.get(key) is not None:
             match = _KEY.fullmatch(key)
-            return _Written(key, name, match["family"].lower().strip("_-. ") if match else key.lower(), place[key])
-    raise FrameError(f"no_{name}", f"no {name} under {key}; the frame has: {_listed(written) or 'no labels'}")
+            return _WrittenLabel(key, name, match["family"].lower().strip("_-. ") if match else key.lower(), place[key])
+    raise FrameError(f"no_{name}", f"no {name} under {key}; the frame has: {_list_families(written) or 'no labels'}")
 
 
 def _one_family(
-    families: Mapping[str, Mapping[str, _Written]], written: list[_Written], *, need_forces: bool
-) -> Mapping[str, _Written]:
+    families: Mapping[str, Mapping[str, _WrittenLabel]], written: list[_WrittenLabel], *, need_forces: bool
+) -> Mapping[str, _WrittenLabel]:
     """Return the family that all labels of a frame agree with."""
     with_energy = [labels for labels in families.values() if "energy" in labels]
     whole = [labels for labels in with_energy if "forces" in labels or not need_forces]
     some_forces = any("forces" in labels for labels in families.values())
     if not whole and some_forces:
-        raise _ambiguous(written, "no family has both energy and forces")
+        raise _ambiguity_error(written, "no family has both energy and forces")
     best = sorted(whole or with_energy, key=lambda labels: (-len(labels), next(iter(labels.values())).family != ""))[0]
     for labels in families.values():
         for name, label in labels.items():
             if name not in best:
-                raise _ambiguous(written, f"{label.key} belongs to a family that is not whole")
-            if not _agree(best[name], label):
-                raise _ambiguous(written, f"{best[name].key} and {label.key} differ")
+                raise _ambiguity_error(written, f"{label.key} belongs to a family that is not whole")
+            if not _labels_agree(best[name], label):
+                raise _ambiguity_error(written, f"{best[name].key} and {label.key} differ")
     return best
 
 
-def _agree(one: _Written, other: _Written) -> bool:
+def _labels_agree(one: _WrittenLabel, other: _WrittenLabel) -> bool:
     """Return whether two labels are the same numbers, up to how they are printed."""
     if one is other:
         return True
     try:
         a, b = (np.asarray(label.value, dtype=float) for label in (one, other))
         if one.name in ("stress", "virial"):
-            a, b = _voigt(a), _voigt(b)
+            a, b = _to_voigt(a), _to_voigt(b)
         if a.size != b.size:
             return False
         a, b = a.reshape(-1), b.reshape(-1)
@@ -291,15 +293,15 @@ def _agree(one: _Written, other: _Written) -> bool:
     return bool(np.allclose(a, b, rtol=1e-7, atol=near, equal_nan=True))
 
 
-def _ambiguous(written: Iterable[_Written], what: str) -> FrameError:
+def _ambiguity_error(written: Iterable[_WrittenLabel], what: str) -> FrameError:
     return FrameError(
         "families",
-        f"labels of more than one method or a part of one: {_listed(written)}; {what}. "
+        f"labels of more than one method or a part of one: {_list_families(written)}; {what}. "
         "Choose with --energy, --forces, --stress, --virial",
     )
 
 
-def _listed(written: Iterable[_Written]) -> str:
+def _list_families(written: Iterable[_WrittenLabel]) -> str:
     """Return the families with their keys, e.g. ``(none): energy; ref: REF_energy, REF_forces``."""
     families: dict[str, list[str]] = {}
     for label in written:
@@ -307,7 +309,7 @@ def _listed(written: Iterable[_Written]) -> str:
     return "; ".join(f"{family}: {', '.join(dict.fromkeys(keys))}" for family, keys in families.items())[:400]
 
 
-def _hint(raw: Atoms) -> str:
+def _suggest_keys(raw: Atoms) -> str:
     results = raw.calc.results if raw.calc is not None else {}
     names = [key for place in (raw.info, raw.arrays, results) for key in place if _LOOKS_LIKE.search(key)]
     listed = f"the frame has {', '.join(names)[:300]}" if names else "the frame has no key of that kind"
@@ -317,7 +319,7 @@ def _hint(raw: Atoms) -> str:
 # --- values -------------------------------------------------------------------------------------------
 
 
-def _required(name: str, label: _Written, n_atoms: int) -> np.ndarray:
+def _read_energy_or_forces(name: str, label: _WrittenLabel, n_atoms: int) -> np.ndarray:
     """Return an energy or forces as numbers, or refuse the frame."""
     try:
         values = np.asarray(label.value, dtype=float)
@@ -330,19 +332,19 @@ def _required(name: str, label: _Written, n_atoms: int) -> np.ndarray:
     shape = () if name == "energy" else (n_atoms, 3)
     if values.size != np.prod(shape, dtype=int) or (name == "forces" and values.ndim == 2 and values.shape != shape):
         raise FrameError("shape", f"{label.key}: expected an array of shape {shape}, received {values.shape}")
-    return _finite(label.key, values.reshape(shape))
+    return _check_finite(label.key, values.reshape(shape))
 
 
-def _finite(key: str, values: np.ndarray) -> np.ndarray:
+def _check_finite(key: str, values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
         raise FrameError("not_finite", f"{np.count_nonzero(~np.isfinite(values))} of {values.size} {key} not finite")
     return values
 
 
-def _optional(label: _Written, labels: Labels) -> np.ndarray | None:
+def _read_stress(label: _WrittenLabel, labels: Labels) -> np.ndarray | None:
     """Return a stress or virial as xx yy zz yz xz xy; None, and why, if it is none."""
     try:
-        values = _voigt(np.asarray(label.value, dtype=float))
+        values = _to_voigt(np.asarray(label.value, dtype=float))
     except (TypeError, ValueError):
         labels.missing[label.key] = f"a {label.name} that is no number"
         return None
@@ -357,14 +359,14 @@ def _optional(label: _Written, labels: Labels) -> np.ndarray | None:
     return None
 
 
-def _voigt(stress: np.ndarray) -> np.ndarray:
+def _to_voigt(stress: np.ndarray) -> np.ndarray:
     if stress.size != 9:
         return stress.reshape(-1)
     full = stress.reshape(3, 3)
     return ((full + full.T) / 2).reshape(9)[list(FULL_TO_VOIGT)]
 
 
-def _check_virial(stresses: Mapping[str, np.ndarray], chosen: Mapping[str, _Written]) -> None:
+def _check_virial(stresses: Mapping[str, np.ndarray], chosen: Mapping[str, _WrittenLabel]) -> None:
     """Refuse a stress that contradicts the virial."""
     if len(stresses) < 2:
         return

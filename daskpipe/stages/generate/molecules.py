@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.collections import g2
 from pydantic import AfterValidator
 
-from daskpipe.stages.generate.disorder import displace
+from daskpipe.stages.generate.disorder import displace_atoms
 from daskpipe.stages.generate.params import CountRange, Element, NotEmpty, Rattle, Vacuum, count_range
 
 
@@ -60,17 +60,19 @@ def molecules(
     ase.Atoms
         Not periodic, in the middle of an orthogonal cell, with ``charge`` and ``spin_multiplicity`` in ``info``.
     """
-    for name in matching(names=names, elements=elements, n_atoms=n_atoms):
+    for name in matching_molecules(names=names, elements=elements, n_atoms=n_atoms):
         molecule = g2[name]
         atoms = Atoms(molecule.numbers, molecule.positions)
-        displace(rng, atoms, rattle)
+        displace_atoms(rng, atoms, rattle)
         atoms.center(vacuum=vacuum / 2)
         unpaired = round(float(molecule.get_initial_magnetic_moments().sum()))
         atoms.info = {"system_type": "molecule", "charge": 0, "spin_multiplicity": unpaired + 1}
         yield atoms
 
 
-def matching(*, names: list[str] | None, elements: list[str] | None, n_atoms: int | tuple[int, int]) -> list[str]:
+def matching_molecules(
+    *, names: list[str] | None, elements: list[str] | None, n_atoms: int | tuple[int, int]
+) -> list[str]:
     """Return the names of the molecules that were asked for, in the order given, else in that of G2."""
     low, high = count_range(n_atoms)
     chosen = (
@@ -81,7 +83,7 @@ def matching(*, names: list[str] | None, elements: list[str] | None, n_atoms: in
     return [name for name in chosen if elements is None or set(g2[name].symbols) <= set(elements)]
 
 
-def expand(params: dict[str, Any], n: int | None, base_dir: Path) -> list[tuple[dict[str, Any], str]]:
+def expand_molecules(params: dict[str, Any], n: int | None, base_dir: Path) -> list[tuple[dict[str, Any], str]]:
     """Return the parameters of one request for each molecule.
 
     Parameters
@@ -99,7 +101,7 @@ def expand(params: dict[str, Any], n: int | None, base_dir: Path) -> list[tuple[
     ValueError
         If no molecule matches, or `n` asks for exact copies.
     """
-    names = matching(names=params["names"], elements=params["elements"], n_atoms=params["n_atoms"])
+    names = matching_molecules(names=params["names"], elements=params["elements"], n_atoms=params["n_atoms"])
     if not names:
         raise ValueError(
             f"no molecule is left with elements {params['elements']} and n_atoms {params['n_atoms']}; "

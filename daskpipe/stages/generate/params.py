@@ -16,7 +16,7 @@ ATOMS_PER_CELL = {"sc": 1, "bcc": 2, "fcc": 4, "diamond": 8}
 """Of the cubic cells for which ASE's table gives a lattice constant."""
 
 
-def element(symbol: str) -> str:
+def check_element(symbol: str) -> str:
     """Return `symbol` if it is a chemical symbol, else raise ValueError with the one that was probably meant."""
     if symbol in chemical_symbols[1:]:
         return symbol
@@ -36,7 +36,7 @@ def atomic_volume(symbol: str) -> float:
     ValueError
         If the ground state is neither fcc, bcc, hcp, simple cubic nor diamond.
     """
-    state: dict[str, Any] = reference_states[chemical_symbols.index(element(symbol))] or {}
+    state: dict[str, Any] = reference_states[chemical_symbols.index(check_element(symbol))] or {}
     lattice = state.get("symmetry")
     if lattice in ATOMS_PER_CELL:
         return float(state["a"]) ** 3 / ATOMS_PER_CELL[lattice]
@@ -56,7 +56,7 @@ def fraction_range(value: Any) -> tuple[float, float]:
     return float(pair[0]), float(pair[1])
 
 
-def composition(elements: Mapping[str, float | tuple[float, float]]) -> dict[str, tuple[float, float]]:
+def check_composition(elements: Mapping[str, float | tuple[float, float]]) -> dict[str, tuple[float, float]]:
     """Return the range of the fraction of each element, checked.
 
     Raises
@@ -99,11 +99,12 @@ def not_empty[T: (list[Any], tuple[Any, ...])](items: T) -> T:
 NotEmpty = AfterValidator(not_empty)
 """Marks a list that may be left out but not be empty."""
 
-Element = Annotated[str, AfterValidator(element)]
+Element = Annotated[str, AfterValidator(check_element)]
 """A chemical symbol."""
 
 Composition = Annotated[
-    dict[Element, Annotated[float | tuple[float, float], BeforeValidator(fraction_range)]], AfterValidator(composition)
+    dict[Element, Annotated[float | tuple[float, float], BeforeValidator(fraction_range)]],
+    AfterValidator(check_composition),
 ]
 """Fraction, or range of the fraction, of each element."""
 

@@ -20,9 +20,9 @@ from daskpipe.engine.rows import Rows, arrays_of, read_unit
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload
 from daskpipe.stages.generate import ENUMERATED, GENERATORS
-from daskpipe.stages.generate.checks import Limits, check, system_type
+from daskpipe.stages.generate.checks import Limits, find_fault, system_type
 from daskpipe.stages.generate.electrons import ElectronError, electrons_of
-from daskpipe.stages.generate.frame_ranges import Stretch, frames
+from daskpipe.stages.generate.frame_ranges import FrameRange, read_frame_range
 from daskpipe.stages.generate.sources import Source
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Request:
         return [self.source, self.generator, self.index, self.params, self.digest]
 
 
-def requests(sources: Mapping[str, Source], paths: list[str], base_dir: Path) -> list[Request]:
+def list_requests(sources: Mapping[str, Source], paths: list[str], base_dir: Path) -> list[Request]:
     """Return what is to be generated, in the order of the sources, files last.
 
     Parameters
@@ -122,13 +122,13 @@ def _requests_of(name: str, source: Source, base_dir: Path) -> list[Request]:
     ]
 
 
-def generate(requests: list[Request], *, seed: int, limits: Limits, partition_size: int) -> db.Bag:
+def generate_seeds(requests: list[Request], *, seed: int, limits: Limits, partition_size: int) -> db.Bag:
     """Return the seed structures as a lazy bag of ``Atoms | Rejection``.
 
     Parameters
     ----------
     requests
-        What to generate, from `requests`.
+        What to generate, from `list_requests`.
     seed
         The run's seed. Each request has its own stream: neither the partition size nor the order matters.
     limits
@@ -164,11 +164,11 @@ def generate_partition(requests: list[Request], *, seed: int, limits: Limits) ->
             raise
         if not made:
             raise ValueError(f"generator {request.generator!r} made nothing for {request.name}")
-        out += [item if isinstance(item, Rejection) else _finish(item, request, limits) for item in made]
+        out += [item if isinstance(item, Rejection) else _finish_structure(item, request, limits) for item in made]
     return out
 
 
-def _finish(made: Atoms, request: Request, limits: Limits) -> Atoms | Rejection:
+def _finish_structure(made: Atoms, request: Request, limits: Limits) -> Atoms | Rejection:
     # A fresh object: no calculator, tag or momentum comes along.
     info = {key: made.info[key] for key in INFO_KEYS if key in made.info}
     name = made.info.get("name", request.name)
@@ -179,32 +179,32 @@ def _finish(made: Atoms, request: Request, limits: Limits) -> Atoms | Rejection:
         return Rejection(stage="generate", structure=name, reason=error.reason, evidence=str(error))
     except ValueError as error:
         return Rejection(stage="generate", structure=name, reason="constraint", evidence=str(error))
-    if fault := check(atoms, limits):
+    if fault := find_fault(atoms, limits):
         return Rejection(stage="generate", structure=name, reason=fault.reason, evidence=fault.evidence)
     atoms.info.setdefault("system_type", system_type(atoms))
     atoms.info["generator"] = request.source
     return atoms
 
 
-def pack(items: list[Atoms | Rejection]) -> list[Payload]:
+def to_payloads(items: list[Atoms | Rejection]) -> list[Payload]:
     """Flatten a partition of the bag into what a unit commits."""
     rejected = [item for item in items if isinstance(item, Rejection)]
     seeds = [item for item in items if not isinstance(item, Rejection)]
     return [Payload(arrays=arrays_of(from_atoms(seeds)), n_out=len(seeds), rejected=rejected)]
 
 
-def read_frames(stretch: Stretch) -> Payload:
-    """Flatten the frames of a stretch of a file into what a unit commits."""
-    (payload,) = pack(list(frames(stretch)))
+def frame_range_payload(frame_range: FrameRange) -> Payload:
+    """Flatten the frames of a range of a file into what a unit commits."""
+    (payload,) = to_payloads(list(read_frame_range(frame_range)))
     return payload
 
 
-def frames_in_memory(stretch: Stretch) -> xr.Dataset:
-    """Read the frames of a stretch of a file, without those that cannot be described."""
-    return from_atoms([item for item in frames(stretch) if not isinstance(item, Rejection)])
+def load_frame_range(frame_range: FrameRange) -> xr.Dataset:
+    """Read the frames of a range of a file, without those that cannot be described."""
+    return from_atoms([item for item in read_frame_range(frame_range) if not isinstance(item, Rejection)])
 
 
-def elements(root: Path, keys: list[str]) -> list[str]:
+def list_elements(root: Path, keys: list[str]) -> list[str]:
     """Symbols of the elements that occur in units of frames, sorted."""
     from ase.data import chemical_symbols
 
@@ -213,7 +213,7 @@ def elements(root: Path, keys: list[str]) -> list[str]:
     return sorted(chemical_symbols[number] for number in numbers.tolist())
 
 
-def distinct(
+def find_distinct_seeds(
     root: Path, keys: list[str], holds: Callable[[str], bool] = lambda _: True
 ) -> tuple[list[Rows], list[Rejection], list[str]]:
     """Look through committed seeds.

@@ -11,7 +11,14 @@ import numpy as np
 from ase import Atoms, build
 
 from daskpipe.stages.generate.alloys import LATTICE_CONSTANT, MAX_ELONGATION
-from daskpipe.stages.generate.disorder import apply_strain, choose_size, displace, mean_volume, no_size, occupy
+from daskpipe.stages.generate.disorder import (
+    apply_strain,
+    choose_size,
+    displace_atoms,
+    mean_volume,
+    missing_size_error,
+    occupy_sites,
+)
 from daskpipe.stages.generate.params import (
     Composition,
     CountRange,
@@ -19,7 +26,7 @@ from daskpipe.stages.generate.params import (
     Rattle,
     Strain,
     Vacuum,
-    composition,
+    check_composition,
     count_range,
 )
 
@@ -73,13 +80,13 @@ def surfaces(
     ValueError
         When called, if no slab of a facet has so many atoms.
     """
-    ranges = composition(elements)
+    ranges = check_composition(elements)
     limits = count_range(n_atoms), count_range(layers), count_range(repeats)
-    sizes = {facet: slabs(facet, *limits) for facet in facets}
-    return (draw(rng, ranges, sizes, vacuum, strain, rattle) for _ in count())
+    sizes = {facet: find_slab_sizes(facet, *limits) for facet in facets}
+    return (draw_surface(rng, ranges, sizes, vacuum, strain, rattle) for _ in count())
 
 
-def draw(
+def draw_surface(
     rng: np.random.Generator,
     ranges: dict[str, tuple[float, float]],
     sizes: dict[Facet, dict[int, list[Size]]],
@@ -90,17 +97,17 @@ def draw(
     """Return one slab; see `surfaces`."""
     facet = list(sizes)[rng.integers(len(sizes))]
     size = choose_size(rng, sizes[facet])
-    numbers = occupy(rng, int(np.prod(size)), ranges)
-    atoms = slab(facet, size, volume=mean_volume(numbers), vacuum=vacuum / 2)
+    numbers = occupy_sites(rng, int(np.prod(size)), ranges)
+    atoms = build_slab(facet, size, volume=mean_volume(numbers), vacuum=vacuum / 2)
     atoms.numbers = numbers
     atoms.pbc = (True, True, False)
     apply_strain(rng, atoms, max_strain, axes=(0, 1))
-    displace(rng, atoms, max_rattle)
+    displace_atoms(rng, atoms, max_rattle)
     atoms.info = {"system_type": "surface"}
     return atoms
 
 
-def slab(facet: Facet, size: Size, *, volume: float, vacuum: float) -> Atoms:
+def build_slab(facet: Facet, size: Size, *, volume: float, vacuum: float) -> Atoms:
     """Return a slab of dummy atoms, each of `volume` Å^3, with `vacuum` Å above and below."""
     options: dict[str, Any] = {"a": LATTICE_CONSTANT[facet[:3]] * volume ** (1 / 3)}
     if facet == "hcp0001":
@@ -110,11 +117,11 @@ def slab(facet: Facet, size: Size, *, volume: float, vacuum: float) -> Atoms:
 
 
 @cache
-def slabs(
+def find_slab_sizes(
     facet: Facet, n_atoms: tuple[int, int], layers: tuple[int, int], repeats: tuple[int, int]
 ) -> dict[int, list[Size]]:
     """Return the sizes of slabs by number of atoms, those left out whose sides are too different."""
-    sides = slab(facet, (1, 1, 1), volume=1, vacuum=1).cell.lengths()[:2]
+    sides = build_slab(facet, (1, 1, 1), volume=1, vacuum=1).cell.lengths()[:2]
     found: dict[int, list[Size]] = {}
     side, depth = range(repeats[0], repeats[1] + 1), range(layers[0], layers[1] + 1)
     for size in product(side, side, depth):
@@ -123,5 +130,5 @@ def slabs(
             found.setdefault(int(np.prod(size)), []).append(size)
     fitting = {n: sizes for n, sizes in found.items() if n_atoms[0] <= n <= n_atoms[1]}
     if not fitting:
-        raise no_size(f"{facet} slab with these layers and repeats", n_atoms, list(found))
+        raise missing_size_error(f"{facet} slab with these layers and repeats", n_atoms, list(found))
     return fitting

@@ -7,7 +7,7 @@ import numpy as np
 from daskpipe.stages.label.settings import LabelChecks
 
 
-def wrong(
+def find_label_fault(
     energy: float, forces: np.ndarray, stress: np.ndarray, periodic: bool, checks: LabelChecks
 ) -> tuple[str, str] | None:
     """Return (reason, evidence) if a label cannot be used, ``None`` if it can.

@@ -9,7 +9,7 @@ from daskpipe.core.errors import Rejection
 from daskpipe.core.structures import from_atoms, spin_multiplicity, structure_id, to_atoms
 from daskpipe.engine.rows import Rows, arrays_of, read_rows
 from daskpipe.engine.units import Payload
-from daskpipe.stages.label.checks import wrong
+from daskpipe.stages.label.checks import find_label_fault
 from daskpipe.stages.label.settings import LabelChecks
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 VERSION = 2
 
 
-def label(frames: Bag, build: Callable[[], Potential], method: str, checks: LabelChecks) -> Bag:
+def label_frames(frames: Bag, build: Callable[[], Potential], method: str, checks: LabelChecks) -> Bag:
     """Label frames; lazy.
 
     Parameters
@@ -57,9 +57,9 @@ def label_partition(
     potential = build()
     for atoms, found in zip(frames, evaluate(potential, frames), strict=True):
         if isinstance(found, Failure):
-            rejected.append(_rejected(atoms, found.reason, found.evidence))
-        elif fault := wrong(found.energy, found.forces, found.stress, bool(atoms.pbc.all()), checks):
-            rejected.append(_rejected(atoms, *fault))
+            rejected.append(_reject_frame(atoms, found.reason, found.evidence))
+        elif fault := find_label_fault(found.energy, found.forces, found.stress, bool(atoms.pbc.all()), checks):
+            rejected.append(_reject_frame(atoms, *fault))
         else:
             frame = atoms.copy()
             frame.info |= {"label_method": method, "label_status": "ok"}
@@ -89,10 +89,10 @@ def load_picks(root: Path, pieces: list[Rows], select_key: str, start: int, stop
     return frames
 
 
-def names(root: Path, pieces: list[Rows]) -> list[str]:
+def name_frames(root: Path, pieces: list[Rows]) -> list[str]:
     """Return what the quarantine calls the frames of a partition."""
     return [structure.hex() for structure in read_rows(root, pieces)["structure_id"].values.tolist()]
 
 
-def _rejected(atoms: Atoms, reason: str, evidence: str) -> Rejection:
+def _reject_frame(atoms: Atoms, reason: str, evidence: str) -> Rejection:
     return Rejection(stage="label", structure=structure_id(atoms).hex(), reason=reason, evidence=evidence)

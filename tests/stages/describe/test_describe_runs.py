@@ -55,7 +55,7 @@ def test_level_structure_holds_no_environments(reference: Result) -> None:
 
 
 def test_the_model_is_named_in_the_run_and_in_the_dataset(by_mace: Result, reference: Result) -> None:
-    model = potentials.identity("mace", {})
+    model = potentials.identify_potential("mace", {})
     record = json.loads((by_mace.run_dir / "potentials.json").read_text())
     assert record["describe"] == {"name": model.name, "hash": model.hash}
     attrs = xr.open_zarr(by_mace.dataset).attrs

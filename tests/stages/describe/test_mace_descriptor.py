@@ -28,7 +28,7 @@ def mixed() -> list[Atoms]:
 
 
 def test_rows_are_those_of_the_calculator() -> None:
-    calculator = potentials.build("mace", {}, "cpu", "float64").calculator
+    calculator = potentials.build_potential("mace", {}, "cpu", "float64").calculator
     mace = MACE(species=SPECIES, dtype="float64")
     expected = [calculator.get_descriptors(atoms) for atoms in mixed()]
     found = mace.compute(mixed())
@@ -41,7 +41,7 @@ def test_rows_are_those_of_the_calculator() -> None:
 
 
 def test_layers_are_taken_from_the_first_on() -> None:
-    calculator = potentials.build("mace", {}, "cpu", "float64").calculator
+    calculator = potentials.build_potential("mace", {}, "cpu", "float64").calculator
     one = MACE(species=SPECIES, num_layers=1, dtype="float64")
     assert one.n_features < MACE(species=SPECIES).n_features
     expected = np.concatenate([calculator.get_descriptors(atoms, num_layers=1) for atoms in mixed()])
@@ -68,7 +68,7 @@ def test_the_config_says_which_model_and_device() -> None:
     settings = Describe(descriptor="mace", device="cpu")
     assert uses_device(settings)
     assert not uses_device(Describe())
-    assert identity(settings) == potentials.identity("mace", {})
+    assert identity(settings) == potentials.identify_potential("mace", {})
     assert identity(Describe()) is None
     check_descriptor_settings(settings.model_copy(update={"level": "atom"}))
     assert build_descriptor(settings, SPECIES, "off").hypers()["device"] == "cpu"

@@ -13,7 +13,7 @@ from torch_sim.models.interface import ModelInterface
 
 from daskpipe.core.structures import round_positions
 from daskpipe.engine.units import Payload
-from daskpipe.potentials import Potential, batched, build
+from daskpipe.potentials import Potential, batched_model, build_potential
 from daskpipe.stages.explore.capacity import BatchCapacity
 from daskpipe.stages.explore.ensembles import choose_ensemble
 from daskpipe.stages.explore.runner import BatchRunner
@@ -30,12 +30,12 @@ PLENTY = 10**6
 
 
 def emt() -> Potential:
-    return build("emt", {}, "cpu", "float64")
+    return build_potential("emt", {}, "cpu", "float64")
 
 
 def lj() -> Potential:
     """Argon-like, but as stiff and close as copper, so that the same seeds serve."""
-    return build("lj", {"epsilon": 0.4, "sigma": 2.3, "r_cut": 5.5}, "cpu", "float64")
+    return build_potential("lj", {"epsilon": 0.4, "sigma": 2.3, "r_cut": 5.5}, "cpu", "float64")
 
 
 def seed(
@@ -128,7 +128,9 @@ def run_trajectories(
     """Run a trajectory from each seed to its end; EMT unless there is a model."""
     chosen = chosen or settings()
     found = make_trajectories(seeds, chosen, run_seed)
-    BatchRunner(found, model or batched(emt(), stress=True), chosen, BatchCapacity(len, capacity), **options).run()
+    BatchRunner(
+        found, model or batched_model(emt(), stress=True), chosen, BatchCapacity(len, capacity), **options
+    ).run()
     return found
 
 

@@ -9,7 +9,7 @@ from ase.build import bulk, molecule
 from explore_samples import emt, lj
 from torch_sim.models.interface import ModelInterface
 
-from daskpipe.potentials import batched
+from daskpipe.potentials import batched_model
 from daskpipe.stages.explore.capacity import (
     CPU_ATOMS,
     PROBES,
@@ -25,7 +25,7 @@ COPPER = bulk("Cu", cubic=True)
 
 
 def test_room_on_a_cpu_counts_atoms():
-    model = batched(emt())
+    model = batched_model(emt())
     assert measure_capacity(model, [COPPER], None, 5.0, "emt").capacity == CPU_ATOMS
     space = measure_capacity(model, [COPPER], 10, 5.0, "emt")
     weight = space.weigh(COPPER)
@@ -64,13 +64,13 @@ def test_growth_is_the_slope_and_not_what_the_model_takes_for_itself():
     def weigh(atoms: Atoms) -> float:
         return len(atoms) + n_pairs(atoms, 5.0)
 
-    assert memory_growth(batched(lj()), COPPER, weigh, peak_memory) == pytest.approx(700)
+    assert memory_growth(batched_model(lj()), COPPER, weigh, peak_memory) == pytest.approx(700)
     large, small = (size * weigh(COPPER) for size in sizes)
     assert [small, large] == pytest.approx(list(PROBES), rel=0.2)
 
 
 def test_one_structure_may_be_larger_than_the_probes():
-    grown = memory_growth(batched(lj()), COPPER, lambda _: 1e6, lambda structures, _: 1e9 * len(structures))
+    grown = memory_growth(batched_model(lj()), COPPER, lambda _: 1e6, lambda structures, _: 1e9 * len(structures))
     assert grown == pytest.approx(1e3)
 
 

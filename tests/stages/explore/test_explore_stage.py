@@ -65,7 +65,7 @@ def test_frames_are_ordered_by_seed_then_time():
 
 
 def test_a_barostat_without_a_stress_is_refused():
-    """An ASE calculator gives no stress of a slab; EMT's batched model does."""
+    """An ASE calculator gives no stress of a slab; EMT's batched_model model does."""
 
     def by_hand():
         return Potential(calculator=emt().calculator, elements=emt().elements)
@@ -184,9 +184,9 @@ def test_zbl_keeps_atoms_apart_that_the_potential_would_let_through():
     pair = seed(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 1.95]]))
 
     def small():
-        from daskpipe.potentials import build
+        from daskpipe.potentials import build_potential
 
-        return build("lj", {"epsilon": 0.3, "sigma": 1.2, "r_cut": 5.0}, "cpu", "float64")
+        return build_potential("lj", {"epsilon": 0.3, "sigma": 1.2, "r_cut": 5.0}, "cpu", "float64")
 
     warm = Guards(max_temperature_ratio=50, evaporation=None)
     changes = {"ensemble": "nve", "steps": 100, "stride": 2, "timestep": 4.0}

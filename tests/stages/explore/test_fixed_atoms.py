@@ -15,7 +15,7 @@ from physics_samples import make_trajectories as thermal_walkers
 from scipy import stats
 
 from daskpipe.core import constants
-from daskpipe.potentials import batched, build
+from daskpipe.potentials import batched_model, build_potential
 from daskpipe.stages.explore.batch import Batch
 from daskpipe.stages.explore.ensembles import choose_ensemble, explain_refusal
 from daskpipe.stages.explore.fixed_atoms import count_degrees_of_freedom, free_components, without_drift
@@ -116,7 +116,7 @@ def test_nose_hoover_knows_what_is_free() -> None:
     torch.set_num_threads(1)
     replicas, n_free = 16, 24 - 4
     members = thermal_walkers([mixture()] * replicas, ["nvt_nose_hoover"] * replicas, HOT)
-    model = batched(build("lj", {"sigma": 2.6, "r_cut": 4.0}, "cpu", "float64"))
+    model = batched_model(build_potential("lj", {"sigma": 2.6, "r_cut": 4.0}, "cpu", "float64"))
     batch = Batch(members, model, dynamics(timestep=4.0, thermostat_time=50.0))
     check_mean(sample(batch, kinetic, samples=60, every=30, before=400), n_free / 2 * KT)
 

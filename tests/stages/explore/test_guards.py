@@ -9,7 +9,7 @@ from explore_samples import HOT, crystal, emt, make_trajectories, seed, settings
 
 from daskpipe.core import constants
 from daskpipe.core.geometry import n_parts
-from daskpipe.potentials import batched
+from daskpipe.potentials import batched_model
 from daskpipe.stages.explore.batch import Batch
 from daskpipe.stages.explore.guards import (
     BOND_REACH,
@@ -32,7 +32,7 @@ def view() -> BatchView:
     chosen = settings(ensemble="nvt_langevin")
     found = make_trajectories([seed(crystal(), replica=number) for number in range(N_SYSTEMS)], chosen)
     found[2].ensemble = "npt_isotropic"
-    batch = Batch(found, batched(emt(), stress=True), chosen.dynamics)
+    batch = Batch(found, batched_model(emt(), stress=True), chosen.dynamics)
     thermal = torch.full((N_SYSTEMS,), constants.KB * HOT, dtype=torch.float64)
     calm = torch.zeros(N_SYSTEMS, dtype=torch.bool)
     return BatchView(

@@ -19,7 +19,7 @@ from physics_samples import (
 from scipy import stats
 
 from daskpipe.core import constants
-from daskpipe.potentials import batched, build
+from daskpipe.potentials import batched_model, build_potential
 from daskpipe.stages.explore.batch import Batch
 from daskpipe.stages.explore.ensembles import choose_ensemble
 from daskpipe.stages.explore.integrate import cell_determinant, sum_per_system
@@ -191,7 +191,7 @@ def copper(repeat: int = 1) -> Atoms:
 
 def emt_batch(seeds, ensembles, temperature: float, pressure: float, **settings) -> Batch:
     torch.set_num_threads(1)
-    model = batched(build("emt", {}, "cpu", "float64"), stress=True)
+    model = batched_model(build_potential("emt", {}, "cpu", "float64"), stress=True)
     return Batch(make_trajectories(seeds, ensembles, temperature, pressure), model, dynamics(**settings))
 
 

@@ -18,7 +18,7 @@ from physics_samples import (
 from scipy import stats
 
 from daskpipe.core import constants
-from daskpipe.potentials import batched, build
+from daskpipe.potentials import batched_model, build_potential
 from daskpipe.stages.explore.batch import Batch
 from daskpipe.stages.explore.ensembles import ENSEMBLES
 from daskpipe.stages.explore.integrate import DynamicsState
@@ -44,7 +44,7 @@ def zoo() -> list[Trajectory]:
 
 def batch_of(members: list[Trajectory]) -> Batch:
     torch.set_num_threads(1)
-    model = batched(build("emt", {}, "cpu", "float64"), stress=True)
+    model = batched_model(build_potential("emt", {}, "cpu", "float64"), stress=True)
     return Batch(members, model, dynamics(timestep=3.0, friction=0.01, thermostat_time=100.0, barostat_time=300.0))
 
 

@@ -7,7 +7,7 @@ from ase.build import bulk
 from physics_samples import SIGMAS, check_mean, dynamics, make_trajectories, mean, sample, volume
 
 from daskpipe.core import constants
-from daskpipe.potentials import batched, build
+from daskpipe.potentials import batched_model, build_potential
 from daskpipe.potentials.lj import smooth_pair
 from daskpipe.stages.explore.batch import Batch
 from daskpipe.stages.explore.integrate import sum_per_system
@@ -101,7 +101,9 @@ KELVIN = TEMPERATURE * EPSILON / constants.KB
 def fluid(ensembles, volume_of_atom: float, pressure: float) -> Batch:
     torch.set_num_threads(1)
     seed = bulk("Ar", cubic=True, a=(4 * volume_of_atom) ** (1 / 3)).repeat(3)
-    model = batched(build("lj", {"epsilon": EPSILON, "sigma": SIGMA, "r_cut": R_CUT}, "cpu", "float64"), stress=True)
+    model = batched_model(
+        build_potential("lj", {"epsilon": EPSILON, "sigma": SIGMA, "r_cut": R_CUT}, "cpu", "float64"), stress=True
+    )
     settings = dynamics(timestep=10.0, friction=0.005, compressibility=3.0, barostat_time=300.0)
     return Batch(make_trajectories([seed] * len(ensembles), ensembles, KELVIN, pressure), model, settings)
 

@@ -12,7 +12,7 @@ from ase.geometry import find_mic
 from physics_samples import SIGMAS, ModelOnCpu, check_mean, make_trajectories, mean, net_momentum
 
 from daskpipe.core import constants
-from daskpipe.potentials import batched, build
+from daskpipe.potentials import batched_model, build_potential
 from daskpipe.stages.explore.batch import Batch
 from daskpipe.stages.explore.capacity import BatchCapacity
 from daskpipe.stages.explore.runner import BatchRunner
@@ -107,7 +107,7 @@ def test_hops_carry_a_vacancy_through_a_crystal():
     moved = []
     for how in (settings, alone):
         members = make_trajectories([seed] * 6, "nvt_langevin", 1200.0)
-        run_trajectories(members, batched(build("emt", {}, "cpu", "float64")), how)
+        run_trajectories(members, batched_model(build_potential("emt", {}, "cpu", "float64")), how)
         moved.append(sum(vacancy(member.atoms_of_frame(member.frames[-1])) != 0 for member in members))
     assert moved[0] >= 2, "hops do not move the vacancy"
     assert moved[1] == 0, "half a picosecond of dynamics moves it as well, and the test shows nothing"
@@ -122,7 +122,7 @@ def test_momentum_stays_zero_with_trial_moves():
     names = ("nvt_langevin", "nvt_nose_hoover", "nvt_rescale", *WHOLE)
     members = make_trajectories(seeds * len(names), [name for name in names for _ in seeds], 800.0)
     settings = exploration(800.0, MonteCarlo(every=10, swaps=2, hops=3), steps=1000, stride=250)
-    model = batched(build("emt", {}, "cpu", "float64"), stress=True)
+    model = batched_model(build_potential("emt", {}, "cpu", "float64"), stress=True)
     run_trajectories(members, model, settings)
     first = [member.frames[0].positions for member in members]
     assert all(np.ptp(member.frames[-1].positions - start) > 0.1 for member, start in zip(members, first, strict=True))

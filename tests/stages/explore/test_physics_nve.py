@@ -6,7 +6,7 @@ import torch
 from ase.build import bulk
 from physics_samples import dynamics, kinetic, make_trajectories, sample
 
-from daskpipe.potentials import batched, build
+from daskpipe.potentials import batched_model
 from daskpipe.stages.explore.batch import Batch
 
 pytestmark = pytest.mark.physics
@@ -34,7 +34,7 @@ def start(name: str, seeds, temperature: float, timestep: float) -> Batch:
     torch.set_num_threads(1)
     return Batch(
         make_trajectories(seeds, "nve", temperature),
-        batched(build(name, {}, "cpu", "float64")),
+        batched_model(build(name, {}, "cpu", "float64")),
         dynamics(timestep=timestep),
     )
 

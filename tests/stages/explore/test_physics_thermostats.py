@@ -18,7 +18,7 @@ from physics_samples import (
 from scipy import stats
 
 from daskpipe.core import constants
-from daskpipe.potentials import batched, build
+from daskpipe.potentials import batched_model, build_potential
 from daskpipe.stages.explore import integrate
 from daskpipe.stages.explore.batch import Batch
 from daskpipe.stages.explore.settings import Ramp
@@ -46,7 +46,7 @@ def mixture() -> Atoms:
 def fluid(ensembles, replicas: int) -> Batch:
     torch.set_num_threads(1)
     # The cutoff is short, for speed: any smooth potential will do.
-    model = batched(build("lj", {"r_cut": 1.6 * SIGMA}, "cpu", "float64"), stress=True)
+    model = batched_model(build_potential("lj", {"r_cut": 1.6 * SIGMA}, "cpu", "float64"), stress=True)
     names = [name for name in ensembles for _ in range(replicas)]
     settings = dynamics(timestep=5.0, friction=0.02, thermostat_time=50.0, compressibility=3.0, barostat_time=1000.0)
     return Batch(make_trajectories([mixture()] * len(names), names, HOT, 0.15), model, settings)

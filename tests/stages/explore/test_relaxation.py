@@ -35,7 +35,7 @@ from test_runner import Memory
 from daskpipe.core import constants
 from daskpipe.core.structures import round_positions, structure_id
 from daskpipe.engine.units import Payload
-from daskpipe.potentials import batched
+from daskpipe.potentials import batched_model
 from daskpipe.stages.explore.capacity import BatchCapacity
 from daskpipe.stages.explore.fire import FireState, fire_step
 from daskpipe.stages.explore.guards import finite_guard
@@ -74,7 +74,7 @@ def relax(
     found = make_trajectories(structures, chosen)
     first = add_relaxations(found, chosen)
     BatchRunner(
-        [*first, *found], model or batched(emt(), stress=True), chosen, BatchCapacity(len, capacity), **options
+        [*first, *found], model or batched_model(emt(), stress=True), chosen, BatchCapacity(len, capacity), **options
     ).run()
     return found, first
 
@@ -95,7 +95,7 @@ def test_steps_are_those_of_ases_fire(atoms):
     atoms = round_positions(atoms)
     chosen = alone(steps=n_steps, fmax=1e-9)
     batch = RelaxationBatch(
-        [RelaxationTrajectory(seed=first_condition(atoms), run_seed=0)], batched(emt(), stress=True), chosen
+        [RelaxationTrajectory(seed=first_condition(atoms), run_seed=0)], batched_model(emt(), stress=True), chosen
     )
     slow = atoms.copy()
     slow.calc = EMT()
@@ -177,7 +177,7 @@ def test_long_displacements_are_cut_for_the_system_as_a_whole():
 
 @pytest.mark.parametrize(("potential", "cell"), [(emt, "fixed"), (emt, "auto"), (lj, "auto")])
 def test_relaxation_and_its_dynamics_are_the_same_bits_alone_in_any_order_and_in_small_batches(potential, cell):
-    model = batched(potential(), stress=True)
+    model = batched_model(potential(), stress=True)
     chosen = settings(Guards(evaporation=None), relax=Relax(cell=cell, steps=60, stride=7, fmax=0.02), steps=10)
     seeds = shaken()
     together, first = relax(seeds, chosen, model=model)
@@ -195,7 +195,7 @@ def test_relaxation_and_its_dynamics_are_the_same_bits_alone_in_any_order_and_in
 
 @pytest.mark.parametrize("cell", ["fixed", "auto"])
 def test_killed_at_any_checkpoint_and_resumed_is_the_same_bits(cell):
-    model = batched(emt(), stress=True)
+    model = batched_model(emt(), stress=True)
     chosen = settings(relax=Relax(cell=cell, steps=40, stride=7, fmax=0.02), steps=6, stride=3)
     seeds = [*shaken()[:4], first_condition(Atoms("Pt2", positions=[[0, 0, 0], [0, 0, 1.5]]))]
     straight, first = relax(seeds, chosen, model=model, capacity=12)
@@ -219,7 +219,7 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_no_bit():
 
     chosen = settings(relax=Relax(steps=30), steps=5)
     expected, _ = relax(shaken(), chosen)
-    found, _ = relax(shaken(), chosen, model=Wrapped(batched(emt(), stress=True), before))
+    found, _ = relax(shaken(), chosen, model=Wrapped(batched_model(emt(), stress=True), before))
     assert [bits(trajectory) for trajectory in found] == [bits(trajectory) for trajectory in expected]
 
 
@@ -272,7 +272,7 @@ def test_dynamics_starts_where_the_relaxation_ended_and_one_trajectory_has_its_f
         seeds.append(start.copy())
         seeds[-1].info["condition"] = condition
     evaluations = itertools.count()
-    model = Wrapped(batched(emt(), stress=True), lambda _: next(evaluations))
+    model = Wrapped(batched_model(emt(), stress=True), lambda _: next(evaluations))
     _, first = relax(seeds, chosen, model=model)
     (relaxation,) = first
     assert next(evaluations) == relaxation.step + 1 + 2, "seeds that are the same are relaxed once, in one batch"
@@ -385,7 +385,7 @@ def test_without_dynamics_there_is_one_trajectory_a_pressure():
 
 
 def test_molecules_relax_too():
-    _, (relaxation,) = relax([first_condition(molecule("H2"))], alone(), model=batched(lj()))
+    _, (relaxation,) = relax([first_condition(molecule("H2"))], alone(), model=batched_model(lj()))
     assert np.isfinite(relaxation.relaxed_atoms.positions).all()
 
 

@@ -40,7 +40,7 @@ from daskpipe.core.errors import Yielded
 from daskpipe.core.structures import structure_id
 from daskpipe.engine.checkpoints import Checkpoints
 from daskpipe.engine.units import Unit
-from daskpipe.potentials import Potential, batched
+from daskpipe.potentials import Potential, batched_model
 from daskpipe.stages.explore.batch import Batch
 from daskpipe.stages.explore.capacity import BatchCapacity
 from daskpipe.stages.explore.integrate import CHAIN_LENGTH
@@ -59,7 +59,7 @@ MOVES = MonteCarlo(every=10, swaps=3, hops=5)
 @pytest.mark.parametrize("potential", [emt, lj], ids=["emt", "lj"])
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_trajectory_is_the_same_bits_alone_among_others_and_in_another_order(ensemble, potential):
-    model = batched(potential(), stress=True)
+    model = batched_model(potential(), stress=True)
     chosen = settings(ensemble=ensemble, monte_carlo=None if ensemble == "nve" else MOVES)
     seeds = mixed()
     together = run_trajectories(seeds, chosen, model=model)
@@ -104,7 +104,7 @@ class Memory:
 @pytest.mark.parametrize("potential", [emt, lj], ids=["emt", "lj"])
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_straight_through_or_resumed_at_any_checkpoint_is_the_same_bits(ensemble, potential):
-    model = batched(potential(), stress=True)
+    model = batched_model(potential(), stress=True)
     chosen = settings(ensemble=ensemble, monte_carlo=None if ensemble == "nve" else MOVES, steps=BLOCK + 8, stride=10)
     seeds = [*mixed()[:4], seed(alloy(), temperature=Ramp(start=300, end=900)), seed(compressed())]
     straight = run_trajectories(seeds, chosen, model=model, capacity=12)
@@ -138,7 +138,7 @@ def test_charge_of_one_seed_does_not_depend_on_what_its_neighbours_say():
             super().calculate(atoms, properties, system_changes)
             self.results["forces"] = self.results["forces"] + [float(atoms.info.get("charge", 0)), 0, 0]
 
-    model = batched(Potential(calculator=Charged()))
+    model = batched_model(Potential(calculator=Charged()))
     ion, silent = seed(cluster()), seed(cluster("Au"))
     ion.info["charge"] = 1
     (alone,) = run_trajectories([ion], model=model)
@@ -159,7 +159,7 @@ def too_small(most: int) -> Wrapped:
         if len(state.positions) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    return Wrapped(batched(emt(), stress=True), before)
+    return Wrapped(batched_model(emt(), stress=True), before)
 
 
 @pytest.mark.parametrize("most", [8, 12, 31])
@@ -180,7 +180,7 @@ def test_memory_may_run_out_under_way():
             raise RuntimeError("Failed to allocate 123456 bytes on device 'cuda:0'")
 
     expected = run_trajectories(mixed())
-    found = run_trajectories(mixed(), model=Wrapped(batched(emt(), stress=True), before))
+    found = run_trajectories(mixed(), model=Wrapped(batched_model(emt(), stress=True), before))
     assert next(calls) > 7
     assert [bits(trajectory) for trajectory in found] == [bits(trajectory) for trajectory in expected]
 
@@ -197,7 +197,7 @@ def test_memory_may_run_out_in_trial_moves():
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     expected = run_trajectories(mixed(), chosen)
-    found = run_trajectories(mixed(), chosen, model=Wrapped(batched(emt(), stress=True), before))
+    found = run_trajectories(mixed(), chosen, model=Wrapped(batched_model(emt(), stress=True), before))
     assert refused
     assert [bits(trajectory) for trajectory in found] == [bits(trajectory) for trajectory in expected]
 
@@ -214,7 +214,7 @@ def test_trial_moves_for_which_there_is_no_memory_are_made_in_a_smaller_batch():
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     expected = run_trajectories(mixed(), chosen)
-    found = run_trajectories(mixed(), chosen, model=Wrapped(batched(emt(), stress=True), before))
+    found = run_trajectories(mixed(), chosen, model=Wrapped(batched_model(emt(), stress=True), before))
     assert refused[-1] <= single, "no system was refused alone"
     assert [bits(trajectory) for trajectory in found] == [bits(trajectory) for trajectory in expected]
     assert [trajectory.tallies for trajectory in found] == [trajectory.tallies for trajectory in expected]
@@ -234,7 +234,7 @@ def test_other_errors_of_the_machine_are_not_swallowed():
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     with pytest.raises(RuntimeError, match="device-side assert"):
-        run_trajectories([seed(cluster())], model=Wrapped(batched(emt()), before))
+        run_trajectories([seed(cluster())], model=Wrapped(batched_model(emt()), before))
 
 
 # --- noise --------------------------------------------------------------------------------------------
@@ -486,7 +486,7 @@ class Fussy(EMT):
 
 def test_failure_of_the_potential_is_named():
     gold, copper = run_trajectories(
-        [seed(cluster("Au")), seed(cluster())], model=batched(Potential(calculator=Fussy()))
+        [seed(cluster("Au")), seed(cluster())], model=batched_model(Potential(calculator=Fussy()))
     )
     (stop,) = gold.stops
     assert stop.reason == "potential_failed"
@@ -498,7 +498,7 @@ def test_failure_of_the_potential_is_named():
 def test_failure_of_a_newcomer_is_laid_on_nobody_else():
     seeds = [seed(cluster(), replica=0), seed(cluster(), replica=1), seed(cluster("Au")), seed(cluster(), replica=2)]
     short = settings(steps=5, stride=5)
-    found = run_trajectories(seeds, short, model=batched(Potential(calculator=Fussy())), capacity=8)
+    found = run_trajectories(seeds, short, model=batched_model(Potential(calculator=Fussy())), capacity=8)
     assert [[stop.reason for stop in trajectory.stops] for trajectory in found] == [[], [], ["potential_failed"], []]
 
 
@@ -512,7 +512,7 @@ def test_failure_of_one_system_is_not_laid_on_the_next_one():
             super().calculate(atoms, properties, system_changes)
 
     gold, copper = seed(cluster("Au")), seed(cluster())
-    model = batched(Potential(calculator=LateFussy()))
+    model = batched_model(Potential(calculator=LateFussy()))
     strict = settings(Guards(min_distance=0.98), stride=1)  # copper at 2.45 Å is 0.93 of the sum of radii
     found = run_trajectories([gold, copper], strict, model=model)
     assert [stop.reason for trajectory in found for stop in trajectory.stops] == ["potential_failed", "overlap"]
@@ -594,12 +594,14 @@ def test_a_unit_yields_near_the_end_of_its_worker_and_goes_on_elsewhere(tmp_path
 
     with pytest.raises(Yielded, match="the worker ends in 0 s"):
         run_trajectories(
-            [seed(crystal())], model=Wrapped(batched(emt(), stress=True), before), checkpoints=checkpoints(tmp_path)
+            [seed(crystal())],
+            model=Wrapped(batched_model(emt(), stress=True), before),
+            checkpoints=checkpoints(tmp_path),
         )
     assert next(steps) == 8
     monkeypatch.delenv("DASKPIPE_DEADLINE")
     n_calls = itertools.count()
-    model = Wrapped(batched(emt(), stress=True), lambda _: next(n_calls))
+    model = Wrapped(batched_model(emt(), stress=True), lambda _: next(n_calls))
     (resumed,) = run_trajectories([seed(crystal())], model=model, checkpoints=checkpoints(tmp_path))
     assert bits(resumed) == bits(straight)
     assert next(n_calls) == dynamics().n_steps - 7, "no step is made again"
@@ -646,8 +648,8 @@ def test_momentum_stays_zero_through_moves():
 
 def test_chain_has_the_length_that_the_state_holds():
     chosen = settings(ensemble="nvt_nose_hoover")
-    batch = Batch(make_trajectories([seed(crystal())], chosen), batched(emt()), chosen.dynamics)
+    batch = Batch(make_trajectories([seed(crystal())], chosen), batched_model(emt()), chosen.dynamics)
     assert batch.state.chain.shape == (1, 2, CHAIN_LENGTH)
     assert BatchRunner(
-        make_trajectories([seed(crystal())], chosen), batched(emt()), chosen, BatchCapacity(len, 1)
+        make_trajectories([seed(crystal())], chosen), batched_model(emt()), chosen, BatchCapacity(len, 1)
     ).mixes_periodicity

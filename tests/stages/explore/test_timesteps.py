@@ -8,7 +8,7 @@ from ase.build import bulk, molecule
 from explore_samples import bits, cluster, crystal, run_trajectories, seed, settings
 
 from daskpipe.config.load import load_config
-from daskpipe.potentials import build
+from daskpipe.potentials import build_potential
 from daskpipe.stages.explore.settings import Dynamics, Exploration, Guards
 from daskpipe.stages.explore.stage import explore_partition
 from daskpipe.stages.explore.timesteps import masses_of, timestep_of, timestep_warning
@@ -61,7 +61,7 @@ def test_structures_of_one_batch_have_their_own_steps(ensemble):
 
 
 def xtb():
-    return build("xtb", {}, "cpu", "float64")
+    return build_potential("xtb", {}, "cpu", "float64")
 
 
 def test_molecules_that_inherit_quickstart_do_not_break():

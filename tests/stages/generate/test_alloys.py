@@ -11,8 +11,8 @@ from ase.neighborlist import neighbor_list
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskpipe.stages.generate.alloys import MAX_ELONGATION, Lattice, alloys, supercells, widths
-from daskpipe.stages.generate.checks import Limits, check
+from daskpipe.stages.generate.alloys import MAX_ELONGATION, Lattice, alloys, find_supercells, widths
+from daskpipe.stages.generate.checks import Limits, find_fault
 
 COORDINATION: dict[Lattice, int] = {"fcc": 12, "bcc": 8, "hcp": 12}
 COPPER_NEIGHBOURS = 2.553
@@ -42,7 +42,7 @@ def test_size_and_composition_lie_in_their_ranges(
     assert set(atoms.symbols) <= {"Cu", "Au"}
     assert atoms.pbc.all()
     assert atoms.info == {"system_type": "alloy"}
-    assert check(atoms, Limits()) is None
+    assert find_fault(atoms, Limits()) is None
 
 
 @pytest.mark.parametrize("lattice", sorted(COORDINATION))
@@ -62,9 +62,9 @@ def test_volume_is_the_mean_of_the_elements() -> None:
 
 def test_all_lattices_and_sizes_occur() -> None:
     found = draw(n=300, elements={"Cu": 1.0}, strain=0, rattle=0)
-    assert {len(atoms) for atoms in found} == set(supercells("fcc", 12, 32)) | set(supercells("bcc", 12, 32)) | set(
-        supercells("hcp", 12, 32)
-    )
+    assert {len(atoms) for atoms in found} == set(find_supercells("fcc", 12, 32)) | set(
+        find_supercells("bcc", 12, 32)
+    ) | set(find_supercells("hcp", 12, 32))
 
 
 @pytest.mark.parametrize("lattice", sorted(COORDINATION))

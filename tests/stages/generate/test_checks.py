@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from daskpipe.stages.generate.checks import Fault, Limits, check, system_type
+from daskpipe.stages.generate.checks import Fault, Limits, find_fault, system_type
 
 LIMITS = Limits()
 
 
 def fault(atoms: Atoms, **limits: float) -> Fault:
-    found = check(atoms, Limits.model_validate(limits))
+    found = find_fault(atoms, Limits.model_validate(limits))
     assert found is not None
     return found
 
@@ -29,14 +29,14 @@ def fault(atoms: Atoms, **limits: float) -> Fault:
     "atoms", [molecule("CH3CH2OH"), bulk("Cu"), bulk("NaCl", "rocksalt", a=5.64), fcc111("Au", (1, 1, 3), vacuum=5)]
 )
 def test_real_structures_pass(atoms: Atoms) -> None:
-    assert check(atoms, LIMITS) is None
+    assert find_fault(atoms, LIMITS) is None
 
 
 def test_check_leaves_the_structure_alone() -> None:
     atoms = bulk("Cu") * (2, 2, 2)
     atoms.positions += 100
     before = atoms.copy()
-    check(atoms, LIMITS)
+    find_fault(atoms, LIMITS)
     assert atoms == before
 
 
@@ -73,12 +73,12 @@ def test_bad_structures_are_named(atoms: Atoms, reason: str, evidence: str) -> N
 
 def test_too_large() -> None:
     assert fault(bulk("Cu") * (3, 3, 3), max_atoms=26) == Fault("too_large", "27 atoms; the limit is max_atoms = 26")
-    assert check(bulk("Cu") * (3, 3, 3), Limits(max_atoms=27)) is None
+    assert find_fault(bulk("Cu") * (3, 3, 3), Limits(max_atoms=27)) is None
 
 
 def test_open_axes_need_no_cell_vector() -> None:
     wire = Atoms("Au", cell=[0, 0, 2.9], pbc=(False, False, True))
-    assert check(wire, LIMITS) is None
+    assert find_fault(wire, LIMITS) is None
     wire.cell[2, 2] = 1.0
     assert fault(wire).reason == "overlap"
 
@@ -87,15 +87,15 @@ def test_images_count_only_along_periodic_axes() -> None:
     atoms = Atoms("Cu2", [[0.1, 0, 0], [9.9, 0, 0]], cell=[10, 10, 10], pbc=(True, False, False))
     assert fault(atoms).reason == "overlap"
     atoms.pbc = (False, True, True)
-    assert check(atoms, LIMITS) is None
+    assert find_fault(atoms, LIMITS) is None
 
 
 def test_limit_scales_with_the_covalent_radii() -> None:
     atoms = Atoms("Cu2", [[0, 0, 0], [0, 0, 1.8]])
-    assert check(atoms, Limits(min_distance=0.6)) is None
+    assert find_fault(atoms, Limits(min_distance=0.6)) is None
     assert fault(atoms, min_distance=0.7).reason == "overlap"
     atoms.positions[1] = 0
-    assert check(atoms, Limits(min_distance=0)) is None
+    assert find_fault(atoms, Limits(min_distance=0)) is None
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_limit_scales_with_the_covalent_radii() -> None:
 def test_spin_must_fit_the_electrons(charge: int, multiplicity: int, passes: bool) -> None:
     water = molecule("H2O")
     water.info = {"charge": charge, "spin_multiplicity": multiplicity}
-    found = check(water, LIMITS)
+    found = find_fault(water, LIMITS)
     assert (found is None) == passes
     assert found is None or re.search("electrons cannot have spin multiplicity", found.evidence)
 
@@ -128,7 +128,7 @@ def test_overlap_agrees_with_a_neighbour_list(
         pbc=pbc,
     )
     radii = LIMITS.min_distance * covalent_radii[atoms.numbers]
-    found = check(atoms, LIMITS)
+    found = find_fault(atoms, LIMITS)
     assert (found is not None) == bool(len(neighbor_list("i", atoms, radii)))
     assert found is None or found.reason == "overlap"
 

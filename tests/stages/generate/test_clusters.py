@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from daskpipe.stages.generate.checks import Limits, check
-from daskpipe.stages.generate.clusters import MAX_ELONGATION, SHAPES, Shape, clusters, magic
+from daskpipe.stages.generate.checks import Limits, find_fault
+from daskpipe.stages.generate.clusters import MAX_ELONGATION, SHAPES, Shape, closed_shell_sites, clusters
 
 MAGIC_NUMBERS: dict[Shape, set[int]] = {
     "icosahedron": {13, 55, 147},
@@ -41,7 +41,7 @@ def test_particles_keep_to_their_parameters(seed: int, vacuum: float, low: int) 
     np.testing.assert_allclose(atoms.positions.min(axis=0), vacuum / 2, atol=1e-6)
     np.testing.assert_allclose(atoms.cell.lengths() - atoms.positions.max(axis=0), vacuum / 2, atol=1e-6)
     assert atoms.info == {"system_type": "cluster"}
-    assert check(atoms, Limits()) is None
+    assert find_fault(atoms, Limits()) is None
 
 
 @pytest.mark.parametrize("n_atoms", [2, 5, 17, 40, 150])
@@ -57,11 +57,11 @@ def test_spheres_come_in_every_size_in_one_compact_piece(n_atoms: int) -> None:
 
 @pytest.mark.parametrize("shape", sorted(MAGIC_NUMBERS))
 def test_magic_numbers(shape: Shape) -> None:
-    assert set(magic(shape, 1, 150)) == MAGIC_NUMBERS[shape]
+    assert set(closed_shell_sites(shape, 1, 150)) == MAGIC_NUMBERS[shape]
 
 
 def test_magic_numbers_of_decahedra() -> None:
-    assert set(magic("decahedron", 1, 150)) >= DECAHEDRA
+    assert set(closed_shell_sites("decahedron", 1, 150)) >= DECAHEDRA
 
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "sphere"])

@@ -19,8 +19,8 @@ from ase.data import chemical_symbols
 
 from daskpipe.core.constants import BOHR, GPA, HARTREE, KCAL_PER_MOL
 from daskpipe.core.errors import Rejection
-from daskpipe.stages.generate.files import read
-from daskpipe.stages.generate.labelled import labelled_stretches, read_labelled
+from daskpipe.stages.generate.files import read_structures
+from daskpipe.stages.generate.labelled import cut_labelled_ranges, read_labelled
 from daskpipe.stages.generate.labels import LabelKeys
 
 N_EXTXYZ, N_POSCAR = 300, 80
@@ -227,9 +227,9 @@ def test_any_dialect_of_extended_xyz(seed: int, tmp_path: Path, outcomes: Counte
     text, truth = write_extxyz(np.random.default_rng(seed))
     path = tmp_path / "a.xyz"
     path.write_bytes(text.encode())
-    (item,) = read(path, name="a.xyz")
-    (stretch,) = labelled_stretches(path, 10)
-    payload = read_labelled(stretch, truth.keys, "PBE")
+    (item,) = read_structures(path, name="a.xyz")
+    (frame_range,) = cut_labelled_ranges(path, 10)
+    payload = read_labelled(frame_range, truth.keys, "PBE")
     if truth.reason is not None:
         assert isinstance(item, Rejection), text
         assert item.reason == truth.reason, (item.evidence, text)
@@ -320,7 +320,7 @@ def write_poscar(rng: np.random.Generator) -> tuple[str, Truth]:
 def test_any_dialect_of_poscar(seed: int, tmp_path: Path) -> None:
     text, truth = write_poscar(np.random.default_rng(seed))
     (tmp_path / "POSCAR").write_text(text)
-    (item,) = read(tmp_path / "POSCAR", name="POSCAR")
+    (item,) = read_structures(tmp_path / "POSCAR", name="POSCAR")
     if truth.reason is not None:
         assert isinstance(item, Rejection), text
         assert item.reason == truth.reason, (item.evidence, text)

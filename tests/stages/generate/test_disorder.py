@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from daskpipe.stages.generate.disorder import (
     apply_strain,
     choose_size,
-    displace,
+    displace_atoms,
     mean_volume,
-    no_size,
-    occupy,
+    missing_size_error,
+    occupy_sites,
     sample_fractions,
 )
-from daskpipe.stages.generate.params import composition
+from daskpipe.stages.generate.params import check_composition
 
 ROUNDING = 1e-9
 
@@ -28,7 +28,7 @@ def ranges(draw: st.DrawFn) -> dict[str, tuple[float, float]]:
     symbols = draw(st.lists(st.sampled_from(["Cu", "Ag", "Au", "Pd", "Pt", "Ni"]), min_size=1, unique=True))
     pairs = [sorted(draw(st.tuples(st.floats(0, 1), st.floats(0, 1)))) for _ in symbols]
     assume(sum(low for low, _ in pairs) <= 1 <= sum(high for _, high in pairs))
-    return composition({symbol: (low, high) for symbol, (low, high) in zip(symbols, pairs, strict=True)})
+    return check_composition({symbol: (low, high) for symbol, (low, high) in zip(symbols, pairs, strict=True)})
 
 
 @given(ranges(), st.integers(0, 2**32))
@@ -42,7 +42,7 @@ def test_fractions_lie_in_their_ranges_and_sum_to_one(ranges: dict[str, tuple[fl
 
 @given(ranges(), st.integers(1, 200), st.integers(0, 2**32))
 def test_occupation_rounds_the_fractions(ranges: dict[str, tuple[float, float]], n_atoms: int, seed: int) -> None:
-    symbols = Atoms(occupy(np.random.default_rng(seed), n_atoms, ranges)).get_chemical_symbols()
+    symbols = Atoms(occupy_sites(np.random.default_rng(seed), n_atoms, ranges)).get_chemical_symbols()
     assert len(symbols) == n_atoms
     for symbol, (low, high) in ranges.items():
         assert low * n_atoms - 1 - ROUNDING <= symbols.count(symbol) <= high * n_atoms + 1 + ROUNDING
@@ -71,14 +71,14 @@ def test_narrow_ranges_take_no_longer() -> None:
 
 def test_occupation_is_right_on_average() -> None:
     rng = np.random.default_rng(0)
-    n_gold = [np.count_nonzero(occupy(rng, 7, {"Cu": (0.5, 0.5), "Au": (0.5, 0.5)}) == 79) for _ in range(2000)]
+    n_gold = [np.count_nonzero(occupy_sites(rng, 7, {"Cu": (0.5, 0.5), "Au": (0.5, 0.5)}) == 79) for _ in range(2000)]
     assert set(n_gold) == {3, 4}
     assert np.mean(n_gold) == pytest.approx(3.5, abs=0.06)
 
 
 def test_every_site_may_hold_every_element() -> None:
     rng = np.random.default_rng(0)
-    sites = np.array([occupy(rng, 4, {"Cu": (0.5, 0.5), "Au": (0.5, 0.5)}) for _ in range(200)])
+    sites = np.array([occupy_sites(rng, 4, {"Cu": (0.5, 0.5), "Au": (0.5, 0.5)}) for _ in range(200)])
     assert ((sites == 29).any(axis=0) & (sites == 79).any(axis=0)).all()
 
 
@@ -115,7 +115,7 @@ def test_strain_in_the_plane_leaves_the_normal() -> None:
 
 def test_displacements_have_the_standard_deviation_asked_for() -> None:
     atoms = Atoms("H1000")
-    displace(np.random.default_rng(0), atoms, 0.2)
+    displace_atoms(np.random.default_rng(0), atoms, 0.2)
     assert atoms.positions.std() == pytest.approx(0.2, rel=0.05)
 
 
@@ -126,5 +126,5 @@ def test_sizes_are_drawn_evenly() -> None:
 
 
 def test_missing_size_names_the_nearest() -> None:
-    error = no_size("ring", (14, 20), [3, 13, 23, 24, 99])
+    error = missing_size_error("ring", (14, 20), [3, 13, 23, 24, 99])
     assert "no ring of 14 to 20 atoms; the nearest sizes are 3, 13, 23, 24" in str(error)

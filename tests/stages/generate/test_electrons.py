@@ -16,7 +16,7 @@ from daskpipe.core.structures import structure_id
 from daskpipe.stages.generate.checks import Limits
 from daskpipe.stages.generate.electrons import CHARGE_KEYS, SPIN_KEYS, ElectronError, electrons_of
 from daskpipe.stages.generate.files import files
-from daskpipe.stages.generate.stage import Request, _finish
+from daskpipe.stages.generate.stage import Request, _finish_structure
 
 REQUEST = Request(source="mine", generator="plugin", index=0)
 HYDROXIDE = Atoms("OH", positions=[[0, 0, 0], [0, 0, 0.97]])
@@ -97,9 +97,9 @@ def test_oxygen_with_moments_stays_a_triplet(name: str, tmp_path: Path) -> None:
     write(tmp_path / name, oxygen)
     (found,) = read(tmp_path / name)
     assert found.info["spin_multiplicity"] == 3
-    assert _finish(oxygen, REQUEST, Limits()).info["spin_multiplicity"] == 3
+    assert _finish_structure(oxygen, REQUEST, Limits()).info["spin_multiplicity"] == 3
     oxygen.info["spin_multiplicity"] = 1  # singlet oxygen, said so
-    assert _finish(oxygen, REQUEST, Limits()).info["spin_multiplicity"] == 1
+    assert _finish_structure(oxygen, REQUEST, Limits()).info["spin_multiplicity"] == 1
 
 
 def test_moments_that_electrons_cannot_have_are_refused() -> None:
@@ -153,7 +153,7 @@ def test_magnetic_states_of_one_geometry_are_two_structures(name: str, tmp_path:
 def test_what_generators_say_is_not_cut(change, reason: str, evidence: str) -> None:
     atoms = HYDROXIDE.copy()
     change(atoms)
-    found = _finish(atoms, REQUEST, Limits())
+    found = _finish_structure(atoms, REQUEST, Limits())
     assert isinstance(found, Rejection)
     assert found.reason == reason
     assert evidence in found.evidence

@@ -11,7 +11,7 @@ from ase import Atoms
 
 from daskpipe.core.errors import Rejection
 from daskpipe.stages.generate.extxyz import parse_frame, parse_pbc, split_comment
-from daskpipe.stages.generate.files import read
+from daskpipe.stages.generate.files import read_structures
 
 CELL = 'Lattice="4 0 0 0 5 0 0 0 6"'
 ROWS = "Cu 0 0 0\nAu 2 2 2\n"
@@ -23,7 +23,7 @@ def frame(comment: str, rows: str = ROWS) -> Atoms:
 
 def refusal(comment: str, folder: Path, rows: str = ROWS) -> Rejection:
     (folder / "a.xyz").write_text(f"2\n{comment}\n{rows}")
-    (item,) = read(folder / "a.xyz", name="a.xyz")
+    (item,) = read_structures(folder / "a.xyz", name="a.xyz")
     assert isinstance(item, Rejection), item
     return item
 
@@ -189,7 +189,7 @@ def test_comments_are_split_where_people_mean_it(comment: str, pairs: list[tuple
 def test_words_of_a_comment_are_no_keys(tmp_path: Path) -> None:
     """ASE makes each a truth, and a charge of True would be +1."""
     (tmp_path / "a.xyz").write_text(f"2\nno charge, no spin, pbc unknown\n{ROWS}")
-    (item,) = read(tmp_path / "a.xyz", name="a.xyz")
+    (item,) = read_structures(tmp_path / "a.xyz", name="a.xyz")
     assert isinstance(item, Atoms)
     assert item.info == {"name": "a.xyz#0"}
     assert not item.pbc.any()

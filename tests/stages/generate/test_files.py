@@ -19,7 +19,7 @@ from ase.db import connect
 from ase.io import write
 
 from daskpipe.core.errors import InputError, Rejection
-from daskpipe.stages.generate.files import expand, files, find
+from daskpipe.stages.generate.files import expand_files, files, find_files
 
 WATER = "3\n\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n"
 
@@ -326,21 +326,21 @@ def names(found: list[Path], folder: Path) -> list[str]:
 
 def test_folders_are_searched_in_order_of_names(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="daskpipe.stages.generate.files"):
-        assert names(find(["."], folder), folder) == ["a.xyz", "b.xyz", "sub/POSCAR", "sub/deep/c.xyz"]
+        assert names(find_files(["."], folder), folder) == ["a.xyz", "b.xyz", "sub/POSCAR", "sub/deep/c.xyz"]
     assert "passed over 2 files that are in no known format" in caplog.text
 
 
 def test_globs_and_names_are_taken_as_they_are_and_once(folder: Path) -> None:
-    assert names(find(["b.xyz", "*.xyz", str(folder / "a.xyz")], folder), folder) == ["b.xyz", "a.xyz"]
-    assert names(find(["**/*.xyz"], folder), folder) == ["a.xyz", "b.xyz", "sub/deep/c.xyz"]
-    assert names(find(["README.md", "*.py"], folder), folder) == ["README.md", "e.py"]
+    assert names(find_files(["b.xyz", "*.xyz", str(folder / "a.xyz")], folder), folder) == ["b.xyz", "a.xyz"]
+    assert names(find_files(["**/*.xyz"], folder), folder) == ["a.xyz", "b.xyz", "sub/deep/c.xyz"]
+    assert names(find_files(["README.md", "*.py"], folder), folder) == ["README.md", "e.py"]
 
 
 def test_a_name_that_looks_like_a_glob_is_a_name_first(folder: Path) -> None:
     (folder / "run[1]").mkdir()
     (folder / "run[1]" / "a.xyz").write_text(WATER)
-    assert names(find(["run[1]"], folder), folder) == ["run[1]/a.xyz"]
-    assert names(find(["*.xyz"], folder / "run[1]"), folder) == ["run[1]/a.xyz"]
+    assert names(find_files(["run[1]"], folder), folder) == ["run[1]/a.xyz"]
+    assert names(find_files(["*.xyz"], folder / "run[1]"), folder) == ["run[1]/a.xyz"]
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_paths_that_lead_nowhere(folder: Path, path: str, message: str) -> None:
     (folder / "empty" / "README").touch()
     os.mkfifo(folder / "pipe.xyz")
     with pytest.raises(InputError, match=message):
-        find([path], folder)
+        find_files([path], folder)
 
 
 def test_expand_names_files_from_the_folder_and_sums_their_bytes(
@@ -366,7 +366,7 @@ def test_expand_names_files_from_the_folder_and_sums_their_bytes(
     outside = tmp_path_factory.mktemp("elsewhere") / "o.xyz"
     outside.write_text(WATER + WATER)
     params = {"paths": ["*.xyz", str(outside)], "base_dir": "."}
-    items = expand(params, None, folder)
+    items = expand_files(params, None, folder)
     assert [item["paths"] for item, _ in items] == [["a.xyz"], ["b.xyz"], [outside.as_posix()]]
     first, second, third = (digest for _, digest in items)
     assert first == second != third

@@ -1,4 +1,4 @@
-"""Files cut into stretches: the same frames whatever the size, and copies that keep all that is written."""
+"""Files cut into frame ranges: the same frames whatever the size, and copies that keep all that is written."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskpipe.core.errors import Rejection
-from daskpipe.stages.generate.files import read
-from daskpipe.stages.generate.frame_ranges import Stretch, copy_frames, frames, stretches
+from daskpipe.stages.generate.files import read_structures
+from daskpipe.stages.generate.frame_ranges import FrameRange, copy_frames, cut_frame_ranges, read_frame_range
 
 WATER = b"3\n\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n"
 GOLD = b"1\nLattice=\"4 0 0 0 4 0 0 0 4\" charge=-1 note='x y'\nAu 0.1 0.2 0.3\n"
@@ -49,8 +49,8 @@ REASONS = {"unreadable", "unknown_element", "not_finite", "cell"}
 
 
 def cut(path: Path, size: int) -> list[Atoms | Rejection]:
-    """Read a file a stretch at a time."""
-    return [item for stretch in stretches(path, size) for item in frames(stretch)]
+    """Read a file one frame range at a time."""
+    return [item for frame_range in cut_frame_ranges(path, size) for item in read_frame_range(frame_range)]
 
 
 def told(item: Atoms | Rejection) -> Any:
@@ -62,15 +62,15 @@ def told(item: Atoms | Rejection) -> Any:
 
 
 def check_against_whole(path: Path, sizes: tuple[int, ...]) -> list[Atoms | Rejection]:
-    """Compare readings of a file in stretches with `read`, which knows nothing of them."""
-    # What `read` has no eye for: checks of the geometry come after it.
+    """Compare readings of a file in frame ranges with `read_structures`, which knows nothing of them."""
+    # What `read_structures` has no eye for: checks of the geometry come after it.
     expected = [
         None if isinstance(item, Atoms) and not np.isfinite(item.positions).all() else told(item)
-        for item in read(path, name=str(path))
+        for item in read_structures(path, name=str(path))
     ]
-    n_frames = sum(stretch.n_frames for stretch in stretches(path, 1))
+    n_frames = sum(frame_range.n_frames for frame_range in cut_frame_ranges(path, 1))
     for size in sizes:
-        pieces = stretches(path, size)
+        pieces = cut_frame_ranges(path, size)
         assert len(pieces) == max(1, -(-n_frames // size)), "the cut took no effect"
         assert [piece.first for piece in pieces] == [number * size for number in range(len(pieces))]
         assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
@@ -156,13 +156,15 @@ def test_files_that_cannot_be_read_are_one_rejection(tmp_path: Path, name: str) 
     path = tmp_path / name
     for content in (b"", bytes(range(256)) * 20):
         path.write_bytes(content)
-        (piece,) = stretches(path, 2)
+        (piece,) = cut_frame_ranges(path, 2)
         n_frames = int(name == "POSCAR")  # one structure by its name, and known to be none when it is read
-        assert piece == Stretch(path=str(path), first=0, n_frames=n_frames, last=True)
-        (item,) = frames(piece)
+        assert piece == FrameRange(path=str(path), first=0, n_frames=n_frames, last=True)
+        (item,) = read_frame_range(piece)
         assert isinstance(item, Rejection)
         assert item.structure == (f"{path}#0" if name == "POSCAR" and content else str(path))
-    assert [told(item) for item in frames(piece)] == [told(item) for item in read(path, name=str(path))]
+    assert [told(item) for item in read_frame_range(piece)] == [
+        told(item) for item in read_structures(path, name=str(path))
+    ]
 
 
 def test_a_file_that_went_away_is_a_rejection(tmp_path: Path) -> None:
@@ -193,18 +195,18 @@ def test_frames_are_taken_as_they_are(tmp_path: Path) -> None:
     assert set(atoms.arrays) == {"numbers", "positions"}
 
 
-def test_only_the_bytes_of_a_stretch_and_what_follows_are_read(tmp_path: Path) -> None:
+def test_only_the_bytes_of_a_frame_range_and_what_follows_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.xyz"
     path.write_bytes(WATER + b"\n" + ADF + WATER + GOLD + WATER)
-    first, second, third = stretches(path, 2)
+    first, second, third = cut_frame_ranges(path, 2)
     assert (first.offset, second.offset, third.offset) == (
         0,
         len(WATER) + 1 + len(ADF),
         len(WATER) + 1 + len(ADF) + len(WATER) + len(GOLD),
     )
-    whole = [told(item) for item in frames(second)]
+    whole = [told(item) for item in read_frame_range(second)]
     path.write_bytes(b"#" * second.offset + path.read_bytes()[second.offset :])
-    assert [told(item) for item in frames(second)] == whole
+    assert [told(item) for item in read_frame_range(second)] == whole
 
 
 # --- copies -----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from daskpipe.core.structures import from_atoms, structure_id
 from daskpipe.stages.generate import GENERATORS
 from daskpipe.stages.generate.checks import Limits
 from daskpipe.stages.generate.sources import Source
-from daskpipe.stages.generate.stage import Request, generate, generate_partition, pack, requests
+from daskpipe.stages.generate.stage import Request, generate_partition, generate_seeds, list_requests, to_payloads
 
 ELEMENTS = {"Cu": [0, 1], "Ag": [0, 1], "Au": [0, 1]}
 QUICKSTART = {
@@ -35,7 +35,7 @@ DRAWS = 100
 
 def asked(configs: dict[str, dict[str, object]], **changes: object) -> list[Request]:
     sources = {name: Source.model_validate({**config, **changes}) for name, config in configs.items()}
-    return requests(sources, [], Path())
+    return list_requests(sources, [], Path())
 
 
 def ids(items: list[Atoms | Rejection]) -> list[bytes]:
@@ -54,7 +54,7 @@ def test_requests_are_in_canonical_order_with_names() -> None:
 @pytest.mark.parametrize("partition_size", [1, 4, 7, 100])
 def test_partitions_make_no_difference(partition_size: int) -> None:
     made = asked(QUICKSTART)
-    bag = generate(made, seed=3, limits=LIMITS, partition_size=partition_size)
+    bag = generate_seeds(made, seed=3, limits=LIMITS, partition_size=partition_size)
     assert bag.npartitions == -(-len(made) // partition_size)
     found = bag.compute(scheduler="synchronous")
     one_by_one = [item for request in reversed(made) for item in generate_partition([request], seed=3, limits=LIMITS)]
@@ -74,13 +74,13 @@ def test_streams_follow_seed_source_and_number_only() -> None:
 
 def test_nothing_runs_before_compute() -> None:
     impossible = [Request(source="s", generator="nothing-of-that-name", index=0)]
-    bag = generate(impossible, seed=0, limits=LIMITS, partition_size=1)
+    bag = generate_seeds(impossible, seed=0, limits=LIMITS, partition_size=1)
     with pytest.raises(ConfigError, match="unknown generator 'nothing-of-that-name'"):
         bag.compute(scheduler="synchronous")
 
 
 def test_partition_tasks_carry_the_name_of_the_room() -> None:
-    bag = generate(asked(QUICKSTART), seed=0, limits=LIMITS, partition_size=5)
+    bag = generate_seeds(asked(QUICKSTART), seed=0, limits=LIMITS, partition_size=5)
     assert bag.name.startswith("generate_partition")
     assert all(
         isinstance(partition, list) for partition in dask.base.compute(*bag.to_delayed(), scheduler="synchronous")
@@ -131,8 +131,8 @@ def test_mixed_folder(tmp_path: Path) -> None:
     (tmp_path / "strange.xyz").write_text("1\n\nQq 0 0 0\n")
     (tmp_path / "dummy.xyz").write_text("1\n\nX 0 0 0\n")
     (tmp_path / "README.md").write_text("not a structure")
-    made = requests({}, ["."], tmp_path)
-    found = generate(made, seed=0, limits=LIMITS, partition_size=2).compute(scheduler="synchronous")
+    made = list_requests({}, ["."], tmp_path)
+    found = generate_seeds(made, seed=0, limits=LIMITS, partition_size=2).compute(scheduler="synchronous")
     reasons = {item.structure: item.reason for item in found if isinstance(item, Rejection)}
     assert reasons == {
         "bad.xyz": "unreadable",
@@ -151,7 +151,7 @@ def test_seeds_keep_the_charges_and_moments_of_their_atoms(tmp_path: Path) -> No
     salt.set_initial_charges([1, -1])
     salt.set_initial_magnetic_moments([0, 2])
     write(tmp_path / "a.extxyz", [salt, bulk("Cu")])
-    (payload,) = pack(generate_partition(requests({}, ["a.extxyz"], tmp_path), seed=0, limits=LIMITS))
+    (payload,) = to_payloads(generate_partition(list_requests({}, ["a.extxyz"], tmp_path), seed=0, limits=LIMITS))
     assert payload.arrays["initial_charges"].tolist() == pytest.approx([1, -1, np.nan], nan_ok=True)
     assert payload.arrays["initial_magmoms"].tolist() == pytest.approx([0, 2, np.nan], nan_ok=True)
 
@@ -159,28 +159,28 @@ def test_seeds_keep_the_charges_and_moments_of_their_atoms(tmp_path: Path) -> No
 def test_files_of_sources_and_of_paths_join(tmp_path: Path) -> None:
     write(tmp_path / "a.extxyz", bulk("Cu"))
     own = Source.model_validate({"generator": "files", "paths": ["a.extxyz"]})
-    made = requests({"own": own}, ["*.extxyz"], tmp_path)
+    made = list_requests({"own": own}, ["*.extxyz"], tmp_path)
     assert [request.name for request in made] == ["own#0", "files#0"]
     assert made[0].params == made[1].params
     with pytest.raises(ConfigError, match="a source is named 'files'"):
-        requests({"files": own}, ["*.extxyz"], tmp_path)
+        list_requests({"files": own}, ["*.extxyz"], tmp_path)
 
 
 def test_a_changed_file_changes_the_request(tmp_path: Path) -> None:
     write(tmp_path / "a.extxyz", bulk("Cu"))
-    before = requests({}, ["a.extxyz"], tmp_path)
-    assert requests({}, ["a.extxyz"], tmp_path) == before
+    before = list_requests({}, ["a.extxyz"], tmp_path)
+    assert list_requests({}, ["a.extxyz"], tmp_path) == before
     write(tmp_path / "a.extxyz", bulk("Au"))
-    assert requests({}, ["a.extxyz"], tmp_path) != before
+    assert list_requests({}, ["a.extxyz"], tmp_path) != before
 
 
 def test_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to generate: give sources, or paths"):
-        requests({}, [], tmp_path)
+        list_requests({}, [], tmp_path)
     with pytest.raises(InputError, match=r"'gone\.xyz' does not exist"):
-        requests({}, ["gone.xyz"], tmp_path)
+        list_requests({}, ["gone.xyz"], tmp_path)
     with pytest.raises(ConfigError, match="source 'two words': use one word"):
-        requests({"two words": Source.model_validate(QUICKSTART["alloys"])}, [], tmp_path)
+        list_requests({"two words": Source.model_validate(QUICKSTART["alloys"])}, [], tmp_path)
     with pytest.raises(ConfigError, match=r"generate\.sources\.alloys: n_atoms: there is no compact supercell of hcp"):
         asked({"alloys": {**QUICKSTART["alloys"], "n_atoms": 13}}, lattices=["hcp"])
     with pytest.raises(ConfigError, match=r"generate\.sources\.molecules: no molecule is left"):

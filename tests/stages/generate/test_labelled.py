@@ -1,4 +1,4 @@
-"""Frames with their labels, and what they descend from: the same rows for stretches of any size."""
+"""Frames with their labels, and what they descend from: the same rows for frame ranges of any size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from daskpipe.core.errors import ConfigError
 from daskpipe.core.structures import NO_PARENT, from_atoms, structure_id
 from daskpipe.core.variables import decode
 from daskpipe.engine.units import Payload
-from daskpipe.stages.generate.labelled import labelled_stretches, read_labelled
+from daskpipe.stages.generate.labelled import cut_labelled_ranges, read_labelled
 from daskpipe.stages.generate.labels import LabelKeys
 from daskpipe.store import open_dataset, pack
 from daskpipe.store.export import export
@@ -78,7 +78,7 @@ WRITERS: dict[str, Callable[[Path, list[Atoms]], None]] = {
 
 
 def read_all(path: Path, size: int, keys: LabelKeys = ANY_KEYS) -> list[Payload]:
-    return [read_labelled(stretch, keys, "PBE") for stretch in labelled_stretches(path, size)]
+    return [read_labelled(frame_range, keys, "PBE") for frame_range in cut_labelled_ranges(path, size)]
 
 
 def rows(payloads: list[Payload], name: str) -> list[Any]:
@@ -122,14 +122,14 @@ def test_labels_are_those_that_ase_wrote(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("wrap", [False, True])
-def test_a_trajectory_is_not_torn_by_stretches(name: str, wrap: bool, tmp_path: Path) -> None:
+def test_a_trajectory_is_not_torn_by_frame_ranges(name: str, wrap: bool, tmp_path: Path) -> None:
     lengths = [5, 1, 4, 3]
     runs = [trajectory(seed, n, wrap=wrap) for seed, n in enumerate(lengths)]
     frames = [atoms for run in runs for atoms in run]
     expected = [NO_PARENT if atoms is run[0] else structure_id(run[0]) for run in runs for atoms in run]
     WRITERS[name](tmp_path / name, frames)
     for size in range(1, len(frames) + 2):
-        pieces = labelled_stretches(tmp_path / name, size)
+        pieces = cut_labelled_ranges(tmp_path / name, size)
         assert len(pieces) == -(-len(frames) // size)
         payloads = [read_labelled(piece, ANY_KEYS, "PBE") for piece in reversed(pieces)][::-1]
         assert rows(payloads, "parent_id") == expected
@@ -159,7 +159,7 @@ def test_what_begins_a_trajectory(tmp_path: Path) -> None:
     size=st.integers(1, 4),
 )
 def test_bad_frames_change_no_descent(tmp_path_factory: pytest.TempPathFactory, kinds: list[str], size: int) -> None:
-    """A frame that cannot be read, or has no labels, does not end a trajectory, whatever the stretches."""
+    """A frame that cannot be read, or has no labels, does not end a trajectory, whatever the frame ranges."""
     path, text = tmp_path_factory.getbasetemp() / "bad.extxyz", ""
     for number, (kind, atoms) in enumerate(zip(kinds, trajectory(0, len(kinds)), strict=True)):
         if kind == "bare":
@@ -295,7 +295,7 @@ def test_files_that_cannot_be_used(name: str, content: bytes, reason: str, tmp_p
 
 def test_a_method_is_one_word(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"label method 'PBE D3': use one word without white space"):
-        read_labelled(labelled_stretches(tmp_path / "x.extxyz", 1)[0], ANY_KEYS, "PBE D3")
+        read_labelled(cut_labelled_ranges(tmp_path / "x.extxyz", 1)[0], ANY_KEYS, "PBE D3")
 
 
 # --- our own exports --------------------------------------------------------------------------------

@@ -11,15 +11,15 @@ from pydantic import ValidationError
 
 from daskpipe.core.structures import spin_multiplicity
 from daskpipe.stages.generate import GENERATORS
-from daskpipe.stages.generate.checks import Limits, check
-from daskpipe.stages.generate.molecules import expand, molecules
+from daskpipe.stages.generate.checks import Limits, find_fault
+from daskpipe.stages.generate.molecules import expand_molecules, molecules
 
 
 def test_every_molecule_of_the_set_passes_the_checks() -> None:
     made = list(molecules(rng=np.random.default_rng(0), n_atoms=(1, 100), rattle=0))
     assert len(made) == len(g2.names) == 162
     for atoms in made:
-        assert check(atoms, Limits()) is None
+        assert find_fault(atoms, Limits()) is None
         assert atoms.info["system_type"] == "molecule"
         assert not atoms.pbc.any()
         assert atoms.cell.rank == 3
@@ -59,14 +59,20 @@ def test_unknown_name_lists_near_ones() -> None:
 
 def test_expand_gives_one_request_a_molecule_and_goes_round() -> None:
     params = GENERATORS.check_params("molecules", {"names": ["H2O", "CH4"]})
-    assert [item["names"] for item, _ in expand(params, None, Path())] == [["H2O"], ["CH4"]]
-    assert [item["names"] for item, _ in expand(params, 1, Path())] == [["H2O"]]
-    assert [item["names"] for item, _ in expand(params, 5, Path())] == [["H2O"], ["CH4"], ["H2O"], ["CH4"], ["H2O"]]
+    assert [item["names"] for item, _ in expand_molecules(params, None, Path())] == [["H2O"], ["CH4"]]
+    assert [item["names"] for item, _ in expand_molecules(params, 1, Path())] == [["H2O"]]
+    assert [item["names"] for item, _ in expand_molecules(params, 5, Path())] == [
+        ["H2O"],
+        ["CH4"],
+        ["H2O"],
+        ["CH4"],
+        ["H2O"],
+    ]
 
 
 def test_expand_refuses_copies_and_nothing() -> None:
     params = GENERATORS.check_params("molecules", {"names": ["H2O"], "rattle": 0})
     with pytest.raises(ValueError, match="n: 2 molecules were asked for and 1 match; lower n, or set rattle above 0"):
-        expand(params, 2, Path())
+        expand_molecules(params, 2, Path())
     with pytest.raises(ValueError, match=r"no molecule is left with elements \['Au'\]"):
-        expand(GENERATORS.check_params("molecules", {"elements": ["Au"]}), None, Path())
+        expand_molecules(GENERATORS.check_params("molecules", {"elements": ["Au"]}), None, Path())

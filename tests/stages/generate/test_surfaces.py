@@ -10,7 +10,7 @@ from ase import Atoms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskpipe.stages.generate.checks import Limits, check, system_type
+from daskpipe.stages.generate.checks import Limits, find_fault, system_type
 from daskpipe.stages.generate.surfaces import FACETS, Facet, surfaces
 
 
@@ -30,7 +30,7 @@ def test_slabs_keep_to_their_parameters(seed: int, facet: Facet, vacuum: float, 
     assert atoms.cell.array[2, 2] - thickness == pytest.approx(vacuum)
     assert atoms.positions[:, 2].min() == pytest.approx(vacuum / 2)
     assert atoms.info == {"system_type": "surface"}
-    assert check(atoms, Limits()) is None
+    assert find_fault(atoms, Limits()) is None
 
 
 @pytest.mark.parametrize("facet", FACETS)

@@ -21,7 +21,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from daskpipe.core.errors import ConfigError
 from daskpipe.engine.units import Payload
 from daskpipe.pipeline.datasets import import_labelled
-from daskpipe.stages.generate.labelled import find_labelled, labelled_stretches, read_labelled
+from daskpipe.stages.generate.labelled import cut_labelled_ranges, find_labelled, read_labelled
 from daskpipe.stages.generate.labels import LabelKeys
 
 NELM = 60
@@ -117,7 +117,7 @@ WRITERS: dict[str, Callable[[Path, list[Atoms]], object]] = {
 
 
 def read_all(path: Path, size: int = 100, **keys: Any) -> list[Payload]:
-    return [read_labelled(piece, LabelKeys(**keys), "PBE") for piece in labelled_stretches(path, size)]
+    return [read_labelled(piece, LabelKeys(**keys), "PBE") for piece in cut_labelled_ranges(path, size)]
 
 
 @pytest.mark.parametrize("name", WRITERS)

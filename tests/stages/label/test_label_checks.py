@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from daskpipe.stages.label.checks import wrong
+from daskpipe.stages.label.checks import find_label_fault
 from daskpipe.stages.label.settings import LabelChecks
 
 FORCES = np.array([[3.0, 0.0, 4.0], [0.0, 1.0, 0.0]])
@@ -12,28 +12,28 @@ NO_STRESS = np.full(6, np.nan)
 
 
 def test_sane_labels_pass():
-    assert wrong(-3.0, FORCES, STRESS, True, LabelChecks()) is None
-    assert wrong(-3.0, FORCES, STRESS, True, LabelChecks(max_force=LARGEST)) is None
+    assert find_label_fault(-3.0, FORCES, STRESS, True, LabelChecks()) is None
+    assert find_label_fault(-3.0, FORCES, STRESS, True, LabelChecks(max_force=LARGEST)) is None
 
 
 def test_stress_matters_in_periodic_structures_only():
-    assert wrong(-3.0, FORCES, NO_STRESS, False, LabelChecks()) is None
-    assert wrong(-3.0, FORCES, NO_STRESS, True, LabelChecks()) == ("not_finite", "stress not finite")
+    assert find_label_fault(-3.0, FORCES, NO_STRESS, False, LabelChecks()) is None
+    assert find_label_fault(-3.0, FORCES, NO_STRESS, True, LabelChecks()) == ("not_finite", "stress not finite")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_is_named(value):
-    assert wrong(value, FORCES, STRESS, True, LabelChecks()) == ("not_finite", "energy not finite")
-    assert wrong(-3.0, np.where(FORCES == 3, value, FORCES), STRESS, True, LabelChecks()) == (
+    assert find_label_fault(value, FORCES, STRESS, True, LabelChecks()) == ("not_finite", "energy not finite")
+    assert find_label_fault(-3.0, np.where(FORCES == 3, value, FORCES), STRESS, True, LabelChecks()) == (
         "not_finite",
         "forces not finite",
     )
-    both = wrong(value, FORCES, STRESS * value, True, LabelChecks())
+    both = find_label_fault(value, FORCES, STRESS * value, True, LabelChecks())
     assert both == ("not_finite", "energy, stress not finite")
 
 
 def test_large_forces_are_measured():
-    found = wrong(-3.0, FORCES, STRESS, True, LabelChecks(max_force=LARGEST - 0.1))
+    found = find_label_fault(-3.0, FORCES, STRESS, True, LabelChecks(max_force=LARGEST - 0.1))
     assert found == ("force", "a force of 5 eV/Å (limit 4.9)")
 
 

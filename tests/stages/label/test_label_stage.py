@@ -11,15 +11,15 @@ from daskpipe.engine.commit import commit
 from daskpipe.engine.rows import Rows, arrays_of
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Unit, key_of
-from daskpipe.potentials import Potential, build
+from daskpipe.potentials import Potential, build_potential
 from daskpipe.stages.label.settings import LabelChecks
-from daskpipe.stages.label.stage import label, label_partition, load_picks
+from daskpipe.stages.label.stage import label_frames, label_partition, load_picks
 
 CHECKS = LabelChecks()
 
 
 def emt() -> Potential:
-    return build("emt", {}, "cpu", "float64")
+    return build_potential("emt", {}, "cpu", "float64")
 
 
 def frames() -> list[Atoms]:
@@ -134,7 +134,7 @@ def test_bag_is_lazy_and_keeps_the_order(partition_size):
         return emt()
 
     structures = frames()
-    bag = label(db.from_sequence(structures, partition_size=partition_size), build, "EMT", CHECKS)
+    bag = label_frames(db.from_sequence(structures, partition_size=partition_size), build, "EMT", CHECKS)
     assert built == []
     payloads = bag.compute(scheduler="synchronous")
     assert len(built) == len(payloads) == -(-len(structures) // partition_size)
