@@ -2,7 +2,7 @@
 
 Run: ``python benchmarks/relaxation.py``. Rattled and strained bulk alloys, slabs, octahedral clusters, dimers and wires
 of the EMT elements; positions alone, then bulk cells too (ASE: `FrechetCellFilter`). Both stop at the same largest
-force; both use one thread; in each round all take turns. ASE has its own EMT. daskpipe has its batched_model one, on one
+force; both use one thread; in each round all take turns. ASE has its own EMT. daskpipe has its batched one, on one
 structure after another and in batches: so one sees what is batching and what is the other implementation. Energies are
 those of ASE's EMT at either end.
 """

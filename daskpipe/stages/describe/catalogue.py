@@ -75,7 +75,7 @@ def uses_device(settings: Describe) -> bool:
 
 
 def identify_model(settings: Describe) -> Identity | None:
-    """Identity of the model that the descriptor uses, if it uses one; raises as `daskpipe.potentials.identify_potential`."""
+    """Identify the model that the descriptor uses, if any; raises as `daskpipe.potentials.identify_potential`."""
     identify = getattr(DESCRIPTORS.get(settings.descriptor), "identify", None)
     return identify(settings.params) if identify is not None else None
 

@@ -19,7 +19,7 @@ from daskpipe.potentials import batched_model, build_potential
 from daskpipe.stages.explore.batch import Batch
 from daskpipe.stages.explore.ensembles import choose_ensemble, explain_refusal
 from daskpipe.stages.explore.fixed_atoms import count_degrees_of_freedom, free_components, without_drift
-from daskpipe.stages.explore.settings import MonteCarlo, RelaxationTrajectory
+from daskpipe.stages.explore.settings import MonteCarlo, Relaxation
 from daskpipe.stages.explore.stage import explore_partition
 from daskpipe.stages.explore.trajectory import Condition
 
@@ -164,7 +164,7 @@ def test_trial_moves_leave_fixed_atoms_where_they_are(n_free: int) -> None:
 def test_relaxation_leaves_fixed_atoms_where_they_are_and_ends_where_ase_does() -> None:
     start = slab()
     start.arrays["fixed"][:] = start.arrays["fixed"].all(axis=1)[:, None]
-    relax = RelaxationTrajectory(fmax=0.01, steps=400, cell="auto")
+    relax = Relaxation(fmax=0.01, steps=400, cell="auto")
     atoms = seed(start)
     atoms.info["condition"] = Condition(temperature=HOT, relaxation=True)
     (payload,) = explore_partition([atoms], emt, settings(relax=relax, ensemble="auto", steps=5, stride=5), 0)

@@ -17,8 +17,8 @@ from daskpipe.stages.explore.guards import (
     RELEASED_ENERGY,
     BatchView,
     batch_guards,
-    check,
     check_geometry,
+    find_faults,
 )
 from daskpipe.stages.explore.settings import Guards
 
@@ -41,7 +41,7 @@ def view() -> BatchView:
 
 
 def broken(view: BatchView, **changes: torch.Tensor) -> dict[int, tuple[str, str]]:
-    return check(batch_guards(GUARDS), replace(view, state=replace(view.state, **changes)))
+    return find_faults(batch_guards(GUARDS), replace(view, state=replace(view.state, **changes)))
 
 
 def test_sane_systems_pass(view):
@@ -75,7 +75,7 @@ def test_runaway_temperature_is_found(view):
     assert broken(view, momenta=momenta) == {
         1: ("temperature", f"an instantaneous temperature of {hot:.4g} K beyond what its start released (limit 5933)")
     }
-    assert check(batch_guards(GUARDS), replace(view, equilibrating=torch.tensor([False, True, False]))) == {}
+    assert find_faults(batch_guards(GUARDS), replace(view, equilibrating=torch.tensor([False, True, False]))) == {}
 
 
 def test_heat_that_the_start_held_does_not_count_and_heat_that_flows_in_does(view):
@@ -90,7 +90,7 @@ def test_heat_that_the_start_held_does_not_count_and_heat_that_flows_in_does(vie
     def stopped(released: float) -> bool:
         energy = hot.start_energy.clone()
         energy[1] -= released
-        return 1 in check(batch_guards(GUARDS), replace(view, state=replace(hot, energy=energy)))
+        return 1 in find_faults(batch_guards(GUARDS), replace(view, state=replace(hot, energy=energy)))
 
     assert stopped(0.0)
     assert stopped(-5.0), "a potential energy that has risen excuses nothing"
@@ -112,11 +112,11 @@ def test_a_hole_in_the_potential_does_not_excuse_any_heat(view):
 def test_equilibration_is_exempt_from_the_temperature_and_from_nothing_else(view):
     momenta = view.state.momenta * 10
     exempt = replace(view, state=replace(view.state, momenta=momenta), equilibrating=torch.tensor([True, True, False]))
-    assert list(check(batch_guards(GUARDS), exempt)) == [2]
+    assert list(find_faults(batch_guards(GUARDS), exempt)) == [2]
     forces = view.state.forces.clone()
     forces[0] = 2 * GUARDS.max_force
     pushed = replace(exempt, state=replace(exempt.state, forces=forces))
-    assert check(batch_guards(GUARDS), pushed)[0][0] == "force"
+    assert find_faults(batch_guards(GUARDS), pushed)[0][0] == "force"
 
 
 @pytest.mark.parametrize("factor", [1.62, 1 / 1.62])

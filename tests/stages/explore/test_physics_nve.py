@@ -34,7 +34,7 @@ def start(name: str, seeds, temperature: float, timestep: float) -> Batch:
     torch.set_num_threads(1)
     return Batch(
         make_trajectories(seeds, "nve", temperature),
-        batched_model(build(name, {}, "cpu", "float64")),
+        batched_model(build_potential(name, {}, "cpu", "float64")),
         dynamics(timestep=timestep),
     )
 

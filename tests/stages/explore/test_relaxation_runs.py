@@ -20,7 +20,7 @@ from daskpipe.engine.checkpoints import Checkpoints
 from daskpipe.engine.units import Unit
 from daskpipe.runs.fsck import fsck
 from daskpipe.runs.plan import plan
-from daskpipe.stages.explore.settings import Exploration, RelaxationTrajectory
+from daskpipe.stages.explore.settings import Exploration, Relaxation
 from daskpipe.stages.explore.stage import explore_partition
 
 RELAX_ONLY = [
@@ -49,7 +49,7 @@ def test_plan_counts_relaxations():
 
 def test_group_relax_is_a_relaxation_alone():
     explore = load_config("quickstart", ["explore=relax"]).explore
-    assert explore.relax == RelaxationTrajectory(cell="auto", fmax=0.02)
+    assert explore.relax == Relaxation(cell="auto", fmax=0.02)
     assert explore.dynamics.n_steps == 0
 
 
@@ -94,9 +94,7 @@ def relaxed(root: str, die_at: int = 0) -> dict[str, np.ndarray]:
     Path(root).mkdir(exist_ok=True)
     try:
         unit = Unit(stage="explore", index=0, key="ab" * 16, n_inputs=1)
-        chosen = Exploration(
-            relax=RelaxationTrajectory(cell="auto", stride=5, fmax=0.01), batch_atoms=20, checkpoint=1e-9
-        )
+        chosen = Exploration(relax=Relaxation(cell="auto", stride=5, fmax=0.01), batch_atoms=20, checkpoint=1e-9)
         handle = Checkpoints(root=Path(root), unit=unit)
         (payload,) = explore_partition(shaken(), emt, chosen, RUN_SEED, checkpoints=handle)
     finally:
