@@ -6,7 +6,7 @@ import torch
 from ase.build import bulk
 from physics_samples import dynamics, kinetic, make_trajectories, sample
 
-from daskpipe.potentials import batched_model
+from daskpipe.potentials import batched_model, build_potential
 from daskpipe.stages.explore.batch import Batch
 
 pytestmark = pytest.mark.physics

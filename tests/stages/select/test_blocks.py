@@ -121,7 +121,7 @@ def test_each_keeps_the_order_and_uses_the_threads_asked_for(monkeypatch, asked)
         names.add(threading.current_thread().name)
         return features.sum(axis=1)
 
-    found = list(Blocks(X[: 8 * int(asked)], np.arange(8 * int(asked))).each(function))
+    found = list(Blocks(X[: 8 * int(asked)], np.arange(8 * int(asked))).map_blocks(function))
     assert len(names) == int(asked)
     np.testing.assert_array_equal(np.concatenate([sums for _, sums in found]), X[: 8 * int(asked)].sum(axis=1))
 
@@ -131,7 +131,7 @@ def test_an_error_in_a_thread_comes_out():
         raise ZeroDivisionError("in a thread")
 
     with pytest.raises(ZeroDivisionError, match="in a thread"):
-        list(Blocks(np.zeros((20, 1)), np.arange(20)).each(fail))
+        list(Blocks(np.zeros((20, 1)), np.arange(20)).map_blocks(fail))
 
 
 @pytest.mark.parametrize("asked", ["", "0", "many"])
