@@ -21,9 +21,9 @@ from distributed import Client, LocalCluster, as_completed
 
 from daskpipe.core.structures import from_atoms, round_positions
 from daskpipe.engine.commit import commit
-from daskpipe.engine.rows import arrays_of
+from daskpipe.engine.rows import dataset_to_arrays
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import Payload, Unit, key_of
+from daskpipe.engine.units import Payload, Unit, unit_key
 from daskpipe.stages.describe.settings import Describe
 from daskpipe.stages.describe.stage import FIT, VERSION, describe_unit, fit_reduction
 
@@ -44,8 +44,8 @@ def explored(root: Path, index: int) -> str:
         atoms.symbols[:] = rng.choice(SPECIES, len(atoms))
         atoms.rattle(0.15, rng=rng)
         frames.append(round_positions(atoms))
-    key = key_of("explore", 1, {"index": index}, [], 0)
-    payload = Payload(arrays=arrays_of(from_atoms(frames)), n_out=len(frames))
+    key = unit_key("explore", 1, {"index": index}, [], 0)
+    payload = Payload(arrays=dataset_to_arrays(from_atoms(frames)), n_out=len(frames))
     commit(root, Unit(stage="explore", index=index, key=key, n_inputs=len(frames)), payload)
     return key
 
@@ -55,7 +55,7 @@ def described(root: Path, index: int, key: str, fit_key: str, trial: str) -> int
     (payload,) = dask.compute(
         describe_unit(root, "explore", key, FRAMES_A_UNIT, SETTINGS, SPECIES, fit_key), scheduler="synchronous"
     )
-    own = key_of("describe", VERSION, {"trial": trial}, [key], 0)
+    own = unit_key("describe", VERSION, {"trial": trial}, [key], 0)
     commit(root, Unit(stage="describe", index=index, key=own, n_inputs=FRAMES_A_UNIT), payload)
     return len(payload.arrays["environments"])
 
@@ -98,9 +98,12 @@ def main() -> None:
         started = time.perf_counter()
         payload = fit_reduction(root, "explore", keys, SETTINGS, SPECIES, 0)
         print(f"axes of {payload.n_out} frames and {SETTINGS.atom_sample} atoms: {time.perf_counter() - started:.1f} s")
-        fit_key = key_of(FIT, VERSION, {}, keys, 0)
+        fit_key = unit_key(FIT, VERSION, {}, keys, 0)
         commit(root, Unit(stage=FIT, index=0, key=fit_key, n_inputs=payload.n_out), payload)
-        assert RunDirectory(root).load(FIT, fit_key, ["environment_axes"])["environment_axes"].shape[0] == SETTINGS.dims
+        assert (
+            RunDirectory(root).load_arrays(FIT, fit_key, ["environment_axes"])["environment_axes"].shape[0]
+            == SETTINGS.dims
+        )
         print(
             f"{'workers':>7}{'frames':>9}{'atoms':>12}{'seconds':>9}{'atoms/s':>10}"
             f"{'MB after one unit':>18}{'MB after all':>18}"

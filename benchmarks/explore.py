@@ -35,11 +35,11 @@ from distributed import Client, LocalCluster
 from daskpipe import potentials
 from daskpipe.cluster.dask_config import DASK_CONFIG
 from daskpipe.core.structures import from_atoms, round_positions
-from daskpipe.core.third_party import quiet
+from daskpipe.core.third_party import silence_libraries
 from daskpipe.engine.checkpoints import Checkpoints
 from daskpipe.engine.commit import commit
-from daskpipe.engine.rows import Rows, arrays_of
-from daskpipe.engine.units import Payload, Unit, key_of
+from daskpipe.engine.rows import UnitRows, dataset_to_arrays
+from daskpipe.engine.units import Payload, Unit, unit_key
 from daskpipe.stages.explore import stage
 from daskpipe.stages.explore.capacity import measure_capacity
 from daskpipe.stages.explore.settings import Dynamics, Exploration
@@ -81,7 +81,7 @@ def ase_one_by_one(structures: list[Atoms], n_steps: int, device: str) -> float:
 
 def bare_torch_sim(structures: list[Atoms], n_steps: int, device: str) -> float:
     """Atom-steps a second."""
-    with quiet():
+    with silence_libraries():
         import torch_sim as ts
 
     module = potentials.build_potential("mace", {}, device, "float32").calculator.models[0]
@@ -118,8 +118,8 @@ def through_daskpipe(root: Path, structures: list[Atoms], n_steps: int, device: 
     )  # fmt: skip
     build = partial(potentials.build_potential, "mace", {}, device, "float32")
 
-    def unit_of(pieces: list[Rows], chosen: Exploration, trial: str) -> Any:
-        key = key_of("explore", stage.VERSION, {"trial": trial}, [], 0)
+    def unit_of(pieces: list[UnitRows], chosen: Exploration, trial: str) -> Any:
+        key = unit_key("explore", stage.VERSION, {"trial": trial}, [], 0)
         unit = Unit(stage="explore", index=0, key=key, n_inputs=len(pieces))
         conditions = [Condition(temperature=TEMPERATURE) for _ in pieces]
         bag = db.from_delayed([dask.delayed(stage.load_seeds)(root, pieces, conditions)])
@@ -135,11 +135,11 @@ def through_daskpipe(root: Path, structures: list[Atoms], n_steps: int, device: 
     return sum(map(len, structures)) * n_steps / seconds
 
 
-def commit_seeds(root: Path, structures: list[Atoms]) -> list[Rows]:
-    key = key_of("generate", 1, {"n": len(structures)}, [], 0)
+def commit_seeds(root: Path, structures: list[Atoms]) -> list[UnitRows]:
+    key = unit_key("generate", 1, {"n": len(structures)}, [], 0)
     unit = Unit(stage="generate", index=0, key=key, n_inputs=len(structures))
-    commit(root, unit, Payload(arrays=arrays_of(from_atoms(structures)), n_out=len(structures)))
-    return [Rows(stage="generate", key=key, rows=(row,)) for row in range(len(structures))]
+    commit(root, unit, Payload(arrays=dataset_to_arrays(from_atoms(structures)), n_out=len(structures)))
+    return [UnitRows(stage="generate", key=key, rows=(row,)) for row in range(len(structures))]
 
 
 def committed(root: Path, unit: Unit, compute: Any) -> int:

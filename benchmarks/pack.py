@@ -26,17 +26,17 @@ from distributed import Client
 import daskpipe.store.stage as storing
 from daskpipe.cluster.connect import connect
 from daskpipe.config.load import load_config
-from daskpipe.core.structures import starts
+from daskpipe.core.structures import atom_starts
 from daskpipe.core.variables import VARIABLES
 from daskpipe.engine.commit import commit
 from daskpipe.engine.dask_pool import DaskPool, Workers
 from daskpipe.engine.driver import Driver
 from daskpipe.engine.ledger import Ledger
-from daskpipe.engine.rows import arrays_of
+from daskpipe.engine.rows import dataset_to_arrays
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import Payload, Receipt, Unit, key_of
+from daskpipe.engine.units import Payload, Receipt, Unit, unit_key
 from daskpipe.pipeline.context import Run
-from daskpipe.pipeline.packing import pack
+from daskpipe.pipeline.packing import pack_dataset
 from daskpipe.store import open_dataset, verify
 
 UNIT = 16
@@ -49,7 +49,7 @@ def labelled(n: int, rng: np.random.Generator) -> xr.Dataset:
     total = int(n_atoms.sum())
     columns: dict[str, Any] = {
         "n_atoms": n_atoms,
-        "atom_start": starts(n_atoms),
+        "atom_start": atom_starts(n_atoms),
         "numbers": rng.choice(np.array([1, 6, 8, 29], dtype=np.uint8), total),
         "positions": rng.random((total, 3), dtype=np.float32),
         "forces": rng.random((total, 3), dtype=np.float32),
@@ -88,8 +88,8 @@ def main(n_structures: int) -> None:
         for index in range(n_structures // UNIT):
             ds = labelled(UNIT, rng)
             n_atoms += ds.sizes["atom"]
-            unit = Unit(stage="label", index=index, key=key_of("label", 0, {}, [index], 0), n_inputs=UNIT)
-            receipts.append(commit(folder, unit, Payload(arrays=arrays_of(ds), n_out=UNIT)))
+            unit = Unit(stage="label", index=index, key=unit_key("label", 0, {}, [index], 0), n_inputs=UNIT)
+            receipts.append(commit(folder, unit, Payload(arrays=dataset_to_arrays(ds), n_out=UNIT)))
         cluster = load_config("emt_alloy", ["cluster.workers=2", "cluster.gpus=0"]).cluster
         with connect(cluster, folder / "workers.log") as workers:
             client = workers.client
@@ -104,9 +104,9 @@ def report(folder: Path, directory: RunDirectory, client: Client, receipts: list
     config = load_config("emt_alloy")
     driver = Driver(directory, DaskPool(Workers(client), frozenset()), Ledger(directory), config.faults)
     run = Run(config, {}, driver)
-    sources = [storing.Source(stage="label", key=receipt.key) for receipt in receipts]
+    sources = [storing.LabelledUnit(stage="label", key=receipt.key) for receipt in receipts]
     started = time.perf_counter()
-    pack(run, receipts, sources, directory.dataset, {})
+    pack_dataset(run, receipts, sources, directory.dataset, {})
     seconds = time.perf_counter() - started
     size = sum(file.stat().st_size for file in directory.dataset.rglob("*") if file.is_file())
     started = time.perf_counter()

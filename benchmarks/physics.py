@@ -34,7 +34,7 @@ warnings.filterwarnings("ignore")
 from solids import solids
 
 from daskpipe.core import constants
-from daskpipe.core.geometry import widths
+from daskpipe.core.geometry import cell_widths
 from daskpipe.potentials import Failure, batched_model, build_potential, evaluate, zbl
 from daskpipe.potentials.batches import make_state
 from daskpipe.stages.explore.batch import Batch
@@ -159,7 +159,7 @@ def measure_xtb(most_atoms: int) -> None:
                 if len(atoms) > most_atoms:
                     break
                 (found,) = evaluate(potential, [atoms])
-                width = widths(atoms.cell.array).min()
+                width = cell_widths(atoms.cell.array).min()
                 if isinstance(found, Failure):
                     words.append(f"{width:.1f} Å {found.reason}")
                     continue

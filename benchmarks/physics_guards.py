@@ -22,7 +22,7 @@ from torch_sim.models.interface import ModelInterface
 
 from daskpipe import potentials
 from daskpipe.core import constants
-from daskpipe.core.geometry import n_parts
+from daskpipe.core.geometry import count_parts
 from daskpipe.core.structures import round_positions
 from daskpipe.potentials.batches import make_state
 from daskpipe.stages.explore.capacity import BatchCapacity
@@ -193,8 +193,8 @@ def liquids() -> None:
         assert reach is not None
         torn, n_frames = 0, 0
         for trajectory in trajectories:
-            before = n_parts(trajectory.start_atoms, reach)
-            more = [n_parts(trajectory.atoms_of_frame(frame), reach) > before for frame in trajectory.frames]
+            before = count_parts(trajectory.start_atoms, reach)
+            more = [count_parts(trajectory.atoms_of_frame(frame), reach) > before for frame in trajectory.frames]
             torn += any(more)
             n_frames += len(more)
         print(

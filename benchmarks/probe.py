@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from daskpipe.runs.budget import size_in_words
-from daskpipe.runs.probe import disk_bytes
+from daskpipe.runs.budget import format_bytes
+from daskpipe.runs.probe import measure_disk
 
 LIMIT = 0.3
 
@@ -49,7 +49,7 @@ def main() -> None:
                 json.loads(path.read_text())["receipt"] for path in run_dir.glob("units/*/*/[!.]*/manifest.json")
             ]
             explored = sum(row["seconds"] for row in receipts if row["stage"] == "explore")
-            happened = disk_bytes(run_dir), disk_bytes(run_dir / "dataset.zarr")
+            happened = measure_disk(run_dir), measure_disk(run_dir / "dataset.zarr")
         print(f"round {number}: probe {probe_seconds:.0f} s; load {before:.1f} before it, {between:.1f} before the run")
         rows = [
             ("seconds of the run", planned["seconds"], result["seconds"], True),
@@ -61,7 +61,7 @@ def main() -> None:
         ]
         for name, predicted, real, counts in rows:
             shown = [
-                size_in_words(value) if "byte" in name or "without" in name else f"{value:.1f} s"
+                format_bytes(value) if "byte" in name or "without" in name else f"{value:.1f} s"
                 for value in (predicted, real)
             ]
             print(f"{name:<32}{shown[0]:>12}{shown[1]:>12}{predicted / real:>8.2f}", flush=True)

@@ -27,7 +27,7 @@ import daskpipe
 from daskpipe.cluster.connect import connect
 from daskpipe.config.load import load_config
 from daskpipe.core.structures import take
-from daskpipe.core.variables import VARIABLES, decode
+from daskpipe.core.variables import VARIABLES, decode_names
 from daskpipe.store import open_dataset, write_dataset
 from daskpipe.store.quality.gate import judge
 from daskpipe.store.quality.settings import Quality
@@ -93,7 +93,7 @@ def moved(ds: xr.Dataset, rng: np.random.Generator) -> tuple[xr.Dataset, Rows]:
 
 
 def unbalanced(ds: xr.Dataset, rng: np.random.Generator) -> tuple[xr.Dataset, Rows]:
-    kinds = decode(ds["system_type"])
+    kinds = decode_names(ds["system_type"])
     if len(set(kinds)) == 1:
         return ds, np.zeros(0, int)
     rare = np.flatnonzero(kinds == min(kinds))

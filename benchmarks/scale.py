@@ -23,14 +23,14 @@ import psutil
 from distributed import Client, Security
 
 from daskpipe.cluster.dask_config import DASK_CONFIG
-from daskpipe.cluster.scheduler import LOOPBACK, scheduler
-from daskpipe.cluster.tls import KEY_FILES, key_files, make_keys
+from daskpipe.cluster.scheduler import LOOPBACK, run_scheduler
+from daskpipe.cluster.tls import KEY_FILES, make_keys, write_keys
 from daskpipe.engine.dask_pool import DaskPool, Workers
 from daskpipe.engine.driver import Driver
 from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.settings import Faults
-from daskpipe.engine.units import Payload, Unit, key_of
+from daskpipe.engine.units import Payload, Unit, unit_key
 
 SIZES = (10_000, 100_000)
 N_WORKERS = 2
@@ -43,7 +43,7 @@ def plan(n_units: int) -> list[tuple[Unit, partial[object]]]:
     lazy = dask.delayed(Payload)
     return [
         (
-            Unit(stage="generate", index=index, key=key_of("generate", 1, {}, [index], 0), n_inputs=1),
+            Unit(stage="generate", index=index, key=unit_key("generate", 1, {}, [index], 0), n_inputs=1),
             partial(lazy, arrays={"index": np.array([index])}, n_out=1),
         )
         for index in range(n_units)
@@ -59,8 +59,8 @@ def serve(folder: Path, tls: bool) -> None:
     security = make_keys() if tls else None
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(DASK_CONFIG))
-        keys = stack.enter_context(key_files(folder, security)) if security else ""
-        cluster = stack.enter_context(scheduler(LOOPBACK, security, None))
+        keys = stack.enter_context(write_keys(folder, security)) if security else ""
+        cluster = stack.enter_context(run_scheduler(LOOPBACK, security, None))
         print(cluster.scheduler_address, keys, flush=True)
         signal.pause()
 
@@ -105,12 +105,12 @@ def measure(n_units: int, tls: bool) -> str:
         directory.root.mkdir()
         driver = Driver(directory, DaskPool(Workers(client), frozenset()), Ledger(directory), Faults())
         begun = time.perf_counter()
-        driver.drive("generate", units, "units")
+        driver.run_stage("generate", units, "units")
         seconds = time.perf_counter() - begun
         held, scheduler_held = rss() - before, rss(serving) - scheduler_before
         again = Driver(directory, DaskPool(Workers(client), frozenset()), Ledger(directory), Faults())
         begun = time.perf_counter()
-        again.drive("generate", units, "units")
+        again.run_stage("generate", units, "units")
         resumed = time.perf_counter() - begun
         ledger = sum(file.stat().st_size for file in (directory.root / "ledger").iterdir())
     return (

@@ -20,9 +20,9 @@ from sklearn.kernel_ridge import KernelRidge
 import daskpipe
 from daskpipe.core.structures import take, to_atoms
 from daskpipe.core.variables import SPLITS
-from daskpipe.store.arrangement import COLUMNS, arrangement
-from daskpipe.store.reader import rows
-from daskpipe.store.splits import Split, origins, trajectories
+from daskpipe.store.arrangement import COLUMNS, find_arrangement
+from daskpipe.store.reader import read_rows
+from daskpipe.store.splits import Split, number_trajectories, seed_ids_of
 
 SYSTEMS = ("alloys", "surfaces", "clusters")
 N_SEEDS, N_FRAMES, STRIDE = 20, 10, 10
@@ -42,7 +42,7 @@ WAYS = ("structure", "trajectory", "seed", "composition", "cluster")
 def frames(folder: Path, seed: int) -> xr.Dataset:
     """Labelled frames of a run."""
     made = daskpipe.run("quickstart", [*OVERRIDES, f"seed={seed}"], run_dir=folder / f"run{seed}")
-    return rows(made.dataset, 0, made.stages["store"]["out"])
+    return read_rows(made.dataset, 0, made.stages["store"]["out"])
 
 
 def table(ds: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -74,16 +74,16 @@ def trained(x: np.ndarray, y: np.ndarray, split: np.ndarray) -> tuple[KernelRidg
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         ds, unseen = (frames(Path(name), seed) for seed in (0, 1))
-    known = set(origins({key: ds[key].values for key in ("structure_id", "parent_id")}).tolist())
-    assert not known & set(origins({key: unseen[key].values for key in ("structure_id", "parent_id")}).tolist())
+    known = set(seed_ids_of({key: ds[key].values for key in ("structure_id", "parent_id")}).tolist())
+    assert not known & set(seed_ids_of({key: unseen[key].values for key in ("structure_id", "parent_id")}).tolist())
     columns = {key: ds[key].values for key in COLUMNS if key in ds}
-    n_trajectories = len(set(trajectories(columns).tolist()))
+    n_trajectories = len(set(number_trajectories(columns).tolist()))
     print(f"{ds.sizes['structure']} structures of {n_trajectories} trajectories; {unseen.sizes['structure']} unseen")
     print("energy errors of a kernel model, meV/atom (root mean square)\n")
     print("split by     groups  largest  train/val/test     leakage   val    test  unseen  unseen/test")
     new_x, new_y = table(unseen)
     for way in WAYS:
-        found = arrangement(columns, Split(split_by=way), seed=0)
+        found = find_arrangement(columns, Split(split_by=way), seed=0)
         x, y = table(take(ds, found.order))
         pairs = set(zip(found.group.tolist(), found.split.tolist(), strict=True))
         assert len(pairs) == found.report["n_groups"], "a group is torn"

@@ -34,7 +34,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 import daskpipe
-from daskpipe.core.third_party import quiet
+from daskpipe.core.third_party import silence_libraries
 from daskpipe.potentials import Failure, Results, batched_model, build_potential, evaluate, identify_potential
 from daskpipe.potentials.mace import BUNDLED
 
@@ -79,7 +79,7 @@ def train(datasets: Sequence[Path], work: Path, epochs: int, out: Path) -> None:
     arguments = [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items()]
     subprocess.run([sys.executable, "-m", "mace.cli.run_train", *arguments], cwd=work, check=True)
     import_mace()
-    with quiet():
+    with silence_libraries():
         # A pickle, but one that was written a moment ago on this machine.
         model = torch.load(work / f"{NAME}.model", map_location="cpu", weights_only=False)
     save_model(model.float(), out, made_with={name: version(name) for name in ("mace-torch", "torch", "chgnet")})

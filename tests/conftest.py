@@ -48,11 +48,11 @@ def client(workers_log: Path) -> Iterator[Client]:
     import dask
 
     from daskpipe.cluster.connect import connect
-    from daskpipe.cluster.tls import KEY_FILES, key_files
+    from daskpipe.cluster.tls import KEY_FILES, write_keys
     from daskpipe.config.load import load_config
 
     cluster = load_config("emt_alloy", ["cluster.workers=2", "cluster.gpus=1"]).cluster
-    with connect(cluster, workers_log) as workers, key_files(workers_log.parent, workers.client.security) as keys:
+    with connect(cluster, workers_log) as workers, write_keys(workers_log.parent, workers.client.security) as keys:
         ca, cert, key = (str(keys / name) for name in KEY_FILES)
         settings = {"tls.ca-file": ca, "tls.client.cert": cert, "tls.client.key": key}
         with dask.config.set({f"distributed.comm.{name}": value for name, value in settings.items()}):

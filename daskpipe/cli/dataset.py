@@ -1,4 +1,4 @@
-"""The verbs that take a dataset, or make one of what there is already."""
+"""The verbs that take a dataset, or make one from existing data."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from daskpipe.cli.options import (
     Frames,
     NewDataset,
     Verbs,
-    bars_on_screen,
-    close_standalone,
-    cluster_overrides,
-    paths_and_overrides,
+    close_files_verb,
+    make_cluster_overrides,
     print_answer,
     print_lines,
+    separate_overrides,
+    show_bars,
 )
 from daskpipe.core.errors import EXIT_INTERNAL
 
@@ -41,15 +41,15 @@ def merge(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make one dataset of several: doubled structures once, described and split anew."""
-    from daskpipe.pipeline import datasets as datasets_module
+    """Merge datasets into one: each structure once, all described and split anew."""
+    import daskpipe
 
-    paths, overrides = paths_and_overrides(datasets)
-    with bars_on_screen(as_json) as bars:
-        done = datasets_module.merge(
-            paths, out, [*overrides, *cluster_overrides(cluster)], force=force, subscribers=[bars]
+    paths, overrides = separate_overrides(datasets)
+    with show_bars(as_json) as bars:
+        done = daskpipe.merge(
+            paths, out, [*overrides, *make_cluster_overrides(cluster)], force=force, subscribers=[bars]
         )
-    close_standalone(done, as_json)
+    close_files_verb(done, as_json)
 
 
 @app.command("import")
@@ -79,15 +79,15 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Make a dataset of labelled frames: extxyz, .traj, .db, .aselmdb, OUTCAR, vasprun.xml; split without leakage."""
-    from daskpipe.pipeline import datasets as datasets_module
+    import daskpipe
     from daskpipe.stages.generate.labels import LabelKeys
 
-    paths, overrides = paths_and_overrides(frames)
-    with bars_on_screen(as_json) as bars:
-        done = datasets_module.import_labelled(
+    paths, overrides = separate_overrides(frames)
+    with show_bars(as_json) as bars:
+        done = daskpipe.import_labelled(
             paths,
             out,
-            [*overrides, *cluster_overrides(cluster)],
+            [*overrides, *make_cluster_overrides(cluster)],
             method=method,
             keys=LabelKeys(
                 energy=energy,
@@ -102,18 +102,18 @@ def import_(
             force=force,
             subscribers=[bars],
         )
-    close_standalone(done, as_json)
+    close_files_verb(done, as_json)
 
 
 @app.command()
 def verify(dataset: DatasetPath, as_json: AsJson = False) -> None:
-    """Compare every byte of a dataset with its checksums; exit 1 if one differs."""
+    """Compare each file of a dataset with its checksum; exit 1 if one differs."""
     from daskpipe import store
     from daskpipe.store.reader import dataset_of
 
     path = dataset_of(dataset)
     problems = store.verify(path)
-    print_answer({"dataset": str(path), "problems": problems}, as_json, _verified)
+    print_answer({"dataset": str(path), "problems": problems}, as_json, _show_verification)
     if problems:
         raise typer.Exit(EXIT_INTERNAL)
 
@@ -132,13 +132,14 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a dataset in another format, and read all of it back."""
-    from daskpipe.pipeline import datasets as datasets_module
+    from daskpipe.pipeline.datasets import export_on_cluster
 
-    done = datasets_module.export(dataset, to, out, split=split, force=force, overrides=cluster_overrides(cluster))
-    print_answer(done, as_json, _exported)
+    done = export_on_cluster(dataset, to, out, split=split, force=force, overrides=make_cluster_overrides(cluster))
+    print_answer(done, as_json, _show_export)
 
 
-def _exported(answer: dict[str, Any], console: Console) -> None:
+def _show_export(answer: dict[str, Any], console: Console) -> None:
+    """Print what was written, and how it was read back."""
     line = f"{answer['structures']:,} structures in {answer['out']}, read back with {answer['reader']}"
     print_lines([line], console)
 
@@ -152,15 +153,15 @@ def quality(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a dataset against thresholds: GO (exit 0) or NO-GO (exit 1), and why."""
+    """Judge a dataset by thresholds: GO (exit 0) or NO-GO (exit 1), with reasons."""
     from daskpipe.config.load import load_quality
     from daskpipe.store.quality.gate import judge
-    from daskpipe.store.quality.verdict import lines
+    from daskpipe.store.quality.verdict import format_verdict
     from daskpipe.store.reader import dataset_of
 
     path = dataset_of(dataset)
     verdict = judge(path, load_quality(path.parent, overrides or []))
-    print_answer(verdict.as_json(), as_json, lambda _, console: print_lines(lines(verdict), console))
+    print_answer(verdict.as_json(), as_json, lambda _, console: print_lines(format_verdict(verdict), console))
     if not verdict.go:
         raise typer.Exit(EXIT_INTERNAL)
 
@@ -171,10 +172,10 @@ def report(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Page to write; by default RUN/report.html")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw a run or a dataset on one HTML page that needs no network."""
-    from daskpipe.runs.report import write
+    """Write a report of a run or a dataset: one HTML page that needs no network."""
+    from daskpipe.runs.report import write_report
 
-    written = write(target, out)
+    written = write_report(target, out)
     print_answer({"report": str(written)}, as_json, lambda answer, console: print_lines([answer["report"]], console))
 
 
@@ -187,7 +188,7 @@ def train(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder to make; by default RUN/model, or NAME.mace beside it")
     ] = None,
-    size: Annotated[str, typer.Option(help="small (two cores will do) or medium")] = "small",
+    size: Annotated[str, typer.Option(help="small (two cores suffice) or medium")] = "small",
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data; by default by its size")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after the first epoch that ends later")] = None,
     foundation: Annotated[str | None, typer.Option(help="Begin with this MACE: bundled, a file, a name")] = None,
@@ -197,7 +198,7 @@ def train(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a MACE on the splits of a dataset, and measure it on the test split that it never saw."""
+    """Train a MACE model on a dataset, and measure its errors on the test split."""
     from daskpipe.cli.progress import TrainingLines
     from daskpipe.train import train as train_on
 
@@ -215,23 +216,24 @@ def train(
         force=force,
         subscribers=[] if as_json else [TrainingLines()],
     )
-    print_answer({"out": str(trained.out), "model": str(trained.model), **trained.metrics}, as_json, _trained)
+    print_answer({"out": str(trained.out), "model": str(trained.model), **trained.metrics}, as_json, _show_training)
 
 
-def _trained(answer: dict[str, Any], console: Console) -> None:
-    from daskpipe.config.compose import quoted
+def _show_training(answer: dict[str, Any], console: Console) -> None:
+    """Print the errors on each split, the model, and a command that explores with it."""
+    from daskpipe.config.overrides import quote_value
 
-    rows = [error_line(split, groups["all"]) for split, groups in answer["splits"].items()]
+    rows = [format_errors(split, groups["all"]) for split, groups in answer["splits"].items()]
     model = answer["model"]
     rows += [
         f"Model {model} after {answer['seconds']:.0f} s",
-        f"explore with it: daskpipe run quickstart {quote(f'explore.potential.params.model={quoted(model)}')}",
+        f"explore with it: daskpipe run quickstart {quote(f'explore.potential.params.model={quote_value(model)}')}",
     ]
     print_lines(rows, console)
 
 
-def error_line(split: str, errors: dict[str, Any]) -> str:
-    """Return the errors of a split for people; `errors` as `daskpipe.train.accuracy.errors` returns them."""
+def format_errors(split: str, errors: dict[str, Any]) -> str:
+    """Format the errors of a split; `errors` as `daskpipe.train.accuracy.measure_errors` returns them."""
     energy, forces = errors["energy"], errors["forces"]
     if energy is None or forces is None:
         failures = ", ".join(f"{count:,} {reason}" for reason, count in errors["failures"].items())
@@ -245,10 +247,11 @@ def error_line(split: str, errors: dict[str, Any]) -> str:
     return f"{split:<5}  energy RMSE {1e3 * energy['rmse']:.1f} meV/atom, forces RMSE {forces['rmse']:.4f} eV/Å: {gain}"
 
 
-def _verified(answer: dict[str, Any], console: Console) -> None:
-    from daskpipe.cli.progress import escape
+def _show_verification(answer: dict[str, Any], console: Console) -> None:
+    """Print the files that differ, and whether the dataset is as it was written."""
+    from daskpipe.cli.progress import escape_text
 
     for problem in answer["problems"]:
-        console.print(escape(problem), highlight=False, soft_wrap=True)
+        console.print(escape_text(problem), highlight=False, soft_wrap=True)
     state = "[red]damaged[/]: copy it again, or make it anew" if answer["problems"] else "[green]as it was written[/]"
-    console.print(f"{escape(answer['dataset'])} is {state}", highlight=False, soft_wrap=True)
+    console.print(f"{escape_text(answer['dataset'])} is {state}", highlight=False, soft_wrap=True)

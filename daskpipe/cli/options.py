@@ -1,10 +1,8 @@
-"""What the verbs of the command line share: options defined once, and how answers are printed."""
+"""Options of the command line, each defined once, and functions that print answers."""
 
 from __future__ import annotations
 
-import glob
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from daskpipe.core.errors import ConfigError, printable
+from daskpipe.core.errors import ConfigError
+from daskpipe.core.text import make_printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,8 +39,12 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite OUT")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text")]
 
 
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived. Not an `Exception`, so that no library on the way catches it."""
+
+
 class _NoTypeOfFlags:
-    """Mixin of typer's commands: help shows no type beside flags, which take no value."""
+    """Mixin of typer's commands that shows no type beside flags, which take no value."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return all parameters of the command, ``--help`` among them."""
@@ -53,15 +56,15 @@ class _NoTypeOfFlags:
 
 
 class Command(_NoTypeOfFlags, TyperCommand):
-    """A verb."""
+    """A verb of the command line."""
 
 
 class Group(_NoTypeOfFlags, TyperGroup):
-    """Several verbs."""
+    """A group of verbs."""
 
 
 class Verbs(typer.Typer):
-    """Verbs of the command line, all of them `Command`."""
+    """App of verbs, each of them a `Command`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(cls=Group, **options)
@@ -72,32 +75,32 @@ class Verbs(typer.Typer):
 
 
 Table = Callable[[dict[str, Any], "Console"], None]
-"""Prints an answer for people."""
+"""Function that prints an answer for people."""
 
 
-def cluster_overrides(cluster: str | None) -> list[str]:
+def make_cluster_overrides(cluster: str | None) -> list[str]:
     """Return ``--cluster`` as overrides of the config."""
     if cluster is None:
         return []
     if "://" in cluster:
         return [f"cluster.address={cluster}"]
-    from daskpipe.config.compose import quoted
+    from daskpipe.config.overrides import quote_value
     from daskpipe.core.files import package_folder
 
     if cluster in (file.stem for file in (package_folder("configs") / "cluster").glob("*.yaml")):
         named = f"cluster={cluster}"
     else:  # a site of the user's own
-        named = f"cluster.name={quoted(cluster)}"
-    return [named, "cluster.address=null", "cluster.tls=null"]  # instead of a scheduler that the config joins
+        named = f"cluster.name={quote_value(cluster)}"
+    return [named, "cluster.address=null", "cluster.tls=null"]  # replaces a scheduler that the config joins
 
 
-def shard_overrides(shard: str | None) -> list[str]:
+def make_shard_overrides(shard: str | None) -> list[str]:
     """Return ``--shard`` as overrides of the config."""
     return [] if shard is None else [f"shard='{shard}'"]
 
 
 @contextmanager
-def bars_on_screen(as_json: bool) -> Iterator[Any]:
+def show_bars(as_json: bool) -> Iterator[Any]:
     """Yield a subscriber that draws bars on the screen, unless for machines."""
     from rich.console import Console
 
@@ -107,25 +110,32 @@ def bars_on_screen(as_json: bool) -> Iterator[Any]:
         yield bars
 
 
-def paths_and_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """Tell files from overrides: a word with = that is no file, folder or glob of any is an override."""
-    overrides = [word for word in words if "=" in word and not os.path.exists(word) and not glob.glob(word)]
-    paths = [word for word in words if word not in overrides]
+def separate_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """Separate the words of a verb into paths and overrides.
+
+    Raises
+    ------
+    ConfigError
+        If no word is a path.
+    """
+    from daskpipe.config.overrides import separate_paths
+
+    paths, overrides = separate_paths(words)
     if not paths:
         raise ConfigError("no frames: give a file, a folder or a glob, e.g. md.extxyz")
     return paths, overrides
 
 
-def close_standalone(done: Any, as_json: bool) -> None:
-    """Print what was made of files, and end with its exit code."""
+def close_files_verb(done: Any, as_json: bool) -> None:
+    """Print the result of a verb on files, and end with its exit code."""
     from rich.console import Console
 
     from daskpipe.cli import progress
 
     if as_json:
-        typer.echo(json.dumps(progress.standalone_as_json(done), indent=1))
+        typer.echo(json.dumps(progress.dump_files_result(done), indent=1))
     else:
-        progress.standalone_summary(done, Console())
+        progress.print_files_summary(done, Console())
     if done.exit_code:
         raise typer.Exit(done.exit_code)
 
@@ -141,6 +151,6 @@ def print_answer(content: dict[str, Any], as_json: bool, table: Table) -> None:
 
 
 def print_lines(lines: Iterable[str], console: Console) -> None:
-    """Print lines as they are: no markup, not broken; what a terminal would heed is spelled out."""
+    """Print lines without markup and without line breaks; control characters are spelled out."""
     for line in lines:
-        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+        console.print(make_printable(line), markup=False, highlight=False, soft_wrap=True)

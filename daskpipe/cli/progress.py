@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar a stage with rate and time left, and a closing summary; and the log file."""
+"""Show the progress of a run: a bar for each stage with rate and time left, a summary at the end, and a log file."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from daskpipe.cluster.queues import find_job_id
 from daskpipe.core import events
-from daskpipe.core.errors import printable
+from daskpipe.core.text import make_printable
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.runs.lease import JOB_VARIABLES
-from daskpipe.runs.outcome_lines import label_lines, move_lines, selection_lines, split_lines
-from daskpipe.store.quality import verdict as verdict_module
+from daskpipe.runs.outcome_lines import format_labels, format_moves, format_selection, format_splits
+from daskpipe.store.quality.verdict import format_checks, format_result
 
 if TYPE_CHECKING:
-    from daskpipe.pipeline.workspace import Done
+    from daskpipe.pipeline.workspace import FilesResult
     from daskpipe.runs.run import Result
     from daskpipe.store.quality.verdict import Verdict
 
@@ -53,20 +53,19 @@ TITLES = {
 }
 
 LOST = {"infrastructure": "lost its worker", "suspect": "ended its worker"}
-"""What became of a unit, by the class of the fault."""
+"""What happened to a unit, by the class of the fault."""
 
 STEPS = ("store-sort", "store-plan", "store-write")
-"""Stages that are part of the one that follows them: of interest while they run, and not afterwards."""
-
+"""Stages that are part of the one after them: shown while they run, and not in the summary."""
 
 WIDE = 80
-"""Columns of a terminal from which on a bar shows all that is known of its stage."""
+"""Columns of a terminal on which a bar also shows counts, rate and elapsed time."""
 
 UNBOUNDED = 10_000
-"""Columns that no table needs."""
+"""Width in columns that no table exceeds."""
 
 
-def redraws(console: Console) -> bool:
+def can_redraw(console: Console) -> bool:
     """Tell whether a console can redraw what it has printed.
 
     FORCE_COLOR makes rich take a pipe for a terminal, and Jupyter runs ``!commands`` on one without a cursor.
@@ -74,9 +73,9 @@ def redraws(console: Console) -> bool:
     return console.is_interactive and console.file.isatty() and "JPY_PARENT_PID" not in os.environ
 
 
-def escape(text: object) -> str:
-    """Return text from outside as rich may be given it: no markup, and nothing that a terminal would heed."""
-    return escape_markup(printable(text))
+def escape_text(text: object) -> str:
+    """Escape text from outside for rich: its markup, and control characters of a terminal."""
+    return escape_markup(make_printable(text))
 
 
 class ProgressBars:
@@ -85,13 +84,13 @@ class ProgressBars:
     Parameters
     ----------
     console
-        Where to draw. Where nothing can be redrawn, only finished stages are printed, a line each. On less than `WIDE`
-        columns there is no room for counts, rates and the time that has passed.
+        Console to draw on. Where it cannot redraw, finished stages are printed, a line each. With fewer than `WIDE`
+        columns there is no room for counts, rates and elapsed time.
     """
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.draws = redraws(console)
+        self.draws = can_redraw(console)
         wide = console.width >= WIDE
         done = "{task.completed:.0f}/{task.total:.0f} {task.fields[what]}" if wide else "{task.percentage:.0f}%"
         columns = [
@@ -115,19 +114,19 @@ class ProgressBars:
         self._bars.stop()
 
     def __call__(self, event: events.Event) -> None:
-        """Draw what an event changes."""
+        """Draw the change that an event brings."""
         match event:
             case events.RunStarted():
-                self.console.print(f"[bold]daskpipe[/] {event.name} in {escape(event.run_dir)}", highlight=False)
+                self.console.print(f"[bold]daskpipe[/] {event.name} in {escape_text(event.run_dir)}", highlight=False)
                 n = len(event.workers)
                 workers = f"{n} worker{'s' * (n != 1)}" if n else "workers come as jobs start"
                 where = f", dashboard {event.dashboard}" if event.dashboard else ""
                 self.console.print(f"{workers}{where}", highlight=False)
-                if event.dashboard and (words := tunnel(event.dashboard)):
+                if event.dashboard and (words := suggest_tunnel(event.dashboard)):
                     self.console.print(f"to see it from elsewhere: {words}", highlight=False, soft_wrap=True)
                 self.console.print()
             case events.Notice():
-                self.console.print(f"[yellow]{escape(event.message)}[/]", highlight=False, soft_wrap=True)
+                self.console.print(f"[yellow]{escape_text(event.message)}[/]", highlight=False, soft_wrap=True)
             case events.StageStarted():
                 share = event.n_committed / event.n_units if event.n_units else 1.0
                 self._started, self._done = time.monotonic(), 0
@@ -158,26 +157,26 @@ class ProgressBars:
                     )
 
 
-def tunnel(dashboard: str) -> str | None:
+def suggest_tunnel(dashboard: str) -> str | None:
     """Return what to type on one's own machine to see a dashboard, which is on loopback; None if it is this one."""
-    if "SSH_CONNECTION" not in os.environ and not any(name in os.environ for name in JOB_VARIABLES):
+    if "SSH_CONNECTION" not in os.environ and find_job_id(os.environ) is None:
         return None
     port = urlsplit(dashboard).port
     return f"ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}"
 
 
 class TrainingLines:
-    """Subscriber that prints a training on the error stream: its first epochs, and then one every few seconds."""
+    """Subscriber that prints epochs of a training to the error stream: the first, and then one every few seconds."""
 
     SECONDS = 5.0
-    """Time between two lines."""
+    """Seconds between two lines."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self._last = 0.0
 
     def __call__(self, event: events.Event) -> None:
-        """Print what an event says, if it is time."""
+        """Print an event, if the last line is old enough."""
         from daskpipe.train import EpochFinished, TrainingStarted
 
         match event:
@@ -199,7 +198,7 @@ class LogFile:
     Parameters
     ----------
     path
-        The file; it is made when the first event arrives, and `begun` is true from then on.
+        The file; the first event creates it, and sets `begun`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -210,59 +209,67 @@ class LogFile:
         """Append an event."""
         self.begun = True
         fields = " ".join(f"{key}={value}" for key, value in event.as_json().items() if key != "event")
-        self.write(f"{type(event).__name__} {fields}".replace("\n", "\\n"))
+        self.write_line(f"{type(event).__name__} {fields}".replace("\n", "\\n"))
 
-    def write(self, text: str) -> None:
+    def write_line(self, text: str) -> None:
         """Append a line with the time in front."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n")
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {make_printable(text)}\n")
 
 
-def summary(result: Result, console: Console) -> None:
-    """Print counts by stage and system type, rejections by reason, where the dataset is and what to type next."""
+def print_summary(result: Result, console: Console) -> None:
+    """Print counts by stage and system type, rejections by reason, the path of the dataset, and what to type next."""
     types = sorted({name for row in result.stages.values() for name in row["counts"]})
     rows = [
         [TITLES.get(stage, stage), str(row["inputs"]), str(row["out"])]
         + [str(row["counts"].get(name, "")) for name in types]
         + [str(row["rejected"] or ""), f"{row['seconds']:.1f}"]
-        for stage, row in _folded(result.stages).items()
+        for stage, row in _merge_steps(result.stages).items()
     ]
     console.print()
-    console.print(table_that_fits(["stage", "in", "out", *types, "rejected", "seconds"], rows, console))
+    console.print(fit_table(["stage", "in", "out", *types, "rejected", "seconds"], rows, console))
     if result.quarantined:
         console.print("\n[yellow]Quarantined[/] (stage/reason: structures, with the first of each)")
-        rejections = RunDirectory(result.run_dir).quarantined()
+        rejections = RunDirectory(result.run_dir).read_quarantine()
         for name, count in result.quarantined.items():
             first = next(item for item in rejections if item.kind == name)
             line = f"  {name}: {count}, e.g. {first.structure}: {first.evidence}"
-            console.print(escape(line), highlight=False, soft_wrap=True)
-        console.print(f"  all of them, one file each: {escape(shown(result.run_dir))}/quarantine/", highlight=False)
+            console.print(escape_text(line), highlight=False, soft_wrap=True)
+        console.print(
+            f"  all of them, one file each: {escape_text(shorten_path(result.run_dir))}/quarantine/", highlight=False
+        )
     console.print()
     explored, selected, planned = (result.stages[stage] for stage in ("explore", "select", "store-plan"))
-    lines = [*move_lines(explored["tallies"]), *selection_lines(selected["report"]), *split_lines(planned["report"])]
+    lines = [
+        *format_moves(explored["tallies"]),
+        *format_selection(selected["report"]),
+        *format_splits(planned["report"]),
+    ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"\n[bold]Dataset[/] {escape(shown(result.dataset))} after {result.seconds:.0f} s", highlight=False)
-    verdict_summary(result.verdict, console)
+    console.print(
+        f"\n[bold]Dataset[/] {escape_text(shorten_path(result.dataset))} after {result.seconds:.0f} s", highlight=False
+    )
+    print_verdict(result.verdict, console)
     console.print("\nNext", style="bold")
-    for command in next_commands(result):
-        console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
+    for command in list_next_commands(result):
+        console.print(f"  {escape_text(command)}", highlight=False, soft_wrap=True)
 
 
-def table_that_fits(
+def fit_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console, *, left: Sequence[str] = ()
 ) -> RenderableType:
-    """Return a table of plain text; a line a row if the console is too narrow for the table.
+    """Return a table of plain text, or one line for each row if the console is too narrow for the table.
 
     Parameters
     ----------
     columns
-        Their headings; the first names the rows.
+        Headings; the first column names the rows.
     rows
         Cells of each row.
     console
-        Where it is printed.
+        Console on which it will be printed.
     left
         Headings of columns, besides the first, whose cells are aligned to the left.
     """
@@ -280,26 +287,28 @@ def table_that_fits(
     return Text("\n".join(f"{row[0]}: {line}" for row, line in zip(rows, cells, strict=True)))
 
 
-def verdict_summary(verdict: Verdict, console: Console) -> None:
-    """Print what the quality gate says: the checks that fail or warn alone, and the verdict."""
-    for row in verdict_module.check_lines(check for check in verdict.checks if check.verdict in ("fail", "warn")):
-        console.print(escape(row), highlight=False, soft_wrap=True)
+def print_verdict(verdict: Verdict, console: Console) -> None:
+    """Print the verdict of the quality gate, and the checks that fail or warn."""
+    for row in format_checks(check for check in verdict.checks if check.verdict in ("fail", "warn")):
+        console.print(escape_text(row), highlight=False, soft_wrap=True)
     color = "green" if verdict.go else "red"
     console.print(
-        f"[bold]Quality[/] [{color}]{escape(verdict_module.last_line(verdict))}[/]", highlight=False, soft_wrap=True
+        f"[bold]Quality[/] [{color}]{escape_text(format_result(verdict))}[/]",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
-def _folded(stages: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the rows of stages, the seconds of `STEPS` added to those of the stage that they are part of."""
+def _merge_steps(stages: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the rows of stages, with the seconds of `STEPS` added to those of the stage that they are part of."""
     steps = sum(row["seconds"] for stage, row in stages.items() if stage in STEPS)
     shown = {stage: row for stage, row in stages.items() if stage not in STEPS}
     return {stage: row | {"seconds": row["seconds"] + steps * (stage == "store")} for stage, row in shown.items()}
 
 
-def next_commands(result: Result) -> list[str]:
-    """Commands worth typing after a run."""
-    run_dir, dataset = shown(result.run_dir), shown(result.dataset)
+def list_next_commands(result: Result) -> list[str]:
+    """List commands to type after a run."""
+    run_dir, dataset = shorten_path(result.run_dir), shorten_path(result.dataset)
     program = f"import daskpipe; print(daskpipe.open_dataset({dataset!r}))"
     return [
         f"daskpipe report {quote(run_dir)}",
@@ -308,7 +317,7 @@ def next_commands(result: Result) -> list[str]:
     ]
 
 
-def as_json(result: Result) -> dict[str, Any]:
+def dump_result(result: Result) -> dict[str, Any]:
     """Return a result as JSON types."""
     return {
         "run_dir": str(result.run_dir),
@@ -321,32 +330,36 @@ def as_json(result: Result) -> dict[str, Any]:
     }
 
 
-def standalone_summary(done: Done, console: Console) -> None:
-    """Print what was made of the frames of files: counts, what was left out and why, and how well picks cover."""
+def print_files_summary(done: FilesResult, console: Console) -> None:
+    """Print the result of a verb on files: counts, rejections by reason, and coverage or splits."""
     rejected = sum(done.rejected.values())
     left_out = f", {rejected} rejected" if rejected else ""
     console.print(f"\n{done.n_frames:,} frames described{left_out} in {done.seconds:.1f} s", highlight=False)
     for reason, count in done.rejected.items():
-        console.print(escape(f"  {reason}: {count}, e.g. {done.examples[reason]}"), highlight=False, soft_wrap=True)
-    lines = selection_lines(done.report) if "coverage" in done.report else []
+        console.print(
+            escape_text(f"  {reason}: {count}, e.g. {done.examples[reason]}"), highlight=False, soft_wrap=True
+        )
+    lines = format_selection(done.report) if "coverage" in done.report else []
     if "n_doubled" in done.report:
         n_conflicts = done.report["n_conflicts"]
         differing = f", {n_conflicts:,} of them with another energy" if n_conflicts else ""
-        lines = [f"doubled structures left out: {done.report['n_doubled']:,}{differing}", *split_lines(done.report)]
-        lines = [*label_lines(done.report, done.n_frames), *lines]
+        lines = [f"doubled structures left out: {done.report['n_doubled']:,}{differing}", *format_splits(done.report)]
+        lines = [*format_labels(done.report, done.n_frames), *lines]
     for line in lines:
-        console.print(escape(line), highlight=False, soft_wrap=True)
+        console.print(escape_text(line), highlight=False, soft_wrap=True)
     what = "structures" if "n_doubled" in done.report else "frames"
-    console.print(f"[bold]Wrote[/] {escape(shown(done.out.absolute()))}: {done.n_out:,} {what}", highlight=False)
+    console.print(
+        f"[bold]Wrote[/] {escape_text(shorten_path(done.out.absolute()))}: {done.n_out:,} {what}", highlight=False
+    )
 
 
-def standalone_as_json(done: Done) -> dict[str, Any]:
-    """Return what was made of the frames of files as JSON types."""
+def dump_files_result(done: FilesResult) -> dict[str, Any]:
+    """Return the result of a verb on files as JSON types."""
     return {**asdict(done), "out": str(done.out), "seconds": round(done.seconds, 2), "exit_code": done.exit_code}
 
 
-def shown(path: Path) -> str:
-    """Path relative to the present directory where it lies below it."""
+def shorten_path(path: Path) -> str:
+    """Return a path relative to the present directory, if it lies below it."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

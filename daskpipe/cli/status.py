@@ -1,4 +1,4 @@
-"""The verbs that look at a run and stop it, from any machine that shares its directory."""
+"""The verbs that show the progress of a run and stop it, on any machine that shares its directory."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from daskpipe.cli.options import AsJson, RunDir, Verbs, print_answer, print_lines
-from daskpipe.core.errors import printable
+from daskpipe.core.text import make_printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from daskpipe.runs.detached import Record
-    from daskpipe.runs.status import Watch
+    from daskpipe.runs.status import RunWatcher
 
 WATCH_SECONDS = 2.0
-"""Time between two looks."""
+"""Seconds between two readings of the progress."""
 
 app = Verbs()
 
@@ -29,46 +29,46 @@ app = Verbs()
 @app.command()
 def status(
     run_dir: RunDir,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds until the run ends")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Read again every two seconds until the run ends")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show how far a run is, from its directory alone; from any machine that shares it."""
-    from daskpipe.runs.status import Watch
+    """Show the progress of a run, from its directory alone, on any machine that shares it."""
+    from daskpipe.runs.status import RunWatcher
 
-    watched = Watch(run_dir)
+    watched = RunWatcher(run_dir)
     if not watch:
-        print_answer(watched.look(), as_json, _show)
+        print_answer(watched.read_status(), as_json, _show_status)
     elif as_json:
         _watch_lines(watched, json.dumps)
     else:
-        _watch(watched)
+        _watch_screen(watched)
 
 
 @app.command()
 def cancel(run_dir: RunDir, as_json: AsJson = False) -> None:
     """Stop a run, wherever its driver and its jobs are; daskpipe resume goes on."""
-    from daskpipe.runs.cancel import cancel as stop
+    from daskpipe.runs.cancel import cancel_run
 
-    print_answer(stop(run_dir), as_json, _cancelled)
+    print_answer(cancel_run(run_dir), as_json, _show_cancellation)
 
 
 def print_detached(run_dir: Path, record: Record, as_json: bool) -> None:
-    """Print which job will drive a run, and how to look at it."""
+    """Print which job will drive a run, and how to watch and stop it."""
     answer = {"run_dir": str(run_dir), "job_id": record.job_id, "log": record.log}
-    print_answer(answer, as_json, _submitted)
+    print_answer(answer, as_json, _show_submission)
 
 
-def _submitted(answer: dict[str, Any], console: Console) -> None:
+def _show_submission(answer: dict[str, Any], console: Console) -> None:
     run = quote(answer["run_dir"])
     lines = (
         f"job {answer['job_id']} will drive {answer['run_dir']}; its log: {answer['log']}",
-        f"to look at it: daskpipe status {run} --watch",
+        f"to watch it: daskpipe status {run} --watch",
         f"to stop it: daskpipe cancel {run}",
     )
     print_lines(lines, console)
 
 
-def _cancelled(answer: dict[str, Any], console: Console) -> None:
+def _show_cancellation(answer: dict[str, Any], console: Console) -> None:
     lines = []
     if answer["driver"]:
         lines.append(f"stopped the driver: {answer['driver']}")
@@ -78,55 +78,55 @@ def _cancelled(answer: dict[str, Any], console: Console) -> None:
     print_lines([*lines, *answer["notes"]], console)
 
 
-def _watch(watched: Watch) -> None:
-    """Redraw in place on a terminal, append lines elsewhere, until nothing is under way."""
+def _watch_screen(watched: RunWatcher) -> None:
+    """Redraw the progress in place on a terminal, append lines elsewhere, until the run ends."""
     from rich.console import Console, Group
     from rich.live import Live
 
-    from daskpipe.cli.progress import redraws
+    from daskpipe.cli.progress import can_redraw
 
     console = Console()
-    if not redraws(console):
-        _show(_watch_lines(watched, line), console)
+    if not can_redraw(console):
+        _show_status(_watch_lines(watched, format_line), console)
         return
     with Live(console=console, auto_refresh=False) as live:
-        for state in _states(watched):
-            live.update(Group(*parts(state, console)), refresh=True)
+        for state in _iterate_states(watched):
+            live.update(Group(*list_parts(state, console)), refresh=True)
 
 
-def _watch_lines(watched: Watch, said: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
-    """Print what changes, a line each; return the last state."""
+def _watch_lines(watched: RunWatcher, said: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+    """Print a line for each change; return the last state."""
     before: str | None = None
     state: dict[str, Any] = {}
-    for state in _states(watched):
+    for state in _iterate_states(watched):
         if (now := said(state)) != before:
             typer.echo(now)
         before = now
     return state
 
 
-def _states(watched: Watch) -> Iterator[dict[str, Any]]:
-    """Yield a state every two seconds, the last one when nothing is under way."""
+def _iterate_states(watched: RunWatcher) -> Iterator[dict[str, Any]]:
+    """Yield the state of a run every two seconds until it ends."""
     from daskpipe.runs.status import UNDER_WAY
 
     while True:
-        state = watched.look()
+        state = watched.read_status()
         yield state
         if state["state"] not in UNDER_WAY:
             return
         time.sleep(WATCH_SECONDS)
 
 
-def line(state: dict[str, Any]) -> str:
-    """Return a state on one line."""
+def format_line(state: dict[str, Any]) -> str:
+    """Format a state on one line."""
     if state["stage"] is None:
-        return f"{state['state']}{_where(state)}"
+        return f"{state['state']}{_format_place(state)}"
     row = state["stages"][state["stage"]]
     gone = "".join(f", {row[kind]} {kind}" for kind in ("lost", "suspect") if row[kind])
-    return f"{state['stage']} {row['committed']}/{row['planned']}{gone}{_pace(state)}"
+    return f"{state['stage']} {row['committed']}/{row['planned']}{gone}{_format_pace(state)}"
 
 
-def _where(state: dict[str, Any]) -> str:
+def _format_place(state: dict[str, Any]) -> str:
     if driver := state["driver"]:
         job = f", job {driver['job_id']}" if driver["job_id"] else ""
         return f" on {driver['host']}, process {driver['pid']}{job}, since {driver['since']}"
@@ -135,32 +135,34 @@ def _where(state: dict[str, Any]) -> str:
     return ""
 
 
-def _pace(state: dict[str, Any]) -> str:
+def _format_pace(state: dict[str, Any]) -> str:
     if state["rate"] is None:
         return ""
     return f", {state['rate']:.3g} units/s, some {time.strftime('%H:%M:%S', time.gmtime(state['seconds_left']))} left"
 
 
-def _show(state: dict[str, Any], console: Console) -> None:
-    for part in parts(state, console):
+def _show_status(state: dict[str, Any], console: Console) -> None:
+    for part in list_parts(state, console):
         console.print(part, soft_wrap=True)
 
 
-def parts(state: dict[str, Any], console: Console) -> list[RenderableType]:
-    """Return a state for the screen: a table, if there is room for it, and lines around it."""
+def list_parts(state: dict[str, Any], console: Console) -> list[RenderableType]:
+    """Return the state of a run for the screen: a line, a table if there is room for it, and more lines."""
     from rich.text import Text
 
-    from daskpipe.cli.progress import table_that_fits
+    from daskpipe.cli.progress import fit_table
 
-    head = Text.assemble((printable(state["run_dir"]), "bold"), f" is {state['state']}{printable(_where(state))}")
+    head = Text.assemble(
+        (make_printable(state["run_dir"]), "bold"), f" is {state['state']}{make_printable(_format_place(state))}"
+    )
     head.append(f"; drivers started: {state['driver_starts']}")
     usual, faults = ("committed", "planned", "out"), ("rejected", "lost", "suspect", "yielded")
     cells = [
         [stage, *(str(row[name]) for name in usual), *(str(row[name] or "") for name in faults)]
         for stage, row in state["stages"].items()
     ]
-    rows = table_that_fits(["stage", "units", *usual[1:], *faults], cells, console)
-    below = [line(state)] if state["stage"] is not None else []
+    rows = fit_table(["stage", "units", *usual[1:], *faults], cells, console)
+    below = [format_line(state)] if state["stage"] is not None else []
     below += [state["notice"]] if state["notice"] else []
     below += [f"quarantined {reason}: {count}" for reason, count in state["quarantined"].items()]
     if state["log"] and state["state"] != "complete":
@@ -169,4 +171,4 @@ def parts(state: dict[str, Any], console: Console) -> list[RenderableType]:
         below.append(f"dataset {state['dataset']}")
     if state["state"] == "stopped":
         below.append(f"to go on: daskpipe resume {quote(state['run_dir'])}")
-    return [head, rows, *(Text(printable(text)) for text in below)]
+    return [head, rows, *(Text(make_printable(text)) for text in below)]

@@ -1,8 +1,8 @@
 """Connect to Dask workers by a name: ``local``, a site of ``jobqueue/``, or the address of a scheduler.
 
-All that is started here talks TLS with keys of the run, on one machine too: other users can reach its ports. Local
-listeners are on loopback only. A worker has one thread, and NumPy and torch in it one thread each: sums over threads
-round differently on machines with other core counts, and Dask is the parallelism.
+Everything that is started here talks TLS with keys of the run, also on one machine, where other users can reach its
+ports. Local listeners are on loopback only. A worker has one thread, and NumPy and torch in it one thread each: sums
+over threads round differently on machines with other numbers of cores, and Dask already works in parallel.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 from daskpipe.cluster import scheduler, tls
 from daskpipe.cluster.addresses import LOOPBACK
 from daskpipe.cluster.dask_config import DASK_CONFIG
-from daskpipe.cluster.joining import join
-from daskpipe.cluster.local import CONNECT_SECONDS, _local
+from daskpipe.cluster.joining import join_scheduler
+from daskpipe.cluster.local import CONNECT_SECONDS, start_local_workers
 from daskpipe.cluster.settings import Cluster
-from daskpipe.cluster.sites import site_of
+from daskpipe.cluster.sites import load_site
 from daskpipe.core.errors import ClusterError, ConfigError
 from daskpipe.core.events import Emit
 from daskpipe.engine.dask_pool import Workers
@@ -32,54 +32,56 @@ if TYPE_CHECKING:
     from distributed import Security
 
 DASHBOARD_PORT = 8787
+"""Port of the dashboard, if it is free."""
+
 LONGEST_GREETING = 2**20
-"""Bytes; a greeting has about a hundred."""
+"""Most bytes of a Dask server's greeting, which has about a hundred."""
 
 
 @contextmanager
 def connect(settings: Cluster, log: Path | None = None, emit: Emit = lambda event: None) -> Iterator[Workers]:
-    """Yield workers, and close what was started for it.
+    """Connect to workers, yield them, and close everything that was started for them.
 
     Parameters
     ----------
     settings
         Section ``cluster`` of the config.
     log
-        File to which workers that are started here append what libraries print, instead of the screen. For a site,
-        whose machines must share its folder, keys and logs of jobs lie beside it.
+        File to which workers that are started here append the output of libraries, instead of the screen. Keys and
+        logs of a site's jobs lie beside it, in a folder that the site's machines must share.
     emit
-        Called with what a person should know of a site's jobs.
+        Called with events about the workers that a person should read.
 
     Raises
     ------
     ClusterError
-        If the workers cannot be had, or would be reached without TLS.
+        If there are no workers to be had, or they would be reached without TLS.
     ConfigError
         If there is no such site.
     """
     import dask
 
     dashboard = f"{LOOPBACK}:{DASHBOARD_PORT}" if settings.dashboard else None
-    with dask.config.set(DASK_CONFIG), _quiet():
+    with dask.config.set(DASK_CONFIG), _silence_dask():
         if settings.address:
-            yield from _join(settings, settings.address, log, emit)
+            yield from _join_address(settings, settings.address, log, emit)
         elif settings.name == "local":
-            yield from _local(settings, log, dashboard, emit)
+            yield from start_local_workers(settings, log, dashboard, emit)
         elif log is None:
             raise ConfigError(
                 f"this has no run directory, which the jobs of cluster {settings.name} would need; "
                 "give --cluster local, or the address of a scheduler"
             )
         else:
-            site = site_of(settings)
-            with scheduler.site_workers(
+            site = load_site(settings)
+            with scheduler.start_site_workers(
                 site, log.parent, emit, insecure=settings.insecure, dashboard=dashboard
             ) as workers:
                 yield workers
 
 
-def check(settings: Cluster) -> None:
-    """See, before anything is written or started, that a cluster of that description can be had here.
+def check_cluster(settings: Cluster) -> None:
+    """Check that a cluster can be had here, before anything is written or started.
 
     Raises
     ------
@@ -91,7 +93,7 @@ def check(settings: Cluster) -> None:
     if settings.address:
         _check_encrypted(settings, settings.address)
     elif settings.name != "local":
-        command = site_of(settings).submit_command
+        command = load_site(settings).queue_system.submit_command
         if shutil.which(command) is None:
             raise ClusterError(
                 f"cluster {settings.name} needs {command}, and there is none on the PATH. "
@@ -102,12 +104,13 @@ def check(settings: Cluster) -> None:
 # --- a scheduler that others started ----------------------------------------------------------------
 
 
-def _join(settings: Cluster, address: str, log: Path | None, emit: Emit) -> Iterator[Workers]:
+def _join_address(settings: Cluster, address: str, log: Path | None, emit: Emit) -> Iterator[Workers]:
+    """Connect to a scheduler that others started, check its workers, and yield them."""
     from distributed import Client
 
     if not _check_encrypted(settings, address):
         scheduler.warn_insecure(address, emit)
-    security = _keys(settings, address)
+    security = _load_keys(settings, address)
     try:
         _check_speaks_dask(address, security)
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False, security=security)
@@ -120,19 +123,19 @@ def _join(settings: Cluster, address: str, log: Path | None, emit: Emit) -> Iter
             raise ClusterError(
                 f"the scheduler at {address} has no workers. Start one: dask worker {address} --nthreads 1"
             )
-        yield join(client, None if log is None else log.parent, emit)
+        yield join_scheduler(client, None if log is None else log.parent, emit)
 
 
 def _check_speaks_dask(address: str, security: Security | None) -> None:
-    """See that a Dask server listens at an address, such as that of a scheduler and not that of its dashboard.
+    """Check that a Dask server listens at an address, and not for example a dashboard.
 
-    Dask's client would take the first bytes of anything else for the length of a message, and wait for it for ever. A
-    Dask server speaks first: eight bytes say how long its greeting is.
+    Dask's client would take the first bytes of anything else for the length of a message, and wait for ever. A Dask
+    server speaks first: eight bytes with the length of its greeting.
 
     Raises
     ------
     OSError
-        If it cannot be reached, or says something else, or nothing.
+        If it cannot be reached, or sends something else, or nothing.
     """
     from distributed.comm.addressing import parse_host_port
 
@@ -149,10 +152,10 @@ def _check_speaks_dask(address: str, security: Security | None) -> None:
 
 
 def _check_encrypted(settings: Cluster, address: str) -> bool:
-    """Return whether an address talks TLS; refuse one on another machine that does not, unless the config insists."""
+    """Tell whether an address talks TLS; refuse plain TCP to another machine, unless the config insists."""
     if address.startswith("tls://"):
         return True
-    if not settings.insecure and _beyond_this_machine(address.rpartition("://")[2]):
+    if not settings.insecure and _is_on_another_machine(address.rpartition("://")[2]):
         raise ClusterError(
             f"{address} is not on this machine, and without TLS whoever is on the network could run programs as you. "
             "Start the scheduler with --protocol tls --tls-ca-file ... and give cluster.address=tls://... and "
@@ -161,18 +164,18 @@ def _check_encrypted(settings: Cluster, address: str) -> bool:
     return False
 
 
-def _beyond_this_machine(location: str) -> bool:
-    """Tell whether host:port is elsewhere; a host that has no address cannot be reached at all."""
+def _is_on_another_machine(location: str) -> bool:
+    """Tell whether host:port is on another machine; a host without an address is on none."""
     host = location.rpartition(":")[0].strip("[]") or location
     try:
-        found = socket.getaddrinfo(host, None)
+        resolved = socket.getaddrinfo(host, None)
     except OSError:
         return False
-    return not all(ipaddress.ip_address(str(item[4][0]).partition("%")[0]).is_loopback for item in found)
+    return not all(ipaddress.ip_address(str(item[4][0]).partition("%")[0]).is_loopback for item in resolved)
 
 
-def _keys(settings: Cluster, address: str) -> Security | None:
-    """Return the keys of a client: those of the config's folder, or Dask's own; none for plain TCP."""
+def _load_keys(settings: Cluster, address: str) -> Security | None:
+    """Return a client's keys from the config's folder or from Dask's config; None for plain TCP."""
     from distributed import Security
 
     if not address.startswith("tls://"):
@@ -194,14 +197,12 @@ def _keys(settings: Cluster, address: str) -> Security | None:
     return Security(tls_ca_file=ca, tls_client_cert=cert, tls_client_key=key, require_encryption=True)
 
 
-# --- workers on this machine ------------------------------------------------------------------------
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep off the screen what Dask says of lost workers, which the driver reports itself, and of a port that is taken.
+def _silence_dask() -> Iterator[None]:
+    """Keep Dask's messages about lost workers and about a port that is taken off the screen.
 
-    Where that of the dashboard is, Dask takes another one; the link says which.
+    The driver reports lost workers itself. If the port of the dashboard is taken, Dask takes another one, which is in
+    the link.
     """
     parts = ("client", "nanny", "scheduler", "worker", "core")
     names = ("distributed", *(f"distributed.{part}" for part in parts))

@@ -1,93 +1,104 @@
-"""Commands of queues: what submits jobs, lists them, and cancels them.
+"""Run the commands of a queue that submit, list and cancel jobs.
 
-A job is cancelled under two conditions by a process that has not submitted it: its name begins with `tag` of the run
-directory, which is a hash of the path, and the queue lists its number under its name (`daskpipe.cluster.listings`). So
-a copy of a run directory leaves the jobs of the original alone, and a resume on another cluster those of strangers.
+A process cancels a job that it has not submitted itself only under two conditions. The name of the job begins with a
+hash of the run directory's path (`job_name_prefix`), and the queue lists its number under its name
+(`daskpipe.cluster.listings`). So a copy of a run directory leaves the jobs of the original alone, and a resume on
+another cluster leaves those of strangers alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from daskpipe.cluster import job_script, sites
+from daskpipe.cluster.job_script import find_user_name, own_jobs_command
 from daskpipe.cluster.listings import Fate, Listing
-from daskpipe.cluster.queues import CLUSTER_NAME, lists_nothing, read_job_id
-from daskpipe.cluster.submitted_jobs import Submission, record, recorded, tag, time_now
+from daskpipe.cluster.sites import Site
+from daskpipe.cluster.submitted_jobs import (
+    Submission,
+    append_line,
+    format_time_now,
+    job_name_prefix,
+    read_submissions,
+)
 from daskpipe.core.errors import ClusterError
 
 COMMAND_SECONDS = 60.0
-"""Time that the queue has to answer the scaler."""
+"""Seconds that the queue has to answer the job scaler."""
 
 ANSWER_SECONDS = 30.0
-"""Time that it has to answer somebody who waits."""
+"""Seconds that the queue has to answer while a person waits."""
 
 NAME_TRIES, NAME_PAUSE = 5, 1.0
-"""Looks for a job by its name, and seconds between them, where the queue's answer had no id."""
+"""Listings in which a job is sought by its name, and seconds between them, if the queue's answer had no id."""
 
 
-# --- lists ------------------------------------------------------------------------------------------------
+# --- listings ---------------------------------------------------------------------------------------------
 
 
-def list_jobs(site: sites.Site) -> Listing:
-    """Ask a queue for the jobs of whoever runs this, where nothing else has to go on.
+def list_jobs(site: Site) -> Listing:
+    """Ask a queue for the jobs of the user who runs this process; block until it answers.
 
     Raises
     ------
     ClusterError
         If it does not answer.
     """
-    words = job_script.queue(site)
-    done = _run(words)
-    if done.returncode and not lists_nothing(site.kind, done.stderr + done.stdout):
+    queue_system = site.queue_system
+    words = own_jobs_command(site)
+    done = _run_process(words)
+    if done.returncode and not queue_system.lists_nothing(done.stderr + done.stdout):
         raise ClusterError(f"{shlex.join(words)}: {done.stderr.strip()}. Try again when it answers")
-    jobs = job_script.parse(site, "" if done.returncode else done.stdout)
     cluster_name = None
-    if site.kind in CLUSTER_NAME:
-        words, pattern = CLUSTER_NAME[site.kind]
+    if queue_system.cluster_command:
         with suppress(ClusterError):
-            cluster_name = _first_group(pattern, ask(words))
-    return Listing(kind=site.kind, cluster_name=cluster_name, user=job_script.user_name(), jobs=jobs)
+            cluster_name = queue_system.read_cluster_name(run_command(queue_system.cluster_command))
+    return _make_listing(site, cluster_name, "" if done.returncode else done.stdout)
 
 
-async def list_jobs_async(site: sites.Site, cluster_name: str | None) -> Listing:
-    """Ask a queue for the jobs of whoever runs this, in a cluster whose name is known; raises as `output`."""
+async def list_jobs_async(site: Site, cluster_name: str | None) -> Listing:
+    """Ask a queue for the jobs of the user who runs this process; raises as `run_command_async`.
+
+    Parameters
+    ----------
+    site
+        Site of the queue.
+    cluster_name
+        As `name_cluster` returned it.
+    """
     try:
-        text = await output(job_script.queue(site))
+        text = await run_command_async(own_jobs_command(site))
     except RuntimeError as error:
-        if not lists_nothing(site.kind, str(error)):
+        if not site.queue_system.lists_nothing(str(error)):
             raise
         text = ""
-    return Listing(
-        kind=site.kind, cluster_name=cluster_name, user=job_script.user_name(), jobs=job_script.parse(site, text)
-    )
+    return _make_listing(site, cluster_name, text)
 
 
-async def name_cluster(site: sites.Site) -> str | None:
+def _make_listing(site: Site, cluster_name: str | None, text: str) -> Listing:
+    jobs = site.queue_system.read_listing(text)
+    return Listing(kind=site.kind, cluster_name=cluster_name, user=find_user_name(), jobs=jobs)
+
+
+async def name_cluster(site: Site) -> str | None:
     """Ask a queue for the name of its cluster; return None if it does not say."""
-    if site.kind not in CLUSTER_NAME:
+    queue_system = site.queue_system
+    if not queue_system.cluster_command:
         return None
-    words, pattern = CLUSTER_NAME[site.kind]
     try:
-        return _first_group(pattern, await output(words))
+        return queue_system.read_cluster_name(await run_command_async(queue_system.cluster_command))
     except (OSError, RuntimeError):
         return None
 
 
-def _first_group(pattern: str, text: str) -> str | None:
-    match = re.search(pattern, text, re.MULTILINE)
-    return match[1] if match else None
-
-
-# --- jobs begin -------------------------------------------------------------------------------------------
+# --- submission -------------------------------------------------------------------------------------------
 
 
 class NoJobIdError(ClusterError):
@@ -96,7 +107,7 @@ class NoJobIdError(ClusterError):
     Parameters
     ----------
     message
-        For people.
+        Message for people.
     submission
         The job, without an id.
     """
@@ -106,24 +117,24 @@ class NoJobIdError(ClusterError):
         self.submission = submission
 
 
-async def submit(site: sites.Site, job: Any, *, pool: str, cluster_name: str | None) -> Submission:
+async def submit_job(site: Site, job: Any, *, pool: str, cluster_name: str | None) -> Submission:
     """Submit a job; return it with the id that the queue gave it.
 
     Parameters
     ----------
     site, job
-        Where, and what `sites.job` returned.
+        The site, and what `job_script.build_job` returned.
     pool
-        Name of its pool.
+        Name of the job's pool.
     cluster_name
         As `name_cluster` returned it.
 
     Raises
     ------
     OSError, RuntimeError
-        If the queue does not take it.
+        If the queue does not take the job.
     NoJobIdError
-        If it does, and the job's id is neither in its answer nor in its list.
+        If the queue takes it, and its id is neither in the queue's answer nor in its listing.
     """
     with job.job_file() as script:
         answer = await job._submit_job(script)
@@ -132,44 +143,44 @@ async def submit(site: sites.Site, job: Any, *, pool: str, cluster_name: str | N
         name=job.job_name,
         kind=site.kind,
         cluster_name=cluster_name,
-        user=job_script.user_name(),
-        at=time_now(),
+        user=find_user_name(),
+        at=format_time_now(),
         pool=pool,
     )
     try:
-        job_id, cluster = read_job_id(site.kind, answer)
+        job_id, cluster = site.queue_system.read_job_id(answer)
     except ValueError as error:
         for _ in range(NAME_TRIES):
             await asyncio.sleep(NAME_PAUSE)
             try:
-                found = (await list_jobs_async(site, cluster_name)).id_of(submission)
+                listed_id = (await list_jobs_async(site, cluster_name)).find_id(submission)
             except (OSError, RuntimeError):
                 continue
-            if found is not None:
-                return replace(submission, job_id=found, seen=True)
+            if listed_id is not None:
+                return replace(submission, job_id=listed_id, seen=True)
         raise NoJobIdError(
-            f"{error}. {shlex.join(job_script.queue(site))} does not show its job {job.job_name} either. If that is in "
+            f"{error}. {shlex.join(own_jobs_command(site))} does not show its job {job.job_name} either. If that is in "
             "the queue, cancel it by hand; and have the submit command print the queue's own answer",
             submission,
         ) from error
     return replace(submission, job_id=job_id, cluster_name=cluster or cluster_name)
 
 
-# --- jobs end ---------------------------------------------------------------------------------------------
+# --- cancelling -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Cancelled:
-    """Ids of the cancelled jobs of a run directory, and sentences on its other jobs.
+class CancelReport:
+    """Ids of the cancelled jobs of a run directory, and sentences about its other jobs.
 
     Parameters
     ----------
     jobs
-        Ids of those that were cancelled.
+        Ids of the jobs that were cancelled.
     doubts
-        Sentences on those that may be left.
+        Sentences about jobs that may be left.
     notes
-        Sentences on jobs of another run directory, which this one is a copy of.
+        Sentences about jobs of another run directory, which this one is a copy of.
     """
 
     jobs: list[str] = field(default_factory=list)
@@ -177,49 +188,62 @@ class Cancelled:
     notes: list[str] = field(default_factory=list)
 
 
-def cancel_left(site: sites.Site, root: Path) -> Cancelled:
-    """Cancel jobs of a run directory that no driver keeps any more.
+def cancel_leftover_jobs(site: Site, root: Path) -> CancelReport:
+    """Cancel the jobs of a run directory that a dead driver has left.
 
     Parameters
     ----------
     site
-        A site with the queue that they were submitted to; jobs of other queues are passed over.
+        A site with the queue system that they were submitted to; jobs of other ones are passed over.
     root
-        Run directory of which no driver lives.
+        Run directory without a living driver.
 
     Raises
     ------
     ClusterError
         If the queue does not answer.
     """
-    return cancel_jobs(site, root, [job for job in recorded(root) if job.kind == site.kind])
+    return cancel_jobs(site, root, [job for job in read_submissions(root) if job.kind == site.kind])
 
 
-def cancel_jobs(site: sites.Site, root: Path, jobs: Sequence[Submission]) -> Cancelled:
-    """Cancel those jobs of a run directory that the queue lists under their names; parameters as `cancel_left`."""
+def cancel_jobs(site: Site, root: Path, jobs: Sequence[Submission]) -> CancelReport:
+    """Cancel those jobs of a run directory that the queue lists under their names.
+
+    Parameters
+    ----------
+    site, root
+        As of `cancel_leftover_jobs`.
+    jobs
+        Jobs of the run directory, and of those that it is a copy of.
+
+    Raises
+    ------
+    ClusterError
+        If the queue does not answer.
+    """
     if not jobs:
-        return Cancelled()
+        return CancelReport()
     listing = list_jobs(site)
-    ours = [job for job in jobs if job.name.startswith(f"{tag(root)}-")]
-    fates = listing.fates(ours)
+    ours = [job for job in jobs if job.name.startswith(f"{job_name_prefix(root)}-")]
+    fates = listing.sort_by_fate(ours)
     for job in ours:
-        if not job.seen and listing.id_of(job):
-            record(root, seen=job.name)  # so that its absence will tell that it is gone
-    ids = [job_id for job in fates["queued"] if (job_id := listing.id_of(job))]
+        if not job.seen and listing.find_id(job):
+            append_line(root, seen=job.name)  # so that its absence from a later listing proves its end
+    ids = [job_id for job in fates["queued"] if (job_id := listing.find_id(job))]
     if ids:
-        ask([*cancel_command(site), *ids])
-    others = [job for job in listing.fates([job for job in jobs if job not in ours])["queued"] if job.job_id]
+        run_command(cancel_command(site, ids))
+    others = [job for job in listing.sort_by_fate([job for job in jobs if job not in ours])["queued"] if job.job_id]
     notes = []
     if others:
         named = ", ".join(map(str, others))
         notes.append(
             f"jobs {named} were submitted by a run in another directory, of which this is a copy, and are left alone. "
-            f"If it was moved here, type: {shlex.join([*cancel_command(site), *(str(job) for job in others)])}"
+            f"If it was moved here, type: {shlex.join(cancel_command(site, map(str, others)))}"
         )
-    return Cancelled(ids, doubts_of(site, root, fates), notes)
+    return CancelReport(ids, describe_doubts(site, root, fates), notes)
 
 
-def describe_left(site: sites.Site, root: Path, jobs: Sequence[Submission], listing: Listing | None) -> str:
+def describe_leftover_jobs(site: Site, root: Path, jobs: Sequence[Submission], listing: Listing | None) -> str:
     """Return what to type for jobs that were cancelled and not seen to leave the queue.
 
     Parameters
@@ -227,72 +251,74 @@ def describe_left(site: sites.Site, root: Path, jobs: Sequence[Submission], list
     site, root, jobs
         As of `cancel_jobs`.
     listing
-        The last list of the queue; None if it does not answer.
+        The last listing of the queue; None if it does not answer.
     """
     ids = sorted(job.job_id for job in jobs if job.job_id)
-    words = f" Type: {shlex.join([*cancel_command(site), *ids])}" if ids else ""
+    advice = f" Type: {shlex.join(cancel_command(site, ids))}" if ids else ""
     if listing is None:
-        return f"the queue does not answer, and may still hold jobs of this run.{words}"
-    doubts = doubts_of(site, root, listing.fates(jobs))
-    return " ".join(doubts) or f"jobs were cancelled, and the queue still holds them.{words}"
+        return f"the queue does not answer, and may still hold jobs of this run.{advice}"
+    doubts = describe_doubts(site, root, listing.sort_by_fate(jobs))
+    return " ".join(doubts) or f"jobs were cancelled, and the queue still holds them.{advice}"
 
 
-def doubts_of(site: sites.Site, root: Path, fates: dict[Fate, list[Submission]]) -> list[str]:
-    """Return a sentence on jobs that the queue does not show, and one on those of other clusters, if there are any."""
+def describe_doubts(site: Site, root: Path, fates: dict[Fate, list[Submission]]) -> list[str]:
+    """Return a sentence about jobs that the queue does not show, and one about those of other clusters, if any."""
     doubts = []
     if unknown := fates["unknown"]:
         ids = [job.job_id for job in unknown if job.job_id]
-        words = f"; if it still has them, type: {shlex.join([*cancel_command(site), *ids])}" if ids else ""
-        users = " or ".join(sorted({job.user for job in unknown if job.user})) or job_script.user_name()
+        advice = f"; if it still has them, type: {shlex.join(cancel_command(site, ids))}" if ids else ""
+        users = " or ".join(sorted({job.user for job in unknown if job.user})) or find_user_name()
         doubts.append(
             f"the queue does not list jobs {', '.join(map(str, unknown))} of this run, and may still hold them. "
-            f"Look as user {users}: {shlex.join(job_script.queue(site))}{words}"
+            f"Look as user {users}: {shlex.join(own_jobs_command(site))}{advice}"
         )
     if elsewhere := fates["elsewhere"]:
-        where = " and ".join(sorted({job.cluster_name or "another cluster" for job in elsewhere}))
+        clusters = " and ".join(sorted({job.cluster_name or "another cluster" for job in elsewhere}))
         doubts.append(
-            f"jobs {', '.join(map(str, elsewhere))} of this run were submitted to {where}, which is not asked here. "
+            f"jobs {', '.join(map(str, elsewhere))} of this run were submitted to {clusters}, which is not asked here. "
             f"Type there: daskpipe cancel {shlex.quote(os.fspath(root))}"
         )
     return doubts
 
 
-def cancel_command(site: sites.Site) -> list[str]:
-    """Return the words before the ids of jobs that are to be cancelled."""
-    return shlex.split(job_script.job_class(site).cancel_command)
+def cancel_command(site: Site, ids: Iterable[str]) -> list[str]:
+    """Return the words of the command that cancels jobs."""
+    return [*site.queue_system.cancel_command.split(), *ids]
 
 
-# --- commands ---------------------------------------------------------------------------------------------
+# --- processes --------------------------------------------------------------------------------------------
 
 
-def ask(words: Sequence[str]) -> str:
-    """Run a command of a queue, where nothing else has to go on; return what it prints.
+def run_command(words: Sequence[str]) -> str:
+    """Run a command of a queue and return its output; block until it ends.
 
     Raises
     ------
     ClusterError
-        If it is not there, fails or does not answer.
+        If there is no such command, or it fails or does not answer.
     """
-    done = _run(words)
+    done = _run_process(words)
     if done.returncode:
         raise ClusterError(f"{shlex.join(words)}: {done.stderr.strip()}. Try again when it answers")
     return done.stdout
 
 
-def _run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _run_process(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ClusterError(f"{shlex.join(words)}: {error}. Type this where the site's commands are") from error
 
 
-async def output(words: Sequence[str]) -> str:
-    """Run a command; return what it printed.
+async def run_command_async(words: Sequence[str]) -> str:
+    """Run a command of a queue and return its output, without blocking the event loop.
 
     Raises
     ------
-    OSError, RuntimeError
-        If there is no such command, or it fails or does not answer; with what it said.
+    OSError
+        If there is no such command.
+    RuntimeError
+        If it fails or does not answer; with its complaint.
     """
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
@@ -307,6 +333,6 @@ async def output(words: Sequence[str]) -> str:
     return out.decode(errors="replace")
 
 
-def words_of(error: Exception) -> str:
-    """Return what a command said, on one line; dask-jobqueue wraps it into words of its own."""
+def describe_error(error: Exception) -> str:
+    """Return the complaint of a command on one line, without the words that dask-jobqueue puts around it."""
     return " ".join(str(error).rpartition("stderr:")[2].split()) or type(error).__name__

@@ -1,4 +1,7 @@
-"""Settings of clusters and of job pools: what a shell may read is held to the characters that it needs."""
+"""Describe clusters and pools of jobs, with strings that are safe in a shell.
+
+Every string of a site may have only the characters that it needs, since a shell reads it in a job script.
+"""
 
 from __future__ import annotations
 
@@ -20,98 +23,95 @@ from daskpipe.core.validation import SIZE, FrozenModel, in_bytes
 from daskpipe.engine.dask_pool import CPU, GPU
 
 
-def _held_to(pattern: str, rule: str) -> AfterValidator:
-    """Return a validator of a string that a shell will read: all of it must match."""
+def _require_match(pattern: str, rule: str) -> AfterValidator:
+    """Return a validator that refuses a string which does not match a pattern as a whole."""
     compiled = re.compile(pattern, re.ASCII)
 
-    def check(value: str) -> str:
+    def check_match(value: str) -> str:
         if not compiled.fullmatch(value):
             raise ValueError(f"must be {rule}")
         return value
 
-    return AfterValidator(check)
+    return AfterValidator(check_match)
 
 
 WALLTIME_RULE = '"HH:MM:SS" or "D-HH:MM:SS", in quotes, e.g. "04:00:00"'
 
 
 def _refuse_number(value: object) -> object:
-    """Refuse a number for a walltime: 60 is an hour to Slurm, a minute to others, and 12:00:00 to some YAML readers."""
+    """Refuse a number: Slurm reads 60 as minutes and others as seconds, and YAML reads 12:00:00 as 43200."""
     if isinstance(value, int | float):
         raise ValueError(f"must be {WALLTIME_RULE}")
     return value
 
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
+"""Pattern of the names of sites and pools."""
 
+Word = Annotated[
+    str, _require_match(r"[A-Za-z0-9_][A-Za-z0-9_.,:@+/-]*", "a word of letters, digits and _ . , : @ + / -")
+]
 
-Word = Annotated[str, _held_to(r"[A-Za-z0-9_][A-Za-z0-9_.,:@+/-]*", "a word of letters, digits and _ . , : @ + / -")]
-
-
-Memory = Annotated[str, _held_to(SIZE, "a number with a unit, e.g. 32GB")]
-
+Memory = Annotated[str, _require_match(SIZE, "a number with a unit, e.g. 32GB")]
 
 Walltime = Annotated[
     str,
     BeforeValidator(_refuse_number),
-    _held_to(r"(\d+-)?\d{1,3}:[0-5]\d:[0-5]\d", WALLTIME_RULE),
+    _require_match(r"(\d+-)?\d{1,3}:[0-5]\d:[0-5]\d", WALLTIME_RULE),
 ]
-
 
 Directive = Annotated[
     str,
-    _held_to(
+    _require_match(
         r"[A-Za-z0-9\[\]=,:._/%+!^@ -]+", "one line of letters, digits, spaces and [ ] = , : . - _ / % + ! ^ @ only"
     ),
 ]
 
-
 ShellLine = Annotated[
     str,
-    _held_to(
+    _require_match(
         r"([A-Za-z0-9_ ./:=,+@%~^-]|\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})+",
         "one simple command, e.g. module load cuda/12 or export A=$HOME/b: no ; & | ` < > ( ) quotes or \\, "
         "and $ as $NAME or ${NAME} only",
     ),
 ]
 
-
 PLAIN_PATH = r"/?[A-Za-z0-9_.+@][A-Za-z0-9_./+@:,=-]*"
+"""Pattern of a path that needs no quotes in a shell."""
 
-
-Executable = Annotated[str, _held_to(PLAIN_PATH, "a path of letters, digits and _ . / + @ : , = -")]
-
+Executable = Annotated[str, _require_match(PLAIN_PATH, "a path of letters, digits and _ . / + @ : , = -")]
 
 Scratch = Annotated[
     str,
-    _held_to(
+    _require_match(
         r"(/|\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})([A-Za-z0-9_./+@:,=-]|\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})*",
         "an absolute path of letters, digits and _ . / + @ : , = -, or one with $NAME, e.g. $TMPDIR or /scratch/$USER",
     ),
 ]
 
+PoolName = Annotated[str, _require_match(NAME, "a word")]
+Interface = Annotated[str, _require_match(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,14}", "a network interface, e.g. ib0")]
 
-PoolName = Annotated[str, _held_to(NAME, "a word")]
-Interface = Annotated[str, _held_to(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,14}", "a network interface, e.g. ib0")]
 
-
-class Pool(FrozenModel):
-    """Jobs that are alike: how many, and what each asks for."""
+class JobPool(FrozenModel):
+    """Jobs of a site that are alike: how many there may be, and what each one asks for."""
 
     jobs: PositiveInt = Field(default=4, description="Most jobs at once")
-    keep: NonNegativeInt = Field(default=0, description="Jobs that are kept though nothing waits")
-    idle: NonNegativeFloat = Field(default=600, description="Seconds after which a job without work is given back")
-    cores: PositiveInt = Field(default=1, description="Cores of a job; a worker each, unless it has GPUs")
+    keep: NonNegativeInt = Field(default=0, description="Jobs to keep when no work waits")
+    idle: NonNegativeFloat = Field(default=600, description="Seconds without work after which a job is cancelled")
+    cores: PositiveInt = Field(default=1, description="Cores of a job; one worker per core, unless it has GPUs")
     memory: Memory | None = Field(default="4GB", description="Memory of a job; null asks for none, as some sites want")
-    gpus: NonNegativeInt = Field(default=0, description="GPUs of a job; a worker each")
+    gpus: NonNegativeInt = Field(default=0, description="GPUs of a job; one worker per GPU")
     walltime: Walltime | None = Field(default=None, description="HH:MM:SS or D-HH:MM:SS; by default the queue's")
     partition: Word | None = Field(default=None, description="Partition or queue")
     account: Word | None = Field(default=None, description="Account or project")
-    directives: list[Directive] = Field(default_factory=list, description="More of what stands behind #SBATCH")
+    directives: list[Directive] = Field(
+        default_factory=list, description="Further lines of the script's header, without #SBATCH"
+    )
     environment: list[ShellLine] = Field(default_factory=list, description="Shell lines before the worker starts")
 
     @model_validator(mode="after")
-    def _consistent(self) -> Pool:
+    def _check_pool(self) -> JobPool:
         if self.keep > self.jobs:
             raise ValueError(f"keep={self.keep} is more than jobs={self.jobs}")
         if self.walltime is not None and not self.seconds:
@@ -122,12 +122,12 @@ class Pool(FrozenModel):
 
     @property
     def n_processes(self) -> int:
-        """Workers of a job, each of one thread: one a GPU, else one a core."""
+        """Number of workers of a job, each of one thread: one per GPU, or one per core without GPUs."""
         return self.gpus or self.cores
 
     @property
     def resource(self) -> str:
-        """What each worker offers one of: `GPU` or `CPU`."""
+        """Resource that each worker offers one of: `GPU` or `CPU`."""
         return GPU if self.gpus else CPU
 
     @property
@@ -141,12 +141,12 @@ class Pool(FrozenModel):
 
     @property
     def bytes(self) -> int | None:
-        """Memory of a job in bytes; None if the site decides."""
+        """Memory of a job in bytes; None if the site decides it."""
         return None if self.memory is None else in_bytes(self.memory)
 
 
 class Cluster(FrozenModel):
-    """Where the work runs; it never changes what comes out."""
+    """Where the work runs; it never changes the results."""
 
     name: str = Field(default="local", description="local, or a site: its name, or the path of its file")
     address: str | None = Field(default=None, description="Scheduler to join instead, tcp://... or tls://...")
@@ -157,7 +157,8 @@ class Cluster(FrozenModel):
         default=False, description="No TLS: whoever reaches the ports, other users too, can run code as you"
     )
     workers: PositiveInt | None = Field(
-        default=None, description="Local workers, by default one a core, at most 8; or most jobs of each pool of a site"
+        default=None,
+        description="Local workers, by default one per core, at most 8; or most jobs in each pool of a site",
     )
     pools: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Changes of a site's pools, e.g. cluster.pools.gpu.jobs=8"
@@ -172,13 +173,13 @@ class Cluster(FrozenModel):
 
     @field_validator("memory")
     @classmethod
-    def _bytes(cls, memory: str) -> str:
+    def _check_memory(cls, memory: str) -> str:
         if not re.fullmatch(f"auto|{SIZE}", memory):
             raise ValueError("must be auto or a number with a unit, e.g. 4GB")
         return memory
 
     @model_validator(mode="after")
-    def _keys(self) -> Cluster:
+    def _check_keys(self) -> Cluster:
         if self.tls is not None and not (self.address or "").startswith("tls://"):
             raise ValueError(f"tls is for cluster.address=tls://host:port, received address {self.address}")
         return self

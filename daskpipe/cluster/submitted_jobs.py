@@ -1,11 +1,11 @@
-"""Jobs that a run directory has submitted: ``jobs.jsonl`` in it.
+"""Keep the record of the jobs that a run directory has submitted: ``jobs.jsonl`` in it.
 
 Each line has the time ``at``, and is one of
 
 - a submission: ``job_id``, ``name``, ``pool``, ``class``, and ``user`` and ``cluster_name``, because other users have
-  other lists and other clusters have the same numbers. The id is null if the queue's answer had none;
+  other listings and other clusters have the same numbers. The id is null if the queue's answer had none;
 - ``seen``, the name of a job that the queue has listed since;
-- ``closed``, when all jobs submitted before with its ``class`` and ``cluster_name`` were gone.
+- ``closed``: all jobs submitted before with its ``class`` and ``cluster_name`` are gone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from daskpipe.cluster.queues import Kind
-
 RECORD = "jobs.jsonl"
 
 
@@ -31,22 +29,22 @@ class Submission:
     Parameters
     ----------
     job_id
-        None if the queue's answer had no id.
+        Id that the queue gave it; None if the queue's answer had none.
     name
-        Of the job; no other one of the run has it.
+        Name of the job; no other job of the run has it.
     kind, cluster_name, user
-        The queue, its cluster, and whose job it is; None where that is not known.
+        Queue system, its cluster, and the user who submitted the job; None where that is not known.
     at
-        Time of the submission.
+        Time of the submission, as `format_time_now` writes it.
     seen
         Whether the queue has listed it since.
     pool
-        Of the site.
+        Name of its pool of the site.
     """
 
     job_id: str | None
     name: str
-    kind: Kind
+    kind: str
     cluster_name: str | None = None
     user: str | None = None
     at: str
@@ -62,41 +60,41 @@ class Submission:
         return self.job_id or f"without a number, named {self.name}"
 
 
-def record(root: Path, **line: str | None) -> None:
-    """Add a line to the list of jobs, with the time."""
+def append_line(root: Path, **line: str | None) -> None:
+    """Append a line to the record, with the time."""
     file = root / RECORD
-    torn = file.exists() and not file.read_bytes().endswith(b"\n")
+    is_torn = file.exists() and not file.read_bytes().endswith(b"\n")
     with file.open("a") as lines:
-        lines.write("\n" * torn + json.dumps({**line, "at": time_now()}) + "\n")
+        lines.write("\n" * is_torn + json.dumps({**line, "at": format_time_now()}) + "\n")
 
 
 def record_submission(root: Path, job: Submission) -> None:
-    """Add a job to the list of jobs."""
+    """Record that a job was submitted."""
     queue = {"class": job.kind, "cluster_name": job.cluster_name, "user": job.user}
-    record(root, job_id=job.job_id, pool=job.pool, name=job.name, **queue)
+    append_line(root, job_id=job.job_id, pool=job.pool, name=job.name, **queue)
 
 
-def record_closed(root: Path, kind: Kind, cluster_name: str | None) -> None:
-    """Note that all jobs that were submitted to a cluster are gone."""
-    record(root, closed="yes", **{"class": kind, "cluster_name": cluster_name})
+def record_closed(root: Path, kind: str, cluster_name: str | None) -> None:
+    """Record that all jobs that were submitted to a cluster are gone."""
+    append_line(root, closed="yes", **{"class": kind, "cluster_name": cluster_name})
 
 
-def recorded(root: Path) -> list[Submission]:
-    """Return the jobs of a run directory, and of those that it was copied from, which may not be gone yet."""
+def read_submissions(root: Path) -> list[Submission]:
+    """Read the jobs that may not be gone yet: those of a run directory, and of directories that it was copied from."""
     jobs: list[Submission] = []
-    for line in lines_of(root):
+    for line in read_lines(root):
         if "closed" in line:
             # Lines of earlier versions do not name the queue: the driver that wrote one had submitted the last job.
             kind = line.get("class") or (jobs[-1].kind if jobs else None)
-            jobs = [job for job in jobs if job.kind != kind or differ(job.cluster_name, line.get("cluster_name"))]
+            jobs = [job for job in jobs if job.kind != kind or names_differ(job.cluster_name, line.get("cluster_name"))]
         elif "seen" in line:
             jobs = [replace(job, seen=True) if job.name == line["seen"] else job for job in jobs]
         else:
-            jobs.append(_submission_of(line))
+            jobs.append(_parse_submission(line))
     return jobs
 
 
-def _submission_of(line: dict[str, Any]) -> Submission:
+def _parse_submission(line: dict[str, Any]) -> Submission:
     return Submission(
         job_id=line["job_id"],
         name=line["name"],
@@ -108,23 +106,29 @@ def _submission_of(line: dict[str, Any]) -> Submission:
     )
 
 
-def lines_of(root: Path) -> list[dict[str, Any]]:
-    """Return the lines of the list of jobs; one that was torn by a kill is none."""
+def read_lines(root: Path) -> list[dict[str, Any]]:
+    """Read the lines of the record; leave out one that was torn by a kill."""
     file = root / RECORD
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
-def tag(root: Path) -> str:
-    """Return what the names of a run directory's jobs begin with, by whatever links the directory is reached."""
+def job_name_prefix(root: Path) -> str:
+    """Return the beginning of the names of a run directory's jobs: a hash of its path with all links resolved."""
     return f"daskpipe-{hashlib.blake2b(os.fsencode(root.resolve()), digest_size=4).hexdigest()}"
 
 
-def differ(one: str | None, other: str | None) -> bool:
-    """Tell whether two names are known and not the same."""
+def names_differ(one: str | None, other: str | None) -> bool:
+    """Tell whether two names are known and not the same.
+
+    Examples
+    --------
+    >>> names_differ("ada", "bob"), names_differ("ada", None)
+    (True, False)
+    """
     return None not in (one, other) and one != other
 
 
-def time_now() -> str:
-    """Return the time as lines of the record have it."""
+def format_time_now() -> str:
+    """Return the time as lines of the record have it, e.g. ``2026-11-29T12:00:00+0000``."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")

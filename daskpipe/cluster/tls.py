@@ -10,34 +10,47 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daskpipe.core.shared_disk import explained
+from daskpipe.core.shared_disk import explain_disk_errors
 
 if TYPE_CHECKING:
     from distributed import Security
 
 KEY_FILES = ("ca.pem", "cert.pem", "key.pem")
-
+"""Names of the files with the authority's certificate, the run's certificate and its key."""
 
 KEYS = "keys-"
-"""Folders of keys in a run directory begin with this."""
+"""Beginning of the names of key folders in a run directory."""
 
 
 def make_keys() -> Security:
-    """Make the keys of a run: whoever connects to its scheduler, workers or nannies must have them."""
+    """Make the keys of a run, which every client of its scheduler, workers and nannies must have."""
     from distributed import Security
 
     return Security.temporary()
 
 
-def protocol(security: Security | None) -> str:
-    """Return the protocol of addresses with these keys; plain TCP without."""
+def choose_protocol(security: Security | None) -> str:
+    """Return the protocol of addresses: TLS with keys, plain TCP without."""
     return "tcp://" if security is None else "tls://"
 
 
 @contextmanager
-def key_files(root: Path, security: Security) -> Iterator[Path]:
-    """Yield a folder with the keys of a cluster, for its owner only; remove it."""
-    with explained(root, root):
+def write_keys(root: Path, security: Security) -> Iterator[Path]:
+    """Write the keys of a cluster to a folder that only its owner can read, yield the folder, and remove it.
+
+    Parameters
+    ----------
+    root
+        Run directory, in which the folder is made.
+    security
+        Keys from `make_keys`.
+
+    Raises
+    ------
+    DiskError
+        If the folder cannot be made.
+    """
+    with explain_disk_errors(root, root):
         folder = Path(tempfile.mkdtemp(prefix=KEYS, dir=root))  # mode 0700
     try:
         for name, field in zip(KEY_FILES, ("tls_ca_file", "tls_worker_cert", "tls_worker_key"), strict=True):
@@ -50,6 +63,6 @@ def key_files(root: Path, security: Security) -> Iterator[Path]:
 
 
 def remove_keys(root: Path) -> None:
-    """Remove the keys of drivers that were killed. Their schedulers are gone, so they open nothing any more."""
+    """Remove the keys of drivers that were killed; their schedulers are gone, so the keys open nothing any more."""
     for folder in root.glob(f"{KEYS}*"):
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""What a job starts: Dask's workers, on the one address of its machine by which the scheduler is reached.
+"""Run Dask's workers in a job, listening only on the address of the machine from which the scheduler is reached.
 
-Left to itself a Dask worker listens on all interfaces, and so does its HTTP server, which has no login.
+By default a Dask worker listens on all interfaces, and so does its HTTP server, which has no login.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from daskpipe.cluster.addresses import address_of_interface, address_towards, bracketed
+from daskpipe.cluster.addresses import address_of_interface, address_towards, bracket_address
 from daskpipe.cluster.dask_config import WORKER_CONFIG
 from daskpipe.cluster.gpus import gpus_of_job
 from daskpipe.cluster.job_script import DEATH_SECONDS
@@ -22,19 +22,20 @@ from daskpipe.core.errors import ClusterError
 from daskpipe.engine.dask_pool import GPU
 
 LOOPBACK_HTTP = "127.0.0.1:0"
+"""Address of a worker's HTTP server; port 0 takes any free port."""
 
 KEY_SECONDS = 30.0
-"""Seconds between two looks for the run's key."""
+"""Seconds between two checks that the run's key is there."""
 
 
-def arguments(words: Sequence[str]) -> list[str]:
-    """Return the arguments of ``dask worker``: what was given, and where it listens.
+def worker_arguments(words: Sequence[str]) -> list[str]:
+    """Return the arguments of ``dask worker``: the given ones and the address to listen on.
 
     Parameters
     ----------
     words
-        Address of the scheduler, then options of ``dask worker``. Those with ``--interface`` listen there, which Dask
-        itself can do with IPv4 only.
+        Address of the scheduler, then options of ``dask worker``. ``--interface`` is replaced by the address of the
+        interface, since Dask itself can do that with IPv4 only.
 
     Raises
     ------
@@ -56,16 +57,16 @@ def arguments(words: Sequence[str]) -> list[str]:
             f"no route leads from {socket.gethostname()} to the scheduler at {address}. Write the network that joins "
             "the machines into the site's file, e.g. interface: ib0"
         )
-    # Without the dashboard there is still an HTTP server.
-    listen = ["--host", bracketed(host), "--no-dashboard", "--dashboard-address", LOOPBACK_HTTP]
+    # There is an HTTP server even without the dashboard.
+    listen = ["--host", bracket_address(host), "--no-dashboard", "--dashboard-address", LOOPBACK_HTTP]
     return [address, *options, *listen]
 
 
 def end_with_key(key: Path) -> None:
-    """End this process once the key of its run is gone, with which the run's driver ended.
+    """End this process once the key of its run is gone, since the driver removes it at its end.
 
-    Where a machine has lost its network, Dask's nanny does not hear that its worker gave up. It would start another
-    one, which cannot read its key, again and again until the job's walltime.
+    On a machine that has lost its network, Dask's nanny does not notice that its worker gave up. It would start another
+    one, which cannot read the key, again and again until the job's walltime.
     """
     missed = 0
     while missed < 2:
@@ -75,7 +76,7 @@ def end_with_key(key: Path) -> None:
             missed = 0
         except FileNotFoundError:
             missed += 1
-        except OSError:  # the file server does not answer, which says nothing of the run
+        except OSError:  # the file server does not answer, which proves nothing about the run
             missed = 0
     print(f"daskpipe: {key} is gone, and so is the run", flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -84,7 +85,7 @@ def end_with_key(key: Path) -> None:
 
 
 def main() -> None:
-    """Run ``dask worker``."""
+    """Run ``dask worker`` with the arguments of this process, on the GPUs of its job."""
     import dask
     from distributed.cli.dask_worker import main as dask_worker
 
@@ -93,7 +94,7 @@ def main() -> None:
         if f"{GPU}=1" in words:
             gpus = gpus_of_job(int(words[words.index("--nworkers") + 1]), os.environ)
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        words = arguments(words)
+        words = worker_arguments(words)
     except ClusterError as error:
         sys.exit(f"error: {error}")
     if "--tls-key" in words:

@@ -1,4 +1,4 @@
-"""A job of workers, as the scaler knows it: its submission, its workers, and what it printed."""
+"""Know a job of workers: its submission, its workers, and its log."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from daskpipe.cluster import job_script, sites
+from daskpipe.cluster.job_script import ON_HOST
 from daskpipe.cluster.listings import Listing
 from daskpipe.cluster.queues import JobState
+from daskpipe.cluster.sites import Site
 from daskpipe.cluster.submitted_jobs import Submission
-
-HOST_LIMIT = 2
-"""Jobs in a row that end early on one host, after which it is left out."""
 
 LOG_LINES = 15
 """Last lines of a job's log that an error shows."""
@@ -23,64 +21,66 @@ LOG_LINES = 15
 
 @dataclass(eq=False)
 class WorkerJob:
-    """A job that was submitted and is not known to be over.
+    """A job of workers that was submitted and is not known to be over.
+
+    Times are those of the monotonic clock, in s.
 
     Parameters
     ----------
     submission
-        Its number and name.
+        Id and name of the job.
     submitted
-        When, by the monotonic clock.
+        Time of the submission.
     """
 
     submission: Submission
     submitted: float
     listed: bool = False
-    """Whether the queue has named it."""
+    """Whether the queue has ever listed it."""
     missed: int = 0
-    """How often in a row it has not since."""
+    """Listings in a row that lack it, after one that had it."""
     pending: bool = True
     running_since: float | None = None
     ending_since: float | None = None
     host: str | None = None
     workers: list[Any] = field(default_factory=list)
-    """Those of it that are registered now, as the scheduler knows them."""
+    """Its workers that are registered now, as the scheduler knows them."""
     seen: float | None = None
-    """When one was last."""
+    """Time at which a worker of it was last registered."""
     idle_since: float | None = None
-    """Since when it has had nothing to do while there were more jobs than work."""
+    """Time since which it has had nothing to do while there were more jobs than work."""
     cancelled_unseen: bool = False
-    """Whether it was cancelled by its number though the queue had not named it."""
+    """Whether it was cancelled by its id though the queue had not listed it."""
 
     @property
     def job_id(self) -> str:
-        """Its number, or words for want of one."""
+        """Its id, or words in place of one."""
         return str(self.submission)
 
     @property
     def pool(self) -> str:
-        """The pool that it belongs to."""
+        """Name of its pool."""
         return self.submission.pool
 
     @property
     def name(self) -> str:
-        """Its name, and that of its workers."""
+        """Name of the job and of its workers."""
         return self.submission.name
 
-    def state_in(self, listing: Listing) -> JobState | None:
-        """Return its state; None if it is not listed, or over."""
-        state = listing.state_of(self.submission)
+    def find_state(self, listing: Listing) -> JobState | None:
+        """Return its state in a listing; None if it is not listed, or over."""
+        state = listing.find_state(self.submission)
         return None if state is None or state.state == "over" else state
 
-    def host_in_log(self, folder: Path) -> str | None:
-        """Return its host from what it printed first; None if it has not begun, as far as a log tells."""
+    def read_host(self, folder: Path) -> str | None:
+        """Read from its log on which host it runs; None if no log says that it has begun."""
         for file in folder.glob(f"{self.name}[-.]*"):
-            if found := re.search(rf"^{job_script.ON_HOST} (\S+)", _read_log(file), re.MULTILINE):
-                return found[1]
+            if match := re.search(rf"^{ON_HOST} (\S+)", _read_log(file), re.MULTILINE):
+                return match[1]
         return None
 
-    def end_of_log(self, folder: Path) -> str:
-        """Return the last lines of what it printed."""
+    def read_end_of_log(self, folder: Path) -> str:
+        """Return the last lines of its log."""
         for file in sorted(folder.glob(f"{self.name}[-.]*")):
             lines = _read_log(file).splitlines()[-LOG_LINES:]
             return "\n".join(["", *lines, f"({file})"]).lstrip("\n")
@@ -88,48 +88,30 @@ class WorkerJob:
 
 
 def _read_log(file: Path) -> str:
-    """Return the text of a log; none if the disk does not give it now, since it only explains."""
+    """Return the text of a log; an empty one if the disk fails, since a log only explains."""
     try:
         return file.read_text(errors="replace")
     except OSError:
         return ""
 
 
-class HostStrikes:
-    """Counts jobs in a row that ended early on a host."""
-
-    def __init__(self) -> None:
-        self.excluded: set[str] = set()
-        """Hosts that new jobs leave out."""
-        self._strikes: dict[str, int] = {}
-
-    def add(self, host: str) -> bool:
-        """Count a job that ended early; return whether the host is left out from now on."""
-        self._strikes[host] = self._strikes.get(host, 0) + 1
-        if self._strikes[host] < HOST_LIMIT or host in self.excluded:
-            return False
-        self.excluded.add(host)
-        return True
-
-    def remove(self, host: str | None) -> None:
-        """Forget the jobs that ended early on a host."""
-        self._strikes.pop(host or "", None)
-
-    def clear(self) -> None:
-        """Forget all."""
-        self.excluded.clear()
-        self._strikes.clear()
-
-
-def jobs_wanted(site: sites.Site, units: Mapping[str, int]) -> dict[str, int]:
-    """Return how many jobs of each pool the work needs; pools of one resource are filled in their order.
+def count_wanted_jobs(site: Site, units: Mapping[str, int]) -> dict[str, int]:
+    """Return how many jobs of each pool the work needs; fill pools of one resource in their order.
 
     Parameters
     ----------
     site
-        Has the pools.
+        The site, with its pools.
     units
         Units that wait or are under way, by resource.
+
+    Examples
+    --------
+    >>> from daskpipe.cluster.sites import Site
+    >>> pools = {"small": {"jobs": 1, "cores": 2}, "large": {"jobs": 5, "cores": 4}}
+    >>> site = Site.model_validate({"name": "here", "class": "SLURM", "pools": pools})
+    >>> count_wanted_jobs(site, {"CPU": 7})
+    {'small': 1, 'large': 2}
     """
     left = dict(units)
     wanted = {}

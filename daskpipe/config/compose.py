@@ -1,8 +1,7 @@
 """Compose a config as plain containers: Hydra's defaults lists and override grammar, and a merge of our own.
 
-Hydra finds out which files a config consists of, and in which order. They are merged here, because a value that names
-another choice (another potential, other elements) must not inherit what belonged to the choice before it: see `CHOICES`
-and `SETS`.
+Hydra lists the files of a config, in order. They are merged here, because a value that names another choice (another
+potential, other elements) must not inherit what belonged to the choice before it: see `CHOICES` and `SETS`.
 """
 
 from __future__ import annotations
@@ -14,22 +13,23 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from daskpipe.core.errors import ConfigError, unknown
+from daskpipe.config.overrides import Override, parse_overrides, quote_value
+from daskpipe.core.errors import ConfigError, describe_unknown
 from daskpipe.core.files import package_folder
 from daskpipe.core.validation import check_yaml
 
 
 class Choice(NamedTuple):
-    """A key that names a choice, and what belongs to the choice.
+    """A key that names a choice, and the keys that belong to the choice.
 
     Parameters
     ----------
     key
-        Beside the keys that belong to the choice.
+        Key that names the choice; it stands beside the keys that belong to the choice.
     parts
         Keys that are dropped when another choice is named; all of them if ``None``.
     default
-        What is chosen if no file names it.
+        Choice if no file names one.
     """
 
     key: str
@@ -56,26 +56,26 @@ SETS = (
     "explore.monte_carlo.oxidation_states",
     "store.split",
 )
-"""Mappings whose keys are a set: one that is given has no other keys than its own.
+"""Mappings that replace an earlier one as a whole, and do not add to its keys.
 
 A key that is typed by itself (``generate.sources.alloys.elements.Ni=[0,1]``) changes that key alone.
 """
 
 
 class _Typed(dict[str, Any]):
-    """Keys on the way to the value of ``key.path=value``: the mapping was not given as a whole."""
+    """Mapping made from the keys of ``key.path=value``: it was not given as a whole."""
 
 
 # --- from names to containers -------------------------------------------------------------------------
 
 
-def presets() -> list[str]:
+def list_presets() -> list[str]:
     """Return the names of the presets that come with daskpipe."""
     return sorted(file.stem for file in package_folder("configs").glob("*.yaml"))
 
 
 def compose(target: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Compose a config from a preset or a file and overrides.
+    """Compose a config from a preset or a file, and overrides.
 
     Parameters
     ----------
@@ -94,23 +94,23 @@ def compose(target: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     ConfigError
         For a file, a choice or an override that does not exist or cannot be read.
     """
-    folder, name = _locate(target)
+    folder, name = _locate_file(target)
     if (file := folder / f"{name}.yaml").is_file():
         check_yaml(file)
-    groups = {override.partition("=")[0].lstrip("+"): override for override in overrides if is_group(override)}
-    with _explained(target):
-        parse_overrides(overrides)
-        layers = [(item.config_path, _layer(folder, item)) for item in _files_to_merge(folder, name, groups)]
+    parsed = parse_overrides(overrides)
+    groups = {item.key: item.text for item in parsed if item.chooses_file}
+    with _explain_errors(target):
+        layers = [(item.config_path, _read_layer(folder, item)) for item in _list_files(folder, name, groups)]
         content: dict[str, Any] = reduce(merge, [layer for _, layer in layers], {})
         for path, layer in layers:
             if path.rpartition("/")[0] in groups:
-                content = _insist(content, layer)
-    config = change(content, [override for override in overrides if not is_group(override)], target)
+                content = _prefer_group(content, layer)
+    config = apply_overrides(content, [item for item in parsed if not item.chooses_file], target)
     config.setdefault("name", Path(name).name)
     return config
 
 
-def change(content: Mapping[str, Any], overrides: Sequence[str], target: str = "") -> dict[str, Any]:
+def apply_overrides(content: Mapping[str, Any], overrides: Sequence[Override], target: str = "") -> dict[str, Any]:
     """Change plain containers by overrides.
 
     Parameters
@@ -118,7 +118,7 @@ def change(content: Mapping[str, Any], overrides: Sequence[str], target: str = "
     content
         A config, or a part of one.
     overrides
-        ``key.path=value`` and ``~key.path``, in Hydra's grammar.
+        ``key.path=value`` and ``~key.path``, parsed.
     target
         What the content is, for messages; by default the overrides.
 
@@ -130,79 +130,23 @@ def change(content: Mapping[str, Any], overrides: Sequence[str], target: str = "
     Raises
     ------
     ConfigError
-        If an override cannot be read, or a value looks something up outside of the config.
+        If a value looks something up outside of the config, or a key to delete is not there.
     """
     from omegaconf import OmegaConf
 
-    with _explained(target or " ".join(overrides)):
+    with _explain_errors(target or " ".join(item.text for item in overrides)):
         kept, typed = dict(content), _Typed()
-        for override in parse_overrides(overrides):
-            if override.is_delete():
-                kept, typed = _deleted((kept, typed), override)
+        for override in overrides:
+            if override.deletes:
+                kept, typed = _delete_key((kept, typed), override)
             else:
-                typed = merge(typed, _below(override.key_or_group, override.value(), _Typed))
-        # What was typed comes together before: params stay that are typed before the name of their choice.
-        merged = _plain(merge(kept, typed))
+                typed = merge(typed, _nest_value(override.key, override.value, _Typed))
+        # What was typed is merged first: params stay that are typed before the name of their choice.
+        merged = _make_plain(merge(kept, typed))
         _refuse_resolvers(merged)
-        found = OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True)
-    assert isinstance(found, dict)  # a mapping was given
-    return {str(key): value for key, value in found.items()}
-
-
-def sections_of(overrides: Sequence[str]) -> list[str]:
-    """Return the section of the config that each override changes: ``cluster`` for ``++cluster.workers=2``.
-
-    Raises
-    ------
-    ConfigError
-        If an override cannot be read.
-    """
-    with _explained(" ".join(overrides)):
-        return [item.key_or_group.partition(".")[0] for item in parse_overrides(overrides)]
-
-
-def parse_overrides(overrides: Sequence[str]) -> list[Any]:
-    """Parse overrides with Hydra's grammar.
-
-    Returns
-    -------
-    list of hydra.core.override_parser.types.Override
-
-    Raises
-    ------
-    ConfigError
-        If one is no override, or gives several values for a sweep.
-    hydra.errors.HydraException
-        If one breaks the grammar.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not key or not (equals or override.startswith("~")):
-            raise ConfigError(f"override {override!r} must read key.path=value or group=choice, e.g. select.n=64")
-    parsed: list[Any] = OverridesParser.create().parse_overrides(list(overrides))
-    for item in parsed:
-        if item.is_sweep_override():
-            raise ConfigError(
-                f"override {item.input_line!r} gives several values; type one, a list as [1,2], or quote it"
-            )
-        if item.package is not None:
-            raise ConfigError(f"override {item.input_line!r} has an @; type key.path=value or group=choice")
-    return parsed
-
-
-def is_group(override: str) -> bool:
-    """Tell whether ``key=value`` chooses a file of a group rather than setting a value."""
-    key, _, value = override.lstrip("+").partition("=")
-    return bool(key) and (package_folder("configs") / key).is_dir() and not value.startswith(("{", "["))
-
-
-def quoted(text: str) -> str:
-    """Write a value so that Hydra's grammar takes every character of it for what it is."""
-    if re.fullmatch(r"/[A-Za-z0-9_./-]+", text, re.ASCII):  # a path that needs no quotes
-        return text
-    return "'" + text.replace("'", "\\'") + "'"
+        resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)  # a mapping was given
+    return {str(key): value for key, value in resolved.items()}
 
 
 # --- the merge ----------------------------------------------------------------------------------------
@@ -215,24 +159,29 @@ def merge(before: Any, after: Any, path: str = "") -> Any:
     ----------
     before, after
         Values at the same place in both layers. Mappings are merged key by key, except where `CHOICES` and `SETS` say
-        that what stood before goes; any other value replaces the earlier one.
+        that earlier keys are dropped; any other value replaces the earlier one.
     path
         Their place: keys joined by dots.
+
+    Examples
+    --------
+    >>> merge({"select": {"n": 64, "seed": 0}}, {"select": {"n": 8}})
+    {'select': {'n': 8, 'seed': 0}}
     """
     if not (isinstance(before, dict) and isinstance(after, dict)):
         return after
-    kept = _without(before, _replaced(before, after, path))
-    changed = {key: merge(kept.get(key), value, _joined(path, key)) for key, value in after.items()}
+    kept = _drop_keys(before, _list_replaced(before, after, path))
+    changed = {key: merge(kept.get(key), value, _join_path(path, key)) for key, value in after.items()}
     return type(before)({**kept, **changed})
 
 
-def _replaced(before: Mapping[str, Any], after: Mapping[str, Any], path: str) -> set[str]:
-    """Return the keys of `before` that go because `after` names another choice, or is a set of its own."""
-    if (choice := CHOICES.get(_pattern(path, CHOICES))) is not None and choice.key in after:
+def _list_replaced(before: Mapping[str, Any], after: Mapping[str, Any], path: str) -> set[str]:
+    """Return the keys of `before` to drop because `after` names another choice, or replaces the mapping as a whole."""
+    if (choice := CHOICES.get(_match_pattern(path, CHOICES))) is not None and choice.key in after:
         stood = before.get(choice.key, None if isinstance(before, _Typed) else choice.default)
         if stood is not None and stood != after[choice.key]:
             return set(before if choice.parts is None else choice.parts)
-    if _pattern(path, SETS) and not isinstance(after, _Typed) and not _changes_sources(after, path):
+    if _match_pattern(path, SETS) and not isinstance(after, _Typed) and not _changes_sources(after, path):
         return before.keys() - after.keys()
     return set()
 
@@ -242,25 +191,25 @@ def _changes_sources(after: Mapping[str, Any], path: str) -> bool:
     return path == SOURCES and bool(after) and not any("generator" in (source or {}) for source in after.values())
 
 
-def _insist(content: Any, chosen: Any, path: str = "") -> Any:
-    """Let a group that was typed on the command line win where a file names another choice than the group does."""
+def _prefer_group(content: Any, chosen: Any, path: str = "") -> Any:
+    """Prefer a group that was typed on the command line to a file that names another choice."""
     if not (isinstance(content, dict) and isinstance(chosen, dict)):
         return content
     if path == SOURCES and content.keys() != chosen.keys():
         return chosen
-    choice = CHOICES.get(_pattern(path, CHOICES))
+    choice = CHOICES.get(_match_pattern(path, CHOICES))
     if choice and choice.key in chosen and content.get(choice.key, choice.default) != chosen[choice.key]:
         parts = set(content if choice.parts is None else choice.parts)
         of_choice = {key: value for key, value in chosen.items() if key in {choice.key, *(choice.parts or chosen)}}
-        return {**_without(content, parts), **of_choice}
+        return {**_drop_keys(content, parts), **of_choice}
     return {
-        key: _insist(value, chosen[key], _joined(path, key)) if key in chosen else value
+        key: _prefer_group(value, chosen[key], _join_path(path, key)) if key in chosen else value
         for key, value in content.items()
     }
 
 
-def _pattern(path: str, patterns: Mapping[str, Choice] | Sequence[str]) -> str:
-    """Return the pattern that fits a path, or nothing."""
+def _match_pattern(path: str, patterns: Mapping[str, Choice] | Sequence[str]) -> str:
+    """Return the pattern that fits a path, or an empty text."""
     keys = path.split(".")
     for pattern in patterns:
         parts = pattern.split(".")
@@ -269,20 +218,20 @@ def _pattern(path: str, patterns: Mapping[str, Choice] | Sequence[str]) -> str:
     return ""
 
 
-def _joined(path: str, key: object) -> str:
+def _join_path(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def _without(content: Mapping[str, Any], keys: Any) -> dict[str, Any]:
+def _drop_keys(content: Mapping[str, Any], keys: Any) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in keys}
 
 
-def _below(path: str, value: Any, kind: type[dict[str, Any]]) -> Any:
-    """Return a value below the keys of a dotted path; the value itself if the path is empty."""
+def _nest_value(path: str, value: Any, kind: type[dict[str, Any]]) -> Any:
+    """Nest a value below the keys of a dotted path; return the value itself if the path is empty."""
     return reduce(lambda content, key: kind({key: content}), reversed(path.split(".") if path else []), value)
 
 
-def _deleted(layers: Sequence[dict[str, Any]], override: Any) -> list[Any]:
+def _delete_key(layers: Sequence[dict[str, Any]], override: Override) -> list[Any]:
     """Return layers without the key of ``~key.path``.
 
     Raises
@@ -291,40 +240,46 @@ def _deleted(layers: Sequence[dict[str, Any]], override: Any) -> list[Any]:
         If none of them has it.
     """
 
-    def without(content: Any, path: str) -> Any:
+    def drop_path(content: Any, path: str) -> Any:
         key, _, below = path.partition(".")
         if not isinstance(content, dict) or key not in content:
             return content
-        return type(content)({**content, key: without(content[key], below)} if below else _without(content, (key,)))
+        return type(content)({**content, key: drop_path(content[key], below)} if below else _drop_keys(content, (key,)))
 
-    found = [without(layer, override.key_or_group) for layer in layers]
-    if found == list(layers):
-        raise ConfigError(f"override {override.input_line!r} deletes a key that no file sets; leave it out")
-    return found
+    remaining = [drop_path(layer, override.key) for layer in layers]
+    if remaining == list(layers):
+        raise ConfigError(f"override {override.text!r} deletes a key that no file sets; leave it out")
+    return remaining
 
 
-def _plain(content: Any) -> Any:
-    """Return a tree with dicts of no class of their own, as OmegaConf wants them."""
-    return {key: _plain(value) for key, value in content.items()} if isinstance(content, dict) else content
+def _make_plain(content: Any) -> Any:
+    """Return a tree of plain dicts, which OmegaConf requires."""
+    return {key: _make_plain(value) for key, value in content.items()} if isinstance(content, dict) else content
 
 
 # --- files --------------------------------------------------------------------------------------------
 
 
-def _locate(target: str) -> tuple[Path, str]:
-    """Return folder and name of a preset or a file."""
-    if target in presets():
+def _locate_file(target: str) -> tuple[Path, str]:
+    """Return the folder and the name of a preset or a file.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such preset or file.
+    """
+    if target in list_presets():
         return package_folder("configs").absolute(), target
     path = Path(target).expanduser()
     if path.suffix == ".yaml":
         if not path.is_file():
             raise ConfigError(f"config file {target} does not exist")
         return path.parent.absolute(), path.stem
-    raise ConfigError(unknown("preset", target, presets()) + " A config file must end in .yaml.")
+    raise ConfigError(describe_unknown("preset", target, list_presets()) + " A config file must end in .yaml.")
 
 
-def _files_to_merge(folder: Path, name: str, groups: Mapping[str, str]) -> list[Any]:
-    """Ask Hydra for the files of a config, in the order in which they are merged.
+def _list_files(folder: Path, name: str, groups: Mapping[str, str]) -> list[Any]:
+    """List the files of a config with Hydra, in the order in which they are merged.
 
     Parameters
     ----------
@@ -337,29 +292,29 @@ def _files_to_merge(folder: Path, name: str, groups: Mapping[str, str]) -> list[
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    search_path = f"hydra.searchpath=[{quoted(f'file://{package_folder("configs")}')}]"
-    # Whoever calls from within a Hydra application of their own finds it again afterwards.
+    search_path = f"hydra.searchpath=[{quote_value(f'file://{package_folder("configs")}')}]"
+    # The caller may run within a Hydra application of its own: its state is restored afterwards.
     theirs = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(folder), version_base="1.3", job_name="daskpipe"):
             loader = GlobalHydra.instance().config_loader()
 
-            def files(name: str | None, overrides: Sequence[str]) -> list[Any]:
-                found = loader.compute_defaults_list(name, [search_path, *overrides], RunMode.RUN).defaults
-                return [item for item in found if item.config_path and not item.config_path.startswith("hydra/")]
+            def list_files(name: str | None, overrides: Sequence[str]) -> list[Any]:
+                defaults = loader.compute_defaults_list(name, [search_path, *overrides], RunMode.RUN).defaults
+                return [item for item in defaults if item.config_path and not item.config_path.startswith("hydra/")]
 
-            listed = {item.config_path.rpartition("/")[0] for item in files(name, [])}
-            # A group that is not in a defaults list comes before the file, as one in a list that ends in _self_.
+            listed = {item.config_path.rpartition("/")[0] for item in list_files(name, [])}
+            # A group that is in no defaults list comes before the file, as in a list that ends in _self_.
             ahead = [f"+{override.lstrip('+')}" for group, override in groups.items() if group not in listed]
             chosen = [override.lstrip("+") for group, override in groups.items() if group in listed]
-            return [*(files(None, ahead) if ahead else []), *files(name, chosen)]
+            return [*(list_files(None, ahead) if ahead else []), *list_files(name, chosen)]
     finally:
         GlobalHydra.instance().hydra = theirs
 
 
-def _layer(folder: Path, default: Any) -> Any:
-    """Read one of the files of a config; its content lies below the keys of its group."""
+def _read_layer(folder: Path, default: Any) -> Any:
+    """Read one of the files of a config, and nest its content below the keys of its group."""
     from omegaconf import OmegaConf
 
     path = f"{default.config_path}.yaml"
@@ -367,15 +322,15 @@ def _layer(folder: Path, default: Any) -> Any:
     content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold keys and values, received {type(content).__name__}")
-    return _below(default.package or "", _without(content, ("defaults", "hydra")), dict)
+    return _nest_value(default.package or "", _drop_keys(content, ("defaults", "hydra")), dict)
 
 
 # --- messages -----------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _explained(target: str) -> Iterator[None]:
-    """Turn what Hydra, OmegaConf and YAML raise into a `ConfigError` that says what to type."""
+def _explain_errors(target: str) -> Iterator[None]:
+    """Turn errors of Hydra, OmegaConf and YAML into a `ConfigError` that says what to type."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -383,22 +338,23 @@ def _explained(target: str) -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ConfigError(_explanation(error, target)) from error
+        raise ConfigError(_explain_error(error, target)) from error
 
 
-def _explanation(error: Exception, target: str) -> str:
+def _explain_error(error: Exception, target: str) -> str:
+    """Return the message for an error; for a choice that does not exist it lists the known ones."""
     text = str(error).strip()
     if missing := re.search(r"Could not (?:find|load) '([^']+)'", text):
         group, _, choice = missing[1].rpartition("/")
         known = sorted(file.stem for file in (package_folder("configs") / group).glob("*.yaml"))
-        return unknown(f"choice of {group}" if group else "config", choice, known)
+        return describe_unknown(f"choice of {group}" if group else "config", choice, known)
     return f"{target}: {' '.join(text.split())}"
 
 
 def _refuse_resolvers(content: Any) -> None:
-    """Refuse ``${name:...}``: what it looks up may be a secret of the environment, and a run publishes its config."""
+    """Refuse ``${name:...}``, which may look up a secret of the environment: a run publishes its config."""
     if isinstance(content, dict | list):
         for item in content.values() if isinstance(content, dict) else content:
             _refuse_resolvers(item)
-    elif isinstance(content, str) and (found := re.search(r"\$\{[^${}]*:", content)):
-        raise ValueError(f"{content!r} looks {found[0]}...}} up; only keys may be, ${{key.path}}: type the value")
+    elif isinstance(content, str) and (lookup := re.search(r"\$\{[^${}]*:", content)):
+        raise ValueError(f"{content!r} looks {lookup[0]}...}} up; only keys may be, ${{key.path}}: type the value")

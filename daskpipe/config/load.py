@@ -1,8 +1,7 @@
-"""Load a config: composed, changed by overrides, and validated."""
+"""Load a config: compose it, change it by overrides, and validate it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,12 +10,13 @@ from pydantic import (
 )
 
 from daskpipe.cluster.settings import Cluster
-from daskpipe.config.compose import change, compose, is_group, sections_of
+from daskpipe.config.compose import apply_overrides, compose
 from daskpipe.config.models import Config
+from daskpipe.config.overrides import Override, is_override, parse_overrides
 from daskpipe.config.saved import from_yaml
-from daskpipe.config.validate import validate
+from daskpipe.config.validate import validate_config
 from daskpipe.core.errors import ConfigError
-from daskpipe.core.validation import explain
+from daskpipe.core.validation import explain_errors
 from daskpipe.store.quality.settings import Quality
 
 
@@ -40,7 +40,7 @@ def load_config(target: str, overrides: Sequence[str] = ()) -> Config:
     ConfigError
         For anything that is wrong with it.
     """
-    return validate(compose(target, overrides))
+    return validate_config(compose(target, overrides))
 
 
 def load_cluster(overrides: Sequence[str]) -> Cluster:
@@ -48,8 +48,8 @@ def load_cluster(overrides: Sequence[str]) -> Cluster:
     return load_config("emt_alloy", overrides).cluster
 
 
-def changed(config: Config, overrides: Sequence[str]) -> Config:
-    """Return the config of a run that has begun, changed where that changes nothing of what comes out.
+def change_config(config: Config, overrides: Sequence[str]) -> Config:
+    """Change the config of a run that has begun, where that changes nothing of what the run makes.
 
     Parameters
     ----------
@@ -63,20 +63,27 @@ def changed(config: Config, overrides: Sequence[str]) -> Config:
     ConfigError
         For an override of anything else, or a wrong value.
     """
-    groups = [word for word in overrides if is_group(word)]
-    _refuse_others(
+    parsed = _parse_sections(
         overrides,
         ("cluster", "budget"),
         "cannot be changed in a run that has begun: only "
         "cluster.KEY=VALUE and budget.KEY=VALUE can; for another config type daskpipe run with another --run-dir",
     )
-    if groups:
+    if groups := [item.text for item in parsed if item.chooses_file]:
         config = config.model_copy(update={"cluster": load_cluster(groups)})
-    return validate(change(config.model_dump(mode="json"), [word for word in overrides if word not in groups]))
+    values = [item for item in parsed if not item.chooses_file]
+    return validate_config(apply_overrides(config.model_dump(mode="json"), values))
 
 
 def load_quality(run_dir: Path, overrides: Sequence[str]) -> Quality:
-    """Return the thresholds of a run's config, or the defaults where there is none, changed by ``quality.KEY=VALUE``.
+    """Load the thresholds of a run's config, or the defaults where there is none, changed by overrides.
+
+    Parameters
+    ----------
+    run_dir
+        Folder that holds ``config.yaml``, if there is one.
+    overrides
+        ``quality.KEY=VALUE``.
 
     Raises
     ------
@@ -85,16 +92,25 @@ def load_quality(run_dir: Path, overrides: Sequence[str]) -> Quality:
     """
     file = run_dir / "config.yaml"
     before = from_yaml(file).quality if file.is_file() else Quality()
-    _refuse_others(overrides, ("quality",), "is no threshold; type e.g. quality.forces=15 or quality.diversity=null")
-    content = change({"quality": before.model_dump(mode="json")}, overrides)
+    advice = "is no threshold; type e.g. quality.forces=15 or quality.diversity=null"
+    content = apply_overrides(
+        {"quality": before.model_dump(mode="json")}, _parse_sections(overrides, ("quality",), advice)
+    )
     try:
         return Quality(**content["quality"])
     except ValidationError as error:
-        raise ConfigError(explain(error, Quality, "quality")) from error
+        raise ConfigError(explain_errors(error, Quality, "quality")) from error
 
 
-def _refuse_others(overrides: Sequence[str], sections: Sequence[str], advice: str) -> None:
-    """Raise ConfigError for the first override of another section than those that may be changed."""
-    for override in overrides:
-        if not re.match("[^=]+=|~", override) or sections_of([override])[0] not in sections:
-            raise ConfigError(f"{override!r} {advice}")
+def _parse_sections(overrides: Sequence[str], sections: Sequence[str], advice: str) -> list[Override]:
+    """Parse overrides of some sections.
+
+    Raises
+    ------
+    ConfigError
+        For the first one that is no override, or is of another section, with the advice.
+    """
+    for text in overrides:
+        if not is_override(text) or parse_overrides([text])[0].section not in sections:
+            raise ConfigError(f"{text!r} {advice}")
+    return parse_overrides(overrides)

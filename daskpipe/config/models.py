@@ -1,7 +1,7 @@
-"""The config: the models that validate it, its paths, and the messages about it; `daskpipe.config.compose` composes it.
+"""Models of the config: its schema, its defaults and its documentation.
 
-The models here are the schema, its defaults and its documentation. A wrong key or value is a `ConfigError`
-that names the key, the rule, the value received and what to type instead.
+`daskpipe.config.compose` composes a config, and `daskpipe.config.validate` validates it with these models. A wrong key
+or value is a `ConfigError` that names the key, the rule, the value received and what to type instead.
 """
 
 from __future__ import annotations
@@ -51,29 +51,29 @@ class Generate(FrozenModel):
     @property
     def base_dir(self) -> Path:
         """Folder that all `paths` lie below; their structures are named by the path from there."""
-        # A glob lies where its first * or ? stands.
+        # A glob lies in the folder above its first wildcard.
         plain = [path if Path(path).exists() else re.split(r"[*?\[]", path, maxsplit=1)[0] + "x" for path in self.paths]
         return Path(os.path.commonpath([Path(path).parent for path in plain])) if plain else Path.cwd()
 
     @field_validator("sources")
     @classmethod
-    def _words(cls, sources: dict[str, Source]) -> dict[str, Source]:
+    def _check_source_names(cls, sources: dict[str, Source]) -> dict[str, Source]:
         for name in sources:
             if not name.isidentifier():
                 raise ValueError(f"source name {name!r} must be a word of letters, digits and _")
         return sources
 
     @model_validator(mode="after")
-    def _something(self) -> Generate:
+    def _check_not_empty(self) -> Generate:
         if not self.sources and not self.paths:
             raise ValueError("nothing to generate from: give generate.sources or generate.paths=[FILE,FOLDER,...]")
         return self
 
 
 class Explore(Exploration):
-    """Molecular dynamics, and Monte Carlo, around the seeds."""
+    """Molecular dynamics and Monte Carlo that start at the seeds."""
 
-    potential: PotentialChoice = Field(description="What moves the atoms")
+    potential: PotentialChoice = Field(description="Potential that moves the atoms")
     device: Device = Field(default="auto", description="auto takes workers that offer a GPU where there are any")
     dtype: Literal["float32", "float64"] = Field(default="float32", description="Precision of the potential")
     batch_size: PositiveInt = Field(default=16, description="Trajectories a unit")
@@ -108,16 +108,16 @@ class Config(FrozenModel):
 
     @field_validator("shard")
     @classmethod
-    def _part(cls, shard: str | None) -> str | None:
+    def _check_shard(cls, shard: str | None) -> str | None:
         if shard is not None:
-            number, n = part_of(shard) if re.fullmatch(r"[1-9]\d*/[1-9]\d*", shard, re.ASCII) else (1, 0)
+            number, n = parse_shard(shard) if re.fullmatch(r"[1-9]\d*/[1-9]\d*", shard, re.ASCII) else (1, 0)
             if number > n:
                 raise ValueError("must be i/n with i from 1 to n, e.g. 2/8")
         return shard
 
     @model_validator(mode="after")
-    def _picks(self) -> Config:
-        if self.shard is not None and not _share(self._n_labels, self.shard):
+    def _check_picks(self) -> Config:
+        if self.shard is not None and not _take_share(self._n_labels, self.shard):
             raise ValueError(
                 f"select.n={self._n_labels} leaves shard={self.shard} nothing to pick; give fewer shards or a larger n"
             )
@@ -130,29 +130,29 @@ class Config(FrozenModel):
 
     @property
     def selection(self) -> Select:
-        """What is picked: ``select``, `n` cut to the budget's labels and to the shard's share."""
+        """``select`` with the number of picks of this run: cut to the budget's labels and to the shard's share."""
         n = self._n_labels
-        return self.select.model_copy(update={"n": n if self.shard is None else _share(n, self.shard)})
+        return self.select.model_copy(update={"n": n if self.shard is None else _take_share(n, self.shard)})
 
     @property
     def run_name(self) -> str:
         """Name of the run directory, if no other is given."""
         return self.name if self.shard is None else f"{self.name}-{self.shard.replace('/', 'of')}"
 
-    def holds(self, structure: str) -> bool:
-        """Whether a seed, by its id in hex, belongs to the shard.
+    def holds_seed(self, structure: str) -> bool:
+        """Tell whether a seed, given by its id in hex, belongs to the shard.
 
-        The ids are cut into n equal stretches: shards are disjoint, and together complete, for any n.
+        The range of ids is cut into n equal parts: shards are disjoint, and together complete, for any n.
         """
         if self.shard is None:
             return True
-        number, n = part_of(self.shard)
+        number, n = parse_shard(self.shard)
         return int(structure[:16], 16) * n >> 64 == number - 1
 
-    def deciding(self) -> dict[str, Any]:
-        """Return the part of the config that decides what the dataset holds, as JSON types: not where it is made.
+    def dump_deciding(self) -> dict[str, Any]:
+        """Return the part of the config that decides what the dataset holds, as JSON types.
 
-        ``select.n`` is the number that is really picked: cut to the budget's labels and to the shard's share.
+        Where and how fast it is made is left out. ``select.n`` is cut to the budget's labels and to the shard's share.
         """
         return self.model_copy(update={"select": self.selection}).model_dump(
             mode="json",
@@ -169,19 +169,19 @@ class Config(FrozenModel):
         )
 
 
-def part_of(shard: str) -> tuple[int, int]:
-    """Return number, from 1, and count of a shard ``i/n``."""
+def parse_shard(shard: str) -> tuple[int, int]:
+    """Return the number, from 1, and the count of a shard ``i/n``.
+
+    Examples
+    --------
+    >>> parse_shard("2/8")
+    (2, 8)
+    """
     number, _, n = shard.partition("/")
     return int(number), int(n)
 
 
-def _share(total: int, shard: str) -> int:
+def _take_share(total: int, shard: str) -> int:
     """Return a shard's share of a count; those of all shards add up to it."""
-    number, n = part_of(shard)
+    number, n = parse_shard(shard)
     return total * number // n - total * (number - 1) // n
-
-
-# --- composition ------------------------------------------------------------------------------------
-
-
-# --- messages ---------------------------------------------------------------------------------------

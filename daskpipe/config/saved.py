@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from daskpipe.config.models import Config
-from daskpipe.config.validate import validate
+from daskpipe.config.validate import validate_config
 from daskpipe.core.errors import ConfigError
 from daskpipe.core.validation import check_yaml
 
 
 def to_yaml(config: Config) -> str:
-    """Return a config as YAML that `from_yaml` reads back."""
+    """Write a config as YAML that `from_yaml` reads back."""
     import yaml
 
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -40,21 +40,24 @@ def from_yaml(path: Path) -> Config:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold keys and values")
-    return validate(content)
+    return validate_config(content)
 
 
-def schema() -> dict[str, Any]:
-    """JSON schema of a config file, for editors: what a file leaves out comes from its ``defaults`` list."""
-    found = Config.model_json_schema()
-    for model in (found, *found["$defs"].values()):
+def build_schema() -> dict[str, Any]:
+    """Build the JSON schema of a config file, for editors.
+
+    No key is required: what a file leaves out comes from its ``defaults`` list.
+    """
+    schema = Config.model_json_schema()
+    for model in (schema, *schema["$defs"].values()):
         model.pop("required", None)
-    found["properties"]["defaults"] = {"type": "array", "description": "Presets and groups that the file starts from"}
-    return found
+    schema["properties"]["defaults"] = {"type": "array", "description": "Presets and groups that the file starts from"}
+    return schema
 
 
-def differences(ours: Config, theirs: Config) -> list[str]:
-    """Return ``key: ours, theirs`` for each deciding key in which two configs differ."""
-    a, b = _flat(ours.deciding()), _flat(theirs.deciding())
+def list_differences(ours: Config, theirs: Config) -> list[str]:
+    """List the deciding keys in which two configs differ, as ``key: OURS here, THEIRS there``."""
+    a, b = _flatten_config(ours.dump_deciding()), _flatten_config(theirs.dump_deciding())
     return [
         f"{key}: {a.get(key, 'not set')} here, {b.get(key, 'not set')} there"
         for key in sorted(a | b)
@@ -62,10 +65,11 @@ def differences(ours: Config, theirs: Config) -> list[str]:
     ]
 
 
-def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+def _flatten_config(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted keys."""
     if not isinstance(content, dict):
         return {prefix: content}
     rows: dict[str, Any] = {}
     for key, value in content.items():
-        rows |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        rows |= _flatten_config(value, f"{prefix}.{key}" if prefix else str(key))
     return rows

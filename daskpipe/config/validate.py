@@ -15,11 +15,11 @@ from pydantic import (
 
 from daskpipe.config.models import Config
 from daskpipe.core.errors import ConfigError
-from daskpipe.core.validation import explain
+from daskpipe.core.validation import explain_errors
 from daskpipe.stages.generate import GENERATORS
 
 
-def validate(content: Mapping[str, Any]) -> Config:
+def validate_config(content: Mapping[str, Any]) -> Config:
     """Validate plain containers, the parameters of generators, potentials and the like included.
 
     Raises
@@ -35,7 +35,7 @@ def validate(content: Mapping[str, Any]) -> Config:
         config = Config(**content)
     except ValidationError as error:
         known_params = partial(_known_params, content)
-        raise ConfigError(explain(error, Config, known_params=known_params)) from error
+        raise ConfigError(explain_errors(error, Config, known_params=known_params)) from error
     problems = []
     for where, registry, name, params in (
         ("explore.potential.params", POTENTIALS, config.explore.potential.name, config.explore.potential.params),
@@ -46,7 +46,7 @@ def validate(content: Mapping[str, Any]) -> Config:
         try:
             registry.check_params(name, params)
         except ValidationError as error:
-            problems.append(explain(error, registry.params_model(name), where))
+            problems.append(explain_errors(error, registry.params_model(name), where))
         except ConfigError as error:  # a member of a committee
             problems.append(f"{where}: {error}")
     guards, potential = config.explore.guards, config.explore.potential.name
@@ -60,10 +60,10 @@ def validate(content: Mapping[str, Any]) -> Config:
     if problems:
         raise ConfigError("\n".join(problems))
     check_descriptor_settings(config.describe)
-    return _absolute(config)
+    return _make_paths_absolute(config)
 
 
-def _absolute(config: Config) -> Config:
+def _make_paths_absolute(config: Config) -> Config:
     """Make paths independent of the directory that the run was started in."""
     content = config.model_dump(mode="python")
     content["generate"]["paths"] = [_absolute_glob(path) for path in config.generate.paths]
@@ -107,7 +107,7 @@ def _absolute_glob(path: str) -> str:
 
 
 def _known_params(content: Mapping[str, Any], path: Sequence[int | str]) -> list[str]:
-    """Return the parameters of the generator of the source that lies at a path of a config."""
+    """Return the parameters of the generator of the source at a path of a config."""
     match path:
         case ("generate", "sources", name):
             return sorted(GENERATORS.params_model(content["generate"]["sources"][name]["generator"]).model_fields)

@@ -1,10 +1,13 @@
-"""How daskpipe compiles its kernels."""
+"""Set how daskpipe compiles its kernels with Numba."""
 
 from __future__ import annotations
 
 from numba import njit
 
 kernel = njit(nogil=True, cache=True, error_model="numpy")
-"""Decorator of a kernel: compiled once a machine; without the GIL, so that threads run side by side; a division by
-zero gives infinity, as in NumPy, since a check for it would keep loops from being vectorised. One thread each: Dask is
-the parallelism."""
+"""Decorator of a kernel.
+
+It is compiled once a machine and kept. It releases the GIL, so that threads run side by side; each kernel uses one
+thread, since Dask is the parallelism. A division by zero gives infinity, as in NumPy: a check for it would keep loops
+from being vectorised.
+"""

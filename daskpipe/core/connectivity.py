@@ -1,4 +1,4 @@
-"""What is connected through the periodic boundaries of a structure."""
+"""Find neighbours, and the directions along which a structure is connected through its periodic boundaries."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 REACH = 2.5
-"""How far apart two atoms may be beyond the sum of their covalent radii and still be in contact, Å.
+"""Largest gap between two atoms in contact: their distance less the sum of their covalent radii, Å.
 
-The layers of graphite (3.35 Å) and the molecules of a liquid are; surfaces with 6 Å of vacuum between them are not.
+The layers of graphite (3.35 Å) and the molecules of a liquid are in contact; surfaces with 6 Å of vacuum between them
+are not.
 """
 
 
-def neighbours(atoms: Atoms, cutoff: float | np.ndarray, quantities: str) -> Any:
-    """Return pairs of atoms within a cutoff, images included, as `matscipy.neighbours.neighbour_list` does.
+def find_neighbours(atoms: Atoms, cutoff: float | np.ndarray, quantities: str) -> Any:
+    """Return the pairs of atoms within a cutoff, images included, as `matscipy.neighbours.neighbour_list` does.
 
     Parameters
     ----------
@@ -28,7 +29,18 @@ def neighbours(atoms: Atoms, cutoff: float | np.ndarray, quantities: str) -> Any
     cutoff
         Largest distance, Å; or a radius for each atom, shape (atom,), where spheres that touch make a pair.
     quantities
-        As in matscipy: ``i`` and ``j`` atoms, ``d`` distances, ``S`` lattice translations from i to j.
+        Letters as in matscipy: ``i`` and ``j`` atoms, ``d`` distances (Å), ``S`` lattice translations from i to j.
+
+    Returns
+    -------
+    numpy.ndarray or tuple of numpy.ndarray
+        One array a letter, one row a pair; each pair comes in both directions.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> len(find_neighbours(bulk("Cu", a=3.6), 2.6, "i"))
+    12
     """
     from matscipy.neighbours import neighbour_list
 
@@ -59,7 +71,7 @@ def periodic_directions(atoms: Atoms, reach: float = REACH) -> np.ndarray:
     atoms
         At least one atom; the cell spans a volume along its periodic axes and may be zero along open ones.
     reach
-        Å.
+        As `REACH`, Å.
 
     Returns
     -------
@@ -67,24 +79,31 @@ def periodic_directions(atoms: Atoms, reach: float = REACH) -> np.ndarray:
         Orthonormal rows, shape (n, 3): n is 0 for molecules and clusters, 1 for wires, 2 for slabs and sheets, 3 for
         bulk. Rows follow cell vectors as far as these lie in the span, so the first row of a slab lies along the
         first cell vector that is in its plane.
+
+    Examples
+    --------
+    >>> from ase.build import bulk, fcc111, molecule
+    >>> slab = fcc111("Cu", (1, 1, 3), vacuum=6.0, periodic=True)
+    >>> [len(periodic_directions(atoms)) for atoms in (molecule("H2O"), slab, bulk("Cu"))]
+    [0, 2, 3]
     """
     from ase.data import covalent_radii
 
     if not atoms.pbc.any():
         return np.zeros((0, 3))
-    i, j, shift = neighbours(atoms, covalent_radii[atoms.numbers] + reach / 2, "ijS")
-    home = _images(len(atoms), i, j, shift)
+    i, j, shift = find_neighbours(atoms, covalent_radii[atoms.numbers] + reach / 2, "ijS")
+    home = _connected_images(len(atoms), i, j, shift)
     cycles = home[i] + shift - home[j]
     # A sum of few whole numbers: its rank is exact, and the cycles may be many.
     gram = (cycles.T @ cycles).astype(float)
     rank = int(np.linalg.matrix_rank(gram, hermitian=True))
     cell = full_cell(atoms)
     span = np.linalg.eigh(cell.T @ gram @ cell)[1][:, 3 - rank :].T
-    return _along(span, cell[atoms.pbc])
+    return _align_basis(span, cell[atoms.pbc])
 
 
-def _images(n_atoms: int, i: np.ndarray, j: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Return an image of each atom, lattice coordinates, such that connected atoms are reached by a walk in space."""
+def _connected_images(n_atoms: int, i: np.ndarray, j: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Return an image of each atom, in lattice translations, such that a walk along contacts never leaves them."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import breadth_first_order, connected_components
 
@@ -92,7 +111,7 @@ def _images(n_atoms: int, i: np.ndarray, j: np.ndarray, shift: np.ndarray) -> np
     i, j, shift = i[contact], j[contact], shift[contact]
     graph = coo_array((np.ones(len(pairs)), (i, j)), shape=(n_atoms, n_atoms))
     first = np.unique(connected_components(graph)[1], return_index=True)[1]
-    # One more node holds on to an atom of each part, so that one walk reaches all.
+    # One more node is linked to an atom of each part, so that one search reaches all parts.
     i, j = np.append(i, np.full(len(first), n_atoms)), np.append(j, first)
     rooted = coo_array((np.ones(len(i)), (i, j)), shape=(n_atoms + 1, n_atoms + 1))
     order, before = breadth_first_order(rooted.tocsr(), n_atoms)
@@ -104,16 +123,16 @@ def _images(n_atoms: int, i: np.ndarray, j: np.ndarray, shift: np.ndarray) -> np
     return home
 
 
-def _along(span: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+def _align_basis(span: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """Return an orthonormal basis of the rows of `span` that begins with those of `vectors` that lie in it."""
-    inside = [vector for vector in vectors if np.linalg.norm(vector - vector @ span.T @ span) < 1e-6 * _norm(vector)]
+    inside = [vector for vector in vectors if _norm_of(vector - vector @ span.T @ span) < 1e-6 * _norm_of(vector)]
     basis = np.zeros((0, 3))
     for vector in [*inside, *span]:
         rest = vector - vector @ basis.T @ basis
-        if len(basis) < len(span) and _norm(rest) > 1e-3 * _norm(vector):
-            basis = np.vstack([basis, rest / _norm(rest)])
+        if len(basis) < len(span) and _norm_of(rest) > 1e-3 * _norm_of(vector):
+            basis = np.vstack([basis, rest / _norm_of(rest)])
     return basis
 
 
-def _norm(vector: np.ndarray) -> float:
+def _norm_of(vector: np.ndarray) -> float:
     return float(np.linalg.norm(vector))

@@ -1,7 +1,7 @@
-"""Physical constants and conversions, in ASE's units: eV, Å, amu; fs, K and GPa where people type them.
+"""Define physical constants and conversions in ASE's units: eV, Å, amu; fs, K and GPa where people type them.
 
-The values are CODATA 2014, the set that ASE uses; ``tests/test_units.py`` holds them against ``ase.units``
-so that this module (and ``import daskpipe``) need not import ASE.
+The values are CODATA 2014, the set that ASE uses. They are written out so that ``import daskpipe`` need not import ASE;
+a test compares them with ``ase.units``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Atoms that do not move: ASE's constraints and selective dynamics as one array of fixed Cartesian components."""
+"""Turn ASE's constraints and selective dynamics into one array of fixed Cartesian components, and back."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 CARRIED = ("FixAtoms", "FixCartesian", "FixScaled", "FixedPlane", "FixedLine")
-"""Constraints that hold an atom at its place along some directions."""
+"""Names of the constraints that fix an atom along some directions; these are kept."""
 
 NEEDLESS = ("FixCom",)
-"""Constraints that exploration keeps in any case: no thermostat moves the centre of mass."""
+"""Names of the constraints that exploration meets without help: no thermostat moves the centre of mass."""
 
 ALIGNED = 1e-3
-"""Largest component of a direction, as a part of its length, that counts as none."""
+"""Largest component of a direction, as a fraction of its length, that counts as zero."""
 
 ADVICE = "Write a move_mask (T or F for x, y and z of each atom) in its place, or leave the constraint out"
 
 
 def fixed_components(atoms: Atoms) -> np.ndarray | None:
-    """Return which Cartesian components of which atoms are fixed.
+    """Return the fixed Cartesian components of the atoms of a structure.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def fixed_components(atoms: Atoms) -> np.ndarray | None:
     Raises
     ------
     ValueError
-        If a constraint does something else than fix Cartesian components of atoms.
+        If a constraint does anything but fix Cartesian components of atoms.
     """
     fixed = from_constraints([item.todict() for item in atoms.constraints], len(atoms), atoms.cell.array)
     given = atoms.arrays.get("fixed")
@@ -53,7 +53,7 @@ def from_constraints(constraints: Sequence[Mapping[str, Any]], n_atoms: int, cel
     Parameters
     ----------
     constraints
-        As ``todict()`` of ASE's constraints gives them; nothing of them is built.
+        As ``todict()`` of ASE's constraints gives them. No object is built from them, so files of others are safe.
     n_atoms
         Number of atoms.
     cell
@@ -62,7 +62,7 @@ def from_constraints(constraints: Sequence[Mapping[str, Any]], n_atoms: int, cel
     Raises
     ------
     ValueError
-        If a constraint does something else than fix Cartesian components of atoms.
+        If a constraint does anything but fix Cartesian components of atoms.
     """
     fixed = np.zeros((n_atoms, 3), dtype=bool)
     for constraint in constraints:
@@ -73,7 +73,7 @@ def from_constraints(constraints: Sequence[Mapping[str, Any]], n_atoms: int, cel
             if name not in CARRIED:
                 raise ValueError(f"the constraint {str(name)[:60]} cannot be kept, only {', '.join(CARRIED)}. {ADVICE}")
             atoms = np.atleast_1d(np.asarray(kwargs["indices"] if "indices" in kwargs else kwargs["a"], dtype=int))
-            fixed[atoms] |= _components(name, kwargs, cell)
+            fixed[atoms] |= _fixed_axes(name, kwargs, cell)
         except (KeyError, TypeError, IndexError) as error:  # a file may say anything
             raise ValueError(
                 f"the constraint {str(constraint)[:100]} is damaged ({type(error).__name__}: {error}). {ADVICE}"
@@ -81,20 +81,31 @@ def from_constraints(constraints: Sequence[Mapping[str, Any]], n_atoms: int, cel
     return fixed
 
 
-def constraints_of(fixed: np.ndarray) -> list[dict[str, Any]]:
-    """Return constraints of ASE's, as their ``todict()``, that fix components of atoms, bool, shape (atom, 3)."""
+def to_constraints(fixed: np.ndarray) -> list[dict[str, Any]]:
+    """Return ASE constraints, as their ``todict()`` gives them, that fix components of atoms.
+
+    Parameters
+    ----------
+    fixed
+        bool, shape (atom, 3).
+
+    Examples
+    --------
+    >>> to_constraints(np.array([[True, True, True], [False, False, False]]))
+    [{'name': 'FixAtoms', 'kwargs': {'indices': [0]}}]
+    """
     whole = np.flatnonzero(fixed.all(axis=1))
-    found: list[dict[str, Any]] = []
+    constraints: list[dict[str, Any]] = []
     if len(whole):
-        found.append({"name": "FixAtoms", "kwargs": {"indices": whole.tolist()}})
+        constraints.append({"name": "FixAtoms", "kwargs": {"indices": whole.tolist()}})
     for mask in np.unique(fixed[fixed.any(axis=1) & ~fixed.all(axis=1)], axis=0):
         rows = np.flatnonzero((fixed == mask).all(axis=1))
-        found.append({"name": "FixCartesian", "kwargs": {"a": rows.tolist(), "mask": mask.tolist()}})
-    return found
+        constraints.append({"name": "FixCartesian", "kwargs": {"a": rows.tolist(), "mask": mask.tolist()}})
+    return constraints
 
 
-def _components(name: str, kwargs: Mapping[str, Any], cell: np.ndarray) -> np.ndarray:
-    """Return the Cartesian components along which one constraint holds its atoms, bool, shape (3,)."""
+def _fixed_axes(name: str, kwargs: Mapping[str, Any], cell: np.ndarray) -> np.ndarray:
+    """Return the Cartesian components that one constraint fixes, bool, shape (3,)."""
     if name == "FixAtoms":
         return np.ones(3, dtype=bool)
     if name == "FixCartesian":
@@ -109,13 +120,13 @@ def _components(name: str, kwargs: Mapping[str, Any], cell: np.ndarray) -> np.nd
         normals = np.atleast_2d(np.asarray(kwargs["direction"], dtype=float))
     if len(normals) == 0:
         return np.zeros(3, dtype=bool)
-    held = np.linalg.pinv(normals) @ normals
+    projector = np.linalg.pinv(normals) @ normals
     if name == "FixedLine":
-        held = np.eye(3) - held
-    components = np.rint(np.diagonal(held)).astype(bool)
-    if np.abs(held - np.diag(components)).max() > ALIGNED:
+        projector = np.eye(3) - projector
+    components = np.rint(np.diagonal(projector)).astype(bool)
+    if np.abs(projector - np.diag(components)).max() > ALIGNED:
         raise ValueError(
-            f"{name} holds atoms along {np.round(normals, 3).tolist()}, which is none of x, y and z; only these can be "
+            f"{name} fixes atoms along {np.round(normals, 3).tolist()}, which is none of x, y and z; only these can be "
             f"kept. {ADVICE}"
         )
     return components

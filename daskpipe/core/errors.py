@@ -1,7 +1,7 @@
-"""Errors that users see, each with its exit code, and the record of a rejected structure.
+"""Define the errors that users see, each with its exit code, and the record of a rejected structure.
 
-An error says what was wrong, what was received, and what to type next. The exit codes are the CLI's
-contract; library users catch the classes.
+An error says what was wrong, what was received, and what to type next. The exit codes are the contract of the command
+line; library users catch the classes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EXIT_QUARANTINED = 10
 EXIT_INTERRUPTED = 75
 
 MOST_LISTED = 40
-"""Longest list of known names that a message spells out."""
+"""Most known names that a message lists."""
 
 
 class DaskpipeError(Exception):
@@ -26,7 +26,7 @@ class DaskpipeError(Exception):
 
     exit_code = EXIT_INTERNAL
     seconds: float = 0.0
-    """Seconds of work of the attempt at a unit that ended so."""
+    """Seconds of work of the attempt at a unit that this error ended."""
 
 
 class ConfigError(DaskpipeError):
@@ -42,7 +42,7 @@ class InputError(DaskpipeError):
 
 
 class ClusterError(DaskpipeError):
-    """The workers that the run needs are not there."""
+    """The workers that the run needs cannot be had."""
 
     exit_code = 4
 
@@ -54,7 +54,7 @@ class DiskError(DaskpipeError):
 
 
 class DiskUnreachable(DiskError):
-    """The disk or its server does not answer; the same may work a moment later."""
+    """The disk or its server does not answer; the same call may work a moment later."""
 
 
 class IntegrityError(DaskpipeError):
@@ -62,21 +62,36 @@ class IntegrityError(DaskpipeError):
 
 
 class Interrupted(DaskpipeError):
-    """The run was stopped before its end; ``daskpipe resume`` goes on."""
+    """The run was stopped before its end; ``daskpipe resume`` continues it."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 class Yielded(DaskpipeError):
-    """A unit stopped at a checkpoint because its worker ends soon; it goes on elsewhere."""
+    """A unit stopped at a checkpoint because its worker ends soon; another worker continues it."""
 
 
 class Suspect(DaskpipeError):
-    """Memory ran out under a unit, or a device failed: the unit or its worker is at fault, and which is not known."""
+    """Memory ran out under a unit, or a device failed; the unit or its worker may be the cause."""
 
 
-def unknown(kind: str, name: object, known: list[str]) -> str:
-    """Message for a name that is not known: what was received, the nearest and all known names."""
+def describe_unknown(kind: str, name: object, known: list[str]) -> str:
+    """Return the message for a name that is not known: what was received, the nearest known name and all of them.
+
+    Parameters
+    ----------
+    kind
+        What the names are called, in the singular.
+    name
+        What was received.
+    known
+        At most `MOST_LISTED` of them are listed.
+
+    Examples
+    --------
+    >>> describe_unknown("potential", "mase", ["chgnet", "mace"])
+    "unknown potential 'mase'. Did you mean 'mace'? Known: chgnet, mace."
+    """
     near = get_close_matches(str(name), known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     listed = f"Known: {', '.join(known) or 'none'}" if len(known) <= MOST_LISTED else f"{len(known)} are known"
@@ -90,15 +105,15 @@ class Rejection:
     Parameters
     ----------
     stage
-        The room that rejected it.
+        The stage that rejected it.
     structure
         The structure's id in hex, or the name of the input (a file and its frame) that gave none.
     reason
-        One word from the room's list, fit for counting: ``overlap``, ``unreadable``, ``not_finite`` ...
+        One word from the list of the stage, fit for counting: ``overlap``, ``unreadable``, ``not_finite`` ...
     evidence
-        What was measured, in words and numbers, for a person.
+        What was measured, in words and numbers, for people.
     attempts
-        How often it was tried.
+        Number of tries.
     details
         Anything else worth keeping, JSON types only (e.g. the step at which a trajectory broke).
     """
@@ -112,7 +127,7 @@ class Rejection:
 
     @property
     def kind(self) -> str:
-        """What it is counted by: ``stage/reason``."""
+        """Name under which it is counted: ``stage/reason``."""
         return f"{self.stage}/{self.reason}"
 
     def as_json(self) -> dict[str, Any]:
@@ -120,18 +135,11 @@ class Rejection:
         return asdict(self)
 
 
-def printable(text: object) -> str:
-    """Return text as a terminal may be given it: characters that steer one are spelled out, line ends stay."""
-    return "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in str(text)
-    )
-
-
-def reasons(rejections: Iterable[Rejection]) -> dict[str, int]:
-    """Count rejections by kind, in the order of the kinds' names."""
+def count_reasons(rejections: Iterable[Rejection]) -> dict[str, int]:
+    """Count rejections by kind, sorted by the names of the kinds."""
     return dict(sorted(Counter(rejection.kind for rejection in rejections).items()))
 
 
-def list_reasons(rejections: Iterable[Rejection]) -> str:
+def describe_reasons(rejections: Iterable[Rejection]) -> str:
     """Return the counts of rejections by kind as words, e.g. ``3 generate/overlap, 1 label/timeout``."""
-    return ", ".join(f"{n:,} {kind}" for kind, n in reasons(rejections).items())
+    return ", ".join(f"{n:,} {kind}" for kind, n in count_reasons(rejections).items())

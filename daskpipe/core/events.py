@@ -1,4 +1,4 @@
-"""What happens in a run, as dataclasses that progress bars, logs and the ledger subscribe to.
+"""Define what happens in a run as events, to which progress bars, logs and the ledger subscribe.
 
 The core never prints: it calls ``emit(event)``.
 """
@@ -20,6 +20,7 @@ class Event:
 
 
 Emit = Callable[[Event], None]
+"""A function that is called with each event."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,12 @@ class RunStarted(Event):
     dashboard: str | None
     workers: list[str]
     versions: dict[str, str] = field(default_factory=dict)
-    """Of the packages that the numbers come from, where the driver runs."""
+    """Versions, where the driver runs, of the packages that decide the numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageStarted(Event):
-    """A stage was planned; `n_committed` of its `n_units` units stand already."""
+    """A stage was planned; `n_committed` of its `n_units` units are committed already."""
 
     stage: str
     n_units: int
@@ -47,7 +48,7 @@ class StageStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class UnitCommitted(Event):
-    """A unit was committed (by this driver's tasks, not found committed)."""
+    """A unit was committed by a task of this driver; units committed earlier give no event."""
 
     stage: str
     index: int
@@ -73,23 +74,23 @@ class UnitLost(Event):
     kind: str
     reason: str
     seconds: float = 0.0
-    """Of work that the attempt took."""
+    """Seconds of work of the attempt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitYielded(Event):
-    """A unit stopped at a checkpoint because its worker ends soon; it goes on elsewhere."""
+    """A unit stopped at a checkpoint because its worker ends soon; another worker continues it."""
 
     stage: str
     index: int
     key: str
     seconds: float = 0.0
-    """Of work that the attempt took."""
+    """Seconds of work of the attempt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitGivenUp(Event):
-    """An attempt at a unit ended with its driver; the next driver tells."""
+    """An attempt at a unit ended with its driver; the next driver reports it."""
 
     stage: str
     key: str
@@ -98,7 +99,7 @@ class UnitGivenUp(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class UnitForgotten(Event):
-    """A committed unit was taken away on purpose and will be made again: it was damaged, or stood on what changes."""
+    """A committed unit was removed on purpose and will be made again: it was damaged, or what it read will change."""
 
     stage: str
     key: str
@@ -107,7 +108,7 @@ class UnitForgotten(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class UnitSuperseded(Event):
-    """A committed unit was made by an earlier version of its stage; it stays, and counts no longer."""
+    """A committed unit was made by an earlier version of its stage; it is kept and no longer counted."""
 
     stage: str
     key: str
@@ -135,20 +136,20 @@ class RunFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Notice(Event):
-    """Something that a person should know and that is mended without them: a job that failed, a host left out."""
+    """A person should know of something that the run has dealt with itself: a job that failed, a host left out."""
 
     message: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Insecure(Event):
-    """A scheduler listens beyond this machine without TLS, as the config says; it was said on the screen, too."""
+    """A scheduler listens beyond this machine without TLS, as the config asks; the screen shows it as well."""
 
     address: str
 
 
 def fan_out(*subscribers: Emit) -> Emit:
-    """Return one function that hands each event to all subscribers in order."""
+    """Return one function that passes each event to all subscribers, in order."""
 
     def emit(event: Event) -> None:
         for subscriber in subscribers:

@@ -7,17 +7,13 @@ import os
 import uuid
 from collections.abc import Buffer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 HEX = "[0-9a-f]"
-"""One digit of a key, in a pattern of file names."""
-
+"""Pattern of one digit of a key, for names of files."""
 
 TEMPORARY = f".?*-{HEX * 8}"
-"""Files that a process which was killed in `write_atomically` leaves."""
+"""Pattern of the files that a process killed in `write_atomically` leaves."""
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -28,7 +24,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_synced(path: Path, data: Buffer) -> dict[str, Any]:
-    """Write a file through to the disk; return its size and sha256."""
+    """Write a file through to the disk; return its ``size`` in bytes and its ``sha256`` in hex."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
@@ -37,7 +33,7 @@ def write_synced(path: Path, data: Buffer) -> dict[str, Any]:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+    """Write the names in a folder through to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -46,7 +42,15 @@ def sync_folder(path: Path) -> None:
 
 
 def make_folders(root: Path, folder: Path) -> None:
-    """Make a folder below ``units``; never the run directory itself: one that was removed under a unit stays so."""
+    """Make a folder below a run directory, with its parents, but never the run directory itself.
+
+    A run directory that a user removes while units are computed must not come back.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the run directory is not there.
+    """
     try:
         folder.mkdir(exist_ok=True)
     except FileNotFoundError:
@@ -57,6 +61,6 @@ def make_folders(root: Path, folder: Path) -> None:
 
 
 def package_folder(name: str) -> Path:
-    """Return ``configs/`` or ``jobqueue/``: inside the installed package, or beside it in a checkout."""
+    """Return the path of ``configs/`` or ``jobqueue/``: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     return package / name if (package / name).is_dir() else package.parent / name

@@ -1,4 +1,4 @@
-"""Distances in periodic, open and mixed structures."""
+"""Measure distances in periodic, open and mixed structures."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 
-def overlap(atoms: Atoms, min_distance: float) -> str | None:
-    """Return which two atoms, or atom and image, are too close for their covalent radii; ``None`` if none are.
+def find_overlap(atoms: Atoms, min_distance: float) -> str | None:
+    """Return a description of the worst overlap of two atoms, or of an atom and an image; ``None`` without one.
 
     Parameters
     ----------
     atoms
         Finite positions; the cell spans a volume along its periodic axes and may be zero along open ones.
     min_distance
-        Limit as a fraction of the sum of the two covalent radii.
+        Shortest distance allowed, as a fraction of the sum of the two covalent radii.
+
+    Examples
+    --------
+    >>> from ase import Atoms
+    >>> find_overlap(Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.1]]), min_distance=0.5)
+    'atom 0 (H) is 0.100 Å from atom 1 (H); the limit is 0.310 Å, 0.5 of the sum of covalent radii'
     """
     from ase.data import covalent_radii
     from scipy.spatial import KDTree
@@ -28,7 +34,7 @@ def overlap(atoms: Atoms, min_distance: float) -> str | None:
     if cutoff == 0:
         return None
     if atoms.pbc.all():
-        # No packing of equal spheres is denser than fcc; asked first, for it bounds the number of images below.
+        # No packing of equal spheres is denser than fcc. This comes first, for it bounds the number of images below.
         volume = atoms.get_volume() / len(atoms)
         if volume < (2 * radii.min()) ** 3 / 2**0.5:
             return f"{volume:.3g} Å^3 an atom leaves no room for atoms {2 * radii.min():.2f} Å apart"
@@ -55,20 +61,31 @@ def overlap(atoms: Atoms, min_distance: float) -> str | None:
     )
 
 
-def n_parts(atoms: Atoms, reach: float) -> int:
-    """Count the parts of a structure that no chain of neighbours connects; see `parts`."""
-    return int(parts(atoms, reach).max()) + 1
+def count_parts(atoms: Atoms, reach: float) -> int:
+    """Count the parts of a structure that no chain of neighbours connects; see `label_parts`."""
+    return int(label_parts(atoms, reach).max()) + 1
 
 
-def parts(atoms: Atoms, reach: float) -> np.ndarray:
-    """Return the part of each atom, shape (atom,), from 0: no chain of neighbours connects two parts.
+def label_parts(atoms: Atoms, reach: float) -> np.ndarray:
+    """Return the number of the part that each atom belongs to; no chain of neighbours connects two parts.
 
     Parameters
     ----------
     atoms
-        As in `overlap`.
+        As in `find_overlap`.
     reach
         Longest distance of neighbours, as a multiple of the sum of the two covalent radii.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (atom,), int32, counted from 0.
+
+    Examples
+    --------
+    >>> from ase import Atoms
+    >>> label_parts(Atoms("H2OHe", positions=[[0, 0, 1], [0, 0, 3], [0, 0, 2], [0, 0, 9]]), reach=1.2).tolist()
+    [0, 0, 0, 1]
     """
     from ase.data import covalent_radii
     from scipy.sparse import coo_array
@@ -85,21 +102,21 @@ def parts(atoms: Atoms, reach: float) -> np.ndarray:
 
 
 def _with_images(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return atoms, then their periodic images within `cutoff` of the cell: whose they are, and where, Å."""
+    """Return atoms and their periodic images within `cutoff` of the cell: index of the atom, and position, Å."""
     cell = full_cell(atoms)
     scaled = np.linalg.solve(cell.T, atoms.positions.T).T
     scaled[:, atoms.pbc] %= 1
     owner = np.arange(len(atoms))
-    reach = cutoff / widths(cell)
+    reach = cutoff / cell_widths(cell)
     for axis in np.flatnonzero(atoms.pbc):
-        parts = [(owner, scaled)]
+        shifted = [(owner, scaled)]
         for shift in range(1, int(np.ceil(reach[axis])) + 1):
             for signed in (shift, -shift):
                 moved = scaled + signed * np.eye(3)[axis]
                 near = (moved[:, axis] >= -reach[axis]) & (moved[:, axis] <= 1 + reach[axis])
-                parts.append((owner[near], moved[near]))
-        owner = np.concatenate([part[0] for part in parts])
-        scaled = np.concatenate([part[1] for part in parts])
+                shifted.append((owner[near], moved[near]))
+        owner = np.concatenate([part[0] for part in shifted])
+        scaled = np.concatenate([part[1] for part in shifted])
     return owner, scaled @ cell
 
 
@@ -114,7 +131,7 @@ def complete_open_axes(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     cell
-        Vectors as rows, shape (3, 3); those along open axes do not count.
+        Vectors as rows, Å, shape (3, 3); those along open axes are ignored.
     pbc
         Periodic along each vector, bool, shape (3,).
     """
@@ -123,6 +140,12 @@ def complete_open_axes(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     return np.asarray(complete_cell(np.where(pbc[:, None], cell, 0)))
 
 
-def widths(cell: np.ndarray) -> np.ndarray:
-    """Distances between opposite faces of a cell, shape (3,)."""
+def cell_widths(cell: np.ndarray) -> np.ndarray:
+    """Return the distances between opposite faces of a cell, shape (3,), in the unit of the cell.
+
+    Examples
+    --------
+    >>> cell_widths(np.array([[3.0, 0, 0], [0, 4.0, 0], [5.0, 0, 5.0]])).round(3).tolist()
+    [2.121, 4.0, 5.0]
+    """
     return np.asarray(1 / np.linalg.norm(np.linalg.inv(cell), axis=0))

@@ -1,4 +1,4 @@
-"""Show that a unit is alive: touch its mark while it computes."""
+"""Show that a unit is alive: its computation sends heartbeats, which set the time of a file."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-TOUCH_SECONDS = 1.0
-"""A mark is touched no more often than this, however often `come_on` is called."""
-
+HEARTBEAT_SECONDS = 1.0
+"""Shortest time between two changes of the file, however often `send_heartbeat` is called."""
 
 _HERE = threading.local()
 
 
 @contextmanager
-def touching(path: Path) -> Iterator[None]:
-    """Let `come_on` of this thread touch a mark."""
-    _HERE.path, _HERE.touched = path, time.monotonic()
+def record_heartbeats(path: Path) -> Iterator[None]:
+    """Let each `send_heartbeat` of this thread set the time of a file that is there."""
+    _HERE.path, _HERE.sent_at = path, time.monotonic()
     try:
         yield
     finally:
         del _HERE.path
 
 
-def come_on() -> None:
-    """Tell that the unit which this thread computes comes on; nothing if it computes none."""
+def send_heartbeat() -> None:
+    """Report that the unit which this thread computes makes progress; do nothing if it computes none."""
     path = getattr(_HERE, "path", None)
-    if path is not None and time.monotonic() - _HERE.touched > TOUCH_SECONDS:
-        with suppress(FileNotFoundError):  # the run was swept by another driver
+    if path is not None and time.monotonic() - _HERE.sent_at > HEARTBEAT_SECONDS:
+        with suppress(FileNotFoundError):  # another driver has removed it
             os.utime(path)
-        _HERE.touched = time.monotonic()
+        _HERE.sent_at = time.monotonic()

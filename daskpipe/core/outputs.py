@@ -1,6 +1,6 @@
-"""Outputs that a user names: written beside their place, and swapped in when they are whole.
+"""Write outputs that a user names: beside their place first, swapped in when they are whole.
 
-A symbolic link stays what it is: what it leads to is replaced.
+A symbolic link stays a link: its target is replaced.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from daskpipe.core.shared_disk import FULL
 
 
 def resolve_output(out: Path) -> Path:
-    """Return where an output is to be: for a symbolic link, what it leads to.
+    """Return the path at which an output will stand: for a symbolic link, its target.
 
     Raises
     ------
@@ -31,21 +31,21 @@ def resolve_output(out: Path) -> Path:
 
 
 def check_output(out: Path, force: bool) -> None:
-    """See, before any work, that an output can be written.
+    """Check, before any work, that an output can be written.
 
     Parameters
     ----------
     out
-        Its folder must be there.
+        Its folder must exist.
     force
         Whether something of its kind may be replaced: a file by a file, a Zarr store by a Zarr store.
 
     Raises
     ------
     ConfigError
-        If something is there that may not be replaced, or its folder is not there.
+        If something is there that may not be replaced, or the folder does not exist.
     DiskError
-        If its folder cannot be written.
+        If the folder cannot be written.
     """
     place = resolve_output(out)
     if place.exists() and not force:
@@ -63,10 +63,10 @@ def check_output(out: Path, force: bool) -> None:
 
 
 @contextmanager
-def replacing(out: Path) -> Iterator[Path]:
-    """Yield a name to write to, beside the output; what stands there takes the output's place when all is written.
+def replace_output(out: Path) -> Iterator[Path]:
+    """Yield a temporary path beside an output; at the end of the block what was written there replaces the output.
 
-    Until then, and whatever goes wrong, the output of before stays.
+    Until then, and if the block raises, the earlier output stays.
 
     Raises
     ------
@@ -83,11 +83,11 @@ def replacing(out: Path) -> Iterator[Path]:
             raise
         raise DiskError(f"cannot write {out}: {error.strerror}. Make room, or give another -o") from error
     finally:
-        remove(attempt)
+        remove_path(attempt)
 
 
 def swap_in(attempt: Path, place: Path) -> None:
-    """Put a whole file or folder in its place, and remove what was there before.
+    """Move a file or folder that is whole into its place, and remove what was there before.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def swap_in(attempt: Path, place: Path) -> None:
     if not (place.exists() and (place.is_dir() or attempt.is_dir())):
         os.replace(attempt, place)
         return
-    # No folder can be renamed onto what is there, so that goes aside, and is removed when the new one is in place.
+    # A folder cannot be renamed onto an existing one: the old one is renamed first, and removed at the end.
     aside = place.with_name(f".{place.name}-{uuid.uuid4().hex[:8]}-replaced")
     os.rename(place, aside)
     try:
@@ -108,7 +108,7 @@ def swap_in(attempt: Path, place: Path) -> None:
     except BaseException:
         os.rename(aside, place)
         raise
-    remove(aside)
+    remove_path(aside)
 
 
 def sync_all(path: Path) -> None:
@@ -122,8 +122,8 @@ def sync_all(path: Path) -> None:
             os.close(descriptor)
 
 
-def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all in it, as far as that can be done; nothing if it is not there."""
+def remove_path(path: Path) -> None:
+    """Remove a file, a link, or a folder with all in it; what is missing or cannot be removed raises no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,4 +1,4 @@
-"""One registry a seam: a literal table of names merged with the entry points of other packages."""
+"""Register the functions of an extension point: a literal table, and the entry points of other packages."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from daskpipe.core.errors import ConfigError, unknown
+from daskpipe.core.errors import ConfigError, describe_unknown
 
 
 class Registry:
-    """Names of one seam and the functions behind them, imported on first use.
+    """Names of one extension point and the functions behind them, imported on first use.
 
     Parameters
     ----------
@@ -24,9 +24,17 @@ class Registry:
     table
         ``{"name": "module:attribute"}``.
     group
-        Entry-point group through which other packages add names, e.g. ``"daskpipe.potentials"``.
+        Entry point group through which other packages add names, e.g. ``"daskpipe.potentials"``.
     given
         Keyword arguments that daskpipe passes itself; all others are the user's parameters.
+
+    Examples
+    --------
+    >>> shapes = Registry("shape", {"comb": "math:comb"}, group="daskpipe.no_such_group", given=())
+    >>> shapes.known_names()
+    ['comb']
+    >>> shapes.get("comb")(4, 2)
+    6
     """
 
     def __init__(self, kind: str, table: Mapping[str, str], *, group: str, given: tuple[str, ...]) -> None:
@@ -35,8 +43,8 @@ class Registry:
         self.group = group
         self.given = given
 
-    def names(self) -> list[str]:
-        """Known names, sorted; daskpipe's own win over a plugin's of the same name."""
+    def known_names(self) -> list[str]:
+        """Return the known names, sorted; a name of daskpipe's own hides the same name of a plugin."""
         plugins = {point.name for point in entry_points(group=self.group)}
         return sorted(plugins | set(self.table))
 
@@ -46,7 +54,7 @@ class Registry:
         Raises
         ------
         ConfigError
-            If nothing of that name is registered; lists the known names.
+            If no function of that name is registered; the message lists the known names.
         """
         if name in self.table:
             module, _, attribute = self.table[name].partition(":")
@@ -55,10 +63,10 @@ class Registry:
         for point in entry_points(group=self.group, name=name):
             plugin: Callable[..., Any] = point.load()
             return plugin
-        raise ConfigError(unknown(self.kind, name, self.names()))
+        raise ConfigError(describe_unknown(self.kind, name, self.known_names()))
 
     def check_params(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `params` validated against the signature of `name`, defaults filled in, JSON types.
+        """Return parameters checked against the signature of `name`, with defaults filled in, as JSON types.
 
         Raises
         ------
@@ -68,13 +76,13 @@ class Registry:
         return self.params_model(name)(**params).model_dump(mode="json")
 
     def params_model(self, name: str) -> type[BaseModel]:
-        """Pydantic model of the parameters that a user may give to `name`."""
+        """Return a pydantic model of the parameters that a user may give to `name`."""
         return signature_model(self.get(name), self.given)
 
 
 @cache
 def signature_model(function: Callable[..., Any], given: tuple[str, ...]) -> type[BaseModel]:
-    """Pydantic model of a function's keyword parameters without those in `given`."""
+    """Return a pydantic model of the keyword parameters of a function, without those in `given`."""
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
         if parameter.name in given:

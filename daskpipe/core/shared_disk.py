@@ -1,7 +1,7 @@
-"""Use a disk that several machines share: wait for what is late, try again what fails for a moment, explain the rest.
+"""Use a disk that several machines share: wait for late files, repeat calls that fail for a moment, explain the rest.
 
-A client of a network file system remembers for half a minute or longer that a name was not there, and loses the
-handles of its files when the server restarts. Neither says anything about the files.
+A client of a network file system remembers for half a minute or longer that a name was missing, and loses the handles
+of its files when the server restarts. Neither means that a file is missing or damaged.
 """
 
 from __future__ import annotations
@@ -19,47 +19,50 @@ from shlex import quote
 from daskpipe.core.errors import DiskError, DiskUnreachable
 
 PATIENCE_SECONDS = 120.0
-"""Longest wait for a file that another machine has committed, and for a disk that does not answer."""
+"""Longest wait, s, for a file that another machine has committed, and for a disk that does not answer."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-"""Seconds between two tries; each try doubles them."""
+"""First and longest pause between two tries, s; each try doubles it."""
 
 _NAMES = (
     "EAGAIN", "ECOMM", "EHOSTDOWN", "EHOSTUNREACH", "EIO", "ENETDOWN", "ENETUNREACH", "ENOLINK", "ENOTCONN",
     "EREMOTEIO", "ESHUTDOWN", "ESTALE", "ETIMEDOUT",
 )  # fmt: skip
 TRANSIENT = frozenset(getattr(errno, name) for name in _NAMES if hasattr(errno, name))
-"""Errors of a disk or its server that say nothing about the file: the same call may work a moment later."""
+"""Errors of a disk or its server, not of the file: the same call may work a moment later."""
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a disk without room."""
+
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+"""Errors of missing permissions."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell whether an error says nothing about the file, and the same call may work a moment later."""
+    """Return whether an error comes from the disk and not from the file; the same call may work a moment later."""
     return isinstance(error, OSError) and error.errno in TRANSIENT
 
 
 def raise_if_transient(error: Exception) -> None:
-    """Raise an error again that says nothing about the file: no input is rejected for it."""
+    """Raise a transient error again, so that no input is rejected for it."""
     if is_transient(error):
         raise error
 
 
 def call_patiently[T](call: Callable[[], T], check: Callable[[], None] = lambda: None) -> T:
-    """Call a function that uses a shared disk, again and again while the disk does not answer.
+    """Call a function that uses a shared disk, and repeat the call while the disk does not answer.
 
     Parameters
     ----------
     call
         May be called several times.
     check
-        Called between two tries; raises what speaks against waiting longer.
+        Called between two tries; it raises an error to end the wait.
 
     Raises
     ------
     OSError
-        If the disk has not answered for `PATIENCE_SECONDS`, or says anything else.
+        If the disk has not answered for `PATIENCE_SECONDS`, and at once if the error is not transient.
     """
     until, pause = time.monotonic() + PATIENCE_SECONDS, FIRST_PAUSE
     while True:
@@ -74,16 +77,16 @@ def call_patiently[T](call: Callable[[], T], check: Callable[[], None] = lambda:
 
 
 def wait_until_visible(path: Path, root: Path, check: Callable[[], None] = lambda: None) -> bool:
-    """Wait for a file or folder that another machine has committed, and return whether it can be seen here.
+    """Wait for a file or folder that another machine has committed; return whether it is visible here.
 
     Parameters
     ----------
     path
-        What is waited for, somewhere below `root`.
+        The file or folder, below `root`.
     root
         The run directory.
     check
-        As `call_patiently` takes it.
+        As in `call_patiently`.
     """
     until, pause = time.monotonic() + PATIENCE_SECONDS, FIRST_PAUSE
     while not call_patiently(path.exists, check):
@@ -97,46 +100,46 @@ def wait_until_visible(path: Path, root: Path, check: Callable[[], None] = lambd
 
 
 def refresh_names(path: Path, root: Path) -> None:
-    """List the folders from a run directory down to a path: opening them makes a client ask the server anew."""
+    """List the folders from a run directory down to a path, so that the client asks the server for names again."""
     above = [folder for folder in reversed(path.parents) if folder.is_relative_to(root)]
     for folder in above:
-        with suppress(OSError):  # of a folder that cannot be seen yet either
+        with suppress(OSError):  # this folder may not be visible yet either
             os.listdir(folder)
 
 
 def disk_time(root: Path) -> float:
     """Return the time by the clock of the file system that holds a run directory.
 
-    Times of files are compared with this one: the clocks of two machines may be hours apart.
+    Compare times of files with this one: the clocks of two machines may be hours apart.
     """
     clock = root / "drivers" / "clock"
     try:
         clock.parent.mkdir(exist_ok=True)
         clock.touch(mode=0o600)
         return clock.stat().st_mtime
-    except OSError:  # someone who may look and not write; or the disk is full
+    except OSError:  # the user may read but not write, or the disk is full
         return time.time()
 
 
 def numbered_files(folder: Path, suffix: str) -> dict[int, Path]:
-    """Return the files of a folder that are named by a number, in its order; others' files are left out.
+    """Return the files of a folder whose name is a number, in the order of the numbers.
 
     Parameters
     ----------
     folder
-        Need not be there.
+        May be missing.
     suffix
-        Of the names, e.g. ``.jsonl`` for ``0001.jsonl``.
+        End of the names, e.g. ``.jsonl`` for ``0001.jsonl``; all other files are left out.
     """
     named = re.compile(rf"([0-9]{{4,}}){re.escape(suffix)}")
-    found = [(int(match[1]), folder / name) for name in list_names(folder) if (match := named.fullmatch(name))]
-    return dict(sorted(found))
+    numbered = [(int(match[1]), folder / name) for name in list_names(folder) if (match := named.fullmatch(name))]
+    return dict(sorted(numbered))
 
 
 def list_names(folder: Path) -> list[str]:
-    """Return the names in a folder, sorted; none if it is not there, or is removed at this moment.
+    """Return the names in a folder, sorted; none if it is missing, or is removed at this moment.
 
-    `pathlib.Path.glob` looks whether a folder is there before it lists it, and raises if it goes in between.
+    `pathlib.Path.glob` checks that a folder exists before it lists it, and raises if the folder goes in between.
     """
     with suppress(FileNotFoundError):
         return sorted(os.listdir(folder))
@@ -147,21 +150,21 @@ def list_names(folder: Path) -> list[str]:
 
 
 def disk_error(error: OSError, root: Path | None = None, path: Path | None = None) -> DiskError | None:
-    """Return the error that tells a person what a disk says and what to type.
+    """Return the error that explains to the user what a disk reports, and what to type.
 
     Parameters
     ----------
     error
-        What was raised.
+        The error that was raised.
     root
         The run directory, if it is known.
     path
-        What was used; by default what `error` names, or the run directory.
+        The path that was used; by default the one that `error` names, or the run directory.
 
     Returns
     -------
     DiskError or None
-        None for an error that is no matter of a disk, such as a file that is not there.
+        None for an error that does not come from the disk, such as a missing file.
     """
     if path is None and isinstance(error.filename, str | os.PathLike):
         path = Path(error.filename)
@@ -175,12 +178,12 @@ def disk_error(error: OSError, root: Path | None = None, path: Path | None = Non
             f"cannot use {what}: {error.strerror}. Have the disk or its server looked at, then: {resume}"
         )
     if error.errno in FORBIDDEN:
-        return DiskError(f"cannot use {what}: {error.strerror}. {_permissions(path)}")
+        return DiskError(f"cannot use {what}: {error.strerror}. {_describe_permissions(path)}")
     return None
 
 
-def _permissions(path: Path | None) -> str:
-    """Say who asked for a path, whose it is, and what to do."""
+def _describe_permissions(path: Path | None) -> str:
+    """Return who asked for a path, who owns it, and what to do."""
     if path is None:
         return "See whose the files are: ls -l"
     there = path.absolute()
@@ -188,7 +191,7 @@ def _permissions(path: Path | None) -> str:
         there = there.parent
     try:
         state = there.stat()
-    except OSError:  # of a folder that may not even be looked into
+    except OSError:  # the folder may not even be listed
         return f"You are {_name_user(os.geteuid())}. See whose the files are: ls -ld {quote(str(path.parent))}"
     return (
         f"You are {_name_user(os.geteuid())}, and {there} belongs to {_name_user(state.st_uid)} "
@@ -206,22 +209,22 @@ def _name_user(uid: int) -> str:
 
 
 @contextmanager
-def explained(root: Path, path: Path | None = None, *, permissions: bool = True) -> Iterator[None]:
-    """Turn what a disk says into a `DiskError` that says what to type.
+def explain_disk_errors(root: Path, path: Path | None = None, *, permissions: bool = True) -> Iterator[None]:
+    """Turn errors of a disk into a `DiskError` that says what to type.
 
     Parameters
     ----------
     root
         The run directory.
     path
-        What is written; by default what the error names, or the run directory.
+        The path that is used; by default the one that the error names, or the run directory.
     permissions
-        Whether a refusal is explained, too; else it is raised as it is.
+        Whether missing permissions are explained, too; else that error is raised unchanged.
     """
     try:
         yield
     except OSError as error:
-        found = None if error.errno in FORBIDDEN and not permissions else disk_error(error, root, path)
-        if found is None:
+        explained = None if error.errno in FORBIDDEN and not permissions else disk_error(error, root, path)
+        if explained is None:
             raise
-        raise found from error
+        raise explained from error

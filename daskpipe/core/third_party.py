@@ -1,4 +1,4 @@
-"""Keep foreign libraries quiet while they load, and undo what importing MACE changes in the whole process."""
+"""Keep third-party libraries silent while they load, and undo what importing MACE changes in the whole process."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from importlib.util import find_spec
 _log = logging.getLogger(__name__)
 
 UNPICKLE_ANYTHING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+"""Environment variable that makes `torch.load` unpickle any object."""
 
 
-class _Shared(AbstractContextManager[None]):
-    """Context that changes the process, which the first thread inside it enters and the last one leaves.
+class _SharedContext(AbstractContextManager[None]):
+    """Share one context that changes the process: the first thread inside enters it, and the last one leaves it.
 
-    If each thread entered a context of its own, the one that leaves last would put back what it found: the changes of
-    the other. A lock that a thread kept inside could never be had by one that waits in an import.
+    If each thread entered a context of its own, the last one to leave would restore the state that it saw at its start,
+    which holds the changes of another thread. A lock kept for the whole block would deadlock with the import lock.
 
     Parameters
     ----------
     make
-        Makes the context.
+        Returns a new context.
     """
 
     def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
@@ -48,7 +49,8 @@ class _Shared(AbstractContextManager[None]):
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def _capture_output() -> Iterator[None]:
+    """Move what is printed in the block to the debug log, and drop the warnings that loading is known to give."""
     printed = io.StringIO()
     with redirect_stdout(printed), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=FutureWarning)
@@ -62,7 +64,8 @@ def _silence() -> Iterator[None]:
 
 
 @contextmanager
-def _unpickle_anything() -> Iterator[None]:
+def _allow_unpickling() -> Iterator[None]:
+    """Set `UNPICKLE_ANYTHING` in the block."""
     before = os.environ.get(UNPICKLE_ANYTHING)
     os.environ[UNPICKLE_ANYTHING] = "1"
     try:
@@ -74,21 +77,21 @@ def _unpickle_anything() -> Iterator[None]:
             os.environ[UNPICKLE_ANYTHING] = before
 
 
-_silent = _Shared(_silence)
-_unpickling = _Shared(_unpickle_anything)
+_silent = _SharedContext(_capture_output)
+_unpickling = _SharedContext(_allow_unpickling)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what libraries print and deprecate while they load a model off the terminal: stdout is the CLI's."""
+def silence_libraries() -> Iterator[None]:
+    """Keep off the terminal what libraries print and deprecate while they load: stdout belongs to the command line."""
     _hush_warp()
     with _silent:
         yield
 
 
 def _hush_warp() -> None:
-    # nvidia-warp, behind torch-sim's neighbour lists, greets a machine without a GPU with a warning, and later tells
-    # stdout about each kernel that it loads; so this stays.
+    # nvidia-warp, behind torch-sim's neighbour lists, warns on a machine without a GPU, and prints each kernel that it
+    # loads later; so this setting stays.
     if find_spec("warp") is not None:
         import warp
 
@@ -96,11 +99,11 @@ def _hush_warp() -> None:
 
 
 def import_mace() -> None:
-    """Import MACE, and leave torch's safe loading as it was.
+    """Import MACE, and keep the safe loading of torch.
 
-    MACE sets an environment variable that makes every later ``torch.load`` of the process unpickle anything, data
-    files of others included.
+    MACE sets an environment variable that makes every later ``torch.load`` of the process unpickle any object, also
+    from data files of others.
     """
-    # Set here as well: after an import that broke off, MACE's own line is not run again, and e3nn needs it.
-    with _unpickling, quiet():
+    # Set here as well: after an import that failed, MACE's own line is not run again, and e3nn needs it.
+    with _unpickling, silence_libraries():
         import mace.calculators.mace_torchsim  # noqa: F401

@@ -1,6 +1,6 @@
-"""Marks of units that are being computed: who computes what, and when it last came on.
+"""Mark units that are being computed: by which process, and when it last sent a heartbeat.
 
-A mark lies in the unit's work folder while a process computes the unit. One that stays behind tells that its
+A mark is a file in the work folder of a unit while a process computes the unit. A mark that stays behind shows that its
 process died under the unit; a unit that was only waiting for a worker has none.
 """
 
@@ -17,26 +17,26 @@ from pathlib import Path
 
 from daskpipe.core.events import UnitGivenUp
 from daskpipe.core.files import make_folders
-from daskpipe.core.heartbeat import touching
-from daskpipe.core.shared_disk import explained, list_names, numbered_files
+from daskpipe.core.heartbeat import record_heartbeats
+from daskpipe.core.shared_disk import explain_disk_errors, list_names, numbered_files
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """What a mark says.
+    """Hold the content of a mark.
 
     Parameters
     ----------
     path
-        Its file; the time of the file is when the unit last came on.
+        Its file; the time of the file is that of the last heartbeat.
     worker, nanny
         Addresses of the Dask worker that computes the unit and of its nanny (empty if there is none).
     pid
-        Its process.
+        Id of the process that computes the unit.
     note
-        Why it ended, if it could still say so.
+        Why the process ended, if it could still write that.
     began
         When the attempt began, by the clock of the file system.
     """
@@ -49,14 +49,14 @@ class Mark:
     began: float = float("inf")
 
     @property
-    def touched(self) -> int:
-        """Time of the file, ns, by the clock of its file system; 0 if the unit has ended meanwhile."""
+    def touched_ns(self) -> int:
+        """Time of the last heartbeat, ns, by the clock of the file system; 0 if the unit has ended meanwhile."""
         with suppress(FileNotFoundError):
             return self.path.stat().st_mtime_ns
         return 0
 
     def seconds_at_work(self, until: float = 0.0) -> float:
-        """Return the seconds from when the attempt began until it last came on, or until a later time."""
+        """Return the seconds from the start of the attempt to its last heartbeat, or to `until` if that is later."""
         with suppress(FileNotFoundError):
             return max(0.0, max(until, self.path.stat().st_mtime) - self.began)
         return 0.0
@@ -64,25 +64,32 @@ class Mark:
 
 @dataclass
 class Silence:
-    """Measures for how long the signs of life of a process have not changed, by the clock of this process alone.
+    """Measure for how long the signs of life of a process have not changed, by the clock of this process alone.
 
-    The times of files are those of another machine, which may be hours off; here they are only compared with each
+    The times of files come from another machine, whose clock may be hours off; here they are only compared with each
     other.
     """
 
     _signs: Hashable = None
     _since: float = field(default_factory=time.monotonic)
 
-    def measure(self, signs: Hashable) -> float:
-        """Return for how many seconds the signs have been as they are now."""
+    def measure_seconds(self, signs: Hashable) -> float:
+        """Return the seconds since the signs last changed, and remember the signs."""
         if signs != self._signs:
             self._signs, self._since = signs, time.monotonic()
         return time.monotonic() - self._since
 
 
 @contextmanager
-def marked(root: Path, unit: Unit, *, worker: str, nanny: str) -> Iterator[Path]:
-    """Mark a unit as being computed by this process.
+def mark_attempt(root: Path, unit: Unit, *, worker: str, nanny: str) -> Iterator[Path]:
+    """Mark a unit as computed by this process during the block; yield the file of the mark.
+
+    Parameters
+    ----------
+    root, unit
+        Run directory and unit.
+    worker, nanny
+        Addresses of the Dask worker that this process is, and of its nanny (empty if there is none).
 
     Raises
     ------
@@ -91,37 +98,38 @@ def marked(root: Path, unit: Unit, *, worker: str, nanny: str) -> Iterator[Path]
     """
     folder = RunDirectory(root).work_dir(unit.stage, unit.key)
     path = folder / f"{uuid.uuid4().hex[:8]}-running"
-    with explained(root, path):
+    with explain_disk_errors(root, path):
         make_folders(root, folder)
         with path.open("w") as file:
             began = os.fstat(file.fileno()).st_mtime
             file.write(json.dumps({"worker": worker, "nanny": nanny, "pid": os.getpid(), "began": began}))
-    with touching(path):
+    with record_heartbeats(path):
         try:
             yield path
         finally:
-            # The folder may hold checkpoints or another attempt's mark, or a twin has committed; and a disk that fails
-            # now takes nothing from a unit that is committed.
+            # The folder may hold checkpoints or the mark of another attempt, or be gone because that one has committed.
+            # And a disk that fails here must not fail a unit that is committed.
             with suppress(OSError):
                 path.unlink(missing_ok=True)
                 folder.rmdir()
 
 
-def note(path: Path, why: str) -> None:
+def write_note(path: Path, reason: str) -> None:
     """Write into a mark why its process ends."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"note": why}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"note": reason}))
 
 
-def marks(root: Path, unit: Unit) -> list[Mark]:
-    """Return the marks of all attempts at a unit that are under way or have died."""
+def read_marks(root: Path, unit: Unit) -> list[Mark]:
+    """Return the marks of all attempts at a unit that are under way or whose process has died."""
     folder = RunDirectory(root).work_dir(unit.stage, unit.key)
-    return list(_read(folder / name for name in list_names(folder) if name.endswith("-running")))
+    return list(_read_files(folder / name for name in list_names(folder) if name.endswith("-running")))
 
 
-def given_up(directory: RunDirectory) -> list[UnitGivenUp]:
-    """Return the attempts at units that ended with earlier drivers, by the marks that `RunDirectory.sweep` removes.
+def list_given_up(directory: RunDirectory) -> list[UnitGivenUp]:
+    """Return the attempts at units that ended with earlier drivers, by their marks.
 
-    They ended about when the last of these drivers wrote its last event, or when they last came on.
+    Call this before `RunDirectory.remove_leftovers`, which removes the marks. An attempt is taken to have ended at its
+    last heartbeat, or when the last of these drivers wrote its last event.
     """
     segments = numbered_files(directory.root / "ledger", ".jsonl").values()
     until = max((path.stat().st_mtime for path in segments), default=0.0)
@@ -131,11 +139,11 @@ def given_up(directory: RunDirectory) -> list[UnitGivenUp]:
             key=mark.path.parent.name[1 : -len("-work")],
             seconds=round(mark.seconds_at_work(until), 3),
         )
-        for mark in _read(sorted(directory.root.glob("units/*/*/.*-work/*-running")))
+        for mark in _read_files(sorted(directory.root.glob("units/*/*/.*-work/*-running")))
     ]
 
 
-def _read(paths: Iterable[Path]) -> Iterator[Mark]:
+def _read_files(paths: Iterable[Path]) -> Iterator[Mark]:
     for path in paths:
-        with suppress(FileNotFoundError, json.JSONDecodeError):  # it has just ended, or just begun
+        with suppress(FileNotFoundError, json.JSONDecodeError):  # the attempt has just ended, or just begun
             yield Mark(path=path, **json.loads(path.read_text()))

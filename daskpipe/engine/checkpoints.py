@@ -1,4 +1,4 @@
-"""Where a unit leaves what it has reached, and when it must hand itself on because its worker ends."""
+"""Write and read the checkpoints of a unit, and hand the unit on when its worker ends."""
 
 from __future__ import annotations
 
@@ -10,63 +10,63 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from daskpipe.core.deadline import YIELD_SECONDS, seconds_left
-from daskpipe.core.errors import DiskError, Yielded
+from daskpipe.core import deadline
+from daskpipe.core.errors import DiskError
 from daskpipe.core.files import make_folders, sync_folder, write_synced
-from daskpipe.core.shared_disk import explained, list_names
+from daskpipe.core.shared_disk import explain_disk_errors, list_names
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """Where one attempt at a unit leaves what it has reached, for whoever goes on.
+    """Write the checkpoints of one attempt at a unit, and read those of all attempts.
 
-    Each attempt writes into a directory of its own, so that a unit may run twice; a new one goes on from the newest
-    checkpoint of all. They are gone when the unit is committed.
+    Each attempt writes into a directory of its own, so that a unit may run twice at a time. A new attempt continues
+    from the newest checkpoint of all. The commit of the unit removes them.
 
     Parameters
     ----------
     root, unit
         Run directory and unit.
     attempt
-        Names the directory; `begin` gives it.
+        Name of the directory of the attempt; `begin_attempt` gives it.
     """
 
     root: Path
     unit: Unit
     attempt: str = ""
 
-    def begin(self) -> Checkpoints:
-        """Return the checkpoints of a new attempt, where it runs."""
+    def begin_attempt(self) -> Checkpoints:
+        """Return the checkpoints of a new attempt; call this in the process that computes the unit."""
         return replace(self, attempt=uuid.uuid4().hex[:8])
 
     @property
-    def _folder(self) -> Path:
+    def _work_dir(self) -> Path:
         return RunDirectory(self.root).work_dir(self.unit.stage, self.unit.key)
 
-    def files(self) -> list[Path]:
+    def list_files(self) -> list[Path]:
         """Return the checkpoints of all attempts, the newest first."""
-        written = self._written()
-        return sorted(written, key=lambda file: written[file], reverse=True)
+        times = self._read_times()
+        return sorted(times, key=lambda file: times[file], reverse=True)
 
-    def reached(self) -> int:
+    def newest_time(self) -> int:
         """Return the time of the newest checkpoint, ns, by the clock of its file system; 0 if there is none."""
-        return max(self._written().values(), default=0)
+        return max(self._read_times().values(), default=0)
 
-    def _written(self) -> dict[Path, int]:
-        """Return the checkpoints of all attempts, and when each was written, ns."""
-        written = {}
-        for name in list_names(self._folder):
-            file = self._folder / name / "state"
+    def _read_times(self) -> dict[Path, int]:
+        """Return the checkpoints of all attempts, and the time at which each was written, ns."""
+        times = {}
+        for name in list_names(self._work_dir):
+            file = self._work_dir / name / "state"
             if name.endswith("-checkpoint"):
-                with suppress(FileNotFoundError):  # another attempt has committed, or gone on from it
-                    written[file] = file.stat().st_mtime_ns
-        return written
+                with suppress(FileNotFoundError):  # another attempt has committed, or has continued from it
+                    times[file] = file.stat().st_mtime_ns
+        return times
 
-    def newest(self) -> bytes | None:
-        """Return the newest checkpoint whose digest is right."""
-        for file in self.files():
+    def read_newest(self) -> bytes | None:
+        """Return the content of the newest checkpoint whose digest is right; None if there is none."""
+        for file in self.list_files():
             data = b""
             with suppress(FileNotFoundError):
                 data = file.read_bytes()
@@ -76,40 +76,39 @@ class Checkpoints:
         return None
 
     def save(self, content: bytes) -> None:
-        """Write a checkpoint in place of the one before.
+        """Write a checkpoint that replaces all earlier ones.
 
         Raises
         ------
         DiskError
             If the disk is full or cannot be written.
         FileNotFoundError
-            If the run directory is not there.
+            If the run directory was removed.
         """
-        folder = self._folder / f"{self.attempt}-checkpoint"
-        older = [file.parent for file in self.files() if file.parent != folder]
+        folder = self._work_dir / f"{self.attempt}-checkpoint"
+        older = [file.parent for file in self.list_files() if file.parent != folder]
         try:
-            with explained(self.root, folder):
+            with explain_disk_errors(self.root, folder):
                 make_folders(self.root, folder)
                 write_synced(folder / "new", hashlib.sha256(content).digest() + content)
                 os.replace(folder / "new", folder / "state")
                 sync_folder(folder)
         except DiskError:
-            (folder / "new").unlink(missing_ok=True)  # the one before stays
+            (folder / "new").unlink(missing_ok=True)  # the earlier one stays
             raise
         for other in older:
             shutil.rmtree(other, ignore_errors=True)
 
     def ends_soon(self) -> bool:
-        """Whether the worker ends so soon that the unit should go on elsewhere."""
-        return seconds_left() < YIELD_SECONDS
+        """Return whether the worker ends so soon that another one should continue the unit."""
+        return deadline.ends_soon()
 
-    def give_way(self) -> None:
-        """Hand the unit on if the worker ends soon.
+    def yield_if_ending(self) -> None:
+        """Hand the unit on if the worker ends soon; call this after `save`.
 
         Raises
         ------
         Yielded
-            If it does.
+            If the worker ends soon.
         """
-        if self.ends_soon():
-            raise Yielded(f"the worker ends in {max(0.0, seconds_left()):.0f} s")
+        deadline.yield_if_ending()

@@ -1,4 +1,4 @@
-"""Commit what a unit made: attempt directory, manifest last, fsync, rename."""
+"""Commit the payload of a unit: attempt directory, manifest last, fsync, rename."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ import shutil
 import uuid
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from daskpipe.core.errors import DiskUnreachable
 from daskpipe.core.files import make_folders, sync_folder, write_synced
-from daskpipe.core.shared_disk import explained
+from daskpipe.core.shared_disk import explain_disk_errors
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Receipt, Unit
 
-if TYPE_CHECKING:
-    pass
-
 
 def commit(root: Path, unit: Unit, payload: Payload, *, seconds: float = 0.0) -> Receipt:
-    """Commit what a unit made in so many seconds: attempt directory, manifest last, fsync, rename.
+    """Commit the payload of a unit, or return the receipt of another attempt that was first.
+
+    Parameters
+    ----------
+    root, unit, payload
+        Run directory, unit, and what the unit made.
+    seconds
+        Seconds of work that the payload took.
 
     Raises
     ------
@@ -38,19 +41,20 @@ def commit(root: Path, unit: Unit, payload: Payload, *, seconds: float = 0.0) ->
     final = directory.unit_dir(unit.stage, unit.key)
     attempt = final.with_name(f".{unit.key}-{uuid.uuid4().hex[:8]}-attempt")
     try:
-        with explained(root, attempt):
+        with explain_disk_errors(root, attempt):
             make_folders(root, attempt)
-            receipt = _publish(directory, unit, payload, seconds, attempt, final)
+            receipt = _write_and_rename(directory, unit, payload, seconds, attempt, final)
     except BaseException:
-        shutil.rmtree(attempt, ignore_errors=True)  # on a full disk every byte counts
+        shutil.rmtree(attempt, ignore_errors=True)  # a full disk needs the room
         raise
     shutil.rmtree(directory.work_dir(unit.stage, unit.key), ignore_errors=True)
     return receipt
 
 
-def _publish(
+def _write_and_rename(
     directory: RunDirectory, unit: Unit, payload: Payload, seconds: float, attempt: Path, final: Path
 ) -> Receipt:
+    """Write the files of a unit into its attempt directory, and rename that to the directory of the unit."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **payload.arrays)
     rejected = json.dumps([rejection.as_json() for rejection in payload.rejected], indent=1).encode()

@@ -1,8 +1,8 @@
-"""Where units run: the only file that knows Dask's resources.
+"""Run units on Dask workers; this is the only module that knows Dask's resources.
 
-A stage that wants a GPU is submitted with ``resources={"GPU": 1}`` at submission, because annotations on
-bags are lost to graph fusion; and it is checked first that some worker offers one, because a resource that
-nobody offers waits for ever.
+Units of a stage that needs a GPU are submitted with ``resources={"GPU": 1}``, because graph fusion loses annotations on
+bags. Before that `gpu_stages` checks that some worker offers a GPU, because Dask waits for ever for a resource that no
+worker offers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from daskpipe.core.errors import ClusterError
 from daskpipe.engine.attempts import Mark
-from daskpipe.engine.dispatcher import Call, WorkerLost
+from daskpipe.engine.dispatcher import UnitCall, WorkerLost
 from daskpipe.engine.units import Receipt, Unit
 
 if TYPE_CHECKING:
@@ -32,35 +32,35 @@ CPU = "CPU"
 """Name of the Dask resource that a worker of a site's pool without GPUs offers, one a thread."""
 
 
-class Supply(Protocol):
-    """What brings workers when units wait for them: the pools of a site."""
+class WorkerSupply(Protocol):
+    """Start workers when units wait for them; `daskpipe.cluster.job_scaler` does it for the pools of a site."""
 
     @property
     def resources(self) -> frozenset[str]:
-        """The resources, `GPU` and `CPU`, that can be had, whether or not a worker offers them now."""
+        """Resources, `GPU` and `CPU`, that it can start workers for."""
 
-    def want(self, resource: str, n_units: int) -> None:
-        """Tell how many units that need a resource wait or are under way; return at once.
+    def request_workers(self, resource: str, n_units: int) -> None:
+        """Ask for workers for the units that need a resource and wait or are under way; return at once.
 
         Raises
         ------
         ClusterError
-            If workers that offer it cannot be had.
+            If no worker with that resource can be started.
         """
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Connected client that units run on, with an optional supply of workers and an optional check of each worker."""
+    """Hold a connected client, with an optional supply of workers and an optional check of each worker."""
 
     client: Client
-    supply: Supply | None = None
+    supply: WorkerSupply | None = None
     admit: Callable[[Collection[str]], set[str]] | None = None
-    """Returns which of the living workers, by address, may get units; all if it is None."""
+    """Return the addresses, out of those of all living workers, that may get units; None admits all."""
 
 
-def offers(client: Client) -> dict[str, dict[str, float]]:
-    """Return what each living worker offers, by address."""
+def read_offers(client: Client) -> dict[str, dict[str, float]]:
+    """Return the resources that each living worker offers, by address and name."""
     workers = client.scheduler_info(n_workers=-1)["workers"]
     return {address: dict(worker["resources"]) for address, worker in workers.items()}
 
@@ -71,7 +71,7 @@ def gpu_stages(workers: Workers, devices: dict[str, str]) -> frozenset[str]:
     Parameters
     ----------
     workers
-        Those that there are, and those that can be had.
+        Those that are connected, and those that can be started.
     devices
         Device of each stage that uses a potential: ``auto``, ``cuda`` or ``cpu``. ``auto`` takes GPU workers
         where there are any.
@@ -81,7 +81,7 @@ def gpu_stages(workers: Workers, devices: dict[str, str]) -> frozenset[str]:
     ClusterError
         If a stage needs ``cuda`` and no worker offers a GPU.
     """
-    offered = offers(workers.client)
+    offered = read_offers(workers.client)
     has_gpu = any(worker.get(GPU, 0) >= 1 for worker in offered.values())
     has_gpu |= workers.supply is not None and GPU in workers.supply.resources
     for stage, device in devices.items():
@@ -95,7 +95,7 @@ def gpu_stages(workers: Workers, devices: dict[str, str]) -> frozenset[str]:
 
 
 def describe_offers(offered: dict[str, dict[str, float]]) -> str:
-    """Return what workers offer, in words."""
+    """Return the resources that workers offer as text."""
     if not offered:
         return "no workers"
     return "; ".join(
@@ -105,14 +105,14 @@ def describe_offers(offered: dict[str, dict[str, float]]) -> str:
 
 
 class DaskPool:
-    """Submits units to a Dask scheduler.
+    """Submit units to a Dask scheduler; this is the pool that `daskpipe.engine.dispatcher` uses in a run.
 
     Parameters
     ----------
     workers
-        Those that there are, and those that can be had; not closed here.
+        Those that are connected, and those that can be started. The pool does not close them.
     on_gpu
-        Stages that are held to workers which offer a GPU.
+        Stages that run only on workers which offer a GPU.
     """
 
     def __init__(self, workers: Workers, on_gpu: frozenset[str]) -> None:
@@ -121,80 +121,84 @@ class DaskPool:
         self.on_gpu = on_gpu
         self.admit = workers.admit
         self._admitted: set[str] | None = None
-        """Addresses of the workers that may get units; None while there has been no other."""
+        """Addresses of the workers that may get units; None while all were admitted."""
         self._bound: dict[Any, set[str]] = {}
-        """Addresses of the workers that a future is bound to, if it is."""
+        """Addresses of the workers that a future is bound to, for the futures that are."""
         self._living: set[str] = set()
         self._find: dict[Any, Callable[[], Receipt | None]] = {}
-        """How the receipt of each future is found on disk."""
+        """Function that reads the receipt of each future from disk."""
         self._slots: tuple[str, float, int] | None = None
-        """Stage, until when it holds, and how many slots there are: asking the scheduler takes as long as a commit."""
+        """Stage, end of validity and number of slots: kept, because asking the scheduler takes as long as a commit."""
 
-    def _resource(self, stage: str) -> str | None:
-        """Resource that units of a stage are held to; a site with pools for both keeps CPU work off its GPUs."""
+    def _resource_of(self, stage: str) -> str | None:
+        """Return the resource that units of a stage need; a site with pools for both keeps CPU work off its GPUs."""
         if stage in self.on_gpu:
             return GPU
         return CPU if self.supply is not None and CPU in self.supply.resources else None
 
-    def want(self, stage: str, n_units: int) -> bool:
-        """Tell what brings workers how many units of a stage are not committed; whether there is such a thing."""
+    def request_workers(self, stage: str, n_units: int) -> bool:
+        """Ask for workers for the units of a stage that are not committed; return whether anything starts workers."""
         if self.supply is None:
             return False
-        self.supply.want(self._resource(stage) or GPU, n_units)
+        self.supply.request_workers(self._resource_of(stage) or GPU, n_units)
         return True
 
-    def slots(self, stage: str) -> int:
-        """One unit a GPU for GPU stages; else one a thread, and one more a worker so that none waits for the driver."""
+    def count_slots(self, stage: str) -> int:
+        """Return how many units of a stage keep all workers busy.
+
+        That is one unit a GPU for GPU stages; else one a thread, and one more a worker, so that no worker waits for the
+        driver.
+        """
         now = time.monotonic()
         if self._slots is not None and self._slots[0] == stage and now < self._slots[1]:
             return self._slots[2]
-        n_slots = self._count_slots(stage)
+        n_slots = self._ask_for_slots(stage)
         self._slots = (stage, now + SLOTS_SECONDS, n_slots)
         return n_slots
 
-    def _count_slots(self, stage: str) -> int:
+    def _ask_for_slots(self, stage: str) -> int:
         try:
             living = self.client.scheduler_info(n_workers=-1)["workers"]
-        except (OSError, KeyError):  # the scheduler does not answer, or has just gone: nobody works now
+        except (OSError, KeyError):  # the scheduler does not answer, or has just gone
             return 0
         workers = living.values()
         if self.admit is not None:
             admitted = self.admit(living)
             self._living = set(living)
-            # Once there was one: a worker that a unit ends comes back under another address, and the next would end it.
+            # It stays set: a worker that ended comes back under another address, and must be checked again.
             if self._admitted is not None or len(admitted) < len(living):
                 self._admitted = admitted
             workers = [living[address] for address in admitted]
-        resource = self._resource(stage)
+        resource = self._resource_of(stage)
         if resource == GPU:
             return int(sum(worker["resources"].get(GPU, 0) for worker in workers))
         return sum(
             worker["nthreads"] + 1 for worker in workers if resource is None or worker["resources"].get(resource)
         )
 
-    def submit(self, unit: Unit, call: Call) -> Any:
+    def submit_unit(self, unit: Unit, call: UnitCall) -> Any:
         """Submit one unit, with its resources, as one task: there is no graph whose fusion could lose them.
 
-        No two tasks have one name: of a name that it still holds, the client hands out the old future, with the error
-        for which the unit is submitted again; and on a scheduler that others use, another run's receipt is not ours.
+        Each task has a name of its own. For a name that it still holds, a client returns the old future, with the error
+        for which the unit is submitted again; and on a shared scheduler another run may use the same name.
         """
-        resource = self._resource(unit.stage)
+        resource = self._resource_of(unit.stage)
         resources = None if resource is None else {resource: 1}
         name = f"{call.name}-{uuid.uuid4().hex[:16]}"
         bound = None if self._admitted is None else sorted(self._admitted)
         handle = self.client.submit(call.function, key=name, resources=resources, workers=bound, retries=0, pure=False)
-        self._find[handle] = call.find
+        self._find[handle] = call.find_receipt
         if bound is not None:
             self._bound[handle] = set(bound)
         return handle
 
     def _is_stranded(self, handle: Any) -> bool:
-        """Tell whether all workers that a future is bound to are gone; Dask would wait for them for ever."""
+        """Return whether all workers that a future is bound to are gone; Dask would wait for them for ever."""
         bound = self._bound.get(handle)
         return bound is not None and handle.status == "pending" and not bound & self._living
 
-    def wait(self, handles: Iterable[Any], timeout: float) -> set[Any]:
-        """Return the futures that are done, those that went with the scheduler among them."""
+    def wait_for_any(self, handles: Iterable[Any], timeout: float) -> set[Any]:
+        """Wait until a future is done, at most `timeout` seconds; return those that are done or were lost."""
         from distributed import wait
         from distributed.client import FuturesCancelledError
 
@@ -207,8 +211,14 @@ class DaskPool:
         except FuturesCancelledError:
             return {handle for handle in handles if handle.done()}
 
-    def result(self, handle: Any) -> Receipt:
-        """Return a receipt and release its future at once."""
+    def take_receipt(self, handle: Any) -> Receipt:
+        """Return the receipt of a future that is done, and release the future; raise the error of the unit, if any.
+
+        Raises
+        ------
+        WorkerLost
+            If the worker went away.
+        """
         from concurrent.futures import CancelledError
 
         from distributed.client import FutureCancelledError
@@ -218,8 +228,8 @@ class DaskPool:
             if self._is_stranded(handle):
                 raise WorkerLost("all workers that it could run on went away")
             find = self._find.get(handle)
-            found = find() if find is not None and handle.status == "finished" else None
-            receipt: Receipt = found or handle.result()
+            on_disk = find() if find is not None and handle.status == "finished" else None
+            receipt: Receipt = on_disk or handle.result()
         except KilledWorker as error:
             self._slots = None
             address = error.last_worker.address
@@ -232,58 +242,58 @@ class DaskPool:
             handle.release()
         return receipt
 
-    def cancel(self, handles: Iterable[Any]) -> None:
+    def cancel_units(self, handles: Iterable[Any]) -> None:
         """Cancel units that are under way, if the scheduler still answers."""
         handles = list(handles)
         if handles and self.client.status == "running":
             self.client.cancel(handles, force=True)
         for handle in handles:
-            # Now, and not when it is garbage: an error's traceback may hold it while the unit is submitted again, and
-            # the new result would stay on the cluster.
+            # Released now, and not by the garbage collector: the traceback of an error may keep it while the unit is
+            # submitted again, and then the new result would stay on the cluster.
             self._find.pop(handle, None)
             self._bound.pop(handle, None)
             handle.release()
 
-    def died(self, mark: Mark) -> bool:
-        """Whether the process that made a mark is gone while its nanny lives on: it died, and its machine did not.
+    def has_died(self, mark: Mark) -> bool:
+        """Return whether the process that made a mark died while its machine lives: its nanny still answers.
 
         A nanny whose job is cancelled ends its worker first, so it is asked a second time.
         """
-        if not mark.nanny or self._ask(mark.nanny, partial(_process_lives, mark.pid)) is not False:
+        if not mark.nanny or self._run_on_nanny(mark.nanny, partial(_process_lives, mark.pid)) is not False:
             return False
         time.sleep(NANNY_SECONDS)
-        return self._ask(mark.nanny, partial(_process_lives, mark.pid)) is False
+        return self._run_on_nanny(mark.nanny, partial(_process_lives, mark.pid)) is False
 
-    def end(self, mark: Mark) -> None:
-        """End the process that made a mark; its nanny starts another one."""
+    def end_process(self, mark: Mark) -> None:
+        """Kill the process that made a mark; its nanny starts another one."""
         if mark.nanny:
-            self._ask(mark.nanny, partial(_end_process, mark.pid))
+            self._run_on_nanny(mark.nanny, partial(_kill_process, mark.pid))
 
-    def _ask(self, nanny: str, question: Callable[..., Any]) -> Any:
-        """Call a function where a nanny runs; ``None`` if that does not answer or is about to end."""
+    def _run_on_nanny(self, nanny: str, question: Callable[..., Any]) -> Any:
+        """Call a function in the process of a nanny; return ``None`` if that does not answer or is about to end."""
         from distributed import rpc
         from distributed.protocol.pickle import dumps
 
-        async def ask() -> Any:
+        async def call_nanny() -> Any:
             async with rpc(nanny, connection_args=self.client.connection_args, timeout=NANNY_SECONDS) as remote:
                 return await asyncio.wait_for(remote.run(function=dumps(question)), NANNY_SECONDS)
 
         try:
-            answer = self.client.sync(ask)
-        except (OSError, TimeoutError):  # distributed's errors of connections are OSErrors
+            answer = self.client.sync(call_nanny)
+        except (OSError, TimeoutError):  # connection errors of distributed are OSErrors
             return None
         return answer["result"] if answer["status"] == "OK" else None
 
 
 SLOTS_SECONDS = 0.5
-"""How long the number of slots is taken to stay as it was."""
+"""Seconds for which the number of slots is kept before the scheduler is asked again."""
 
 NANNY_SECONDS = 2.0
-"""Time in which a nanny must answer."""
+"""Seconds in which a nanny must answer."""
 
 
 def _process_lives(pid: int, dask_worker: Any) -> bool | None:
-    """Whether a nanny's process is still the one with this id; ``None`` if the nanny is about to end."""
+    """Return whether the process of a nanny still is the one with this id; ``None`` if the nanny is about to end."""
     import psutil
     from distributed import Status
 
@@ -295,19 +305,20 @@ def _process_lives(pid: int, dask_worker: Any) -> bool | None:
     return bool(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
 
 
-def _end_process(pid: int, dask_worker: Any) -> None:
+def _kill_process(pid: int, dask_worker: Any) -> None:
+    """Kill the process of a nanny if it is the one with this id."""
     if dask_worker.process is not None and dask_worker.process.pid == pid:
         os.kill(pid, signal.SIGKILL)
 
 
 RETIRE_SECONDS = 1.0
-"""Time that a worker leaves to what it has to say about its last unit."""
+"""Seconds that a worker waits before it closes, so that the result of its last unit is sent."""
 
 
-def retire() -> None:
-    """Close the worker that this runs on as soon as it has nothing more to do; its job ends with its last worker.
+def retire_worker() -> None:
+    """Close the worker that this runs on as soon as it is idle; its job ends with its last worker.
 
-    When this returns the scheduler gives it no unit any more: one that it hands on must not come back to it.
+    When this returns, the scheduler gives the worker no more units: a unit that it hands on must not come back to it.
     """
     from distributed import get_worker
     from distributed.utils import sync
@@ -316,10 +327,10 @@ def retire() -> None:
     retired = {"close_workers": False, "remove": False, "stimulus_id": "the worker ends soon"}
     sync(worker.loop, worker.scheduler.retire_workers, workers=[worker.address], **retired)
 
-    async def close() -> None:
+    async def close_when_idle() -> None:
         while worker.state.executing_count:
             await asyncio.sleep(0.05)
         await asyncio.sleep(RETIRE_SECONDS)
         await worker.close(nanny=True, reason="the worker ends soon")
 
-    worker.loop.add_callback(close)
+    worker.loop.add_callback(close_when_idle)

@@ -1,12 +1,12 @@
-"""The driver's window: it keeps a unit under way for each slot of the pool, short ones a few ahead, and owns retries.
+"""Dispatch the units of a stage: keep one under way for each slot of the pool, short ones a few ahead, and retry.
 
-What goes wrong has a class, and each class its own budget:
+Faults come in classes, each with a limit of its own:
 
-- infrastructure: the worker, its machine or the disk went away under the unit. Tried again without limit, later and
-  later; a stage that only loses and never comes on is stopped.
-- yield: the worker ends soon. The unit goes on elsewhere.
-- suspect: the process died under the unit, hung, or ran out of memory. Tried again; the last attempt takes the unit's
-  inputs one by one, each in a process of its own, and rejects those that kill it.
+- infrastructure: the worker, its machine or the disk went away under the unit. The unit is tried again without limit,
+  after pauses that grow; a stage that only loses units, without any progress, is stopped.
+- yield: the worker ends soon. Another worker continues the unit.
+- suspect: the process died under the unit, hung, or ran out of memory. The unit is tried again; the last attempt
+  computes its inputs in isolation, each in a process of its own, and rejects those that kill it.
 - everything else (config, integrity) stops the run.
 """
 
@@ -22,68 +22,75 @@ from daskpipe.core.events import Emit, UnitCommitted, UnitLost, UnitYielded
 from daskpipe.engine.units import Receipt, Unit
 
 NO_WORKER_SECONDS = 120.0
-"""How long a run waits without a single living worker, where nothing brings any, before it gives up."""
+"""Seconds that a run waits without a living worker, where nothing starts workers, before it stops."""
 
 FRUITLESS_LIMIT = 20
-"""Units lost in a row for each slot, none committed or come on in between, after which a run is stopped."""
+"""Losses in a row for each slot, without a commit or any progress in between, after which a run is stopped."""
 
 DISK_LIMIT = 5
-"""The same for units that could not be written."""
+"""As `FRUITLESS_LIMIT`, for units that could not be written."""
 
 YIELD_LIMIT = 5
-"""How often a unit may yield without having come on; a walltime is too short for it."""
+"""Yields of a unit without progress after which a run is stopped: the walltime is too short for the unit."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
-"""Seconds that a lost unit waits before it is tried again; each fruitless round of all slots doubles them."""
+"""First and longest pause of a lost unit before it is tried again, s; each fruitless round of all slots doubles it."""
 
-LOOK_SECONDS = 5.0
-"""Time between two looks for units that hang."""
+HANG_CHECK_SECONDS = 5.0
+"""Seconds between two checks for units that hang."""
 
 AHEAD_SECONDS, AHEAD_LIMIT = 0.1, 4
-"""Short units are sent ahead, up to so much work and so many a slot, so that workers do not wait for the driver."""
+"""Most work, s, and most units for a slot that are submitted ahead, so that workers do not wait for the driver."""
 
-MEMORY = 8
-"""How many units back the mean time of a unit reaches, about."""
+MEAN_UNITS = 8
+"""Number of recent units over which the mean time of a unit is taken, about."""
 
 
-class Call(NamedTuple):
-    """A function without arguments that commits a unit and returns its receipt, and what its Dask tasks are called.
+class UnitCall(NamedTuple):
+    """Hold a function that computes and commits a unit on a worker.
 
-    `find` reads the receipt of the committed unit here, which takes less than to have it sent; ``None`` if this
-    machine does not see it yet.
+    Parameters
+    ----------
+    name
+        Name of its Dask task.
+    function
+        Takes no arguments, commits the unit and returns its receipt.
+    find_receipt
+        Reads the receipt of the committed unit on this machine, which is faster than to have it sent; returns ``None``
+        if it is not visible here yet.
     """
 
     name: str
     function: Callable[[], Receipt]
-    find: Callable[[], Receipt | None] = lambda: None
+    find_receipt: Callable[[], Receipt | None] = lambda: None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """A unit and the work that commits it and gives its receipt.
+class UnitTask:
+    """Hold a unit and the functions that make the call which computes it.
 
     Parameters
     ----------
     unit
-        What is computed.
-    work
-        Makes the call; when the unit is submitted, so that a million of them take no memory.
-    one_by_one
-        The same, with each input in a process of its own; none for units whose inputs cannot be taken apart.
+        The unit.
+    make_call
+        Makes the call, only when the unit is submitted: so a million tasks take no memory.
+    make_isolated_call
+        Makes a call that computes each input in a process of its own; None if the unit has no separate inputs.
     """
 
     unit: Unit
-    work: Callable[[], Call]
-    one_by_one: Callable[[], Call] | None = None
+    make_call: Callable[[], UnitCall]
+    make_isolated_call: Callable[[], UnitCall] | None = None
 
 
 class WorkerLost(Exception):
-    """The process or machine under a unit went away.
+    """Report that the process or the machine that computed a unit went away.
 
     Parameters
     ----------
     reason
-        In words.
+        What happened, in words.
     worker
         Address of the worker, if it is known.
     """
@@ -93,256 +100,289 @@ class WorkerLost(Exception):
         self.worker = worker
 
 
-class Pool(Protocol):
-    """Where tasks run. `daskpipe.engine.dask_pool.DaskPool` is the one that runs use."""
+class UnitPool(Protocol):
+    """Run units somewhere. `daskpipe.engine.dask_pool.DaskPool` is the pool of a run."""
 
-    def slots(self, stage: str) -> int:
-        """How many units of a stage keep all workers at work; 0 while no worker lives."""
+    def count_slots(self, stage: str) -> int:
+        """Return how many units of a stage keep all workers busy; 0 while no worker lives."""
 
-    def want(self, stage: str, n_units: int) -> bool:
-        """Tell how many units of a stage are not committed, 0 when it is over; whether anything brings workers."""
+    def request_workers(self, stage: str, n_units: int) -> bool:
+        """Ask for workers for `n_units` units that are not committed (0 at the end of a stage).
 
-    def submit(self, unit: Unit, call: Call) -> Any:
+        Returns
+        -------
+        bool
+            Whether anything starts workers.
+        """
+
+    def submit_unit(self, unit: Unit, call: UnitCall) -> Any:
         """Start a call; return a handle."""
 
-    def wait(self, handles: Iterable[Any], timeout: float) -> set[Any]:
+    def wait_for_any(self, handles: Iterable[Any], timeout: float) -> set[Any]:
         """Return the handles that are done, after at most `timeout` seconds."""
 
-    def result(self, handle: Any) -> Receipt:
-        """Return the receipt of a done task, release it, and raise what it raised; `WorkerLost` if it was lost."""
+    def take_receipt(self, handle: Any) -> Receipt:
+        """Return the receipt of a call that is done, and release the handle.
 
-    def cancel(self, handles: Iterable[Any]) -> None:
-        """Give up tasks that are under way."""
+        Raises
+        ------
+        WorkerLost
+            If its worker went away.
+        Exception
+            The error that the call raised.
+        """
+
+    def cancel_units(self, handles: Iterable[Any]) -> None:
+        """Give up calls that are under way."""
 
 
-class Watch(Protocol):
-    """What the window asks about units. `daskpipe.engine.driver.Run` is the one that runs use."""
+class UnitMonitor(Protocol):
+    """Answer the questions of the dispatcher about units. `daskpipe.engine.driver.Driver` is the monitor of a run."""
 
-    def reached(self, unit: Unit) -> Any:
-        """Tell how far a unit has come; one that has come farther since it was last lost is not at fault."""
+    def read_progress(self, unit: Unit) -> Any:
+        """Return a value that changes when a unit makes progress: then the unit is not the cause of its losses."""
 
-    def evidence(self, unit: Unit, lost: WorkerLost) -> str:
-        """Say what speaks for the process having died under this unit; empty if nothing does."""
+    def find_evidence(self, unit: Unit, lost: WorkerLost) -> str:
+        """Return the evidence that the process died because of this unit; empty if there is none."""
 
-    def end_hanging(self, unit: Unit) -> None:
-        """End the process that computes a unit if it has not come on for too long."""
+    def end_if_hanging(self, unit: Unit) -> None:
+        """End the process that computes a unit if it has given no sign of life for too long."""
 
-    def check(self) -> None:
-        """Raise what speaks against going on: another driver, a full disk, a budget that is spent."""
+    def check_run(self) -> None:
+        """Raise the error that must stop the run, if any: another driver, a full disk, a budget that is spent."""
 
 
 @dataclass
-class _Turn:
-    """A unit that is not committed, and what became of it so far."""
+class PendingUnit:
+    """Hold a unit that is not committed, and what has happened to it."""
 
-    task: Task
+    task: UnitTask
     attempts: int = 0
-    """How often it was suspect."""
+    """Attempts that made it suspect, since it last made progress."""
     losses: int = 0
+    """Attempts that were lost, of any class."""
     yields: int = 0
-    place: Any = 0
-    """How far it had come when it was last lost."""
-    ready: float = 0.0
+    """Yields since it last made progress."""
+    progress: Any = 0
+    """Its progress when it was last lost, as `UnitMonitor.read_progress` gives it."""
+    ready_at: float = 0.0
     """Clock time from which it may be tried again."""
-    alone: bool = False
+    isolated: bool = False
+    """Whether the next attempt computes each input in a process of its own."""
 
 
-def drive(
-    tasks: Sequence[Task],
-    pool: Pool,
-    watch: Watch,
+def dispatch_tasks(
+    tasks: Sequence[UnitTask],
+    pool: UnitPool,
+    monitor: UnitMonitor,
     emit: Emit,
     *,
     attempts: int = 3,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Run all tasks through a window as wide as the pool has slots.
+    """Run all tasks of a stage, as many at a time as the pool has slots.
 
     Parameters
     ----------
     tasks
         Units of one stage.
-    pool, watch, emit
-        Where they run; what is asked about them; called with each event.
+    pool
+        Runs the units.
+    monitor
+        Answers questions about units.
+    emit
+        Called with each event.
     attempts
-        How often a suspect unit is tried, the last time one by one.
+        Number of tries of a suspect unit; the last one is in isolation.
     clock
-        Seconds.
+        Returns the time, s.
 
     Raises
     ------
     ClusterError
-        If no worker lives and none comes, or if units are only lost.
+        If no worker lives and none can be started, or if units are only lost.
     DaskpipeError
-        Whatever a unit or `watch.check` raised.
+        Any error that a unit or `monitor.check_run` raised.
     """
     if tasks:
-        window = _Window(tasks, pool, watch, emit, attempts, clock)
+        dispatcher = Dispatcher(tasks, pool, monitor, emit, attempts, clock)
         try:
-            window.run()
+            dispatcher.run_all()
         except BaseException:
-            pool.cancel(window.under_way)
+            pool.cancel_units(dispatcher.under_way)
             raise
 
 
-class _Window:
+class Dispatcher:
+    """Dispatch the tasks of one stage; the parameters are those of `dispatch_tasks`."""
+
     def __init__(
         self,
-        tasks: Sequence[Task],
-        pool: Pool,
-        watch: Watch,
+        tasks: Sequence[UnitTask],
+        pool: UnitPool,
+        monitor: UnitMonitor,
         emit: Emit,
         attempts: int,
         clock: Callable[[], float],
     ) -> None:
         self.stage = tasks[0].unit.stage
-        self.pool, self.watch, self.emit, self.attempts, self.clock = pool, watch, emit, attempts, clock
-        self.waiting = [_Turn(task) for task in reversed(tasks)]
-        self.resting: list[_Turn] = []
-        self.under_way: dict[Any, _Turn] = {}
+        self.pool, self.monitor, self.emit, self.attempts, self.clock = pool, monitor, emit, attempts, clock
+        self.waiting = [PendingUnit(task) for task in reversed(tasks)]
+        """Units that may be submitted; the next one stands last."""
+        self.resting: list[PendingUnit] = []
+        """Lost units whose pause is not over."""
+        self.under_way: dict[Any, PendingUnit] = {}
+        """Units that were submitted, by handle."""
         self.widest = 1
-        """Most units that were under way at once."""
+        """Most units that were under way at a time."""
         self.losses = 0
-        """Losses since a unit was last committed or had come on."""
-        self.seconds = AHEAD_SECONDS
+        """Losses since a unit was last committed or made progress."""
+        self.mean_seconds = AHEAD_SECONDS
         """Mean time of the units committed of late."""
 
     @property
-    def fruitless(self) -> float:
-        """The same a slot: all workers may go at once and come back."""
+    def fruitless_rounds(self) -> float:
+        """Losses in a row for each slot: all workers may go at once, and come back."""
         return self.losses / self.widest
 
-    def run(self) -> None:
-        last_alive = last_look = self.clock()
+    def run_all(self) -> None:
+        """Run until all units are committed."""
+        last_alive = last_hang_check = self.clock()
         while self.waiting or self.resting or self.under_way:
-            self.watch.check()
-            coming = self.pool.want(self.stage, len(self.waiting) + len(self.resting) + len(self.under_way))
-            slots = self.pool.slots(self.stage)
+            self.monitor.check_run()
+            n_units = len(self.waiting) + len(self.resting) + len(self.under_way)
+            requested = self.pool.request_workers(self.stage, n_units)
+            slots = self.pool.count_slots(self.stage)
             now = self.clock()
-            if slots or coming:
+            if slots or requested:
                 last_alive = now
             elif now - last_alive > NO_WORKER_SECONDS:
                 raise ClusterError(
                     f"no worker has lived for {NO_WORKER_SECONDS:.0f} s; start workers, then resume the run"
                 )
-            self._wake(now)
-            while self.waiting and len(self.under_way) < slots * self._ahead():
-                self._submit(self.waiting.pop())
+            self._wake_resting(now)
+            while self.waiting and len(self.under_way) < slots * self._units_a_slot():
+                self._submit_next()
             if not self.under_way:
                 time.sleep(0.2)
                 continue
-            if now - last_look > LOOK_SECONDS:
-                last_look = now
-                for turn in self.under_way.values():
-                    self.watch.end_hanging(turn.task.unit)
-            for handle in self.pool.wait(self.under_way, timeout=1.0):
-                self._settle(handle)
-        self.pool.want(self.stage, 0)
+            if now - last_hang_check > HANG_CHECK_SECONDS:
+                last_hang_check = now
+                for pending in self.under_way.values():
+                    self.monitor.end_if_hanging(pending.task.unit)
+            for handle in self.pool.wait_for_any(self.under_way, timeout=1.0):
+                self._settle_unit(handle)
+        self.pool.request_workers(self.stage, 0)
 
-    def _ahead(self) -> int:
-        """How many units a slot may be under way."""
-        return int(max(1, min(AHEAD_LIMIT, AHEAD_SECONDS / max(self.seconds, 1e-9))))
+    def _units_a_slot(self) -> int:
+        """Return how many units may be under way for each slot: several, if they are short."""
+        return int(max(1, min(AHEAD_LIMIT, AHEAD_SECONDS / max(self.mean_seconds, 1e-9))))
 
-    def _wake(self, now: float) -> None:
+    def _wake_resting(self, now: float) -> None:
         """Put lost units whose pause is over at the end of the queue."""
-        for turn in [turn for turn in self.resting if turn.ready <= now]:
-            self.resting.remove(turn)
-            self.waiting.insert(0, turn)
+        for pending in [pending for pending in self.resting if pending.ready_at <= now]:
+            self.resting.remove(pending)
+            self.waiting.insert(0, pending)
 
-    def _submit(self, turn: _Turn) -> None:
-        work = turn.task.one_by_one if turn.alone else turn.task.work
-        assert work is not None  # only units that can be taken apart are alone
-        self.under_way[self.pool.submit(turn.task.unit, work())] = turn
+    def _submit_next(self) -> None:
+        pending = self.waiting.pop()
+        make_call = pending.task.make_isolated_call if pending.isolated else pending.task.make_call
+        assert make_call is not None  # only units with separate inputs are isolated
+        self.under_way[self.pool.submit_unit(pending.task.unit, make_call())] = pending
         self.widest = max(self.widest, len(self.under_way))
 
-    def _settle(self, handle: Any) -> None:
-        """Take note of what became of a unit."""
-        turn = self.under_way.pop(handle)
-        unit = turn.task.unit
+    def _settle_unit(self, handle: Any) -> None:
+        """Record that a unit was committed, or decide by the class of its fault what happens to it."""
+        pending = self.under_way.pop(handle)
+        unit = pending.task.unit
         try:
-            receipt = self.pool.result(handle)
+            receipt = self.pool.take_receipt(handle)
         except WorkerLost as error:
-            evidence = self.watch.evidence(unit, error)
-            # Alone, its inputs have processes of their own: what killed this one was not the unit.
-            if evidence and not turn.alone:
-                self._suspect(turn, evidence, error)
+            evidence = self.monitor.find_evidence(unit, error)
+            # In isolation the inputs have processes of their own: the unit did not kill the process of the worker.
+            if evidence and not pending.isolated:
+                self._settle_suspect(pending, evidence, error)
             else:
-                self._lost(turn, error, FRUITLESS_LIMIT)
+                self._settle_lost(pending, error, FRUITLESS_LIMIT)
         except Suspect as error:
-            self._suspect(turn, str(error), error)
+            self._settle_suspect(pending, str(error), error)
         except DiskUnreachable as error:
-            self._lost(turn, error, FRUITLESS_LIMIT)
+            self._settle_lost(pending, error, FRUITLESS_LIMIT)
         except DiskError as error:
-            self._lost(turn, error, DISK_LIMIT)
+            self._settle_lost(pending, error, DISK_LIMIT)
         except Yielded as error:
-            self._yielded(turn, error)
+            self._settle_yielded(pending, error)
         except DaskpipeError as error:
             raise type(error)(f"{unit}: {error}") from error
         else:
             self.losses = 0
-            self.seconds += (receipt.seconds - self.seconds) / MEMORY
+            self.mean_seconds += (receipt.seconds - self.mean_seconds) / MEAN_UNITS
             self.emit(UnitCommitted(**asdict(receipt)))
 
-    def _came_on(self, turn: _Turn) -> bool:
-        before, turn.place = turn.place, self.watch.reached(turn.task.unit)
-        if turn.place != before:
-            self.losses = turn.yields = turn.attempts = 0
+    def _made_progress(self, pending: PendingUnit) -> bool:
+        """Return whether a unit has made progress since it was last lost; if so, forget earlier faults."""
+        before, pending.progress = pending.progress, self.monitor.read_progress(pending.task.unit)
+        if pending.progress != before:
+            self.losses = pending.yields = pending.attempts = 0
             return True
         return False
 
-    def _suspect(self, turn: _Turn, evidence: str, error: Exception) -> None:
-        self._came_on(turn)
-        turn.attempts += 1
-        self._tell(turn, "suspect", evidence, error)
-        if turn.task.one_by_one is not None:
-            turn.alone = turn.attempts >= self.attempts - 1
-        elif turn.attempts >= self.attempts:
+    def _settle_suspect(self, pending: PendingUnit, evidence: str, error: Exception) -> None:
+        self._made_progress(pending)
+        pending.attempts += 1
+        self._report_loss(pending, "suspect", evidence, error)
+        if pending.task.make_isolated_call is not None:
+            pending.isolated = pending.attempts >= self.attempts - 1
+        elif pending.attempts >= self.attempts:
             raise ClusterError(
-                f"{turn.task.unit} lost its worker {turn.attempts} times: {evidence}. See the workers' logs; "
+                f"{pending.task.unit} lost its worker {pending.attempts} times: {evidence}. See the workers' logs; "
                 "if memory ran out, give workers more (cluster.memory, or memory of the site's pool)"
             ) from error
-        self._pause(turn)
+        self._start_pause(pending)
 
-    def _lost(self, turn: _Turn, error: Exception, limit: int) -> None:
-        if not self._came_on(turn):
+    def _settle_lost(self, pending: PendingUnit, error: Exception, limit: int) -> None:
+        if not self._made_progress(pending):
             self.losses += 1
-        self._tell(turn, "infrastructure", str(error), error)
-        if self.fruitless >= limit:
+        self._report_loss(pending, "infrastructure", str(error), error)
+        if self.fruitless_rounds >= limit:
             if isinstance(error, DaskpipeError):
-                raise type(error)(f"{turn.task.unit}: {error}") from error
+                raise type(error)(f"{pending.task.unit}: {error}") from error
             raise ClusterError(
                 f"{self.losses} units of {self.stage} were lost in a row and none was committed; the last, "
-                f"{turn.task.unit}: {error}. See the workers' logs, then resume the run"
+                f"{pending.task.unit}: {error}. See the workers' logs, then resume the run"
             ) from error
-        self._pause(turn)
+        self._start_pause(pending)
 
-    def _yielded(self, turn: _Turn, error: Yielded) -> None:
-        self._came_on(turn)
-        turn.yields += 1
-        unit = turn.task.unit
+    def _settle_yielded(self, pending: PendingUnit, error: Yielded) -> None:
+        self._made_progress(pending)
+        pending.yields += 1
+        unit = pending.task.unit
         self.emit(UnitYielded(stage=unit.stage, index=unit.index, key=unit.key, seconds=round(error.seconds, 3)))
-        if turn.yields >= YIELD_LIMIT:
+        if pending.yields >= YIELD_LIMIT:
             raise ClusterError(
-                f"{unit} yielded {turn.yields} times without coming on ({error}): the walltime of its workers is too "
+                f"{unit} yielded {pending.yields} times without progress ({error}): the walltime of its workers is too "
                 "short for it. Give the pool a longer walltime, or units fewer structures (batch_size)"
             ) from error
-        self.waiting.insert(0, turn)
+        self.waiting.insert(0, pending)
 
-    def _tell(self, turn: _Turn, kind: str, reason: str, error: Exception) -> None:
-        turn.losses += 1
-        unit = turn.task.unit
+    def _report_loss(self, pending: PendingUnit, kind: str, reason: str, error: Exception) -> None:
+        """Count a loss and emit its event."""
+        pending.losses += 1
+        unit = pending.task.unit
         self.emit(
             UnitLost(
                 stage=unit.stage,
                 index=unit.index,
                 key=unit.key,
-                losses=turn.losses,
+                losses=pending.losses,
                 kind=kind,
                 reason=reason,
                 seconds=round(error.seconds, 3) if isinstance(error, DaskpipeError) else 0.0,
             )
         )
 
-    def _pause(self, turn: _Turn) -> None:
-        turn.ready = self.clock() + min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** max(0, self.fruitless - 1))
-        self.resting.append(turn)
+    def _start_pause(self, pending: PendingUnit) -> None:
+        """Let a lost unit rest; the pause grows with the losses in a row."""
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** max(0, self.fruitless_rounds - 1))
+        pending.ready_at = self.clock() + pause
+        self.resting.append(pending)

@@ -1,6 +1,7 @@
-"""A unit whose process has died, taken apart: each input in a process of its own, those that kill it rejected.
+"""Compute a unit whose process died in isolation: each input in a process of its own; inputs that kill it are rejected.
 
-What is done is kept beside the unit until it is committed, so that a unit taken apart can yield and go on elsewhere.
+Payloads of single inputs are kept in the work folder of the unit until it is committed, so that an isolated unit can
+yield and another worker can continue it.
 """
 
 from __future__ import annotations
@@ -23,54 +24,55 @@ from typing import Any
 import numpy as np
 
 from daskpipe.core import errors
-from daskpipe.core.deadline import YIELD_SECONDS, seconds_left
-from daskpipe.core.errors import DaskpipeError, Rejection, Suspect, Yielded
+from daskpipe.core.deadline import yield_if_ending
+from daskpipe.core.errors import DaskpipeError, Rejection, Suspect
 from daskpipe.core.files import make_folders
-from daskpipe.core.heartbeat import touching
-from daskpipe.core.shared_disk import call_patiently, disk_error, explained
-from daskpipe.core.structures import concat
+from daskpipe.core.heartbeat import record_heartbeats
+from daskpipe.core.shared_disk import call_patiently, disk_error, explain_disk_errors
+from daskpipe.core.structures import concat, from_atoms
 from daskpipe.engine.attempts import Silence
-from daskpipe.engine.rows import arrays_of
+from daskpipe.engine.rows import arrays_to_dataset, dataset_to_arrays
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Unit
 
 TRIES = 2
-"""How often an input is tried alone before it is rejected: the first death may have had another reason."""
+"""Tries of an input in isolation before it is rejected: the first death may have had another cause."""
 
 POLL_SECONDS = 0.1
+"""Seconds between two looks at the process of an input."""
 
 PR_SET_PDEATHSIG = 1
-"""Of Linux's ``prctl``: the signal that a process gets when the one that started it dies."""
+"""Option of Linux's ``prctl`` that sets the signal which a process gets when its parent dies."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Apart:
-    """The inputs of a unit, one by one.
+class IsolatedInputs:
+    """Name the inputs of a unit, and compute them one by one.
 
     Parameters
     ----------
     names
-        Returns the name of each input, as its rejection tells it.
-    one
-        For each input, a function that computes its payload, alone in a list or as it is.
+        Returns the name of each input, as its rejection would have it.
+    compute
+        For each input, a function that returns its payload, or a list with its payload.
     """
 
     names: Callable[[], list[str]]
-    one: Sequence[Callable[[], Any]]
+    compute: Sequence[Callable[[], Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """What an input may take.
+class InputLimits:
+    """Limit what the process of an input may take.
 
     Parameters
     ----------
     hang
-        Seconds without a sign of life.
+        Longest time without a sign of life, s.
     memory
-        Bytes; 0 for no limit.
+        Most memory, bytes; 0 for no limit.
     attempts
-        How often the unit had been tried when it was taken apart; told in rejections.
+        Tries of the unit before and with this one; rejections record it.
     """
 
     hang: float
@@ -78,30 +80,38 @@ class Bounds:
     attempts: int
 
 
-def compute_apart(root: Path, unit: Unit, apart: Apart, bounds: Bounds, mark: Path) -> Payload:
-    """Compute a unit input by input, and reject those that end their process.
+def compute_isolated(root: Path, unit: Unit, inputs: IsolatedInputs, limits: InputLimits, mark: Path) -> Payload:
+    """Compute a unit input by input, and reject the inputs that end their process.
+
+    Parameters
+    ----------
+    root, unit
+        Run directory and unit.
+    inputs, limits
+        The inputs, and what each may take.
+    mark
+        File of the mark of the unit; its time is that of the last heartbeat.
 
     Raises
     ------
     Yielded
         Between two inputs, if the worker ends soon.
     DaskpipeError
-        Whatever an input raises that is no fault of a structure.
+        Any error of an input that its structure did not cause.
     """
     folder = RunDirectory(root).work_dir(unit.stage, unit.key) / "alone"
-    with explained(root, folder):
+    with explain_disk_errors(root, folder):
         make_folders(root, folder)
     payloads = []
-    for index, (name, compute) in enumerate(zip(apart.names(), apart.one, strict=True)):
-        if seconds_left() < YIELD_SECONDS:
-            raise Yielded(f"the worker ends in {max(0.0, seconds_left()):.0f} s")
+    for index, (name, compute) in enumerate(zip(inputs.names(), inputs.compute, strict=True)):
+        yield_if_ending()
         done = folder / f"{index}.npz"
         ends: list[tuple[str, str]] = []
         while not done.exists() and len(ends) < TRIES:
-            if end := _in_its_own_process(compute, done, mark, bounds):
+            if end := _compute_in_process(compute, done, mark, limits):
                 ends.append(end)
         if done.exists():
-            payloads.append(_read(done))
+            payloads.append(_read_payload(done))
         else:
             reason, evidence = ends[-1]
             rejection = Rejection(
@@ -109,34 +119,27 @@ def compute_apart(root: Path, unit: Unit, apart: Apart, bounds: Bounds, mark: Pa
                 structure=name,
                 reason=reason,
                 evidence=f"{evidence}, alone in its process, {TRIES} times",
-                attempts=bounds.attempts - 1 + TRIES,
+                attempts=limits.attempts - 1 + TRIES,
             )
             payloads.append(Payload(arrays={}, n_out=0, rejected=[rejection]))
-    return merged(payloads)
+    return merge_payloads(payloads)
 
 
-def merged(payloads: Sequence[Payload]) -> Payload:
-    """Join the payloads of inputs, in their order, into that of their unit."""
-    import xarray as xr
-
-    from daskpipe.core.structures import from_atoms
-    from daskpipe.core.variables import VARIABLES
-
-    parts = [
-        xr.Dataset({name: (VARIABLES[name].dims, array) for name, array in payload.arrays.items()})
-        for payload in payloads
-        if payload.n_out
-    ]
+def merge_payloads(payloads: Sequence[Payload]) -> Payload:
+    """Merge the payloads of inputs, in their order, into that of their unit."""
+    parts = [arrays_to_dataset(payload.arrays) for payload in payloads if payload.n_out]
     return Payload(
-        arrays=arrays_of(concat(parts) if parts else from_atoms([])),
+        arrays=dataset_to_arrays(concat(parts) if parts else from_atoms([])),
         n_out=sum(payload.n_out for payload in payloads),
         rejected=[rejection for payload in payloads for rejection in payload.rejected],
         tallies=sum((Counter(payload.tallies) for payload in payloads), Counter()),
     )
 
 
-def _in_its_own_process(compute: Callable[[], Any], out: Path, mark: Path, bounds: Bounds) -> tuple[str, str] | None:
-    """Compute one payload into a file; return reason and evidence if that ended the process."""
+def _compute_in_process(
+    compute: Callable[[], Any], out: Path, mark: Path, limits: InputLimits
+) -> tuple[str, str] | None:
+    """Compute one payload into a file, in a process of its own; return reason and evidence if that process ended."""
     import cloudpickle
     import psutil
 
@@ -147,17 +150,17 @@ def _in_its_own_process(compute: Callable[[], Any], out: Path, mark: Path, bound
     silence = Silence()
     try:
         assert process.stdin is not None
-        with suppress(BrokenPipeError):  # it has died already; its exit code tells
+        with suppress(BrokenPipeError):  # it has died already; its exit code says why
             process.stdin.write(cloudpickle.dumps(compute))
             process.stdin.close()
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
             with suppress(psutil.NoSuchProcess):
                 used = psutil.Process(process.pid).memory_info().rss
-                if bounds.memory and used > bounds.memory:
-                    return "memory", f"it held {used / 1e9:.2f} GB of the {bounds.memory / 1e9:.2f} GB that it may"
-            silent = silence.measure(call_patiently(mark.stat).st_mtime_ns)
-            if silent > bounds.hang:
+                if limits.memory and used > limits.memory:
+                    return "memory", f"it held {used / 1e9:.2f} GB of the {limits.memory / 1e9:.2f} GB that it may"
+            silent = silence.measure_seconds(call_patiently(mark.stat).st_mtime_ns)
+            if silent > limits.hang:
                 return "hung", f"it gave no sign of life for {silent:.0f} s"
     finally:
         process.kill()
@@ -166,20 +169,20 @@ def _in_its_own_process(compute: Callable[[], Any], out: Path, mark: Path, bound
         return "crashed", f"its process ended with {signal.Signals(-process.returncode).name}"
     if process.returncode == 0:
         return None
-    said = out.with_suffix(".json")
-    if not said.exists():
+    report = out.with_suffix(".json")
+    if not report.exists():
         return "crashed", f"its process ended with exit code {process.returncode}"
-    error = json.loads(said.read_text())
-    said.unlink()
+    error = json.loads(report.read_text())
+    report.unlink()
     kind = getattr(errors, error["kind"])
     if kind is Suspect:
         return "memory", error["message"]
     raise kind(error["message"])
 
 
-def _write(out: Path, payload: Payload) -> None:
+def _write_payload(out: Path, payload: Payload) -> None:
     if payload.files:
-        raise TypeError("a unit that keeps files of its own cannot be taken apart")
+        raise TypeError("a unit that keeps files of its own cannot be computed input by input")
     facts = {
         "n_out": payload.n_out,
         "rejected": [rejection.as_json() for rejection in payload.rejected],
@@ -193,7 +196,7 @@ def _write(out: Path, payload: Payload) -> None:
     os.replace(temporary, out)
 
 
-def _read(path: Path) -> Payload:
+def _read_payload(path: Path) -> Payload:
     with np.load(path, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     facts = json.loads(arrays.pop("/facts").tobytes())
@@ -201,13 +204,20 @@ def _read(path: Path) -> Payload:
     return Payload(arrays=arrays, rejected=rejected, **facts)
 
 
-def main(out: Path, mark: Path) -> int:
-    """Compute what comes in through the standard input; called in a process of its own.
+def compute_from_stdin(out: Path, mark: Path) -> int:
+    """Compute the pickled function on the standard input; this runs in a process of its own.
+
+    Parameters
+    ----------
+    out
+        File for the payload.
+    mark
+        File whose time heartbeats set.
 
     Returns
     -------
     int
-        Exit code: 0 if the payload is in `out`, 1 if what was raised is in the file beside it.
+        Exit code: 0 if the payload is in `out`, 1 if the error is in the JSON file beside it.
     """
     import pickle
 
@@ -215,22 +225,22 @@ def main(out: Path, mark: Path) -> int:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     compute = pickle.load(sys.stdin.buffer)  # from the worker that started this process
     try:
-        with touching(mark):
+        with record_heartbeats(mark):
             payload = compute()
         if isinstance(payload, list):
             (payload,) = payload
-        _write(out, payload)
+        _write_payload(out, payload)
     except (DaskpipeError, MemoryError) as error:
         kind = type(error).__name__ if isinstance(error, DaskpipeError) else "Suspect"
         out.with_suffix(".json").write_text(json.dumps({"kind": kind, "message": str(error) or "memory ran out"}))
         return 1
     except OSError as error:
-        if (found := disk_error(error)) is None:
+        if (explained := disk_error(error)) is None:
             raise
-        out.with_suffix(".json").write_text(json.dumps({"kind": type(found).__name__, "message": str(found)}))
+        out.with_suffix(".json").write_text(json.dumps({"kind": type(explained).__name__, "message": str(explained)}))
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(compute_from_stdin(Path(sys.argv[1]), Path(sys.argv[2])))

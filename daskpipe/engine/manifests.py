@@ -1,4 +1,4 @@
-"""Committed units and ledger as they stand on disk: to walk over them, and to read them without trusting them."""
+"""List and read committed units and ledgers, which anybody may have written, without trusting them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from daskpipe.core.shared_disk import numbered_files
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt, Unit
 
-ORDER = (
+STAGE_ORDER = (
     "generate",
     "explore",
     "describe-fit",
@@ -29,32 +29,34 @@ ORDER = (
     "store-write",
     "store",
 )
-"""Stages of a run in the order in which data flows: what a stage reads comes from stages before it."""
+"""Stages of a run in the order in which data flows: a stage reads only from stages before it."""
 
 COUNTED = (StageStarted, UnitCommitted, UnitForgotten, UnitSuperseded)
-"""Events whose content counts here."""
+"""Events whose fields are checked."""
 
 TYPES = {"int": int, "str": str}
+"""Types of the fields that are checked, by their annotation."""
 
 COUNTS = ("n_inputs", "n_out", "n_rejected", "n_bytes")
+"""Fields of a receipt that are no number below 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What the manifest of a unit says; `files` has size and sha256 of each."""
+    """Hold the manifest of a unit; `files` gives ``size`` and ``sha256`` of each file by name."""
 
     unit: Unit
     receipt: Receipt
     files: dict[str, dict[str, Any]]
 
 
-def parsed(data: bytes | str) -> Any:
-    """Return what JSON says; text that nests too deep is no JSON either.
+def parse_json(data: bytes | str) -> Any:
+    """Parse JSON.
 
     Raises
     ------
     ValueError
-        If it is none.
+        If it is no JSON, or nests too deep.
     """
     try:
         return json.loads(data)
@@ -63,16 +65,16 @@ def parsed(data: bytes | str) -> Any:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a unit, which may have been written by anybody.
+    """Read and check the manifest of a unit, which anybody may have written.
 
     Raises
     ------
     OSError
         If it cannot be read.
     ValueError
-        If it is no manifest, or names a file outside of its folder.
+        If it is no manifest, or names a file outside the folder of the unit.
     """
-    content = parsed((folder / "manifest.json").read_bytes())
+    content = parse_json((folder / "manifest.json").read_bytes())
     try:
         unit, receipt, files = Unit(**content["unit"]), Receipt(**content["receipt"]), content["files"]
         named = all(os.path.basename(name) == name and name not in ("", ".", "..") for name in files)
@@ -87,15 +89,18 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(unit=unit, receipt=receipt, files=files)
 
 
-def entries(root: Path) -> Iterator[Path]:
-    """Yield what stands where units stand, and all else below ``units/`` that attempts do not leave; sorted."""
-    for stage in _listed(root / "units"):
-        for shard in _listed(stage) if _is_folder(stage) else [stage]:
-            yield from _listed(shard) if _is_folder(shard) and shard != stage else [shard]
+def list_entries(root: Path) -> Iterator[Path]:
+    """Yield the units of a run directory and all foreign files and folders below ``units/``, sorted.
+
+    Names that begin with a dot, which attempts leave, are left out.
+    """
+    for stage in _list_folder(root / "units"):
+        for shard in _list_folder(stage) if _is_folder(stage) else [stage]:
+            yield from _list_folder(shard) if _is_folder(shard) and shard != stage else [shard]
 
 
-def units_of(directory: RunDirectory, stage: str) -> Iterator[tuple[Path, Manifest]]:
-    """Yield folder and manifest of each unit of a stage, sorted by key.
+def read_units(directory: RunDirectory, stage: str) -> Iterator[tuple[Path, Manifest]]:
+    """Yield the folder and the manifest of each committed unit of a stage, sorted by key.
 
     Raises
     ------
@@ -106,21 +111,25 @@ def units_of(directory: RunDirectory, stage: str) -> Iterator[tuple[Path, Manife
         try:
             yield folder, read_manifest(folder)
         except (OSError, ValueError) as error:
-            raise directory.damaged(folder, "manifest.json", f"{type(error).__name__}: {error}") from error
+            raise directory.damage_error(folder, "manifest.json", f"{type(error).__name__}: {error}") from error
 
 
 def ledger_lines(root: Path) -> Iterator[tuple[Path, int, dict[str, Any] | None]]:
-    """Yield segment, line and event of the ledger; ``None`` for a line that is none and is not the torn last one."""
+    """Yield segment, line number and event of each line of the ledger; ``None`` for a line that is no event.
+
+    A last line without its end was torn by a crash, and is left out.
+    """
     for path in numbered_files(root / "ledger", ".jsonl").values():
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if line.endswith(b"\n"):  # half a line at the end was torn by a crash
-                    yield path, number, _event(line)
+                if line.endswith(b"\n"):
+                    yield path, number, _parse_event(line)
 
 
-def _event(line: bytes) -> dict[str, Any] | None:
+def _parse_event(line: bytes) -> dict[str, Any] | None:
+    """Return the event in a line of the ledger; None if there is none, or its fields are of a wrong kind."""
     try:
-        content = parsed(line)
+        content = parse_json(line)
     except ValueError:
         return None
     if not isinstance(content, dict) or not isinstance(content.get("event"), str):
@@ -135,7 +144,8 @@ def _event(line: bytes) -> dict[str, Any] | None:
     return content
 
 
-def _listed(folder: Path) -> list[Path]:
+def _list_folder(folder: Path) -> list[Path]:
+    """Return the paths in a folder, sorted, without names that begin with a dot; none if it is no folder."""
     if not folder.is_dir():
         return []
     return sorted(folder / entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))

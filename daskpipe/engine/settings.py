@@ -1,21 +1,16 @@
-"""Settings of how much a run may take and puts up with."""
+"""Define the settings of budgets and of faults."""
 
 from __future__ import annotations
 
 import re
 
-from pydantic import (
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from daskpipe.core.validation import SIZE, FrozenModel, in_bytes
 
 
 class Budget(FrozenModel):
-    """What a run may take; of a shard, its share of it."""
+    """Limits of what a run may take; each shard has its share of them."""
 
     hours: PositiveFloat | None = Field(default=None, description="Hours of workers at work, over all driver starts")
     bytes: str | None = Field(default=None, description="Size of the units in the run directory, e.g. 50GB")
@@ -23,14 +18,14 @@ class Budget(FrozenModel):
 
     @field_validator("bytes")
     @classmethod
-    def _size(cls, size: str | None) -> str | None:
+    def _check_bytes(cls, size: str | None) -> str | None:
         if size is not None and not (re.fullmatch(SIZE, size) and in_bytes(size)):
             raise ValueError("must be a number with a unit, e.g. 50GB")
         return size
 
 
 class Faults(FrozenModel):
-    """How much a run puts up with; it never changes what comes out of structures that harm nothing."""
+    """Limits of the faults that a run tolerates; they never change the results of structures that cause no fault."""
 
     attempts: int = Field(
         default=3,
@@ -45,7 +40,7 @@ class Faults(FrozenModel):
 
     @field_validator("disk_reserve")
     @classmethod
-    def _size(cls, size: str) -> str:
+    def _check_reserve(cls, size: str) -> str:
         if not re.fullmatch(SIZE, size):
             raise ValueError("must be a number with a unit, e.g. 5GB")
         return size

@@ -1,11 +1,11 @@
-"""Load: datasets into torch, without zarr-python in the way.
+"""Load: read datasets into torch through memory maps, without zarr-python.
 
 Needs: a ``dataset.zarr`` that `daskpipe.store` wrote; torch; MACE for `MACEDataset`.
 Makes: batches with flat atoms in one buffer, a system index, and neighbour lists if asked for.
 Entry: `TorchDataset` with `collate` (map style), `TorchStream` (in shuffled blocks, resumable, for DDP),
     `AtomBatchSampler` (batches by atoms), `spec` (reference energies, scales), `MACEDataset`.
-Memory: chunk files are mapped, not read; 24 bytes a structure for the index, and the batch. Of a compressed
-    copy a `TorchStream` holds as much as its window of blocks.
+Memory: chunk files are mapped, not read; 24 bytes per structure for the index, and the batch. For a compressed
+    copy, a `TorchStream` holds its window of blocks.
 Placement: the training process, or DataLoader workers (fork or spawn).
 
 Importing this package does not import torch; using it does.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from daskpipe.load.to_mace import MACEDataset, mace_data
     from daskpipe.load.torch_data import TorchDataset, collate
 
-# No module is named like what it gives: once imported, it would stand in its place.
+# No module has the name of one of these: once imported, it would replace the attribute.
 _MODULES = {
     "AtomBatchSampler": "sampler",
     "Batch": "batch",

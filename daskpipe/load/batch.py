@@ -1,4 +1,4 @@
-"""A batch of structures: named tensors that are views of one buffer."""
+"""Hold a batch of structures: named tensors that are views of one buffer."""
 
 from __future__ import annotations
 
@@ -8,48 +8,49 @@ from typing import Any
 
 import torch
 
-from daskpipe.core.errors import unknown
-from daskpipe.core.variables import VARIABLES, per_atom
+from daskpipe.core.errors import describe_unknown
+from daskpipe.core.variables import VARIABLES
 
 ALIGNMENT = 64
-"""Bytes; each tensor starts at a multiple, which suits every dtype and vector unit."""
+"""Alignment of each tensor in the buffer, bytes; fits every dtype and vector unit."""
 
-Layout = dict[str, tuple[torch.dtype, tuple[int, ...], int]]
-"""dtype, shape and first byte of each tensor."""
+TensorLayout = dict[str, tuple[torch.dtype, tuple[int, ...], int]]
+"""dtype, shape and first byte of each tensor, by name."""
 
 EDGES = ("edge_index", "shifts", "unit_shifts")
+"""Tensors of neighbour lists."""
 
 
 class Batch:
     """Structures with flat atoms, as named tensors.
 
     It reads like a dict: ``batch["forces"]``, ``batch.items()``, ``dict(batch)``, ``name in batch``; ``len(batch)``
-    is the number of names, and ``batch.n_structures`` that of structures. It is not a
-    `collections.abc.Mapping` to ``isinstance``, because torch's DataLoader takes those apart.
+    is the number of names, and ``batch.n_structures`` that of structures. It is no `collections.abc.Mapping`, because
+    torch's DataLoader takes mappings apart.
 
-    All tensors are views of `buffer`: what moves a batch (to a device, to pinned memory, from a worker to the
-    main process) moves one tensor.
+    All tensors are views of `buffer`, so moving a batch (to a device, to pinned memory, from a worker to the main
+    process) moves one tensor.
 
     Parameters
     ----------
     buffer
         Shape (byte,), dtype uint8.
     layout
-        dtype, shape and first byte of each tensor by name.
+        dtype, shape and first byte of each tensor, by name.
     state
-        Of a `TorchStream`, after this batch: give it to `TorchStream.load_state_dict` to go on with the next.
+        State of a `TorchStream` after this batch; `TorchStream.load_state_dict` continues with the next batch.
 
     Notes
     -----
     Tensors of a dataset: ``numbers``, ``positions``, ``forces``, shape (atom, ...); ``cell``, ``pbc``, ``energy``,
-    ``stress``, ``charge``, ``spin_multiplicity`` (0: not known), and where the dataset has it ``config_weight`` (NaN:
-    not given), shape (system, ...). Besides them, all int64: ``batch``, the
-    system of each atom, shape (atom,); ``ptr``, the first atom of each system and the end, shape (system + 1,);
-    ``n_atoms`` and ``index``, the row in the store, shape (system,). With a cutoff: ``edge_index`` (2, edge),
-    ``shifts`` and ``unit_shifts`` (edge, 3); see `collate`.
+    ``stress``, ``charge``, ``spin_multiplicity`` (0: unknown), and where the dataset has it ``config_weight`` (NaN:
+    not given), shape (system, ...). In addition, all int64: ``batch``, the system of each atom, shape (atom,);
+    ``ptr``, the first atom of each system and the end, shape (system + 1,); ``n_atoms``, and ``index``, the row in the
+    store, shape (system,). With a cutoff: ``edge_index`` (2, edge), ``shifts`` and ``unit_shifts`` (edge, 3); see
+    `collate`.
     """
 
-    def __init__(self, buffer: torch.Tensor, layout: Layout, state: dict[str, Any] | None = None) -> None:
+    def __init__(self, buffer: torch.Tensor, layout: TensorLayout, state: dict[str, Any] | None = None) -> None:
         self.buffer, self.layout, self.state = buffer, layout, state
         flat = {dtype: buffer.view(dtype) for dtype in {dtype for dtype, _, _ in layout.values()}}
         self._tensors = {
@@ -59,8 +60,8 @@ class Batch:
 
     @classmethod
     def empty(cls, kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> Batch:
-        """Return a batch of tensors of these dtypes and shapes, to be filled in place."""
-        layout: Layout = {}
+        """Allocate a batch of tensors of these dtypes and shapes, to be filled in place."""
+        layout: TensorLayout = {}
         end = 0
         for name, (dtype, shape) in kinds.items():
             layout[name] = (dtype, shape, end)
@@ -69,7 +70,21 @@ class Batch:
 
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> Batch:
-        """Return a batch that holds copies of `tensors`, those that float as `dtype` if it is given."""
+        """Copy tensors into a batch.
+
+        Parameters
+        ----------
+        tensors
+            Tensors by name.
+        dtype
+            Cast floating tensors to it.
+
+        Examples
+        --------
+        >>> batch = Batch.of({"energy": torch.tensor([-1.0, -2.0]), "n_atoms": torch.tensor([2, 3])})
+        >>> batch.n_structures, batch["energy"].tolist()
+        (2, [-1.0, -2.0])
+        """
         batch = cls.empty(
             {
                 name: (dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype, tuple(tensor.shape))
@@ -86,19 +101,19 @@ class Batch:
         return len(self["n_atoms"])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Return the batch on `device`; itself if it is there."""
+        """Move the batch to a device; return itself if it is there already."""
         if self.buffer.device == torch.device(device):
             return self
         return Batch(self.buffer.to(device, non_blocking=non_blocking), self.layout, self.state)
 
     def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory, from where it is copied to a GPU without waiting."""
+        """Copy the batch to page-locked memory, from which it is copied to a GPU without waiting."""
         return Batch(self.buffer.pin_memory(), self.layout, self.state)
 
     def structures(self) -> list[dict[str, torch.Tensor]]:
         """Return each structure as a dict of tensors: per-atom ones (atom, ...), the others without the first axis.
 
-        ``edge_index``, where there is one, counts the atoms of the structure.
+        ``edge_index``, where there is one, counts from the first atom of the structure.
         """
         parts: dict[str, Any] = {}
         n_atoms = self["n_atoms"].tolist()
@@ -113,26 +128,26 @@ class Batch:
             elif name in EDGES:
                 parts[name] = tensor.split(n_edges)
             elif name not in ("batch", "ptr"):
-                parts[name] = tensor.split(n_atoms) if is_per_atom(name) else tensor.unbind()
+                parts[name] = tensor.split(n_atoms) if has_atom_rows(name) else tensor.unbind()
         return [{name: part[row] for name, part in parts.items()} for row in range(len(n_atoms))]
 
     def keys(self) -> KeysView[str]:
-        """Names of the tensors."""
+        """Return the names of the tensors."""
         return self._tensors.keys()
 
     def values(self) -> ValuesView[torch.Tensor]:
-        """Tensors without their names."""
+        """Return the tensors without their names."""
         return self._tensors.values()
 
     def items(self) -> ItemsView[str, torch.Tensor]:
-        """Names and tensors."""
+        """Return names and tensors."""
         return self._tensors.items()
 
     def __getitem__(self, name: str) -> torch.Tensor:
         try:
             return self._tensors[name]
         except KeyError:
-            raise KeyError(unknown("tensor", name, list(self._tensors))) from None
+            raise KeyError(describe_unknown("tensor", name, list(self._tensors))) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
@@ -151,9 +166,15 @@ class Batch:
         return Batch, (self.buffer, self.layout, self.state)
 
 
-def is_per_atom(name: str) -> bool:
-    """Whether a tensor of that name has one row an atom."""
-    return name in VARIABLES and per_atom(name)
+def has_atom_rows(name: str) -> bool:
+    """Return whether the tensor of a name has one row per atom.
+
+    Examples
+    --------
+    >>> has_atom_rows("forces"), has_atom_rows("energy"), has_atom_rows("ptr")
+    (True, False, False)
+    """
+    return name in VARIABLES and VARIABLES[name].dims[0] == "atom"
 
 
 def _strides(shape: tuple[int, ...]) -> list[int]:

@@ -1,25 +1,25 @@
-"""The order of an epoch, and where its batches begin: functions of their arguments alone."""
+"""Compute the order of an epoch and the bounds of its batches, from the arguments alone."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from daskpipe.core.errors import ConfigError
-from daskpipe.core.seeds import stream
-from daskpipe.load.mapped import Runs
+from daskpipe.core.seeds import random_stream
+from daskpipe.load.mapped import RowRanges
 
 
 def epoch_order(n: int, *, seed: int, epoch: int, block: int, buffer: int) -> np.ndarray:
-    """Shuffle blocks, then what is in each window of blocks.
+    """Shuffle blocks of structures, then the structures within each window of blocks.
 
     Parameters
     ----------
     n
         Number of structures.
     seed, epoch
-        What decides the order.
+        Seed, and number of the epoch; together they decide the order.
     block
-        Structures in a block: neighbours that are read together.
+        Structures in a block, which are neighbours in the store and read together.
     buffer
         Blocks in a window.
 
@@ -27,10 +27,16 @@ def epoch_order(n: int, *, seed: int, epoch: int, block: int, buffer: int) -> np
     -------
     numpy.ndarray
         A permutation, shape (n,), dtype int64.
+
+    Examples
+    --------
+    >>> order = epoch_order(6, seed=0, epoch=0, block=2, buffer=3)
+    >>> sorted(order.tolist())
+    [0, 1, 2, 3, 4, 5]
     """
-    rng = stream(seed, "load", epoch)
+    rng = random_stream(seed, "load", epoch)
     start = rng.permutation(-(-n // block)) * block
-    blocks = Runs(start, np.minimum(start + block, n))
+    blocks = RowRanges(start, np.minimum(start + block, n))
     order = blocks.rows
     ends = np.append(0, np.cumsum(blocks.stop - blocks.start))
     for first in range(0, len(start), buffer):
@@ -39,7 +45,7 @@ def epoch_order(n: int, *, seed: int, epoch: int, block: int, buffer: int) -> np
 
 
 def even_batches(n: int, batch_size: int, world: int) -> np.ndarray:
-    """Cut `n` structures into batches of at most `batch_size`, as many for each of `world` ranks.
+    """Cut `n` structures into batches of at most `batch_size`, the same number for each of `world` ranks.
 
     Returns
     -------
@@ -51,20 +57,25 @@ def even_batches(n: int, batch_size: int, world: int) -> np.ndarray:
     ------
     ConfigError
         If there are fewer structures than ranks.
+
+    Examples
+    --------
+    >>> even_batches(10, 4, 1).tolist()
+    [0, 3, 6, 10]
     """
     n_batches = min(-(-n // (batch_size * world)), n // world) * world
     if not n_batches:
-        raise ConfigError(_too_few(n, world))
+        raise ConfigError(_say_too_few(n, world))
     return np.arange(n_batches + 1) * n // n_batches
 
 
 def atom_batches(n_atoms: np.ndarray, max_atoms: int, world: int) -> np.ndarray:
-    """Cut structures into batches of at most `max_atoms`, greedily; then halve the largest until all ranks get as many.
+    """Cut structures into batches of at most `max_atoms`, and halve the largest until all ranks get the same number.
 
     Parameters
     ----------
     n_atoms
-        Of each structure, in the order of the epoch, shape (structure,), dtype int64.
+        Number of atoms of each structure, in the order of the epoch, shape (structure,), dtype int64.
     max_atoms, world
         Most atoms in a batch; number of ranks.
 
@@ -77,17 +88,24 @@ def atom_batches(n_atoms: np.ndarray, max_atoms: int, world: int) -> np.ndarray:
     ------
     ConfigError
         If a structure is larger than `max_atoms`, or the batches cannot be shared evenly.
+
+    Examples
+    --------
+    >>> atom_batches(np.array([3, 3, 3, 3]), max_atoms=9, world=1).tolist()
+    [0, 3, 4]
+    >>> atom_batches(np.array([3, 3, 3, 3]), max_atoms=9, world=3).tolist()
+    [0, 2, 3, 4]
     """
     n = len(n_atoms)
     if n < world or n == 0:
-        raise ConfigError(_too_few(n, world))
+        raise ConfigError(_say_too_few(n, world))
     if n_atoms.max() > max_atoms:
         raise ConfigError(f"max_atoms={max_atoms} is less than the largest structure; give at least {n_atoms.max()}")
     ends = np.append(0, np.cumsum(n_atoms))
-    found = [0]
-    while found[-1] < n:
-        found.append(int(np.searchsorted(ends, ends[found[-1]] + max_atoms, side="right")) - 1)
-    bounds = np.array(found)
+    starts = [0]
+    while starts[-1] < n:
+        starts.append(int(np.searchsorted(ends, ends[starts[-1]] + max_atoms, side="right")) - 1)
+    bounds = np.array(starts)
     while (len(bounds) - 1) % world:
         if len(bounds) > n:
             raise ConfigError(
@@ -102,12 +120,12 @@ def atom_batches(n_atoms: np.ndarray, max_atoms: int, world: int) -> np.ndarray:
 
 
 def rank_and_world(rank: int | None, world: int | None) -> tuple[int, int]:
-    """Return the number of this process and how many there are: as given, as torch.distributed says, or 0 of 1.
+    """Return the rank of this process and the number of ranks: as given, from torch.distributed, or 0 of 1.
 
     Raises
     ------
     ConfigError
-        If only one of them is given, or there is no such rank.
+        If only one of them is given, or the rank is not below the number of ranks.
     """
     import torch.distributed
 
@@ -122,5 +140,6 @@ def rank_and_world(rank: int | None, world: int | None) -> tuple[int, int]:
     return rank, world
 
 
-def _too_few(n: int, world: int) -> str:
+def _say_too_few(n: int, world: int) -> str:
+    """Return the message of a dataset with fewer structures than ranks."""
     return f"{n} structures are too few for {world} ranks: each needs one at least; take another split or fewer ranks"

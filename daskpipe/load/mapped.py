@@ -1,4 +1,4 @@
-"""Rows of a Zarr array: through memory maps where a chunk file is the raw array, through zarr-python where not."""
+"""Read rows of a Zarr array: through memory maps where chunk files are raw bytes, else through zarr-python."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from daskpipe.core.errors import InputError, IntegrityError
 from daskpipe.core.hashing import crc32c_file
 
 NUMBERS = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64"]
-"""Zarr's types of numbers that NumPy calls by the same name."""
+"""Data types of Zarr with the same name in NumPy."""
 
 CODECS = ["blosc", "bytes", "crc32c", "gzip", "sharding_indexed", "transpose", "zstd"]
-"""Those of the Zarr v3 specification and its extensions that zarr-python itself writes."""
+"""Codecs of the Zarr v3 specification and its extensions that zarr-python itself writes."""
 
 MAP_FIXED = 0x10
-"""Of the C library's ``mmap``, on Linux and macOS: over whatever is mapped there."""
+"""Flag of the C function ``mmap`` on Linux and macOS: map at this address, replacing what is mapped there."""
 
 
-class Runs:
-    """Runs of rows, ``start`` to ``stop`` each, in any order.
+class RowRanges:
+    """Ranges of rows, ``start`` to ``stop`` each, in any order.
 
     Parameters
     ----------
     start, stop
-        Shape (run,), dtype int64.
+        First row of each range, and the one after its last, shape (range,), dtype int64.
     """
 
     def __init__(self, start: np.ndarray, stop: np.ndarray) -> None:
@@ -49,7 +49,7 @@ class Runs:
 
     @cached_property
     def slices(self) -> list[slice]:
-        """The same rows as slices; runs that follow each other in the array are one."""
+        """The same rows as slices; adjacent ranges become one."""
         start, stop = self.start, self.stop
         joined = start[1:] == stop[:-1]
         if joined.any():
@@ -57,50 +57,50 @@ class Runs:
         return list(map(slice, start.tolist(), stop.tolist()))
 
 
-class Rows(Protocol):
-    """An array that gives rows."""
+class ArrayReader(Protocol):
+    """An array on disk of which rows can be copied."""
 
     dtype: np.dtype[Any]
     tail: tuple[int, ...]
 
-    def read(self, runs: Runs, out: np.ndarray) -> None:
+    def copy_rows(self, ranges: RowRanges, out: np.ndarray) -> None:
         """Copy rows into `out`, shape (row, ...), converted to its dtype."""
 
 
 def metadata_of(store: Path, root: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the metadata of each array of a store by name: as consolidated in `root`, or else from the files."""
+    """Return the metadata of each array of a store by name: consolidated in `root`, or else from the files."""
     if consolidated := root.get("consolidated_metadata"):
         return dict(consolidated["metadata"])
     return {file.parent.name: json.loads(file.read_text()) for file in sorted(store.glob("*/zarr.json"))}
 
 
-def open_rows(
+def open_array(
     store: Path, name: str, metadata: Mapping[str, Any], checksums: Mapping[str, str], *, verify: bool
-) -> Rows:
-    """Return an array of a store, mapped if its layout allows it.
+) -> ArrayReader:
+    """Open an array of a store, mapped into memory if its layout allows it.
 
     Parameters
     ----------
     store
         Path of the Zarr group.
     name
-        Of the array in the group.
+        Name of the array in the group.
     metadata
-        The array's ``zarr.json``, parsed.
+        Parsed ``zarr.json`` of the array.
     checksums
         CRC-32C of the files of the store by name, hex.
     verify
-        Compare the chunk files with them. Where an array cannot be mapped, its ``zarr.json`` tells whether
-        daskpipe wrote it: the checksums say nothing about copies that other programs made.
+        Compare the chunk files with their checksums. An array that cannot be mapped is compared only if its
+        ``zarr.json`` is as daskpipe wrote it: copies that other programs made have other checksums.
 
     Raises
     ------
     InputError
-        If the array is stored with a codec that is not known.
+        If the array is stored with an unknown codec.
     IntegrityError
         If a chunk file is missing, is too short, or differs from its checksum; it names the file.
     """
-    for codec in _codecs(metadata):
+    for codec in _iter_codecs(metadata):
         if codec not in CODECS:
             raise InputError(
                 f"{store / name / 'zarr.json'}: the array {name!r} is stored with the codec {codec!r}, which daskpipe "
@@ -109,20 +109,20 @@ def open_rows(
     if is_mappable(metadata):
         files, values = map_array(store / name, metadata)
         if verify:
-            _verify(store, files, checksums)
-        return ArrayRows(values)
+            _verify_files(store, files, checksums)
+        return MappedReader(values)
     if checksums.get(f"{name}/zarr.json") == crc32c_file(store / name / "zarr.json"):
         files = [store / file for file in checksums if file.startswith(f"{name}/c/")]
-        # Zarr reads a missing chunk as fill values.
+        # Zarr would read a missing chunk as fill values.
         if missing := [file for file in files if not file.exists()]:
             raise IntegrityError(f"{missing[0]} is missing; copy the dataset again or make it anew")
         if verify:
-            _verify(store, files, checksums)
-    return ZarrRows(store, name)
+            _verify_files(store, files, checksums)
+    return ZarrReader(store, name)
 
 
 def is_mappable(metadata: Mapping[str, Any]) -> bool:
-    """Whether the chunk files, one after the other, are the bytes of the array, and can be mapped side by side."""
+    """Return whether the concatenated chunk files are the bytes of the array, so that they can be mapped."""
     if not (
         sys.byteorder == "little"
         and metadata["data_type"] in NUMBERS
@@ -139,21 +139,21 @@ def is_mappable(metadata: Mapping[str, Any]) -> bool:
 
 
 def map_array(folder: Path, metadata: Mapping[str, Any]) -> tuple[list[Path], np.ndarray]:
-    """Map the chunk files of an array, one after the other, into one piece of address space.
+    """Map the chunk files of an array, one after another, into one range of addresses.
 
     Parameters
     ----------
     folder
-        Of the array.
+        Folder of the array.
     metadata
-        Its ``zarr.json``, parsed; passes `is_mappable`.
+        Parsed ``zarr.json`` of the array, which passes `is_mappable`.
 
     Returns
     -------
     files
-        The chunk files.
+        Chunk files.
     values
-        The array, read only, shape and dtype as in the metadata.
+        The array, read only, with shape and dtype as in the metadata.
 
     Raises
     ------
@@ -167,15 +167,15 @@ def map_array(folder: Path, metadata: Mapping[str, Any]) -> tuple[list[Path], np
     files = [folder / f"c/{chunk}{suffix}" for chunk in range(-(-shape[0] // chunk_shape[0]))]
     if not files:
         return files, np.empty(shape, dtype)
-    # Address space only: each file is then mapped over its part, and all goes when nothing refers to it any more.
+    # This reserves addresses only. Each file is then mapped over its part; all is unmapped with the last reference.
     space = mmap.mmap(-1, len(files) * chunk_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
     whole = np.frombuffer(space, dtype=np.uint8)
     for number, file in enumerate(files):
         size = file.stat().st_size if file.exists() else None
         if size != chunk_bytes:
-            found = "missing" if size is None else f"{size} bytes"
+            actual = "missing" if size is None else f"{size} bytes"
             raise IntegrityError(
-                f"{file} is {found}, expected {chunk_bytes} bytes; copy the dataset again or make it anew"
+                f"{file} is {actual}, expected {chunk_bytes} bytes; copy the dataset again or make it anew"
             )
         with open(file, "rb") as stream:
             _map_over(whole.ctypes.data + number * chunk_bytes, chunk_bytes, stream.fileno())
@@ -183,7 +183,7 @@ def map_array(folder: Path, metadata: Mapping[str, Any]) -> tuple[list[Path], np
 
 
 def _map_over(address: int, n_bytes: int, descriptor: int) -> None:
-    """Map a file at an address that is ours; Python's own `mmap` cannot choose the address."""
+    """Map a file at an address that this process has reserved; `mmap` of Python cannot choose the address."""
     library = ctypes.CDLL(None, use_errno=True)
     library.mmap.restype = ctypes.c_void_p
     library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -191,22 +191,22 @@ def _map_over(address: int, n_bytes: int, descriptor: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-class ArrayRows:
-    """Rows of an array in the address space: mapped, or held in memory."""
+class MappedReader:
+    """Reads rows of an array that is mapped or in memory."""
 
     def __init__(self, values: np.ndarray) -> None:
         self.values, self.dtype, self.tail = values, values.dtype, values.shape[1:]
 
-    def read(self, runs: Runs, out: np.ndarray) -> None:
+    def copy_rows(self, ranges: RowRanges, out: np.ndarray) -> None:
         """Copy rows into `out`, shape (row, ...), converted to its dtype."""
-        if len(out) == len(runs.start):  # one row each: NumPy gathers them faster than slices
-            out[...] = self.values[runs.start]
+        if len(out) == len(ranges.start):  # one row each, which NumPy gathers faster than slices
+            out[...] = self.values[ranges.start]
         else:
-            np.concatenate([self.values[rows] for rows in runs.slices], out=out, casting="unsafe")
+            np.concatenate([self.values[rows] for rows in ranges.slices], out=out, casting="unsafe")
 
 
-class ZarrRows:
-    """Rows of an array in any layout that zarr-python reads: compressed, sharded ..."""
+class ZarrReader:
+    """Reads rows of an array in any layout that zarr-python reads: compressed, sharded ..."""
 
     def __init__(self, store: Path, name: str) -> None:
         import zarr
@@ -215,26 +215,27 @@ class ZarrRows:
         self.dtype = np.dtype(self.array.dtype)
         self.tail = tuple(self.array.shape[1:])
 
-    def read(self, runs: Runs, out: np.ndarray) -> None:
+    def copy_rows(self, ranges: RowRanges, out: np.ndarray) -> None:
         """Copy rows into `out`, shape (row, ...), converted to its dtype."""
         if len(out):
-            out[...] = self.array.get_orthogonal_selection((runs.rows,))
+            out[...] = self.array.get_orthogonal_selection((ranges.rows,))
 
 
-def _codecs(metadata: Mapping[str, Any]) -> Iterator[str]:
-    """Names of all codecs of an array, those within shards as well."""
+def _iter_codecs(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of all codecs of an array, including those within shards."""
     for codec in metadata["codecs"]:
         yield codec["name"]
         inner = codec.get("configuration", {})
         for key in ("codecs", "index_codecs"):
-            yield from _codecs({"codecs": inner.get(key, [])})
+            yield from _iter_codecs({"codecs": inner.get(key, [])})
 
 
-def _verify(store: Path, files: list[Path], checksums: Mapping[str, str]) -> None:
+def _verify_files(store: Path, files: list[Path], checksums: Mapping[str, str]) -> None:
+    """Compare files with their checksums."""
     for file in files:
-        expected, found = checksums.get(file.relative_to(store).as_posix()), crc32c_file(file)
-        if found != expected:
+        expected, actual = checksums.get(file.relative_to(store).as_posix()), crc32c_file(file)
+        if actual != expected:
             raise IntegrityError(
-                f"{file} is damaged: its CRC-32C is {found}, expected {expected}; copy the dataset again or make it "
+                f"{file} is damaged: its CRC-32C is {actual}, expected {expected}; copy the dataset again or make it "
                 "anew (verify=False reads a copy that was changed on purpose)"
             )

@@ -1,4 +1,4 @@
-"""Neighbour lists of the structures of a batch."""
+"""Compute neighbour lists of the structures of a batch."""
 
 from __future__ import annotations
 
@@ -15,26 +15,33 @@ from daskpipe.load.batch import Batch
 def pairs_within(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find all pairs of atoms of one structure, and of its periodic images, that are nearer than `cutoff`.
+    """Find all pairs of atoms of one structure, periodic images included, that are nearer than `cutoff`.
 
     Parameters
     ----------
     positions, cell
-        In Å, shapes (atom, 3) and (3, 3), float64; what `cell` says along a direction that is not periodic is ignored.
+        In Å, shapes (atom, 3) and (3, 3), float64; cell vectors along directions that are not periodic are ignored.
     pbc
-        Shape (3,), dtype bool.
+        Periodic along each vector, shape (3,), dtype bool.
     cutoff
         In Å.
 
     Returns
     -------
     edge_index
-        Atoms i and j, shape (2, edge), dtype int64; each pair both ways.
+        Atoms i and j, shape (2, edge), dtype int64; each pair in both directions.
     unit_shifts
-        How many cells j's image is away, shape (edge, 3), dtype int64: the vector from i to j is
+        Number of cells between i and the image of j, shape (edge, 3), dtype int64: the vector from i to j is
         ``positions[j] - positions[i] + unit_shifts @ cell``.
+
+    Examples
+    --------
+    >>> positions = np.array([[0.0, 0, 0], [0, 0, 1.0]])
+    >>> edge_index, _ = pairs_within(positions, np.zeros((3, 3)), np.zeros(3, dtype=bool), cutoff=1.5)
+    >>> edge_index.tolist()
+    [[0, 1], [1, 0]]
     """
-    # matscipy sorts atoms into boxes along three vectors, and wants them independent and not too long.
+    # matscipy sorts atoms into boxes along three vectors, which must be independent and not too long.
     box = complete_open_axes(cell, pbc)
     origin = np.zeros(3)
     for axis in np.flatnonzero(~pbc):
@@ -46,7 +53,7 @@ def pairs_within(
 
 
 def edges_of(batch: Batch, cutoff: float, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return ``edge_index``, and ``shifts`` and ``unit_shifts`` as `dtype`, of a batch; see `collate`."""
+    """Compute ``edge_index``, and ``shifts`` and ``unit_shifts`` as `dtype`, of a batch; see `collate`."""
     positions = batch["positions"].numpy().astype(np.float64)
     cell, pbc, ptr = batch["cell"].numpy().astype(np.float64), batch["pbc"].numpy(), batch["ptr"].tolist()
     pairs, units = [], []

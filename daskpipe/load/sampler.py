@@ -1,4 +1,4 @@
-"""Batches of about as many atoms, for a map-style dataset."""
+"""Sample batches of about equally many atoms from a map-style dataset."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from daskpipe.load.torch_data import TorchDataset
 class AtomBatchSampler(Sampler[list[int]]):
     """Batches of at most `max_atoms` atoms: ``DataLoader(data, batch_sampler=..., collate_fn=collate)``.
 
-    With DDP it takes the place of torch's ``DistributedSampler``: each structure comes once an epoch on
-    one rank, and all ranks get as many batches.
+    With DDP it replaces torch's ``DistributedSampler``: each structure occurs once per epoch on one rank, and all
+    ranks get the same number of batches.
 
     Parameters
     ----------
@@ -24,9 +24,10 @@ class AtomBatchSampler(Sampler[list[int]]):
     max_atoms
         Most atoms in a batch.
     shuffle, seed
-        A new order each epoch, drawn from the seed and the number of the epoch; or the order of the dataset.
+        Whether to draw a new order for each epoch, from the seed and the number of the epoch; else the order is that of
+        the dataset.
     rank, world
-        Number of this process and how many there are; torch.distributed's if not given.
+        Rank of this process and number of ranks; from torch.distributed if not given.
 
     Raises
     ------
@@ -49,10 +50,11 @@ class AtomBatchSampler(Sampler[list[int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of that epoch from the next pass on."""
+        """Use the order of an epoch from the next pass on."""
         self.epoch = epoch
 
-    def _batches(self) -> list[list[int]]:
+    def _make_batches(self) -> list[list[int]]:
+        """Return the structures of each batch of this rank."""
         n = len(self.n_atoms)
         order = np.arange(n)
         if self.shuffle:
@@ -62,7 +64,7 @@ class AtomBatchSampler(Sampler[list[int]]):
         return [order[bounds[number] : bounds[number + 1]].tolist() for number in mine]
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches())
+        return iter(self._make_batches())
 
     def __len__(self) -> int:
-        return len(self._batches())
+        return len(self._make_batches())

@@ -1,4 +1,4 @@
-"""A stream of batches in shuffled blocks: the same for any number of workers, resumable, fit for DDP."""
+"""Stream batches in shuffled blocks: the same for any number of workers, resumable, and fit for DDP."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class TorchStream(IterableDataset[Batch]):
     """Batches of a dataset, read in contiguous blocks: ``DataLoader(stream, batch_size=None, num_workers=n)``.
 
     Blocks of neighbouring structures come in a shuffled order, and the structures of each window of blocks are
-    shuffled. The batches and their order are a function of the arguments and the epoch, and not of the number of
-    workers: worker w of n makes batches w, w + n, ... Over all ranks each structure comes once an epoch, and
-    each rank gets as many batches, so that DDP does not wait for ever.
+    shuffled. The batches and their order depend on the arguments and the epoch, not on the number of workers: worker w
+    of n makes batches w, w + n, ... Over all ranks each structure occurs once per epoch, and each rank gets the same
+    number of batches, so that DDP does not wait for ever.
 
     Parameters
     ----------
@@ -34,34 +34,35 @@ class TorchStream(IterableDataset[Batch]):
     batch_size
         Most structures in a batch; sizes differ by at most one.
     max_atoms
-        Most atoms in a batch, instead of `batch_size`. The largest batches are halved until all ranks get as many.
+        Most atoms in a batch, instead of `batch_size`. The largest batches are halved until all ranks get the same
+        number.
     seed
-        Decides the order, with the number of the epoch.
+        Seed of the order, together with the number of the epoch.
     rank, world
-        Number of this process and how many there are; torch.distributed's if not given.
+        Rank of this process and number of ranks; from torch.distributed if not given.
     block
         Structures in a block.
     buffer
-        Blocks in a window. Of a compressed copy a worker holds that many structures in memory, divided by the number of
-        workers and ranks.
+        Blocks in a window. For a compressed copy, a worker holds the structures of a window in memory, divided by the
+        number of workers and ranks.
     shuffle
-        Without it the batches come in the order of the dataset.
+        Whether to shuffle; else the batches come in the order of the dataset.
     cutoff, dtype
         As for `collate`, which the workers call.
 
     Raises
     ------
     InputError, ConfigError, IntegrityError
-        As `TorchDataset` does; ConfigError as well if not exactly one of `batch_size` and `max_atoms` is given, a
-        structure is larger than `max_atoms`, or there are fewer structures than ranks.
+        As `TorchDataset`; ConfigError also if not exactly one of `batch_size` and `max_atoms` is given, a structure is
+        larger than `max_atoms`, or there are fewer structures than ranks.
 
     Examples
     --------
-    Each batch carries the `state` of the stream after it. Save it with the weights, and a later run goes on with the
+    Each batch carries the `state` of the stream after it. Save it with the weights, and a later run continues with the
     next batch, with any number of workers:
 
     >>> stream = TorchStream("runs/q/dataset.zarr", "train", batch_size=32, seed=1)  # doctest: +SKIP
-    >>> stream.load_state_dict(checkpoint["stream"])  # to go on from there  # doctest: +SKIP
+    >>> stream.load_state_dict(checkpoint["stream"])  # to continue from there  # doctest: +SKIP
     >>> for epoch in range(stream.epoch, 100):  # doctest: +SKIP
     ...     stream.set_epoch(epoch)
     ...     for batch in torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2):
@@ -96,46 +97,47 @@ class TorchStream(IterableDataset[Batch]):
         self.block, self.buffer, self.shuffle = block, buffer, shuffle
         self.cutoff, self.dtype = cutoff, dtype
         self.data = TorchDataset(path, split, verify=verify)
-        # Epoch, batches of it that the next pass leaves out, number of that order, and workers of the pass that follows
-        # it (0: none yet): shared, so that persistent workers see what the main process sets, and it what they began.
+        # Epoch, batches of it that the next pass skips, number of this setting, and workers of the pass that uses it
+        # (0: none yet). Shared between processes: persistent workers see the settings of the main process, and it sees
+        # which passes they began.
         self._progress = torch.zeros(4, dtype=torch.int64).share_memory_()
-        # Last order that each worker followed: a later pass gives the whole epoch.
+        # Last setting that each worker used: its later passes give whole epochs.
         self._followed = torch.zeros(MOST_WORKERS, dtype=torch.int64).share_memory_()
         self._planned: tuple[int, np.ndarray, np.ndarray] | None = None
-        self._plan()  # what is wrong with the arguments is said here, not in a worker
+        self._plan_epoch()  # wrong arguments raise here, not in a worker
 
     @property
     def epoch(self) -> int:
-        """Number of the epoch that the next pass gives."""
+        """Number of the epoch of the next pass."""
         return int(self._progress[0])
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next pass give that epoch: the whole, or the rest of it if `load_state_dict` has set the same one."""
+        """Set the epoch of the next pass: all of it, or the rest of it if `load_state_dict` has set the same epoch."""
         if epoch != self.epoch:
-            self._order(epoch, 0)
+            self._start_at(epoch, 0)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next pass go on after the batch that carried `state`, on any rank; later passes give whole epochs.
+        """Continue after the batch that carried `state`, on any rank, in the next pass; later passes give whole epochs.
 
         Raises
         ------
         ConfigError
-            If the state is of another dataset, split, seed, number of ranks, or other batches.
+            If the state belongs to another dataset, split, seed, number of ranks, or other batches.
         """
-        for name, mine in self._identity().items():
+        for name, mine in self._describe_order().items():
             if state.get(name) != mine:
                 raise ConfigError(
                     f"the state is of a stream with {name}={state.get(name)!r}, this one has {mine!r}; "
                     "make the stream as it was, or start the epoch anew with set_epoch"
                 )
-        self._order(int(state["epoch"]), int(state["n_batches"]))
+        self._start_at(int(state["epoch"]), int(state["n_batches"]))
 
-    def _order(self, epoch: int, done: int) -> None:
-        """Let the next pass, on all workers, begin after `done` batches of an epoch."""
+    def _start_at(self, epoch: int, done: int) -> None:
+        """Start the next pass, on all workers, after `done` batches of an epoch."""
         self._progress[:] = torch.tensor([epoch, done, int(self._progress[2]) + 1, 0])
 
     def _begin_pass(self, worker: int, n_workers: int) -> tuple[int, int]:
-        """Return epoch, and batches to leave out, of the pass that a worker begins."""
+        """Return the epoch of the pass that a worker begins, and the number of batches to skip."""
         epoch, done, number, n_following = self._progress.tolist()
         if done == 0 or int(self._followed[worker]) == number or n_following not in (0, n_workers):
             return epoch, 0
@@ -143,8 +145,8 @@ class TorchStream(IterableDataset[Batch]):
         self._progress[3] = n_workers
         return epoch, done
 
-    def _identity(self) -> dict[str, Any]:
-        """Return what decides the sequence of batches, JSON types."""
+    def _describe_order(self) -> dict[str, Any]:
+        """Return the settings that decide the sequence of batches, JSON types."""
         return {
             "dataset": self.data.checksum,
             "split": self.data.split,
@@ -157,8 +159,8 @@ class TorchStream(IterableDataset[Batch]):
             "shuffle": self.shuffle,
         }
 
-    def _plan(self) -> tuple[np.ndarray, np.ndarray]:
-        """Order of the epoch, shape (structure,), and where its batches begin, shape (batch + 1,)."""
+    def _plan_epoch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the order of the epoch, shape (structure,), and the bounds of its batches, shape (batch + 1,)."""
         epoch = self.epoch
         if self._planned is None or self._planned[0] != epoch:
             n = len(self.data)
@@ -177,14 +179,14 @@ class TorchStream(IterableDataset[Batch]):
         return self.__dict__ | {"_planned": None}
 
     def __len__(self) -> int:
-        """Batches that each rank gets in the next pass: those of the epoch, or what is left of it after a state."""
+        """Return the number of batches per rank in the next pass: of the epoch, or of its rest after a state."""
         done = int(self._progress[1]) if int(self._progress[3]) == 0 else 0
         return max(0, self._n_batches - done)
 
     @property
     def _n_batches(self) -> int:
-        """Batches that each rank gets in the epoch."""
-        return (len(self._plan()[1]) - 1) // self.world
+        """Number of batches per rank in the epoch."""
+        return (len(self._plan_epoch()[1]) - 1) // self.world
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -192,18 +194,18 @@ class TorchStream(IterableDataset[Batch]):
         if step > MOST_WORKERS:
             raise ConfigError(f"num_workers={step}: give at most {MOST_WORKERS}")
         epoch, done = self._begin_pass(first, step)
-        order, bounds = self._plan()
+        order, bounds = self._plan_epoch()
         n_batches = self._n_batches
         numbers = range(done + first, n_batches, step)
-        # So many of these batches span a window.
+        # Number of consecutive batches that span a window.
         together = max(1, self.block * self.buffer * n_batches // (len(order) * step))
         for start in range(0, len(numbers), together):
             group = numbers[start : start + together]
             places = [self.rank + number * self.world for number in group]
             chosen = [order[bounds[place] : bounds[place + 1]] for place in places]
             window = np.sort(np.concatenate(chosen))
-            table = self.data.table.window(window)
+            table = self.data.table.read_window(window)
             for number, structures in zip(group, chosen, strict=True):
-                batch = collate(table.read(np.searchsorted(window, structures)), self.dtype, self.cutoff)
-                batch.state = {**self._identity(), "epoch": epoch, "n_batches": number + 1}
+                batch = collate(table.read_batch(np.searchsorted(window, structures)), self.dtype, self.cutoff)
+                batch.state = {**self._describe_order(), "epoch": epoch, "n_batches": number + 1}
                 yield batch

@@ -1,4 +1,4 @@
-"""Structures of a dataset as MACE's own `AtomicData`."""
+"""Convert structures of a dataset to the `AtomicData` of MACE."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROPERTIES = {
     "energy": "energy", "forces": "forces", "stress": "stress", "total_charge": "charge",
     "total_spin": "spin_multiplicity",
 }  # fmt: skip
-"""MACE's names of what a structure has, and ours."""
+"""Names of properties in MACE, and in a dataset."""
 
 
 def mace_data(
@@ -31,30 +31,30 @@ def mace_data(
     head: str = "Default",
     heads: Sequence[str] = ("Default",),
 ) -> list[Any]:
-    """Return structures as MACE makes them of the extxyz file that `daskpipe.export` writes, field by field.
+    """Convert structures to the objects that MACE makes of the extxyz file of `daskpipe.export`, field by field.
 
     Parameters
     ----------
     batch
-        A batch, or one structure of a `TorchDataset`; not cast to another dtype.
+        A batch, or one structure of a `TorchDataset`, with the dtypes of the dataset.
     elements
-        Atomic numbers that the model knows, in its order: MACE's ``z_table.zs``.
+        Atomic numbers of the model, in its order: ``z_table.zs`` of MACE.
     cutoff
-        MACE's ``r_max``, Å.
+        ``r_max`` of MACE, Å.
     head, heads
-        The head that the structures belong to, and all heads of the model.
+        Head of the structures, and all heads of the model.
 
     Returns
     -------
     list of mace.data.AtomicData
-        In torch's default dtype. What a structure lacks (e.g. a stress without a periodic cell) is zero, and so is its
-        weight. A stress of a structure that is not periodic along all vectors has no weight either: MACE 0.3.16
-        lengthens open cell vectors and divides by that volume (ACEsuit/mace#1509).
+        In torch's default dtype. Properties that a structure lacks (e.g. a stress without a periodic cell) are zero,
+        and so is their weight. The stress of a structure that is not periodic along all vectors has weight zero, too:
+        MACE 0.3.16 lengthens open cell vectors and divides by that volume (ACEsuit/mace#1509).
 
     Raises
     ------
     ConfigError
-        If a structure holds an element that is not among `elements`.
+        If a structure contains an element that is not among `elements`.
     """
     import_mace()
     from mace.data import AtomicData, Configuration, KeySpecification
@@ -63,18 +63,18 @@ def mace_data(
     table = AtomicNumberTable(list(elements))
     keys = KeySpecification.from_defaults()
     names = [*keys.arrays_keys, *keys.info_keys]
-    found = []
+    converted = []
     for item in batch.structures() if isinstance(batch, Batch) else [batch]:
         numbers = item["numbers"].numpy()
-        if strangers := sorted(set(numbers.tolist()) - set(table.zs)):
+        if unknown_elements := sorted(set(numbers.tolist()) - set(table.zs)):
             raise ConfigError(
-                f"structure {int(item['index'])} holds element {strangers[0]}, which is not among the elements "
+                f"structure {int(item['index'])} holds element {unknown_elements[0]}, which is not among the elements "
                 f"{', '.join(map(str, table.zs))}; give all atomic numbers of the dataset (daskpipe.load.spec)"
             )
         values = {name: item[ours].numpy().astype(float) for name, ours in PROPERTIES.items() if ours in item}
-        known = {name: value if value.ndim else value.item() for name, value in values.items() if _whole(value)}
+        known = {name: value if value.ndim else value.item() for name, value in values.items() if _has_values(value)}
         if not known.get("total_spin"):
-            known.pop("total_spin", None)  # nobody says it, and MACE has a default
+            known.pop("total_spin", None)  # unknown; MACE has a default
         weights = {name: float(name in known) for name in names}
         if not item["pbc"].all():
             weights["stress"] = 0.0
@@ -89,11 +89,12 @@ def mace_data(
             weight=1.0 if math.isnan(weight) else weight,
             head=head,
         )
-        found.append(AtomicData.from_config(config, z_table=table, cutoff=cutoff, heads=list(heads)))
-    return found
+        converted.append(AtomicData.from_config(config, z_table=table, cutoff=cutoff, heads=list(heads)))
+    return converted
 
 
-def _whole(value: np.ndarray) -> bool:
+def _has_values(value: np.ndarray) -> bool:
+    """Return whether a property is known: no number is NaN."""
     return not np.isnan(value).any()
 
 
@@ -129,6 +130,6 @@ class MACEDataset(Dataset[Any]):
         return self.__getitems__([range(len(self))[index]])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Return several structures; torch's `DataLoader` calls this with the indices of a batch."""
+        """Read several structures; torch's `DataLoader` calls this with the indices of a batch."""
         batch = self.data.__getitems__(indices)
         return mace_data(batch, self.elements, self.cutoff, head=self.head, heads=self.heads)

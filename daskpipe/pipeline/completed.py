@@ -1,4 +1,4 @@
-"""Complete runs that earlier versions of the stages made: they stay complete."""
+"""Recognise complete runs that earlier versions of the stages made, so that they stay complete."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from daskpipe.core.errors import InputError
 from daskpipe.core.variables import read_root
-from daskpipe.engine.manifests import ORDER, Manifest, units_of
+from daskpipe.engine.manifests import STAGE_ORDER, Manifest, read_units
 from daskpipe.engine.run_directory import RunDirectory
 
-ATTRIBUTE = "stage_versions"
+VERSIONS_ATTRIBUTE = "stage_versions"
 """Root attribute of a dataset: the version of each stage that made it, JSON."""
 
-BESIDE = ("describe-fit", "describe", "store-write")
-"""Stages whose units no other unit names as upstream: they name the frames or the plan that they work on."""
+WITHOUT_DEPENDENTS = ("describe-fit", "describe", "store-write")
+"""Stages whose units are upstream of no other unit: they name the frames or the plan that they work on."""
 
 
-def stage_versions() -> dict[str, int]:
+def collect_stage_versions() -> dict[str, int]:
     """Return the version of each stage, which is part of the keys of its units."""
     from daskpipe.stages.describe.stage import VERSION as DESCRIBE
     from daskpipe.stages.explore.stage import VERSION as EXPLORE
@@ -40,10 +40,10 @@ def stage_versions() -> dict[str, int]:
 
 
 def read_completed(directory: RunDirectory) -> dict[str, dict[str, Any]] | None:
-    """Return the rows of a complete run whose dataset was made by other versions of the stages than today's.
+    """Return the rows of a complete run whose dataset was made by other versions of the stages than the present ones.
 
-    Its units have other keys than today's code would give them. Driving it would compute everything again, only to
-    end beside a dataset that stands.
+    Present code would give its units other keys. Driving it would compute everything again, for a dataset that is
+    there already.
 
     Returns
     -------
@@ -58,15 +58,18 @@ def read_completed(directory: RunDirectory) -> dict[str, dict[str, Any]] | None:
     """
     with suppress(InputError):
         there = read_root(directory.dataset)["attributes"]
-        if there.get(ATTRIBUTE) != json.dumps(stage_versions(), sort_keys=True):
-            return _rows(directory, str(there.get("dataset_key")))
+        if there.get(VERSIONS_ATTRIBUTE) != json.dumps(collect_stage_versions(), sort_keys=True):
+            return _collect_rows(directory, str(there.get("dataset_key")))
     return None
 
 
-def _rows(directory: RunDirectory, dataset_key: str) -> dict[str, dict[str, Any]] | None:
-    from daskpipe.engine.driver import summarise
+def _collect_rows(directory: RunDirectory, dataset_key: str) -> dict[str, dict[str, Any]] | None:
+    """Return the rows of the units that a dataset was made from, or None if one of them is missing."""
+    from daskpipe.engine.driver import summarise_stage
 
-    units = {stage: {manifest.unit.key: manifest for _, manifest in units_of(directory, stage)} for stage in ORDER}
+    units = {
+        stage: {manifest.unit.key: manifest for _, manifest in read_units(directory, stage)} for stage in STAGE_ORDER
+    }
     by_key = {key: manifest for of_stage in units.values() for key, manifest in of_stage.items()}
     waiting, used = [dataset_key], set[str]()
     while waiting:
@@ -76,7 +79,7 @@ def _rows(directory: RunDirectory, dataset_key: str) -> dict[str, dict[str, Any]
         if key not in used:
             used.add(key)
             waiting += by_key[key].unit.upstream
-    for stage in BESIDE:
+    for stage in WITHOUT_DEPENDENTS:
         used |= {key for key, manifest in units[stage].items() if used.intersection(manifest.unit.upstream)}
     if not all(used.intersection(units[stage]) for stage in ("generate", "explore", "select", "label", "store-plan")):
         return None
@@ -84,8 +87,8 @@ def _rows(directory: RunDirectory, dataset_key: str) -> dict[str, dict[str, Any]
     for stage, of_stage in units.items():
         chosen: list[Manifest] = [manifest for key, manifest in of_stage.items() if key in used]
         if chosen:
-            rows[stage] = summarise([manifest.receipt for manifest in chosen], 0, 0.0)
+            rows[stage] = summarise_stage([manifest.receipt for manifest in chosen], 0, 0.0)
     for stage in ("select", "store-plan"):
         for key in used.intersection(units[stage]):
-            rows[stage]["report"] = json.loads(directory.load(stage, key, ["report"])["report"].item())
+            rows[stage]["report"] = json.loads(directory.load_arrays(stage, key, ["report"])["report"].item())
     return rows

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A config, the potentials and models of its stages, and the driver of its units."""
+    """Config of a run, the potentials and models of its stages, and the driver of its units."""
 
     config: Config
     identities: Mapping[str, Identity]

@@ -11,15 +11,23 @@ from daskpipe.cluster.connect import connect
 from daskpipe.config.models import Config
 from daskpipe.core.errors import (
     ConfigError,
-    unknown,
+    describe_unknown,
 )
 from daskpipe.core.events import Emit
-from daskpipe.core.outputs import replacing
+from daskpipe.core.outputs import replace_output
 from daskpipe.core.variables import read_root
 from daskpipe.engine.dask_pool import Workers
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.pipeline.existing_data import Frames, gather, labels_of, rows_of
-from daskpipe.pipeline.workspace import MAKING, SIZE, Done, Made, _config, _run, _target
+from daskpipe.pipeline.existing_data import ReadPlan, gather_dataset, plan_labels, plan_rows
+from daskpipe.pipeline.workspace import (
+    DATASET_SECTIONS,
+    FRAMES_A_UNIT,
+    FilesResult,
+    Outputs,
+    check_target,
+    compose_sections,
+    run_in_workspace,
+)
 from daskpipe.stages.generate.files import checksum
 from daskpipe.stages.generate.given_splits import splits_of_files
 from daskpipe.stages.generate.labelled import (
@@ -50,10 +58,11 @@ def merge(
     force: bool = False,
     client: Client | None = None,
     subscribers: Iterable[Emit] = (),
-) -> Done:
-    """Make one dataset of several. Structures that occur twice are kept once: the one of the dataset named first.
+) -> FilesResult:
+    """Merge datasets into one.
 
-    All are described anew, on common axes, and split anew: groups are connected across the datasets.
+    A structure that occurs twice is kept once: the one of the dataset named first. All structures are described anew,
+    on common axes, and split anew, with groups connected across the datasets.
 
     Parameters
     ----------
@@ -71,11 +80,11 @@ def merge(
     ConfigError, InputError
         As `select`.
     """
-    out = _target(out, (".zarr",), force)
-    config = _config(overrides, MAKING)
+    out = check_target(out, (".zarr",), force)
+    config = compose_sections(overrides, DATASET_SECTIONS)
     paths = [dataset_of(path) for path in datasets]
-    sources = [_provenance(path) for path in paths]
-    return _gathered("merge", config, rows_of(paths, config.seed), sources, out, client, subscribers)
+    sources = [_describe_source(path) for path in paths]
+    return _make_dataset("merge", config, plan_rows(paths, config.seed), sources, out, client, subscribers)
 
 
 def import_labelled(
@@ -88,13 +97,13 @@ def import_labelled(
     force: bool = False,
     client: Client | None = None,
     subscribers: Iterable[Emit] = (),
-) -> Done:
-    """Make a dataset of labelled frames that others have computed.
+) -> FilesResult:
+    """Make a dataset of labelled frames from files.
 
-    Frames are described, near-duplicates and trajectories found, and the splits made as in a run, unless the frames
-    come with splits (key ``split``, or one file a split), which they keep: ``store.keep_splits=false`` splits anew.
-    Doubled frames are kept once; frames that cannot be used are counted by reason, and named in the dataset's attribute
-    ``rejected``.
+    Frames are described and split as in a run: near-duplicates and frames of one trajectory stay together. Frames that
+    come with splits (key ``split``, or one file a split) keep them; ``store.keep_splits=false`` splits anew.
+    A frame that occurs twice is kept once. Frames that cannot be used are counted by reason, and named in the
+    dataset's attribute ``rejected``.
 
     Parameters
     ----------
@@ -107,7 +116,7 @@ def import_labelled(
     overrides
         As in `merge`.
     method
-        One word for how the labels were made, e.g. ``PBE-D3``: it becomes ``label_method``.
+        One word for the method that made the labels, e.g. ``PBE-D3``; it becomes ``label_method``.
     keys
         Keys and units of the labels; by default one family of labels is taken, see `daskpipe.stages.generate.labels`.
     force, client, subscribers
@@ -118,49 +127,53 @@ def import_labelled(
     ConfigError, InputError
         As `select`.
     """
-    out = _target(out, (".zarr",), force)
+    out = check_target(out, (".zarr",), force)
     check_method(method)
-    config = _config(overrides, MAKING)
+    config = compose_sections(overrides, DATASET_SECTIONS)
     files, strangers = find_labelled(list(paths), Path.cwd())
     if strangers:
         raise ConfigError(f"{strangers[0]} holds no labels that can be read; give {KNOWN_NAMES}")
     typed = {"label_keys": keys.model_dump(exclude_none=True)} if keys != LabelKeys() else {}
     sources = [{"name": file.name, "checksum": checksum(file), "label_method": method, **typed} for file in files]
     given = splits_of_files(files)
-    pieces = [piece for file in files for piece in cut_labelled_ranges(file, SIZE, given.get(file, ""))]
-    return _gathered("import", config, labels_of(pieces, keys, method, config.seed), sources, out, client, subscribers)
+    pieces = [piece for file in files for piece in cut_labelled_ranges(file, FRAMES_A_UNIT, given.get(file, ""))]
+    return _make_dataset(
+        "import", config, plan_labels(pieces, keys, method, config.seed), sources, out, client, subscribers
+    )
 
 
-def _provenance(path: Path) -> dict[str, Any]:
-    """Return the row of a dataset in the table of where the structures of another come from."""
+def _describe_source(path: Path) -> dict[str, Any]:
+    """Return the provenance of a dataset, as a row of the attribute ``sources`` of a merged one."""
     attributes = read_root(path)["attributes"]
-    said = ("dataset_key", "n_structures", "seed", "explore_potential", "label_potential", "sources", "versions")
-    found = {name: attributes[name] for name in said if name in attributes}
-    return {"name": path.name, **found, "checksum": attributes["checksums"]["root"]}
+    names = ("dataset_key", "n_structures", "seed", "explore_potential", "label_potential", "sources", "versions")
+    recorded = {name: attributes[name] for name in names if name in attributes}
+    return {"name": path.name, **recorded, "checksum": attributes["checksums"]["root"]}
 
 
-def _gathered(
+def _make_dataset(
     name: str,
     config: Config,
-    plan: Frames,
+    plan: ReadPlan,
     sources: Sequence[Mapping[str, Any]],
     out: Path,
     client: Client | None,
     subscribers: Iterable[Emit],
-) -> Done:
-    """Make a dataset at `out` of labelled structures."""
+) -> FilesResult:
+    """Make a dataset at `out` of the labelled structures that a plan reads."""
 
-    def work(directory: RunDirectory, workers: Workers, emit: Emit) -> Made:
+    def write_dataset(directory: RunDirectory, workers: Workers, emit: Emit) -> Outputs:
         described = config.describe.model_dump(mode="json", exclude={"device"})
         attrs = {"sources": json.dumps(sources, sort_keys=True), "describe": json.dumps(described, sort_keys=True)}
-        with replacing(out) as attempt:
-            frames, dataset, report = gather(directory, config, plan, workers, emit, target=attempt, attrs=attrs)
+        with replace_output(out) as attempt:
+            frames, dataset, report = gather_dataset(
+                directory, config, plan, workers, emit, target=attempt, attrs=attrs
+            )
         return frames, dataset.n_out, {**report, **label_report(receipt.tallies for receipt in frames)}
 
-    return _run(name, config, out, client, subscribers, work)
+    return run_in_workspace(name, config, out, client, subscribers, write_dataset)
 
 
-def export(
+def export_on_cluster(
     dataset: str | Path,
     to: str,
     out: str | Path,
@@ -169,7 +182,7 @@ def export(
     force: bool = False,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write a dataset in another format, its parts side by side on a cluster if there are several.
+    """Write a dataset in another format, several parts at once on the workers of a cluster.
 
     Parameters
     ----------
@@ -193,28 +206,29 @@ def export(
         As `daskpipe.export`.
     """
     if to not in (*FORMATS, COLD):
-        raise ConfigError(unknown("export format", to, [*FORMATS, COLD]))
-    config = _config(overrides, ("cluster",))
+        raise ConfigError(describe_unknown("export format", to, [*FORMATS, COLD]))
+    config = compose_sections(overrides, ("cluster",))
     path, out = dataset_of(dataset), Path(out)
 
-    def side_by_side(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    def run_parts(calls: Sequence[Callable[[], Any]]) -> list[Any]:
         if len(calls) == 1:
             return [calls[0]()]
         with connect(config.cluster) as workers:
-            return list(workers.client.gather(workers.client.map(_called, calls, pure=False)))
+            return list(workers.client.gather(workers.client.map(_call_part, calls, pure=False)))
 
     if to == COLD:
         if split is not None:
             raise ConfigError("a cold copy is of the whole dataset; leave --split out")
-        out = _target(out, (".zarr",), force)
-        with replacing(out) as attempt:
-            n_files = write_cold(path, attempt, side_by_side)
+        out = check_target(out, (".zarr",), force)
+        with replace_output(out) as attempt:
+            n_files = write_cold(path, attempt, run_parts)
         n_structures, reader = int(read_root(out)["attributes"]["n_structures"]), "zarr-python"
     else:
-        done = export_dataset(path, to, out, split=split, force=force, run_parts=side_by_side)
-        n_structures, n_files, reader = done.n_structures, len(done.files), done.reader
+        exported = export_dataset(path, to, out, split=split, force=force, run_parts=run_parts)
+        n_structures, n_files, reader = exported.n_structures, len(exported.files), exported.reader
     return {"out": str(out), "to": to, "structures": n_structures, "files": n_files, "reader": reader}
 
 
-def _called(call: Callable[[], Any]) -> Any:
+def _call_part(call: Callable[[], Any]) -> Any:
+    """Write one part, on a worker."""
     return call()

@@ -1,4 +1,4 @@
-"""Plan to read frames, rows and labels that exist, describe them, and gather them into a dataset."""
+"""Plan the reading of existing frames, rows and labels, describe them, and gather them into a dataset."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import dask
 import daskpipe.stages.generate.stage as generating
 import daskpipe.store.stage as storing
 from daskpipe.config.models import Config
-from daskpipe.core.errors import InputError, list_reasons
+from daskpipe.core.errors import InputError, describe_reasons
 from daskpipe.core.events import Emit
 from daskpipe.engine.dask_pool import DaskPool, Workers, gpu_stages
 from daskpipe.engine.driver import Driver
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import Receipt, Unit, key_of
+from daskpipe.engine.units import Receipt, Unit, unit_key
 from daskpipe.pipeline.context import Run
-from daskpipe.pipeline.packing import pack
-from daskpipe.pipeline.steps import _describe, _rejected, _select, devices
+from daskpipe.pipeline.packing import pack_dataset
+from daskpipe.pipeline.steps import describe_frames, list_devices, select_frames, summarise_rejections
 from daskpipe.stages import describe
 from daskpipe.stages.generate.labelled import LabelledFrameRange, read_labelled
 from daskpipe.stages.generate.labels import LabelKeys
@@ -30,39 +30,38 @@ from daskpipe.store import reader
 if TYPE_CHECKING:
     from daskpipe.stages.generate.frame_ranges import FrameRange
 
-MERGE_SIZE = 4096
-"""Structures of a dataset that are read by one unit when datasets are merged."""
+ROWS_A_UNIT = 4096
+"""Structures of a dataset that one unit reads when datasets are merged."""
+
+ReadPlan = Sequence[tuple[Unit, Callable[[], Any]]]
+"""Units that read frames, and the function that makes the payload of each."""
 
 
-Frames = Sequence[tuple[Unit, Callable[[], Any]]]
-"""Units that bring frames to be described, and what makes their payloads."""
-
-
-def frames_of(frame_ranges: Sequence[FrameRange], seed: int) -> Frames:
+def plan_frames(frame_ranges: Sequence[FrameRange], seed: int) -> ReadPlan:
     """Plan to read the frames of ranges of files: they stand where those of an exploration stand."""
     plan = []
     for index, frame_range in enumerate(frame_ranges):
-        key = key_of("read", generating.VERSION, asdict(frame_range), [], seed)
+        key = unit_key("read", generating.VERSION, asdict(frame_range), [], seed)
         unit = Unit(stage="explore", index=index, key=key, n_inputs=frame_range.n_frames)
         plan.append((unit, partial(dask.delayed(generating.frame_range_payload), frame_range)))
     return plan
 
 
-def rows_of(paths: Sequence[Path], seed: int) -> Frames:
-    """Plan to read all rows of datasets, labels and all."""
+def plan_rows(paths: Sequence[Path], seed: int) -> ReadPlan:
+    """Plan units that read all rows of datasets, with their labels."""
     plan: list[tuple[Unit, Callable[[], Any]]] = []
     for path in paths:
-        digest, n_structures = reader.content(path)
-        for start in range(0, n_structures, MERGE_SIZE):
-            stop = min(start + MERGE_SIZE, n_structures)
-            # The number keeps the rows of a dataset that is named twice apart.
-            key = key_of("rows", storing.VERSION, {"index": len(plan)}, [digest, start, stop], seed)
+        digest, n_structures = reader.read_identity(path)
+        for start in range(0, n_structures, ROWS_A_UNIT):
+            stop = min(start + ROWS_A_UNIT, n_structures)
+            # The index tells the rows of a dataset that is named twice from each other.
+            key = unit_key("rows", storing.VERSION, {"index": len(plan)}, [digest, start, stop], seed)
             unit = Unit(stage="explore", index=len(plan), key=key, n_inputs=stop - start)
-            plan.append((unit, partial(dask.delayed(storing.read), path, start, stop)))
+            plan.append((unit, partial(dask.delayed(storing.read_dataset_rows), path, start, stop)))
     return plan
 
 
-def labels_of(frame_ranges: Sequence[LabelledFrameRange], keys: LabelKeys, method: str, seed: int) -> Frames:
+def plan_labels(frame_ranges: Sequence[LabelledFrameRange], keys: LabelKeys, method: str, seed: int) -> ReadPlan:
     """Plan to read the labelled frames of ranges of files."""
     plan = []
     for index, frame_range in enumerate(frame_ranges):
@@ -70,7 +69,7 @@ def labels_of(frame_ranges: Sequence[LabelledFrameRange], keys: LabelKeys, metho
         unit = Unit(
             stage="explore",
             index=index,
-            key=key_of("import", generating.VERSION, params, [], seed),
+            key=unit_key("import", generating.VERSION, params, [], seed),
             n_inputs=frame_range.n_frames,
         )
         plan.append((unit, partial(dask.delayed(read_labelled), frame_range, keys, method)))
@@ -78,16 +77,16 @@ def labels_of(frame_ranges: Sequence[LabelledFrameRange], keys: LabelKeys, metho
 
 
 def read_and_describe(
-    directory: RunDirectory, config: Config, plan: Frames, workers: Workers, emit: Emit, *, picks: bool
+    directory: RunDirectory, config: Config, plan: ReadPlan, workers: Workers, emit: Emit, *, picks: bool
 ) -> tuple[list[Receipt], list[Receipt], Receipt | None]:
-    """Describe the frames of files, and pick some of them; no exploration, no labels.
+    """Describe the frames of files, and pick some of them.
 
     Parameters
     ----------
     directory, config
         An open run directory; of the config only ``seed``, ``describe`` and ``select`` count.
     plan
-        What to read.
+        Units that read the frames.
     workers, emit
         Where units run; called with each event.
     picks
@@ -105,64 +104,66 @@ def read_and_describe(
     InputError
         If no frame can be read.
     """
-    run = _described_run(directory, config, workers, emit)
-    frames, features, against = _read_and_describe(run, plan)
-    return frames, features, _select(run, frames, features, against) if picks else None
+    run = _start_run(directory, config, workers, emit)
+    frames, features, against = _describe_plan(run, plan)
+    return frames, features, select_frames(run, frames, features, against) if picks else None
 
 
-def gather(
+def gather_dataset(
     directory: RunDirectory,
     config: Config,
-    plan: Frames,
+    plan: ReadPlan,
     workers: Workers,
     emit: Emit,
     *,
     target: Path,
     attrs: Mapping[str, Any],
 ) -> tuple[list[Receipt], Receipt, dict[str, Any]]:
-    """Make a dataset of labelled structures that others have made.
+    """Make a dataset of existing labelled structures.
 
     Parameters
     ----------
     directory, config, plan, workers, emit
         As `read_and_describe` takes them; ``store`` counts too.
     target
-        Where the dataset is to be.
+        Path of the dataset.
     attrs
-        Root attributes that say where the structures come from.
+        Root attributes that name the sources of the structures.
 
     Returns
     -------
     frames : list of Receipt
         Units of structures.
     dataset : Receipt
-        The unit that published it.
+        Unit that published it.
     report : dict
-        How the splits came out.
+        Sizes and leakage of the splits.
     """
-    run = _described_run(directory, config, workers, emit)
-    frames, features, _ = _read_and_describe(run, plan)
+    run = _start_run(directory, config, workers, emit)
+    frames, features, _ = _describe_plan(run, plan)
     filled = [receipt for receipt in frames if receipt.n_out]
     sources = [
-        storing.Source(stage="explore", key=rows.key, features=described.key)
+        storing.LabelledUnit(stage="explore", key=rows.key, features=described.key)
         for rows, described in zip(filled, features, strict=True)
     ]
-    published = pack(run, filled, sources, target, {**attrs, **_rejected(directory)})
+    published = pack_dataset(run, filled, sources, target, {**attrs, **summarise_rejections(directory)})
     return frames, published, run.driver.stages[storing.PLAN]["report"]
 
 
-def _described_run(directory: RunDirectory, config: Config, workers: Workers, emit: Emit) -> Run:
+def _start_run(directory: RunDirectory, config: Config, workers: Workers, emit: Emit) -> Run:
+    """Return a run without exploration and labels, whose driver offers GPUs to the description alone."""
     model = describe.identify_model(config.describe)
-    wanted = {stage: device for stage, device in devices(config).items() if stage not in ("explore", "label")}
+    wanted = {stage: device for stage, device in list_devices(config).items() if stage not in ("explore", "label")}
     pool = DaskPool(workers, gpu_stages(workers, wanted))
     return Run(config, {"describe": model} if model else {}, Driver(directory, pool, emit, config.faults))
 
 
-def _read_and_describe(run: Run, plan: Frames) -> tuple[list[Receipt], list[Receipt], list[Receipt]]:
-    frames = run.driver.drive("read", plan, "frames")
+def _describe_plan(run: Run, plan: ReadPlan) -> tuple[list[Receipt], list[Receipt], list[Receipt]]:
+    """Read frames and describe them; return the units of frames, of features, and of ``select.against``."""
+    frames = run.driver.run_stage("read", plan, "frames")
     if not any(receipt.n_out for receipt in frames):
-        rejected = run.directory.quarantined()
-        raise InputError(f"no frame can be described: {list_reasons(rejected)}; e.g. {rejected[0].evidence}")
+        rejected = run.directory.read_quarantine()
+        raise InputError(f"no frame can be described: {describe_reasons(rejected)}; e.g. {rejected[0].evidence}")
     species = generating.list_elements(run.directory.root, [receipt.key for receipt in frames])
-    features, against = _describe(run, frames, species)
+    features, against = describe_frames(run, frames, species)
     return frames, features, against

@@ -1,13 +1,14 @@
-"""Some stages on their own, files in, files out: what ``daskpipe describe``, ``select``, ``merge`` and ``import`` call.
+"""Select and describe the frames of files: what ``daskpipe select`` and ``daskpipe describe`` call.
 
-The frames of the user's files take the place of an exploration in a run directory that lives as long as the call;
-the rooms, the units and the workers are those of a run.
+The frames take the place of an exploration in a run directory that lives as long as the call. The stages, the units
+and the workers are those of a run.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,21 @@ import numpy as np
 
 from daskpipe.config.models import Config
 from daskpipe.core.events import Emit
-from daskpipe.core.outputs import replacing
+from daskpipe.core.outputs import replace_output
 from daskpipe.engine.dask_pool import Workers
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt
-from daskpipe.pipeline.existing_data import frames_of, read_and_describe
-from daskpipe.pipeline.packing import versions
-from daskpipe.pipeline.steps import content_of
-from daskpipe.pipeline.workspace import SIZE, Done, Made, _config, _run, _target
+from daskpipe.pipeline.existing_data import plan_frames, read_and_describe
+from daskpipe.pipeline.packing import read_package_versions
+from daskpipe.pipeline.steps import hash_content
+from daskpipe.pipeline.workspace import (
+    FRAMES_A_UNIT,
+    FilesResult,
+    Outputs,
+    check_target,
+    compose_sections,
+    run_in_workspace,
+)
 from daskpipe.stages.generate.files import find_files
 from daskpipe.stages.generate.frame_ranges import FrameRange, copy_frames, cut_frame_ranges
 from daskpipe.stages.select.overlaps import find_overlaps
@@ -33,11 +41,34 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-CHUNK = 65_536
-"""Rows of a chunk of what `describe` writes."""
+CHUNK_ROWS = 65_536
+"""Rows of a chunk of what `describe_files` writes."""
 
 
-def select(
+@dataclass(frozen=True, kw_only=True)
+class DescribedFrames:
+    """Frames of files, read and described in a run directory.
+
+    Parameters
+    ----------
+    directory, config
+        The run directory, and the config of the description.
+    filled
+        Frame ranges that hold frames, and the keys of their units.
+    features
+        Units of features, in the order of `filled`.
+    picks
+        Unit of picks; None where nothing was picked.
+    """
+
+    directory: RunDirectory
+    config: Config
+    filled: list[tuple[FrameRange, str]]
+    features: list[Receipt]
+    picks: Receipt | None
+
+
+def select_files(
     paths: Sequence[str],
     n: int,
     out: str | Path,
@@ -46,8 +77,8 @@ def select(
     force: bool = False,
     client: Client | None = None,
     subscribers: Iterable[Emit] = (),
-) -> Done:
-    """Pick frames of files, and copy them to an extxyz file as they are written there.
+) -> FilesResult:
+    """Pick frames of files, and copy them unchanged to an extxyz file.
 
     Parameters
     ----------
@@ -71,34 +102,14 @@ def select(
     InputError
         If a path does not exist, or no frame can be read.
     """
-    out = _target(out, (".extxyz", ".xyz"), force)
-    config = _config([*overrides, f"select.n={n}"])
+    out = check_target(out, (".extxyz", ".xyz"), force)
+    config = compose_sections([*overrides, f"select.n={n}"])
     if config.select.against is not None:
-        content_of(Path(config.select.against))
-
-    pieces = _pieces(paths)
-
-    def work(directory: RunDirectory, workers: Workers, emit: Emit) -> Made:
-        frames, _, picks = read_and_describe(
-            directory, config, frames_of(pieces, config.seed), workers, emit, picks=True
-        )
-        assert picks is not None
-        chosen = directory.load("select", picks.key, ["unit", "row", "report"])
-        filled = [(piece, receipt.key) for piece, receipt in zip(pieces, frames, strict=True) if receipt.n_out]
-        numbers: dict[str, list[int]] = {}
-        for unit in np.unique(chosen["unit"]).tolist():
-            piece, key = filled[unit]
-            steps = directory.load("explore", key, ["step"])["step"]
-            numbers.setdefault(piece.path, []).extend(steps[chosen["row"][chosen["unit"] == unit]].tolist())
-        with replacing(out) as attempt:
-            copy_frames(numbers.items(), attempt)
-        overlaps = find_overlaps(directory, "explore", [(piece.path, key) for piece, key in filled], chosen)
-        return frames, picks.n_out, {**json.loads(chosen["report"].item()), "overlaps": overlaps}
-
-    return _run(f"select {n}", config, out, client, subscribers, work)
+        hash_content(Path(config.select.against))
+    return _process_files(f"select {n}", paths, config, out, client, subscribers, _write_picks, picks=True)
 
 
-def describe(
+def describe_files(
     paths: Sequence[str],
     out: str | Path,
     overrides: Sequence[str] = (),
@@ -106,13 +117,13 @@ def describe(
     force: bool = False,
     client: Client | None = None,
     subscribers: Iterable[Emit] = (),
-) -> Done:
+) -> FilesResult:
     """Describe frames of files: their features, and with ``describe.level=atom`` those of their atoms.
 
     Parameters
     ----------
     paths, overrides, force, client, subscribers
-        As in `select`.
+        As in `select_files`.
     out
         ``*.zarr``, which xarray opens, or ``*.npz``. It holds ``features`` (structure, feature), ``n_atoms``,
         ``structure_id``, ``path`` and ``frame`` of each structure, and ``environments`` (atom, feature).
@@ -120,56 +131,114 @@ def describe(
     Raises
     ------
     ConfigError, InputError
-        As `select`.
+        As `select_files`.
     """
-    out = _target(out, (".zarr", ".npz"), force)
-    config = _config(overrides)
-
-    pieces = _pieces(paths)
-
-    def work(directory: RunDirectory, workers: Workers, emit: Emit) -> Made:
-        frames, rows, _ = read_and_describe(
-            directory, config, frames_of(pieces, config.seed), workers, emit, picks=False
-        )
-        ds = _features(directory, pieces, frames, rows, config)
-        with replacing(out) as attempt:
-            if out.suffix == ".zarr":
-                ds.to_zarr(attempt, zarr_format=3, consolidated=False)
-            else:
-                np.savez(attempt, allow_pickle=False, **{str(name): array.values for name, array in ds.items()})
-        return frames, ds.sizes["structure"], {key: json.loads(value) for key, value in ds.attrs.items()}
-
-    return _run("describe", config, out, client, subscribers, work)
+    out = check_target(out, (".zarr", ".npz"), force)
+    write = _write_zarr if out.suffix == ".zarr" else _write_npz
+    return _process_files("describe", paths, compose_sections(overrides), out, client, subscribers, write, picks=False)
 
 
-def _pieces(paths: Sequence[str]) -> list[FrameRange]:
-    return [piece for file in find_files(list(paths), Path.cwd()) for piece in cut_frame_ranges(file, SIZE)]
+def _process_files(
+    name: str,
+    paths: Sequence[str],
+    config: Config,
+    out: Path,
+    client: Client | None,
+    subscribers: Iterable[Emit],
+    write: Callable[[DescribedFrames, Path], tuple[int, dict[str, Any]]],
+    *,
+    picks: bool,
+) -> FilesResult:
+    """Read and describe the frames of files, and write to `out` what is made of them.
+
+    `write` is given the frames and a path that becomes `out` when it returns; it returns how many rows or frames it
+    wrote, and a report.
+    """
+    frame_ranges = [
+        frame_range
+        for file in find_files(list(paths), Path.cwd())
+        for frame_range in cut_frame_ranges(file, FRAMES_A_UNIT)
+    ]
+
+    def write_outputs(directory: RunDirectory, workers: Workers, emit: Emit) -> Outputs:
+        plan = plan_frames(frame_ranges, config.seed)
+        frames, features, picked = read_and_describe(directory, config, plan, workers, emit, picks=picks)
+        filled = [
+            (frame_range, receipt.key)
+            for frame_range, receipt in zip(frame_ranges, frames, strict=True)
+            if receipt.n_out
+        ]
+        described = DescribedFrames(directory=directory, config=config, filled=filled, features=features, picks=picked)
+        with replace_output(out) as attempt:
+            n_out, report = write(described, attempt)
+        return frames, n_out, report
+
+    return run_in_workspace(name, config, out, client, subscribers, write_outputs)
 
 
-def _features(
-    directory: RunDirectory, pieces: list[FrameRange], frames: list[Receipt], features: list[Receipt], config: Config
-) -> xr.Dataset:
-    """Gather what describes the frames; features are lazy Dask arrays."""
+def _write_picks(described: DescribedFrames, path: Path) -> tuple[int, dict[str, Any]]:
+    """Copy the frames that were picked to an extxyz file."""
+    directory, picks = described.directory, described.picks
+    assert picks is not None
+    chosen = directory.load_arrays("select", picks.key, ["unit", "row", "report"])
+    numbers: dict[str, list[int]] = {}
+    for unit in np.unique(chosen["unit"]).tolist():
+        frame_range, key = described.filled[unit]
+        steps = directory.load_arrays("explore", key, ["step"])["step"]
+        numbers.setdefault(frame_range.path, []).extend(steps[chosen["row"][chosen["unit"] == unit]].tolist())
+    copy_frames(numbers.items(), path)
+    overlaps = find_overlaps(
+        directory, "explore", [(frame_range.path, key) for frame_range, key in described.filled], chosen
+    )
+    return picks.n_out, {**json.loads(chosen["report"].item()), "overlaps": overlaps}
+
+
+def _write_zarr(described: DescribedFrames, path: Path) -> tuple[int, dict[str, Any]]:
+    """Write the features of frames to a Zarr store."""
+    ds = _collect_features(described)
+    ds.to_zarr(path, zarr_format=3, consolidated=False)
+    return _report_features(ds)
+
+
+def _write_npz(described: DescribedFrames, path: Path) -> tuple[int, dict[str, Any]]:
+    """Write the features of frames to an npz file."""
+    ds = _collect_features(described)
+    np.savez(path, allow_pickle=False, **{str(name): array.values for name, array in ds.items()})
+    return _report_features(ds)
+
+
+def _report_features(ds: xr.Dataset) -> tuple[int, dict[str, Any]]:
+    """Return how many structures are described, and the attributes."""
+    return ds.sizes["structure"], {key: json.loads(value) for key, value in ds.attrs.items()}
+
+
+def _collect_features(described: DescribedFrames) -> xr.Dataset:
+    """Collect the features and names of frames; features are lazy Dask arrays."""
     import xarray as xr
 
-    dims = config.describe.dims
-    table = [(receipt.key, receipt.n_out) for receipt in features]
-    filled = [(piece, receipt.key) for piece, receipt in zip(pieces, frames, strict=True) if receipt.n_out]
-    units = [directory.load("explore", key, ["structure_id", "n_atoms", "step"]) for _, key in filled]
+    root, dims = described.directory.root, described.config.describe.dims
+    table = [(receipt.key, receipt.n_out) for receipt in described.features]
+    units = [
+        described.directory.load_arrays("explore", key, ["structure_id", "n_atoms", "step"])
+        for _, key in described.filled
+    ]
     n_atoms = np.concatenate([unit["n_atoms"] for unit in units])
-    paths = [np.full(len(unit["step"]), piece.path) for (piece, _), unit in zip(filled, units, strict=True)]
+    paths = [
+        np.full(len(unit["step"]), frame_range.path)
+        for (frame_range, _), unit in zip(described.filled, units, strict=True)
+    ]
     variables: dict[str, Any] = {
         "features": (
             ("structure", "feature"),
-            feature_table(directory.root, "describe", table, dims).rechunk((CHUNK, dims)),
+            feature_table(root, "describe", table, dims).rechunk((CHUNK_ROWS, dims)),
         ),
         "n_atoms": ("structure", n_atoms),
         "structure_id": ("structure", [id_.tobytes().hex() for unit in units for id_ in unit["structure_id"]]),
         "path": ("structure", np.concatenate(paths)),
         "frame": ("structure", np.concatenate([unit["step"] for unit in units])),
     }
-    if config.describe.level == "atom":
-        atoms = atom_table(directory.root, "describe", table, n_atoms.astype(np.int64)).rechunk((CHUNK, dims))
+    if described.config.describe.level == "atom":
+        atoms = atom_table(root, "describe", table, n_atoms.astype(np.int64)).rechunk((CHUNK_ROWS, dims))
         variables["environments"] = (("atom", "feature"), atoms)
-    attrs = {"describe": config.describe.model_dump(mode="json"), "versions": versions()}
+    attrs = {"describe": described.config.describe.model_dump(mode="json"), "versions": read_package_versions()}
     return xr.Dataset(variables, attrs={key: json.dumps(value, sort_keys=True) for key, value in attrs.items()})

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import daskpipe.stages.generate.stage as generating
 from daskpipe import potentials
 from daskpipe.config.models import Config
-from daskpipe.core.errors import InputError, list_reasons, reasons
+from daskpipe.core.errors import InputError, count_reasons, describe_reasons
 from daskpipe.core.events import Emit, RunFinished, RunStarted
-from daskpipe.engine.dask_pool import DaskPool, Workers, gpu_stages, offers
-from daskpipe.engine.driver import Driver, tell_stale_deadlines
+from daskpipe.engine.dask_pool import DaskPool, Workers, gpu_stages, read_offers
+from daskpipe.engine.driver import Driver, report_stale_deadlines
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.pipeline.context import Run
-from daskpipe.pipeline.packing import versions
-from daskpipe.pipeline.steps import _describe, _explore, _generate, _label, _select, _store, devices
-
-if TYPE_CHECKING:
-    pass
+from daskpipe.pipeline.packing import read_package_versions
+from daskpipe.pipeline.steps import (
+    describe_frames,
+    explore_seeds,
+    generate_seeds,
+    label_picks,
+    list_devices,
+    select_frames,
+    store_structures,
+)
 
 
 def run_pipeline(
@@ -29,11 +34,11 @@ def run_pipeline(
     workers: Workers,
     emit: Emit,
     *,
-    go_on: Callable[[], None] = lambda: None,
+    check_stop: Callable[[], None] = lambda: None,
     requests: Sequence[generating.Request] | None = None,
     n_seeds: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Bring a run to its dataset.
+    """Run all steps of a pipeline, from seeds to the dataset.
 
     Parameters
     ----------
@@ -42,13 +47,13 @@ def run_pipeline(
     identities
         Potentials and models of the stages that use one.
     workers
-        Those that there are, and those that can be had.
+        Workers of the cluster: those connected, and those that it can start.
     emit
         Called with each event.
-    go_on
-        Raises what speaks against going on; called every second.
+    check_stop
+        Called every second; raises the reason if the run must stop.
     requests, n_seeds
-        What to generate, and how many of the seeds to explore; by default all. A probe takes some.
+        What to generate, and how many of the seeds to explore; by default all. A probe takes a few.
 
     Returns
     -------
@@ -63,29 +68,33 @@ def run_pipeline(
         If the workers that a stage needs are not there.
     """
     started = time.perf_counter()
-    on_gpu = gpu_stages(workers, devices(config))
+    on_gpu = gpu_stages(workers, list_devices(config))
     client = workers.client
     emit(
         RunStarted(
             run_dir=str(directory.root),
             name=config.name,
             dashboard=client.dashboard_link or None,
-            workers=sorted(offers(client)),
-            versions=versions(),
+            workers=sorted(read_offers(client)),
+            versions=read_package_versions(),
         )
     )
-    tell_stale_deadlines(emit)
-    run = Run(config, identities, Driver(directory, DaskPool(workers, on_gpu), emit, config.faults, go_on))
-    seeds = _generate(run, requests)
-    frames, species = _explore(run, seeds, n_seeds)
+    report_stale_deadlines(emit)
+    run = Run(config, identities, Driver(directory, DaskPool(workers, on_gpu), emit, config.faults, check_stop))
+    seeds = generate_seeds(run, requests)
+    frames, species = explore_seeds(run, seeds, n_seeds)
     if not any(receipt.n_out for receipt in frames):
         raise InputError(
             f"no trajectory survived; the reasons are in {directory.root / 'quarantine'}: "
-            f"{list_reasons(directory.quarantined())}"
+            f"{describe_reasons(directory.read_quarantine())}"
         )
-    picks = _select(run, frames, *_describe(run, frames, species))
-    labels = _label(run, frames, picks)
-    _store(run, labels)
+    picks = select_frames(run, frames, *describe_frames(run, frames, species))
+    labels = label_picks(run, frames, picks)
+    store_structures(run, labels)
     seconds = time.perf_counter() - started
-    emit(RunFinished(dataset=str(directory.dataset), seconds=seconds, quarantined=reasons(directory.quarantined())))
+    emit(
+        RunFinished(
+            dataset=str(directory.dataset), seconds=seconds, quarantined=count_reasons(directory.read_quarantine())
+        )
+    )
     return run.driver.stages

@@ -1,7 +1,7 @@
-"""The corridor: generate -> explore -> describe -> select -> label -> store.
+"""The steps of a run: generate -> explore -> describe -> select -> label -> store.
 
-It calls the rooms in order, turns their lazy collections into units and drives them through the window.
-It computes nothing itself and keeps nothing but receipts.
+Each step turns the lazy collections of a stage into units, and has the driver bring them to be committed. A step
+computes nothing itself and keeps nothing but receipts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask
 import dask.bag as db
@@ -22,17 +22,16 @@ import daskpipe.stages.label.stage as labelling
 import daskpipe.stages.select.stage as selecting
 import daskpipe.store.stage as storing
 from daskpipe import potentials
-from daskpipe.config import models as configs
-from daskpipe.config.models import Config
-from daskpipe.core.errors import InputError, list_reasons, reasons
+from daskpipe.config.models import Config, Explore, Label
+from daskpipe.core.errors import InputError, count_reasons, describe_reasons
 from daskpipe.core.events import Notice
 from daskpipe.engine.checkpoints import Checkpoints
-from daskpipe.engine.driver import Planned, batches
-from daskpipe.engine.rows import Rows
+from daskpipe.engine.driver import PlannedUnit, cut_batches
+from daskpipe.engine.rows import UnitRows
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import Receipt, Unit, key_of
+from daskpipe.engine.units import Receipt, Unit, unit_key
 from daskpipe.pipeline.context import Run
-from daskpipe.pipeline.packing import pack
+from daskpipe.pipeline.packing import pack_dataset
 from daskpipe.stages import describe
 from daskpipe.stages.explore.settings import Exploration
 from daskpipe.stages.explore.timesteps import masses_of, timestep_warning
@@ -41,50 +40,70 @@ from daskpipe.stages.generate.files import KNOWN_NAMES, checksum, reader_of
 from daskpipe.stages.generate.frame_ranges import cut_frame_ranges
 from daskpipe.store import reader
 
-if TYPE_CHECKING:
-    pass
-
 AGAINST = "describe-against"
+"""Stage that describes the structures of ``select.against``."""
 
 AGAINST_SIZE = 1024
-"""Structures of an existing dataset that are described by one unit."""
+"""Structures of ``select.against`` that one unit describes."""
 
 
 # --- stages -----------------------------------------------------------------------------------------
 
 
-def _generate(run: Run, requests: Sequence[generating.Request] | None) -> list[Receipt]:
-    """Seeds from generators and files; a partition of the bag is a unit."""
+def generate_seeds(run: Run, requests: Sequence[generating.Request] | None) -> list[Receipt]:
+    """Generate seeds from generators and files; a partition of the bag is a unit."""
     settings = run.config.generate
     if requests is None:
         requests = generating.list_requests(settings.sources, settings.paths, settings.base_dir)
 
-    def lazy(batch: Sequence[generating.Request]) -> Any:
+    def make_task(batch: Sequence[generating.Request]) -> Any:
         seeds = generating.generate_seeds(list(batch), seed=run.seed, limits=settings.limits, partition_size=len(batch))
         return seeds.map_partitions(generating.to_payloads)
 
     plan = []
-    for index, batch in enumerate(batches(requests, settings.partition_size)):
+    for index, batch in enumerate(cut_batches(requests, settings.partition_size)):
         params = {"requests": [request.fingerprint() for request in batch], "limits": settings.limits.model_dump()}
-        key = key_of("generate", generating.VERSION, params, [], run.seed)
+        key = unit_key("generate", generating.VERSION, params, [], run.seed)
         unit = Unit(stage="generate", index=index, key=key, n_inputs=len(batch))
-        one = [partial(lazy, [request]) for request in batch]
-        plan.append(Planned(unit, partial(lazy, batch), one, partial(_names, batch)))
-    return run.driver.drive("generate", plan, "seeds")
+        one = [partial(make_task, [request]) for request in batch]
+        plan.append(PlannedUnit(unit, partial(make_task, batch), one, partial(_name_requests, batch)))
+    return run.driver.run_stage("generate", plan, "seeds")
 
 
-def _names(requests: Sequence[generating.Request]) -> list[str]:
+def _name_requests(requests: Sequence[generating.Request]) -> list[str]:
     return [request.name for request in requests]
 
 
-def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Receipt], list[str]]:
-    """Trajectories from each seed at each temperature and replica; and the elements of the seeds."""
+def explore_seeds(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Receipt], list[str]]:
+    """Explore each distinct seed under each condition and replica, a batch of trajectories a unit.
+
+    Parameters
+    ----------
+    run
+        The run.
+    seeds
+        Units of seeds.
+    most
+        Seeds to explore at most; None for all.
+
+    Returns
+    -------
+    frames : list of Receipt
+        Units of frames.
+    species : list of str
+        Elements of the seeds, sorted.
+
+    Raises
+    ------
+    InputError
+        If no seed passed the checks, or none lies in the shard.
+    """
     settings = run.config.explore
-    holds = run.config.holds
+    holds = run.config.holds_seed
     pieces, duplicates, species = generating.find_distinct_seeds(
         run.directory.root, [receipt.key for receipt in seeds], holds
     )
-    run.directory.quarantine(duplicates)
+    run.directory.write_quarantine(duplicates)
     n_seeds = sum(receipt.n_out for receipt in seeds) - len(duplicates)
     if n_seeds and not pieces:
         raise InputError(
@@ -95,7 +114,7 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
     if not pieces:
         raise InputError(
             "no seed structure passed the checks; the reasons are in "
-            f"{run.directory.root / 'quarantine'}: {list_reasons(run.directory.quarantined())}"
+            f"{run.directory.root / 'quarantine'}: {describe_reasons(run.directory.read_quarantine())}"
         )
     if warning := timestep_warning(settings.dynamics.timestep, masses_of(species)):
         run.driver.emit(Notice(message=warning))
@@ -105,7 +124,7 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
         for piece, each in zip(pieces, pressed, strict=True)
         for condition in exploring.list_conditions(settings.dynamics, settings.relax, pressed=each)
     ]
-    build = _builder(settings)
+    build = _make_builder(settings)
     name = f"{run.identities['explore'].hash} {settings.dtype}"
     fingerprint = None
     deciding = {
@@ -119,7 +138,7 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
     for of_each in ("temperatures", "pressures", "replicas"):
         del deciding["dynamics"][of_each]
 
-    def lazy(rows: list[Rows], conditions: list[Condition], checkpoints: Checkpoints | None = None) -> Any:
+    def make_task(rows: list[UnitRows], conditions: list[Condition], checkpoints: Checkpoints | None = None) -> Any:
         loaded = dask.delayed(exploring.load_seeds)(run.directory.root, rows, conditions)
         return exploring.explore(
             db.from_delayed([loaded]),
@@ -132,26 +151,30 @@ def _explore(run: Run, seeds: list[Receipt], most: int | None) -> tuple[list[Rec
         )
 
     plan = []
-    for index, batch in enumerate(batches(trajectories, settings.batch_size)):
+    for index, batch in enumerate(cut_batches(trajectories, settings.batch_size)):
         rows = [piece for piece, _ in batch]
         conditions = [condition for _, condition in batch]
         params = {**deciding, "conditions": [condition.model_dump() for condition in conditions]}
         upstream = [[piece.key, *piece.rows] for piece in rows]
-        key = key_of("explore", exploring.VERSION, params, upstream, run.seed)
+        key = unit_key("explore", exploring.VERSION, params, upstream, run.seed)
         unit = Unit(
             stage="explore", index=index, key=key, n_inputs=len(batch), upstream=tuple(sorted({p.key for p in rows}))
         )
         checkpoints = Checkpoints(root=run.directory.root, unit=unit)
-        one = [partial(lazy, [piece], [condition]) for piece, condition in batch]
+        one = [partial(make_task, [piece], [condition]) for piece, condition in batch]
         names = partial(exploring.trajectory_names, run.directory.root, rows, conditions, settings.dynamics)
-        plan.append(Planned(unit, partial(lazy, rows, conditions, checkpoints), one, names, settings.checkpoint))
-    return run.driver.drive("explore", plan, "trajectories"), species
+        make_lazy = partial(make_task, rows, conditions, checkpoints)
+        plan.append(PlannedUnit(unit, make_lazy, one, names, settings.checkpoint))
+    return run.driver.run_stage("explore", plan, "trajectories"), species
 
 
-def _describe(run: Run, frames: list[Receipt], species: list[str]) -> tuple[list[Receipt], list[Receipt]]:
-    """Features of all frames: axes fitted once on a sample, then one block a unit of exploration.
+def describe_frames(run: Run, frames: list[Receipt], species: list[str]) -> tuple[list[Receipt], list[Receipt]]:
+    """Describe all frames: fit the axes once on a sample, then project the frames of each unit of exploration.
 
-    And the features of the structures that the picks shall differ from.
+    Returns
+    -------
+    features, against : list of Receipt
+        Units of features, one for each unit that holds frames, and of the features of ``select.against``.
     """
     settings = run.config.describe
     root = run.directory.root
@@ -160,18 +183,18 @@ def _describe(run: Run, frames: list[Receipt], species: list[str]) -> tuple[list
     if "describe" in run.identities:
         params["model"] = run.identities["describe"].hash
     keys = [receipt.key for receipt in filled]
-    fit_key = key_of(describing.FIT, describing.VERSION, params, keys, run.seed)
+    fit_key = unit_key(describing.FIT, describing.VERSION, params, keys, run.seed)
     n_sample = min(settings.sample, sum(receipt.n_out for receipt in filled))
     fit_unit = Unit(stage=describing.FIT, index=0, key=fit_key, n_inputs=n_sample, upstream=tuple(keys))
     fit = dask.delayed(describing.fit_reduction)
-    run.driver.drive(
+    run.driver.run_stage(
         describing.FIT,
         [(fit_unit, lambda: fit(root, "explore", keys, settings, species, run.seed))],
         "sampled frames",
     )
     plan = []
     for index, receipt in enumerate(filled):
-        key = key_of("describe", describing.VERSION, params, [fit_key, receipt.key], run.seed)
+        key = unit_key("describe", describing.VERSION, params, [fit_key, receipt.key], run.seed)
         unit = Unit(stage="describe", index=index, key=key, n_inputs=receipt.n_out, upstream=(fit_key, receipt.key))
         plan.append(
             (
@@ -181,18 +204,18 @@ def _describe(run: Run, frames: list[Receipt], species: list[str]) -> tuple[list
                 ),
             )
         )
-    features = run.driver.drive("describe", plan, "frames")
-    return features, _describe_against(run, species, params, fit_key) if run.config.select.against else []
+    features = run.driver.run_stage("describe", plan, "frames")
+    return features, describe_existing(run, species, params, fit_key) if run.config.select.against else []
 
 
-def _describe_against(run: Run, species: list[str], params: dict[str, Any], fit_key: str) -> list[Receipt]:
-    """Features of an existing dataset, or of the frames of a file, on the axes of this run."""
+def describe_existing(run: Run, species: list[str], params: dict[str, Any], fit_key: str) -> list[Receipt]:
+    """Describe an existing dataset, or the frames of a file, on the axes of this run."""
     path = Path(run.config.select.against or "")
-    digest = content_of(path)
+    digest = hash_content(path)
     read: Callable[..., Any]
     pieces: list[tuple[Any, ...]]
     if path.is_dir():
-        read, n_structures = reader.geometries, reader.content(path)[1]
+        read, n_structures = reader.read_geometries, reader.read_identity(path)[1]
         starts = range(0, n_structures, AGAINST_SIZE)
         pieces = [(path, start, min(start + AGAINST_SIZE, n_structures)) for start in starts]
         sizes = [stop - start for _, start, stop in pieces]
@@ -202,21 +225,21 @@ def _describe_against(run: Run, species: list[str], params: dict[str, Any], fit_
         sizes = [frame_range.n_frames for (frame_range,) in pieces]
     plan = []
     for index, (piece, size) in enumerate(zip(pieces, sizes, strict=True)):
-        key = key_of(AGAINST, describing.VERSION, params, [fit_key, digest, AGAINST_SIZE, index], run.seed)
+        key = unit_key(AGAINST, describing.VERSION, params, [fit_key, digest, AGAINST_SIZE, index], run.seed)
         unit = Unit(stage=AGAINST, index=index, key=key, n_inputs=size, upstream=(fit_key,))
 
-        def lazy(piece: tuple[Any, ...] = piece) -> Any:
+        def make_task(piece: tuple[Any, ...] = piece) -> Any:
             structures = dask.delayed(read)(*piece)
             return dask.delayed(describing.describe_outside)(
                 structures, run.directory.root, run.config.describe, species, fit_key
             )
 
-        plan.append((unit, lazy))
-    return run.driver.drive(AGAINST, plan, "structures")
+        plan.append((unit, make_task))
+    return run.driver.run_stage(AGAINST, plan, "structures")
 
 
-def content_of(path: Path) -> str:
-    """Return what tells a dataset, or a file of frames, from all others.
+def hash_content(path: Path) -> str:
+    """Return the hash of the content of a dataset, or of a file of frames.
 
     Raises
     ------
@@ -224,7 +247,7 @@ def content_of(path: Path) -> str:
         If it is neither, or is not there.
     """
     if path.is_dir():
-        return reader.content(path)[0]
+        return reader.read_identity(path)[0]
     if not path.exists():
         raise InputError(f"{path} does not exist; select.against wants a dataset.zarr or a file of frames")
     if reader_of(path) is None:
@@ -232,14 +255,14 @@ def content_of(path: Path) -> str:
     return checksum(path)
 
 
-def _select(run: Run, frames: list[Receipt], features: list[Receipt], against: list[Receipt]) -> Receipt:
-    """Pick frames, in one unit that streams the features."""
+def select_frames(run: Run, frames: list[Receipt], features: list[Receipt], against: list[Receipt]) -> Receipt:
+    """Pick frames, in one unit that streams the features; put its report beside the counts of the stage."""
     settings = run.config.selection
     keys = [receipt.key for receipt in frames if receipt.n_out]
     table = [(receipt.key, receipt.n_out) for receipt in features]
     others = [receipt.key for receipt in against]
     version = selecting.AGAINST_VERSION if others else selecting.VERSION
-    key = key_of("select", version, settings.model_dump(exclude={"against"}), [keys, table, others], run.seed)
+    key = unit_key("select", version, settings.model_dump(exclude={"against"}), [keys, table, others], run.seed)
     n_frames = sum(n for _, n in table)
     unit = Unit(stage="select", index=0, key=key, n_inputs=n_frames, upstream=tuple(keys))
     pick = dask.delayed(selecting.select)
@@ -256,85 +279,87 @@ def _select(run: Run, frames: list[Receipt], features: list[Receipt], against: l
         features_stage="describe",
         against=near,
     )
-    (receipt,) = run.driver.drive("select", [(unit, lazy)], "frames")
-    report = json.loads(run.directory.load("select", receipt.key, ["report"])["report"].item())
+    (receipt,) = run.driver.run_stage("select", [(unit, lazy)], "frames")
+    report = json.loads(run.directory.load_arrays("select", receipt.key, ["report"])["report"].item())
     run.driver.stages["select"]["report"] = report
     return receipt
 
 
-def _label(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
-    """Labels of the picks, a batch a unit, in canonical order."""
+def label_picks(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
+    """Label the picks, a batch a unit, in canonical order."""
     settings = run.config.label
     root = run.directory.root
     keys = [receipt.key for receipt in frames if receipt.n_out]
-    chosen = run.directory.load("select", picks.key, ["unit", "row"])
+    chosen = run.directory.load_arrays("select", picks.key, ["unit", "row"])
     pieces = [
-        Rows(stage="explore", key=keys[unit], rows=(row,))
+        UnitRows(stage="explore", key=keys[unit], rows=(row,))
         for unit, row in zip(chosen["unit"].tolist(), chosen["row"].tolist(), strict=True)
     ]
-    build = _builder(settings)
+    build = _make_builder(settings)
     identity = run.identities["label"]
 
-    def lazy(batch: Sequence[Rows], start: int) -> Any:
+    def make_task(batch: Sequence[UnitRows], start: int) -> Any:
         loaded = dask.delayed(labelling.load_picks)(root, list(batch), picks.key, start, start + len(batch))
         return labelling.label_frames(db.from_delayed([loaded]), build, settings.potential.name, settings.checks)
 
     plan = []
-    for index, batch in enumerate(batches(pieces, settings.batch_size)):
+    for index, batch in enumerate(cut_batches(pieces, settings.batch_size)):
         start = index * settings.batch_size
         params = {"potential": identity.hash, "dtype": settings.dtype, "checks": settings.checks.model_dump()}
         upstream = [picks.key, start, [[piece.key, *piece.rows] for piece in batch]]
-        key = key_of("label", labelling.VERSION, params, upstream, run.seed)
+        key = unit_key("label", labelling.VERSION, params, upstream, run.seed)
         unit = Unit(stage="label", index=index, key=key, n_inputs=len(batch), upstream=(picks.key,))
-        one = [partial(lazy, [piece], start + row) for row, piece in enumerate(batch)]
-        plan.append(Planned(unit, partial(lazy, batch, start), one, partial(labelling.name_frames, root, list(batch))))
-    return run.driver.drive("label", plan, "frames")
+        one = [partial(make_task, [piece], start + row) for row, piece in enumerate(batch)]
+        plan.append(
+            PlannedUnit(unit, partial(make_task, batch, start), one, partial(labelling.name_frames, root, list(batch)))
+        )
+    return run.driver.run_stage("label", plan, "frames")
 
 
-def _store(run: Run, labels: list[Receipt]) -> Receipt:
+def store_structures(run: Run, labels: list[Receipt]) -> Receipt:
     """Pack the labelled structures into the dataset of the run."""
     filled = [receipt for receipt in labels if receipt.n_out]
     if not filled:
         raise InputError(
             f"the teacher labelled no structure; the reasons are in {run.directory.root / 'quarantine'}: "
-            f"{list_reasons(run.directory.quarantined())}"
+            f"{describe_reasons(run.directory.read_quarantine())}"
         )
     attrs = {
-        "config": json.dumps(run.config.deciding(), sort_keys=True),
-        "explore_potential": json.dumps(_named(run.identities["explore"])),
-        "label_potential": json.dumps(_named(run.identities["label"])),
-        **({"describe_model": json.dumps(_named(model))} if (model := run.identities.get("describe")) else {}),
+        "config": json.dumps(run.config.dump_deciding(), sort_keys=True),
+        "explore_potential": json.dumps(_name_model(run.identities["explore"])),
+        "label_potential": json.dumps(_name_model(run.identities["label"])),
+        **({"describe_model": json.dumps(_name_model(model))} if (model := run.identities.get("describe")) else {}),
         "selection": json.dumps(run.driver.stages["select"]["report"], sort_keys=True),
         "run_counts": json.dumps({name: row["out"] for name, row in run.driver.stages.items()}),
-        **_rejected(run.directory),
+        **summarise_rejections(run.directory),
     }
-    sources = [storing.Source(stage="label", key=receipt.key) for receipt in filled]
-    return pack(run, filled, sources, run.directory.dataset, attrs)
+    sources = [storing.LabelledUnit(stage="label", key=receipt.key) for receipt in filled]
+    return pack_dataset(run, filled, sources, run.directory.dataset, attrs)
 
 
-def _rejected(directory: RunDirectory) -> dict[str, str]:
-    """Return what is no part of the dataset, as root attributes: counts by stage and reason, and what it was."""
-    rejections = directory.quarantined()
-    names: dict[str, list[str]] = {kind: [] for kind in reasons(rejections)}
+def summarise_rejections(directory: RunDirectory) -> dict[str, str]:
+    """Return the rejections of a run as root attributes: counts by stage and reason, and names of structures."""
+    rejections = directory.read_quarantine()
+    names: dict[str, list[str]] = {kind: [] for kind in count_reasons(rejections)}
     for rejection in rejections:
         names[rejection.kind].append(rejection.structure)
-    rows = {kind: sorted(found) for kind, found in names.items()}
-    return {"quarantined": json.dumps(reasons(rejections)), "rejected": json.dumps(rows)}
+    rows = {kind: sorted(structures) for kind, structures in names.items()}
+    return {"quarantined": json.dumps(count_reasons(rejections)), "rejected": json.dumps(rows)}
 
 
-def _named(identity: potentials.Identity) -> dict[str, str]:
+def _name_model(identity: potentials.Identity) -> dict[str, str]:
     return {"name": identity.name, "sha256": identity.hash}
 
 
-def devices(config: Config) -> dict[str, str]:
-    """Device of each stage that computes on one."""
+def list_devices(config: Config) -> dict[str, str]:
+    """Return the device of each stage that computes on one."""
     devices: dict[str, str] = {"explore": config.explore.device, "label": config.label.device}
     if describe.uses_device(config.describe):
         devices |= {"describe": config.describe.device, describing.FIT: config.describe.device}
     return devices
 
 
-def _builder(settings: configs.Explore | configs.Label) -> Callable[[], potentials.Potential]:
+def _make_builder(settings: Explore | Label) -> Callable[[], potentials.Potential]:
     """Return a function that builds the potential where it is called: on the worker, once a process."""
     return partial(
         potentials.build_potential, settings.potential.name, settings.potential.params, settings.device, settings.dtype

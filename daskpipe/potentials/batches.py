@@ -92,7 +92,9 @@ def make_state(atoms: Sequence[Atoms], device: torch.device, dtype: torch.dtype)
         system_idx=torch.repeat_interleave(torch.arange(len(atoms)), sizes).to(device),
         _system_extras={
             "periodic": pbc,
-            "charge": torch.tensor([float(structures.charge(item)) for item in atoms], device=device, dtype=dtype),
+            "charge": torch.tensor(
+                [float(structures.total_charge(item)) for item in atoms], device=device, dtype=dtype
+            ),
             "spin": torch.tensor(
                 [float(structures.spin_multiplicity(item)) for item in atoms], device=device, dtype=dtype
             ),

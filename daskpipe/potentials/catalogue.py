@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from daskpipe.core.errors import ConfigError, unknown
+from daskpipe.core.errors import ConfigError, describe_unknown
 from daskpipe.core.registry import Registry
-from daskpipe.core.third_party import quiet
+from daskpipe.core.third_party import silence_libraries
 from daskpipe.potentials.identity import Identity, identity_of_package
 from daskpipe.potentials.potential import Potential
 
@@ -45,7 +45,7 @@ def build_potential(name: str, params: Mapping[str, Any], device: str = "auto", 
     Parameters
     ----------
     name
-        One of ``POTENTIALS.names()``.
+        One of ``POTENTIALS.known_names()``.
     params
         Its parameters, as in the config.
     device
@@ -67,13 +67,13 @@ def build_potential(name: str, params: Mapping[str, Any], device: str = "auto", 
     """
     device = resolve_device(device)
     if dtype not in DTYPES:
-        raise ConfigError(unknown("dtype", dtype, list(DTYPES)))
+        raise ConfigError(describe_unknown("dtype", dtype, list(DTYPES)))
     params = check_params(name, params)
     # The parameters beside the hash: some change how numbers are computed, and not which.
     key = (name, identify_potential(name, params).hash, json.dumps(params, sort_keys=True), device, dtype)
     with _building:
         if key not in _built:
-            with quiet():
+            with silence_libraries():
                 _built[key] = POTENTIALS.get(name)(device=device, dtype=dtype, **params)
         return _built[key]
 
@@ -124,7 +124,7 @@ def check_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
         for item in error.errors():
             key = ".".join(map(str, item["loc"]))
             if item["type"] == "extra_forbidden":
-                wrong.append(unknown("parameter", key, known))
+                wrong.append(describe_unknown("parameter", key, known))
             else:
                 wrong.append(f"{key}: {item['msg']}, received {item['input']!r}.")
         raise ConfigError(f"potential {name!r}: {' '.join(wrong)}") from error
@@ -139,7 +139,7 @@ def resolve_device(device: str) -> str:
         For another word, and if CUDA is asked for and torch sees none.
     """
     if device not in DEVICES:
-        raise ConfigError(unknown("device", device, list(DEVICES)))
+        raise ConfigError(describe_unknown("device", device, list(DEVICES)))
     if device == "cpu":
         return device
     import torch

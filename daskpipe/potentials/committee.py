@@ -51,7 +51,7 @@ def committee(
     device, dtype
         Of all members.
     members
-        At least two, each with ``name``, one of ``POTENTIALS.names()``, and ``params``, its parameters.
+        At least two, each with ``name``, one of ``POTENTIALS.known_names()``, and ``params``, its parameters.
     """
     from daskpipe.potentials.catalogue import build_potential
 

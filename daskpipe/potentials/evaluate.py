@@ -69,9 +69,9 @@ def batched_model(potential: Potential, *, stress: bool = False) -> ModelInterfa
         extra ``periodic`` (system, 3) tells, else ``state.pbc`` for all. Results have the state's dtype. A potential
         without a batched model gets `daskpipe.potentials.ase_model.AseModel`: float64, one structure after another.
     """
-    from daskpipe.core.third_party import quiet
+    from daskpipe.core.third_party import silence_libraries
 
-    with potential.lock, quiet():  # torch-sim's import has a good deal to say
+    with potential.lock, silence_libraries():  # torch-sim's import has a good deal to say
         if stress not in potential._models:
             potential._models[stress] = _make_model(potential, stress)
         return potential._models[stress]

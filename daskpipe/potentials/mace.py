@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from daskpipe.core.errors import ConfigError, InputError, unknown
+from daskpipe.core.errors import ConfigError, InputError, describe_unknown
 from daskpipe.core.third_party import import_mace
 from daskpipe.potentials.identity import Identity, file_hash
 from daskpipe.potentials.mace_electrons import check_features, specs_of, with_electrons
@@ -235,7 +235,7 @@ def choose_head(heads: Sequence[str], head: str | None, path: Path) -> str:
     """
     if head is not None:
         if head not in heads:
-            raise ConfigError(unknown("head", head, list(heads)))
+            raise ConfigError(describe_unknown("head", head, list(heads)))
         return head
     default = heads if len(heads) == 1 else [name for name in heads if name.lower() == "default"]
     if not default:

@@ -39,7 +39,7 @@ def check_features(module: Any, path: Path) -> None:
 def with_electrons(atoms: Atoms) -> Atoms:
     """Return a copy that says its charge and spin multiplicity, the defaults too."""
     atoms = atoms.copy()
-    atoms.info |= {"charge": structures.charge(atoms), "spin_multiplicity": structures.spin_multiplicity(atoms)}
+    atoms.info |= {"charge": structures.total_charge(atoms), "spin_multiplicity": structures.spin_multiplicity(atoms)}
     return atoms
 
 

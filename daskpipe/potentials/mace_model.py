@@ -18,7 +18,7 @@ from mace.tools.torch_tools import default_dtype
 from torch_sim import SimState
 
 from daskpipe.core.errors import ConfigError
-from daskpipe.core.third_party import quiet
+from daskpipe.core.third_party import silence_libraries
 from daskpipe.potentials.batches import (
     NeighbourFinder,
     cell_volumes,
@@ -78,7 +78,7 @@ class MixedMace(MaceTorchSimModel):
         acceleration: str = "none",
     ) -> None:
         # cuEquivariance's conversion sets torch's default dtype, and compiling rewrites the module.
-        with quiet(), default_dtype(dtype):
+        with silence_libraries(), default_dtype(dtype):
             super().__init__(
                 module if acceleration == "none" else deepcopy(module),
                 device,

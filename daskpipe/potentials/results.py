@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.core.heartbeat import come_on
-from daskpipe.core.structures import charge
+from daskpipe.core.heartbeat import send_heartbeat
+from daskpipe.core.structures import total_charge
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -70,7 +70,7 @@ def run_calculator(calculator: Calculator, atoms: Atoms, *, stress: bool = True)
     from ase.calculators.calculator import CalculationFailed, CalculatorError, all_changes
 
     wants_stress = stress and bool(atoms.pbc.all())
-    come_on()
+    send_heartbeat()
     calculator.reset()
     try:
         calculator.calculate(atoms, ["energy", "forces", *(["stress"] if wants_stress else [])], all_changes)
@@ -114,7 +114,7 @@ def unknown_elements(atoms: Atoms, elements: frozenset[str] | None) -> Failure |
 
 def unknown_charge(atoms: Atoms) -> Failure | None:
     """Failure that names the charge of a structure, if it has one."""
-    if not (total := charge(atoms)):
+    if not (total := total_charge(atoms)):
         return None
     return Failure(
         reason="charge",

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from daskpipe.core import structures
-from daskpipe.core.geometry import full_cell, widths
+from daskpipe.core.geometry import cell_widths, full_cell
 from daskpipe.potentials.identity import Identity, identity_of_package
 from daskpipe.potentials.potential import Potential
 
@@ -122,7 +122,7 @@ def _make_calculator(min_width: float, **params: Any) -> Calculator:
                 raise OneKPoint(why)
 
     def _state(atoms: Atoms) -> tuple[int, int]:
-        return structures.charge(atoms), structures.spin_multiplicity(atoms)
+        return structures.total_charge(atoms), structures.spin_multiplicity(atoms)
 
     return XTB(**params)
 
@@ -131,7 +131,7 @@ def _explain_narrow_cell(atoms: Atoms, min_width: float) -> str | None:
     """Return why a cell is too narrow for one k-point; ``None`` if it is not."""
     if not atoms.pbc.any():
         return None
-    width = widths(full_cell(atoms))
+    width = cell_widths(full_cell(atoms))
     axis = int(np.where(atoms.pbc, width, np.inf).argmin())
     if width[axis] >= min_width:
         return None

@@ -5,23 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import daskpipe.store.stage as storing
-from daskpipe.config.models import Config, part_of
+from daskpipe.config.models import Config, parse_shard
 from daskpipe.stages.describe.stage import FIT
 from daskpipe.stages.explore.stage import list_conditions
 from daskpipe.store.writer import ATOM_CHUNK, STRUCTURE_CHUNK
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class Line:
-    """A cost that grows linearly with a size, through two measured points, ((size, cost), (size, cost)).
+    """Cost that grows linearly with a size, through two measured points (size, cost).
 
-    It is never below zero and never falls: where two measurements say so, they say no more than their noise.
+    It is never below zero and never falls: where two measurements fall, the difference is noise.
+
+    Examples
+    --------
+    >>> Line((1.0, 3.0), (3.0, 7.0))(10.0)
+    21.0
     """
 
     short: tuple[float, float]
@@ -37,36 +39,38 @@ class Line:
 
 @dataclass(frozen=True)
 class Count:
-    """Inputs, outputs (at most) and units of a stage, and the size that the cost of a unit grows with."""
+    """Inputs, outputs (at most) and units of a stage, and the size with which the cost of a unit grows."""
 
     inputs: int
     outputs: int
     units: int
     size: float
-    """Of the work in a unit: MD steps, or inputs, or rows of the dataset."""
+    """Work in a unit: MD steps, or inputs, or rows of the dataset."""
     rows: float
-    """What a unit leaves: outputs, or rows of the dataset."""
+    """Outputs of a unit, or rows of the dataset that it writes."""
 
 
-def counts(config: Config, n_requests: int, seeds_a_request: float = 1.0, n_atoms: float = 1.0) -> dict[str, Count]:
+def count_units(
+    config: Config, n_requests: int, seeds_a_request: float = 1.0, n_atoms: float = 1.0
+) -> dict[str, Count]:
     """Count the units of each stage of a run, in their order.
 
     Parameters
     ----------
     config
-        Of the run.
+        Config of the run.
     n_requests
-        Seeds and files that are generated from.
+        Seeds to make and files to read.
     seeds_a_request
-        Structures that each gives.
+        Structures that each of them gives.
     n_atoms
         Atoms of a structure: a large dataset has more chunks of atoms than of structures.
     """
     dynamics, generate, explore, label = config.explore.dynamics, config.generate, config.explore, config.label
     n_made = round(n_requests * seeds_a_request)
     # Each shard generates all seeds and explores its own.
-    n_seeds = n_made if config.shard is None else max(1, round(n_made / part_of(config.shard)[1]))
-    # As if all were bulk: without a barostat a seed is explored once for all pressures.
+    n_seeds = n_made if config.shard is None else max(1, round(n_made / parse_shard(config.shard)[1]))
+    # Counted as if all were bulk: without a barostat a seed is explored once for all pressures.
     grid = list_conditions(dynamics, explore.relax)
     n_trajectories = n_seeds * len(grid)
     n_frames = n_trajectories * dynamics.n_frames
@@ -79,41 +83,41 @@ def counts(config: Config, n_requests: int, seeds_a_request: float = 1.0, n_atom
     n_sorts = math.ceil(n_picks / storing.RUN_STRUCTURES)
     n_labels = math.ceil(n_picks / label.batch_size)
 
-    def count(inputs: int, outputs: int, units: int, size: float = 0.0, rows: float = 0.0) -> Count:
+    def make_count(inputs: int, outputs: int, units: int, size: float = 0.0, rows: float = 0.0) -> Count:
         return Count(inputs, outputs, units, size or inputs / units, rows or outputs / units)
 
     return {
-        "generate": count(n_requests, n_made, math.ceil(n_requests / generate.partition_size)),
-        "explore": count(n_trajectories, n_frames, n_explore, size=explore.n_steps),
-        FIT: count(n_sample, n_sample, 1),
-        "describe": count(n_frames, n_frames, n_explore),
-        "select": count(n_frames, n_picks, 1),
-        "label": count(n_picks, n_picks, n_labels),
-        storing.SORT: count(n_picks, n_picks, n_sorts),
-        storing.PLAN: count(n_picks, n_picks, 1),
-        storing.WRITE: count(n_picks, n_picks, n_chunks, n_picks / n_chunks, n_picks / n_chunks),
-        "store": count(n_picks, n_picks, 1),
+        "generate": make_count(n_requests, n_made, math.ceil(n_requests / generate.partition_size)),
+        "explore": make_count(n_trajectories, n_frames, n_explore, size=explore.n_steps),
+        FIT: make_count(n_sample, n_sample, 1),
+        "describe": make_count(n_frames, n_frames, n_explore),
+        "select": make_count(n_frames, n_picks, 1),
+        "label": make_count(n_picks, n_picks, n_labels),
+        storing.SORT: make_count(n_picks, n_picks, n_sorts),
+        storing.PLAN: make_count(n_picks, n_picks, 1),
+        storing.WRITE: make_count(n_picks, n_picks, n_chunks, n_picks / n_chunks, n_picks / n_chunks),
+        "store": make_count(n_picks, n_picks, 1),
     }
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What a stage costs.
+    """Cost of a stage.
 
     Parameters
     ----------
     seconds, wall
-        Seconds inside a unit, and on the clock for one unit on each worker, by the unit's size; see `Count`.
+        Seconds inside a unit, and wall time of one unit on each worker, by the size of the unit; see `Count`.
     bytes
-        Of a unit's files, by its rows.
+        Size of the files of a unit, by its rows.
     cold
-        Seconds on the clock that are paid once: imports, models, kernels.
+        Wall time that is spent once, in seconds: imports, models, kernels.
     probed
         Units that the longest pass ran.
     spread
-        Standard deviation of their seconds over the mean, where there are several.
+        Standard deviation of their seconds over the mean; None where there is one unit.
     size
-        Of each of them; what lies beyond is extrapolated.
+        Size of each of these units; costs of larger ones are extrapolated.
     """
 
     seconds: Line
@@ -127,7 +131,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a probe found; `daskpipe.runs.plan.plan` takes it."""
+    """Measurements of a probe, for `daskpipe.runs.plan.plan_run`."""
 
     rates: Mapping[str, Rate]
     workers: Mapping[str, int]
@@ -137,17 +141,17 @@ class Measured:
     n_atoms: float
     n_arrays: int
     overhead: tuple[float, float, float]
-    """Bytes of a manifest, of the dataset's metadata, and of what else is no unit: ledger, logs."""
+    """Bytes of a manifest, of the metadata of the dataset, and of files outside units: ledger, logs."""
     around: float
     """Seconds to start and close the cluster, and of the quality gate."""
     seconds: float
-    """What the probe took."""
+    """Wall time of the probe, in seconds."""
     sizes: Mapping[str, float]
     """Size of a unit of each stage in the run."""
     doubts: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Return what was measured, and what that was extrapolated by, as JSON types."""
+        """Return the measurements, and by how much each is extrapolated, as JSON types."""
         return {
             "seconds": round(self.seconds, 1),
             "around_seconds": round(self.around, 2),

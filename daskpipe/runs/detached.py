@@ -1,8 +1,8 @@
-"""A driver that is a job of its own.
+"""Submit a driver as a job of its own, and drive a run from such a job.
 
-``detached.json`` in the run directory says which job will drive it, and with what settings. The job types ``daskpipe
-resume RUN --detached TOKEN``; the token in its lease tells that it has begun. Near its walltime it submits the next one
-as the last thing that it does, so none waits for another.
+``detached.json`` in the run directory records which job will drive it, and with what settings. The job runs ``daskpipe
+resume RUN --detached TOKEN``; the token in its lease shows that it has begun. Near its walltime, as its last action, it
+submits the next job, so that no job waits for another.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskpipe.cluster.submitted_jobs import Submission, tag
+from daskpipe.cluster.submitted_jobs import Submission, job_name_prefix
 from daskpipe.core.errors import ClusterError, ConfigError, Interrupted
 from daskpipe.core.files import write_atomically
 from daskpipe.core.shared_disk import disk_time
+from daskpipe.core.text import utc_timestamp
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import lease
 
@@ -34,35 +35,38 @@ if TYPE_CHECKING:
     from daskpipe.runs.run import Result
 
 TRIES = 6
-"""How often the successor of a driver is submitted to a queue that does not take it."""
+"""Tries to submit the next driver to a queue that does not accept it."""
 
 PAUSE_SECONDS = 10.0
-"""Time between two tries."""
+"""Seconds between two tries."""
 
 FRUITLESS_LIMIT = 3
-"""Drivers in a row that reach neither a commit nor a checkpoint, after which none is submitted any more."""
+"""Drivers in a row that reach neither a commit nor a checkpoint, after which no more are submitted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The job that will drive a run, or has; ``detached.json``.
+    """Record of the job that will drive a run, or has driven it; ``detached.json``.
 
     Parameters
     ----------
     token
-        Names the driver in its lease.
+        Name of the driver in its lease.
     job_id
-        None for the moment between its record and its submission.
+        Id of the job; None between its record and its submission.
     kind
         Its queue, as dask-jobqueue calls it.
     log
-        Where it prints.
+        File or folder of its output.
+    at
+        Time of the submission, UTC.
     cluster, overrides
-        With what it resumes the run.
+        Settings with which it resumes the run.
     fruitless
-        How many drivers in a row before it brought the run no farther.
+        Drivers in a row, before this one, that made no progress.
     name, cluster_name, user, seen
-        As of `submissions.Submission`; records of earlier versions have only what follows from the run directory.
+        As of `daskpipe.cluster.submitted_jobs.Submission`; records of earlier versions hold only what follows from
+        the run directory.
     """
 
     token: str
@@ -80,38 +84,38 @@ class Record:
 
     @property
     def submission(self) -> Submission:
-        """The job, for who asks its queue."""
+        """The job, as the functions that query a queue take it."""
         known = ("job_id", "name", "kind", "cluster_name", "user", "at", "seen")
         return Submission(**{field: getattr(self, field) for field in known})
 
 
-def read(root: Path) -> Record | None:
+def read_record(root: Path) -> Record | None:
     """Return the record of the last detached driver of a run; ``None`` if there is none."""
     try:
-        return Record(**{"name": _job_name(root), **json.loads(_file(root).read_text())})
+        return Record(**{"name": _job_name(root), **json.loads(_record_file(root).read_text())})
     except FileNotFoundError:
         return None
 
 
-def waiting(root: Path) -> Record | None:
-    """Return the record of a detached driver that has not begun, as far as files tell; ``None`` if there is none."""
-    record, last = read(root), lease.last(root)
+def find_waiting(root: Path) -> Record | None:
+    """Return the record of a detached driver that has not begun, as far as files show; ``None`` if there is none."""
+    record, last = read_record(root), lease.read_last_driver(root)
     return None if record is None or (last is not None and last.token == record.token) else record
 
 
-def forget(root: Path) -> None:
-    """Remove the record: no detached driver is to drive the run."""
-    _file(root).unlink(missing_ok=True)
+def remove_record(root: Path) -> None:
+    """Remove the record: no detached driver shall drive the run."""
+    _record_file(root).unlink(missing_ok=True)
 
 
-def in_queue(record: Record) -> bool | None:
-    """Tell whether a detached driver's job is in its queue; ``None`` if the queue's list does not prove it."""
+def is_queued(record: Record) -> bool | None:
+    """Tell whether the job of a detached driver is in its queue; ``None`` if the queue does not show it."""
     if record.job_id is None:
         return None
     from daskpipe.cluster.job_commands import list_jobs
 
     try:
-        fates = list_jobs(site_of_kind(record.kind)).fates([record.submission])
+        fates = list_jobs(site_of_kind(record.kind)).sort_by_fate([record.submission])
     except ClusterError:
         return None
     return True if fates["queued"] else False if fates["gone"] else None
@@ -120,7 +124,7 @@ def in_queue(record: Record) -> bool | None:
 # --- submission ---------------------------------------------------------------------------------------
 
 
-def run(config: Config, run_dir: Path | str) -> Record:
+def submit_run(config: Config, run_dir: Path | str) -> Record:
     """Check a config, open its run directory, and submit a job that drives the run; parameters as of `runs.run`.
 
     Raises
@@ -128,43 +132,43 @@ def run(config: Config, run_dir: Path | str) -> Record:
     ConfigError
         As `runs.run`; or if the cluster is no site, or a driver works or waits already.
     ClusterError
-        If the site takes no job.
+        If the site accepts no job.
     """
-    from daskpipe.runs import run as runs
+    from daskpipe.runs.run import open_run
 
-    refuse(config.cluster)
+    check_detachable(config.cluster)
     directory = RunDirectory(Path(run_dir).absolute())
-    with runs.open_run(directory, config):
-        return _detach(directory, config)
+    with open_run(directory, config):
+        return _submit_driver(directory, config)
 
 
-def resume(run_dir: Path | str, overrides: Sequence[str] = (), *, cluster: Cluster | None = None) -> Record:
-    """Submit a job that goes on with a run; parameters as of `runs.resume`, errors as of `run`."""
-    from daskpipe.runs import run as runs
+def submit_resume(run_dir: Path | str, overrides: Sequence[str] = (), *, cluster: Cluster | None = None) -> Record:
+    """Submit a job that resumes a run; parameters as of `runs.resume`, errors as of `submit_run`."""
+    from daskpipe.runs.run import load_stored_run, open_run
 
-    directory, config = runs.stored(run_dir, overrides, cluster=cluster)
-    refuse(config.cluster)
-    with runs.open_run(directory, config):
-        return _detach(directory, config)
+    directory, config = load_stored_run(run_dir, overrides, cluster=cluster)
+    check_detachable(config.cluster)
+    with open_run(directory, config):
+        return _submit_driver(directory, config)
 
 
-def _detach(directory: RunDirectory, config: Config) -> Record:
+def _submit_driver(directory: RunDirectory, config: Config) -> Record:
     """Submit the driver of a run whose lease this process holds, unless one waits already."""
-    if (record := waiting(directory.root)) is not None and in_queue(record) is not False:
+    if (record := find_waiting(directory.root)) is not None and is_queued(record) is not False:
         raise ConfigError(
-            f"job {record.job_id} waits to drive {directory.root} since {record.at}. Look at it: daskpipe status "
-            f"{_quoted(directory.root)} --watch, or take it back: daskpipe cancel {_quoted(directory.root)}"
+            f"job {record.job_id} waits to drive {directory.root} since {record.at}. To watch it: daskpipe status "
+            f"{_quote_path(directory.root)} --watch; to cancel it: daskpipe cancel {_quote_path(directory.root)}"
         )
     cluster = config.cluster
     if cluster.name.endswith((".yaml", ".yml")):  # the job may begin in another directory
         cluster = cluster.model_copy(update={"name": str(Path(cluster.name).expanduser().absolute())})
     budget = config.budget.model_dump(mode="json", include={"hours", "bytes"})
     overrides = [f"budget.{name}={'null' if value is None else value}" for name, value in budget.items()]
-    return _submit(directory.root, cluster, overrides)
+    return _submit_job(directory.root, cluster, overrides)
 
 
-def refuse(cluster: Cluster) -> None:
-    """See that a cluster can have a detached driver.
+def check_detachable(cluster: Cluster) -> None:
+    """Check that a cluster can have a detached driver.
 
     Raises
     ------
@@ -178,7 +182,7 @@ def refuse(cluster: Cluster) -> None:
         )
 
 
-def drive(run_dir: Path | str, token: str, subscribers: Iterable[Emit] = ()) -> Result:
+def drive_detached(run_dir: Path | str, token: str, subscribers: Iterable[Emit] = ()) -> Result:
     """Drive a run from the job of a detached driver; near its end submit the next one.
 
     Parameters
@@ -186,7 +190,7 @@ def drive(run_dir: Path | str, token: str, subscribers: Iterable[Emit] = ()) -> 
     run_dir, subscribers
         As of `runs.resume`.
     token
-        Names the driver in ``detached.json``.
+        Name of the driver in ``detached.json``.
 
     Raises
     ------
@@ -196,23 +200,23 @@ def drive(run_dir: Path | str, token: str, subscribers: Iterable[Emit] = ()) -> 
         If the job ends soon and the next one goes on.
     """
     from daskpipe.cluster.settings import Cluster
-    from daskpipe.runs import run as runs
+    from daskpipe.runs.run import Detached, resume
 
     root = Path(run_dir).absolute()
-    record = read(root)
+    record = read_record(root)
     if record is None or record.token != token:
         raise ConfigError(
-            f"this job is not to drive {root} any more: it was cancelled, or another took its place. "
-            f"See: daskpipe status {_quoted(root)}"
+            f"this job may not drive {root} any more: it was cancelled, or another took its place. "
+            f"See: daskpipe status {_quote_path(root)}"
         )
     cluster = Cluster(**record.cluster)
 
     started = disk_time(root)
 
     def hand_over() -> None:
-        if lease.requested(root):  # cancelled in this very moment
+        if lease.read_request(root):  # cancelled at this moment
             return
-        fruitless = 0 if _came_on(root, started) else record.fruitless + 1
+        fruitless = 0 if _made_progress(root, started) else record.fruitless + 1
         if fruitless >= FRUITLESS_LIMIT:
             raise ClusterError(
                 f"{fruitless} drivers of {root} in a row reached neither a commit nor a checkpoint before the end of "
@@ -221,101 +225,103 @@ def drive(run_dir: Path | str, token: str, subscribers: Iterable[Emit] = ()) -> 
         following = _submit_patiently(root, cluster, record.overrides, fruitless)
         raise Interrupted(f"the job of this driver ends soon; job {following.job_id} goes on with {root}")
 
-    # The one before may have died on another machine, which only its silence tells.
-    detached = runs.Detached(token=token, patience=2 * lease.LEASE_SECONDS, hand_over=hand_over)
-    return runs.resume(root, record.overrides, cluster=cluster, subscribers=subscribers, detached=detached)
+    # The driver before may have died on another machine: only a lease that is not renewed shows it.
+    detached = Detached(token=token, patience=2 * lease.LEASE_SECONDS, hand_over=hand_over)
+    return resume(root, record.overrides, cluster=cluster, subscribers=subscribers, detached=detached)
 
 
-def _came_on(root: Path, since: float) -> bool:
+def _made_progress(root: Path, since: float) -> bool:
     """Tell whether a unit was committed, or left a checkpoint, after a time."""
     for pattern in ("*/manifest.json", ".*-work/*-checkpoint/state"):
         for file in root.glob(f"units/*/*/{pattern}"):
-            with suppress(FileNotFoundError):  # a worker that still ends has removed it
+            with suppress(FileNotFoundError):  # a worker that is ending has removed it
                 if file.stat().st_mtime > since:
                     return True
     return False
 
 
 def _submit_patiently(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int) -> Record:
+    """Submit the next driver; try again if the queue does not accept it, except when it gave no job id."""
     from daskpipe.cluster.job_commands import NoJobIdError
 
     for _ in range(TRIES - 1):
         try:
-            return _submit(root, cluster, overrides, fruitless)
-        except NoJobIdError:  # it was taken, and so would the next ones be
+            return _submit_job(root, cluster, overrides, fruitless)
+        except NoJobIdError:  # the job was accepted: another try would submit it twice
             raise
-        except ClusterError:  # its controller restarts, perhaps
+        except ClusterError:  # the controller of the queue may be restarting
             time.sleep(PAUSE_SECONDS)
-    return _submit(root, cluster, overrides, fruitless)
+    return _submit_job(root, cluster, overrides, fruitless)
 
 
-def _submit(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int = 0) -> Record:
+def _submit_job(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int = 0) -> Record:
     """Record and submit a job that resumes a run; it may begin before this returns."""
-    from daskpipe.cluster import job_script, sites
-    from daskpipe.cluster.job_commands import NoJobIdError, words_of
+    from daskpipe.cluster.job_commands import NoJobIdError, describe_error
+    from daskpipe.cluster.job_script import build_driver_job
+    from daskpipe.cluster.sites import load_site
 
-    site = sites.site_of(cluster)
+    site = load_site(cluster)
     token = uuid.uuid4().hex[:12]
     name, folder = _job_name(root), root / "jobs"
     folder.mkdir(exist_ok=True)
-    job = job_script.driver_job(site, root, name=name, token=token)
+    job = build_driver_job(site, root, name=name, token=token)
     record = Record(
         token=token,
         job_id=None,
         kind=site.kind,
         log=str(folder),
-        at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        at=utc_timestamp(),
         cluster=cluster.model_dump(mode="json"),
         overrides=list(overrides),
         fruitless=fruitless,
         name=name,
     )
-    _write(root, record)
+    _write_record(root, record)
     try:
-        submission = asyncio.run(_submit_and_look(site, job))
+        submission = asyncio.run(_submit_and_list(site, job))
     except NoJobIdError:
-        forget(root)  # should its job begin, it ends
+        remove_record(root)  # should its job begin, it ends
         raise
     except (OSError, RuntimeError, ValueError) as error:
-        forget(root)
+        remove_record(root)
         raise ClusterError(
-            f"{site.name} takes no job for the driver: {words_of(error)}. Change section driver of its file; to see "
-            f"what was submitted: daskpipe plan {_quoted(root / 'config.yaml')} --show-script"
+            f"{site.name} accepts no job for the driver: {describe_error(error)}. Change section driver of its file; "
+            f"to see what was submitted: daskpipe plan {_quote_path(root / 'config.yaml')} --show-script"
         ) from error
     job_id = str(submission.job_id)
-    named = {"SLURM", "LSF", "OAR", "HTCondor"}  # the others choose the name of the log
+    log_name = site.queue_system.log_name
     record = replace(
         record,
         job_id=job_id,
-        log=str(folder / f"{name}-{job_id}.log" if site.kind in named else folder),
+        log=str(folder / log_name.format(name=name, job_id=job_id) if log_name else folder),
         cluster_name=submission.cluster_name,
         user=submission.user,
         seen=submission.seen,
     )
-    _write(root, record)
+    _write_record(root, record)
     return record
 
 
-async def _submit_and_look(site: Site, job: Any) -> Submission:
-    """Submit a job, and look whether the queue lists it: if not, nobody will know whether it has ended."""
-    from daskpipe.cluster.job_commands import list_jobs_async, name_cluster, submit
+async def _submit_and_list(site: Site, job: Any) -> Submission:
+    """Submit a job, and record whether the queue lists it: if it does not, the end of the job cannot be seen."""
+    from daskpipe.cluster.job_commands import list_jobs_async, name_cluster, submit_job
 
-    submission = await submit(site, job, pool="driver", cluster_name=await name_cluster(site))
+    submission = await submit_job(site, job, pool="driver", cluster_name=await name_cluster(site))
     with suppress(OSError, RuntimeError):
-        seen = (await list_jobs_async(site, submission.cluster_name)).id_of(submission) is not None
+        seen = (await list_jobs_async(site, submission.cluster_name)).find_id(submission) is not None
         submission = replace(submission, seen=seen)
     return submission
 
 
 def _job_name(root: Path) -> str:
-    return f"{tag(root)}-driver"
+    return f"{job_name_prefix(root)}-driver"
 
 
 # --- queues -------------------------------------------------------------------------------------------
 
 
 def site_of_kind(kind: str) -> Site:
-    """Return a site of a queue, enough to ask the queue and to cancel jobs."""
+    """Return a site with one kind of queue, enough to query the queue and to cancel jobs."""
     from daskpipe.cluster.sites import Site
 
     return Site.model_validate({"name": "any", "class": kind, "pools": {"cpu": {}}})
@@ -324,13 +330,13 @@ def site_of_kind(kind: str) -> Site:
 # --- files --------------------------------------------------------------------------------------------
 
 
-def _file(root: Path) -> Path:
+def _record_file(root: Path) -> Path:
     return root / "detached.json"
 
 
-def _write(root: Path, record: Record) -> None:
-    write_atomically(_file(root), json.dumps(asdict(record), indent=1))
+def _write_record(root: Path, record: Record) -> None:
+    write_atomically(_record_file(root), json.dumps(asdict(record), indent=1))
 
 
-def _quoted(path: Path) -> str:
+def _quote_path(path: Path) -> str:
     return shlex.quote(os.fspath(path))

@@ -1,4 +1,4 @@
-"""Report what is wrong in a run directory."""
+"""Findings of an audit: what is wrong in a run directory."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that is not as it should be.
+    """A file or folder that is not as it should be.
 
     Parameters
     ----------
     path
-        Of the file or folder, from the run directory on.
+        Path of the file or folder, relative to the run directory.
     expected, found
-        What should be there, and what is.
+        Expected and present state, in words.
     unit
         The unit that it belongs to, in words; empty if to none.
     aside
-        What `fsck` with ``mend=True`` moves to ``damaged/``; empty if it mends in another way.
+        Path that `fsck` with ``mend=True`` moves to ``damaged/``; empty if it mends in another way.
     """
 
     path: str
@@ -36,23 +36,23 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """What `fsck` saw.
+class AuditReport:
+    """Result of `fsck`.
 
     Parameters
     ----------
     run_dir, rehashed
-        Where, and whether every byte was read.
+        The run directory, and whether every byte was read.
     stages
         Per stage: units, inputs, outputs, rejected and, where the plan is known, pending inputs.
     findings
         What is wrong.
     leftovers
-        What attempts left behind, and what was moved aside: path, bytes, what it is. None of it does harm.
+        Files that attempts left behind, and what was moved aside: path, bytes, kind. They do no harm.
     waiting
         Units that were moved aside and are not made again yet.
     mended
-        What was done about findings, in words.
+        Repairs, in words.
     """
 
     run_dir: Path
@@ -65,13 +65,13 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as JSON types."""
-        findings = [{**asdict(found), "says": str(found)} for found in self.findings]
+        findings = [{**asdict(finding), "says": str(finding)} for finding in self.findings]
         made = {"run_dir": str(self.run_dir), "clean": not self.findings, "findings": findings, "next": self.next}
         return {**asdict(self), **made}
 
     @property
     def next(self) -> list[str]:
-        """Commands to type."""
+        """Commands to type next."""
         run = quote(str(self.run_dir))
         if self.findings and not self.mended:
             return [f"daskpipe fsck {run} --rehash --mend", f"daskpipe resume {run}"]

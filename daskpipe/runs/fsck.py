@@ -1,4 +1,4 @@
-"""``daskpipe fsck``: look at a run directory, and move aside what is damaged, so that it is made again."""
+"""Check a run directory, and move damaged files aside so that ``daskpipe resume`` makes them again."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from daskpipe.core.errors import ConfigError
 from daskpipe.core.events import UnitForgotten
 from daskpipe.core.files import write_atomically
 from daskpipe.engine.ledger import Ledger
-from daskpipe.engine.manifests import ORDER, units_of
+from daskpipe.engine.manifests import STAGE_ORDER, read_units
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import lease
-from daskpipe.runs.audit import DAMAGED, Look
-from daskpipe.runs.findings import Finding, Report
-from daskpipe.runs.quarantine import forget, standing_on
+from daskpipe.runs.audit import DAMAGED, Audit
+from daskpipe.runs.findings import AuditReport, Finding
+from daskpipe.runs.quarantine import find_dependents, forget_units
 
 
-def fsck(run_dir: Path | str, *, rehash: bool = False, mend: bool = False) -> Report:
-    """Compare a run directory with what was committed there.
+def check_run(run_dir: Path | str, *, rehash: bool = False, mend: bool = False) -> AuditReport:
+    """Compare a run directory with what its units committed.
 
     Parameters
     ----------
@@ -32,13 +32,13 @@ def fsck(run_dir: Path | str, *, rehash: bool = False, mend: bool = False) -> Re
         Read every byte of units and dataset and compare it with its checksum; else sizes and counts alone.
     mend
         Move what is damaged to ``damaged/``, so that ``daskpipe resume`` makes it again, and make the quarantine and
-        the ledger agree with the units. A unit that was made again and is not what it was before takes all that
-        stands on it with it. Nothing that is as it was committed is removed.
+        the ledger agree with the units. Where a unit was made again and differs from what it was, the units that
+        depend on it are removed. Nothing else that is as it was committed is removed.
 
     Returns
     -------
     Report
-        What is wrong; after mending, what is still wrong.
+        Findings; after mending, those that are left.
 
     Raises
     ------
@@ -49,20 +49,20 @@ def fsck(run_dir: Path | str, *, rehash: bool = False, mend: bool = False) -> Re
     if not directory.config.exists() and not (directory.root / "units").is_dir():
         raise ConfigError(f"{run_dir} is no run directory (it has no config.yaml and no units); see: ls runs")
     if not mend:
-        return Look(directory, rehash).report()
-    with lease.hold(directory.root):
-        look = Look(directory, rehash)
-        mended = _mend(directory, look, look.report().findings)
-        # All that only reading every byte can find has been moved aside.
-        return replace(Look(directory, rehash=False).report(), mended=mended, rehashed=rehash)
+        return Audit(directory, rehash).make_report()
+    with lease.hold_lease(directory.root):
+        look = Audit(directory, rehash)
+        mended = _mend_findings(directory, look, look.make_report().findings)
+        # Every byte was read before mending: what only that reveals has been moved aside.
+        return replace(Audit(directory, rehash=False).make_report(), mended=mended, rehashed=rehash)
 
 
-def _mend(directory: RunDirectory, look: Look, findings: list[Finding]) -> list[str]:
-    """Do about findings what can be done; the caller holds the lease."""
+def _mend_findings(directory: RunDirectory, look: Audit, findings: list[Finding]) -> list[str]:
+    """Mend findings where possible, and list the repairs; the caller must hold the lease."""
     done = []
     emit = Ledger(directory)
-    for path in dict.fromkeys(found.aside for found in findings if found.aside):
-        target = _free(directory.root / DAMAGED / path)
+    for path in dict.fromkeys(finding.aside for finding in findings if finding.aside):
+        target = _choose_free(directory.root / DAMAGED / path)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(directory.root / path, target)
         done.append(f"moved {path} to {target.relative_to(directory.root)}")
@@ -72,8 +72,8 @@ def _mend(directory: RunDirectory, look: Look, findings: list[Finding]) -> list[
         emit(UnitForgotten(stage=stage, key=key, reason="it was gone"))
         done.append(f"noted that {stage} unit {key} is gone")
     if look.changed:
-        outdated = list(standing_on(directory, look.changed))
-        forget(directory, outdated, emit, reason="made from a unit that is another one now")
+        outdated = list(find_dependents(directory, look.changed))
+        forget_units(directory, outdated, emit, reason="made from a unit that is another one now")
         done.append(f"removed {len(outdated)} units that stood on units which are others now, and the dataset")
         for unit in look.changed:
             for manifest in (directory.root / DAMAGED).glob(
@@ -81,29 +81,29 @@ def _mend(directory: RunDirectory, look: Look, findings: list[Finding]) -> list[
             ):
                 manifest.rename(manifest.with_name("manifest-settled.json"))
     for segment, numbers in look.bad_lines.items():
-        kept = _free(directory.root / DAMAGED / "ledger" / segment.name)
+        kept = _choose_free(directory.root / DAMAGED / "ledger" / segment.name)
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(segment, kept)
         lines = kept.read_bytes().splitlines(keepends=True)
         text = b"".join(line for number, line in enumerate(lines, start=1) if number not in numbers)
         write_atomically(segment, text.decode(errors="replace"))
         done.append(f"took {len(numbers)} lines out of ledger/{segment.name}")
-    return done + [f"wrote quarantine/{name}" for name in _requarantined(directory)]
+    return done + [f"wrote quarantine/{name}" for name in _restore_quarantine(directory)]
 
 
-def _requarantined(directory: RunDirectory) -> Iterator[str]:
-    """Write the rejections of units that the quarantine does not hold; yield the names of the files."""
-    for stage in ORDER:
-        for folder, manifest in units_of(directory, stage):
-            rejections = directory.rejected(stage, folder.name) if manifest.receipt.n_rejected else []
+def _restore_quarantine(directory: RunDirectory) -> Iterator[str]:
+    """Write rejections of units that are missing in the quarantine; yield the names of the files."""
+    for stage in STAGE_ORDER:
+        for folder, manifest in read_units(directory, stage):
+            rejections = directory.read_rejections(stage, folder.name) if manifest.receipt.n_rejected else []
             for rejection in rejections:
                 if not (path := directory.quarantine_file(rejection)).exists():
-                    directory.quarantine([rejection])
+                    directory.write_quarantine([rejection])
                     yield path.name
 
 
-def _free(path: Path) -> Path:
-    """Return a path at which nothing stands."""
+def _choose_free(path: Path) -> Path:
+    """Return the path, with a number added if something is there already."""
     number, free = 1, path
     while free.exists() or free.is_symlink():
         number += 1

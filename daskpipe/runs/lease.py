@@ -1,15 +1,15 @@
-"""Who drives a run directory: a lease that holds between all machines that share the directory.
+"""Lease of a run directory: one driver at a time, among all machines that share the directory.
 
 ::
 
-    drivers/0003.json   the lease of the third driver: host, process, job, since when; the highest number drives
-    drivers/clock       touched to read the file system's own clock, for those of machines differ
-    cancel              what ``daskpipe cancel`` asks the driver for
+    drivers/0003.json   the lease of the third driver: host, process, job, start; the highest number drives
+    drivers/clock       touched to read the clock of the file system, since the clocks of machines differ
+    cancel              request of ``daskpipe cancel`` that the driver stop
 
-A lease is taken by creating the file of the next number, which only one of several can. Nobody ever writes, renames or
-removes the newest file but its owner: there is no moment at which two hold a run. The owner touches it every few
-seconds; it is dead when its process is known to be gone, or after a minute without a touch. One who was stopped for
-that long finds a higher number when it wakes up, and ends.
+A driver takes the lease by creating the file of the next number, which only one of several can. Only its owner
+writes, renames or removes the newest file: there is no moment at which two drivers hold a run. The owner touches the
+file every few seconds; it counts as dead when its process is known to be gone, or after a minute without a touch. A
+driver that stood still for that long sees a higher number when it wakes up, and ends.
 """
 
 from __future__ import annotations
@@ -27,25 +27,24 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from daskpipe.cluster.queues import find_job_id
 from daskpipe.core.deadline import seconds_left
 from daskpipe.core.errors import ConfigError, DaskpipeError, Interrupted
 from daskpipe.core.files import write_atomically
-from daskpipe.core.shared_disk import disk_time, explained, numbered_files
+from daskpipe.core.shared_disk import disk_time, explain_disk_errors, numbered_files
+from daskpipe.core.text import utc_timestamp
 
 LEASE_SECONDS = float(os.environ.get("DASKPIPE_LEASE_SECONDS", "60"))
-"""Time without renewal after which a driver counts as dead. Each lease says its own, so drivers need not agree."""
+"""Seconds without renewal after which a driver counts as dead. Each lease records its own, so drivers may differ."""
 
 RENEWALS = 12
-"""Renewals in that time."""
+"""Renewals in `LEASE_SECONDS`."""
 
 WALLTIME_SECONDS = 180.0
-"""Time before the end of its own job at which a driver stops in order; at most half of what it had."""
+"""Seconds before the end of its own job at which a driver stops in order; at most half of the job's time."""
 
 HEED_SECONDS = 10.0
-"""Time in which a driver that must stop is expected to ask (`Lease.check`), before its main thread is interrupted."""
-
-JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "OAR_JOB_ID", "JOB_ID")
-"""Where schedulers tell a job its id; JOB_ID is that of Grid Engine."""
+"""Seconds in which a driver that must stop should call `Lease.check_stop`, before its main thread is interrupted."""
 
 
 class TakenOver(Interrupted):
@@ -61,23 +60,23 @@ class WalltimeNear(Interrupted):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Driver:
-    """What a lease says of who holds it.
+class LeaseHolder:
+    """Driver that holds a lease, as its file records it.
 
     Parameters
     ----------
     host, pid, command
-        The process, for people.
+        Its process, for people.
     machine, born
-        Tell that process from all others: boot and container of its machine, and when it was started there.
+        Boot and container of its machine, and start of its process: together they identify the process.
     job_id
         Its job, if it runs in one.
     token
-        Names the last detached driver that has begun (`daskpipe.runs.detached`): this one, or one before it.
+        Name of the last detached driver that has begun (`daskpipe.runs.detached`): this one, or an earlier one.
     since, ended
-        UTC; `ended` once the lease was given back.
+        Start and release of the lease, UTC.
     seconds
-        Time without renewal after which it counts as dead.
+        Seconds without renewal after which it counts as dead.
     """
 
     host: str = "an unknown host"
@@ -96,128 +95,130 @@ class Driver:
         return f"{self.host}, process {self.pid}{job}, since {self.since}"
 
 
-def holder(root: Path) -> Driver | None:
-    """Return the driver that works in a run directory now, on whatever machine; ``None`` if none does."""
-    driver, age = _read(root, _newest(root))
-    return driver if driver is not None and _lives(driver, age) else None
+def find_driver(root: Path) -> LeaseHolder | None:
+    """Return the driver that works in a run directory now, on any machine; ``None`` if none does."""
+    driver, age = _read_lease(root, _find_newest(root))
+    return driver if driver is not None and _is_alive(driver, age) else None
 
 
-def last(root: Path) -> Driver | None:
-    """Return the last driver that worked in a run directory, living or dead."""
-    return _read(root, _newest(root))[0]
+def read_last_driver(root: Path) -> LeaseHolder | None:
+    """Return the last driver that worked in a run directory, alive or dead."""
+    return _read_lease(root, _find_newest(root))[0]
 
 
 class Lease:
-    """The right to drive a run directory; `hold` gives it.
+    """The right to drive a run directory; `hold_lease` takes and releases it.
 
-    A thread renews it and sees what should end the run: another driver, a request to cancel, the walltime.
+    A thread renews it and watches for reasons to stop: another driver, a request to cancel, the walltime.
 
     Parameters
     ----------
     root
         The run directory.
     number
-        That of the file, which is there.
+        Number of the file of the lease, which exists.
     """
 
     def __init__(self, root: Path, number: int) -> None:
         self.root = root
         self.number = number
         self.stop: Interrupted | None = None
-        self._path = _file(root, number)
+        self._path = _lease_file(root, number)
         self._since = self._path.stat().st_mtime
         self._reserve = min(WALLTIME_SECONDS, seconds_left() / 2)
         self._main = threading.current_thread() is threading.main_thread()
         self._heeded, self._over = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="daskpipe-lease", daemon=True)
+        self._thread = threading.Thread(target=self._renew_lease, name="daskpipe-lease", daemon=True)
         self._thread.start()
 
-    def check(self) -> None:
-        """See that this driver may go on.
+    def check_stop(self) -> None:
+        """Raise the reason why this driver must stop, if there is one.
 
         Raises
         ------
         Interrupted
-            `TakenOver`, `Cancelled` or `WalltimeNear` if it may not.
+            `TakenOver`, `Cancelled` or `WalltimeNear`.
         """
         if self.stop is not None:
             self._heeded.set()
             raise type(self.stop)(*self.stop.args)
 
     def close(self) -> None:
-        """Give the lease back."""
+        """Release the lease."""
         self._over.set()
         self._thread.join()
         if isinstance(self.stop, TakenOver):
             return
         try:
-            driver, _ = _read(self.root, self.number)
+            driver, _ = _read_lease(self.root, self.number)
             if driver is not None:
-                write_atomically(self._path, json.dumps(asdict(driver) | {"ended": _now()}, indent=1))
+                write_atomically(self._path, json.dumps(asdict(driver) | {"ended": utc_timestamp()}, indent=1))
         except OSError:  # the disk is full or does not answer, or the run directory is gone
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
         if isinstance(self.stop, Cancelled):
-            withdraw(self.root)
+            withdraw_request(self.root)
 
-    def _renew(self) -> None:
-        told = None
+    def _renew_lease(self) -> None:
+        """Renew the lease until it is released, and wake the main thread if it must stop and does not."""
+        noticed = None
         interval = LEASE_SECONDS / RENEWALS
         while not self._over.wait(interval):
-            with suppress(OSError):  # of a file server that does not answer now; what is gone is seen below
+            with suppress(OSError):  # a file server may not answer now; a removed file is noticed below
                 os.utime(self._path)
             if self.stop is None:
-                self.stop = self._reason()
-                told = time.monotonic()
-            elif told is not None and self._main and time.monotonic() - told > HEED_SECONDS:
-                told = None
-                # It waits for something, a queue for example: wake it, as Ctrl-C would.
+                self.stop = self._find_reason()
+                noticed = time.monotonic()
+            elif noticed is not None and self._main and time.monotonic() - noticed > HEED_SECONDS:
+                noticed = None
+                # It waits for something, such as a queue: wake it, as Ctrl-C would.
                 if not self._heeded.is_set() and callable(signal.getsignal(signal.SIGINT)):
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
-    def _reason(self) -> Interrupted | None:
+    def _find_reason(self) -> Interrupted | None:
         """Return why this driver must stop, if it must."""
         resume = f"To go on type: daskpipe resume {shlex.quote(str(self.root))}"
         with suppress(OSError):
-            if (newest := _newest(self.root)) > self.number:
-                by, _ = _read(self.root, newest)
+            if (newest := _find_newest(self.root)) > self.number:
+                by, _ = _read_lease(self.root, newest)
                 return TakenOver(
                     f"another driver took over {self.root} ({by}): this one stood still for longer than "
-                    f"{LEASE_SECONDS:.0f} s. Look at it: daskpipe status {shlex.quote(str(self.root))}"
+                    f"{LEASE_SECONDS:.0f} s. To watch it: daskpipe status {shlex.quote(str(self.root))}"
                 )
             if newest < self.number:
                 return TakenOver(f"the lease of this driver, {self._path}, was removed. {resume}")
-            if request := requested(self.root):
+            if request := read_request(self.root):
                 at, words = request
                 if at >= self._since:
                     return Cancelled(f"cancelled {words}. {resume}")
-                withdraw(self.root)  # it was meant for a driver of before
+                withdraw_request(self.root)  # it was meant for an earlier driver
         if (left := seconds_left()) < self._reserve:
             return WalltimeNear(f"the job of this driver ends in {max(0.0, left):.0f} s. {resume}")
         return None
 
 
 @contextmanager
-def hold(root: Path, *, patience: float = 0.0, token: str | None = None) -> Iterator[Lease]:
-    """Hold a run directory for one driver.
+def hold_lease(root: Path, *, patience: float = 0.0, token: str | None = None) -> Iterator[Lease]:
+    """Hold the lease of a run directory.
 
     Parameters
     ----------
     root
         The run directory.
     patience
-        Seconds to wait for another driver to end: one that died elsewhere is only known by its silence.
+        Seconds to wait for another driver to end: the death of one on another machine only shows after a while.
     token
-        Names this driver, if it is a detached one.
+        Name of this driver, if it is a detached one.
 
     Raises
     ------
     ConfigError
         If another driver holds it.
     Interrupted
-        In place of a signal or whatever else ended the block, if it was made to stop (`Lease.check`).
+        In place of a signal or another exception that ended the block, if the driver must stop
+        (`Lease.check_stop`).
     """
-    lease = Lease(root, _take(root, patience, token))
+    lease = Lease(root, _take_lease(root, patience, token))
     try:
         yield lease
     except BaseException as error:
@@ -228,7 +229,7 @@ def hold(root: Path, *, patience: float = 0.0, token: str | None = None) -> Iter
         lease.close()
 
 
-def busy(root: Path, driver: Driver) -> ConfigError:
+def explain_busy(root: Path, driver: LeaseHolder) -> ConfigError:
     """Return the error that refuses a second driver."""
     run = shlex.quote(str(root))
     return ConfigError(
@@ -237,67 +238,74 @@ def busy(root: Path, driver: Driver) -> ConfigError:
     )
 
 
-def request(root: Path) -> None:
+def request_stop(root: Path) -> None:
     """Ask the driver of a run to stop."""
-    write_atomically(root / "cancel", json.dumps({"host": os.uname().nodename, "at": _now()}))
+    write_atomically(root / "cancel", json.dumps({"host": os.uname().nodename, "at": utc_timestamp()}))
 
 
-def requested(root: Path) -> tuple[float, str] | None:
-    """Return when the driver was asked to stop, by the file system's clock, and from where in words."""
+def read_request(root: Path) -> tuple[float, str] | None:
+    """Return the time of a request to stop, by the clock of the file system, and its origin in words."""
     try:
         with open(root / "cancel") as file:
-            at, content = os.fstat(file.fileno()).st_mtime, _object(file.read())
+            at, content = os.fstat(file.fileno()).st_mtime, _parse_object(file.read())
     except FileNotFoundError:
         return None
     return at, f"from {content['host']} at {content['at']}" if content else "by hand"
 
 
-def withdraw(root: Path) -> None:
+def withdraw_request(root: Path) -> None:
     """Remove the request to stop, if there is one."""
     (root / "cancel").unlink(missing_ok=True)
 
 
-def _take(root: Path, patience: float, token: str | None) -> int:
-    """Create the lease of the next number; return the number."""
+def _take_lease(root: Path, patience: float, token: str | None) -> int:
+    """Create the lease of the next number, and return the number.
+
+    Raises
+    ------
+    ConfigError
+        If another driver holds the lease for longer than the patience, in seconds.
+    """
     folder = root / "drivers"
     folder.mkdir(exist_ok=True)
     until = time.monotonic() + patience
-    number = _newest(root)
+    number = _find_newest(root)
     while True:
-        driver, age = _read(root, number)
-        if driver is not None and _lives(driver, age):
+        driver, age = _read_lease(root, number)
+        if driver is not None and _is_alive(driver, age):
             if time.monotonic() > until:
-                raise busy(root, driver)
+                raise explain_busy(root, driver)
             time.sleep(1.0)
-            number = max(number, _newest(root))
+            number = max(number, _find_newest(root))
             continue
         try:
-            with explained(root, folder):
-                _create(_file(root, number + 1), token or (driver.token if driver else None))
+            with explain_disk_errors(root, folder):
+                _create_lease(_lease_file(root, number + 1), token or (driver.token if driver else None))
         except FileExistsError:
-            number += 1  # another was faster; look at that one
+            number += 1  # another driver was faster
             continue
         number += 1
-        if (newest := _newest(root)) > number:  # this process slept between its look and its grasp
-            _file(root, number).unlink(missing_ok=True)
+        if (newest := _find_newest(root)) > number:  # this process slept between the read and the creation
+            _lease_file(root, number).unlink(missing_ok=True)
             number = newest
             continue
-        for other, file in _files(root).items():
+        for other, file in _list_files(root).items():
             if other < number:
                 file.unlink(missing_ok=True)
         return number
 
 
-def _create(path: Path, token: str | None) -> None:
-    driver = Driver(
+def _create_lease(path: Path, token: str | None) -> None:
+    """Create the file of a lease of this process, which no other process has created."""
+    driver = LeaseHolder(
         host=os.uname().nodename,
         pid=os.getpid(),
-        machine=_machine(),
-        born=_born(os.getpid()) or "",
+        machine=_identify_machine(),
+        born=_read_start(os.getpid()) or "",
         command=shlex.join(["daskpipe", *sys.argv[1:]]),
-        job_id=next((os.environ[name] for name in JOB_VARIABLES if os.environ.get(name)), None),
+        job_id=find_job_id(os.environ),
         token=token,
-        since=_now(),
+        since=utc_timestamp(),
         seconds=LEASE_SECONDS,
     )
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -310,34 +318,34 @@ def _create(path: Path, token: str | None) -> None:
             raise
 
 
-def _file(root: Path, number: int) -> Path:
+def _lease_file(root: Path, number: int) -> Path:
     return root / "drivers" / f"{number:04d}.json"
 
 
-def _files(root: Path) -> dict[int, Path]:
+def _list_files(root: Path) -> dict[int, Path]:
     return numbered_files(root / "drivers", ".json")
 
 
-def _newest(root: Path) -> int:
-    """Return the highest number of a lease, 0 if there is none."""
-    return max(_files(root), default=0)
+def _find_newest(root: Path) -> int:
+    """Return the highest number of a lease, or 0."""
+    return max(_list_files(root), default=0)
 
 
-def _read(root: Path, number: int) -> tuple[Driver | None, float]:
-    """Return what a lease says, and the seconds since its last renewal by the file system's clock."""
+def _read_lease(root: Path, number: int) -> tuple[LeaseHolder | None, float]:
+    """Return the holder of a lease, and the seconds since its last renewal by the clock of the file system."""
     try:
-        # Opened before it is looked at: a network file system then asks its server, and not its cache.
-        with open(_file(root, number)) as file:
+        # Opened before its state is read: a network file system then asks its server, and not its cache.
+        with open(_lease_file(root, number)) as file:
             renewed, text = os.fstat(file.fileno()).st_mtime, file.read()
     except FileNotFoundError:
         return None, float("inf")
-    known = {field.name for field in fields(Driver)}
-    driver = Driver(**{name: value for name, value in _object(text).items() if name in known})
+    known = {field.name for field in fields(LeaseHolder)}
+    driver = LeaseHolder(**{name: value for name, value in _parse_object(text).items() if name in known})
     return driver, disk_time(root) - renewed
 
 
-def _object(text: str) -> dict[str, Any]:
-    """Read a JSON object; an empty one if its owner is writing it, or a crash has torn it."""
+def _parse_object(text: str) -> dict[str, Any]:
+    """Parse a JSON object; return an empty one if the text is incomplete: being written, or cut by a crash."""
     try:
         content = json.loads(text)
     except ValueError:
@@ -345,16 +353,17 @@ def _object(text: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _lives(driver: Driver, age: float) -> bool:
+def _is_alive(driver: LeaseHolder, age: float) -> bool:
+    """Tell whether a driver works, given the seconds since the last renewal of its lease."""
     if driver.ended is not None:
         return False
-    if driver.machine == _machine() and _born(driver.pid) != driver.born:
+    if driver.machine == _identify_machine() and _read_start(driver.pid) != driver.born:
         return False
     return age <= driver.seconds
 
 
-def _machine() -> str:
-    """Return what tells this machine since its last boot, and this container on it, from all others."""
+def _identify_machine() -> str:
+    """Return an identity of this machine since its last boot, and of this container on it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{os.uname().nodename} {boot} {os.readlink('/proc/self/ns/pid')}"
@@ -362,10 +371,10 @@ def _machine() -> str:
         return os.uname().nodename
 
 
-def _born(pid: int) -> str | None:
-    """Return when a process of this machine started, ``None`` if it is gone: numbers of processes are used again."""
+def _read_start(pid: int) -> str | None:
+    """Return when a process of this machine started, or ``None`` if it is gone: process ids are used again."""
     try:
-        # In ticks since boot, which no change of the clock touches; the name before it may hold anything.
+        # In ticks since boot, which do not change with the clock; the name before it may hold any character.
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if state in "ZX" else rest[18]
     except OSError:
@@ -377,7 +386,3 @@ def _born(pid: int) -> str | None:
         return str(psutil.Process(pid).create_time())
     except psutil.NoSuchProcess:
         return None
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

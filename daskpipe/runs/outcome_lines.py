@@ -1,4 +1,4 @@
-"""What a run or a command on files came to, in lines of plain text: moves, selection, splits."""
+"""Format the outcome of a run or of a verb on files as lines of plain text: labels, moves, selection, splits."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from daskpipe.core.variables import SPLITS
 
 
-def label_lines(report: dict[str, Any], n_frames: int) -> list[str]:
-    """Say which labels imported frames have, where these come from, and what was not taken."""
+def format_labels(report: dict[str, Any], n_frames: int) -> list[str]:
+    """Format which labels imported frames have, from which keys, and what was not taken."""
     if "labels" not in report:
         return []
     counts = ", ".join(f"{name} {report['labels'].get(name, 0):,}" for name in ("energy", "forces", "stress"))
@@ -19,8 +19,8 @@ def label_lines(report: dict[str, Any], n_frames: int) -> list[str]:
     return lines
 
 
-def move_lines(tallies: dict[str, int]) -> list[str]:
-    """Say how many relaxations converged, and how many trial moves were accepted."""
+def format_moves(tallies: dict[str, int]) -> list[str]:
+    """Format how many relaxations converged, and how many trial moves were accepted."""
     lines = []
     converged, unconverged = (tallies.get(f"relaxations_{what}", 0) for what in ("converged", "unconverged"))
     if converged + unconverged:
@@ -35,8 +35,8 @@ def move_lines(tallies: dict[str, int]) -> list[str]:
     return lines
 
 
-def selection_lines(report: dict[str, Any]) -> list[str]:
-    """Say what selection left out as near-duplicates, and how well its picks cover the pool."""
+def format_selection(report: dict[str, Any]) -> list[str]:
+    """Format what selection left out as near-duplicates, and how well its picks cover the pool."""
     duplicates, coverage = report["duplicates"], report["coverage"]
     near = f"near-duplicates left out: {duplicates['against_pool']:,} of an earlier frame"
     if duplicates["against_dataset"]:
@@ -52,7 +52,7 @@ def selection_lines(report: dict[str, Any]) -> list[str]:
     )
     candidates = report["candidates"]
     marked = [f"candidates of the committee: {candidates['picked']:,} of {candidates['marked']:,} picked"]
-    # Earlier selections were judged by 256 clusters, however few they picked.
+    # Earlier versions judged each selection by 256 clusters.
     n_clusters = coverage.get("n_clusters", min(256, report["n_pool"]))
     elements = "" if coverage["elements_hit"] is None else f", {coverage['elements_hit']:.0%} of the elements"
     overlaps = report.get("overlaps", {"n": 0})
@@ -77,11 +77,11 @@ KEPT_TOGETHER = {
     "cluster": "all structures of a region of feature space",
     "structure": "nothing",
 }
-"""What ``store.split_by`` keeps together, in words."""
+"""What each value of ``store.split_by`` keeps together, in words."""
 
 
-def split_lines(report: dict[str, Any]) -> list[str]:
-    """Say how large the splits are, what they keep together, and how much of the tests the training data gives away."""
+def format_splits(report: dict[str, Any]) -> list[str]:
+    """Format the sizes of the splits, what they keep together, and how much of val and test leaks from train."""
     counts = ", ".join(f"{report['counts'][name]:,} {name}" for name in SPLITS if report["counts"][name])
     near = " and near-duplicates" if report["near_duplicates"] and report["by"] != "structure" else ""
     if n_given := report.get("n_given"):

@@ -1,4 +1,4 @@
-"""What a config would do, told before anything runs: counts, bytes, files; and hours, where a probe has measured."""
+"""Plan a run before anything runs: counts, bytes and files, and hours if a probe has measured."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import daskpipe.store.stage as storing
-from daskpipe.cluster.sites import site_of
+from daskpipe.cluster.sites import load_site
 from daskpipe.config.models import Config
-from daskpipe.pipeline.steps import devices
-from daskpipe.runs.budget import HOUR, limits, size_in_words
-from daskpipe.runs.costs import Line, counts
+from daskpipe.pipeline.steps import list_devices
+from daskpipe.runs.budget import HOUR, compute_limits, format_bytes
+from daskpipe.runs.costs import Line, count_units
 from daskpipe.stages import describe
 from daskpipe.stages.describe.catalogue import has_atom_rows
 from daskpipe.stages.describe.stage import FIT
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
     from daskpipe.stages.explore.settings import Dynamics
 
 SAMPLE = 16
-"""Seeds that are really generated to learn how large they are."""
+"""Seeds that are generated to measure their sizes."""
 
 SAMPLE_SECONDS = 5.0
-"""Time after which no further one is generated."""
+"""Seconds after which no further seed is generated."""
 
 SMALL_FILE = 2**20
-"""Files larger than this, bytes, are not read by plan."""
+"""Largest file, in bytes, that plan reads."""
 
 OVERHEAD = (1400.0, 43_000.0, 27_000.0)
-"""Bytes of a manifest, of a dataset's metadata, and of ledger and logs, where no probe has measured them."""
+"""Bytes of a manifest, of the metadata of a dataset, and of ledger and logs, where no probe has measured them."""
 
 UNIT_INODES = 4
-"""A committed unit is a folder with payload.npz, rejected.json and manifest.json."""
+"""Files and folders of a committed unit: a folder with payload.npz, rejected.json and manifest.json."""
 
 
-def plan(config: Config, measured: Measured | None = None) -> dict[str, Any]:
+def plan_run(config: Config, measured: Measured | None = None) -> dict[str, Any]:
     """Count inputs, outputs, units, bytes and files of each stage, and its hours if a probe has measured.
 
     Parameters
@@ -56,7 +56,7 @@ def plan(config: Config, measured: Measured | None = None) -> dict[str, Any]:
     config
         A validated config.
     measured
-        What a probe found, from `daskpipe.runs.probe.probe`.
+        Measurements of a probe, from `daskpipe.runs.probe.probe_run`.
 
     Returns
     -------
@@ -64,10 +64,10 @@ def plan(config: Config, measured: Measured | None = None) -> dict[str, Any]:
         JSON types. ``stages``: per stage ``pool`` (gpu or cpu), ``inputs``, ``outputs`` (at most), ``units``,
         ``tasks`` (a unit is one Dask task), ``bytes``, ``inodes``, ``seconds_a_unit`` and ``hours`` of work.
         ``totals``: the sums, and the ``dataset_bytes`` among the bytes. ``pools``: per pool its stages, ``workers``,
-        ``hours`` of work and ``wall_hours``. ``seconds``: of the whole run on that many workers. ``budget``: the
-        limits, and whether they are kept. ``dynamics``: of a sample of the seeds, how many are explored in which
-        ensemble and with which time step (fs), and a ``warning`` if that is too long. ``doubts`` says what is not
-        exact. What is not known is None.
+        ``hours`` of work and ``wall_hours``. ``seconds``: wall time of the whole run on that many workers.
+        ``budget``: the limits, and whether they are kept. ``dynamics``: of a sample of the seeds, how many are
+        explored in which ensemble and with which time step (fs), and a ``warning`` if that is too long. ``doubts``:
+        what is not exact. Unknown values are None.
 
     Raises
     ------
@@ -75,19 +75,19 @@ def plan(config: Config, measured: Measured | None = None) -> dict[str, Any]:
         If a path of the config does not exist.
     """
     wanted = list_requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
-    sample = _sample(wanted, config)
+    sample = _sample_seeds(wanted, config)
     n_atoms = measured.n_atoms if measured else float(np.mean([len(atoms) for atoms in sample] or [1]))
-    found = counts(config, len(wanted), measured.seeds_a_request if measured else 1.0, n_atoms)
+    counts = count_units(config, len(wanted), measured.seeds_a_request if measured else 1.0, n_atoms)
     if measured:
         sizes: Mapping[str, Line] = {stage: rate.bytes for stage, rate in measured.rates.items()}
         overhead = measured.overhead
     else:
-        sizes, overhead = _sizes(sample, config), OVERHEAD
-    on_gpu = measured.on_gpu if measured else _on_gpu(config)
-    workers = measured.workers if measured else _workers(config)
+        sizes, overhead = _measure_sizes(sample, config), OVERHEAD
+    on_gpu = measured.on_gpu if measured else _list_gpu_stages(config)
+    workers = measured.workers if measured else _count_workers(config)
     stages: dict[str, dict[str, Any]] = {}
     wall = dict.fromkeys(("gpu", "cpu"), 0.0)
-    for stage, count in found.items():
+    for stage, count in counts.items():
         rate = measured.rates[stage] if measured else None
         pool = "gpu" if stage in on_gpu else "cpu"
         seconds = rate.seconds(count.size) if rate else None
@@ -99,7 +99,7 @@ def plan(config: Config, measured: Measured | None = None) -> dict[str, Any]:
             "units": count.units,
             "tasks": count.units,
             "bytes": n_bytes,
-            "inodes": _inodes(stage, count.units, measured.n_arrays if measured else 32),
+            "inodes": _count_inodes(stage, count.units, measured.n_arrays if measured else 32),
             "seconds_a_unit": None if seconds is None else round(seconds, 4),
             "hours": None if seconds is None else round(count.units * seconds / HOUR, 6),
         }
@@ -112,7 +112,7 @@ def plan(config: Config, measured: Measured | None = None) -> dict[str, Any]:
     totals["dataset_bytes"] = None
     if totals["bytes"] is not None:
         totals["bytes"] += round(overhead[1] + overhead[2])
-        count = found[storing.WRITE]
+        count = counts[storing.WRITE]
         totals["dataset_bytes"] = round(count.units * sizes[storing.WRITE](count.rows) + overhead[1])
     pools = {
         pool: {
@@ -124,24 +124,24 @@ def plan(config: Config, measured: Measured | None = None) -> dict[str, Any]:
         for pool in ("gpu", "cpu")
         if any(row["pool"] == pool for row in stages.values())
     }
-    doubts = _doubts(config, wanted, measured)
+    doubts = _list_doubts(config, wanted, measured)
     return {
         "name": config.run_name,
         "exact": not doubts,
         "doubts": doubts,
         "stages": stages,
         "totals": totals,
-        "md_steps": found["explore"].inputs * config.explore.dynamics.n_steps,
+        "md_steps": counts["explore"].inputs * config.explore.dynamics.n_steps,
         "pools": pools,
         "seconds": round(sum(wall.values()) + measured.around, 1) if measured else None,
-        "budget": _budget(config, stages),
+        "budget": _judge_budget(config, stages),
         "probe": measured.as_json() if measured else None,
-        "dynamics": _dynamics(sample, config.explore.dynamics),
+        "dynamics": _summarise_dynamics(sample, config.explore.dynamics),
     }
 
 
-def _dynamics(sample: Sequence[Atoms], dynamics: Dynamics) -> dict[str, Any]:
-    """Count the ensembles and time steps of sampled seeds, and collect what is to be said against them."""
+def _summarise_dynamics(sample: Sequence[Atoms], dynamics: Dynamics) -> dict[str, Any]:
+    """Count the ensembles and time steps of sampled seeds, and warn of a time step that is too long."""
     if not dynamics.steps:
         sample = []
     masses = [atoms.get_masses() for atoms in sample]
@@ -155,11 +155,11 @@ def _dynamics(sample: Sequence[Atoms], dynamics: Dynamics) -> dict[str, Any]:
     }
 
 
-def _doubts(config: Config, wanted: Sequence[Request], measured: Measured | None) -> list[str]:
+def _list_doubts(config: Config, wanted: Sequence[Request], measured: Measured | None) -> list[str]:
     doubts = []
     if any(request.generator == FILES for request in wanted):
         doubts.append(
-            "files are not read by plan: each counts as one structure"
+            "plan does not read files: each counts as one structure"
             if measured is None
             else f"each file counts as {measured.seeds_a_request:.3g} structures, as those that the probe read"
         )
@@ -172,20 +172,20 @@ def _doubts(config: Config, wanted: Sequence[Request], measured: Measured | None
             f"how many seeds lie in shard {config.shard} is not known before they are generated: counted as their mean"
         )
     if config.select.against is not None:
-        doubts.append("what describing the structures of select.against takes is not counted")
+        doubts.append("the description of the structures of select.against is not counted")
     return doubts + (measured.doubts if measured else [])
 
 
-def _budget(config: Config, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Compare what is planned with what may be taken."""
-    hours, n_bytes = limits(config)
+def _judge_budget(config: Config, stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Compare the plan with the budget; return None if there is no budget."""
+    hours, n_bytes = compute_limits(config)
     labels = config.budget.labels
     if hours is None and n_bytes is None and labels is None:
         return None
     over, unknown = [], []
     for name, limit, key, words in (
         ("hours", hours, "hours", lambda value: f"{value:.3g} h of work"),
-        ("bytes", n_bytes, "bytes", size_in_words),
+        ("bytes", n_bytes, "bytes", format_bytes),
     ):
         if limit is None:
             continue
@@ -207,67 +207,67 @@ def _budget(config: Config, stages: Mapping[str, Mapping[str, Any]]) -> dict[str
 # --- sizes ------------------------------------------------------------------------------------------
 
 
-def _sample(wanted: Sequence[Request], config: Config) -> list[Atoms]:
-    """Generate a few seeds, spread over all of them; nothing of large files."""
+def _sample_seeds(wanted: Sequence[Request], config: Config) -> list[Atoms]:
+    """Generate a few seeds, spread over all of them, but read no large files."""
     from daskpipe.core.errors import Rejection
 
     step = max(1, len(wanted) // SAMPLE)
     started = time.perf_counter()
-    found: list[Atoms] = []
+    seeds: list[Atoms] = []
     for request in wanted[::step][:SAMPLE]:
         path = request.params.get("path", "")
         if request.generator == FILES and (not os.path.isfile(path) or Path(path).stat().st_size > SMALL_FILE):
             continue
         made = generate_partition([request], seed=config.seed, limits=config.generate.limits)
-        found += [item for item in made if not isinstance(item, Rejection)]
+        seeds += [item for item in made if not isinstance(item, Rejection)]
         if time.perf_counter() - started > SAMPLE_SECONDS:
             break
-    return found
+    return seeds
 
 
-def _sizes(sample: Sequence[Atoms], config: Config) -> dict[str, Line]:
-    """Return the bytes of a unit of each stage, from what structures like those of the sample take."""
+def _measure_sizes(sample: Sequence[Atoms], config: Config) -> dict[str, Line]:
+    """Measure the bytes of a unit of each stage, by rows, on the structures of a sample."""
     from daskpipe.core.structures import from_atoms
-    from daskpipe.engine.rows import arrays_of
+    from daskpipe.engine.rows import dataset_to_arrays
 
     if not sample:
         return {}
 
-    def line(frames: Sequence[Atoms]) -> Line:
+    def fit_line(frames: Sequence[Atoms]) -> Line:
         points = []
         for n in (1, 2):
             buffer = io.BytesIO()
-            np.savez(buffer, allow_pickle=False, **arrays_of(from_atoms(list(frames) * n)))
+            np.savez(buffer, allow_pickle=False, **dataset_to_arrays(from_atoms(list(frames) * n)))
             points.append((float(n * len(frames)), float(len(buffer.getvalue()))))
         return Line(points[0], points[1])
 
-    def straight(first: float, each: float) -> Line:
+    def make_line(first: float, each: float) -> Line:
         return Line((1.0, first + each), (2.0, first + 2 * each))
 
     dims = config.describe.dims
     frames = [_as_frame(atoms) for atoms in sample]
     labelled = [_as_labelled(atoms, dims) for atoms in frames]
-    arrays = arrays_of(from_atoms(labelled))
-    of_label = line(labelled)
+    arrays = dataset_to_arrays(from_atoms(labelled))
+    of_label = fit_line(labelled)
     packed = sum(array.nbytes if array.dtype.kind != "U" else len(array) for array in arrays.values()) / len(sample)
     n_atoms = float(np.mean([len(atoms) for atoms in sample]))
     rows = 4 * dims * (1 + (n_atoms if config.describe.level == "atom" else 0))
     return {
-        "generate": line(sample),
-        "explore": line(frames),
-        FIT: straight(_axes_bytes(sample, config), 0),
-        "describe": straight(300, rows),
-        "select": straight(3000, 4 * dims + 8 + 8 + 4 + 36),
+        "generate": fit_line(sample),
+        "explore": fit_line(frames),
+        FIT: make_line(_estimate_axes(sample, config), 0),
+        "describe": make_line(300, rows),
+        "select": make_line(3000, 4 * dims + 8 + 8 + 4 + 36),
         "label": of_label,
         storing.SORT: of_label,
-        storing.PLAN: straight(3000, 21),
-        storing.WRITE: straight(1000, packed),
-        "store": straight(1000, 28),
+        storing.PLAN: make_line(3000, 21),
+        storing.WRITE: make_line(1000, packed),
+        "store": make_line(1000, 28),
     }
 
 
-def _axes_bytes(sample: Sequence[Atoms], config: Config) -> float:
-    """Bytes of the fitted axes; those of a model's features, which only the model could tell, count as none."""
+def _estimate_axes(sample: Sequence[Atoms], config: Config) -> float:
+    """Return the bytes of the fitted axes; 0 for features of a model, whose number only the model knows."""
     if describe.identify_model(config.describe) is not None:
         return 0.0
     species = sorted({symbol for atoms in sample for symbol in set(atoms.symbols)})
@@ -279,6 +279,7 @@ def _axes_bytes(sample: Sequence[Atoms], config: Config) -> float:
 
 
 def _as_frame(atoms: Atoms) -> Atoms:
+    """Return a copy with what a frame of an exploration holds besides its atoms."""
     frame = atoms.copy()
     frame.info |= {
         "parent_id": bytes(16), "ensemble": "npt_isotropic", "replica": 0, "step": 0, "time": 0.0, "temperature": 0.0,
@@ -288,6 +289,7 @@ def _as_frame(atoms: Atoms) -> Atoms:
 
 
 def _as_labelled(atoms: Atoms, dims: int) -> Atoms:
+    """Return a copy with what a labelled structure holds besides its atoms."""
     from ase.calculators.singlepoint import SinglePointCalculator
 
     frame = atoms.copy()
@@ -299,8 +301,8 @@ def _as_labelled(atoms: Atoms, dims: int) -> Atoms:
     return frame
 
 
-def _inodes(stage: str, n_units: int, n_arrays: int) -> int:
-    """Files and folders of a stage; files of the dataset are those of its units."""
+def _count_inodes(stage: str, n_units: int, n_arrays: int) -> int:
+    """Count the files and folders of a stage; the files of the dataset are those of its units."""
     folders = 1 + round(256 * (1 - (1 - 1 / 256) ** n_units))  # units/STAGE, and units/STAGE/K0
     extra = {storing.SORT: n_units * n_arrays, storing.WRITE: n_units * math.ceil(n_arrays / 2), "store": 3 * n_arrays}
     return folders + n_units * UNIT_INODES + extra.get(stage, 0)
@@ -309,24 +311,24 @@ def _inodes(stage: str, n_units: int, n_arrays: int) -> int:
 # --- where ------------------------------------------------------------------------------------------
 
 
-def _on_gpu(config: Config) -> frozenset[str]:
+def _list_gpu_stages(config: Config) -> frozenset[str]:
     """Return the stages that would run on GPU workers."""
-    gpu = _workers(config)["gpu"] > 0
-    return frozenset(stage for stage, device in devices(config).items() if gpu and device != "cpu")
+    gpu = _count_workers(config)["gpu"] > 0
+    return frozenset(stage for stage, device in list_devices(config).items() if gpu and device != "cpu")
 
 
-def _workers(config: Config) -> dict[str, int]:
-    """Return how many workers each pool would have; 0 where it is not known, or none."""
-    from daskpipe.cluster.local import local_workers
+def _count_workers(config: Config) -> dict[str, int]:
+    """Count the workers that each pool would have; 0 where that is unknown."""
+    from daskpipe.cluster.local import count_local_workers
 
     settings = config.cluster
     if settings.address:
         return {"gpu": 0, "cpu": 0}
     if settings.name != "local":
-        pools = site_of(settings).pools.values()
+        pools = load_site(settings).pools.values()
         return {
             kind: sum(pool.jobs * pool.n_processes for pool in pools if (pool.gpus > 0) == (kind == "gpu"))
             for kind in ("gpu", "cpu")
         }
-    n_workers, n_gpus = local_workers(settings)
+    n_workers, n_gpus = count_local_workers(settings)
     return {"gpu": n_gpus, "cpu": n_workers}

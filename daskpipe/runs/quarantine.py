@@ -1,4 +1,4 @@
-"""The structures that a run rejected: to list them, to look at one, and to have them tried again."""
+"""List the structures that a run rejected, and release some to be tried again."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from daskpipe.core.errors import MOST_LISTED, ConfigError, IntegrityError, Rejection, unknown
+from daskpipe.core.errors import MOST_LISTED, ConfigError, IntegrityError, Rejection, describe_unknown
 from daskpipe.core.events import Emit, UnitForgotten
-from daskpipe.core.outputs import remove
+from daskpipe.core.outputs import remove_path
 from daskpipe.engine.ledger import Ledger
-from daskpipe.engine.manifests import ORDER, parsed, units_of
+from daskpipe.engine.manifests import STAGE_ORDER, parse_json, read_units
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Unit
 from daskpipe.runs import lease
 
 DUPLICATE = "generate/duplicate"
-"""Seeds that equal an earlier one. No unit rejected them, so trying again would not change them."""
+"""Kind of rejection of seeds that equal an earlier one. No unit rejected them, so another try would change nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """What is tried again.
+    """Rejections that are taken back, and what must be made again.
 
     Parameters
     ----------
     ids
-        Of the rejections that are taken back.
+        Ids of the rejections.
     units
         Units to be made again, by stage.
     """
@@ -38,8 +38,8 @@ class Release:
     units: dict[str, int]
 
 
-def rejections(run_dir: Path | str) -> Iterator[tuple[str, Rejection]]:
-    """Yield id and content of each rejection of a run, sorted by id.
+def list_rejections(run_dir: Path | str) -> Iterator[tuple[str, Rejection]]:
+    """Yield the id and the content of each rejection of a run, sorted by id.
 
     Raises
     ------
@@ -48,118 +48,119 @@ def rejections(run_dir: Path | str) -> Iterator[tuple[str, Rejection]]:
     IntegrityError
         If a file of the quarantine is no rejection.
     """
-    for path in RunDirectory.of(run_dir).quarantine_files():
-        if (found := held(path)) is None:
+    for path in RunDirectory.open_existing(run_dir).quarantine_files():
+        if (rejection := read_rejection(path)) is None:
             run = quote(str(run_dir))
             raise IntegrityError(f"{path} is no rejection. Type: daskpipe fsck {run} --mend")
-        yield path.stem, found
+        yield path.stem, rejection
 
 
-def find(run_dir: Path | str, ids: Sequence[str]) -> list[str]:
-    """Return the full ids of rejections; each may be given by its first characters.
+def find_ids(run_dir: Path | str, ids: Sequence[str]) -> list[str]:
+    """Complete ids of rejections, each given by its first characters.
 
     Raises
     ------
     ConfigError
         If one is unknown, or is the beginning of several.
     """
-    known = [path.stem for path in RunDirectory.of(run_dir).quarantine_files()]
-    found = []
+    known = [path.stem for path in RunDirectory.open_existing(run_dir).quarantine_files()]
+    full = []
     for given in ids:
         matches = [name for name in known if name.startswith(given)] if given else []
         if not matches:
             see = f"see: daskpipe quarantine {quote(str(run_dir))} --json"
-            raise ConfigError(f"{unknown('id', given, [name[:8] for name in known])} Or {see}")
+            raise ConfigError(f"{describe_unknown('id', given, [name[:8] for name in known])} Or {see}")
         if len(matches) > 1:
             listed = ", ".join(matches[:MOST_LISTED])
             raise ConfigError(f"id {given!r} is the beginning of {len(matches)}: {listed}; give more of it")
-        found += matches
-    return list(dict.fromkeys(found))
+        full += matches
+    return list(dict.fromkeys(full))
 
 
-def release(run_dir: Path | str, ids: Sequence[str], *, try_out: bool = False) -> Release:
+def release_rejections(run_dir: Path | str, ids: Sequence[str], *, try_out: bool = False) -> Release:
     """Take rejections back, so that ``daskpipe resume`` tries their structures again.
 
-    The units that rejected them are forgotten, with all that stands on them (see `standing_on`) and the dataset.
+    The units that rejected them are removed, with the units that depend on them (see `find_dependents`) and the
+    dataset.
 
     Parameters
     ----------
     run_dir
         A run directory in which no driver works.
     ids
-        Of rejections, as `find` takes them.
+        Ids of rejections, as `find_ids` takes them.
     try_out
-        Say what would be made again, and change nothing.
+        Count what would be made again, and change nothing.
 
     Raises
     ------
     ConfigError
         If an id is unknown, or of a duplicate; or a driver works there.
     """
-    directory = RunDirectory.of(run_dir)
-    wanted = find(run_dir, ids)
-    with lease.hold(directory.root):
-        named = {name: found for name, found in rejections(run_dir) if name in set(wanted)}
-        if twins := [name for name, found in named.items() if found.kind == DUPLICATE]:
+    directory = RunDirectory.open_existing(run_dir)
+    wanted = find_ids(run_dir, ids)
+    with lease.hold_lease(directory.root):
+        named = {name: rejection for name, rejection in list_rejections(run_dir) if name in set(wanted)}
+        if twins := [name for name, rejection in named.items() if rejection.kind == DUPLICATE]:
             raise ConfigError(
                 f"{twins[0]} equals another seed ({named[twins[0]].evidence}), and would again; leave it where it is"
             )
-        stages = {found.stage for found in named.values()}
+        stages = {rejection.stage for rejection in named.values()}
         units = [
             manifest.unit
-            for stage in ORDER
+            for stage in STAGE_ORDER
             if stage in stages
-            for folder, manifest in units_of(directory, stage)
-            if manifest.receipt.n_rejected and not named.keys().isdisjoint(_names(directory, stage, folder.name))
+            for folder, manifest in read_units(directory, stage)
+            if manifest.receipt.n_rejected and not named.keys().isdisjoint(_list_names(directory, stage, folder.name))
         ]
         gone = dict.fromkeys([(unit.stage, unit.key) for unit in units])
-        gone |= dict.fromkeys(standing_on(directory, units))
+        gone |= dict.fromkeys(find_dependents(directory, units))
         if not try_out:
-            forget(directory, gone, Ledger(directory), reason="a rejection was released")
-    counts = {stage: sum(each == stage for each, _ in gone) for stage in ORDER}
+            forget_units(directory, gone, Ledger(directory), reason="a rejection was released")
+    counts = {stage: sum(each == stage for each, _ in gone) for stage in STAGE_ORDER}
     return Release(ids=wanted, units={stage: n for stage, n in counts.items() if n})
 
 
-def standing_on(directory: RunDirectory, units: Sequence[Unit]) -> Iterator[tuple[str, str]]:
-    """Yield stage and key of each committed unit that may be another one when some units are.
+def find_dependents(directory: RunDirectory, units: Sequence[Unit]) -> Iterator[tuple[str, str]]:
+    """Yield the stage and the key of each committed unit that may change when some units do.
 
     That is every unit of all later stages: axes are fitted on all frames, picks are made from all, and the order of
-    labels follows the picks. Only explorations of seeds that stand before all the units stay: what follows a seed
-    moves to other batches when one is added. Keys do not tell, for they name what a unit is made from, not its bytes.
+    labels follows the picks. Only explorations of seeds that come before all the units are kept: seeds that follow
+    move to other batches when one is added. Keys do not tell, for they name what a unit is made from, not its bytes.
     """
-    first = min((ORDER.index(unit.stage) for unit in units), default=len(ORDER))
+    first = min((STAGE_ORDER.index(unit.stage) for unit in units), default=len(STAGE_ORDER))
     before: set[str] = set()
-    if ORDER[first : first + 1] == ("generate",):
+    if STAGE_ORDER[first : first + 1] == ("generate",):
         lowest = min(unit.index for unit in units if unit.stage == "generate")
-        before = {folder.name for folder, each in units_of(directory, "generate") if each.unit.index < lowest}
-    for stage in ORDER[first + 1 :]:
-        for folder, manifest in units_of(directory, stage):
+        before = {folder.name for folder, each in read_units(directory, "generate") if each.unit.index < lowest}
+    for stage in STAGE_ORDER[first + 1 :]:
+        for folder, manifest in read_units(directory, stage):
             if stage != "explore" or not set(manifest.unit.upstream) <= before:
                 yield stage, folder.name
 
 
-def forget(directory: RunDirectory, units: Iterable[tuple[str, str]], emit: Emit, *, reason: str) -> None:
-    """Remove committed units, their quarantine files, and the dataset; those that stand on others first."""
-    units = sorted(units, key=lambda each: ORDER.index(each[0]), reverse=True)
+def forget_units(directory: RunDirectory, units: Iterable[tuple[str, str]], emit: Emit, *, reason: str) -> None:
+    """Remove committed units, their quarantine files, and the dataset; units of later stages first."""
+    units = sorted(units, key=lambda each: STAGE_ORDER.index(each[0]), reverse=True)
     if units and directory.dataset.exists():
         hidden = directory.root / f".dataset-{uuid.uuid4().hex[:8]}.zarr"
-        os.rename(directory.dataset, hidden)  # under its name it is whole or not there
-        remove(hidden)
+        os.rename(directory.dataset, hidden)  # under its own name it is whole or absent
+        remove_path(hidden)
     for stage, key in units:
-        for name in _names(directory, stage, key):
+        for name in _list_names(directory, stage, key):
             (directory.root / "quarantine" / f"{name}.json").unlink(missing_ok=True)
         emit(UnitForgotten(stage=stage, key=key, reason=reason))
-        directory.forget(stage, key)
-    if any(stage == "generate" for stage, _ in units):  # the driver finds duplicates anew among all seeds
+        directory.forget_unit(stage, key)
+    if any(stage == "generate" for stage, _ in units):  # the driver looks for duplicates anew among all seeds
         for path in directory.quarantine_files():
-            if (found := held(path)) and found.kind == DUPLICATE:
+            if (rejection := read_rejection(path)) and rejection.kind == DUPLICATE:
                 path.unlink()
 
 
-def held(path: Path) -> Rejection | None:
-    """Return the rejection that a file holds, if it holds one."""
+def read_rejection(path: Path) -> Rejection | None:
+    """Return the rejection in a file; None if the file is absent or holds something else."""
     try:
-        rejection = Rejection(**parsed(path.read_bytes()))
+        rejection = Rejection(**parse_json(path.read_bytes()))
     except (FileNotFoundError, IsADirectoryError, ValueError, TypeError):
         return None
     texts = (rejection.stage, rejection.structure, rejection.reason, rejection.evidence)
@@ -167,6 +168,6 @@ def held(path: Path) -> Rejection | None:
     return rejection if whole else None
 
 
-def _names(directory: RunDirectory, stage: str, key: str) -> list[str]:
-    """Names of the quarantine files of what a unit rejected."""
-    return [directory.quarantine_file(rejection).stem for rejection in directory.rejected(stage, key)]
+def _list_names(directory: RunDirectory, stage: str, key: str) -> list[str]:
+    """List the ids of the structures that a unit rejected."""
+    return [directory.quarantine_file(rejection).stem for rejection in directory.read_rejections(stage, key)]

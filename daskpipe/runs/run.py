@@ -1,4 +1,4 @@
-"""Runs: from a config and a directory to a dataset; what `daskpipe.run` and ``daskpipe run`` call."""
+"""Run a config to its dataset, and resume a run: `daskpipe.run` and `daskpipe.resume`."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 from daskpipe import potentials
 from daskpipe.cluster import settings
-from daskpipe.cluster.connect import check as check_cluster
-from daskpipe.cluster.connect import connect
-from daskpipe.cluster.joining import join
+from daskpipe.cluster.connect import check_cluster, connect
+from daskpipe.cluster.joining import join_scheduler
 from daskpipe.config import saved
-from daskpipe.config.load import changed, load_config
+from daskpipe.config.load import change_config, load_config
 from daskpipe.config.models import Config
-from daskpipe.core.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, reasons
+from daskpipe.core.errors import EXIT_COMPLETE, EXIT_QUARANTINED, ConfigError, DiskError, count_reasons
 from daskpipe.core.events import Emit, Notice, RunFinished, fan_out
 from daskpipe.core.files import write_atomically
 from daskpipe.core.shared_disk import FORBIDDEN, disk_error
-from daskpipe.engine.attempts import given_up
+from daskpipe.engine.attempts import list_given_up
 from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.pipeline.completed import read_completed
 from daskpipe.pipeline.run_pipeline import run_pipeline
-from daskpipe.pipeline.steps import content_of
-from daskpipe.runs.budget import BudgetKeeper
-from daskpipe.runs.lease import Lease, WalltimeNear, hold
+from daskpipe.pipeline.steps import hash_content
+from daskpipe.runs.budget import BudgetLimiter
+from daskpipe.runs.lease import Lease, WalltimeNear, hold_lease
 from daskpipe.stages import describe
 from daskpipe.stages.generate.stage import list_requests
 from daskpipe.store.quality.gate import judge
@@ -41,12 +40,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run made.
+    """Result of a run.
 
     Parameters
     ----------
     run_dir, dataset
-        Where it is.
+        Paths of the run directory and of the dataset.
     stages
         Per stage: units, computed now, inputs, outputs, rejected, wall seconds, counts by system type, tallies.
     quarantined
@@ -54,7 +53,7 @@ class Result:
     seconds
         Wall time of this driver.
     verdict
-        What the quality gate says of the dataset; ``quality.json`` in the run directory.
+        Verdict of the quality gate; ``quality.json`` in the run directory.
     """
 
     run_dir: Path
@@ -78,7 +77,7 @@ def run(
     client: Client | None = None,
     subscribers: Iterable[Emit] = (),
 ) -> Result:
-    """Run a config to its dataset, or go on with a run of the same config.
+    """Run a config to its dataset, or resume a run of the same config.
 
     Parameters
     ----------
@@ -87,7 +86,7 @@ def run(
     overrides
         ``group=choice`` or ``key.path=value``.
     run_dir
-        Where everything goes; by default ``runs/NAME``, and of a shard ``runs/NAME-2of8``.
+        The run directory; by default ``runs/NAME``, and of a shard ``runs/NAME-2of8``.
     client
         A Dask client to use, whose workers have one thread each and see the run directory; by default ``cluster`` of
         the config says what to start.
@@ -112,7 +111,7 @@ def run(
     config = target if isinstance(target, Config) else load_config(target, overrides)
     root = Path(run_dir) if run_dir is not None else Path("runs") / config.run_name
     directory = RunDirectory(root.absolute())
-    return _start(directory, config, client, subscribers)
+    return _start_run(directory, config, client, subscribers)
 
 
 def resume(
@@ -124,7 +123,7 @@ def resume(
     subscribers: Iterable[Emit] = (),
     detached: Detached | None = None,
 ) -> Result:
-    """Go on with a run; nothing that is committed is computed again.
+    """Resume a run; nothing that is committed is computed again.
 
     Parameters
     ----------
@@ -133,44 +132,44 @@ def resume(
     overrides
         ``cluster.KEY=VALUE`` and ``budget.KEY=VALUE``: what may change in a run that has begun.
     cluster
-        Where to run instead of where the config says.
+        Cluster to run on, instead of the one in the config.
     client, subscribers
         As in `run`.
     detached
-        What this driver is, if it is a job of its own.
+        Settings of a driver that is a job of its own.
 
     Raises
     ------
     ConfigError
         If it is no run directory, another driver works in it, or an override is of anything else.
     """
-    directory, config = stored(run_dir, overrides, cluster=cluster)
-    return _start(directory, config, client, subscribers, detached or Detached())
+    directory, config = load_stored_run(run_dir, overrides, cluster=cluster)
+    return _start_run(directory, config, client, subscribers, detached or Detached())
 
 
-def stored(
+def load_stored_run(
     run_dir: str | Path, overrides: Sequence[str] = (), *, cluster: settings.Cluster | None = None
 ) -> tuple[RunDirectory, Config]:
-    """Return a run directory and its config with what may change; parameters and errors as of `resume`."""
+    """Load the config of a run directory, changed where it may change; parameters and errors as of `resume`."""
     directory = RunDirectory(Path(run_dir).absolute())
     config = saved.from_yaml(directory.config)
     if cluster is not None:
         config = config.model_copy(update={"cluster": cluster})
-    return directory, changed(config, overrides) if overrides else config
+    return directory, change_config(config, overrides) if overrides else config
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detached:
-    """A driver that is a job of its own.
+    """Settings of a driver that is a job of its own.
 
     Parameters
     ----------
     token
-        Its name in the lease; None for a driver that is no such job.
+        Name of the driver in the lease; None for a driver that is no such job.
     patience
-        Seconds that it waits for another driver to end.
+        Seconds to wait for another driver to end.
     hand_over
-        Called when the job ends soon, after the cluster was closed and before the lease is given back.
+        Called when the job ends soon, after the cluster was closed and before the lease is released.
     """
 
     token: str | None = None
@@ -178,14 +177,14 @@ class Detached:
     hand_over: Callable[[], None] = lambda: None
 
 
-def _start(
+def _start_run(
     directory: RunDirectory,
     config: Config,
     client: Client | None,
     subscribers: Iterable[Emit],
     detached: Detached | None = None,
 ) -> Result:
-    """Check all that can be checked before anything runs, then run."""
+    """Check everything that can be checked before anything runs, then run."""
     detached = detached or Detached()
     with open_run(directory, config, client, patience=detached.patience, token=detached.token) as (lease, identities):
         try:
@@ -205,25 +204,25 @@ def open_run(
     patience: float = 0.0,
     token: str | None = None,
 ) -> Iterator[tuple[Lease, dict[str, potentials.Identity]]]:
-    """Check all that can be checked before anything runs, and open the run directory for one driver.
+    """Check everything that can be checked before anything runs, and open the run directory for one driver.
 
-    The config is written and compared under the lease: of two drivers that begin at once one has written its config
+    The config is written and compared under the lease: of two drivers that begin at once, one has written its config
     before the other compares.
 
     Parameters
     ----------
     directory, config
-        The run directory, which is made if it is not there, and what is to run in it.
+        The run directory, which is made if it is absent, and the config of the run.
     client
         A Dask client to use, if there is one.
     patience, token
-        As `daskpipe.runs.lease.hold` takes them.
+        As `daskpipe.runs.lease.hold_lease` takes them.
 
     Yields
     ------
     lease : Lease
     identities : dict
-        As `prepare`; those that the run began with.
+        As `check_inputs` returns them; those that the run began with.
 
     Raises
     ------
@@ -232,21 +231,21 @@ def open_run(
     """
     if client is None:
         check_cluster(config.cluster)
-    identities = prepare(config)
+    identities = check_inputs(config)
     if directory.config.is_file():  # a run of another config is left alone
-        _compare(directory, config)
+        _compare_config(directory, config)
     else:
         _make_folder(directory.root)
-    with hold(directory.root, patience=patience, token=token) as lease:
+    with hold_lease(directory.root, patience=patience, token=token) as lease:
         if directory.config.is_file():
-            _compare(directory, config)
+            _compare_config(directory, config)
         else:
             write_atomically(directory.config, saved.to_yaml(config))
-        yield lease, _recorded(directory, identities)
+        yield lease, _record_potentials(directory, identities)
 
 
-def prepare(config: Config) -> dict[str, potentials.Identity]:
-    """Check, before anything runs, that models and inputs are there.
+def check_inputs(config: Config) -> dict[str, potentials.Identity]:
+    """Check that models and inputs exist, before anything runs.
 
     Returns
     -------
@@ -256,29 +255,31 @@ def prepare(config: Config) -> dict[str, potentials.Identity]:
     Raises
     ------
     InputError
-        For a model or file that is not there.
+        For a model or file that does not exist.
     """
     list_requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
     if config.select.against is not None:
-        content_of(Path(config.select.against))
-    found = {
+        hash_content(Path(config.select.against))
+    identities = {
         stage: potentials.identify_potential(choice.name, choice.params)
         for stage, choice in (("explore", config.explore.potential), ("label", config.label.potential))
     }
     model = describe.identify_model(config.describe)
-    return found if model is None else {**found, "describe": model}
+    return identities if model is None else {**identities, "describe": model}
 
 
-def _compare(directory: RunDirectory, config: Config) -> None:
+def _compare_config(directory: RunDirectory, config: Config) -> None:
     """Raise ConfigError if a run directory holds a run of another config."""
-    if different := saved.differences(config, saved.from_yaml(directory.config)):
+    if different := saved.list_differences(config, saved.from_yaml(directory.config)):
         raise ConfigError(
             f"{directory.root} holds a run of another config ({'; '.join(different[:3])}). "
             "Give another --run-dir, or remove it"
         )
 
 
-def _recorded(directory: RunDirectory, identities: dict[str, potentials.Identity]) -> dict[str, potentials.Identity]:
+def _record_potentials(
+    directory: RunDirectory, identities: dict[str, potentials.Identity]
+) -> dict[str, potentials.Identity]:
     """Record the potentials of a run, or return those that it began with.
 
     Raises
@@ -289,43 +290,52 @@ def _recorded(directory: RunDirectory, identities: dict[str, potentials.Identity
     record = directory.root / "potentials.json"
     if not record.exists():
         rows = {
-            stage: {"name": found.name, "hash": found.hash}
-            | ({"packages": dict(found.packages)} if found.packages else {})
-            for stage, found in identities.items()
+            stage: {"name": recorded.name, "hash": recorded.hash}
+            | ({"packages": dict(recorded.packages)} if recorded.packages else {})
+            for stage, recorded in identities.items()
         }
         write_atomically(record, json.dumps(rows, indent=1))
         return identities
-    found = dict(identities)
+    recorded = dict(identities)
     for stage, before in json.loads(record.read_text()).items():
         now = identities[stage]
         if before["hash"] == now.hash:
             continue
         if now.packages and "packages" not in before:
-            # Versions of packages were part of the hash in such a record. The config tells the rest: name and params.
-            found[stage] = replace(now, hash=before["hash"])
+            # Such a record has versions of packages in its hash. Name and params are compared with the config.
+            recorded[stage] = replace(now, hash=before["hash"])
             continue
         what = "describe.params.model" if stage == "describe" else f"{stage}.potential"
         raise ConfigError(
             f"{what} is not the one that {directory.root} began with: {before['name']} ({before['hash'][:12]}) then, "
-            f"{now.name} ({now.hash[:12]}) now. Put the model of then back, or give another --run-dir"
+            f"{now.name} ({now.hash[:12]}) now. Put the earlier model back, or give another --run-dir"
         )
-    return found
+    return recorded
 
 
 def _make_folder(root: Path) -> None:
+    """Make a run directory that only its owner may read.
+
+    Raises
+    ------
+    ConfigError
+        If it lies below a file, or holds something else than a run.
+    DiskError
+        If it cannot be made.
+    """
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         names = [path.name for path in root.iterdir() if not path.name.startswith(".") and path.name != "drivers"]
         if not names:
-            root.chmod(0o700)  # it may have been there before
+            root.chmod(0o700)  # an existing folder may be readable by others
     except (FileExistsError, NotADirectoryError):
         raise ConfigError(f"{root} is or lies below a file; give another --run-dir") from None
     except OSError as error:
-        if error.errno in FORBIDDEN and (found := disk_error(error, path=root)) is not None:
-            raise found from error
+        if error.errno in FORBIDDEN and (cause := disk_error(error, path=root)) is not None:
+            raise cause from error
         raise DiskError(f"cannot make {root}: {error.strerror}. Make room or give another --run-dir") from error
-    # A kill between mkdir and the first rename leaves a hidden temporary file.
-    # One between the lease and the config leaves the lease. Another driver may write its config just now.
+    # A kill between mkdir and the first rename leaves a hidden temporary file; one between lease and config leaves
+    # the lease. Another driver may be writing its config at this moment.
     if names and not (root / "config.yaml").exists():
         raise ConfigError(f"{root} is neither empty nor a run directory; give another --run-dir")
 
@@ -338,10 +348,14 @@ def _drive_all(
     subscribers: Iterable[Emit],
     lease: Lease,
 ) -> Result:
+    """Run the pipeline under a lease, and judge the dataset.
+
+    A complete run of earlier stages is not computed again.
+    """
     started = time.perf_counter()
-    before = given_up(directory)
-    directory.sweep()
-    emit = fan_out(lambda _: lease.check(), Ledger(directory), *subscribers, BudgetKeeper(directory, config))
+    before = list_given_up(directory)
+    directory.remove_leftovers()
+    emit = fan_out(lambda _: lease.check_stop(), Ledger(directory), *subscribers, BudgetLimiter(directory, config))
     for event in before:
         emit(event)
     if (completed := read_completed(directory)) is not None:
@@ -353,16 +367,27 @@ def _drive_all(
             )
         )
         seconds = time.perf_counter() - started
-        emit(RunFinished(dataset=str(directory.dataset), seconds=seconds, quarantined=reasons(directory.quarantined())))
+        emit(
+            RunFinished(
+                dataset=str(directory.dataset), seconds=seconds, quarantined=count_reasons(directory.read_quarantine())
+            )
+        )
     elif client is not None:
         stages = run_pipeline(
-            directory, config, identities, join(client, directory.root, emit), emit, go_on=lease.check
+            directory,
+            config,
+            identities,
+            join_scheduler(client, directory.root, emit),
+            emit,
+            check_stop=lease.check_stop,
         )
     else:
         with connect(config.cluster, directory.root / "workers.log", emit) as workers:
-            stages = run_pipeline(directory, config, identities, workers, emit, go_on=lease.check)
+            stages = run_pipeline(directory, config, identities, workers, emit, check_stop=lease.check_stop)
     seen = Outcome(system_types=sorted(stages["generate"]["counts"]))
     verdict = judge(directory.dataset, config.quality, outcome=seen)
     write_atomically(directory.root / "quality.json", json.dumps(verdict.as_json(), indent=1))
     seconds = time.perf_counter() - started
-    return Result(directory.root, directory.dataset, stages, reasons(directory.quarantined()), seconds, verdict)
+    return Result(
+        directory.root, directory.dataset, stages, count_reasons(directory.read_quarantine()), seconds, verdict
+    )

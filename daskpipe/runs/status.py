@@ -1,4 +1,4 @@
-"""How far a run is, read from its directory alone, from any machine that shares it."""
+"""Read the progress of a run from its directory alone, on any machine that shares it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from daskpipe.core.errors import reasons
-from daskpipe.engine.ledger import Reader
+from daskpipe.core.errors import count_reasons
+from daskpipe.engine.ledger import LedgerReader
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import detached, lease
 
 ASK_SECONDS = 30.0
-"""Time between two questions to the queue of a driver that waits in it: it serves all users of the site."""
+"""Seconds between two queries of the queue in which a driver waits; the queue serves all users of the site."""
 
 UNDER_WAY = ("running", "queued")
-"""States in which there is something to watch."""
+"""States of a run that can still change."""
 
 
 @dataclass
-class Row:
-    """What the ledger tells of a stage."""
+class StageProgress:
+    """Progress of a stage, as far as the ledger records it."""
 
     planned: int = 0
     committed: int = 0
@@ -37,26 +37,26 @@ class Row:
         self._since = self._until = 0.0
         self._before = 0
 
-    def begins(self, n_units: int, n_committed: int, at: float) -> None:
-        """Hear that a driver began the stage, or went on with it."""
+    def begin_stage(self, n_units: int, n_committed: int, at: float) -> None:
+        """Record that a driver began the stage, or resumed it."""
         self.planned, self.committed = n_units, n_committed
         self._since, self._until, self._before = at, at, n_committed
 
-    def grows(self, at: float) -> None:
-        """Hear that a unit was committed."""
+    def add_commit(self, at: float) -> None:
+        """Record that a unit was committed."""
         self.committed += 1
         self._until = at
 
     @property
     def rate(self) -> float | None:
-        """Units a second that this driver commits; None while there is nothing to judge by."""
+        """Units that this driver commits in a second; None before its first commit."""
         n_done, seconds = self.committed - self._before, self._until - self._since
         return n_done / seconds if n_done > 0 and seconds > 0 else None
 
 
 @dataclass
-class Watch:
-    """Looks at a run again and again; of the ledger it reads what is new.
+class RunWatcher:
+    """Reader of the progress of a run that reads only new lines of the ledger each time.
 
     Parameters
     ----------
@@ -70,11 +70,11 @@ class Watch:
     """
 
     run_dir: Path | str
-    stages: dict[str, Row] = field(default_factory=dict)
+    stages: dict[str, StageProgress] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.directory = RunDirectory.of(self.run_dir)
-        self._journal = Reader(self.directory)
+        self.directory = RunDirectory.open_existing(self.run_dir)
+        self._journal = LedgerReader(self.directory)
         self._now: str | None = None
         self._finished = False
         self._drivers = 0
@@ -83,14 +83,14 @@ class Watch:
         self._gone: dict[str, bool] = {}
         self._asked = -ASK_SECONDS
 
-    def look(self) -> dict[str, Any]:
-        """Return how far the run is now, as `status` does."""
-        for event in self._journal.events():
-            self._hear(event)
-        driver = lease.holder(self.directory.root)
-        queued = self._queued() if driver is None else None
-        if queued is not None:  # it may have begun while the queue was asked
-            driver = lease.holder(self.directory.root)
+    def read_status(self) -> dict[str, Any]:
+        """Return the present progress of the run, as `read_status` does."""
+        for event in self._journal.read_new_events():
+            self._apply_event(event)
+        driver = lease.find_driver(self.directory.root)
+        queued = self._find_queued() if driver is None else None
+        if queued is not None:  # it may have begun during the query of the queue
+            driver = lease.find_driver(self.directory.root)
         complete = self._finished and self.directory.dataset.exists()
         state = "running" if driver else "queued" if queued else "complete" if complete else "stopped"
         now = self.stages[self._now] if self._now is not None and state == "running" else None
@@ -102,21 +102,21 @@ class Watch:
             if driver is None
             else {"host": driver.host, "pid": driver.pid, "job_id": driver.job_id, "since": driver.since},
             "queued": None if queued is None or driver else {"job_id": queued.job_id, "since": queued.at},
-            "log": None if (record := detached.read(self.directory.root)) is None else record.log,
+            "log": None if (record := detached.read_record(self.directory.root)) is None else record.log,
             "workers": self._workers if driver else None,
             "stages": {stage: asdict(row) for stage, row in self.stages.items()},
             "stage": self._now if now is not None else None,
             "rate": None if rate is None else round(rate, 4),
             "seconds_left": None if now is None or rate is None else round((now.planned - now.committed) / rate),
             "notice": self._notices[-1] if self._notices and state == "running" else None,
-            "quarantined": reasons(self.directory.quarantined()),
+            "quarantined": count_reasons(self.directory.read_quarantine()),
             "driver_starts": self._drivers,
             "dataset": str(self.directory.dataset) if self.directory.dataset.exists() else None,
         }
 
-    def _hear(self, event: dict[str, Any]) -> None:
+    def _apply_event(self, event: dict[str, Any]) -> None:
         at = datetime.fromisoformat(event["at"]).timestamp()
-        row = self.stages.get(event.get("stage", ""), Row())
+        row = self.stages.get(event.get("stage", ""), StageProgress())
         match event["event"]:
             case "RunStarted":
                 self._finished, self._now = False, None
@@ -125,9 +125,9 @@ class Watch:
             case "StageStarted":
                 self._now = event["stage"]
                 row = self.stages.setdefault(event["stage"], row)
-                row.begins(event["n_units"], event["n_committed"], at)
+                row.begin_stage(event["n_units"], event["n_committed"], at)
             case "UnitCommitted":
-                row.grows(at)
+                row.add_commit(at)
             case "UnitLost" if event.get("kind") == "suspect":
                 row.suspect += 1
             case "UnitLost":
@@ -145,19 +145,19 @@ class Watch:
             case "Notice":
                 self._notices.append(event["message"])
 
-    def _queued(self) -> detached.Record | None:
-        """Return the detached driver that waits in a queue; where that can be asked, one that is there."""
-        record = detached.waiting(self.directory.root)
+    def _find_queued(self) -> detached.Record | None:
+        """Return the detached driver that waits in a queue; None if the queue no longer lists its job."""
+        record = detached.find_waiting(self.directory.root)
         if record is None:
             return None
         if time.monotonic() - self._asked >= ASK_SECONDS:
-            self._gone = {record.token: detached.in_queue(record) is False}
+            self._gone = {record.token: detached.is_queued(record) is False}
             self._asked = time.monotonic()
         return None if self._gone.get(record.token) else record
 
 
-def status(run_dir: Path | str) -> dict[str, Any]:
-    """Return how far a run is.
+def read_status(run_dir: Path | str) -> dict[str, Any]:
+    """Read the progress of a run.
 
     Parameters
     ----------
@@ -169,19 +169,19 @@ def status(run_dir: Path | str) -> dict[str, Any]:
     dict
         ``state``: ``running``, ``queued`` (the job of a detached driver waits), ``complete`` or ``stopped``;
         ``driver``: host, pid, job_id and since; ``queued``: job_id and since; ``log`` of a detached driver;
-        ``workers`` that there were when the driver began; ``stages``: units planned and committed, outputs, rejected,
-        units lost with their workers, units suspect of having ended theirs, units that yielded; ``stage`` under way,
-        its ``rate`` in units a second and the estimate ``seconds_left``; the last ``notice``; ``quarantined`` by
-        reason, ``driver_starts`` and ``dataset``. None where there is none. JSON types.
+        ``workers`` that were connected when the driver began; ``stages``: units planned and committed, outputs,
+        rejected, units lost with their workers, units suspected of ending their workers, units that yielded; the
+        present ``stage``, its ``rate`` in units a second and the estimate ``seconds_left``; the last ``notice``;
+        ``quarantined`` by reason, ``driver_starts`` and ``dataset``. None where there is none. JSON types.
 
     Raises
     ------
     ConfigError
         If it is no run directory.
     """
-    return Watch(run_dir).look()
+    return RunWatcher(run_dir).read_status()
 
 
-def is_running(directory: RunDirectory) -> bool:
-    """Whether a driver, on whatever machine, works in the run directory."""
-    return lease.holder(directory.root) is not None
+def is_driven(directory: RunDirectory) -> bool:
+    """Tell whether a driver works in the run directory, on any machine."""
+    return lease.find_driver(directory.root) is not None

@@ -1,4 +1,4 @@
-"""The order of a dataset and its splits: told from ids and lineage alone, whatever the rows came in."""
+"""Arrange a dataset: its order, groups and splits follow from ids and lineage, not from the order of the rows."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from daskpipe.core.variables import SPLITS
 from daskpipe.store.assignment import assign_splits, strata_of, types_of_splits
 from daskpipe.store.blocks_of_time import cut_in_time
 from daskpipe.store.connectivity import Frame, connect_frames
-from daskpipe.store.leakage import compare
-from daskpipe.store.splits import LINEAGE, Split, check_fractions, groups, origins
+from daskpipe.store.leakage import compare_leakage
+from daskpipe.store.splits import LINEAGE, Split, check_fractions, find_groups, seed_ids_of
 
 SAME_ENERGY = 1e-3
-"""Energies of one structure that differ by more, eV, are labels that differ."""
+"""Difference between two energies of one structure, eV, above which its labels conflict."""
 
 COLUMNS = (*LINEAGE, "energy", "generator", "n_atoms", "split", "system_type")
-"""The variables that decide an arrangement, or are told of in its report."""
+"""Variables that decide an arrangement, or that its report counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arrangement:
-    """Where each structure goes.
+    """Place of each structure in a dataset.
 
     Parameters
     ----------
     order
-        Rows in their final order, shape (structure,); of rows with the same id the first alone.
+        Rows in their final order, shape (structure,), int64; of rows with the same id only the first.
     group, split
-        Of each structure in that order: number of its group, and index into `SPLITS`.
+        Number of the group, int32, and index into `SPLITS`, uint8, of each structure in that order, shape (structure,).
     report
-        How the splits came out, and their leakage; JSON types.
+        Sizes of splits and groups, and the leakage; JSON types.
     """
 
     order: np.ndarray
@@ -43,47 +43,46 @@ class Arrangement:
     report: dict[str, Any]
 
 
-def arrangement(
+def find_arrangement(
     columns: Mapping[str, np.ndarray], rule: Split, *, seed: int, frame_of: Callable[[int], Frame] | None = None
 ) -> Arrangement:
-    """Shuffle structures, find groups and give them to splits.
+    """Shuffle structures, and assign their groups to splits.
 
-    Structures that came with a split keep it. Trajectories of fewer seeds than splits are cut in time, and the frames
-    of the gaps left out.
+    Structures that came with a split keep it. Where there are fewer seeds than splits, trajectories are cut in time,
+    and the frames of the gaps are left out.
 
     Parameters
     ----------
     columns
-        Of `COLUMNS`, those that the data has, each with one row a structure; ``isolated`` (bool), if it is there, says
-        which are isolated atoms (`daskpipe.core.isolated_atoms`): reference energies, which stay in train, each a group
-        of its own.
+        Those of `COLUMNS` that the data has, one row per structure. ``isolated`` (bool, optional) marks isolated atoms
+        (`daskpipe.core.isolated_atoms`): reference energies, which stay in train, each in a group of its own.
     rule
-        What stays together, and the share of each split.
+        Rule of what stays together, and the share of each split.
     seed
-        Of the shuffle and of the split.
+        Seed of the shuffle and of the split.
     frame_of
-        Returns the geometry of a row, by which imported frames are connected; without it they are told by lineage.
+        Returns the geometry of a row, by which imported frames are connected; without it, only lineage connects them.
 
     Raises
     ------
     ConfigError
-        If the rule needs features that the data does not have, or its fractions are no shares that sum to 1.
+        If the rule needs features that the data does not have, or its fractions are not shares that sum to 1.
     """
     check_fractions(rule.split)
     order = order_by_hash(seed, "shuffle", columns["structure_id"])
     ids = columns["structure_id"][order]
     first = np.ones(len(ids), dtype=np.bool_)
-    # Rows with the same id stand side by side, the one that came first before the others.
+    # Rows with the same id are neighbours in this order, the one that came first before the others.
     first[1:] = ids[1:] != ids[:-1]
     kept = order[first][np.cumsum(first) - 1]
-    n_conflicts = _differing(columns, kept[~first], order[~first])
+    n_conflicts = _count_conflicts(columns, kept[~first], order[~first])
     order = order[first]
     isolated = columns.get("isolated", np.zeros(len(first), dtype=np.bool_))[order]
     others = order[~isolated]
     placed = {name: columns[name][others] for name in COLUMNS if name in columns}
     if frame_of is not None:
         placed["component"] = connect_frames(placed, lambda row: frame_of(int(others[row])))
-    of_others, split_of_others, stays, facts = _split(placed, rule, seed)
+    of_others, split_of_others, stays, facts = _split_structures(placed, rule, seed)
     placed = {name: values[stays] for name, values in placed.items()}
     kept = np.ones(len(order), dtype=np.bool_)
     kept[~isolated] = stays
@@ -107,18 +106,18 @@ def arrangement(
         "wanted": {name: rule.split.get(name, 0.0) for name in SPLITS},
         "types": types_of_splits(placed, split_of_others),
         **facts,
-        **compare(placed, split_of_others, seed=seed, fractions=rule.split),
+        **compare_leakage(placed, split_of_others, seed=seed, fractions=rule.split),
     }
     if isolated.any():
         report["n_isolated_atoms"] = int(isolated.sum())
     return Arrangement(order=order, group=group, split=split, report=report)
 
 
-def _split(
+def _split_structures(
     columns: Mapping[str, np.ndarray], rule: Split, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-    """Return group and split of each structure that stays, which ones stay, and what the report says of it."""
-    group, stays = groups(columns, rule, seed=seed), np.ones(len(columns["structure_id"]), dtype=np.bool_)
+    """Return group and split of each structure that stays, which structures stay, and facts for the report."""
+    group, stays = find_groups(columns, rule, seed=seed), np.ones(len(columns["structure_id"]), dtype=np.bool_)
     if rule.keep_splits and "split" in columns and (given := np.isin(columns["split"], SPLITS)).any():
         codes = {name: code for code, name in enumerate(SPLITS)}
         split = np.array([codes.get(name, 0) for name in columns["split"].tolist()], dtype=np.uint8)
@@ -126,30 +125,30 @@ def _split(
     if (blocks := cut_in_time(columns, group, rule)) is not None:
         group, split, stays = blocks
         return group[stays], split[stays], stays, {"n_gap": int((~stays).sum()), "gap": rule.gap}
-    return group, _assigned(columns, group, rule, seed), stays, {}
+    return group, _assign_groups(columns, group, rule, seed), stays, {}
 
 
-def _assigned(columns: Mapping[str, np.ndarray], group: np.ndarray, rule: Split, seed: int) -> np.ndarray:
-    """Return the split of each structure: groups are dealt out so that types and sizes get their shares."""
+def _assign_groups(columns: Mapping[str, np.ndarray], group: np.ndarray, rule: Split, seed: int) -> np.ndarray:
+    """Return the split of each structure: groups are assigned so that types and sizes get their shares."""
     if not len(group):
         return np.zeros(0, dtype=np.uint8)  # there are isolated atoms alone
-    sizes, ids = np.bincount(group), _group_ids(columns, group)
+    sizes, ids = np.bincount(group), _smallest_seed_ids(columns, group)
     members = strata_of(columns)
     strata = np.zeros((len(sizes), members.shape[1]))
     np.add.at(strata, group, members)
     return assign_splits(sizes, ids, seed=seed, fractions=rule.split, strata=strata)[group]
 
 
-def _differing(columns: Mapping[str, np.ndarray], kept: np.ndarray, dropped: np.ndarray) -> int:
-    """Count structures that are left out, although their energy is not that of the one that is kept."""
+def _count_conflicts(columns: Mapping[str, np.ndarray], kept: np.ndarray, dropped: np.ndarray) -> int:
+    """Count structures that are left out although their energy differs from that of the structure that is kept."""
     if "energy" not in columns:
         return 0
     one, other = columns["energy"][kept], columns["energy"][dropped]
     return int(np.sum(~np.isclose(one, other, rtol=0, atol=SAME_ENERGY, equal_nan=True)))
 
 
-def _group_ids(columns: Mapping[str, np.ndarray], group: np.ndarray) -> np.ndarray:
-    """Return the smallest id of a seed that each group holds, shape (group,)."""
-    seeds, rank = np.unique(origins(columns), return_inverse=True)
+def _smallest_seed_ids(columns: Mapping[str, np.ndarray], group: np.ndarray) -> np.ndarray:
+    """Return the smallest id of the seeds in each group, shape (group,)."""
+    seeds, rank = np.unique(seed_ids_of(columns), return_inverse=True)
     by_seed = np.argsort(rank.reshape(-1), kind="stable")
     return seeds[rank.reshape(-1)[by_seed][np.unique(group[by_seed], return_index=True)[1]]]

@@ -1,7 +1,7 @@
-"""A compressed copy of a dataset, for object stores and archives: few large files, each a shard of small chunks.
+"""Write a compressed copy of a dataset for object stores and archives: few large files, each a shard of small chunks.
 
-Any Zarr v3 reader with sharding and Blosc opens it. It is read by the block and not by the structure: a loader wants
-the dataset itself.
+Any Zarr v3 reader with sharding and Blosc opens it. Reading it is fast by the block and slow by the structure: train
+from the dataset itself.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ import numpy as np
 
 from daskpipe.core.errors import IntegrityError
 from daskpipe.core.hashing import crc32c_file
-from daskpipe.core.variables import VARIABLES, per_atom, read_root
-from daskpipe.store.writer import Layout, publish
+from daskpipe.core.variables import VARIABLES, is_per_atom, read_root
+from daskpipe.store.writer import ArrayLayout, publish_dataset
 
 ATOM_INNER = 16_384
 STRUCTURE_INNER = 4_096
-"""Rows of a compressed chunk."""
+"""Rows of a compressed chunk of a per-atom array, and of a per-structure array."""
 
 MADE_ANEW = ("Conventions", "checksums", "daskpipe_schema", "n_atoms", "n_structures", "ragged")
+"""Root attributes that the writer makes anew."""
 
 Shard = Callable[[], tuple[str, str]]
-"""Writes one file; returns its name and CRC-32C."""
+"""Function that writes one file and returns its name and CRC-32C."""
 
 
 def write_cold(path: Path | str, out: Path | str, run_parts: Callable[[Sequence[Shard]], list[tuple[str, str]]]) -> int:
@@ -34,31 +35,31 @@ def write_cold(path: Path | str, out: Path | str, run_parts: Callable[[Sequence[
     Parameters
     ----------
     path
-        Of a ``dataset.zarr``.
+        Path of a ``dataset.zarr``.
     out
-        Where the copy is to be.
+        Path of the copy.
     run_parts
-        Runs the parts, of which each writes one file, in any order and anywhere.
+        Runs the parts, in any order and on any machine that shares the disk; each writes one file.
 
     Returns
     -------
     int
-        Number of files with data.
+        Number of data files.
 
     Raises
     ------
     InputError
         If `path` is no dataset.
     ConfigError
-        If something is at `out`.
+        If `out` exists.
     IntegrityError
-        If what was written does not read back as what is stored.
+        If a file does not read back as the data of the dataset.
     """
     root = read_root(Path(path))
-    arrays = [_cold(name, metadata) for name, metadata in root["consolidated_metadata"]["metadata"].items()]
+    arrays = [_compress_layout(name, metadata) for name, metadata in root["consolidated_metadata"]["metadata"].items()]
     shards: list[tuple[str, str]] = []
 
-    def fill(folder: Path) -> dict[str, str]:
+    def write_shards(folder: Path) -> dict[str, str]:
         parts = [
             partial(_write_shard, Path(path), folder, layout, number)
             for layout in arrays
@@ -68,15 +69,15 @@ def write_cold(path: Path | str, out: Path | str, run_parts: Callable[[Sequence[
         return dict(shards)
 
     attrs = {name: value for name, value in root["attributes"].items() if name not in MADE_ANEW}
-    publish(out, arrays, fill, attrs={**attrs, "encoding": "cold"})
+    publish_dataset(out, arrays, write_shards, attrs={**attrs, "encoding": "cold"})
     return len(shards)
 
 
-def _cold(name: str, metadata: dict[str, Any]) -> Layout:
+def _compress_layout(name: str, metadata: dict[str, Any]) -> ArrayLayout:
     shape = tuple(metadata["shape"])
     rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-    inner = min(rows, ATOM_INNER if per_atom(name) else STRUCTURE_INNER)
-    return Layout(
+    inner = min(rows, ATOM_INNER if is_per_atom(name) else STRUCTURE_INNER)
+    return ArrayLayout(
         name=name,
         shape=shape,
         dtype=VARIABLES[name].dtype,
@@ -86,7 +87,7 @@ def _cold(name: str, metadata: dict[str, Any]) -> Layout:
     )
 
 
-def _write_shard(source: Path, folder: Path, layout: Layout, number: int) -> tuple[str, str]:
+def _write_shard(source: Path, folder: Path, layout: ArrayLayout, number: int) -> tuple[str, str]:
     import zarr
 
     rows = slice(number * layout.rows, min((number + 1) * layout.rows, layout.shape[0]))
@@ -95,6 +96,7 @@ def _write_shard(source: Path, folder: Path, layout: Layout, number: int) -> tup
         target = zarr.open_array(folder, path=layout.name, mode="r+")
         target[rows] = values
         same = np.asarray(target[rows]).tobytes() == values.tobytes()
+    file = folder / layout.file_name(number)
     if not same:
-        raise IntegrityError(f"{folder / layout.file(number)} does not read back as what was written; try another disk")
-    return layout.file(number), crc32c_file(folder / layout.file(number))
+        raise IntegrityError(f"{file} does not read back as what was written; try another disk")
+    return layout.file_name(number), crc32c_file(file)

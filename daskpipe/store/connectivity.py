@@ -1,4 +1,4 @@
-"""Frames of one system without lineage: connected by where their atoms are, whatever order the frames come in."""
+"""Connect frames of one system that have no lineage by the positions of their atoms, in any order of the frames."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import numpy as np
 from daskpipe.core.geometry import complete_open_axes
 
 IMPORTED = "import"
-"""Generator of structures that others have made: nothing but the structures says which belong together."""
+"""Generator of imported structures: only the structures themselves show which belong together."""
 
 MOST_FRAMES, MOST_ATOMS = 1_024, 2**20
-"""Frames with the same atoms in the same order, and their atoms, up to which each is compared with all others."""
+"""Most frames with the same atoms in the same order, and most atoms in them, that are all compared with each other."""
 
 NEAREST = 16
-"""Neighbours in feature space that a frame is compared with where there are more."""
+"""Neighbours in feature space with which a frame is compared where there are more frames."""
 
 JUMP = 1.0
-"""Distance, Å, that no atom moves between two connected frames: a thermal vibration is less, a bond is more."""
+"""Upper bound of the displacement of an atom between two connected frames, Å: more than a thermal vibration, less than
+a bond."""
 
 MAX_STRAIN = 0.1
 """Largest component of the strain between the cells of two connected frames."""
@@ -48,17 +49,17 @@ class Frame:
 
 
 def connect_frames(columns: Mapping[str, np.ndarray], frame_of: Callable[[int], Frame]) -> np.ndarray:
-    """Connect imported frames of one system: a chain of frames leads from one to the other, each near the next.
+    """Connect imported frames of one system: two frames are connected if a chain of near frames links them.
 
-    Frames are near if they have the same atoms in the same order and no atom moves by `JUMP`, once translation (in
-    open directions rotation, too) and strain are taken out. Neither the order of the frames nor the file counts. Each
-    frame is compared with all others of the same atoms, and where these are more than `MOST_FRAMES` with its `NEAREST`
+    Frames are near if they have the same atoms in the same order and no atom moves by `JUMP`, after translation (in
+    open directions also rotation) and strain are removed. The order of the frames and their files do not matter. Each
+    frame is compared with all others of the same atoms; where these are more than `MOST_FRAMES`, with its `NEAREST`
     neighbours among them in feature space.
 
     Parameters
     ----------
     columns
-        ``structure_id`` and, of those that the data has, ``generator`` and ``features``; one row a structure.
+        ``structure_id`` and, where the data has them, ``generator`` and ``features``; one row per structure.
     frame_of
         Returns the geometry of a row.
 
@@ -79,45 +80,45 @@ def connect_frames(columns: Mapping[str, np.ndarray], frame_of: Callable[[int], 
     for members in alike.values():
         rows = np.array(members)
         if len(rows) <= MOST_FRAMES and len(rows) * len(frame_of(members[0]).numbers) <= MOST_ATOMS:
-            component[rows] = rows[_components([frame_of(row) for row in members])]
+            component[rows] = rows[_connect_all([frame_of(row) for row in members])]
         else:
-            component[rows] = rows[_components_of_neighbours(columns.get("features"), rows, frame_of)]
+            component[rows] = rows[_connect_neighbours(columns.get("features"), rows, frame_of)]
     return component
 
 
 def is_near(a: Frame, b: Frame) -> bool:
-    """Whether two frames have the same atoms in the same order, and none of them moves by `JUMP` between the two."""
+    """Return whether two frames have the same atoms in the same order, and no atom moves by `JUMP` between them."""
     if not (np.array_equal(a.numbers, b.numbers) and np.array_equal(a.pbc, b.pbc)):
         return False
-    return bool(_Alike.of([a, b]).near(0, np.array([1]))[0])
+    return bool(_AlikeFrames.from_frames([a, b]).find_near(0, np.array([1]))[0])
 
 
-def _components(frames: Sequence[Frame]) -> np.ndarray:
-    """Return the first frame of the component of each, of frames with the same atoms."""
-    alike, first = _Alike.of(frames), np.full(len(frames), -1)
+def _connect_all(frames: Sequence[Frame]) -> np.ndarray:
+    """Return the first frame of the component of each frame, for frames with the same atoms, shape (frame,)."""
+    alike, first = _AlikeFrames.from_frames(frames), np.full(len(frames), -1)
     for start in range(len(frames)):
         if first[start] >= 0:
             continue
         first[start], ahead = start, [start]
         while ahead and len(others := np.flatnonzero(first < 0)):
-            reached = others[alike.near(ahead.pop(), others)]
+            reached = others[alike.find_near(ahead.pop(), others)]
             first[reached] = start
             ahead += reached.tolist()
     return first
 
 
 @dataclass(frozen=True)
-class _Alike:
+class _AlikeFrames:
     """Frames with the same atoms in the same order.
 
     Parameters
     ----------
     places
-        Scaled positions, shape (frame, atom, 3), or without periodic directions those from their centre in Å.
+        Scaled positions, shape (frame, atom, 3); without periodic directions, positions relative to their centre, Å.
     cells
-        With unit normals along open directions, shape (frame, 3, 3), Å.
+        Cells with unit normals along open directions, shape (frame, 3, 3), Å.
     pbc
-        Shape (3,).
+        Periodic along each vector, shape (3,).
     """
 
     places: np.ndarray
@@ -125,22 +126,22 @@ class _Alike:
     pbc: np.ndarray
 
     @classmethod
-    def of(cls, frames: Sequence[Frame]) -> _Alike:
+    def from_frames(cls, frames: Sequence[Frame]) -> _AlikeFrames:
         pbc = frames[0].pbc.astype(bool)
         positions = np.stack([frame.positions for frame in frames]).astype(np.float64)
         if not pbc.any():
             return cls(positions - positions.mean(axis=1, keepdims=True), np.zeros((len(frames), 3, 3)), pbc)
         cells = np.stack([complete_open_axes(frame.cell, pbc) for frame in frames])
         flat = np.abs(np.linalg.det(cells)) < 1e-6
-        cells[flat] = np.nan  # near nothing
+        cells[flat] = np.nan  # near no other frame
         places = np.full(positions.shape, np.nan)
         places[~flat] = positions[~flat] @ np.linalg.inv(cells[~flat])
         return cls(places, cells, pbc)
 
-    def near(self, one: int, others: np.ndarray) -> np.ndarray:
+    def find_near(self, one: int, others: np.ndarray) -> np.ndarray:
         """Return which of some frames are near a frame, shape (frame,), bool."""
         if not self.pbc.any():
-            return np.asarray(_superposed(self.places[one], self.places[others]).max(axis=1, initial=0.0) < JUMP)
+            return np.asarray(_superpose_frames(self.places[one], self.places[others]).max(axis=1, initial=0.0) < JUMP)
         if np.isnan(self.cells[one]).any():
             return np.zeros(len(others), dtype=np.bool_)
         strain = np.linalg.solve(self.cells[one], self.cells[others]) - np.eye(3)
@@ -153,10 +154,8 @@ class _Alike:
         return near
 
 
-def _components_of_neighbours(
-    features: np.ndarray | None, rows: np.ndarray, frame_of: Callable[[int], Frame]
-) -> np.ndarray:
-    """Return the first frame of the component of each row, of many with the same atoms, by neighbours in features."""
+def _connect_neighbours(features: np.ndarray | None, rows: np.ndarray, frame_of: Callable[[int], Frame]) -> np.ndarray:
+    """Return the first frame of the component of each row, comparing neighbours in feature space, shape (row,)."""
     from scipy.cluster.hierarchy import DisjointSet
 
     first = np.arange(len(rows))
@@ -164,8 +163,8 @@ def _components_of_neighbours(
     if features is None or len(described) < 2:
         return first
     components = DisjointSet(described.tolist())
-    for one, other in _nearest_pairs(features[rows[described]].astype(np.float64), described):
-        # What a chain connects already need not be compared.
+    for one, other in _iter_nearest_pairs(features[rows[described]].astype(np.float64), described):
+        # Frames that a chain already connects need no comparison.
         if not components.connected(one, other) and is_near(frame_of(int(rows[one])), frame_of(int(rows[other]))):
             components.merge(one, other)
     for members in components.subsets():
@@ -173,10 +172,10 @@ def _components_of_neighbours(
     return first
 
 
-def _superposed(a: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return how far each atom lies from that of `a`, once it is turned onto the other, shape (frame, atom), Å.
+def _superpose_frames(a: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Rotate `a` onto each of the other frames, and return the distances of the atoms, shape (frame, atom), Å.
 
-    Positions are from the centre. Least-squares rotation by Kabsch, DOI 10.1107/S0567739476001873.
+    Positions are relative to the centre. Least-squares rotation by Kabsch, DOI 10.1107/S0567739476001873.
     """
     u, _, v = np.linalg.svd(a.T @ others)
     turn = np.repeat(np.eye(3)[None], len(others), axis=0)
@@ -184,14 +183,14 @@ def _superposed(a: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.asarray(np.linalg.norm(a @ (u @ turn @ v) - others, axis=2))
 
 
-def _nearest_pairs(features: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield pairs of rows, each with its nearest neighbours, the closest pairs first."""
+def _iter_nearest_pairs(features: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield pairs of each row and its nearest neighbours, the closest pairs first."""
     from scipy.spatial import cKDTree
 
     k = min(NEAREST + 1, len(rows))
     distance, place = cKDTree(features).query(features, k=k)
-    one, other, far = np.repeat(np.arange(len(rows)), k), place.ravel(), distance.ravel()
-    apart = one != other
-    # Of equally close pairs those of lower rows come first: nothing depends on the tree.
-    order = np.lexsort((rows[other[apart]], rows[one[apart]], far[apart]))
-    yield from zip(rows[one[apart]][order].tolist(), rows[other[apart]][order].tolist(), strict=True)
+    one, other, distances = np.repeat(np.arange(len(rows)), k), place.ravel(), distance.ravel()
+    differ = one != other
+    # Equally close pairs are sorted by row, so that the result does not depend on the tree.
+    order = np.lexsort((rows[other[differ]], rows[one[differ]], distances[differ]))
+    yield from zip(rows[one[differ]][order].tolist(), rows[other[differ]][order].tolist(), strict=True)

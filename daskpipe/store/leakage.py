@@ -1,4 +1,4 @@
-"""How much of a test its training data gives away."""
+"""Measure leakage: the share of a test set that has a near training structure."""
 
 from __future__ import annotations
 
@@ -9,84 +9,90 @@ import numpy as np
 from daskpipe.core.seeds import order_by_hash
 from daskpipe.core.variables import SPLITS
 from daskpipe.store.assignment import assign_splits
-from daskpipe.store.splits import features_of, kin
+from daskpipe.store.splits import features_of, number_families
 
 SAMPLE = 10_000
-"""Structures of a split whose nearest training neighbour is looked for, at most; chosen by hash."""
+"""Most structures of a split whose nearest training neighbour is searched for; chosen by hash."""
 
 
 def frame_distance(columns: Mapping[str, np.ndarray]) -> float | None:
-    """Return the distance in feature space from a frame to the nearest other one of its kin, the median of all.
+    """Return the median distance in feature space between a frame and the nearest other frame of its family.
 
-    Kin are the frames of one seed, or of one component of connected frames (`daskpipe.store.splits.kin`). Their order
-    does not matter.
+    A family is the frames of one seed, or of one component of connected frames
+    (`daskpipe.store.splits.number_families`). The order of the frames does not matter.
 
     Parameters
     ----------
     columns
-        Of `daskpipe.store.splits.LINEAGE`, and ``component`` if there is one; one row a structure.
+        Those of `daskpipe.store.splits.LINEAGE`, and ``component`` if there is one; one row per structure.
 
     Returns
     -------
     float or None
-        None if no seed has two described frames.
+        None if no family has two frames with features.
     """
     spaced = features_of(columns)
     if spaced is None:
         return None
     features, rows, _ = spaced
-    nearest, _ = nearest_of_kin(features, kin(columns)[rows])
+    nearest, _ = nearest_in_family(features, number_families(columns)[rows])
     return float(np.median(nearest[np.isfinite(nearest)])) if np.isfinite(nearest).any() else None
 
 
-def nearest_of_kin(features: np.ndarray, kin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the nearest other row with the same number of each row, and the distance to it.
+def nearest_in_family(features: np.ndarray, family: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the nearest other row of the same family for each row, and the distance to it.
 
     Parameters
     ----------
     features
         Shape (structure, feature), finite.
-    kin
-        Shape (structure,), integers.
+    family
+        Number of the family of each row, shape (structure,), integers.
 
     Returns
     -------
     distance, row : numpy.ndarray
-        Shape (structure,); infinite and -1 where there is no other.
+        Shape (structure,); infinite and -1 where the family has no other row.
+
+    Examples
+    --------
+    >>> distance, row = nearest_in_family(np.array([[0.0], [0.1], [0.3], [0.2]]), np.array([0, 0, 0, 1]))
+    >>> distance.round(3).tolist(), row.tolist()
+    ([0.1, 0.1, 0.2, inf], [1, 0, 1, -1])
     """
     from scipy.spatial import cKDTree
 
-    distance, row = np.full(len(kin), np.inf), np.full(len(kin), -1)
-    order = np.argsort(kin, kind="stable")
-    for members in np.split(order, np.flatnonzero(np.diff(kin[order])) + 1):
+    distance, row = np.full(len(family), np.inf), np.full(len(family), -1)
+    order = np.argsort(family, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(family[order])) + 1):
         if len(members) > 1:
             distances, places = cKDTree(features[members]).query(features[members], k=2)
             distance[members] = distances[:, 1]
-            # Of equal features the tree may name another row first.
+            # Where features are equal, the tree may return another row than the query first.
             row[members] = members[np.where(places[:, 0] == np.arange(len(members)), places[:, 1], places[:, 0])]
     return distance, row
 
 
-def leakage(
+def measure_leakage(
     columns: Mapping[str, np.ndarray], split: np.ndarray, *, seed: int, threshold: float | None
 ) -> dict[str, float]:
-    """Measure which share of a split has a training neighbour closer than a frame is to the nearest other of its kin.
+    """Measure the share of each split with a training neighbour nearer than frames of one family are to each other.
 
     Parameters
     ----------
     columns
-        Of `daskpipe.store.splits.LINEAGE`, one row a structure.
+        Those of `daskpipe.store.splits.LINEAGE`, one row per structure.
     split
         Index into `SPLITS` of each structure, shape (structure,).
     seed
-        Of the sample, where a split has more than `SAMPLE` structures.
+        Seed of the sample, where a split has more than `SAMPLE` structures.
     threshold
-        As `frame_distance` returns it.
+        Distance in feature space, from `frame_distance`.
 
     Returns
     -------
     dict
-        The share by split, of those (``val``, ``test``) that hold structures; empty if it cannot be measured.
+        Share by split (``val``, ``test``), for those with structures; empty if it cannot be measured.
     """
     from scipy.spatial import cKDTree
 
@@ -107,21 +113,21 @@ def leakage(
     return shares
 
 
-def compare(
+def compare_leakage(
     columns: Mapping[str, np.ndarray], split: np.ndarray, *, seed: int, fractions: Mapping[str, float]
 ) -> dict[str, object]:
-    """Return the leakage of a split beside that of a random one, as JSON types.
+    """Measure the leakage of a split and that of a random split, as JSON types.
 
     Returns
     -------
     dict
-        ``frame_distance`` (in feature space, None if it cannot be told), ``leakage`` and ``leakage_random``: share of
-        each split with a training neighbour closer than that.
+        ``frame_distance`` (in feature space, None if unknown), ``leakage`` and ``leakage_random``: share of each split
+        with a training neighbour nearer than that.
     """
     ids, threshold = columns["structure_id"], frame_distance(columns)
-    torn = assign_splits(np.ones(len(ids), dtype=np.int64), ids, seed=seed, fractions=fractions)
+    random_split = assign_splits(np.ones(len(ids), dtype=np.int64), ids, seed=seed, fractions=fractions)
     return {
         "frame_distance": threshold,
-        "leakage": leakage(columns, split, seed=seed, threshold=threshold),
-        "leakage_random": leakage(columns, torn, seed=seed, threshold=threshold),
+        "leakage": measure_leakage(columns, split, seed=seed, threshold=threshold),
+        "leakage_random": measure_leakage(columns, random_split, seed=seed, threshold=threshold),
     }

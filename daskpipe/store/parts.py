@@ -1,8 +1,7 @@
-"""A dataset in parts, of which each is made on its own: sorted runs of rows, and chunks of the final arrays.
+"""Make a dataset in independent parts: sorted runs of rows, and chunks of the final arrays.
 
-The final order is one of hashed ids. So each run of rows is sorted by it at once, and a chunk of the final arrays
-needs a stretch of each run: no part of the work, and no file, is larger than a run or a chunk, however many rows
-there are.
+The final order is that of hashed ids. Each run of rows is sorted by it on its own, and a chunk of the final arrays
+takes consecutive rows of each run. So no task and no file is larger than a run or a chunk, however many rows there are.
 """
 
 from __future__ import annotations
@@ -17,9 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.core.seeds import order_by_hash
-from daskpipe.core.structures import atom_rows, neutral, starts, take
-from daskpipe.core.variables import SPLITS, VARIABLES, code_names, codes_of, per_atom, validate
-from daskpipe.store.writer import Layout, layouts
+from daskpipe.core.structures import atom_rows, atom_starts, take
+from daskpipe.core.variables import (
+    SPLITS,
+    VARIABLES,
+    code_names,
+    codes_of,
+    is_per_atom,
+    missing_values,
+    validate_dataset,
+)
+from daskpipe.store.writer import ArrayLayout, lay_out_arrays
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,25 +34,30 @@ if TYPE_CHECKING:
     import xarray as xr
 
 Load = Callable[[int, str], np.ndarray | None]
-"""Returns a variable of a run, by the run's number; None where it has none."""
+"""Function that returns a variable of a run by the number of the run; None where the run lacks it."""
 
-MADE = ("atom_start", "group", "split")
-"""Variables that the plan makes."""
+PLANNED = ("atom_start", "group", "split")
+"""Variables that the plan makes, and no run holds."""
 
 
-def sorted_run(ds: xr.Dataset, *, seed: int) -> dict[str, bytes]:
-    """Return the variables of a run of rows as ``NAME.npy`` files, sorted as they will be in the dataset.
+def sort_run(ds: xr.Dataset, *, seed: int) -> dict[str, bytes]:
+    """Sort a run of rows into the order of the dataset, and return its variables as ``NAME.npy`` files.
 
     Parameters
     ----------
     ds
-        In memory; passes `daskpipe.core.variables.validate`.
+        Dataset in memory that passes `daskpipe.core.variables.validate_dataset`.
     seed
-        Of the shuffle.
+        Seed of the shuffle.
+
+    Returns
+    -------
+    dict
+        Bytes of each file by name.
     """
-    validate(ds)
-    # A split that frames came with is kept: the plan looks at it.
-    ds = take(ds, order_by_hash(seed, "shuffle", ds["structure_id"].values)).drop_vars(MADE[:2], errors="ignore")
+    validate_dataset(ds)
+    # A given split stays in the run: the plan reads it.
+    ds = take(ds, order_by_hash(seed, "shuffle", ds["structure_id"].values)).drop_vars(PLANNED[:2], errors="ignore")
     files = {}
     for name, array in ds.data_vars.items():
         buffer = io.BytesIO()
@@ -54,27 +66,27 @@ def sorted_run(ds: xr.Dataset, *, seed: int) -> dict[str, bytes]:
     return files
 
 
-def mapped(path: Path) -> np.ndarray:
-    """Map a ``.npy`` file that `sorted_run` made."""
+def map_array_file(path: Path) -> np.ndarray:
+    """Map a ``.npy`` file that `sort_run` made into memory, read only."""
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What goes where in a dataset.
+class DatasetPlan:
+    """Place of each structure and variable in a dataset.
 
     Parameters
     ----------
     run, row
-        Of each structure, in the final order: number of its run and its row there, shape (structure,).
+        Number of the run of each structure and its row there, in the final order, shape (structure,).
     n_atoms, group, split
-        Of each structure, in the final order.
+        Variables of the structures, in the final order, shape (structure,).
     names
         Variables of the dataset.
     codes
-        Names that the codes of each coded variable count.
+        Names of the codes of each coded variable.
     n_features
-        Length of the features; 0 without.
+        Length of the features; 0 without any.
     """
 
     run: np.ndarray
@@ -88,13 +100,13 @@ class Plan:
 
     @cached_property
     def atom_start(self) -> np.ndarray:
-        """Row of the first atom of each structure, and the number of atoms; shape (structure + 1,)."""
-        return np.append(starts(self.n_atoms), self.n_atoms.sum(dtype=np.int64))
+        """Row of the first atom of each structure, and the number of atoms; shape (structure + 1,), int64."""
+        return np.append(atom_starts(self.n_atoms), self.n_atoms.sum(dtype=np.int64))
 
     @cached_property
-    def layouts(self) -> dict[str, Layout]:
-        """Layout of each array."""
-        return layouts(self.names, len(self.row), int(self.atom_start[-1]), self.n_features, self.codes)
+    def layouts(self) -> dict[str, ArrayLayout]:
+        """Layout of each array, by name."""
+        return lay_out_arrays(self.names, len(self.row), int(self.atom_start[-1]), self.n_features, self.codes)
 
     def as_arrays(self) -> dict[str, np.ndarray]:
         """Return the plan as arrays, for a payload."""
@@ -103,56 +115,74 @@ class Plan:
         return {**columns, "facts": np.array(json.dumps(facts))}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Plan:
-        """Undo `as_arrays`."""
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> DatasetPlan:
+        """Restore a plan from the arrays of `as_arrays`."""
         columns: dict[str, Any] = {name: arrays[name] for name in ("run", "row", "n_atoms", "group", "split")}
         return cls(**columns, **json.loads(arrays["facts"].item()))
 
 
-def union(tables: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
-    """Return the names that codes count: those of any run, and `Variable.missing` where a run lacks the variable."""
+def merge_code_names(tables: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
+    """Merge the names of coded variables of all runs; a run without a variable adds the name for "not given".
+
+    Parameters
+    ----------
+    tables
+        Names that occur in each run, by variable.
+
+    Returns
+    -------
+    dict
+        Names in the order of their codes, by variable.
+
+    Examples
+    --------
+    >>> merge_code_names([{"generator": ["bulk"]}, {"generator": ["alloy", "bulk"]}, {}])["generator"]
+    ['alloy', 'bulk', 'unknown']
+    """
     coded = sorted({name for table in tables for name in table})
-    lacking = {name: [str(neutral(name, ()))] for name in coded}
-    found = {name: {item for table in tables for item in table.get(name, lacking[name])} for name in coded}
-    return {name: code_names(name, items) for name, items in found.items()} | {"split": list(SPLITS)}
+    missing = {name: [str(missing_values(name, ()))] for name in coded}
+    names = {name: {item for table in tables for item in table.get(name, missing[name])} for name in coded}
+    return {name: code_names(name, items) for name, items in names.items()} | {"split": list(SPLITS)}
 
 
-def chunk(plan: Plan, axis: str, number: int, load: Load) -> Iterator[tuple[Layout, np.ndarray]]:
-    """Yield the rows of chunk `number` of each array along an axis, as they are on disk.
+def make_chunk(plan: DatasetPlan, axis: str, number: int, load: Load) -> Iterator[tuple[ArrayLayout, np.ndarray]]:
+    """Yield the rows of one chunk of each array along an axis, as they are on disk.
 
     Parameters
     ----------
     plan
-        Of the dataset.
+        Plan of the dataset.
     axis
         ``structure`` or ``atom``.
     number
-        Of the chunk.
+        Number of the chunk.
     load
-        Gives the variables of the runs.
+        Returns the variables of the runs.
     """
-    arrays = [layout for layout in plan.layouts.values() if per_atom(layout.name) == (axis == "atom")]
+    arrays = [layout for layout in plan.layouts.values() if is_per_atom(layout.name) == (axis == "atom")]
     begin, end = number * arrays[0].rows, min((number + 1) * arrays[0].rows, arrays[0].shape[0])
     if axis == "structure":
         structures, origin, size = slice(begin, end), begin, end - begin
     else:
-        # The structures at both ends may lie in two chunks: whole ones are gathered, and then cut.
+        # The structures at both ends may span two chunks: whole structures are gathered, and then cut.
         first = int(np.searchsorted(plan.atom_start, begin, side="right")) - 1
         last = int(np.searchsorted(plan.atom_start, end, side="left"))
         structures, origin = slice(first, last), int(plan.atom_start[first])
         size = int(plan.atom_start[last]) - origin
     made = {"atom_start": plan.atom_start[:-1], "group": plan.group, "split": plan.split}
-    moves = list(_moves(plan, axis, structures, load))
+    moves = list(_plan_moves(plan, axis, structures, load))
     for layout in arrays:
         if layout.name in made:
             values = made[layout.name][structures].astype(layout.dtype)
         else:
-            values = _gathered(plan, layout, moves, size, load)
-        yield layout, layout.chunk(values[begin - origin : end - origin])
+            values = _gather_rows(plan, layout, moves, size, load)
+        yield layout, layout.pad_chunk(values[begin - origin : end - origin])
 
 
-def _moves(plan: Plan, axis: str, structures: slice, load: Load) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield run, rows there, and rows here of what the structures need of each run."""
+def _plan_moves(
+    plan: DatasetPlan, axis: str, structures: slice, load: Load
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield each run, the rows to take from it, and the rows of the chunk that they become."""
     runs, rows, n_atoms = plan.run[structures], plan.row[structures], plan.n_atoms[structures]
     for run in np.unique(runs).tolist():
         here = np.flatnonzero(runs == run)
@@ -161,17 +191,17 @@ def _moves(plan: Plan, axis: str, structures: slice, load: Load) -> Iterator[tup
         else:
             of_run = load(run, "n_atoms")
             assert of_run is not None  # each run has what every dataset holds
-            there = atom_rows(starts(of_run)[rows[here]], n_atoms[here])
-            yield run, there, atom_rows(starts(n_atoms)[here], n_atoms[here])
+            there = atom_rows(atom_starts(of_run)[rows[here]], n_atoms[here])
+            yield run, there, atom_rows(atom_starts(n_atoms)[here], n_atoms[here])
 
 
-def _gathered(
-    plan: Plan, layout: Layout, moves: Sequence[tuple[int, np.ndarray, np.ndarray]], size: int, load: Load
+def _gather_rows(
+    plan: DatasetPlan, layout: ArrayLayout, moves: Sequence[tuple[int, np.ndarray, np.ndarray]], size: int, load: Load
 ) -> np.ndarray:
-    """Return `size` rows of one array from the runs that they stand in."""
+    """Gather `size` rows of one array from their runs."""
     values = np.empty((size, *layout.shape[1:]), dtype=layout.dtype)
     for run, there, here in moves:
-        found = load(run, layout.name)
-        part = neutral(layout.name, (len(there), *layout.shape[1:])) if found is None else found[there]
+        variable = load(run, layout.name)
+        part = missing_values(layout.name, (len(there), *layout.shape[1:])) if variable is None else variable[there]
         values[here] = codes_of(layout.name, part, plan.codes[layout.name]) if VARIABLES[layout.name].coded else part
     return values

@@ -1,4 +1,4 @@
-"""Open a dataset, and check its bytes."""
+"""Open a dataset, read rows of it, and verify its bytes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from daskpipe.core.errors import InputError
 from daskpipe.core.hashing import crc32c_file, crc32c_root
-from daskpipe.core.structures import starts
-from daskpipe.core.variables import VARIABLES, decode, read_root
+from daskpipe.core.structures import atom_starts
+from daskpipe.core.variables import VARIABLES, decode_names, read_root
 from daskpipe.store.writer import files_of
 
 if TYPE_CHECKING:
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 
 def open_dataset(path: Path | str, chunks: Mapping[str, int] | None = None) -> xr.Dataset:
-    """Open a dataset; no array is read before it is asked for.
+    """Open a dataset lazily.
 
     Parameters
     ----------
     path
-        Of a ``dataset.zarr``.
+        Path of a ``dataset.zarr``.
     chunks
-        Rows by dim, e.g. ``{"structure": 4096}``; as stored if not given.
+        Rows per Dask chunk by dim, e.g. ``{"structure": 4096}``; as stored by default.
 
     Returns
     -------
     xarray.Dataset
         Dask arrays with the names, dims, dtypes and units of `daskpipe.core.variables`. Coded variables hold codes;
-        `daskpipe.core.variables.decode` gives their names. A chunk file that is missing is an error when it is read
-        (`zarr.errors.ChunkNotFoundError`), never a block of fill values.
+        `daskpipe.core.variables.decode_names` returns their names. Reading a chunk whose file is missing is an error
+        (`zarr.errors.ChunkNotFoundError`); it never gives fill values.
 
     Raises
     ------
@@ -45,23 +45,23 @@ def open_dataset(path: Path | str, chunks: Mapping[str, int] | None = None) -> x
     import zarr
 
     _check_arrays(Path(path), read_root(Path(path)))
-    # Zarr takes this setting over into each array that it opens, and pickles it with them.
+    # Zarr stores this setting in each array that it opens, and pickles it with them.
     with zarr.config.set({"array.read_missing_chunks": False}):
         ds: xr.Dataset = xr.open_zarr(path, chunks=dict(chunks or {}), consolidated=True)
     return ds
 
 
 CODECS = {"bytes", "crc32c", "sharding_indexed", "transpose", "zstd", "gzip", "blosc"}
-"""Codecs that Zarr itself brings and that datasets are written with, or may be recompressed with."""
+"""Codecs of Zarr itself with which datasets are written, or may be compressed again."""
 
 
 def _check_arrays(path: Path, root: Mapping[str, Any]) -> None:
-    """See that the arrays are what the schema says before anything makes room for them or decodes them.
+    """Check metadata of the arrays against the schema before memory is allocated for them or they are decoded.
 
     Raises
     ------
     InputError
-        If a codec is unknown, or a type or a shape is not that of the schema and the counts.
+        If a codec is unknown, or a type or shape differs from the schema and the counts.
     """
     file = path / "zarr.json"
     try:
@@ -93,59 +93,59 @@ def _check_arrays(path: Path, root: Mapping[str, Any]) -> None:
 
 
 def _zarr_type(dtype: np.dtype[Any]) -> Any:
-    """Return how Zarr writes a type."""
+    """Return Zarr's notation of a dtype."""
     if dtype.kind == "V":
         return {"name": "raw_bytes", "configuration": {"length_bytes": dtype.itemsize}}
     return dtype.name
 
 
 def dataset_of(path: str | Path) -> Path:
-    """Return the path of a dataset that is given by itself or by its run."""
+    """Return the absolute path of a dataset, given its own path or that of its run directory."""
     inside = Path(path) / "dataset.zarr"
     return (inside if inside.is_dir() else Path(path)).absolute()
 
 
-def content(path: Path | str) -> tuple[str, int]:
-    """Return what tells a dataset from all others, and its number of structures; raises as `open_dataset`."""
+def read_identity(path: Path | str) -> tuple[str, int]:
+    """Return the checksum that identifies a dataset, and its number of structures; raises as `open_dataset`."""
     attributes = read_root(Path(path))["attributes"]
     return attributes["checksums"]["root"], attributes["n_structures"]
 
 
 GEOMETRY = ("n_atoms", "numbers", "positions", "cell", "pbc", "charge")
-"""What makes a geometry, with the charge where it is known."""
+"""Variables of a geometry, with the charge where it is known."""
 
 
-def geometries(path: Path | str, start: int, stop: int) -> xr.Dataset:
-    """Read numbers, positions and cells of some structures of a dataset into memory; see `rows`."""
-    return rows(path, start, stop, GEOMETRY)
+def read_geometries(path: Path | str, start: int, stop: int) -> xr.Dataset:
+    """Read numbers, positions and cells of some structures of a dataset into memory; see `read_rows`."""
+    return read_rows(path, start, stop, GEOMETRY)
 
 
-def rows(path: Path | str, start: int, stop: int, names: Collection[str] | None = None) -> xr.Dataset:
+def read_rows(path: Path | str, start: int, stop: int, names: Collection[str] | None = None) -> xr.Dataset:
     """Read some structures of a dataset into memory.
 
     Parameters
     ----------
     path
-        Of a ``dataset.zarr``.
+        Path of a ``dataset.zarr``.
     start, stop
-        The structures, in the order of the dataset.
+        First structure, and the one after the last, in the order of the dataset.
     names
-        Of the variables to read, those that are there; all if not given.
+        Variables to read; those that the dataset lacks are left out. By default all are read.
 
     Returns
     -------
     xarray.Dataset
-        As `daskpipe.core.structures.from_atoms` makes it: coded variables hold names.
+        As from `daskpipe.core.structures.from_atoms`: coded variables hold names.
     """
     ds = open_dataset(path)
-    # Read here: within a task Dask would hand the reading to the cluster.
+    # Read in this thread: within a task, Dask would send the reading to the cluster.
     index = ds[["n_atoms", "atom_start"]].isel(structure=slice(start, stop)).load(scheduler="synchronous")
     ends = np.append(index["atom_start"].values[:1], index["atom_start"].values + index["n_atoms"].values)
     atoms = slice(int(ends[0]), int(ends[-1])) if len(ends) else slice(0, 0)
-    found = ds[[name for name in ds if names is None or name in names]].isel(structure=slice(start, stop), atom=atoms)
-    found = found.load(scheduler="synchronous")
-    decoded = {name: (array.dims, decode(array)) for name, array in found.items() if VARIABLES[str(name)].coded}
-    return found.assign(decoded).assign(atom_start=("structure", starts(found["n_atoms"].values)))
+    part = ds[[name for name in ds if names is None or name in names]].isel(structure=slice(start, stop), atom=atoms)
+    part = part.load(scheduler="synchronous")
+    decoded = {name: (array.dims, decode_names(array)) for name, array in part.items() if VARIABLES[str(name)].coded}
+    return part.assign(decoded).assign(atom_start=("structure", atom_starts(part["n_atoms"].values)))
 
 
 def verify(path: Path | str) -> list[str]:
@@ -154,13 +154,13 @@ def verify(path: Path | str) -> list[str]:
     Returns
     -------
     list of str
-        The files, relative to `path`, that differ, are missing or are extra, each as ``"name: what"``, sorted;
-        empty if the dataset is what was written.
+        Files that differ, are missing or are extra, as ``"NAME: differs"`` (``missing``, ``extra``), sorted; empty if
+        all bytes are those that were written. Names are relative to `path`.
 
     Raises
     ------
     InputError
-        If `path` is no daskpipe dataset, or its root metadata cannot be read.
+        If `path` is not a daskpipe dataset, or its root metadata cannot be read.
     """
     path = Path(path)
     root = read_root(path)
@@ -170,11 +170,11 @@ def verify(path: Path | str) -> list[str]:
         root_differs = checksums["root"] != crc32c_root(root)
     except (KeyError, TypeError, AttributeError):
         return ["zarr.json: differs"]
-    found = dict(files_of(path))
+    present = dict(files_of(path))
     problems = ["zarr.json: differs"] if root_differs else []
-    problems += [f"{name}: missing" for name in expected.keys() - found.keys()]
-    problems += [f"{name}: extra" for name in found.keys() - expected.keys()]
+    problems += [f"{name}: missing" for name in expected.keys() - present.keys()]
+    problems += [f"{name}: extra" for name in present.keys() - expected.keys()]
     problems += [
-        f"{name}: differs" for name in expected.keys() & found.keys() if crc32c_file(found[name]) != expected[name]
+        f"{name}: differs" for name in expected.keys() & present.keys() if crc32c_file(present[name]) != expected[name]
     ]
     return sorted(problems)

@@ -1,4 +1,4 @@
-"""From the rows that labelling left to a dataset on disk: sort, plan, write, publish; or all at once in memory."""
+"""Make a dataset of labelled rows: sort, plan, write and publish in units of their own, or all at once in memory."""
 
 from __future__ import annotations
 
@@ -14,47 +14,48 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.core.isolated_atoms import ReferenceEnergies, isolated_rows, reference_energies
-from daskpipe.core.structures import concat, neutral, starts, take
-from daskpipe.core.variables import SPLITS, VARIABLES, decode, per_atom
-from daskpipe.engine.rows import arrays_of, read_unit
+from daskpipe.core.structures import atom_starts, concat, take
+from daskpipe.core.variables import SPLITS, VARIABLES, decode_names, is_per_atom, missing_values
+from daskpipe.engine.rows import dataset_to_arrays, read_unit
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload
-from daskpipe.store.arrangement import COLUMNS, arrangement
+from daskpipe.store.arrangement import COLUMNS, find_arrangement
 from daskpipe.store.connectivity import Frame
-from daskpipe.store.parts import MADE, Load, Plan, chunk, mapped, sorted_run, union
-from daskpipe.store.reader import rows
+from daskpipe.store.parts import PLANNED, DatasetPlan, Load, make_chunk, map_array_file, merge_code_names, sort_run
+from daskpipe.store.reader import read_rows
 from daskpipe.store.splits import Split, check_fractions
-from daskpipe.store.writer import publish, write_dataset
+from daskpipe.store.writer import publish_dataset, write_dataset
 
 if TYPE_CHECKING:
     import xarray as xr
 
 VERSION = 2
+"""Version of the units of the store; part of their keys."""
 
 PLAN_VERSION = 3
-"""Of the units of `PLAN` alone: what they read is as before, the splits that they make are not."""
+"""Version of the units of `PLAN`: they read the same rows as before, and make other splits."""
 
 SORT, PLAN, WRITE = "store-sort", "store-plan", "store-write"
-"""Stages before the dataset is published."""
+"""Names of the stages before the dataset is published."""
 
 ENERGIES = "isolated_atom_energies"
 """Root attribute, JSON: energy of an isolated atom, eV, by head and symbol."""
 
 RUN_BYTES = 2**26
 RUN_STRUCTURES = 65_536
-"""Size at which a run of rows is full: what one task of `SORT` holds in memory, three times."""
+"""Size of a run of rows; one task of `SORT` holds it in memory three times."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """A committed unit whose rows belong into the dataset.
+class LabelledUnit:
+    """A committed unit whose rows become part of the dataset.
 
     Parameters
     ----------
     stage, key
-        Of the unit.
+        Stage and key of the unit.
     features
-        Key of the unit of ``describe`` that holds their features, if they do not hold them themselves.
+        Key of the unit with the features of the rows, if these do not hold them themselves.
     """
 
     stage: str
@@ -62,76 +63,100 @@ class Source:
     features: str | None = None
 
 
-def read(path: Path, start: int, stop: int) -> Payload:
-    """Read rows of a dataset, without what belongs to that dataset as a whole: features, strata, groups, splits."""
-    ds = rows(path, start, stop).drop_vars(["group", "split", "features", "cluster"], errors="ignore")
-    return Payload(arrays=arrays_of(ds), n_out=stop - start)
+def read_dataset_rows(path: Path, start: int, stop: int) -> Payload:
+    """Read rows of a dataset without the variables of the whole: features, strata, groups and splits."""
+    ds = read_rows(path, start, stop).drop_vars(["group", "split", "features", "cluster"], errors="ignore")
+    return Payload(arrays=dataset_to_arrays(ds), n_out=stop - start)
 
 
-def sort(root: Path, sources: Sequence[Source], *, seed: int) -> Payload:
-    """Bring the rows of some units into the order of the dataset, each variable as a file that can be mapped."""
-    ds = concat([_rows_of(root, source) for source in sources])
-    files = sorted_run(ds, seed=seed)
+def sort_rows(root: Path, sources: Sequence[LabelledUnit], *, seed: int, features_stage: str) -> Payload:
+    """Sort the rows of some units into the order of the dataset; each variable becomes a file that can be mapped.
+
+    Parameters
+    ----------
+    root
+        Run directory.
+    sources
+        Units with the rows.
+    seed
+        Seed of the shuffle.
+    features_stage
+        Stage of the units `LabelledUnit.features`.
+    """
+    ds = concat([_rows_of(root, source, features_stage) for source in sources])
+    files = sort_run(ds, seed=seed)
     names = {
         name: sorted(set(ds[name].values.tolist()))
         for name in map(str, ds.data_vars)
-        if VARIABLES[name].coded and name not in MADE
+        if VARIABLES[name].coded and name not in PLANNED
     }
     arrays = {"names": np.array(json.dumps(names))}
     return Payload(arrays=arrays, n_out=ds.sizes["structure"], files=files)
 
 
-def _rows_of(root: Path, source: Source) -> xr.Dataset:
+def _rows_of(root: Path, source: LabelledUnit, features_stage: str) -> xr.Dataset:
+    """Read the rows of a unit, with their features."""
     ds = read_unit(root, source.stage, source.key)
     if source.features is None:
         return ds
-    features = RunDirectory(root).load("describe", source.features, ["features"])["features"]
+    features = RunDirectory(root).load_arrays(features_stage, source.features, ["features"])["features"]
     return ds.assign(features=(VARIABLES["features"].dims, features))
 
 
-def plan(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> Payload:
-    """Find the order, the groups and the splits of all rows of the sorted runs; see `Plan` and `arrangement`.
+def plan_dataset(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> Payload:
+    """Plan the order, the groups and the splits of all rows of the sorted runs; see `DatasetPlan`.
 
     Rows in the gaps between blocks of time are left out, and counted in the report.
 
-    Memory: about 200 bytes a structure, and its features.
+    Memory: about 200 bytes per structure, and its features.
+
+    Parameters
+    ----------
+    root
+        Run directory.
+    runs
+        Keys of the units of `SORT`.
+    rule
+        Rule of the splits.
+    seed
+        Seed of the shuffle and of the splits.
     """
-    load = _loader(root, runs)
-    n_atoms = [_known(load(number, "n_atoms")) for number in range(len(runs))]
+    load = _make_loader(root, runs)
+    n_atoms = [_require_values(load(number, "n_atoms")) for number in range(len(runs))]
     sizes = [len(of_run) for of_run in n_atoms]
-    columns = _columns(load, sizes)
-    columns["isolated"], energies = _isolated_atoms([_of_run(load, number) for number in range(len(runs))])
+    columns = _join_columns(load, sizes)
+    columns["isolated"], energies = _isolated_atoms([_columns_of_run(load, number) for number in range(len(runs))])
     ends = np.cumsum(sizes)
-    found = arrangement(columns, rule, seed=seed, frame_of=_frames(load, n_atoms))
-    run = np.searchsorted(ends, found.order, side="right")
-    tables = [json.loads(RunDirectory(root).load(SORT, key, ["names"])["names"].item()) for key in runs]
-    names = {name for key in runs for name in _names(root, key)}
-    made = Plan(
+    arrangement = find_arrangement(columns, rule, seed=seed, frame_of=_make_frame_reader(load, n_atoms))
+    run = np.searchsorted(ends, arrangement.order, side="right")
+    tables = [json.loads(RunDirectory(root).load_arrays(SORT, key, ["names"])["names"].item()) for key in runs]
+    names = {name for key in runs for name in _variables_of_run(root, key)}
+    made = DatasetPlan(
         run=run.astype(np.int32),
-        row=found.order - (ends - sizes)[run],
-        n_atoms=np.concatenate(n_atoms)[found.order],
-        group=found.group,
-        split=found.split,
-        names=tuple(sorted(names | set(MADE))),
-        codes=union(tables),
+        row=arrangement.order - (ends - sizes)[run],
+        n_atoms=np.concatenate(n_atoms)[arrangement.order],
+        group=arrangement.group,
+        split=arrangement.split,
+        names=tuple(sorted(names | set(PLANNED))),
+        codes=merge_code_names(tables),
         n_features=columns["features"].shape[1] if "features" in columns else 0,
     )
-    arrays = {**made.as_arrays(), "report": np.array(json.dumps(found.report, sort_keys=True))}
+    arrays = {**made.as_arrays(), "report": np.array(json.dumps(arrangement.report, sort_keys=True))}
     if energies:
         arrays[ENERGIES] = np.array(json.dumps(energies))
-    return Payload(arrays=arrays, n_out=len(found.order))
+    return Payload(arrays=arrays, n_out=len(arrangement.order))
 
 
-def _of_run(load: Load, number: int) -> dict[str, np.ndarray]:
-    """Return what tells isolated atoms, and the energies that they give, of the rows of one run."""
-    columns = {name: _known(load(number, name)) for name in ("n_atoms", "cell", "pbc", "charge", "numbers")}
-    columns["number"] = columns.pop("numbers")[starts(columns["n_atoms"])]
+def _columns_of_run(load: Load, number: int) -> dict[str, np.ndarray]:
+    """Return the variables that identify isolated atoms and their energies, for the rows of one run."""
+    columns = {name: _require_values(load(number, name)) for name in ("n_atoms", "cell", "pbc", "charge", "numbers")}
+    columns["number"] = columns.pop("numbers")[atom_starts(columns["n_atoms"])]
     optional = {name: load(number, name) for name in ("config_type", "head", "energy")}
     return columns | {name: values for name, values in optional.items() if values is not None}
 
 
 def _isolated_atoms(parts: Sequence[Mapping[str, np.ndarray]]) -> tuple[np.ndarray, ReferenceEnergies]:
-    """Return which rows of all runs are isolated atoms, and their energies."""
+    """Find the isolated atoms among the rows of all runs, and their energies."""
     isolated = [isolated_rows(columns) for columns in parts]
     energies: ReferenceEnergies = {}
     for columns, of_run in zip(parts, isolated, strict=True):
@@ -141,151 +166,160 @@ def _isolated_atoms(parts: Sequence[Mapping[str, np.ndarray]]) -> tuple[np.ndarr
     return np.concatenate(isolated), {head: dict(sorted(energies[head].items())) for head in sorted(energies)}
 
 
-def _frames(load: Load, n_atoms: Sequence[np.ndarray]) -> Callable[[int], Frame]:
-    """Return a function that gives the geometry of a row, rows counted over all runs."""
+def _make_frame_reader(load: Load, n_atoms: Sequence[np.ndarray]) -> Callable[[int], Frame]:
+    """Return a function that reads the geometry of a row; rows are counted over all runs."""
     ends = np.cumsum([len(of_run) for of_run in n_atoms])
-    first = [starts(of_run) for of_run in n_atoms]
+    first = [atom_starts(of_run) for of_run in n_atoms]
 
     def frame_of(number: int) -> Frame:
         run = int(np.searchsorted(ends, number, side="right"))
         row = number - int(ends[run]) + len(n_atoms[run])
         atoms = slice(start := int(first[run][row]), start + int(n_atoms[run][row]))
         return Frame(
-            numbers=_known(load(run, "numbers"))[atoms],
-            positions=_known(load(run, "positions"))[atoms],
-            cell=_known(load(run, "cell"))[row],
-            pbc=_known(load(run, "pbc"))[row],
+            numbers=_require_values(load(run, "numbers"))[atoms],
+            positions=_require_values(load(run, "positions"))[atoms],
+            cell=_require_values(load(run, "cell"))[row],
+            pbc=_require_values(load(run, "pbc"))[row],
         )
 
     return frame_of
 
 
-def _columns(load: Load, sizes: Sequence[int]) -> dict[str, np.ndarray]:
-    """Return what tells order and groups, of the rows of all runs, one run after the other."""
+def _join_columns(load: Load, sizes: Sequence[int]) -> dict[str, np.ndarray]:
+    """Return the variables that decide order and groups, for the rows of all runs, one run after the other."""
     columns = {}
     for name in COLUMNS:
         parts = [load(number, name) for number in range(len(sizes))]
         tail = next((part.shape[1:] for part in parts if part is not None), None)
         if tail is not None:
             filled = [
-                neutral(name, (size, *tail)) if part is None else part for part, size in zip(parts, sizes, strict=True)
+                missing_values(name, (size, *tail)) if part is None else part
+                for part, size in zip(parts, sizes, strict=True)
             ]
             columns[name] = np.concatenate(filled)
     return columns
 
 
-def _known(values: np.ndarray | None) -> np.ndarray:
-    """Return what every run holds."""
+def _require_values(values: np.ndarray | None) -> np.ndarray:
+    """Return a variable that every run holds."""
     assert values is not None
     return values
 
 
-def _names(root: Path, run: str) -> set[str]:
-    """Return the variables that a run holds: what its manifest names, not what can be seen of its folder."""
-    return {name.removesuffix(".npy") for name in RunDirectory(root).names_of_files(SORT, run) if name.endswith(".npy")}
+def _variables_of_run(root: Path, run: str) -> set[str]:
+    """Return the variables of a run, from its manifest: the listing of a folder on a shared disk may be out of date."""
+    return {name.removesuffix(".npy") for name in RunDirectory(root).list_files(SORT, run) if name.endswith(".npy")}
 
 
-def _loader(root: Path, runs: Sequence[str]) -> Load:
-    """Return a function that maps a variable of a run, once."""
-    held = [_names(root, key) for key in runs]
+def _make_loader(root: Path, runs: Sequence[str]) -> Load:
+    """Return a function that maps a variable of a run into memory, once."""
+    names = [_variables_of_run(root, key) for key in runs]
 
     @cache
-    def load(number: int, name: str) -> np.ndarray | None:
-        return mapped(RunDirectory(root).file(SORT, runs[number], f"{name}.npy")) if name in held[number] else None
+    def load_variable(number: int, name: str) -> np.ndarray | None:
+        return (
+            map_array_file(RunDirectory(root).unit_file(SORT, runs[number], f"{name}.npy"))
+            if name in names[number]
+            else None
+        )
 
-    return load
+    return load_variable
 
 
-def read_plan(root: Path, key: str) -> Plan:
-    """Return the plan that a unit of `PLAN` holds."""
-    return Plan.from_arrays(RunDirectory(root).load(PLAN, key))
+def read_plan(root: Path, key: str) -> DatasetPlan:
+    """Read the plan of a unit of `PLAN`."""
+    return DatasetPlan.from_arrays(RunDirectory(root).load_arrays(PLAN, key))
 
 
-def chunks_of(made: Plan) -> list[tuple[str, int, int]]:
-    """Return axis, number and files of each chunk of the dataset."""
-    found = []
+def chunks_of(made: DatasetPlan) -> list[tuple[str, int, int]]:
+    """List the chunks of a dataset: axis, number, and number of files of each."""
+    chunks = []
     for axis, of_axis in (("structure", "n_atoms"), ("atom", "numbers")):
-        n_files = sum(per_atom(name) == (axis == "atom") for name in made.names)
-        found += [(axis, number, n_files) for number in range(made.layouts[of_axis].n_chunks)]
-    return found
+        n_files = sum(is_per_atom(name) == (axis == "atom") for name in made.names)
+        chunks += [(axis, number, n_files) for number in range(made.layouts[of_axis].n_chunks)]
+    return chunks
 
 
-def write(root: Path, runs: Sequence[str], plan_key: str, axis: str, number: int) -> Payload:
-    """Make one chunk file of each array along an axis; the files are those of the dataset."""
+def write_chunks(root: Path, runs: Sequence[str], plan_key: str, axis: str, number: int) -> Payload:
+    """Write one chunk of each array along an axis; the files become those of the dataset."""
     import google_crc32c
 
     files, checksums = {}, {}
-    for layout, values in chunk(read_plan(root, plan_key), axis, number, _loader(root, runs)):
+    for layout, values in make_chunk(read_plan(root, plan_key), axis, number, _make_loader(root, runs)):
         files[layout.name] = values.tobytes()
-        checksums[layout.file(number)] = f"{google_crc32c.value(files[layout.name]):08x}"
+        checksums[layout.file_name(number)] = f"{google_crc32c.value(files[layout.name]):08x}"
     arrays = {"checksums": np.array(json.dumps(checksums))}
     return Payload(arrays=arrays, n_out=len(files), files=files)
 
 
-def store(root: Path, plan_key: str, chunks: Sequence[str], *, target: Path, attrs: Mapping[str, Any]) -> Payload:
-    """Publish the chunks that the units `chunks` of `WRITE` hold as one dataset at `target`."""
+def publish_chunks(
+    root: Path, plan_key: str, chunks: Sequence[str], *, target: Path, attrs: Mapping[str, Any]
+) -> Payload:
+    """Publish the chunks of the units `chunks` of `WRITE` as one dataset at `target`."""
     directory = RunDirectory(root)
     made = read_plan(root, plan_key)
-    report = directory.load(PLAN, plan_key, ["report"])["report"].item()
+    report = directory.load_arrays(PLAN, plan_key, ["report"])["report"].item()
 
-    def fill(folder: Path) -> dict[str, str]:
+    def link_chunks(folder: Path) -> dict[str, str]:
         checksums: dict[str, str] = {}
         for key in chunks:
-            found = json.loads(directory.load(WRITE, key, ["checksums"])["checksums"].item())
-            for name in found:
+            of_unit = json.loads(directory.load_arrays(WRITE, key, ["checksums"])["checksums"].item())
+            for name in of_unit:
                 file = folder / name
                 file.parent.mkdir(parents=True, exist_ok=True)
-                _place(directory.file(WRITE, key, name.partition("/")[0]), file)
-            checksums |= found
+                _link_file(directory.unit_file(WRITE, key, name.partition("/")[0]), file)
+            checksums |= of_unit
         return checksums
 
-    told = {**attrs, "split_report": report}
-    if energies := directory.load(PLAN, plan_key, [], optional=[ENERGIES]):
-        told[ENERGIES] = energies[ENERGIES].item()
-    publish(target, list(made.layouts.values()), fill, attrs=told)
-    types = _system_types(target)
+    all_attrs = {**attrs, "split_report": report}
+    if energies := directory.load_arrays(PLAN, plan_key, [], optional=[ENERGIES]):
+        all_attrs[ENERGIES] = energies[ENERGIES].item()
+    publish_dataset(target, list(made.layouts.values()), link_chunks, attrs=all_attrs)
+    types = _read_system_types(target)
     arrays = {} if types is None else {"system_type": types}
     return Payload(arrays=arrays, n_out=len(made.row))
 
 
-def _place(source: Path, target: Path) -> None:
-    """Give a file a second name; copy it where the file system knows no such thing."""
+def _link_file(source: Path, target: Path) -> None:
+    """Link a file to a second name; copy it where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
 
 
-def _system_types(path: Path) -> np.ndarray | None:
+def _read_system_types(path: Path) -> np.ndarray | None:
+    """Read the system types of a dataset, words, shape (structure,); None if it has none."""
     from daskpipe.store.reader import open_dataset
 
     ds = open_dataset(path)
-    return decode(ds["system_type"].compute(scheduler="synchronous")) if "system_type" in ds else None
+    return decode_names(ds["system_type"].compute(scheduler="synchronous")) if "system_type" in ds else None
 
 
-def arrange(ds: xr.Dataset, *, seed: int, fractions: Mapping[str, float], rule: Split | None = None) -> xr.Dataset:
-    """Return a dataset in its final order, with ``group`` and ``split``.
+def arrange_dataset(
+    ds: xr.Dataset, *, seed: int, fractions: Mapping[str, float], rule: Split | None = None
+) -> xr.Dataset:
+    """Arrange a dataset in its final order, and add ``group`` and ``split``.
 
-    The order, the groups and the splits depend on what the structures are, and on the seed: not on the order in which
-    the rows arrive.
+    The order, the groups and the splits depend on the structures and the seed, not on the order of the rows.
 
     Parameters
     ----------
     ds
-        In memory.
+        Dataset in memory.
     seed
-        Of the shuffle and of the split.
+        Seed of the shuffle and of the splits.
     fractions
-        Share of the structures of each of ``train``, ``val`` and ``test``; they sum to 1, a missing one is 0.
+        Shares of ``train``, ``val`` and ``test``; they sum to 1, a missing one is 0.
     rule
-        What stays together, by default what comes from one seed; its own shares are not looked at.
+        Rule of what stays together, by default the frames of one seed; `fractions` replace its own shares.
 
     Returns
     -------
     xarray.Dataset
-        The structures, those with the same id once, in an order that is random with respect to all they hold. Its
-        attribute ``split_report`` says how the splits came out; see `daskpipe.store.arrangement.Arrangement`. With
-        isolated atoms it has ``isolated_atom_energies``, too.
+        The structures, those with the same id once, in an order that is random with respect to their properties. The
+        attribute ``split_report`` describes the splits, see `daskpipe.store.arrangement.Arrangement`. With isolated
+        atoms there is the attribute ``isolated_atom_energies``, too.
 
     Raises
     ------
@@ -294,11 +328,13 @@ def arrange(ds: xr.Dataset, *, seed: int, fractions: Mapping[str, float], rule: 
     """
     check_fractions(fractions)
     rule = (rule or Split()).model_copy(update={"split": dict(fractions)})
-    # Splits that it has are made anew.
-    columns = {name: decode(ds[name]) if VARIABLES[name].coded else ds[name].values for name in COLUMNS if name in ds}
+    # Splits that the dataset already has are replaced.
+    columns = {
+        name: decode_names(ds[name]) if VARIABLES[name].coded else ds[name].values for name in COLUMNS if name in ds
+    }
     columns.pop("split", None)
     whole = {str(name): array.values for name, array in ds.items() if array.dims[0] == "structure"}
-    whole |= {name: decode(ds[name]) for name in ("config_type", "head") if name in ds}
+    whole |= {name: decode_names(ds[name]) for name in ("config_type", "head") if name in ds}
     whole["number"] = ds["numbers"].values[ds["atom_start"].values]
     columns["isolated"], energies = _isolated_atoms([whole])
 
@@ -307,14 +343,14 @@ def arrange(ds: xr.Dataset, *, seed: int, fractions: Mapping[str, float], rule: 
         per_atom = {name: ds[name].values[atoms] for name in ("numbers", "positions")}
         return Frame(**per_atom, cell=ds["cell"].values[row], pbc=ds["pbc"].values[row])
 
-    found = arrangement(columns, rule, seed=seed, frame_of=frame_of)
-    split = np.array(SPLITS)[found.split]
-    arranged = take(ds, found.order).assign(group=("structure", found.group), split=("structure", split))
-    told = {"split_report": json.dumps(found.report, sort_keys=True)}
-    return arranged.assign_attrs(told | ({ENERGIES: json.dumps(energies)} if energies else {}))
+    arrangement = find_arrangement(columns, rule, seed=seed, frame_of=frame_of)
+    split = np.array(SPLITS)[arrangement.split]
+    arranged = take(ds, arrangement.order).assign(group=("structure", arrangement.group), split=("structure", split))
+    attrs = {"split_report": json.dumps(arrangement.report, sort_keys=True)}
+    return arranged.assign_attrs(attrs | ({ENERGIES: json.dumps(energies)} if energies else {}))
 
 
-def pack(
+def arrange_and_write(
     ds: xr.Dataset,
     path: Path | str,
     *,
@@ -323,14 +359,14 @@ def pack(
     attrs: Mapping[str, Any],
     rule: Split | None = None,
 ) -> dict[str, Any]:
-    """Arrange a dataset in memory and write it; see `arrange` and `daskpipe.store.writer.write_dataset`."""
-    arranged = arrange(ds, seed=seed, fractions=fractions, rule=rule)
+    """Arrange a dataset in memory and write it; see `arrange_dataset` and `daskpipe.store.writer.write_dataset`."""
+    arranged = arrange_dataset(ds, seed=seed, fractions=fractions, rule=rule)
     splits = {"split_rule": split_rule(seed, fractions, rule)}
     splits |= {name: arranged.attrs[name] for name in ("split_report", ENERGIES) if name in arranged.attrs}
     return write_dataset(arranged, path, attrs={**attrs, **splits})
 
 
 def split_rule(seed: int, fractions: Mapping[str, float], rule: Split | None = None) -> dict[str, Any]:
-    """Return what the root attribute ``split_rule`` says."""
+    """Return the root attribute ``split_rule``: seed, shares, and the rule of what stays together."""
     chosen = (rule or Split()).model_dump(include={"split_by", "near_duplicates", "clusters"})
     return {"seed": seed, "fractions": dict(fractions), "unit": "group", **chosen}

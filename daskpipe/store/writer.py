@@ -23,12 +23,12 @@ from daskpipe.core.variables import (
     SCHEMA,
     SIZES,
     VARIABLES,
-    annotate,
-    attributes,
-    encode,
-    per_atom,
+    annotate_dataset,
+    cf_attributes,
+    encode_names,
+    is_per_atom,
     read_root,
-    validate,
+    validate_dataset,
 )
 
 if TYPE_CHECKING:
@@ -42,19 +42,19 @@ STRUCTURE_CHUNK = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Shape, chunks and attributes of one array on disk; each chunk file is the raw bytes of whole rows.
+class ArrayLayout:
+    """Shape, chunks and attributes of one array on disk; each chunk file holds the raw bytes of whole rows.
 
     Parameters
     ----------
     name, shape, dtype
-        Of the array.
+        Name, shape and dtype of the array.
     rows
-        Rows in a chunk. The last chunk is as long as all others, its end filled with NaN or 0.
+        Rows in a chunk. The last chunk is as long as the others, its end filled with NaN or 0.
     attrs
         CF attributes.
     inner
-        Rows of the compressed chunks that each file is a shard of; by default a file is one raw chunk.
+        Rows of the compressed chunks in each file, which is then a shard; by default a file is one raw chunk.
     """
 
     name: str
@@ -66,15 +66,15 @@ class Layout:
 
     @property
     def n_chunks(self) -> int:
-        """Number of its chunk files."""
+        """Number of chunk files."""
         return -(-self.shape[0] // self.rows)
 
-    def file(self, chunk: int) -> str:
-        """Name of a chunk file within the store."""
+    def file_name(self, chunk: int) -> str:
+        """Return the name of a chunk file within the store."""
         return "/".join([self.name, "c", str(chunk), *["0"] * (len(self.shape) - 1)])
 
-    def chunk(self, values: np.ndarray) -> np.ndarray:
-        """Return the rows of one chunk as they are on disk, shape (rows, ...)."""
+    def pad_chunk(self, values: np.ndarray) -> np.ndarray:
+        """Return the rows of one chunk as on disk, padded with NaN or 0 to the full length, shape (rows, ...)."""
         if values.dtype != self.dtype or values.shape[1:] != self.shape[1:]:
             received = f"{values.shape[1:]} {values.dtype}"
             raise ValueError(f"{self.name}: expected rows of {self.shape[1:]} {self.dtype}, received {received}")
@@ -87,7 +87,7 @@ class Layout:
         return whole
 
 
-def layouts(
+def lay_out_arrays(
     names: Iterable[str],
     n_structures: int,
     n_atoms: int,
@@ -96,32 +96,32 @@ def layouts(
     *,
     atom_chunk: int = ATOM_CHUNK,
     structure_chunk: int = STRUCTURE_CHUNK,
-) -> dict[str, Layout]:
-    """Return the layout of each array of a dataset, sorted by name.
+) -> dict[str, ArrayLayout]:
+    """Lay out the arrays of a dataset, sorted by name.
 
     Parameters
     ----------
     names
-        Of `daskpipe.core.variables.VARIABLES`.
+        Names of `daskpipe.core.variables.VARIABLES`.
     n_structures, n_atoms, n_features
         Sizes of the dims.
     codes
-        Names that the codes of each coded variable count.
+        Names of the codes of each coded variable.
     atom_chunk, structure_chunk
         Rows in a chunk.
     """
     sizes = {**SIZES, "structure": n_structures, "atom": n_atoms, "feature": n_features}
-    found = {}
+    layouts = {}
     for name in sorted(names):
         shape = tuple(sizes[dim] for dim in VARIABLES[name].dims)
-        found[name] = Layout(
+        layouts[name] = ArrayLayout(
             name=name,
             shape=shape,
             dtype=VARIABLES[name].dtype,
-            rows=min(atom_chunk if per_atom(name) else structure_chunk, max(1, shape[0])),
-            attrs=attributes(name, (codes or {}).get(name)),
+            rows=min(atom_chunk if is_per_atom(name) else structure_chunk, max(1, shape[0])),
+            attrs=cf_attributes(name, (codes or {}).get(name)),
         )
-    return found
+    return layouts
 
 
 def write_dataset(
@@ -134,60 +134,63 @@ def write_dataset(
 ) -> dict[str, Any]:
     """Write a dataset in schema ``daskpipe/1``, and publish it by rename when it is complete.
 
-    The bytes are a function of the arguments alone. Every file but the root's own ``zarr.json`` has its CRC-32C
-    in the root attribute ``checksums``, and so has the root's content.
+    The bytes depend on the arguments alone. The root attribute ``checksums`` holds the CRC-32C of every file except the
+    root's own ``zarr.json``, and that of the root's content.
 
     Parameters
     ----------
     ds
-        In memory or lazy; passes `daskpipe.core.variables.validate`.
+        Dataset in memory or lazy that passes `daskpipe.core.variables.validate_dataset`.
     path
-        Where the dataset is to be, e.g. ``runs/NAME/dataset.zarr``.
+        Path of the dataset, e.g. ``runs/NAME/dataset.zarr``.
     attrs
-        Root attributes, JSON types: config, versions, hashes, seed ... and ``dataset_key``, which names the content.
+        Root attributes, JSON types: config, versions, hashes, seed ... and ``dataset_key``, which identifies the
+        content.
     atom_chunk, structure_chunk
         Rows in a chunk.
 
     Returns
     -------
     dict
-        ``path``, ``dataset_key``, ``n_structures``, ``n_atoms``, ``n_files`` and ``n_bytes`` of what is at `path`.
+        ``path``, ``dataset_key``, ``n_structures``, ``n_atoms``, ``n_files`` and ``n_bytes`` of the dataset at `path`.
         If a dataset of the same key is there already, it stays and nothing is written.
 
     Raises
     ------
     ConfigError
-        If something else is at `path`.
+        If `path` exists and is not the dataset of that key.
     ValueError
-        If `ds` breaks the schema, or `attrs` is not JSON or has no ``dataset_key``.
+        If `ds` violates the schema, or `attrs` is not JSON or has no ``dataset_key``.
     DiskError
         If the disk is full or cannot be written.
     """
-    validate(ds)
-    encoded = encode(annotate(ds))
+    validate_dataset(ds)
+    encoded = encode_names(annotate_dataset(ds))
     n_structures, n_atoms, n_features = (ds.sizes.get(dim, 0) for dim in ("structure", "atom", "feature"))
     names = map(str, ds.data_vars)
-    plain = layouts(names, n_structures, n_atoms, n_features, atom_chunk=atom_chunk, structure_chunk=structure_chunk)
-    arrays = [Layout(**{**vars(layout), "attrs": encoded[name].attrs}) for name, layout in plain.items()]
+    plain = lay_out_arrays(
+        names, n_structures, n_atoms, n_features, atom_chunk=atom_chunk, structure_chunk=structure_chunk
+    )
+    arrays = [ArrayLayout(**{**vars(layout), "attrs": encoded[name].attrs}) for name, layout in plain.items()]
 
-    def fill(folder: Path) -> dict[str, str]:
+    def write_chunks(folder: Path) -> dict[str, str]:
         checksums = {}
         for layout in arrays:
             for number in range(layout.n_chunks):
                 rows = slice(number * layout.rows, (number + 1) * layout.rows)
-                file = folder / layout.file(number)
+                file = folder / layout.file_name(number)
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(memoryview(layout.chunk(encoded[layout.name][rows].values)))
-                checksums[layout.file(number)] = crc32c_file(file)
+                file.write_bytes(memoryview(layout.pad_chunk(encoded[layout.name][rows].values)))
+                checksums[layout.file_name(number)] = crc32c_file(file)
         return checksums
 
-    return publish(path, arrays, fill, attrs=attrs)
+    return publish_dataset(path, arrays, write_chunks, attrs=attrs)
 
 
-def publish(
+def publish_dataset(
     path: Path | str,
-    arrays: Sequence[Layout],
-    fill: Callable[[Path], Mapping[str, str]],
+    arrays: Sequence[ArrayLayout],
+    write_files: Callable[[Path], Mapping[str, str]],
     *,
     attrs: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -196,33 +199,33 @@ def publish(
     Parameters
     ----------
     path, attrs
-        As `write_dataset` takes them, and so are the result and the errors.
+        As for `write_dataset`; result and errors are the same, too.
     arrays
-        What it holds.
-    fill
-        Called with the folder of the store; puts all chunk files there and returns the CRC-32C of each.
+        Layouts of the arrays.
+    write_files
+        Function that receives the folder of the store, writes all chunk files there and returns the CRC-32C of each.
     """
     path = Path(path)
     if not attrs.get("dataset_key"):
         raise ValueError(
-            "attrs has no 'dataset_key'; give a string that names the content, e.g. daskpipe.engine.units.key_of(...)"
+            "attrs has no 'dataset_key'; give a string that names the content, e.g. daskpipe.engine.units.unit_key(...)"
         )
     try:
         plain_attrs = json.loads(canonical_json(dict(attrs)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"attrs must hold JSON types only: {error}") from error
     if path.exists():
-        return _receipt_of_same(path, attrs["dataset_key"])
+        return _describe_dataset(path, attrs["dataset_key"])
     n_bytes = sum(layout.dtype.itemsize * int(np.prod(layout.shape)) for layout in arrays)
-    # The name is one that `daskpipe.engine.units.RunDirectory.sweep` removes if this process is killed.
+    # A sweep of the run directory removes files of this name if this process is killed.
     attempt = path.with_name(f".dataset-{uuid.uuid4().hex}.zarr")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        checksums = {**_create_arrays(attempt, arrays), **fill(attempt)}
+        checksums = {**_create_arrays(attempt, arrays), **write_files(attempt)}
         by_name = {layout.name: layout for layout in arrays}
         sizes = {"n_structures": by_name["n_atoms"].shape[0], "n_atoms": by_name["numbers"].shape[0]}
         _write_root(attempt, {**plain_attrs, **sizes}, checksums)
-        _sync_tree(attempt)
+        _sync_files(attempt)
         try:
             os.rename(attempt, path)
         except OSError as error:
@@ -236,13 +239,13 @@ def publish(
         raise
     finally:
         shutil.rmtree(attempt, ignore_errors=True)
-    return _receipt_of_same(path, attrs["dataset_key"])
+    return _describe_dataset(path, attrs["dataset_key"])
 
 
 def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
     """Yield name and path of every file of a store but the root's ``zarr.json``, sorted by name.
 
-    Hidden files are left out: no store has any, and file managers leave them everywhere.
+    Hidden files are left out: no store has any, and file managers create them everywhere.
     """
     visible = (file for file in folder.rglob("*") if not file.name.startswith(".") and not file.is_dir())
     files = {file.relative_to(folder).as_posix(): file for file in visible}
@@ -250,8 +253,8 @@ def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
     yield from sorted(files.items())
 
 
-def _create_arrays(folder: Path, arrays: Sequence[Layout]) -> dict[str, str]:
-    """Make a group with the metadata of all arrays; return the checksums of its files."""
+def _create_arrays(folder: Path, arrays: Sequence[ArrayLayout]) -> dict[str, str]:
+    """Create a group with the metadata of all arrays, and return the checksums of its files."""
     import zarr
     from zarr.codecs import BloscCodec
     from zarr.errors import UnstableSpecificationWarning
@@ -264,7 +267,7 @@ def _create_arrays(folder: Path, arrays: Sequence[Layout]) -> dict[str, str]:
             compressor = BloscCodec(cname="zstd", clevel=5, shuffle="shuffle", typesize=layout.dtype.itemsize)
             encoding = {"chunks": (layout.inner, *tail), "shards": (layout.rows, *tail), "compressors": compressor}
         with warnings.catch_warnings():
-            # Ids are 16 raw bytes. Zarr's type for them has no final specification yet, as it says each time.
+            # Ids are 16 raw bytes. Zarr warns each time that its type for them has no final specification yet.
             warnings.filterwarnings("ignore", r"The data type \(RawBytes", UnstableSpecificationWarning)
             group.create_array(
                 layout.name,
@@ -280,7 +283,7 @@ def _create_arrays(folder: Path, arrays: Sequence[Layout]) -> dict[str, str]:
 
 
 def _write_root(folder: Path, attributes: dict[str, Any], files: Mapping[str, str]) -> None:
-    """Write the root metadata, with consolidated copies of the arrays' in sorted order, and all checksums."""
+    """Write the root metadata with consolidated metadata of the arrays, in sorted order, and all checksums."""
     arrays = {file.parent.name: json.loads(file.read_text()) for file in folder.glob("*/zarr.json")}
     checksums: dict[str, Any] = {"algorithm": "crc32c", "files": dict(files)}
     root: dict[str, Any] = {
@@ -299,7 +302,8 @@ def _write_root(folder: Path, attributes: dict[str, Any], files: Mapping[str, st
     (folder / "zarr.json").write_text(json.dumps(root, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def _sync_tree(folder: Path) -> None:
+def _sync_files(folder: Path) -> None:
+    """Flush all files below a folder to the disk."""
     for parent, _, files in os.walk(folder):
         for name in files:
             descriptor = os.open(os.path.join(parent, name), os.O_RDONLY)
@@ -310,8 +314,8 @@ def _sync_tree(folder: Path) -> None:
         sync_folder(Path(parent))
 
 
-def _receipt_of_same(path: Path, dataset_key: str) -> dict[str, Any]:
-    """Describe the dataset at `path` if it is the one of that key."""
+def _describe_dataset(path: Path, dataset_key: str) -> dict[str, Any]:
+    """Describe the dataset at `path`; raise ConfigError if it is not the one of that key."""
     try:
         attributes = read_root(path)["attributes"]
     except InputError as error:

@@ -1,4 +1,4 @@
-"""What is written down about a model: facts for machines, and a card for people."""
+"""Document a model: facts for machines, and a card for people."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from daskpipe.train.accuracy import Errors
 
 Facts = dict[str, Any]
+"""JSON types by name."""
 
 PACKAGES = ("daskpipe", "mace-torch", "torch", "numpy", "ase")
+"""Packages whose versions are recorded."""
 
 HEADER = (
     "| split | structures | system type | energy MAE / RMSE, meV/atom | forces MAE / RMSE, eV/Å "
@@ -27,7 +29,7 @@ HEADER = (
 
 
 def dataset_facts(path: Path) -> Facts:
-    """Return what tells a dataset from all others, and its teacher."""
+    """Return the facts that identify a dataset, and its teacher."""
     attributes = read_root(path)["attributes"]
     teacher = json.loads(attributes.get("label_potential", "{}"))
     return {
@@ -41,7 +43,7 @@ def dataset_facts(path: Path) -> Facts:
 
 
 def model_facts(spec: Spec, options: Options) -> Facts:
-    """Return what a model was made with."""
+    """Return the settings and versions with which a model was made."""
     from ase.data import chemical_symbols
 
     return {
@@ -56,27 +58,27 @@ def model_facts(spec: Spec, options: Options) -> Facts:
 
 
 def model_card(name: str, facts: Facts, splits: Mapping[str, Mapping[str, Errors]]) -> str:
-    """Return the card of a model, Markdown."""
+    """Format the card of a model, Markdown."""
     data = facts["dataset"]
     counts = ", ".join(f"{number} {split}" for split, number in data["splits"].items())
     teacher = f"{data['teacher'] or 'not recorded'} (SHA-256 `{data['teacher_sha256'] or 'not recorded'}`)"
     options = "\n".join(f"| `{key}` | `{value}` |" for key, value in sorted(facts["mace_options"].items()))
     e0s = ", ".join(f"{symbol} {energy:.4f}" for symbol, energy in facts["e0s"].items())
-    rows = [_row(split, kind, found) for split, groups in splits.items() for kind, found in groups.items()]
+    rows = [_format_row(split, kind, errors) for split, groups in splits.items() for kind, errors in groups.items()]
     failed = {split: groups["all"]["failures"] for split, groups in splits.items() if groups["all"]["failures"]}
-    begun = f", begun from the model {facts['foundation']}" if facts["foundation"] else ""
+    foundation = f", begun from the model {facts['foundation']}" if facts["foundation"] else ""
     return f"""# {name}
 
 A MACE for {", ".join(facts["elements"])}, trained by `daskpipe train`.
 
 * Use it: `explore.potential={{name: mace, params: {{model: PATH/model.model}}}}`, or MACE's `MACECalculator`.
-  The file is a pickle: loading it runs what it says, so know where it is from.
+  The file is a pickle: loading it runs code that it contains, so load it only if you trust its origin.
 * SHA-256 of `model.model`: `{facts["sha256"]}`
 * Dataset: `{data["name"]}`, key `{data["dataset_key"] or "not recorded"}`, checksum of its root `{data["checksum"]}`,
   {data["n_structures"]} structures ({counts}). MACE was given the splits train and val only.
 * Teacher: {teacher}.
 * Training: {facts["epochs"]} epochs, the weights of epoch {facts["best_epoch"]} (lowest loss on val),
-  seed {facts["seed"]}, {facts["device"]}, {facts["dtype"]}{begun}; {facts["seconds"]:.0f} s with the evaluation.
+  seed {facts["seed"]}, {facts["device"]}, {facts["dtype"]}{foundation}; {facts["seconds"]:.0f} s with the evaluation.
 * Made with {", ".join(f"{package} {number}" for package, number in facts["versions"].items())}.
 
 ## Errors against the teacher
@@ -89,10 +91,10 @@ The mean predictor takes no forces, and for the energy the sum over the atoms; i
 
 ## Limits
 
-* It knows {", ".join(facts["elements"])} only, and what the dataset shows of them: the table tells how far it can be
-  trusted on frames that are like those of the dataset, and nothing about others.
+* It knows {", ".join(facts["elements"])} only, and only in surroundings that the dataset contains: the table shows its
+  errors on frames that resemble those of the dataset, and says nothing about others.
 * Its energies are those of its teacher, with the teacher's errors.
-* Energies of single atoms (eV: {e0s}) are {_origin_of_e0s(facts)}.
+* Energies of single atoms (eV: {e0s}) are {_describe_e0s(facts)}.
 * No charges, no magnetic moments, nothing beyond {2 * float(facts["mace_options"]["r_max"]):g} Å.
 
 ## Options of mace_run_train
@@ -103,8 +105,8 @@ The mean predictor takes no forces, and for the energy the sum over the atoms; i
 """
 
 
-def _origin_of_e0s(facts: Facts) -> str:
-    """Say which energies of single atoms are those of isolated atoms."""
+def _describe_e0s(facts: Facts) -> str:
+    """Describe the origin of the energies of single atoms."""
     fit = "a least-squares fit on the training split, not those of free atoms"
     isolated = facts["isolated_atoms"]
     if not isolated:
@@ -114,9 +116,10 @@ def _origin_of_e0s(facts: Facts) -> str:
     return f"{of_isolated}; for {', '.join(others)} they are {fit}" if others else of_isolated
 
 
-def _row(split: str, kind: str, found: Errors) -> str:
-    energy, forces, stress = found["energy"], found["forces"], found["stress"]
-    cells = [split, str(found["n_structures"]), kind, "-", "-", "-", "-", "-"]
+def _format_row(split: str, kind: str, errors: Errors) -> str:
+    """Format one row of the table of errors."""
+    energy, forces, stress = errors["energy"], errors["forces"], errors["stress"]
+    cells = [split, str(errors["n_structures"]), kind, "-", "-", "-", "-", "-"]
     if energy is not None:
         cells[3] = f"{1e3 * energy['mae']:.1f} / {1e3 * energy['rmse']:.1f}"
     if forces is not None:

@@ -18,18 +18,18 @@ from daskpipe.core.events import Emit, Event
 from daskpipe.train.options import Options, command_line
 
 NAME = "model"
-"""MACE's name for its files."""
+"""Prefix of the files of MACE."""
 
 LAST_LINES = 12
-"""Of the log, in the message of a training that failed."""
+"""Lines of the log in the message of a training that failed."""
 
 POLL = 0.2
-"""Seconds between two looks at what MACE has written."""
+"""Seconds between two readings of the results of MACE."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochFinished(Event):
-    """An epoch of training, and the validation after it: energy in eV an atom, forces in eV/Å, seconds so far."""
+    """An epoch of training with its validation: energy in eV per atom, forces in eV/Å, seconds since the start."""
 
     epoch: int
     n_epochs: int
@@ -48,18 +48,18 @@ class EpochFinished(Event):
 def run_mace(
     options: Options, work: Path, log: Path, emit: Emit, max_minutes: float | None = None
 ) -> list[EpochFinished]:
-    """Train, and leave ``model.model`` in `work`, with the weights of the lowest loss in validation.
+    """Run ``mace_run_train``, which writes ``model.model`` with the weights of the lowest validation loss into `work`.
 
     Parameters
     ----------
     options
-        Of ``mace_run_train``.
+        Options of ``mace_run_train``.
     work
         Folder with the data, in which MACE runs.
     log
-        File for what it prints.
+        File for the output of MACE.
     emit
-        Gets each epoch.
+        Receives each epoch.
     max_minutes
         Stop after the first epoch that ends later.
 
@@ -75,16 +75,18 @@ def run_mace(
     """
     deadline = math.inf if max_minutes is None else 60 * max_minutes
     with log.open("w") as stream:
-        history, stopped = _follow(options, work, stream, emit, deadline)
+        history, stopped = _follow_mace(options, work, stream, emit, deadline)
         if stopped:
-            # MACE loads its best weights, makes no further epoch, and writes its model.
+            # MACE loads its best weights, trains no further epoch, and writes its model.
             last = options | {"restart_latest": True, "max_num_epochs": 0}
-            _follow(last, work, stream, lambda _: None, math.inf)
+            _follow_mace(last, work, stream, lambda _: None, math.inf)
     return history
 
 
-def _follow(options: Options, work: Path, log: TextIO, emit: Emit, deadline: float) -> tuple[list[EpochFinished], bool]:
-    """Run MACE to its end, or until it is stopped because the time is up."""
+def _follow_mace(
+    options: Options, work: Path, log: TextIO, emit: Emit, deadline: float
+) -> tuple[list[EpochFinished], bool]:
+    """Run MACE to its end, or stop it at the deadline; return the epochs, and whether it was stopped."""
     words = command_line({"name": NAME, **options})
     log.write(f"mace_run_train {' '.join(words)}\n")
     log.flush()
@@ -99,8 +101,8 @@ def _follow(options: Options, work: Path, log: TextIO, emit: Emit, deadline: flo
         while process.poll() is None:
             time.sleep(POLL)
             seconds = time.perf_counter() - started
-            for line in _evaluations(results)[len(history) :]:
-                history.append(_epoch(line, int(options["max_num_epochs"]), seconds))
+            for line in _read_evaluations(results)[len(history) :]:
+                history.append(_make_event(line, int(options["max_num_epochs"]), seconds))
                 emit(history[-1])
                 if not math.isfinite(history[-1].loss):
                     raise InputError(
@@ -115,27 +117,28 @@ def _follow(options: Options, work: Path, log: TextIO, emit: Emit, deadline: flo
     if process.returncode:
         raise InputError(
             f"mace_run_train failed with exit code {process.returncode}; the end of its log {log.name} is\n"
-            f"{_tail(Path(log.name))}"
+            f"{_read_tail(Path(log.name))}"
         )
-    # What came between the last look and the end.
-    for line in _evaluations(results)[len(history) :]:
-        history.append(_epoch(line, int(options["max_num_epochs"]), time.perf_counter() - started))
+    # Read the results that MACE wrote between the last reading and its end.
+    for line in _read_evaluations(results)[len(history) :]:
+        history.append(_make_event(line, int(options["max_num_epochs"]), time.perf_counter() - started))
         emit(history[-1])
     return history, False
 
 
-def _lines(results: Path) -> list[dict[str, Any]]:
-    """Read MACE's results; a last line that is not whole is left out."""
+def _read_results(results: Path) -> list[dict[str, Any]]:
+    """Read the results of MACE; an incomplete last line is left out."""
     text = results.read_text() if results.exists() else ""
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def _evaluations(results: Path) -> list[dict[str, Any]]:
-    """Return the validations after epochs; the one before the first has no number."""
-    return [line for line in _lines(results) if line["mode"] == "eval" and line["epoch"] is not None]
+def _read_evaluations(results: Path) -> list[dict[str, Any]]:
+    """Read the validations after epochs; the one before the first epoch has no number."""
+    return [line for line in _read_results(results) if line["mode"] == "eval" and line["epoch"] is not None]
 
 
-def _epoch(line: dict[str, Any], n_epochs: int, seconds: float) -> EpochFinished:
+def _make_event(line: dict[str, Any], n_epochs: int, seconds: float) -> EpochFinished:
+    """Convert a line of the results to an event."""
     return EpochFinished(
         epoch=line["epoch"], n_epochs=n_epochs, loss=line["loss"], energy_rmse=line["rmse_e_per_atom"],
         force_rmse=line["rmse_f"], seconds=seconds,
@@ -143,9 +146,9 @@ def _epoch(line: dict[str, Any], n_epochs: int, seconds: float) -> EpochFinished
 
 
 def _stop_between_saves(process: subprocess.Popen[bytes], results: Path) -> bool:
-    """Kill MACE if it is in the middle of an epoch that is not the first: then no checkpoint is half written."""
+    """Kill MACE if it is within an epoch after the first, when it writes no checkpoint; return whether it was."""
     process.send_signal(signal.SIGSTOP)
-    lines = _lines(results)
+    lines = _read_results(results)
     if lines and lines[-1]["mode"] == "opt" and lines[-1]["epoch"] > 0:
         process.kill()
         return True
@@ -153,6 +156,7 @@ def _stop_between_saves(process: subprocess.Popen[bytes], results: Path) -> bool
     return False
 
 
-def _tail(log: Path) -> str:
+def _read_tail(log: Path) -> str:
+    """Return the last lines of a log."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return "\n".join(lines[-LAST_LINES:])

@@ -1,4 +1,4 @@
-"""What ``mace_run_train`` is told: hyper-parameters by the size of the model and of the dataset."""
+"""Choose the options of ``mace_run_train`` by the size of the model and of the dataset."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from daskpipe.core.errors import ConfigError, unknown
+from daskpipe.core.errors import ConfigError, describe_unknown
 
 if TYPE_CHECKING:
     from daskpipe.load import Spec
@@ -24,7 +24,7 @@ SIZES: dict[str, Options] = {
         "radial_MLP": "[64, 64, 64]", "r_max": 5.0,
     },
 }  # fmt: skip
-"""``small`` trains on two cores without a GPU; ``medium`` wants a GPU or patience."""
+"""Architectures by size: ``small`` trains on two cores without a GPU, ``medium`` needs a GPU or many hours."""
 
 COMMON: Options = {
     "model": "MACE", "pair_repulsion": True, "scaling": "rms_forces_scaling",
@@ -32,19 +32,20 @@ COMMON: Options = {
     "lr": 0.02, "amsgrad": True, "scheduler": "ExponentialLR", "clip_grad": 10, "ema": True, "ema_decay": 0.99,
     "error_table": "PerAtomRMSE", "plot": False, "save_cpu": True,
 }  # fmt: skip
-"""The loss is that of the MACE-MP models. The ZBL repulsion (``pair_repulsion``) keeps atoms apart where no data is."""
+"""Options of all sizes. The loss is that of the MACE-MP models; the ZBL repulsion (``pair_repulsion``) keeps atoms
+apart where there is no data."""
 
 STEPS, EPOCHS = 1_500, (30, 400)
-"""Updates of the weights that a small dataset gets, and the fewest and most passes over the data."""
+"""Updates of the weights for a small dataset, and the fewest and most passes over the data."""
 
 BATCHES, MAX_BATCH = 12, 32
-"""An epoch has about so many batches, unless they were larger than `MAX_BATCH` structures."""
+"""Number of batches in an epoch, and most structures in a batch, which takes precedence."""
 
 DECAY = 0.01
-"""Learning rate at the end, in units of that at the beginning."""
+"""Learning rate at the end over that at the beginning."""
 
 FOUNDATION_LR = 0.001
-"""Learning rate where the weights are good already."""
+"""Learning rate where training begins with the weights of a model."""
 
 OURS = (
     "name", "seed", "device", "default_dtype", "work_dir", "log_dir", "model_dir", "checkpoints_dir", "results_dir",
@@ -53,20 +54,25 @@ OURS = (
     "multiheads_finetuning", "heads", "dry_run", "restart_latest", "energy_key", "forces_key", "stress_key", "plot",
     "save_cpu", "distributed", "launcher", "help",
 )  # fmt: skip
-"""Options that daskpipe gives, or that its way of training rules out."""
+"""Options that daskpipe sets itself, or that its training excludes."""
 
 
 def cutoff_of(size: str, r_max: float | None, overrides: Sequence[str]) -> float:
-    """Return the cutoff in Å: of an override, `r_max`, or the preset.
+    """Return the cutoff in Å: from an override, `r_max`, or the preset.
 
     Raises
     ------
     ConfigError
-        If the size is unknown, or the cutoff is no positive number.
+        If the size is unknown, or the cutoff is not a positive number.
+
+    Examples
+    --------
+    >>> cutoff_of("small", None, []), cutoff_of("small", 6.0, [])
+    (5.0, 6.0)
     """
     if size not in SIZES:
-        raise ConfigError(unknown("size", size, list(SIZES)))
-    given = parse(overrides).get("r_max", SIZES[size]["r_max"] if r_max is None else r_max)
+        raise ConfigError(describe_unknown("size", size, list(SIZES)))
+    given = parse_overrides(overrides).get("r_max", SIZES[size]["r_max"] if r_max is None else r_max)
     try:
         cutoff = float(given)
     except ValueError:
@@ -76,7 +82,7 @@ def cutoff_of(size: str, r_max: float | None, overrides: Sequence[str]) -> float
     return cutoff
 
 
-def choose(
+def choose_options(
     size: str, spec: Spec, epochs: int | None, overrides: Sequence[str], foundation: str | None = None
 ) -> Options:
     """Choose hyper-parameters for a training set.
@@ -86,20 +92,20 @@ def choose(
     size
         A key of `SIZES`.
     spec
-        Of the training split, with its cutoff.
+        Normalisation of the training split, with its cutoff.
     epochs
-        Passes over the data; so many that there are some `STEPS` updates if not given.
+        Passes over the data; by default as many as give about `STEPS` updates.
     overrides
-        ``KEY=VALUE`` in MACE's own names, e.g. ``lr=0.005``; they win.
+        ``KEY=VALUE`` with names of MACE, e.g. ``lr=0.005``; they take precedence.
     foundation
-        File of the model whose weights are the first ones; its architecture takes the place of that of `size`.
+        File of the model with whose weights training begins; its architecture replaces that of `size`.
 
     Raises
     ------
     ConfigError
-        If an override is no option of MACE, or one that daskpipe gives itself.
+        If an override is not an option of MACE, or is one that daskpipe sets itself.
     """
-    given = parse(overrides)
+    given = parse_overrides(overrides)
     batch_size = given.get("batch_size", str(max(1, min(MAX_BATCH, spec.n_structures // BATCHES))))
     if not (batch_size.isdecimal() and 0 < int(batch_size) <= spec.n_structures):
         raise ConfigError(
@@ -119,12 +125,12 @@ def choose(
     return chosen | given
 
 
-def parse(overrides: Sequence[str]) -> dict[str, str]:
-    """Return ``KEY=VALUE`` as a dict; raises as `choose`."""
+def parse_overrides(overrides: Sequence[str]) -> dict[str, str]:
+    """Parse ``KEY=VALUE`` overrides into a dict; raises as `choose_options`."""
     if not overrides:
         return {}
-    known = _known()
-    found = {}
+    known = _list_options()
+    parsed = {}
     for override in overrides:
         key, equals, value = override.lstrip("-").partition("=")
         if not equals:
@@ -132,14 +138,14 @@ def parse(overrides: Sequence[str]) -> dict[str, str]:
         if key in OURS:
             raise ConfigError(f"{override!r}: daskpipe gives {key} itself; see `daskpipe train --help`")
         if key not in known:
-            raise ConfigError(unknown("option of mace_run_train", key, known))
-        found[key] = value
-    return found
+            raise ConfigError(describe_unknown("option of mace_run_train", key, known))
+        parsed[key] = value
+    return parsed
 
 
 def command_line(options: Mapping[str, Any]) -> list[str]:
-    """Return options as ``mace_run_train`` takes them; those without a value only if they are true."""
-    flags = _flags()
+    """Format options as words of the command line; flags appear only if they are true."""
+    flags = _list_flags()
     words = []
     for key, value in options.items():
         if key not in flags:
@@ -149,22 +155,23 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _actions() -> list[Any]:
+def _list_actions() -> list[Any]:
+    """Return the options of the argument parser of MACE."""
     from daskpipe.core.third_party import import_mace
 
     import_mace()
     from mace.tools import build_default_arg_parser
 
-    return list(build_default_arg_parser()._actions)
+    return list(build_default_arg_parser()._list_actions)
 
 
-def _known() -> list[str]:
-    """Names of the options of ``mace_run_train`` that may be given."""
+def _list_options() -> list[str]:
+    """Return the names of the options of ``mace_run_train`` that may be overridden."""
     return sorted(
-        name for action in _actions() for word in action.option_strings if (name := word.lstrip("-")) not in OURS
+        name for action in _list_actions() for word in action.option_strings if (name := word.lstrip("-")) not in OURS
     )
 
 
-def _flags() -> set[str]:
-    """Names of the options that take no value."""
-    return {word.lstrip("-") for action in _actions() if action.nargs == 0 for word in action.option_strings}
+def _list_flags() -> set[str]:
+    """Return the names of the options that take no value."""
+    return {word.lstrip("-") for action in _list_actions() if action.nargs == 0 for word in action.option_strings}

@@ -14,28 +14,29 @@ from shlex import quote
 from typing import Any
 
 from daskpipe import load, store
-from daskpipe.core.errors import ConfigError, InputError, Interrupted, unknown
+from daskpipe.core.errors import ConfigError, InputError, Interrupted, describe_unknown
 from daskpipe.core.events import Emit, Event, fan_out
 from daskpipe.core.outputs import resolve_output, swap_in
-from daskpipe.core.third_party import quiet
-from daskpipe.core.variables import SPLITS, decode
+from daskpipe.core.third_party import silence_libraries
+from daskpipe.core.variables import SPLITS, decode_names
 from daskpipe.potentials import build_potential, identify_potential
 from daskpipe.potentials.catalogue import DTYPES, resolve_device
 from daskpipe.potentials.identity import file_hash
 from daskpipe.store.reader import dataset_of
-from daskpipe.train.accuracy import measure
+from daskpipe.train.accuracy import measure_accuracy
 from daskpipe.train.card import dataset_facts, model_card, model_facts
 from daskpipe.train.mace_run import NAME, run_mace
-from daskpipe.train.options import Options, choose, cutoff_of
+from daskpipe.train.options import Options, choose_options, cutoff_of
 
 MODEL, CARD, METRICS, LOG = "model.model", "MODEL_CARD.md", "metrics.json", "train.log"
-"""What the folder of a model holds."""
+"""Files in the folder of a model."""
 
 FOUNDATION = "foundation.model"
+"""File in the work folder with the model whose weights are the first ones."""
 
 IN_MEMORY = 500_000
-"""Atoms of training and validation up to which MACE holds all graphs in memory, at some 5 kB an atom; else it reads
-HDF5, and looks for neighbours in each epoch."""
+"""Most atoms of the training split for which MACE keeps all graphs in memory, about 5 kB per atom; beyond, it reads
+HDF5 and searches for neighbours in each epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +51,17 @@ class TrainingStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A model, and how good it is.
+    """A trained model and its errors.
 
     Parameters
     ----------
     out, model
-        The folder, and the model in it: ``explore.potential.params.model`` of a next run, or the first argument of
-        MACE's ``MACECalculator``.
+        Folder, and the model in it: a value for ``explore.potential.params.model`` of the next run, or the first
+        argument of ``MACECalculator`` of MACE.
     metrics
-        What ``metrics.json`` holds: the errors ``metrics["splits"]["test"]["all"]["forces"]["rmse"]`` (see
-        `daskpipe.train.accuracy.errors`), the ``history`` of the validation, ``sha256`` of the model, ``epochs``,
-        ``best_epoch``, ``seconds``, dataset, options and versions.
+        Content of ``metrics.json``: the errors ``metrics["splits"]["test"]["all"]["forces"]["rmse"]`` (see
+        `daskpipe.train.accuracy.measure_errors`), the ``history`` of the validation, ``sha256`` of the model,
+        ``epochs``, ``best_epoch``, ``seconds``, dataset, options and versions.
     """
 
     out: Path
@@ -84,23 +85,23 @@ def train(
     force: bool = False,
     subscribers: Iterable[Emit] = (),
 ) -> Trained:
-    """Train a MACE on the training split of a dataset, by ``mace_run_train``, and measure it on all splits.
+    """Train a MACE on the training split of a dataset with ``mace_run_train``, and measure its errors on all splits.
 
-    Energies of single atoms are those of the dataset's isolated atoms, for other elements the least-squares fit on the
-    training split; interactions are scaled by its RMS force.
-    The validation split decides which epoch's weights are kept. MACE never sees the test split.
+    Energies of single atoms are those of the isolated atoms of the dataset; for other elements they are fitted to the
+    training split by least squares. Interactions are scaled by the RMS force of the training split. The weights of the
+    epoch with the lowest loss on the validation split are kept. MACE never reads the test split.
 
     Parameters
     ----------
     dataset
-        Path of a ``dataset.zarr``, or of a run.
+        Path of a ``dataset.zarr``, or of a run directory.
     out
-        Folder to make: ``RUN/model``, or ``NAME.mace`` beside ``NAME.zarr``, if not given. It appears when it is
-        complete. Meanwhile, and if the training fails, the log is beside it: ``OUT.train.log``.
+        Folder to make; by default ``RUN/model``, or ``NAME.mace`` beside ``NAME.zarr``. It appears when it is complete.
+        Until then, and if the training fails, the log is beside it: ``OUT.train.log``.
     size
         ``small`` or ``medium``; see `daskpipe.train.options.SIZES`.
     epochs
-        Passes over the training split; chosen by its size if not given.
+        Passes over the training split; by default chosen from its size.
     max_minutes
         Stop after the first epoch that ends later than this, and keep the best one.
     device
@@ -108,35 +109,41 @@ def train(
     dtype
         ``float32`` or ``float64``.
     seed
-        Of the weights and of the order of the data. On a CPU the same seed, number of threads and versions give the
-        same file, bit for bit, unless `max_minutes` ends the training.
+        Seed of the weights and of the order of the data. On a CPU the same seed, number of threads and versions give
+        the same file, bit for bit, unless `max_minutes` ends the training.
     r_max
-        Cutoff in Å; that of the preset if not given.
+        Cutoff in Å; by default that of the preset.
     foundation
-        Begin with the weights of this MACE and take over its architecture: ``bundled``, a file, or a name, as for the
-        potential ``mace``.
+        Begin with the weights and the architecture of this MACE: ``bundled``, a file, or a name, as for the potential
+        ``mace``.
     overrides
         ``KEY=VALUE`` for ``mace_run_train``, such as ``lr=0.005``.
     force
         Replace `out` if it is the folder of a model.
     subscribers
-        Get `TrainingStarted` and `EpochFinished`.
+        Receive `TrainingStarted` and `EpochFinished`.
 
     Raises
     ------
     ConfigError
-        For an argument or override that is wrong, or if `out` exists.
+        If an argument or override is wrong, or `out` exists.
     InputError
-        If `dataset` is none, has no labels, no training or no validation structures, or elements that only validation
-        has or that `foundation` does not know; if MACE fails or diverges.
+        If `dataset` is not a dataset, has no labels, no training or no validation structures, or elements that only the
+        validation split has or that `foundation` does not know; if MACE fails or diverges.
     Interrupted
         If the training was interrupted. The log stays.
+
+    Examples
+    --------
+    >>> trained = train("runs/q", epochs=30)  # doctest: +SKIP
+    >>> trained.metrics["splits"]["test"]["all"]["forces"]["rmse"]  # doctest: +SKIP
+    0.12
     """
     path = dataset_of(dataset)
     out = Path(out) if out is not None else _default_out(path)
     _check_free(out, force)
     if dtype not in DTYPES:
-        raise ConfigError(unknown("dtype", dtype, list(DTYPES)))
+        raise ConfigError(describe_unknown("dtype", dtype, list(DTYPES)))
     if max_minutes is not None and not max_minutes > 0:
         raise ConfigError(f"max_minutes={max_minutes:g}: give a time greater than 0")
     cutoff, device = cutoff_of(size, r_max, overrides), resolve_device(device)
@@ -162,7 +169,7 @@ def train(
                 f"{quote(str(path))} -o new.zarr seed=1"
             )
         options = _write_data(path, spec, work) | {"seed": seed, "device": device, "default_dtype": dtype}
-        options |= choose(size, spec, epochs, overrides, None if foundation is None else FOUNDATION)
+        options |= choose_options(size, spec, epochs, overrides, None if foundation is None else FOUNDATION)
         n_epochs = int(options["max_num_epochs"])
         emit(TrainingStarted(log=str(log), counts=counts, n_epochs=n_epochs, device=device))
         history = run_mace(options, work, log, emit, max_minutes)
@@ -170,11 +177,12 @@ def train(
         result = work / "whole"
         result.mkdir()
         os.rename(work / f"{NAME}.model", result / MODEL)
-        splits = measure(path, build_potential("mace", {"model": str(result / MODEL)}, device, dtype), spec.e0s)
+        model = build_potential("mace", {"model": str(result / MODEL)}, device, dtype)
+        splits = measure_accuracy(path, model, spec.e0s)
         facts = {
             "sha256": file_hash(result / MODEL), "seed": seed, "device": device, "dtype": dtype,
-            "size": size if foundation is None else None, "foundation": _named(foundation), "epochs": len(history),
-            "best_epoch": min(history, key=lambda item: item.loss).epoch,
+            "size": size if foundation is None else None, "foundation": _name_foundation(foundation),
+            "epochs": len(history), "best_epoch": min(history, key=lambda item: item.loss).epoch,
             "seconds": round(time.perf_counter() - started, 1),
             "dataset": {**dataset_facts(path), "splits": counts}, **model_facts(spec, options),
             "units": {"energy": "eV/atom", "forces": "eV/angstrom", "stress": "eV/angstrom^3"},
@@ -188,22 +196,23 @@ def train(
     except BaseException as error:
         if isinstance(error, Exception | SystemExit):
             raise
-        # Ctrl-C, or what the command line makes of it.
-        told = f"; the log is {log}" if log.exists() else ""
-        raise Interrupted(f"interrupted{told}. To train again type the same command") from error
+        # Ctrl-C, or the exception that the command line makes of it.
+        where = f"; the log is {log}" if log.exists() else ""
+        raise Interrupted(f"interrupted{where}. To train again type the same command") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Trained(out=out, model=out / MODEL, metrics=facts)
 
 
 def _default_out(path: Path) -> Path:
-    """Return where the model of a dataset goes: into its run, or beside it."""
+    """Return the default folder for the model of a dataset: in its run directory, or beside the dataset."""
     if path.with_name("ledger").is_dir():
         return path.with_name("model")
     return path.with_suffix(".mace")
 
 
 def _check_free(out: Path, force: bool) -> None:
+    """Refuse to replace a folder without `force`, or one that is not the folder of a model."""
     if not out.exists():
         return
     if not force:
@@ -213,10 +222,10 @@ def _check_free(out: Path, force: bool) -> None:
 
 
 def _check_splits(path: Path) -> dict[str, int]:
-    """Return the number of structures of each split, or refuse a dataset that MACE cannot be trained on."""
+    """Count the structures of each split, and refuse a dataset that MACE cannot be trained on."""
     ds = store.open_dataset(path)
-    load.TorchDataset(path, verify=False)  # says which labels are missing
-    names = decode(ds["split"].compute(scheduler="synchronous")).tolist() if "split" in ds else []
+    load.TorchDataset(path, verify=False)  # raises if labels are missing
+    names = decode_names(ds["split"].compute(scheduler="synchronous")).tolist() if "split" in ds else []
     counts = {split: names.count(split) for split in SPLITS}
     for split in ("train", "val"):
         if not counts[split]:
@@ -229,40 +238,40 @@ def _check_splits(path: Path) -> dict[str, int]:
 
 
 def _check_elements(path: Path, spec: load.Spec, known: frozenset[str] | None) -> None:
-    """Refuse elements that only validation structures have, or that the first weights do not know."""
-    if strange := sorted(set(load.spec(path, "val", verify=False).e0s) - set(spec.e0s)):
+    """Refuse elements that only the validation split has, or that the foundation model does not know."""
+    if missing := sorted(set(load.spec(path, "val", verify=False).e0s) - set(spec.e0s)):
         raise InputError(
-            f"{path}: no structure of split train holds {', '.join(strange)}, and some of val do; split anew, e.g. "
+            f"{path}: no structure of split train holds {', '.join(missing)}, and some of val do; split anew, e.g. "
             f"daskpipe merge {quote(str(path))} -o new.zarr seed=1"
         )
-    if known is not None and (strange := sorted(set(spec.e0s) - known)):
+    if known is not None and (missing := sorted(set(spec.e0s) - known)):
         raise InputError(
-            f"the foundation model does not know {', '.join(strange)}; take one that does, or train without"
+            f"the foundation model does not know {', '.join(missing)}; take one that does, or train without"
         )
 
 
 def _save_foundation(model: str, file: Path, dtype: str) -> tuple[float, frozenset[str] | None]:
-    """Write a model as MACE loads it, and return its cutoff in Å and its elements."""
+    """Write a model in the form that MACE loads, and return its cutoff in Å and its elements."""
     import torch
 
     potential = build_potential("mace", {"model": model}, "cpu", dtype)
     calculator: Any = potential.calculator
-    with quiet():  # e3nn writes TorchScript
+    with silence_libraries():  # e3nn writes TorchScript
         torch.save(calculator.models[0], file)
     assert potential.cutoff is not None
     return potential.cutoff, potential.elements
 
 
-def _named(foundation: str | None) -> str | None:
-    """Name a model without its place on this machine."""
+def _name_foundation(foundation: str | None) -> str | None:
+    """Return the name of a model without its path on this machine."""
     if foundation is None:
         return None
-    who = identify_potential("mace", {"model": foundation})
-    return f"{who.name} (SHA-256 {who.hash})"
+    model = identify_potential("mace", {"model": foundation})
+    return f"{model.name} (SHA-256 {model.hash})"
 
 
 def _write_data(path: Path, spec: load.Spec, work: Path) -> Options:
-    """Export train and val, and write the statistics of train; return the options that name them."""
+    """Export the splits train and val, write the statistics of train, and return the options that name the files."""
     from ase.data import atomic_numbers
 
     to, suffix = ("extxyz", "extxyz") if spec.n_atoms <= IN_MEMORY else ("mace-hdf5", "h5")

@@ -1,4 +1,4 @@
-"""The command line: what it prints, its exit codes, and that wrong input leaves nothing behind."""
+"""The command line: its output, its exit codes, and that wrong input leaves no files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from small_runs import SMALL, UNITS, files_of
 import daskpipe
 from daskpipe.cli.main import app
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.runs.lease import hold
+from daskpipe.runs.lease import hold_lease
 from daskpipe.runs.run import Result
 
 Command = Callable[..., Any]
@@ -45,10 +45,10 @@ def address(client: Client) -> str:
     return str(client.scheduler.address)
 
 
-def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+def list_states(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of all files and folders below a folder, but for leases: to look at one is to touch a clock."""
-    found = {path: path.stat() for path in [folder, *folder.rglob("*")] if "drivers" not in path.parts}
-    return {str(path): (state.st_size, state.st_mtime_ns) for path, state in found.items()}
+    states = {path: path.stat() for path in [folder, *folder.rglob("*")] if "drivers" not in path.parts}
+    return {str(path): (state.st_size, state.st_mtime_ns) for path, state in states.items()}
 
 
 # --- wrong input ----------------------------------------------------------------------------------------
@@ -227,17 +227,17 @@ def test_a_yaml_tag_runs_nothing(type_command: Command, here: Path) -> None:
 
 
 def test_a_run_of_another_config_is_left_alone(type_command: Command, reference: Result, here: Path) -> None:
-    before = snapshot(reference.run_dir)
+    before = list_states(reference.run_dir)
     typed = type_command("run", "emt_alloy", *SMALL, "seed=9", "--run-dir", str(reference.run_dir))
     assert typed.code == 2
     assert "holds a run of another config (seed: 9 here, 0 there)" in typed.err
-    assert snapshot(reference.run_dir) == before
+    assert list_states(reference.run_dir) == before
 
 
 def test_a_folder_that_is_no_run_is_left_alone(type_command: Command, here: Path) -> None:
     (here / "thesis").mkdir()
     (here / "thesis" / "chapter.tex").write_text("x")
-    before = snapshot(here)
+    before = list_states(here)
     for words, said in (
         (["run", "emt_alloy", "--run-dir", "thesis"], "thesis is neither empty nor a run directory"),
         (["run", "emt_alloy", "--run-dir", "thesis/chapter.tex"], "chapter.tex is or lies below a file"),
@@ -253,19 +253,19 @@ def test_a_folder_that_is_no_run_is_left_alone(type_command: Command, here: Path
     typed = type_command("export", "thesis", "out.extxyz")
     assert typed.code == 3
     assert "thesis is not a Zarr store" in typed.err
-    assert snapshot(here) == before
+    assert list_states(here) == before
 
 
 def test_a_second_driver_is_refused_and_writes_nothing(type_command: Command, reference: Result, here: Path) -> None:
     shutil.copytree(reference.run_dir, here / "run")
-    before = snapshot(here)
-    with hold(here / "run"):
+    before = list_states(here)
+    with hold_lease(here / "run"):
         for words in (["run", "emt_alloy", *SMALL, "--run-dir", "run"], ["resume", "run"]):
             typed = type_command(*words)
             assert typed.code == 2
             assert "another daskpipe works in" in typed.err
             assert json.loads(type_command("status", "run", "--json").out)["state"] == "running"
-    assert snapshot(here) == before
+    assert list_states(here) == before
     assert json.loads(type_command("status", "run", "--json").out)["state"] == "complete"
 
 
@@ -346,7 +346,7 @@ def test_files_of_the_users_own(content: str, type_command: Command, address: st
     words = ["run", "elsewhere/mine.yaml", "generate=files", "generate.paths=[mixed]", "--cluster", address]
     typed = type_command(*words, "--run-dir", "run")
     assert typed.code == 10, typed.err
-    rejected = {item.structure: item.reason for item in RunDirectory(here / "run").quarantined()}
+    rejected = {item.structure: item.reason for item in RunDirectory(here / "run").read_quarantine()}
     assert rejected == {
         "mixed/malformed.xyz": "unreadable",
         "mixed/element.xyz#0": "unknown_element",
@@ -432,11 +432,11 @@ def test_select_prints_what_it_did(type_command: Command, address: str, here: Pa
     assert any(line.startswith("5 of 12 frames picked by kmeans: they hit ") for line in lines)
     assert lines[-1] == "Wrote picked [5].extxyz: 5 frames"
     assert len(ase.io.read(here / "picked [5].extxyz", ":")) == 5
-    before = snapshot(here)
+    before = list_states(here)
     again = type_command(*words)
     assert again.code == 2
     assert "picked [5].extxyz exists; give another name, or --force to replace it" in again.err
-    assert snapshot(here) == before
+    assert list_states(here) == before
     assert type_command(*words, "--force", "seed=3").code == 0
     assert sorted(os.listdir(here)) == ["md.extxyz", "picked [5].extxyz"]
 
@@ -560,14 +560,14 @@ def test_export_writes_extxyz_and_does_not_overwrite(type_command: Command, refe
     assert typed.code == 0
     assert "6 structures in out.extxyz" in typed.out
     assert len(ase.io.read("out.extxyz", ":")) == 6
-    before = snapshot(here)
+    before = list_states(here)
     typed = type_command("export", str(reference.run_dir), "out.xyz", "--to", "extxzy")
     assert typed.code == 2
     assert "'extxzy'. Did you mean 'extxyz'?" in typed.err
     typed = type_command("export", str(reference.run_dir), "out.extxyz")
     assert typed.code == 2
     assert "out.extxyz" in typed.err
-    assert snapshot(here) == before
+    assert list_states(here) == before
     assert json.loads(type_command("export", str(reference.dataset), "out.extxyz", "--force", "--json").out) == {
         "out": "out.extxyz", "to": "extxyz", "structures": 6, "files": 1, "reader": "ase.io.iread",
     }  # fmt: skip

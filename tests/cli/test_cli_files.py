@@ -1,4 +1,4 @@
-"""What the command line makes of files of other users, and of foreign files in a run directory."""
+"""The command line with files of other users, and with files in a run directory that are no part of the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from small_runs import SMALL
 
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.runs.fsck import fsck
+from daskpipe.runs.fsck import check_run
 from daskpipe.runs.run import Result
 
 OTHER_USER = 54321
@@ -131,8 +131,8 @@ FOREIGN = [
 
 
 def test_foreign_files_change_nothing(run_dir: Path, reference: Result, type_command: Callable[..., Any]) -> None:
-    before = fsck(run_dir)
-    unit = next(RunDirectory(run_dir).manifests()).parent.relative_to(run_dir)
+    before = check_run(run_dir)
+    unit = next(RunDirectory(run_dir).list_manifests()).parent.relative_to(run_dir)
     foreign = [*FOREIGN, f"{unit}/.DS_Store"]
     for name in foreign:
         file = run_dir / name
@@ -141,10 +141,10 @@ def test_foreign_files_change_nothing(run_dir: Path, reference: Result, type_com
     status = json.loads(type_command("status", run_dir, "--json").out)
     assert status["state"] == "complete"
     assert status["driver_starts"] == 1
-    looked = fsck(run_dir, rehash=True)
+    looked = check_run(run_dir, rehash=True)
     assert looked.findings == []
     assert looked.stages == before.stages
-    assert fsck(run_dir, mend=True).mended == []
+    assert check_run(run_dir, mend=True).mended == []
     assert type_command("quarantine", run_dir).code == 0
     assert type_command("report", run_dir).code == 0
     assert type_command("verify", run_dir / "dataset.zarr").code == 0
@@ -152,9 +152,9 @@ def test_foreign_files_change_nothing(run_dir: Path, reference: Result, type_com
 
 
 def test_a_copy_of_a_unit_beside_it_is_no_unit(run_dir: Path) -> None:
-    unit = next(RunDirectory(run_dir).manifests()).parent
-    n_units = len(list(RunDirectory(run_dir).manifests()))
+    unit = next(RunDirectory(run_dir).list_manifests()).parent
+    n_units = len(list(RunDirectory(run_dir).list_manifests()))
     shutil.copytree(unit, unit.with_name(f"{unit.name} copy"))
-    assert len(list(RunDirectory(run_dir).manifests())) == n_units
-    found = fsck(run_dir).findings
-    assert {str(Path(each.path).parts[3]) for each in found} == {f"{unit.name} copy"}
+    assert len(list(RunDirectory(run_dir).list_manifests())) == n_units
+    findings = check_run(run_dir).findings
+    assert {str(Path(each.path).parts[3]) for each in findings} == {f"{unit.name} copy"}

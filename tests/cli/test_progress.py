@@ -15,7 +15,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from daskpipe.cli.progress import table_that_fits
+from daskpipe.cli.progress import fit_table
 
 WIDTHS = [40, 80, 120]
 
@@ -122,7 +122,7 @@ def test_tables_that_do_not_fit_become_lines(width: int) -> None:
     console = Console(file=StringIO(), width=width)
     columns = ["stage", "units", "planned", "out", "rejected", "lost", "suspect", "yielded"]
     rows = [["describe-fit", "12", "12", "3", "", "", "", ""], ["label [b]x[/]", "1", "2", "0", "3", "4", "", "5"]]
-    table = table_that_fits(columns, rows, console)
+    table = fit_table(columns, rows, console)
     console.print(table, soft_wrap=True)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     if width < 80:

@@ -19,9 +19,9 @@ from daskpipe.core.errors import ClusterError
 SITE = "class: SLURM\npools: {cpu: {jobs: 1}}\n"
 
 ADDRESS = """
-from daskpipe.cluster.scheduler import address_of
+from daskpipe.cluster.scheduler import find_scheduler_address
 from daskpipe.cluster.sites import read_site
-print(address_of(read_site(FILE)))
+print(find_scheduler_address(read_site(FILE)))
 """
 ARGUMENTS = "from daskpipe.cluster.worker import main; import sys; sys.argv[1:] = WORDS; main()"
 

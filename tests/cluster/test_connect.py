@@ -15,15 +15,15 @@ import pytest
 from dask.system import CPU_COUNT
 from distributed import Client, Nanny
 
-from daskpipe.cli.progress import tunnel
+from daskpipe.cli.progress import suggest_tunnel
 from daskpipe.cluster.connect import LOOPBACK, connect
-from daskpipe.cluster.gpus import OwnGpu, count_gpus, own_gpu
-from daskpipe.cluster.local import WORKER_BYTES, default_workers
-from daskpipe.cluster.scheduler import scheduler
+from daskpipe.cluster.gpus import OwnGpu, count_gpus, gpu_of_worker
+from daskpipe.cluster.local import WORKER_BYTES, choose_worker_count
+from daskpipe.cluster.queues import list_job_id_variables
+from daskpipe.cluster.scheduler import run_scheduler
 from daskpipe.cluster.settings import Cluster
 from daskpipe.config.load import load_config
 from daskpipe.core.errors import ClusterError
-from daskpipe.runs.lease import JOB_VARIABLES
 
 
 def test_local_listeners_are_on_loopback_only(client: Client) -> None:
@@ -189,7 +189,7 @@ def test_local_workers_are_as_many_as_cores_and_memory_allow(
 ) -> None:
     monkeypatch.setattr("dask.system.CPU_COUNT", cores)
     monkeypatch.setattr("distributed.system.MEMORY_LIMIT", int(memory))
-    assert default_workers() == n_workers
+    assert choose_worker_count() == n_workers
     assert n_workers == 1 or memory / n_workers > WORKER_BYTES
 
 
@@ -206,7 +206,7 @@ def test_local_workers_are_as_many_as_cores_and_memory_allow(
     ],
 )
 def test_each_worker_of_a_job_has_its_own_gpu(name: str, visible: str, gpu: str) -> None:
-    assert own_gpu(name, visible) == gpu
+    assert gpu_of_worker(name, visible) == gpu
 
 
 def test_a_worker_learns_its_gpu_before_its_first_unit() -> None:
@@ -226,7 +226,7 @@ def test_a_worker_learns_its_gpu_before_its_first_unit() -> None:
             }
             for number in range(2)
         }
-        with scheduler(LOOPBACK, None, None) as cluster, Client(cluster, set_as_default=False) as client:
+        with run_scheduler(LOOPBACK, None, None) as cluster, Client(cluster, set_as_default=False) as client:
             client.register_plugin(OwnGpu())
             cluster.worker_spec.update(workers)
             cluster.sync(cluster._correct_state)
@@ -237,11 +237,11 @@ def test_a_worker_learns_its_gpu_before_its_first_unit() -> None:
 
 
 def test_the_dashboard_is_seen_through_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SSH_CONNECTION", *JOB_VARIABLES):
+    for name in ("SSH_CONNECTION", *list_job_id_variables()):
         monkeypatch.delenv(name, raising=False)
-    assert tunnel("http://127.0.0.1:8787/status") is None
+    assert suggest_tunnel("http://127.0.0.1:8787/status") is None
     monkeypatch.setenv("SSH_CONNECTION", "192.0.2.9 50000 192.0.2.2 22")
-    assert tunnel("http://127.0.0.1:9999/status") == f"ssh -L 9999:127.0.0.1:9999 {socket.gethostname()}"
+    assert suggest_tunnel("http://127.0.0.1:9999/status") == f"ssh -L 9999:127.0.0.1:9999 {socket.gethostname()}"
     monkeypatch.delenv("SSH_CONNECTION")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert tunnel("http://127.0.0.1:8787/status") is not None
+    assert suggest_tunnel("http://127.0.0.1:8787/status") is not None

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from daskpipe.cluster import gpus
-from daskpipe.cluster.gpus import VARIABLES, count_devices, gpus_of_job
+from daskpipe.cluster.gpus import count_devices, gpus_of_job
+from daskpipe.cluster.queues import list_gpu_variables
 from daskpipe.core.errors import ClusterError
 
 
@@ -63,7 +64,7 @@ def test_devices_that_cannot_be_opened_do_not_count(tmp_path: Path, monkeypatch:
 
 def test_the_program_of_a_job_ends_with_the_reason(tmp_path: Path) -> None:
     """The scaler quotes it from the job's log."""
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in list_gpu_variables()}
     words = ["tcp://127.0.0.1:1", "--nworkers", "2", "--nthreads", "1", "--resources", "GPU=1", "--death-timeout", "1"]
     done = subprocess.run(
         [sys.executable, "-m", "daskpipe.cluster.worker", *words],

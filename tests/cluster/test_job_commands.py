@@ -14,10 +14,10 @@ import pytest
 import slurm
 from slurm import Slurm
 
-from daskpipe.cluster.job_commands import cancel_left, list_jobs, name_cluster, submit
-from daskpipe.cluster.job_script import job
+from daskpipe.cluster.job_commands import cancel_leftover_jobs, list_jobs, name_cluster, submit_job
+from daskpipe.cluster.job_script import build_job
 from daskpipe.cluster.sites import Site
-from daskpipe.cluster.submitted_jobs import Submission, record_submission, recorded, tag
+from daskpipe.cluster.submitted_jobs import Submission, job_name_prefix, read_submissions, record_submission
 
 SITE = Site.model_validate({"name": "here", "class": "SLURM", "pools": {"cpu": {"memory": "64MB", "partition": "cpu"}}})
 
@@ -43,18 +43,18 @@ def run_dir(tmp_path: Path) -> Path:
 
 def start(root: Path, number: int, *, name: str | None = None) -> Submission:
     """Submit a job that sleeps, as the scaler of a run does; record it."""
-    made = job(
+    made = build_job(
         SITE,
         SITE.pools["cpu"],
         scheduler="tcp://127.0.0.1:1",
-        name=name or f"{tag(root)}-cpu.{number}",
+        name=name or f"{job_name_prefix(root)}-cpu.{number}",
         keys=None,
         log_directory=root / "jobs",
         command="sleep 300",
     )
 
     async def submitted() -> Submission:
-        return await submit(SITE, made, pool="cpu", cluster_name=await name_cluster(SITE))
+        return await submit_job(SITE, made, pool="cpu", cluster_name=await name_cluster(SITE))
 
     submission = asyncio.run(submitted())
     record_submission(root, submission)
@@ -82,7 +82,7 @@ def test_a_submit_command_that_greets_its_users(
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     jobs = {start(run_dir, number).job_id for number in (1, 2)}
     assert jobs == ids(queue)
-    assert set(cancel_left(SITE, run_dir).jobs) == jobs
+    assert set(cancel_leftover_jobs(SITE, run_dir).jobs) == jobs
     queue.wait_until_idle()
 
 
@@ -92,8 +92,10 @@ def test_the_job_of_somebody_else_with_a_recorded_number_is_left_alone(
     """As after a move to another cluster, or on one that was set up anew."""
     thesis = start(tmp_path / "run", 1, name="thesis")
     ours = start(run_dir, 2)
-    (run_dir / "jobs.jsonl").write_text((run_dir / "jobs.jsonl").read_text().replace("thesis", f"{tag(run_dir)}-cpu.1"))
-    assert [job.job_id for job in recorded(run_dir)] == [thesis.job_id, ours.job_id]
+    (run_dir / "jobs.jsonl").write_text(
+        (run_dir / "jobs.jsonl").read_text().replace("thesis", f"{job_name_prefix(run_dir)}-cpu.1")
+    )
+    assert [job.job_id for job in read_submissions(run_dir)] == [thesis.job_id, ours.job_id]
     typed = type_command("cancel", str(run_dir))
     assert (typed.code, f"cancelled jobs: {ours.job_id}\n" in typed.out) == (0, True), typed.err
     assert ids(queue) == {thesis.job_id}

@@ -19,12 +19,12 @@ from small_runs import SMALL
 from waiting import wait_until
 
 import daskpipe
-from daskpipe.cluster.joining import SILENT, Guests, _problems, join
+from daskpipe.cluster.joining import SILENT, GuestWorkers, _find_problems, join_scheduler
 from daskpipe.cluster.scheduler import LOOPBACK
 from daskpipe.core.errors import ClusterError
 from daskpipe.core.events import Event, Notice
 from daskpipe.engine.dask_pool import DaskPool, Workers
-from daskpipe.engine.dispatcher import Call, WorkerLost
+from daskpipe.engine.dispatcher import UnitCall, WorkerLost
 from daskpipe.engine.units import Unit
 
 OURS = Path(daskpipe.__file__).parents[1]
@@ -117,7 +117,7 @@ def test_a_worker_without_daskpipe_is_named(
     scheduler = guest_client.scheduler.address
     with worker(guest_client, path=OURS), worker(guest_client, bare_python) as address:
         with pytest.raises(ClusterError, match=f"Worker {address} cannot import daskpipe. Start workers in the "):
-            join(guest_client, tmp_path, print)
+            join_scheduler(guest_client, tmp_path, print)
         typed = type_command("run", "emt_alloy", *SMALL, "--cluster", scheduler, "--run-dir", str(tmp_path / "run"))
         assert typed.code == 4
         assert f"Worker {address} cannot import daskpipe" in typed.err
@@ -137,7 +137,7 @@ def test_workers_with_other_versions_are_named(guest_client: Client, bare_python
         worker(guest_client, bare_python, path=stub.parent) as address,
         pytest.raises(ClusterError, match=f"Worker {address} .*{expected}"),
     ):
-        join(guest_client, tmp_path, print)
+        join_scheduler(guest_client, tmp_path, print)
 
 
 def test_a_scheduler_without_daskpipe_is_named(bare_python: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_scheduler_without_daskpipe_is_named(bare_python: Path, tmp_path: Path
         scheduler_of(bare_python, tmp_path) as client,
         pytest.raises(ClusterError, match="the scheduler at tcp://.* cannot import daskpipe. .*dask scheduler --host"),
     ):
-        join(client, tmp_path, print)
+        join_scheduler(client, tmp_path, print)
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
@@ -157,8 +157,8 @@ def test_a_worker_that_does_not_see_the_run_directory_is_named(guest_client: Cli
     hide = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {shared} && exec "$@"', "sh")
     with worker(guest_client, prefix=hide, path=OURS) as address:
         with pytest.raises(ClusterError, match=f"Worker {address} cannot write to {shared}. .*file system"):
-            join(guest_client, shared, print)
-        assert join(guest_client, None, print).client is guest_client
+            join_scheduler(guest_client, shared, print)
+        assert join_scheduler(guest_client, None, print).client is guest_client
     assert list(shared.iterdir()) == []
 
 
@@ -177,8 +177,8 @@ def test_a_worker_without_nanny_is_told(tmp_path: Path) -> None:
     options = {"n_workers": 1, "processes": False, "dashboard_address": f"{LOOPBACK}:0", "resources": {"GPU": 1}}
     with LocalCluster(threads_per_worker=1, **options) as cluster, Client(cluster, set_as_default=False) as client:
         (address,) = client.scheduler_info(n_workers=-1)["workers"]
-        pool = DaskPool(join(client, tmp_path, told.append), frozenset())
-        handle = pool.submit(unit(0), Call("where", where()))
+        pool = DaskPool(join_scheduler(client, tmp_path, told.append), frozenset())
+        handle = pool.submit_unit(unit(0), UnitCall("where", where()))
         assert client.gather(handle) == address
     messages = [event.message for event in told if isinstance(event, Notice)]
     assert any(message.startswith(f"worker {address}: no nanny: ") for message in messages)
@@ -189,7 +189,7 @@ def test_a_worker_without_nanny_is_told(tmp_path: Path) -> None:
 
 def test_other_pythons_are_not_given_functions() -> None:
     """There is one Python here, so the answer of another one is made up."""
-    assert _problems({"python": "3.11"}, {}, None) == [
+    assert _find_problems({"python": "3.11"}, {}, None) == [
         f"has Python 3.11, and the driver {sys.version_info.major}.{sys.version_info.minor}"
     ]
 
@@ -202,19 +202,19 @@ def test_a_worker_that_joins_late_gets_no_units_unless_it_can(
     told: list[Event] = []
     n_units = 20
     with worker(guest_client, path=OURS) as good:
-        pool = DaskPool(join(guest_client, tmp_path, told.append), frozenset())
-        one_worker = pool.slots("label")
+        pool = DaskPool(join_scheduler(guest_client, tmp_path, told.append), frozenset())
+        one_worker = pool.count_slots("label")
         with worker(guest_client, bare_python) as bad:
-            assert pool.slots("label") == one_worker
+            assert pool.count_slots("label") == one_worker
             (notice,) = told
             assert isinstance(notice, Notice)
             assert notice.message == f"worker {bad} gets no units: it cannot import daskpipe"
             with worker(guest_client, path=OURS) as late:
-                assert pool.slots("label") == 2 * one_worker
-                handles = [pool.submit(unit(index), Call("where", where())) for index in range(n_units)]
+                assert pool.count_slots("label") == 2 * one_worker
+                handles = [pool.submit_unit(unit(index), UnitCall("where", where())) for index in range(n_units)]
                 assert set(guest_client.gather(handles)) == {good, late}
-                pool.cancel(handles)
-            assert pool.slots("label") == one_worker
+                pool.cancel_units(handles)
+            assert pool.count_slots("label") == one_worker
             assert told == [notice]
             assert bad in guest_client.scheduler_info(n_workers=-1)["workers"]
 
@@ -225,19 +225,19 @@ def test_units_come_back_when_all_workers_that_they_are_bound_to_are_gone(
 ) -> None:
     monkeypatch.setattr("daskpipe.engine.dask_pool.SLOTS_SECONDS", 0)
     with worker(guest_client, bare_python) as bad:
-        guests = Guests(guest_client, tmp_path, lambda event: None)
+        guests = GuestWorkers(guest_client, tmp_path, lambda event: None)
         with worker(guest_client, sys.executable, "--no-nanny", path=OURS):
-            pool = DaskPool(Workers(guest_client, admit=guests.admit), frozenset())
-            assert pool.slots("label") > 0
-            handle = pool.submit(unit(0), Call("sleep", lambda: time.sleep(3600)))
-            assert pool.wait([handle], timeout=0.5) == set()
+            pool = DaskPool(Workers(guest_client, admit=guests.admit_workers), frozenset())
+            assert pool.count_slots("label") > 0
+            handle = pool.submit_unit(unit(0), UnitCall("sleep", lambda: time.sleep(3600)))
+            assert pool.wait_for_any([handle], timeout=0.5) == set()
         with worker(guest_client, path=OURS):
-            wait_until(lambda: pool.slots("label") is not None and pool.wait([handle], timeout=0.5))
+            wait_until(lambda: pool.count_slots("label") is not None and pool.wait_for_any([handle], timeout=0.5))
             with pytest.raises(WorkerLost, match="all workers that it could run on went away"):
-                pool.result(handle)
-            again = pool.submit(unit(0), Call("where", where()))
+                pool.take_receipt(handle)
+            again = pool.submit_unit(unit(0), UnitCall("where", where()))
             assert guest_client.gather(again) != bad
-            pool.cancel([again])
+            pool.cancel_units([again])
 
 
 def test_a_silent_worker_is_named_at_first_and_asked_again_later(tmp_path: Path) -> None:
@@ -250,6 +250,6 @@ def test_a_silent_worker_is_named_at_first_and_asked_again_later(tmp_path: Path)
             time.sleep(3)
 
         client.run(keep_busy, wait=False)
-        guests = Guests(client, tmp_path, lambda event: None)
-        assert guests.examine([address], 0.5) == {address: [SILENT]}
-        assert wait_until(lambda: guests.admit([address])) == {address}
+        guests = GuestWorkers(client, tmp_path, lambda event: None)
+        assert guests.check_workers([address], 0.5) == {address: [SILENT]}
+        assert wait_until(lambda: guests.admit_workers([address])) == {address}

@@ -18,9 +18,9 @@ from small_runs import SMALL, UNITS, committed, files_of
 from waiting import wait_until
 
 import daskpipe
-from daskpipe.cluster import job_scaler
+from daskpipe.cluster import failures, job_scaler
 from daskpipe.cluster.connect import LOOPBACK, connect
-from daskpipe.cluster.scheduler import address_of
+from daskpipe.cluster.scheduler import find_scheduler_address
 from daskpipe.cluster.settings import Cluster
 from daskpipe.cluster.sites import read_site
 from daskpipe.cluster.submitted_jobs import RECORD
@@ -151,7 +151,7 @@ def test_two_pools_give_the_same_bytes_and_leave_nothing(
     assert seen["modes"].pop(seen["keys"]) == 0o700
     assert seen["modes"] == dict.fromkeys(KEY_FILES, 0o600)
     # TLS on one address of this machine; the dashboard and the workers' HTTP on loopback.
-    address = address_of(read_site(str(file)))
+    address = find_scheduler_address(read_site(str(file)))
     assert seen["driver"] == seen["workers"] == {LOOPBACK, address}
     pools = [job["pool"] for job in submitted(run_dir)]
     assert sorted(pools) == ["cpu", "cpu", "gpu"]
@@ -286,8 +286,8 @@ def test_what_a_dead_driver_left_is_cancelled(
 def test_jobs_that_die_before_a_worker_registers_stop_the_run(
     queue: Slurm, site: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_scaler, "FIRST_PAUSE", 0.1)
-    monkeypatch.setattr(job_scaler, "FAILURE_LIMIT", 4)
+    monkeypatch.setattr(failures, "FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(failures, "FAILURE_LIMIT", 4)
     events: list[Event] = []
     pool = one_job("environment: [ls /no/such/module, exit 3]")
     with pytest.raises(

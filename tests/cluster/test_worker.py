@@ -10,8 +10,8 @@ from pathlib import Path
 from distributed import Client, Security
 
 from daskpipe.cluster.addresses import LOOPBACK
-from daskpipe.cluster.scheduler import scheduler
-from daskpipe.cluster.tls import key_files
+from daskpipe.cluster.scheduler import run_scheduler
+from daskpipe.cluster.tls import write_keys
 
 PROGRAM = """
 import sys
@@ -28,8 +28,8 @@ def test_a_job_ends_when_the_key_of_its_run_is_gone(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     with (
-        key_files(tmp_path, security) as keys,
-        scheduler(LOOPBACK, security, None) as cluster,
+        write_keys(tmp_path, security) as keys,
+        run_scheduler(LOOPBACK, security, None) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         words = [cluster.scheduler_address, "--nthreads", "1", "--nanny"]

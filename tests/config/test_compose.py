@@ -1,4 +1,4 @@
-"""Layers of a config: what another choice replaces, what is merged, and one grammar for all overrides."""
+"""Layers of a config: another choice replaces keys, other keys are merged, and all overrides have one grammar."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from daskpipe.cluster.connect import Cluster
-from daskpipe.config.compose import CHOICES, Choice, compose, merge, parse_overrides
-from daskpipe.config.load import changed, load_config, load_quality
+from daskpipe.config.compose import CHOICES, Choice, compose, merge
+from daskpipe.config.load import change_config, load_config, load_quality
+from daskpipe.config.overrides import parse_overrides
 from daskpipe.config.saved import from_yaml, to_yaml
 from daskpipe.core.errors import ConfigError
 from daskpipe.stages.describe.settings import Describe
@@ -21,7 +22,7 @@ NI_TI = {"Ni": [0, 1], "Ti": [0, 1]}
 FRACTIONS = {"Ni": (0.0, 1.0), "Ti": (0.0, 1.0)}
 
 
-def write(folder: Path, name: str, base: str, **content: Any) -> str:
+def write_file(folder: Path, name: str, base: str, **content: Any) -> str:
     """Write a user's file that begins with another one."""
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump({"defaults": [base, "_self_"], **content}))
@@ -31,7 +32,7 @@ def write(folder: Path, name: str, base: str, **content: Any) -> str:
 # --- another choice replaces, in a file and typed ------------------------------------------------------
 
 
-def typed(section: str, content: dict[str, Any]) -> list[str]:
+def type_section(section: str, content: dict[str, Any]) -> list[str]:
     """Type a section of a file as one override for each key below it."""
     texts = {key: yaml.safe_dump(value, default_flow_style=True, width=1000) for key, value in content.items()}
     return [f"{section}.{key}={text.removesuffix('...\n').strip()}" for key, text in texts.items()]
@@ -46,8 +47,8 @@ def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Any]
             nested: dict[str, Any] = content
             for key in reversed(section.split(".")):
                 nested = {key: nested}
-            return load_config(write(tmp_path, "mine", base, **nested))
-        words = typed(section, content)
+            return load_config(write_file(tmp_path, "mine", base, **nested))
+        words = type_section(section, content)
         return load_config(base, words if request.param == "overrides" else words[::-1])
 
     return loaded
@@ -117,10 +118,10 @@ def test_another_descriptor_and_another_method_have_their_own_parameters(loaded:
 
 
 def test_a_name_that_no_file_gives_is_the_default(tmp_path: Path) -> None:
-    file = write(tmp_path, "mine", "emt_alloy", select={"params": {"n_clusters": 3}})
+    file = write_file(tmp_path, "mine", "emt_alloy", select={"params": {"n_clusters": 3}})
     assert load_config(file).select.params == {"n_clusters": 3}
     assert load_config(file, ["select.method=random"]).select.params == {}
-    assert compose(write(tmp_path, "other", "mine", select={"method": "kmeans"}))["select"]["params"] == {
+    assert compose(write_file(tmp_path, "other", "mine", select={"method": "kmeans"}))["select"]["params"] == {
         "n_clusters": 3
     }
 
@@ -139,7 +140,7 @@ def test_another_function_of_a_tensor_has_its_own_parameters() -> None:
 
 
 def test_sets_replace_from_file_to_file(tmp_path: Path) -> None:
-    base = write(
+    base = write_file(
         tmp_path,
         "base",
         "emt_alloy",
@@ -147,7 +148,7 @@ def test_sets_replace_from_file_to_file(tmp_path: Path) -> None:
         store={"split": {"train": 0.6, "val": 0.2, "test": 0.2}},
     )
     assert load_config(base).explore.dynamics.ensembles == {"surface": "nvt_rescale", "bulk": "npt_isotropic"}
-    file = write(
+    file = write_file(
         tmp_path,
         "mine",
         "base",
@@ -161,16 +162,16 @@ def test_sets_replace_from_file_to_file(tmp_path: Path) -> None:
 
 def test_another_cluster_has_its_own_pools(tmp_path: Path) -> None:
     pools = {"gpu": {"jobs": 3}}
-    file = write(tmp_path, "mine", "quickstart", cluster={"name": "mysite", "pools": pools, "workers": 5})
+    file = write_file(tmp_path, "mine", "quickstart", cluster={"name": "mysite", "pools": pools, "workers": 5})
     assert load_config(file).cluster.pools == pools
     config = load_config(file, ["cluster.name=other"])
     assert (config.cluster.name, config.cluster.pools, config.cluster.workers) == ("other", {}, 5)
     config = load_config(file, ["cluster.pools.gpu.jobs=4", "cluster.pools.cpu.jobs=1"])
     assert config.cluster.pools == {"gpu": {"jobs": 4}, "cpu": {"jobs": 1}}
-    resumed = changed(load_config(file), ["cluster.name=other", "cluster.pools.cpu.jobs=2"])
+    resumed = change_config(load_config(file), ["cluster.name=other", "cluster.pools.cpu.jobs=2"])
     assert (resumed.cluster.name, resumed.cluster.pools) == ("other", {"cpu": {"jobs": 2}})
     joined = load_config("emt_alloy", ["cluster.address=tls://h:1", "cluster.tls=keys"])
-    assert changed(joined, ["cluster.name=other"]).cluster.address is None
+    assert change_config(joined, ["cluster.name=other"]).cluster.address is None
 
 
 def test_layers_after_the_file_win_over_it(tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_layers_after_the_file_win_over_it(tmp_path: Path) -> None:
 
 def test_a_group_that_is_typed_wins_where_a_file_names_another_choice(tmp_path: Path) -> None:
     own = {"generator": "alloys", "n": 3, "elements": {"Ni": [0, 1], "Pd": [0, 1]}, "n_atoms": 8}
-    file = write(
+    file = write_file(
         tmp_path,
         "mine",
         "quickstart",
@@ -202,12 +203,12 @@ def test_a_group_that_is_typed_wins_where_a_file_names_another_choice(tmp_path: 
     assert config.label.batch_size == 3
     assert (config.cluster.name, config.cluster.pools) == ("local", {})
     # A file that changes the choice goes on changing it.
-    file = write(tmp_path, "mine", "quickstart", generate={"sources": {"alloys": {"n": 3}}})
+    file = write_file(tmp_path, "mine", "quickstart", generate={"sources": {"alloys": {"n": 3}}})
     assert load_config(file, ["generate=cu_ag_au"]).generate.sources["alloys"].n == 3
 
 
 def test_config_show_tells_what_was_replaced(tmp_path: Path, type_command: Callable[..., Any]) -> None:
-    file = write(
+    file = write_file(
         tmp_path,
         "mine",
         "quickstart",
@@ -254,7 +255,7 @@ def test_resume_takes_what_run_takes(override: str) -> None:
     before = ["cluster.workers=2", "cluster.gpus=1"]
     begun = load_config("emt_alloy", before if override != "cluster=slurm" else [])
     fresh = load_config("emt_alloy", [*(before if override != "cluster=slurm" else []), override])
-    assert changed(begun, [override]) == fresh
+    assert change_config(begun, [override]) == fresh
 
 
 REFUSED = [
@@ -274,17 +275,17 @@ def test_run_and_resume_refuse_the_same(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config("emt_alloy", [override])
     with pytest.raises(ConfigError, match=said):
-        changed(load_config("emt_alloy"), [override])
+        change_config(load_config("emt_alloy"), [override])
 
 
 def test_thresholds_have_the_same_grammar(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(to_yaml(load_config("emt_alloy", ["quality.forces=12"])))
-    found = load_quality(
+    thresholds = load_quality(
         tmp_path, ["quality.cell.min_volume=3", "quality.diversity=null", "+quality.sizes.max_atoms=9"]
     )
-    assert (found.forces, found.diversity) == (12.0, None)
-    assert found.cell is not None
-    assert found.cell.min_volume == 3.0
+    assert (thresholds.forces, thresholds.diversity) == (12.0, None)
+    assert thresholds.cell is not None
+    assert thresholds.cell.min_volume == 3.0
     with pytest.raises(ConfigError, match=r"looks \$\{oc.env:...\} up"):
         load_quality(tmp_path, ["quality.forces=${oc.env:HOME}"])
     with pytest.raises(ConfigError, match="'select.n=1' is no threshold; type e.g. quality.forces=15"):
@@ -299,13 +300,13 @@ def test_verbs_on_files_have_the_same_grammar(
     (tmp_path / "a.xyz").write_text("1\n\nCu 0 0 0\n")
     out = tmp_path / ("out.xyz" if verb == "select" else "out.npz")
     words = [verb, str(tmp_path / "a.xyz"), "-o", str(out), *(["-n", "1"] if verb == "select" else [])]
-    told = type_command(*words, "cluster.name=${oc.env:SECRET}")
-    assert told.code == 2
-    assert "looks ${oc.env:...} up" in told.err
-    assert "hunter2" not in told.err + told.out
-    told = type_command(*words, "++label.batch_size=1")
-    assert told.code == 2
-    assert "is of no use here" in told.err
+    answer = type_command(*words, "cluster.name=${oc.env:SECRET}")
+    assert answer.code == 2
+    assert "looks ${oc.env:...} up" in answer.err
+    assert "hunter2" not in answer.err + answer.out
+    answer = type_command(*words, "++label.batch_size=1")
+    assert answer.code == 2
+    assert "is of no use here" in answer.err
 
 
 def test_a_config_on_disk_looks_nothing_up(tmp_path: Path) -> None:
@@ -314,9 +315,9 @@ def test_a_config_on_disk_looks_nothing_up(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     assert from_yaml(tmp_path / "config.yaml").cluster.name == "${oc.env:HOME}"
     with pytest.raises(ConfigError, match="looks"):
-        changed(from_yaml(tmp_path / "config.yaml"), ["budget.hours=1"])
+        change_config(from_yaml(tmp_path / "config.yaml"), ["budget.hours=1"])
 
 
 def test_overrides_are_parsed_by_hydra() -> None:
     (override,) = parse_overrides(["++a.b={c: [1, 'x y'], d: null}"])
-    assert override.value() == {"c": [1, "x y"], "d": None}
+    assert override.value == {"c": [1, "x y"], "d": None}

@@ -1,4 +1,4 @@
-"""The config: composition by Hydra, validation, messages, paths, schema."""
+"""Config: composition by Hydra, validation, messages, paths, schema."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from daskpipe.config.compose import compose, presets
+from daskpipe.config.compose import compose, list_presets
 from daskpipe.config.load import load_cluster, load_config
-from daskpipe.config.saved import differences, from_yaml, schema, to_yaml
+from daskpipe.config.saved import build_schema, from_yaml, list_differences, to_yaml
 from daskpipe.core.errors import ConfigError
 from daskpipe.core.files import package_folder
-from daskpipe.runs.plan import plan
+from daskpipe.runs.plan import plan_run
 
 CONFIGS = package_folder("configs")
 GROUP_FILES = sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("*/*.yaml"))
@@ -38,14 +38,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_presets_are_the_files_of_configs() -> None:
-    assert {"emt_alloy", "molecules", "quickstart"} <= set(presets())
+    assert {"emt_alloy", "molecules", "quickstart"} <= set(list_presets())
 
 
-@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize("preset", list_presets())
 def test_every_preset_composes_and_is_planned(preset: str) -> None:
     config = load_config(preset)
     assert config.name == preset
-    stages = plan(config)["stages"]
+    stages = plan_run(config)["stages"]
     assert min(row["units"] for row in stages.values()) >= 1
     assert stages["store"]["outputs"] == min(config.select.n, stages["explore"]["outputs"])
 
@@ -60,17 +60,17 @@ def test_every_group_file_is_chosen_and_planned(choice: str, folder: Path) -> No
     # The preset itself sets how many frames it selects.
     own = {"select": {"n"}}.get(group, set())
     assert all(composed[key] == value for key, value in written.items() if key not in own)
-    assert plan(config)["stages"]["select"]["outputs"] > 0
+    assert plan_run(config)["stages"]["select"]["outputs"] > 0
 
 
-@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize("preset", list_presets())
 def test_what_config_show_prints_loads_to_the_same_config(preset: str, tmp_path: Path) -> None:
     config = load_config(preset, ["select=random", "seed=3"])
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(config))
     assert from_yaml(file) == config
     assert load_config(str(file)) == config  # and as a user's own file
-    assert differences(config, from_yaml(file)) == []
+    assert list_differences(config, from_yaml(file)) == []
 
 
 def test_groups_are_switched() -> None:
@@ -139,10 +139,10 @@ def test_a_file_is_named_after_itself(folder: Path) -> None:
 def test_package_folder_may_hold_any_character(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
-    from daskpipe.config import compose as composition
+    from daskpipe.core import files
 
     shutil.copytree(CONFIGS, folder / "configs")
-    monkeypatch.setattr(composition, "__file__", str(folder / "composition.py"))  # as if installed there
+    monkeypatch.setattr(files, "__file__", str(folder / "core" / "files.py"))  # as if installed there
     assert package_folder("configs") == folder / "configs"
     assert load_config("emt_alloy", ["select=random"]).select.method == "random"
 
@@ -163,7 +163,7 @@ def test_paths_become_absolute(folder: Path) -> None:
     assert config.explore.potential.params["model"] == str(folder / "model.bin")
     assert config.describe.params["model"] == str(folder / "model.bin")
     overrides = ["generate=files", "generate.paths=['se*.xyz']"]
-    assert plan(load_config("emt_alloy", overrides))["stages"]["generate"]["inputs"] == 1
+    assert plan_run(load_config("emt_alloy", overrides))["stages"]["generate"]["inputs"] == 1
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_hydra_application_of_the_caller_is_left_alone() -> None:
     ],
 )
 def test_where_it_runs_decides_nothing(override: str) -> None:
-    assert differences(load_config("emt_alloy", [override]), load_config("emt_alloy")) == []
+    assert list_differences(load_config("emt_alloy", [override]), load_config("emt_alloy")) == []
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_where_it_runs_decides_nothing(override: str) -> None:
     ],
 )
 def test_differences_are_named(override: str, said: str) -> None:
-    assert said in differences(load_config("emt_alloy", [override]), load_config("emt_alloy"))
+    assert said in list_differences(load_config("emt_alloy", [override]), load_config("emt_alloy"))
 
 
 # --- messages -----------------------------------------------------------------------------------------
@@ -407,10 +407,10 @@ def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
 
 
 def test_schema_is_a_json_schema_that_accepts_every_config() -> None:
-    found: dict[str, Any] = json.loads(json.dumps(schema()))
-    Draft202012Validator.check_schema(found)
-    validator = Draft202012Validator(found)
-    for preset in presets():
+    schema: dict[str, Any] = json.loads(json.dumps(build_schema()))
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
+    for preset in list_presets():
         validator.validate(yaml.safe_load((CONFIGS / f"{preset}.yaml").read_text()))
         validator.validate(load_config(preset).model_dump(mode="json"))
     assert [error.message for error in validator.iter_errors({"sed": 1})] == [
@@ -420,10 +420,10 @@ def test_schema_is_a_json_schema_that_accepts_every_config() -> None:
 
 
 def test_schema_documents_every_key() -> None:
-    found = schema()
+    schema = build_schema()
     undocumented = [
         f"{name}.{key}"
-        for name, model in {"Config": found, **found["$defs"]}.items()
+        for name, model in {"Config": schema, **schema["$defs"]}.items()
         for key, value in model.get("properties", {}).items()
         if "description" not in value and "$ref" not in value
     ]
@@ -434,8 +434,8 @@ def test_where_and_how_often_is_not_what() -> None:
     """Device and checkpoints do not decide what a run makes, and so do not make it another run."""
     one = load_config("emt_alloy", ["explore.checkpoint=5", "explore.device=cpu", "cluster.workers=3"])
     other = load_config("emt_alloy", ["explore.checkpoint=60", "explore.device=auto"])
-    assert one.deciding() == other.deciding()
-    assert load_config("emt_alloy", ["explore.batch_atoms=100"]).deciding() != other.deciding()
+    assert one.dump_deciding() == other.dump_deciding()
+    assert load_config("emt_alloy", ["explore.batch_atoms=100"]).dump_deciding() != other.dump_deciding()
 
 
 def test_models_of_a_committee_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from ase.constraints import FixAtoms, FixBondLength, FixCartesian, FixCom, Fixed
 from ase.io import write
 from ase.io.vasp import write_vasp
 
-from daskpipe.core.constraints import constraints_of, fixed_components, from_constraints
+from daskpipe.core.constraints import fixed_components, from_constraints, to_constraints
 from daskpipe.core.errors import Rejection
 from daskpipe.core.structures import from_atoms, to_atoms
 from daskpipe.stages.generate.files import files
@@ -95,9 +95,9 @@ def test_fixed_components_make_the_same_constraints_again() -> None:
     atoms = Atoms("Cu5", positions=3.0 * np.eye(5, 3))
     from ase.constraints import dict2constraint
 
-    atoms.set_constraint([dict2constraint(item) for item in constraints_of(fixed)])
+    atoms.set_constraint([dict2constraint(item) for item in to_constraints(fixed)])
     assert fixed_components(atoms).tolist() == fixed.tolist()
-    assert constraints_of(np.zeros((2, 3), dtype=bool)) == []
+    assert to_constraints(np.zeros((2, 3), dtype=bool)) == []
 
 
 @pytest.mark.parametrize("name", ["a.extxyz", "a.traj", "a.db"])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from daskpipe.core.geometry import overlap
+from daskpipe.core.geometry import find_overlap
 
 
 @st.composite
@@ -33,12 +33,12 @@ def test_overlap_is_a_slow_loop_over_images(atoms, limit):
                     distance = np.linalg.norm(atoms.positions[j] + shift @ atoms.cell.array - atoms.positions[i])
                     worst = min(worst, distance / covalent_radii[atoms.numbers[[i, j]]].sum())
     if abs(worst - limit) > 1e-9:
-        assert (overlap(atoms, limit) is not None) == (worst < limit)
+        assert (find_overlap(atoms, limit) is not None) == (worst < limit)
 
 
 def test_overlap_says_which_atoms():
-    evidence = overlap(Atoms("OH", positions=[[0, 0, 0], [0, 0, 0.3]]), 0.6)
+    evidence = find_overlap(Atoms("OH", positions=[[0, 0, 0], [0, 0, 0.3]]), 0.6)
     assert evidence == ("atom 1 (H) is 0.300 Å from atom 0 (O); the limit is 0.582 Å, 0.6 of the sum of covalent radii")
-    assert overlap(Atoms("H"), 0.6) is None
-    assert overlap(molecule("CH3CH2OH"), 0.6) is None
-    assert "1.000 Å from its own image (Cu)" in overlap(Atoms("Cu", cell=[1, 9, 9], pbc=[True, False, False]), 0.6)
+    assert find_overlap(Atoms("H"), 0.6) is None
+    assert find_overlap(molecule("CH3CH2OH"), 0.6) is None
+    assert "1.000 Å from its own image (Cu)" in find_overlap(Atoms("Cu", cell=[1, 9, 9], pbc=[True, False, False]), 0.6)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from daskpipe.core.errors import ConfigError, DiskError
-from daskpipe.core.outputs import check_output, remove, replacing, resolve_output, swap_in
+from daskpipe.core.outputs import check_output, remove_path, replace_output, resolve_output, swap_in
 
 OLD, NEW = "the old one", "the new one"
 
@@ -60,7 +60,7 @@ SUFFIXES = pytest.mark.parametrize("suffix", [".zarr", ".extxyz"])
 def test_the_new_output_takes_the_place_of_the_old_one(tmp_path, kind, suffix):
     out, real = place(tmp_path, kind, suffix)
     check_output(out, force=True)
-    with replacing(out) as attempt:
+    with replace_output(out) as attempt:
         assert attempt.parent == real.parent, "on the same file system"
         assert attempt.suffix == suffix
         write(attempt, NEW)
@@ -76,7 +76,7 @@ def test_an_output_that_fails_leaves_the_old_one(tmp_path, kind, suffix):
     out, real = place(tmp_path, kind, suffix)
 
     def fail(error: Exception) -> None:
-        with replacing(out) as attempt:
+        with replace_output(out) as attempt:
             write(attempt, NEW)
             raise error
 
@@ -99,7 +99,7 @@ def test_a_rename_that_fails_puts_the_old_one_back(tmp_path, monkeypatch, kind):
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", fail_into_place)
-    with pytest.raises(OSError, match="Input/output error"), replacing(out) as attempt:
+    with pytest.raises(OSError, match="Input/output error"), replace_output(out) as attempt:
         write(attempt, NEW)
     assert read(out) == OLD
     assert [path.name for path in real.parent.iterdir() if path.name.startswith(".")] == []
@@ -123,7 +123,7 @@ def counted(function):
     return call
 
 os.rename, os.fsync, shutil.rmtree = map(counted, (os.rename, os.fsync, shutil.rmtree))
-with outputs.replacing(Path(sys.argv[1])) as attempt:
+with outputs.replace_output(Path(sys.argv[1])) as attempt:
     write(attempt, NEW)
 print(calls)
 """
@@ -159,7 +159,7 @@ def test_a_link_that_leads_nowhere_gets_what_it_leads_to(tmp_path):
     out = tmp_path / "link.zarr"
     out.symlink_to(tmp_path / "target.zarr")
     check_output(out, force=False)
-    with replacing(out) as attempt:
+    with replace_output(out) as attempt:
         write(attempt, NEW)
     assert out.is_symlink()
     assert read(tmp_path / "target.zarr") == NEW
@@ -218,8 +218,8 @@ def test_removing_a_link_leaves_what_it_leads_to(tmp_path):
     write(tmp_path / "out.zarr", OLD)
     (tmp_path / "link").symlink_to(tmp_path / "out.zarr")
     assert resolve_output(tmp_path / "link") == tmp_path / "out.zarr"
-    remove(tmp_path / "link")
+    remove_path(tmp_path / "link")
     assert read(tmp_path / "out.zarr") == OLD
-    remove(tmp_path / "out.zarr")
-    remove(tmp_path / "out.zarr")
+    remove_path(tmp_path / "out.zarr")
+    remove_path(tmp_path / "out.zarr")
     assert list(tmp_path.glob("out.zarr")) == []

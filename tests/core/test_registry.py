@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from daskpipe.core.errors import ConfigError, unknown
+from daskpipe.core.errors import ConfigError, describe_unknown
 from daskpipe.core.registry import Registry
 
 
@@ -26,7 +26,7 @@ def registry() -> Registry:
 
 def test_a_name_gives_its_function():
     assert registry().get("alloys") is alloy
-    assert registry().names() == ["alloys", "missing"]
+    assert registry().known_names() == ["alloys", "missing"]
 
 
 def test_nothing_is_imported_before_it_is_asked_for():
@@ -37,7 +37,7 @@ def test_nothing_is_imported_before_it_is_asked_for():
         table = {"gzip": "gzip:compress", "bz2": "bz2:compress"}
         before = set(sys.modules) & {"gzip", "bz2"}
         registry = Registry("codec", {name: target for name, target in table.items()}, group="g", given=())
-        assert registry.names() == ["bz2", "gzip"]
+        assert registry.known_names() == ["bz2", "gzip"]
         assert set(sys.modules) & {"gzip", "bz2"} == before
         assert registry.get("gzip").__module__ == "gzip"
         """
@@ -52,7 +52,7 @@ def test_an_unknown_name_lists_the_known_ones():
         registry().get("zzz")
     with pytest.raises(ModuleNotFoundError, match=r"daskpipe.no_such_module"):
         registry().get("missing")
-    assert unknown("generator", "x", []) == "unknown generator 'x'. Known: none."
+    assert describe_unknown("generator", "x", []) == "unknown generator 'x'. Known: none."
 
 
 def test_parameters_are_checked_against_the_signature_and_filled():
@@ -81,7 +81,7 @@ def test_another_package_adds_names_but_takes_none_over(tmp_path, monkeypatch):
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: lego\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text("[daskpipe.generators]\nbricks = lego:bricks\nalloys = lego:bricks\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert registry().names() == ["alloys", "bricks", "missing"]
+    assert registry().known_names() == ["alloys", "bricks", "missing"]
     assert list(registry().get("bricks")(rng=None)) == [0, 1]
     assert registry().check_params("bricks", {}) == {"n": 2}
     assert registry().get("alloys") is alloy

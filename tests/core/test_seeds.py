@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 import daskpipe.core.seeds
 from daskpipe.core import seeds
-from daskpipe.core.seeds import order_by_hash, stream
+from daskpipe.core.seeds import order_by_hash, random_stream
 
 ids = st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=30, unique=True)
 names = st.lists(st.one_of(st.integers(), st.text(max_size=4), st.binary(max_size=4)), max_size=3)
 
 
 def draw(*arguments) -> tuple[int, ...]:
-    return tuple(stream(*arguments).integers(0, 2**63, 4).tolist())
+    return tuple(random_stream(*arguments).integers(0, 2**63, 4).tolist())
 
 
 @settings(max_examples=30, deadline=None)
@@ -48,7 +48,11 @@ def test_streams_that_must_differ(first, second):
 
 
 def test_numbers_are_the_same_in_every_version_and_on_every_machine():
-    assert stream(1, "explore", b"x" * 16, 0).integers(0, 2**32, 3).tolist() == [2039275336, 2662895116, 2791260056]
+    assert random_stream(1, "explore", b"x" * 16, 0).integers(0, 2**32, 3).tolist() == [
+        2039275336,
+        2662895116,
+        2791260056,
+    ]
     assert order_by_hash(5, "shuffle", np.arange(16, dtype="<i8").view("V16")).tolist() == [5, 2, 4, 6, 3, 1, 0, 7]
 
 
@@ -60,7 +64,7 @@ def test_hash_randomisation_does_not_reach_them():
         ).stdout
         for seed in ("1", "2")
     }
-    assert outputs == {f"{stream(1, 'explore', 'a').integers(0, 2**32)}\n"}
+    assert outputs == {f"{random_stream(1, 'explore', 'a').integers(0, 2**32)}\n"}
 
 
 @settings(max_examples=30, deadline=None)
@@ -120,12 +124,18 @@ def test_millions_are_shuffled_in_seconds():
 
 
 def test_streams_start_at_places_of_their_own():
-    key = seeds.key_of(0, "explore", b"x" * 16, 3)
-    again = seeds.at(key, 2, 5).standard_normal(8)
-    np.testing.assert_array_equal(seeds.at(key, 2, 5).standard_normal(8), again)
-    others = [seeds.at(key, 2, 6), seeds.at(key, 3, 5), seeds.at(key, 5, 2), seeds.at(key + 1, 2, 5)]
+    key = seeds.stream_key(0, "explore", b"x" * 16, 3)
+    again = seeds.stream_at(key, 2, 5).standard_normal(8)
+    np.testing.assert_array_equal(seeds.stream_at(key, 2, 5).standard_normal(8), again)
+    others = [
+        seeds.stream_at(key, 2, 6),
+        seeds.stream_at(key, 3, 5),
+        seeds.stream_at(key, 5, 2),
+        seeds.stream_at(key + 1, 2, 5),
+    ]
     assert not any(np.isin(other.standard_normal(8), again).any() for other in others)
     # The first place is where the stream of the same key starts.
     np.testing.assert_array_equal(
-        seeds.at(key, 0, 0).standard_normal(8), seeds.stream(0, "explore", b"x" * 16, 3).standard_normal(8)
+        seeds.stream_at(key, 0, 0).standard_normal(8),
+        seeds.random_stream(0, "explore", b"x" * 16, 3).standard_normal(8),
     )

@@ -18,13 +18,13 @@ from daskpipe.core.shared_disk import (
     call_patiently,
     disk_error,
     disk_time,
-    explained,
+    explain_disk_errors,
     numbered_files,
     wait_until_visible,
 )
 from daskpipe.engine.commit import commit
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import Payload, Unit, key_of
+from daskpipe.engine.units import Payload, Unit, unit_key
 
 LATE_SECONDS = 0.5
 """Time after which a late file appears, or a broken one is mended."""
@@ -32,7 +32,7 @@ LATE_SECONDS = 0.5
 DEAD = Path("/proc/self/mem")
 """A file that exists, and of which each read fails with EIO."""
 
-UNIT = Unit(stage="label", index=0, key=key_of("label", 1, {}, [], 0), n_inputs=3)
+UNIT = Unit(stage="label", index=0, key=unit_key("label", 1, {}, [], 0), n_inputs=3)
 
 
 @pytest.fixture
@@ -80,10 +80,10 @@ def break_file(directory: RunDirectory, name: str) -> Callable[[], None]:
 
 
 USES: dict[str, Callable[[RunDirectory], object]] = {
-    "load": lambda directory: directory.load(UNIT.stage, UNIT.key)["energy"].tolist(),
-    "file": lambda directory: directory.file(UNIT.stage, UNIT.key, "numbers.npy").read_bytes(),
-    "rejected": lambda directory: directory.rejected(UNIT.stage, UNIT.key),
-    "names": lambda directory: directory.names_of_files(UNIT.stage, UNIT.key),
+    "load": lambda directory: directory.load_arrays(UNIT.stage, UNIT.key)["energy"].tolist(),
+    "file": lambda directory: directory.unit_file(UNIT.stage, UNIT.key, "numbers.npy").read_bytes(),
+    "rejected": lambda directory: directory.read_rejections(UNIT.stage, UNIT.key),
+    "names": lambda directory: directory.list_files(UNIT.stage, UNIT.key),
 }
 
 
@@ -163,7 +163,7 @@ def test_other_errors_are_raised_at_once(number):
 
 def test_what_a_disk_says_is_explained(tmp_path):
     def told(number: int, **how: bool) -> None:
-        with explained(tmp_path / "a run", tmp_path / "file", **how):
+        with explain_disk_errors(tmp_path / "a run", tmp_path / "file", **how):
             raise OSError(number, os.strerror(number))
 
     with pytest.raises(DiskError, match=r"cannot write .*/file: No space left on device. Make room, then: .*/a run'"):
@@ -176,7 +176,7 @@ def test_what_a_disk_says_is_explained(tmp_path):
         told(errno.EACCES, permissions=False)
     with pytest.raises(FileNotFoundError, match="No such file"):
         told(errno.ENOENT)
-    with pytest.raises(TimeoutError, match="a peer"), explained(tmp_path, tmp_path):
+    with pytest.raises(TimeoutError, match="a peer"), explain_disk_errors(tmp_path, tmp_path):
         raise TimeoutError("a peer")  # of a connection: no number, and no matter of the disk
 
 

@@ -10,21 +10,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from daskpipe.core.structures import (
-    ARRAY_KEYS,
-    LABEL_KEYS,
     NO_PARENT,
     as_void,
+    atom_starts,
     concat,
     from_atoms,
     hex_ids,
     round_positions,
     spin_multiplicity,
-    starts,
     structure_id,
     take,
     to_atoms,
 )
-from daskpipe.core.variables import VARIABLES, decode, encode, validate
+from daskpipe.core.variables import ARRAY_KEYS, LABEL_KEYS, VARIABLES, decode_names, encode_names, validate_dataset
 
 float32 = st.floats(-50, 50, width=32)
 float64 = st.floats(-1e6, 1e6)
@@ -91,7 +89,7 @@ def plain(values: np.ndarray) -> bytes:
 @given(st.lists(atoms_with_facts(), min_size=1, max_size=5), st.booleans())
 def test_atoms_survive_the_flat_form(structures, encoded):
     flat = from_atoms(structures)
-    ds = encode(flat) if encoded and "split" not in flat else flat  # "unknown" is no split
+    ds = encode_names(flat) if encoded and "split" not in flat else flat  # "unknown" is no split
     for index, before in enumerate(structures):
         after = to_atoms(ds, index)
         assert plain(after.numbers) == plain(before.numbers)
@@ -115,7 +113,7 @@ def test_atoms_survive_the_flat_form(structures, encoded):
 @given(st.lists(atoms_with_facts(), min_size=1, max_size=5))
 def test_the_flat_form_survives_atoms(structures):
     ds = from_atoms(structures)
-    validate(ds)
+    validate_dataset(ds)
     again = from_atoms([to_atoms(ds, index) for index in range(len(structures))])
     for name in ds.data_vars:
         if name in (*LABEL_KEYS, *ARRAY_KEYS) and name not in again:
@@ -130,7 +128,7 @@ def test_take_is_a_slow_loop(structures, data):
     rows = data.draw(st.lists(st.integers(-len(structures), len(structures) - 1), max_size=8))
     ds = from_atoms(structures)
     taken = take(ds, rows)
-    validate(taken)
+    validate_dataset(taken)
     assert taken.sizes["structure"] == len(rows)
     for place, row in enumerate(rows):
         slow, fast = to_atoms(ds, row), to_atoms(taken, place)
@@ -164,7 +162,7 @@ def test_take_refuses_a_mask():
 def test_concat_of_parts_is_the_whole(structures, data):
     cut = data.draw(st.integers(0, len(structures)))
     whole, joined = from_atoms(structures), concat([from_atoms(structures[:cut]), from_atoms(structures[cut:])])
-    validate(joined)
+    validate_dataset(joined)
     assert set(joined.data_vars) == set(whole.data_vars)
     for name in whole.data_vars:  # also where one part lacks a variable that the other has
         np.testing.assert_array_equal(joined[name].values, whole[name].values, err_msg=str(name))
@@ -173,7 +171,7 @@ def test_concat_of_parts_is_the_whole(structures, data):
 
 def test_no_structures_at_all():
     ds = from_atoms([])
-    validate(ds)
+    validate_dataset(ds)
     assert (ds.sizes["structure"], ds.sizes["atom"]) == (0, 0)
     assert concat([ds, from_atoms([molecule("H2O")])]).sizes["structure"] == 1
     with pytest.raises(IndexError, match="structure 0 of 0"):
@@ -202,7 +200,7 @@ def test_what_one_structure_lacks_is_neutral():
 
 def test_composition_is_in_hill_order():
     ds = from_atoms([molecule("CH3CH2OH"), bulk("NaCl", "rocksalt", a=5.6)])
-    assert decode(ds["composition"]).tolist() == ["C2H6O", "ClNa"]
+    assert decode_names(ds["composition"]).tolist() == ["C2H6O", "ClNa"]
 
 
 def test_index_counts_from_either_end():
@@ -313,6 +311,6 @@ def test_ids_in_hex_keep_their_zeros():
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=9))
 def test_starts_is_a_slow_loop(n_atoms):
-    found = starts(np.array(n_atoms, dtype=np.int32))
+    found = atom_starts(np.array(n_atoms, dtype=np.int32))
     assert found.tolist() == [sum(n_atoms[:index]) for index in range(len(n_atoms))]
     assert found.dtype == VARIABLES["atom_start"].dtype

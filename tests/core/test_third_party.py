@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 
-from daskpipe.core.third_party import UNPICKLE_ANYTHING, quiet
+from daskpipe.core.third_party import UNPICKLE_ANYTHING, silence_libraries
 
 
 def test_threads_that_overlap_leave_stdout_and_warnings_as_they_were(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,7 +18,7 @@ def test_threads_that_overlap_leave_stdout_and_warnings_as_they_were(capsys: pyt
     first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
 
     def first() -> None:
-        with quiet():
+        with silence_libraries():
             first_is_in.set()
             second_is_in.wait()
             print("of the first")
@@ -26,7 +26,7 @@ def test_threads_that_overlap_leave_stdout_and_warnings_as_they_were(capsys: pyt
 
     def second() -> None:
         first_is_in.wait()
-        with quiet():
+        with silence_libraries():
             second_is_in.set()
             first_is_out.wait()
             print("of the second, when the first has left")
@@ -44,7 +44,7 @@ def test_threads_that_overlap_leave_stdout_and_warnings_as_they_were(capsys: pyt
 
 def test_an_error_inside_leaves_stdout_as_it_was() -> None:
     stdout = sys.stdout
-    with pytest.raises(ValueError, match="inside"), quiet():
+    with pytest.raises(ValueError, match="inside"), silence_libraries():
         raise ValueError("inside")
     assert sys.stdout is stdout
 

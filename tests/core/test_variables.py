@@ -6,7 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskpipe.core.structures import from_atoms
-from daskpipe.core.variables import SIZES, SPLITS, VARIABLES, annotate, decode, encode, per_atom, read_root, validate
+from daskpipe.core.variables import (
+    SIZES,
+    SPLITS,
+    VARIABLES,
+    annotate_dataset,
+    decode_names,
+    encode_names,
+    is_per_atom,
+    read_root,
+    validate_dataset,
+)
 
 FIXED_WIDTH = "biufV"  # NumPy kinds that a raw chunk can hold
 words = st.text(st.characters(exclude_categories=("Z", "C")), min_size=1, max_size=8)
@@ -30,13 +40,13 @@ def test_declarations_are_consistent(variable):
         assert variable.dtype.kind in "iu"
         assert variable.unit is None
         assert variable.dims == ("structure",)
-    assert per_atom(variable.name) == (variable.dims[0] == "atom")
+    assert is_per_atom(variable.name) == (variable.dims[0] == "atom")
 
 
 def test_a_good_dataset_passes_in_memory_and_encoded():
-    validate(dataset())
-    validate(encode(dataset()))
-    validate(dataset()[["charge"]], require=())
+    validate_dataset(dataset())
+    validate_dataset(encode_names(dataset()))
+    validate_dataset(dataset()[["charge"]], require=())
 
 
 @pytest.mark.parametrize(
@@ -61,12 +71,12 @@ def test_a_good_dataset_passes_in_memory_and_encoded():
 )
 def test_a_wrong_dataset_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        validate(change(dataset()))
+        validate_dataset(change(dataset()))
 
 
 def test_annotate_adds_units_and_meanings_and_leaves_the_input_alone():
     ds = dataset()
-    annotated = annotate(ds)
+    annotated = annotate_dataset(ds)
     assert annotated["positions"].attrs == {"long_name": "Cartesian positions", "units": "angstrom"}
     assert annotated["n_atoms"].attrs["sample_dimension"] == "atom"
     assert "units" not in annotated["pbc"].attrs
@@ -75,24 +85,24 @@ def test_annotate_adds_units_and_meanings_and_leaves_the_input_alone():
 
 
 def test_encode_counts_sorted_names_and_fixed_flags():
-    ds = encode(dataset())
+    ds = encode_names(dataset())
     assert ds["system_type"].values.tolist() == [0, 1, 0]
     kinds, splits = ds["system_type"].attrs, ds["split"].attrs
     assert (kinds["flag_values"], kinds["flag_meanings"]) == ([0, 1], "bent linear")
     assert (splits["flag_values"], splits["flag_meanings"]) == ([0, 1, 2], " ".join(SPLITS))
     assert ds["split"].values.tolist() == [1, 1, 1]
     assert ds["split"].dtype == np.uint8
-    xr.testing.assert_identical(encode(ds), ds)
+    xr.testing.assert_identical(encode_names(ds), ds)
 
 
 @settings(deadline=None)
 @given(st.lists(words, max_size=20))
 def test_names_survive_the_codes(names):
     ds = xr.Dataset({"composition": ("structure", np.array(names, dtype=str))})
-    encoded = encode(ds)["composition"]
+    encoded = encode_names(ds)["composition"]
     assert encoded.dtype == VARIABLES["composition"].dtype
-    assert decode(encoded).tolist() == names
-    assert decode(ds["composition"]).tolist() == names
+    assert decode_names(encoded).tolist() == names
+    assert decode_names(ds["composition"]).tolist() == names
 
 
 @pytest.mark.parametrize(
@@ -110,12 +120,15 @@ def test_names_survive_the_codes(names):
 )
 def test_names_that_cannot_be_codes(name, values, message):
     with pytest.raises(ValueError, match=message):
-        encode(xr.Dataset({name: ("structure", np.array(values))}))
+        encode_names(xr.Dataset({name: ("structure", np.array(values))}))
 
 
 def test_127_names_fit_a_byte():
     names = [f"kind{number}" for number in range(127)]
-    assert decode(encode(xr.Dataset({"system_type": ("structure", np.array(names))}))["system_type"]).tolist() == names
+    assert (
+        decode_names(encode_names(xr.Dataset({"system_type": ("structure", np.array(names))}))["system_type"]).tolist()
+        == names
+    )
 
 
 def test_read_root_gives_the_metadata(tmp_path):

@@ -17,7 +17,7 @@ from ase.calculators.emt import EMT
 
 import daskpipe
 from daskpipe.core.structures import from_atoms
-from daskpipe.store import pack
+from daskpipe.store import arrange_and_write
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -54,7 +54,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         atoms.get_forces()
         structures.append(atoms)
     path = tmp_path_factory.mktemp("examples") / "dataset.zarr"
-    pack(from_atoms(structures), path, seed=0, fractions={"train": 0.8, "val": 0.2}, attrs={"dataset_key": "k1"})
+    arrange_and_write(
+        from_atoms(structures), path, seed=0, fractions={"train": 0.8, "val": 0.2}, attrs={"dataset_key": "k1"}
+    )
     return path
 
 

@@ -16,7 +16,7 @@ from ase.build import bulk
 import daskpipe.engine.checkpoints
 from daskpipe.core.deadline import seconds_left, stale_deadlines
 from daskpipe.core.events import Event, Notice
-from daskpipe.pipeline import frames as standalone
+from daskpipe.pipeline.frames import select_files
 
 PAST = 1_000_000_000
 """A time in 2001."""
@@ -66,7 +66,7 @@ def test_local_workers_do_not_retire_for_another_jobs_end(tmp_path: Path, monkey
         frame.rattle(0.05, seed=number)
     write(tmp_path / "md.extxyz", frames)
     events: list[Event] = []
-    done = standalone.select(
+    done = select_files(
         [str(tmp_path / "md.extxyz")],
         2,
         tmp_path / "picked.extxyz",

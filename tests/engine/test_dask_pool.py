@@ -11,8 +11,8 @@ from distributed import Client, Future
 from waiting import wait_until
 
 from daskpipe.core.errors import ClusterError
-from daskpipe.engine.dask_pool import GPU, DaskPool, Workers, describe_offers, gpu_stages, offers
-from daskpipe.engine.dispatcher import Call, Task, WorkerLost
+from daskpipe.engine.dask_pool import GPU, DaskPool, Workers, describe_offers, gpu_stages, read_offers
+from daskpipe.engine.dispatcher import UnitCall, UnitTask, WorkerLost
 from daskpipe.engine.units import Receipt, Unit
 
 
@@ -27,24 +27,24 @@ def where() -> str:
     return str(get_worker().address)
 
 
-def task(stage: str, index: int = 0, work: object = where) -> Task:
-    return Task(unit=unit(stage, index), work=lambda: Call(f"{stage}-{index}", work))
+def task(stage: str, index: int = 0, work: object = where) -> UnitTask:
+    return UnitTask(unit=unit(stage, index), make_call=lambda: UnitCall(f"{stage}-{index}", work))
 
 
-def submitted(pool: DaskPool, item: Task) -> object:
-    return pool.submit(item.unit, item.work())
+def submitted(pool: DaskPool, item: UnitTask) -> object:
+    return pool.submit_unit(item.unit, item.make_call())
 
 
-def results(pool: DaskPool, tasks: list[Task]) -> list[object]:
+def results(pool: DaskPool, tasks: list[UnitTask]) -> list[object]:
     handles = [submitted(pool, item) for item in tasks]
     left = set(handles)
     while left:
-        left -= pool.wait(left, timeout=10)
-    return [pool.result(handle) for handle in handles]
+        left -= pool.wait_for_any(left, timeout=10)
+    return [pool.take_receipt(handle) for handle in handles]
 
 
 def test_offers_are_those_of_the_workers(client: Client) -> None:
-    assert sorted(worker.get(GPU, 0) for worker in offers(client).values()) == [0, 1]
+    assert sorted(worker.get(GPU, 0) for worker in read_offers(client).values()) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -69,33 +69,33 @@ def test_offers_in_words() -> None:
 
 def test_a_held_stage_has_a_slot_a_gpu_and_runs_there_only(client: Client) -> None:
     pool = DaskPool(Workers(client), frozenset({"explore"}))
-    (gpu,) = [address for address, worker in offers(client).items() if worker.get(GPU)]
-    assert pool.slots("explore") == 1
+    (gpu,) = [address for address, worker in read_offers(client).items() if worker.get(GPU)]
+    assert pool.count_slots("explore") == 1
     assert set(results(pool, [task("explore", index) for index in range(8)])) == {gpu}
 
 
 def test_other_stages_have_a_slot_a_thread_and_one_ahead(client: Client) -> None:
     pool = DaskPool(Workers(client), frozenset({"explore"}))
-    assert pool.slots("label") == 4  # two workers of one thread
-    assert set(results(pool, [task("label", index) for index in range(8)])) == set(offers(client))
+    assert pool.count_slots("label") == 4  # two workers of one thread
+    assert set(results(pool, [task("label", index) for index in range(8)])) == set(read_offers(client))
 
 
 def test_waiting_ends_after_its_time(client: Client) -> None:
     pool = DaskPool(Workers(client), frozenset())
     handle = submitted(pool, task("label", work=lambda: time.sleep(1)))
-    assert pool.wait([handle], timeout=0.05) == set()
-    assert pool.wait([handle], timeout=30) == {handle}
-    pool.result(handle)
+    assert pool.wait_for_any([handle], timeout=0.05) == set()
+    assert pool.wait_for_any([handle], timeout=30) == {handle}
+    pool.take_receipt(handle)
 
 
 def test_a_receipt_that_is_on_disk_is_not_sent(client: Client) -> None:
     pool = DaskPool(Workers(client), frozenset())
     seen = iter(["read here", None])
 
-    def work() -> Call:
-        return Call("label", lambda: "sent", lambda: next(seen))
+    def work() -> UnitCall:
+        return UnitCall("label", lambda: "sent", lambda: next(seen))
 
-    items = [Task(unit=unit("label", index), work=work) for index in range(2)]
+    items = [UnitTask(unit=unit("label", index), make_call=work) for index in range(2)]
     assert results(pool, items) == ["read here", "sent"]  # the second is not seen from here
 
 
@@ -129,33 +129,33 @@ def test_a_unit_that_failed_is_computed_again(client: Client, tmp_path: Path) ->
     # A client forgets a future in a thread of its own, at some time: hold it here as long as that may take.
     held = Future(first.key, client)
     with pytest.raises(ClusterError, match="once"):
-        pool.result(first)
-    assert pool.result(submitted(pool, item)) == "computed"
+        pool.take_receipt(first)
+    assert pool.take_receipt(submitted(pool, item)) == "computed"
     held.release()
 
 
 def test_a_cancelled_unit_counts_as_lost(client: Client) -> None:
     pool = DaskPool(Workers(client), frozenset())
     handle = submitted(pool, task("label", work=lambda: time.sleep(0.5)))
-    pool.cancel([handle])
+    pool.cancel_units([handle])
     with pytest.raises(WorkerLost):
-        pool.result(handle)
+        pool.take_receipt(handle)
 
 
 def test_a_cancelled_unit_that_is_submitted_again_does_not_stay(client: Client) -> None:
     pool = DaskPool(Workers(client), frozenset())
     again = task("label", work=lambda: time.sleep(0.3) or 1)
     cancelled = submitted(pool, again)
-    pool.cancel([cancelled])
-    assert pool.result(submitted(pool, again)) == 1
+    pool.cancel_units([cancelled])
+    assert pool.take_receipt(submitted(pool, again)) == 1
     wait_until(lambda: not client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)))
     assert cancelled is not None  # it is alive, as it is while an error's traceback holds it
 
 
 def test_cancelling_nothing_or_after_the_end_is_quiet(client: Client) -> None:
-    DaskPool(Workers(client), frozenset()).cancel([])
+    DaskPool(Workers(client), frozenset()).cancel_units([])
     closed = Client(client.scheduler.address, set_as_default=False, security=client.security)
     pool = DaskPool(Workers(closed), frozenset())
     handle = submitted(pool, task("label"))
     closed.close()
-    pool.cancel([handle])
+    pool.cancel_units([handle])

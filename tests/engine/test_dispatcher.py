@@ -24,17 +24,17 @@ from daskpipe.engine.dispatcher import (
     FRUITLESS_LIMIT,
     NO_WORKER_SECONDS,
     YIELD_LIMIT,
-    Call,
-    Task,
+    UnitCall,
+    UnitTask,
     WorkerLost,
-    drive,
+    dispatch_tasks,
 )
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import Payload, Receipt, Unit, key_of
+from daskpipe.engine.units import Payload, Receipt, Unit, unit_key
 
 
 def unit(index: int = 0, stage: str = "explore") -> Unit:
-    return Unit(stage=stage, index=index, key=key_of(stage, 1, {}, [index], 0), n_inputs=3)
+    return Unit(stage=stage, index=index, key=unit_key(stage, 1, {}, [index], 0), n_inputs=3)
 
 
 def payload(value: float = 1.0, n: int = 100, rejected: Iterable[Rejection] = ()) -> Payload:
@@ -53,29 +53,29 @@ class Threads:
         self.order: list[int] = []
         self.cancelled: list[Future[Receipt]] = []
 
-    def want(self, stage: str, n_units: int) -> bool:
+    def request_workers(self, stage: str, n_units: int) -> bool:
         self.wanted = (stage, n_units)
         return False
 
-    def slots(self, stage: str) -> int:
+    def count_slots(self, stage: str) -> int:
         assert stage == "explore"
         return self.n_slots
 
-    def submit(self, unit: Unit, call: Call) -> Future[Receipt]:
+    def submit_unit(self, unit: Unit, call: UnitCall) -> Future[Receipt]:
         handle: Future[Receipt] = self.executor.submit(call.function)
         self.open.add(handle)
         self.widest = max(self.widest, len(self.open))
         self.order.append(unit.index)
         return handle
 
-    def wait(self, handles: Iterable[Any], timeout: float) -> set[Any]:
+    def wait_for_any(self, handles: Iterable[Any], timeout: float) -> set[Any]:
         return wait(list(handles), timeout, return_when=FIRST_COMPLETED).done
 
-    def result(self, handle: Future[Receipt]) -> Receipt:
+    def take_receipt(self, handle: Future[Receipt]) -> Receipt:
         self.open.remove(handle)
         return handle.result()
 
-    def cancel(self, handles: Iterable[Any]) -> None:
+    def cancel_units(self, handles: Iterable[Any]) -> None:
         self.cancelled = list(handles)
         for handle in self.cancelled:
             handle.cancel()
@@ -87,16 +87,16 @@ class Watcher:
     def __init__(self, *places: int) -> None:
         self.places, self.n_checks, self.looked_at = list(places), 0, set[int]()
 
-    def reached(self, unit: Unit) -> int:
+    def read_progress(self, unit: Unit) -> int:
         return self.places.pop(0) if self.places else 0
 
-    def evidence(self, unit: Unit, lost: WorkerLost) -> str:
+    def find_evidence(self, unit: Unit, lost: WorkerLost) -> str:
         return str(lost) if str(lost).startswith("died") else ""
 
-    def end_hanging(self, unit: Unit) -> None:
+    def end_if_hanging(self, unit: Unit) -> None:
         self.looked_at.add(unit.index)
 
-    def check(self) -> None:
+    def check_run(self) -> None:
         self.n_checks += 1
 
 
@@ -117,12 +117,12 @@ class Work:
         return commit(self.root, self.unit, payload(self.unit.index), seconds=self.seconds)
 
 
-def tasks(works: list[Work], *, apart: bool = True) -> list[Task]:
+def tasks(works: list[Work], *, apart: bool = True) -> list[UnitTask]:
     return [
-        Task(
+        UnitTask(
             unit=work.unit,
-            work=partial(Call, "work", work),
-            one_by_one=partial(Call, "apart", partial(work, apart=True)) if apart else None,
+            make_call=partial(UnitCall, "work", work),
+            make_isolated_call=partial(UnitCall, "apart", partial(work, apart=True)) if apart else None,
         )
         for work in works
     ]
@@ -144,7 +144,7 @@ def test_all_tasks_run_once_in_a_window_no_wider_than_the_slots(tmp_path, n_slot
     n_tasks = 20
     works = [Work(tmp_path, index) for index in range(n_tasks)]
     pool, events = Threads(n_slots), list[Event]()
-    drive(tasks(works), pool, Watcher(), events.append)
+    dispatch_tasks(tasks(works), pool, Watcher(), events.append)
     assert [work.n_runs for work in works] == [1] * n_tasks
     assert pool.widest == min(n_slots, n_tasks)
     assert pool.open == set()
@@ -153,7 +153,7 @@ def test_all_tasks_run_once_in_a_window_no_wider_than_the_slots(tmp_path, n_slot
     committed = [event for event in events if isinstance(event, UnitCommitted)]
     assert sorted(event.index for event in committed) == list(range(n_tasks))
     directory = RunDirectory(tmp_path)
-    assert all(directory.receipt(work.unit) is not None for work in works)
+    assert all(directory.read_receipt(work.unit) is not None for work in works)
 
 
 @pytest.mark.parametrize(("seconds", "ahead"), [(0.001, AHEAD_LIMIT), (0.4 * AHEAD_SECONDS, 2), (AHEAD_SECONDS, 1)])
@@ -162,14 +162,14 @@ def test_short_units_are_sent_ahead(tmp_path, seconds, ahead):
     for work in works:
         work.seconds = seconds
     pool = Threads(2)
-    drive(tasks(works), pool, Watcher(), list[Event]().append)
+    dispatch_tasks(tasks(works), pool, Watcher(), list[Event]().append)
     assert [work.n_runs for work in works] == [1] * len(works)
     assert pool.widest == 2 * ahead
 
 
 def test_no_tasks_are_done_at_once(tmp_path):
     pool = Threads(0)
-    drive([], pool, Watcher(), lambda _: pytest.fail("nothing happened, and an event was sent"))
+    dispatch_tasks([], pool, Watcher(), lambda _: pytest.fail("nothing happened, and an event was sent"))
 
 
 def lost_events(events: list[Event]) -> list[UnitLost]:
@@ -180,7 +180,7 @@ def test_a_lost_unit_goes_to_the_end_of_the_queue_and_is_told(tmp_path):
     lost = [WorkerLost("its machine went away"), WorkerLost("its machine went away")]
     works = [Work(tmp_path, 0, *lost), Work(tmp_path, 1), Work(tmp_path, 2)]
     pool, events = Threads(1), list[Event]()
-    drive(tasks(works), pool, Watcher(), events.append)
+    dispatch_tasks(tasks(works), pool, Watcher(), events.append)
     assert sorted(pool.order) == [0, 0, 0, 1, 2]
     assert pool.order[:3] == [0, 1, 2]
     told = lost_events(events)
@@ -193,7 +193,7 @@ def test_a_lost_unit_goes_to_the_end_of_the_queue_and_is_told(tmp_path):
 def test_all_workers_may_go_at_once_and_come_back(tmp_path):
     n_slots, n_losses = 4, FRUITLESS_LIMIT - 5
     works = [Work(tmp_path, index, *[WorkerLost("preempted")] * n_losses) for index in range(n_slots)]
-    drive(tasks(works), Threads(n_slots), Watcher(), lambda _: None, clock=Clock())
+    dispatch_tasks(tasks(works), Threads(n_slots), Watcher(), lambda _: None, clock=Clock())
     assert [(work.n_runs, work.n_apart) for work in works] == [(n_losses + 1, 0)] * n_slots
 
 
@@ -201,9 +201,9 @@ def test_a_stage_that_only_loses_is_stopped(tmp_path):
     works = [Work(tmp_path, 0), *(Work(tmp_path, i, *[WorkerLost("gone")] * FRUITLESS_LIMIT) for i in (1, 2))]
     events = list[Event]()
     with pytest.raises(ClusterError, match=rf"{FRUITLESS_LIMIT} units of explore were lost in a row.*gone. See"):
-        drive(tasks(works), Threads(1), Watcher(), events.append, clock=Clock())
+        dispatch_tasks(tasks(works), Threads(1), Watcher(), events.append, clock=Clock())
     assert len(lost_events(events)) == FRUITLESS_LIMIT
-    assert RunDirectory(tmp_path).receipt(unit(0)) is not None
+    assert RunDirectory(tmp_path).read_receipt(unit(0)) is not None
 
 
 def test_pauses_between_fruitless_losses_grow(tmp_path, monkeypatch):
@@ -216,7 +216,7 @@ def test_pauses_between_fruitless_losses_grow(tmp_path, monkeypatch):
 
         def submit(self, unit, call):
             times.append(self.now)
-            return super().submit(unit, call)
+            return super().submit_unit(unit, call)
 
     pool, times = Waiting(1), list[float]()
 
@@ -224,7 +224,7 @@ def test_pauses_between_fruitless_losses_grow(tmp_path, monkeypatch):
         pool.now += 0.01
         return pool.now
 
-    drive(tasks([Work(tmp_path, 0, *[WorkerLost("gone")] * 4)]), pool, Watcher(), lambda _: None, clock=clock)
+    dispatch_tasks(tasks([Work(tmp_path, 0, *[WorkerLost("gone")] * 4)]), pool, Watcher(), lambda _: None, clock=clock)
     pauses = np.diff(times)
     assert all(late > 1.5 * early for early, late in pairwise(pauses))
     assert pauses[0] >= FIRST_PAUSE
@@ -235,7 +235,7 @@ def test_a_unit_that_comes_on_between_its_losses_is_not_at_fault(tmp_path):
     for reason in ("preempted", "died"):
         work = Work(tmp_path / reason, 0, *[WorkerLost(reason)] * n_losses)
         work.root.mkdir()
-        drive(tasks([work]), Threads(1), Watcher(*range(1, 100)), lambda _: None, clock=Clock())
+        dispatch_tasks(tasks([work]), Threads(1), Watcher(*range(1, 100)), lambda _: None, clock=Clock())
         assert (work.n_runs, work.n_apart) == (n_losses + 1, 0)
 
 
@@ -243,7 +243,7 @@ def test_a_unit_that_comes_on_between_its_losses_is_not_at_fault(tmp_path):
 @pytest.mark.parametrize("error", [WorkerLost("died of a segmentation fault"), Suspect("memory ran out")])
 def test_a_suspect_unit_is_taken_apart_at_its_last_attempt(tmp_path, attempts, error):
     work, events = Work(tmp_path, 0, *[error] * (attempts - 1)), list[Event]()
-    drive(tasks([work]), Threads(1), Watcher(), events.append, attempts=attempts, clock=Clock())
+    dispatch_tasks(tasks([work]), Threads(1), Watcher(), events.append, attempts=attempts, clock=Clock())
     assert (work.n_runs, work.n_apart) == (attempts, 1)
     assert [(event.kind, event.losses) for event in lost_events(events)] == [
         ("suspect", number + 1) for number in range(attempts - 1)
@@ -254,7 +254,7 @@ def test_a_suspect_unit_is_taken_apart_at_its_last_attempt(tmp_path, attempts, e
 def test_what_ends_the_process_of_a_unit_taken_apart_was_not_the_unit(tmp_path):
     work = Work(tmp_path, 0, *[WorkerLost("died of a segmentation fault")] * 5)
     events = list[Event]()
-    drive(tasks([work]), Threads(1), Watcher(), events.append, clock=Clock())
+    dispatch_tasks(tasks([work]), Threads(1), Watcher(), events.append, clock=Clock())
     assert [event.kind for event in lost_events(events)] == ["suspect"] * 2 + ["infrastructure"] * 3
     assert work.n_apart == 4
 
@@ -262,24 +262,24 @@ def test_what_ends_the_process_of_a_unit_taken_apart_was_not_the_unit(tmp_path):
 def test_a_suspect_unit_that_cannot_be_taken_apart_stops_the_run(tmp_path):
     work = Work(tmp_path, 0, *[WorkerLost("died of a segmentation fault")] * 9)
     with pytest.raises(ClusterError, match=rf"explore unit 0 \({unit(0).key[:8]}\) lost its worker 3 times: died of a"):
-        drive(tasks([work], apart=False), Threads(1), Watcher(), lambda _: None, clock=Clock())
+        dispatch_tasks(tasks([work], apart=False), Threads(1), Watcher(), lambda _: None, clock=Clock())
     assert work.n_runs == 3
 
 
 def test_a_full_disk_is_waited_out_for_a_while(tmp_path):
     work = Work(tmp_path, 0, *[DiskError("cannot write x: no space left")] * (DISK_LIMIT - 1))
-    drive(tasks([work]), Threads(1), Watcher(), lambda _: None, clock=Clock())
+    dispatch_tasks(tasks([work]), Threads(1), Watcher(), lambda _: None, clock=Clock())
     assert work.n_runs == DISK_LIMIT
     full = Work(tmp_path, 1, *[DiskError("cannot write x: no space left")] * DISK_LIMIT)
     with pytest.raises(DiskError, match=rf"explore unit 1 \({unit(1).key[:8]}\): cannot write x: no space left"):
-        drive(tasks([full]), Threads(1), Watcher(), lambda _: None, clock=Clock())
+        dispatch_tasks(tasks([full]), Threads(1), Watcher(), lambda _: None, clock=Clock())
     assert full.n_runs == DISK_LIMIT
 
 
 def test_a_unit_that_yields_goes_to_the_end_of_the_queue_and_is_not_lost(tmp_path):
     works = [Work(tmp_path, 0, *[Yielded("the worker ends in 5 s")] * (YIELD_LIMIT - 1)), Work(tmp_path, 1)]
     pool, events = Threads(1), list[Event]()
-    drive(tasks(works), pool, Watcher(), events.append)
+    dispatch_tasks(tasks(works), pool, Watcher(), events.append)
     assert pool.order[:3] == [0, 1, 0]
     yielded = [event for event in events if isinstance(event, UnitYielded)]
     assert {(event.stage, event.index, event.key) for event in yielded} == {("explore", 0, unit(0).key)}
@@ -290,11 +290,11 @@ def test_a_unit_that_yields_goes_to_the_end_of_the_queue_and_is_not_lost(tmp_pat
 def test_a_unit_that_yields_may_do_so_as_often_as_it_comes_on(tmp_path):
     n_yields = 3 * YIELD_LIMIT
     on = Work(tmp_path, 0, *[Yielded("the worker ends in 5 s")] * n_yields)
-    drive(tasks([on]), Threads(1), Watcher(*range(1, 100)), lambda _: None)
+    dispatch_tasks(tasks([on]), Threads(1), Watcher(*range(1, 100)), lambda _: None)
     assert on.n_runs == n_yields + 1
     stuck = Work(tmp_path, 1, *[Yielded("the worker ends in 5 s")] * n_yields)
-    with pytest.raises(ClusterError, match=rf"yielded {YIELD_LIMIT} times without coming on \(the worker ends"):
-        drive(tasks([stuck]), Threads(1), Watcher(), lambda _: None)
+    with pytest.raises(ClusterError, match=rf"yielded {YIELD_LIMIT} times without progress \(the worker ends"):
+        dispatch_tasks(tasks([stuck]), Threads(1), Watcher(), lambda _: None)
 
 
 def test_what_speaks_against_going_on_ends_the_stage_and_cancels(tmp_path):
@@ -302,19 +302,19 @@ def test_what_speaks_against_going_on_ends_the_stage_and_cancels(tmp_path):
 
     class Full(Watcher):
         def check(self) -> None:
-            super().check()
+            super().check_run()
             if self.n_checks == 3:
                 raise DiskError("0.1 GB left")
 
     class Impatient(Threads):
         def wait(self, handles, timeout):
-            return super().wait(handles, 0.01)
+            return super().wait_for_any(handles, 0.01)
 
     pool = Impatient(1)
-    held = Task(unit=unit(0), work=lambda: Call("held", partial(let_go.wait, 30)))
+    held = UnitTask(unit=unit(0), make_call=lambda: UnitCall("held", partial(let_go.wait, 30)))
     try:
         with pytest.raises(DiskError, match="0.1 GB left"):
-            drive([held], pool, Full(), lambda _: None, clock=Clock())
+            dispatch_tasks([held], pool, Full(), lambda _: None, clock=Clock())
     finally:
         let_go.set()
     assert len(pool.cancelled) == 1
@@ -322,7 +322,7 @@ def test_what_speaks_against_going_on_ends_the_stage_and_cancels(tmp_path):
 
 def test_units_under_way_are_looked_at_and_the_pool_knows_what_is_wanted(tmp_path):
     watch, pool = Watcher(), Threads(1)
-    drive(tasks([Work(tmp_path, index) for index in range(3)]), pool, watch, lambda _: None, clock=Clock())
+    dispatch_tasks(tasks([Work(tmp_path, index) for index in range(3)]), pool, watch, lambda _: None, clock=Clock())
     assert watch.looked_at == {0, 1, 2}
     assert pool.wanted == ("explore", 0)
 
@@ -340,7 +340,7 @@ def test_an_error_names_its_unit_keeps_its_kind_and_cancels_the_rest(tmp_path, e
     pool = Threads(2)
     try:
         with pytest.raises(type(error), match=rf"explore unit 0 \({unit(0).key[:8]}\): {error}"):
-            drive(tasks(works), pool, Watcher(), lambda _: None)
+            dispatch_tasks(tasks(works), pool, Watcher(), lambda _: None)
     finally:
         let_go.set()
     assert pool.order == [0, 1]
@@ -352,14 +352,14 @@ def test_an_error_that_is_not_ours_is_raised_as_it_is_and_cancels_the_rest(tmp_p
     pool = Threads(1)
     works = [Work(tmp_path, 0, ZeroDivisionError("division by zero")), Work(tmp_path, 1)]
     with pytest.raises(ZeroDivisionError, match="division by zero"):
-        drive(tasks(works), pool, Watcher(), lambda _: None)
+        dispatch_tasks(tasks(works), pool, Watcher(), lambda _: None)
     assert works[1].n_runs == 0
 
 
 def test_a_run_without_workers_gives_up_after_a_while(tmp_path):
     clock = Clock()
     with pytest.raises(ClusterError, match="no worker has lived for 120 s; start workers, then resume the run"):
-        drive(tasks([Work(tmp_path, 0)]), Threads(0), Watcher(), lambda _: None, clock=clock)
+        dispatch_tasks(tasks([Work(tmp_path, 0)]), Threads(0), Watcher(), lambda _: None, clock=clock)
     assert NO_WORKER_SECONDS < clock.now <= NO_WORKER_SECONDS + 90
 
 
@@ -376,7 +376,7 @@ def test_workers_that_come_back_in_time_are_used(tmp_path, monkeypatch):
             return 0 if self.n_looks % 4 else 1
 
     works = [Work(tmp_path, index) for index in range(5)]
-    drive(tasks(works), Flickering(1), Watcher(), lambda _: None, clock=Clock())
+    dispatch_tasks(tasks(works), Flickering(1), Watcher(), lambda _: None, clock=Clock())
     assert [work.n_runs for work in works] == [1] * 5
 
 
@@ -388,13 +388,13 @@ def test_a_pool_that_loses_its_workers_under_way_gives_up_and_cancels(tmp_path):
             return 0 if self.open else 1
 
         def wait(self, handles, timeout):
-            return super().wait(handles, 0.01)
+            return super().wait_for_any(handles, 0.01)
 
     pool = Dying(1)
-    held = Task(unit=unit(0), work=lambda: Call("held", partial(let_go.wait, 30)))
+    held = UnitTask(unit=unit(0), make_call=lambda: UnitCall("held", partial(let_go.wait, 30)))
     try:
         with pytest.raises(ClusterError, match="no worker has lived"):
-            drive([held], pool, Watcher(), lambda _: None, clock=Clock())
+            dispatch_tasks([held], pool, Watcher(), lambda _: None, clock=Clock())
     finally:
         let_go.set()
     assert len(pool.cancelled) == 1

@@ -23,16 +23,16 @@ from daskpipe.core import shared_disk
 from daskpipe.core.errors import ClusterError, DaskpipeError, DiskError, DiskUnreachable
 from daskpipe.core.events import Event, UnitLost
 from daskpipe.engine import attempts
-from daskpipe.engine.attempts import Silence, marked, marks
+from daskpipe.engine.attempts import Silence, mark_attempt, read_marks
 from daskpipe.engine.checkpoints import Checkpoints
 from daskpipe.engine.commit import commit
 from daskpipe.engine.dask_pool import DaskPool, Workers
-from daskpipe.engine.dispatcher import FRUITLESS_LIMIT, Call
-from daskpipe.engine.driver import Driver, Planned, check_disk
-from daskpipe.engine.isolation import Apart, Bounds, compute_apart
+from daskpipe.engine.dispatcher import FRUITLESS_LIMIT, UnitCall
+from daskpipe.engine.driver import Driver, PlannedUnit, check_disk
+from daskpipe.engine.isolation import InputLimits, IsolatedInputs, compute_isolated
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.settings import Faults
-from daskpipe.engine.units import Payload, Receipt, Unit, key_of
+from daskpipe.engine.units import Payload, Receipt, Unit, unit_key
 from daskpipe.stages.generate.files import rejection_of
 
 LATE_SECONDS = 0.5
@@ -43,7 +43,7 @@ HOURS = 3600.0
 
 
 def unit(index: int = 0) -> Unit:
-    return Unit(stage="label", index=index, key=key_of("label", 1, {}, [index], 0), n_inputs=1)
+    return Unit(stage="label", index=index, key=unit_key("label", 1, {}, [index], 0), n_inputs=1)
 
 
 class Elsewhere:
@@ -54,19 +54,19 @@ class Elsewhere:
         self.ended: list[Path] = []
         self.timers: list[threading.Timer] = []
 
-    def want(self, stage: str, n_units: int) -> bool:
+    def request_workers(self, stage: str, n_units: int) -> bool:
         return False
 
-    def slots(self, stage: str) -> int:
+    def count_slots(self, stage: str) -> int:
         return 1
 
-    def submit(self, unit: Unit, call: Call) -> Unit:
+    def submit_unit(self, unit: Unit, call: UnitCall) -> Unit:
         return unit
 
-    def wait(self, handles: Iterable[Any], timeout: float) -> set[Any]:
+    def wait_for_any(self, handles: Iterable[Any], timeout: float) -> set[Any]:
         return set(handles)
 
-    def result(self, handle: Unit) -> Receipt:
+    def take_receipt(self, handle: Unit) -> Receipt:
         receipt = commit(self.hidden, handle, Payload(arrays={"energy": np.zeros(1)}, n_out=1))
         there, here = (
             RunDirectory(root).unit_dir(handle.stage, handle.key) for root in (self.hidden, self.directory.root)
@@ -76,10 +76,10 @@ class Elsewhere:
         self.timers[-1].start()
         return receipt
 
-    def cancel(self, handles: Iterable[Any]) -> None:
+    def cancel_units(self, handles: Iterable[Any]) -> None:
         """Nothing is under way."""
 
-    def end(self, mark: attempts.Mark) -> None:
+    def end_process(self, mark: attempts.Mark) -> None:
         self.ended.append(mark.path)
 
 
@@ -102,7 +102,7 @@ def elsewhere(tmp_path: Path) -> Iterator[Elsewhere]:
 
 def test_units_that_another_machine_has_committed_are_waited_for(elsewhere: Elsewhere) -> None:
     run = run_of(elsewhere.directory.root, elsewhere)
-    receipts = run.drive("label", [(unit(index), lambda: None) for index in range(3)], "frames")
+    receipts = run.run_stage("label", [(unit(index), lambda: None) for index in range(3)], "frames")
     assert [receipt.index for receipt in receipts] == [0, 1, 2]
     assert run.stages["label"]["out"] == 3
 
@@ -112,7 +112,7 @@ def test_units_that_never_come_are_told(elsewhere: Elsewhere, monkeypatch: pytes
     elsewhere.seconds = 5.0
     run = run_of(elsewhere.directory.root, elsewhere)
     with pytest.raises(DaskpipeError, match=r"label unit 0 .* gave a receipt and is not on disk; is .* shared by"):
-        run.drive("label", [(unit(), lambda: None)], "frames")
+        run.run_stage("label", [(unit(), lambda: None)], "frames")
 
 
 def test_a_driver_that_waits_for_a_unit_can_be_stopped(elsewhere: Elsewhere) -> None:
@@ -123,9 +123,9 @@ def test_a_driver_that_waits_for_a_unit_can_be_stopped(elsewhere: Elsewhere) -> 
         if elsewhere.timers:
             raise ClusterError("another driver")
 
-    run.go_on = go_on
+    run.check_stop = go_on
     with pytest.raises(ClusterError, match="another driver"):
-        run.drive("label", [(unit(), lambda: None)], "frames")
+        run.run_stage("label", [(unit(), lambda: None)], "frames")
 
 
 # --- clocks -----------------------------------------------------------------------------------------------
@@ -134,11 +134,11 @@ def test_a_driver_that_waits_for_a_unit_can_be_stopped(elsewhere: Elsewhere) -> 
 @pytest.mark.parametrize("skew", [-HOURS, 0.0, HOURS])
 def test_what_shows_signs_of_life_is_not_ended_whatever_the_clocks_say(tmp_path, elsewhere, skew):
     run = run_of(tmp_path, elsewhere, hang=0.4)
-    with marked(tmp_path, unit(), worker="tcp://w", nanny="") as mark:
+    with mark_attempt(tmp_path, unit(), worker="tcp://w", nanny="") as mark:
         for beat in range(8):
             at = time.time() + skew + beat
             os.utime(mark, (at, at))
-            run.end_hanging(unit())
+            run.end_if_hanging(unit())
             time.sleep(0.1)
     assert elsewhere.ended == []
 
@@ -146,35 +146,35 @@ def test_what_shows_signs_of_life_is_not_ended_whatever_the_clocks_say(tmp_path,
 @pytest.mark.parametrize("skew", [-HOURS, 0.0, HOURS])
 def test_what_is_silent_is_ended_whatever_the_clocks_say(tmp_path, elsewhere, skew):
     run = run_of(tmp_path, elsewhere, hang=0.4)
-    with marked(tmp_path, unit(), worker="tcp://w", nanny="") as mark:
+    with mark_attempt(tmp_path, unit(), worker="tcp://w", nanny="") as mark:
         at = time.time() + skew
         os.utime(mark, (at, at))
-        run.end_hanging(unit())
+        run.end_if_hanging(unit())
         assert elsewhere.ended == [], "it was seen for the first time"
         time.sleep(0.5)
         for _ in range(2):
-            run.end_hanging(unit())
+            run.end_if_hanging(unit())
         assert elsewhere.ended == [mark]
         assert run._hung[mark].endswith("(faults.hang is 0.4 s)")
 
 
 def test_a_checkpoint_is_a_sign_of_life(tmp_path, elsewhere):
     run = run_of(tmp_path, elsewhere, hang=0.4)
-    saved = Checkpoints(root=tmp_path, unit=unit()).begin()
-    with marked(tmp_path, unit(), worker="tcp://w", nanny=""):
+    saved = Checkpoints(root=tmp_path, unit=unit()).begin_attempt()
+    with mark_attempt(tmp_path, unit(), worker="tcp://w", nanny=""):
         for beat in range(8):
             saved.save(bytes([beat]))
-            run.end_hanging(unit())
+            run.end_if_hanging(unit())
             time.sleep(0.1)
     assert elsewhere.ended == []
 
 
 def test_silence_counts_from_the_last_change():
     silence = Silence()
-    silence.measure("a")
+    silence.measure_seconds("a")
     time.sleep(0.3)
-    assert (long := silence.measure("a")) >= 0.3
-    assert silence.measure("b") < long
+    assert (long := silence.measure_seconds("a")) >= 0.3
+    assert silence.measure_seconds("b") < long
 
 
 # --- disks that fail --------------------------------------------------------------------------------------
@@ -197,8 +197,8 @@ def test_how_far_a_unit_is_can_be_asked_while_its_files_come_and_go(tmp_path, el
     worker.start()
     places = set()
     while not over.is_set():
-        places.add(run.reached(unit()) > 0)
-        assert marks(tmp_path, unit()) == []
+        places.add(run.read_progress(unit()) > 0)
+        assert read_marks(tmp_path, unit()) == []
     worker.join()
     assert places == {True, False}, "it was seen with and without files"
 
@@ -211,11 +211,11 @@ def test_a_disk_that_does_not_answer_is_not_full(tmp_path, monkeypatch):
     check_disk(tmp_path, 10**18)
 
 
-def plan_reading(client: Client, root: Path, read: Callable[[], Any]) -> tuple[Driver, list[Planned], list[Event]]:
+def plan_reading(client: Client, root: Path, read: Callable[[], Any]) -> tuple[Driver, list[PlannedUnit], list[Event]]:
     """Return a run with one unit that reads before it commits."""
     events: list[Event] = []
     run = run_of(root, DaskPool(Workers(client), frozenset()), events)
-    return run, [Planned(unit(), partial(dask.delayed(_payload), read))], events
+    return run, [PlannedUnit(unit(), partial(dask.delayed(_payload), read))], events
 
 
 def _payload(read: Callable[[], Any]) -> Payload:
@@ -223,7 +223,7 @@ def _payload(read: Callable[[], Any]) -> Payload:
 
 
 def _read_upstream(root: Path) -> np.ndarray:
-    return RunDirectory(root).load("label", unit(1).key)["energy"]
+    return RunDirectory(root).load_arrays("label", unit(1).key)["energy"]
 
 
 def _fail(flag: Path, n_times: int, number: int) -> list[float]:
@@ -238,7 +238,7 @@ def _fail(flag: Path, n_times: int, number: int) -> list[float]:
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN])
 def test_a_read_that_fails_is_a_loss_and_not_the_end(client: Client, tmp_path: Path, number: int) -> None:
     run, plan, events = plan_reading(client, tmp_path, partial(_fail, tmp_path / "calls", 2, number))
-    (receipt,) = run.drive("label", plan, "frames")
+    (receipt,) = run.run_stage("label", plan, "frames")
     assert receipt.n_out == 1
     lost = [event for event in events if isinstance(event, UnitLost)]
     assert [event.kind for event in lost] == ["infrastructure"] * 2
@@ -250,7 +250,7 @@ def test_a_disk_that_never_answers_ends_the_run_in_order(client, tmp_path, monke
     read = partial(_fail, tmp_path / "calls", 10**6, errno.ESTALE)
     run, plan, events = plan_reading(client, tmp_path, read)
     with pytest.raises(DiskUnreachable, match=r"label unit 0 .*Stale file handle. Have the disk or its server look"):
-        run.drive("label", plan, "frames")
+        run.run_stage("label", plan, "frames")
     assert len([event for event in events if isinstance(event, UnitLost)]) == FRUITLESS_LIMIT
 
 
@@ -258,7 +258,7 @@ def test_a_disk_that_never_answers_ends_the_run_in_order(client, tmp_path, monke
 def test_a_file_that_is_not_there_or_closed_ends_the_run_at_once(client, tmp_path, number, kind):
     run, plan, events = plan_reading(client, tmp_path, partial(_fail, tmp_path / "calls", 1, number))
     with pytest.raises(kind, match="upstream"):
-        run.drive("label", plan, "frames")
+        run.run_stage("label", plan, "frames")
     assert [event for event in events if isinstance(event, UnitLost)] == []
 
 
@@ -269,8 +269,8 @@ def test_a_worker_waits_for_what_another_machine_has_just_committed(client: Clie
     timer = threading.Timer(LATE_SECONDS, os.rename, (tmp_path / "hidden", folder))
     run, plan, events = plan_reading(client, tmp_path, partial(_read_upstream, tmp_path))
     timer.start()
-    (receipt,) = run.drive("label", plan, "frames")
-    assert RunDirectory(tmp_path).load("label", receipt.key)["energy"].tolist() == [0, 1]
+    (receipt,) = run.run_stage("label", plan, "frames")
+    assert RunDirectory(tmp_path).load_arrays("label", receipt.key)["energy"].tolist() == [0, 1]
     assert [event for event in events if isinstance(event, UnitLost)] == []
 
 
@@ -282,12 +282,14 @@ def _raise(error: Exception) -> Payload:
 def test_a_disk_is_not_held_against_a_structure_that_is_alone(tmp_path, monkeypatch, number):
     # Its process unpickles a function of this file.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
-    apart = Apart(names=lambda: ["a seed"], one=[partial(_raise, OSError(number, os.strerror(number), "upstream"))])
+    apart = IsolatedInputs(
+        names=lambda: ["a seed"], compute=[partial(_raise, OSError(number, os.strerror(number), "upstream"))]
+    )
     with (
-        marked(tmp_path, unit(), worker="tcp://w", nanny="") as mark,
+        mark_attempt(tmp_path, unit(), worker="tcp://w", nanny="") as mark,
         pytest.raises(DiskError, match=rf"upstream: {os.strerror(number)}"),
     ):
-        compute_apart(tmp_path, unit(), apart, Bounds(hang=60.0, memory=0, attempts=3), mark)
+        compute_isolated(tmp_path, unit(), apart, InputLimits(hang=60.0, memory=0, attempts=3), mark)
 
 
 def test_a_disk_is_not_held_against_a_file():
@@ -297,10 +299,10 @@ def test_a_disk_is_not_held_against_a_file():
 
 
 def test_a_mark_tells_who_computes_a_unit(tmp_path):
-    with marked(tmp_path, unit(), worker="tcp://w", nanny="tcp://n") as path:
-        (mark,) = marks(tmp_path, unit())
+    with mark_attempt(tmp_path, unit(), worker="tcp://w", nanny="tcp://n") as path:
+        (mark,) = read_marks(tmp_path, unit())
         assert (mark.path, mark.worker, mark.nanny, mark.pid) == (path, "tcp://w", "tcp://n", os.getpid())
-        assert mark.touched == path.stat().st_mtime_ns
+        assert mark.touched_ns == path.stat().st_mtime_ns
         assert json.loads(path.read_text())["pid"] == os.getpid()
-    assert mark.touched == 0
-    assert marks(tmp_path, unit()) == []
+    assert mark.touched_ns == 0
+    assert read_marks(tmp_path, unit()) == []

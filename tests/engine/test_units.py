@@ -25,13 +25,13 @@ from daskpipe.core.structures import from_atoms, hex_ids
 from daskpipe.engine.checkpoints import Checkpoints
 from daskpipe.engine.commit import commit
 from daskpipe.engine.ledger import Ledger, read_ledger
-from daskpipe.engine.rows import Rows, arrays_of, read_rows
+from daskpipe.engine.rows import UnitRows, dataset_to_arrays, read_rows
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import Payload, Receipt, Unit, key_of
+from daskpipe.engine.units import Payload, Receipt, Unit, unit_key
 
 
 def unit(index: int = 0, stage: str = "explore") -> Unit:
-    return Unit(stage=stage, index=index, key=key_of(stage, 1, {}, [index], 0), n_inputs=3)
+    return Unit(stage=stage, index=index, key=unit_key(stage, 1, {}, [index], 0), n_inputs=3)
 
 
 def payload(value: float = 1.0, n: int = 100, rejected: Iterable[Rejection] = ()) -> Payload:
@@ -74,9 +74,9 @@ PARTS: dict[str, Any] = {
     ],
 )
 def test_key_depends_on_each_part(change):
-    assert key_of(**PARTS) == key_of(**PARTS)
-    assert len(key_of(**PARTS)) == 32
-    assert key_of(**(PARTS | change)) != key_of(**PARTS)
+    assert unit_key(**PARTS) == unit_key(**PARTS)
+    assert len(unit_key(**PARTS)) == 32
+    assert unit_key(**(PARTS | change)) != unit_key(**PARTS)
 
 
 json_values = st.recursive(
@@ -96,18 +96,18 @@ def backwards(value: Any) -> Any:
 @given(st.dictionaries(st.text(max_size=4), json_values, min_size=2, max_size=5))
 def test_key_does_not_depend_on_the_order_of_a_dict(params):
     assert list(backwards(params)) == list(params)[::-1]
-    assert key_of("explore", 1, backwards(params), [], 0) == key_of("explore", 1, params, [], 0)
+    assert unit_key("explore", 1, backwards(params), [], 0) == unit_key("explore", 1, params, [], 0)
 
 
 def test_key_takes_tuples_for_lists_and_refuses_nan():
-    assert key_of("explore", 1, {"a": (1, 2)}, (("k", 1),), 0) == key_of("explore", 1, {"a": [1, 2]}, [["k", 1]], 0)
+    assert unit_key("explore", 1, {"a": (1, 2)}, (("k", 1),), 0) == unit_key("explore", 1, {"a": [1, 2]}, [["k", 1]], 0)
     with pytest.raises(ValueError, match="not JSON compliant"):
-        key_of("explore", 1, {"a": float("nan")}, [], 0)
+        unit_key("explore", 1, {"a": float("nan")}, [], 0)
 
 
 def test_key_is_the_same_in_every_release():
     """A changed key would make every run on disk start anew."""
-    assert key_of(**PARTS) == "9a8be9445b263cf972f5406229b3161c"
+    assert unit_key(**PARTS) == "9a8be9445b263cf972f5406229b3161c"
 
 
 # --- commit -----------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_manifest_holds_sizes_and_digests_of_all_files(tmp_path):
         data = (folder / name).read_bytes()
         assert facts == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     assert manifest["unit"] == {"stage": "explore", "index": 0, "key": unit().key, "n_inputs": 3, "upstream": []}
-    assert Receipt(**manifest["receipt"]) == receipt == RunDirectory(tmp_path).receipt(unit())
+    assert Receipt(**manifest["receipt"]) == receipt == RunDirectory(tmp_path).read_receipt(unit())
     assert receipt.n_bytes == sum(facts["size"] for facts in manifest["files"].values())
     assert (receipt.n_inputs, receipt.n_out, receipt.n_rejected, receipt.seconds) == (3, 100, 1, 0.5)
     assert receipt.counts == {"alloy": 50, "surface": 50}
@@ -133,14 +133,14 @@ def test_what_was_committed_is_what_is_read(tmp_path):
     made = payload(2.5, rejected=[rejection()])
     commit(tmp_path, unit(), made)
     directory = RunDirectory(tmp_path)
-    found = directory.load("explore", unit().key)
+    found = directory.load_arrays("explore", unit().key)
     assert set(found) == set(made.arrays)
     for name, array in made.arrays.items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
-    assert list(directory.load("explore", unit().key, ["positions"])) == ["positions"]
-    assert directory.rejected("explore", unit().key) == made.rejected
-    assert directory.receipt(unit(1)) is None
+    assert list(directory.load_arrays("explore", unit().key, ["positions"])) == ["positions"]
+    assert directory.read_rejections("explore", unit().key) == made.rejected
+    assert directory.read_receipt(unit(1)) is None
 
 
 def test_a_run_directory_that_was_removed_is_not_made_again(tmp_path):
@@ -163,8 +163,8 @@ def test_second_attempt_loses_and_leaves_nothing(tmp_path):
     second = commit(tmp_path, unit(), payload(2.0, n=50))
     assert second == first
     assert files(tmp_path) == before
-    assert RunDirectory(tmp_path).load("explore", unit().key)["positions"][0, 0] == 1.0
-    assert RunDirectory(tmp_path).sweep() == 0
+    assert RunDirectory(tmp_path).load_arrays("explore", unit().key)["positions"][0, 0] == 1.0
+    assert RunDirectory(tmp_path).remove_leftovers() == 0
 
 
 def test_of_many_attempts_at_once_one_wins(tmp_path):
@@ -179,17 +179,17 @@ def test_of_many_attempts_at_once_one_wins(tmp_path):
         receipts = list(threads.map(attempt, range(n_attempts)))
     assert len({receipt.n_out for receipt in receipts}) == 1
     won = receipts[0].n_out // 2 - 1
-    assert set(RunDirectory(tmp_path).load("explore", unit().key)["positions"].ravel()) == {won}
+    assert set(RunDirectory(tmp_path).load_arrays("explore", unit().key)["positions"].ravel()) == {won}
     assert len(files(tmp_path)) == 3
 
 
 def test_a_forgotten_unit_is_made_again(tmp_path):
     commit(tmp_path, unit(), payload(1.0))
-    RunDirectory(tmp_path).forget(unit().stage, unit().key)
-    assert RunDirectory(tmp_path).receipt(unit()) is None
+    RunDirectory(tmp_path).forget_unit(unit().stage, unit().key)
+    assert RunDirectory(tmp_path).read_receipt(unit()) is None
     assert files(tmp_path) == set()
     commit(tmp_path, unit(), payload(2.0))
-    assert RunDirectory(tmp_path).load("explore", unit().key)["positions"][0, 0] == 2.0
+    assert RunDirectory(tmp_path).load_arrays("explore", unit().key)["positions"][0, 0] == 2.0
 
 
 def test_receipt_pickles_below_2_kb(tmp_path):
@@ -205,7 +205,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import numpy as np
 from daskpipe.engine.commit import commit
-from daskpipe.engine.units import Payload, Unit, key_of
+from daskpipe.engine.units import Payload, Unit, unit_key
 
 root, n_kills = Path(sys.argv[1]), int(sys.argv[2])
 clock = random.Random(0)
@@ -213,7 +213,7 @@ for kill in range(n_kills):
     pid = os.fork()
     if pid == 0:
         for index in range(1000):
-            unit = Unit(stage="explore", index=index, key=key_of("explore", 1, {}, [kill, index], 0), n_inputs=1)
+            unit = Unit(stage="explore", index=index, key=unit_key("explore", 1, {}, [kill, index], 0), n_inputs=1)
             commit(root, unit, Payload(arrays={"positions": np.full((20_000, 3), index)}, n_out=1))
     time.sleep(clock.uniform(0, 0.05))
     os.kill(pid, signal.SIGKILL)
@@ -230,12 +230,12 @@ def test_a_process_killed_while_it_commits_leaves_units_absent_or_whole(tmp_path
     assert committed
     for folder in committed:
         manifest = json.loads((folder / "manifest.json").read_text())
-        found = directory.load("explore", folder.name)["positions"]
+        found = directory.load_arrays("explore", folder.name)["positions"]
         assert (found == manifest["unit"]["index"]).all()
     n_torn = len(list(tmp_path.glob("units/*/*/.*-attempt")))
     assert n_torn > 0, "no kill fell into an attempt, which shows nothing"
-    assert directory.sweep() == n_torn
-    assert directory.sweep() == 0
+    assert directory.remove_leftovers() == n_torn
+    assert directory.remove_leftovers() == 0
     assert files(tmp_path) == {
         str((folder / name).relative_to(tmp_path))
         for folder in committed
@@ -265,9 +265,9 @@ def test_a_full_disk_is_named_and_left_as_it_was(small_disk):
     with pytest.raises(DiskError, match=r"cannot write .*-attempt: No space left on device. Make room, then: daskpipe"):
         commit(small_disk, unit(1), payload(n=100_000))
     assert files(small_disk) == before, "an attempt that failed must not fill the disk"
-    assert RunDirectory(small_disk).receipt(unit(1)) is None
+    assert RunDirectory(small_disk).read_receipt(unit(1)) is None
     commit(small_disk, unit(2), payload(n=100))
-    assert RunDirectory(small_disk).load("explore", unit(0).key)["positions"].shape == (100, 3)
+    assert RunDirectory(small_disk).load_arrays("explore", unit(0).key)["positions"].shape == (100, 3)
 
 
 def test_a_file_over_the_limit_is_a_disk_error(tmp_path):
@@ -276,7 +276,7 @@ def test_a_file_over_the_limit_is_a_disk_error(tmp_path):
         "import resource, sys; from pathlib import Path; import numpy as np\n"
         "from daskpipe.core.errors import DiskError; from daskpipe.engine.units import *\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, {resource.RLIM_INFINITY}))\n"
-        "unit = Unit(stage='explore', index=0, key=key_of('explore', 1, {}, [], 0), n_inputs=1)\n"
+        "unit = Unit(stage='explore', index=0, key=unit_key('explore', 1, {}, [], 0), n_inputs=1)\n"
         "try: commit(Path(sys.argv[1]), unit, Payload(arrays={'a': np.zeros(10_000)}, n_out=1))\n"
         "except DiskError as error: print(error)"
     )
@@ -294,7 +294,7 @@ def test_a_flipped_byte_is_found(tmp_path, name, position):
     data = bytearray(file.read_bytes())
     data[int(position * len(data)) if position >= 0 else -1] ^= 1
     file.write_bytes(data)
-    read = directory.load if name == "payload.npz" else directory.rejected
+    read = directory.load_arrays if name == "payload.npz" else directory.read_rejections
     with pytest.raises(IntegrityError, match=f"{name} is not what was committed .its sha256 differs.. .*fsck .*--mend"):
         read("explore", unit().key)
 
@@ -305,10 +305,10 @@ def test_a_missing_file_and_a_torn_manifest_are_found(tmp_path):
     folder = directory.unit_dir("explore", unit().key)
     (folder / "payload.npz").unlink()
     with pytest.raises(IntegrityError, match="payload.npz is not what was committed .it is missing"):
-        directory.load("explore", unit().key)
+        directory.load_arrays("explore", unit().key)
     manifest = folder / "manifest.json"
     manifest.write_text(manifest.read_text()[:100])
-    for read in (lambda: directory.receipt(unit()), lambda: directory.load("explore", unit().key)):
+    for read in (lambda: directory.read_receipt(unit()), lambda: directory.load_arrays("explore", unit().key)):
         with pytest.raises(IntegrityError, match="manifest.json is not what was committed .JSONDecodeError"):
             read()
 
@@ -316,13 +316,13 @@ def test_a_missing_file_and_a_torn_manifest_are_found(tmp_path):
 def test_rows_are_read_in_the_order_asked_for(tmp_path, monkeypatch):
     structures = [Atoms("Cu" * (index + 1), positions=np.full((index + 1, 3), index)) for index in range(4)]
     for index, half in enumerate((structures[:2], structures[2:])):
-        commit(tmp_path, unit(index), Payload(arrays=arrays_of(from_atoms(half)), n_out=2))
+        commit(tmp_path, unit(index), Payload(arrays=dataset_to_arrays(from_atoms(half)), n_out=2))
     reads = []
-    load = RunDirectory.load
-    monkeypatch.setattr(RunDirectory, "load", lambda *args: reads.append(args[2]) or load(*args))
+    load = RunDirectory.load_arrays
+    monkeypatch.setattr(RunDirectory, "load_arrays", lambda *args: reads.append(args[2]) or load(*args))
     one, other = unit(0).key, unit(1).key
     wanted = [(other, (1,)), (other, (0, 1)), (one, (1,)), (other, (0,))]
-    found = read_rows(tmp_path, [Rows(stage="explore", key=key, rows=rows) for key, rows in wanted])
+    found = read_rows(tmp_path, [UnitRows(stage="explore", key=key, rows=rows) for key, rows in wanted])
     assert hex_ids(found) == hex_ids(from_atoms([structures[index] for index in (3, 2, 3, 1, 2)]))
     assert reads == [other, one, other], "neighbouring rows of one unit are read together"
 
@@ -333,28 +333,28 @@ def test_rows_are_read_in_the_order_asked_for(tmp_path, monkeypatch):
 def test_quarantine_twice_is_quarantine_once(tmp_path):
     directory = RunDirectory(tmp_path)
     rows = [rejection("aa"), rejection("bb", "force")]
-    directory.quarantine(rows)
+    directory.write_quarantine(rows)
     first = {file: (tmp_path / file).stat().st_mtime_ns for file in files(tmp_path)}
-    directory.quarantine(rows[::-1])
+    directory.write_quarantine(rows[::-1])
     assert {file: (tmp_path / file).stat().st_mtime_ns for file in files(tmp_path)} == first
     assert len(first) == 2
-    assert sorted(directory.quarantined(), key=lambda item: item.structure) == rows
+    assert sorted(directory.read_quarantine(), key=lambda item: item.structure) == rows
 
 
 @pytest.mark.parametrize("name", ["../../escape", "/etc/passwd", "a b\n<script>", "x" * 5000])
 def test_names_from_outside_do_not_become_paths(tmp_path, name):
     directory = RunDirectory(tmp_path / "run")
     directory.root.mkdir()
-    directory.quarantine([rejection(name)])
+    directory.write_quarantine([rejection(name)])
     (file,) = files(tmp_path)
     assert file.startswith("run/quarantine/")
-    assert directory.quarantined() == [rejection(name)]
+    assert directory.read_quarantine() == [rejection(name)]
 
 
 def test_the_same_structure_in_two_stages_is_two_rejections(tmp_path):
     rows = [rejection(), Rejection(stage="label", structure="00ff", reason="force", evidence="60 eV/Å")]
-    RunDirectory(tmp_path).quarantine(rows)
-    assert len(RunDirectory(tmp_path).quarantined()) == 2
+    RunDirectory(tmp_path).write_quarantine(rows)
+    assert len(RunDirectory(tmp_path).read_quarantine()) == 2
 
 
 # --- the ledger -------------------------------------------------------------------------------------
@@ -401,35 +401,35 @@ def test_a_run_without_a_ledger_has_no_events(tmp_path):
 
 def checkpoints(root: Path, index: int = 0) -> Checkpoints:
     """Checkpoints of a new attempt."""
-    return Checkpoints(root=root, unit=unit(index)).begin()
+    return Checkpoints(root=root, unit=unit(index)).begin_attempt()
 
 
 def test_a_new_attempt_goes_on_from_the_newest_checkpoint_of_all(tmp_path):
     first, twin = checkpoints(tmp_path), checkpoints(tmp_path)
-    assert first.newest() is None
+    assert first.read_newest() is None
     first.save(b"one")
-    assert checkpoints(tmp_path).newest() == b"one"
+    assert checkpoints(tmp_path).read_newest() == b"one"
     first.save(b"two")
-    assert len(first.files()) == 1, "each attempt keeps one"
+    assert len(first.list_files()) == 1, "each attempt keeps one"
     twin.save(b"three")
-    assert checkpoints(tmp_path).newest() == twin.newest() == first.newest() == b"three"
-    assert len(first.files()) == 1, "the older ones are not needed any more"
+    assert checkpoints(tmp_path).read_newest() == twin.read_newest() == first.read_newest() == b"three"
+    assert len(first.list_files()) == 1, "the older ones are not needed any more"
     first.save(b"four")  # it still runs, and its folder was taken away
-    assert checkpoints(tmp_path).newest() == b"four"
-    assert checkpoints(tmp_path, 1).newest() is None
+    assert checkpoints(tmp_path).read_newest() == b"four"
+    assert checkpoints(tmp_path, 1).read_newest() is None
 
 
 def test_a_checkpoint_that_is_torn_or_changed_is_passed_over(tmp_path):
     first, twin = checkpoints(tmp_path), checkpoints(tmp_path)
     first.save(b"sane")
-    (sane,) = first.files()
+    (sane,) = first.list_files()
     broken = sane.parent.with_name(f".{unit().key}-beef-checkpoint")
     broken.mkdir()
     for content in (b"", sane.read_bytes()[:-1], sane.read_bytes() + b"!"):
         (broken / "state").write_bytes(content)
         os.utime(broken / "state", ns=(2**62, 2**62))
-        assert twin.files()[0].parent == broken
-        assert twin.newest() == b"sane"
+        assert twin.list_files()[0].parent == broken
+        assert twin.read_newest() == b"sane"
 
 
 def test_what_a_killed_driver_was_writing_is_swept(tmp_path):
@@ -438,7 +438,7 @@ def test_what_a_killed_driver_was_writing_is_swept(tmp_path):
     torn = [tmp_path / ".config.yaml-0123abcd", tmp_path / "quarantine" / ".00ff.json-0123abcd"]
     for file in [*kept, *torn]:
         file.write_text("{")
-    RunDirectory(tmp_path).sweep()
+    RunDirectory(tmp_path).remove_leftovers()
     assert [file.exists() for file in kept] == [True] * 3
     assert [file.exists() for file in torn] == [False] * 2
 
@@ -448,13 +448,13 @@ def test_checkpoints_are_gone_with_the_commit_and_swept_if_a_twin_leaves_one(tmp
     one.save(b"x")
     other.save(b"y")
     commit(tmp_path, unit(0), payload())
-    assert one.files() == []
+    assert one.list_files() == []
     one.save(b"late")
     directory = RunDirectory(tmp_path)
-    assert directory.sweep() == 1
-    assert one.files() == []
-    assert other.newest() == b"y", "a unit that is not committed goes on from it"
-    assert directory.sweep() == 0
+    assert directory.remove_leftovers() == 1
+    assert one.list_files() == []
+    assert other.read_newest() == b"y", "a unit that is not committed goes on from it"
+    assert directory.remove_leftovers() == 0
 
 
 def test_a_checkpoint_in_a_run_that_was_removed_makes_no_folder(tmp_path):
@@ -468,7 +468,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(small_disk):
     kept.save(b"small")
     with pytest.raises(DiskError, match=r"cannot write .*-checkpoint: No space left on device. Make room, then: daskp"):
         kept.save(bytes(2**20))
-    assert kept.newest() == b"small"
+    assert kept.read_newest() == b"small"
     assert sum(path.stat().st_size for path in small_disk.rglob("*") if path.is_file()) < 100
 
 
@@ -477,11 +477,11 @@ def test_the_end_of_a_worker_is_read_from_its_environment(monkeypatch, tmp_path)
         monkeypatch.delenv(name, raising=False)
     assert seconds_left() == float("inf")
     handle = checkpoints(tmp_path)
-    handle.give_way()
+    handle.yield_if_ending()
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 3600))
     assert 3590 < seconds_left() < 3601
-    handle.give_way()
+    handle.yield_if_ending()
     monkeypatch.setenv("DASKPIPE_DEADLINE", str(time.time() + 30))
     assert handle.ends_soon()
     with pytest.raises(Yielded, match=r"the worker ends in (29|30) s"):
-        handle.give_way()
+        handle.yield_if_ending()

@@ -43,7 +43,7 @@ def calculators(bench: Bench) -> list[Row]:
                 at = time.time()
                 run_dir = run_of(folder / f"{stage}-{fault}", config_of(stage, fault, formula), EXIT_QUARANTINED)
                 after = frames_of(run_dir, stage)
-                rejected = [item for item in RunDirectory(run_dir).quarantined() if item.reason == reason]
+                rejected = [item for item in RunDirectory(run_dir).read_quarantine() if item.reason == reason]
                 lost = [event for event in last_segment(run_dir) if event["event"] == "UnitLost"]
                 ids, expected = hex_ids(after), hex_ids(sane)
                 same = ids == expected and all(

@@ -20,7 +20,7 @@ from daskpipe.core.errors import EXIT_QUARANTINED
 from daskpipe.core.structures import hex_ids
 from daskpipe.engine.rows import read_unit
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.runs.fsck import fsck
+from daskpipe.runs.fsck import check_run
 
 STAGES = tuple(UNITS)
 HOLD_STRUCTURES = ("generate", "explore", "label")
@@ -179,7 +179,7 @@ def judged(run_dir: Path, reference: Left, *, fully: bool = True) -> tuple[dict[
         wrong.append("quarantine differs")
     if fully:
         # What attempts that were killed have left is no finding: the next driver removes it.
-        wrong += [f"fsck: {finding.says}" for finding in fsck(run_dir, rehash=True).findings]
+        wrong += [f"fsck: {finding.says}" for finding in check_run(run_dir, rehash=True).findings]
     return numbers, wrong
 
 

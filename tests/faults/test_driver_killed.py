@@ -19,7 +19,7 @@ import daskpipe
 from daskpipe.engine.ledger import read_ledger
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.run import Result
-from daskpipe.runs.status import status
+from daskpipe.runs.status import read_status
 
 # In which stage the driver is killed, and after how many of its units. Each of these drivers has fresh workers, whose
 # first unit of a stage takes as long as the imports that it needs: the stage is still under way when the signal comes.
@@ -50,7 +50,7 @@ def test_killed_in_every_stage_and_resumed(reference: Result, tmp_path: Path) ->
         events = last_segment(run_dir)
         assert names_of(events, "StageStarted", stage) == 1
         assert names_of(events, "StageFinished", stage) == 0, f"{stage} was over before the signal came"
-        assert status(run_dir)["state"] == "stopped"
+        assert read_status(run_dir)["state"] == "stopped"
         now = committed(run_dir)
         assert {key: now[key] for key in states} == states  # what stood before this driver was left alone
         states = now
@@ -61,8 +61,8 @@ def test_killed_in_every_stage_and_resumed(reference: Result, tmp_path: Path) ->
     assert len(now) == sum(UNITS.values())
     told = Counter(event["key"] for event in read_ledger(RunDirectory(run_dir)) if event["event"] == "UnitCommitted")
     assert set(told.values()) == {1}
-    assert status(run_dir)["state"] == "complete"
-    assert status(run_dir)["driver_starts"] == len(KILLS) + 1
+    assert read_status(run_dir)["state"] == "complete"
+    assert read_status(run_dir)["driver_starts"] == len(KILLS) + 1
     assert files_of(run_dir / "dataset.zarr") == files_of(reference.dataset)
     assert [path for path in run_dir.rglob("*attempt*")] == []
 
@@ -74,7 +74,7 @@ def test_signals_interrupt_and_a_second_driver_is_refused(
     run_dir = tmp_path / "run"
     driver = run(run_dir)
     children = driver.wait_until(lambda events: names_of(events, "StageStarted", "explore") == 1)
-    assert status(run_dir)["state"] == "running"
+    assert read_status(run_dir)["state"] == "running"
     before = files_of(run_dir / "ledger"), (run_dir / "daskpipe.log").read_bytes()
     second = type_command("resume", str(run_dir))
     assert second.code == 2

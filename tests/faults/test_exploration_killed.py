@@ -20,7 +20,7 @@ from daskpipe.config.load import load_config
 from daskpipe.config.models import Config
 from daskpipe.core.events import Event, UnitCommitted, UnitLost, UnitYielded
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.runs.budget import spent
+from daskpipe.runs.budget import measure_spent
 from daskpipe.runs.run import Result
 from daskpipe.stages.explore.checkpoint import count_steps
 
@@ -101,7 +101,7 @@ def test_the_bytes_are_the_same_and_no_step_before_a_checkpoint_is_made_again(
     # What they took counts against the budget: they were killed so long after a checkpoint.
     assert min(seconds) > 2 * INTERVAL
     kept = [event.seconds for event in lost if isinstance(event, UnitCommitted) and event.stage == "explore"]
-    assert spent(RunDirectory(result.run_dir)).seconds["explore"] == pytest.approx(sum(kept) + sum(seconds))
+    assert measure_spent(RunDirectory(result.run_dir)).seconds["explore"] == pytest.approx(sum(kept) + sum(seconds))
     assert files_of(result.dataset) == files_of(undisturbed.dataset)
     assert killer.starts[0] < killer.ends[0]
     # Each attempt writes its first checkpoint some time after it went on from the last one before.
@@ -130,7 +130,7 @@ def test_a_worker_that_ends_soon_hands_its_unit_on(undisturbed: Result, tmp_path
     (yielded,) = (event for event in events if isinstance(event, UnitYielded))
     kept = [event.seconds for event in events if isinstance(event, UnitCommitted) and event.stage == "explore"]
     assert yielded.seconds > 0
-    assert spent(RunDirectory(result.run_dir)).seconds["explore"] == pytest.approx(sum(kept) + yielded.seconds)
+    assert measure_spent(RunDirectory(result.run_dir)).seconds["explore"] == pytest.approx(sum(kept) + yielded.seconds)
     assert files_of(result.dataset) == files_of(undisturbed.dataset)
 
 

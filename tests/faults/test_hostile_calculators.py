@@ -22,7 +22,7 @@ from daskpipe.engine.dask_pool import Workers
 from daskpipe.engine.rows import read_unit
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.run import Result
-from daskpipe.runs.status import status
+from daskpipe.runs.status import read_status
 
 ATTEMPTS = {"none": 3, "segfault": 3, "hang": 2, "leak": 3}
 
@@ -100,7 +100,7 @@ def test_what_kills_its_process_is_quarantined_alone(
     for name in sane.data_vars:
         np.testing.assert_array_equal(after[name].values, sane[name].values, err_msg=str(name))
 
-    rejected = [item for item in RunDirectory(result.run_dir).quarantined() if item.reason == REASONS[fault]]
+    rejected = [item for item in RunDirectory(result.run_dir).read_quarantine() if item.reason == REASONS[fault]]
     assert {item.stage for item in rejected} == {stage}
     assert {item.attempts for item in rejected} == {ATTEMPTS[fault] + 1}
     assert all("alone in its process, 2 times" in item.evidence for item in rejected)
@@ -108,5 +108,5 @@ def test_what_kills_its_process_is_quarantined_alone(
     assert n_inputs == (1 if stage == "explore" else poisoned.sum())
     lost = [event for event in last_segment(result.run_dir) if event["event"] == "UnitLost"]
     assert {event["kind"] for event in lost if event["stage"] == stage} == {"suspect"}
-    assert status(result.run_dir)["state"] == "complete"
+    assert read_status(result.run_dir)["state"] == "complete"
     assert not list(result.run_dir.rglob("*-work"))

@@ -18,9 +18,9 @@ from waiting import wait_until
 import daskpipe
 from daskpipe.engine.ledger import read_ledger
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.runs.lease import holder
+from daskpipe.runs.lease import find_driver
 from daskpipe.runs.run import Result
-from daskpipe.runs.status import status
+from daskpipe.runs.status import read_status
 
 LEASE_SECONDS = 12.0
 """Longer than a second driver takes to be refused, and shorter than a person waits."""
@@ -44,10 +44,10 @@ def test_one_that_stood_still_is_taken_over(
         assert refused.code == 2
         assert f"another daskpipe works in {run_dir}" in refused.err
         assert f"process {first.process.pid}" in refused.err
-        wait_until(lambda: holder(run_dir) is None)
+        wait_until(lambda: find_driver(run_dir) is None)
         second = resume(run_dir)
         assert second.finish() == 0, second.log.read_text()
-        assert status(run_dir)["state"] == "complete"
+        assert read_status(run_dir)["state"] == "complete"
         states, dataset = committed(run_dir), files_of(run_dir / "dataset.zarr")
         assert len(states) == sum(UNITS.values())
         assert dataset == files_of(reference.dataset)
@@ -61,7 +61,7 @@ def test_one_that_stood_still_is_taken_over(
     # What it had under way came to nothing, and its journal is its own.
     assert committed(run_dir) == states
     assert files_of(run_dir / "dataset.zarr") == dataset
-    assert status(run_dir)["state"] == "complete"
+    assert read_status(run_dir)["state"] == "complete"
     told = Counter(event["key"] for event in read_ledger(RunDirectory(run_dir)) if event["event"] == "UnitCommitted")
     assert set(told.values()) == {1}
 
@@ -85,7 +85,7 @@ def test_cancelled_from_another_process(
     assert f"To go on type: daskpipe resume {run_dir}" in said
     assert "Traceback" not in said
     assert not (run_dir / "cancel").exists()
-    assert status(run_dir)["state"] == "stopped"
+    assert read_status(run_dir)["state"] == "stopped"
     again = type_command("cancel", str(run_dir))
     assert (again.code, again.out) == (0, "nothing runs\n")
 

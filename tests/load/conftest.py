@@ -9,14 +9,14 @@ import xarray as xr
 from load_samples import ATTRS, FRACTIONS, structures
 
 from daskpipe.core.structures import from_atoms
-from daskpipe.store import open_dataset, pack, write_dataset
+from daskpipe.store import arrange_and_write, open_dataset, write_dataset
 from daskpipe.store.cold import write_cold
 
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("load") / "dataset.zarr"
-    pack(from_atoms(structures()), path, seed=0, fractions=FRACTIONS, attrs=ATTRS)
+    arrange_and_write(from_atoms(structures()), path, seed=0, fractions=FRACTIONS, attrs=ATTRS)
     return path
 
 

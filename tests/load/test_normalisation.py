@@ -11,7 +11,7 @@ from load_samples import ATTRS
 import daskpipe
 from daskpipe.core.errors import InputError
 from daskpipe.core.structures import from_atoms, to_atoms
-from daskpipe.core.variables import decode
+from daskpipe.core.variables import decode_names
 from daskpipe.load import Spec, normalisation, spec
 from daskpipe.store import open_dataset, write_dataset
 
@@ -20,7 +20,7 @@ CUTOFF = 3.5
 
 def frames_of(store, split):
     ds = open_dataset(store).load()
-    return [to_atoms(ds, int(row)) for row in np.flatnonzero(decode(ds["split"]) == split)]
+    return [to_atoms(ds, int(row)) for row in np.flatnonzero(decode_names(ds["split"]) == split)]
 
 
 def test_it_is_what_a_plain_computation_gives(store, monkeypatch):

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from daskpipe.core.errors import ConfigError, InputError, IntegrityError
 from daskpipe.core.structures import from_atoms, to_atoms
-from daskpipe.core.variables import decode, read_root
+from daskpipe.core.variables import decode_names, read_root
 from daskpipe.load import AtomBatchSampler, Batch, TorchDataset, collate
-from daskpipe.load.mapped import ArrayRows, ZarrRows, is_mappable
+from daskpipe.load.mapped import MappedReader, ZarrReader, is_mappable
 from daskpipe.store import open_dataset, write_dataset
 
 
@@ -51,9 +51,9 @@ def test_dtypes(any_layout):
 
 
 def test_raw_layouts_are_mapped_and_others_go_through_zarr(store, chunked, compressed, sharded):
-    assert {type(rows) for rows in TorchDataset(store).table.fields.values()} == {ArrayRows}
+    assert {type(rows) for rows in TorchDataset(store).table.fields.values()} == {MappedReader}
     for path in (chunked, compressed, sharded):
-        assert type(TorchDataset(path).table.fields["positions"]) is ZarrRows
+        assert type(TorchDataset(path).table.fields["positions"]) is ZarrReader
 
 
 def test_chunks_of_whole_pages_are_mapped_side_by_side(tmp_path):
@@ -72,7 +72,7 @@ def test_chunks_of_whole_pages_are_mapped_side_by_side(tmp_path):
     write_dataset(many, tmp_path / "many.zarr", attrs=ATTRS, atom_chunk=4096, structure_chunk=4096)
     assert len(list((tmp_path / "many.zarr/positions/c").iterdir())) > 5
     data = TorchDataset(tmp_path / "many.zarr")
-    assert {type(rows) for rows in data.table.fields.values()} == {ArrayRows}
+    assert {type(rows) for rows in data.table.fields.values()} == {MappedReader}
     across = int(np.searchsorted(stop, 4096, side="right"))
     assert stop[across] - n_atoms[across] < 4096 < stop[across]  # this structure lies in two files
     chosen = [across, 0, n_structures - 1, 4095, 4096]
@@ -80,7 +80,7 @@ def test_chunks_of_whole_pages_are_mapped_side_by_side(tmp_path):
     assert batch["energy"].tolist() == many["energy"].values[chosen].tolist()
     rows = np.concatenate([np.arange(stop[row] - n_atoms[row], stop[row]) for row in chosen])
     assert np.array_equal(batch["positions"].numpy(), many["positions"].values[rows])
-    assert np.array_equal(data.table.read(np.arange(n_structures))["numbers"].numpy(), many["numbers"].values)
+    assert np.array_equal(data.table.read_batch(np.arange(n_structures))["numbers"].numpy(), many["numbers"].values)
 
 
 def test_a_batch_is_read_at_once_in_the_order_asked(any_layout):
@@ -96,7 +96,7 @@ def test_a_batch_is_read_at_once_in_the_order_asked(any_layout):
 
 
 def test_splits_partition_the_dataset(store):
-    names = decode(open_dataset(store)["split"])
+    names = decode_names(open_dataset(store)["split"])
     seen = []
     for split in FRACTIONS:
         data = TorchDataset(store, split=split)

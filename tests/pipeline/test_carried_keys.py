@@ -16,10 +16,10 @@ from distributed import Client
 
 from daskpipe.core.constraints import fixed_components
 from daskpipe.core.structures import to_atoms
-from daskpipe.core.variables import decode
+from daskpipe.core.variables import decode_names
 from daskpipe.load import spec
 from daskpipe.pipeline import datasets
-from daskpipe.pipeline import frames as standalone
+from daskpipe.pipeline.frames import select_files
 from daskpipe.store import open_dataset
 from daskpipe.store.export import export
 
@@ -73,9 +73,9 @@ def check(path: Path) -> None:
     assert ds.sizes["structure"] == len(E0) + N_SOLIDS + N_MAGNETIC
     assert json.loads(ds.attrs["isolated_atom_energies"]) == {"Default": dict(sorted(E0.items()))}
     single = ds["n_atoms"].values == 1
-    assert set(decode(ds["split"])[single]) == {"train"}
-    assert sorted(decode(ds["config_type"])) == ["Default"] * 2 + ["IsolatedAtom"] * 2 + ["bulk"] * N_SOLIDS
-    assert sorted(decode(ds["head"])) == ["Default"] * 4 + ["pbe"] * N_SOLIDS
+    assert set(decode_names(ds["split"])[single]) == {"train"}
+    assert sorted(decode_names(ds["config_type"])) == ["Default"] * 2 + ["IsolatedAtom"] * 2 + ["bulk"] * N_SOLIDS
+    assert sorted(decode_names(ds["head"])) == ["Default"] * 4 + ["pbe"] * N_SOLIDS
     assert np.nansum(ds["config_weight"].values) == 2.0 * N_SOLIDS
     assert len(set(ds["structure_id"].values.tolist())) == ds.sizes["structure"]
     for row in range(ds.sizes["structure"]):
@@ -108,7 +108,7 @@ def test_select_copies_all_keys_and_takes_no_magnetic_state_for_another(client: 
             names = ["symbols", "positions", "move_mask", "REF_forces"]
             names += [name for name in ("initial_magmoms",) if name in atoms.arrays]
             ase.io.write(file, atoms, format="extxyz", columns=names)
-    done = standalone.select(["b.xyz"], n, "picked.xyz", [*QUICK, "select.duplicate_distance=0.001"], client=client)
+    done = select_files(["b.xyz"], n, "picked.xyz", [*QUICK, "select.duplicate_distance=0.001"], client=client)
     assert done.n_out == n
     picked = ase.io.read("picked.xyz", ":")
     assert sum(atoms.info.get("head") == "pbe" and atoms.info["config_weight"] == 2.0 for atoms in picked) == N_SOLIDS

@@ -1,4 +1,4 @@
-"""What the verbs on files say of labels, of what they leave out, and of picks that overlap."""
+"""Verbs on files report labels, what they leave out, and picks whose atoms overlap."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from distributed import Client
 from rich.console import Console
 
 from daskpipe.cli.dataset import import_
-from daskpipe.cli.progress import standalone_as_json, standalone_summary
+from daskpipe.cli.progress import dump_files_result, print_files_summary
 from daskpipe.core.errors import InputError
 from daskpipe.pipeline import datasets
-from daskpipe.pipeline import frames as standalone
-from daskpipe.pipeline.workspace import Done
+from daskpipe.pipeline.frames import select_files
+from daskpipe.pipeline.workspace import FilesResult
 from daskpipe.stages.generate.labels import LabelKeys
 from daskpipe.store import open_dataset
 
@@ -57,23 +57,23 @@ def write_frames(name: str, *, prefix: str = "dft_", overlap: bool = False) -> l
     return energies
 
 
-def summary(done: Done) -> list[str]:
+def print_to_text(done: FilesResult) -> list[str]:
     console = Console(width=1000, force_terminal=False, record=True)
     with console.capture() as captured:
-        standalone_summary(done, console)
+        print_files_summary(done, console)
     return captured.get().splitlines()
 
 
 def test_the_summary_of_an_import_says_what_was_taken(client: Client, here: Path) -> None:
     energies = write_frames("a.extxyz")
     done = datasets.import_labelled(["a.extxyz"], "a.zarr", QUICK, method="EMT", client=client)
-    lines = summary(done)
+    lines = print_to_text(done)
     assert (
         "labels of 6 frames: energy 6, forces 6, stress 5; from dft_energy, dft_forces, dft_virial (5); "
         "dft_energy, dft_forces (1)"
     ) in lines
     assert "not taken: note (6)" in lines
-    report = json.loads(json.dumps(standalone_as_json(done)))["report"]
+    report = json.loads(json.dumps(dump_files_result(done)))["report"]
     assert report["labels"] == {"energy": 6, "forces": 6, "stress": 5}
     assert report["left_out"] == {"note": 6}
     stored = open_dataset(here / "a.zarr")
@@ -93,7 +93,7 @@ def test_families_that_disagree_are_listed_and_can_be_chosen(client: Client, her
         datasets.import_labelled(["a.extxyz"], "a.zarr", QUICK, method="EMT", client=client)
     keys = LabelKeys(energy="REF_energy")
     done = datasets.import_labelled(["a.extxyz"], "a.zarr", QUICK, method="EMT", keys=keys, client=client)
-    assert "not taken: energy (6), note (6)" in summary(done)
+    assert "not taken: energy (6), note (6)" in print_to_text(done)
     stored = open_dataset(here / "a.zarr")
     assert sorted(stored["energy"].values) == pytest.approx(sorted(energies))
     assert json.loads(stored.attrs["sources"])[0]["label_keys"] == {"energy": "REF_energy"}
@@ -103,26 +103,26 @@ def test_energies_alone_are_imported_and_said_to_be_alone(client: Client, here: 
     energies = write_frames("a.extxyz")
     keys = LabelKeys(forces="none", virial="none")
     done = datasets.import_labelled(["a.extxyz"], "a.zarr", QUICK, method="EMT", keys=keys, client=client)
-    assert "labels of 6 frames: energy 6, forces 0, stress 0; from dft_energy (6)" in summary(done)
+    assert "labels of 6 frames: energy 6, forces 0, stress 0; from dft_energy (6)" in print_to_text(done)
     stored = open_dataset(here / "a.zarr")
     assert sorted(stored["energy"].values) == pytest.approx(sorted(energies))
     assert "forces" not in stored
-    datasets.export("a.zarr", "extxyz", "back.extxyz")
+    datasets.export_on_cluster("a.zarr", "extxyz", "back.extxyz")
     assert all("forces" not in atoms.calc.results for atoms in ase.io.read("back.extxyz", ":"))
 
 
 def test_picks_whose_atoms_overlap_get_a_line(client: Client, here: Path) -> None:
     write_frames("a.extxyz", overlap=True)
-    done = standalone.select(["a.extxyz"], 6, "picked.extxyz", QUICK, client=client)
-    (line,) = [line for line in summary(done) if "overlap" in line]
+    done = select_files(["a.extxyz"], 6, "picked.extxyz", QUICK, client=client)
+    (line,) = [line for line in print_to_text(done) if "overlap" in line]
     assert line.startswith("picks with overlapping atoms: 1, e.g. ")
     assert "a.extxyz#2: atom 0 (Cu) is 0.700 Å from atom 1 (Cu); the limit is 1.584 Å" in line
     assert done.report["overlaps"]["n"] == 1
     assert done.n_out == 6
     write_frames("b.extxyz")
-    done = standalone.select(["b.extxyz"], 6, "b_picked.extxyz", QUICK, client=client)
+    done = select_files(["b.extxyz"], 6, "b_picked.extxyz", QUICK, client=client)
     assert done.report["overlaps"] == {"n": 0, "example": None}
-    assert not [line for line in summary(done) if "overlap" in line]
+    assert not [line for line in print_to_text(done) if "overlap" in line]
 
 
 def test_bad_labels_cost_no_pick(client: Client, here: Path) -> None:
@@ -132,7 +132,7 @@ def test_bad_labels_cost_no_pick(client: Client, here: Path) -> None:
     for line in lines:
         text = text.replace(" pbc=", f" {line} PBC=", 1)
     Path("a.extxyz").write_text(text)
-    done = standalone.select(["a.extxyz"], 6, "picked.extxyz", QUICK, client=client)
+    done = select_files(["a.extxyz"], 6, "picked.extxyz", QUICK, client=client)
     assert (done.n_frames, done.n_out, done.rejected) == (6, 6, {})
     assert all(f" {line} " in Path("picked.extxyz").read_text() for line in lines)
 

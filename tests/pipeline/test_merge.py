@@ -1,4 +1,4 @@
-"""Datasets merged, exported and imported: each structure once, its labels as they were."""
+"""Datasets are merged, exported and imported: each structure once, with the labels that it had."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from store.conftest import make_structures
 import daskpipe
 from daskpipe.core.errors import ConfigError, InputError
 from daskpipe.core.structures import from_atoms, take
-from daskpipe.pipeline import datasets as datasets_module
 from daskpipe.pipeline import existing_data, workspace
-from daskpipe.store import open_dataset, pack, verify
-from daskpipe.store.reader import rows
+from daskpipe.pipeline.datasets import export_on_cluster
+from daskpipe.store import arrange_and_write, open_dataset, verify
+from daskpipe.store.reader import read_rows
 
 QUICK = ["describe.params={r_cut: 4.0, n_max: 3, l_max: 2}", "describe.dims=4"]
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -39,30 +39,32 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     again["energy"][2] += 0.25
     two = daskpipe.core.structures.concat([two, again])
     for name, ds in (("one", one), ("two", two), ("three", three)):
-        pack(ds, folder / f"{name}.zarr", seed=3, fractions=FRACTIONS, attrs={"dataset_key": name, "seed": 3})
+        arrange_and_write(
+            ds, folder / f"{name}.zarr", seed=3, fractions=FRACTIONS, attrs={"dataset_key": name, "seed": 3}
+        )
     return [folder / f"{name}.zarr" for name in ("one", "two", "three")]
 
 
-def merge(datasets: list[Path], out: Path, client: Client, *overrides: str, **rest: Any) -> workspace.Done:
-    return datasets_module.merge(datasets, out, [*QUICK, *overrides], client=client, **rest)
+def merge_with(datasets: list[Path], out: Path, client: Client, *overrides: str, **rest: Any) -> workspace.FilesResult:
+    return daskpipe.merge(datasets, out, [*QUICK, *overrides], client=client, **rest)
 
 
-def by_id(path: Path) -> dict[bytes, dict[str, bytes]]:
-    """What is stored of each structure, but for what belongs to the dataset."""
-    ds = rows(path, 0, open_dataset(path).sizes["structure"])
-    found = {}
+def read_by_id(path: Path) -> dict[bytes, dict[str, bytes]]:
+    """Read the stored variables of each structure by its id, without those that belong to the dataset."""
+    ds = read_rows(path, 0, open_dataset(path).sizes["structure"])
+    stored = {}
     for index, key in enumerate(ds["structure_id"].values.tolist()):
         row = take(ds, [index]).drop_vars(LEFT_BEHIND, errors="ignore")
-        found[key] = {str(name): str(array.values.tolist()).encode() for name, array in row.items()}
-    return found
+        stored[key] = {str(name): str(array.values.tolist()).encode() for name, array in row.items()}
+    return stored
 
 
 def test_each_structure_once_with_its_labels(datasets: list[Path], client: Client, tmp_path: Path) -> None:
-    done = merge(datasets, tmp_path / "all.zarr", client)
+    done = merge_with(datasets, tmp_path / "all.zarr", client)
     assert verify(tmp_path / "all.zarr") == []
     assert os.listdir(tmp_path) == ["all.zarr"]
-    expected = {key: row for path in reversed(datasets) for key, row in by_id(path).items()}
-    assert by_id(tmp_path / "all.zarr") == expected
+    expected = {key: row for path in reversed(datasets) for key, row in read_by_id(path).items()}
+    assert read_by_id(tmp_path / "all.zarr") == expected
     assert (done.n_frames, done.n_out, len(expected)) == (24 + 13 + 10, 24 + 9 + 10, 24 + 9 + 10)
     assert (done.report["n_doubled"], done.report["n_conflicts"]) == (4, 1)
     stored = open_dataset(tmp_path / "all.zarr")
@@ -76,11 +78,11 @@ def test_each_structure_once_with_its_labels(datasets: list[Path], client: Clien
 def test_the_bytes_do_not_depend_on_how_it_was_read(
     datasets: list[Path], client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merge(datasets, tmp_path / "a.zarr", client)
-    merge(datasets, tmp_path / "b.zarr", client)
-    monkeypatch.setattr(existing_data, "MERGE_SIZE", 7)
-    merge(datasets, tmp_path / "c.zarr", client)
-    assert by_id(tmp_path / "c.zarr") == by_id(tmp_path / "a.zarr")
+    merge_with(datasets, tmp_path / "a.zarr", client)
+    merge_with(datasets, tmp_path / "b.zarr", client)
+    monkeypatch.setattr(existing_data, "ROWS_A_UNIT", 7)
+    merge_with(datasets, tmp_path / "c.zarr", client)
+    assert read_by_id(tmp_path / "c.zarr") == read_by_id(tmp_path / "a.zarr")
     a, b, c = (open_dataset(tmp_path / f"{name}.zarr").load() for name in "abc")
     assert a.attrs["checksums"] == b.attrs["checksums"]
     assert c.drop_vars("features").equals(a.drop_vars("features"))  # the axes are fitted in blocks of a unit
@@ -90,25 +92,29 @@ def test_groups_reach_across_datasets(datasets: list[Path], client: Client, tmp_
     ds = open_dataset(datasets[0]).load()
     halves = [np.arange(0, 24, 2), np.arange(1, 24, 2)]
     for name, half in zip(("odd", "even"), halves, strict=True):
-        part = rows(datasets[0], 0, 24)
-        pack(take(part, half), tmp_path / f"{name}.zarr", seed=0, fractions=FRACTIONS, attrs={"dataset_key": name})
-    merge([tmp_path / "odd.zarr", tmp_path / "even.zarr"], tmp_path / "both.zarr", client, "store.near_duplicates=0")
+        part = read_rows(datasets[0], 0, 24)
+        arrange_and_write(
+            take(part, half), tmp_path / f"{name}.zarr", seed=0, fractions=FRACTIONS, attrs={"dataset_key": name}
+        )
+    merge_with(
+        [tmp_path / "odd.zarr", tmp_path / "even.zarr"], tmp_path / "both.zarr", client, "store.near_duplicates=0"
+    )
     both = open_dataset(tmp_path / "both.zarr").load()
     assert both.sizes["structure"] == ds.sizes["structure"]
-    seeds = daskpipe.store.splits.origins({name: both[name].values for name in ("structure_id", "parent_id")})
+    seeds = daskpipe.store.splits.seed_ids_of({name: both[name].values for name in ("structure_id", "parent_id")})
     pairs = set(zip(seeds.tolist(), both["split"].values.tolist(), strict=True))
     assert len(pairs) == len(set(seeds.tolist())) == 8
 
 
 def test_of_one_dataset_only_the_split_is_new(datasets: list[Path], client: Client, tmp_path: Path) -> None:
-    merge(
+    merge_with(
         datasets[:1],
         tmp_path / "again.zarr",
         client,
         "store.split_by=composition",
         "store.split={train: 0.5, val: 0, test: 0.5}",
     )
-    assert by_id(tmp_path / "again.zarr") == by_id(datasets[0])
+    assert read_by_id(tmp_path / "again.zarr") == read_by_id(datasets[0])
     again = open_dataset(tmp_path / "again.zarr").load()
     assert set(again["split"].values.tolist()) == {0, 2}
     assert len(set(zip(again["composition"].values.tolist(), again["split"].values.tolist(), strict=True))) == len(
@@ -137,13 +143,13 @@ def test_commands(
 
 def test_wrong_input(datasets: list[Path], client: Client, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing does not exist; give the path of a dataset"):
-        merge([datasets[0], tmp_path / "nothing"], tmp_path / "out.zarr", client)
+        merge_with([datasets[0], tmp_path / "nothing"], tmp_path / "out.zarr", client)
     with pytest.raises(ConfigError, match=r"out.h5 must end in .zarr"):
-        merge(datasets, tmp_path / "out.h5", client)
+        merge_with(datasets, tmp_path / "out.h5", client)
     with pytest.raises(ConfigError, match=r"'select.n=3' is of no use here: overrides begin with store, describe"):
-        merge(datasets, tmp_path / "out.zarr", client, "select.n=3")
+        merge_with(datasets, tmp_path / "out.zarr", client, "select.n=3")
     with pytest.raises(ConfigError, match="one.zarr exists; give another name, or --force to replace it"):
-        merge(datasets, datasets[0], client)
+        merge_with(datasets, datasets[0], client)
     assert os.listdir(tmp_path) == []
 
 
@@ -154,8 +160,8 @@ def test_the_dataset_that_a_link_leads_to_is_replaced(datasets: list[Path], clie
     out = tmp_path / "link.zarr"
     out.symlink_to(scratch / "kept")
     with pytest.raises(ConfigError, match=r"link.zarr exists; give another name, or --force to replace it"):
-        merge([datasets[0], out], out, client)
-    datasets_module.merge([datasets[0], out], out, QUICK, client=client, force=True)
+        merge_with([datasets[0], out], out, client)
+    daskpipe.merge([datasets[0], out], out, QUICK, client=client, force=True)
     assert out.is_symlink()
     assert len(daskpipe.open_dataset(out)["energy"]) == 24 + 10
     assert verify(out) == []
@@ -170,17 +176,17 @@ def test_parts_made_by_workers_are_those_made_here(
     to: str, out: str, datasets: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    whole = datasets_module.export(datasets[0], to, out)
-    before = contents(tmp_path / out)
+    whole = export_on_cluster(datasets[0], to, out)
+    before = read_contents(tmp_path / out)
     shutil.rmtree(out) if Path(out).is_dir() else os.remove(out)
     monkeypatch.setattr(sys.modules["daskpipe.store.export"], "PART_STRUCTURES", 7)
-    assert datasets_module.export(datasets[0], to, out, overrides=["cluster.workers=2"]) == whole
-    assert contents(tmp_path / out) == before
+    assert export_on_cluster(datasets[0], to, out, overrides=["cluster.workers=2"]) == whole
+    assert read_contents(tmp_path / out) == before
     assert whole["structures"] == 24
     assert os.listdir(tmp_path) == [out]
 
 
-def contents(path: Path) -> dict[str, bytes]:
+def read_contents(path: Path) -> dict[str, bytes]:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
@@ -191,9 +197,9 @@ def test_what_is_exported_and_imported_is_what_it_was(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     daskpipe.export(datasets[0], {".extxyz": "extxyz", ".db": "ase-db"}[Path(out).suffix], out)
-    done = datasets_module.import_labelled([out], "back.zarr", QUICK, method="another", client=client)
+    done = daskpipe.import_labelled([out], "back.zarr", QUICK, method="another", client=client)
     assert (done.n_out, done.rejected) == (24, {})
-    before, after = by_id(datasets[0]), by_id(tmp_path / "back.zarr")
+    before, after = read_by_id(datasets[0]), read_by_id(tmp_path / "back.zarr")
     assert before.keys() == after.keys()
     carried = (
         "numbers",
@@ -218,7 +224,7 @@ def test_frames_without_labels_are_named(datasets: list[Path], client: Client, t
     frames = ase.io.read(tmp_path / "some.extxyz", ":")
     bare = Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.5]])
     ase.io.write(tmp_path / "some.extxyz", [*frames[:3], bare, *frames[3:]])
-    done = datasets_module.import_labelled(
+    done = daskpipe.import_labelled(
         [str(tmp_path / "some.extxyz")], tmp_path / "out.zarr", QUICK, method="emt", client=client
     )
     assert (done.n_out, done.exit_code) == (10, 10)
@@ -230,11 +236,11 @@ def test_frames_without_labels_are_named(datasets: list[Path], client: Client, t
 
 def test_wrong_imports(datasets: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="label method 'two words': use one word without white space"):
-        datasets_module.import_labelled(["x.extxyz"], tmp_path / "out.zarr", method="two words")
+        daskpipe.import_labelled(["x.extxyz"], tmp_path / "out.zarr", method="two words")
     (tmp_path / "x.cif").write_text("")
     with pytest.raises(ConfigError, match=r"x.cif holds no labels that can be read; give \*.extxyz, \*.xyz, \*.traj"):
-        datasets_module.import_labelled([str(tmp_path / "x.cif")], tmp_path / "out.zarr", method="one")
+        daskpipe.import_labelled([str(tmp_path / "x.cif")], tmp_path / "out.zarr", method="one")
     with pytest.raises(ConfigError, match=r"unknown export format 'npz'.*csv, cold"):
-        datasets_module.export(datasets[0], "npz", tmp_path / "x.npz")
+        export_on_cluster(datasets[0], "npz", tmp_path / "x.npz")
     with pytest.raises(ConfigError, match="a cold copy is of the whole dataset; leave --split out"):
-        datasets_module.export(datasets[0], "cold", tmp_path / "x.zarr", split="train")
+        export_on_cluster(datasets[0], "cold", tmp_path / "x.zarr", split="train")

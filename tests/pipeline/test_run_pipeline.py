@@ -1,4 +1,4 @@
-"""A run from end to end on real workers: what it makes, where its units ran, and what it leaves behind."""
+"""A run from end to end on real workers: its dataset, where its units ran, and its files."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ RECEIPT_LIMIT = 2048
 ROOMS = ("generate-", "explore-", "describe-", "select-", "label-", "store-")
 
 
-def without(attrs: dict[str, object], *names: str) -> dict[str, object]:
+def drop_variables(attrs: dict[str, object], *names: str) -> dict[str, object]:
     return {name: value for name, value in attrs.items() if name not in names}
 
 
 def check_labels(dataset: Path, teacher: Calculator) -> None:
-    """Recompute the labels with the teacher's own ASE calculator, from nothing but the stored geometry."""
+    """Recompute the labels with the teacher's own ASE calculator, from the stored geometry alone."""
     ds = daskpipe.open_dataset(dataset)
     assert ds.sizes["structure"] > 0
     for index in range(ds.sizes["structure"]):
@@ -79,7 +79,7 @@ def test_xarray_opens_the_dataset_without_a_warning(reference: Result) -> None:
         ds.load()
     assert ds.attrs["Conventions"].startswith("CF-")
     assert ds.attrs["seed"] == 0
-    assert json.loads(ds.attrs["config"]) == load_config("emt_alloy", SMALL).deciding()
+    assert json.loads(ds.attrs["config"]) == load_config("emt_alloy", SMALL).dump_deciding()
     assert {"numpy", "torch", "ase", "daskpipe"} <= json.loads(ds.attrs["versions"]).keys()
 
 
@@ -125,7 +125,7 @@ def test_to_atoms_round_trips_exactly(reference: Result) -> None:
     ds = daskpipe.open_dataset(reference.dataset).load()
     again = from_atoms([daskpipe.to_atoms(ds, index) for index in range(ds.sizes["structure"])])
     for name in ds.data_vars:
-        stored = daskpipe.core.variables.decode(ds[name]) if VARIABLES[str(name)].coded else ds[name].values
+        stored = daskpipe.core.variables.decode_names(ds[name]) if VARIABLES[str(name)].coded else ds[name].values
         assert np.array_equal(again[name].values, stored, equal_nan=stored.dtype.kind == "f"), name
 
 
@@ -151,7 +151,7 @@ def test_sizes_of_partitions_and_batches_do_not_change_the_arrays(
     ours, theirs = xr.open_zarr(result.dataset), xr.open_zarr(reference.dataset)
     xr.testing.assert_identical(ours.drop_attrs(deep=False), theirs.drop_attrs(deep=False))
     changing = ("config", "dataset_key", "checksums")
-    assert without(ours.attrs, *changing) == without(theirs.attrs, *changing)
+    assert drop_variables(ours.attrs, *changing) == drop_variables(theirs.attrs, *changing)
 
 
 ALL_OF_EXPLORATION = [
@@ -177,18 +177,20 @@ def test_all_that_exploration_can_do_and_batches_do_not_change_it(client: Client
     assert [result.stages["explore"]["units"] for result in (one_by_one, together)] == [6, 1]
     ours, theirs = xr.open_zarr(one_by_one.dataset), xr.open_zarr(together.dataset)
     xr.testing.assert_identical(ours.drop_attrs(deep=False), theirs.drop_attrs(deep=False))
-    is_alloy = daskpipe.core.variables.decode(ours["system_type"]) == "alloy"
+    is_alloy = daskpipe.core.variables.decode_names(ours["system_type"]) == "alloy"
     pressure = ours["pressure"].values
     assert set(pressure[is_alloy].tolist()) == {0.0, 2.0}
     assert np.isnan(pressure[~is_alloy]).all()
-    assert set(daskpipe.core.variables.decode(ours["ensemble"])[is_alloy]) == {"npt_triclinic"}
-    assert set(daskpipe.core.variables.decode(ours["ensemble"])[~is_alloy]) == {"nvt_langevin"}
+    assert set(daskpipe.core.variables.decode_names(ours["ensemble"])[is_alloy]) == {"npt_triclinic"}
+    assert set(daskpipe.core.variables.decode_names(ours["ensemble"])[~is_alloy]) == {"nvt_langevin"}
     disagreement, candidate = ours["force_disagreement"].values, ours["candidate"].values
     assert (disagreement > 0).all()
     np.testing.assert_array_equal(candidate, disagreement > 0.8)
     assert candidate.any()
     assert not candidate.all()
-    np.testing.assert_array_equal(daskpipe.core.variables.decode(ours["selection_reason"]) == "candidate", candidate)
+    np.testing.assert_array_equal(
+        daskpipe.core.variables.decode_names(ours["selection_reason"]) == "candidate", candidate
+    )
 
 
 def test_seeds_that_explode_end_in_the_quarantine_and_the_run_goes_on(client: Client, tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_seeds_that_explode_end_in_the_quarantine_and_the_run_goes_on(client: Cl
     result = daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
     assert result.exit_code == 10
     assert result.quarantined == {"explore/temperature": 1}
-    (stop,) = RunDirectory(tmp_path / "run").quarantined()
+    (stop,) = RunDirectory(tmp_path / "run").read_quarantine()
     assert "at step" in stop.evidence
     assert stop.details["step"] > 0
     assert len(stop.details["crashed"]["positions"]) == len(stop.details["last_sane"]["positions"]) == 2
@@ -304,8 +306,8 @@ def test_paths_are_resumed_from_any_directory(
 # --- against an existing dataset -------------------------------------------------------------------------
 
 
-def ids_of(dataset: Path) -> set[bytes]:
-    """Ids of the structures of a dataset."""
+def read_ids(dataset: Path) -> set[bytes]:
+    """Read the ids of the structures of a dataset."""
     return {item.tobytes() for item in xr.open_zarr(dataset)["structure_id"].values}
 
 
@@ -326,13 +328,13 @@ def second(reference: Result, client: Client, tmp_path_factory: pytest.TempPathF
 
 def test_frames_of_the_first_dataset_are_not_labelled_again(reference: Result, second: Result) -> None:
     assert second.stages["explore"]["out"] == 8
-    assert not ids_of(second.dataset) & ids_of(reference.dataset)
+    assert not read_ids(second.dataset) & read_ids(reference.dataset)
     explored = {
         item.tobytes()
         for path in (second.run_dir / "units" / "explore").glob("*/*")
-        for item in RunDirectory(second.run_dir).load("explore", path.name, ["structure_id"])["structure_id"]
+        for item in RunDirectory(second.run_dir).load_arrays("explore", path.name, ["structure_id"])["structure_id"]
     }
-    assert ids_of(second.dataset) | ids_of(reference.dataset) == explored
+    assert read_ids(second.dataset) | read_ids(reference.dataset) == explored
     duplicates = second.stages["select"]["report"]["duplicates"]
     assert (duplicates["against_dataset"], duplicates["against_pool"]) == (6, 0)
     row = second.stages["describe-against"]
@@ -377,14 +379,14 @@ def test_against_counts_by_content_and_not_by_path(
     other = daskpipe.resume(tmp_path / "run", client=client)
     computed = {stage for stage, row in other.stages.items() if row["computed"]}
     assert computed == {"describe-against", "select", "label", "store-sort", "store-plan", "store-write", "store"}
-    assert ids_of(other.dataset) == ids_of(second.run_dir.parent / "old.zarr")
+    assert read_ids(other.dataset) == read_ids(second.run_dir.parent / "old.zarr")
 
 
 def test_against_a_file_of_frames(reference: Result, second: Result, client: Client, tmp_path: Path) -> None:
     daskpipe.export(reference.dataset, "extxyz", tmp_path / "old.extxyz")
     overrides = [*AGAINST, f"select.against={tmp_path / 'old.extxyz'}"]
     result = daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
-    assert ids_of(result.dataset) == ids_of(second.dataset)
+    assert read_ids(result.dataset) == read_ids(second.dataset)
 
 
 @pytest.mark.parametrize(
@@ -513,7 +515,7 @@ def test_what_fails_is_quarantined_and_the_rest_goes_on(client: Client, tmp_path
     assert (row["inputs"], row["out"], row["rejected"]) == (4, 2, 2)  # the two clusters are too large
     assert result.quarantined == {"generate/too_large": 2}
     assert result.exit_code == 10
-    (quarantined,) = {item.reason for item in RunDirectory(result.run_dir).quarantined()}
+    (quarantined,) = {item.reason for item in RunDirectory(result.run_dir).read_quarantine()}
     assert quarantined == "too_large"
     attrs = xr.open_zarr(result.dataset).attrs
     assert json.loads(attrs["quarantined"]) == result.quarantined

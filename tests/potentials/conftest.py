@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.build import bulk, fcc111
 from ase.cluster import Icosahedron
 
-from daskpipe.core.third_party import quiet
+from daskpipe.core.third_party import silence_libraries
 
 SYMBOLS = ("Cu", "Ag", "Au")
 
@@ -46,7 +46,7 @@ def cluster(seed: int) -> Atoms:
     return atoms
 
 
-with quiet():  # torch-sim's first import warns
+with silence_libraries():  # torch-sim's first import warns
     import torch_sim  # noqa: F401
 
 type Make = Callable[..., Atoms]

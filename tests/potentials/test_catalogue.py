@@ -15,7 +15,7 @@ SHA256_HEX = 64
 
 
 def test_names() -> None:
-    assert POTENTIALS.names() == ["chgnet", "committee", "emt", "lj", "mace", "xtb"]
+    assert POTENTIALS.known_names() == ["chgnet", "committee", "emt", "lj", "mace", "xtb"]
 
 
 def test_importing_the_room_imports_no_library() -> None:
@@ -109,7 +109,7 @@ def test_a_plugin_is_found_built_and_identified(tmp_path: Path, monkeypatch: pyt
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dq-plugin\nVersion: 1.5\n")
     (info / "entry_points.txt").write_text("[daskpipe.potentials]\nzero = dq_plugin:zero\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert "zero" in POTENTIALS.names()
+    assert "zero" in POTENTIALS.known_names()
     assert build_potential("zero", {}, "cpu") is build_potential("zero", {"shift": 0.0}, "cpu")
     assert identify_potential("zero", {}).name == "zero"
     assert identify_potential("zero", {}).hash != identify_potential("zero", {"shift": 1.0}).hash

@@ -13,7 +13,7 @@ import torch
 from ase import Atoms
 
 from daskpipe.core.errors import ConfigError, InputError
-from daskpipe.core.third_party import UNPICKLE_ANYTHING, import_mace, quiet
+from daskpipe.core.third_party import UNPICKLE_ANYTHING, import_mace, silence_libraries
 from daskpipe.potentials import Failure, Results, batched_model, build_potential, evaluate, identify_potential
 from daskpipe.potentials.mace import BUNDLED, node_feature_columns, node_features
 from daskpipe.potentials.mace_files import build_module, hyper_file, load_model, read_hypers, save_model
@@ -39,7 +39,7 @@ def model_file(tmp_path: Path) -> Path:
 
 
 def save(content: object, path: Path) -> None:
-    with quiet():  # MACE's modules hold TorchScript, which torch deprecates
+    with silence_libraries():  # MACE's modules hold TorchScript, which torch deprecates
         torch.save(content, path)
 
 

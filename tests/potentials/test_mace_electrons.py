@@ -17,7 +17,7 @@ from test_mace import random_module, save
 
 from daskpipe.config.load import load_config
 from daskpipe.core.errors import ConfigError, InputError
-from daskpipe.core.third_party import quiet
+from daskpipe.core.third_party import silence_libraries
 from daskpipe.potentials import Failure, Results, batched_model, build_potential, evaluate, identify_potential
 from daskpipe.potentials.batches import make_state
 from daskpipe.potentials.mace_pickles import read_class_and_heads
@@ -42,7 +42,7 @@ def changed_module(**changes: object) -> torch.nn.Module:
     from mace.tools.compile import disable_e3nn_codegen
     from mace.tools.scripts_utils import extract_config_mace_model
 
-    with quiet(), disable_e3nn_codegen():
+    with silence_libraries(), disable_e3nn_codegen():
         arguments = extract_config_mace_model(plain_module()) | changes
         torch.manual_seed(3)
         return ScaleShiftMACE(**arguments)
@@ -118,10 +118,10 @@ def test_several_heads_need_a_name_before_anything_runs(two_heads: Path) -> None
     )
     overrides = ["label.potential.name=mace", f"label.potential.params.model={two_heads}"]
     with pytest.raises(ConfigError, match=message):
-        run.prepare(load_config("emt_alloy", overrides))
+        run.check_inputs(load_config("emt_alloy", overrides))
     with pytest.raises(ConfigError, match="unknown head 'omatt'. Did you mean 'omat'"):
-        run.prepare(load_config("emt_alloy", [*overrides, "label.potential.params.head=omatt"]))
-    assert "label" in run.prepare(load_config("emt_alloy", [*overrides, "label.potential.params.head=omat"]))
+        run.check_inputs(load_config("emt_alloy", [*overrides, "label.potential.params.head=omatt"]))
+    assert "label" in run.check_inputs(load_config("emt_alloy", [*overrides, "label.potential.params.head=omat"]))
     one, other = (
         evaluate(build_potential("mace", {"model": str(two_heads), "head": head}, "cpu"), [molecule("H2O")])[0]
         for head in ("omat", "omol")

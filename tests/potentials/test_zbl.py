@@ -13,7 +13,7 @@ from ase.data import covalent_radii
 from mixed_structures import random_structure
 from solids import solids
 
-from daskpipe.core.third_party import quiet
+from daskpipe.core.third_party import silence_libraries
 from daskpipe.potentials import batched_model, build_potential
 from daskpipe.potentials.batches import make_state
 from daskpipe.potentials.zbl import REACH, add_repulsion
@@ -125,7 +125,7 @@ def test_maces_repulsion_is_the_same_formula() -> None:
     import_mace()
     from mace.modules.radial import ZBLBasis
 
-    with quiet():
+    with silence_libraries():
         theirs = ZBLBasis(p=6).double()
     # MACE has a fit of its own for the screening length, with a Bohr radius of 0.529; here it gets that of ZBL. What is
     # left are its 0.4028 for 0.4029 and the digits of the Coulomb constant.

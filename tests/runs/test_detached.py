@@ -25,9 +25,9 @@ from daskpipe.engine.ledger import read_ledger
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import cancel
 from daskpipe.runs import detached as detach
-from daskpipe.runs.lease import hold, last
+from daskpipe.runs.lease import hold_lease, read_last_driver
 from daskpipe.runs.run import Result
-from daskpipe.runs.status import status
+from daskpipe.runs.status import read_status
 
 SITE = """
 class: SLURM
@@ -65,11 +65,11 @@ def detached(type_command: Command, *words: str) -> dict[str, Any]:
 
 def wait_for(reached: Callable[[], object], run_dir: Path) -> None:
     """Wait until something is reached; say what the jobs of the run printed if it never is."""
-    wait_until(reached, lambda: said(run_dir), pause=0.2)
+    wait_until(reached, lambda: read_jobs(run_dir), pause=0.2)
 
 
-def said(run_dir: Path) -> str:
-    """What the jobs of a run printed, without line breaks."""
+def read_jobs(run_dir: Path) -> str:
+    """Read what the jobs of a run printed, without line breaks."""
     return "\n".join(f"{log.name}: {' '.join(log.read_text().split())}" for log in sorted((run_dir / "jobs").glob("*")))
 
 
@@ -85,14 +85,14 @@ def test_only_a_site_has_detached_drivers(type_command: Command, here: Path, whe
     assert not Path("runs").exists()
 
 
-def record(root: Path, **changes: Any) -> detach.Record:
+def write_record(root: Path, **changes: Any) -> detach.Record:
     """Write the record of a driver that waits in a queue which cannot be asked here, as earlier versions did."""
     values = {
         "token": "t", "job_id": "17", "kind": "OAR", "log": "l", "at": "2026-11-22T08:00:00Z", "cluster": {},
         "overrides": [],
     }  # fmt: skip
     (root / "detached.json").write_text(json.dumps(values | changes))
-    made = detach.read(root)
+    made = detach.read_record(root)
     assert made is not None
     return made
 
@@ -108,36 +108,36 @@ def run_dir(reference: Result, tmp_path: Path) -> Path:
 
 
 def test_status_tells_of_a_driver_that_waits_until_it_begins(run_dir: Path, type_command: Command) -> None:
-    assert status(run_dir)["state"] == "stopped"
-    waits = record(run_dir)
-    state = status(run_dir)
+    assert read_status(run_dir)["state"] == "stopped"
+    waits = write_record(run_dir)
+    state = read_status(run_dir)
     assert (state["state"], state["queued"]) == ("queued", {"job_id": "17", "since": "2026-11-22T08:00:00Z"})
     assert "is queued as job 17 since 2026-11-22T08:00:00Z" in type_command("status", str(run_dir)).out
-    with hold(run_dir, token=waits.token):
-        assert status(run_dir)["state"] == "running"
-    assert (status(run_dir)["state"], status(run_dir)["queued"]) == ("stopped", None)
-    with hold(run_dir):  # someone who resumes it, or mends it, in a shell
+    with hold_lease(run_dir, token=waits.token):
+        assert read_status(run_dir)["state"] == "running"
+    assert (read_status(run_dir)["state"], read_status(run_dir)["queued"]) == ("stopped", None)
+    with hold_lease(run_dir):  # someone who resumes it, or mends it, in a shell
         pass
-    assert status(run_dir)["state"] == "stopped"
-    record(run_dir, token="u")  # its successor
-    assert status(run_dir)["state"] == "queued"
+    assert read_status(run_dir)["state"] == "stopped"
+    write_record(run_dir, token="u")  # its successor
+    assert read_status(run_dir)["state"] == "queued"
 
 
 def test_a_second_detached_driver_is_refused(run_dir: Path, here: Path, type_command: Command) -> None:
     Path("here.yaml").write_text(Path("here.yaml").read_text().replace("SLURM", "OAR"))
-    record(run_dir)
+    write_record(run_dir)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{_stub(here, 'oarsub')}:{os.environ['PATH']}")
+        patch.setenv("PATH", f"{_stub_command(here, 'oarsub')}:{os.environ['PATH']}")
         typed = type_command("resume", str(run_dir), "--cluster", "here.yaml", "--detach")
         assert typed.code == 2
         assert f"job 17 waits to drive {run_dir} since" in " ".join(typed.err.split())
-        with hold(run_dir):
+        with hold_lease(run_dir):
             typed = type_command("resume", str(run_dir), "--cluster", "here.yaml", "--detach")
     assert typed.code == 2
     assert f"another daskpipe works in {run_dir}" in " ".join(typed.err.split())
 
 
-def _stub(folder: Path, name: str) -> Path:
+def _stub_command(folder: Path, name: str) -> Path:
     """Make a command of a queue that refuses everything."""
     program = folder / "bin" / name
     program.parent.mkdir(exist_ok=True)
@@ -149,13 +149,13 @@ def _stub(folder: Path, name: str) -> Path:
 def test_a_driver_that_is_refused_leaves_no_record(run_dir: Path, here: Path, type_command: Command) -> None:
     Path("here.yaml").write_text(Path("here.yaml").read_text().replace("SLURM", "OAR"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{_stub(here, 'oarsub')}:{os.environ['PATH']}")
+        patch.setenv("PATH", f"{_stub_command(here, 'oarsub')}:{os.environ['PATH']}")
         typed = type_command("resume", str(run_dir), "--cluster", "here.yaml", "--detach")
     assert typed.code == 4
     words = " ".join(typed.err.split())
-    assert "here takes no job for the driver: no such partition. Change section driver of its file" in words
-    assert detach.read(run_dir) is None
-    assert status(run_dir)["state"] == "stopped"
+    assert "here accepts no job for the driver: no such partition. Change section driver of its file" in words
+    assert detach.read_record(run_dir) is None
+    assert read_status(run_dir)["state"] == "stopped"
 
 
 def test_a_driver_whose_number_is_not_told_is_submitted_once(
@@ -170,24 +170,24 @@ def test_a_driver_whose_number_is_not_told_is_submitted_once(
     with pytest.raises(ClusterError, match=r"oarsub printed no line with a job's id: 3 nodes of grid5000 are free\. "):
         detach._submit_patiently(run_dir, Cluster(name="here.yaml"), [], 0)
     assert (here / "submitted").read_text() == "\n"
-    assert detach.read(run_dir) is None
+    assert detach.read_record(run_dir) is None
 
 
 def test_a_job_whose_place_was_taken_does_nothing(run_dir: Path, type_command: Command) -> None:
-    record(run_dir)
+    write_record(run_dir)
     typed = type_command("resume", str(run_dir), "--detached", "older")
     assert typed.code == 2
-    assert "this job is not to drive" in typed.err
-    assert last(run_dir) is None
+    assert "this job may not drive" in typed.err
+    assert read_last_driver(run_dir) is None
 
 
 def test_a_chain_of_drivers_that_bring_the_run_no_farther_ends(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record(run_dir, fruitless=detach.FRUITLESS_LIMIT - 1, cluster={"workers": 1, "gpus": 0})
+    write_record(run_dir, fruitless=detach.FRUITLESS_LIMIT - 1, cluster={"workers": 1, "gpus": 0})
     monkeypatch.setenv("DASKPIPE_DEADLINE", str(time.time() + 2))  # less than workers take to start
     with pytest.raises(ClusterError, match=r"3 drivers of .* in a row reached neither a commit nor a checkpoint"):
-        detach.drive(run_dir, "t")
-    assert last(run_dir) is not None
-    assert status(run_dir)["state"] == "stopped"
+        detach.drive_detached(run_dir, "t")
+    assert read_last_driver(run_dir) is not None
+    assert read_status(run_dir)["state"] == "stopped"
 
 
 def test_cancel_where_nothing_runs(run_dir: Path, tmp_path: Path, type_command: Command) -> None:
@@ -200,12 +200,12 @@ def test_cancel_where_nothing_runs(run_dir: Path, tmp_path: Path, type_command: 
 
 
 def test_cancel_of_a_queue_that_cannot_be_asked_says_where_to_type_it(run_dir: Path, type_command: Command) -> None:
-    record(run_dir)
+    write_record(run_dir)
     typed = type_command("cancel", str(run_dir))
     assert typed.code == 4
     assert "oarstat" in typed.err
     assert "Type this where the site's commands are" in " ".join(typed.err.split())
-    assert status(run_dir)["state"] == "queued"
+    assert read_status(run_dir)["state"] == "queued"
 
 
 OAR_JOB = '{{"17": {{"name": "{name}", "state": "Waiting"}}}}'
@@ -225,21 +225,21 @@ def oar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_waiting_driver_is_cancelled_by_its_number_and_name(run_dir: Path, oar: Path, type_command: Command) -> None:
-    waits = record(run_dir)
+    waits = write_record(run_dir)
     oar.write_text(OAR_JOB.format(name=waits.name))
-    assert detach.in_queue(waits) is True
+    assert detach.is_queued(waits) is True
     typed = type_command("cancel", str(run_dir))
     assert (typed.code, "cancelled jobs: 17" in typed.out) == (0, True)
     assert (oar.parent / "deleted").read_text() == "17\n"
-    assert detach.read(run_dir) is None
+    assert detach.read_record(run_dir) is None
 
 
 def test_a_waiting_driver_that_the_queue_does_not_list_is_not_nothing(
     run_dir: Path, oar: Path, type_command: Command
 ) -> None:
     """It is said each time, and the job, should it begin, has nothing to drive any more."""
-    waits = record(run_dir)
-    assert detach.in_queue(waits) is None
+    waits = write_record(run_dir)
+    assert detach.is_queued(waits) is None
     for _ in range(2):
         typed = type_command("cancel", str(run_dir))
         assert typed.code == 4
@@ -247,7 +247,7 @@ def test_a_waiting_driver_that_the_queue_does_not_list_is_not_nothing(
         assert "the queue does not list jobs 17 of this run, and may still hold them. Look as user" in words
         assert "if it still has them, type: oardel 17" in words
         assert "nothing runs" not in typed.out
-    assert detach.read(run_dir) is None
+    assert detach.read_record(run_dir) is None
     oar.write_text(OAR_JOB.format(name="thesis"))
     assert "jobs 17 of this run were submitted to another cluster" in type_command("cancel", str(run_dir)).err
     oar.write_text(OAR_JOB.format(name=waits.name))
@@ -257,15 +257,15 @@ def test_a_waiting_driver_that_the_queue_does_not_list_is_not_nothing(
 
 
 def test_a_waiting_driver_that_was_listed_and_is_not_any_more_has_ended(run_dir: Path, oar: Path) -> None:
-    assert detach.in_queue(record(run_dir, seen=True)) is False
-    assert detach.in_queue(record(run_dir, seen=True, user="somebody-else")) is None
+    assert detach.is_queued(write_record(run_dir, seen=True)) is False
+    assert detach.is_queued(write_record(run_dir, seen=True, user="somebody-else")) is None
 
 
 def test_a_driver_that_does_not_stop_is_named(
     run_dir: Path, type_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cancel, "HONOUR_SECONDS", 1.0)
-    with hold(run_dir):  # which has just been renewed, and looks for requests every five seconds
+    with hold_lease(run_dir):  # which has just been renewed, and looks for requests every five seconds
         typed = type_command("cancel", str(run_dir))
     assert typed.code == 1
     assert f"End it there: ssh {os.uname().nodename} kill {os.getpid()}" in " ".join(typed.err.split())
@@ -284,11 +284,11 @@ def test_a_detached_driver_completes_the_run(
     watched = type_command("status", "run", "--watch")  # ends when the run does
     assert watched.code == 0
     assert re.search(r"^(queued as job|running on) ", watched.out), watched.out
-    assert "run is complete" in watched.out, said(run_dir)
+    assert "run is complete" in watched.out, read_jobs(run_dir)
     assert Path(answer["log"]).is_file()
-    driver = last(run_dir)
+    driver = read_last_driver(run_dir)
     assert driver is not None
-    assert (driver.job_id, driver.token) == (answer["job_id"], detach.read(run_dir).token)
+    assert (driver.job_id, driver.token) == (answer["job_id"], detach.read_record(run_dir).token)
     queue.wait_until_idle()
     assert files_of(run_dir / "dataset.zarr") == files_of(reference.dataset)
 
@@ -301,16 +301,16 @@ def test_a_driver_near_its_walltime_submits_the_next(
     slurm.command("scontrol", "update", "partition=gpu", "state=down")  # the first driver sees no worker
     Path("here.yaml").write_text(SITE.format(walltime="00:01:00", partition="gpu"))
     first = detached(type_command, "run", "emt_alloy", *SMALL, "--run-dir", "run")
-    wait_for(lambda: status(run_dir)["state"] == "running", run_dir)
+    wait_for(lambda: read_status(run_dir)["state"] == "running", run_dir)
     Path("here.yaml").write_text(SITE.format(walltime="00:20:00", partition="gpu"))  # and the second one has the time
-    wait_for(lambda: "goes on with" in said(run_dir), run_dir)
+    wait_for(lambda: "goes on with" in read_jobs(run_dir), run_dir)
     slurm.command("scontrol", "update", "partition=gpu", "state=up")
-    wait_for(lambda: status(run_dir)["state"] == "complete", run_dir)
-    second = detach.read(run_dir)
+    wait_for(lambda: read_status(run_dir)["state"] == "complete", run_dir)
+    second = detach.read_record(run_dir)
     assert second is not None
     assert second.job_id != first["job_id"]
-    assert f"the job of this driver ends soon; job {second.job_id} goes on with {run_dir}" in said(run_dir)
-    driver = last(run_dir)
+    assert f"the job of this driver ends soon; job {second.job_id} goes on with {run_dir}" in read_jobs(run_dir)
+    driver = read_last_driver(run_dir)
     assert driver is not None
     assert driver.job_id == second.job_id
     assert files_of(run_dir / "dataset.zarr") == files_of(reference.dataset)
@@ -322,12 +322,12 @@ def test_cancel_of_a_driver_that_waits(queue: Slurm, here: Path, type_command: C
     slurm.command("scontrol", "update", "partition=cpu", "state=down")
     try:
         answer = detached(type_command, "run", "emt_alloy", *SMALL, "--run-dir", "run")
-        assert status(here / "run")["state"] == "queued"
+        assert read_status(here / "run")["state"] == "queued"
         typed = type_command("cancel", "run")
         assert typed.code == 0
         assert f"cancelled jobs: {answer['job_id']}" in typed.out
         assert queue.squeue() == {}
-        assert status(here / "run")["state"] == "stopped"
+        assert read_status(here / "run")["state"] == "stopped"
     finally:
         slurm.command("scontrol", "update", "partition=cpu", "state=up")
 
@@ -336,13 +336,13 @@ def test_cancel_of_a_driver_that_waits(queue: Slurm, here: Path, type_command: C
 def test_cancel_of_a_driver_at_work_leaves_no_job(queue: Slurm, here: Path, type_command: Command) -> None:
     run_dir = here / "run"
     answer = detached(type_command, "run", "emt_alloy", *SMALL, "--run-dir", "run")
-    wait_for(lambda: len(queue.squeue()) > 1 and status(run_dir)["state"] == "running", run_dir)
+    wait_for(lambda: len(queue.squeue()) > 1 and read_status(run_dir)["state"] == "running", run_dir)
     typed = type_command("cancel", "run")
     assert typed.code == 0, typed.err
     assert f"job {answer['job_id']}" in typed.out
     queue.wait_until_idle()
-    assert status(run_dir)["state"] == "stopped"
-    assert "cancelled from" in said(run_dir)
+    assert read_status(run_dir)["state"] == "stopped"
+    assert "cancelled from" in read_jobs(run_dir)
     assert len(committed(run_dir)) < sum(UNITS.values())
 
 
@@ -350,11 +350,11 @@ def test_cancel_of_a_driver_at_work_leaves_no_job(queue: Slurm, here: Path, type
 def test_cancel_after_the_driver_was_killed(queue: Slurm, here: Path, type_command: Command) -> None:
     run_dir = here / "run"
     detached(type_command, "run", "emt_alloy", *SMALL, "--run-dir", "run")
-    wait_for(lambda: len(queue.squeue()) > 1 and status(run_dir)["state"] == "running", run_dir)
-    driver = last(run_dir)
+    wait_for(lambda: len(queue.squeue()) > 1 and read_status(run_dir)["state"] == "running", run_dir)
+    driver = read_last_driver(run_dir)
     assert driver is not None
     os.kill(driver.pid, signal.SIGKILL)
-    wait_for(lambda: status(run_dir)["state"] == "stopped", run_dir)
+    wait_for(lambda: read_status(run_dir)["state"] == "stopped", run_dir)
     typed = type_command("cancel", "run")
     assert typed.code == 0, typed.err
     assert queue.squeue() == {}
@@ -364,9 +364,9 @@ def test_cancel_after_the_driver_was_killed(queue: Slurm, here: Path, type_comma
 def test_a_requeued_driver_goes_on(queue: Slurm, here: Path, reference: Result, type_command: Command) -> None:
     run_dir = here / "run"
     answer = detached(type_command, "run", "emt_alloy", *SMALL, "--run-dir", "run")
-    wait_for(lambda: status(run_dir)["stages"].get("explore"), run_dir)
+    wait_for(lambda: read_status(run_dir)["stages"].get("explore"), run_dir)
     queue.requeue(answer["job_id"])
-    wait_for(lambda: status(run_dir)["state"] == "complete", run_dir)
+    wait_for(lambda: read_status(run_dir)["state"] == "complete", run_dir)
     starts = {event["segment"] for event in read_ledger(RunDirectory(run_dir)) if event["event"] == "RunStarted"}
     assert len(starts) == 2
     assert files_of(run_dir / "dataset.zarr") == files_of(reference.dataset)

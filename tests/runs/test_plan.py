@@ -1,4 +1,4 @@
-"""What a config would do, told before anything runs."""
+"""A plan counts what a config would do before anything runs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from small_runs import SMALL
 from daskpipe.config.load import load_config
 from daskpipe.core.errors import InputError
 from daskpipe.runs.costs import Line
-from daskpipe.runs.plan import plan
-from daskpipe.runs.probe import disk_bytes
+from daskpipe.runs.plan import plan_run
+from daskpipe.runs.probe import measure_disk
 from daskpipe.runs.run import Result
 
 
 def test_plan_is_what_the_run_did(reference: Result) -> None:
-    planned = plan(load_config("emt_alloy", SMALL))
+    planned = plan_run(load_config("emt_alloy", SMALL))
     assert planned["exact"]
     assert list(planned["stages"]) == list(reference.stages)
     for stage, row in planned["stages"].items():
@@ -35,44 +35,44 @@ def test_plan_is_what_the_run_did(reference: Result) -> None:
 
 
 def test_planned_bytes_and_files_are_near_what_the_run_left(reference: Result) -> None:
-    totals = plan(load_config("emt_alloy", SMALL))["totals"]
-    assert totals["bytes"] == pytest.approx(disk_bytes(reference.run_dir), rel=0.25)
-    assert totals["dataset_bytes"] == pytest.approx(disk_bytes(reference.dataset), rel=0.25)
+    totals = plan_run(load_config("emt_alloy", SMALL))["totals"]
+    assert totals["bytes"] == pytest.approx(measure_disk(reference.run_dir), rel=0.25)
+    assert totals["dataset_bytes"] == pytest.approx(measure_disk(reference.dataset), rel=0.25)
     names = {path.lstat().st_ino for path in reference.run_dir.rglob("*")}
     assert totals["inodes"] == pytest.approx(len(names), rel=0.2)
 
 
 def test_plan_counts_temperatures_replicas_and_remainders() -> None:
     dynamics = ["explore.dynamics.temperatures=[300,600]", "explore.dynamics.replicas=3", "explore.batch_size=5"]
-    stages = plan(load_config("emt_alloy", [*SMALL, *dynamics, "select.n=1000"]))["stages"]
+    stages = plan_run(load_config("emt_alloy", [*SMALL, *dynamics, "select.n=1000"]))["stages"]
     assert [stages["explore"][key] for key in ("inputs", "outputs", "units")] == [24, 48, 5]
     assert stages["label"]["inputs"] == 48  # fewer frames than were asked for
 
 
 def test_bytes_grow_with_the_frames() -> None:
-    one, ten = (plan(load_config("emt_alloy", [*SMALL, f"explore.dynamics.steps={steps}"])) for steps in (10, 100))
+    one, ten = (plan_run(load_config("emt_alloy", [*SMALL, f"explore.dynamics.steps={steps}"])) for steps in (10, 100))
     grown = ten["stages"]["explore"]["bytes"] - one["stages"]["explore"]["bytes"]
     n_atoms, n_frames = 10, 4 * (20 - 2)  # 8 to 14 atoms a seed
     assert n_frames * n_atoms * 13 < grown < n_frames * 1000  # positions and numbers; and what is said of a frame
 
 
 def test_plan_tells_ensembles_and_time_steps() -> None:
-    planned = plan(load_config("quickstart", []))["dynamics"]
+    planned = plan_run(load_config("quickstart", []))["dynamics"]
     assert planned["n_sampled"] == sum(planned["ensembles"].values()) == sum(planned["timesteps"].values()) > 10
     assert planned["ensembles"].keys() == {"npt_triclinic", "nvt_langevin"}, "its alloys are strained at random"
     assert (planned["timesteps"].keys(), planned["warning"]) == ({"4"}, None)
-    long = plan(load_config("molecules", ["explore.dynamics.timestep=4"]))["dynamics"]
+    long = plan_run(load_config("molecules", ["explore.dynamics.timestep=4"]))["dynamics"]
     assert long["ensembles"].keys() == {"nvt_langevin"}
     assert re.search(
         r"explore\.dynamics\.timestep=4 fs is long for atoms of 1\.01 amu, .* give timestep=auto \(0\.5 fs",
         long["warning"],
     )
-    relaxed = plan(load_config("molecules", ["explore.dynamics.steps=0", "explore.relax={}"]))["dynamics"]
+    relaxed = plan_run(load_config("molecules", ["explore.dynamics.steps=0", "explore.relax={}"]))["dynamics"]
     assert relaxed == {"n_sampled": 0, "ensembles": {}, "timesteps": {}, "warning": None}
 
 
 def test_plan_under_several_pressures_is_an_upper_bound() -> None:
-    one, two = (plan(load_config("emt_alloy", [f"explore.dynamics.pressures={grid}"])) for grid in ("[0]", "[0,1]"))
+    one, two = (plan_run(load_config("emt_alloy", [f"explore.dynamics.pressures={grid}"])) for grid in ("[0]", "[0,1]"))
     assert (one["exact"], two["exact"]) == (True, False)
     assert two["stages"]["explore"]["inputs"] == 2 * one["stages"]["explore"]["inputs"]
     assert two["doubts"][0].startswith("each structure is counted under each pressure")
@@ -81,43 +81,43 @@ def test_plan_under_several_pressures_is_an_upper_bound() -> None:
 def test_plan_of_files_is_not_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.xyz").write_text("1\n\nCu 0 0 0\n")
     monkeypatch.chdir(tmp_path)
-    planned = plan(load_config("emt_alloy", ["generate=files", "generate.paths=[.]"]))
+    planned = plan_run(load_config("emt_alloy", ["generate=files", "generate.paths=[.]"]))
     assert not planned["exact"]
-    assert planned["doubts"] == ["files are not read by plan: each counts as one structure"]
+    assert planned["doubts"] == ["plan does not read files: each counts as one structure"]
     generate = planned["stages"]["generate"]
     assert (generate["inputs"], generate["outputs"], generate["units"]) == (1, 1, 1)
     with pytest.raises(InputError, match="lost.xyz' does not exist"):
-        plan(load_config("emt_alloy", ["generate=files", "generate.paths=[lost.xyz]"]))
+        plan_run(load_config("emt_alloy", ["generate=files", "generate.paths=[lost.xyz]"]))
 
 
 def test_large_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daskpipe.runs.plan.SMALL_FILE", 10)
     (tmp_path / "a.xyz").write_text("no structure at all")
-    planned = plan(load_config("emt_alloy", ["generate=files", f"generate.paths=[{tmp_path}/a.xyz]"]))
+    planned = plan_run(load_config("emt_alloy", ["generate=files", f"generate.paths=[{tmp_path}/a.xyz]"]))
     assert planned["totals"]["bytes"] is None
     assert planned["stages"]["explore"]["bytes"] is None
     assert planned["totals"]["inodes"] > 0
 
 
 def test_stages_go_to_the_pools_that_there_are() -> None:
-    cpu = plan(load_config("emt_alloy", ["cluster.gpus=0", "cluster.workers=3"]))["pools"]
+    cpu = plan_run(load_config("emt_alloy", ["cluster.gpus=0", "cluster.workers=3"]))["pools"]
     assert list(cpu) == ["cpu"]
     assert cpu["cpu"]["workers"] == 3
     assert cpu["cpu"]["hours"] is None
-    both = plan(load_config("emt_alloy", ["cluster.gpus=1", "cluster.workers=3", "label.device=auto"]))["pools"]
+    both = plan_run(load_config("emt_alloy", ["cluster.gpus=1", "cluster.workers=3", "label.device=auto"]))["pools"]
     assert both["gpu"]["stages"] == ["explore", "label"]
     assert both["gpu"]["workers"] == 1
     assert "explore" not in both["cpu"]["stages"]
 
 
 def test_budget_in_a_plan() -> None:
-    budget = plan(load_config("emt_alloy", [*SMALL, "budget.bytes=1kB", "budget.labels=5"]))["budget"]
+    budget = plan_run(load_config("emt_alloy", [*SMALL, "budget.bytes=1kB", "budget.labels=5"]))["budget"]
     assert budget["verdict"] == "over budget"
     assert "of 1 kB" in budget["says"]
     assert budget["says"].endswith("budget.labels=5 cuts select.n=6")
-    assert plan(load_config("emt_alloy", ["budget.bytes=1GB"]))["budget"]["says"] == "GO: within the budget"
-    assert plan(load_config("emt_alloy", ["budget.hours=1"]))["budget"]["says"] == "hours unknown: type --probe"
-    assert plan(load_config("emt_alloy"))["budget"] is None
+    assert plan_run(load_config("emt_alloy", ["budget.bytes=1GB"]))["budget"]["says"] == "GO: within the budget"
+    assert plan_run(load_config("emt_alloy", ["budget.hours=1"]))["budget"]["says"] == "hours unknown: type --probe"
+    assert plan_run(load_config("emt_alloy"))["budget"] is None
 
 
 def test_plan_in_words(type_command: Callable[..., Any]) -> None:
@@ -127,7 +127,9 @@ def test_plan_in_words(type_command: Callable[..., Any]) -> None:
     assert "40 MD steps" in typed.out
     assert "hours unknown: type --probe" in typed.out
     assert "budget: hours unknown" in typed.out
-    assert json.loads(type_command("plan", "emt_alloy", *SMALL, "--json").out) == plan(load_config("emt_alloy", SMALL))
+    assert json.loads(type_command("plan", "emt_alloy", *SMALL, "--json").out) == plan_run(
+        load_config("emt_alloy", SMALL)
+    )
 
 
 def test_plan_shows_job_scripts(type_command: Callable[..., Any]) -> None:

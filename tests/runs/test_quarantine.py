@@ -1,4 +1,4 @@
-"""Rejected structures: listed, shown, and released so that a run tries them again."""
+"""Rejected structures are listed, shown, and released so that a run tries them again."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import daskpipe
 from daskpipe.core.errors import ConfigError, IntegrityError, Rejection
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import lease
-from daskpipe.runs.fsck import fsck
-from daskpipe.runs.quarantine import find, rejections, release, standing_on
+from daskpipe.runs.fsck import check_run
+from daskpipe.runs.quarantine import find_dependents, find_ids, list_rejections, release_rejections
 from daskpipe.runs.run import Result
 
 
@@ -40,17 +40,20 @@ def run_dir(rejecting: Result, tmp_path: Path) -> Path:
     return copy
 
 
-def ids(run_dir: Path) -> dict[str, str]:
+def list_ids(run_dir: Path) -> dict[str, str]:
     """Ids of the rejections by what was rejected."""
-    return {Path(rejection.structure).name: name for name, rejection in rejections(run_dir)}
+    return {Path(rejection.structure).name: name for name, rejection in list_rejections(run_dir)}
 
 
 def test_a_list_has_all_and_an_example_of_each_kind(type_command: Callable[..., Any], run_dir: Path) -> None:
-    assert {found.kind for _, found in rejections(run_dir)} == {"generate/overlap", "generate/unknown_element"}
+    assert {rejection.kind for _, rejection in list_rejections(run_dir)} == {
+        "generate/overlap",
+        "generate/unknown_element",
+    }
     typed = type_command("quarantine", run_dir)
     assert typed.code == 0
     first, second, how = typed.out.splitlines()
-    assert first.startswith(f"generate/overlap: 1, e.g. {ids(run_dir)['overlap.xyz#0'][:8]} ")
+    assert first.startswith(f"generate/overlap: 1, e.g. {list_ids(run_dir)['overlap.xyz#0'][:8]} ")
     assert "generate/unknown_element: 1" in second
     assert "[red]\\x1b[2J.xyz#0" in second  # as it is typed; nothing that a terminal heeds
     assert "\x1b" not in typed.out
@@ -59,7 +62,7 @@ def test_a_list_has_all_and_an_example_of_each_kind(type_command: Callable[..., 
     assert again.startswith(f"daskpipe quarantine '{run_dir}' show ")
     answer = json.loads(type_command("quarantine", run_dir, "--json").out)
     assert answer == json.loads(type_command("quarantine", run_dir, "list", "--json").out)
-    assert [row["id"] for row in answer["rejections"]] == sorted(ids(run_dir).values())
+    assert [row["id"] for row in answer["rejections"]] == sorted(list_ids(run_dir).values())
     assert {Path(row["structure"]).name for row in answer["rejections"]} == {"overlap.xyz#0", "[red]\x1b[2J.xyz#0"}
 
 
@@ -73,7 +76,7 @@ def test_one_is_shown_with_all_that_was_kept(type_command: Callable[..., Any], r
     hostile = Rejection(
         stage="explore", structure="a\x1b[31m\r", reason="force", evidence="9 eV/Å\n\x9b5m", details=details
     )
-    directory.quarantine([hostile])
+    directory.write_quarantine([hostile])
     name = directory.quarantine_file(hostile).stem
     typed = type_command("quarantine", run_dir, "show", name[:8])
     assert typed.code == 0
@@ -85,26 +88,26 @@ def test_one_is_shown_with_all_that_was_kept(type_command: Callable[..., Any], r
 
 
 def test_ids_may_be_cut_short_unless_they_are_the_beginning_of_several(run_dir: Path) -> None:
-    known = sorted(ids(run_dir).values())
-    assert find(run_dir, [known[0][:6], known[0], known[1]]) == known
+    known = sorted(list_ids(run_dir).values())
+    assert find_ids(run_dir, [known[0][:6], known[0], known[1]]) == known
     with pytest.raises(
         ConfigError, match=rf"unknown id 'xyz'. Known: {known[0][:8]}, {known[1][:8]}. Or see: daskpipe"
     ):
-        find(run_dir, ["xyz"])
+        find_ids(run_dir, ["xyz"])
     with pytest.raises(ConfigError, match="unknown id ''"):
-        find(run_dir, [""])
+        find_ids(run_dir, [""])
     twin = run_dir / "quarantine" / f"{known[0][:31]}{'1' if known[0][31] == '0' else '0'}.json"
     twin.write_bytes((run_dir / "quarantine" / f"{known[0]}.json").read_bytes())
     with pytest.raises(ConfigError, match=f"id '{known[0][:31]}' is the beginning of 2: {known[0][:31]}.*; give more"):
-        find(run_dir, [known[0][:31]])
+        find_ids(run_dir, [known[0][:31]])
 
 
 def test_what_is_no_rejection_is_named(run_dir: Path) -> None:
     (run_dir / "quarantine" / f"{'b' * 32}.json").write_text("[" * 200_000)
     with pytest.raises(IntegrityError, match="bbbb.json is no rejection. Type: daskpipe fsck '.*a run' --mend"):
-        list(rejections(run_dir))
-    fsck(run_dir, mend=True)
-    assert len(list(rejections(run_dir))) == 2
+        list(list_rejections(run_dir))
+    check_run(run_dir, mend=True)
+    assert len(list(list_rejections(run_dir))) == 2
 
 
 def test_a_file_that_was_mended_is_taken_in_after_its_release(
@@ -112,18 +115,18 @@ def test_a_file_that_was_mended_is_taken_in_after_its_release(
 ) -> None:
     """The key of a unit of files holds their checksums: the same bytes give the same rejection, and all else anew."""
     before, states = files_of(run_dir / "dataset.zarr"), committed(run_dir)
-    typed = type_command("quarantine", run_dir, "release", ids(run_dir)["overlap.xyz#0"][:10])
+    typed = type_command("quarantine", run_dir, "release", list_ids(run_dir)["overlap.xyz#0"][:10])
     assert typed.code == 2
     assert "units to be made again: 1 of generate, " in typed.out
     assert "the same with --yes; nothing was released" in typed.out
     assert committed(run_dir) == states
-    typed = type_command("quarantine", run_dir, "release", ids(run_dir)["overlap.xyz#0"][:10], "--yes")
+    typed = type_command("quarantine", run_dir, "release", list_ids(run_dir)["overlap.xyz#0"][:10], "--yes")
     assert typed.code == 0
     assert "released 1\nunits to be made again: 1 of generate, 1 of describe-fit, " in typed.out
     assert f"type: daskpipe resume '{run_dir}'" in typed.out
-    assert set(ids(run_dir)) == {"[red]\x1b[2J.xyz#0"}
+    assert set(list_ids(run_dir)) == {"[red]\x1b[2J.xyz#0"}
     assert not (run_dir / "dataset.zarr").exists()
-    assert fsck(run_dir, rehash=True).findings == []
+    assert check_run(run_dir, rehash=True).findings == []
     daskpipe.resume(run_dir, client=client)
     after = committed(run_dir)
     assert after.keys() == states.keys()
@@ -132,8 +135,8 @@ def test_a_file_that_was_mended_is_taken_in_after_its_release(
     assert [stages[key] for key in after if after[key] == states[key]].count("explore") == 4
     assert {stages[key] for key in after if after[key] == states[key]} == {"generate", "explore"}
     assert files_of(run_dir / "dataset.zarr") == before
-    assert ids(run_dir) == ids(rejecting.run_dir)
-    assert fsck(run_dir, rehash=True).findings == []
+    assert list_ids(run_dir) == list_ids(rejecting.run_dir)
+    assert check_run(run_dir, rehash=True).findings == []
 
 
 def test_a_label_that_failed_once_is_made_after_its_release(run_dir: Path, client: Client) -> None:
@@ -141,35 +144,35 @@ def test_a_label_that_failed_once_is_made_after_its_release(run_dir: Path, clien
     directory = RunDirectory(run_dir)
     whole = files_of(run_dir / "dataset.zarr")
     folder, before = _fail_a_label(directory)
-    assert fsck(run_dir, rehash=True).findings == []
-    (name,) = [name for name, found in rejections(run_dir) if found.stage == "label"]
-    done = release(run_dir, [name])
+    assert check_run(run_dir, rehash=True).findings == []
+    (name,) = [name for name, rejection in list_rejections(run_dir) if rejection.stage == "label"]
+    done = release_rejections(run_dir, [name])
     assert done.units == {"label": 1}
     assert not folder.exists()
     daskpipe.resume(run_dir, client=client)
     assert (folder / "payload.npz").read_bytes() == before
     assert files_of(run_dir / "dataset.zarr") == whole
-    assert fsck(run_dir, rehash=True).findings == []
+    assert check_run(run_dir, rehash=True).findings == []
 
 
 def _fail_a_label(directory: RunDirectory) -> tuple[Path, bytes]:
     """Put a rejection in the place of a committed label; return the unit's folder and the payload that it had."""
     from daskpipe.engine.commit import commit
-    from daskpipe.engine.manifests import units_of
+    from daskpipe.engine.manifests import read_units
     from daskpipe.engine.units import Payload
-    from daskpipe.runs.quarantine import forget
+    from daskpipe.runs.quarantine import forget_units
 
-    folder, manifest = next(units_of(directory, "label"))
+    folder, manifest = next(read_units(directory, "label"))
     before = (folder / "payload.npz").read_bytes()
-    forget(
+    forget_units(
         directory,
-        [("label", folder.name), *standing_on(directory, [manifest.unit])],
+        [("label", folder.name), *find_dependents(directory, [manifest.unit])],
         lambda event: None,
         reason="a test",
     )
     failed = Rejection(stage="label", structure="00ff", reason="not_converged", evidence="the disk was full")
     commit(directory.root, manifest.unit, Payload(arrays={}, n_out=0, rejected=[failed]))
-    directory.quarantine([failed])
+    directory.write_quarantine([failed])
     shutil.rmtree(directory.root / "ledger")  # it says what the unit was
     return folder, before
 
@@ -199,7 +202,7 @@ def test_all_or_all_of_a_reason(type_command: Callable[..., Any], run_dir: Path)
     [
         (["relase"], "unknown action 'relase'. Did you mean 'release'? Known: list, show, release."),
         (["show"], "show takes one id, received 0; see: daskpipe quarantine '"),
-        (["list", "--all"], "--reason, --all and --yes are of release"),
+        (["list", "--all"], "--reason, --all and --yes belong to release"),
     ],
 )
 def test_wrong_words(words: list[str], said: str, type_command: Callable[..., Any], run_dir: Path) -> None:
@@ -210,17 +213,17 @@ def test_wrong_words(words: list[str], said: str, type_command: Callable[..., An
 
 def test_nothing_is_released_while_a_driver_works(run_dir: Path) -> None:
     states = committed(run_dir)
-    with lease.hold(run_dir), pytest.raises(ConfigError, match="another daskpipe works in"):
-        release(run_dir, list(ids(run_dir).values()))
+    with lease.hold_lease(run_dir), pytest.raises(ConfigError, match="another daskpipe works in"):
+        release_rejections(run_dir, list(list_ids(run_dir).values()))
     assert committed(run_dir) == states
 
 
 def test_a_duplicate_is_left_where_it_is(type_command: Callable[..., Any], run_dir: Path) -> None:
     directory = RunDirectory(run_dir)
     twin = Rejection(stage="generate", structure="ff/0", reason="duplicate", evidence="Cu equals the seed Cu")
-    directory.quarantine([twin])
+    directory.write_quarantine([twin])
     with pytest.raises(ConfigError, match="equals another seed .Cu equals the seed Cu., and would again; leave it"):
-        release(run_dir, [directory.quarantine_file(twin).stem])
+        release_rejections(run_dir, [directory.quarantine_file(twin).stem])
     for path in (run_dir / "quarantine").glob("*.json"):
         if path != directory.quarantine_file(twin):
             os.unlink(path)
@@ -231,12 +234,12 @@ def test_a_duplicate_is_left_where_it_is(type_command: Callable[..., Any], run_d
 
 def test_explorations_of_seeds_that_follow_are_made_again(run_dir: Path) -> None:
     """A seed that is added moves those that follow to other batches."""
-    from daskpipe.engine.manifests import units_of
+    from daskpipe.engine.manifests import read_units
 
     directory = RunDirectory(run_dir)
-    seeds = {manifest.unit.index: manifest.unit for _, manifest in units_of(directory, "generate")}
-    explorations = {key.unit.upstream[0]: folder.name for folder, key in units_of(directory, "explore")}
+    seeds = {manifest.unit.index: manifest.unit for _, manifest in read_units(directory, "generate")}
+    explorations = {key.unit.upstream[0]: folder.name for folder, key in read_units(directory, "explore")}
     for first in (0, 2):
         kept = {explorations[seeds[index].key] for index in range(first)}
-        gone = {key for stage, key in standing_on(directory, [seeds[first]]) if stage == "explore"}
+        gone = {key for stage, key in find_dependents(directory, [seeds[first]]) if stage == "explore"}
         assert gone == set(explorations.values()) - kept

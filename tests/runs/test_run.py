@@ -47,21 +47,21 @@ def drivers() -> Iterator[list[subprocess.Popen[str]]]:
     with ExitStack() as stack:
         command = [sys.executable, "-c", DRIVER]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        found = [stack.enter_context(subprocess.Popen([*command, str(seed)], **pipes)) for seed in (1, 2)]  # type: ignore[call-overload]
-        for driver in found:
+        processes = [stack.enter_context(subprocess.Popen([*command, str(seed)], **pipes)) for seed in (1, 2)]  # type: ignore[call-overload]
+        for driver in processes:
             assert driver.stdout.readline() == "ready\n"
-        yield found
-        for driver in found:
+        yield processes
+        for driver in processes:
             driver.stdin.close()
 
 
-def tell(driver: subprocess.Popen[str], line: str) -> None:
+def tell_process(driver: subprocess.Popen[str], line: str) -> None:
     assert driver.stdin is not None
     driver.stdin.write(f"{line}\n")
     driver.stdin.flush()
 
 
-def answer(driver: subprocess.Popen[str]) -> str:
+def read_answer(driver: subprocess.Popen[str]) -> str:
     assert driver.stdout is not None
     return driver.stdout.readline()
 
@@ -70,20 +70,20 @@ def test_of_two_configs_that_begin_at_once_one_wins(drivers: list[subprocess.Pop
     for number in range(ROUNDS):
         root = tmp_path / str(number)
         for driver in drivers if number % 2 else drivers[::-1]:
-            tell(driver, str(root))
-        answers = [answer(driver) for driver in drivers]
+            tell_process(driver, str(root))
+        answers = [read_answer(driver) for driver in drivers]
         (winner,) = [index for index, said in enumerate(answers) if said == "opened\n"]
         refused = answers[1 - winner]
         assert f"another daskpipe works in {root}" in refused or f"{root} holds a run of another config" in refused
         assert from_yaml(root / "config.yaml").seed == winner + 1
         for driver in drivers:
-            tell(driver, "")
+            tell_process(driver, "")
 
 
 def test_another_config_is_refused_after_the_first_has_ended(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     with run.open_run(directory, load_config("emt_alloy")):
-        assert lease.holder(directory.root) is not None
+        assert lease.find_driver(directory.root) is not None
     before = sorted(path.name for path in (directory.root / "drivers").iterdir())
     with (
         pytest.raises(ConfigError, match=r"holds a run of another config \(seed: 1 here, 0 there\)"),
@@ -96,7 +96,7 @@ def test_another_config_is_refused_after_the_first_has_ended(tmp_path: Path) -> 
 def test_a_driver_that_died_before_its_config_leaves_a_folder_that_can_be_used(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.root.mkdir()
-    with lease.hold(directory.root):
+    with lease.hold_lease(directory.root):
         pass
     with run.open_run(directory, load_config("emt_alloy")):
         assert from_yaml(directory.config) == load_config("emt_alloy")
@@ -117,11 +117,11 @@ def test_a_detached_driver_is_submitted_under_the_lease(tmp_path: Path, monkeypa
     root = tmp_path / "run"
 
     def submit(run_dir: Path, *_: object) -> None:
-        assert lease.holder(run_dir) is not None
+        assert lease.find_driver(run_dir) is not None
         with pytest.raises(ConfigError, match="another daskpipe works in"):
-            detached.run(config, run_dir)
+            detached.submit_run(config, run_dir)
 
-    monkeypatch.setattr(detached, "_submit", submit)
+    monkeypatch.setattr(detached, "_submit_job", submit)
     monkeypatch.setattr(run, "check_cluster", lambda cluster: None)
-    detached.run(config, root)
-    assert lease.holder(root) is None
+    detached.submit_run(config, root)
+    assert lease.find_driver(root) is None

@@ -1,4 +1,4 @@
-"""How far a run is, as its directory tells: to programs, on a terminal, and in a file."""
+"""Progress of a run, read from its directory: for programs, on a terminal, and in a file."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from daskpipe.core.errors import ConfigError
 from daskpipe.core.events import Notice, RunStarted, StageFinished, StageStarted, UnitCommitted, UnitLost, UnitYielded
 from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.runs.lease import hold
+from daskpipe.runs.lease import hold_lease
 from daskpipe.runs.run import Result
-from daskpipe.runs.status import Watch, is_running, status
+from daskpipe.runs.status import RunWatcher, is_driven, read_status
 
 
 def test_status_of_a_complete_run(reference: Result) -> None:
-    state = status(reference.run_dir)
+    state = read_status(reference.run_dir)
     assert state["state"] == "complete"
     assert state["driver_starts"] == 1
     assert state["dataset"] == str(reference.dataset)
@@ -45,7 +45,7 @@ def test_status_of_a_run_that_was_cut_off(reference: Result, tmp_path: Path) -> 
     lines = ledger.read_text().splitlines(keepends=True)
     cut = next(number for number, line in enumerate(lines) if '"UnitCommitted", "stage": "label"' in line)
     ledger.write_text("".join(lines[: cut + 1]) + lines[cut + 1][:20])  # and half a line, as a crash leaves it
-    state = status(run_dir)
+    state = read_status(run_dir)
     assert state["state"] == "stopped"
     assert state["stages"]["label"] == {
         "committed": 1, "planned": 6, "out": 0, "rejected": 0, "lost": 0, "suspect": 0, "yielded": 0,
@@ -55,25 +55,25 @@ def test_status_of_a_run_that_was_cut_off(reference: Result, tmp_path: Path) -> 
 
 def test_status_without_the_dataset_is_not_complete(reference: Result, tmp_path: Path) -> None:
     shutil.copytree(reference.run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("dataset.zarr"))
-    assert (status(tmp_path / "run")["state"], status(tmp_path / "run")["dataset"]) == ("stopped", None)
+    assert (read_status(tmp_path / "run")["state"], read_status(tmp_path / "run")["dataset"]) == ("stopped", None)
 
 
 def test_status_sees_a_driver(reference: Result, tmp_path: Path) -> None:
     shutil.copytree(reference.run_dir, tmp_path / "run")
     directory = RunDirectory(tmp_path / "run")
-    assert not is_running(directory)
-    with hold(directory.root):
-        assert is_running(directory)
-        state = status(directory.root)
+    assert not is_driven(directory)
+    with hold_lease(directory.root):
+        assert is_driven(directory)
+        state = read_status(directory.root)
         assert state["state"] == "running"
         assert (state["driver"]["host"], state["driver"]["pid"]) == (os.uname().nodename, os.getpid())
-    assert not is_running(directory)
-    assert status(directory.root)["driver"] is None
+    assert not is_driven(directory)
+    assert read_status(directory.root)["driver"] is None
 
 
 def test_status_of_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is no run directory \(it has no config.yaml\); see: ls runs"):
-        status(tmp_path)
+        read_status(tmp_path)
 
 
 def test_status_in_words(type_command: Callable[..., Any], reference: Result, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_status_in_words(type_command: Callable[..., Any], reference: Result, tm
 # --- a run under way ------------------------------------------------------------------------------------
 
 
-def committed(index: int) -> UnitCommitted:
+def commit_units(index: int) -> UnitCommitted:
     return UnitCommitted(
         stage="explore", index=index, key=f"{index:032x}", n_inputs=1, n_out=2, n_rejected=0, counts={}, n_bytes=1,
         seconds=1.0, worker="w",
@@ -117,29 +117,29 @@ def under_way(
 
 def test_rate_and_time_left_of_the_stage_under_way(under_way: tuple[RunDirectory, Callable[..., None]]) -> None:
     directory, tell = under_way
-    with hold(directory.root):
-        watch = Watch(directory.root)
-        state = watch.look()
+    with hold_lease(directory.root):
+        watch = RunWatcher(directory.root)
+        state = watch.read_status()
         assert (state["stage"], state["workers"], state["rate"], state["seconds_left"]) == ("explore", 2, None, None)
         for index in range(5):
-            tell(3 + 2 * index, committed(index))
+            tell(3 + 2 * index, commit_units(index))
         lost = {"stage": "explore", "index": 9, "key": "9", "losses": 1, "reason": "killed", "kind": "infrastructure"}
         tell(12, UnitLost(**lost))
         for losses in (2, 3):
             tell(12, UnitLost(**{**lost, "losses": losses, "reason": "it died", "kind": "suspect"}))
         tell(12, UnitYielded(stage="explore", index=9, key="9"))
         tell(12, Notice(message="job 7 ended before a worker of it registered"))
-        state = watch.look()
+        state = watch.read_status()
         assert state["stages"]["explore"] == {
             "committed": 15, "planned": 40, "out": 0, "rejected": 0, "lost": 1, "suspect": 2, "yielded": 1,
         }  # fmt: skip
         assert (state["rate"], state["seconds_left"]) == (0.5, 50)  # 5 units in 10 s; what stood before is no pace
-        assert cli_status.line(state) == "explore 15/40, 1 lost, 2 suspect, 0.5 units/s, some 00:00:50 left"
+        assert cli_status.format_line(state) == "explore 15/40, 1 lost, 2 suspect, 0.5 units/s, some 00:00:50 left"
         assert state["notice"] == "job 7 ended before a worker of it registered"
-        assert state == status(directory.root)  # read at one go
+        assert state == read_status(directory.root)  # read at one go
         tell(13, StageFinished(stage="explore", seconds=12.0, n_out=80, n_rejected=0))
-        assert watch.look()["stage"] is None
-    state = watch.look()
+        assert watch.read_status()["stage"] is None
+    state = watch.read_status()
     assert (state["state"], state["rate"], state["notice"]) == ("stopped", None, None)
 
 
@@ -151,7 +151,7 @@ def test_status_fits_the_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     directory, tell = under_way
-    tell(3, committed(0))
+    tell(3, commit_units(0))
     tell(4, StageFinished(stage="explore", seconds=12.0, n_out=80, n_rejected=2))
     monkeypatch.setenv("COLUMNS", str(width))
     lines = [line.rstrip() for line in type_command("status", str(directory.root)).out.splitlines()]
@@ -165,15 +165,15 @@ def test_status_fits_the_terminal(
 
 def test_half_a_line_is_read_when_it_is_whole(under_way: tuple[RunDirectory, Callable[..., None]]) -> None:
     directory, tell = under_way
-    watch = Watch(directory.root)
-    watch.look()
-    tell(3, committed(0))
+    watch = RunWatcher(directory.root)
+    watch.read_status()
+    tell(3, commit_units(0))
     (segment,) = (directory.root / "ledger").iterdir()
     whole = segment.read_bytes()
     segment.write_bytes(whole[:-20])
-    assert watch.look()["stages"]["explore"]["committed"] == 10
+    assert watch.read_status()["stages"]["explore"]["committed"] == 10
     segment.write_bytes(whole)
-    assert watch.look()["stages"]["explore"]["committed"] == 11
+    assert watch.read_status()["stages"]["explore"]["committed"] == 11
 
 
 def test_watching_appends_a_line_for_what_changes_and_ends_with_the_run(
@@ -186,11 +186,11 @@ def test_watching_appends_a_line_for_what_changes_and_ends_with_the_run(
     looked, over = threading.Event(), threading.Event()
 
     def drive() -> None:
-        with hold(directory.root):
+        with hold_lease(directory.root):
             looked.set()
             time.sleep(1.0)
-            tell(4, committed(0))
-            tell(5, committed(1))
+            tell(4, commit_units(0))
+            tell(5, commit_units(1))
             over.wait(1.0)
 
     driver = threading.Thread(target=drive)
@@ -212,7 +212,7 @@ def test_watching_appends_a_line_for_what_changes_and_ends_with_the_run(
 def test_watching_on_a_terminal_redraws_in_place(under_way: tuple[RunDirectory, Callable[..., None]]) -> None:
     directory, _ = under_way
     ours, theirs = pty.openpty()
-    with hold(directory.root):
+    with hold_lease(directory.root):
         command = [sys.executable, "-m", "daskpipe", "status", str(directory.root), "--watch"]
         process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
         os.close(theirs)
@@ -236,7 +236,7 @@ def test_names_do_not_reach_the_terminal_raw(
     under_way: tuple[RunDirectory, Callable[..., None]], type_command: Callable[..., Any]
 ) -> None:
     directory, tell = under_way
-    with hold(directory.root):
+    with hold_lease(directory.root):
         tell(3, Notice(message="host \x1b]0;title\x07 [red]n1[/] left out"))
         out = type_command("status", str(directory.root)).out
     assert "\x1b" not in out

@@ -1,4 +1,4 @@
-"""Runs and upgrades of packages: versions are where the numbers came from, and no part of what a run is."""
+"""Runs and upgrades of packages: versions are provenance, and no part of the identity of a run."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from daskpipe.config.load import load_config
 from daskpipe.config.saved import to_yaml
 from daskpipe.core.events import Event, Notice
 from daskpipe.engine.ledger import read_ledger
-from daskpipe.engine.manifests import units_of
+from daskpipe.engine.manifests import read_units
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import key_of
+from daskpipe.engine.units import unit_key
 from daskpipe.pipeline import packing
-from daskpipe.pipeline.packing import versions
+from daskpipe.pipeline.packing import read_package_versions
 from daskpipe.potentials import identify_potential
-from daskpipe.runs.fsck import fsck
+from daskpipe.runs.fsck import check_run
 from daskpipe.runs.run import Result
-from daskpipe.runs.status import status
+from daskpipe.runs.status import read_status
 from daskpipe.store.stage import PLAN_VERSION
 
 OTHER = {"ase": "3.99.0", "zarr": "3.99.0"}
@@ -53,7 +53,7 @@ def stop_half_way(run_dir: Path) -> None:
         shutil.rmtree(run_dir / "units" / stage)
 
 
-def computed(result: Result) -> dict[str, int]:
+def list_computed(result: Result) -> dict[str, int]:
     return {stage: row["computed"] for stage, row in result.stages.items() if row["computed"]}
 
 
@@ -68,13 +68,13 @@ def of_before(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Resul
     (run_dir / "potentials.json").write_text(json.dumps(record, indent=1))
 
     def keys(run: Any, attrs: dict[str, Any], runs: list[str], target: Path) -> tuple[str, str]:
-        attrs = {**attrs, "versions": json.dumps(versions(), sort_keys=True)}
+        attrs = {**attrs, "versions": json.dumps(read_package_versions(), sort_keys=True)}
         split = run.config.store.model_dump()
-        plan_key = key_of("store-plan", PLAN_VERSION, split, runs, run.seed)
-        return plan_key, key_of("store", 2, {"attrs": attrs, "split": split}, [plan_key], run.seed)
+        plan_key = unit_key("store-plan", PLAN_VERSION, split, runs, run.seed)
+        return plan_key, unit_key("store", 2, {"attrs": attrs, "split": split}, [plan_key], run.seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "_keys", keys)
+        patch.setattr(packing, "_choose_keys", keys)
         return daskpipe.run("emt_alloy", SMALL, run_dir=run_dir, client=client)
 
 
@@ -89,46 +89,46 @@ def of_other_splits(client: Client, tmp_path_factory: pytest.TempPathFactory) ->
         split = run.config.store.model_dump(include={"split", "split_by", "near_duplicates", "clusters"})
         config = json.loads(attrs["config"])
         attrs["config"] = json.dumps({**config, "store": split}, sort_keys=True)
-        plan_key = key_of("store-plan", 2, split, runs, run.seed)
-        return plan_key, key_of("store", 2, {"attrs": attrs, "split": split}, [plan_key], run.seed)
+        plan_key = unit_key("store-plan", 2, split, runs, run.seed)
+        return plan_key, unit_key("store", 2, {"attrs": attrs, "split": split}, [plan_key], run.seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "_keys", keys)
+        patch.setattr(packing, "_choose_keys", keys)
         return daskpipe.run("emt_alloy", SMALL, run_dir=run_dir, client=client)
 
 
 @pytest.fixture
-def upgrade(reference: Result, of_before: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+def upgraded_packages(reference: Result, of_before: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let packages have other versions than those with which the runs were made."""
-    before = versions()
+    before = read_package_versions()
     monkeypatch.setattr("daskpipe.potentials.identity.version", lambda name: OTHER.get(name, version(name)))
     for module in ("packing", "pipeline"):
         monkeypatch.setattr(f"daskpipe.{module}.versions", lambda: before | OTHER)
 
 
-def test_versions_are_no_part_of_an_identity(upgrade: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = identify_potential("emt", {})
-    assert found.packages == {"ase": OTHER["ase"]}
+def test_versions_are_no_part_of_an_identity(upgraded_packages: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = identify_potential("emt", {})
+    assert identity.packages == {"ase": OTHER["ase"]}
     members = {"members": [{"name": "emt"}, {"name": "mace"}]}
     assert identify_potential("committee", members).packages == {"ase": OTHER["ase"]}
     assert not identify_potential("mace", {}).packages  # its weights tell
     monkeypatch.undo()
     assert identify_potential("emt", {}).packages == {"ase": version("ase")}
-    assert identify_potential("emt", {}).hash == found.hash
+    assert identify_potential("emt", {}).hash == identity.hash
 
 
 @pytest.mark.parametrize("made", ["reference", "of_before", "of_other_splits"])
 def test_a_complete_run_stays_complete(
-    made: str, request: pytest.FixtureRequest, client: Client, tmp_path: Path, upgrade: None
+    made: str, request: pytest.FixtureRequest, client: Client, tmp_path: Path, upgraded_packages: None
 ) -> None:
     run: Result = request.getfixturevalue(made)
     shutil.copytree(run.run_dir, tmp_path / "run")
     result = daskpipe.resume(tmp_path / "run", client=client)
-    assert computed(result) == {}
+    assert list_computed(result) == {}
     assert files_of(result.dataset) == files_of(run.dataset)
-    assert fsck(tmp_path / "run").findings == []
+    assert check_run(tmp_path / "run").findings == []
     # The same command goes on with it, too.
-    assert computed(daskpipe.run("emt_alloy", SMALL, run_dir=tmp_path / "run", client=client)) == {}
+    assert list_computed(daskpipe.run("emt_alloy", SMALL, run_dir=tmp_path / "run", client=client)) == {}
     starts = [event for event in read_ledger(RunDirectory(tmp_path / "run")) if event["event"] == "RunStarted"]
     assert [start["versions"]["ase"] for start in starts[-2:]] == [OTHER["ase"]] * 2
 
@@ -149,7 +149,7 @@ def test_a_complete_run_of_earlier_stages_stays_complete(
     result = daskpipe.resume(made.run_dir, client=client, subscribers=[heard.append])
     notice = next(event.message for event in heard if isinstance(event, Notice))
     assert notice.startswith("this run is complete; an earlier version of daskpipe made it")
-    assert computed(result) == {}
+    assert list_computed(result) == {}
     assert files_of(made.dataset) == before
     assert sorted(manifests(made.run_dir)) == units
     ignored = ("seconds", "computed")
@@ -157,44 +157,44 @@ def test_a_complete_run_of_earlier_stages_stays_complete(
         assert {key: row[key] for key in row if key not in ignored} == {
             key: result.stages[name][key] for key in row if key not in ignored
         }, name
-    assert status(made.run_dir)["state"] == "complete"
+    assert read_status(made.run_dir)["state"] == "complete"
     # What is not whole is not complete: it is made again with today's stages, which begin with the dataset's removal.
     shutil.rmtree(made.dataset)
-    assert computed(daskpipe.resume(made.run_dir, client=client))["store"] == 1
+    assert list_computed(daskpipe.resume(made.run_dir, client=client))["store"] == 1
     superseded = [
         event["stage"] for event in read_ledger(RunDirectory(made.run_dir)) if event["event"] == "UnitSuperseded"
     ]
     assert stage in superseded
     assert {path for path in units if path.parents[2].name not in LATER} <= set(manifests(made.run_dir))
-    assert fsck(made.run_dir).findings == []
+    assert check_run(made.run_dir).findings == []
 
 
 @pytest.mark.parametrize("made", ["reference", "of_before"])
 def test_a_dataset_that_was_taken_away_is_made_again_by_one_unit(
-    made: str, request: pytest.FixtureRequest, client: Client, tmp_path: Path, upgrade: None
+    made: str, request: pytest.FixtureRequest, client: Client, tmp_path: Path, upgraded_packages: None
 ) -> None:
     run: Result = request.getfixturevalue(made)
     shutil.copytree(run.run_dir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "dataset.zarr")
     result = daskpipe.resume(tmp_path / "run", client=client)
-    assert computed(result) == {"store": 1}
+    assert list_computed(result) == {"store": 1}
     assert arrays_of(result.dataset) == arrays_of(run.dataset)
-    (only,) = units_of(RunDirectory(tmp_path / "run"), "store")
+    (only,) = read_units(RunDirectory(tmp_path / "run"), "store")
     attrs = xr.open_zarr(result.dataset).attrs
     assert attrs["dataset_key"] == only[1].unit.key
     assert json.loads(attrs["versions"])["zarr"] == OTHER["zarr"]
-    assert fsck(tmp_path / "run").findings == []
+    assert check_run(tmp_path / "run").findings == []
 
 
 @pytest.mark.parametrize("made", ["reference", "of_before"])
 def test_a_run_that_was_stopped_half_way_ends_with_the_same_arrays(
-    made: str, request: pytest.FixtureRequest, client: Client, tmp_path: Path, upgrade: None
+    made: str, request: pytest.FixtureRequest, client: Client, tmp_path: Path, upgraded_packages: None
 ) -> None:
     run: Result = request.getfixturevalue(made)
     shutil.copytree(run.run_dir, tmp_path / "run")
     stop_half_way(tmp_path / "run")
     result = daskpipe.resume(tmp_path / "run", client=client)
-    assert computed(result) == {stage: UNITS[stage] for stage in LATER}
+    assert list_computed(result) == {stage: UNITS[stage] for stage in LATER}
     assert arrays_of(result.dataset) == arrays_of(run.dataset)
     assert len(manifests(tmp_path / "run")) == sum(UNITS.values())
 
@@ -250,4 +250,4 @@ def test_another_environment_resumes_and_verifies(reference: Result, upgraded_py
     there("verify", str(tmp_path / "half" / "dataset.zarr"))
     assert arrays_of(tmp_path / "half" / "dataset.zarr") == arrays_of(reference.dataset)
     made_with = json.loads(xr.open_zarr(tmp_path / "half" / "dataset.zarr").attrs["versions"])
-    assert {name for name, number in versions().items() if made_with[name] != number} == {"zarr", "xarray"}
+    assert {name for name, number in read_package_versions().items() if made_with[name] != number} == {"zarr", "xarray"}

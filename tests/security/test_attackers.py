@@ -20,8 +20,8 @@ from waiting import PATIENCE
 
 from daskpipe.cluster import scheduler as jobs
 from daskpipe.cluster import tls
-from daskpipe.cluster.connect import LOOPBACK, check, connect
-from daskpipe.cluster.job_script import job
+from daskpipe.cluster.connect import LOOPBACK, check_cluster, connect
+from daskpipe.cluster.job_script import build_job
 from daskpipe.cluster.settings import Cluster
 from daskpipe.cluster.sites import Site
 from daskpipe.config.load import load_config
@@ -44,10 +44,12 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ours]:
     site = Site.model_validate({"name": "here", "class": "SLURM", "pools": {"cpu": {"memory": "1GB"}}})
     security = Security.temporary()
     with ExitStack() as started:
-        keys = started.enter_context(tls.key_files(root, security))
-        cluster = started.enter_context(jobs.scheduler(jobs.address_of(site), security, f"{LOOPBACK}:0"))
+        keys = started.enter_context(tls.write_keys(root, security))
+        cluster = started.enter_context(
+            jobs.run_scheduler(jobs.find_scheduler_address(site), security, f"{LOOPBACK}:0")
+        )
         address = cluster.scheduler_address
-        script = job(
+        script = build_job(
             site, site.pools["cpu"], scheduler=address, name="daskpipe-1", keys=keys, log_directory=root
         ).job_script()
         with (root / "log.txt").open("wb") as log:
@@ -134,22 +136,22 @@ def test_plain_tcp_off_this_machine_is_refused_unless_one_insists(
     monkeypatch.setattr("daskpipe.cluster.local.CONNECT_SECONDS", 1)
     address = "tcp://198.51.100.77:1"  # set aside for documentation: nobody is there
     with pytest.raises(ClusterError, match=f"{address} is not on this machine, .* cluster.insecure=true"):
-        check(Cluster(address=address))
+        check_cluster(Cluster(address=address))
     with pytest.raises(ClusterError, match="is not on this machine"), connect(Cluster(address=address)):
         pass
     assert "WARNING" not in capfd.readouterr().err
     # The same machine by its other address, where no packet leaves it and nobody listens.
     site = Site.model_validate({"name": "here", "class": "SLURM", "pools": {"cpu": {}}})
-    if jobs.address_of(site) == LOOPBACK:
+    if jobs.find_scheduler_address(site) == LOOPBACK:
         pytest.skip("this machine has no network")
-    address = f"tcp://{jobs.address_of(site)}:1"
+    address = f"tcp://{jobs.find_scheduler_address(site)}:1"
     insists = Cluster(address=address, insecure=True)
-    check(insists)
+    check_cluster(insists)
     with pytest.raises(ClusterError, match="no scheduler answers"), connect(insists):
         pass
     assert f"WARNING: no TLS at {address}. Whoever reaches it" in capfd.readouterr().err
     for on_this_machine in ("tcp://127.0.0.1:1", "tcp://localhost:1", "tcp://[::1]:1", "tls://198.51.100.77:1"):
-        check(Cluster(address=on_this_machine))
+        check_cluster(Cluster(address=on_this_machine))
 
 
 def test_a_local_cluster_listens_on_loopback_only(tmp_path: Path) -> None:

@@ -33,10 +33,11 @@ from small_runs import SMALL
 import daskpipe
 from daskpipe.config.load import load_config
 from daskpipe.config.saved import to_yaml
-from daskpipe.core.errors import ConfigError, InputError, IntegrityError, Rejection, printable
+from daskpipe.core.errors import ConfigError, InputError, IntegrityError, Rejection
+from daskpipe.core.text import make_printable
 from daskpipe.engine.commit import commit
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import Payload, Unit, key_of
+from daskpipe.engine.units import Payload, Unit, unit_key
 from daskpipe.runs.run import Result
 
 Command = Callable[..., Any]
@@ -98,7 +99,7 @@ def test_an_object_array_in_a_unit_is_no_payload(canary: Path, tmp_path: Path) -
     """Its manifest vouches for the bytes: who can write a run directory can do that."""
     directory = RunDirectory(tmp_path / "run")
     directory.root.mkdir()
-    unit = Unit(stage="label", index=0, key=key_of("label", 1, {}, [], 0), n_inputs=1)
+    unit = Unit(stage="label", index=0, key=unit_key("label", 1, {}, [], 0), n_inputs=1)
     data = io.BytesIO()
     np.savez(data, allow_pickle=True, positions=object_array(canary))
     commit(directory.root, unit, Payload(arrays={}, n_out=1))
@@ -110,15 +111,15 @@ def test_an_object_array_in_a_unit_is_no_payload(canary: Path, tmp_path: Path) -
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "payload.npz").write_bytes(data.getvalue())
     with pytest.raises(ValueError, match="Object arrays cannot be loaded when allow_pickle=False"):
-        directory.load("label", unit.key)
+        directory.load_arrays("label", unit.key)
 
 
 def test_a_mapped_part_of_a_dataset_holds_no_objects(canary: Path, tmp_path: Path) -> None:
-    from daskpipe.store.parts import mapped
+    from daskpipe.store.parts import map_array_file
 
     np.save(tmp_path / "positions.npy", object_array(canary), allow_pickle=True)
     with pytest.raises(ValueError, match="(?i)object"):
-        mapped(tmp_path / "positions.npy")
+        map_array_file(tmp_path / "positions.npy")
 
 
 @pytest.mark.parametrize("name", ["evil.npy", "evil.npz", "evil.pkl", "evil.pt", "evil.zip", "evil.tar", "evil.tar.gz"])
@@ -354,7 +355,7 @@ def test_a_run_goes_on_where_other_input_is_good(
     assert is_safe(typed.out)
     assert is_safe(typed.err)
     directory = RunDirectory(tmp_path / run)
-    rejected = {Path(item.structure).name.partition("#")[0]: item.reason for item in directory.quarantined()}
+    rejected = {Path(item.structure).name.partition("#")[0]: item.reason for item in directory.read_quarantine()}
     assert rejected.keys() == bad.keys()
     assert all(reason in ("", rejected[name]) for name, reason in bad.items())
     assert daskpipe.open_dataset(directory.dataset).sizes["structure"] == 2
@@ -393,7 +394,7 @@ def test_errors_do_not_steer_the_terminal(canary: Path, type_command: Command) -
 
 @pytest.mark.parametrize("char", ["\x00", "\x07", "\x1b", "\x9b", "\r", "\x7f", "\u202e", "\u2028", "\ufeff", "\udcff"])
 def test_what_steers_a_terminal_is_spelled_out(char: str) -> None:
-    said = printable(f"a{char}b\nc Å²")
+    said = make_printable(f"a{char}b\nc Å²")
     assert is_safe(said)
     assert said == f"a{char.encode('unicode_escape').decode()}b\nc Å²"
     said.encode()
@@ -425,7 +426,7 @@ def test_a_quarantine_of_another_is_read_without_harm(text: str, run_dir: Path, 
     (run_dir / "quarantine").mkdir()
     (run_dir / "quarantine" / f"{'b' * 32}.json").write_text(text)
     with pytest.raises(IntegrityError, match="bbbb.json is not what was committed .*daskpipe fsck"):
-        RunDirectory(run_dir).quarantined()
+        RunDirectory(run_dir).read_quarantine()
     typed = type_command("quarantine", run_dir)
     assert typed.code == 1
     assert "bbbb.json is no rejection. Type: daskpipe fsck" in typed.err

@@ -17,7 +17,7 @@ from small_runs import SMALL
 
 import daskpipe
 from daskpipe.cluster.connect import LOOPBACK
-from daskpipe.cluster.scheduler import address_of
+from daskpipe.cluster.scheduler import find_scheduler_address
 from daskpipe.cluster.sites import read_site
 from daskpipe.core.events import Event, RunStarted, UnitCommitted
 from daskpipe.store.reader import open_dataset
@@ -150,7 +150,7 @@ def test_another_user_is_refused_by_a_run_on_slurm(queue: Any, tmp_path: Path, o
     stranger = run(tmp_path / "run", obeyed, f"cluster.name={site}")
     assert list(obeyed.iterdir()) == []
     addresses = {address.rpartition(":")[0] for address in stranger.listening}
-    assert addresses <= {LOOPBACK, address_of(read_site(str(site)))}
+    assert addresses <= {LOOPBACK, find_scheduler_address(read_site(str(site)))}
     assert stranger.shown_by_ss == stranger.listening
     assert len(stranger.answers) >= 5
     assert stranger.pages() <= NOTHING_SHOWN

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from daskpipe.cli import dataset
-from daskpipe.cli.progress import next_commands
+from daskpipe.cli.progress import list_next_commands
 from daskpipe.config import compose
 from daskpipe.core.errors import ConfigError, InputError
 from daskpipe.core.variables import read_root
@@ -46,7 +46,7 @@ def words_typed(command: str, folder: Path) -> list[str]:
 def test_commands_after_a_run(name: str, tmp_path: Path) -> None:
     root = tmp_path / name
     verdict = Verdict(go=True, dataset="d", dataset_key="k", n_structures=2, checks=())
-    report, export, program = next_commands(Result(root, root / "dataset.zarr", {}, {}, 0.0, verdict))
+    report, export, program = list_next_commands(Result(root, root / "dataset.zarr", {}, {}, 0.0, verdict))
     assert words_typed(report, tmp_path) == ["report", str(root)]
     assert words_typed(export, tmp_path)[:2] == ["export", str(root / "dataset.zarr")]
     option, text = words_typed(program, tmp_path)
@@ -61,7 +61,7 @@ def test_command_after_a_training(name: str, tmp_path: Path) -> None:
     model = str(tmp_path / name / "mace.model")
     printed = io.StringIO()
     console = Console(file=printed, width=80)
-    dataset._trained({"splits": {}, "model": model, "seconds": 1.0}, console)
+    dataset._show_training({"splits": {}, "model": model, "seconds": 1.0}, console)
     command = printed.getvalue().split("explore with it: ")[1].strip()
     verb, preset, choice = words_typed(command, tmp_path)
     assert (verb, preset) == ("run", "quickstart")
@@ -80,7 +80,9 @@ def test_commands_of_errors(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"knows SQLite by the ending .db; type ") as refused:
         check_name(root)
     assert words_typed(f"daskpipe {str(refused.value).rpartition('; type ')[2]}", tmp_path) == [f"{root}.db"]
-    commands = re.findall(r"\((daskpipe (?:status|cancel) .*?)\)[,.]", str(lease.busy(root, lease.Driver())) + ".")
+    commands = re.findall(
+        r"\((daskpipe (?:status|cancel) .*?)\)[,.]", str(lease.explain_busy(root, lease.LeaseHolder())) + "."
+    )
     assert commands
     for command in commands:
         assert str(root) in words_typed(command, tmp_path)

@@ -9,11 +9,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from daskpipe.core.structures import from_atoms, round_positions
 from daskpipe.core.variables import SPLITS
-from daskpipe.store import arrange
+from daskpipe.store import arrange_dataset
 from daskpipe.store.connectivity import JUMP, Frame, connect_frames, is_near
 from daskpipe.store.quality.gate import judge
 from daskpipe.store.splits import Split
-from daskpipe.store.stage import pack
+from daskpipe.store.stage import arrange_and_write
 
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
@@ -84,7 +84,7 @@ def test_trajectories_are_whole_whatever_the_order(shuffled):
     frames = trajectories(8, 12)
     if shuffled:
         frames = [frames[row] for row in np.random.default_rng(3).permutation(len(frames))]
-    ds = arrange(from_atoms(frames), seed=0, fractions=FRACTIONS, rule=Split(near_duplicates=0))
+    ds = arrange_dataset(from_atoms(frames), seed=0, fractions=FRACTIONS, rule=Split(near_duplicates=0))
     assert ds.sizes["structure"] == 96
     for number in range(8):
         rows = ds["replica"].values == number
@@ -118,8 +118,8 @@ def test_rows_with_lineage_are_not_connected():
 def test_the_gate_says_so_where_trajectories_are_torn(tmp_path):
     frames = trajectories(8, 12)
     attrs = {"dataset_key": "k"}
-    pack(from_atoms(frames), tmp_path / "whole", seed=0, fractions=FRACTIONS, attrs=attrs)
-    pack(
+    arrange_and_write(from_atoms(frames), tmp_path / "whole", seed=0, fractions=FRACTIONS, attrs=attrs)
+    arrange_and_write(
         from_atoms(frames),
         tmp_path / "torn",
         seed=0,
@@ -142,7 +142,7 @@ def test_one_trajectory_is_cut_into_blocks_of_time():
     for step, atoms in enumerate(frames):
         atoms.info |= {"step": step, "parent_id": bytes(15) + b"\1"}
     shuffled = [frames[row] for row in np.random.default_rng(3).permutation(100)]
-    ds = arrange(from_atoms(shuffled), seed=0, fractions=FRACTIONS, rule=Split(near_duplicates=0, gap=0.03))
+    ds = arrange_dataset(from_atoms(shuffled), seed=0, fractions=FRACTIONS, rule=Split(near_duplicates=0, gap=0.03))
     steps = {name: np.sort(ds["step"].values[ds["split"].values == name]) for name in SPLITS}
     # 94 frames are left of 100: two gaps of three.
     assert [len(steps[name]) for name in SPLITS] == [75, 10, 9]
@@ -158,5 +158,5 @@ def test_a_short_trajectory_is_left_alone():
     frames = trajectories(1, 12)
     for step, atoms in enumerate(frames):
         atoms.info |= {"step": step, "parent_id": bytes(15) + b"\1"}
-    ds = arrange(from_atoms(frames), seed=0, fractions=FRACTIONS, rule=Split(near_duplicates=0))
+    ds = arrange_dataset(from_atoms(frames), seed=0, fractions=FRACTIONS, rule=Split(near_duplicates=0))
     assert ds["split"].values.tolist() == ["train"] * 12

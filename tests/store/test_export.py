@@ -15,8 +15,8 @@ from zarr.errors import ChunkNotFoundError
 
 from daskpipe.core.errors import ConfigError, InputError
 from daskpipe.core.structures import structure_id, take, to_atoms
-from daskpipe.core.variables import SPLITS, decode
-from daskpipe.store import export, open_dataset, pack
+from daskpipe.core.variables import SPLITS, decode_names
+from daskpipe.store import arrange_and_write, export, open_dataset
 from daskpipe.store.export import Exported
 from daskpipe.store.formats import FORMATS
 
@@ -28,7 +28,7 @@ MODULE = sys.modules[export.__module__]  # the package's attribute of that name 
 
 @pytest.fixture
 def store(make_dataset, tmp_path):
-    pack(make_dataset(N_STRUCTURES), tmp_path / "dataset.zarr", seed=0, fractions=FRACTIONS, attrs=ATTRS)
+    arrange_and_write(make_dataset(N_STRUCTURES), tmp_path / "dataset.zarr", seed=0, fractions=FRACTIONS, attrs=ATTRS)
     return tmp_path / "dataset.zarr"
 
 
@@ -91,7 +91,7 @@ def test_mace_trains_on_it_with_its_default_keys(store, tmp_path):
 
 
 def test_one_split(store, tmp_path):
-    names = decode(open_dataset(store)["split"])
+    names = decode_names(open_dataset(store)["split"])
     for split in SPLITS:
         out = tmp_path / f"{split}.extxyz"
         assert export(store, "extxyz", out, split=split).n_structures == np.count_nonzero(names == split) > 0
@@ -169,7 +169,7 @@ def test_number_and_order_of_parts_do_not_matter(case, store, tmp_path, monkeypa
             to = case.removesuffix(" folder")
             export(store, to, tmp_path / folder / name, split="train", run_parts=elsewhere)
         made.append(contents(tmp_path / folder / name))
-    n_train = np.count_nonzero(decode(open_dataset(store)["split"]) == "train")
+    n_train = np.count_nonzero(decode_names(open_dataset(store)["split"]) == "train")
     assert n_parts[0] == 1 < n_parts[2] < n_parts[1] == n_train
     assert len(made[0]) >= n_train
     assert made[0] == made[1] == made[2]
@@ -192,7 +192,7 @@ def test_what_was_not_labelled_has_no_labels(make_dataset, tmp_path):
     energy, forces = ds["energy"].values.copy(), ds["forces"].values.copy()
     energy[1], forces[int(ds["atom_start"][1])] = np.nan, np.nan
     ds = ds.assign(energy=("structure", energy), forces=(("atom", "xyz"), forces))
-    pack(ds, tmp_path / "dataset.zarr", seed=0, fractions={"train": 1.0}, attrs=ATTRS)
+    arrange_and_write(ds, tmp_path / "dataset.zarr", seed=0, fractions={"train": 1.0}, attrs=ATTRS)
     export(tmp_path / "dataset.zarr", "extxyz", tmp_path / "all.extxyz")
     step_one = f"0x{ds['structure_id'].values[1].tobytes().hex()}"
     for frame in read(tmp_path / "all.extxyz", index=":"):
@@ -269,10 +269,10 @@ def test_wrong_arguments(store, make_dataset, tmp_path):
         export(store, "extxyz", tmp_path / "x", split="valid")
     with pytest.raises(InputError, match="does not exist"):
         export(tmp_path / "nothing", "extxyz", tmp_path / "x")
-    pack(make_dataset(3), tmp_path / "one.zarr", seed=0, fractions={"train": 1.0}, attrs=ATTRS)
+    arrange_and_write(make_dataset(3), tmp_path / "one.zarr", seed=0, fractions={"train": 1.0}, attrs=ATTRS)
     with pytest.raises(InputError, match="the dataset has no structure of split 'test'; nothing to export"):
         export(tmp_path / "one.zarr", "extxyz", tmp_path / "x", split="test")
-    pack(take(make_dataset(3), []), tmp_path / "none.zarr", seed=0, fractions={"train": 1.0}, attrs=ATTRS)
+    arrange_and_write(take(make_dataset(3), []), tmp_path / "none.zarr", seed=0, fractions={"train": 1.0}, attrs=ATTRS)
     with pytest.raises(InputError, match="the dataset has no structure; nothing to export"):
         export(tmp_path / "none.zarr", "extxyz", tmp_path / "x")
     assert not (tmp_path / "x").exists()

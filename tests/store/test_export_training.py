@@ -13,7 +13,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from daskpipe.core.structures import from_atoms, round_positions
-from daskpipe.store import pack
+from daskpipe.store import arrange_and_write
 from daskpipe.store.export import export
 
 TINY = {
@@ -37,7 +37,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         atoms.calc = SinglePointCalculator(atoms, **results)
         structures.append(atoms)
     path = tmp_path_factory.mktemp("copper") / "dataset.zarr"
-    pack(from_atoms(structures), path, seed=0, fractions={"train": 0.7, "val": 0.3}, attrs={"dataset_key": "k1"})
+    arrange_and_write(
+        from_atoms(structures), path, seed=0, fractions={"train": 0.7, "val": 0.3}, attrs={"dataset_key": "k1"}
+    )
     return path
 
 

@@ -23,9 +23,9 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from daskpipe.core.errors import ConfigError, IntegrityError
 from daskpipe.core.structures import from_atoms, round_positions, structure_id, to_atoms
-from daskpipe.store import open_dataset, pack
+from daskpipe.store import arrange_and_write, open_dataset
 from daskpipe.store.export import export
-from daskpipe.store.formats import FORMATS, ase_rows, aselmdb, format_of, parquet, records
+from daskpipe.store.formats import FORMATS, ase_rows, aselmdb, format_of, iter_records, parquet
 
 NAMES = {
     "extxyz": "all.extxyz", "ase-db": "all.db", "mace-hdf5": "all.h5", "aselmdb": "lmdb", "hdf5": "all.h5",
@@ -81,7 +81,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mixed") / "dataset.zarr"
     fractions = {"train": 0.5, "val": 0.25, "test": 0.25}
     attrs = {"dataset_key": "k1", "label_potential": json.dumps({"name": "Made Up"})}
-    pack(from_atoms(labelled()), path, seed=0, fractions=fractions, attrs=attrs)
+    arrange_and_write(from_atoms(labelled()), path, seed=0, fractions=fractions, attrs=attrs)
     return path
 
 
@@ -214,7 +214,7 @@ def test_hdf5_is_flat_and_says_what_it_is(store: Path, stored: list[Atoms], tmp_
 def test_pandas_reads_parquet_in_colabfits_columns(store: Path, stored: list[Atoms], tmp_path: Path) -> None:
     export(store, "parquet", tmp_path / "all.parquet")
     table = pd.read_parquet(tmp_path / "all.parquet")
-    assert pq.read_schema(tmp_path / "all.parquet").names == parquet.schema().names
+    assert pq.read_schema(tmp_path / "all.parquet").names == parquet.make_schema().names
     assert len(set(table["property_id"])) == len(set(table["configuration_id"])) == len(stored) == len(table)
     for (_, row), atoms in zip(table.iterrows(), stored, strict=True):
         assert row["configuration_id"].startswith("CO_")
@@ -242,7 +242,7 @@ def test_pandas_reads_parquet_in_colabfits_columns(store: Path, stored: list[Ato
     [("CH4", "CH4", "A4B"), ("Cu", "Cu", "A"), ("Au2Cu6", "AuCu3", "A3B"), ("C2H6O", "C2H6O", "A6B2C")],
 )
 def test_formulas_are_optimades(hill: str, reduced: str, anonymous: str) -> None:
-    made = parquet._formulas(hill)
+    made = parquet._format_formulas(hill)
     assert made["chemical_formula_reduced"] == reduced
     assert made["chemical_formula_anonymous"] == anonymous
 
@@ -338,7 +338,7 @@ def test_names_that_readers_would_not_know(store: Path, tmp_path: Path) -> None:
 
 def test_every_scalar_of_a_record_has_a_place(store: Path) -> None:
     """What a format of tables leaves out is what it says it leaves out."""
-    known = set().union(*map(set, records(open_dataset(store).load())))
+    known = set().union(*map(set, iter_records(open_dataset(store).load())))
     assert known - set(ase_rows.FIELDS) == {"composition"}
     assert known - set(parquet.FIELDS) == set()
     assert {"positions", "forces", "stress"} < known - set(format_of("csv").FIELDS)

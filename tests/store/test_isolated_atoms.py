@@ -21,11 +21,11 @@ from daskpipe.core.constraints import fixed_components
 from daskpipe.core.errors import InputError
 from daskpipe.core.isolated_atoms import is_isolated, isolated_rows
 from daskpipe.core.structures import concat, from_atoms, to_atoms
-from daskpipe.core.variables import VARIABLES, decode, encode
+from daskpipe.core.variables import VARIABLES, decode_names, encode_names
 from daskpipe.engine.units import Payload
 from daskpipe.load import MACEDataset, TorchDataset, spec
 from daskpipe.stages.generate.labelled import LabelKeys, cut_labelled_ranges, read_labelled
-from daskpipe.store import open_dataset, pack
+from daskpipe.store import arrange_and_write, open_dataset
 from daskpipe.store.export import export
 from daskpipe.train import train
 
@@ -78,7 +78,7 @@ def ds(payload: Payload) -> xr.Dataset:
 @pytest.fixture(scope="module")
 def store(ds: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("stored") / "dataset.zarr"
-    pack(ds, path, seed=0, fractions=SHARES, attrs={"dataset_key": "isolated"})
+    arrange_and_write(ds, path, seed=0, fractions=SHARES, attrs={"dataset_key": "isolated"})
     return path
 
 
@@ -136,7 +136,7 @@ def test_which_atoms_are_isolated(atoms: Atoms, expected: bool) -> None:
 def test_isolated_atoms_stay_in_train_and_their_energies_are_stored(store: Path) -> None:
     ds = open_dataset(store).load()
     single = ds["n_atoms"].values == 1
-    splits, groups = decode(ds["split"]), ds["group"].values
+    splits, groups = decode_names(ds["split"]), ds["group"].values
     assert set(splits[single]) == {"train"}
     assert set(splits[~single]) == {"train", "val", "test"}
     assert not set(groups[single]) & set(groups[~single])
@@ -151,9 +151,9 @@ def test_a_dataset_of_isolated_atoms_alone_is_a_training_set(tmp_path: Path) -> 
         atoms = Atoms(symbol)
         atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((1, 3)))
         frames.append(atoms)
-    pack(from_atoms(frames), tmp_path / "a.zarr", seed=0, fractions=SHARES, attrs={"dataset_key": "atoms"})
+    arrange_and_write(from_atoms(frames), tmp_path / "a.zarr", seed=0, fractions=SHARES, attrs={"dataset_key": "atoms"})
     ds = open_dataset(tmp_path / "a.zarr")
-    assert set(decode(ds["split"].compute())) == {"train"}
+    assert set(decode_names(ds["split"].compute())) == {"train"}
 
 
 def test_spec_takes_their_energies_and_fits_the_rest(store: Path, ds: xr.Dataset, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_spec_takes_their_energies_and_fits_the_rest(store: Path, ds: xr.Dataset
     # Without the atom of gold its energy is a fit to what copper leaves.
     rows = [row for row in range(ds.sizes["structure"]) if row != 1]
     part = from_atoms([to_atoms(ds, row) for row in rows])
-    pack(part, tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs={"dataset_key": "copper"})
+    arrange_and_write(part, tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs={"dataset_key": "copper"})
     found = spec(tmp_path / "a.zarr")
     assert found.isolated == ["Cu"]
     assert found.e0s["Cu"] == E0["Cu"]
@@ -181,7 +181,9 @@ def test_heads_that_disagree_are_refused_by_spec(tmp_path: Path) -> None:
         atoms = Atoms("Cu", positions=[[0, 0, energy]], info={"head": head})
         atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((1, 3)))
         frames.append(atoms)
-    pack(from_atoms(frames), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs={"dataset_key": "heads"})
+    arrange_and_write(
+        from_atoms(frames), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs={"dataset_key": "heads"}
+    )
     with pytest.raises(InputError, match=r"isolated Cu has -0.3 eV in head 'pbe' and -0.5 eV in head 'scan'.*one head"):
         spec(tmp_path / "a.zarr")
 
@@ -243,9 +245,9 @@ def test_mace_gets_the_weights(store: Path) -> None:
 def test_keys_survive_merging_with_a_dataset_that_lacks_them(ds: xr.Dataset) -> None:
     plain = bulk("Cu")
     plain.calc = SinglePointCalculator(plain, energy=1.0, forces=np.zeros((1, 3)))
-    both = encode(concat([ds, from_atoms([plain])]))
-    assert decode(both["config_type"])[-1] == decode(both["head"])[-1] == "Default"
-    assert decode(both["config_type"])[-2] == "bulk 100 %"
+    both = encode_names(concat([ds, from_atoms([plain])]))
+    assert decode_names(both["config_type"])[-1] == decode_names(both["head"])[-1] == "Default"
+    assert decode_names(both["config_type"])[-2] == "bulk 100 %"
     assert both["config_type"].attrs["flag_meanings"] == "Default IsolatedAtom bulk%20100%20%25"
     last = to_atoms(both, -1).info
     assert not {"config_type", "head", "config_weight", "spin_multiplicity"} & last.keys()
@@ -264,7 +266,9 @@ def test_fixed_atoms_and_isotopes_are_exported(to: str, tmp_path: Path) -> None:
             atoms.set_masses([62.93, 64.93, 62.93, 64.93])
         atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.full((4, 3), 0.5 + number))
         frames.append(atoms)
-    pack(from_atoms(frames), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs={"dataset_key": "fixed"})
+    arrange_and_write(
+        from_atoms(frames), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs={"dataset_key": "fixed"}
+    )
     name = tmp_path / f"out.{ {'extxyz': 'xyz', 'ase-db': 'db', 'hdf5': 'h5', 'parquet': 'parquet'}[to] }"
     made = export(tmp_path / "a.zarr", to, name)  # read back and compared
     assert {"fixed", "masses"} <= set(made.fields)

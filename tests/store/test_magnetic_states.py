@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from daskpipe.core.structures import from_atoms
-from daskpipe.store import pack
+from daskpipe.store import arrange_and_write
 from daskpipe.store.quality.gate import judge
 
 N = 6
@@ -26,6 +26,8 @@ def test_duplicates(second: list[float], share: float, tmp_path: Path) -> None:
             atoms.set_initial_magnetic_moments(moments)
             atoms.calc = SinglePointCalculator(atoms, energy=-8.0, forces=np.zeros((2, 3)))
             frames.append(atoms)
-    pack(from_atoms(frames), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs={"dataset_key": "iron"})
+    arrange_and_write(
+        from_atoms(frames), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs={"dataset_key": "iron"}
+    )
     (check,) = [item for item in judge(tmp_path / "a.zarr").checks if item.name == "duplicates"]
     assert check.value == share

@@ -15,12 +15,12 @@ from daskpipe.core.errors import IntegrityError
 from daskpipe.core.structures import concat, take
 from daskpipe.core.variables import VARIABLES, code_names
 from daskpipe.engine.commit import commit
-from daskpipe.engine.rows import arrays_of
+from daskpipe.engine.rows import dataset_to_arrays
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import Payload, Receipt, Unit, key_of
-from daskpipe.store import open_dataset, pack, verify, writer
-from daskpipe.store.parts import Plan, chunk, sorted_run, union
-from daskpipe.store.reader import rows
+from daskpipe.engine.units import Payload, Receipt, Unit, unit_key
+from daskpipe.store import arrange_and_write, open_dataset, verify, writer
+from daskpipe.store.parts import DatasetPlan, make_chunk, merge_code_names, sort_run
+from daskpipe.store.reader import read_rows
 from daskpipe.store.splits import Split
 
 SEED = 5
@@ -32,7 +32,7 @@ def contents(store: Path) -> dict[str, bytes]:
 
 
 def committed(root: Path, stage: str, name: str, payload: Payload) -> Receipt:
-    return commit(root, Unit(stage=stage, index=0, key=key_of(stage, 1, {}, [name], 0), n_inputs=1), payload)
+    return commit(root, Unit(stage=stage, index=0, key=unit_key(stage, 1, {}, [name], 0), n_inputs=1), payload)
 
 
 def packed(root: Path, ds, cuts: list[int], rule: Split) -> Path:
@@ -42,17 +42,24 @@ def packed(root: Path, ds, cuts: list[int], rule: Split) -> Path:
     for start, stop in zip([0, *cuts], [*cuts, ds.sizes["structure"]], strict=True):
         if stop > start:
             piece = take(ds, np.arange(start, stop))
-            unit = committed(root, "label", f"{start}", Payload(arrays=arrays_of(piece), n_out=stop - start))
-            source = storing.Source(stage="label", key=unit.key)
-            runs.append(committed(root, storing.SORT, unit.key, storing.sort(root, [source], seed=SEED)).key)
-    plan = committed(root, storing.PLAN, "plan", storing.plan(root, runs, rule, seed=SEED)).key
+            unit = committed(root, "label", f"{start}", Payload(arrays=dataset_to_arrays(piece), n_out=stop - start))
+            source = storing.LabelledUnit(stage="label", key=unit.key)
+            runs.append(
+                committed(
+                    root,
+                    storing.SORT,
+                    unit.key,
+                    storing.sort_rows(root, [source], seed=SEED, features_stage="describe"),
+                ).key
+            )
+    plan = committed(root, storing.PLAN, "plan", storing.plan_dataset(root, runs, rule, seed=SEED)).key
     chunks = []
     for axis, number, n_files in storing.chunks_of(storing.read_plan(root, plan)):
-        payload = storing.write(root, runs, plan, axis, number)
+        payload = storing.write_chunks(root, runs, plan, axis, number)
         assert len(payload.files) == n_files
         chunks.append(committed(root, storing.WRITE, f"{axis}{number}", payload).key)
     attrs = {**ATTRS, "split_rule": storing.split_rule(SEED, rule.split, rule)}
-    storing.store(root, plan, chunks, target=root / "dataset.zarr", attrs=attrs)
+    storing.publish_chunks(root, plan, chunks, target=root / "dataset.zarr", attrs=attrs)
     return root / "dataset.zarr"
 
 
@@ -68,11 +75,11 @@ def test_the_bytes_are_those_of_one_piece(make_dataset, tmp_path_factory, n, see
     ds = make_dataset(n, seed)
     root = tmp_path_factory.mktemp("parts")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer.layouts, "__kwdefaults__", {"atom_chunk": sizes[0], "structure_chunk": sizes[1]})
+        patch.setattr(writer.lay_out_arrays, "__kwdefaults__", {"atom_chunk": sizes[0], "structure_chunk": sizes[1]})
         patch.setattr(
             storing, "write_dataset", partial(storing.write_dataset, atom_chunk=sizes[0], structure_chunk=sizes[1])
         )
-        pack(ds, root / "whole.zarr", seed=SEED, fractions=Split().split, attrs=ATTRS)
+        arrange_and_write(ds, root / "whole.zarr", seed=SEED, fractions=Split().split, attrs=ATTRS)
         made = packed(root / "run", ds, sorted(min(cut, n) for cut in cuts), Split())
     assert contents(made) == contents(root / "whole.zarr")
     assert verify(made) == []
@@ -85,19 +92,23 @@ def test_features_of_another_unit_and_variables_that_a_run_lacks(make_dataset, t
     features = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     runs = []
     for name, ds, described in (("one", one, features), ("other", other, None)):
-        unit = committed(tmp_path, "label", name, Payload(arrays=arrays_of(ds), n_out=len(ds["n_atoms"])))
+        unit = committed(tmp_path, "label", name, Payload(arrays=dataset_to_arrays(ds), n_out=len(ds["n_atoms"])))
         key = None
         if described is not None:
             key = committed(tmp_path, "describe", name, Payload(arrays={"features": described}, n_out=6)).key
-        source = storing.Source(stage="label", key=unit.key, features=key)
-        runs.append(committed(tmp_path, storing.SORT, name, storing.sort(tmp_path, [source], seed=0)).key)
-    plan = committed(tmp_path, storing.PLAN, "p", storing.plan(tmp_path, runs, Split(), seed=0)).key
+        source = storing.LabelledUnit(stage="label", key=unit.key, features=key)
+        runs.append(
+            committed(
+                tmp_path, storing.SORT, name, storing.sort_rows(tmp_path, [source], seed=0, features_stage="describe")
+            ).key
+        )
+    plan = committed(tmp_path, storing.PLAN, "p", storing.plan_dataset(tmp_path, runs, Split(), seed=0)).key
     chunks = [
-        committed(tmp_path, storing.WRITE, axis, storing.write(tmp_path, runs, plan, axis, number)).key
+        committed(tmp_path, storing.WRITE, axis, storing.write_chunks(tmp_path, runs, plan, axis, number)).key
         for axis, number, _ in storing.chunks_of(storing.read_plan(tmp_path, plan))
     ]
-    storing.store(tmp_path, plan, chunks, target=tmp_path / "dataset.zarr", attrs=ATTRS)
-    found = rows(tmp_path / "dataset.zarr", 0, 11)
+    storing.publish_chunks(tmp_path, plan, chunks, target=tmp_path / "dataset.zarr", attrs=ATTRS)
+    found = read_rows(tmp_path / "dataset.zarr", 0, 11)
     expected = concat([one.assign(features=(("structure", "feature"), features)), other])
     back = [found["structure_id"].values.tolist().index(item) for item in expected["structure_id"].values.tolist()]
     again = take(found, back).drop_vars(["group", "split"])
@@ -112,7 +123,7 @@ def test_doubled_structures_are_kept_once_the_first_of_them(make_dataset, tmp_pa
     twice = take(ds, [0, 1, 2])
     changed = twice.assign(energy=twice["energy"] + [0.0, 0.5, 1e-5], label_method=("structure", ["other"] * 3))
     made = packed(tmp_path / "run", concat([ds, changed]), [8], Split())
-    stored = rows(made, 0, 8)
+    stored = read_rows(made, 0, 8)
     assert open_dataset(made).sizes["structure"] == 8
     assert set(stored["label_method"].values) == {"emt"}
     report = json.loads(open_dataset(made).attrs["split_report"])
@@ -123,7 +134,7 @@ def test_a_plan_survives_its_arrays(make_dataset, tmp_path):
     made = packed(tmp_path / "run", make_dataset(7), [3], Split())
     (unit,) = made.parent.glob("units/store-plan/*/*")
     plan = storing.read_plan(made.parent, unit.name)
-    again = Plan.from_arrays(plan.as_arrays())
+    again = DatasetPlan.from_arrays(plan.as_arrays())
     for name in ("run", "row", "n_atoms", "group", "split"):
         assert np.array_equal(getattr(plan, name), getattr(again, name))
     assert plan.layouts == again.layouts
@@ -142,20 +153,20 @@ def test_chunks_are_read_from_the_runs_that_they_need_alone(make_dataset):
         asked.add(run)
         return pieces[run][name].values
 
-    plan = Plan(
+    plan = DatasetPlan(
         run=np.repeat([0, 1, 2], 4).astype(np.int32), row=np.tile(np.arange(4), 3), n_atoms=ds["n_atoms"].values,
         group=np.zeros(12, np.int32), split=np.zeros(12, np.uint8), names=tuple(map(str, ds.data_vars)), codes=names,
         n_features=0,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer.layouts, "__kwdefaults__", {"atom_chunk": 5, "structure_chunk": 4})
+        patch.setattr(writer.lay_out_arrays, "__kwdefaults__", {"atom_chunk": 5, "structure_chunk": 4})
         for number in range(3):
             asked.clear()
-            found = {layout.name: values for layout, values in chunk(plan, "structure", number, load)}
+            found = {layout.name: values for layout, values in make_chunk(plan, "structure", number, load)}
             assert asked == {number}
             assert np.array_equal(found["energy"], ds["energy"].values[4 * number : 4 * number + 4])
         whole = [
-            dict((layout.name, values) for layout, values in chunk(plan, "atom", number, load))
+            dict((layout.name, values) for layout, values in make_chunk(plan, "atom", number, load))
             for number in range(plan.layouts["numbers"].n_chunks)
         ]
     n_atoms = ds.sizes["atom"]
@@ -166,14 +177,14 @@ def test_chunks_are_read_from_the_runs_that_they_need_alone(make_dataset):
 
 def test_sorted_runs_leave_out_what_belongs_to_the_dataset(make_dataset, tmp_path):
     ds = make_dataset(4).assign(split=("structure", ["train"] * 4), group=("structure", np.zeros(4, np.int32)))
-    files = set(sorted_run(ds, seed=0))
+    files = set(sort_run(ds, seed=0))
     assert not {"group.npy", "atom_start.npy"} & files
     assert "split.npy" in files  # frames may come with one, and keep it
 
 
 def test_union_of_codes():
-    assert union([{"generator": ["a", "c"]}, {"generator": ["b"]}])["generator"] == ["a", "b", "c"]
-    assert union([{"generator": ["a"]}, {}])["generator"] == ["a", "unknown"]
+    assert merge_code_names([{"generator": ["a", "c"]}, {"generator": ["b"]}])["generator"] == ["a", "b", "c"]
+    assert merge_code_names([{"generator": ["a"]}, {}])["generator"] == ["a", "unknown"]
 
 
 @pytest.mark.parametrize(("stage", "name"), [("store-sort", "positions.npy"), ("store-write", "energy")])
@@ -184,7 +195,7 @@ def test_a_damaged_part_is_named(make_dataset, tmp_path, stage, name, damage):
     file.write_bytes(file.read_bytes()[:-1]) if damage == "cut" else file.unlink()
     directory = RunDirectory(made.parent)
     with pytest.raises(IntegrityError, match=rf"{name} is not what was committed \(it"):
-        directory.file(stage, file.parent.name, name)
+        directory.unit_file(stage, file.parent.name, name)
 
 
 def test_where_files_have_one_name_only_they_are_copied(make_dataset, tmp_path, monkeypatch):

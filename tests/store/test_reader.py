@@ -13,7 +13,7 @@ from daskpipe.core.errors import InputError
 from daskpipe.core.structures import to_atoms
 from daskpipe.stages.describe.rows import make_structures as atoms_of
 from daskpipe.store import open_dataset, verify, write_dataset
-from daskpipe.store.reader import content, geometries
+from daskpipe.store.reader import read_geometries, read_identity
 
 ATTRS = {"dataset_key": "k1", "seed": 3}
 SMALL = {"atom_chunk": 16, "structure_chunk": 4}
@@ -105,7 +105,7 @@ def test_verify_finds_a_changed_root(store, change):
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 9), (0, 1), (8, 9), (2, 7), (3, 4), (4, 8), (0, 0), (5, 5), (9, 9)])
 def test_geometries_are_a_slice_of_the_dataset(store, start, stop):
-    found = geometries(store, start, stop)
+    found = read_geometries(store, start, stop)
     whole = open_dataset(store).load()
     ends = np.cumsum(whole["n_atoms"].values)
     first, last = (int(ends[index - 1]) if index else 0 for index in (start, stop))
@@ -122,17 +122,17 @@ def test_geometries_are_a_slice_of_the_dataset(store, start, stop):
 
 
 def test_content_is_that_of_the_bytes_and_not_of_the_place(store, make_dataset, tmp_path):
-    digest, n_structures = content(store)
+    digest, n_structures = read_identity(store)
     assert n_structures == open_dataset(store).sizes["structure"] == 9
     shutil.copytree(store, tmp_path / "copy.zarr")
-    assert content(tmp_path / "copy.zarr") == (digest, 9)
+    assert read_identity(tmp_path / "copy.zarr") == (digest, 9)
     write_dataset(make_dataset(9, seed=1), tmp_path / "other.zarr", attrs=ATTRS, **SMALL)
-    assert content(tmp_path / "other.zarr")[0] != digest
+    assert read_identity(tmp_path / "other.zarr")[0] != digest
 
 
 def test_paths_that_are_no_dataset(store, tmp_path):
     def refused(path: Path, message: str) -> None:
-        for read in (open_dataset, verify, content, lambda path: geometries(path, 0, 1)):
+        for read in (open_dataset, verify, read_identity, lambda path: read_geometries(path, 0, 1)):
             with pytest.raises(InputError, match=message):
                 read(path)
 

@@ -9,10 +9,10 @@ from daskpipe.core.errors import ConfigError
 from daskpipe.core.seeds import order_by_hash
 from daskpipe.core.structures import as_void, take
 from daskpipe.core.variables import SPLITS
-from daskpipe.store import arrange
+from daskpipe.store import arrange_dataset
 from daskpipe.store.assignment import assign_splits, strata_of
-from daskpipe.store.leakage import compare, frame_distance, leakage
-from daskpipe.store.splits import Split, groups, origins, trajectories
+from daskpipe.store.leakage import compare_leakage, frame_distance, measure_leakage
+from daskpipe.store.splits import Split, find_groups, number_trajectories, seed_ids_of
 
 N_SHARED = 3  # splits that can have a share
 ids = st.binary(min_size=16, max_size=16)
@@ -65,7 +65,7 @@ def test_single_structures_meet_the_shares_exactly():
 @given(st.lists(st.tuples(ids, ids | st.just(bytes(16))), min_size=1, max_size=30, unique_by=lambda row: row[0]))
 def test_groups_are_seeds_numbered_by_their_smallest_id(rows):
     columns = {"structure_id": as_void(row[0] for row in rows), "parent_id": as_void(row[1] for row in rows)}
-    group = groups(columns, Split(), seed=0)
+    group = find_groups(columns, Split(), seed=0)
     seeds = [own if parent == bytes(16) else parent for own, parent in rows]
     smallest = {seed: min(own for (own, _), of in zip(rows, seeds, strict=True) if of == seed) for seed in seeds}
     expected = {seed: number for number, seed in enumerate(sorted(smallest, key=smallest.__getitem__))}
@@ -80,8 +80,8 @@ def test_arrange_is_a_permutation_that_tears_no_group_and_ignores_the_input_orde
     shares = {"train": 0.5, "val": 0.25, "test": 0.25}
     rows = list(range(n))
     order.shuffle(rows)
-    arranged = arrange(ds, seed=seed, fractions=shares)
-    assert arranged.identical(arrange(take(ds, rows), seed=seed, fractions=shares))
+    arranged = arrange_dataset(ds, seed=seed, fractions=shares)
+    assert arranged.identical(arrange_dataset(take(ds, rows), seed=seed, fractions=shares))
 
     back = np.argsort(order_by_hash(seed, "shuffle", ds["structure_id"].values))
     assert take(arranged, back).drop_vars(["group", "split"]).drop_attrs().identical(ds)
@@ -94,7 +94,7 @@ def test_arrange_is_a_permutation_that_tears_no_group_and_ignores_the_input_orde
 
 def test_the_seed_decides_the_order(make_dataset):
     ds = make_dataset(24)
-    first, second = (arrange(ds, seed=seed, fractions={"train": 1.0}) for seed in (0, 1))
+    first, second = (arrange_dataset(ds, seed=seed, fractions={"train": 1.0}) for seed in (0, 1))
     steps = [first["step"].values.tolist(), second["step"].values.tolist(), ds["step"].values.tolist()]
     assert steps[0] != steps[1]
     assert steps[0] != steps[2]
@@ -113,7 +113,7 @@ def test_the_seed_decides_the_order(make_dataset):
 )
 def test_fractions_that_are_none(make_dataset, fractions, message):
     with pytest.raises(ConfigError, match=message):
-        arrange(make_dataset(3), seed=0, fractions=fractions)
+        arrange_dataset(make_dataset(3), seed=0, fractions=fractions)
 
 
 # --- groups ------------------------------------------------------------------------------------------
@@ -163,15 +163,15 @@ def closed(columns: dict[str, np.ndarray], basic: np.ndarray, near: float) -> se
 @pytest.mark.parametrize("by", ["seed", "trajectory"])
 def test_near_duplicates_join_groups_however_long_the_chain(by, near):
     columns = walks(3, 4, 5, length=0.3)
-    basic = origins(columns).view("S16") if by == "seed" else trajectories(columns)
-    found = partition(groups(columns, Split(split_by=by, near_duplicates=near), seed=0))
+    basic = seed_ids_of(columns).view("S16") if by == "seed" else number_trajectories(columns)
+    found = partition(find_groups(columns, Split(split_by=by, near_duplicates=near), seed=0))
     assert found == (closed(columns, basic, near) if near else partition(basic))
 
 
 def test_the_chains_are_real():
     columns = walks(3, 4, 5, length=0.3)
     n_groups = [
-        len(partition(groups(columns, Split(split_by="trajectory", near_duplicates=near), seed=0)))
+        len(partition(find_groups(columns, Split(split_by="trajectory", near_duplicates=near), seed=0)))
         for near in (0.0, 0.02, 0.5)
     ]
     assert 12 == n_groups[0] > n_groups[1] > n_groups[2]
@@ -180,21 +180,21 @@ def test_the_chains_are_real():
 def test_equal_features_are_near_whatever_their_number():
     columns = walks(4, 1, 50)
     columns["features"][::50] = 7.0  # the first frame of each seed
-    assert len(partition(groups(columns, Split(near_duplicates=1e-9), seed=0))) == 1
+    assert len(partition(find_groups(columns, Split(near_duplicates=1e-9), seed=0))) == 1
 
 
 def test_composition_and_structure():
     columns = walks(4, 2, 3)
-    assert partition(groups(columns, Split(split_by="composition", near_duplicates=0), seed=0)) == partition(
+    assert partition(find_groups(columns, Split(split_by="composition", near_duplicates=0), seed=0)) == partition(
         columns["composition"]
     )
-    assert len(partition(groups(columns, Split(split_by="structure"), seed=0))) == len(columns["step"])
+    assert len(partition(find_groups(columns, Split(split_by="structure"), seed=0))) == len(columns["step"])
 
 
 @pytest.mark.parametrize("clusters", [1, 2, 5])
 def test_regions_keep_seeds_whole_and_hold_neighbours(clusters):
     columns = walks(6, 2, 5)
-    group = groups(columns, Split(split_by="cluster", clusters=clusters, near_duplicates=0), seed=0)
+    group = find_groups(columns, Split(split_by="cluster", clusters=clusters, near_duplicates=0), seed=0)
     assert len(partition(group)) == clusters
     of_seed = [set(group[columns["parent_id"] == parent].tolist()) for parent in np.unique(columns["parent_id"])]
     assert all(len(numbers) == 1 for numbers in of_seed)
@@ -205,7 +205,7 @@ def test_regions_keep_seeds_whole_and_hold_neighbours(clusters):
 def test_clusters_need_features():
     columns = {name: values for name, values in walks(2, 1, 2).items() if name != "features"}
     with pytest.raises(ConfigError, match=r"split_by=cluster needs features.*type store.split_by=seed"):
-        groups(columns, Split(split_by="cluster"), seed=0)
+        find_groups(columns, Split(split_by="cluster"), seed=0)
 
 
 @pytest.mark.parametrize("by", ["seed", "trajectory", "composition", "cluster", "structure"])
@@ -213,14 +213,14 @@ def test_groups_do_not_depend_on_the_order_of_rows(by):
     columns = walks(5, 3, 4)
     rows = np.random.default_rng(1).permutation(len(columns["step"]))
     rule = Split(split_by=by, clusters=3)
-    there = groups({name: values[rows] for name, values in columns.items()}, rule, seed=4)
-    assert np.array_equal(there, groups(columns, rule, seed=4)[rows])
+    there = find_groups({name: values[rows] for name, values in columns.items()}, rule, seed=4)
+    assert np.array_equal(there, find_groups(columns, rule, seed=4)[rows])
 
 
 def test_structures_without_features_are_joined_by_lineage_alone():
     columns = walks(3, 1, 4)
     columns["features"][5] = np.nan
-    assert len(partition(groups(columns, Split(), seed=0))) == 3
+    assert len(partition(find_groups(columns, Split(), seed=0))) == 3
 
 
 # --- leakage -----------------------------------------------------------------------------------------
@@ -229,10 +229,10 @@ def test_structures_without_features_are_joined_by_lineage_alone():
 def test_three_systems_of_twenty_trajectories():
     columns = walks(3, 20, 10)
     rule = Split(split_by="trajectory", near_duplicates=0)
-    group = groups(columns, rule, seed=0)
+    group = find_groups(columns, rule, seed=0)
     codes = assign_splits(np.bincount(group), np.arange(2 * 60).view("V16"), seed=0, fractions=rule.split)[group]
     assert np.bincount(codes).tolist() == [480, 60, 60]
-    report = compare(columns, codes, seed=0, fractions=rule.split)
+    report = compare_leakage(columns, codes, seed=0, fractions=rule.split)
     # In a random split the nearest other frame is mostly in training, and half of all frames are nearer than most.
     assert report["leakage_random"]["test"] > 0.3
     # Trajectories of one seed all begin where it lies, so that those of the test are not far from those of training.
@@ -252,7 +252,7 @@ def test_leakage_is_the_share_of_near_neighbours():
     flat = columns["features"].astype(float)
     reach = slow_frame_distance(flat, columns["parent_id"].view("<u8")[1::2])
     assert frame_distance(columns) == pytest.approx(reach, rel=1e-12)
-    found = leakage(columns, codes, seed=0, threshold=reach)
+    found = measure_leakage(columns, codes, seed=0, threshold=reach)
     for name, code in (("val", 1), ("test", 2)):
         nearest = np.linalg.norm(flat[codes == code][:, None] - flat[codes == 0][None], axis=2).min(axis=1)
         assert found[name] == np.mean(nearest < reach)
@@ -273,7 +273,7 @@ def test_leakage_of_a_sample(monkeypatch):
     monkeypatch.setattr("daskpipe.store.leakage.SAMPLE", 5)
     columns = walks(2, 2, 30)
     codes = np.tile([0, 2], 60).astype(np.uint8)
-    found = leakage(columns, codes, seed=0, threshold=frame_distance(columns))
+    found = measure_leakage(columns, codes, seed=0, threshold=frame_distance(columns))
     assert found["test"] in {number / 5 for number in range(6)}
 
 
@@ -281,11 +281,11 @@ def test_leakage_that_cannot_be_told():
     columns = walks(6, 1, 1)  # no seed has two frames
     codes = np.array([0, 0, 0, 0, 2, 2], dtype=np.uint8)
     assert frame_distance(columns) is None
-    assert compare(columns, codes, seed=0, fractions={"train": 1.0}) == {
+    assert compare_leakage(columns, codes, seed=0, fractions={"train": 1.0}) == {
         "frame_distance": None, "leakage": {}, "leakage_random": {},
     }  # fmt: skip
     del columns["features"]
-    assert leakage(columns, codes, seed=0, threshold=1.0) == {}
+    assert measure_leakage(columns, codes, seed=0, threshold=1.0) == {}
 
 
 @settings(deadline=None, max_examples=30)

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskpipe.core.errors import ConfigError, DiskError
-from daskpipe.core.structures import starts, take, to_atoms
-from daskpipe.core.variables import SCHEMA, VARIABLES, decode
+from daskpipe.core.structures import atom_starts, take, to_atoms
+from daskpipe.core.variables import SCHEMA, VARIABLES, decode_names
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.store import open_dataset, pack, verify, write_dataset
+from daskpipe.store import arrange_and_write, open_dataset, verify, write_dataset
 
 ATTRS = {"dataset_key": "k1", "seed": 3, "config": {"select": {"n": 64}, "elements": ["Cu", "Ag"]}}
 FRACTIONS = {"train": 0.6, "val": 0.2, "test": 0.2}
@@ -36,7 +36,7 @@ def contents(store: Path) -> dict[str, bytes]:
 
 def test_plain_xarray_opens_it_without_a_warning_and_finds_the_schema(make_dataset, tmp_path):
     ds = make_dataset(13)
-    pack(ds, tmp_path / "dataset.zarr", seed=1, fractions=FRACTIONS, attrs=ATTRS)
+    arrange_and_write(ds, tmp_path / "dataset.zarr", seed=1, fractions=FRACTIONS, attrs=ATTRS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         stored = xr.open_zarr(tmp_path / "dataset.zarr").load()
@@ -58,13 +58,13 @@ def test_values_come_back_bit_for_bit_from_many_chunks(make_dataset, tmp_path):
     assert stored["positions"].data.npartitions > 3
     assert stored["energy"].data.npartitions > 3
     for name, array in ds.data_vars.items():
-        values = decode(stored[name]) if VARIABLES[str(name)].coded else stored[name].values
+        values = decode_names(stored[name]) if VARIABLES[str(name)].coded else stored[name].values
         assert values.tobytes() == array.values.astype(values.dtype).tobytes(), name
 
 
 def test_root_attributes(make_dataset, tmp_path):
     ds = make_dataset(9)
-    receipt = pack(ds, tmp_path / "dataset.zarr", seed=7, fractions=FRACTIONS, attrs=ATTRS)
+    receipt = arrange_and_write(ds, tmp_path / "dataset.zarr", seed=7, fractions=FRACTIONS, attrs=ATTRS)
     attrs = xr.open_zarr(tmp_path / "dataset.zarr").attrs
     assert attrs["Conventions"] == "CF-1.11"
     assert attrs["daskpipe_schema"] == SCHEMA
@@ -114,7 +114,7 @@ def test_default_chunks_and_empty_chunks_are_written(tmp_path):
     n_atoms = np.ones(MANY, dtype=np.int32)
     columns = {
         "n_atoms": n_atoms,
-        "atom_start": starts(n_atoms),
+        "atom_start": atom_starts(n_atoms),
         "numbers": np.full(MANY, 29, dtype=np.uint8),
         "positions": np.zeros((MANY, 3), dtype=np.float32),
         "cell": np.zeros((MANY, 3, 3)),
@@ -149,7 +149,7 @@ def test_equal_input_gives_equal_bytes(make_dataset, tmp_path):
 def test_input_is_not_changed(make_dataset, tmp_path):
     ds = make_dataset(5)
     before = ds.copy(deep=True)
-    pack(ds, tmp_path / "dataset.zarr", seed=1, fractions=FRACTIONS, attrs=ATTRS)
+    arrange_and_write(ds, tmp_path / "dataset.zarr", seed=1, fractions=FRACTIONS, attrs=ATTRS)
     xr.testing.assert_identical(ds, before)
 
 
@@ -234,7 +234,7 @@ def test_a_killed_writer_leaves_nothing_at_the_path(make_dataset, tmp_path):
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "dataset.zarr").exists()
     assert len(list(tmp_path.glob(".dataset-*.zarr"))) == 1
-    assert RunDirectory(tmp_path).sweep() == 1
+    assert RunDirectory(tmp_path).remove_leftovers() == 1
     write_dataset(make_dataset(5), tmp_path / "dataset.zarr", attrs=ATTRS)
     assert verify(tmp_path / "dataset.zarr") == []
     assert sorted(os.listdir(tmp_path)) == ["dataset.zarr", "source.zarr"]
@@ -257,7 +257,7 @@ def test_wrong_arguments(make_dataset, tmp_path):
 
 def test_a_dataset_of_no_structures(make_dataset, tmp_path):
     empty = take(make_dataset(3), [])
-    receipt = pack(empty, tmp_path / "dataset.zarr", seed=1, fractions=FRACTIONS, attrs=ATTRS)
+    receipt = arrange_and_write(empty, tmp_path / "dataset.zarr", seed=1, fractions=FRACTIONS, attrs=ATTRS)
     stored = open_dataset(tmp_path / "dataset.zarr").load()
     assert (receipt["n_structures"], receipt["n_atoms"], stored.sizes["structure"]) == (0, 0, 0)
     assert verify(tmp_path / "dataset.zarr") == []

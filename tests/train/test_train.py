@@ -20,18 +20,27 @@ from small_runs import SMALL
 
 import daskpipe
 from daskpipe import load
-from daskpipe.cli.dataset import error_line
+from daskpipe.cli.dataset import format_errors
 from daskpipe.core.errors import ConfigError, InputError, Interrupted
 from daskpipe.core.events import Event
 from daskpipe.core.structures import from_atoms
 from daskpipe.core.variables import SPLITS
 from daskpipe.potentials import Failure, Results, batched_model, build_potential, evaluate, identify_potential
 from daskpipe.potentials.identity import file_hash
-from daskpipe.store import pack, write_dataset
+from daskpipe.store import arrange_and_write, write_dataset
 from daskpipe.train import EpochFinished, Trained, TrainingStarted, train, training
-from daskpipe.train.accuracy import errors, measure
+from daskpipe.train.accuracy import measure_accuracy, measure_errors
 from daskpipe.train.card import model_card
-from daskpipe.train.options import BATCHES, EPOCHS, MAX_BATCH, SIZES, STEPS, choose, command_line, parse
+from daskpipe.train.options import (
+    BATCHES,
+    EPOCHS,
+    MAX_BATCH,
+    SIZES,
+    STEPS,
+    choose_options,
+    command_line,
+    parse_overrides,
+)
 
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 ATTRS = {"dataset_key": "k1", "label_potential": json.dumps({"name": "EMT", "sha256": "0123"})}
@@ -64,7 +73,7 @@ def labelled(n: int) -> list[Atoms]:
 
 
 def write(path: Path, structures: list[Atoms], fractions: dict[str, float] = FRACTIONS) -> Path:
-    pack(from_atoms(structures), path, seed=0, fractions=fractions, attrs=ATTRS)
+    arrange_and_write(from_atoms(structures), path, seed=0, fractions=fractions, attrs=ATTRS)
     return path
 
 
@@ -316,9 +325,9 @@ def test_wrong_overrides(dataset: Path) -> None:
         ("batch_size=few", "batch_size=few: there are 24"),
     ):
         with pytest.raises(ConfigError, match=message):
-            choose("small", spec, None, [override])
+            choose_options("small", spec, None, [override])
     with pytest.raises(ConfigError, match="epochs=0: give at least 1"):
-        choose("small", spec, 0, [])
+        choose_options("small", spec, 0, [])
 
 
 def test_datasets_that_cannot_be_trained_on(tmp_path: Path) -> None:
@@ -350,18 +359,18 @@ def test_hyper_parameters_follow_the_size_of_the_dataset(dataset: Path) -> None:
     from dataclasses import replace
 
     spec = load.spec(dataset, "train", 4.0)
-    quickstart = choose("small", replace(spec, n_structures=58), None, [])
+    quickstart = choose_options("small", replace(spec, n_structures=58), None, [])
     assert quickstart["batch_size"] == 58 // BATCHES
     assert quickstart["max_num_epochs"] == STEPS // (58 // quickstart["batch_size"])
-    assert "num_channels" not in choose("small", spec, None, [], foundation="f.model"), "the model has its own"
-    large = choose("medium", replace(spec, n_structures=100_000), None, [])
+    assert "num_channels" not in choose_options("small", spec, None, [], foundation="f.model"), "the model has its own"
+    large = choose_options("medium", replace(spec, n_structures=100_000), None, [])
     assert (large["batch_size"], large["max_num_epochs"]) == (MAX_BATCH, EPOCHS[0])
-    assert choose("small", replace(spec, n_structures=2), None, [])["batch_size"] == 1
+    assert choose_options("small", replace(spec, n_structures=2), None, [])["batch_size"] == 1
     assert large["num_channels"] == SIZES["medium"]["num_channels"]
     for chosen in (quickstart, large):
         last = chosen["lr_scheduler_gamma"] ** chosen["max_num_epochs"]
         assert last == pytest.approx(0.01, rel=0.05), "the learning rate ends at a hundredth"
-    assert choose("small", spec, None, ["lr=0.5", "r_max=6"])["lr"] == "0.5"
+    assert choose_options("small", spec, None, ["lr=0.5", "r_max=6"])["lr"] == "0.5"
 
 
 def test_options_as_mace_takes_them() -> None:
@@ -372,7 +381,7 @@ def test_options_as_mace_takes_them() -> None:
     assert words == ["--name=m", "--amsgrad", "--plot=False", "--hidden_irreps=8x0e + 8x1o"]
     parsed = build_default_arg_parser().parse_args(words)
     assert (parsed.ema, parsed.amsgrad, parsed.plot, parsed.hidden_irreps) == (False, True, False, "8x0e + 8x1o")
-    assert parse(["--swa=true"]) == {"swa": "true"}
+    assert parse_overrides(["--swa=true"]) == {"swa": "true"}
 
 
 def one(energy: float, force: float, stress: float | None) -> Atoms:
@@ -391,7 +400,7 @@ def test_errors_by_hand() -> None:
         (one(1.0, -4.0, None), found),
         (one(0.0, 0.0, None), Failure(reason="failed", evidence="")),
     ]
-    result = errors(cases, {"Cu": 1.0, "Au": 0.0})
+    result = measure_errors(cases, {"Cu": 1.0, "Au": 0.0})
     assert (result["n_structures"], result["n_atoms"], result["failures"]) == (3, 6, {"failed": 1})
     assert result["energy"]["mae"] == pytest.approx(0.5)
     assert result["energy"]["rmse"] == pytest.approx(np.sqrt(0.5))
@@ -400,7 +409,7 @@ def test_errors_by_hand() -> None:
     assert result["forces"]["rmse"] == result["forces"]["mean_predictor_rmse"] == pytest.approx(np.sqrt(10))
     assert result["forces"]["times_better"] == pytest.approx(1.0)
     assert result["stress"]["mae"] == pytest.approx(0.5)
-    assert errors([], {})["forces"] is None
+    assert measure_errors([], {})["forces"] is None
 
 
 def test_labels_without_forces_are_told_so() -> None:
@@ -417,8 +426,8 @@ def test_labels_without_forces_are_told_so() -> None:
         "test   no errors, for the model failed on all of its structures: 1 unknown_element": failed,
     }
     for end, cases in said.items():
-        found = errors(cases, {"Cu": 1.0, "Au": 0.0})
-        line = error_line("test", found)
+        found = measure_errors(cases, {"Cu": 1.0, "Au": 0.0})
+        line = format_errors("test", found)
         assert line.startswith("test   ")
         assert line.endswith(end)
 
@@ -438,7 +447,7 @@ def test_structures_that_a_potential_does_not_know_are_counted(dataset: Path) ->
     for atoms in strange[:5]:
         atoms.symbols[0] = "Pt"
     path = write(dataset.with_name("strange.zarr"), strange)
-    splits = measure(path, potential, load.spec(path, None).e0s)
+    splits = measure_accuracy(path, potential, load.spec(path, None).e0s)
     assert sum(groups["all"]["failures"].get("unknown_element", 0) for groups in splits.values()) == 5
     assert sum(groups["all"]["n_structures"] for groups in splits.values()) == 10
 
@@ -448,14 +457,14 @@ def test_no_more_than_a_sample_of_a_split_is_evaluated(dataset: Path, monkeypatc
 
     monkeypatch.setattr(accuracy, "MOST", 2)
     monkeypatch.setattr(accuracy, "BLOCK", 7)
-    splits = measure(dataset, build_potential("emt", {}, "cpu", "float64"), {"Cu": 0.0, "Au": 0.0})
+    splits = measure_accuracy(dataset, build_potential("emt", {}, "cpu", "float64"), {"Cu": 0.0, "Au": 0.0})
     assert [splits[split]["all"]["n_structures"] for split in ("train", "val", "test")] == [2, 2, 2]
     assert splits["train"]["all"]["forces"]["rmse"] < 1e-5, "the labels are EMT's own"
 
 
 def test_a_card_tells_failures(session: Session) -> None:
     facts = session.trained.metrics
-    splits = {"test": {"all": errors([(one(0, 1, None), Failure(reason="not_finite", evidence=""))], {})}}
+    splits = {"test": {"all": measure_errors([(one(0, 1, None), Failure(reason="not_finite", evidence=""))], {})}}
     card = model_card("m", facts, splits)
     assert "| test | 1 | all | - | - | - | - | - |" in card
     assert "Structures without a result: {'test': {'not_finite': 1}}." in card

@@ -1,8 +1,8 @@
-"""Report: one HTML page from a run directory or a dataset, to be read without a network.
+"""Report: one HTML page on a run or a dataset, which needs no network.
 
 Needs: a run directory, complete or not, or a ``dataset.zarr``; the verdict of the quality gate if there is one.
-Makes: ``report.html``, with plotly.js inside and nothing to fetch.
-Entry: `write`.
+Makes: ``report.html``, which contains plotly.js and fetches nothing.
+Entry: `write_report`.
 Memory: one block of atoms (2**20), and some 60 bytes a structure; pictures and points are samples.
 """
 
@@ -17,7 +17,9 @@ from daskpipe.core.errors import ConfigError, InputError
 __all__ = ["write"]
 
 
-def write(target: Path | str, out: Path | str | None = None, *, verdict: Mapping[str, Any] | None = None) -> Path:
+def write_report(
+    target: Path | str, out: Path | str | None = None, *, verdict: Mapping[str, Any] | None = None
+) -> Path:
     """Write a report of a run or of a dataset.
 
     Parameters
@@ -28,7 +30,7 @@ def write(target: Path | str, out: Path | str | None = None, *, verdict: Mapping
         The page; by default ``report.html`` in the run directory, or ``NAME.report.html`` beside ``NAME.zarr``. It
         appears when it is complete, in place of an older one.
     verdict
-        What the quality gate says, as JSON types; by default ``quality.json`` beside the dataset, if it is there.
+        Verdict of the quality gate, as JSON types; by default ``quality.json`` beside the dataset, if it exists.
 
     Returns
     -------
@@ -42,24 +44,24 @@ def write(target: Path | str, out: Path | str | None = None, *, verdict: Mapping
     ConfigError
         If `out` is a directory.
     IntegrityError
-        If a committed unit of the run is not what was committed.
+        If the files of a committed unit of the run have changed.
     """
     from daskpipe.core.files import write_atomically
     from daskpipe.core.outputs import resolve_output
     from daskpipe.engine.run_directory import RunDirectory
     from daskpipe.runs.report import facts
-    from daskpipe.runs.report.contents import contents
-    from daskpipe.runs.report.page import render
+    from daskpipe.runs.report.contents import measure_contents
+    from daskpipe.runs.report.page import render_page
 
     target = Path(target)
     directory = RunDirectory(target)
     if directory.config.is_file():
-        held = contents(directory.dataset) if directory.dataset.exists() else None
-        found = facts.of_run(directory, held, verdict)
+        contents = measure_contents(directory.dataset) if directory.dataset.exists() else None
+        collected = facts.collect_run_facts(directory, contents, verdict)
         default = target / "report.html"
     elif (target / "zarr.json").is_file():
-        held = contents(target)
-        found = facts.of_dataset(held, verdict)
+        contents = measure_contents(target)
+        collected = facts.collect_dataset_facts(contents, verdict)
         default = target.with_name(f"{target.stem}.report.html")
     else:
         what = (
@@ -70,5 +72,5 @@ def write(target: Path | str, out: Path | str | None = None, *, verdict: Mapping
     if out.is_dir():
         raise ConfigError(f"{out} is a directory; give the name of a file, e.g. {out / 'report.html'}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(resolve_output(out), render(found, held))
+    write_atomically(resolve_output(out), render_page(collected, contents))
     return out

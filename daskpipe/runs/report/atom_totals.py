@@ -1,4 +1,4 @@
-"""Sums over all atoms of a dataset, streamed in blocks."""
+"""Add up properties of all atoms of a dataset, streamed in blocks."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.core.structures import cut
+from daskpipe.core.structures import cut_blocks
 from daskpipe.runs.report.measures import FORCE_EDGES
 
 if TYPE_CHECKING:
     import xarray as xr
 
 BLOCK_ATOMS = 2**20
+"""Atoms of a block of the arrays that is in memory at once."""
+
 BLOCK_STRUCTURES = 16_384
-"""What is in memory at once of the per-atom arrays."""
+"""Most structures of a block."""
 
 N_ELEMENTS = 119
+"""Atomic numbers, 0 included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +31,16 @@ class AtomTotals:
     Parameters
     ----------
     elements, holders
-        Atoms, and structures that hold it, by atomic number.
+        Number of atoms, and of structures that contain the element, by atomic number.
     forces, forces_of_elements
         Counts over `FORCE_EDGES`, shape (kind, bin) and (atomic number, bin).
     force_low, force_high, force_squares
-        Smallest and largest norm of a force, eV/Å, and the sum of the squares, by kind of system; a kind without
-        forces has an infinite smallest one.
+        Smallest and largest norm of a force, eV/Å, and the sum of squares, by kind of system; without forces the
+        smallest is infinite.
     n_forces
         Atoms with a force by kind of system.
     fit
-        Energy of an atom of each element, eV, by least squares to the energies an atom.
+        Energy of an atom of each element, eV, by least squares to the energies per atom.
     """
 
     elements: np.ndarray
@@ -57,7 +60,15 @@ class AtomTotals:
 
 
 def add_up_atoms(ds: xr.Dataset, names: Sequence[str], kind: np.ndarray) -> AtomTotals:
-    """Stream the atoms once and add up what the page shows of them."""
+    """Stream the atoms once and add up what the page shows of them.
+
+    Parameters
+    ----------
+    ds
+        The dataset.
+    names, kind
+        Names of the kinds of system, and the kind of each structure, shape (structure,).
+    """
     elements, holders = np.zeros(N_ELEMENTS, np.int64), np.zeros(N_ELEMENTS, np.int64)
     n_bins = len(FORCE_EDGES) - 1
     forces = np.zeros((len(names), n_bins), np.int64)
@@ -66,8 +77,8 @@ def add_up_atoms(ds: xr.Dataset, names: Sequence[str], kind: np.ndarray) -> Atom
     squares, n_forces = np.zeros(len(names)), np.zeros(len(names), np.int64)
     products, moments = np.zeros((N_ELEMENTS, N_ELEMENTS)), np.zeros(N_ELEMENTS)
     wanted = ["numbers", "n_atoms", *(name for name in ("energy", "forces") if name in ds)]
-    for rows, block in blocks(ds, wanted):
-        shares = _shares(block["numbers"], block["n_atoms"])
+    for rows, block in read_blocks(ds, wanted):
+        shares = _compute_shares(block["numbers"], block["n_atoms"])
         elements += np.bincount(block["numbers"], minlength=N_ELEMENTS)
         holders += (shares > 0).sum(axis=0)
         if "energy" in block:
@@ -99,27 +110,27 @@ def add_up_atoms(ds: xr.Dataset, names: Sequence[str], kind: np.ndarray) -> Atom
     )
 
 
-def blocks(ds: xr.Dataset, names: Sequence[str]) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-    """Read some variables, per-atom ones among them, in blocks of whole structures; give rows and arrays."""
+def read_blocks(ds: xr.Dataset, names: Sequence[str]) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+    """Yield some variables, among them at least one per atom, in blocks of whole structures: rows and arrays."""
     n_atoms = ds["n_atoms"].values
     bounds = np.append(0, np.cumsum(n_atoms, dtype=np.int64))
-    for rows in cut(n_atoms, BLOCK_ATOMS, BLOCK_STRUCTURES):
+    for rows in cut_blocks(n_atoms, BLOCK_ATOMS, BLOCK_STRUCTURES):
         atoms = slice(int(bounds[rows.start]), int(bounds[rows.stop]))
         block = ds[list(names)].isel(structure=rows, atom=atoms).load()
         yield rows, {name: block[name].values for name in names}
 
 
 def subtract_fit(ds: xr.Dataset, fit: np.ndarray) -> np.ndarray:
-    """Energies an atom less what the composition explains, eV, shape (structure,)."""
-    found = [
-        block["energy"] / block["n_atoms"] - _shares(block["numbers"], block["n_atoms"]) @ fit
-        for _, block in blocks(ds, ["numbers", "n_atoms", "energy"])
+    """Subtract from the energies per atom what the composition explains; return eV, shape (structure,)."""
+    remainders = [
+        block["energy"] / block["n_atoms"] - _compute_shares(block["numbers"], block["n_atoms"]) @ fit
+        for _, block in read_blocks(ds, ["numbers", "n_atoms", "energy"])
     ]
-    return np.concatenate(found) if found else np.zeros(0)
+    return np.concatenate(remainders) if remainders else np.zeros(0)
 
 
-def _shares(numbers: np.ndarray, n_atoms: np.ndarray) -> np.ndarray:
-    """Share of each element in each structure, shape (structure, atomic number)."""
+def _compute_shares(numbers: np.ndarray, n_atoms: np.ndarray) -> np.ndarray:
+    """Compute the share of each element in each structure, shape (structure, atomic number)."""
     row = np.repeat(np.arange(len(n_atoms)), n_atoms)
     counts = np.bincount(row * N_ELEMENTS + numbers, minlength=len(n_atoms) * N_ELEMENTS)
     return counts.reshape(-1, N_ELEMENTS) / n_atoms[:, None]

@@ -1,7 +1,4 @@
-"""Figures of the page, as the plain dictionaries that plotly.js draws.
-
-Colours of text and grid are left to the page, which knows whether it is dark.
-"""
+"""Draw the figures of the page: flows, splits, volumes, the map of features, times."""
 
 from __future__ import annotations
 
@@ -27,24 +24,29 @@ from daskpipe.runs.report.facts import Facts, Step, Timing
 from daskpipe.runs.report.frames import Frames
 
 PASSED, TAKEN_OUT = "#0072b2", "#d55e00"
+"""Colours of what a stage lets through, and of what it takes out."""
+
 GREY = "#8a8f98"
+"""Colour of frames that are no picks."""
 
 THINNEST = 0.01
-"""Share of the widest flow that a flow is drawn with at least."""
+"""Smallest width of a flow, as a share of the widest."""
 
 MOST_REASONS = 6
+"""Most reasons of a stage that have a flow of their own."""
+
 LINE_LENGTH = 18
-"""Characters of a line of a label."""
+"""Most characters of a line of a label."""
 
 FEWEST_POINTS = 3
-"""Points that a plot of energies and volumes needs."""
+"""Fewest points of a plot of energies and volumes."""
 
 
-def charts(facts: Facts, contents: Contents | None) -> dict[str, Chart]:
-    """Return all figures for which there are numbers, by id."""
-    found: list[Chart | None] = [flows(facts.steps, contents)]
+def draw_charts(facts: Facts, contents: Contents | None) -> dict[str, Chart]:
+    """Draw all figures for which there are numbers, and return them by id."""
+    drawn: list[Chart | None] = [draw_flows(facts.steps, contents)]
     if contents is not None and contents.n_structures:
-        found += [
+        drawn += [
             draw_elements(contents),
             draw_compositions(contents),
             draw_bars("sizes", "Atoms a structure", contents.sizes, "atoms a structure"),
@@ -63,32 +65,32 @@ def charts(facts: Facts, contents: Contents | None) -> dict[str, Chart]:
             draw_strata(contents),
             draw_splits(contents),
         ]
-    found += [draw_map(facts.frames, contents), draw_comparison(facts.frames), draw_times(facts.timings)]
-    return {chart.id: chart for chart in found if chart is not None}
+    drawn += [draw_map(facts.frames, contents), draw_comparison(facts.frames), draw_times(facts.timings)]
+    return {chart.id: chart for chart in drawn if chart is not None}
 
 
-def flows(steps: Sequence[Step], contents: Contents | None) -> Chart | None:
-    """Draw what went through the stages and what was taken out, and why."""
+def draw_flows(steps: Sequence[Step], contents: Contents | None) -> Chart | None:
+    """Draw what went through the stages, and what was taken out and why."""
     if not steps:
         return None
     nodes: list[tuple[str, str]] = []
     links: list[tuple[int, int, int, str]] = []
 
-    def node(name: str, n: int, colour: str) -> int:
-        nodes.append((_wrap(name, n), colour))
+    def add_node(name: str, n: int, colour: str) -> int:
+        nodes.append((_wrap_label(name, n), colour))
         return len(nodes) - 1
 
-    here = node(steps[0].came, steps[0].n_in, GREY)
+    here = add_node(steps[0].came, steps[0].n_in, GREY)
     for step in steps:
-        for reason, n in _shortened(step.removed).items():
-            there = node(reason, n, TAKEN_OUT)
+        for reason, n in _merge_rare(step.removed).items():
+            there = add_node(reason, n, TAKEN_OUT)
             links.append((here, there, n, f"{n:,} {step.of}: {escape_label(reason)}"))
         if step.stage == "store" and contents is not None and contents.splits:
             for name, split in contents.splits.items():
                 n = split["structures"]
-                links.append((here, node(name, n, PASSED), n, f"{n:,} structures for {escape_label(name)}"))
+                links.append((here, add_node(name, n, PASSED), n, f"{n:,} structures for {escape_label(name)}"))
             break
-        there = node(step.went, step.n_out, PASSED)
+        there = add_node(step.went, step.n_out, PASSED)
         links.append((here, there, step.n_out, f"{step.n_in:,} {step.came} → {step.n_out:,} {step.went}"))
         here = there
     widest = max((n for _, _, n, _ in links), default=0)
@@ -108,7 +110,7 @@ def flows(steps: Sequence[Step], contents: Contents | None) -> Chart | None:
             "target": [target for _, target, _, _ in links],
             "value": [max(n, THINNEST * widest) for _, _, n, _ in links],
             "label": [text for _, _, _, text in links],
-            "color": [_pale(nodes[target][1]) for _, target, _, _ in links],
+            "color": [_fade_colour(nodes[target][1]) for _, target, _, _ in links],
             "hovertemplate": "%{label}<extra></extra>",
         },
     }
@@ -119,19 +121,21 @@ def flows(steps: Sequence[Step], contents: Contents | None) -> Chart | None:
     )  # fmt: skip
 
 
-def _wrap(name: str, n: int) -> str:
-    """Return a label of short lines: a long one would reach into the next column."""
+def _wrap_label(name: str, n: int) -> str:
+    """Break a label into short lines: a long one would reach into the next column."""
     return "<br>".join(escape_label(line) for line in wrap(f"{name} {n:,}", LINE_LENGTH))
 
 
-def _shortened(removed: Mapping[str, int]) -> dict[str, int]:
+def _merge_rare(removed: Mapping[str, int]) -> dict[str, int]:
+    """Merge the rarer reasons into one."""
     listed = dict(list(removed.items())[:MOST_REASONS])
     if rest := sum(removed.values()) - sum(listed.values()):
         listed["other reasons"] = rest
     return listed
 
 
-def _pale(colour: str) -> str:
+def _fade_colour(colour: str) -> str:
+    """Return a colour, given as ``#rrggbb``, with transparency."""
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.35)"
 
@@ -250,7 +254,7 @@ def draw_map(frames: Frames | None, contents: Contents | None) -> Chart | None:
 
 
 def draw_comparison(frames: Frames | None) -> Chart | None:
-    """Draw how many frames lie farther than a distance from the nearest pick, and from the nearest random frame."""
+    """Draw the share of frames farther than a distance from the nearest pick, and from the nearest random frame."""
     if frames is None or not len(frames.to_picks):
         return None
     curves = (("picks", frames.to_picks, COLOURS[0]), ("as many random frames", frames.to_random, COLOURS[1]))

@@ -1,4 +1,4 @@
-"""Figures of distributions: elements, formulas, histograms, distances."""
+"""Draw the figures of distributions: elements, formulas, histograms, distances."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from daskpipe.runs.report.contents import Contents
 from daskpipe.runs.report.measures import PAIR_EDGES, Histogram
 
 BONDED = 0.5
-"""Distance, Å, from which on a radial histogram is normalised: one pair of overlapping atoms would dwarf all others."""
+"""Distance, Å, above which a radial histogram is normalised: one pair of overlapping atoms would dwarf all others."""
 
 
 def draw_elements(contents: Contents) -> Chart:

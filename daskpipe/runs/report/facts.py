@@ -1,4 +1,4 @@
-"""What happened in a run, in numbers: read from its directory, or as far as a dataset tells from its attributes."""
+"""Collect what happened in a run, from its directory, or from the attributes of its dataset."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ if TYPE_CHECKING:
     from daskpipe.runs.report.contents import Contents
 
 EXAMPLES = 3
-"""Examples of each reason."""
+"""Most examples of each reason."""
 
 STAGES = (
     "generate", "explore", "read", "describe-against", "describe-fit", "describe", "select", "label", "store",
 )  # fmt: skip
+"""Stages in the order of the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one stage let through.
+    """Counts of what passed through a stage.
 
     Parameters
     ----------
     stage
-        The room.
+        Name of the stage.
     n_in, n_out
-        What came in and went out, as said in `came` and `went`.
+        Number of inputs and outputs, whose names are `came` and `went`.
     removed
-        How many were taken out, by reason.
+        Number of what was taken out, by reason.
     of
-        What was taken out.
+        Name of what was taken out.
     """
 
     stage: str
@@ -55,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Time that a stage took: of the driver, and of all units as far as they measure it."""
+    """Time of a stage in seconds: wall time of the driver, and the sum over units that measure it."""
 
     stage: str
     wall_seconds: float
@@ -67,7 +68,7 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Reason:
-    """Structures that one stage rejected for one reason, and some of them."""
+    """Structures that one stage rejected for one reason: their number, and examples."""
 
     stage: str
     reason: str
@@ -77,7 +78,7 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A file or dataset that structures were read from, as its dataset says; None for what it does not say."""
+    """File or dataset that structures were read from, as the dataset records it; None for what is not recorded."""
 
     name: str
     n_structures: int | None
@@ -87,7 +88,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All that the page shows but for the structures themselves; see the functions below."""
+    """Facts on a run or a dataset that the page shows, without the contents of the dataset."""
 
     name: str
     target: str
@@ -112,54 +113,56 @@ class Facts:
     gate_command: str = ""
 
 
-def of_run(directory: RunDirectory, contents: Contents | None, verdict: Mapping[str, Any] | None) -> Facts:
-    """Collect what a run directory tells; the run need not be complete.
+def collect_run_facts(directory: RunDirectory, contents: Contents | None, verdict: Mapping[str, Any] | None) -> Facts:
+    """Collect facts from a run directory; the run need not be complete.
 
     Raises
     ------
     InputError
         If its quality.json is no verdict.
     IntegrityError
-        If a committed unit is not what was committed.
+        If the files of a committed unit have changed.
     """
-    from daskpipe.runs.status import status
+    from daskpipe.runs.status import read_status
 
     attributes = contents.attributes if contents else {}
     events = read_ledger(directory)
-    units = _units(directory, events)
-    receipts = {stage: [receipt for _, receipt in found] for stage, found in units.items()}
-    outs = {stage: sum(receipt.n_out for receipt in found) for stage, found in receipts.items()}
-    inputs = {stage: sum(receipt.n_inputs for receipt in found) for stage, found in receipts.items()}
-    reasons = _reasons(directory)
+    units = _read_units(directory, events)
+    receipts = {stage: [receipt for _, receipt in of_stage] for stage, of_stage in units.items()}
+    outs = {stage: sum(receipt.n_out for receipt in of_stage) for stage, of_stage in receipts.items()}
+    inputs = {stage: sum(receipt.n_inputs for receipt in of_stage) for stage, of_stage in receipts.items()}
+    reasons = _count_reasons(directory)
     selection = {}
     if units.get("select"):
-        selection = json.loads(directory.load("select", units["select"][0][0].key, ["report"])["report"].item())
+        selection = json.loads(directory.load_arrays("select", units["select"][0][0].key, ["report"])["report"].item())
     config = directory.config.read_text()
     return Facts(
-        name=_name(config, directory.root),
+        name=_read_name(config, directory.root),
         target=str(directory.root),
         kind="run",
         began=events[0]["at"] if events else None,
         ended=events[-1]["at"] if events else None,
-        state=status(directory.root)["state"],
-        steps=_steps(outs, inputs, {(reason.stage, reason.reason): reason.n for reason in reasons}, selection),
+        state=read_status(directory.root)["state"],
+        steps=_list_steps(outs, inputs, {(reason.stage, reason.reason): reason.n for reason in reasons}, selection),
         selection=selection,
         reasons=reasons,
-        timings=_timings(events, receipts),
+        timings=_sum_timings(events, receipts),
         n_starts=len({event["segment"] for event in events}),
         frames=read_frames(directory, units),
         config=config,
-        provenance=_provenance(attributes, _potentials(directory, attributes)),
-        versions=_json(attributes, "versions"),
-        split_rows=describe_splits(_json(attributes, "split_rule"), _json(attributes, "split_report")),
-        split_shares=list_shares(_json(attributes, "split_report")),
-        sources=_sources(attributes),
-        **_gate(directory.dataset, directory.root / "quality.json", contents, verdict),
+        provenance=_list_provenance(attributes, _list_models(directory, attributes)),
+        versions=_parse_attribute(attributes, "versions"),
+        split_rows=describe_splits(
+            _parse_attribute(attributes, "split_rule"), _parse_attribute(attributes, "split_report")
+        ),
+        split_shares=list_shares(_parse_attribute(attributes, "split_report")),
+        sources=_list_sources(attributes),
+        **_read_gate(directory.dataset, directory.root / "quality.json", contents, verdict),
     )
 
 
-def of_dataset(contents: Contents, verdict: Mapping[str, Any] | None) -> Facts:
-    """Collect what the attributes of a dataset tell about the run that made it.
+def collect_dataset_facts(contents: Contents, verdict: Mapping[str, Any] | None) -> Facts:
+    """Collect facts on the run that made a dataset from its attributes.
 
     Raises
     ------
@@ -168,43 +171,45 @@ def of_dataset(contents: Contents, verdict: Mapping[str, Any] | None) -> Facts:
     """
     attributes = contents.attributes
     counts = {}
-    for kind, n in _json(attributes, "quarantined").items():
+    for kind, n in _parse_attribute(attributes, "quarantined").items():
         stage, _, reason = str(kind).partition("/")
         counts[stage, reason] = int(n)
-    selection = _json(attributes, "selection")
-    config = _json(attributes, "config")
+    selection = _parse_attribute(attributes, "selection")
+    config = _parse_attribute(attributes, "config")
     return Facts(
         name=str(config.get("name", contents.path.stem)),
         target=str(contents.path),
         kind="dataset",
-        steps=_steps(_json(attributes, "run_counts"), {}, counts, selection),
+        steps=_list_steps(_parse_attribute(attributes, "run_counts"), {}, counts, selection),
         selection=selection,
         reasons=[Reason(stage=stage, reason=reason, n=n, examples=[]) for (stage, reason), n in counts.items()],
         config=json.dumps(config, indent=1, ensure_ascii=False) if config else None,
-        provenance=_provenance(attributes, _potentials(None, attributes)),
-        versions=_json(attributes, "versions"),
-        split_rows=describe_splits(_json(attributes, "split_rule"), _json(attributes, "split_report")),
-        split_shares=list_shares(_json(attributes, "split_report")),
-        sources=_sources(attributes),
-        **_gate(contents.path, contents.path.with_name("quality.json"), contents, verdict),
+        provenance=_list_provenance(attributes, _list_models(None, attributes)),
+        versions=_parse_attribute(attributes, "versions"),
+        split_rows=describe_splits(
+            _parse_attribute(attributes, "split_rule"), _parse_attribute(attributes, "split_report")
+        ),
+        split_shares=list_shares(_parse_attribute(attributes, "split_report")),
+        sources=_list_sources(attributes),
+        **_read_gate(contents.path, contents.path.with_name("quality.json"), contents, verdict),
     )
 
 
 # --- counts -----------------------------------------------------------------------------------------
 
 
-def _units(directory: RunDirectory, events: list[dict[str, Any]]) -> dict[str, list[tuple[Unit, Receipt]]]:
-    """Units of the run by stage and in order.
+def _read_units(directory: RunDirectory, events: list[dict[str, Any]]) -> dict[str, list[tuple[Unit, Receipt]]]:
+    """Read the units of a run by stage, in order.
 
-    Where units of an earlier version of a stage are left, the newest of each number count, up to as many as were
-    planned last.
+    Where units of an earlier version of a stage are left, the newest one of each index counts, up to the number that
+    was planned last.
     """
     planned = {event["stage"]: event["n_units"] for event in events if event["event"] == "StageStarted"}
     newest: dict[str, dict[int, tuple[float, Unit, Receipt]]] = {}
-    for file in directory.manifests():
+    for file in directory.list_manifests():
         try:
             written, manifest = file.stat().st_mtime, json.loads(file.read_bytes())
-        except FileNotFoundError:  # taken away by a release or an fsck beside this
+        except FileNotFoundError:  # removed meanwhile by a release or an fsck
             continue
         unit = Unit(**{**manifest["unit"], "upstream": tuple(manifest["unit"]["upstream"])})
         of_stage = newest.setdefault(unit.stage, {})
@@ -212,14 +217,14 @@ def _units(directory: RunDirectory, events: list[dict[str, Any]]) -> dict[str, l
             unit.index not in of_stage or of_stage[unit.index][0] < written
         ):
             of_stage[unit.index] = (written, unit, Receipt(**manifest["receipt"]))
-    return {stage: [found[index][1:] for index in sorted(found)] for stage, found in newest.items()}
+    return {stage: [numbered[index][1:] for index in sorted(numbered)] for stage, numbered in newest.items()}
 
 
-def _reasons(directory: RunDirectory) -> list[Reason]:
-    """Rejections by stage and reason, in the order of the stages, with the first of each."""
+def _count_reasons(directory: RunDirectory) -> list[Reason]:
+    """Count rejections by stage and reason, in the order of the stages, with the first ones as examples."""
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], list[Rejection]] = {}
-    for rejection in _rejections(directory):
+    for rejection in _read_rejections(directory):
         kind = (rejection.stage, rejection.reason)
         counts[kind] += 1
         if len(examples.setdefault(kind, [])) < EXAMPLES:
@@ -232,30 +237,32 @@ def _reasons(directory: RunDirectory) -> list[Reason]:
     ]
 
 
-def _rejections(directory: RunDirectory) -> Iterator[Rejection]:
-    # One at a time: each holds geometries, and there may be many.
+def _read_rejections(directory: RunDirectory) -> Iterator[Rejection]:
+    """Yield the rejections of a run one at a time: each holds geometries, and there may be many."""
     for file in directory.quarantine_files():
-        yield directory.held(file)
+        yield directory.read_rejection(file)
 
 
-def _steps(
+def _list_steps(
     outs: Mapping[str, int], inputs: Mapping[str, int], counts: Mapping[tuple[str, str], int], selection: dict[str, Any]
 ) -> list[Step]:
-    """Say what came into each stage, went out of it, and was taken out, as far as the run has come."""
+    """List what came into each stage, left it, and was taken out, for the stages that the run has reached."""
     removed = {
         stage: dict(Counter({reason: n for (where, reason), n in counts.items() if where == stage}).most_common())
         for stage in STAGES
     }
     steps = []
     if "generate" in outs:
-        # That a seed is equal to another one is seen only when all are there.
+        # Duplicates among seeds are known only when all seeds are made.
         seeds = outs["generate"] - removed["generate"].get("duplicate", 0)
         made = seeds + sum(removed["generate"].values())
-        steps.append(_step("generate", made, "structures made or read", seeds, "seeds", removed, "structures"))
+        steps.append(_make_step("generate", made, "structures made or read", seeds, "seeds", removed, "structures"))
         if "explore" in outs:
             n_in = inputs.get("explore", seeds)
             came = "trajectories" if "explore" in inputs else "seeds"
-            steps.append(_step("explore", n_in, came, outs["explore"], "frames", removed, "trajectories that broke"))
+            steps.append(
+                _make_step("explore", n_in, came, outs["explore"], "frames", removed, "trajectories that broke")
+            )
     if "explore" in outs and "select" in outs:
         pool, picked = outs["explore"], outs["select"]
         duplicates = selection.get("duplicates", {})
@@ -265,22 +272,22 @@ def _steps(
         }
         near["not picked"] = pool - picked - sum(near.values())
         left_out = {"select": {why: n for why, n in near.items() if n > 0}}
-        steps.append(_step("select", pool, "frames", picked, "picks", left_out, "frames"))
+        steps.append(_make_step("select", pool, "frames", picked, "picks", left_out, "frames"))
     if "select" in outs and "label" in outs:
-        steps.append(_step("label", outs["select"], "picks", outs["label"], "labelled", removed, "picks"))
+        steps.append(_make_step("label", outs["select"], "picks", outs["label"], "labelled", removed, "picks"))
     if "label" in outs and "store" in outs:
-        steps.append(_step("store", outs["label"], "labelled", outs["store"], "stored", removed, "structures"))
+        steps.append(_make_step("store", outs["label"], "labelled", outs["store"], "stored", removed, "structures"))
     return steps
 
 
-def _step(
+def _make_step(
     stage: str, n_in: int, came: str, n_out: int, went: str, removed: Mapping[str, dict[str, int]], of: str
 ) -> Step:
     return Step(stage=stage, n_in=n_in, came=came, n_out=n_out, went=went, removed=removed.get(stage, {}), of=of)
 
 
-def _timings(events: list[dict[str, Any]], receipts: Mapping[str, list[Receipt]]) -> list[Timing]:
-    """Add up the passes that came to the end of a stage, over all starts of the driver."""
+def _sum_timings(events: list[dict[str, Any]], receipts: Mapping[str, list[Receipt]]) -> list[Timing]:
+    """Add up the times of passes that reached the end of a stage, over all starts of the driver."""
     wall: Counter[str] = Counter()
     tries: Counter[tuple[str, str]] = Counter()
     for event in events:
@@ -305,43 +312,49 @@ def _timings(events: list[dict[str, Any]], receipts: Mapping[str, list[Receipt]]
 # --- provenance -------------------------------------------------------------------------------------
 
 
-def _name(config: str, root: Path) -> str:
+def _read_name(config: str, root: Path) -> str:
     import yaml
 
     read = yaml.safe_load(config)
     return str(read.get("name", root.name)) if isinstance(read, dict) else root.name
 
 
-def _json(attributes: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a root attribute that holds a JSON object, or its text; empty if it is absent."""
+def _parse_attribute(attributes: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a root attribute that is a JSON object, or the text of one; empty if it is absent.
+
+    Raises
+    ------
+    InputError
+        If it is something else.
+    """
     value = attributes.get(name, {})
     try:
-        found = json.loads(value) if isinstance(value, str) else value
+        content = json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
-        raise InputError(f"root attribute {name!r} is no JSON ({error}); see: daskpipe fsck") from error
-    if not isinstance(found, dict):
-        raise InputError(f"root attribute {name!r} is no JSON object, received {str(value)[:40]}")
-    return found
+        raise InputError(f"root attribute {name!r} is not JSON ({error}); see: daskpipe fsck") from error
+    if not isinstance(content, dict):
+        raise InputError(f"root attribute {name!r} is not a JSON object, received {str(value)[:40]}")
+    return content
 
 
-def _potentials(directory: RunDirectory | None, attributes: Mapping[str, Any]) -> dict[str, str]:
-    """Name and hash of each model, by what it did."""
+def _list_models(directory: RunDirectory | None, attributes: Mapping[str, Any]) -> dict[str, str]:
+    """List name and hash of each model, by its role."""
     record = directory.root / "potentials.json" if directory else None
     if record and record.is_file():
         read = json.loads(record.read_text())
-        return {f"{stage} with": f"{found['name']}, sha256 {found['hash']}" for stage, found in read.items()}
-    found = {}
+        return {f"{stage} with": f"{models['name']}, sha256 {models['hash']}" for stage, models in read.items()}
+    models = {}
     for stage, attribute in (
         ("explore", "explore_potential"),
         ("label", "label_potential"),
         ("describe", "describe_model"),
     ):
-        if model := _json(attributes, attribute):
-            found[f"{stage} with"] = f"{model.get('name')}, sha256 {model.get('sha256')}"
-    return found
+        if model := _parse_attribute(attributes, attribute):
+            models[f"{stage} with"] = f"{model.get('name')}, sha256 {model.get('sha256')}"
+    return models
 
 
-def _provenance(attributes: Mapping[str, Any], potentials: Mapping[str, str]) -> dict[str, str]:
+def _list_provenance(attributes: Mapping[str, Any], potentials: Mapping[str, str]) -> dict[str, str]:
     checksums = attributes.get("checksums", {})
     given = {
         "seed": attributes.get("seed"),
@@ -353,41 +366,59 @@ def _provenance(attributes: Mapping[str, Any], potentials: Mapping[str, str]) ->
     return {name: str(value) for name, value in given.items() if value is not None}
 
 
-def _sources(attributes: Mapping[str, Any]) -> list[Source]:
-    """Return what a dataset was imported or merged from."""
+def _list_sources(attributes: Mapping[str, Any]) -> list[Source]:
+    """List the files or datasets that a dataset was imported or merged from.
+
+    Raises
+    ------
+    InputError
+        If the attribute ``sources`` cannot be read.
+    """
     value = attributes.get("sources", "[]")
     try:
         listed = json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
-        raise InputError(f"root attribute 'sources' is no JSON ({error}); see: daskpipe fsck") from error
+        raise InputError(f"root attribute 'sources' is not JSON ({error}); see: daskpipe fsck") from error
     if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed):
-        raise InputError(f"root attribute 'sources' is no list of JSON objects, received {str(value)[:40]}")
+        raise InputError(f"root attribute 'sources' is not a list of JSON objects, received {str(value)[:40]}")
     return [
         Source(
             name=str(row.get("name", "–")),
             n_structures=int(row["n_structures"]) if "n_structures" in row else None,
-            labelled_by=_labelled_by(row),
+            labelled_by=_read_labeller(row),
             checksum=str(row["checksum"]) if "checksum" in row else None,
         )
         for row in listed
     ]
 
 
-def _labelled_by(row: Mapping[str, Any]) -> str | None:
+def _read_labeller(row: Mapping[str, Any]) -> str | None:
     """Return the method or the potential that labelled a source."""
     if "label_method" in row:
         return str(row["label_method"])
-    return str(_json(row, "label_potential")["name"]) if "name" in _json(row, "label_potential") else None
+    return (
+        str(_parse_attribute(row, "label_potential")["name"])
+        if "name" in _parse_attribute(row, "label_potential")
+        else None
+    )
 
 
-def _gate(target: Path, file: Path, contents: Contents | None, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the verdict of the quality gate, given or read, and what to know about it."""
+def _read_gate(
+    target: Path, file: Path, contents: Contents | None, verdict: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the verdict of the quality gate, given or read, a note on it, and the command that makes it.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
     command = f"daskpipe quality {quote(str(target))}"
     if verdict is None and file.is_file():
         try:
             verdict = json.loads(file.read_text())
         except ValueError as error:
-            raise InputError(f"{file} is no JSON ({error}); type: {command}") from error
+            raise InputError(f"{file} is not JSON ({error}); type: {command}") from error
     if verdict is None:
         return {"gate_command": command}
     checks = verdict.get("checks") if isinstance(verdict, Mapping) else None
@@ -401,5 +432,5 @@ def _gate(target: Path, file: Path, contents: Contents | None, verdict: Mapping[
         )
     note = ""
     if contents is not None and verdict.get("dataset_key") != contents.attributes.get("dataset_key"):
-        note = f"This verdict is of another dataset (key {verdict.get('dataset_key')})."
+        note = f"This verdict is on another dataset (key {verdict.get('dataset_key')})."
     return {"gate": dict(verdict), "gate_note": note, "gate_command": command}

@@ -1,4 +1,4 @@
-"""Frames of a run's exploration: their map, and how close picks come to them."""
+"""Read frames of an exploration for the map, and measure their distances to the picks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt, Unit
 
 FRAME_POOL = 50_000
+"""Frames, about, that the points of the map are chosen from."""
+
 FRAME_SAMPLE = 3_000
-"""About how many frames the points of the map are chosen from, and most points."""
+"""Most points of the map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +25,16 @@ class Frames:
     Parameters
     ----------
     points, seeds, picks
-        Shape (point, 2): a sample of the frames, those of them that are at step 0, and what was picked.
+        Shape (point, 2): a sample of the frames, those of them at step 0, and the picks.
     n_frames, n_looked_at
-        How many frames there are, and of how many the sample is.
+        Number of frames, and number of frames that the sample was drawn from.
     explained
         Share of the variance along each axis.
     to_picks, to_random
-        Distance from each frame of the sample to the nearest pick, and to the nearest of as many frames that are
-        chosen at random, in units of the features, over all axes; shape (point,), empty without picks.
+        Distance from each frame of the sample to the nearest pick, and to the nearest of as many frames chosen at
+        random, in units of the features, over all axes; shape (point,), empty without picks.
     n_picks
-        Frames that were picked.
+        Number of picks.
     """
 
     points: np.ndarray
@@ -47,12 +49,12 @@ class Frames:
 
 
 def read_frames(directory: RunDirectory, units: Mapping[str, list[tuple[Unit, Receipt]]]) -> Frames | None:
-    """Read features of frames that are chosen by the hashes of their units and of their ids.
+    """Read the features of frames, which are chosen by the hashes of their units and of their ids.
 
     Returns
     -------
     Frames or None
-        None if no frame is described, or by one number only.
+        None if no frame is described, or if features have one axis only.
     """
     described = units.get("describe", [])
     n_frames = sum(receipt.n_out for _, receipt in described)
@@ -62,8 +64,8 @@ def read_frames(directory: RunDirectory, units: Mapping[str, list[tuple[Unit, Re
     for unit, _ in sorted(described, key=lambda pair: pair[0].key):
         if sum(len(rows) for rows in features) >= FRAME_POOL:
             break
-        loaded = directory.load("explore", unit.upstream[1], ["structure_id"], optional=["step"])
-        features.append(directory.load("describe", unit.key, ["features"])["features"])
+        loaded = directory.load_arrays("explore", unit.upstream[1], ["structure_id"], optional=["step"])
+        features.append(directory.load_arrays("describe", unit.key, ["features"])["features"])
         ids.append(loaded["structure_id"])
         steps.append(loaded.get("step", np.full(len(ids[-1]), -1)))
     if not features or features[0].shape[1] < 2:
@@ -72,10 +74,12 @@ def read_frames(directory: RunDirectory, units: Mapping[str, list[tuple[Unit, Re
     order = order_by_hash(0, "report", pool_ids)[:FRAME_SAMPLE]
     picks = np.zeros((0, pool.shape[1]), dtype=np.float32)
     if units.get("select"):
-        picks = directory.load("select", units["select"][0][0].key, ["features"])["features"]
+        picks = directory.load_arrays("select", units["select"][0][0].key, ["features"])["features"]
     random = pool[order_by_hash(0, "report random", pool_ids)[: len(picks)]]
     fits = units.get("describe-fit", [])
-    explained = directory.load("describe-fit", fits[0][0].key, ["explained"])["explained"][:2].tolist() if fits else []
+    explained = (
+        directory.load_arrays("describe-fit", fits[0][0].key, ["explained"])["explained"][:2].tolist() if fits else []
+    )
     return Frames(
         points=pool[order, :2],
         seeds=pool[order, :2][np.concatenate(steps)[order] == 0],

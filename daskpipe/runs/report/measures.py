@@ -1,4 +1,4 @@
-"""Histograms of values and of the distances between atoms."""
+"""Make histograms of values and of the distances between atoms."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 FORCE_EDGES = np.logspace(-6, 4, 201)
-"""Bins of forces, eV/Å: 20 a decade, so that a quantile is known to 12 %."""
+"""Edges of the bins of forces, eV/Å: 20 a decade, so that a quantile is known to 12 %."""
 
 PAIR_EDGES = np.linspace(0.0, 6.0, 121)
-"""Bins of distances, Å."""
+"""Edges of the bins of distances, Å."""
+
 MOST_PAIRS = 6
+"""Most pairs of elements whose distances are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Histogram:
     n_outside
         Values beyond the edges.
     low, high, median
-        Extremes and median of all values, those beyond the edges too.
+        Extremes and median of all values, also of those beyond the edges.
     """
 
     edges: np.ndarray
@@ -45,12 +47,12 @@ class Histogram:
 
     @property
     def n_values(self) -> int:
-        """How many values there are, those outside too."""
+        """Number of values, also of those beyond the edges."""
         return self.n_outside + sum(int(counts.sum()) for counts in self.counts.values())
 
     @property
     def has_one_value(self) -> bool:
-        """Whether all values are the same, so that a chart would show one bar."""
+        """Whether all values are equal, so that a chart would show one bar."""
         return self.low == self.high
 
 
@@ -75,13 +77,13 @@ class Pairs:
 
     @property
     def n_pairs(self) -> dict[str, int]:
-        """Pairs within the bins; those of an element with itself are counted once."""
+        """Number of pairs within the bins; a pair of atoms of one element counts once."""
         return {
             name: int(row.sum()) // (2 if len(set(name.split("-"))) == 1 else 1) for name, row in self.counts.items()
         }
 
 
-def histogram(values: np.ndarray, group: np.ndarray, names: Sequence[str], n_bins: int = 40) -> Histogram | None:
+def make_histogram(values: np.ndarray, group: np.ndarray, names: Sequence[str], n_bins: int = 40) -> Histogram | None:
     """Count values in equal bins by group; ``None`` if no value is finite.
 
     The bins span all values, but for what lies farther from the central 99 % than half its width.
@@ -107,7 +109,7 @@ def histogram(values: np.ndarray, group: np.ndarray, names: Sequence[str], n_bin
     )
 
 
-def pair_distances(frames: Sequence[Atoms]) -> Pairs:
+def count_pairs(frames: Sequence[Atoms]) -> Pairs:
     """Count distances up to 6 Å between the atoms of some structures, by pair of elements."""
     from ase.data import chemical_symbols
     from ase.neighborlist import neighbor_list
@@ -119,10 +121,10 @@ def pair_distances(frames: Sequence[Atoms]) -> Pairs:
         here = np.unique(atoms.numbers).tolist()
         for one, other in combinations_with_replacement(here, 2):
             name = "-".join(sorted((chemical_symbols[one], chemical_symbols[other])))
-            found = distance[(atoms.numbers[i] == one) & (atoms.numbers[j] == other)]
-            if len(found):
-                counts[name] = counts.get(name, 0) + np.histogram(found, PAIR_EDGES)[0]
-                shortest[name] = min(shortest.get(name, np.inf), float(found.min()))
+            of_pair = distance[(atoms.numbers[i] == one) & (atoms.numbers[j] == other)]
+            if len(of_pair):
+                counts[name] = counts.get(name, 0) + np.histogram(of_pair, PAIR_EDGES)[0]
+                shortest[name] = min(shortest.get(name, np.inf), float(of_pair.min()))
     frequent = sorted(counts, key=lambda name: (-int(counts[name].sum()), name))[:MOST_PAIRS]
     return Pairs(
         counts={name: counts[name] for name in frequent},
@@ -132,8 +134,8 @@ def pair_distances(frames: Sequence[Atoms]) -> Pairs:
     )
 
 
-def force_histogram(counts: np.ndarray, names: Sequence[str], extremes: tuple[float, float]) -> Histogram | None:
-    """Return the histogram of counts over `FORCE_EDGES`, without the empty bins at both ends; None without forces."""
+def make_force_histogram(counts: np.ndarray, names: Sequence[str], extremes: tuple[float, float]) -> Histogram | None:
+    """Make a histogram of counts over `FORCE_EDGES`, without the empty bins at both ends; None without forces."""
     total = counts.sum(axis=0)
     if not total.any():
         return None

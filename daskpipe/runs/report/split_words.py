@@ -1,4 +1,4 @@
-"""Words for what a dataset records about its splits."""
+"""Describe in words what a dataset records about its splits."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ WORDS = {
     "frame_distance": "distance from a frame to the nearest other one of its seed",
     "seed": "seed of the shuffle",
 }
-"""What the page calls a record, in the order of its table."""
+"""Name of each record on the page, in the order of its table."""
 
 OF_A_SPLIT = ("wanted", "leakage", "leakage_random")
-"""Records of each split, shares: what was asked for, and what has a near training neighbour, here and at random."""
+"""Shares that are recorded for each split: asked for, with a near neighbour in train, and the latter at random."""
 
 HIDDEN = ("unit", "n_structures", "counts", "types", "fractions", *OF_A_SPLIT)
-"""Records that say the same for every dataset, or that the page shows elsewhere."""
+"""Records that are the same for every dataset, or that the page shows elsewhere."""
+
 LONGEST = 200
+"""Most characters of a value."""
 
 
 def describe_splits(rule: Mapping[str, Any], report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return rows of a table in words: how splits were made, and how they came out.
+    """Describe how splits were made, and their result, in rows of a table.
 
     Parameters
     ----------
@@ -46,29 +48,32 @@ def describe_splits(rule: Mapping[str, Any], report: Mapping[str, Any]) -> list[
     Returns
     -------
     list of tuple
-        What, and its value; a record that both attributes hold stands once.
+        Name and value of each record; a record in both attributes is listed once.
     """
     given = {**rule, **report}
-    rows = {WORDS[name]: _write(name, given[name]) for name in WORDS if name in given}
+    rows = {WORDS[name]: _format_value(name, given[name]) for name in WORDS if name in given}
     if given.get("split_by") != "cluster":
         rows.pop(WORDS["clusters"], None)
     others = {name: value for name, value in given.items() if name not in WORDS and name not in HIDDEN}
-    return [*rows.items(), *((name.replace("_", " "), _write("", value)) for name, value in _flatten(others))]
+    return [
+        *rows.items(),
+        *((name.replace("_", " "), _format_value("", value)) for name, value in _flatten_names(others)),
+    ]
 
 
 def list_shares(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return rows of a table: each split, and its `OF_A_SPLIT` in per cent, a dash where it is not recorded."""
+    """List the shares of each split (`OF_A_SPLIT`) in per cent, in rows of a table; a dash if not recorded."""
     records = [record if isinstance(record := report.get(name), Mapping) else {} for name in OF_A_SPLIT]
     named = dict.fromkeys(split for record in records for split in record)
     splits = sorted(named, key=lambda split: SPLITS.index(split) if split in SPLITS else len(SPLITS))
-    return [(str(split), *(_write_share(record.get(split)) for record in records)) for split in splits]
+    return [(str(split), *(_format_share(record.get(split)) for record in records)) for split in splits]
 
 
-def _write_share(value: Any) -> str:
+def _format_share(value: Any) -> str:
     return f"{100 * value:.3g} %" if isinstance(value, int | float) else "–"
 
 
-def _write(head: str, value: Any) -> str:
+def _format_value(head: str, value: Any) -> str:
     """Write a value for people."""
     if value is None:
         return "–"
@@ -82,10 +87,10 @@ def _write(head: str, value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten_names(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted names and values of nested objects."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _flatten(item, f"{name}.{key}" if name else str(key))
+            yield from _flatten_names(item, f"{name}.{key}" if name else str(key))
     else:
         yield name, value

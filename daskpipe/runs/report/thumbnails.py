@@ -1,4 +1,4 @@
-"""Pictures of structures, drawn by ASE with matplotlib."""
+"""Draw pictures of structures, with ASE and matplotlib."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 VIEW = "-75x,20y,5z"
 """Rotation, in degrees: a little from above, so that layers and cells are seen."""
+
 INCHES, DOTS = 2.0, 160
+"""Width and height of a picture, in inches, and its resolution, in dots an inch."""
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture, as a data URI, and what it shows."""
+    """Picture of a structure, as a data URI, and its formula, size and id."""
 
     uri: str
     formula: str
@@ -26,12 +28,16 @@ class Thumbnail:
     id: str
 
 
-def thumbnails(pictures: Mapping[str, list[Atoms]]) -> dict[str, list[Thumbnail]]:
-    """Draw structures; those of a kind stay together."""
-    return {kind: [_drawn(atoms) for atoms in found] for kind, found in pictures.items() if found}
+def draw_thumbnails(pictures: Mapping[str, list[Atoms]]) -> dict[str, list[Thumbnail]]:
+    """Draw structures, by kind of system."""
+    return {
+        kind: [_draw_structure(atoms) for atoms in atoms_of_kind]
+        for kind, atoms_of_kind in pictures.items()
+        if atoms_of_kind
+    }
 
 
-def legend(symbols: Iterable[str]) -> dict[str, str]:
+def make_legend(symbols: Iterable[str]) -> dict[str, str]:
     """Return the colour of each element in the pictures."""
     from ase.data import atomic_numbers
     from ase.data.colors import jmol_colors
@@ -40,7 +46,7 @@ def legend(symbols: Iterable[str]) -> dict[str, str]:
     return {symbol: f"#{red:02x}{green:02x}{blue:02x}" for symbol, (red, green, blue) in rounded.items()}
 
 
-def _drawn(atoms: Atoms) -> Thumbnail:
+def _draw_structure(atoms: Atoms) -> Thumbnail:
     from ase.visualize.plot import plot_atoms
     from matplotlib.figure import Figure
 

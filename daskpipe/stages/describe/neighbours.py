@@ -32,7 +32,7 @@ def neighbour_grid(atoms: Atoms, cutoff: float) -> Grid:
     Returns
     -------
     Grid
-        What an atom's neighbours in it are, `neighbours_kernels.find_neighbours` tells.
+        What an atom's neighbours in it are, `neighbours_kernels.write_neighbours` tells.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Kernels of the neighbour search: periodic images sorted into a grid of bins, and the points around a centre.
 
 Work and memory are linear in the number of atoms. Pairs are not kept: who wants an atom's neighbours asks for them
-(`find_neighbours`) and uses them while they are in the cache.
+(`write_neighbours`) and uses them while they are in the cache.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def distance_to_bin(coordinate: float, low: float, edge: float, number: int) -> 
 
 
 @kernel
-def find_neighbours(centre: np.ndarray, grid: Grid, out: np.ndarray) -> int:
+def write_neighbours(centre: np.ndarray, grid: Grid, out: np.ndarray) -> int:
     """Write the numbers of the points within the cutoff of a place, one there included; return how many they are.
 
     `out` is int32 and has room for all points and a vector more.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from daskpipe.core.accelerate import kernel
-from daskpipe.stages.describe.neighbours_kernels import Grid, find_neighbours
+from daskpipe.stages.describe.neighbours_kernels import Grid, write_neighbours
 from daskpipe.stages.describe.simd import (
     WIDTH,
     add,
@@ -104,7 +104,7 @@ def gather_neighbours(centre: np.ndarray, grid: Grid, kinds: np.ndarray, basis: 
     """
     found, found_kinds, places, ends = work.found, work.found_kinds, work.places, work.ends
     x, y, z = work.x, work.y, work.z
-    n_found = find_neighbours(centre, grid, found)
+    n_found = write_neighbours(centre, grid, found)
     for number in range(n_found):
         found_kinds[number] = kinds[found[number]]
     # The last vector reaches beyond the end, where nothing is of any species.

@@ -9,7 +9,7 @@ import numpy as np
 
 from daskpipe.core import seeds
 from daskpipe.core.structures import take
-from daskpipe.engine.rows import Rows, read_rows, read_unit
+from daskpipe.engine.rows import UnitRows, read_rows, read_unit
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload
 from daskpipe.stages.describe.reduction import PrincipalAxes, Reduction, unit_length
@@ -83,7 +83,7 @@ def describe_atoms(
     """
     keys = [key for key, _ in units]
     blocks = _describe_units(root, stage, keys, settings, species, reduction_key)
-    n_atoms = [int(RunDirectory(root).load(stage, key, ["n_atoms"])["n_atoms"].sum()) for key in keys]
+    n_atoms = [int(RunDirectory(root).load_arrays(stage, key, ["n_atoms"])["n_atoms"].sum()) for key in keys]
     return _select_array(blocks, "environments", n_atoms, settings.dims)
 
 
@@ -201,7 +201,7 @@ def _arrays_of_reduction(reduction: Reduction) -> dict[str, np.ndarray]:
 
 def sample_frames(root: Path, stage: str, keys: list[str], size: int, run_seed: int) -> xr.Dataset:
     """Return frames chosen by the hash of their ids, in the order of the hashes."""
-    ids = [RunDirectory(root).load(stage, key, ["structure_id"])["structure_id"] for key in keys]
+    ids = [RunDirectory(root).load_arrays(stage, key, ["structure_id"])["structure_id"] for key in keys]
     order = seeds.order_by_hash(run_seed, "describe", np.concatenate(ids))[:size]
     ends = np.cumsum([len(unit_ids) for unit_ids in ids])
     # Each unit is read once; the sample is put in its canonical order after that.
@@ -209,7 +209,7 @@ def sample_frames(root: Path, stage: str, keys: list[str], size: int, run_seed: 
     pieces = []
     for number in np.unique(number_of_unit).tolist():
         found = np.sort(order)[number_of_unit == number] - (ends[number] - len(ids[number]))
-        pieces.append(Rows(stage=stage, key=keys[number], rows=tuple(found.tolist())))
+        pieces.append(UnitRows(stage=stage, key=keys[number], rows=tuple(found.tolist())))
     return take(read_rows(root, pieces), np.argsort(np.argsort(order)))
 
 
@@ -225,6 +225,6 @@ def sample_atoms(frames: xr.Dataset, size: int, run_seed: int) -> np.ndarray:
 
 def load_reductions(root: Path, key: str, settings: Describe) -> tuple[Reduction, Reduction | None]:
     """Read the fitted axes, of structures and (at that level) of atoms."""
-    arrays: Any = RunDirectory(root).load(FIT, key)
+    arrays: Any = RunDirectory(root).load_arrays(FIT, key)
     of_atoms = Reduction(*(arrays[OF_ATOMS + name] for name in AXES)) if settings.level == "atom" else None
     return Reduction(*(arrays[name] for name in AXES)), of_atoms

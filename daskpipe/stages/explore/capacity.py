@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from platformdirs import user_cache_path
 
-from daskpipe.core.connectivity import neighbours
+from daskpipe.core.connectivity import find_neighbours
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -91,7 +92,7 @@ def measure_capacity(
 
 def n_pairs(atoms: Atoms, cutoff: float) -> int:
     """Count the ordered pairs of atoms closer than a distance (Å), images included."""
-    return len(neighbours(atoms, cutoff, "i"))
+    return len(find_neighbours(atoms, cutoff, "i"))
 
 
 def memory_growth(
@@ -133,7 +134,7 @@ def remember_or_measure(name: str, measure: Callable[[], float], folder: Path | 
     folder
         Where figures are kept; by default the user's cache.
     """
-    folder = folder or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "daskpipe"
+    folder = folder or user_cache_path("daskpipe")
     file = folder / "memory.json"
     try:
         known = json.loads(file.read_text())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from daskpipe.core.connectivity import periodic_directions
-from daskpipe.core.errors import ConfigError, unknown
+from daskpipe.core.errors import ConfigError, describe_unknown
 from daskpipe.stages.explore.order import is_crystal
 
 if TYPE_CHECKING:
@@ -147,4 +147,4 @@ def _no_plane(n_directions: int) -> str:
 
 def _check_name(ensemble: str) -> None:
     if ensemble not in ENSEMBLES:
-        raise ConfigError(unknown("ensemble", ensemble, list(ENSEMBLES)))
+        raise ConfigError(describe_unknown("ensemble", ensemble, list(ENSEMBLES)))

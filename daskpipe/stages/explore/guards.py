@@ -247,14 +247,16 @@ def check_geometry(atoms: Atoms, start: Atoms, settings: Guards) -> Fault | None
     settings
         Limits.
     """
-    if evidence := geometry.overlap(atoms, settings.min_distance):
+    if evidence := geometry.find_overlap(atoms, settings.min_distance):
         return "overlap", evidence
     if fault := check_cell_shape(atoms, start, settings.max_volume_ratio):
         return fault
     # What hangs together by bonds does so all the more by longer reaches, which take more time to look at.
-    if settings.evaporation is not None and geometry.n_parts(atoms, min(BOND_REACH, settings.evaporation)) > 1:
-        now, before = (geometry.parts(each, settings.evaporation) for each in (atoms, start))
-        fragment = _smallest_fragment(now, geometry.parts(start, BOND_REACH)) if now.max() > before.max() else None
+    if settings.evaporation is not None and geometry.count_parts(atoms, min(BOND_REACH, settings.evaporation)) > 1:
+        now, before = (geometry.label_parts(each, settings.evaporation) for each in (atoms, start))
+        fragment = (
+            _smallest_fragment(now, geometry.label_parts(start, BOND_REACH)) if now.max() > before.max() else None
+        )
         if fragment is not None and len(periodic_directions(start)) < 3:
             formula = atoms[fragment].get_chemical_formula()
             apart = f"farther than {settings.evaporation:g} sums of covalent radii from what it was bonded to"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from daskpipe.core import constants
-from daskpipe.core.geometry import full_cell, widths
+from daskpipe.core.geometry import cell_widths, full_cell
 from daskpipe.stages.explore.vacancies import HopSites
 
 HOP_RANGE = (0.8, 1.2)
@@ -295,7 +295,7 @@ class _OverlapCheck:
         self.radii = min_distance * covalent_radii[numbers]
         # The nearest lattice coordinates lie within half a cell. Other images are closer than the limit only in small
         # cells: by 1 along an axis only if it is less than twice as wide, and so on.
-        reach = 2 * self.radii.max() / widths(self.cell)
+        reach = 2 * self.radii.max() / cell_widths(self.cell)
         most = np.where(box.pbc, np.ceil(reach - 0.5), 0).astype(int)
         shifts = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in most), indexing="ij"), axis=-1).reshape(-1, 3)
         self.images = shifts @ self.cell

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.core.structures import charge
+from daskpipe.core.structures import total_charge
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -50,7 +50,7 @@ def oxidation_states(atoms: Atoms, given: Mapping[str, float]) -> np.ndarray:
     numbers, species, counts = np.unique(atoms.numbers, return_inverse=True, return_counts=True)
     if given:
         return _look_up_states(atoms, given)
-    states = guess_states(tuple(numbers.tolist()), tuple(counts.tolist()), charge(atoms))
+    states = guess_states(tuple(numbers.tolist()), tuple(counts.tolist()), total_charge(atoms))
     return np.array(states)[species]
 
 

@@ -36,7 +36,7 @@ class RandomNumbers:
     Parameters
     ----------
     key
-        From `daskpipe.core.seeds.key_of`.
+        From `daskpipe.core.seeds.stream_key`.
     """
 
     def __init__(self, key: int) -> None:
@@ -45,7 +45,7 @@ class RandomNumbers:
 
     def stream_at(self, purpose: Purpose, step: int) -> np.random.Generator:
         """Return the stream of one step, for what is drawn once in a while."""
-        return seeds.at(self.key, purpose, step)
+        return seeds.stream_at(self.key, purpose, step)
 
     def draw_steps(self, purpose: Purpose, step: int, n_steps: int, draw: Draw) -> np.ndarray:
         """Return the numbers of the steps after `step`.

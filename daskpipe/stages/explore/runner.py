@@ -263,11 +263,11 @@ class BatchRunner:
         order = [self.trajectories.index(trajectory) for trajectory in (*self.active, *self.waiting)]
         self.checkpoints.save(pack_trajectories(self.trajectories, order, len(self.active), self.room.capacity))
         self.saved_at = self.clock()
-        self.checkpoints.give_way()
+        self.checkpoints.yield_if_ending()
 
     def _resume_from_checkpoint(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
-        data = self.checkpoints.newest() if self.checkpoints else None
+        data = self.checkpoints.read_newest() if self.checkpoints else None
         if data is None:
             return
         order, n_flying, self.room.capacity = unpack_trajectories(data, self.trajectories)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.core.geometry import overlap
-from daskpipe.core.structures import charge, from_atoms
+from daskpipe.core.geometry import find_overlap
+from daskpipe.core.structures import from_atoms, total_charge
 from daskpipe.engine.checkpoints import Checkpoints
-from daskpipe.engine.rows import Rows, arrays_of, read_rows
+from daskpipe.engine.rows import UnitRows, dataset_to_arrays, read_rows
 from daskpipe.engine.units import Payload
 from daskpipe.stages.explore.ensembles import choose_ensemble, explain_refusal, has_pressure
 from daskpipe.stages.explore.fixed_atoms import free_components
@@ -81,10 +81,10 @@ def explore_partition(
     checkpoints: Checkpoints | None = None,
 ) -> list[Payload]:
     """Run the trajectories of one partition; frames are ordered by seed, then time."""
-    from daskpipe.core.third_party import quiet
+    from daskpipe.core.third_party import silence_libraries
     from daskpipe.potentials import batched_model
 
-    with quiet():  # torch-sim's import has a good deal to say
+    with silence_libraries():  # torch-sim's import has a good deal to say
         from daskpipe.potentials.zbl import add_repulsion
         from daskpipe.stages.explore.capacity import measure_capacity
         from daskpipe.stages.explore.relaxation import add_relaxations
@@ -104,11 +104,11 @@ def explore_partition(
             space = measure_capacity(
                 model, [trajectory.seed for trajectory in fit], settings.batch_atoms, potential.cutoff, name
             )
-            attempt = checkpoints.begin() if checkpoints else None
+            attempt = checkpoints.begin_attempt() if checkpoints else None
             BatchRunner([*first, *fit], model, settings, space, fingerprint, attempt).run()
     frames = [atoms for trajectory in trajectories for atoms in trajectory.output_frames(settings.dynamics)]
     rejected = [stop for trajectory in trajectories for stop in trajectory.stops]
-    arrays = arrays_of(from_atoms(frames))
+    arrays = dataset_to_arrays(from_atoms(frames))
     tallies = sum((Counter(trajectory.tallies) for trajectory in (*first, *trajectories)), Counter())
     return [Payload(arrays=arrays, n_out=len(frames), rejected=rejected, tallies=tallies)]
 
@@ -117,7 +117,7 @@ def _make_trajectory(seed: Atoms, settings: Exploration, run_seed: int, elements
     """Return the trajectory of a seed; it is finished, and says why, if the seed is nothing to start from."""
     seed = seed.copy()
     # All say what is the default: labels and noise must not depend on whether a structure spells it out.
-    seed.info |= {"charge": charge(seed)}
+    seed.info |= {"charge": total_charge(seed)}
     reason, evidence, ensemble = _check_seed(seed, settings, elements)
     trajectory = Trajectory(seed=seed, ensemble=ensemble, run_seed=run_seed)
     if reason:
@@ -137,7 +137,7 @@ def _check_seed(seed: Atoms, settings: Exploration, elements: frozenset[str] | N
         return "cell", f"its periodic cell vectors do not span a volume: {vectors.tolist()}", ""
     if unknown := unknown_elements(seed, elements):
         return unknown.reason, unknown.evidence, ""
-    if evidence := overlap(seed, settings.guards.min_distance):
+    if evidence := find_overlap(seed, settings.guards.min_distance):
         return "overlap", evidence, ""
     if settings.repulsion == "zbl" and (evidence := _repulsion_evidence(seed)):
         return "repulsion", evidence, ""
@@ -161,7 +161,7 @@ def _repulsion_evidence(seed: Atoms) -> str | None:
     """Return which pair of a seed the repulsion of nuclei would push apart from the start; ``None`` if none."""
     from daskpipe.potentials.zbl import REACH
 
-    pair = overlap(seed, REACH)
+    pair = find_overlap(seed, REACH)
     return pair and f"{pair}: repulsion=zbl would push on it from the start; give repulsion=none, or a relaxed seed"
 
 
@@ -192,7 +192,7 @@ def ensemble_of(seed: Atoms, dynamics: Dynamics) -> str:
     return choose_ensemble(seed, relax_plane=dynamics.relax_plane) if name == "auto" else name
 
 
-def load_seeds(root: Path, pieces: Sequence[Rows], conditions: Sequence[Condition]) -> list[Atoms]:
+def load_seeds(root: Path, pieces: Sequence[UnitRows], conditions: Sequence[Condition]) -> list[Atoms]:
     """Read one partition of seeds from the run directory and give each its condition."""
     from daskpipe.core.structures import to_atoms
 
@@ -206,7 +206,7 @@ def load_seeds(root: Path, pieces: Sequence[Rows], conditions: Sequence[Conditio
 
 
 def trajectory_names(
-    root: Path, pieces: Sequence[Rows], conditions: Sequence[Condition], dynamics: Dynamics
+    root: Path, pieces: Sequence[UnitRows], conditions: Sequence[Condition], dynamics: Dynamics
 ) -> list[str]:
     """Return what the quarantine calls the trajectories of a partition."""
     return [
@@ -215,7 +215,7 @@ def trajectory_names(
     ]
 
 
-def find_pressed_seeds(root: Path, pieces: Sequence[Rows], dynamics: Dynamics) -> list[bool]:
+def find_pressed_seeds(root: Path, pieces: Sequence[UnitRows], dynamics: Dynamics) -> list[bool]:
     """Say which seeds are explored under each pressure; they are read only if there is more than one."""
     if len(dynamics.pressures) == 1:
         return [True] * len(pieces)

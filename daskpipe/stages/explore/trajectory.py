@@ -149,7 +149,7 @@ class Trajectory:
         """Its random numbers in this try."""
         if self._random_numbers is None:
             condition = self.condition
-            key = seeds.key_of(
+            key = seeds.stream_key(
                 self.run_seed, "explore", self.id, self.ensemble, format_schedule(condition.temperature),
                 format_schedule(condition.pressure), condition.replica, self.attempt,
             )  # fmt: skip

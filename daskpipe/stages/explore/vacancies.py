@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.core.connectivity import neighbours
-from daskpipe.core.geometry import full_cell, widths
+from daskpipe.core.connectivity import find_neighbours
+from daskpipe.core.geometry import cell_widths, full_cell
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -126,7 +126,7 @@ def hop_sites(atoms: Atoms, length: np.ndarray, movable: np.ndarray | None = Non
         return None
     positions = np.vstack([atoms.positions, vacant])
     sites = Sites(numbers=np.ones(len(positions)), positions=positions, cell=atoms.cell, pbc=atoms.pbc)
-    first, second, distance, shift = neighbours(sites, RANGE[1] * float(length.max()), "ijdS")
+    first, second, distance, shift = find_neighbours(sites, RANGE[1] * float(length.max()), "ijdS")
     scaled = positions @ np.linalg.inv(full_cell(atoms))
     near = (distance >= RANGE[0] * length.min()) & (first != second)
     reach = np.outer(length, RANGE)
@@ -166,7 +166,7 @@ def like_distances(atoms: Atoms, states: np.ndarray, tolerance: float) -> np.nda
     for cutoff in SEARCH:
         if not np.isnan(length).any():
             break
-        i, j, distance = neighbours(atoms, cutoff, "ijd")
+        i, j, distance = find_neighbours(atoms, cutoff, "ijd")
         like = np.abs(states[i] - states[j]) <= tolerance
         nearest = np.full(len(atoms), np.inf)
         np.minimum.at(nearest, i[like], distance[like])
@@ -196,13 +196,13 @@ def vacant_sites(atoms: Atoms) -> np.ndarray:
         return np.zeros((0, 3))
     spacing = _neighbour_spacing(atoms)
     cell, reach = full_cell(atoms), 2 * CLEARANCE[1] * SHELL * spacing
-    most = np.where(atoms.pbc, np.ceil(reach / widths(cell)), 0).astype(int)
+    most = np.where(atoms.pbc, np.ceil(reach / cell_widths(cell)), 0).astype(int)
     shifts = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in most), indexing="ij"), axis=-1).reshape(-1, 3)
     inverse = np.linalg.inv(cell)
     wrapped = atoms.positions @ inverse
     wrapped[:, atoms.pbc] %= 1
     scaled = (wrapped[None] + shifts[:, None]).reshape(-1, 3)
-    margin = reach / widths(cell)
+    margin = reach / cell_widths(cell)
     near = ((scaled >= -margin) & (scaled <= 1 + margin) | ~atoms.pbc).all(axis=1)
     points = scaled[near] @ cell
     try:
@@ -238,7 +238,7 @@ def vacant_sites(atoms: Atoms) -> np.ndarray:
 def _neighbour_spacing(atoms: Atoms) -> float:
     """Return the median distance of an atom to its four nearest ones, Å: one alone is too near where atoms vibrate."""
     for cutoff in SEARCH:
-        i, distance = neighbours(atoms, cutoff, "id")
+        i, distance = find_neighbours(atoms, cutoff, "id")
         order = np.lexsort((distance, i))
         i, distance = i[order], distance[order]
         first = np.searchsorted(i, np.arange(len(atoms)))

@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from daskpipe.core.connectivity import periodic_directions
-from daskpipe.core.geometry import full_cell, overlap, widths
-from daskpipe.core.structures import charge
+from daskpipe.core.geometry import cell_widths, find_overlap, full_cell
+from daskpipe.core.structures import total_charge
 from daskpipe.core.validation import FrozenModel
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _check_cell(atoms: Atoms, limits: Limits) -> Fault | None:
         return None
     if np.linalg.matrix_rank(atoms.cell.array[atoms.pbc]) < atoms.pbc.sum():
         return Fault("cell", f"periodic along {_name_axes(atoms.pbc)} but the cell vectors span nothing there")
-    width = widths(full_cell(atoms))[atoms.pbc].min()
+    width = cell_widths(full_cell(atoms))[atoms.pbc].min()
     if width < MIN_WIDTH:
         return Fault("cell", f"the cell is {width:.3g} Å thin; the limit is {MIN_WIDTH} Å")
     return None
@@ -117,7 +117,7 @@ def _check_spin(atoms: Atoms, limits: Limits) -> Fault | None:
     multiplicity = atoms.info.get("spin_multiplicity")
     if not multiplicity or atoms.pbc.any():
         return None  # the electrons of a crystal's cell need not pair up within it
-    electrons = int(atoms.numbers.sum()) - charge(atoms)
+    electrons = int(atoms.numbers.sum()) - total_charge(atoms)
     if electrons < 0 or (electrons + multiplicity) % 2 == 0 or multiplicity > electrons + 1:
         return Fault("spin", f"{electrons} electrons cannot have spin multiplicity {multiplicity}")
     return None
@@ -137,7 +137,7 @@ def _check_arrays(atoms: Atoms, limits: Limits) -> Fault | None:
 
 
 def _check_overlap(atoms: Atoms, limits: Limits) -> Fault | None:
-    evidence = overlap(atoms, limits.min_distance)
+    evidence = find_overlap(atoms, limits.min_distance)
     return Fault("overlap", evidence) if evidence else None
 
 

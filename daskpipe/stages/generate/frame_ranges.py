@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from daskpipe.core.constraints import constraints_of, fixed_components
+from daskpipe.core.constraints import fixed_components, to_constraints
 from daskpipe.core.errors import Rejection
 from daskpipe.core.shared_disk import raise_if_transient
-from daskpipe.core.structures import ARRAY_KEYS, round_positions
+from daskpipe.core.structures import round_positions
+from daskpipe.core.variables import ARRAY_KEYS
 from daskpipe.stages.generate.checks import Limits, find_fault, system_type
 from daskpipe.stages.generate.extxyz import xyz_frames
 from daskpipe.stages.generate.files import read_structures, reader_of, words_of
@@ -188,5 +189,5 @@ def _with_move_mask(atoms: Atoms) -> Atoms:
 
     fixed = fixed_components(atoms)
     atoms.arrays.pop("fixed", None)
-    atoms.set_constraint([] if fixed is None else [dict2constraint(item) for item in constraints_of(fixed)])
+    atoms.set_constraint([] if fixed is None else [dict2constraint(item) for item in to_constraints(fixed)])
     return atoms

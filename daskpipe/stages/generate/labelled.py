@@ -32,7 +32,7 @@ from daskpipe.core.isolated_atoms import CONFIG_TYPE as ISOLATED_ATOM
 from daskpipe.core.isolated_atoms import is_isolated
 from daskpipe.core.shared_disk import raise_if_transient
 from daskpipe.core.structures import NO_PARENT, from_atoms, round_positions, structure_id
-from daskpipe.engine.rows import arrays_of
+from daskpipe.engine.rows import dataset_to_arrays
 from daskpipe.engine.units import Payload
 from daskpipe.stages.generate.checks import FrameError, find_fault, system_type
 from daskpipe.stages.generate.declared_units import find_units, metadata_units
@@ -174,7 +174,10 @@ def read_labelled(frame_range: LabelledFrameRange, keys: LabelKeys, method: str)
             good.append(item[0])
             tallies += item[1]
     return Payload(
-        arrays=arrays_of(from_atoms(good)), n_out=len(good), rejected=rejected, tallies=_shorten_tallies(tallies)
+        arrays=dataset_to_arrays(from_atoms(good)),
+        n_out=len(good),
+        rejected=rejected,
+        tallies=_shorten_tallies(tallies),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from daskpipe.core.errors import unknown
+from daskpipe.core.errors import describe_unknown
 from daskpipe.stages.generate import ENUMERATED, GENERATORS
 
 SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
@@ -26,8 +26,8 @@ class Source(BaseModel):
     @field_validator("generator")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in GENERATORS.names():
-            raise ValueError(unknown("generator", name, GENERATORS.names()))
+        if name not in GENERATORS.known_names():
+            raise ValueError(describe_unknown("generator", name, GENERATORS.known_names()))
         return name
 
     @model_validator(mode="after")

@@ -14,9 +14,9 @@ import numpy as np
 from ase import Atoms
 
 from daskpipe.core.errors import ConfigError, Rejection
-from daskpipe.core.seeds import stream
+from daskpipe.core.seeds import random_stream
 from daskpipe.core.structures import copy_arrays, from_atoms, hex_ids, round_positions
-from daskpipe.engine.rows import Rows, arrays_of, read_unit
+from daskpipe.engine.rows import UnitRows, dataset_to_arrays, read_unit
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload
 from daskpipe.stages.generate import ENUMERATED, GENERATORS
@@ -114,7 +114,7 @@ def _requests_of(name: str, source: Source, base_dir: Path) -> list[Request]:
         items = getattr(import_module(module), attribute)(source.params, source.n, base_dir)
     else:
         # Generators check their parameters together when they are called, before they draw.
-        GENERATORS.get(source.generator)(rng=stream(0, "generate", name), **source.params)
+        GENERATORS.get(source.generator)(rng=random_stream(0, "generate", name), **source.params)
         items = [(source.params, "")] * (source.n or 0)
     return [
         Request(source=name, generator=source.generator, index=index, params=params, digest=digest)
@@ -156,7 +156,7 @@ def generate_partition(requests: list[Request], *, seed: int, limits: Limits) ->
     out: list[Atoms | Rejection] = []
     for request in requests:
         generator = GENERATORS.get(request.generator)
-        structures = generator(rng=stream(seed, "generate", request.source, request.index), **request.params)
+        structures = generator(rng=random_stream(seed, "generate", request.source, request.index), **request.params)
         try:
             made = list(structures if request.generator in ENUMERATED else islice(structures, 1))
         except Exception as error:
@@ -190,7 +190,7 @@ def to_payloads(items: list[Atoms | Rejection]) -> list[Payload]:
     """Flatten a partition of the bag into what a unit commits."""
     rejected = [item for item in items if isinstance(item, Rejection)]
     seeds = [item for item in items if not isinstance(item, Rejection)]
-    return [Payload(arrays=arrays_of(from_atoms(seeds)), n_out=len(seeds), rejected=rejected)]
+    return [Payload(arrays=dataset_to_arrays(from_atoms(seeds)), n_out=len(seeds), rejected=rejected)]
 
 
 def frame_range_payload(frame_range: FrameRange) -> Payload:
@@ -208,14 +208,14 @@ def list_elements(root: Path, keys: list[str]) -> list[str]:
     """Symbols of the elements that occur in units of frames, sorted."""
     from ase.data import chemical_symbols
 
-    units = [RunDirectory(root).load("explore", key, ["numbers"])["numbers"] for key in keys]
+    units = [RunDirectory(root).load_arrays("explore", key, ["numbers"])["numbers"] for key in keys]
     numbers = np.unique(np.concatenate([np.unique(unit) for unit in units]))
     return sorted(chemical_symbols[number] for number in numbers.tolist())
 
 
 def find_distinct_seeds(
     root: Path, keys: list[str], holds: Callable[[str], bool] = lambda _: True
-) -> tuple[list[Rows], list[Rejection], list[str]]:
+) -> tuple[list[UnitRows], list[Rejection], list[str]]:
     """Look through committed seeds.
 
     Parameters
@@ -238,7 +238,7 @@ def find_distinct_seeds(
     """
     from ase.data import chemical_symbols
 
-    rows: list[Rows] = []
+    rows: list[UnitRows] = []
     duplicates: list[Rejection] = []
     first: dict[str, str] = {}
     numbers: set[int] = set()
@@ -259,5 +259,5 @@ def find_distinct_seeds(
                 continue
             first[structure] = name
             if holds(structure):
-                rows.append(Rows(stage="generate", key=key, rows=(row,)))
+                rows.append(UnitRows(stage="generate", key=key, rows=(row,)))
     return rows, duplicates, sorted(chemical_symbols[number] for number in numbers)

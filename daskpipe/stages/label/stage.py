@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from daskpipe.core.errors import Rejection
 from daskpipe.core.structures import from_atoms, spin_multiplicity, structure_id, to_atoms
-from daskpipe.engine.rows import Rows, arrays_of, read_rows
+from daskpipe.engine.rows import UnitRows, dataset_to_arrays, read_rows
 from daskpipe.engine.units import Payload
 from daskpipe.stages.label.checks import find_label_fault
 from daskpipe.stages.label.settings import LabelChecks
@@ -69,16 +69,16 @@ def label_partition(
             results = {name: value for name in names if (value := getattr(found, name)) is not None}
             frame.calc = SinglePointCalculator(frame, **results)
             labelled.append(frame)
-    arrays = arrays_of(from_atoms(labelled))
+    arrays = dataset_to_arrays(from_atoms(labelled))
     return [Payload(arrays=arrays, n_out=len(labelled), rejected=rejected)]
 
 
-def load_picks(root: Path, pieces: list[Rows], select_key: str, start: int, stop: int) -> list[Atoms]:
+def load_picks(root: Path, pieces: list[UnitRows], select_key: str, start: int, stop: int) -> list[Atoms]:
     """Read picks `start` to `stop` from the run directory, with their features, stratum and reason."""
     from daskpipe.engine.run_directory import RunDirectory
 
     ds = read_rows(root, pieces)
-    picks = RunDirectory(root).load("select", select_key, ["features", "cluster", "selection_reason"])
+    picks = RunDirectory(root).load_arrays("select", select_key, ["features", "cluster", "selection_reason"])
     frames = []
     for index in range(stop - start):
         atoms = to_atoms(ds, index)
@@ -89,7 +89,7 @@ def load_picks(root: Path, pieces: list[Rows], select_key: str, start: int, stop
     return frames
 
 
-def name_frames(root: Path, pieces: list[Rows]) -> list[str]:
+def name_frames(root: Path, pieces: list[UnitRows]) -> list[str]:
     """Return what the quarantine calls the frames of a partition."""
     return [structure.hex() for structure in read_rows(root, pieces)["structure_id"].values.tolist()]
 

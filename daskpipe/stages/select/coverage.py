@@ -100,7 +100,7 @@ def measure_coverage(
         If `picked` is empty or not sorted rows of `X`, or another array has another number of rows.
     """
     # Not the stream of `pick`: the probes of random picks must not be these picks.
-    order = seeds.stream(seed, "coverage").permutation(X.shape[0])
+    order = seeds.random_stream(seed, "coverage").permutation(X.shape[0])
     return measure_coverage_of(Blocks(X, order), picked, clusters, elements)
 
 

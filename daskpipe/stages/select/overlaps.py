@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.core.geometry import overlap
-from daskpipe.core.structures import atom_rows, starts
+from daskpipe.core.geometry import find_overlap
+from daskpipe.core.structures import atom_rows, atom_starts
 
 if TYPE_CHECKING:
     from daskpipe.engine.run_directory import RunDirectory
@@ -45,8 +45,8 @@ def find_overlaps(
     found: list[str] = []
     for unit in np.unique(picks["unit"]).tolist():
         path, key = units[unit]
-        frames = directory.load(stage, key, COLUMNS)
-        first = starts(frames["n_atoms"])
+        frames = directory.load_arrays(stage, key, COLUMNS)
+        first = atom_starts(frames["n_atoms"])
         for row in picks["row"][picks["unit"] == unit].tolist():
             atoms = atom_rows(first[row : row + 1], frames["n_atoms"][row : row + 1])
             frame = Atoms(
@@ -55,6 +55,6 @@ def find_overlaps(
                 cell=frames["cell"][row],
                 pbc=frames["pbc"][row],
             )
-            if evidence := overlap(frame, LEAST_DISTANCE):
+            if evidence := find_overlap(frame, LEAST_DISTANCE):
                 found.append(f"{path}#{frames['step'][row]}: {evidence}")
     return {"n": len(found), "example": found[0] if found else None}

@@ -182,7 +182,7 @@ def _read_frames(
     states: dict[bytes, int] = {}
     state: list[int] = []
     for key in keys:
-        unit = RunDirectory(root).load(
+        unit = RunDirectory(root).load_arrays(
             stage, key, ["structure_id", "n_atoms", "numbers"], optional=["candidate", *STATE_VARIABLES]
         )
         state += [states.setdefault(item, len(states)) for item in electronic_states(unit)]
@@ -206,7 +206,7 @@ def _read_frames(
 def features_of(root: Path, stage: str, keys: Sequence[str]) -> np.ndarray | None:
     """Return the features that units of a stage hold, shape (structure, feature); None if there are no units."""
     return (
-        np.concatenate([RunDirectory(root).load(stage, key, ["features"])["features"] for key in keys])
+        np.concatenate([RunDirectory(root).load_arrays(stage, key, ["features"])["features"] for key in keys])
         if keys
         else None
     )
@@ -248,7 +248,7 @@ def _load_array(root: Path, stage: str, key: str, name: str) -> np.ndarray:
         If the unit does not hold it.
     """
     try:
-        return RunDirectory(root).load(stage, key, [name])[name]
+        return RunDirectory(root).load_arrays(stage, key, [name])[name]
     except KeyError:
         raise ValueError(
             f"description unit {key} holds no {name!r}; method 'environments' needs the features of atoms, "

@@ -1,7 +1,8 @@
-"""Formats of other programs, one module each.
+"""Export formats of other programs: one module and one line of `FORMATS` each.
 
-A module makes parts side by side (`Format.write_part`), reads them with the reader of the program that the format is
-for (`Format.read`), and puts them together (`Format.join`). None of them knows Dask, or where the rows come from.
+A module writes parts in parallel (`Format.write_part`), reads them back with the reader of the program for which the
+format is made (`Format.read_part`), and joins them (`Format.join_parts`). It knows neither Dask nor the origin of the
+rows. The fields of the formats derive from `daskpipe.core.variables`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from daskpipe.core.errors import ConfigError, unknown
-from daskpipe.core.structures import NO_PARENT, is_missing
-from daskpipe.core.variables import VARIABLES, VOIGT_TO_FULL, decode
+from daskpipe.core.errors import ConfigError, describe_unknown
+from daskpipe.core.structures import NO_PARENT
+from daskpipe.core.variables import VARIABLES, VOIGT_TO_FULL, decode_names, is_missing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,62 +33,59 @@ FORMATS = {
 }
 
 NEEDED = {"aselmdb": "ase_db_backends", "parquet": "pyarrow"}
-"""Modules that formats want and that do not come with daskpipe."""
+"""Modules that formats need and that are not installed with daskpipe alone."""
 
 Record = Mapping[str, Any]
-"""One structure by the names of `daskpipe.core.variables`; ids as text, coded variables as words, and no NaN: what a
-structure lacks is not there."""
+"""One structure by the names of `daskpipe.core.variables`: ids as text, coded variables as words. Values that a
+structure lacks are left out, so there is no NaN."""
 
 GEOMETRY = ("numbers", "positions", "cell", "pbc")
+"""Variables of a geometry, which every format that holds arrays has."""
+
 LABELS = ("energy", "forces", "stress")
-ATOM_FACTS = ("magmoms", "initial_charges", "initial_magmoms", "masses")
-FACTS = (
-    "charge",
-    "spin_multiplicity",
-    "structure_id",
-    "parent_id",
-    "system_type",
-    "generator",
-    "config_type",
-    "head",
-    "config_weight",
-    "label_method",
-    "split",
+"""Labels of every teacher, for which the formats have places of their own."""
+
+ATOM_FACTS = tuple(
+    name
+    for name, variable in VARIABLES.items()
+    if variable.dims[0] == "atom" and variable.place and name not in (*LABELS, "fixed")
 )
+"""Further per-atom variables. ``fixed`` is not among them: formats have constraints for it."""
 
 SCALARS = tuple(
     name
     for name, variable in VARIABLES.items()
     if variable.dims == ("structure",) and name not in ("n_atoms", "atom_start")
 )
+"""Variables with one number or word per structure."""
 
 
 class Format(Protocol):
-    """What a module of this folder holds."""
+    """Attributes and functions of a module of this package."""
 
     SUFFIX: str
-    """How names of its parts end; some readers go by it."""
+    """End of the file names of parts; some readers need it."""
     READER: str
-    """What the parts are read back with."""
+    """Program that reads the parts back, for messages."""
     FIELDS: tuple[str, ...]
-    """Which names of a `Record` it carries."""
+    """Names of a `Record` that the format holds."""
     MAX_STRUCTURES: int
-    """Most structures of a part."""
+    """Most structures in a part."""
 
     def check_name(self, out: Path) -> None:
-        """Raise `ConfigError` for a name that the readers of the format would not take."""
+        """Raise `ConfigError` for a name that the readers of the format do not accept."""
 
     def write_part(self, block: xr.Dataset, path: Path) -> None:
-        """Write the structures of a dataset in memory."""
+        """Write the structures of a dataset in memory to a part."""
 
-    def read(self, path: Path) -> Iterator[Record]:
-        """Yield the structures of a part, in order, as the program that the format is for reads them."""
+    def read_part(self, path: Path) -> Iterator[Record]:
+        """Yield the structures of a part, in order, as the program for which the format is made reads them."""
 
-    def join(self, parts: Sequence[Path], out: Path) -> None:
-        """Make `out`, a file or a folder, of parts in their order; the parts may be used up."""
+    def join_parts(self, parts: Sequence[Path], out: Path) -> None:
+        """Join parts, in their order, into `out`, a file or a folder; the parts may be moved or changed."""
 
-    def count(self, out: Path) -> int:
-        """Count the structures of what `join` made."""
+    def count_structures(self, out: Path) -> int:
+        """Count the structures in a file or folder that `join_parts` made."""
 
 
 def format_of(name: str) -> Format:
@@ -97,38 +95,43 @@ def format_of(name: str) -> Format:
     ------
     ConfigError
         If there is no such format (the known ones are listed), or a package that it needs is missing.
+
+    Examples
+    --------
+    >>> format_of("extxyz").READER
+    'ase.io.iread'
     """
     if name not in FORMATS:
-        raise ConfigError(unknown("export format", name, list(FORMATS)))
+        raise ConfigError(describe_unknown("export format", name, list(FORMATS)))
     if name in NEEDED and find_spec(NEEDED[name]) is None:
         raise ConfigError(f"the format {name} needs {NEEDED[name]}; type: pip install 'daskpipe[export]'")
     return cast(Format, import_module(FORMATS[name]))
 
 
-def records(block: xr.Dataset) -> Iterator[Record]:
-    """Yield the structures of a dataset in memory; arrays keep their dtypes, and are views.
+def iter_records(block: xr.Dataset) -> Iterator[Record]:
+    """Yield the structures of a dataset in memory; arrays are views with the dtypes of the dataset.
 
-    Variables with a further dim, such as ``features``, are left out; so are ``n_atoms`` and ``atom_start``.
+    Variables with another dim, such as ``features``, are left out, and so are ``n_atoms`` and ``atom_start``.
     """
     columns = {str(name): array.values for name, array in block.data_vars.items()}
-    scalars = {name: _plain(block[name]) for name in columns if name in SCALARS}
+    scalars = {name: _to_python(block[name]) for name in columns if name in SCALARS}
     stops = columns["atom_start"] + columns["n_atoms"]
     for row, (start, stop) in enumerate(zip(columns["atom_start"].tolist(), stops.tolist(), strict=True)):
-        found: dict[str, Any] = {}
+        record: dict[str, Any] = {}
         for name in ("numbers", "positions", "forces", *ATOM_FACTS):
-            if name in columns and not _lacks(values := columns[name][start:stop]):
-                found[name] = values
+            if name in columns and not _has_nan(values := columns[name][start:stop]):
+                record[name] = values
         if "fixed" in columns and columns["fixed"][start:stop].any():
-            found["fixed"] = columns["fixed"][start:stop]
+            record["fixed"] = columns["fixed"][start:stop]
         for name in ("cell", "pbc", "stress"):
-            if name in columns and not _lacks(values := columns[name][row]):
-                found[name] = values
-        found |= {name: values[row] for name, values in scalars.items() if values[row] is not None}
-        yield found
+            if name in columns and not _has_nan(values := columns[name][row]):
+                record[name] = values
+        record |= {name: values[row] for name, values in scalars.items() if values[row] is not None}
+        yield record
 
 
-def same(name: str, one: Any, other: Any) -> bool:
-    """Whether two values of a variable are the same to the last bit that is stored of it."""
+def is_same_value(name: str, one: Any, other: Any) -> bool:
+    """Return whether two values of a variable are equal to the last bit of its dtype in the store."""
     if one is None or other is None or isinstance(one, str) or isinstance(other, str):
         return type(one) is type(other) and bool(one == other)
     dtype = VARIABLES[name].dtype
@@ -136,21 +139,27 @@ def same(name: str, one: Any, other: Any) -> bool:
 
 
 def full_stress(stress: np.ndarray) -> np.ndarray:
-    """Return a stress in Voigt's order as a matrix, shape (3, 3)."""
+    """Convert a stress in Voigt order to a matrix, shape (3, 3).
+
+    Examples
+    --------
+    >>> full_stress(np.array([1, 2, 3, 4, 5, 6])).tolist()
+    [[1, 6, 5], [6, 2, 4], [5, 4, 3]]
+    """
     return np.asarray(stress)[list(VOIGT_TO_FULL)].reshape(3, 3)
 
 
-def _lacks(values: np.ndarray) -> bool:
+def _has_nan(values: np.ndarray) -> bool:
     return values.dtype.kind == "f" and bool(np.isnan(values).any())
 
 
-def _plain(array: xr.DataArray) -> list[Any]:
-    """Return a column as Python objects: words for codes, text for ids, None for NaN and for no parent."""
+def _to_python(array: xr.DataArray) -> list[Any]:
+    """Convert a column to Python objects: words for codes, text for ids, None for NaN and for no parent."""
     variable = VARIABLES[str(array.name)]
     if variable.coded:
-        return [None if is_missing(variable.name, word) else str(word) for word in decode(array)]
+        return [None if is_missing(variable.name, word) else str(word) for word in decode_names(array)]
     if variable.dtype.kind == "V":
-        # The prefix keeps readers from taking an id for a number.
+        # The prefix keeps readers from reading an id as a number.
         return [None if (raw := item.tobytes()) == NO_PARENT else f"0x{raw.hex()}" for item in array.values]
     if variable.missing is not None:
         return [None if is_missing(variable.name, value) else value for value in array.values.tolist()]

@@ -1,4 +1,4 @@
-"""An ASE database in SQLite; see `daskpipe.store.formats.ase_rows` for what stands where."""
+"""Write and read ASE databases in SQLite; `daskpipe.store.formats.ase_rows` documents the place of each variable."""
 
 from __future__ import annotations
 
@@ -11,13 +11,23 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from daskpipe.core.errors import ConfigError
-from daskpipe.store.formats import Record, records
+from daskpipe.store.formats import Record, iter_records
 from daskpipe.store.formats.ase_rows import FIELDS, pairs_and_data, record_of, row_of
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["FIELDS", "MAX_STRUCTURES", "READER", "SUFFIX", "check_name", "count", "join", "read", "write_part"]
+__all__ = [
+    "FIELDS",
+    "MAX_STRUCTURES",
+    "READER",
+    "SUFFIX",
+    "check_name",
+    "count_structures",
+    "join_parts",
+    "read_part",
+    "write_part",
+]
 
 SUFFIX = ".db"
 READER = "ase.db.connect"
@@ -25,23 +35,23 @@ MAX_STRUCTURES = 16_384
 
 
 def check_name(out: Path) -> None:
-    """ASE tells SQLite by the name."""
+    """Require the suffix by which ASE recognises SQLite."""
     if out.suffix != SUFFIX:
         wanted = quote(str(out.with_suffix(SUFFIX)))
         raise ConfigError(f"{out}: ase.db.connect knows SQLite by the ending {SUFFIX}; type {wanted}")
 
 
 def write_part(block: xr.Dataset, path: Path) -> None:
-    """Write a database without indices: `join` makes them."""
+    """Write a database without indices: `join_parts` creates them."""
     from ase.db import connect
 
     with connect(path, create_indices=False, use_lock_file=False) as database:
-        for record in records(block):
+        for record in iter_records(block):
             pairs, data = pairs_and_data(record)
             database.write(row_of(record), pairs, data)
 
 
-def read(path: Path) -> Iterator[Record]:
+def read_part(path: Path) -> Iterator[Record]:
     """Yield the rows in the order of their ids."""
     from ase.db import connect
 
@@ -49,8 +59,8 @@ def read(path: Path) -> Iterator[Record]:
         yield record_of(row)
 
 
-def join(parts: Sequence[Path], out: Path) -> None:
-    """Append all parts to the first, with ids that go on, and make the indices."""
+def join_parts(parts: Sequence[Path], out: Path) -> None:
+    """Append all parts to the first, with consecutive ids, and create the indices."""
     from ase.db.sqlite import all_tables, index_statements
 
     os.rename(parts[0], out)
@@ -69,8 +79,8 @@ def join(parts: Sequence[Path], out: Path) -> None:
         database.commit()
 
 
-def count(out: Path) -> int:
-    """Ask the database."""
+def count_structures(out: Path) -> int:
+    """Count the rows of the database."""
     from ase.db import connect
 
     return int(connect(out, use_lock_file=False).count())

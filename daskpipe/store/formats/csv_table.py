@@ -1,7 +1,7 @@
-"""A table of scalars: one row a structure, one column a variable, no arrays.
+"""Write and read CSV tables of scalars: one row per structure, one column per variable, no arrays.
 
-Ids are ``0x`` and hex digits, coded variables are words, and what a structure lacks is empty. Floats are printed so
-that they read back as stored; pandas before 3.1 wants ``float_precision="round_trip"`` for that.
+Ids are ``0x`` and hex digits, coded variables are words, and values that a structure lacks are empty. Floats are
+printed so that they read back as stored; pandas before 3.1 needs ``float_precision="round_trip"`` for that.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskpipe.core.variables import VARIABLES
-from daskpipe.store.formats import SCALARS, Record, records
+from daskpipe.store.formats import SCALARS, Record, iter_records
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -25,25 +25,25 @@ MAX_STRUCTURES = 65_536
 
 
 def check_name(out: Path) -> None:
-    """Any name will do."""
+    """Accept any name."""
 
 
 def write_part(block: xr.Dataset, path: Path) -> None:
-    """Write a header and a row a structure."""
+    """Write a header, and one row per structure."""
     names = [name for name in SCALARS if name in block]
     with open(path, "w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(["n_atoms", *names])
-        for record in records(block):
-            table.writerow([len(record["numbers"]), *(_text(name, record.get(name)) for name in names)])
+        for record in iter_records(block):
+            table.writerow([len(record["numbers"]), *(_format_value(name, record.get(name)) for name in names)])
 
 
-def _text(name: str, value: Any) -> Any:
-    """Shortest text that reads back as the same number of its precision."""
+def _format_value(name: str, value: Any) -> Any:
+    """Format a number as text that reads back as the same number in its precision."""
     return f"{value:.9g}" if isinstance(value, float) and VARIABLES[name].dtype.itemsize == 4 else value
 
 
-def read(path: Path) -> Iterator[Record]:
+def read_part(path: Path) -> Iterator[Record]:
     """Yield the rows that pandas reads."""
     import pandas as pd
 
@@ -56,7 +56,7 @@ def read(path: Path) -> Iterator[Record]:
         yield {str(name): value for name, value, given in zip(table, values, known[row], strict=True) if given}
 
 
-def join(parts: Sequence[Path], out: Path) -> None:
+def join_parts(parts: Sequence[Path], out: Path) -> None:
     """Copy the bytes of all parts, the header once."""
     with open(out, "wb") as stream:
         for part in parts:
@@ -67,7 +67,7 @@ def join(parts: Sequence[Path], out: Path) -> None:
                 shutil.copyfileobj(source, stream, 2**20)
 
 
-def count(out: Path) -> int:
-    """Count lines; no word holds a line break."""
+def count_structures(out: Path) -> int:
+    """Count the lines; no word contains a line break."""
     with open(out, "rb") as lines:
         return sum(1 for _ in lines) - 1

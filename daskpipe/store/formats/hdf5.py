@@ -1,10 +1,10 @@
-"""Flat arrays in one HDF5 file: what the dataset holds, for programs that read neither Zarr nor xarray.
+"""Write and read flat arrays in one HDF5 file, for programs that read neither Zarr nor xarray.
 
-Arrays have the names, dtypes and units of `daskpipe.core.variables`. Atoms of all structures follow one another; those
-of structure ``i`` are rows ``atom_ptr[i]:atom_ptr[i + 1]``. Where all structures have the same number of atoms, as in
-sets made for distillation, ``positions[:].reshape(n_structures, -1, 3)`` is the usual (structure, atom, xyz). Coded
-variables hold integers whose words stand in the attribute ``flag_meanings``; ids are text of 32 hex digits after
-``0x``. The attributes of the file say all this.
+Arrays have the names, dtypes and units of `daskpipe.core.variables`. The atoms of all structures are concatenated;
+those of structure ``i`` are rows ``atom_ptr[i]:atom_ptr[i + 1]``. Where all structures have the same number of atoms,
+as in sets made for distillation, ``positions[:].reshape(n_structures, -1, 3)`` is the usual (structure, atom, xyz).
+Coded variables hold integers whose words are in the attribute ``flag_meanings``; ids are text of 32 hex digits after
+``0x``. The attributes of the file describe all this.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.core.variables import VARIABLES
-from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record, records
+from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record, iter_records
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,11 +34,11 @@ LAYOUT = (
 
 
 def check_name(out: Path) -> None:
-    """Any name will do."""
+    """Accept any name."""
 
 
 def write_part(block: xr.Dataset, path: Path) -> None:
-    """Write the variables of a block."""
+    """Write the variables of a block as arrays."""
     import h5py
 
     with h5py.File(path, "w") as file:
@@ -53,10 +53,10 @@ def write_part(block: xr.Dataset, path: Path) -> None:
         file[PTR].attrs["long_name"] = "Row of the first atom of each structure, and the number of atoms at the end"
         for name in sorted(map(str, block.data_vars)):
             if name != "atom_start":
-                _write(file, block[name])
+                _write_array(file, block[name])
 
 
-def _write(file: Any, array: xr.DataArray) -> None:
+def _write_array(file: Any, array: xr.DataArray) -> None:
     values = array.values
     if values.dtype.kind == "V":
         values = np.array([f"0x{item.tobytes().hex()}" for item in values], dtype="S34")
@@ -65,7 +65,7 @@ def _write(file: Any, array: xr.DataArray) -> None:
     stored.attrs.update({key: value for key, value in array.attrs.items() if isinstance(value, str | list)})
 
 
-def read(path: Path) -> Iterator[Record]:
+def read_part(path: Path) -> Iterator[Record]:
     """Yield the structures of a file."""
     import h5py
     import xarray as xr
@@ -78,12 +78,12 @@ def read(path: Path) -> Iterator[Record]:
             raw = b"".join(bytes.fromhex(item[2:].decode()) for item in values)
             columns[name] = (np.frombuffer(raw, dtype=VARIABLES[name].dtype), attrs)
     arrays = {name: (VARIABLES[name].dims, *column) for name, column in columns.items()}
-    found = xr.Dataset(arrays).assign(atom_start=("structure", ptr[:-1]), n_atoms=("structure", np.diff(ptr)))
-    yield from records(found)
+    ds = xr.Dataset(arrays).assign(atom_start=("structure", ptr[:-1]), n_atoms=("structure", np.diff(ptr)))
+    yield from iter_records(ds)
 
 
-def join(parts: Sequence[Path], out: Path) -> None:
-    """Copy part after part into arrays of the full length."""
+def join_parts(parts: Sequence[Path], out: Path) -> None:
+    """Copy the parts one after another into arrays of the full length."""
     import h5py
 
     lengths: dict[str, int] = {}
@@ -112,8 +112,8 @@ def join(parts: Sequence[Path], out: Path) -> None:
         file.attrs["n_structures"], file.attrs["n_atoms"] = lengths[PTR], lengths["numbers"]
 
 
-def count(out: Path) -> int:
-    """Look at the length of an array."""
+def count_structures(out: Path) -> int:
+    """Return the length of a per-structure array."""
     import h5py
 
     with h5py.File(out) as file:

@@ -1,11 +1,11 @@
-"""MACE's HDF5: one file, or a folder of files, for ``mace_run_train --train_file``.
+"""Write and read MACE's HDF5: one file, or a folder of files, for ``mace_run_train --train_file``.
 
-A file has one group ``config_batch_0`` with ``config_0``, ``config_1`` ...: MACE takes all groups for as large as the
-first one, and with a single group it cannot miscount. Numbers are float64, as MACE's own ``mace_prepare_data`` writes
-them; a property that a structure lacks has the weight 0, and so has the stress of an open cell. ``config_type``,
-``config_weight`` and ``head`` stand where MACE has them (its reader takes its own head for all of a file); without a
-``spin_multiplicity`` MACE takes 1. MACE knows neither the elements nor the energies of single atoms from such a file:
-give ``--atomic_numbers`` and ``--E0s``, and ``--valid_file`` in the same format. Source: mace-torch 0.3.16,
+A file has one group ``config_batch_0`` with ``config_0``, ``config_1`` ...: MACE assumes that all groups are as large
+as the first one, so a single group is always counted right. Numbers are float64, as ``mace_prepare_data`` of MACE
+writes them; a property that a structure lacks has the weight 0, and so has the stress of an open cell. ``config_type``,
+``config_weight`` and ``head`` are where MACE has them (its reader assigns one head to all of a file); without a
+``spin_multiplicity`` MACE assumes 1. Such a file tells MACE neither the elements nor the energies of single atoms: give
+``--atomic_numbers`` and ``--E0s``, and ``--valid_file`` in the same format. Source: mace-torch 0.3.16,
 ``mace/data/hdf5_dataset.py`` and ``mace/data/utils.py``.
 """
 
@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.core.structures import is_missing
 from daskpipe.core.third_party import import_mace
-from daskpipe.core.variables import FULL_TO_VOIGT
-from daskpipe.store.formats import GEOMETRY, LABELS, Record, full_stress, records
+from daskpipe.core.variables import FULL_TO_VOIGT, is_missing
+from daskpipe.store.formats import GEOMETRY, LABELS, Record, full_stress, iter_records
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,34 +29,32 @@ SUFFIX = ".h5"
 READER = "mace.data.HDF5Dataset"
 FIELDS = (*GEOMETRY, *LABELS, "charge", "spin_multiplicity", "config_type", "head", "config_weight")
 MAX_STRUCTURES = 8_192
-"""Some 30 objects of HDF5 are made for each."""
+"""About 30 HDF5 objects are created for each structure."""
 
 SINGLE = (".h5", ".hdf5")
-"""What a single file is told by, here as in MACE."""
+"""Suffixes of a single file, here as in MACE; any other name is a folder."""
 
 GROUP = "config_batch_0"
 OTHERS = ("virials", "dipole", "charges", "polarizability")
-"""Properties that MACE could train on and daskpipe does not have."""
-
-"""Place in a 3 x 3 stress of ``xx yy zz yz xz xy``."""
+"""Properties that MACE can train on and daskpipe does not have."""
 
 
 def check_name(out: Path) -> None:
-    """Any name will do: without ``.h5`` it is a folder."""
+    """Accept any name: without ``.h5`` it is a folder."""
 
 
 def write_part(block: xr.Dataset, path: Path) -> None:
-    """Write one file as MACE does."""
+    """Write one file in the layout of MACE."""
     import h5py
 
     with h5py.File(path, "w") as file:
         file.attrs["drop_last"] = False
         group = file.create_group(GROUP)
-        for row, record in enumerate(records(block)):
-            _write(group.create_group(f"config_{row}"), record)
+        for row, record in enumerate(iter_records(block)):
+            _write_structure(group.create_group(f"config_{row}"), record)
 
 
-def _write(group: Any, record: Record) -> None:
+def _write_structure(group: Any, record: Record) -> None:
     group["atomic_numbers"] = record["numbers"].astype(np.int64)
     group["positions"] = record["positions"].astype(float)
     group["cell"] = record["cell"]
@@ -83,8 +80,8 @@ def _write(group: Any, record: Record) -> None:
         weights["stress"][()] = 0.0  # MACE's own stress of an open cell is wrong: ACEsuit/mace#1509
 
 
-def read(path: Path) -> Iterator[Record]:
-    """Yield what MACE's own dataset gives before it looks for neighbours."""
+def read_part(path: Path) -> Iterator[Record]:
+    """Yield the structures that the dataset class of MACE reads, before it searches for neighbours."""
     import_mace()
     from mace.data.hdf5_dataset import HDF5Dataset
 
@@ -93,31 +90,31 @@ def read(path: Path) -> Iterator[Record]:
         for index in range(len(dataset)):
             config = dataset[index]
             properties, weights = config.properties, config.property_weights
-            found = {"numbers": config.atomic_numbers, "positions": config.positions, "cell": config.cell}
-            found |= {"pbc": config.pbc, "charge": properties["total_charge"]}
+            record = {"numbers": config.atomic_numbers, "positions": config.positions, "cell": config.cell}
+            record |= {"pbc": config.pbc, "charge": properties["total_charge"]}
             words = {"config_type": config.config_type, "head": properties["head"]}
-            found |= {name: word for name, word in words.items() if not is_missing(name, word)}
+            record |= {name: word for name, word in words.items() if not is_missing(name, word)}
             if "total_spin" in properties:
-                found["spin_multiplicity"] = properties["total_spin"]
+                record["spin_multiplicity"] = properties["total_spin"]
             if dataset.file[f"{GROUP}/config_{index}"].attrs["config_weight"]:
-                found["config_weight"] = config.weight
-            found |= {name: properties[name] for name in LABELS if weights[name] or properties.get(name) is not None}
-            if "stress" in found:
-                found["stress"] = found["stress"].reshape(9)[list(FULL_TO_VOIGT)]
-            yield found
+                record["config_weight"] = config.weight
+            record |= {name: properties[name] for name in LABELS if weights[name] or properties.get(name) is not None}
+            if "stress" in record:
+                record["stress"] = record["stress"].reshape(9)[list(FULL_TO_VOIGT)]
+            yield record
     finally:
         dataset.file.close()
 
 
 class _AsRead:
-    """Stands for MACE's graph of a structure, which would be made in single precision."""
+    """Replaces the graph that MACE would make of a structure in single precision."""
 
     @staticmethod
     def from_config(config: Any, **_: Any) -> Any:
         return config
 
 
-def join(parts: Sequence[Path], out: Path) -> None:
+def join_parts(parts: Sequence[Path], out: Path) -> None:
     """Move the parts into a folder, or copy their structures into one group of one file."""
     import h5py
 
@@ -136,8 +133,8 @@ def join(parts: Sequence[Path], out: Path) -> None:
                     source.copy(f"{GROUP}/config_{row}", group, f"config_{before + row}")
 
 
-def count(out: Path) -> int:
-    """Count as MACE does."""
+def count_structures(out: Path) -> int:
+    """Count the structures as MACE does."""
     import h5py
 
     n = 0

@@ -1,11 +1,11 @@
-"""One Parquet file with ColabFit's columns, one row a structure and its labels.
+"""Write and read one Parquet file with the columns of ColabFit, one row per structure with its labels.
 
 Names and types are those of ColabFit's configuration files (materials.colabfit.org/configuration_schema): lists of
 doubles, energies in eV, forces in eV/Å, and ``cauchy_stress`` as a 3 x 3 matrix in eV/Å^3, positive under tension as
-in ASE (ColabFit's datasets differ in sign), with ``cauchy_stress_volume_normalized`` false: it is not multiplied by the
-volume. Hashes are daskpipe's: ``configuration_hash`` and ``structure_hash`` are the structure's id, ``property_hash``
-covers it, the method and the labels. What ColabFit has no column for is JSON in ``metadata``. ``last_modified`` and
-properties that daskpipe does not have are null.
+in ASE (the sign differs between ColabFit's datasets), with ``cauchy_stress_volume_normalized`` false: it is not
+multiplied by the volume. Hashes are those of daskpipe: ``configuration_hash`` and ``structure_hash`` are the id of the
+structure, ``property_hash`` covers the id, the method and the labels. Variables for which ColabFit has no column are
+JSON in ``metadata``. ``last_modified`` and properties that daskpipe does not have are null.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.core.variables import FULL_TO_VOIGT
-from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record, full_stress, records
+from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record, full_stress, iter_records
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 SUFFIX = ".parquet"
 READER = "pyarrow.parquet"
 METADATA = tuple(name for name in SCALARS if name not in ("energy", "structure_id", "composition", "label_method"))
-"""What goes into the column of that name."""
+"""Variables in the column of that name."""
 
 FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *(name for name in SCALARS if name != "energy"))
 MAX_STRUCTURES = 65_536
 
 ID_DIGITS = 25
-"""Digits of a hash that ColabFit's ids keep."""
+"""Digits of a hash in ColabFit's ids."""
 
 
 def check_name(out: Path) -> None:
-    """Any name will do."""
+    """Accept any name."""
 
 
-def schema() -> pa.Schema:
-    """Return ColabFit's columns."""
+def make_schema() -> pa.Schema:
+    """Return the columns of ColabFit."""
     import pyarrow as pa
 
     text, real, whole, flag = pa.string(), pa.float64(), pa.int32(), pa.bool_()
@@ -69,23 +69,24 @@ def schema() -> pa.Schema:
 
 
 def write_part(block: xr.Dataset, path: Path) -> None:
-    """Write a block, some thousand rows at a time: in between they are Python's numbers."""
+    """Write a block, a few thousand rows at a time, because rows become Python numbers first."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    dataset, software = f"DS_{block.attrs.get('dataset_key', '')}", _software(block)
-    rows = (_row(record, dataset, software) for record in records(block))
-    with pq.ParquetWriter(path, schema()) as writer:
-        while some := list(islice(rows, 4096)):
-            writer.write_table(pa.Table.from_pylist(some, schema=schema()))
+    dataset, software = f"DS_{block.attrs.get('dataset_key', '')}", _name_teacher(block)
+    rows = (_make_row(record, dataset, software) for record in iter_records(block))
+    with pq.ParquetWriter(path, make_schema()) as writer:
+        while batch := list(islice(rows, 4096)):
+            writer.write_table(pa.Table.from_pylist(batch, schema=make_schema()))
 
 
-def _row(record: Record, dataset: str, software: str | None) -> dict[str, Any]:
+def _make_row(record: Record, dataset: str, software: str | None) -> dict[str, Any]:
+    """Convert a structure to a row with the columns of `make_schema`."""
     numbers, pbc = record["numbers"], record["pbc"].astype(int)
     forces, stress = record.get("forces"), record.get("stress")
     norms = None if forces is None else np.linalg.norm(forces.astype(float), axis=1)
     identity = record["structure_id"].removeprefix("0x")
-    property_hash = _property_hash(record)
+    property_hash = _hash_labels(record)
     metadata = {name: record[name] for name in METADATA if name in record}
     metadata |= {name: record[name].tolist() for name in (*ATOM_FACTS, "fixed") if name in record}
     return {
@@ -107,7 +108,7 @@ def _row(record: Record, dataset: str, software: str | None) -> dict[str, Any]:
         "cell": record["cell"].tolist(),
         "positions": record["positions"].tolist(),
         "pbc": record["pbc"].tolist(),
-        **_formulas(record["composition"]),
+        **_format_formulas(record["composition"]),
         "atomic_numbers": numbers.tolist(),
         "nsites": len(numbers),
         "nperiodic_dimensions": int(pbc.sum()),
@@ -118,23 +119,24 @@ def _row(record: Record, dataset: str, software: str | None) -> dict[str, Any]:
     }
 
 
-def _property_hash(record: Record) -> str:
+def _hash_labels(record: Record) -> str:
+    """Hash the id, the method and the labels of a structure."""
     digest = hashlib.blake2b(f"{record['structure_id']} {record.get('label_method')}".encode(), digest_size=16)
     for name in LABELS:
         digest.update(f" {name} ".encode() + np.asarray(record.get(name, ()), dtype="<f8").tobytes())
     return digest.hexdigest()
 
 
-def _software(block: xr.Dataset) -> str | None:
-    """Name of the teacher, if the dataset says."""
+def _name_teacher(block: xr.Dataset) -> str | None:
+    """Return the name of the teacher, if the dataset records it."""
     known = block.attrs.get("label_potential")
     known = json.loads(known) if isinstance(known, str) else known
     return known.get("name") if isinstance(known, dict) else None
 
 
 @cache
-def _formulas(hill: str) -> dict[str, Any]:
-    """Formulas and elements as OPTIMADE defines them, elements in alphabetical order."""
+def _format_formulas(hill: str) -> dict[str, Any]:
+    """Return formulas and elements as OPTIMADE defines them, elements in alphabetical order."""
     from ase.formula import Formula
 
     counts = dict(sorted(Formula(hill).count().items()))
@@ -142,33 +144,35 @@ def _formulas(hill: str) -> dict[str, Any]:
     shares = sorted((n // divisor for n in counts.values()), reverse=True)
     return {
         "chemical_formula_hill": hill,
-        "chemical_formula_reduced": "".join(f"{name}{_many(n // divisor)}" for name, n in counts.items()),
-        "chemical_formula_anonymous": "".join(f"{name}{_many(n)}" for name, n in zip(_letters(), shares, strict=False)),
+        "chemical_formula_reduced": "".join(f"{name}{_format_count(n // divisor)}" for name, n in counts.items()),
+        "chemical_formula_anonymous": "".join(
+            f"{name}{_format_count(n)}" for name, n in zip(_iter_letters(), shares, strict=False)
+        ),
         "elements": list(counts),
         "elements_ratios": [n / total for n in counts.values()],
         "nelements": len(counts),
     }
 
 
-def _many(n: int) -> str:
+def _format_count(n: int) -> str:
     return str(n) if n > 1 else ""
 
 
-def _letters() -> Iterator[str]:
+def _iter_letters() -> Iterator[str]:
     """Yield A, B, ... Z, Aa, Ba, ... Za, Ab, ..."""
     for number in numbers_from():
-        turn, letter = divmod(number, len(ascii_uppercase))
-        yield ascii_uppercase[letter] + (ascii_lowercase[turn - 1] if turn else "")
+        repeat, letter = divmod(number, len(ascii_uppercase))
+        yield ascii_uppercase[letter] + (ascii_lowercase[repeat - 1] if repeat else "")
 
 
-def read(path: Path) -> Iterator[Record]:
-    """Yield the rows that pyarrow reads."""
+def read_part(path: Path) -> Iterator[Record]:
+    """Yield the structures that pyarrow reads."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
-                found = {
+                record = {
                     "numbers": row["atomic_numbers"],
                     "positions": row["positions"],
                     "cell": row["cell"],
@@ -181,23 +185,23 @@ def read(path: Path) -> Iterator[Record]:
                     **json.loads(row["metadata"]),
                 }
                 if row["cauchy_stress"] is not None:
-                    found["stress"] = np.reshape(row["cauchy_stress"], 9)[list(FULL_TO_VOIGT)]
-                yield found
+                    record["stress"] = np.reshape(row["cauchy_stress"], 9)[list(FULL_TO_VOIGT)]
+                yield record
 
 
-def join(parts: Sequence[Path], out: Path) -> None:
-    """Copy row group after row group."""
+def join_parts(parts: Sequence[Path], out: Path) -> None:
+    """Copy the row groups of all parts."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetWriter(out, schema()) as writer:
+    with pq.ParquetWriter(out, make_schema()) as writer:
         for part in parts:
             with pq.ParquetFile(part) as file:
                 for group in range(file.num_row_groups):
                     writer.write_table(file.read_row_group(group))
 
 
-def count(out: Path) -> int:
-    """Look at the file's footer."""
+def count_structures(out: Path) -> int:
+    """Read the number of rows from the footer of the file."""
     import pyarrow.parquet as pq
 
     return int(pq.read_metadata(out).num_rows)

@@ -1,4 +1,4 @@
-"""Define a check of the quality gate: its verdict, value, limit and offenders."""
+"""Define the outcome of a check of the quality gate: verdict, value, limit and offenders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 MOST_OFFENDERS = 1000
-"""Most offending structures that a check names, the worst first; their number is exact in any case."""
+"""Most offending structures that a check lists, the worst first; their number is exact in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,20 +19,20 @@ class Check:
     Parameters
     ----------
     name
-        As the threshold in `daskpipe.store.quality.settings.Quality`.
+        Name in `daskpipe.store.quality.check_table.CHECKS`.
     verdict
-        ``warn`` if it fails, and the profile or the settings say that this is no NO-GO; ``skipped`` if it is turned
-        off, or the dataset does not hold what it needs.
+        ``warn`` for a failure that the profile or the settings allow; ``skipped`` if the check is turned off, or the
+        dataset lacks the data that it needs.
     value, threshold, unit
-        What was measured and what it is held against; a value that is not finite is None.
+        Measured value and its limit; a value that is not finite is None.
     says
         One sentence for people.
     offenders
-        Ids in hex of the structures it is about, the worst first, `MOST_OFFENDERS` at most.
+        Ids in hex of the structures at fault, the worst first, at most `MOST_OFFENDERS`.
     n_offenders
-        How many there are in all.
+        Number of all structures at fault.
     hard
-        Whether what fails is wrong in any data, such as a number that is not finite, so that no setting makes it a
+        Whether the fault is wrong in any data, such as a number that is not finite, so that no setting turns it into a
         warning.
     """
 
@@ -52,20 +52,31 @@ class Check:
         return {**facts, "offenders": list(self.offenders)}
 
 
-def skipped(name: str, why: str) -> Check:
-    """Return a check that was not made."""
+def skip_check(name: str, why: str) -> Check:
+    """Return a check that was not made.
+
+    Examples
+    --------
+    >>> skip_check("diversity", "turned off").verdict
+    'skipped'
+    """
     return Check(name=name, verdict="skipped", says=why)
 
 
-def offending(ids: np.ndarray, rows: np.ndarray, badness: np.ndarray) -> dict[str, Any]:
-    """Name offenders: the worst first, and among equals by id, so that the order of the dataset does not matter.
+def name_offenders(ids: np.ndarray, rows: np.ndarray, badness: np.ndarray) -> dict[str, Any]:
+    """List offenders, the worst first and equals by id, so that the order of the dataset does not matter.
 
     Parameters
     ----------
     ids
         Shape (structure,), 16 bytes each.
     rows, badness
-        Offending structures, and how bad each is; larger is worse.
+        Offending structures, and a number for each that is larger the worse it is.
+
+    Returns
+    -------
+    dict
+        ``offenders`` and ``n_offenders`` of `Check`.
     """
     names = [ids[row].tobytes() for row in rows]
     order = sorted(range(len(names)), key=lambda index: (-float(badness[index]), names[index]))
@@ -75,12 +86,25 @@ def offending(ids: np.ndarray, rows: np.ndarray, badness: np.ndarray) -> dict[st
 def make_check(
     name: str, failed: bool, says: str, value: float, threshold: float | None, unit: str, **rest: Any
 ) -> Check:
-    """Make a check with the verdict that follows from whether it failed; a value that is not finite becomes None."""
+    """Make a check that fails or passes; a value that is not finite becomes None.
+
+    Examples
+    --------
+    >>> check = make_check("forces", 12.0 > 10.0, "99 % of the forces are below 12 eV/Å", 12.0, 10.0, "eV/Å")
+    >>> check.verdict, check.value
+    ('fail', 12.0)
+    """
     number = float(value) if math.isfinite(value) else None
     verdict: Literal["fail", "pass"] = "fail" if failed else "pass"
     return Check(name=name, verdict=verdict, value=number, threshold=threshold, unit=unit, says=says, **rest)
 
 
 def format_count(n: int) -> str:
-    """Format a number of structures, e.g. ``1 structure`` or ``1,200 structures``."""
+    """Format a number of structures.
+
+    Examples
+    --------
+    >>> format_count(1), format_count(1200)
+    ('1 structure', '1,200 structures')
+    """
     return f"{n:,} structure{'s' if n != 1 else ''}"

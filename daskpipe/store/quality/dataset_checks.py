@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from daskpipe.core.seeds import order_by_hash
-from daskpipe.store.quality.check import Check, format_count, make_check, offending, skipped
-from daskpipe.store.quality.settings import DuplicateLimits, Shares, SizeLimits
+from daskpipe.store.quality.check import Check, format_count, make_check, name_offenders, skip_check
+from daskpipe.store.quality.limits import DuplicateLimits, Shares, SizeLimits
 from daskpipe.store.quality.structure_checks import FEW
 
 BANDWIDTH = 0.5
-"""Width of the kernel of the diversity, in root mean square distances of the structures from their mean."""
+"""Width of the kernel of the Vendi score, in root mean square distances of the structures from their mean."""
 
 
-def label_success(n_structures: int, failures: Mapping[str, int], limit: float) -> Check:
-    """Check the share of the structures given to the teacher that are in the dataset."""
+def check_label_success(n_structures: int, failures: Mapping[str, int], limit: float) -> Check:
+    """Check the share of the structures given to the teacher that it labelled."""
     n_failed = sum(failures.values())
     share = n_structures / (n_structures + n_failed)
     why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(failures.items()))
@@ -24,30 +24,30 @@ def label_success(n_structures: int, failures: Mapping[str, int], limit: float) 
     return make_check("label_success", share < limit, says, share, limit, "share")
 
 
-def label_checks(ids: np.ndarray, ok: np.ndarray, limit: float) -> Check:
+def check_label_status(ids: np.ndarray, labels_ok: np.ndarray, limit: float) -> Check:
     """Check the share of structures whose labels passed their checks."""
-    rows = np.flatnonzero(~ok)
+    rows = np.flatnonzero(~labels_ok)
     share = 1 - len(rows) / len(ids)
     says = f"the labels of {format_count(len(rows))} have a status other than ok"
-    named = offending(ids, rows, np.ones(len(rows)))
+    named = name_offenders(ids, rows, np.ones(len(rows)))
     return make_check("label_checks", share < limit, says, share, limit, "share", **named)
 
 
-def duplicates(
-    ids: np.ndarray, composition: np.ndarray, state: np.ndarray, fingerprint: np.ndarray, limits: DuplicateLimits
+def check_duplicates(
+    ids: np.ndarray, composition: np.ndarray, state: np.ndarray, fingerprint: np.ndarray, limit: DuplicateLimits
 ) -> Check:
-    """Check for structures that are stored twice, or repeat another in all but motion, order of atoms and origin.
+    """Check for structures that are stored twice, or repeat another up to motion, order of atoms and choice of origin.
 
     Parameters
     ----------
     ids
         Shape (structure,).
     composition, state
-        Numbers, shape (structure,); only structures equal in both (state: charge, spin) can be the same.
+        Numbers, shape (structure,); only structures that are equal in both (state: charge, spin) can be the same.
     fingerprint
         Shape (structure, number); NaN where there is none.
-    limits
-        Thresholds.
+    limit
+        Largest share, and tolerance of the fingerprint.
     """
     order = order_by_hash(0, "quality", ids)
     twice = np.zeros(len(ids), dtype=bool)
@@ -55,25 +55,25 @@ def duplicates(
     once = order[~twice[order] & np.isfinite(fingerprint[order]).all(axis=1)]
     kind = np.unique(np.stack([composition, state], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
     near = np.zeros(len(ids), dtype=bool)
-    near[once[_repeats(kind[once], fingerprint[once], limits.tolerance)]] = True
+    near[once[_find_repeats(kind[once], fingerprint[once], limit.tolerance)]] = True
     rows = np.flatnonzero(twice | near)
     share = len(rows) / len(ids)
     says = f"{share:.2%} repeat another structure: {int(twice.sum()):,} by id, {int(near.sum()):,} by their distances"
     return make_check(
-        "duplicates", share > limits.share, says, share, limits.share, "share",
-        **offending(ids, rows, twice[rows].astype(float)),
+        "duplicates", share > limit.share, says, share, limit.share, "share",
+        **name_offenders(ids, rows, twice[rows].astype(float)),
     )  # fmt: skip
 
 
-def _repeats(kind: np.ndarray, fingerprint: np.ndarray, tolerance: float) -> np.ndarray:
-    """Return the rows that lie within the tolerance, in every number, of an earlier row of their kind; sorted."""
+def _find_repeats(kind: np.ndarray, fingerprint: np.ndarray, tolerance: float) -> np.ndarray:
+    """Return the rows that are within the tolerance, in every number, of an earlier row of their kind; sorted."""
     order = np.lexsort((fingerprint[:, 0], kind))
     kinds, points = kind[order], fingerprint[order]
     later: list[np.ndarray] = []
     rows = np.arange(len(order) - 1)
     shift = 1
     while len(rows):
-        # Neighbours in the sorted first number, ever farther, as long as any can be near.
+        # Compare with neighbours in the sorted first number, farther each time, as long as any can be near.
         rows = rows[rows + shift < len(order)]
         close = points[rows + shift, 0] - points[rows, 0] <= tolerance
         rows = rows[close & (kinds[rows + shift] == kinds[rows])]
@@ -83,21 +83,24 @@ def _repeats(kind: np.ndarray, fingerprint: np.ndarray, tolerance: float) -> np.
     return np.unique(np.concatenate([*later, np.zeros(0, dtype=np.int64)]))
 
 
-def elements(counts: Mapping[str, int], n_structures: int, requested: Sequence[str], limit: float) -> Check:
-    """Check that each requested element is there, and that the rarest is in enough structures.
+def check_elements(
+    structures_of_element: Mapping[str, int], n_structures: int, requested_elements: Sequence[str], limit: float
+) -> Check:
+    """Check that each requested element occurs, and that the rarest one is in enough structures.
 
     Parameters
     ----------
-    counts
-        In how many structures each element occurs.
+    structures_of_element
+        Number of structures that contain each element, by symbol.
     n_structures
-        Of the dataset.
-    requested
-        Symbols that must occur; those that do are judged without it.
+        Number of structures in the dataset.
+    requested_elements
+        Symbols that must occur; elements that occur are judged without being requested.
     limit
-        Least share of structures.
+        Smallest share of structures.
     """
-    missing = [symbol for symbol in requested if not counts.get(symbol)]
+    counts = structures_of_element
+    missing = [symbol for symbol in requested_elements if not counts.get(symbol)]
     rarest = min([*counts, *missing], key=lambda symbol: (counts.get(symbol, 0), symbol))
     share = counts.get(rarest, 0) / n_structures
     says = f"the rarest element, {rarest}, is in {share:.1%} of the structures"
@@ -106,53 +109,53 @@ def elements(counts: Mapping[str, int], n_structures: int, requested: Sequence[s
     return make_check("elements", bool(missing) or share < limit, says, share, limit, "share", hard=bool(missing))
 
 
-def composition_entropy(composition: np.ndarray, limit: float) -> Check:
-    """Check how evenly the compositions that occur are filled: Shannon entropy over its largest value."""
+def check_composition_entropy(composition: np.ndarray, limit: float) -> Check:
+    """Check how evenly structures spread over their compositions: Shannon entropy over its largest value."""
     counts = np.bincount(composition)
     shares = counts[counts > 0] / len(composition)
     if len(shares) == 1:
-        return skipped("composition_entropy", "all structures have one composition")
+        return skip_check("composition_entropy", "all structures have one composition")
     value = float(-(shares * np.log(shares)).sum() / np.log(len(shares)))
     says = f"{len(shares):,} compositions; the most frequent has {shares.max():.1%} of the structures"
     return make_check("composition_entropy", value < limit, says, value, limit, "1")
 
 
-def sizes(ids: np.ndarray, n_atoms: np.ndarray, limits: SizeLimits) -> Check:
-    """Check the numbers of atoms: least, largest, and the share of the most frequent."""
-    beyond = np.maximum(limits.min_atoms - n_atoms, n_atoms - limits.max_atoms)
+def check_sizes(ids: np.ndarray, n_atoms: np.ndarray, limit: SizeLimits) -> Check:
+    """Check the numbers of atoms: smallest, largest, and the share of the most frequent."""
+    beyond = np.maximum(limit.min_atoms - n_atoms, n_atoms - limit.max_atoms)
     rows = np.flatnonzero(beyond > 0)
     values, counts = np.unique(n_atoms, return_counts=True)
     share = float(counts.max() / len(n_atoms))
     says = (
-        f"{values[0]:,} to {values[-1]:,} atoms, {format_count(len(rows))} outside {limits.min_atoms:,} to "
-        f"{limits.max_atoms:,}; {share:.1%} have {values[counts.argmax()]:,}"
+        f"{values[0]:,} to {values[-1]:,} atoms, {format_count(len(rows))} outside {limit.min_atoms:,} to "
+        f"{limit.max_atoms:,}; {share:.1%} have {values[counts.argmax()]:,}"
     )
-    failed = len(rows) > 0 or (limits.share is not None and share > limits.share)
-    return make_check("sizes", failed, says, share, limits.share, "share", **offending(ids, rows, beyond[rows]))
+    failed = len(rows) > 0 or (limit.share is not None and share > limit.share)
+    return make_check("sizes", failed, says, share, limit.share, "share", **name_offenders(ids, rows, beyond[rows]))
 
 
-def type_balance(counts: Mapping[str, int], requested: Sequence[str], limit: float) -> Check:
-    """Check the share of the rarest system type, over the share it had if all were equally frequent."""
-    full = {**dict.fromkeys(requested, 0), **counts}
+def check_type_balance(structures_of_type: Mapping[str, int], requested_types: Sequence[str], limit: float) -> Check:
+    """Check the share of the rarest system type, over its share if all types were equally frequent."""
+    full = {**dict.fromkeys(requested_types, 0), **structures_of_type}
     if len(full) == 1:
-        return skipped("type_balance", "all structures have one system type")
+        return skip_check("type_balance", "all structures have one system type")
     rarest = min(full, key=lambda name: (full[name], name))
     value = full[rarest] * len(full) / sum(full.values())
     says = ", ".join(f"{count:,} {name}" for name, count in sorted(full.items()))
     return make_check("type_balance", value < limit, f"{says}; {rarest} is the rarest", value, limit, "of uniform")
 
 
-def periodic_share(periodic: np.ndarray, limits: Shares) -> Check:
+def check_periodic_share(periodic: np.ndarray, limit: Shares) -> Check:
     """Check the share of structures that are periodic along all axes."""
     share = float(periodic.mean())
-    failed = not limits.least <= share <= limits.most
-    says = f"{share:.1%} are periodic along all axes; to be {limits.least:.1%} to {limits.most:.1%}"
+    failed = not limit.least <= share <= limit.most
+    says = f"{share:.1%} are periodic along all axes; to be {limit.least:.1%} to {limit.most:.1%}"
     return make_check(
-        "periodic_share", failed, says, share, limits.least if share < limits.least else limits.most, "share"
+        "periodic_share", failed, says, share, limit.least if share < limit.least else limit.most, "share"
     )
 
 
-def diversity(ids: np.ndarray, features: np.ndarray, limit: float) -> Check:
+def check_diversity(feature_ids: np.ndarray, features: np.ndarray, limit: float) -> Check:
     """Check the Vendi score (DOI 10.48550/arXiv.2210.02410): the effective number of different structures.
 
     It is the exponential of the entropy of the eigenvalues of the kernel matrix, here of a Gaussian kernel half as
@@ -161,16 +164,17 @@ def diversity(ids: np.ndarray, features: np.ndarray, limit: float) -> Check:
 
     Parameters
     ----------
-    ids
+    feature_ids
         Shape (sampled,).
     features
         Shape (sampled, feature), finite.
     limit
-        Least score.
+        Smallest score.
     """
-    if len(ids) < FEW:
-        return skipped("diversity", f"only {format_count(len(ids))} with features; {FEW} are needed")
-    points = features.astype(np.float64)[np.argsort(ids.view("S16"), kind="stable")]  # sums in an order of their own
+    if len(feature_ids) < FEW:
+        return skip_check("diversity", f"only {format_count(len(feature_ids))} with features; {FEW} are needed")
+    # Sorted by id, so that sums do not depend on the order of the rows.
+    points = features.astype(np.float64)[np.argsort(feature_ids.view("S16"), kind="stable")]
     points -= points.mean(axis=0)
     squares = (points**2).sum(axis=1)
     spread = squares.mean()

@@ -1,216 +1,203 @@
-"""The quality gate: GO or NO-GO for a dataset, and why."""
+"""Judge a dataset: GO or NO-GO, with the outcome of each check."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from daskpipe.core.errors import InputError
-from daskpipe.core.isolated_atoms import isolated_rows
-from daskpipe.core.seeds import order_by_hash
-from daskpipe.core.structures import cut, starts
-from daskpipe.core.variables import decode, read_root
-from daskpipe.store.connectivity import IMPORTED, Frame
-from daskpipe.store.quality import dataset_checks, measures, split_checks
-from daskpipe.store.quality import structure_checks as checks
-from daskpipe.store.quality.check import Check, skipped
-from daskpipe.store.quality.profiles import beyond_mending, expected, profile_of, warned
-from daskpipe.store.quality.settings import CHECKS, Quality
+from daskpipe.core.variables import read_root
+from daskpipe.store.quality.check import Check, skip_check
+from daskpipe.store.quality.check_table import CHECKS
+from daskpipe.store.quality.measuring import measure_structures, read_columns
+from daskpipe.store.quality.profiles import apply_profile, list_unfixable, profile_of, soften_failures
+from daskpipe.store.quality.settings import Quality
 from daskpipe.store.quality.verdict import Outcome, Verdict
 from daskpipe.store.reader import open_dataset
-from daskpipe.store.splits import origins
 
-if TYPE_CHECKING:
-    import xarray as xr
-
-BLOCK_ATOMS = 2**20
-BLOCK_STRUCTURES = 65_536
-"""What is in memory at once, besides 1 to 2 kB a structure: about one chunk of each array."""
-
-MEASURED = ("numbers", "positions", "forces", "cell", "pbc", "stress", "initial_magmoms")
-"""Variables that are read block by block."""
-
-KNOWN = (
-    "n_atoms", "structure_id", "parent_id", "energy", "split", "group", "system_type", "label_status", "replica",
-    "step", "charge", "spin_multiplicity", "generator", "temperature", "pressure", "ensemble",
-)  # fmt: skip
-"""Variables that are held of all structures."""
-
-REQUIRED = ("energy", "forces")
-"""Checks that fail, and are not skipped, if the dataset lacks what they are about."""
-
-LACKING = {
-    "failures": "on how many structures the teacher failed",
-    "pair_work": "energies and forces",
-    "net_force": "forces",
-    "leaks": "features and splits",
+COLUMNS = {
+    "ids": "Id of each structure, 16 bytes, shape (structure,)",
+    "n_structures": "Number of structures, int",
+    "n_atoms": "Number of atoms of each structure, shape (structure,)",
+    "few_atoms": "Number of atoms up to which distances, energies and sizes of forces are not judged, int",
+    "closest": "Closest pair of atoms, in sums of covalent radii; NaN where not measured, shape (structure,)",
+    "loneliest": "Distance of the atom that is farthest from its nearest neighbour, likewise, shape (structure,)",
+    "fingerprint": "Numbers that are equal for equal structures, shape (structure, 12)",
+    "finite": "Whether cell and positions are finite, shape (structure,), bool",
+    "searchable": "Whether neighbours could be searched for, shape (structure,), bool",
+    "n_periodic": "Number of periodic axes, shape (structure,)",
+    "periodic": "Whether all axes are periodic, shape (structure,), bool",
+    "fullness": "Volume of the periodic vectors over the product of their lengths, shape (structure,)",
+    "left_handed": "Whether a periodic cell is left-handed, shape (structure,), bool",
+    "volume": "Volume per atom, Å^3; NaN unless all axes are periodic, shape (structure,)",
+    "energy": "Potential energy, eV, shape (structure,)",
+    "counts": "Atoms of each element, shape (structure, element), int32",
+    "elements": "Atomic numbers of the columns of counts, shape (element,)",
+    "structures_of_element": "Number of structures that contain each element, by symbol, dict",
+    "composition": "Number of the composition of each structure, shape (structure,)",
+    "state": "Hash of charge, spin and magnetic moments, shape (structure,), int64",
+    "system_type": "System type of each structure, words, shape (structure,)",
+    "type_number": "Number of the system type of each structure, shape (structure,)",
+    "structures_of_type": "Number of structures of each system type, dict",
+    "pair_ids": "Ids of pairs of neighbouring frames, shape (pair, 2)",
+    "pair_energy": "Difference of their energies, eV, shape (pair,)",
+    "pair_work": "Work of the mean forces and stress between them, eV, shape (pair,)",
+    "forces_finite": "Whether all forces are finite, shape (structure,), bool",
+    "largest_force": "Largest force on an atom, eV/Å; NaN if not finite, shape (structure,)",
+    "force_p99": "99th percentile of the forces on atoms, eV/Å, float",
+    "net_force": "Length of the sum of the forces, eV/Å per atom, shape (structure,)",
+    "zero_forces": "Whether all forces are 0 although no symmetry requires it, shape (structure,), bool",
+    "largest_stress": "Largest component of the stress, eV/Å^3; NaN without one, shape (structure,)",
+    "labels_ok": "Whether label_status is ok, shape (structure,), bool",
+    "failures": "Structures on which the teacher failed, by reason, dict",
+    "requested_elements": "Symbols of the elements that the run asked for, tuple",
+    "requested_types": "System types that the run asked for, tuple",
+    "feature_ids": "Ids of a sample of structures with features, shape (sampled,)",
+    "features": "Their features, shape (sampled, feature)",
+    "split": "Index into SPLITS, shape (structure,)",
+    "group": "Number of the group that a split must not tear, shape (structure,)",
+    "shares": "Share that each split should have, by name, dict",
+    "isolated": "Whether a structure is an isolated atom, shape (structure,), bool",
+    "looked": "Rows of val and test that were compared with training structures, shape (looked,)",
+    "leaks": "Whether such a row has a close training structure of its own trajectory, shape (looked,), bool",
+    "label_status": "Outcome of the label checks, words, shape (structure,)",
+    "generator": "Source of each structure, words, shape (structure,)",
+    "origin": "Number of the seed of each structure, shape (structure,)",
+    "magnetic_state": "Hash of the magnetic moments, shape (structure,), int64",
 }
-"""What a check needs, in words."""
+"""Columns that checks may read, with their meaning."""
+
+UNSEEN = {"closest": np.inf, "loneliest": np.nan, "largest_force": np.nan}
+"""Values of structures of few atoms, which are not judged by them."""
 
 
 def judge(path: Path | str, settings: Quality = Quality(), *, outcome: Outcome | None = None) -> Verdict:  # noqa: B008
-    """Judge a dataset; nothing is changed.
+    """Judge a dataset without changing it.
 
-    Memory: one block of atoms (2**20) and 1 to 2 kB a structure: 91 to 207 MB for 100,000 of 1.2 million atoms.
-    Time: about 0.15 ms a structure of a dozen atoms, most of it for distances. Blocks do not change the verdict.
+    Memory: one block of atoms (2**20) and 1 to 2 kB per structure: 91 to 207 MB for 100,000 structures of 1.2 million
+    atoms. Time: about 0.15 ms per structure of a dozen atoms, most of it for distances. The size of the blocks does
+    not change the verdict.
 
     Parameters
     ----------
     path
-        Of a ``dataset.zarr``.
+        Path of a ``dataset.zarr``.
     settings
-        Thresholds.
+        Limits.
     outcome
-        What the run knows of the dataset.
+        Facts that the run knows about the dataset.
 
     Returns
     -------
     Verdict
-        NO-GO if any check fails; one that warns does no harm. A check that is turned off, or lacks what it needs, is
-        skipped and says so; energies and forces must be there.
+        NO-GO if any check fails; a check that warns does not matter. A check that is turned off, or lacks the data
+        that it needs, is skipped and says so; energies and forces must be there.
 
     Raises
     ------
     InputError
-        If `path` is no dataset, holds no structure, or its attributes are not those that a run writes.
+        If `path` is no dataset, contains no structure, or its attributes are not those that a run writes.
     """
     path = Path(path)
     attributes = read_root(path)["attributes"]
     ds = open_dataset(path)
     if not ds.sizes.get("structure"):
         raise InputError(f"{path} holds no structure; nothing to judge")
-    told = _completed(outcome or Outcome(), attributes, path)
-    columns = {name: _read(ds[name]) for name in KNOWN if name in ds}
-    for name in ("system_type", "label_status", "generator"):
-        if name in ds:
-            columns[name] = decode(ds[name].copy(data=columns[name]))
-    geometry = {name: _read(ds[name]) for name in ("n_atoms", "cell", "pbc")}
-    called = {"config_type": decode(ds["config_type"].load())} if "config_type" in ds else {}
-    columns["isolated"] = isolated_rows(geometry | called)
+    outcome = _complete_outcome(outcome or Outcome(), attributes, path)
+    columns = read_columns(ds)
     profile = profile_of(settings, columns)
-    settings, expectation = expected(settings, profile, columns)
-    columns |= _measured(ds, columns, settings, expectation.few_atoms)
-    found = warned(
-        _checked(columns, settings, told, _shares(attributes), expectation.few_atoms),
-        {*expectation.warn, *beyond_mending(attributes)},
-    )
+    settings, expectation = apply_profile(settings, profile, columns)
+    columns |= measure_structures(ds, columns, settings, expectation.few_atoms)
+    facts = _derive_columns(columns, outcome, _planned_shares(attributes), expectation.few_atoms)
+    checks = soften_failures(_make_checks(facts, settings), {*expectation.warn, *list_unfixable(attributes)})
     return Verdict(
-        go=all(check.verdict != "fail" for check in found),
+        go=all(check.verdict != "fail" for check in checks),
         dataset=str(path),
         dataset_key=str(attributes.get("dataset_key", "")),
         n_structures=ds.sizes["structure"],
-        checks=tuple(found),
+        checks=tuple(checks),
         profile=profile,
     )
 
 
-# --- what is judged ---------------------------------------------------------------------------------
-
-
-def _checked(
-    columns: dict[str, np.ndarray], settings: Quality, told: Outcome, shares: Mapping[str, float], few_atoms: int = 0
-) -> list[Check]:
-    """Make the checks, in the order of the thresholds."""
-    c, ids, n_atoms = columns, columns["structure_id"], columns["n_atoms"]
-    types, type_number = np.unique(c.get("system_type", np.zeros(len(ids), dtype="U1")), return_inverse=True)
-    per_type = dict(zip(types.tolist(), np.bincount(type_number).tolist(), strict=True))
-    state = np.zeros(len(ids), dtype=np.int64)
-    if few_atoms:  # what has so few is not looked at
-        many, unseen = n_atoms > few_atoms, {"closest": np.inf, "loneliest": np.nan, "largest_force": np.nan}
-        c = c | {name: np.where(many, c[name], value) for name, value in unseen.items() if name in c}
-    for name in ("charge", "spin_multiplicity"):
-        state = 256 * state + c.get(name, state * 0)
-    state = state ^ c.get("magnetic_state", state * 0)
-    make: dict[str, tuple[str, Callable[[Any], Check]]] = {
-        "overlap": ("", lambda limit: checks.overlap(ids, c["closest"], limit)),
-        "isolated_atoms": ("", lambda limit: checks.isolated_atoms(ids, n_atoms, c["loneliest"], limit)),
-        "cell": ("", lambda limit: checks.cell(ids, c, limit)),
-        "energy": (
-            "energy",
-            lambda limit: checks.energy(ids, c["energy"], c["counts"], c["composition"], type_number, limit, few_atoms),
-        ),
-        "units": ("pair_work", lambda limit: checks.units(c["pair_ids"], c["pair_energy"], c["pair_work"], limit)),
-        "forces": (
-            "net_force",
-            lambda limit: checks.forces(ids, c["forces_finite"], c["largest_force"], float(c["p99"]), limit),
-        ),
-        "largest_force": ("net_force", lambda limit: checks.largest_force(ids, c["largest_force"], limit)),
-        "net_force": ("net_force", lambda limit: checks.net_force(ids, c["net_force"], limit)),
-        "zero_forces": ("net_force", lambda limit: checks.zero_forces(ids, n_atoms, c["zero_forces"], limit)),
-        "stress": ("stress", lambda limit: checks.stress(ids, c["stress"], c["n_periodic"] == 3, limit)),
-        "duplicates": (
-            "",
-            lambda limit: dataset_checks.duplicates(ids, c["composition"], state, c["fingerprint"], limit),
-        ),
-        "label_success": ("failures", lambda limit: dataset_checks.label_success(len(ids), told.failures or {}, limit)),
-        "label_checks": (
-            "label_status",
-            lambda limit: dataset_checks.label_checks(ids, c["label_status"] == "ok", limit),
-        ),
-        "elements": (
-            "",
-            lambda limit: dataset_checks.elements(_holding(c), len(ids), told.elements or (), limit),
-        ),
-        "composition_entropy": ("", lambda limit: dataset_checks.composition_entropy(c["composition"], limit)),
-        "sizes": ("", lambda limit: dataset_checks.sizes(ids, n_atoms, limit)),
-        "type_balance": (
-            "system_type",
-            lambda limit: dataset_checks.type_balance(per_type, told.system_types or (), limit),
-        ),
-        "periodic_share": ("", lambda limit: dataset_checks.periodic_share(c["n_periodic"] == 3, limit)),
-        "diversity": ("features", lambda limit: dataset_checks.diversity(c["feature_ids"], c["features"], limit)),
-        "splits": (
-            "split",
-            lambda limit: split_checks.splits(
-                ids, c["split"], c["group"], shares, limit, c.get("system_type"), c["isolated"]
-            ),
-        ),
-        "leakage": (
-            "leaks",
-            lambda limit: split_checks.leakage(ids, c["split"], c["looked"], c["leaks"], limit),
-        ),
-    }
-    found = []
-    for name in CHECKS:
-        needs, check = make[name]
-        limit = getattr(settings, name)
+def _make_checks(facts: Mapping[str, Any], settings: Quality) -> list[Check]:
+    """Make the checks of the table in their order."""
+    checks = []
+    for name, entry in CHECKS.items():
+        limit = settings.limit_of(name)
         if limit is None:
-            found.append(skipped(name, "turned off"))
-        elif not needs or needs in columns or (needs == "failures" and told.failures is not None):
-            found.append(check(limit))
-        elif name in REQUIRED:
-            found.append(Check(name=name, verdict="fail", says=f"the dataset has no {name}"))
+            checks.append(skip_check(name, "turned off"))
+        elif all(column in facts for column in entry.reads):
+            names = (*entry.reads, *(column for column in entry.optional if column in facts))
+            checks.append(entry.load_function()(**{column: facts[column] for column in names}, limit=limit))
+        elif entry.required:
+            checks.append(Check(name=name, verdict="fail", says=f"the dataset has no {name}"))
         else:
-            found.append(skipped(name, f"the dataset does not tell: {LACKING.get(needs, needs)}"))
-    return found
+            checks.append(skip_check(name, f"the dataset does not tell: {entry.needs}"))
+    return checks
 
 
-def _holding(columns: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Count the structures that hold each element."""
+def _derive_columns(
+    columns: Mapping[str, np.ndarray], outcome: Outcome, shares: Mapping[str, float], few_atoms: int = 0
+) -> dict[str, Any]:
+    """Return the columns that checks may read: `columns`, those that follow from them, and facts about the run."""
+    ids, n_atoms = columns["structure_id"], columns["n_atoms"]
+    types = columns.get("system_type", np.zeros(len(ids), dtype="U1"))
+    type_names, type_number = np.unique(types, return_inverse=True)
+    state = np.zeros(len(ids), dtype=np.int64)
+    for name in ("charge", "spin_multiplicity"):
+        state = 256 * state + columns.get(name, state * 0)
+    facts: dict[str, Any] = {
+        **columns,
+        "ids": ids,
+        "n_structures": len(ids),
+        "few_atoms": few_atoms,
+        "periodic": columns["n_periodic"] == 3,
+        "state": state ^ columns.get("magnetic_state", state * 0),
+        "type_number": type_number,
+        "structures_of_element": _count_structures_of_elements(columns),
+        "requested_elements": outcome.elements or (),
+        "requested_types": outcome.system_types or (),
+        "shares": shares,
+    }
+    if few_atoms:
+        many = n_atoms > few_atoms
+        facts |= {name: np.where(many, columns[name], value) for name, value in UNSEEN.items() if name in columns}
+    if "system_type" in columns:
+        facts["structures_of_type"] = dict(zip(type_names.tolist(), np.bincount(type_number).tolist(), strict=True))
+    if "label_status" in columns:
+        facts["labels_ok"] = columns["label_status"] == "ok"
+    if outcome.failures is not None:
+        facts["failures"] = outcome.failures
+    return facts
+
+
+def _count_structures_of_elements(columns: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Count the structures that contain each element, by symbol."""
     from ase.data import chemical_symbols
 
-    held = (columns["counts"] > 0).sum(axis=0).tolist()
-    return {chemical_symbols[z]: n for z, n in zip(columns["elements"].tolist(), held, strict=True)}
+    n_structures = (columns["counts"] > 0).sum(axis=0).tolist()
+    return {chemical_symbols[z]: n for z, n in zip(columns["elements"].tolist(), n_structures, strict=True)}
 
 
-def _completed(outcome: Outcome, attributes: Mapping[str, Any], path: Path) -> Outcome:
-    """Fill in what the attributes of a run's dataset tell."""
+def _complete_outcome(outcome: Outcome, attributes: Mapping[str, Any], path: Path) -> Outcome:
+    """Fill in the facts that the attributes of a run's dataset hold."""
     from ase.data import atomic_numbers
 
     failures, elements = outcome.failures, outcome.elements
-    if strangers := [symbol for symbol in elements or () if symbol not in atomic_numbers]:
-        raise InputError(f"{strangers[0]!r} was requested and is no element; give a symbol such as Cu")
+    if unknown_symbols := [symbol for symbol in elements or () if symbol not in atomic_numbers]:
+        raise InputError(f"{unknown_symbols[0]!r} was requested and is no element; give a symbol such as Cu")
     try:
         if failures is None and "quarantined" in attributes:
             counts = json.loads(attributes["quarantined"]).items()
             failures = {kind.removeprefix("label/"): int(n) for kind, n in counts if kind.startswith("label/")}
         if elements is None and "config" in attributes:
             sources = json.loads(attributes["config"])["generate"]["sources"].values()
-            named = {symbol for source in sources for symbol in _wanted(source.get("elements") or ())}
+            named = {symbol for source in sources for symbol in _requested_elements(source.get("elements") or ())}
             elements = sorted(named & atomic_numbers.keys())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
@@ -220,149 +207,15 @@ def _completed(outcome: Outcome, attributes: Mapping[str, Any], path: Path) -> O
     return Outcome(failures=failures, elements=elements, system_types=outcome.system_types)
 
 
-def _wanted(elements: Any) -> list[str]:
-    """Names in a source's list of elements, or in its table of the fraction of each (or the lowest and the highest)."""
+def _requested_elements(elements: Any) -> list[str]:
+    """Return the symbols of a source's list of elements, or of its table of fractions (or ranges of them) but 0."""
     if isinstance(elements, dict):
         return [name for name, share in elements.items() if share not in (0, [0, 0])]
     return [elements] if isinstance(elements, str) else list(elements)
 
 
-def _shares(attributes: Mapping[str, Any]) -> dict[str, float]:
-    """Share that each split should have, if the dataset tells."""
+def _planned_shares(attributes: Mapping[str, Any]) -> dict[str, float]:
+    """Return the share that each split should have, from the attributes; empty if they do not say."""
     rule = attributes.get("split_rule")
     shares = rule.get("fractions") if isinstance(rule, dict) else None
     return dict(shares) if isinstance(shares, dict) else {}
-
-
-# --- reading ----------------------------------------------------------------------------------------
-
-
-def _measured(
-    ds: xr.Dataset, columns: Mapping[str, np.ndarray], settings: Quality, few_atoms: int = 0
-) -> dict[str, np.ndarray]:
-    """Go through the dataset once (twice for pairs of frames); return what the checks are made of."""
-    ids, n_atoms = columns["structure_id"], columns["n_atoms"]
-    distances = any(limit is not None for limit in (settings.overlap, settings.isolated_atoms, settings.duplicates))
-    reach = max(measures.BONDED, settings.overlap or 0, settings.isolated_atoms or 0)
-    sampled = np.zeros(len(ids), dtype=bool)
-    sampled[order_by_hash(0, "quality", ids)[: checks.SAMPLE]] = True
-    parts: dict[str, list[np.ndarray]] = {}
-    counts: list[tuple[np.ndarray, np.ndarray]] = []
-    top, n_norms = np.zeros(0), 0
-    # The largest hundredth of the forces tells the 99th percentile exactly.
-    n_top = int(n_atoms.sum(dtype=np.int64)) // 100 + 2
-    for rows, block in _blocks(ds, n_atoms, (*MEASURED, "features")):
-        found = measures.of_cells(block)
-        if distances:
-            found |= measures.of_distances(block, found["searchable"], reach)
-        if "forces" in block:
-            found |= measures.of_forces(block)
-            norms = found.pop("force_norms")[
-                np.repeat(n_atoms[rows] > few_atoms, n_atoms[rows])[np.repeat(found["forces_finite"], n_atoms[rows])]
-            ]
-            n_norms += len(norms)
-            top = np.concatenate([top, norms])
-            top = np.partition(top, len(top) - n_top)[-n_top:] if len(top) > n_top else top
-            for row in np.flatnonzero(found["zero_forces"] & found["searchable"]).tolist():
-                found["zero_forces"][row] = measures.asymmetric(block, row)
-        if "stress" in block:
-            found["stress"] = measures.largest_stress(block["stress"])
-        if "initial_magmoms" in block:
-            found["magnetic_state"] = measures.magnetic_states(block)
-        if "features" in block:
-            found["features"] = block["features"][sampled[rows]]
-            if settings.leakage is not None or settings.units is not None:
-                found["all_features"] = block["features"]
-        for name, values in found.items():
-            parts.setdefault(name, []).append(values)
-        of_block = measures.element_counts(block)
-        present = np.flatnonzero(of_block.any(axis=0))
-        counts.append((present, of_block[:, present]))
-    measured = {name: np.concatenate(values) for name, values in parts.items()}
-    measured["elements"], measured["counts"] = _joined_counts(counts)
-    measured["composition"] = np.unique(measured["counts"], axis=0, return_inverse=True)[1].reshape(-1)
-    if "features" in measured:
-        finite = np.isfinite(measured["features"]).all(axis=1)
-        measured["features"], measured["feature_ids"] = measured["features"][finite], ids[sampled][finite]
-    if "forces" in ds:
-        measured["p99"] = np.array(measures.percentile_99(top, n_norms))
-    lineage = {"structure_id": ids, "parent_id": columns.get("parent_id", np.zeros_like(ids))}
-    measured["origin"] = np.unique(origins(lineage), return_inverse=True)[1].astype(np.int64)
-    if settings.units is not None and {"energy", "forces"} <= set(map(str, ds.data_vars)):
-        measured |= _pairs(ds, {**columns, **measured})
-    if "split" in columns and "group" not in columns:
-        measured["group"] = measured["origin"]
-    if "all_features" in measured and "split" in columns and settings.leakage is not None:
-        known = {**lineage, **columns, "composition": measured["composition"], "features": measured.pop("all_features")}
-        measured["looked"], measured["leaks"] = split_checks.find_leaks(
-            known, lambda rows: _geometries(ds, columns["n_atoms"], rows)
-        )
-    return measured
-
-
-def _geometries(ds: xr.Dataset, n_atoms: np.ndarray, wanted: np.ndarray) -> dict[int, Frame]:
-    """Read the geometries of some rows."""
-    frames = {}
-    for rows, block in _blocks(ds, n_atoms, ("numbers", "positions", "cell", "pbc"), wanted):
-        for row in np.intersect1d(wanted, np.arange(rows.start, rows.stop)).tolist():
-            atoms = slice(start := int(block["atom_start"][row - rows.start]), start + int(n_atoms[row]))
-            per_atom = {name: block[name][atoms].copy() for name in ("numbers", "positions")}
-            per_structure = {name: block[name][row - rows.start] for name in ("cell", "pbc")}
-            frames[row] = Frame(**per_atom, **per_structure)
-    return frames
-
-
-def _joined_counts(counts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the atomic numbers that occur, and the counts of them in all structures."""
-    elements = np.unique(np.concatenate([present for present, _ in counts]))
-    joined = np.zeros((sum(len(part) for _, part in counts), len(elements)), dtype=np.int32)
-    start = 0
-    for present, part in counts:
-        joined[start : start + len(part), np.searchsorted(elements, present)] = part
-        start += len(part)
-    return elements, joined
-
-
-def _pairs(ds: xr.Dataset, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Hold energies against forces, for pairs of neighbouring frames."""
-    usable = np.flatnonzero(np.isfinite(columns["energy"]) & columns["forces_finite"] & columns["searchable"])
-    names = ("structure_id", "origin", "composition", "n_atoms", "replica", "step")
-    chosen = {name: columns[name][usable] for name in names if name in columns}
-    if "all_features" in columns and "generator" in columns:  # where lineage is known, it tells the pairs
-        imported = (columns["generator"][usable] == IMPORTED)[:, None]
-        chosen["features"] = np.where(imported, columns["all_features"][usable], np.nan)
-    pairs = usable[measures.near_pairs(chosen)].reshape(-1, 2)
-    frames: dict[int, dict[str, Any]] = {}
-    for rows, block in _blocks(ds, columns["n_atoms"], MEASURED, np.unique(pairs)):
-        for row in np.intersect1d(np.unique(pairs), np.arange(rows.start, rows.stop)) - rows.start:
-            atoms = slice(start := int(block["atom_start"][row]), start + int(block["n_atoms"][row]))
-            frame = {name: block[name][atoms].astype(np.float64) for name in ("numbers", "positions", "forces")}
-            frame |= {name: block[name][row] for name in ("cell", "pbc", "stress") if name in block}
-            frames[rows.start + int(row)] = frame | {"energy": columns["energy"][rows.start + row]}
-    compared = [measures.energy_and_work(frames[a], frames[b]) for a, b in pairs.tolist()]
-    near = [index for index, pair in enumerate(compared) if pair is not None]
-    numbers = np.array([pair for pair in compared if pair is not None]).reshape(-1, 2)
-    return {
-        "pair_ids": columns["structure_id"][pairs[near]].reshape(-1, 2),
-        "pair_energy": numbers[:, 0],
-        "pair_work": numbers[:, 1],
-    }
-
-
-def _blocks(
-    ds: xr.Dataset, n_atoms: np.ndarray, names: Sequence[str], wanted: np.ndarray | None = None
-) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-    """Read some variables block by block, those without a `wanted` row left out; ``atom_start`` counts in the block."""
-    start_atom = starts(n_atoms)
-    names = [name for name in names if name in ds]
-    for rows in cut(n_atoms, BLOCK_ATOMS, BLOCK_STRUCTURES):
-        if wanted is None or ((wanted >= rows.start) & (wanted < rows.stop)).any():
-            first, last = rows.start, rows.stop - 1
-            atoms = slice(int(start_atom[first]), int(start_atom[last] + n_atoms[last]))
-            block = {name: _read(ds[name][atoms if ds[name].dims[0] == "atom" else rows]) for name in names}
-            yield rows, {**block, "n_atoms": n_atoms[rows], "atom_start": start_atom[rows] - atoms.start}
-
-
-def _read(array: xr.DataArray) -> np.ndarray:
-    """Read here: within a task Dask would hand the reading to the cluster."""
-    return np.asarray(array.compute(scheduler="synchronous").values)

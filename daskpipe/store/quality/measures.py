@@ -1,4 +1,4 @@
-"""What the quality gate measures of each structure, from the flat arrays of one block of a dataset."""
+"""Measure structures from the flat arrays of one block of a dataset, for the quality gate."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ import numpy as np
 from daskpipe.core.geometry import complete_open_axes
 from daskpipe.core.seeds import order_by_hash
 from daskpipe.core.structures import electronic_states
-from daskpipe.store.leakage import nearest_of_kin
+from daskpipe.store.leakage import nearest_in_family
 
 type Columns = Mapping[str, np.ndarray]
 
 LAST_ELEMENT = 118
 
 BONDED = 1.3
-"""Distance of atoms, in sums of covalent radii, that is looked at first: almost all have a neighbour there."""
+"""Distance of the first search for neighbours, in sums of covalent radii: almost all atoms have one there."""
 
 REACH = 3.5
-"""Least distance up to which pairs count in a fingerprint, Å: so that light atoms' angles do, too."""
+"""Smallest range of the pairs in a fingerprint, Å: large enough to include the angles of light atoms."""
 
 N_RADIAL = 4
-"""Radial functions of a fingerprint."""
+"""Number of radial functions of a fingerprint."""
 
 N_FINGERPRINT = 2 * N_RADIAL + 4
-"""Two moments of each, the extent, the distance of fragments, the closest pair and the loneliest atom."""
+"""Length of a fingerprint: two moments of each radial function, extent, distance of fragments, closest pair and
+loneliest atom."""
 
 MOST_IN_FRAGMENTS = 256
-"""Atoms up to which the distances between fragments are measured: one by one."""
+"""Most atoms for which the distances between fragments are measured, each pair on its own."""
 
 MIN_WIDTH = 0.3
-"""Cells thinner than this, Å, hold too many images of an atom to look for neighbours."""
+"""Thickness of a cell, Å, below which it holds too many images of an atom to search for neighbours."""
 
 MOST_PAIRS = 512
 MOST_PAIR_ATOMS = 2**20
-"""Most pairs of frames whose energies are held against forces, and most atoms in them: a block of memory."""
+"""Most pairs of frames whose energies are compared with forces, and most atoms in them, which bounds the memory."""
 
 MAX_DISPLACEMENT = 0.8
-"""Largest displacement of an atom between two such frames, Å: farther, the mean force says little of the energy."""
-
+"""Largest displacement of an atom between two such frames, Å; beyond, the mean force does not give the work."""
 
 MAX_STRAIN = 0.1
-"""Largest strain between them, likewise."""
+"""Largest strain between two such frames."""
 
 
-def of_cells(block: Columns) -> dict[str, np.ndarray]:
+def measure_cells(block: Columns) -> dict[str, np.ndarray]:
     """Measure cells.
 
     Parameters
@@ -57,12 +57,13 @@ def of_cells(block: Columns) -> dict[str, np.ndarray]:
     Returns
     -------
     dict
-        By name, shape (structure,): ``finite`` (positions and cell), ``n_periodic``, ``fullness`` (volume, area or 1 of
-        the periodic vectors over the product of their lengths; 0 where they span nothing), ``left_handed``, ``volume``
-        (Å^3 an atom; NaN unless periodic along all axes) and ``searchable`` (whether neighbours can be looked for).
+        By name, shape (structure,): ``finite`` (positions and cell), ``n_periodic``, ``fullness`` (volume, area or
+        length that the periodic vectors span, over the product of their lengths; 0 where they span nothing),
+        ``left_handed``, ``volume`` (Å^3 per atom; NaN unless periodic along all axes) and ``searchable`` (whether
+        neighbours can be searched for).
     """
     cell, pbc, n_atoms = block["cell"], block["pbc"], block["n_atoms"]
-    finite = np.isfinite(cell).all(axis=(1, 2)) & ~per_structure(
+    finite = np.isfinite(cell).all(axis=(1, 2)) & ~reduce_atoms(
         np.logical_or, ~np.isfinite(block["positions"]).all(axis=1), block
     )
     cell = np.where(finite[:, None, None], cell, 0.0)
@@ -80,7 +81,7 @@ def of_cells(block: Columns) -> dict[str, np.ndarray]:
     fullness[(pbc & (lengths == 0)).any(axis=1)] = 0.0
     per_atom = np.where(n_periodic == 3, np.abs(np.linalg.det(cell)) / np.maximum(n_atoms, 1), np.nan)
     shortest = np.where(pbc, lengths, np.inf).min(axis=1)
-    # No packing that a cell of 0.3 Å^3 an atom allows is matter; beyond, the number of images is bounded.
+    # Matter is never as dense as 0.3 Å^3 per atom; above, the number of images is bounded.
     searchable = finite & (n_atoms > 0) & (fullness * shortest > MIN_WIDTH) & ~(per_atom < MIN_WIDTH)
     return {
         "finite": finite,
@@ -92,26 +93,26 @@ def of_cells(block: Columns) -> dict[str, np.ndarray]:
     }
 
 
-def of_distances(block: Columns, searchable: np.ndarray, reach: float) -> dict[str, np.ndarray]:
-    """Measure distances, periodic images included, in sums of the two covalent radii.
+def measure_distances(block: Columns, searchable: np.ndarray, reach: float) -> dict[str, np.ndarray]:
+    """Measure distances between atoms, periodic images included, in sums of their covalent radii.
 
     Parameters
     ----------
     block
         ``n_atoms``, ``atom_start``, ``numbers``, ``positions``, ``cell``, ``pbc``.
     searchable
-        Structures to look at, shape (structure,), bool.
+        Structures to measure, shape (structure,), bool.
     reach
-        How far to look, in sums of covalent radii.
+        Largest distance of the search, in sums of covalent radii.
 
     Returns
     -------
     dict
-        ``closest``, shape (structure,): the closest pair; ``loneliest``: distance from its nearest one of the atom for
-        which it is largest; infinite where there is no other within `reach`, NaN where not looked.
-        ``fingerprint``, shape (structure, 12): equal for structures that differ by a motion or reflection of the whole,
-        the order of atoms or the choice of the cell's origin. Random displacements of all atoms change it by 0.5
-        (metals) to 8 (water) a displacement of 1 Å, however many atoms there are.
+        ``closest``, shape (structure,): distance of the closest pair. ``loneliest``, shape (structure,): largest
+        distance of an atom from its nearest neighbour. Both are infinite where no other atom is within `reach`, and
+        NaN where not measured. ``fingerprint``, shape (structure, 12): equal for structures that differ by a motion or
+        reflection of the whole, by the order of atoms or by the origin of the cell. Random displacements of all atoms
+        change it by 0.5 (metals) to 8 (water) per Å of displacement, for any number of atoms.
     """
     from ase.data import covalent_radii
 
@@ -119,50 +120,50 @@ def of_distances(block: Columns, searchable: np.ndarray, reach: float) -> dict[s
     closest, loneliest = np.full(n_structures, np.nan), np.full(n_structures, np.nan)
     fingerprint = np.full((n_structures, N_FINGERPRINT), np.nan)
     for row in np.flatnonzero(searchable).tolist():
-        numbers, positions, cell, pbc = geometry(block, row)
+        numbers, positions, cell, pbc = geometry_of(block, row)
         n_atoms, covalent = len(numbers), covalent_radii[numbers]
         radii = np.maximum(BONDED * covalent, REACH / 2)
-        i, j, d = neighbours(positions, cell, pbc, radii, "ijd")
-        nearest = _nearest(i, d / (covalent[i] + covalent[j]), n_atoms)
+        i, j, d = find_neighbours(positions, cell, pbc, radii, "ijd")
+        nearest = _nearest_distances(i, d / (covalent[i] + covalent[j]), n_atoms)
         if (nearest > BONDED).any():
-            a, b, far = neighbours(positions, cell, pbc, reach * covalent, "ijd")
-            nearest = _nearest(a, far / (covalent[a] + covalent[b]), n_atoms)
+            a, b, far = find_neighbours(positions, cell, pbc, reach * covalent, "ijd")
+            nearest = _nearest_distances(a, far / (covalent[a] + covalent[b]), n_atoms)
         closest[row], loneliest[row] = nearest.min(), nearest.max()
         x = (d / (radii[i] + radii[j])) ** 2
         term = numbers[j] * (1 - x) ** 2
-        crowd = np.empty((N_RADIAL, n_atoms))
+        moments = np.empty((N_RADIAL, n_atoms))
         for k in range(N_RADIAL):
-            crowd[k] = np.bincount(i, weights=term, minlength=n_atoms)
+            moments[k] = np.bincount(i, weights=term, minlength=n_atoms)
             term = term * x
-        sums = np.concatenate([(crowd * numbers).mean(axis=1), np.sqrt((crowd**2).mean(axis=1))])
+        sums = np.concatenate([(moments * numbers).mean(axis=1), np.sqrt((moments**2).mean(axis=1))])
         if pbc.all():
             extent = abs(np.linalg.det(cell)) / n_atoms
         else:
             extent = np.sqrt((positions @ np.linalg.inv(cell))[:, ~pbc].var(axis=0).sum())
-        apart = _distance_of_fragments(positions, cell, pbc, i, j)
+        separation = _measure_fragment_distance(positions, cell, pbc, i, j)
         # Independent displacements change a mean by 1 / sqrt(n).
-        fingerprint[row, :-2] = np.sqrt(n_atoms) * np.log(np.append(sums, [1 + extent, 1 + apart]) + 1e-12)
-        # What is too far to count in the sums, such as the parts of a dimer, differs in these.
+        fingerprint[row, :-2] = np.sqrt(n_atoms) * np.log(np.append(sums, [1 + extent, 1 + separation]) + 1e-12)
+        # These tell structures apart whose atoms are too far from each other to count in the sums, such as dimers.
         fingerprint[row, -2:] = np.minimum([closest[row], loneliest[row]], reach + 1)
     return {"closest": closest, "loneliest": loneliest, "fingerprint": fingerprint}
 
 
-def of_forces(block: Columns) -> dict[str, np.ndarray]:
+def measure_forces(block: Columns) -> dict[str, np.ndarray]:
     """Measure forces.
 
     Returns
     -------
     dict
-        ``forces_finite``, ``largest_force`` (eV/Å; NaN if not finite), ``net_force`` (length of the sum, eV/Å an atom)
-        and ``zero_forces`` (all exactly 0 though there is more than one atom), shape (structure,); and
-        ``force_norms`` of the atoms of structures with finite forces.
+        ``forces_finite``, ``largest_force`` (eV/Å; NaN if not finite), ``net_force`` (length of the sum, eV/Å per
+        atom) and ``zero_forces`` (all exactly 0 although there is more than one atom), shape (structure,); and
+        ``force_norms`` (eV/Å) of the atoms of structures with finite forces, shape (atom,).
     """
     forces = block["forces"].astype(np.float64)
     n_atoms = block["n_atoms"]
     norms = np.linalg.norm(forces, axis=1)
-    finite = ~per_structure(np.logical_or, ~np.isfinite(norms), block)
-    largest = per_structure(np.maximum, norms, block)
-    total = np.stack([per_structure(np.add, forces[:, axis], block) for axis in range(3)], axis=1)
+    finite = ~reduce_atoms(np.logical_or, ~np.isfinite(norms), block)
+    largest = reduce_atoms(np.maximum, norms, block)
+    total = np.stack([reduce_atoms(np.add, forces[:, axis], block) for axis in range(3)], axis=1)
     with np.errstate(invalid="ignore"):
         net = np.linalg.norm(total, axis=1) / np.maximum(n_atoms, 1)
     return {
@@ -175,9 +176,20 @@ def of_forces(block: Columns) -> dict[str, np.ndarray]:
 
 
 def largest_stress(stress: np.ndarray) -> np.ndarray:
-    """Return the largest absolute component of each stress, shape (structure, 6), eV/Å^3.
+    """Return the largest absolute component of each stress, shape (structure,), eV/Å^3.
 
-    NaN where all components are NaN, which says that there is none; infinite where some are not finite.
+    NaN where all components are NaN, which means that there is no stress; infinite where some are not finite.
+
+    Parameters
+    ----------
+    stress
+        Voigt components, shape (structure, 6), eV/Å^3.
+
+    Examples
+    --------
+    >>> stress = np.array([[0.1, -0.3, 0, 0, 0, 0], [np.nan] * 6, [np.inf, 0, 0, 0, 0, 0]])
+    >>> largest_stress(stress).tolist()
+    [0.3, nan, inf]
     """
     largest = np.abs(stress).max(axis=1)
     missing = np.isnan(stress).all(axis=1)
@@ -185,7 +197,14 @@ def largest_stress(stress: np.ndarray) -> np.ndarray:
 
 
 def percentile_99(top: np.ndarray, n: int) -> float:
-    """Return the 99th percentile of `n` numbers, as `numpy.percentile` does, from the largest hundredth of them."""
+    """Return the 99th percentile of `n` numbers, as `numpy.percentile` does, from the largest hundredth of them.
+
+    Examples
+    --------
+    >>> numbers = np.arange(1000.0)
+    >>> round(percentile_99(numbers[-12:], 1000), 6)
+    989.01
+    """
     if n == 0:
         return 0.0
     place = 0.99 * (n - 1)
@@ -196,30 +215,30 @@ def percentile_99(top: np.ndarray, n: int) -> float:
     return float(below + (above - below) * (place - low))
 
 
-def asymmetric(block: Columns, row: int) -> bool:
-    """Whether a structure has atoms whose surroundings leave room for a force: no symmetry makes it 0.
+def has_asymmetric_atom(block: Columns, row: int) -> bool:
+    """Return whether an atom of a structure has surroundings without the symmetry that makes its force 0.
 
-    A weighted sum of unit vectors to the neighbours vanishes where symmetry makes all forces vanish.
+    Where symmetry makes the force 0, a weighted sum of unit vectors to the neighbours vanishes, too.
     """
     from ase.data import covalent_radii
 
-    numbers, positions, cell, pbc = geometry(block, row)
+    numbers, positions, cell, pbc = geometry_of(block, row)
     radii = np.maximum(BONDED * covalent_radii[numbers], REACH / 2)
-    i, j, d, vector = neighbours(positions, cell, pbc, radii, "ijdD")
+    i, j, d, vector = find_neighbours(positions, cell, pbc, radii, "ijdD")
     weight = numbers[j] * (1 - (d / (radii[i] + radii[j])) ** 2) ** 2
     pulls = np.stack([np.bincount(i, weights=weight * part / np.maximum(d, 1e-9)) for part in vector.T])
     return bool((np.linalg.norm(pulls, axis=0) > 1e-3 * np.bincount(i, weights=weight)).any())
 
 
-def magnetic_states(block: Columns) -> np.ndarray:
-    """Return a hash of the magnetic moments of each structure, shape (structure,), int64; 0 without moments."""
+def hash_magnetic_states(block: Columns) -> np.ndarray:
+    """Hash the magnetic moments of each structure, shape (structure,), int64; 0 without moments."""
     states = electronic_states({name: block[name] for name in ("n_atoms", "initial_magmoms")})
     none = electronic_states({"n_atoms": np.ones(1, dtype=np.int64)})[0]
     digests = [b"" if state == none else hashlib.blake2b(state, digest_size=7).digest() for state in states]
     return np.array([int.from_bytes(digest) for digest in digests], dtype=np.int64)
 
 
-def element_counts(block: Columns) -> np.ndarray:
+def count_elements(block: Columns) -> np.ndarray:
     """Count the atoms of each element, shape (structure, 119), int32."""
     rows = np.repeat(np.arange(len(block["n_atoms"])), block["n_atoms"])
     width = LAST_ELEMENT + 1
@@ -228,7 +247,7 @@ def element_counts(block: Columns) -> np.ndarray:
     return counts.reshape(-1, width).astype(np.int32)
 
 
-def geometry(block: Columns, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def geometry_of(block: Columns, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return numbers (int64), positions (float64), cell and pbc of one structure of a block."""
     atoms = slice(start := int(block["atom_start"][row]), start + int(block["n_atoms"][row]))
     positions = block["positions"][atoms].astype(np.float64)
@@ -236,21 +255,21 @@ def geometry(block: Columns, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def full_cell(block: Columns, row: int) -> np.ndarray:
-    """Cell of a structure whose vectors along open axes are unit normals of the periodic ones."""
+    """Return the cell of a structure, its vectors along open axes replaced by unit normals of the periodic ones."""
     return complete_open_axes(block["cell"][row], block["pbc"][row])
 
 
-def neighbours(
+def find_neighbours(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radii: np.ndarray, quantities: str
 ) -> tuple[np.ndarray, ...]:
-    """Return the pairs of atoms, images included, whose spheres overlap; as matscipy's ``neighbour_list``."""
+    """Find the pairs of atoms, images included, whose spheres overlap; results as of matscipy's ``neighbour_list``."""
     from matscipy.neighbours import neighbour_list
 
     scaled = np.linalg.solve(cell.T, positions.T).T
-    # A box around the atoms along open axes: the search sorts them into bins within the cell.
+    # Along open axes the cell becomes a box around the atoms: the search sorts them into bins within it.
     origin = np.where(pbc, 0, scaled.min(axis=0))
     extent = np.where(pbc, 1, np.maximum(np.ptp(scaled, axis=0), 1))
-    found: tuple[np.ndarray, ...] = neighbour_list(
+    pairs: tuple[np.ndarray, ...] = neighbour_list(
         quantities,
         cutoff=radii,
         positions=positions,
@@ -258,11 +277,11 @@ def neighbours(
         pbc=pbc,
         cell_origin=origin @ cell,
     )
-    return found
+    return pairs
 
 
-def per_structure(reduce: np.ufunc, values: np.ndarray, block: Columns) -> np.ndarray:
-    """Reduce an array of the atoms, shape (atom,), over those of each structure; 0 where there are none."""
+def reduce_atoms(reduce: np.ufunc, values: np.ndarray, block: Columns) -> np.ndarray:
+    """Reduce an array of shape (atom,) over the atoms of each structure; 0 where there are none."""
     out = np.zeros(len(block["n_atoms"]), dtype=values.dtype)
     filled = np.flatnonzero(block["n_atoms"] > 0)
     if len(filled):
@@ -270,15 +289,15 @@ def per_structure(reduce: np.ufunc, values: np.ndarray, block: Columns) -> np.nd
     return out
 
 
-def near_pairs(columns: Columns) -> np.ndarray:
-    """Choose pairs of frames of one seed and composition that follow each other, shape (pair, 2).
+def choose_pairs(columns: Columns) -> np.ndarray:
+    """Choose pairs of consecutive frames of one seed and composition, shape (pair, 2).
 
     Parameters
     ----------
     columns
         ``structure_id``, ``origin``, ``composition`` (number), ``n_atoms`` and, if they are known, ``replica``,
-        ``step`` and ``features``; of structures with finite labels. A structure that is alone of its seed, as imported
-        frames in a shuffled order are, makes a pair with the nearest one of its composition in feature space.
+        ``step`` and ``features``; of structures with finite labels. A structure that is the only one of its seed, as
+        imported frames in a shuffled order are, is paired with the nearest one of its composition in feature space.
     """
     keys = [columns[name] for name in ("step", "replica") if name in columns]
     order = np.lexsort((columns["structure_id"].view("<u8")[::2], *keys, columns["composition"], columns["origin"]))
@@ -289,21 +308,21 @@ def near_pairs(columns: Columns) -> np.ndarray:
     pairs = np.stack([first[same], second[same]], axis=1)
     if "features" in columns:
         alone = np.bincount(columns["origin"])[columns["origin"]] == 1
-        pairs = np.concatenate([pairs, _nearest_in_features(columns, alone)])
+        pairs = np.concatenate([pairs, _pair_nearest(columns, alone)])
     pairs = pairs[order_by_hash(0, "quality", columns["structure_id"][pairs[:, 0]])][:MOST_PAIRS]
     return pairs[np.cumsum(2 * columns["n_atoms"][pairs[:, 0]].astype(np.int64)) <= MOST_PAIR_ATOMS]
 
 
-def _nearest_in_features(columns: Columns, alone: np.ndarray) -> np.ndarray:
-    """Return pairs of rows of one composition, each row that is alone with the nearest other one, shape (pair, 2)."""
+def _pair_nearest(columns: Columns, alone: np.ndarray) -> np.ndarray:
+    """Pair each row that is alone with the nearest other row of its composition, shape (pair, 2)."""
     rows = np.flatnonzero(alone & np.isfinite(columns["features"]).all(axis=1))
-    other = nearest_of_kin(columns["features"][rows].astype(np.float64), columns["composition"][rows])[1]
+    other = nearest_in_family(columns["features"][rows].astype(np.float64), columns["composition"][rows])[1]
     paired = other >= 0
     return np.unique(np.sort(np.stack([rows[paired], rows[other[paired]]], axis=1), axis=1), axis=0)
 
 
-def energy_and_work(a: Columns, b: Columns) -> tuple[float, float] | None:
-    """Return the difference of two frames' energies, and the work of the mean forces and stress between them, eV.
+def compare_energy_and_work(a: Columns, b: Columns) -> tuple[float, float] | None:
+    """Return the energy difference of two frames, and the work of the mean forces and stress between them, eV.
 
     Parameters
     ----------
@@ -314,8 +333,8 @@ def energy_and_work(a: Columns, b: Columns) -> tuple[float, float] | None:
     Returns
     -------
     tuple or None
-        ``None`` if they are no neighbours: other atoms, an atom or the cell moved too far, or a changed cell without
-        stresses.
+        ``None`` if the frames are not neighbours: they have different atoms, an atom or the cell moved too far, or the
+        cell changed and there are no stresses.
     """
     if not np.array_equal(a["numbers"], b["numbers"]) or not np.array_equal(a["pbc"], b["pbc"]):
         return None
@@ -342,12 +361,12 @@ def energy_and_work(a: Columns, b: Columns) -> tuple[float, float] | None:
     return float(b["energy"] - a["energy"]), work
 
 
-def _distance_of_fragments(
+def _measure_fragment_distance(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, i: np.ndarray, j: np.ndarray
 ) -> float:
-    """Return the root mean square distance of atoms of different fragments, nearest images; 0 where all is one, Å.
+    """Measure the root mean square distance of atoms of different fragments (nearest images), Å; 0 for one fragment.
 
-    Sums over neighbours do not tell how far apart the parts of a dimer are.
+    Sums over neighbours do not show how far apart the parts of a dimer are.
     """
     from ase.geometry import get_distances
     from scipy.sparse import coo_array
@@ -364,7 +383,7 @@ def _distance_of_fragments(
     return float(np.sqrt(np.mean(distances[fragment[:, None] != fragment] ** 2)))
 
 
-def _nearest(i: np.ndarray, distance: np.ndarray, n_atoms: int) -> np.ndarray:
+def _nearest_distances(i: np.ndarray, distance: np.ndarray, n_atoms: int) -> np.ndarray:
     nearest = np.full(n_atoms, np.inf)
     np.minimum.at(nearest, i, distance)
     return nearest

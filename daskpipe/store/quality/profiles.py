@@ -1,4 +1,4 @@
-"""What the quality gate expects of data of different origins: what is a fault in one is what another is made for."""
+"""Adapt the quality gate to the origin of the data: a fault in one set is the purpose of another."""
 
 from __future__ import annotations
 
@@ -11,30 +11,27 @@ import numpy as np
 
 from daskpipe.store.connectivity import IMPORTED
 from daskpipe.store.quality.check import Check
-from daskpipe.store.quality.settings import EnergyLimits, Profile, Quality
+from daskpipe.store.quality.settings import CHECKS, EnergyLimits, Profile, Quality
 
 MOLECULE = "molecule"
 """System type of molecules."""
 
-WHAT_IT_HOLDS = ("elements", "composition_entropy", "sizes", "type_balance", "diversity", "isolated_atoms")
-"""Checks of what a set holds: a run was asked for it, a set that others have made is what it is."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """How a profile differs from the defaults of `Quality`.
+    """Differences of a profile from the defaults of `Quality`.
 
     Parameters
     ----------
     warn
         Checks that warn where they would fail.
     few_atoms
-        Structures of so many atoms or fewer are not judged by distances, energies and sizes of forces: isolated atoms
-        and dimer curves are stretched and pressed on purpose.
+        Structures of this many atoms or fewer are not judged by distances, energies and sizes of forces: isolated
+        atoms and dimer curves are stretched and compressed on purpose.
     thresholds
-        Limits that take the place of defaults; what was set to something else stays.
+        Limits that replace defaults; a limit that was set to another value stays.
     of_molecules
-        More of them, where there are molecules.
+        Further limits where the dataset contains molecules.
     """
 
     warn: tuple[str, ...] = ()
@@ -43,32 +40,41 @@ class Expectation:
     of_molecules: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _warning_checks(profile: Profile) -> tuple[str, ...]:
+    """Return the checks that warn in a profile."""
+    return tuple(name for name, entry in CHECKS.items() if profile in entry.warns_in)
+
+
 WIDE_ENERGIES = EnergyLimits(min_deviation=0.15, min_deviation_of_types=0.3)
-"""Isomers, conformers, and shaken copies of one composition differ by more than the frames of a run do."""
+"""Isomers, conformers, and displaced copies of one composition differ by more than the frames of a run do."""
 
 STIFF: Mapping[str, Any] = {"forces": 40.0, "largest_force": 100.0, "energy": WIDE_ENERGIES}
 """Limits for molecules, whose bonds are stiffer than those of metals and oxides."""
 
 PROFILES: dict[Literal["run", "import", "molecules", "reference"], Expectation] = {
-    "run": Expectation(),
+    "run": Expectation(warn=_warning_checks("run")),
     "import": Expectation(
-        warn=WHAT_IT_HOLDS, few_atoms=2, thresholds={"stress": 200.0, "energy": WIDE_ENERGIES}, of_molecules=STIFF
-    ),
-    "molecules": Expectation(thresholds=STIFF),
-    "reference": Expectation(
-        warn=(
-            *WHAT_IT_HOLDS, "overlap", "energy", "forces", "largest_force", "stress", "duplicates", "leakage", "splits",
-        ),
+        warn=_warning_checks("import"),
         few_atoms=2,
+        thresholds={"stress": 200.0, "energy": WIDE_ENERGIES},
         of_molecules=STIFF,
     ),
-}  # fmt: skip
+    "molecules": Expectation(warn=_warning_checks("molecules"), thresholds=STIFF),
+    "reference": Expectation(warn=_warning_checks("reference"), few_atoms=2, of_molecules=STIFF),
+}
 
 
 def profile_of(settings: Quality, columns: Mapping[str, np.ndarray]) -> Profile:
-    """Return the profile that judges a dataset: the one that was set, or what its structures say.
+    """Return the profile that judges a dataset: the one that was set, or the one that its structures suggest.
 
     ``import`` if frames were imported, ``molecules`` if all structures are molecules, else ``run``.
+
+    Examples
+    --------
+    >>> profile_of(Quality(), {"system_type": np.array(["molecule", "molecule"])})
+    'molecules'
+    >>> profile_of(Quality(profile="reference"), {})
+    'reference'
     """
     if settings.profile != "auto":
         return settings.profile
@@ -78,32 +84,32 @@ def profile_of(settings: Quality, columns: Mapping[str, np.ndarray]) -> Profile:
     return "molecules" if len(types) and (types == MOLECULE).all() else "run"
 
 
-def expected(
+def apply_profile(
     settings: Quality, profile: Profile, columns: Mapping[str, np.ndarray] | None = None
 ) -> tuple[Quality, Expectation]:
-    """Return the thresholds of a profile, and how else it differs; the settings' own word on warnings goes first.
+    """Return the limits of a profile and its other differences; ``settings.warn`` takes precedence.
 
     Parameters
     ----------
     settings
-        What was set.
+        Settings of the user.
     profile
         From `profile_of`.
     columns
         ``system_type`` of the structures as words, where it is known.
     """
     assert profile != "auto"
-    found, defaults = PROFILES[profile], Quality()
+    expectation, defaults = PROFILES[profile], Quality()
     has_molecules = columns is not None and MOLECULE in columns.get("system_type", ())
-    limits = {**found.thresholds, **(found.of_molecules if has_molecules else {})}
-    changed = {name: limit for name, limit in limits.items() if getattr(settings, name) == getattr(defaults, name)}
+    limits = {**expectation.thresholds, **(expectation.of_molecules if has_molecules else {})}
+    changed = {name: limit for name, limit in limits.items() if settings.limit_of(name) == defaults.limit_of(name)}
     if settings.warn is not None:
-        found = replace(found, warn=settings.warn)
-    return settings.model_copy(update=changed), found
+        expectation = replace(expectation, warn=settings.warn)
+    return settings.model_copy(update=changed), expectation
 
 
-def beyond_mending(attributes: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the checks that warn because the splits were given, or are blocks of time of one trajectory."""
+def list_unfixable(attributes: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the checks that only warn because the splits were given, or are blocks of time of one trajectory."""
     report = attributes.get("split_report")
     facts = json.loads(report) if isinstance(report, str) else {}
     if "n_given" in facts:
@@ -111,8 +117,8 @@ def beyond_mending(attributes: Mapping[str, Any]) -> tuple[str, ...]:
     return ("leakage",) if "n_gap" in facts else ()
 
 
-def warned(checks: Iterable[Check], names: Collection[str]) -> list[Check]:
-    """Return checks, of which those named warn where they would fail, unless the fault is one in any data."""
+def soften_failures(checks: Iterable[Check], names: Collection[str]) -> list[Check]:
+    """Turn failures of the named checks into warnings, except faults that are wrong in any data."""
     return [
         replace(check, verdict="warn") if check.verdict == "fail" and check.name in names and not check.hard else check
         for check in checks

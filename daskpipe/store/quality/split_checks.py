@@ -11,9 +11,9 @@ from daskpipe.core.seeds import order_by_hash
 from daskpipe.core.variables import SPLITS
 from daskpipe.store.assignment import assign_splits
 from daskpipe.store.connectivity import IMPORTED, Frame, is_near
-from daskpipe.store.leakage import nearest_of_kin
-from daskpipe.store.quality.check import Check, offending, skipped
-from daskpipe.store.splits import trajectories
+from daskpipe.store.leakage import nearest_in_family
+from daskpipe.store.quality.check import Check, name_offenders, skip_check
+from daskpipe.store.splits import number_trajectories
 
 MIN_OF_TYPE = 3
 """Structures of a system type that a split should hold by its share, from which on their lack is a fault."""
@@ -28,7 +28,7 @@ MOST_NEIGHBOURS = 8
 """Training structures that each is compared with, the nearest ones."""
 
 
-def splits(
+def check_splits(
     ids: np.ndarray,
     split: np.ndarray,
     group: np.ndarray,
@@ -84,7 +84,7 @@ def splits(
         threshold=allowed,
         unit="share",
         says=says,
-        **offending(ids, torn, np.ones(len(torn))),
+        **name_offenders(ids, torn, np.ones(len(torn))),
     )
 
 
@@ -150,9 +150,9 @@ def find_leaks(
     column = {name: values[described] for name, values in columns.items()}
     imported = column.get("generator", np.zeros(len(described), dtype="U1")) == IMPORTED
     n_compositions = int(column["composition"].max(initial=-1)) + 1
-    kin = np.where(imported, column["composition"], n_compositions + trajectories(column))
+    kin = np.where(imported, column["composition"], n_compositions + number_trajectories(column))
     features, split = column["features"].astype(np.float64), column["split"]
-    nearest, _ = nearest_of_kin(features, kin)
+    nearest, _ = nearest_in_family(features, kin)
     known = nearest[np.isfinite(nearest)]
     training = np.flatnonzero(split == SPLITS.index("train"))
     none = np.zeros(0, dtype=np.int64)
@@ -182,7 +182,7 @@ def find_leaks(
     return described[looked], leaks
 
 
-def leakage(ids: np.ndarray, split: np.ndarray, looked: np.ndarray, leaks: np.ndarray, limit: float) -> Check:
+def check_leakage(ids: np.ndarray, split: np.ndarray, looked: np.ndarray, leaks: np.ndarray, limit: float) -> Check:
     """Check how many held-out structures have a training structure of their own trajectory close by.
 
     Parameters
@@ -195,12 +195,14 @@ def leakage(ids: np.ndarray, split: np.ndarray, looked: np.ndarray, leaks: np.nd
         Largest share of a split.
     """
     if not len(looked):
-        return skipped("leakage", "no trajectory has frames enough, or there is nothing to train on, validate and test")
+        return skip_check(
+            "leakage", "no trajectory has frames enough, or there is nothing to train on, validate and test"
+        )
     parts = {name: leaks[split[looked] == code] for code, name in enumerate(SPLITS)}
     shares = {name: float(part.mean()) for name, part in parts.items() if len(part)}
     worst = max(shares.values())
     told = ", ".join(f"{share:.1%} of {name}" for name, share in shares.items())
     says = f"{told} have a training structure of their own trajectory as close as its frames are to each other"
-    named: dict[str, Any] = offending(ids, looked[leaks], np.ones(int(leaks.sum()))) if worst > limit else {}
+    named: dict[str, Any] = name_offenders(ids, looked[leaks], np.ones(int(leaks.sum()))) if worst > limit else {}
     verdict: Literal["pass", "fail"] = "fail" if worst > limit else "pass"
     return Check(name="leakage", verdict=verdict, value=worst, threshold=limit, unit="share", says=says, **named)

@@ -1,54 +1,53 @@
-"""The checks of the quality gate: plain functions of flat arrays, a row a structure, that each give a `Check`."""
+"""Check structures and their labels: functions of flat arrays, one row per structure, that each return a `Check`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 
 from daskpipe.core.constants import GPA
 from daskpipe.core.seeds import order_by_hash
-from daskpipe.store.quality.check import Check, format_count, make_check, offending, skipped
-from daskpipe.store.quality.settings import CellLimits, EnergyLimits
+from daskpipe.store.quality.check import Check, format_count, make_check, name_offenders, skip_check
+from daskpipe.store.quality.limits import CellLimits, EnergyLimits
 from daskpipe.store.quality.unit_checks import TIGHT, name_ratio, slope_range
 
 SAMPLE = 1024
-"""Structures, chosen by the hashes of their ids, that the diversity is computed of."""
+"""Most structures from which the diversity is computed, chosen by the hashes of their ids."""
 
 FIT_SAMPLE = 20_000
-"""Structures, chosen likewise, that the energies of the elements are fitted to."""
+"""Most structures to which the energies of the elements are fitted, chosen likewise."""
 
 FEW = 10
-"""With fewer structures, neither outliers nor diversity mean anything."""
+"""Fewest structures for which outliers and diversity mean anything."""
 
 MIN_PAIRS = 12
-"""With fewer pairs of neighbouring frames, energies and forces are not compared."""
+"""Fewest pairs of neighbouring frames for which energies are compared with forces."""
 
 BOXED = 12
-"""Atoms below which the volume of a cell is that of a box around a molecule or an atom."""
+"""Number of atoms up to which a cell may be a box around a molecule or an atom."""
 
 
 # --- geometry ---------------------------------------------------------------------------------------
 
 
-def overlap(ids: np.ndarray, closest: np.ndarray, limit: float) -> Check:
-    """Check the closest pair of each structure, in sums of covalent radii; NaN where none was looked for."""
-    looked = ~np.isnan(closest)
-    rows = np.flatnonzero(looked & (closest < limit))
-    least = float(closest[looked].min()) if looked.any() else math.inf
+def check_overlap(ids: np.ndarray, closest: np.ndarray, limit: float) -> Check:
+    """Check the closest pair of atoms of each structure, in sums of covalent radii; NaN where it was not measured."""
+    measured = ~np.isnan(closest)
+    rows = np.flatnonzero(measured & (closest < limit))
+    least = float(closest[measured].min()) if measured.any() else math.inf
     says = (
         f"{format_count(len(rows))} with two atoms closer than {limit:g} of their covalent radii; closest {least:.3f}"
     )
-    if not looked.all():
-        says += f"; {format_count(int((~looked).sum()))} could not be looked at, see cell"
+    if not measured.all():
+        says += f"; {format_count(int((~measured).sum()))} could not be looked at, see cell"
     return make_check(
-        "overlap", len(rows) > 0, says, least, limit, "covalent radii", **offending(ids, rows, -closest[rows])
+        "overlap", len(rows) > 0, says, least, limit, "covalent radii", **name_offenders(ids, rows, -closest[rows])
     )
 
 
-def isolated_atoms(ids: np.ndarray, n_atoms: np.ndarray, loneliest: np.ndarray, limit: float) -> Check:
-    """Check for atoms far from all others of their structure, in sums of covalent radii; single atoms may be alone."""
+def check_isolated_atoms(ids: np.ndarray, n_atoms: np.ndarray, loneliest: np.ndarray, limit: float) -> Check:
+    """Check for atoms far from all others of their structure, in sums of covalent radii; single atoms pass."""
     judged = ~np.isnan(loneliest) & (n_atoms > 1)
     rows = np.flatnonzero(judged & (loneliest > limit))
     farthest = float(loneliest[judged].max()) if judged.any() else 0.0
@@ -57,96 +56,106 @@ def isolated_atoms(ids: np.ndarray, n_atoms: np.ndarray, loneliest: np.ndarray, 
         says += f"; farthest {farthest:.3f}"
     return make_check(
         "isolated_atoms", len(rows) > 0, says, farthest, limit, "covalent radii",
-        **offending(ids, rows, loneliest[rows]),
+        **name_offenders(ids, rows, loneliest[rows]),
     )  # fmt: skip
 
 
-def cell(ids: np.ndarray, cells: Mapping[str, np.ndarray], limits: CellLimits) -> Check:
-    """Check cells as `daskpipe.store.quality.measures.of_cells` measured them."""
+def check_cell(
+    ids: np.ndarray,
+    n_atoms: np.ndarray,
+    finite: np.ndarray,
+    fullness: np.ndarray,
+    left_handed: np.ndarray,
+    volume: np.ndarray,
+    limit: CellLimits,
+) -> Check:
+    """Check cells as `daskpipe.store.quality.measures.measure_cells` measures them; arrays of shape (structure,)."""
     faults = {
-        "not finite (cell or positions)": ~cells["finite"],
-        "spanning nothing": cells["finite"] & (cells["fullness"] < 1e-6),
-        "too skew": cells["finite"] & (cells["fullness"] >= 1e-6) & (cells["fullness"] < limits.min_fullness),
-        "left-handed": cells["left_handed"] & (not limits.left_handed),
-        "too dense": cells["finite"] & (cells["volume"] < limits.min_volume),
-        "too empty": cells["volume"] * cells["n_atoms"] > limits.max_volume * np.maximum(cells["n_atoms"], BOXED),
+        "not finite (cell or positions)": ~finite,
+        "spanning nothing": finite & (fullness < 1e-6),
+        "too skew": finite & (fullness >= 1e-6) & (fullness < limit.min_fullness),
+        "left-handed": left_handed & (not limit.left_handed),
+        "too dense": finite & (volume < limit.min_volume),
+        "too empty": volume * n_atoms > limit.max_volume * np.maximum(n_atoms, BOXED),
     }
-    # The worst faults stand first.
+    # Faults are listed from the worst to the least.
     weights = 2.0 ** np.arange(len(faults), 0, -1)
     badness = weights @ np.array(list(faults.values()))
     rows = np.flatnonzero(badness)
-    told = ", ".join(f"{fault.sum():,} {name}" for name, fault in faults.items() if fault.any())
-    volumes = cells["volume"][np.isfinite(cells["volume"])]
+    listed = ", ".join(f"{fault.sum():,} {name}" for name, fault in faults.items() if fault.any())
+    volumes = volume[np.isfinite(volume)]
     span = f"; volumes {volumes.min():.3g} to {volumes.max():.3g} Å^3 an atom" if len(volumes) else ""
-    says = f"{format_count(len(rows))} with an implausible cell{f' ({told})' if told else ''}{span}"
-    return make_check("cell", len(rows) > 0, says, len(rows), 0.0, "structures", **offending(ids, rows, badness[rows]))
+    says = f"{format_count(len(rows))} with an implausible cell{f' ({listed})' if listed else ''}{span}"
+    return make_check(
+        "cell", len(rows) > 0, says, len(rows), 0.0, "structures", **name_offenders(ids, rows, badness[rows])
+    )
 
 
 # --- labels -----------------------------------------------------------------------------------------
 
 
-def energy(
+def check_energy(
     ids: np.ndarray,
-    energies: np.ndarray,
+    energy: np.ndarray,
     counts: np.ndarray,
     composition: np.ndarray,
-    system_type: np.ndarray,
-    limits: EnergyLimits,
+    type_number: np.ndarray,
+    limit: EnergyLimits,
     few_atoms: int = 0,
 ) -> Check:
-    """Check for energies that are not finite, or far from those of their like.
+    """Check for energies that are not finite, or far from those of similar structures.
 
-    A least absolute deviations fit takes the energies of the elements (and of each system type) out of the energy an
-    atom. What is left is compared with the median of the same composition and system type, or of the system type alone
-    where the composition has too few members.
+    A least absolute deviations fit removes the contributions of the elements (and of each system type) from the energy
+    per atom. The rest is compared with its median over the same composition and system type, or over the system type
+    alone where the composition has too few members.
 
     Parameters
     ----------
-    ids, energies
+    ids, energy
         Shape (structure,); eV.
     counts
         Atoms of each element, shape (structure, element).
-    composition, system_type
-        Numbers, shape (structure,).
-    limits
-        Thresholds.
+    composition, type_number
+        Numbers of the composition and of the system type, shape (structure,).
+    limit
+        Limits of an outlier, and of the share of outliers.
     few_atoms
-        Structures of so many atoms or fewer are not compared: isolated atoms, dimer curves.
+        Structures of this many atoms or fewer are not compared: isolated atoms, dimer curves.
     """
     n_atoms = counts.sum(axis=1)
-    finite = np.isfinite(energies) & (n_atoms > 0)
+    finite = np.isfinite(energy) & (n_atoms > 0)
     badness = np.where(finite, 0.0, np.inf)
     farthest = 0.0
     known = np.flatnonzero(finite & (n_atoms > few_atoms))
     if len(known) >= FEW:
-        rest = _residuals(ids[known], energies[known], counts[known], system_type[known])
-        both = np.stack([composition[known], system_type[known]], axis=1)
+        rest = _fit_residuals(ids[known], energy[known], counts[known], type_number[known])
+        both = np.stack([composition[known], type_number[known]], axis=1)
         kind = np.unique(both, axis=0, return_inverse=True)[1].reshape(-1)
-        alone = np.bincount(kind)[kind] >= limits.members
-        groups = np.where(alone, kind, -1 - system_type[known])
+        compared_alone = np.bincount(kind)[kind] >= limit.members
+        groups = np.where(compared_alone, kind, -1 - type_number[known])
         order = np.argsort(groups, kind="stable")
         for rows in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
-            if len(rows) < limits.members:
+            if len(rows) < limit.members:
                 continue
             distance = np.abs(rest[rows] - np.median(rest[rows]))
-            least = limits.min_deviation if groups[rows[0]] >= 0 else limits.min_deviation_of_types
+            least = limit.min_deviation if groups[rows[0]] >= 0 else limit.min_deviation_of_types
             deviation = max(1.4826 * float(np.median(distance)), least)
             farthest = max(farthest, float(distance.max()) / deviation)
-            badness[known[rows]] = np.where(distance > limits.deviations * deviation, distance, 0.0)
+            badness[known[rows]] = np.where(distance > limit.deviations * deviation, distance, 0.0)
     rows = np.flatnonzero(badness)
     n_infinite, share = int((~finite).sum()), len(rows) / len(ids)
     says = (
         f"{format_count(n_infinite)} with an energy that is not finite, {len(rows) - n_infinite:,} outliers beyond "
-        f"{limits.deviations:g} deviations; the farthest is {farthest:.1f} deviations off"
+        f"{limit.deviations:g} deviations; the farthest is {farthest:.1f} deviations off"
     )
     return make_check(
-        "energy", n_infinite > 0 or share > limits.share, says, share, limits.share, "share", hard=n_infinite > 0,
-        **offending(ids, rows, badness[rows]),
+        "energy", n_infinite > 0 or share > limit.share, says, share, limit.share, "share", hard=n_infinite > 0,
+        **name_offenders(ids, rows, badness[rows]),
     )  # fmt: skip
 
 
-def _residuals(ids: np.ndarray, energies: np.ndarray, counts: np.ndarray, system_type: np.ndarray) -> np.ndarray:
-    """Energy an atom without the elements' and the types' part, eV."""
+def _fit_residuals(ids: np.ndarray, energies: np.ndarray, counts: np.ndarray, system_type: np.ndarray) -> np.ndarray:
+    """Return the energy per atom without the contributions of elements and system types, eV, shape (structure,)."""
     n_atoms = counts.sum(axis=1)
     per_atom = energies / n_atoms
     present = counts.any(axis=0)
@@ -156,7 +165,7 @@ def _residuals(ids: np.ndarray, energies: np.ndarray, counts: np.ndarray, system
     design = np.concatenate([fractions[sample], system_type[sample, None] == types[1:]], axis=1)
     target = per_atom[sample]
     weight = np.ones(len(sample))
-    for _ in range(30):  # iteratively reweighted least squares tends to least absolute deviations
+    for _ in range(30):  # iteratively reweighted least squares converges to least absolute deviations
         scale = np.sqrt(weight)
         solution = np.linalg.lstsq(design * scale[:, None], target * scale, rcond=None)[0]
         weight = 1 / np.maximum(np.abs(target - design @ solution), 1e-4)
@@ -164,29 +173,30 @@ def _residuals(ids: np.ndarray, energies: np.ndarray, counts: np.ndarray, system
     return per_atom - fractions @ of_elements - of_types[np.searchsorted(types, system_type)]
 
 
-def units(pair_ids: np.ndarray, difference: np.ndarray, work: np.ndarray, limit: float) -> Check:
+def check_units(pair_ids: np.ndarray, pair_energy: np.ndarray, pair_work: np.ndarray, limit: float) -> Check:
     """Check that energies and forces fit each other: between neighbouring frames the energy changes by the work.
 
     Parameters
     ----------
     pair_ids
         Ids of the frames of each pair, shape (pair, 2).
-    difference, work
-        As `daskpipe.store.quality.measures.energy_and_work` gives them, eV; shape (pair,).
+    pair_energy, pair_work
+        From `daskpipe.store.quality.measures.compare_energy_and_work`, eV; shape (pair,).
     limit
-        Largest factor between their medians. Where the pairs tell the factor precisely, it is `quality_units.TIGHT`.
+        Largest factor between their medians. Where the pairs determine the factor precisely, the limit is
+        `daskpipe.store.quality.unit_checks.TIGHT`.
     """
-    used = (difference != 0) & (work != 0)
-    pair_ids, difference, work = pair_ids[used], difference[used], work[used]
+    used = (pair_energy != 0) & (pair_work != 0)
+    pair_ids, difference, work = pair_ids[used], pair_energy[used], pair_work[used]
     if len(work) < MIN_PAIRS:
-        return skipped(
+        return skip_check(
             "units",
             f"only {len(work)} pairs of neighbouring frames of one seed; {MIN_PAIRS} are needed to hold energies "
             "against forces",
         )
     each = difference / work
     factor = float(np.median(np.abs(difference)) / np.median(np.abs(work)))
-    # Median weighted by the work: the slope of a least absolute deviations fit through the origin.
+    # The median weighted by the work is the slope of a least absolute deviations fit through the origin.
     order = np.argsort(each, kind="stable")
     weight = np.cumsum(np.abs(work[order]))
     slope = float(each[order][np.searchsorted(weight, weight[-1] / 2)])
@@ -207,68 +217,75 @@ def units(pair_ids: np.ndarray, difference: np.ndarray, work: np.ndarray, limit:
     ids, first = np.unique(pair_ids[pairs].ravel(), return_index=True)
     return make_check(
         "units", wrong or opposed, says, -factor if opposed else factor, limit, "factor",
-        **offending(ids, np.arange(len(ids)), np.repeat(off[pairs], 2)[first]),
+        **name_offenders(ids, np.arange(len(ids)), np.repeat(off[pairs], 2)[first]),
     )  # fmt: skip
 
 
-def forces(ids: np.ndarray, finite: np.ndarray, largest: np.ndarray, p99: float, limit: float) -> Check:
+def check_forces(
+    ids: np.ndarray, forces_finite: np.ndarray, largest_force: np.ndarray, force_p99: float, limit: float
+) -> Check:
     """Check the 99th percentile of the forces on atoms, eV/Å, and that all are finite."""
-    above = np.flatnonzero(~finite | (largest > limit))
+    finite, p99 = forces_finite, float(force_p99)
+    above = np.flatnonzero(~finite | (largest_force > limit))
     n_infinite = int((~finite).sum())
     says = f"99 % of the forces are below {p99:.3g} eV/Å; {format_count(n_infinite)} with forces that are not finite"
-    badness = np.where(finite, largest, np.inf)[above]
+    badness = np.where(finite, largest_force, np.inf)[above]
     failed = n_infinite > 0 or not p99 <= limit
     rows = above if failed else above[:0]
-    named = offending(ids, rows, badness[: len(rows)])
+    named = name_offenders(ids, rows, badness[: len(rows)])
     return make_check("forces", failed, says, p99, limit, "eV/Å", hard=n_infinite > 0, **named)
 
 
-def largest_force(ids: np.ndarray, largest: np.ndarray, limit: float) -> Check:
-    """Check the largest force on an atom of each structure, eV/Å; NaN is left to `forces`."""
-    rows = np.flatnonzero(largest > limit)
-    most = float(np.nanmax(largest)) if np.isfinite(largest).any() else 0.0
+def check_largest_force(ids: np.ndarray, largest_force: np.ndarray, limit: float) -> Check:
+    """Check the largest force on an atom of each structure, eV/Å; `check_forces` reports NaN."""
+    rows = np.flatnonzero(largest_force > limit)
+    most = float(np.nanmax(largest_force)) if np.isfinite(largest_force).any() else 0.0
     says = f"{format_count(len(rows))} with a force above {limit:g} eV/Å; the largest is {most:.3g} eV/Å"
-    return make_check("largest_force", len(rows) > 0, says, most, limit, "eV/Å", **offending(ids, rows, largest[rows]))
+    named = name_offenders(ids, rows, largest_force[rows])
+    return make_check("largest_force", len(rows) > 0, says, most, limit, "eV/Å", **named)
 
 
-def net_force(ids: np.ndarray, net: np.ndarray, limit: float) -> Check:
-    """Check that the forces of a structure sum to nothing, eV/Å an atom; a potential that sees no place has no push."""
-    rows = np.flatnonzero(net > limit)
-    most = float(np.nanmax(net)) if np.isfinite(net).any() else 0.0
+def check_net_force(ids: np.ndarray, net_force: np.ndarray, limit: float) -> Check:
+    """Check that the forces of each structure sum to 0, eV/Å per atom: an energy does not depend on the position."""
+    rows = np.flatnonzero(net_force > limit)
+    most = float(np.nanmax(net_force)) if np.isfinite(net_force).any() else 0.0
     says = f"{format_count(len(rows))} with a net force above {limit:g} eV/Å an atom; the largest is {most:.2g}"
-    return make_check("net_force", len(rows) > 0, says, most, limit, "eV/Å an atom", **offending(ids, rows, net[rows]))
+    named = name_offenders(ids, rows, net_force[rows])
+    return make_check("net_force", len(rows) > 0, says, most, limit, "eV/Å an atom", **named)
 
 
-def zero_forces(ids: np.ndarray, n_atoms: np.ndarray, zero: np.ndarray, limit: float) -> Check:
-    """Check for structures of which all forces are exactly 0 where no symmetry asks for it."""
-    rows = np.flatnonzero(zero)
+def check_zero_forces(ids: np.ndarray, n_atoms: np.ndarray, zero_forces: np.ndarray, limit: float) -> Check:
+    """Check for structures whose forces are all exactly 0 although no symmetry requires it."""
+    rows = np.flatnonzero(zero_forces)
     share = len(rows) / len(ids)
     says = f"{format_count(len(rows))} with no force at all and no symmetry that asks for it"
-    return make_check("zero_forces", share > limit, says, share, limit, "share", **offending(ids, rows, n_atoms[rows]))
+    return make_check(
+        "zero_forces", share > limit, says, share, limit, "share", **name_offenders(ids, rows, n_atoms[rows])
+    )
 
 
-def stress(ids: np.ndarray, largest: np.ndarray, periodic: np.ndarray, limit: float) -> Check:
-    """Check the largest component of the stress of structures periodic along all axes.
+def check_stress(ids: np.ndarray, largest_stress: np.ndarray, periodic: np.ndarray, limit: float) -> Check:
+    """Check the largest component of the stress of structures that are periodic along all axes.
 
     Parameters
     ----------
     ids, periodic
         Shape (structure,).
-    largest
+    largest_stress
         Largest absolute component, eV/Å^3; NaN where there is no stress, infinite if a component is not finite.
     limit
         GPa.
     """
     if not periodic.any():
-        return skipped("stress", "no structure is periodic along all axes")
-    known = periodic & ~np.isnan(largest)
+        return skip_check("stress", "no structure is periodic along all axes")
+    known = periodic & ~np.isnan(largest_stress)
     if not known.any():
-        return skipped(
+        return skip_check(
             "stress", f"none of the {format_count(int(periodic.sum()))} periodic along all axes has a stress"
         )
-    finite = np.isfinite(largest)
-    rows = np.flatnonzero(known & ~(largest <= limit * GPA))
-    most = float(largest[known & finite].max()) / GPA if (known & finite).any() else 0.0
+    finite = np.isfinite(largest_stress)
+    rows = np.flatnonzero(known & ~(largest_stress <= limit * GPA))
+    most = float(largest_stress[known & finite].max()) / GPA if (known & finite).any() else 0.0
     n_infinite, n_missing = int((known & ~finite).sum()), int((periodic & ~known).sum())
     says = (
         f"{n_infinite:,} of {format_count(int(known.sum()))} periodic along all axes have a stress that is "
@@ -276,8 +293,5 @@ def stress(ids: np.ndarray, largest: np.ndarray, periodic: np.ndarray, limit: fl
     )
     if n_missing:
         says += f"; {n_missing:,} more have none"
-    named = offending(ids, rows, largest[rows])
+    named = name_offenders(ids, rows, largest_stress[rows])
     return make_check("stress", len(rows) > 0, says, most, limit, "GPa", hard=n_infinite > 0, **named)
-
-
-# --- what the set holds -----------------------------------------------------------------------------

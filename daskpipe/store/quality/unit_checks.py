@@ -1,4 +1,4 @@
-"""Energies held against forces: how many times the work of the forces the energy changes, and which units do that."""
+"""Compare energies with the work of forces, and name the units that explain their ratio."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import numpy as np
 from daskpipe.core.constants import BOHR, HARTREE, KCAL_PER_MOL, KJ_PER_MOL, RYDBERG
 
 TIGHT = 1.3
-"""Factor by which energies and forces may disagree where pairs tell it precisely; the nearest of `RATIOS` is 1.89."""
+"""Factor by which energies and forces may disagree where pairs determine it precisely; the closest of `RATIOS` is
+1.89."""
 
 SIGMAS = 3.0
 """Half the width of `slope_range`, in standard errors."""
@@ -34,21 +35,31 @@ RATIOS = {
     "energies in meV and forces in eV/Å": 1e3,
     "energies in eV and forces in meV/Å": 1e-3,
 }
-"""Changes of the energy over the work of the forces, in the numbers of a file, by what makes them."""
+"""Change of the energy over the work of the forces, in the numbers of a file, by the units that cause it."""
 
 
 def slope_range(difference: np.ndarray, work: np.ndarray) -> tuple[float, float, float]:
-    """Return the ratio of differences of energies to work: its least value, its median, and its largest.
+    """Estimate the ratio of energy differences to work: smallest plausible value, median, and largest.
 
     A least absolute deviations fit of the difference to the work is the median of their ratios, weighted by the work;
-    it is too small where the pairs are noisy. That of the work to the difference, weighted by the difference, is too
-    large. The range holds both, each with `SIGMAS` standard errors of a weighted median (as of a sign test); it is wide
-    where the pairs are few or far apart, and says nothing then.
+    it is too small where the pairs are noisy. The fit of the work to the difference, weighted by the difference, is
+    too large. The range covers both, each with `SIGMAS` standard errors of a weighted median (as of a sign test). It
+    is wide, and tells nothing, where the pairs are few or far apart.
 
     Parameters
     ----------
     difference, work
         eV, not 0; shape (pair,).
+
+    Returns
+    -------
+    low, middle, high : float
+        Of the ratio.
+
+    Examples
+    --------
+    >>> slope_range(np.full(40, 0.2), np.full(40, 0.1))
+    (2.0, 2.0, 2.0)
     """
     ratio = difference / work
     order = np.argsort(ratio, kind="stable")
@@ -66,7 +77,15 @@ def slope_range(difference: np.ndarray, work: np.ndarray) -> tuple[float, float,
 
 
 def name_ratio(ratio: float) -> str | None:
-    """Return which units give a ratio of differences of energies to work; None if none that is known does."""
+    """Name the units that give a ratio of energy differences to work; None if no known ones do.
+
+    Examples
+    --------
+    >>> name_ratio(27.2)
+    'energies in eV and forces in Hartree/Å'
+    >>> name_ratio(1.0) is None
+    True
+    """
     if ratio <= 0:
         return None
     name = min(RATIOS, key=lambda words: abs(np.log(ratio / RATIOS[words])))

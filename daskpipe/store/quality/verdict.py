@@ -1,33 +1,31 @@
-"""Hold the verdict of the quality gate, and print it."""
+"""Hold the verdict of the quality gate, and format it for people."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from daskpipe.core.text import make_printable
 from daskpipe.store.quality.check import Check
 from daskpipe.store.quality.settings import Profile
 
-if TYPE_CHECKING:
-    pass
-
 LISTED = 3
-"""Offenders of a check that the text for people names."""
+"""Offenders per check in the text for people."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What the run knows and the structures do not tell; what is None is read from the dataset's attributes.
+    """Facts about a run that its structures do not contain; None means: read it from the attributes of the dataset.
 
     Parameters
     ----------
     failures
-        How many structures the teacher was given and failed on, by reason.
+        Number of structures on which the teacher failed, by reason.
     elements
-        Symbols of the elements that were asked for.
+        Symbols of the elements that the run asked for.
     system_types
-        System types that were asked for; the attributes do not tell them.
+        System types that the run asked for; the attributes do not record them.
     """
 
     failures: Mapping[str, int] | None = None
@@ -37,18 +35,18 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the gate says.
+    """Verdict of the gate on a dataset.
 
     Parameters
     ----------
     go
         Whether no check failed.
     dataset, dataset_key, n_structures
-        What was judged.
+        Path, key and size of the dataset.
     checks
-        In the order of the thresholds in `Quality`.
+        In the order of `daskpipe.store.quality.check_table.CHECKS`.
     profile
-        What the data was taken for, see `daskpipe.store.quality.profiles`.
+        Profile that judged the data, see `daskpipe.store.quality.profiles`.
     """
 
     go: bool
@@ -70,29 +68,36 @@ class Verdict:
         }
 
 
-def lines(verdict: Verdict) -> list[str]:
-    """Return a verdict as plain lines for people; names from outside are printed without control characters."""
-    head = f"{printable(verdict.dataset)}: {verdict.n_structures:,} structures, judged as {verdict.profile}"
-    return [head, *check_lines(verdict.checks), last_line(verdict)]
+def format_verdict(verdict: Verdict) -> list[str]:
+    """Format a verdict as plain lines for people; control characters of names are escaped."""
+    head = f"{_escape_text(verdict.dataset)}: {verdict.n_structures:,} structures, judged as {verdict.profile}"
+    return [head, *format_checks(verdict.checks), format_result(verdict)]
 
 
-def last_line(verdict: Verdict) -> str:
-    """Return GO, or NO-GO and the checks that say so; and the checks that warn."""
+def format_result(verdict: Verdict) -> str:
+    """Format GO, or NO-GO with the checks that failed, and the checks that warn.
+
+    Examples
+    --------
+    >>> failed = Check(name="overlap", verdict="fail", says="two atoms too close")
+    >>> format_result(Verdict(go=False, dataset="d.zarr", dataset_key="k", n_structures=1, checks=(failed,)))
+    'NO-GO: overlap'
+    """
     failed, warned = ([check.name for check in verdict.checks if check.verdict == how] for how in ("fail", "warn"))
     warnings = f"; warnings: {', '.join(warned)}" if warned else ""
     return ("GO" if verdict.go else f"NO-GO: {', '.join(failed)}") + warnings
 
 
-def check_lines(found: Iterable[Check]) -> list[str]:
-    """Return a line a check: mark, number and limit, what it says; of those that fail or warn the worst offenders."""
+def format_checks(checks: Iterable[Check]) -> list[str]:
+    """Format one line per check, and the worst offenders of those that fail or warn."""
     marks = {"pass": "ok", "warn": "warn", "fail": "FAIL", "skipped": "-"}
     rows = []
-    for check in found:
+    for check in checks:
         numbers = ""
         if check.value is not None or check.threshold is not None:
             value = "none" if check.value is None else f"{check.value:.4g}"
             numbers = f"{value} (limit {check.threshold:.4g} {check.unit})" if check.threshold is not None else value
-        rows.append(f"{marks[check.verdict]:<4}  {check.name:<19}  {numbers:<38}  {printable(check.says)}".rstrip())
+        rows.append(f"{marks[check.verdict]:<4}  {check.name:<19}  {numbers:<38}  {_escape_text(check.says)}".rstrip())
         if check.verdict in ("fail", "warn") and check.offenders:
             more = check.n_offenders - min(LISTED, len(check.offenders))
             listed = ", ".join(check.offenders[:LISTED]) + (f" and {more:,} more" if more else "")
@@ -100,6 +105,6 @@ def check_lines(found: Iterable[Check]) -> list[str]:
     return rows
 
 
-def printable(text: str) -> str:
-    """Return a text in which characters that do not print (control, bidirectional ...) are written as codes."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+def _escape_text(text: str) -> str:
+    """Escape characters that do not print (control, bidirectional ...), line ends included."""
+    return make_printable(text, keep_line_ends=False)

@@ -16,7 +16,7 @@ import daskpipe
 from daskpipe.core.errors import Rejection
 from daskpipe.core.structures import from_atoms
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.store import pack
+from daskpipe.store import arrange_and_write
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def hostile_dataset(structures: list[Atoms], tmp_path_factory: pytest.TempPathFa
         "run_counts": '{"generate": 12, "explore": 90, "describe": 90, "select": 33, "label": 30, "store": 30}',
         "selection": '{"duplicates": {"against_pool": 5, "against_dataset": 0}}',
     }
-    pack(from_atoms(structures), path, seed=0, fractions=FRACTIONS, attrs=attrs)
+    arrange_and_write(from_atoms(structures), path, seed=0, fractions=FRACTIONS, attrs=attrs)
     return path
 
 
@@ -51,7 +51,7 @@ def run_dir(reference: daskpipe.Result, tmp_path_factory: pytest.TempPathFactory
         Rejection(stage="generate", structure=f"files/{HOSTILE}.xyz", reason="unreadable", evidence=f"found {HOSTILE}"),
         Rejection(stage="explore", structure="0f" * 16, reason="force", evidence="120 eV/Å", details={"step": 7}),
     ]
-    RunDirectory(path).quarantine(rejections)
+    RunDirectory(path).write_quarantine(rejections)
     return path
 
 

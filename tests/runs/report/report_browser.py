@@ -72,16 +72,16 @@ class Page:
 
     def complaints(self) -> list[str]:
         """Return errors and warnings of the console and the log, and what was thrown."""
-        found = []
+        texts = []
         for event in self.events:
             params = event.get("params", {})
             if event.get("method") == "Runtime.exceptionThrown":
-                found.append(str(params["exceptionDetails"]))
+                texts.append(str(params["exceptionDetails"]))
             elif event.get("method") == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
-                found.append(str(params["args"]))
+                texts.append(str(params["args"]))
             elif event.get("method") == "Log.entryAdded":
-                found.append(params["entry"]["text"])
-        return found
+                texts.append(params["entry"]["text"])
+        return texts
 
     def requests(self) -> list[str]:
         """Return the addresses that were asked for, data in the page left out."""

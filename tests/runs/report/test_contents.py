@@ -10,9 +10,9 @@ from report_samples import HOSTILE_WORD
 
 from daskpipe.runs.report import atom_totals
 from daskpipe.runs.report import contents as measuring
-from daskpipe.runs.report.contents import Contents, contents
-from daskpipe.runs.report.facts import _steps
-from daskpipe.runs.report.measures import FORCE_EDGES, PAIR_EDGES, histogram, pair_distances
+from daskpipe.runs.report.contents import Contents, measure_contents
+from daskpipe.runs.report.facts import _list_steps
+from daskpipe.runs.report.measures import FORCE_EDGES, PAIR_EDGES, count_pairs, make_histogram
 
 GPA = 160.21766208
 """One eV/Å^3, CODATA 2014."""
@@ -20,7 +20,7 @@ GPA = 160.21766208
 
 @pytest.fixture(scope="module")
 def held(hostile_dataset: Path) -> Contents:
-    return contents(hostile_dataset)
+    return measure_contents(hostile_dataset)
 
 
 def test_counts_are_those_of_a_slow_loop(held: Contents, structures: list[Atoms]) -> None:
@@ -48,10 +48,10 @@ def test_forces_fall_into_the_bins_of_a_slow_loop(held: Contents, structures: li
             by_element[symbol].append(norm)
     assert held.forces is not None
     assert held.forces_of_elements is not None
-    for found, expected in ((held.forces, by_kind), (held.forces_of_elements, by_element)):
-        assert found.counts.keys() == expected.keys()
+    for histogram, expected in ((held.forces, by_kind), (held.forces_of_elements, by_element)):
+        assert histogram.counts.keys() == expected.keys()
         for name, norms in expected.items():
-            assert np.array_equal(found.counts[name], np.histogram(norms, found.edges)[0])
+            assert np.array_equal(histogram.counts[name], np.histogram(norms, histogram.edges)[0])
     everything = np.concatenate(list(by_kind.values()))
     assert held.forces.high == pytest.approx(everything.max(), rel=1e-6)
     width_of_a_bin = FORCE_EDGES[1] / FORCE_EDGES[0]
@@ -120,15 +120,15 @@ def test_blocks_do_not_change_the_numbers(
 ) -> None:
     monkeypatch.setattr(atom_totals, "BLOCK_ATOMS", 11)
     seen = []
-    whole = atom_totals.blocks
+    whole = atom_totals.read_blocks
 
     def counted(*arguments):
         for rows, block in whole(*arguments):
             seen.append(rows)
             yield rows, block
 
-    monkeypatch.setattr(atom_totals, "blocks", counted)
-    again = contents(hostile_dataset)
+    monkeypatch.setattr(atom_totals, "read_blocks", counted)
+    again = measure_contents(hostile_dataset)
     assert len(seen) > 20  # thirty structures of 4 to 8 atoms, twice
     assert again.elements == held.elements
     assert again.holders == held.holders
@@ -143,7 +143,7 @@ def test_blocks_do_not_change_the_numbers(
 def test_samples_depend_on_ids_alone(held: Contents, hostile_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "PAIR_SAMPLE", (400, 40))
     monkeypatch.setattr(measuring, "MAP_SAMPLE", 12)
-    few = contents(hostile_dataset)
+    few = measure_contents(hostile_dataset)
     assert 0 < few.pairs.n_atoms <= 40
     assert few.features is not None
     assert held.features is not None
@@ -160,7 +160,7 @@ def test_samples_depend_on_ids_alone(held: Contents, hostile_dataset: Path, monk
 
 def test_rare_kinds_are_drawn_together(hostile_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "MOST_TYPES", 2)
-    few = contents(hostile_dataset)
+    few = measure_contents(hostile_dataset)
     assert list(few.types)[-1] == measuring.REST
     assert sum(few.types.values()) == few.n_structures
 
@@ -168,7 +168,7 @@ def test_rare_kinds_are_drawn_together(hostile_dataset: Path, monkeypatch: pytes
 def test_distances_are_those_of_all_images() -> None:
     a = 3.0
     cubic = Atoms("Cu", cell=[a, a, a], pbc=True)
-    pairs = pair_distances([cubic])
+    pairs = count_pairs([cubic])
     shifts = np.array(np.meshgrid(*[range(-3, 4)] * 3)).reshape(3, -1).T
     distances = np.linalg.norm(a * shifts[np.any(shifts != 0, axis=1)], axis=1)
     within = distances[distances < PAIR_EDGES[-1]]
@@ -176,39 +176,39 @@ def test_distances_are_those_of_all_images() -> None:
     assert pairs.counts["Cu-Cu"].sum() == len(within)
     assert pairs.n_pairs["Cu-Cu"] == len(within) // 2
     molecule = Atoms("HClH", positions=[[0, 0, 0], [1.2, 0, 0], [2.4, 0, 0]])
-    pairs = pair_distances([molecule])
+    pairs = count_pairs([molecule])
     assert pairs.n_pairs == {"H-H": 1, "Cl-H": 2}
 
 
 def test_a_histogram_leaves_far_values_out_and_counts_them() -> None:
     values = np.concatenate([np.linspace(0, 1, 1000), [1e6]])
-    found = histogram(values, np.zeros(1001, dtype=int), ["all"])
-    assert found is not None
-    assert found.n_outside == 1
-    assert found.edges[-1] < 2
-    assert found.high == 1e6
-    assert found.n_values == 1001
-    assert histogram(np.array([np.nan]), np.zeros(1, dtype=int), ["all"]) is None
+    histogram = make_histogram(values, np.zeros(1001, dtype=int), ["all"])
+    assert histogram is not None
+    assert histogram.n_outside == 1
+    assert histogram.edges[-1] < 2
+    assert histogram.high == 1e6
+    assert histogram.n_values == 1001
+    assert make_histogram(np.array([np.nan]), np.zeros(1, dtype=int), ["all"]) is None
 
 
 def test_a_histogram_of_whole_numbers_has_whole_bins() -> None:
-    found = histogram(np.array([1, 2, 2, 5]), np.array([0, 0, 1, 1]), ["a", "b"])
-    assert found is not None
-    assert found.edges.tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
-    assert found.counts["a"].tolist() == [1, 1, 0, 0, 0]
-    assert found.counts["b"].tolist() == [0, 1, 0, 0, 1]
+    histogram = make_histogram(np.array([1, 2, 2, 5]), np.array([0, 0, 1, 1]), ["a", "b"])
+    assert histogram is not None
+    assert histogram.edges.tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
+    assert histogram.counts["a"].tolist() == [1, 1, 0, 0, 0]
+    assert histogram.counts["b"].tolist() == [0, 1, 0, 0, 1]
 
 
 def test_what_comes_in_goes_out_or_is_taken_out() -> None:
     outs = {"generate": 12, "explore": 90, "select": 33, "label": 30, "store": 30}
     counts = {("generate", "overlap"): 4, ("generate", "duplicate"): 2, ("label", "max_force"): 3}
     selection = {"duplicates": {"against_pool": 5, "against_dataset": 2}}
-    steps = {step.stage: step for step in _steps(outs, {"explore": 20}, counts, selection)}
+    steps = {step.stage: step for step in _list_steps(outs, {"explore": 20}, counts, selection)}
     assert list(steps) == ["generate", "explore", "select", "label", "store"]
     for stage in ("generate", "select", "label", "store"):
         assert steps[stage].n_in == steps[stage].n_out + sum(steps[stage].removed.values()), stage
     assert steps["generate"].n_out == 10  # of twelve seeds two are equal to others
     assert steps["explore"].n_in == 20
-    assert list(_steps({"generate": 3}, {}, {}, {})) == [steps["generate"].__class__(
+    assert list(_list_steps({"generate": 3}, {}, {}, {})) == [steps["generate"].__class__(
         stage="generate", n_in=3, came="structures made or read", n_out=3, went="seeds", removed={}, of="structures"
     )]  # fmt: skip

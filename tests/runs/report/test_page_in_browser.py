@@ -45,8 +45,8 @@ CLIPPED_LEGENDS = """
 def pages(run_dir: Path, hostile_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     return {
-        "run": report.write(run_dir, folder / "run.html"),
-        "dataset": report.write(hostile_dataset, folder / "dataset.html", verdict=VERDICT),
+        "run": report.write_report(run_dir, folder / "run.html"),
+        "dataset": report.write_report(hostile_dataset, folder / "dataset.html", verdict=VERDICT),
     }
 
 

@@ -69,12 +69,12 @@ class Parsed(HTMLParser):
 
 @pytest.fixture(scope="module")
 def run_page(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return report.write(run_dir, tmp_path_factory.mktemp("page") / "run.html")
+    return report.write_report(run_dir, tmp_path_factory.mktemp("page") / "run.html")
 
 
 @pytest.fixture(scope="module")
 def dataset_page(hostile_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return report.write(hostile_dataset, tmp_path_factory.mktemp("page") / "dataset.html", verdict=VERDICT)
+    return report.write_report(hostile_dataset, tmp_path_factory.mktemp("page") / "dataset.html", verdict=VERDICT)
 
 
 def test_a_run_is_reported_from_its_first_seed_to_its_last_atom(run_page: Path, reference: daskpipe.Result) -> None:
@@ -145,21 +145,21 @@ def test_records_of_a_split_are_written_in_words() -> None:
 
 def test_sources_of_a_merged_dataset_are_listed(structures: list, tmp_path: Path) -> None:
     from daskpipe.core.structures import from_atoms
-    from daskpipe.store import pack
+    from daskpipe.store import arrange_and_write
 
     sources = [
         {"name": "melt.xyz", "checksum": "c1", "label_method": "pbe"},
         {"name": "old.zarr", "n_structures": 1234, "label_potential": '{"name": "emt", "sha256": "0"}'},
     ]
     attrs = {"dataset_key": "k", "sources": json.dumps(sources)}
-    pack(from_atoms(structures[:3]), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
-    table = Parsed(report.write(tmp_path / "a.zarr")).table("Where the structures come from")
+    arrange_and_write(from_atoms(structures[:3]), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
+    table = Parsed(report.write_report(tmp_path / "a.zarr")).table("Where the structures come from")
     assert "melt.xyz – pbe c1" in table
     assert "old.zarr 1,234 emt –" in table
     attrs["sources"] = "[3]"
-    pack(from_atoms(structures[:3]), tmp_path / "b.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
-    with pytest.raises(InputError, match=r"'sources' is no list of JSON objects, received \[3\]"):
-        report.write(tmp_path / "b.zarr")
+    arrange_and_write(from_atoms(structures[:3]), tmp_path / "b.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
+    with pytest.raises(InputError, match=r"'sources' is not a list of JSON objects, received \[3\]"):
+        report.write_report(tmp_path / "b.zarr")
 
 
 @pytest.mark.parametrize("name", ["run_page", "dataset_page"])
@@ -243,15 +243,15 @@ def test_a_verdict_beside_the_dataset_is_read(run_dir: Path, tmp_path: Path) -> 
     key = open_dataset(tmp_path / "run" / "dataset.zarr").attrs["dataset_key"]
     gate = tmp_path / "run" / "quality.json"
     gate.write_text(json.dumps({**VERDICT, "go": True, "dataset_key": key}))
-    page = Parsed(report.write(tmp_path / "run"))
+    page = Parsed(report.write_report(tmp_path / "run"))
     assert "GO" in page.words
     assert "another dataset" not in page.text
     gate.write_text(json.dumps(VERDICT))
-    page = Parsed(report.write(tmp_path / "run"))
-    assert "This verdict is of another dataset (key k1). Type: daskpipe quality" in page.text
+    page = Parsed(report.write_report(tmp_path / "run"))
+    assert "This verdict is on another dataset (key k1). Type: daskpipe quality" in page.text
     gate.write_text("{")
-    with pytest.raises(InputError, match=r"quality.json is no JSON.*type: daskpipe quality"):
-        report.write(tmp_path / "run")
+    with pytest.raises(InputError, match=r"quality.json is not JSON.*type: daskpipe quality"):
+        report.write_report(tmp_path / "run")
 
 
 def test_without_a_verdict_the_page_says_what_to_type(run_page: Path, run_dir: Path) -> None:
@@ -260,9 +260,9 @@ def test_without_a_verdict_the_page_says_what_to_type(run_page: Path, run_dir: P
 
 def test_a_verdict_without_checks_is_refused(hostile_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the verdict has no 'go'.*type: daskpipe quality"):
-        report.write(hostile_dataset, tmp_path / "page.html", verdict={"go": True})
+        report.write_report(hostile_dataset, tmp_path / "page.html", verdict={"go": True})
     with pytest.raises(InputError, match="each with 'name' and 'verdict'"):
-        report.write(hostile_dataset, tmp_path / "page.html", verdict={"go": True, "checks": [{"name": "cell"}]})
+        report.write_report(hostile_dataset, tmp_path / "page.html", verdict={"go": True, "checks": [{"name": "cell"}]})
 
 
 def test_a_run_without_its_dataset_is_reported_as_far_as_it_came(run_dir: Path, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_run_without_its_dataset_is_reported_as_far_as_it_came(run_dir: Path, 
     shutil.rmtree(run / "dataset.zarr")
     for stage in ("label", "store"):
         shutil.rmtree(run / "units" / stage)
-    page = Parsed(report.write(run))
+    page = Parsed(report.write_report(run))
     assert page.charts == {"flows", "map", "comparison", "times"}
     assert "select" in page.table("Counts through the stages")
     assert "Composition" not in page.words
@@ -282,12 +282,14 @@ def test_a_dataset_without_labels_or_features_is_reported(tmp_path: Path) -> Non
     from ase import Atoms
 
     from daskpipe.core.structures import from_atoms
-    from daskpipe.store import pack
+    from daskpipe.store import arrange_and_write
 
     atoms = Atoms("H", positions=[[0, 0, 0]])
     fractions = {"train": 1.0}
-    pack(from_atoms([atoms]), tmp_path / "bare.zarr", seed=0, fractions=fractions, attrs={"dataset_key": "k"})
-    path = report.write(tmp_path / "bare.zarr")
+    arrange_and_write(
+        from_atoms([atoms]), tmp_path / "bare.zarr", seed=0, fractions=fractions, attrs={"dataset_key": "k"}
+    )
+    path = report.write_report(tmp_path / "bare.zarr")
     assert path == tmp_path / "bare.report.html"
     page = Parsed(path)
     assert {"energies", "forces", "pairs", "map"}.isdisjoint(page.charts)
@@ -296,7 +298,7 @@ def test_a_dataset_without_labels_or_features_is_reported(tmp_path: Path) -> Non
 
 
 def test_the_same_dataset_gives_the_same_page(hostile_dataset: Path, tmp_path: Path) -> None:
-    pages = [report.write(hostile_dataset, tmp_path / name).read_bytes() for name in ("a.html", "b.html")]
+    pages = [report.write_report(hostile_dataset, tmp_path / name).read_bytes() for name in ("a.html", "b.html")]
     assert pages[0] == pages[1]
     assert len(pages[0]) < MOST_BYTES
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "b.html"]
@@ -304,31 +306,31 @@ def test_the_same_dataset_gives_the_same_page(hostile_dataset: Path, tmp_path: P
 
 def test_where_the_page_goes(run_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(run_dir, tmp_path / "run")
-    assert report.write(tmp_path / "run") == tmp_path / "run" / "report.html"
-    assert report.write(str(tmp_path / "run"), tmp_path / "new" / "page.html").is_file()
+    assert report.write_report(tmp_path / "run") == tmp_path / "run" / "report.html"
+    assert report.write_report(str(tmp_path / "run"), tmp_path / "new" / "page.html").is_file()
     with pytest.raises(ConfigError, match=r"is a directory; give the name of a file, e.g. .*report.html"):
-        report.write(tmp_path / "run", tmp_path)
+        report.write_report(tmp_path / "run", tmp_path)
 
 
 def test_what_is_neither_a_run_nor_a_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist; give a run or a dataset"):
-        report.write(tmp_path / "nothing")
+        report.write_report(tmp_path / "nothing")
     with pytest.raises(InputError, match="neither a run directory .* nor a dataset; give a run"):
-        report.write(tmp_path)
+        report.write_report(tmp_path)
 
 
 def test_an_attribute_that_is_no_json_is_refused(structures: list, tmp_path: Path) -> None:
     from daskpipe.core.structures import from_atoms
-    from daskpipe.store import pack
+    from daskpipe.store import arrange_and_write
 
     attrs = {"dataset_key": "k", "selection": "{"}
-    pack(from_atoms(structures[:3]), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
-    with pytest.raises(InputError, match="root attribute 'selection' is no JSON"):
-        report.write(tmp_path / "a.zarr")
+    arrange_and_write(from_atoms(structures[:3]), tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
+    with pytest.raises(InputError, match="root attribute 'selection' is not JSON"):
+        report.write_report(tmp_path / "a.zarr")
     attrs = {"dataset_key": "k", "versions": "[1]"}
-    pack(from_atoms(structures[:3]), tmp_path / "b.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
-    with pytest.raises(InputError, match=r"root attribute 'versions' is no JSON object, received \[1\]"):
-        report.write(tmp_path / "b.zarr")
+    arrange_and_write(from_atoms(structures[:3]), tmp_path / "b.zarr", seed=0, fractions={"train": 1.0}, attrs=attrs)
+    with pytest.raises(InputError, match=r"root attribute 'versions' is not a JSON object, received \[1\]"):
+        report.write_report(tmp_path / "b.zarr")
 
 
 def test_headings_are_in_order_and_pictures_have_words(run_page: Path) -> None:

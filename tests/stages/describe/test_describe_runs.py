@@ -34,7 +34,7 @@ def payloads(run_dir: Path, stage: str) -> dict[str, dict[str, np.ndarray]]:
     for path in manifests(run_dir):
         manifest = json.loads(path.read_text())
         if manifest["unit"]["stage"] == stage:
-            found[manifest["unit"]["upstream"][-1]] = RunDirectory(run_dir).load(stage, path.parent.name)
+            found[manifest["unit"]["upstream"][-1]] = RunDirectory(run_dir).load_arrays(stage, path.parent.name)
     return found
 
 
@@ -42,7 +42,7 @@ def test_units_hold_the_environments_of_their_atoms(by_mace: Result) -> None:
     units = payloads(by_mace.run_dir, "describe")
     assert len(units) == by_mace.stages["describe"]["units"]
     for key, arrays in units.items():
-        n_atoms = RunDirectory(by_mace.run_dir).load("explore", key, ["n_atoms"])["n_atoms"]
+        n_atoms = RunDirectory(by_mace.run_dir).load_arrays("explore", key, ["n_atoms"])["n_atoms"]
         assert arrays["environments"].shape == (n_atoms.sum(), 4)
         assert arrays["features"].shape == (len(n_atoms), 4)
         assert arrays["environments"].dtype == arrays["features"].dtype == np.float32

@@ -6,8 +6,8 @@ from ase.build import bulk, fcc111
 
 from daskpipe.core.structures import from_atoms, round_positions, to_atoms
 from daskpipe.engine.commit import commit
-from daskpipe.engine.rows import arrays_of, read_unit
-from daskpipe.engine.units import Payload, Unit, key_of
+from daskpipe.engine.rows import dataset_to_arrays, read_unit
+from daskpipe.engine.units import Payload, Unit, unit_key
 from daskpipe.stages.describe import build_descriptor
 from daskpipe.stages.describe import rows as rows_module
 from daskpipe.stages.describe.reduction import fit_axes, unit_length
@@ -66,8 +66,8 @@ def explored(root, structures, sizes) -> list[tuple[str, int]]:
     root.mkdir(exist_ok=True)
     units, start = [], 0
     for index, size in enumerate(sizes):
-        key = key_of("explore", 1, {"sizes": sizes, "index": index}, [], 0)
-        arrays = arrays_of(from_atoms(structures[start : start + size]))
+        key = unit_key("explore", 1, {"sizes": sizes, "index": index}, [], 0)
+        arrays = dataset_to_arrays(from_atoms(structures[start : start + size]))
         commit(root, Unit(stage="explore", index=index, key=key, n_inputs=1), Payload(arrays=arrays, n_out=size))
         units.append((key, size))
         start += size
@@ -76,7 +76,7 @@ def explored(root, structures, sizes) -> list[tuple[str, int]]:
 
 def fitted(root, units, settings=SETTINGS) -> str:
     keys = [key for key, _ in units]
-    key = key_of(FIT, 1, settings.model_dump(), keys, RUN_SEED)
+    key = unit_key(FIT, 1, settings.model_dump(), keys, RUN_SEED)
     payload = fit_reduction(root, "explore", keys, settings, SPECIES, RUN_SEED)
     commit(root, Unit(stage=FIT, index=0, key=key, n_inputs=payload.n_out), payload)
     return key

@@ -18,7 +18,7 @@ from daskpipe.core.errors import ConfigError
 from daskpipe.stages.describe import DESCRIPTORS
 from daskpipe.stages.describe.catalogue import build_descriptor
 from daskpipe.stages.describe.neighbours import neighbour_grid
-from daskpipe.stages.describe.neighbours_kernels import find_neighbours
+from daskpipe.stages.describe.neighbours_kernels import write_neighbours
 from daskpipe.stages.describe.settings import Describe
 from daskpipe.stages.describe.simd import WIDTH
 from daskpipe.stages.describe.soap import SOAP
@@ -123,7 +123,7 @@ def test_points_around_an_atom_are_its_neighbours(case, cutoff):
     expected = slow.neighbours(atoms, cutoff)
     found = np.empty(grid.points.shape[1] + WIDTH, np.int32)
     for atom, position in enumerate(grid.positions):
-        n_found = find_neighbours(position, grid, found)
+        n_found = write_neighbours(position, grid, found)
         points = found[:n_found]
         rows = np.column_stack([grid.atom_index[points], grid.points[:, points].T - grid.positions[atom]])
         wanted = np.array([[other, *vector] for other, vector in expected[atom]])

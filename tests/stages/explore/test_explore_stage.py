@@ -24,8 +24,8 @@ from explore_samples import (
 from daskpipe.core.structures import from_atoms, structure_id
 from daskpipe.engine.checkpoints import Checkpoints
 from daskpipe.engine.commit import commit
-from daskpipe.engine.rows import Rows, arrays_of
-from daskpipe.engine.units import Payload, Unit, key_of
+from daskpipe.engine.rows import UnitRows, dataset_to_arrays
+from daskpipe.engine.units import Payload, Unit, unit_key
 from daskpipe.potentials import Potential
 from daskpipe.stages.explore.settings import Guards, MonteCarlo
 from daskpipe.stages.explore.stage import explore, explore_partition, find_pressed_seeds, list_conditions, load_seeds
@@ -239,13 +239,13 @@ def test_bag_is_lazy_and_partition_size_does_not_matter(partition_size):
     assert ids == [item.tobytes() for item in run(seeds).arrays["structure_id"]]
 
 
-def stored(tmp_path) -> list[Rows]:
+def stored(tmp_path) -> list[UnitRows]:
     """Four seeds in the directory: bulk, slab, cluster, bulk."""
     seeds = [seed(crystal("Cu")), seed(slab()), seed(cluster("Pd")), seed(crystal("Au"))]
-    key = key_of("generate", 1, {}, [], 0)
+    key = unit_key("generate", 1, {}, [], 0)
     unit = Unit(stage="generate", index=0, key=key, n_inputs=len(seeds))
-    commit(tmp_path, unit, Payload(arrays=arrays_of(from_atoms(seeds)), n_out=len(seeds)))
-    return [Rows(stage="generate", key=key, rows=(row,)) for row in range(len(seeds))]
+    commit(tmp_path, unit, Payload(arrays=dataset_to_arrays(from_atoms(seeds)), n_out=len(seeds)))
+    return [UnitRows(stage="generate", key=key, rows=(row,)) for row in range(len(seeds))]
 
 
 def test_seeds_come_from_the_tree_with_their_conditions(tmp_path):
@@ -279,14 +279,14 @@ def test_a_unit_goes_on_from_its_checkpoint_and_leaves_none_behind(tmp_path):
     handle = Checkpoints(root=tmp_path, unit=unit)
     (expected,) = explore_partition(seeds, emt, chosen, RUN_SEED)
     (payload,) = explore_partition(seeds, emt, chosen, RUN_SEED, checkpoints=handle)
-    assert len(handle.files()) == 1
+    assert len(handle.list_files()) == 1
     (resumed,) = explore_partition(seeds, emt, chosen, RUN_SEED, checkpoints=handle)
     for found in (payload, resumed):
         assert set(found.arrays) == set(expected.arrays)
         for name, array in expected.arrays.items():
             np.testing.assert_array_equal(found.arrays[name], array)
     commit(tmp_path, unit, payload)
-    assert handle.files() == []
+    assert handle.list_files() == []
 
 
 def test_hot_is_as_hot_as_the_samples_say():

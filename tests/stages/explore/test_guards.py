@@ -8,7 +8,7 @@ from ase.build import add_adsorbate, bulk, fcc111, molecule
 from explore_samples import HOT, crystal, emt, make_trajectories, seed, settings
 
 from daskpipe.core import constants
-from daskpipe.core.geometry import n_parts
+from daskpipe.core.geometry import count_parts
 from daskpipe.potentials import batched_model
 from daskpipe.stages.explore.batch import Batch
 from daskpipe.stages.explore.guards import (
@@ -214,7 +214,7 @@ def test_molecules_that_leave_are_no_fragments_and_pieces_of_them_are():
 def test_adsorbates_that_leave_a_slab_are_fragments():
     start = fcc111("Cu", (2, 2, 3), vacuum=12.0, periodic=True)
     add_adsorbate(start, molecule("CO"), 1.9, "ontop")
-    assert n_parts(start, BOND_REACH) == 1
+    assert count_parts(start, BOND_REACH) == 1
     fault = check_geometry(moved(start, [12, 13], (0, 0, 6)), start, Guards())
     assert fault == ("evaporated", "CO (atom 12) is farther than 2.5 sums of covalent radii from what it was bonded to")
 
@@ -225,9 +225,9 @@ def test_nothing_leaves_matter_that_is_connected_in_three_directions():
     start.set_cell([3.97] * 3)  # 0.425 g/cm^3
     start.pbc = True
     start = start.repeat((2, 2, 2))
-    assert n_parts(start, BOND_REACH) == 8
+    assert count_parts(start, BOND_REACH) == 8
     gap = moved(start, 1, (1.4, 1.4, -1.4))
-    assert n_parts(gap, 1.3) > 8
+    assert count_parts(gap, 1.3) > 8
     strict = Guards(evaporation=1.3)
     assert check_geometry(gap, start, strict) is None
     gas = start.copy()
@@ -240,12 +240,12 @@ def test_nothing_leaves_matter_that_is_connected_in_three_directions():
 
 def test_parts_are_counted_across_the_boundary():
     chain = Atoms("Cu2", positions=[[0, 0, 0.1], [0, 0, 9.9]], cell=[10, 10, 10], pbc=[False, False, True])
-    assert n_parts(chain, 1.1) == 1
+    assert count_parts(chain, 1.1) == 1
     chain.pbc = False
-    assert n_parts(chain, 1.1) == 2
+    assert count_parts(chain, 1.1) == 2
     # Longer than a bond between light atoms and shorter than one between heavy ones: radii of the pair decide.
-    assert n_parts(Atoms("H2", positions=[[0, 0, 0], [0, 0, 2.5]]), 1.1) == 2
-    assert n_parts(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.5]]), 1.1) == 1
+    assert count_parts(Atoms("H2", positions=[[0, 0, 0], [0, 0, 2.5]]), 1.1) == 2
+    assert count_parts(Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.5]]), 1.1) == 1
 
 
 def test_a_cell_that_loses_its_shape_is_found():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from daskpipe.core import seeds
 from daskpipe.stages.explore.random_numbers import BLOCK, Purpose, RandomNumbers
 
-KEY = seeds.key_of(0, "explore", b"x" * 16, 3)
+KEY = seeds.stream_key(0, "explore", b"x" * 16, 3)
 
 
 def draw(generator: np.random.Generator, n: int) -> np.ndarray:
@@ -22,7 +22,7 @@ def test_numbers_of_a_step_do_not_depend_on_how_they_are_asked_for(step, n_steps
     np.testing.assert_array_equal(at_once, one_by_one)
 
 
-@pytest.mark.parametrize("other", [RandomNumbers(KEY + 1), RandomNumbers(seeds.key_of(0, "explore", b"x" * 16, 4))])
+@pytest.mark.parametrize("other", [RandomNumbers(KEY + 1), RandomNumbers(seeds.stream_key(0, "explore", b"x" * 16, 4))])
 def test_other_keys_have_other_numbers(other):
     one = RandomNumbers(KEY).steps(Purpose.THERMOSTAT, 0, 10, draw)
     assert not np.isin(other.steps(Purpose.THERMOSTAT, 0, 10, draw), one).any()

@@ -18,8 +18,8 @@ import daskpipe
 from daskpipe.config.load import load_config
 from daskpipe.engine.checkpoints import Checkpoints
 from daskpipe.engine.units import Unit
-from daskpipe.runs.fsck import fsck
-from daskpipe.runs.plan import plan
+from daskpipe.runs.fsck import check_run
+from daskpipe.runs.plan import plan_run
 from daskpipe.stages.explore.settings import Exploration, Relaxation
 from daskpipe.stages.explore.stage import explore_partition
 
@@ -36,10 +36,10 @@ RELAX_ONLY = [
 
 
 def test_plan_counts_relaxations():
-    found = plan(load_config("emt_alloy", RELAX_ONLY))["stages"]["explore"]
+    found = plan_run(load_config("emt_alloy", RELAX_ONLY))["stages"]["explore"]
     n_seeds, at_most = 4, 4
     assert (found["inputs"], found["outputs"]) == (n_seeds, n_seeds * at_most)
-    both = plan(
+    both = plan_run(
         load_config("emt_alloy", [*RELAX_ONLY[:-4], "explore.dynamics.temperatures=[300,600]", *RELAX_ONLY[-3:]])
     )
     n_frames = load_config("emt_alloy").explore.dynamics.n_frames
@@ -58,7 +58,7 @@ def test_a_run_of_relaxations_alone_makes_a_dataset(tmp_path, client):
     result = daskpipe.run("emt_alloy", RELAX_ONLY, run_dir=tmp_path / "run", client=client)
     assert result.stages["explore"]["rejected"] == 0
     assert sum(result.stages["explore"]["tallies"].values()) == 4
-    assert fsck(tmp_path / "run").findings == []
+    assert check_run(tmp_path / "run").findings == []
     ds = daskpipe.open_dataset(result.dataset)
     assert ds.sizes["structure"] == 6
     atoms = daskpipe.to_atoms(ds, 0)
@@ -120,8 +120,8 @@ def test_a_process_that_is_killed_twice_goes_on_to_the_same_bytes(tmp_path):
 
 @pytest.mark.slow
 def test_probe_measures_relaxations(tmp_path, client):
-    from daskpipe.runs.probe import probe
+    from daskpipe.runs.probe import probe_run
 
-    measured = probe(load_config("emt_alloy", RELAX_ONLY), tmp_path / "run", client=client)
+    measured = probe_run(load_config("emt_alloy", RELAX_ONLY), tmp_path / "run", client=client)
     assert measured.rates["explore"].seconds(40) > 0
     assert any("relaxations end when they have converged" in doubt for doubt in measured.doubts)

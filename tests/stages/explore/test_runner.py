@@ -97,7 +97,7 @@ class Memory:
     def ends_soon(self) -> bool:
         return False
 
-    def give_way(self) -> None:
+    def yield_if_ending(self) -> None:
         pass
 
 
@@ -573,7 +573,7 @@ def test_disagreement_is_stored_and_a_threshold_ends_the_trajectory_with_a_candi
 
 
 def checkpoints(folder: Any) -> Checkpoints:
-    return Checkpoints(root=folder, unit=Unit(stage="explore", index=0, key="ab" * 16, n_inputs=1)).begin()
+    return Checkpoints(root=folder, unit=Unit(stage="explore", index=0, key="ab" * 16, n_inputs=1)).begin_attempt()
 
 
 def test_checkpoints_come_by_the_clock(tmp_path):
@@ -615,7 +615,7 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path):
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    assert checkpoints(tmp_path).newest() is None
+    assert checkpoints(tmp_path).read_newest() is None
     (again,) = run_trajectories([seed(crystal())], chosen, checkpoints=checkpoints(tmp_path))
     assert bits(again) == bits(straight)
 

@@ -22,11 +22,11 @@ from pydantic import ValidationError
 
 from daskpipe.core.errors import ConfigError
 from daskpipe.core.structures import NO_PARENT, from_atoms, structure_id
-from daskpipe.core.variables import decode
+from daskpipe.core.variables import decode_names
 from daskpipe.engine.units import Payload
 from daskpipe.stages.generate.labelled import cut_labelled_ranges, read_labelled
 from daskpipe.stages.generate.labels import LabelKeys
-from daskpipe.store import open_dataset, pack
+from daskpipe.store import arrange_and_write, open_dataset
 from daskpipe.store.export import export
 
 ANY_KEYS = LabelKeys()
@@ -315,7 +315,9 @@ def test_what_was_exported_comes_back(to: str, name: str, size: int, tmp_path: P
     structures[3].info |= {"charge": 1, "spin_multiplicity": 2}
     structures[5].set_initial_charges(np.linspace(-1, 1, len(structures[5])).astype("f4"))
     fractions = {"train": 0.4, "val": 0.3, "test": 0.3}
-    pack(from_atoms(structures), tmp_path / "d.zarr", seed=0, fractions=fractions, attrs={"dataset_key": "k1"})
+    arrange_and_write(
+        from_atoms(structures), tmp_path / "d.zarr", seed=0, fractions=fractions, attrs={"dataset_key": "k1"}
+    )
     export(tmp_path / "d.zarr", to, tmp_path / name)
     file = tmp_path / name / "data.0000.aselmdb" if to == "aselmdb" else tmp_path / name
     stored = open_dataset(tmp_path / "d.zarr").load()
@@ -324,7 +326,7 @@ def test_what_was_exported_comes_back(to: str, name: str, size: int, tmp_path: P
     for key in ("structure_id", "parent_id", "numbers", "cell", "pbc", "charge", "spin_multiplicity", "energy"):
         assert rows(payloads, key) == stored[key].values.tolist(), key
     for key in ("system_type", "generator", "label_method", "split"):
-        assert rows(payloads, key) == decode(stored[key]).tolist(), key
+        assert rows(payloads, key) == decode_names(stored[key]).tolist(), key
     for key in ("positions", "forces"):
         found = np.concatenate([payload.arrays[key] for payload in payloads])
         assert np.array_equal(found, stored[key].values), key

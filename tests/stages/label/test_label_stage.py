@@ -8,9 +8,9 @@ from ase.calculators.emt import EMT
 
 from daskpipe.core.structures import from_atoms, round_positions, structure_id
 from daskpipe.engine.commit import commit
-from daskpipe.engine.rows import Rows, arrays_of
+from daskpipe.engine.rows import UnitRows, dataset_to_arrays
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import Payload, Unit, key_of
+from daskpipe.engine.units import Payload, Unit, unit_key
 from daskpipe.potentials import Potential, build_potential
 from daskpipe.stages.label.settings import LabelChecks
 from daskpipe.stages.label.stage import label_frames, label_partition, load_picks
@@ -146,8 +146,8 @@ def test_bag_is_lazy_and_keeps_the_order(partition_size):
 
 def test_features_stratum_and_reason_come_along(tmp_path):
     structures = frames()
-    explored = key_of("explore", 1, {}, [], 0)
-    payload = Payload(arrays=arrays_of(from_atoms(structures)), n_out=len(structures))
+    explored = unit_key("explore", 1, {}, [], 0)
+    payload = Payload(arrays=dataset_to_arrays(from_atoms(structures)), n_out=len(structures))
     commit(tmp_path, Unit(stage="explore", index=0, key=explored, n_inputs=1), payload)
     picked = [3, 0, 2]
     arrays = {
@@ -155,16 +155,16 @@ def test_features_stratum_and_reason_come_along(tmp_path):
         "cluster": np.array([9, 7, 5, 3], dtype=np.int32),
         "selection_reason": np.array(["random", "kmeans_nearest", "random", "random"]),
     }
-    selected = key_of("select", 1, {}, [], 0)
+    selected = unit_key("select", 1, {}, [], 0)
     commit(tmp_path, Unit(stage="select", index=0, key=selected, n_inputs=1), Payload(arrays=arrays, n_out=4))
-    pieces = [Rows(stage="explore", key=explored, rows=(row,)) for row in picked]
+    pieces = [UnitRows(stage="explore", key=explored, rows=(row,)) for row in picked]
     start = 1  # a batch of labels that is not the first
     loaded = load_picks(tmp_path, pieces, selected, start, start + len(picked))
     assert [structure_id(atoms) for atoms in loaded] == [structure_id(structures[row]) for row in picked]
     labelled = run(loaded)
-    unit = Unit(stage="label", index=0, key=key_of("label", 1, {}, [], 0), n_inputs=3)
+    unit = Unit(stage="label", index=0, key=unit_key("label", 1, {}, [], 0), n_inputs=3)
     commit(tmp_path, unit, labelled)
-    found = RunDirectory(tmp_path).load("label", unit.key)
+    found = RunDirectory(tmp_path).load_arrays("label", unit.key)
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array[start:])
         assert found[name].dtype.kind == array.dtype.kind

@@ -7,7 +7,7 @@ from daskpipe.core.errors import ConfigError
 from daskpipe.core.structures import as_void
 from daskpipe.engine.commit import commit
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.engine.units import Payload, Unit, key_of
+from daskpipe.engine.units import Payload, Unit, unit_key
 from daskpipe.stages.select.settings import Select
 from daskpipe.stages.select.stage import VERSION, feature_table, select
 
@@ -54,7 +54,7 @@ def run(root, found, sizes, settings, **inputs) -> Payload:
         arrays = rows_of(found, np.arange(start, start + size)) if size else {name: a[:0] for name, a in found.items()}
         for stage in ("explore", "describe"):
             part = {name: array for name, array in arrays.items() if (name in EXPLORED) == (stage == "explore")}
-            key = key_of(stage, 1, {}, [index], 0)
+            key = unit_key(stage, 1, {}, [index], 0)
             commit(root, Unit(stage=stage, index=index, key=key, n_inputs=1), Payload(arrays=part, n_out=size))
             if stage == "explore":
                 frames.append(key)
@@ -257,8 +257,8 @@ def test_atoms_are_needed_for_environments(tmp_path):
 
 def test_payload_can_be_committed(tmp_path):
     payload = run(tmp_path, table(), (60,), Select(n=5))
-    key = key_of("select", VERSION, {}, [], 0)
+    key = unit_key("select", VERSION, {}, [], 0)
     commit(tmp_path, Unit(stage="select", index=0, key=key, n_inputs=N_FRAMES), payload)
-    loaded = RunDirectory(tmp_path).load("select", key)
+    loaded = RunDirectory(tmp_path).load_arrays("select", key)
     for name, array in payload.arrays.items():
         np.testing.assert_array_equal(loaded[name], array)

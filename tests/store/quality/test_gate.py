@@ -15,12 +15,12 @@ from pydantic import ValidationError
 
 from daskpipe.core.errors import InputError
 from daskpipe.core.structures import concat, from_atoms, round_positions, structure_id, take, to_atoms
-from daskpipe.core.variables import decode
-from daskpipe.store import open_dataset, pack, write_dataset
+from daskpipe.core.variables import decode_names
+from daskpipe.store import arrange_and_write, open_dataset, write_dataset
 from daskpipe.store.quality.check import MOST_OFFENDERS
 from daskpipe.store.quality.gate import judge
 from daskpipe.store.quality.settings import CHECKS, Quality, Shares, SizeLimits
-from daskpipe.store.quality.verdict import Outcome, lines
+from daskpipe.store.quality.verdict import Outcome, format_verdict
 
 N_SEEDS, N_FRAMES = 16, 6
 KCAL_PER_EV, EV_PER_HARTREE, EV_PER_A_OF_HARTREE_PER_BOHR = 23.0605, 27.2114, 51.4221
@@ -64,7 +64,7 @@ def clean(tmp_path_factory):
     rng = np.random.default_rng(0)
     frames = [frame for seed in range(N_SEEDS) for frame in frames_of(("alloy", "cluster")[seed % 2], rng)]
     path = tmp_path_factory.mktemp("quality") / "clean.zarr"
-    pack(from_atoms(frames), path, seed=0, fractions=FRACTIONS, attrs=ATTRS)
+    arrange_and_write(from_atoms(frames), path, seed=0, fractions=FRACTIONS, attrs=ATTRS)
     return path
 
 
@@ -93,7 +93,7 @@ def changed(ds: xr.Dataset, name: str, row: int, value) -> xr.Dataset:
 
 
 def row_of(ds: xr.Dataset, kind: str) -> int:
-    return int(np.flatnonzero(decode(ds["system_type"]) == kind)[0])
+    return int(np.flatnonzero(decode_names(ds["system_type"]) == kind)[0])
 
 
 def hex_id(ds: xr.Dataset, row: int) -> str:
@@ -263,7 +263,7 @@ def test_repeated_structures(ds, judged):
 def ds_in_names(ds: xr.Dataset) -> xr.Dataset:
     """Give the coded variables their names again."""
     coded = [name for name in ds.data_vars if "flag_meanings" in ds[name].attrs]
-    return ds.assign({name: (ds[name].dims, decode(ds[name])) for name in coded}).drop_vars(["split", "group"])
+    return ds.assign({name: (ds[name].dims, decode_names(ds[name])) for name in coded}).drop_vars(["split", "group"])
 
 
 def test_missing_element(ds, judged):
@@ -287,7 +287,7 @@ def test_rare_element(ds, judged):
 
 
 def test_unbalanced_types(ds, judged):
-    kinds = decode(ds["system_type"])
+    kinds = decode_names(ds["system_type"])
     rows = np.concatenate([np.flatnonzero(kinds == "cluster"), np.flatnonzero(kinds == "alloy")[:4]])
     verdict = judged(take(ds, rows), splits=None)
     assert failed(verdict) == {"type_balance"}
@@ -396,7 +396,7 @@ def test_blocks_do_not_matter(ds, clean, monkeypatch, judged):
     bad = changed(changed(ds, "energy", 5, np.nan), "forces", 7, np.nan)
     verdicts = [judged(changed(bad, "positions", row_of(ds, "cluster"), onto_another)).as_json()]
     path = verdicts[0]["dataset"]
-    module = sys.modules[judge.__module__]
+    module = sys.modules["daskpipe.store.quality.measuring"]
     for structures, atoms in ((1, 2**20), (7, 2**20), (65_536, 40)):
         monkeypatch.setattr(module, "BLOCK_STRUCTURES", structures)
         monkeypatch.setattr(module, "BLOCK_ATOMS", atoms)
@@ -423,10 +423,10 @@ def test_the_list_of_offenders_is_capped_and_their_number_is_not(ds, judged):
 
 def test_text(ds, judged, clean):
     # The alloys' features are so alike that they are one group: no other split has any.
-    assert lines(judge(clean))[-1] == "GO; warnings: splits"
+    assert format_verdict(judge(clean))[-1] == "GO; warnings: splits"
     row = row_of(ds, "cluster")
     bad = changed(changed(ds, "positions", row, onto_another), "energy", 1, np.nan)
-    text = lines(judged(bad))
+    text = format_verdict(judged(bad))
     assert text[0].endswith("dataset.zarr: 96 structures, judged as run")
     assert text[-1] == "NO-GO: overlap, energy; warnings: splits"
     (line,) = (line for line in text if line.startswith("FAIL  overlap"))
@@ -437,10 +437,10 @@ def test_text(ds, judged, clean):
 
 
 def test_names_from_outside_stay_plain(ds, tmp_path):
-    kinds = np.where(decode(ds["system_type"]) == "alloy", "al\x1b[31mloy\u202e", "cluster")
+    kinds = np.where(decode_names(ds["system_type"]) == "alloy", "al\x1b[31mloy\u202e", "cluster")
     path = tmp_path / "red\x1b[2J.zarr"
     write_dataset(ds.assign(system_type=("structure", kinds)), path, attrs=ATTRS)
-    text = "\n".join(lines(judge(path, outcome=Outcome(failures={"\x07bell": 1}))))
+    text = "\n".join(format_verdict(judge(path, outcome=Outcome(failures={"\x07bell": 1}))))
     assert all(char.isprintable() for char in text.replace("\n", ""))
     assert "red\\x1b[2J.zarr" in text
     assert "48 al\\x1b[31mloy\\u202e" in text

@@ -28,7 +28,7 @@ def block_of(*structures: Atoms) -> dict[str, np.ndarray]:
 
 def distances_of(*structures: Atoms, reach: float = 2.5) -> dict[str, np.ndarray]:
     block = block_of(*structures)
-    return measures.of_distances(block, measures.of_cells(block)["searchable"], reach)
+    return measures.measure_distances(block, measures.measure_cells(block)["searchable"], reach)
 
 
 @given(n=st.integers(1, 400), seed=st.integers(0, 2**20))
@@ -51,15 +51,15 @@ def test_repeats_are_those_of_a_slow_loop(n, seed):
             for other in range(row)
         )
     ]
-    assert dataset_checks._repeats(kind, points, TOLERANCE).tolist() == expected
+    assert dataset_checks._find_repeats(kind, points, TOLERANCE).tolist() == expected
 
 
 def test_charge_tells_structures_apart():
     ids, zero = ids_of(2), np.zeros(2, dtype=int)
     same = np.zeros((2, 3))
-    assert dataset_checks.duplicates(ids, zero, zero, same, DuplicateLimits()).n_offenders == 1
-    assert dataset_checks.duplicates(ids, zero, np.array([0, 1]), same, DuplicateLimits()).n_offenders == 0
-    assert dataset_checks.duplicates(ids, zero, zero, same * np.nan, DuplicateLimits()).n_offenders == 0
+    assert dataset_checks.check_duplicates(ids, zero, zero, same, DuplicateLimits()).n_offenders == 1
+    assert dataset_checks.check_duplicates(ids, zero, np.array([0, 1]), same, DuplicateLimits()).n_offenders == 0
+    assert dataset_checks.check_duplicates(ids, zero, zero, same * np.nan, DuplicateLimits()).n_offenders == 0
 
 
 @pytest.mark.parametrize("pbc", [(True, True, True), (True, True, False), (False, False, True), (False, False, False)])
@@ -134,23 +134,23 @@ def test_atoms_in_one_place_and_alone():
 def test_cells_of_open_structures_do_not_count():
     odd = np.array([[0, 1.0, 0], [1, 0, 0], [0, 0, 1]])
     block = block_of(Atoms("Cu", cell=odd), Atoms("Cu", cell=3 * odd, pbc=True), Atoms("Cu", pbc=True))
-    found = measures.of_cells(block)
+    found = measures.measure_cells(block)
     assert found["left_handed"].tolist() == [False, True, False]
     assert found["fullness"].tolist() == [1, 1, 0]
     assert found["searchable"].tolist() == [True, True, False]
     assert found["volume"][1] == pytest.approx(27)
     wedge = Atoms("Cu", cell=[[4, 0, 0], [4 * np.cos(0.3), 4 * np.sin(0.3), 0], [0, 0, 9]], pbc=(True, True, False))
-    assert measures.of_cells(block_of(wedge))["fullness"][0] == pytest.approx(np.sin(0.3))
+    assert measures.measure_cells(block_of(wedge))["fullness"][0] == pytest.approx(np.sin(0.3))
 
 
 def test_a_vendi_score_counts_clumps():
     for n_clumps in (1, 2, 5):
         features = np.repeat(100 * np.eye(5)[:n_clumps], 20, axis=0)
-        check = dataset_checks.diversity(ids_of(len(features)), features, 3.0)
+        check = dataset_checks.check_diversity(ids_of(len(features)), features, 3.0)
         # Of more clumps, each is nearer to the mean, and the kernel sees a little of the next.
         assert check.value == pytest.approx(n_clumps, rel=0.1)
         assert check.verdict == ("pass" if n_clumps == 5 else "fail")
-    assert dataset_checks.diversity(ids_of(4), np.eye(4), 3.0).verdict == "skipped"
+    assert dataset_checks.check_diversity(ids_of(4), np.eye(4), 3.0).verdict == "skipped"
 
 
 def test_energies_are_compared_within_their_composition():
@@ -160,22 +160,22 @@ def test_energies_are_compared_within_their_composition():
     bowing = np.repeat([0, -3, -4, -3, 0], 8)
     energies = counts @ np.array([-3.5, -4.2]) + 4 * bowing + rng.normal(0, 0.05, 40)
     composition, ids, kind = np.repeat(np.arange(5), 8), ids_of(40), np.zeros(40, dtype=int)
-    assert checks.energy(ids, energies, counts, composition, kind, EnergyLimits()).verdict == "pass"
+    assert checks.check_energy(ids, energies, counts, composition, kind, EnergyLimits()).verdict == "pass"
     energies[17] += 4 * 0.8
-    check = checks.energy(ids, energies, counts, composition, kind, EnergyLimits())
+    check = checks.check_energy(ids, energies, counts, composition, kind, EnergyLimits())
     assert (check.verdict, check.offenders) == ("fail", (ids[17].tobytes().hex(),))
 
 
 def test_offenders_stand_in_an_order_of_their_own():
     ids, badness = ids_of(5), np.array([1.0, 3.0, 3.0, 2.0, np.inf])
-    named = check_module.offending(ids, np.arange(5), badness)["offenders"]
+    named = check_module.name_offenders(ids, np.arange(5), badness)["offenders"]
     shuffled = np.array([3, 1, 4, 0, 2])
-    assert check_module.offending(ids[shuffled], np.arange(5), badness[shuffled])["offenders"] == named
+    assert check_module.name_offenders(ids[shuffled], np.arange(5), badness[shuffled])["offenders"] == named
     assert named[0] == ids[4].tobytes().hex()
     assert named[-1] == ids[0].tobytes().hex()
 
 
 def test_too_few_structures_are_not_judged_by_statistics():
     ids, counts, zero = ids_of(3), np.ones((3, 1), dtype=int), np.zeros(3, dtype=int)
-    check = checks.energy(ids, np.array([0.0, 1000.0, 0.0]), counts, zero, zero, EnergyLimits())
+    check = checks.check_energy(ids, np.array([0.0, 1000.0, 0.0]), counts, zero, zero, EnergyLimits())
     assert (check.verdict, check.value) == ("pass", 0)

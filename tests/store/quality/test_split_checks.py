@@ -7,10 +7,10 @@ from pydantic import ValidationError
 from daskpipe.core.structures import as_void
 from daskpipe.store.connectivity import Frame
 from daskpipe.store.quality.check import Check
-from daskpipe.store.quality.dataset_checks import elements
-from daskpipe.store.quality.profiles import PROFILES, beyond_mending, expected, profile_of, warned
+from daskpipe.store.quality.dataset_checks import check_elements
+from daskpipe.store.quality.profiles import PROFILES, apply_profile, list_unfixable, profile_of, soften_failures
 from daskpipe.store.quality.settings import CHECKS, EnergyLimits, Quality
-from daskpipe.store.quality.split_checks import find_leaks, leakage, splits
+from daskpipe.store.quality.split_checks import check_leakage, check_splits, find_leaks
 
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 LIMIT = 0.05
@@ -25,7 +25,7 @@ def judged(sizes, codes, kinds=None):
     """Check groups of these sizes, each in one split and of one system type."""
     group = np.repeat(np.arange(len(sizes)), sizes)
     kind = None if kinds is None else np.array(kinds)[group]
-    return splits(ids_of(len(group)), np.array(codes)[group], group, SHARES, LIMIT, kind)
+    return check_splits(ids_of(len(group)), np.array(codes)[group], group, SHARES, LIMIT, kind)
 
 
 def test_the_limit_is_what_whole_groups_allow():
@@ -94,7 +94,7 @@ def test_torn_trajectories_leak_and_whole_ones_do_not(imported):
     for split, verdict in ((whole, "pass"), (torn, "fail")):
         looked, leaks = find_leaks({**columns, "split": split}, read)
         assert sorted(looked.tolist()) == np.flatnonzero(split > 0).tolist()
-        check = leakage(columns["structure_id"], split, looked, leaks, 0.2)
+        check = check_leakage(columns["structure_id"], split, looked, leaks, 0.2)
         assert check.verdict == verdict
         assert check.n_offenders == (leaks.sum() if verdict == "fail" else 0)
         assert (check.value == 0) == (verdict == "pass")
@@ -105,7 +105,7 @@ def test_leakage_needs_trajectories_and_training_structures():
     columns, read = walk_columns(10, 20, imported=False)
     for split in (np.zeros(200, int), np.full(200, 2)):
         looked, leaks = find_leaks({**columns, "split": split}, read)
-        assert leakage(columns["structure_id"], split, looked, leaks, 0.2).verdict == "skipped"
+        assert check_leakage(columns["structure_id"], split, looked, leaks, 0.2).verdict == "skipped"
     single, read = walk_columns(200, 1, imported=False)
     looked, _ = find_leaks({**single, "split": np.tile([0, 0, 0, 1, 2], 40)}, read)
     assert not len(looked)
@@ -129,15 +129,16 @@ def test_profiles_name_checks():
 
 
 def test_a_limit_of_the_profile_gives_way_to_one_that_is_set():
-    assert expected(Quality(), "molecules")[0].forces == 40.0
-    assert expected(Quality(forces=5.0), "molecules")[0].forces == 5.0
-    assert expected(Quality(), "run")[0] == Quality()
+    assert apply_profile(Quality(), "molecules")[0].forces == 40.0
+    assert apply_profile(Quality(forces=5.0), "molecules")[0].forces == 5.0
+    assert apply_profile(Quality(), "run")[0] == Quality()
     of_metals, of_both = (
-        expected(Quality(), "import", {"system_type": np.array(types)})[0] for types in (["bulk"], ["bulk", "molecule"])
+        apply_profile(Quality(), "import", {"system_type": np.array(types)})[0]
+        for types in (["bulk"], ["bulk", "molecule"])
     )
     assert (of_metals.forces, of_both.forces) == (Quality().forces, 40.0)
-    assert expected(Quality(energy=EnergyLimits(deviations=7)), "molecules")[0].energy.deviations == 7
-    assert expected(Quality(warn=("forces",)), "reference")[1].warn == ("forces",)
+    assert apply_profile(Quality(energy=EnergyLimits(deviations=7)), "molecules")[0].energy.deviations == 7
+    assert apply_profile(Quality(warn=("forces",)), "reference")[1].warn == ("forces",)
 
 
 def test_what_is_wrong_in_any_data_is_no_warning():
@@ -147,18 +148,18 @@ def test_what_is_wrong_in_any_data_is_no_warning():
         Check(name="cell", verdict="fail", says=""),
         Check(name="energy", verdict="pass", says=""),
     ]
-    assert [check.verdict for check in warned(checks, {"energy"})] == ["warn", "fail", "fail", "pass"]
+    assert [check.verdict for check in soften_failures(checks, {"energy"})] == ["warn", "fail", "fail", "pass"]
 
 
 def test_an_element_that_was_asked_for_is_missing_in_any_data():
-    rare, missing = (elements({"Cu": 100, "Au": 1}, 1_000, requested, 0.01) for requested in ([], ["Pt"]))
-    assert [check.verdict for check in warned([rare, missing], {"elements"})] == ["warn", "fail"]
+    rare, missing = (check_elements({"Cu": 100, "Au": 1}, 1_000, requested, 0.01) for requested in ([], ["Pt"]))
+    assert [check.verdict for check in soften_failures([rare, missing], {"elements"})] == ["warn", "fail"]
 
 
 def test_given_splits_cannot_be_mended():
-    assert beyond_mending({"split_report": '{"n_given": 3}'}) == ("splits", "leakage")
-    assert beyond_mending({"split_report": '{"n_gap": 0}'}) == ("leakage",)
-    assert beyond_mending({"split_report": '{"by": "seed"}'}) == beyond_mending({}) == ()
+    assert list_unfixable({"split_report": '{"n_given": 3}'}) == ("splits", "leakage")
+    assert list_unfixable({"split_report": '{"n_gap": 0}'}) == ("leakage",)
+    assert list_unfixable({"split_report": '{"by": "seed"}'}) == list_unfixable({}) == ()
 
 
 def test_settings_of_profiles():
