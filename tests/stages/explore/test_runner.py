@@ -33,7 +33,7 @@ from explore_samples import (
     seed,
     settings,
 )
-from reference.baoab import baoab
+from reference.baoab import run_baoab
 from scipy.spatial.distance import pdist
 
 from daskpipe.core.errors import Yielded
@@ -266,7 +266,7 @@ def test_langevin_step_is_that_of_a_slow_reference():
     first = fresh.random_numbers.stream_at(Purpose.VELOCITIES, 0).standard_normal((len(atoms), 3))
     slow = atoms.copy()
     slow.calc = EMT()
-    expected = baoab(slow, first, normals, temperature=300.0, timestep=3.0, friction=0.02)
+    expected = run_baoab(slow, first, normals, temperature=300.0, timestep=3.0, friction=0.02)
     rounding = 2e-6  # Å; frames are float32 and coordinates below 8 Å
     assert np.ptp(expected, axis=0).max() > 0.01, "the atoms did not move"
     np.testing.assert_allclose(positions(trajectory), expected, rtol=0, atol=rounding)

@@ -3,7 +3,7 @@ import pytest
 from clouds import clouds, on_a_lattice
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.farthest import farthest, squared_distances
+from reference.farthest import pick_farthest, squared_distances
 from scipy.spatial import cKDTree
 
 from daskpipe.stages.select.balls import Balls
@@ -64,7 +64,7 @@ def test_farthest_points_are_those_of_the_plain_algorithm(points, ball_size, n, 
     rank = np.random.default_rng(seed).permutation(len(points))
     start = int(rank.argmin())
     found = Balls.from_points(points, ball_size).pick_farthest(n, start, rank)
-    assert found.tolist() == farthest(points, n, start, rank)
+    assert found.tolist() == pick_farthest(points, n, start, rank)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -19,13 +19,13 @@ def test_figures_are_those_of_counting_one_by_one(monkeypatch, n_bins):
     X[:, 3] = 5  # a constant
     picked = pick(X, 20, "random", seed=1)
     found = measure_coverage(X, picked, clusters=cloud)
-    expected = [reference.of_feature(X[:, feature].astype(float), picked.tolist(), n_bins) for feature in range(4)]
+    expected = [reference.measure_feature(X[:, feature].astype(float), picked.tolist(), n_bins) for feature in range(4)]
     np.testing.assert_allclose(found.entropy_of_feature, [entropy for entropy, _ in expected], rtol=1e-12)
     np.testing.assert_allclose(found.bins_hit_of_feature, [hit for _, hit in expected], rtol=1e-12)
     assert found.entropy == pytest.approx(np.mean([entropy for entropy, _ in expected]))
     assert found.bins_hit == pytest.approx(np.mean([hit for _, hit in expected]))
     assert found.clusters_hit == len(set(cloud[picked])) / len(set(cloud))
-    nearest = reference.nearest(X, picked.tolist())
+    nearest = reference.nearest_distances(X, picked.tolist())
     assert found.n_probes == 250
     figures = (found.nearest_mean, found.nearest_p95, found.nearest_max)
     np.testing.assert_allclose(figures, (np.mean(nearest), np.percentile(nearest, 95), max(nearest)), rtol=1e-5)

@@ -33,7 +33,7 @@ def test_shares_are_equal_within_one_where_sizes_allow(drawn):
 @given(sizes_and_n, allocations)
 def test_is_what_giving_out_one_by_one_gives(drawn, allocation):
     sizes, n = drawn
-    assert share_picks(np.array(sizes), n, allocation).tolist() == strata.quotas(sizes, n, allocation)
+    assert share_picks(np.array(sizes), n, allocation).tolist() == strata.share_picks(sizes, n, allocation)
 
 
 def test_the_rest_of_a_small_stratum_is_shared_equally_too():

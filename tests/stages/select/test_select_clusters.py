@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from clouds import clouds
-from reference.farthest import farthest
+from reference.farthest import pick_farthest
 from scipy.cluster.vq import vq
 
 from daskpipe.stages.select.blocks import Blocks
@@ -12,7 +12,7 @@ def test_centres_start_at_farthest_points():
     X, _ = clouds(100)
     centers = Centers(7)
     centers.place_centers(X)
-    np.testing.assert_array_equal(centers.centers, X[farthest(X, 7, 0, np.arange(100))])
+    np.testing.assert_array_equal(centers.centers, X[pick_farthest(X, 7, 0, np.arange(100))])
 
 
 def test_nearest_centres_are_those_that_scipy_finds():
