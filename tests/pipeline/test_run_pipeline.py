@@ -40,7 +40,7 @@ FORCE_TOLERANCE = 1e-3
 RECEIPT_LIMIT = 2048
 """Bytes: what a task may send to the driver."""
 
-ROOMS = ("generate-", "explore-", "describe-", "select-", "label-", "store-")
+STAGES = ("generate-", "explore-", "describe-", "select-", "label-", "store-")
 
 
 def drop_variables(attrs: dict[str, object], *names: str) -> dict[str, object]:
@@ -218,195 +218,6 @@ def test_another_seed_makes_another_dataset(reference: Result, client: Client, t
     assert not ours & theirs
 
 
-# --- resume -------------------------------------------------------------------------------------------
-
-
-def test_a_complete_run_is_resumed_for_nothing(reference: Result, client: Client, tmp_path: Path) -> None:
-    shutil.copytree(reference.run_dir, tmp_path / "run")
-    before = committed(tmp_path / "run")
-    result = daskpipe.resume(tmp_path / "run", client=client)
-    assert sum(row["computed"] for row in result.stages.values()) == 0
-    assert committed(tmp_path / "run") == before
-    same = {name: {**row, "computed": 0, "seconds": 0} for name, row in reference.stages.items()}
-    assert {name: {**row, "seconds": 0} for name, row in result.stages.items()} == same
-
-
-def test_a_dataset_that_was_taken_away_is_made_again(reference: Result, client: Client, tmp_path: Path) -> None:
-    shutil.copytree(reference.run_dir, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "dataset.zarr")
-    result = daskpipe.resume(tmp_path / "run", client=client)
-    assert {stage for stage, row in result.stages.items() if row["computed"]} == {"store"}
-    assert files_of(result.dataset) == files_of(reference.dataset)
-
-
-def test_a_damaged_unit_stops_the_run_and_is_named(reference: Result, client: Client, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    shutil.copytree(reference.run_dir, run_dir)
-    shutil.rmtree(run_dir / "units" / "label")
-    payload = min((run_dir / "units" / "explore").glob("*/*/payload.npz"))
-    payload.write_bytes(payload.read_bytes()[:-1] + b"!")
-    with pytest.raises(
-        daskpipe.core.errors.IntegrityError, match=f"(?s){payload.parent}.*fsck .*--mend.*daskpipe resume"
-    ):
-        daskpipe.resume(run_dir, client=client)
-    wait_until(lambda: not any(client.processing().values()))  # a unit that still ran would wait for what is removed
-    shutil.rmtree(payload.parent)
-    result = daskpipe.resume(run_dir, client=client)
-    assert result.stages["explore"]["computed"] == 1
-    assert files_of(result.dataset) == files_of(reference.dataset)
-
-
-@pytest.mark.parametrize("mode", [None, 0o755, 0o777])
-def test_a_run_directory_is_its_owners_alone(mode: int | None, client: Client, tmp_path: Path) -> None:
-    """Whether it is made by the run, or was an empty folder of another mode."""
-    root = tmp_path / "run"
-    if mode is not None:
-        root.mkdir()
-        root.chmod(mode)
-
-    def stop(event: Event) -> None:
-        raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        daskpipe.run("emt_alloy", SMALL, run_dir=root, client=client, subscribers=[stop])
-    assert root.stat().st_mode & 0o777 == 0o700
-
-
-def test_a_run_directory_of_another_config_is_refused(reference: Result) -> None:
-    before = files_of(reference.run_dir)
-    with pytest.raises(ConfigError, match=r"holds a run of another config \(select.n: 5 here, 6 there\).*--run-dir"):
-        daskpipe.run("emt_alloy", [*SMALL, "select.n=5"], run_dir=reference.run_dir)
-    assert files_of(reference.run_dir) == before
-
-
-def test_another_model_under_the_same_name_is_refused(reference: Result, tmp_path: Path) -> None:
-    shutil.copytree(reference.run_dir, tmp_path / "run")
-    record = tmp_path / "run" / "potentials.json"
-    potentials = json.loads(record.read_text())
-    record.write_text(json.dumps({**potentials, "label": {**potentials["label"], "hash": "0" * 64}}))
-    with pytest.raises(ConfigError, match=r"label.potential is not the one that .* began with.*\(000000000000\) then"):
-        daskpipe.resume(tmp_path / "run")
-
-
-def test_paths_are_resumed_from_any_directory(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: Result
-) -> None:
-    (tmp_path / "mine" / "data").mkdir(parents=True)
-    daskpipe.export(reference.dataset, "extxyz", tmp_path / "mine" / "data" / "few.extxyz")
-    monkeypatch.chdir(tmp_path / "mine")
-    overrides = [*SMALL, "generate=files", "generate.paths=[data]", "~generate.sources", "select.n=2"]
-    overrides = [item for item in overrides if not item.startswith("generate.sources")]
-    first = daskpipe.run("emt_alloy", overrides, run_dir="run", client=client)
-    assert first.stages["generate"]["out"] == 6
-    monkeypatch.chdir(tmp_path)
-    again = daskpipe.resume("mine/run", client=client)
-    assert sum(row["computed"] for row in again.stages.values()) == 0
-
-
-# --- against an existing dataset -------------------------------------------------------------------------
-
-
-def read_ids(dataset: Path) -> set[bytes]:
-    """Read the ids of the structures of a dataset."""
-    return {item.tobytes() for item in xr.open_zarr(dataset)["structure_id"].values}
-
-
-AGAINST = [*SMALL, "select.duplicate_distance=1e-6"]
-"""Two frames of the pool are nearly the same: only what is in the dataset itself shall be out."""
-
-
-@pytest.fixture(scope="module")
-def second(reference: Result, client: Client, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """The reference run once more, against its own dataset, which lies beside the run. Read only."""
-    folder = tmp_path_factory.mktemp("second")
-    shutil.copytree(reference.dataset, folder / "old.zarr")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr("daskpipe.pipeline.steps.AGAINST_SIZE", 4)
-        return daskpipe.run("emt_alloy", [*AGAINST, "select.against=old.zarr"], run_dir=folder / "run", client=client)
-
-
-def test_frames_of_the_first_dataset_are_not_labelled_again(reference: Result, second: Result) -> None:
-    assert second.stages["explore"]["out"] == 8
-    assert not read_ids(second.dataset) & read_ids(reference.dataset)
-    explored = {
-        item.tobytes()
-        for path in (second.run_dir / "units" / "explore").glob("*/*")
-        for item in RunDirectory(second.run_dir).load_arrays("explore", path.name, ["structure_id"])["structure_id"]
-    }
-    assert read_ids(second.dataset) | read_ids(reference.dataset) == explored
-    duplicates = second.stages["select"]["report"]["duplicates"]
-    assert (duplicates["against_dataset"], duplicates["against_pool"]) == (6, 0)
-    row = second.stages["describe-against"]
-    assert (row["units"], row["inputs"], row["out"]) == (2, 6, 6)
-
-
-def test_the_report_of_the_selection_is_kept(reference: Result, second: Result) -> None:
-    for result, n_picked in ((reference, 6), (second, 2)):
-        kept = json.loads(xr.open_zarr(result.dataset).attrs["selection"])
-        assert kept == result.stages["select"]["report"]
-        assert (kept["method"], kept["n_pool"], kept["n_picked"]) == ("kmeans", 8, n_picked)
-        assert 0 < kept["coverage"]["bins_hit"] <= 1
-
-
-def test_against_is_found_from_any_directory(second: Result, client: Client, tmp_path: Path) -> None:
-    config = daskpipe.config.saved.from_yaml(second.run_dir / "config.yaml")
-    assert config.select.against == str(second.run_dir.parent / "old.zarr")
-    # Another cut of the dataset would be other units.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        patch.setattr("daskpipe.pipeline.steps.AGAINST_SIZE", 4)
-        again = daskpipe.resume(second.run_dir, client=client)
-    assert sum(row["computed"] for row in again.stages.values()) == 0
-
-
-def test_against_counts_by_content_and_not_by_path(
-    second: Result, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("daskpipe.pipeline.steps.AGAINST_SIZE", 4)
-    shutil.copytree(second.run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("dataset.zarr"))
-    old = second.run_dir.parent / "old.zarr"
-    moved = tmp_path / "moved.zarr"
-    shutil.copytree(old, moved)
-    config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace(str(old), str(moved)))
-    again = daskpipe.resume(tmp_path / "run", client=client)
-    assert {stage for stage, row in again.stages.items() if row["computed"]} == {"store"}  # it holds the config
-    # What else there is at that path is another dataset.
-    shutil.rmtree(moved)
-    shutil.copytree(again.dataset, moved)
-    shutil.rmtree(again.dataset)
-    other = daskpipe.resume(tmp_path / "run", client=client)
-    computed = {stage for stage, row in other.stages.items() if row["computed"]}
-    assert computed == {"describe-against", "select", "label", "store-sort", "store-plan", "store-write", "store"}
-    assert read_ids(other.dataset) == read_ids(second.run_dir.parent / "old.zarr")
-
-
-def test_against_a_file_of_frames(reference: Result, second: Result, client: Client, tmp_path: Path) -> None:
-    daskpipe.export(reference.dataset, "extxyz", tmp_path / "old.extxyz")
-    overrides = [*AGAINST, f"select.against={tmp_path / 'old.extxyz'}"]
-    result = daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
-    assert read_ids(result.dataset) == read_ids(second.dataset)
-
-
-@pytest.mark.parametrize(
-    ("against", "message"),
-    [
-        ("lost.zarr", r"lost.zarr does not exist; select.against wants a dataset.zarr or a file of frames"),
-        ("notes.txt", r"notes.txt is in no known format; select.against wants a dataset.zarr or one of POSCAR\*"),
-        ("", r"is a run and not a dataset; type .*dataset.zarr"),
-    ],
-)
-def test_wrong_against_is_told_before_anything_runs(
-    against: str, message: str, reference: Result, tmp_path: Path
-) -> None:
-    (tmp_path / "notes.txt").touch()
-    path = tmp_path / against if against else reference.run_dir
-    with pytest.raises(InputError, match=message):
-        daskpipe.run("emt_alloy", [*SMALL, f"select.against={path}"], run_dir=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 # --- where units run, and what they leave ---------------------------------------------------------------
 
 
@@ -439,10 +250,10 @@ def test_a_gpu_worker_without_cuda_is_named(client: Client, tmp_path: Path) -> N
         daskpipe.run("emt_alloy", [*SMALL, "explore.device=cuda"], run_dir=tmp_path / "run", client=client)
 
 
-def test_tasks_carry_the_names_of_the_rooms(reference: Result, client: Client) -> None:
+def test_tasks_carry_the_names_of_the_stages(reference: Result, client: Client) -> None:
     keys = client.run_on_scheduler(lambda dask_scheduler: {str(item[0]) for item in dask_scheduler.transition_log})
     assert keys
-    assert [key for key in keys if not key.startswith(ROOMS)] == []
+    assert [key for key in keys if not key.startswith(STAGES)] == []
 
 
 def test_nothing_stays_on_the_cluster(reference: Result, client: Client) -> None:

@@ -21,9 +21,8 @@ def measure_feature(column: np.ndarray, picked: list[int], n_bins: int) -> tuple
     """Entropy of the picks over that of the pool (1 for a constant), and share of the pool's bins that they hit."""
     pool = find_bins(column, n_bins)
     picks = [pool[row] for row in picked]
-    return (shannon_entropy(picks) / shannon_entropy(pool) if len(set(pool)) > 1 else 1.0), len(set(picks)) / len(
-        set(pool)
-    )
+    ratio = shannon_entropy(picks) / shannon_entropy(pool) if len(set(pool)) > 1 else 1.0
+    return ratio, len(set(picks)) / len(set(pool))
 
 
 def nearest_distances(rows: np.ndarray, picked: list[int]) -> list[float]:
