@@ -152,7 +152,7 @@ def gather_dataset(
 
 def _start_run(directory: RunDirectory, config: Config, workers: Workers, emit: Emit) -> Run:
     """Return a run without exploration and labels, whose driver offers GPUs to the description alone."""
-    model = describe.identity(config.describe)
+    model = describe.identify_model(config.describe)
     wanted = {stage: device for stage, device in list_devices(config).items() if stage not in ("explore", "label")}
     pool = DaskPool(workers, gpu_stages(workers, wanted))
     return Run(config, {"describe": model} if model else {}, Driver(directory, pool, emit, config.faults))

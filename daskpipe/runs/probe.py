@@ -37,7 +37,7 @@ from daskpipe.pipeline.run_pipeline import run_pipeline
 from daskpipe.pipeline.steps import list_devices
 from daskpipe.runs.costs import Count, Line, Measured, Rate, count_units
 from daskpipe.runs.run import check_inputs
-from daskpipe.stages.explore.stage import conditions
+from daskpipe.stages.explore.stage import list_conditions
 from daskpipe.stages.generate.stage import Request, list_requests
 from daskpipe.store.quality.gate import judge
 
@@ -180,7 +180,7 @@ def _choose_requests(wanted: Sequence[Request], config: Config, n_units: int) ->
 
     Neighbours stay together: they are explored in one batch.
     """
-    n_conditions = len(conditions(config.explore.dynamics, config.explore.relax))
+    n_conditions = len(list_conditions(config.explore.dynamics, config.explore.relax))
     n_seeds = math.ceil(n_units * config.explore.batch_size / n_conditions)
     if n_seeds >= len(wanted):
         return list(wanted), n_seeds

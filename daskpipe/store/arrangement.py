@@ -131,7 +131,7 @@ def _split_structures(
 def _assign_groups(columns: Mapping[str, np.ndarray], group: np.ndarray, rule: Split, seed: int) -> np.ndarray:
     """Return the split of each structure: groups are assigned so that types and sizes get their shares."""
     if not len(group):
-        return np.zeros(0, dtype=np.uint8)  # there are isolated atoms alone
+        return np.zeros(0, dtype=np.uint8)  # all structures are isolated atoms
     sizes, ids = np.bincount(group), _smallest_seed_ids(columns, group)
     members = strata_of(columns)
     strata = np.zeros((len(sizes), members.shape[1]))
