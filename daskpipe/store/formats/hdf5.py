@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.core.variables import VARIABLES
-from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record, iter_records
+from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, VECTORS, Record, iter_records
 
 if TYPE_CHECKING:
     import xarray as xr
 
 SUFFIX = ".h5"
 READER = "h5py"
-FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *(name for name in SCALARS if name != "energy"))
+FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *VECTORS, *(name for name in SCALARS if name != "energy"))
 MAX_STRUCTURES = 65_536
 
 PTR = "atom_ptr"
