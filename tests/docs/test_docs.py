@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 import shlex
 import shutil
@@ -24,6 +25,7 @@ from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from distributed import Client
+from small_runs import files_of
 
 import daskpipe
 from daskpipe.cli.main import app
@@ -59,7 +61,12 @@ ANSWERS = {"quality": (0, 1)}
 
 def read_blocks(page: str) -> Iterator[tuple[str, str, str]]:
     """Yield language, title and text of each code block of a page."""
-    for indent, language, title, text in BLOCK.findall((DOCS / page).read_text()):
+    yield from find_blocks((DOCS / page).read_text())
+
+
+def find_blocks(markdown: str) -> Iterator[tuple[str, str, str]]:
+    """Yield language, title and text of each code block of a text."""
+    for indent, language, title, text in BLOCK.findall(markdown):
         yield language, title, re.sub(rf"^{indent}", "", text, flags=re.MULTILINE)
 
 
@@ -215,6 +222,36 @@ def test_page_works(
             assert language == "text", f"no test knows what to do with a block of {language}"
     for name in written:
         assert name in typed or name == "pyproject.toml", f"{page} shows {name} and does not use it"
+
+
+@pytest.mark.slow
+def test_contributing_debugs_a_run_and_a_unit(tmp_path: Path) -> None:
+    """Its scripts run as they stand, in one process, and the second one computes the removed unit again."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    run, unit = (block for language, _, block in find_blocks(text) if language == "python")
+    (copy,) = (block for language, _, block in find_blocks(text) if language == "sh" and block.startswith("cp "))
+    (tmp_path / "debug_run.py").write_text(run)
+    (tmp_path / "debug_unit.py").write_text(unit)
+
+    def type_words(*words: str) -> None:
+        subprocess.run(words, cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+    type_words(sys.executable, "debug_run.py")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "debug").rename(tmp_path / "runs" / "quickstart")
+    type_words("bash", "-euc", copy)
+    units = len(list((tmp_path / "one" / "units" / "label").glob("*/*/manifest.json")))
+    type_words(sys.executable, "debug_unit.py")
+    assert len(list((tmp_path / "one" / "units" / "label").glob("*/*/manifest.json"))) == units + 1
+    whole = files_of(tmp_path / "runs" / "quickstart" / "dataset.zarr")
+    assert files_of(tmp_path / "one" / "dataset.zarr") == whole
+
+
+def test_contributing_names_files_that_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    names = re.findall(r"`?((?:tests|benchmarks|docs|daskpipe)/[\w./-]+)", text)
+    assert len(names) > 10
+    assert [name for name in names if not (ROOT / name).exists()] == []
 
 
 def block_of(page: str, name: str, folder: Path) -> str:
