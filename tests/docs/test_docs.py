@@ -41,6 +41,9 @@ BLOCK = re.compile(r'^( *)```(\w+)(?: title="([^"]*)")?\n(.*?)^\1```$', re.MULTI
 NOT_RUN = ("installs packages", "on a cluster", "takes minutes")
 """Titles of shell blocks that the tests read and do not run: what these need is not there, or too slow."""
 
+SLOW = ("how-to/train.md",)
+"""Pages that take longer; the README's commands train once in any case."""
+
 SHORTER: dict[str, tuple[str, ...]] = {
     "run": (
         "explore.device=cpu",
@@ -169,7 +172,14 @@ def add_to_table(title: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None
             monkeypatch.setitem(table.table, name, target)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search((DOCS / page).read_text())])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page in SLOW else [])
+        for page in PAGES
+        if BLOCK.search((DOCS / page).read_text())
+    ],
+)
 def test_page_works(
     page: str,
     template: Path,
