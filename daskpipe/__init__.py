@@ -1,4 +1,4 @@
-"""daskpipe: from a short config to a labelled dataset for machine-learning interatomic potentials.
+"""daskpipe: make a labelled dataset for machine-learning interatomic potentials from a short config.
 
 Structures flow as Dask bags through GPU-resourced molecular dynamics, descriptors are chunked Dask arrays,
 MiniBatchKMeans strata decide which frames earn a label, and the labelled data lands in a Zarr store.
@@ -46,8 +46,8 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'daskpipe' has no attribute {name!r}")
     module, _, attribute = _LAZY[name].partition(":")
-    found = import_module(module)
-    return getattr(found, attribute) if attribute else found
+    loaded = import_module(module)
+    return getattr(loaded, attribute) if attribute else loaded
 
 
 def __dir__() -> list[str]:

@@ -357,4 +357,6 @@ def _refuse_resolvers(content: Any) -> None:
         for item in content.values() if isinstance(content, dict) else content:
             _refuse_resolvers(item)
     elif isinstance(content, str) and (lookup := re.search(r"\$\{[^${}]*:", content)):
-        raise ValueError(f"{content!r} looks {lookup[0]}...}} up; only keys may be, ${{key.path}}: type the value")
+        raise ValueError(
+            f"{content!r} looks {lookup[0]}...}} up; only keys of the config may be, as ${{key.path}}: type the value"
+        )

@@ -21,6 +21,7 @@ from pydantic import (
 from daskpipe.cluster.settings import Cluster
 from daskpipe.core.validation import FrozenModel
 from daskpipe.engine.settings import Budget, Faults
+from daskpipe.potentials import POTENTIALS
 from daskpipe.stages.describe.settings import Describe
 from daskpipe.stages.explore.settings import Exploration
 from daskpipe.stages.generate.checks import Limits
@@ -36,7 +37,7 @@ Device = Literal["auto", "cpu", "cuda"]
 class PotentialChoice(FrozenModel):
     """A potential by name and its parameters."""
 
-    name: str = Field(description="emt, lj, mace, chgnet, xtb, or a plugin's name")
+    name: str = Field(description=f"{', '.join(POTENTIALS.table)}, or a plugin's name")
     params: dict[str, Any] = Field(default_factory=dict, description="Its parameters, e.g. model for mace")
 
 

@@ -27,7 +27,7 @@ def validate_config(content: Mapping[str, Any]) -> Config:
     ConfigError
         A line for each thing that is wrong.
     """
-    from daskpipe.potentials import POTENTIALS
+    from daskpipe.potentials import POTENTIALS, traits_of
     from daskpipe.stages.describe import DESCRIPTORS, check_descriptor
     from daskpipe.stages.select import SELECTORS
 
@@ -50,7 +50,8 @@ def validate_config(content: Mapping[str, Any]) -> Config:
         except ConfigError as error:  # a member of a committee
             problems.append(f"{where}: {error}")
     guards, potential = config.explore.guards, config.explore.potential.name
-    if guards.max_disagreement is not None and potential in POTENTIALS.table and potential != "committee":
+    plain = potential in POTENTIALS.table and not traits_of(potential).measures_disagreement
+    if guards.max_disagreement is not None and plain:
         problems.append(
             f"explore.guards.max_disagreement needs a committee, received explore.potential.name={potential}; type "
             "explore.potential.name=committee and explore.potential.params.members=[{name: ...}, {name: ...}]"
@@ -65,33 +66,24 @@ def validate_config(content: Mapping[str, Any]) -> Config:
 
 def _make_paths_absolute(config: Config) -> Config:
     """Make paths independent of the directory that the run was started in."""
+    from daskpipe.potentials.catalogue import make_paths_absolute
+    from daskpipe.stages.describe import DESCRIPTORS
+
     content = config.model_dump(mode="python")
     content["generate"]["paths"] = [_absolute_glob(path) for path in config.generate.paths]
     for source in content["generate"]["sources"].values():
-        if source["generator"] == "files":
-            source["base_dir"] = _absolute_path(source["base_dir"])
+        source |= GENERATORS.make_paths_absolute(source["generator"], source)
     if content["select"]["against"] is not None:
         content["select"]["against"] = _absolute_path(content["select"]["against"])
     if content["cluster"]["name"].endswith((".yaml", ".yml")):
         content["cluster"]["name"] = _absolute_path(content["cluster"]["name"])
     if content["cluster"]["tls"] is not None:
         content["cluster"]["tls"] = _absolute_path(content["cluster"]["tls"])
-    explore, describe, label = content["explore"]["potential"], content["describe"], content["label"]["potential"]
-    for name, params in (
-        (explore["name"], explore["params"]),
-        (describe["descriptor"], describe["params"]),
-        (label["name"], label["params"]),
-    ):
-        _make_models_absolute(name, params)
+    for potential in (content["explore"]["potential"], content["label"]["potential"]):
+        potential["params"] = make_paths_absolute(potential["name"], potential["params"])
+    describe = content["describe"]
+    describe["params"] = DESCRIPTORS.make_paths_absolute(describe["descriptor"], describe["params"])
     return Config(**content)
-
-
-def _make_models_absolute(name: str, params: dict[str, Any]) -> None:
-    model = params.get("model")
-    if name == "mace" and isinstance(model, str) and Path(model).expanduser().is_file():
-        params["model"] = _absolute_path(model)
-    for member in params.get("members", []) if name == "committee" else []:
-        _make_models_absolute(member["name"], member.get("params", {}))
 
 
 def _absolute_path(path: str) -> str:

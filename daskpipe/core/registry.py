@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, create_model
 
 from daskpipe.core.errors import ConfigError, describe_unknown
+
+FILE = "names a file, if there is one"
+FOLDER = "names a folder"
+
+FileName = Annotated[str, FILE]
+"""Type of a parameter that may name a file: in a config the path of one that exists becomes absolute."""
+
+FolderName = Annotated[str, FOLDER]
+"""Type of a parameter that names a folder: in a config its path becomes absolute."""
 
 
 class Registry:
@@ -74,6 +86,35 @@ class Registry:
             For an unknown or missing parameter or a value of the wrong kind.
         """
         return self.params_model(name)(**params).model_dump(mode="json")
+
+    def find_companion(self, name: str, attribute: str) -> Any:
+        """Return what the module of a registered function defines under `attribute`; ``None`` if nothing.
+
+        Raises
+        ------
+        ConfigError
+            As `get`.
+        """
+        return getattr(sys.modules[self.get(name).__module__], attribute, None)
+
+    def make_paths_absolute(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `params` with absolute paths in place of relative ones, where a parameter names a file or folder.
+
+        Parameters
+        ----------
+        name
+            A registered name.
+        params
+            Valid parameters of it. Those of the types `FileName` and `FolderName` change; ``~`` is the home folder.
+        """
+        absolute = dict(params)
+        for key, field in self.params_model(name).model_fields.items():
+            value = params.get(key)
+            if isinstance(value, str) and (
+                FOLDER in field.metadata or (FILE in field.metadata and Path(value).expanduser().is_file())
+            ):
+                absolute[key] = os.path.abspath(Path(value).expanduser())
+        return absolute
 
     def params_model(self, name: str) -> type[BaseModel]:
         """Return a pydantic model of the parameters that a user may give to `name`."""

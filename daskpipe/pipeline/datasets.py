@@ -218,7 +218,7 @@ def export_on_cluster(
 
     if to == COLD:
         if split is not None:
-            raise ConfigError("a cold copy is of the whole dataset; leave --split out")
+            raise ConfigError("a cold copy holds the whole dataset; leave --split out")
         out = check_target(out, (".zarr",), force)
         with replace_output(out) as attempt:
             n_files = write_cold(path, attempt, run_parts)

@@ -138,8 +138,13 @@ def _batch_units(items: Sequence[tuple[Receipt, Any]]) -> list[list[tuple[Receip
 
 def read_package_versions() -> dict[str, str]:
     """Return the versions of the packages that compute numbers: provenance, and no part of any key."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    libraries = ("numpy", "scipy", "scikit-learn", "torch", "zarr", "xarray")
-    models = ("ase", "torch-sim-atomistic", "mace-torch", "chgnet", "tblite", "dscribe")
-    return {name: version(name) for name in ("daskpipe", *libraries, *models)}
+    from daskpipe.potentials import list_packages
+
+    libraries = ("daskpipe", "numpy", "scipy", "scikit-learn", "torch", "zarr", "xarray")
+    installed = {}
+    for name in (*libraries, *list_packages(), "dscribe"):
+        with suppress(PackageNotFoundError):  # of a potential that is not used here
+            installed[name] = version(name)
+    return installed

@@ -242,9 +242,9 @@ def hash_content(path: Path) -> str:
     if path.is_dir():
         return reader.read_identity(path)[0]
     if not path.exists():
-        raise InputError(f"{path} does not exist; select.against wants a dataset.zarr or a file of frames")
+        raise InputError(f"{path} does not exist; select.against takes a dataset.zarr or a file of frames")
     if reader_of(path) is None:
-        raise InputError(f"{path} is in no known format; select.against wants a dataset.zarr or one of {KNOWN_NAMES}")
+        raise InputError(f"{path} is in no known format; select.against takes a dataset.zarr or one of {KNOWN_NAMES}")
     return checksum(path)
 
 

@@ -97,7 +97,7 @@ def compose_sections(overrides: Sequence[str], sections: Sequence[str] = PICKING
     """
     for override in parse_overrides(overrides):
         if override.section not in sections:
-            raise ConfigError(f"{override.text!r} is of no use here: overrides begin with {', '.join(sections)}")
+            raise ConfigError(f"{override.text!r} cannot be used here: overrides begin with {', '.join(sections)}")
     return load_config("quickstart", ["describe=soap", "select=kmeans", *overrides])
 
 

@@ -1,4 +1,4 @@
-"""Any ASE calculator as a torch-sim model: one structure after another, on the CPU, in float64."""
+"""Wrap an ASE calculator as a torch-sim model, which runs one structure after another on the CPU in float64."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class AseModel(ModelInterface):
-    """torch-sim's interface to an ASE calculator.
+    """ASE calculator behind torch-sim's interface.
 
-    The numbers of one system depend on nothing but that system: not on the others in the batch, their order, or
-    what was computed before. They are the same bits in any batch.
+    The numbers of a system depend on that system alone: not on the other systems of the batch, on their order, or on
+    earlier calls. They are the same bits in any batch.
 
     Parameters
     ----------
@@ -34,12 +34,12 @@ class AseModel(ModelInterface):
     Attributes
     ----------
     failures
-        After ``forward``: the systems of that batch without results, by their index, and why. Their energy, forces
-        and stress are NaN.
+        After ``forward``: the reason for each system of that batch that has no results, by index of the system.
+        Energy, forces and stress of such a system are NaN.
     """
 
     mixes_periodicity = True
-    """Reads the periodicity of each system of a batch."""
+    """Each system of a batch may be periodic along axes of its own."""
 
     def __init__(self, calculator: Calculator, *, compute_stress: bool = False) -> None:
         super().__init__()
@@ -52,9 +52,9 @@ class AseModel(ModelInterface):
         self._memory_scales_with = "n_atoms"
 
     def forward(self, state: SimState, **_kwargs: Any) -> dict[str, torch.Tensor]:
-        """Energy (system,), forces (atom, 3) and, if asked for, stress (system, 3, 3) in eV, eV/Å, eV/Å^3.
+        """Compute energy (system,), forces (atom, 3) and, if asked for, stress (system, 3, 3) in eV, eV/Å, eV/Å^3.
 
-        Charge and spin multiplicity are read from the extras ``charge`` and ``spin`` of the state, if it has them.
+        Charge and spin multiplicity are taken from the state's extras ``charge`` and ``spin``, if it has them.
         The output has the state's device and dtype.
         """
         positions = state.positions.detach().cpu().numpy().astype(float)
@@ -76,12 +76,12 @@ class AseModel(ModelInterface):
             rows = np.flatnonzero(system == index)
             atoms = Atoms(numbers[rows], positions=positions[rows], cell=cells[index], pbc=axes[index])
             atoms.info = {info: int(values[index]) for info, values in extras.items()}
-            found = run_calculator(self.calculator, atoms, stress=self._compute_stress)
-            if isinstance(found, Failure):
-                self.failures[index] = f"{found.reason}: {found.evidence}"
+            evaluation = run_calculator(self.calculator, atoms, stress=self._compute_stress)
+            if isinstance(evaluation, Failure):
+                self.failures[index] = f"{evaluation.reason}: {evaluation.evidence}"
                 continue
-            energy[index] = found.energy
-            forces[rows] = found.forces
-            stress[index] = voigt_6_to_full_3x3_stress(found.stress)
+            energy[index] = evaluation.energy
+            forces[rows] = evaluation.forces
+            stress[index] = voigt_6_to_full_3x3_stress(evaluation.stress)
         out = {"energy": energy, "forces": forces} | ({"stress": stress} if self._compute_stress else {})
         return {name: torch.as_tensor(value, dtype=state.dtype, device=state.device) for name, value in out.items()}

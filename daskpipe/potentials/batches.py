@@ -1,7 +1,7 @@
-"""Batches of systems of any periodicity: which axes are periodic, and who is whose neighbour.
+"""Build states of systems of any periodicity, and find the neighbours of their atoms.
 
 torch-sim keeps one periodicity for all systems of a state. Here each system has its own, in the system extra
-``periodic``; a state without it means ``state.pbc`` for all. Cell vectors along open axes may be zero or anything.
+``periodic``; without this extra ``state.pbc`` holds for all. Cell vectors along open axes may have any value.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 EDGE = 1e-3
-"""Candidates are looked for beyond the cutoff by this factor: what lies within it is decided by one formula."""
+"""Part of the cutoff by which the search for candidates reaches beyond it, before one formula decides."""
 SKIN = 0.6
-"""Å by which the list of candidates reaches beyond the cutoff; it serves until atoms have moved half of it."""
+"""Å by which the list of candidates reaches beyond the cutoff; the list holds until atoms have moved half of it."""
 LARGE = 256
-"""Atoms of a system from which cells find neighbours faster than all pairs do, on one CPU core."""
+"""Atoms of a system above which a search by cells is faster than one over all pairs, on one CPU core."""
 FLAT = 1e-9
-"""A cell whose volume is below this part of the product of its edges spans none."""
+"""A cell whose volume is below this part of the product of its edges counts as flat."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbours:
     """Pairs of atoms closer than a cutoff, both directions of each, sorted by first atom, second atom and image.
 
-    The order, and each number, are the same for a system in any batch. Components come before edges in the shapes:
-    a row of one component lies together in memory.
+    Order and numbers of a system are the same in any batch. Components come before edges in the shapes, so that a
+    component is contiguous in memory.
 
     Parameters
     ----------
     first, second, system
         Shape (edge,), int64: rows of the two atoms and of their system in the batch.
     offsets
-        Shape (3, edge), dtype of the state: how many cell vectors the second atom is moved by; for the positions as
-        they are, wrapped or not.
+        Shape (3, edge), dtype of the state: number of cell vectors by which the second atom is moved, for positions
+        as they are, wrapped or not.
     vectors
         Shape (3, edge), dtype of the state: from the first atom to the moved second one, Å.
     squares
         Shape (edge,), dtype of the state: their squared lengths, Å^2.
     per_atom
-        Shape (atom,), int64: the number of edges of each first atom.
+        Shape (atom,), int64: number of edges of each first atom.
     """
 
     first: torch.Tensor
@@ -63,12 +63,12 @@ class Neighbours:
 
 
 def make_state(atoms: Sequence[Atoms], device: torch.device, dtype: torch.dtype) -> torch_sim.SimState:
-    """Put structures of any periodicities into one state.
+    """Put structures of any periodicities into one torch-sim state.
 
     Parameters
     ----------
     atoms
-        At least one; charge and spin are read from ``info`` (`daskpipe.core.structures`).
+        At least one; charge and spin are taken from ``info`` (`daskpipe.core.structures`).
     device, dtype
         Of the state.
 
@@ -76,17 +76,24 @@ def make_state(atoms: Sequence[Atoms], device: torch.device, dtype: torch.dtype)
     -------
     torch_sim.SimState
         With the system extras ``periodic`` (system, 3), ``charge`` and ``spin`` (system,).
+
+    Examples
+    --------
+    >>> from ase.build import bulk, molecule
+    >>> state = make_state([bulk("Cu"), molecule("H2O")], torch.device("cpu"), torch.float64)
+    >>> state.periodic.tolist()
+    [[True, True, True], [False, False, False]]
     """
     pbc = torch.tensor(np.array([item.pbc for item in atoms]), device=device)
     sizes = torch.tensor([len(item) for item in atoms])
 
-    def floats(values: list[np.ndarray]) -> torch.Tensor:
+    def to_tensor(values: list[np.ndarray]) -> torch.Tensor:
         return torch.tensor(np.concatenate(values), device=device, dtype=dtype)
 
     return torch_sim.SimState(
-        positions=floats([item.positions for item in atoms]),
-        masses=floats([item.get_masses() for item in atoms]),
-        cell=floats([item.cell.array[None] for item in atoms]).mT.contiguous(),
+        positions=to_tensor([item.positions for item in atoms]),
+        masses=to_tensor([item.get_masses() for item in atoms]),
+        cell=to_tensor([item.cell.array[None] for item in atoms]).mT.contiguous(),
         pbc=pbc.all(dim=0),
         atomic_numbers=torch.tensor(np.concatenate([item.numbers for item in atoms]), device=device),
         system_idx=torch.repeat_interleave(torch.arange(len(atoms)), sizes).to(device),
@@ -103,7 +110,7 @@ def make_state(atoms: Sequence[Atoms], device: torch.device, dtype: torch.dtype)
 
 
 def periodic_axes(state: torch_sim.SimState) -> torch.Tensor:
-    """Say along which cell vectors each system is periodic, shape (system, 3), bool; none if they are not finite."""
+    """Return the axes along which each system is periodic, shape (system, 3), bool; none if its cell is not finite."""
     axes = getattr(state, "periodic", None)
     if axes is None:
         axes = state.pbc.expand(state.n_systems, 3)
@@ -111,7 +118,7 @@ def periodic_axes(state: torch_sim.SimState) -> torch.Tensor:
 
 
 def lost_systems(state: torch_sim.SimState) -> torch.Tensor:
-    """Say which systems have a position or a cell that is not finite, shape (system,), bool."""
+    """Return which systems have a position or a cell that is not finite, shape (system,), bool."""
     strange = (~state.positions.isfinite()).any(dim=1).to(state.dtype)
     return (sum_segments(strange, state.n_atoms_per_system) > 0) | ~_finite_cells(state)
 
@@ -133,16 +140,23 @@ def find_neighbours(state: torch_sim.SimState, cutoff: float) -> Neighbours:
     Returns
     -------
     Neighbours
-        An atom is no neighbour of itself, but its images are.
+        An atom is no neighbour of itself; its images may be.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> state = make_state([bulk("Cu", a=3.6)], torch.device("cpu"), torch.float64)
+    >>> find_neighbours(state, cutoff=2.6).per_atom.tolist()
+    [12]
     """
     return _keep_within(_find_candidates(state, cutoff * (1 + EDGE)), state, cutoff)
 
 
 class NeighbourFinder:
-    """`find_neighbours` of one state after another, faster where they are steps of one trajectory.
+    """Find the neighbours in one state after another, faster where the states are steps of one trajectory.
 
-    It keeps the pairs within the cutoff and a skin, and looks for them anew when atoms may have crossed the skin. What
-    it returns does not depend on what it keeps.
+    It keeps the pairs within cutoff plus skin, and searches again when atoms may have crossed the skin. Results do not
+    depend on what it keeps: they are those of `find_neighbours`.
 
     Parameters
     ----------
@@ -157,18 +171,18 @@ class NeighbourFinder:
 
     def __call__(self, state: torch_sim.SimState) -> Neighbours:
         """Return what `find_neighbours` returns for a state."""
-        if self._last is None or not self._serves(self._last, state):
+        if self._last is None or not self._still_covers(self._last, state):
             self._last = _find_candidates(state, self.cutoff + self.skin)
         return _keep_within(self._last, state, self.cutoff)
 
-    def _serves(self, last: _Candidates, state: torch_sim.SimState) -> bool:
-        """Whether no pair that was farther apart than cutoff and skin can be within the cutoff now."""
+    def _still_covers(self, last: _Candidates, state: torch_sim.SimState) -> bool:
+        """Return whether pairs that were farther apart than cutoff plus skin are still beyond the cutoff."""
         axes = periodic_axes(state)
         if last.positions.dtype != state.dtype or not (
             torch.equal(last.system_idx, state.system_idx) and torch.equal(last.axes, axes)
         ):
             return False
-        # Pair vectors are strained with the cells and changed by what the atoms move beyond that.
+        # The cell's strain and the atoms' motion beyond it both change pair vectors.
         cell = torch.where(axes[:, :, None], state.row_vector_cell, last.cell)
         strain = torch.linalg.solve_ex(last.cell, cell)[0]
         affine = (last.positions[:, :, None] * strain[state.system_idx]).sum(dim=1)
@@ -179,7 +193,7 @@ class NeighbourFinder:
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidates:
-    """Sorted pairs that may be neighbours, and the state that they were found in; names as in `Neighbours`."""
+    """Sorted pairs that may be neighbours, and the state of the search; names as in `Neighbours`."""
 
     first: torch.Tensor
     second: torch.Tensor
@@ -194,12 +208,12 @@ class _Candidates:
 def _find_candidates(state: torch_sim.SimState, cutoff: float) -> _Candidates:
     axes = periodic_axes(state)
     cell = complete_cells(state.row_vector_cell, axes)
-    # What is not finite belongs to systems that are lost; it must not disturb the others.
+    # Numbers that are not finite belong to lost systems and must not disturb the others.
     positions, system_idx = torch.nan_to_num(state.positions, posinf=0.0, neginf=0.0), state.system_idx
-    find = alchemiops_nl_cell_list if int(state.n_atoms_per_system.max()) > LARGE else alchemiops_nl_n2
+    search = alchemiops_nl_cell_list if int(state.n_atoms_per_system.max()) > LARGE else alchemiops_nl_n2
     try:
-        (first, second), system, offsets = find(positions, cell, axes, cutoff, system_idx)
-    except NeighborOverflowError:  # denser than any matter that it expects
+        (first, second), system, offsets = search(positions, cell, axes, cutoff, system_idx)
+    except NeighborOverflowError:  # denser than the search expects any matter to be
         reach = torch.tensor(cutoff).to(positions)
         (first, second), system, offsets = torch_nl_linked_cell(positions, cell, axes, reach, system_idx)
     order = _sorting_order(first, second, offsets.long(), state.n_atoms)
@@ -216,7 +230,7 @@ def _find_candidates(state: torch_sim.SimState, cutoff: float) -> _Candidates:
 
 
 def _sorting_order(first: torch.Tensor, second: torch.Tensor, images: torch.Tensor, n_atoms: int) -> torch.Tensor:
-    """Permutation that sorts edges by first atom, second atom and image: one sort of one whole number an edge."""
+    """Return the permutation that sorts edges by first atom, second atom and image, with one integer key an edge."""
     if not len(first):
         return first
     low, high = images.amin(dim=0), images.amax(dim=0)
@@ -226,7 +240,7 @@ def _sorting_order(first: torch.Tensor, second: torch.Tensor, images: torch.Tens
 
 
 def _keep_within(pairs: _Candidates, state: torch_sim.SimState, cutoff: float) -> Neighbours:
-    """Candidates closer than the cutoff, by one formula whatever found them."""
+    """Keep the candidates closer than the cutoff, by one formula for all kinds of search."""
     rows = complete_cells(state.row_vector_cell, pairs.axes).flatten(1).T.contiguous()
     cell = rows.index_select(1, pairs.system).unflatten(0, (3, 3))
     positions = state.positions.T.contiguous()
@@ -255,12 +269,12 @@ def complete_cells(cell: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
     cell
         Shape (system, 3, 3), vectors in rows, Å.
     axes
-        Shape (system, 3), bool: which are periodic.
+        Shape (system, 3), bool: which axes are periodic.
     """
     if bool(axes.all()):
         return cell
     fixed = torch.where(axes[:, :, None], cell, 0.0)
-    # The last rows span what the periodic vectors leave free.
+    # The last rows span the space that the periodic vectors leave free.
     directions = torch.linalg.svd(fixed)[2]
     row = 3 - (~axes).flip(1).cumsum(1).flip(1)
     free = directions.gather(1, row.clamp(max=2)[:, :, None].expand(-1, -1, 3))
@@ -268,7 +282,7 @@ def complete_cells(cell: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
 
 
 def cell_volumes(cell: torch.Tensor) -> torch.Tensor:
-    """Volumes of cells (system, 3, 3), shape (system,), Å^3; NaN where the three vectors span none."""
+    """Compute the volumes of cells (system, 3, 3), shape (system,), Å^3; NaN for flat cells."""
     a, b, c = cell.unbind(dim=1)
     normal = torch.stack([b[:, i] * c[:, j] - b[:, j] * c[:, i] for i, j in ((1, 2), (2, 0), (0, 1))])
     volume = dot_columns(a.T, normal).abs()
@@ -277,11 +291,11 @@ def cell_volumes(cell: torch.Tensor) -> torch.Tensor:
 
 
 def dot_columns(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Scalar products of columns of three, term by term: a reduction may round otherwise in another batch."""
+    """Multiply columns of three term by term: a reduction may round differently in another batch."""
     x, y, z = left * right
     return x + y + z
 
 
 def sum_segments(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Add up consecutive values, each sum from its first to its last: the same bits in any company."""
+    """Add up segments of consecutive values, each from first to last, with the same bits in any batch."""
     return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)

@@ -1,4 +1,4 @@
-"""A periodic box for structures that are not periodic, for code that knows only periodic ones."""
+"""Put structures into periodic boxes, for code that knows only periodic structures."""
 
 from __future__ import annotations
 
@@ -19,16 +19,22 @@ def make_periodic(atoms: Atoms, vacuum: float) -> Atoms:
     Parameters
     ----------
     atoms
-        Periodic along none to three of its cell vectors; those along which it is not may be zero.
+        Periodic along none to three of its cell vectors; the other vectors may be zero.
     vacuum
-        Empty space between images along vectors that were not periodic, Å. With at least the cutoff of a
-        potential no atom sees an image that was not there before.
+        Empty space between images along vectors that were not periodic, Å. If it is at least the cutoff of a
+        potential, no atom has a new neighbour.
 
     Returns
     -------
     ase.Atoms
-        The vectors that were not periodic are replaced by vectors perpendicular to the periodic ones. Positions
-        are shifted as one body along them, so that the vacuum lies half on either side.
+        The vectors that were not periodic are replaced by vectors perpendicular to the periodic ones. Positions are
+        shifted along them as one body, so that half of the vacuum lies on either side.
+
+    Examples
+    --------
+    >>> from ase import Atoms
+    >>> make_periodic(Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.7]]), vacuum=10).cell.lengths().round(1).tolist()
+    [10.1, 10.1, 10.8]
     """
     atoms = atoms.copy()
     free = np.flatnonzero(~atoms.pbc)

@@ -1,12 +1,16 @@
-"""The potentials by name: who they are, and how one is built, once per process."""
+"""The table of potentials, and how one is checked, identified and built by its name.
+
+A new potential is one file, with its factory, ``identify`` and ``TRAITS``, and one line in `POTENTIALS`. All else that
+daskpipe says or asks about potentials comes from there.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
-import sys
 import threading
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, distribution, entry_points
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,27 +20,93 @@ from daskpipe.core.registry import Registry
 from daskpipe.core.third_party import silence_libraries
 from daskpipe.potentials.identity import Identity, identity_of_package
 from daskpipe.potentials.potential import Potential
+from daskpipe.potentials.traits import Traits
 
 POTENTIALS = Registry(
     "potential",
     {
-        "chgnet": "daskpipe.potentials.chgnet:chgnet",
-        "committee": "daskpipe.potentials.committee:committee",
         "emt": "daskpipe.potentials.emt:emt",
         "lj": "daskpipe.potentials.lj:lj",
         "mace": "daskpipe.potentials.mace:mace",
+        "chgnet": "daskpipe.potentials.chgnet:chgnet",
         "xtb": "daskpipe.potentials.xtb:xtb",
+        "committee": "daskpipe.potentials.committee:committee",
     },
     group="daskpipe.potentials",
     given=("device", "dtype"),
 )
+"""Potentials by name; those of plugins come from the entry points ``daskpipe.potentials``."""
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64")
 
 _built: dict[tuple[str, ...], Potential] = {}
-# Torch's fx tracing in MACE's loader is not thread-safe, and `quiet` changes what belongs to the whole process.
+# Torch's fx tracing in MACE's loader is not thread-safe, and `silence_libraries` changes the whole process.
 _building = threading.RLock()
+
+
+# --- facts --------------------------------------------------------------------------------------------
+
+
+def traits_of(name: str) -> Traits:
+    """Return the facts about a potential that its file states.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name.
+
+    Examples
+    --------
+    >>> traits_of("xtb").packages
+    ('tblite',)
+    """
+    traits: Traits = POTENTIALS.find_companion(name, "TRAITS") or Traits()
+    return traits
+
+
+def describe_potential(name: str) -> str:
+    """Return the first sentence of a potential's docstring.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name.
+
+    Examples
+    --------
+    >>> describe_potential("lj")
+    'Lennard-Jones 12-6 that goes smoothly to zero between 0.66 `r_cut` and `r_cut`.'
+    """
+    lines = (inspect.getdoc(POTENTIALS.get(name)) or "").splitlines()
+    return f"{lines[0].split('. ')[0].rstrip('.')}." if lines else ""
+
+
+def list_packages() -> list[str]:
+    """List the distributions that the potentials of the table compute with, in the order of the table."""
+    return list(dict.fromkeys(package for name in POTENTIALS.table for package in traits_of(name).packages))
+
+
+def make_paths_absolute(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters in which the paths of files do not depend on the current directory, those of members too.
+
+    Parameters
+    ----------
+    name, params
+        A known potential and valid parameters of it, defaults left out or not.
+    """
+    absolute = POTENTIALS.make_paths_absolute(name, params)
+    if (key := traits_of(name).members) in absolute:
+        absolute[key] = [
+            {**member, "params": make_paths_absolute(member["name"], member["params"])}
+            if "params" in member
+            else member
+            for member in absolute[key]
+        ]
+    return absolute
+
+
+# --- by name ------------------------------------------------------------------------------------------
 
 
 def build_potential(name: str, params: Mapping[str, Any], device: str = "auto", dtype: str = "float32") -> Potential:
@@ -61,16 +131,35 @@ def build_potential(name: str, params: Mapping[str, Any], device: str = "auto", 
     Raises
     ------
     ConfigError
-        For an unknown name, parameter, device or dtype, and if CUDA is asked for and not there.
+        For an unknown name, parameter, device or dtype, for a package that is not installed, and for ``cuda`` where
+        torch sees no GPU.
     InputError
         If the model file is missing or cannot be read.
+
+    Examples
+    --------
+    >>> potential = build_potential("emt", {}, device="cpu")
+    >>> sorted(potential.elements)
+    ['Ag', 'Al', 'Au', 'Cu', 'Ni', 'Pd', 'Pt']
     """
     device = resolve_device(device)
     if dtype not in DTYPES:
         raise ConfigError(describe_unknown("dtype", dtype, list(DTYPES)))
-    params = check_params(name, params)
+    return build_checked(name, check_params(name, params), device, dtype)
+
+
+def build_checked(name: str, params: Mapping[str, Any], device: str, dtype: str) -> Potential:
+    """Build a potential as `build_potential` does, from parameters that `check_params` has returned.
+
+    Parameters
+    ----------
+    name, params, dtype
+        As for `build_potential`; defaults are filled in.
+    device
+        ``cpu`` or ``cuda``.
+    """
     # The parameters beside the hash: some change how numbers are computed, and not which.
-    key = (name, identify_potential(name, params).hash, json.dumps(params, sort_keys=True), device, dtype)
+    key = (name, identify_checked(name, params).hash, json.dumps(params, sort_keys=True), device, dtype)
     with _building:
         if key not in _built:
             with silence_libraries():
@@ -79,7 +168,7 @@ def build_potential(name: str, params: Mapping[str, Any], device: str = "auto", 
 
 
 def identify_potential(name: str, params: Mapping[str, Any]) -> Identity:
-    """Say which potential it is without building it.
+    """Identify a potential without building it.
 
     Parameters
     ----------
@@ -89,23 +178,35 @@ def identify_potential(name: str, params: Mapping[str, Any]) -> Identity:
     Returns
     -------
     Identity
-        Torch is imported only for the names of foundation models, which are looked up (and fetched once) by MACE.
+        Torch is imported only for the names of foundation models, which MACE looks up and fetches once.
 
     Raises
     ------
     ConfigError
-        For an unknown name or parameter.
+        For an unknown name or parameter, and for a package that is not installed.
     InputError
         If the model file does not exist, or a foundation model is neither cached nor can be fetched.
+
+    Examples
+    --------
+    >>> identify_potential("lj", {"sigma": 3.0}).name
+    'Lennard-Jones'
     """
-    params = check_params(name, params)
-    factory = POTENTIALS.get(name)
-    identify = getattr(sys.modules[factory.__module__], "identify", None)
+    return identify_checked(name, check_params(name, params))
+
+
+def identify_checked(name: str, params: Mapping[str, Any]) -> Identity:
+    """Identify a potential as `identify_potential` does, from parameters that `check_params` has returned."""
+    check_packages(name)
+    identify = POTENTIALS.find_companion(name, "identify")
     if identify is not None:
-        found: Identity = identify(**params)
-        return found
+        identity: Identity = identify(**params)
+        return identity
     (point,) = entry_points(group=POTENTIALS.group, name=name)
     return identity_of_package(name, point.dist.name if point.dist else name, params)
+
+
+# --- checks -------------------------------------------------------------------------------------------
 
 
 def check_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,14 +221,31 @@ def check_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
         return POTENTIALS.check_params(name, params)
     except ValidationError as error:
         known = sorted(POTENTIALS.params_model(name).model_fields)
-        wrong = []
-        for item in error.errors():
-            key = ".".join(map(str, item["loc"]))
-            if item["type"] == "extra_forbidden":
-                wrong.append(describe_unknown("parameter", key, known))
+        problems = []
+        for problem in error.errors():
+            key = ".".join(map(str, problem["loc"]))
+            if problem["type"] == "extra_forbidden":
+                problems.append(describe_unknown("parameter", key, known))
             else:
-                wrong.append(f"{key}: {item['msg']}, received {item['input']!r}.")
-        raise ConfigError(f"potential {name!r}: {' '.join(wrong)}") from error
+                problems.append(f"{key}: {problem['msg']}, received {problem['input']!r}.")
+        raise ConfigError(f"potential {name!r}: {' '.join(problems)}") from error
+
+
+def check_packages(name: str) -> None:
+    """Check that the packages of a potential are installed.
+
+    Raises
+    ------
+    ConfigError
+        Naming the one that is missing, and what to type.
+    """
+    traits = traits_of(name)
+    for package in traits.packages:
+        try:
+            distribution(package)
+        except PackageNotFoundError as error:
+            source = f"'daskpipe[{traits.extra}]'" if traits.extra else package
+            raise ConfigError(f"potential {name!r} needs the package {package}; pip install {source}") from error
 
 
 def resolve_device(device: str) -> str:
@@ -136,7 +254,7 @@ def resolve_device(device: str) -> str:
     Raises
     ------
     ConfigError
-        For another word, and if CUDA is asked for and torch sees none.
+        For another word, and for ``cuda`` where torch sees no GPU.
     """
     if device not in DEVICES:
         raise ConfigError(describe_unknown("device", device, list(DEVICES)))

@@ -1,4 +1,4 @@
-"""The batched model of a committee."""
+"""Batched model of a committee."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 class CommitteeModel(ModelInterface):
-    """Mean of several batched models, and the disagreement of their forces.
+    """Model of the mean of several batched models and of the disagreement of their forces.
 
     Parameters
     ----------
     members
-        Batched models; all or none of them compute stresses.
+        Batched models. Either all of them compute stresses or none does.
     device
-        Where states are to be.
+        Device of the states.
 
     Attributes
     ----------
     failures
-        After ``forward``: the systems of that batch with which a member failed, by their index, and why.
+        After ``forward``: the reason for each system of that batch on which a member failed, by index of the system.
     """
 
     def __init__(self, members: Sequence[ModelInterface], device: torch.device) -> None:
@@ -42,22 +42,22 @@ class CommitteeModel(ModelInterface):
         self.mixes_periodicity = all(mixes_periodicity(member) for member in members)
 
     def forward(self, state: SimState, **_kwargs: Any) -> dict[str, torch.Tensor]:
-        """Mean energy (system,), forces (atom, 3) and, if asked for, stress (system, 3, 3) in eV, eV/Å, eV/Å^3.
+        """Compute mean energy (system,), forces (atom, 3) and, if asked for, stress (system, 3, 3) in eV, eV/Å, eV/Å^3.
 
         ``force_disagreement`` (system,), eV/Å, is the largest over atoms of the root of the variance of the members'
         forces, summed over components. The output has the state's dtype.
         """
-        found = []
+        outputs = []
         self.failures = {}
         for member in self.members:
-            found.append(member(state))
+            outputs.append(member(state))
             self.failures = getattr(member, "failures", {}) | self.failures
         names = ("energy", "forces", "stress") if self._compute_stress else ("energy", "forces")
-        forces = torch.stack([item["forces"] for item in found])
+        forces = torch.stack([item["forces"] for item in outputs])
         spread = forces.var(dim=0, correction=0).sum(dim=1).sqrt()
-        # A maximum would pass over the NaN of a system that failed.
+        # A maximum would ignore the NaN of a failed system.
         largest = torch.segment_reduce(spread.nan_to_num(), "max", lengths=state.n_atoms_per_system)
         unknown = torch.segment_reduce(spread, "sum", lengths=state.n_atoms_per_system).isnan()
-        return {name: torch.stack([item[name] for item in found]).mean(dim=0) for name in names} | {
+        return {name: torch.stack([item[name] for item in outputs]).mean(dim=0) for name in names} | {
             "force_disagreement": torch.where(unknown, torch.nan, largest)
         }

@@ -1,4 +1,4 @@
-"""The torch-sim model of a potential that is written in distances: LJ, EMT, and the repulsion of nuclei."""
+"""torch-sim model of potentials that are functions of distances: LJ, EMT and the repulsion of nuclei."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from torch_sim import SimState
 
 type Interaction = Callable[[Neighbours, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""From edges, distances (edge,) in Å and atomic numbers (atom,) to the energies of the atoms (atom,) in eV and the
-slopes (edge,) of the total energy along each distance, both directions of a pair taken as one, in eV/Å."""
+"""Function of edges, distances (edge,) in Å and atomic numbers (atom,). It returns the energies of the atoms (atom,) in
+eV and the slopes (edge,) of the total energy along each distance in eV/Å, both directions of a pair counted as one."""
 
 
 VOIGT = [[0, 5, 4], [5, 1, 3], [4, 3, 2]]
-"""Where the components of a stress stand in ASE's order xx yy zz yz xz xy."""
+"""Index of each component of a stress in ASE's order xx yy zz yz xz xy."""
 
 
 class EdgeModel(ModelInterface):
-    """Energies, forces and stresses of a batch of systems of any periodicities.
+    """Model of energies, forces and stresses for batches of systems of any periodicities.
 
     In float64 on the CPU the numbers of a system are the same bits alone and in any batch, with or without stress, if
-    those of the interaction are: it may use sums, products, divisions, ``exp``, ``log``, ``sqrt`` and
+    those of the interaction are. An interaction may use sums, products, divisions, ``exp``, ``log``, ``sqrt`` and
     `daskpipe.potentials.batches.sum_segments`, but neither matrix products nor powers, whose rounding depends on the
     place in the batch.
 
@@ -37,13 +37,13 @@ class EdgeModel(ModelInterface):
     cutoff
         Å.
     device, dtype
-        Where and in what it computes. States of another dtype are taken as well.
+        Device and precision of the computation. States may have another dtype.
     compute_stress
         Whether ``forward`` returns stresses.
     """
 
     mixes_periodicity = True
-    """Reads the periodicity of each system of a batch."""
+    """Each system of a batch may be periodic along axes of its own."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class EdgeModel(ModelInterface):
     ) -> None:
         super().__init__()
         self.interaction = interaction
-        self.find = NeighbourFinder(cutoff)
+        self.find_neighbours = NeighbourFinder(cutoff)
         self._device = device
         self._dtype = dtype
         self._compute_stress = compute_stress
@@ -64,20 +64,20 @@ class EdgeModel(ModelInterface):
         self._memory_scales_with = "n_atoms_x_density"
 
     def forward(self, state: SimState, **_kwargs: Any) -> dict[str, torch.Tensor]:
-        """Energy (system,), forces (atom, 3) and, if asked for, stress (system, 3, 3) in eV, eV/Å, eV/Å^3.
+        """Compute energy (system,), forces (atom, 3) and, if asked for, stress (system, 3, 3) in eV, eV/Å, eV/Å^3.
 
         The output has the state's dtype. The stress is positive under tension, as in ASE; NaN where the cell has no
         volume.
         """
         with torch.no_grad():
-            edges = self.find(state)
+            edges = self.find_neighbours(state)
             vectors = edges.vectors.to(self._dtype)
             distances = edges.squares.to(self._dtype).sqrt()
             energies, slopes = self.interaction(edges, distances, state.atomic_numbers)
             pulls = slopes / distances * vectors
             per_system = state.n_atoms_per_system
             out = {
-                # In float64 in any case: trial moves are accepted by differences of these sums.
+                # Always in float64: differences of these sums decide which trial moves are accepted.
                 "energy": sum_segments(energies.double(), per_system),
                 "forces": torch.stack([sum_segments(pull, edges.per_atom) for pull in pulls], dim=1),
             }
@@ -86,7 +86,7 @@ class EdgeModel(ModelInterface):
                     sum_segments(sum_segments(vectors[i] * pulls[j], edges.per_atom), per_system)
                     for i, j in ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
                 ]
-                # Half, as each pair stands in the list twice.
+                # Half, because the list has each pair twice.
                 stress = 0.5 * torch.stack(virials)[torch.tensor(VOIGT)] / cell_volumes(state.row_vector_cell)
                 out["stress"] = stress.permute(2, 0, 1)
             out["energy"] = torch.where(lost_systems(state), torch.nan, out["energy"])

@@ -1,4 +1,4 @@
-"""Effective medium theory for Al Cu Ag Au Ni Pd Pt: cheap, smooth, for tests and first explorations."""
+"""Effective medium theory for Al, Cu, Ag, Au, Ni, Pd and Pt: cheap and smooth, for tests and first explorations."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from daskpipe.potentials.identity import Identity, identity_of_package
 from daskpipe.potentials.potential import Potential
+from daskpipe.potentials.traits import Traits
 
 if TYPE_CHECKING:
     import torch
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
     from daskpipe.potentials.batches import Neighbours
     from daskpipe.potentials.edge_model import Interaction
 
+TRAITS = Traits(packages=("ase", "torch-sim-atomistic"), trial="Cu")
+
 ELEMENTS = frozenset({"Al", "Cu", "Ag", "Au", "Ni", "Pd", "Pt"})
-"""ASE also has toy parameters for H, C, N and O; they are "not for any serious use" and left out."""
+"""Without H, C, N and O, for which ASE has toy parameters "not for any serious use"."""
 
 
 def emt(*, device: str, dtype: str) -> Potential:
@@ -25,33 +28,35 @@ def emt(*, device: str, dtype: str) -> Potential:
     Parameters
     ----------
     device, dtype
-        Of the batched model; the ASE calculator runs on the CPU in float64.
+        Device and precision of the batched model; the ASE calculator runs on the CPU in float64.
     """
     from ase import Atoms
 
-    def model(stress: bool) -> ModelInterface:
+    def make_model(stress: bool) -> ModelInterface:
         import torch
 
         from daskpipe.potentials.edge_model import EdgeModel
 
-        where, what = torch.device(device), getattr(torch, dtype)
-        interaction, cutoff = _make_interaction(where, what)
-        return EdgeModel(interaction, cutoff, device=where, dtype=what, compute_stress=stress)
+        torch_device, torch_dtype = torch.device(device), getattr(torch, dtype)
+        interaction, cutoff = _make_interaction(torch_device, torch_dtype)
+        return EdgeModel(interaction, cutoff, device=torch_device, dtype=torch_dtype, compute_stress=stress)
 
     calculator = _make_calculator()
     calculator.initialize(Atoms())
     return Potential(
-        calculator=calculator, model=model, elements=ELEMENTS, cutoff=calculator.rc_list, knows_charge=False
+        calculator=calculator, model=make_model, elements=ELEMENTS, cutoff=calculator.rc_list, knows_charge=False
     )
 
 
 def identify() -> Identity:
-    """Identity of EMT, which has no parameters."""
+    """Identify EMT, which has no parameters."""
     return identity_of_package("EMT", "ase", {}, elements=ELEMENTS)
 
 
 def _make_interaction(device: torch.device, dtype: torch.dtype) -> tuple[Interaction, float]:
-    """EMT as an interaction of edges, and its cutoff in Å; names as in `ase.calculators.emt`, whose numbers it takes.
+    """Return EMT as an interaction of edges, and its cutoff in Å.
+
+    Names and numbers are those of `ase.calculators.emt`.
 
     Sums over the neighbours of an atom give its density sigma1, which gives its energy through the radius ds of the
     neutral sphere; the rest is a sum of pairs.
@@ -71,7 +76,9 @@ def _make_interaction(device: torch.device, dtype: torch.dtype) -> tuple[Interac
     table = {name: torch.tensor(values, device=device, dtype=dtype) for name, values in source.par.items()}
     chi = torch.tensor(source.chi, device=device, dtype=dtype).flatten()
 
-    def interaction(edges: Neighbours, r: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def compute_interaction(
+        edges: Neighbours, r: torch.Tensor, numbers: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         kind = kinds[numbers]
         one, other = kind.index_select(0, edges.first), kind.index_select(0, edges.second)
         ratio = chi.index_select(0, one * len(ELEMENTS) + other)
@@ -83,7 +90,7 @@ def _make_interaction(device: torch.device, dtype: torch.dtype) -> tuple[Interac
         w = 1 / (1 + torch.exp(acut * (r - rc)))
         ratio_w, w_ratio = ratio * w, w / ratio
         bend = acut * (w - 1)
-        # What the other atom adds to this one's sums, and what this one adds to the other's.
+        # Contributions of the other atom to the sums of this one, and of this one to those of the other.
         taken = torch.exp(-eta_other * (r - beta * s0_other)) * ratio_w
         given = torch.exp(-eta * (r - beta * s0)) * w_ratio
         pair = half * torch.exp(-kappa_other * (r / beta - s0_other)) * ratio_w
@@ -108,7 +115,7 @@ def _make_interaction(device: torch.device, dtype: torch.dtype) -> tuple[Interac
         )
         return energies, slopes
 
-    return interaction, source.rc_list
+    return compute_interaction, source.rc_list
 
 
 def _make_calculator() -> Calculator:
@@ -120,7 +127,7 @@ def _make_calculator() -> Calculator:
     from daskpipe.potentials.box import make_periodic
 
     class Neighbours:
-        """ASE's `NeighborList` as far as EMT uses it, five times as fast, and without a memory of earlier steps."""
+        """Replacement for the part of ASE's `NeighborList` that EMT uses: five times as fast, and without memory."""
 
         def __init__(self, cutoff: float) -> None:
             self.cutoff = cutoff

@@ -1,4 +1,4 @@
-"""Evaluate structures with a potential."""
+"""Evaluate structures with a potential, one by one or in batches."""
 
 from __future__ import annotations
 
@@ -15,26 +15,34 @@ if TYPE_CHECKING:
 
 
 def evaluate(potential: Potential, structures: Sequence[Atoms]) -> list[Evaluation]:
-    """Energy, forces and stress of each structure, or why there are none.
+    """Compute energy, forces and stress of each structure.
 
     Parameters
     ----------
     potential
         From `build`.
     structures
-        Charge and spin are read from ``info`` by potentials that know them (`daskpipe.core.structures`). They are
+        Potentials that know charge and spin take them from ``info`` (`daskpipe.core.structures`). The structures are
         neither changed nor kept.
 
     Returns
     -------
     list of Results or Failure
-        One for each structure, in order. A structure that fails does not disturb the others. For batched
-        labellers the last bits of a result may depend on the batch; the rest of it does not.
+        One for each structure, in order. A structure that fails does not disturb the others. With a batched labeller
+        the last bits of a result may depend on the batch.
 
     Raises
     ------
     RuntimeError
-        From the library below, where it is the machine that failed (no memory, a CUDA error) and not a structure.
+        From the library below, if the machine failed (no memory, a CUDA error) and not a structure.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from daskpipe.potentials import build_potential
+    >>> (results,) = evaluate(build_potential("emt", {}, device="cpu"), [bulk("Cu")])
+    >>> f"{results.energy:.4f} eV"
+    '-0.0057 eV'
     """
     out: list[Evaluation | None] = [
         unknown_elements(atoms, potential.elements) or (None if potential.knows_charge else unknown_charge(atoms))
@@ -44,16 +52,16 @@ def evaluate(potential: Potential, structures: Sequence[Atoms]) -> list[Evaluati
     chosen = [structures[index] for index in todo]
     with potential.lock:
         if potential.label is not None:
-            found = potential.label(chosen) if chosen else []
+            evaluations = potential.label(chosen) if chosen else []
         else:
-            found = [run_calculator(potential.calculator, atoms) for atoms in chosen]
-    for index, evaluation in zip(todo, found, strict=True):
+            evaluations = [run_calculator(potential.calculator, atoms) for atoms in chosen]
+    for index, evaluation in zip(todo, evaluations, strict=True):
         out[index] = evaluation
     return [evaluation for evaluation in out if evaluation is not None]
 
 
 def batched_model(potential: Potential, *, stress: bool = False) -> ModelInterface:
-    """Return the torch-sim model of a potential, the same one whenever it is asked for.
+    """Return the torch-sim model of a potential, the same object for each call.
 
     Parameters
     ----------
@@ -65,13 +73,14 @@ def batched_model(potential: Potential, *, stress: bool = False) -> ModelInterfa
     Returns
     -------
     torch_sim.models.interface.ModelInterface
-        Takes states of any float dtype on its ``device``, with systems of any periodicities: those that the system
-        extra ``periodic`` (system, 3) tells, else ``state.pbc`` for all. Results have the state's dtype. A potential
-        without a batched model gets `daskpipe.potentials.ase_model.AseModel`: float64, one structure after another.
+        Takes states of any float dtype on its ``device``. The periodicity of each system is its row of the system
+        extra ``periodic`` (system, 3), or ``state.pbc`` if there is no such extra. Results have the state's dtype. A
+        potential without a batched model gets `daskpipe.potentials.ase_model.AseModel`: float64, one structure after
+        another.
     """
     from daskpipe.core.third_party import silence_libraries
 
-    with potential.lock, silence_libraries():  # torch-sim's import has a good deal to say
+    with potential.lock, silence_libraries():  # torch-sim's import prints much
         if stress not in potential._models:
             potential._models[stress] = _make_model(potential, stress)
         return potential._models[stress]
@@ -86,12 +95,12 @@ def _make_model(potential: Potential, stress: bool) -> ModelInterface:
 
 
 def mixes_periodicity(model: ModelInterface) -> bool:
-    """Whether the systems of a batch may be periodic along different axes; torch-sim's own models say nothing."""
+    """Return whether the systems of a batch may be periodic along different axes; torch-sim's own models do not say."""
     return bool(getattr(model, "mixes_periodicity", False))
 
 
 def calculator_of(label: Callable[[Sequence[Atoms]], list[Evaluation]]) -> Calculator:
-    """Return a labeller as an ASE calculator, which raises ``CalculationFailed`` for a failure."""
+    """Wrap a labeller as an ASE calculator, which raises ``CalculationFailed`` for a failure."""
     from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
 
     class Labelled(Calculator):
@@ -101,10 +110,10 @@ def calculator_of(label: Callable[[Sequence[Atoms]], list[Evaluation]]) -> Calcu
             self, atoms: Atoms, properties: Sequence[str] = ("energy",), system_changes: Sequence[str] = all_changes
         ) -> None:
             super().calculate(atoms, properties, system_changes)
-            (found,) = label([atoms])
-            if isinstance(found, Failure):
-                raise CalculationFailed(f"{found.reason}: {found.evidence}")
-            self.results = {name: value for name, value in vars(found).items() if value is not None}
-            self.results["free_energy"] = found.energy
+            (evaluation,) = label([atoms])
+            if isinstance(evaluation, Failure):
+                raise CalculationFailed(f"{evaluation.reason}: {evaluation.evidence}")
+            self.results = {name: value for name, value in vars(evaluation).items() if value is not None}
+            self.results["free_energy"] = evaluation.energy
 
     return Labelled()

@@ -1,4 +1,4 @@
-"""Identify potentials: a name for people, and a hash of what decides the numbers."""
+"""Identify potentials: a name for people, and a hash of all that decides the numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from daskpipe.core.hashing import sha256_file
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Which potential it is: what people call it, and a hash of what decides its numbers.
+    """Name of a potential, and a hash of all that decides its numbers.
 
     Parameters
     ----------
@@ -25,10 +25,10 @@ class Identity:
     hash
         SHA-256 in hex: of the weights' bytes, or of package, name and parameters where there are no weights.
     elements
-        Symbols of the elements that it knows; ``None`` if any, or if only loading the model would tell.
+        Symbols of the elements that it knows; ``None`` if it knows any, or if only the loaded model would tell.
     packages
-        Packages that hold its formulas, where there are no weights, and their versions here: where its numbers came
-        from, and no part of `hash`. An upgrade does not make another potential of it.
+        Installed versions of the packages that hold its formulas, where there are no weights. They are provenance and
+        no part of `hash`: after an upgrade it is still the same potential.
     """
 
     name: str
@@ -38,14 +38,31 @@ class Identity:
 
 
 def identity_of_package(name: str, distribution: str, params: Mapping[str, Any], **rest: Any) -> Identity:
-    """Return the identity of a potential whose formulas a package holds: package, name and parameters."""
+    """Identify a potential whose formulas a package holds, by package, name and parameters.
+
+    Parameters
+    ----------
+    name
+        Name for people.
+    distribution
+        Name of the package on PyPI.
+    params
+        All parameters, JSON types.
+    **rest
+        Further fields of `Identity`.
+
+    Examples
+    --------
+    >>> identity_of_package("EMT", "ase", {}).name
+    'EMT'
+    """
     facts = json.dumps([name, distribution, dict(params)], sort_keys=True)
     packages = {distribution: version(distribution)}
     return Identity(name=name, hash=hashlib.sha256(facts.encode()).hexdigest(), packages=packages, **rest)
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes in hex; hashed again only if its size or time of change differs."""
+    """Return the SHA-256 of a file in hex; the file is read again only if its size or modification time changed."""
     stat = path.stat()
     return _file_hash(path, stat.st_size, stat.st_mtime_ns)
 

@@ -1,4 +1,4 @@
-"""Lennard-Jones, the same pair for all elements, with ASE's smooth cutoff."""
+"""Lennard-Jones, with the same parameters for all elements and ASE's smooth cutoff."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import Field
 
 from daskpipe.potentials.identity import Identity, identity_of_package
 from daskpipe.potentials.potential import Potential
+from daskpipe.potentials.traits import Traits
 
 if TYPE_CHECKING:
     import torch
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 
     from daskpipe.potentials.batches import Neighbours
 
+TRAITS = Traits(packages=("ase", "torch-sim-atomistic"))
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 ONSET = 0.66
-"""Where the cutoff function sets in, as a fraction of the cutoff: ASE's default."""
+"""Distance at which the cutoff function sets in, as a fraction of the cutoff: ASE's default."""
 
 
 def lj(
@@ -29,7 +32,7 @@ def lj(
     Parameters
     ----------
     device, dtype
-        Of the batched model; the ASE calculator runs on the CPU in float64.
+        Device and precision of the batched model; the ASE calculator runs on the CPU in float64.
     epsilon
         Depth of the well, eV. The defaults are argon's.
     sigma
@@ -39,35 +42,35 @@ def lj(
     """
     from ase.calculators.lj import LennardJones
 
-    def model(stress: bool) -> ModelInterface:
+    def make_model(stress: bool) -> ModelInterface:
         import torch
 
         from daskpipe.potentials.batches import sum_segments
         from daskpipe.potentials.edge_model import EdgeModel
 
-        def interaction(
+        def compute_interaction(
             edges: Neighbours, distances: torch.Tensor, _numbers: torch.Tensor
         ) -> tuple[torch.Tensor, torch.Tensor]:
             energies, slopes = smooth_pair(distances, epsilon, sigma, r_cut)
             return 0.5 * sum_segments(energies, edges.per_atom), slopes
 
         return EdgeModel(
-            interaction, r_cut, device=torch.device(device), dtype=getattr(torch, dtype), compute_stress=stress
+            compute_interaction, r_cut, device=torch.device(device), dtype=getattr(torch, dtype), compute_stress=stress
         )
 
     calculator = LennardJones(epsilon=epsilon, sigma=sigma, rc=r_cut, ro=ONSET * r_cut, smooth=True)
-    return Potential(calculator=calculator, model=model, cutoff=r_cut, knows_charge=False)
+    return Potential(calculator=calculator, model=make_model, cutoff=r_cut, knows_charge=False)
 
 
 def identify(epsilon: float, sigma: float, r_cut: float) -> Identity:
-    """Return the identity of Lennard-Jones: its parameters."""
+    """Identify Lennard-Jones by its parameters."""
     return identity_of_package("Lennard-Jones", "ase", {"epsilon": epsilon, "sigma": sigma, "r_cut": r_cut})
 
 
 def smooth_pair(
     distances: torch.Tensor, epsilon: float, sigma: float, r_cut: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Energies (eV) of pairs below the cutoff and their slopes (eV/Å), by distance (Å).
+    """Compute energies (eV) and slopes (eV/Å) of pairs below the cutoff from their distances (Å).
 
     The cutoff function is that of `ase.calculators.lj`, a cubic in the squared distance.
     """

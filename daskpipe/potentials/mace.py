@@ -1,4 +1,4 @@
-"""MACE: the bundled Cu-Ag-Au model, a model file of your own, or a foundation model by name."""
+"""MACE with the bundled Cu-Ag-Au model, a model file of your own, or a foundation model by name."""
 
 from __future__ import annotations
 
@@ -13,29 +13,38 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from daskpipe.core.errors import ConfigError, InputError, describe_unknown
+from daskpipe.core.registry import FileName
 from daskpipe.core.third_party import import_mace
 from daskpipe.potentials.identity import Identity, file_hash
 from daskpipe.potentials.mace_electrons import check_features, specs_of, with_electrons
 from daskpipe.potentials.mace_pickles import read_class_and_heads
 from daskpipe.potentials.potential import Potential
 from daskpipe.potentials.results import Evaluation, Failure, checked_results
+from daskpipe.potentials.traits import Traits
 
 if TYPE_CHECKING:
     from ase import Atoms
     from torch_sim.models.interface import ModelInterface
 
+TRAITS = Traits(packages=("mace-torch",), trial="Cu")
+
 BUNDLED = Path(__file__).parent / "bundled" / "cu-ag-au.safetensors"
+
 BATCH = 16
+"""Structures that are labelled at once."""
+
 FEATURE_ATOMS = 1024
-"""Atoms of a batch that gives node features: without gradients it takes less memory than a batch with forces."""
+"""Atoms of a batch for node features, which takes less memory than a batch with forces."""
+
 LONG_RANGED = ("MACELES", "PolarMACE")
+"""Classes of models with a long range, which daskpipe refuses."""
 
 
 def mace(
     *,
     device: str,
     dtype: str,
-    model: str = "bundled",
+    model: FileName = "bundled",
     head: str | None = None,
     acceleration: Literal["none", "cueq", "compile"] = "none",
 ) -> Potential:
@@ -51,20 +60,21 @@ def mace(
         ``bundled`` (Cu-Ag-Au); a ``.safetensors`` file with its ``.json`` beside it, as `mace_files.save_model`
         writes them; any other file, which is loaded with ``torch.load``; or the name of a foundation model: those of
         ``mace_mp`` as MACE calls them (``small``, ``medium-mpa-0`` ...) and those of ``mace_off`` as ``off:small`` ...
-        **A model file that is not safetensors is a program: loading it runs what it says. Know where it is from.**
+        **A model file that is not safetensors is a program, which runs when it is loaded. Know where it is from.**
     head
-        Of a model with several; by default the one called ``default``, and needed if there is none of that name.
+        Head to use of a model with several heads; by default the one called ``default``. Required if there is none of
+        that name.
     acceleration
-        Of the batched model for dynamics; labels are computed without. ``cueq`` needs NVIDIA's cuEquivariance,
-        ``compile`` a compiler for C++ (on CUDA: Triton) and minutes for the first step.
+        Of the batched model for dynamics; labels are computed without it. ``cueq`` needs NVIDIA's cuEquivariance.
+        ``compile`` needs a C++ compiler (on CUDA: Triton) and takes minutes for the first step.
 
     Raises
     ------
     ConfigError
-        If the model has no such head, or several and none is named, or the acceleration is not to be had here.
+        If the model has no such head, or has several and none is named, or the acceleration is not available here.
     InputError
-        If the file is missing, holds no MACE model, one with a long range or one that asks for more than charge and
-        spin of a structure, or a foundation model cannot be had.
+        If the file is missing or holds no MACE model, if the model has a long range or needs more of a structure than
+        charge and spin, or if a foundation model cannot be fetched.
     """
     import torch
 
@@ -79,7 +89,7 @@ def mace(
     head = choose_head(list(getattr(module, "heads", ["Default"])), head, path)
     calculator = Calculator(models=module, device=device, default_dtype=dtype, head=head)
 
-    def batched(stress: bool, acceleration: str = acceleration) -> ModelInterface:
+    def make_model(stress: bool, acceleration: str = acceleration) -> ModelInterface:
         return MixedMace(
             module, torch.device(device), getattr(torch, dtype), compute_stress=stress, head=head,
             acceleration=acceleration,
@@ -88,11 +98,11 @@ def mace(
     cutoff = float(module.r_max)
     return Potential(
         calculator=calculator,
-        model=batched,
-        label=_make_labeller(batched(True, "none")),
+        model=make_model,
+        label=_make_labeller(make_model(True, "none")),
         elements=_element_symbols(module.atomic_numbers.tolist()),
         cutoff=cutoff,
-        # Without an embedding of the charge a model is one of neutral matter.
+        # A model without an embedding of the charge describes neutral matter.
         knows_charge="total_charge" in specs_of(module),
     )
 
@@ -100,23 +110,22 @@ def mace(
 def node_features(
     potential: Potential, structures: Sequence[Atoms], *, invariants_only: bool = True, num_layers: int = -1
 ) -> np.ndarray:
-    """Return what a MACE model holds about each atom before its readouts, batched.
+    """Compute the node features of a MACE model, which stand before its readouts, in batches.
 
     Parameters
     ----------
     potential
         A MACE, from `daskpipe.potentials.build_potential`.
     structures
-        Of any periodicity, elements that the model knows.
+        Structures of any periodicity, made of elements that the model knows.
     invariants_only, num_layers
         As in `node_feature_columns`.
 
     Returns
     -------
     numpy.ndarray
-        Shape (atom, feature) over all structures, dtype of the model: the rows of
-        ``MACECalculator.get_descriptors`` for one structure after another. The last bits of a row may depend on its
-        batch.
+        Shape (atom, feature) over all structures, dtype of the model. The rows are those of
+        ``MACECalculator.get_descriptors`` for one structure after another; their last bits may depend on the batch.
     """
     import torch
     from mace.data import AtomicData, KeySpecification, config_from_atoms
@@ -149,16 +158,16 @@ def node_features(
 
 
 def node_feature_columns(potential: Potential, invariants_only: bool = True, num_layers: int = -1) -> np.ndarray:
-    """Say which of a MACE model's node features are taken.
+    """Select columns of the node features of a MACE model.
 
     Parameters
     ----------
     potential
         A MACE, from `daskpipe.potentials.build_potential`.
     invariants_only
-        Leave vectors and higher tensors out.
+        Whether to leave out vectors and higher tensors.
     num_layers
-        Layers taken, from the first one on; -1 for all.
+        Number of layers, from the first one on; -1 for all.
 
     Returns
     -------
@@ -168,7 +177,7 @@ def node_feature_columns(potential: Potential, invariants_only: bool = True, num
     Raises
     ------
     ConfigError
-        If the model does not have so many layers.
+        If the model has fewer layers.
     """
     from e3nn import o3
 
@@ -187,7 +196,7 @@ def node_feature_columns(potential: Potential, invariants_only: bool = True, num
 
 
 def _batches_of_atoms(structures: Sequence[Atoms]) -> Iterator[list[Atoms]]:
-    """Neighbours of a list, so many together that they hold at most `FEATURE_ATOMS` atoms; at least one."""
+    """Yield consecutive structures that hold at most `FEATURE_ATOMS` atoms together; at least one at a time."""
     batch: list[Atoms] = []
     n_atoms = 0
     for atoms in structures:
@@ -201,10 +210,10 @@ def _batches_of_atoms(structures: Sequence[Atoms]) -> Iterator[list[Atoms]]:
 
 
 def identify(model: str, head: str | None, acceleration: str = "none") -> Identity:
-    """Identity of a MACE model: the bytes of its file or files, and the head if one is named.
+    """Identify a MACE model by the bytes of its files, and by the head if one is named.
 
-    How it is accelerated is no part of it: that changes rounding, and no label. Class and heads of the model are
-    checked here, before anything runs, without loading it.
+    The acceleration does not count, since it changes rounding of dynamics and no label. Class and heads of the model
+    are checked here, before anything runs, without loading it.
     """
     path = _find_model_file(model)
     files, elements = [path], None
@@ -226,12 +235,12 @@ def identify(model: str, head: str | None, acceleration: str = "none") -> Identi
 
 
 def choose_head(heads: Sequence[str], head: str | None, path: Path) -> str:
-    """Return the head of a model that is meant.
+    """Return the head of a model to use.
 
     Raises
     ------
     ConfigError
-        If the model has no such head, or several, none of them called ``default``, and none is named.
+        If the model has no such head, or if none is named, there are several, and none is called ``default``.
     """
     if head is not None:
         if head not in heads:
@@ -250,12 +259,12 @@ def _refuse_long_range(name_of_class: str, path: Path) -> None:
     if name_of_class in LONG_RANGED:
         raise InputError(
             f"model file {str(path)!r} holds a {name_of_class}, whose long range is not made of edges and "
-            "needs one periodicity for all systems of a batch; give a MACE without"
+            "needs one periodicity for all systems of a batch; give a MACE without a long range"
         )
 
 
 def _find_model_file(model: str) -> Path:
-    """File of a model, fetched if it is a foundation model that is not cached."""
+    """Return the file of a model, and fetch it first if it is a foundation model that is not cached."""
     if model == "bundled":
         return BUNDLED
     path = Path(model).expanduser()
@@ -271,7 +280,7 @@ def _find_model_file(model: str) -> Path:
 
 
 def _foundation_names(model: str) -> list[str]:
-    """Names of foundation models if `model` looks like a name; MACE, which knows them, is slow to import."""
+    """Return the names of foundation models if `model` looks like a name; else none, for MACE is slow to import."""
     if model == "bundled" or "/" in model or os.sep in model or Path(model).suffix:
         return []
     import_mace()
@@ -285,7 +294,7 @@ def _foundation_file(model: str) -> Path:
 
     kind, _, size = model.rpartition(":")
     try:
-        with _talking_to_stderr():
+        with _printing_to_stderr():
             if kind != "off":
                 return Path(foundations_models.download_mace_mp_checkpoint(model))
             # mace_off has no function that only fetches.
@@ -304,7 +313,7 @@ def _foundation_file(model: str) -> Path:
 
 
 @contextmanager
-def _talking_to_stderr() -> Iterator[None]:
+def _printing_to_stderr() -> Iterator[None]:
     with redirect_stdout(sys.stderr):
         yield
 
@@ -344,7 +353,7 @@ def _make_labeller(model: Any) -> Any:
 
     from daskpipe.potentials.batches import make_state
 
-    def label(structures: Sequence[Atoms]) -> list[Evaluation]:
+    def label_structures(structures: Sequence[Atoms]) -> list[Evaluation]:
         return [
             result
             for start in range(0, len(structures), BATCH)
@@ -352,19 +361,19 @@ def _make_labeller(model: Any) -> Any:
         ]
 
     def label_batch(structures: Sequence[Atoms]) -> Iterator[Evaluation]:
-        found = {
+        outputs = {
             name: value.cpu() for name, value in model(make_state(structures, model.device, torch.float64)).items()
         }
-        forces = found["forces"].split([len(atoms) for atoms in structures])
+        forces = outputs["forces"].split([len(atoms) for atoms in structures])
         failures: dict[int, str] = model.failures
         for index, atoms in enumerate(structures):
             if index in failures:
                 yield Failure(reason="charge", evidence=failures[index])
                 continue
-            stress = full_3x3_to_voigt_6_stress(found["stress"][index].numpy()) if atoms.pbc.all() else None
-            yield checked_results(energy=float(found["energy"][index]), forces=forces[index].numpy(), stress=stress)
+            stress = full_3x3_to_voigt_6_stress(outputs["stress"][index].numpy()) if atoms.pbc.all() else None
+            yield checked_results(energy=float(outputs["energy"][index]), forces=forces[index].numpy(), stress=stress)
 
-    return label
+    return label_structures
 
 
 def _element_symbols(numbers: Sequence[int]) -> frozenset[str]:

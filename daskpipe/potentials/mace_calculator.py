@@ -1,6 +1,6 @@
-"""MACE's ASE calculator with charge and spin as daskpipe names them, and without stresses that are wrong.
+"""MACE's ASE calculator with daskpipe's names for charge and spin, and without wrong stresses.
 
-To be imported after `daskpipe.core.third_party.import_mace`.
+Import it after `daskpipe.core.third_party.import_mace`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Calculator(MACECalculator):
     """``MACECalculator`` of one model.
 
     The stress of a structure that is not periodic along all vectors is NaN: MACE 0.3.16 divides by the volume of a cell
-    that it has lengthened along open axes (ACEsuit/mace#1509). The batched model has the right one.
+    that it has lengthened along open axes (ACEsuit/mace#1509). The batched model gives the right stress.
     """
 
     def __init__(self, *, models: Any, **options: Any) -> None:
@@ -30,7 +30,7 @@ class Calculator(MACECalculator):
         self._specs = specs_of(models)
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """Compare with the last structure; results hang on charge and spin as well, at which ASE does not look."""
+        """Compare a structure with the last one, its charge and spin included, which ASE does not compare."""
         changes: list[str] = super().check_state(atoms, tol)
         if changes or self.atoms is None:
             return changes
@@ -50,9 +50,9 @@ class Calculator(MACECalculator):
         ValueError
             If the model has no embedding for the structure's charge or spin.
         """
-        told = with_electrons(atoms if atoms is not None else self.atoms)
-        if why := find_unknown_electrons(self._specs, told.info["charge"], told.info["spin_multiplicity"]):
+        complete = with_electrons(atoms if atoms is not None else self.atoms)
+        if why := find_unknown_electrons(self._specs, complete.info["charge"], complete.info["spin_multiplicity"]):
             raise ValueError(why)
-        super().calculate(told, properties, system_changes)
-        if not told.pbc.all() and "stress" in self.results:
+        super().calculate(complete, properties, system_changes)
+        if not complete.pbc.all() and "stress" in self.results:
             self.results["stress"] = np.full(6, np.nan)

@@ -1,8 +1,8 @@
-"""MACE models as safetensors and JSON: loading one runs no pickle.
+"""Store MACE models as safetensors and JSON, so that no pickle runs when one is loaded.
 
-``NAME.safetensors`` holds the trained parameters and ``NAME.json`` what the constructor needs. All other tensors of
-a MACE module (Clebsch-Gordan coefficients, Bessel roots ...) are computed by the constructor, in full precision for
-either dtype, and so are not stored.
+``NAME.safetensors`` holds the trained parameters and ``NAME.json`` the arguments of the constructor. The constructor
+computes all other tensors of a MACE module (Clebsch-Gordan coefficients, Bessel roots ...) in full precision for either
+dtype, so they are not stored.
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ def read_hypers(path: Path) -> dict[str, Any]:
         hypers = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: {error}; a MACE model {path.name} needs its hyper-parameters beside it") from error
-    found = hypers.get("format") if isinstance(hypers, dict) else None
-    if found != FORMAT:
-        raise InputError(f"{file}: expected format {FORMAT!r}, received {found!r}; write it with mace_files.save_model")
+    received = hypers.get("format") if isinstance(hypers, dict) else None
+    if received != FORMAT:
+        raise InputError(
+            f"{file}: expected format {FORMAT!r}, received {received!r}; write it with mace_files.save_model"
+        )
     return dict(hypers)
 
 
@@ -68,7 +70,7 @@ def load_model(path: Path, dtype: str) -> Any:
     Raises
     ------
     InputError
-        If a file is missing, not readable, or the parameters are not those that the hyper-parameters ask for.
+        If a file is missing or cannot be read, or if parameters and hyper-parameters do not fit each other.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -80,7 +82,7 @@ def load_model(path: Path, dtype: str) -> Any:
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).splitlines()[:2])
         raise InputError(f"{path}: {reason}; write both files of a model with mace_files.save_model") from error
-    # What is not a parameter was computed by the constructor.
+    # The constructor computed all tensors that are not parameters.
     missing = sorted(set(missing) & {name for name, _ in model.named_parameters()})
     if missing or unexpected:
         raise InputError(
@@ -91,21 +93,21 @@ def load_model(path: Path, dtype: str) -> Any:
 
 
 def save_model(model: Any, path: Path, **facts: Any) -> None:
-    """Write a MACE module as ``NAME.safetensors`` and ``NAME.json``, and check that they give it back.
+    """Write a MACE module as ``NAME.safetensors`` and ``NAME.json``, and check that loading restores it.
 
     Parameters
     ----------
     model
-        ``ScaleShiftMACE``, as ``mace_run_train`` makes them.
+        ``ScaleShiftMACE``, as ``mace_run_train`` makes it.
     path
         ``NAME.safetensors``.
     **facts
-        Anything JSON to keep beside the hyper-parameters, such as the package versions.
+        Further JSON values to store beside the hyper-parameters, such as package versions.
 
     Raises
     ------
     InputError
-        For a model that the two files could not give back: another class, or trained constants.
+        For a model that the two files could not restore: another class, or trained constants.
     """
     import torch
     from mace import modules
@@ -131,11 +133,13 @@ def save_model(model: Any, path: Path, **facts: Any) -> None:
     again = load_model(path, str(dtype).removeprefix("torch.")).state_dict()
     for name, value in model.state_dict().items():
         if not torch.allclose(again[name].to(value.dtype), value, rtol=1e-5, atol=1e-6):
-            raise InputError(f"the model's {name} is not what its hyper-parameters give; such a model cannot be saved")
+            raise InputError(
+                f"the model's {name} does not follow from its hyper-parameters; such a model cannot be saved"
+            )
 
 
 def build_module(hypers: dict[str, Any], dtype: str) -> Any:
-    """MACE module with fresh parameters from hyper-parameters in JSON types."""
+    """Build a MACE module with fresh parameters from hyper-parameters in JSON types."""
     import numpy as np
     import torch
 
@@ -156,7 +160,7 @@ def build_module(hypers: dict[str, Any], dtype: str) -> Any:
     arguments |= {name: np.array(hypers[name]) for name in ARRAYS}
     arguments |= {name: o3.Irreps(hypers[name]) if hypers[name] else None for name in IRREPS}
     arguments |= {name: tables[name][hypers[name]] for name in CLASSES}
-    # e3nn's TorchScript is no faster here, slower to build, and deprecated by torch.
+    # e3nn's TorchScript is no faster here, takes longer to build, and is deprecated by torch.
     with default_dtype(getattr(torch, dtype)), disable_e3nn_codegen():
         return modules.ScaleShiftMACE(**arguments, gate=modules.gate_dict[hypers["gate"]])
 

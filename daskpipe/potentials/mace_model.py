@@ -1,6 +1,6 @@
-"""The batched MACE for dynamics: any periodicities in one batch, states of any dtype, and faster if asked for.
+"""Batched MACE for dynamics, with any periodicities in one batch, states of any dtype, and optional acceleration.
 
-To be imported after `daskpipe.potentials.mace.import_mace`.
+Import it after `daskpipe.core.third_party.import_mace`.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from daskpipe.potentials.mace_electrons import find_unknown_electrons, specs_of
 
 CUEQ = {"cuequivariance": "cuequivariance", "cuequivariance_torch": "cuequivariance-torch"}
 CUEQ_ON_CUDA = {"cuequivariance_ops_torch": "cuequivariance-ops-torch-cu12"}
-"""Packages by what is imported from them; a machine with CUDA 13 has ``-cu13`` for ``-cu12``."""
+"""Packages by the modules that are imported from them; on a machine with CUDA 13 ``-cu13`` replaces ``-cu12``."""
 
 
 class MixedMace(MaceTorchSimModel):
     """MACE's own torch-sim model with a periodicity for each system.
 
-    Neighbours are found in the state's dtype, and positions moved near the origin before they are rounded to the
-    model's: how far a system has drifted costs no precision. Energies are summed in float64 in any case. Charge and
-    spin are read from the extras ``charge`` and ``spin`` of the state.
+    Neighbours are found in the state's dtype, and positions are moved near the origin before they are rounded to the
+    model's dtype, so that drift costs no precision. Energies are always summed in float64. Charge and spin are taken
+    from the state's extras ``charge`` and ``spin``.
 
     Parameters
     ----------
     module
-        The MACE, which is left as it is.
+        MACE module, which is not changed.
     device, dtype
-        Where and in what it computes. States of another dtype are taken as well.
+        Device and precision of the computation. States may have another dtype.
     compute_stress
         Whether ``forward`` returns stresses.
     head
@@ -57,15 +57,15 @@ class MixedMace(MaceTorchSimModel):
     Attributes
     ----------
     failures
-        After ``forward``: the systems of that batch for whose charge or spin the model has no embedding, by their
-        index, and why. Their energy is NaN.
+        After ``forward``: the reason for each system of that batch for whose charge or spin the model has no embedding,
+        by index of the system. The energy of such a system is NaN.
     """
 
     mixes_periodicity = True
-    """Reads the periodicity of each system of a batch."""
+    """Each system of a batch may be periodic along axes of its own."""
 
     model: Any
-    """What is evaluated: the MACE, compiled and with sums in float64 where that is asked for."""
+    """MACE as it is evaluated: compiled, and with sums in float64, where that is asked for."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class MixedMace(MaceTorchSimModel):
                 enable_cueq=acceleration == "cueq",
                 compile_mode="default" if acceleration == "compile" else None,
             )
-        self.find = NeighbourFinder(self.r_max)
+        self.find_neighbours = NeighbourFinder(self.r_max)
         self.specs = specs_of(module)
         self.failures: dict[int, str] = {}
         if dtype == torch.float32:
@@ -98,16 +98,16 @@ class MixedMace(MaceTorchSimModel):
         self.model = CompiledEnergy(self.model, compile_mode)
 
     def _ensure_budgets(self, n_atoms: int, n_edges: int, n_systems: int) -> None:
-        # What fills up needs an atom and a system of its own: else it would be counted with the last real system.
+        # Padding needs an atom and a system of its own: else it would count as part of the last real system.
         super()._ensure_budgets(n_atoms + 1, n_edges, n_systems + 1)
 
     def forward(self, state: SimState, **_kwargs: Any) -> dict[str, torch.Tensor]:
-        """Energy (system,), forces (atom, 3) and, if asked for, stress (system, 3, 3) in eV, eV/Å, eV/Å^3.
+        """Compute energy (system,), forces (atom, 3) and, if asked for, stress (system, 3, 3) in eV, eV/Å, eV/Å^3.
 
         The output has the state's dtype. The stress is positive under tension, as in ASE; NaN where the cell has no
         volume.
         """
-        edges = self.find(state)
+        edges = self.find_neighbours(state)
         near, turns = near_origin(state)
         shifts = edges.offsets.T + turns[edges.second] - turns[edges.first]
         self.neighbor_list_fn = lambda *_: (
@@ -115,9 +115,9 @@ class MixedMace(MaceTorchSimModel):
             edges.system,
             shifts.to(self.dtype),
         )
-        # Without periodicity torch-sim neither wraps nor looks for images: both are done. What is not finite belongs
-        # to systems that are lost, and would spread.
-        charge, spin = self._electrons(state)
+        # Without periodicity torch-sim neither wraps nor searches for images: both are done above. Numbers that are not
+        # finite belong to lost systems and would spread.
+        charge, spin = self._read_electrons(state)
         inside = SimState(
             positions=near.nan_to_num(0.0, 0.0, 0.0).to(self.dtype),
             masses=state.masses.to(self.dtype),
@@ -128,8 +128,8 @@ class MixedMace(MaceTorchSimModel):
             _system_extras={"charge": charge.to(self.dtype), "spin": spin.to(self.dtype)},
         )
         with torch.enable_grad(), as_written():
-            found = super().forward(inside)
-        out = {name: found[name].to(state.dtype) for name in ("energy", "forces", "stress") if name in found}
+            results = super().forward(inside)
+        out = {name: results[name].to(state.dtype) for name in ("energy", "forces", "stress") if name in results}
         out["energy"] = torch.where(lost_systems(state), torch.nan, out["energy"])
         if self.failures:
             out["energy"][list(self.failures)] = torch.nan
@@ -138,7 +138,7 @@ class MixedMace(MaceTorchSimModel):
             out["stress"] = torch.where(spans[:, None, None], out["stress"], torch.nan)
         return out
 
-    def _electrons(self, state: SimState) -> tuple[torch.Tensor, torch.Tensor]:
+    def _read_electrons(self, state: SimState) -> tuple[torch.Tensor, torch.Tensor]:
         """Return charge and 2S + 1 of each system; those that the model does not know are failures, and 0 and 1."""
         charge, spin = (
             getattr(state, name, torch.full((state.n_systems,), default, device=state.device))
@@ -159,17 +159,17 @@ class MixedMace(MaceTorchSimModel):
 
 
 class DoubleEnergy(torch.nn.Module):
-    """A MACE in float32 whose energies are sums in float64.
+    """MACE in float32 with energies summed in float64.
 
-    An all-electron energy of 10^5 eV an atom has a rounding error of 0.01 eV an atom in float32, and more in the sum
-    over a structure: the differences by which trial moves are accepted would be noise.
+    An all-electron energy of 10^5 eV an atom has a rounding error of 0.01 eV an atom in float32, and a larger one in
+    the sum over a structure. Differences of such sums, by which trial moves are accepted, would be noise.
 
     Parameters
     ----------
     model
-        What is evaluated.
+        Model to evaluate.
     module
-        The MACE that it is made of, neither compiled nor converted.
+        MACE module that it was made from, neither compiled nor converted.
     """
 
     def __init__(self, model: torch.nn.Module, module: Any) -> None:
@@ -177,24 +177,24 @@ class DoubleEnergy(torch.nn.Module):
         self.model, self.module = model, module
 
     def forward(self, data: dict[str, torch.Tensor], **options: Any) -> dict[str, torch.Tensor]:
-        """Return what the model returns, its ``energy`` (system,) in float64."""
-        found: dict[str, torch.Tensor] = dict(self.model(data, **options))
+        """Return the model's output with ``energy`` (system,) in float64."""
+        out: dict[str, torch.Tensor] = dict(self.model(data, **options))
         with torch.no_grad():
             heads = data["head"][data["batch"]]
             rows = torch.arange(len(heads), device=heads.device)
-            if "interaction_energy" in found:  # a ScaleShiftMACE gives the energies of atoms in float64
-                of_atoms = found["node_energy"].double()
+            if "interaction_energy" in out:  # a ScaleShiftMACE gives the energies of atoms in float64
+                of_atoms = out["node_energy"].double()
                 if hasattr(self.module, "embedding_readout"):
                     of_atoms = of_atoms + self._embedding_energy(data, rows, heads)
             else:
                 of_atoms = self.module.atomic_energies_fn(data["node_attrs"])[rows, heads].double()
-            energy = sum_segments(of_atoms, torch.bincount(data["batch"], minlength=len(found["energy"])))
-            if "interaction_energy" not in found:
-                energy = energy + found["contributions"][:, 1:].double().sum(dim=1)
-        return found | {"energy": energy}
+            energy = sum_segments(of_atoms, torch.bincount(data["batch"], minlength=len(out["energy"])))
+            if "interaction_energy" not in out:
+                energy = energy + out["contributions"][:, 1:].double().sum(dim=1)
+        return out | {"energy": energy}
 
     def _embedding_energy(self, data: dict[str, torch.Tensor], rows: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
-        """Return what charge and spin add to the energy of each atom, which MACE leaves out of ``node_energy``."""
+        """Compute the energy of each atom from charge and spin, which MACE leaves out of ``node_energy``."""
         features = self.module.node_embedding(data["node_attrs"]) + self.module.joint_embedding(
             data["batch"], {name: data[name] for name in self.module.embedding_specs}
         )
@@ -203,16 +203,16 @@ class DoubleEnergy(torch.nn.Module):
 
 
 class CompiledEnergy(torch.nn.Module):
-    """A MACE whose energy is compiled, with the derivatives taken around the compiled code.
+    """MACE with compiled energy, and derivatives taken outside of the compiled code.
 
-    MACE's own way has ``torch.autograd.grad`` compiled as one operation, which gives forces of zero with torch 2.15.
+    MACE itself compiles ``torch.autograd.grad`` as one operation, which gives zero forces with torch 2.15.
 
     Parameters
     ----------
     module
-        The MACE, which is changed.
+        MACE module, which is changed.
     mode
-        Of ``torch.compile``.
+        Mode of ``torch.compile``.
     """
 
     def __init__(self, module: Any, mode: str) -> None:
@@ -222,7 +222,7 @@ class CompiledEnergy(torch.nn.Module):
         self.energy = torch.compile(simplify(module), mode=mode)
 
     def forward(self, data: dict[str, torch.Tensor], *, compute_stress: bool, **_: Any) -> dict[str, torch.Tensor]:
-        """Energy, forces and stress of a padded batch; names as in MACE."""
+        """Compute energy, forces and stress of a padded batch; names as in MACE."""
         positions, cell, batch = data["positions"].detach().requires_grad_(True), data["cell"], data["batch"]
         strain = torch.zeros_like(cell, requires_grad=True)
         symmetric = 0.5 * (strain + strain.mT)
@@ -230,35 +230,37 @@ class CompiledEnergy(torch.nn.Module):
         shifts = (data["unit_shifts"][:, :, None] * cells[batch[data["edge_index"][0]]]).sum(dim=1)
         moved = positions + (positions[:, :, None] * symmetric[batch]).sum(dim=1)
         with warnings.catch_warnings():
-            # Dynamo looks at the gradients of what it is given.
+            # Dynamo reads the gradients of its inputs.
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-            found = self.energy(
+            energies = self.energy(
                 data | {"positions": moved, "cell": cells, "shifts": shifts}, compute_force=False, training=False
             )
-        forces, virials = torch.autograd.grad(found["energy"].sum(), [positions, strain])
-        out = {"energy": found["energy"], "forces": -forces}
-        out |= {name: found[name] for name in ("node_energy", "interaction_energy", "contributions") if name in found}
+        forces, virials = torch.autograd.grad(energies["energy"].sum(), [positions, strain])
+        out = {"energy": energies["energy"], "forces": -forces}
+        out |= {
+            name: energies[name] for name in ("node_energy", "interaction_energy", "contributions") if name in energies
+        }
         return out | ({"stress": virials / torch.linalg.det(cell).abs()[:, None, None]} if compute_stress else {})
 
 
 def as_written() -> Any:
-    """Run TorchScript without its optimiser: the first call of a process would round otherwise than later ones.
+    """Run TorchScript without its optimiser, with which the first call of a process rounds differently from later ones.
 
-    A unit that goes on in another process would then take another course.
+    A unit that continues in another process would otherwise get other numbers.
     """
     return torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
 
 
 def near_origin(state: SimState) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions near the origin, and by how many cell vectors each atom was moved back relative to its system.
+    """Move positions near the origin, and count the cell vectors by which each atom was moved relative to its system.
 
     Returns
     -------
     positions
-        Shape (atom, 3), Å: each system moved as one body, its first atom to the origin; then its other atoms by
-        periodic cell vectors next to it.
+        Shape (atom, 3), Å: each system is moved as one body, its first atom to the origin; then its other atoms are
+        moved next to it by periodic cell vectors.
     turns
-        Shape (atom, 3): the number of cell vectors that was taken off.
+        Shape (atom, 3): number of cell vectors that were subtracted.
     """
     system, per_system = state.system_idx, state.n_atoms_per_system
     axes = periodic_axes(state)
@@ -271,7 +273,7 @@ def near_origin(state: SimState) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def check_acceleration(acceleration: str, device: str) -> None:
-    """Refuse an acceleration that cannot be had here.
+    """Refuse an acceleration that is not available here.
 
     Raises
     ------

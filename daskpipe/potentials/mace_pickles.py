@@ -1,4 +1,4 @@
-"""What a pickled MACE model says of itself, read without running the program that the pickle is."""
+"""Read class and heads of a pickled MACE model without running the pickle, which is a program."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 HARMLESS = {("collections", "OrderedDict"): OrderedDict, ("builtins", "set"): set, ("builtins", "slice"): slice}
-"""Classes that a pickle may really make; all others are made as `_Shell`."""
+"""Classes that a pickle may create; `_Shell` stands in for all others."""
 
 
 class _Shell:
-    """Stands for an object of any class: takes whatever a pickle gives it, and does nothing."""
+    """Stand-in for an object of any class, which accepts all that a pickle gives it and does nothing."""
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> _Shell:
         return super().__new__(cls)
@@ -44,18 +44,18 @@ class _Reader(pickle.Unpickler):
 
 
 def read_class_and_heads(path: Path) -> tuple[str, list[str]] | None:
-    """Read the class of a pickled model, and its heads.
+    """Read the class and the heads of a pickled model.
 
     Parameters
     ----------
     path
-        What ``torch.save`` has written of a model.
+        File that ``torch.save`` has written.
 
     Returns
     -------
     tuple or None
-        Name of the class, and names of the heads (``["Default"]`` if it names none). ``None`` if the file is not
-        what torch has written since its version 1.6: only loading would tell.
+        Name of the class, and names of the heads (``["Default"]`` if it names none). ``None`` if the file is not in
+        the format that torch writes since version 1.6: only loading it would tell.
     """
     stat = path.stat()
     return _read_cached(path, stat.st_size, stat.st_mtime_ns)
@@ -68,10 +68,10 @@ def _read_cached(path: Path, size: int, mtime_ns: int) -> tuple[str, list[str]] 
             (name,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
             with archive.open(name) as file:
                 model = _Reader(file).load()
-    # Bytes of others may be anything: whoever loads the model says what is wrong with it.
+    # The bytes may be anything; the code that loads the model explains what is wrong with them.
     except Exception:
         return None
     state = getattr(model, "state", None) or {}
-    given = state.get("heads")
-    heads = [head for head in given if isinstance(head, str)] if isinstance(given, list) else []
+    listed = state.get("heads")
+    heads = [head for head in listed if isinstance(head, str)] if isinstance(listed, list) else []
     return type(model).__name__, heads or ["Default"]

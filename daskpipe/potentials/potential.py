@@ -1,4 +1,4 @@
-"""What a potential is, and how structures are evaluated with one."""
+"""The object that a potential's factory returns."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Potential:
-    """A potential that has been built in this process, for one thread at a time.
+    """A potential built in this process, for one thread at a time.
 
     Parameters
     ----------
     calculator
-        ASE calculator. It owes nothing to the structures that it saw before.
+        ASE calculator, whose results do not depend on earlier structures.
     model
-        Makes the batched torch-sim model, given whether it shall compute stresses; ``None`` if the potential
-        has no batched model (`batched` then runs the calculator on one structure after another).
+        Makes the batched torch-sim model; its argument says whether the model computes stresses. ``None`` if the
+        potential has no batched model: `daskpipe.potentials.batched_model` then wraps the calculator.
     label
         Evaluates many structures at once; ``None`` to run the calculator on one after another.
     elements
         Symbols of the elements that it knows; ``None`` for any.
     cutoff
-        Atoms farther apart than this (Å) share no edge, so that `boxed` with it changes no number;
-        ``None`` for a potential without such a distance.
+        Distance, Å, beyond which atoms share no edge, so that `daskpipe.potentials.make_periodic` with it changes no
+        number; ``None`` for a potential without such a distance.
     knows_charge
-        Whether charge and spin multiplicity of a structure decide its results; `evaluate` refuses charged structures
-        if not, for their energies would be those of neutral ones.
+        Whether charge and spin multiplicity of a structure decide its results. If not,
+        `daskpipe.potentials.evaluate` refuses charged structures, whose energies would be those of neutral ones.
     lock
-        Held by `evaluate`; to be held by whoever runs the calculator or the model beside other threads.
+        Held by `daskpipe.potentials.evaluate`. Hold it to run the calculator or the model beside other threads.
     """
 
     calculator: Calculator

@@ -1,4 +1,4 @@
-"""Results of a potential for one structure, and why there are none."""
+"""Results of a potential for one structure, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 FAILURE_REASONS = (
     "unknown_element", "charge", "isolated_atom", "one_k_point", "unconverged", "not_finite", "failed",
 )  # fmt: skip
-"""The words that a `Failure` may carry."""
+"""Words for `Failure.reason`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a potential says about one structure.
+    """Energy, forces and stress of one structure.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class Results:
     magmoms
         Shape (atom,), µB; ``None`` if the potential has none.
     force_disagreement
-        Of the members of a committee, eV/Å; ``None`` for any other potential.
+        Disagreement of the members of a committee, eV/Å; ``None`` for any other potential.
     """
 
     energy: float
@@ -48,14 +48,14 @@ class Results:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why one structure has no results.
+    """Reason why one structure has no results.
 
     Parameters
     ----------
     reason
         One of `FAILURE_REASONS`.
     evidence
-        What happened, for a person.
+        Explanation for people.
     """
 
     reason: str
@@ -66,7 +66,22 @@ type Evaluation = Results | Failure
 
 
 def run_calculator(calculator: Calculator, atoms: Atoms, *, stress: bool = True) -> Evaluation:
-    """Run an ASE calculator on one structure, from scratch: the result owes nothing to earlier ones."""
+    """Run an ASE calculator on one structure from scratch, so that earlier structures do not change the result.
+
+    Parameters
+    ----------
+    calculator
+        ASE calculator; it is reset.
+    atoms
+        The structure.
+    stress
+        Whether to compute the stress, where the structure is periodic along all three cell vectors.
+
+    Returns
+    -------
+    Results or Failure
+        A failure if the calculator refuses the structure or does not converge, or if a number is not finite.
+    """
     from ase.calculators.calculator import CalculationFailed, CalculatorError, all_changes
 
     wants_stress = stress and bool(atoms.pbc.all())
@@ -77,22 +92,28 @@ def run_calculator(calculator: Calculator, atoms: Atoms, *, stress: bool = True)
     except CalculationFailed as error:
         reason = getattr(error, "reason", "unconverged" if "not converged" in str(error) else "failed")
         return Failure(reason=reason, evidence=str(error))
-    # What a calculator raises about a structure. A RuntimeError from torch is not in the list: it is the machine's.
+    # A RuntimeError from torch is missing on purpose: the machine is at fault then, and not the structure.
     except (CalculatorError, ValueError, ArithmeticError, NotImplementedError, np.linalg.LinAlgError) as error:
         return Failure(reason="failed", evidence=f"{type(error).__name__}: {error}")
-    found = calculator.results
+    results = calculator.results
     return checked_results(
-        energy=float(found["energy"]),
-        forces=np.array(found["forces"], dtype=float),
-        stress=np.array(found["stress"], dtype=float) if wants_stress else None,
-        magmoms=np.array(found["magmoms"], dtype=float) if "magmoms" in found else None,
+        energy=float(results["energy"]),
+        forces=np.array(results["forces"], dtype=float),
+        stress=np.array(results["stress"], dtype=float) if wants_stress else None,
+        magmoms=np.array(results["magmoms"], dtype=float) if "magmoms" in results else None,
     )
 
 
 def checked_results(
     *, energy: float, forces: np.ndarray, stress: np.ndarray | None, magmoms: np.ndarray | None = None
 ) -> Evaluation:
-    """Results if all numbers are finite, else a failure; a stress of ``None`` becomes NaN."""
+    """Return the numbers as `Results` if all are finite, else a `Failure`; a stress of ``None`` becomes NaN.
+
+    Parameters
+    ----------
+    energy, forces, stress, magmoms
+        As in `Results`.
+    """
     numbers = {"energy": energy, "forces": forces, "stress": stress, "magmoms": magmoms}
     bad = [name for name, value in numbers.items() if value is not None and not np.all(np.isfinite(np.asarray(value)))]
     if bad:
@@ -103,7 +124,7 @@ def checked_results(
 
 
 def unknown_elements(atoms: Atoms, elements: frozenset[str] | None) -> Failure | None:
-    """Failure that names the elements of a structure outside `elements`, if there are any."""
+    """Return a failure that names the elements of a structure beyond `elements`; ``None`` if there are none."""
     strange = sorted(set(atoms.symbols) - elements) if elements is not None else []
     if not strange:
         return None
@@ -113,11 +134,11 @@ def unknown_elements(atoms: Atoms, elements: frozenset[str] | None) -> Failure |
 
 
 def unknown_charge(atoms: Atoms) -> Failure | None:
-    """Failure that names the charge of a structure, if it has one."""
+    """Return a failure that names the charge of a structure; ``None`` if it is neutral."""
     if not (total := total_charge(atoms)):
         return None
     return Failure(
         reason="charge",
-        evidence=f"a charge of {total:+d} e, and the potential knows none: its labels would be those of "
-        "the neutral structure; take a potential that does, e.g. xtb",
+        evidence=f"a charge of {total:+d} e, and the potential does not know charges: its labels would be those "
+        "of the neutral structure; take a potential that does, e.g. xtb",
     )

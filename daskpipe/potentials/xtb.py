@@ -1,7 +1,7 @@
-"""Extended tight binding (GFN1, GFN2) through tblite: molecules, and insulators in wide cells, of elements 1 to 86.
+"""Extended tight binding (GFN1, GFN2) of tblite, for molecules and insulators in wide cells, elements 1 to 86.
 
-tblite has one k-point, Gamma. A cell must be wide enough for that, which ``min_width`` sees to, and no level may be
-partly filled: with GFN1, MgO with 2, 16, 54 and 128 atoms has -68.6, -73.2, -74.0 and -74.1 eV an atom, and aluminium
+tblite has one k-point, Gamma. So a cell must be wide enough, which ``min_width`` checks, and no level may be partly
+filled: with GFN1, MgO with 2, 16, 54 and 128 atoms has -68.6, -73.2, -74.0 and -74.1 eV an atom, and aluminium
 with 1 atom +36 (`benchmarks/results/physics.txt`).
 """
 
@@ -17,16 +17,19 @@ from daskpipe.core import structures
 from daskpipe.core.geometry import cell_widths, full_cell
 from daskpipe.potentials.identity import Identity, identity_of_package
 from daskpipe.potentials.potential import Potential
+from daskpipe.potentials.traits import Traits
 
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
 
+TRAITS = Traits(packages=("tblite",), trial="H2O")
+
 VACUUM = 15.0
-"""Å, between images along vectors that are not periodic, if others are."""
+"""Å between images along open axes of a structure that has periodic ones."""
 
 PARTLY_FILLED = 0.01
-"""Electrons an atom in partly filled levels from which on one k-point is too few.
+"""Electrons an atom in partly filled levels above which one k-point is not enough.
 
 Insulators have less than 0.0002, MgO in a cell of 7 Å 0.04, metals 0.06 and more.
 """
@@ -49,19 +52,19 @@ def xtb(
     Parameters
     ----------
     device, dtype
-        Not used.
+        Ignored: tblite runs on the CPU in float64.
     method
         Hamiltonian.
     accuracy
         tblite's factor on its thresholds; smaller is tighter.
     electronic_temperature
-        Of the Fermi smearing, K.
+        Temperature of the Fermi smearing, K.
     max_iterations
         SCF cycles, after which the structure fails as ``unconverged``.
     min_width
         Least distance of opposite faces of the cell along periodic vectors, Å. A periodic structure in a narrower cell,
         or a metal, fails as ``one_k_point``. At 12 Å energies still change by 0.01 to 0.1 eV an atom with the width, so
-        compare cells of like widths. 0 takes all, whatever their energies are worth.
+        compare cells of similar widths. 0 takes all structures, and energies may then be wrong.
     """
     calculator = _make_calculator(
         min_width,
@@ -75,7 +78,7 @@ def xtb(
 
 
 def identify(**params: Any) -> Identity:
-    """Identity of xTB: method and parameters."""
+    """Identify xTB by its method and parameters."""
     return identity_of_package(params["method"], "tblite", params, elements=_known_elements())
 
 
@@ -92,7 +95,7 @@ def _make_calculator(min_width: float, **params: Any) -> Calculator:
     from daskpipe.potentials.box import make_periodic
 
     class OneKPoint(CalculationFailed):
-        """The structure needs more k-points than there are."""
+        """Raised for a structure that needs more than one k-point."""
 
         reason = "one_k_point"
 
@@ -101,18 +104,23 @@ def _make_calculator(min_width: float, **params: Any) -> Calculator:
 
         def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
             changes: list[str] = super().check_state(atoms, tol)
-            # Results hang on info as well, at which ASE does not look.
-            return changes if changes or self.atoms is None or _state(atoms) == _state(self.atoms) else ["info"]
+            # Results depend on info as well, which ASE does not compare.
+            return (
+                changes
+                if changes or self.atoms is None or _electrons_of(atoms) == _electrons_of(self.atoms)
+                else ["info"]
+            )
 
         def calculate(
             self, atoms: Atoms, properties: Sequence[str] = ("energy",), system_changes: Sequence[str] = all_changes
         ) -> None:
-            # The last density would be the first guess: results would depend on what was computed before.
+            # The last density would be the first guess, and results would depend on earlier structures.
             self._xtb = self._res = None
             if why := _explain_narrow_cell(atoms, min_width):
                 raise OneKPoint(why)
-            self.parameters["charge"], self.parameters["multiplicity"] = _state(atoms)
-            # tblite takes any periodic axis for three, and a slab's third vector may be short or missing.
+            self.parameters["charge"], self.parameters["multiplicity"] = _electrons_of(atoms)
+            # tblite treats a structure with any periodic axis as periodic along three, and a slab's third vector may be
+            # short or missing.
             inside = make_periodic(atoms, VACUUM) if atoms.pbc.any() else atoms
             super().calculate(inside, list(properties), list(system_changes))
             self.atoms = atoms.copy()
@@ -121,14 +129,14 @@ def _make_calculator(min_width: float, **params: Any) -> Calculator:
                 self.results.clear()
                 raise OneKPoint(why)
 
-    def _state(atoms: Atoms) -> tuple[int, int]:
+    def _electrons_of(atoms: Atoms) -> tuple[int, int]:
         return structures.total_charge(atoms), structures.spin_multiplicity(atoms)
 
     return XTB(**params)
 
 
 def _explain_narrow_cell(atoms: Atoms, min_width: float) -> str | None:
-    """Return why a cell is too narrow for one k-point; ``None`` if it is not."""
+    """Return the reason why a cell is too narrow for one k-point; ``None`` if it is wide enough."""
     if not atoms.pbc.any():
         return None
     width = cell_widths(full_cell(atoms))
@@ -137,12 +145,12 @@ def _explain_narrow_cell(atoms: Atoms, min_width: float) -> str | None:
         return None
     return (
         f"the cell is {width[axis]:.1f} Å wide along {'abc'[axis]}; tblite's xTB has one k-point, for which a "
-        f"cell must be {min_width:g} Å wide and more: repeat it, or give params.min_width=0 to take it all the same"
+        f"cell must be at least {min_width:g} Å wide: repeat it, or give params.min_width=0 to take it anyway"
     )
 
 
 def _explain_partial_filling(atoms: Atoms, occupations: np.ndarray) -> str | None:
-    """Return how many electrons are in levels that are neither full nor empty, if that is a metal's; else ``None``."""
+    """Return how many electrons are in partly filled levels, if so many make a metal; else ``None``."""
     if not atoms.pbc.any():
         return None
     filled = np.asarray(occupations)

@@ -1,4 +1,4 @@
-"""Repulsion of nuclei at short range, for models that never saw atoms so close.
+"""Repulsion of nuclei at short range, for models that were not trained on such distances.
 
 Source: Ziegler, Biersack and Littmark, The Stopping and Range of Ions in Solids, Pergamon, New York 1985.
 """
@@ -26,9 +26,9 @@ LENGTH, POWER = 0.8854, 0.23
 """The screening length of a pair is LENGTH Bohr radii over the sum of both atomic numbers to the POWER."""
 
 REACH = 0.7
-"""Where the repulsion ends, in sums of the two covalent radii.
+"""Distance at which the repulsion ends, as a multiple of the sum of the two covalent radii.
 
-Few bonds are so short. The shortest of the G2 set is that of CN (0.77), the shortest of 53 solids the vanadyl bond of
+Few bonds are as short. The shortest of the G2 set is that of CN (0.77), the shortest of 53 solids the vanadyl bond of
 V2O5 (0.72; N2 0.77, W 0.85). Uranyl (0.68) and dimers such as Cr2 (0.60) lie within: `explore` refuses such seeds.
 """
 
@@ -45,13 +45,14 @@ def add_repulsion(model: ModelInterface, elements: Iterable[str] | None = None) 
     model
         A batched model, such as `daskpipe.potentials.batched_model` returns.
     elements
-        Symbols of all elements that systems may hold, which bounds the distance at which pairs are looked for;
-        ``None`` for any.
+        Symbols of all elements that systems may hold, which bounds the distance of the search for pairs; ``None`` for
+        any.
 
     Returns
     -------
     ModelInterface
-        Adds to ``energy``, ``forces`` and ``stress``, and leaves what else the model returns. Computes in float64.
+        Model that adds the repulsion to ``energy``, ``forces`` and ``stress``, and leaves all else that the model
+        returns. The repulsion is computed in float64.
     """
     numbers = [atomic_numbers[symbol] for symbol in elements] if elements is not None else range(len(covalent_radii))
     reach = 2 * REACH * max(float(covalent_radii[number]) for number in numbers)
@@ -59,14 +60,14 @@ def add_repulsion(model: ModelInterface, elements: Iterable[str] | None = None) 
 
 
 class RepulsiveModel(ModelInterface):
-    """A model and the repulsion of nuclei; see `add_repulsion`.
+    """Model with the repulsion of nuclei added; see `add_repulsion`.
 
     Attributes
     ----------
     model
-        The model without repulsion.
+        Model without repulsion.
     failures
-        That of the model, if it has one.
+        The failures of that model.
     """
 
     def __init__(self, model: ModelInterface, reach: float) -> None:
@@ -83,22 +84,24 @@ class RepulsiveModel(ModelInterface):
 
     @property
     def failures(self) -> dict[int, str]:
-        """Systems of the last batch without results, and why."""
+        """Reason for each system of the last batch that has no results."""
         return getattr(self.model, "failures", {})
 
     def forward(self, state: SimState, **kwargs: Any) -> dict[str, torch.Tensor]:
-        """Return what the model returns, with the repulsion added to energy, forces and stress."""
-        found = self.model(state, **kwargs)
-        return found | {name: found[name] + value for name, value in self.wall(state).items()}
+        """Return the model's output with the repulsion added to energy, forces and stress."""
+        out = self.model(state, **kwargs)
+        return out | {name: out[name] + value for name, value in self.wall(state).items()}
 
 
 def make_repulsion(device: torch.device) -> Any:
-    """Return the repulsion as an `daskpipe.potentials.edge_model.Interaction`, float64."""
+    """Build the repulsion as an `daskpipe.potentials.edge_model.Interaction` in float64."""
     radii = torch.tensor(REACH * covalent_radii, device=device, dtype=torch.float64)
-    # A table of powers: a power of a tensor may round otherwise at another place of a batch.
+    # A table, since a power of a tensor may round differently at another place of a batch.
     powers = torch.tensor([number**POWER for number in range(len(covalent_radii))], device=device, dtype=torch.float64)
 
-    def interaction(edges: Neighbours, r: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def compute_interaction(
+        edges: Neighbours, r: torch.Tensor, numbers: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         one, other = numbers[edges.first], numbers[edges.second]
         inverse_length = (powers[one] + powers[other]) / (LENGTH * units.Bohr)
         charge = units.Hartree * units.Bohr * (one * other).double()
@@ -116,4 +119,4 @@ def make_repulsion(device: torch.device) -> Any:
         bend = -168 * x5 * (1 - x) * (1 - x) / (radii[one] + radii[other])
         return 0.5 * sum_segments(energy * smooth, edges.per_atom), slope * smooth + energy * bend
 
-    return interaction
+    return compute_interaction

@@ -58,16 +58,18 @@ def _describe_machine() -> dict[str, dict[str, Any]]:
 
 
 def _list_attempts() -> dict[str, Callable[[], str]]:
-    from ase.build import bulk, molecule
+    """Return what to run for each potential that names a structure for a trial, by its name and default model."""
+    from daskpipe import potentials
+    from daskpipe.core.registry import FILE
 
-    metal, water = bulk("Cu", cubic=True), molecule("H2O")
-
-    def make_attempt(name: str, atoms: Any, **params: Any) -> Callable[[], str]:
+    def make_attempt(name: str, formula: str) -> Callable[[], str]:
         def compute_energy() -> str:
-            from daskpipe import potentials
+            from ase.build import bulk, molecule
+            from ase.data import chemical_symbols
 
-            identity = potentials.identify_potential(name, params)
-            result = potentials.evaluate(potentials.build_potential(name, params, "auto", "float64"), [atoms])[0]
+            atoms = bulk(formula, cubic=True) if formula in chemical_symbols else molecule(formula)
+            identity = potentials.identify_potential(name, {})
+            result = potentials.evaluate(potentials.build_potential(name, {}, "auto", "float64"), [atoms])[0]
             if isinstance(result, potentials.Failure):
                 raise DaskpipeError(f"{identity.name}: {result.reason}: {result.evidence}")
             value = result.energy / len(atoms)
@@ -75,12 +77,13 @@ def _list_attempts() -> dict[str, Callable[[], str]]:
 
         return compute_energy
 
-    return {
-        "emt": make_attempt("emt", metal),
-        "mace (bundled)": make_attempt("mace", metal),
-        "chgnet": make_attempt("chgnet", metal),
-        "xtb": make_attempt("xtb", water),
-    }
+    attempts = {}
+    for name in potentials.POTENTIALS.table:
+        if formula := potentials.traits_of(name).trial:
+            fields = potentials.POTENTIALS.params_model(name).model_fields.values()
+            models = [str(field.default) for field in fields if FILE in field.metadata]
+            attempts[f"{name} ({models[0]})" if models else name] = make_attempt(name, formula)
+    return attempts
 
 
 def _try_potential(attempt: Callable[[], str]) -> dict[str, Any]:

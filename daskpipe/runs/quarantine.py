@@ -103,7 +103,7 @@ def release_rejections(run_dir: Path | str, ids: Sequence[str], *, try_out: bool
         named = {name: rejection for name, rejection in list_rejections(run_dir) if name in set(wanted)}
         if twins := [name for name, rejection in named.items() if rejection.kind == DUPLICATE]:
             raise ConfigError(
-                f"{twins[0]} equals another seed ({named[twins[0]].evidence}), and would again; leave it where it is"
+                f"{twins[0]} equals another seed ({named[twins[0]].evidence}), and would do so again; leave it there"
             )
         stages = {rejection.stage for rejection in named.values()}
         units = [

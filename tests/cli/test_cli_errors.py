@@ -102,12 +102,12 @@ WRONG: dict[str, tuple[int, list[str], str]] = {
     "select with an override of a run": (
         2,
         ["select", "lost.xyz", "label=emt", "-n", "5", "-o", "picked.xyz"],
-        "'label=emt' is of no use here: overrides begin with describe, select, cluster, seed",
+        "'label=emt' cannot be used here: overrides begin with describe, select, cluster, seed",
     ),
     "select against nothing": (
         3,
         ["select", "lost.xyz", "-n", "5", "-o", "picked.xyz", "--against", "lost.zarr"],
-        "lost.zarr does not exist; select.against wants a dataset.zarr or a file of frames",
+        "lost.zarr does not exist; select.against takes a dataset.zarr or a file of frames",
     ),
     "describe nothing": (3, ["describe", "*.traj", "-o", "features.zarr"], "'*.traj' meets no file in"),
     "describe into another format": (

@@ -70,8 +70,8 @@ def test_lost_workers_are_reported_at_once(client: Client) -> None:
 
 
 def test_what_workers_print_goes_to_the_log(client: Client, workers_log: Path) -> None:
-    client.run(lambda: os.write(1, b"said by a C library\n"))
-    assert workers_log.read_text().count("said by a C library") == 2
+    client.run(lambda: os.write(1, b"printed by a C library\n"))
+    assert workers_log.read_text().count("printed by a C library") == 2
 
 
 SCRIPT = """
@@ -102,8 +102,8 @@ def test_a_script_needs_no_main_guard(form: str, tmp_path: Path) -> None:
     """Workers do not run it again, nor do those that a nanny starts later; its functions reach them by value."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    words, said = ([script], None) if form == "file" else (["-"], SCRIPT)
-    done = subprocess.run([sys.executable, *words], input=said, capture_output=True, text=True, cwd=tmp_path)
+    words, standard_input = ([script], None) if form == "file" else (["-"], SCRIPT)
+    done = subprocess.run([sys.executable, *words], input=standard_input, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["begun", "3 processes"]
 

@@ -1,4 +1,4 @@
-"""GPUs of a job, by what its queue tells: never those of other jobs on the machine."""
+"""Take the GPUs that a job's queue names, and never those of other jobs on the machine."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_devices_that_cannot_be_opened_do_not_count(tmp_path: Path, monkeypatch:
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     (tmp_path / "nvidia2").symlink_to(tmp_path / "no-such-device")
-    found = [str(path) for path in tmp_path.glob("nvidia[0-9]*")]
-    monkeypatch.setattr("glob.glob", lambda pattern: found)
+    paths = [str(path) for path in tmp_path.glob("nvidia[0-9]*")]
+    monkeypatch.setattr("glob.glob", lambda pattern: paths)
     assert count_devices() == 2
 
 

@@ -1,4 +1,4 @@
-"""Which jobs are cancelled, on a real Slurm: those of the run directory and no others; and what is said of the rest."""
+"""Cancel the jobs of a run directory, and no others, on a real Slurm; describe the rest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Command = Callable[..., Any]
 
 @pytest.fixture
 def queue(queue: Slurm) -> Iterator[Slurm]:
-    """An empty queue, emptied again."""
+    """Yield an empty queue, and empty it again."""
     yield queue
     subprocess.run(["scancel", "--user=root"], check=True)
     queue.wait_until_idle()
@@ -34,15 +34,15 @@ def queue(queue: Slurm) -> Iterator[Slurm]:
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """What passes for a run directory."""
+    """Make a folder that passes for a run directory."""
     root = tmp_path / "run"
     (root / "jobs").mkdir(parents=True)
     (root / "config.yaml").touch()
     return root
 
 
-def start(root: Path, number: int, *, name: str | None = None) -> Submission:
-    """Submit a job that sleeps, as the scaler of a run does; record it."""
+def submit_sleeping_job(root: Path, number: int, *, name: str | None = None) -> Submission:
+    """Submit a job that sleeps, as a job scaler does, and record it."""
     made = build_job(
         SITE,
         SITE.pools["cpu"],
@@ -53,21 +53,21 @@ def start(root: Path, number: int, *, name: str | None = None) -> Submission:
         command="sleep 300",
     )
 
-    async def submitted() -> Submission:
+    async def submit() -> Submission:
         return await submit_job(SITE, made, pool="cpu", cluster_name=await name_cluster(SITE))
 
-    submission = asyncio.run(submitted())
+    submission = asyncio.run(submit())
     record_submission(root, submission)
     return submission
 
 
-def ids(queue: Slurm) -> set[str]:
-    """Ids of the jobs in the queue."""
+def list_ids(queue: Slurm) -> set[str]:
+    """Return the ids of the jobs in the queue."""
     return {job_id for job_id, job in queue.squeue().items() if job["state"] != "COMPLETING"}
 
 
-def program(folder: Path, name: str, text: str) -> None:
-    """Write a program that comes before the one of Slurm."""
+def write_program(folder: Path, name: str, text: str) -> None:
+    """Write a program that takes the place of Slurm's."""
     (folder / "bin").mkdir(exist_ok=True)
     (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
     (folder / "bin" / name).chmod(0o755)
@@ -76,12 +76,12 @@ def program(folder: Path, name: str, text: str) -> None:
 def test_a_submit_command_that_greets_its_users(
     queue: Slurm, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program(
+    write_program(
         tmp_path, "sbatch", f"echo 'Welcome to Stampede3'; echo '2 nodes free'; exec {shutil.which('sbatch')} \"$@\""
     )
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    jobs = {start(run_dir, number).job_id for number in (1, 2)}
-    assert jobs == ids(queue)
+    jobs = {submit_sleeping_job(run_dir, number).job_id for number in (1, 2)}
+    assert jobs == list_ids(queue)
     assert set(cancel_leftover_jobs(SITE, run_dir).jobs) == jobs
     queue.wait_until_idle()
 
@@ -90,27 +90,27 @@ def test_the_job_of_somebody_else_with_a_recorded_number_is_left_alone(
     queue: Slurm, run_dir: Path, tmp_path: Path, type_command: Command
 ) -> None:
     """As after a move to another cluster, or on one that was set up anew."""
-    thesis = start(tmp_path / "run", 1, name="thesis")
-    ours = start(run_dir, 2)
+    thesis = submit_sleeping_job(tmp_path / "run", 1, name="thesis")
+    ours = submit_sleeping_job(run_dir, 2)
     (run_dir / "jobs.jsonl").write_text(
         (run_dir / "jobs.jsonl").read_text().replace("thesis", f"{job_name_prefix(run_dir)}-cpu.1")
     )
     assert [job.job_id for job in read_submissions(run_dir)] == [thesis.job_id, ours.job_id]
     typed = type_command("cancel", str(run_dir))
     assert (typed.code, f"cancelled jobs: {ours.job_id}\n" in typed.out) == (0, True), typed.err
-    assert ids(queue) == {thesis.job_id}
+    assert list_ids(queue) == {thesis.job_id}
 
 
 def test_a_copy_of_a_run_directory_leaves_the_jobs_of_the_original_alone(
     queue: Slurm, run_dir: Path, tmp_path: Path, type_command: Command
 ) -> None:
-    ours = start(run_dir, 1)
+    ours = submit_sleeping_job(run_dir, 1)
     shutil.copytree(run_dir, tmp_path / "copy")
     typed = type_command("cancel", str(tmp_path / "copy"))
     words = " ".join(typed.out.split())
     assert typed.code == 0, typed.err
     assert f"nothing runs jobs {ours.job_id} were submitted by a run in another directory, of which this is a" in words
-    assert ids(queue) == {ours.job_id}
+    assert list_ids(queue) == {ours.job_id}
     assert f"cancelled jobs: {ours.job_id}" in type_command("cancel", str(run_dir)).out
     queue.wait_until_idle()
 
@@ -120,7 +120,7 @@ def test_a_wrong_name_in_the_environment_hides_nothing(
 ) -> None:
     for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.setenv(variable, "nobody")
-    jobs = [str(start(run_dir, number).job_id) for number in (1, 2, 3)]
+    jobs = [str(submit_sleeping_job(run_dir, number).job_id) for number in (1, 2, 3)]
     assert f"cancelled jobs: {', '.join(jobs)}" in type_command("cancel", str(run_dir)).out
     queue.wait_until_idle()
 
@@ -129,9 +129,9 @@ def test_jobs_that_are_private_data_are_not_taken_for_gone(
     queue: Slurm, run_dir: Path, tmp_path: Path, type_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slurm shows them to root and to their owner; here nobody asks for those of root, and is shown an empty list."""
-    jobs = [str(start(run_dir, number).job_id) for number in (1, 2, 3)]
+    jobs = [str(submit_sleeping_job(run_dir, number).job_id) for number in (1, 2, 3)]
     nobody = f"setpriv --reuid=nobody --regid=nogroup --clear-groups {shutil.which('squeue')}"
-    program(tmp_path, "squeue", f'exec {nobody} "$@"')
+    write_program(tmp_path, "squeue", f'exec {nobody} "$@"')
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
         assert set(jobs) <= set(list_jobs(SITE).jobs)
@@ -144,13 +144,13 @@ def test_jobs_that_are_private_data_are_not_taken_for_gone(
     assert typed.code == 4, typed.out
     assert f"the queue does not list jobs {', '.join(jobs)} of this run, and may still hold them. Look as " in words
     assert f"type: scancel {' '.join(jobs)}" in words
-    assert ids(queue) == set(jobs)
+    assert list_ids(queue) == set(jobs)
     typed = type_command("cancel", str(run_dir))
     assert (typed.code, f"cancelled jobs: {', '.join(jobs)}" in typed.out) == (0, True), typed.err
 
 
 def test_jobs_that_were_listed_and_are_over_are_gone(queue: Slurm, run_dir: Path, type_command: Command) -> None:
-    ours = start(run_dir, 1)
+    ours = submit_sleeping_job(run_dir, 1)
     slurm.command("scancel", ours.job_id)
     queue.wait_until_idle()
     # Slurm lists for five minutes what has ended.

@@ -1,4 +1,4 @@
-"""What the scaler submits and gives back, with programs in place of a queue's: no job of theirs ever runs."""
+"""Submit and cancel jobs with a job scaler; programs stand in for a queue's commands, and no job ever runs."""
 
 from __future__ import annotations
 
@@ -68,20 +68,20 @@ class Queue:
             file.write_text(f"#!/bin/sh\nHERE={folder}\n{down}\n{program}\n")
             file.chmod(0o755)
 
-    def jobs(self) -> set[str]:
-        """Ids of the jobs in it."""
+    def list_jobs(self) -> set[str]:
+        """Return the ids of the jobs in it."""
         return {file.name for file in (self.folder / "queue").iterdir()}
 
-    def ever(self) -> int:
-        """How many were submitted."""
+    def count_submitted(self) -> int:
+        """Return the number of jobs that were ever submitted."""
         return len(list((self.folder / "ever").iterdir()))
 
-    def lose(self, job_id: str) -> None:
-        """Let a job end."""
+    def end_job(self, job_id: str) -> None:
+        """End a job."""
         (self.folder / "queue" / job_id).unlink()
 
-    def say(self, word: str, *, on: bool = True) -> None:
-        """Let it be ``down``, ``full``, ``blind`` (it lists nothing) or ``mute`` (it tells no ids)."""
+    def set_state(self, word: str, *, on: bool = True) -> None:
+        """Make it ``down``, ``full``, ``blind`` (lists no jobs) or ``mute`` (answers without ids)."""
         (self.folder / word).touch() if on else (self.folder / word).unlink()
 
 
@@ -95,117 +95,117 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
 
 
 @pytest.fixture
-def keep(queue: Queue, tmp_path: Path) -> Iterator[Callable[..., JobScaler]]:
-    """Start a scaler of a site with these pools; its run directory is ``run``."""
+def start_scaler(queue: Queue, tmp_path: Path) -> Iterator[Callable[..., JobScaler]]:
+    """Yield a function that starts the job scaler of a site with some pools; the run directory is ``run``."""
     with ExitStack() as started:
 
-        def keep(events: list[Event] | None = None, **pools: dict[str, Any]) -> JobScaler:
+        def start_scaler(events: list[Event] | None = None, **pools: dict[str, Any]) -> JobScaler:
             (tmp_path / "run").mkdir(exist_ok=True)
             site = Site.model_validate({"name": "here", "class": "SLURM", "pools": pools})
             cluster = started.enter_context(run_scheduler(LOOPBACK, None, None))
             emit = (lambda event: None) if events is None else events.append
             return started.enter_context(JobScaler(cluster, site, tmp_path / "run", None, emit))
 
-        yield keep
+        yield start_scaler
 
 
-def settled(queue: Queue, n: int) -> None:
-    """Wait until there are so many jobs, and see that it stays at that."""
-    wait_until(lambda: len(queue.jobs()) == n)
+def check_settles(queue: Queue, n: int) -> None:
+    """Wait until there are so many jobs, and check that the number stays."""
+    wait_until(lambda: len(queue.list_jobs()) == n)
     time.sleep(0.5)
-    assert len(queue.jobs()) == n
+    assert len(queue.list_jobs()) == n
 
 
-def test_as_many_jobs_as_units_need_up_to_the_limit(queue: Queue, keep: Callable[..., JobScaler]) -> None:
-    ours = keep(cpu={"jobs": 3, "cores": 4}, gpu={"jobs": 2, "gpus": 1})
-    assert ours.resources == {CPU, GPU}
-    settled(queue, 0)
-    ours.request_workers(CPU, 5)  # four of them in a job
-    settled(queue, 2)
-    ours.request_workers(CPU, 1000)
-    settled(queue, 3)
-    ours.request_workers(GPU, 1)
-    settled(queue, 4)
+def test_as_many_jobs_as_units_need_up_to_the_limit(queue: Queue, start_scaler: Callable[..., JobScaler]) -> None:
+    scaler = start_scaler(cpu={"jobs": 3, "cores": 4}, gpu={"jobs": 2, "gpus": 1})
+    assert scaler.resources == {CPU, GPU}
+    check_settles(queue, 0)
+    scaler.request_workers(CPU, 5)  # four of them in a job
+    check_settles(queue, 2)
+    scaler.request_workers(CPU, 1000)
+    check_settles(queue, 3)
+    scaler.request_workers(GPU, 1)
+    check_settles(queue, 4)
 
 
 def test_pools_of_one_resource_are_filled_in_their_order(
-    queue: Queue, keep: Callable[..., JobScaler], tmp_path: Path
+    queue: Queue, start_scaler: Callable[..., JobScaler], tmp_path: Path
 ) -> None:
-    ours = keep(first={"jobs": 1, "cores": 2}, second={"jobs": 5, "cores": 1, "keep": 1})
-    settled(queue, 1)  # one is kept though nothing waits
-    ours.request_workers(CPU, 4)
-    settled(queue, 3)
+    scaler = start_scaler(first={"jobs": 1, "cores": 2}, second={"jobs": 5, "cores": 1, "keep": 1})
+    check_settles(queue, 1)  # one is kept though nothing waits
+    scaler.request_workers(CPU, 4)
+    check_settles(queue, 3)
     assert sorted(job.pool for job in read_submissions(tmp_path / "run")) == ["first", "second", "second"]
 
 
-def test_idle_jobs_are_given_back_and_some_are_kept(queue: Queue, keep: Callable[..., JobScaler]) -> None:
-    ours = keep(cpu={"jobs": 4, "keep": 1, "idle": 1})
-    ours.request_workers(CPU, 4)
-    settled(queue, 4)
-    ours.request_workers(CPU, 0)
-    assert len(queue.jobs()) == 4  # the next stage may want them in a moment
-    ours.request_workers(CPU, 4)
-    settled(queue, 4)
-    assert queue.ever() == 4
-    ours.request_workers(CPU, 0)
-    settled(queue, 1)
+def test_idle_jobs_are_given_back_and_some_are_kept(queue: Queue, start_scaler: Callable[..., JobScaler]) -> None:
+    scaler = start_scaler(cpu={"jobs": 4, "keep": 1, "idle": 1})
+    scaler.request_workers(CPU, 4)
+    check_settles(queue, 4)
+    scaler.request_workers(CPU, 0)
+    assert len(queue.list_jobs()) == 4  # the next stage may want them in a moment
+    scaler.request_workers(CPU, 4)
+    check_settles(queue, 4)
+    assert queue.count_submitted() == 4
+    scaler.request_workers(CPU, 0)
+    check_settles(queue, 1)
 
 
-def test_lost_jobs_are_replaced(queue: Queue, keep: Callable[..., JobScaler]) -> None:
+def test_lost_jobs_are_replaced(queue: Queue, start_scaler: Callable[..., JobScaler]) -> None:
     events: list[Event] = []
-    ours = keep(events, cpu={"jobs": 2})
-    ours.request_workers(CPU, 2)
-    settled(queue, 2)
-    queue.lose("1")
-    wait_until(lambda: queue.jobs() == {"2", "3"})
-    ours.request_workers(CPU, 2)
+    scaler = start_scaler(events, cpu={"jobs": 2})
+    scaler.request_workers(CPU, 2)
+    check_settles(queue, 2)
+    queue.end_job("1")
+    wait_until(lambda: queue.list_jobs() == {"2", "3"})
+    scaler.request_workers(CPU, 2)
     (notice,) = [event.message for event in events if isinstance(event, Notice)]
     assert notice.startswith("pool cpu: job 1 ended before a worker of it registered")
 
 
-def test_a_queue_that_does_not_answer_has_lost_nothing(queue: Queue, keep: Callable[..., JobScaler]) -> None:
+def test_a_queue_that_does_not_answer_has_lost_nothing(queue: Queue, start_scaler: Callable[..., JobScaler]) -> None:
     events: list[Event] = []
-    ours = keep(events, cpu={"jobs": 2})
-    ours.request_workers(CPU, 1)
-    settled(queue, 1)
-    queue.say("down")
-    ours.request_workers(CPU, 2)
+    scaler = start_scaler(events, cpu={"jobs": 2})
+    scaler.request_workers(CPU, 1)
+    check_settles(queue, 1)
+    queue.set_state("down")
+    scaler.request_workers(CPU, 2)
     time.sleep(1.0)
-    assert queue.ever() == 1
-    queue.say("down", on=False)
-    settled(queue, 2)
-    assert queue.ever() == 2
-    ours.request_workers(CPU, 2)
-    said = [event.message for event in events if isinstance(event, Notice)]
-    assert sum("the queue of here does not answer: cannot reach it" in line for line in said) == 1
+    assert queue.count_submitted() == 1
+    queue.set_state("down", on=False)
+    check_settles(queue, 2)
+    assert queue.count_submitted() == 2
+    scaler.request_workers(CPU, 2)
+    messages = [event.message for event in events if isinstance(event, Notice)]
+    assert sum("the queue of here does not answer: cannot reach it" in line for line in messages) == 1
 
 
-def test_a_queue_that_never_answered_is_an_error(queue: Queue, keep: Callable[..., JobScaler]) -> None:
-    queue.say("down")
-    ours = keep(cpu={})
-    ours.request_workers(CPU, 1)
-    wait_until(lambda: ours.failure)
+def test_a_queue_that_never_answered_is_an_error(queue: Queue, start_scaler: Callable[..., JobScaler]) -> None:
+    queue.set_state("down")
+    scaler = start_scaler(cpu={})
+    scaler.request_workers(CPU, 1)
+    wait_until(lambda: scaler.failure)
     with pytest.raises(
         ClusterError, match="here takes no jobs, and its queue does not answer: cannot reach it. Try again"
     ):
-        ours.request_workers(CPU, 1)
+        scaler.request_workers(CPU, 1)
 
 
 def test_refusals_are_waited_out_for_a_while(
-    queue: Queue, keep: Callable[..., JobScaler], monkeypatch: pytest.MonkeyPatch
+    queue: Queue, start_scaler: Callable[..., JobScaler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(failures, "FAILURE_LIMIT", 4)
-    ours = keep(cpu={"jobs": 2})
-    ours.request_workers(CPU, 1)
-    settled(queue, 1)
-    queue.say("full")
-    ours.request_workers(CPU, 2)
-    wait_until(lambda: ours.failure)
+    scaler = start_scaler(cpu={"jobs": 2})
+    scaler.request_workers(CPU, 1)
+    check_settles(queue, 1)
+    queue.set_state("full")
+    scaler.request_workers(CPU, 2)
+    wait_until(lambda: scaler.failure)
     with pytest.raises(
         ClusterError,
         match=r"4 jobs in a row of pool cpu of here came to nothing; the last job was refused: sbatch: error: no more",
     ):
-        ours.request_workers(CPU, 2)
+        scaler.request_workers(CPU, 2)
 
 
 def test_jobs_that_wait_are_cancelled_at_the_end(queue: Queue, tmp_path: Path) -> None:
@@ -215,43 +215,44 @@ def test_jobs_that_wait_are_cancelled_at_the_end(queue: Queue, tmp_path: Path) -
     for queue_is_down in (False, True):
         with (
             run_scheduler(LOOPBACK, None, None) as cluster,
-            JobScaler(cluster, site, tmp_path / "run", None, events.append) as ours,
+            JobScaler(cluster, site, tmp_path / "run", None, events.append) as scaler,
         ):
-            ours.request_workers(CPU, 2)
-            settled(queue, 2)
+            scaler.request_workers(CPU, 2)
+            check_settles(queue, 2)
             if queue_is_down:
-                queue.say("down")
+                queue.set_state("down")
         if not queue_is_down:
-            assert queue.jobs() == set()
+            assert queue.list_jobs() == set()
             assert read_submissions(tmp_path / "run") == []
-    # It could not be told: so a person is told what to type, and the next driver cancels them.
-    assert queue.jobs() == {"3", "4"}
+    # The queue was down: a notice says what to type, and the next driver cancels the jobs.
+    assert queue.list_jobs() == {"3", "4"}
     last = [event.message for event in events if isinstance(event, Notice)][-1]
     assert "may still hold jobs of this run. Type: scancel 3 4" in last
     with pytest.raises(ClusterError, match="squeue .*cannot reach it. Try again when it answers"):
         cancel_leftover_jobs(site, tmp_path / "run")
-    queue.say("down", on=False)
-    queue.lose("3")
+    queue.set_state("down", on=False)
+    queue.end_job("3")
     assert cancel_leftover_jobs(site, tmp_path / "run").jobs == ["4"]
-    assert queue.jobs() == set()
+    assert queue.list_jobs() == set()
 
 
 SLURM = {"class": "SLURM", "cluster_name": "a", "user": "ada"}
 
 
-def submission(number: int, **line: str | None) -> dict[str, str | None]:
-    """A line of the list of jobs."""
+def make_line(number: int, **line: str | None) -> dict[str, str | None]:
+    """Return a line of the record of jobs."""
     return {"job_id": str(number), "name": f"x-cpu.{number}", "pool": "cpu", "at": "2026-11-29T12:00:00+0000", **line}
 
 
 def write_lines(root: Path, *lines: dict[str, str | None]) -> None:
+    """Write the record of jobs."""
     (root / RECORD).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_the_list_of_jobs(tmp_path: Path) -> None:
     """Those before an orderly end are no longer ours: queues use their numbers again. A torn line is none."""
     assert read_submissions(tmp_path) == []
-    write_lines(tmp_path, submission(1, **SLURM), {"closed": "yes", **SLURM}, submission(2, **SLURM))
+    write_lines(tmp_path, make_line(1, **SLURM), {"closed": "yes", **SLURM}, make_line(2, **SLURM))
     with (tmp_path / RECORD).open("a") as lines:
         lines.write('{"job_id": "3')
     assert [job.job_id for job in read_submissions(tmp_path)] == ["2"]
@@ -260,7 +261,7 @@ def test_the_list_of_jobs(tmp_path: Path) -> None:
 
 
 def test_the_end_of_a_driver_closes_the_jobs_of_its_own_cluster_only(tmp_path: Path) -> None:
-    jobs = [submission(1, **SLURM), submission(2, **SLURM | {"cluster_name": "b"}), submission(3, **{"class": "PBS"})]
+    jobs = [make_line(1, **SLURM), make_line(2, **SLURM | {"cluster_name": "b"}), make_line(3, **{"class": "PBS"})]
     write_lines(tmp_path, *jobs, {"closed": "yes", **SLURM})
     assert [job.job_id for job in read_submissions(tmp_path)] == ["2", "3"]
 
@@ -268,9 +269,7 @@ def test_the_end_of_a_driver_closes_the_jobs_of_its_own_cluster_only(tmp_path: P
 def test_lists_of_jobs_of_earlier_versions_are_read(tmp_path: Path) -> None:
     """They name neither user nor cluster; ``closed`` was written by the driver that submitted the job before it."""
     old = {"class": "SLURM"}
-    write_lines(
-        tmp_path, submission(1, **{"class": "PBS"}), submission(2, **old), {"closed": "yes"}, submission(3, **old)
-    )
+    write_lines(tmp_path, make_line(1, **{"class": "PBS"}), make_line(2, **old), {"closed": "yes"}, make_line(3, **old))
     assert [job.job_id for job in read_submissions(tmp_path)] == ["1", "3"]
     assert read_submissions(tmp_path)[1] == Submission(
         job_id="3", name="x-cpu.3", kind="SLURM", at="2026-11-29T12:00:00+0000", pool="cpu"
@@ -291,27 +290,27 @@ def test_keys_of_dead_drivers_go(tmp_path: Path) -> None:
 # --- which jobs are ours, and which are gone ------------------------------------------------------------
 
 
-def messages(events: list[Event]) -> str:
-    """What was said, on one line."""
+def join_messages(events: list[Event]) -> str:
+    """Return the messages of all notices on one line."""
     return " ".join(event.message for event in events if isinstance(event, Notice))
 
 
-def test_numbers_in_a_greeting_are_no_ids(queue: Queue, keep: Callable[..., JobScaler], tmp_path: Path) -> None:
+def test_numbers_in_a_greeting_are_no_ids(queue: Queue, start_scaler: Callable[..., JobScaler], tmp_path: Path) -> None:
     (tmp_path / "greeting").write_text("Welcome to Stampede3\n2 nodes free\n")
-    ours = keep(cpu={"jobs": 2})
-    ours.request_workers(CPU, 2)
-    settled(queue, 2)
+    scaler = start_scaler(cpu={"jobs": 2})
+    scaler.request_workers(CPU, 2)
+    check_settles(queue, 2)
     assert [job.job_id for job in read_submissions(tmp_path / "run")] == ["1", "2"]
 
 
 def test_a_job_whose_id_is_not_told_is_found_by_its_name(
-    queue: Queue, keep: Callable[..., JobScaler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, start_scaler: Callable[..., JobScaler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_commands, "NAME_PAUSE", 0.05)
-    queue.say("mute")
-    ours = keep(cpu={"jobs": 2})
-    ours.request_workers(CPU, 2)
-    settled(queue, 2)
+    queue.set_state("mute")
+    scaler = start_scaler(cpu={"jobs": 2})
+    scaler.request_workers(CPU, 2)
+    check_settles(queue, 2)
     assert [job.job_id for job in read_submissions(tmp_path / "run")] == ["1", "2"]
 
 
@@ -320,45 +319,51 @@ def test_a_job_whose_id_is_not_known_stops_the_run_and_is_found_later(
 ) -> None:
     monkeypatch.setattr(job_commands, "NAME_PAUSE", 0.01)
     (tmp_path / "greeting").write_text("3 nodes of Stampede3 are free\n")
-    queue.say("mute")
-    queue.say("blind")
+    queue.set_state("mute")
+    queue.set_state("blind")
     run_dir, events = tmp_path / "run", list[Event]()
     run_dir.mkdir()
     site = Site.model_validate({"name": "here", "class": "SLURM", "pools": {"cpu": {"jobs": 3}}})
-    with run_scheduler(LOOPBACK, None, None) as cluster, JobScaler(cluster, site, run_dir, None, events.append) as ours:
-        ours.request_workers(CPU, 3)
-        wait_until(lambda: ours.failure)
+    with (
+        run_scheduler(LOOPBACK, None, None) as cluster,
+        JobScaler(cluster, site, run_dir, None, events.append) as scaler,
+    ):
+        scaler.request_workers(CPU, 3)
+        wait_until(lambda: scaler.failure)
         with pytest.raises(
             ClusterError,
             match=r"sbatch printed no line with a job's id: 3 nodes of Stampede3 are free. squeue .* does not show its "
             r"job daskpipe-\w+-cpu.1 either",
         ):
-            ours.request_workers(CPU, 3)
-    assert queue.ever() == 1
-    assert "the queue does not list jobs without a number, named daskpipe-" in messages(events)
+            scaler.request_workers(CPU, 3)
+    assert queue.count_submitted() == 1
+    assert "the queue does not list jobs without a number, named daskpipe-" in join_messages(events)
     assert not (tmp_path / "cancelled").exists()
-    queue.say("blind", on=False)
+    queue.set_state("blind", on=False)
     assert cancel_leftover_jobs(site, run_dir).jobs == ["1"]
-    assert queue.jobs() == set()
+    assert queue.list_jobs() == set()
 
 
 def test_a_list_that_hides_jobs_proves_nothing(queue: Queue, tmp_path: Path) -> None:
     """As under another user's name: none is replaced, all are cancelled by their numbers, the record stays open."""
-    queue.say("blind")
+    queue.set_state("blind")
     run_dir, events = tmp_path / "run", list[Event]()
     run_dir.mkdir()
     site = Site.model_validate({"name": "here", "class": "SLURM", "pools": {"cpu": {"jobs": 3}}})
-    with run_scheduler(LOOPBACK, None, None) as cluster, JobScaler(cluster, site, run_dir, None, events.append) as ours:
-        ours.request_workers(CPU, 3)
-        settled(queue, 3)
-        wait_until(lambda: ours._warned_unseen)
-        ours.request_workers(CPU, 3)
-    assert queue.ever() == 3
-    assert queue.jobs() == set()
+    with (
+        run_scheduler(LOOPBACK, None, None) as cluster,
+        JobScaler(cluster, site, run_dir, None, events.append) as scaler,
+    ):
+        scaler.request_workers(CPU, 3)
+        check_settles(queue, 3)
+        wait_until(lambda: scaler._warned_unseen)
+        scaler.request_workers(CPU, 3)
+    assert queue.count_submitted() == 3
+    assert queue.list_jobs() == set()
     assert sorted((tmp_path / "cancelled").read_text().split()) == ["1", "2", "3"]
-    assert "job 1 was submitted 0 s ago, and the queue of here does not list it" in messages(events)
-    assert "does not list jobs 1, 2, 3 of this run, and may still hold them" in messages(events)
-    assert "type: scancel 1 2 3" in messages(events)
+    assert "job 1 was submitted 0 s ago, and the queue of here does not list it" in join_messages(events)
+    assert "does not list jobs 1, 2, 3 of this run, and may still hold them" in join_messages(events)
+    assert "type: scancel 1 2 3" in join_messages(events)
     assert len(read_submissions(run_dir)) == 3
     # The next driver, to which they are not shown either, does not take them for gone.
     (doubt,) = cancel_leftover_jobs(site, run_dir).doubts
@@ -366,19 +371,19 @@ def test_a_list_that_hides_jobs_proves_nothing(queue: Queue, tmp_path: Path) -> 
 
 
 def test_a_job_that_a_list_without_others_never_shows_has_begun_once_its_log_says_so(
-    queue: Queue, keep: Callable[..., JobScaler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, start_scaler: Callable[..., JobScaler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_scaler, "START_SECONDS", 0.5)
-    queue.say("blind")
+    queue.set_state("blind")
     events: list[Event] = []
-    ours = keep(events, cpu={})
-    ours.request_workers(CPU, 1)
-    settled(queue, 1)
+    scaler = start_scaler(events, cpu={})
+    scaler.request_workers(CPU, 1)
+    check_settles(queue, 1)
     (job,) = read_submissions(tmp_path / "run")
     (tmp_path / "run" / "jobs" / f"{job.name}-1.log").write_text("daskpipe: on host n1\nno such program\n")
-    wait_until(lambda: "1" not in queue.jobs())
-    ours.request_workers(CPU, 1)
-    assert "job 1 of pool cpu has run for 0 s without a worker" in messages(events)
+    wait_until(lambda: "1" not in queue.list_jobs())
+    scaler.request_workers(CPU, 1)
+    assert "job 1 of pool cpu has run for 0 s without a worker" in join_messages(events)
 
 
 def test_a_job_of_another_name_is_left_alone(queue: Queue, tmp_path: Path) -> None:
@@ -386,11 +391,14 @@ def test_a_job_of_another_name_is_left_alone(queue: Queue, tmp_path: Path) -> No
     run_dir, events = tmp_path / "run", list[Event]()
     run_dir.mkdir()
     site = Site.model_validate({"name": "here", "class": "SLURM", "pools": {"cpu": {}}})
-    with run_scheduler(LOOPBACK, None, None) as cluster, JobScaler(cluster, site, run_dir, None, events.append) as ours:
-        ours.request_workers(CPU, 1)
-        settled(queue, 1)
-        queue.say("down")
-    queue.say("down", on=False)
+    with (
+        run_scheduler(LOOPBACK, None, None) as cluster,
+        JobScaler(cluster, site, run_dir, None, events.append) as scaler,
+    ):
+        scaler.request_workers(CPU, 1)
+        check_settles(queue, 1)
+        queue.set_state("down")
+    queue.set_state("down", on=False)
     (tmp_path / "queue" / "1").write_text("RUNNING|n1|None|thesis\n")
     left = cancel_leftover_jobs(site, run_dir)
     assert (left.jobs, left.doubts) == ([], [])  # the number is used again, so its job is gone
@@ -401,23 +409,23 @@ def test_a_job_of_another_name_is_left_alone(queue: Queue, tmp_path: Path) -> No
     assert left.doubts == [
         f"jobs 1 of this run were submitted to there, which is not asked here. Type there: daskpipe cancel {run_dir}"
     ]
-    assert queue.jobs() == {"1"}
+    assert queue.list_jobs() == {"1"}
 
 
 def test_a_copy_of_a_run_directory_has_none_of_its_jobs(
-    queue: Queue, keep: Callable[..., JobScaler], tmp_path: Path
+    queue: Queue, start_scaler: Callable[..., JobScaler], tmp_path: Path
 ) -> None:
-    ours = keep(cpu={"jobs": 2})
-    ours.request_workers(CPU, 2)
-    settled(queue, 2)
+    scaler = start_scaler(cpu={"jobs": 2})
+    scaler.request_workers(CPU, 2)
+    check_settles(queue, 2)
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     (tmp_path / "link").symlink_to(tmp_path / "run")
-    left = cancel_leftover_jobs(ours.site, tmp_path / "copy")
+    left = cancel_leftover_jobs(scaler.site, tmp_path / "copy")
     assert (left.jobs, left.doubts) == ([], [])
     assert "jobs 1, 2 were submitted by a run in another directory, of which this is a copy" in left.notes[0]
     assert "If it was moved here, type: scancel 1 2" in left.notes[0]
-    assert queue.jobs() == {"1", "2"}
-    assert cancel_leftover_jobs(ours.site, tmp_path / "link").jobs == ["1", "2"]
+    assert queue.list_jobs() == {"1", "2"}
+    assert cancel_leftover_jobs(scaler.site, tmp_path / "link").jobs == ["1", "2"]
 
 
 def test_what_a_list_proves() -> None:
@@ -426,20 +434,24 @@ def test_what_a_list_proves() -> None:
     job = Submission(job_id="1", name="x-cpu.1", kind="SLURM", cluster_name="a", user="ada", at=format_time_now())
     old = replace(job, job_id="2", name="x-cpu.2", at="2026-11-29T12:00:00+0000")
 
-    def fate(job: Submission, jobs: dict[str, JobState] | None = None, *others: Submission, **asked: Any) -> str:
+    def conclude(job: Submission, jobs: dict[str, JobState] | None = None, *others: Submission, **asked: Any) -> str:
         listing = Listing(**{"kind": "SLURM", "cluster_name": "a", "user": "ada", "jobs": jobs or {}, **asked})
         return next(fate for fate, those in listing.sort_by_fate([job, *others]).items() if job in those)
 
-    assert fate(job, {"1": state}) == "queued"
-    assert fate(job, {"1": replace(state, state="over")}) == "gone"
-    assert fate(job) == fate(old) == "unknown"
-    assert fate(replace(job, seen=True)) == "gone"
-    assert fate(replace(job, seen=True), user="bob") == "unknown"
-    assert fate(replace(job, seen=True), cluster_name="b") == fate(job, {"1": state}, cluster_name="b") == "elsewhere"
-    assert fate(old, {"1": state}, job) == "gone"
-    assert fate(replace(job, job_id="3"), {"2": replace(state, name="x-cpu.2")}, old) == "unknown"  # too young
-    assert fate(job, {"1": replace(state, name="thesis")}) == "gone"
-    assert fate(replace(job, cluster_name=None), {"1": replace(state, name="thesis")}) == "elsewhere"
+    assert conclude(job, {"1": state}) == "queued"
+    assert conclude(job, {"1": replace(state, state="over")}) == "gone"
+    assert conclude(job) == conclude(old) == "unknown"
+    assert conclude(replace(job, seen=True)) == "gone"
+    assert conclude(replace(job, seen=True), user="bob") == "unknown"
+    assert (
+        conclude(replace(job, seen=True), cluster_name="b")
+        == conclude(job, {"1": state}, cluster_name="b")
+        == "elsewhere"
+    )
+    assert conclude(old, {"1": state}, job) == "gone"
+    assert conclude(replace(job, job_id="3"), {"2": replace(state, name="x-cpu.2")}, old) == "unknown"  # too young
+    assert conclude(job, {"1": replace(state, name="thesis")}) == "gone"
+    assert conclude(replace(job, cluster_name=None), {"1": replace(state, name="thesis")}) == "elsewhere"
     nameless = replace(job, job_id=None)
-    assert fate(nameless, {"1": state}) == "queued"
-    assert fate(nameless) == "unknown"
+    assert conclude(nameless, {"1": state}) == "queued"
+    assert conclude(nameless) == "unknown"

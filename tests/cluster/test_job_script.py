@@ -35,14 +35,14 @@ N_SECONDS = 26 * 3600
 
 
 def make_job(site: Site, **options: Any) -> Any:
-    """A job of its only pool."""
+    """Return a job of the only pool of a site."""
     chosen = {"scheduler": SCHEDULER, "name": "daskpipe_1", "keys": None, "log_directory": Path("/logs"), **options}
     return build_job(site, site.pools["cpu"], **chosen)
 
 
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
-    """A program in place of Python that writes down its arguments and its environment."""
+    """Write a program that stands in for Python and stores its arguments and its environment."""
     program = tmp_path / "python"
     program.write_text(f'#!/bin/sh\nprintf "%s\\0" "$@" >{tmp_path}/arguments\nenv -0 >{tmp_path}/environment\n')
     program.chmod(0o755)
@@ -51,16 +51,16 @@ def python(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run_script(tmp_path: Path) -> Callable[[Any], tuple[list[str], dict[str, str]]]:
-    """Run a job as its queue would; return the arguments and the environment that its program had."""
+    """Return a function that runs a job as its queue would and returns the arguments and environment of its program."""
 
     def run_script(made: Any) -> tuple[list[str], dict[str, str]]:
         (tmp_path / "arguments").unlink(missing_ok=True)
         text = made.job_script()
         if "condor_submit" in text:  # its own quoting: what is between double quotes, doubled ones for one; then words
             (line,) = re.findall(r'^Arguments = "(.*)"$', text, re.MULTILINE)
-            found = re.fullmatch(r"-c '(.*)'", line.replace('""', '"'))
-            assert found is not None
-            words = [made.executable, "-c", found[1].replace("''", "'")]
+            quoted = re.fullmatch(r"-c '(.*)'", line.replace('""', '"'))
+            assert quoted is not None
+            words = [made.executable, "-c", quoted[1].replace("''", "'")]
         else:
             (tmp_path / "script.sh").write_text(text)
             words = ["/bin/bash", str(tmp_path / "script.sh")]
@@ -96,13 +96,13 @@ def test_a_gpu_job_asks_for_its_gpus_and_starts_a_worker_each(
     words, environment = run_script(made)
     after = int(time.time())
     assert words[:3] == ["-m", "daskpipe.cluster.worker", SCHEDULER]
-    found = shlex.join(words)
+    line = shlex.join(words)
     for option in ("--nworkers 2", "--nthreads 1", "--nanny", "--resources GPU=1", "--death-timeout 60"):
-        assert option in found
-    assert "--memory-limit 16000000000B" in found
-    assert "--name daskpipe_1 " in found
-    assert "--interface ib0" in found
-    assert f"--local-directory {os.environ['HOME']}/x" in found
+        assert option in line
+    assert "--memory-limit 16000000000B" in line
+    assert "--name daskpipe_1 " in line
+    assert "--interface ib0" in line
+    assert f"--local-directory {os.environ['HOME']}/x" in line
     for option, name in (("--tls-ca-file", "ca.pem"), ("--tls-cert", "cert.pem"), ("--tls-key", "key.pem")):
         assert words[words.index(option) + 1] == str(keys / name)
     assert before + N_SECONDS <= int(environment["DASKPIPE_DEADLINE"]) <= after + N_SECONDS
@@ -122,10 +122,10 @@ def test_a_cpu_job_has_a_worker_a_core_and_no_walltime_of_its_own(
     monkeypatch.setenv("OMP_NUM_THREADS", "16")
     made = make_job(make_site(kind, {"cores": 4, "memory": "8GB"}, python=str(python)))
     words, environment = run_script(made)
-    found = shlex.join(words)
-    assert "--nworkers 4 --nthreads 1" in found
-    assert "--memory-limit 2000000000B --resources CPU=1" in found
-    assert "--interface" not in found
+    line = shlex.join(words)
+    assert "--nworkers 4 --nthreads 1" in line
+    assert "--memory-limit 2000000000B --resources CPU=1" in line
+    assert "--interface" not in line
     assert "DASKPIPE_DEADLINE" not in environment
     assert environment["OMP_NUM_THREADS"] == "1"
     assert "00:30" not in made.job_script()  # dask-jobqueue's default is not the queue's
@@ -241,8 +241,8 @@ def test_nothing_that_a_job_is_given_runs(
         "exclude": ("host must be", [value]),
         "log_directory": ("choose another with --run-dir", Path("/runs") / value),
     }
-    for key, (said, hostile) in refused.items():
-        with pytest.raises(ConfigError, match=said):
+    for key, (complaint, hostile) in refused.items():
+        with pytest.raises(ConfigError, match=complaint):
             make_job(site, **{key: hostile})
     keys = tmp_path / value
     if re.search(r"[\x00-\x1f]", value):
@@ -289,8 +289,8 @@ def test_a_worker_listens_where_the_scheduler_is_reached() -> None:
     assert words[:4] == ["tls://[::1]:1", "--nanny", "--host", "[::1]"]
 
 
-def own_address() -> str:
-    """An address of this machine that is not loopback; loopback if it has no other."""
+def find_own_address() -> str:
+    """Return an address of this machine that is not loopback; loopback if it has no other."""
     addresses = [
         item.address for items in psutil.net_if_addrs().values() for item in items if item.family.name == "AF_INET"
     ]
@@ -305,7 +305,7 @@ def test_the_workers_of_a_job_script_listen_on_one_address_and_loopback(tmp_path
     keys.mkdir()
     for name, field in (("ca.pem", "tls_ca_file"), ("cert.pem", "tls_worker_cert"), ("key.pem", "tls_worker_key")):
         (keys / name).write_text(getattr(security, field))
-    options = {"host": own_address(), "protocol": "tls://", "security": security, "dashboard": False,
+    options = {"host": find_own_address(), "protocol": "tls://", "security": security, "dashboard": False,
                "dashboard_address": "127.0.0.1:0"}  # fmt: skip
     site = make_site(pool={"cores": 2, "memory": "2GB", "walltime": "00:10:00"}, scratch=str(tmp_path))
     with (
@@ -321,10 +321,10 @@ def test_the_workers_of_a_job_script_listen_on_one_address_and_loopback(tmp_path
             assert {worker["name"] for worker in workers.values()} == {"daskpipe_1-0", "daskpipe_1-1"}
             assert [(worker["nthreads"], worker["resources"]) for worker in workers.values()] == [(1, {"CPU": 1})] * 2
             assert {worker["memory_limit"] for worker in workers.values()} == {10**9}
-            told = client.run(
+            variables = client.run(
                 lambda: {name: os.environ.get(name) for name in ("MALLOC_TRIM_THRESHOLD_", "MKL_NUM_THREADS")}
             )
-            assert list(told.values()) == [{"MALLOC_TRIM_THRESHOLD_": None, "MKL_NUM_THREADS": "1"}] * 2
+            assert list(variables.values()) == [{"MALLOC_TRIM_THRESHOLD_": None, "MKL_NUM_THREADS": "1"}] * 2
             directory = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
             listening = [
                 connection.laddr.ip
@@ -333,7 +333,7 @@ def test_the_workers_of_a_job_script_listen_on_one_address_and_loopback(tmp_path
                 if connection.status == psutil.CONN_LISTEN
             ]
             # Two workers and their nannies on the one address; the workers' HTTP on loopback.
-            assert sorted(listening) == sorted([own_address()] * 4 + ["127.0.0.1"] * 2)
+            assert sorted(listening) == sorted([find_own_address()] * 4 + ["127.0.0.1"] * 2)
         finally:
             process.terminate()
             process.wait(30)
@@ -341,44 +341,46 @@ def test_the_workers_of_a_job_script_listen_on_one_address_and_loopback(tmp_path
 
 @pytest.fixture(scope="module")
 def queue_of_slurm() -> Iterator[slurm.Slurm]:
-    """A Slurm of this test's own."""
+    """Start a Slurm for this file."""
     if reason := slurm.missing():
         pytest.skip(reason)
     with slurm.running() as running:
         yield running
 
 
-def submit(made: Any) -> str:
+def submit_made_job(made: Any) -> str:
     """Submit a job; return its id."""
     return str(asyncio.run(submit_job(make_site(), made, pool="cpu", cluster_name=None)).job_id)
 
 
-def wait_for(site: Site, wanted: Callable[[dict[str, JobState]], bool]) -> dict[str, JobState]:
-    """Ask the queue until it says what is wanted."""
+def wait_for_jobs(site: Site, wanted: Callable[[dict[str, JobState]], bool]) -> dict[str, JobState]:
+    """List the jobs until a condition holds."""
 
-    def listed() -> dict[str, JobState]:
+    def list_wanted() -> dict[str, JobState]:
         jobs = site.queue_system.read_listing(
             subprocess.run(own_jobs_command(site), capture_output=True, text=True, check=True).stdout
         )
         return jobs if wanted(jobs) else {}
 
-    return wait_until(listed)
+    return wait_until(list_wanted)
 
 
 def test_slurm_takes_the_script_and_lists_the_job(queue_of_slurm: slurm.Slurm, tmp_path: Path) -> None:
     pool = {"gpus": 1, "cores": 2, "memory": "64MB", "walltime": "00:05:00", "partition": "gpu"}
     site = make_site(pool={**pool, "directives": ["--comment=a,b"], "environment": ["export A=b"]})
-    wanted = 'echo "told $DASKPIPE_DEADLINE $A"; sleep 60'
-    runs = submit(make_job(site, command=wanted, log_directory=tmp_path))
-    never = submit(make_job(make_site(pool={**pool, "directives": ["--hold"]}), command="true", log_directory=tmp_path))
-    jobs = wait_for(site, lambda jobs: jobs.get(runs, JobState("other")).state == "running")
+    wanted = 'echo "end: $DASKPIPE_DEADLINE $A"; sleep 60'
+    runs = submit_made_job(make_job(site, command=wanted, log_directory=tmp_path))
+    never = submit_made_job(
+        make_job(make_site(pool={**pool, "directives": ["--hold"]}), command="true", log_directory=tmp_path)
+    )
+    jobs = wait_for_jobs(site, lambda jobs: jobs.get(runs, JobState("other")).state == "running")
     assert jobs[runs].host is not None
     assert jobs[never] == JobState("pending", None, "JobHeldUser", never=True, name="daskpipe_1")
     with pytest.raises(RuntimeError, match="Requested node configuration is not available"):  # there is no other host
-        submit(make_job(site, command="true", log_directory=tmp_path, exclude=[jobs[runs].host]))
+        submit_made_job(make_job(site, command="true", log_directory=tmp_path, exclude=[jobs[runs].host]))
     log = tmp_path / f"daskpipe_1-{runs}.log"
-    told = wait_until(lambda: re.search(r"^told (\d+) b$", log.read_text() if log.exists() else "", re.MULTILINE))
-    assert told is not None
-    assert int(told[1]) == pytest.approx(time.time() + 300, abs=60)
+    printed = wait_until(lambda: re.search(r"^end: (\d+) b$", log.read_text() if log.exists() else "", re.MULTILINE))
+    assert printed is not None
+    assert int(printed[1]) == pytest.approx(time.time() + 300, abs=60)
     slurm.command("scancel", runs, never)
-    wait_for(site, lambda jobs: {job.state for job in jobs.values()} == {"over"})
+    wait_for_jobs(site, lambda jobs: {job.state for job in jobs.values()} == {"over"})

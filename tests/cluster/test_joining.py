@@ -35,8 +35,8 @@ def unit(index: int) -> Unit:
     return Unit(stage="label", index=index, key=f"{index:032x}", n_inputs=1)
 
 
-def where() -> Callable[[], str]:
-    """A function that returns the address of its worker; pickled by value, for these tests are nowhere else."""
+def make_call() -> Callable[[], str]:
+    """Return a function that returns the address of its worker; workers cannot import this file, so it is nested."""
 
     def address() -> str:
         from distributed import get_worker
@@ -48,7 +48,7 @@ def where() -> Callable[[], str]:
 
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python with all packages of this one but daskpipe."""
+    """Make a Python with all packages of this one but daskpipe."""
     home = tmp_path_factory.mktemp("bare")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
     site = home / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
@@ -86,7 +86,7 @@ def scheduler_of(python: Path | str, folder: Path, **environment: str) -> Iterat
 
 @pytest.fixture
 def guest_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A client of ``dask scheduler``, which has no workers yet."""
+    """Start a ``dask scheduler`` without workers, and yield a client of it."""
     with scheduler_of(sys.executable, tmp_path_factory.mktemp("scheduler"), PYTHONPATH=str(OURS)) as client:
         yield client
 
@@ -173,14 +173,14 @@ def test_threads_are_refused_and_the_way_out_is_named(tmp_path: Path) -> None:
 
 
 def test_a_worker_without_nanny_is_told(tmp_path: Path) -> None:
-    told: list[Event] = []
+    events: list[Event] = []
     options = {"n_workers": 1, "processes": False, "dashboard_address": f"{LOOPBACK}:0", "resources": {"GPU": 1}}
     with LocalCluster(threads_per_worker=1, **options) as cluster, Client(cluster, set_as_default=False) as client:
         (address,) = client.scheduler_info(n_workers=-1)["workers"]
-        pool = DaskPool(join_scheduler(client, tmp_path, told.append), frozenset())
-        handle = pool.submit_unit(unit(0), UnitCall("where", where()))
+        pool = DaskPool(join_scheduler(client, tmp_path, events.append), frozenset())
+        handle = pool.submit_unit(unit(0), UnitCall("where", make_call()))
         assert client.gather(handle) == address
-    messages = [event.message for event in told if isinstance(event, Notice)]
+    messages = [event.message for event in events if isinstance(event, Notice)]
     assert any(message.startswith(f"worker {address}: no nanny: ") for message in messages)
     if not Path("/proc/driver/nvidia/gpus").is_dir():
         assert f"worker {address}: it offers GPU=1 and sees no NVIDIA GPU" in messages
@@ -199,23 +199,23 @@ def test_a_worker_that_joins_late_gets_no_units_unless_it_can(
     guest_client: Client, bare_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("daskpipe.engine.dask_pool.SLOTS_SECONDS", 0)
-    told: list[Event] = []
+    events: list[Event] = []
     n_units = 20
     with worker(guest_client, path=OURS) as good:
-        pool = DaskPool(join_scheduler(guest_client, tmp_path, told.append), frozenset())
+        pool = DaskPool(join_scheduler(guest_client, tmp_path, events.append), frozenset())
         one_worker = pool.count_slots("label")
         with worker(guest_client, bare_python) as bad:
             assert pool.count_slots("label") == one_worker
-            (notice,) = told
+            (notice,) = events
             assert isinstance(notice, Notice)
             assert notice.message == f"worker {bad} gets no units: it cannot import daskpipe"
             with worker(guest_client, path=OURS) as late:
                 assert pool.count_slots("label") == 2 * one_worker
-                handles = [pool.submit_unit(unit(index), UnitCall("where", where())) for index in range(n_units)]
+                handles = [pool.submit_unit(unit(index), UnitCall("where", make_call())) for index in range(n_units)]
                 assert set(guest_client.gather(handles)) == {good, late}
                 pool.cancel_units(handles)
             assert pool.count_slots("label") == one_worker
-            assert told == [notice]
+            assert events == [notice]
             assert bad in guest_client.scheduler_info(n_workers=-1)["workers"]
 
 
@@ -235,7 +235,7 @@ def test_units_come_back_when_all_workers_that_they_are_bound_to_are_gone(
             wait_until(lambda: pool.count_slots("label") is not None and pool.wait_for_any([handle], timeout=0.5))
             with pytest.raises(WorkerLost, match="all workers that it could run on went away"):
                 pool.take_receipt(handle)
-            again = pool.submit_unit(unit(0), UnitCall("where", where()))
+            again = pool.submit_unit(unit(0), UnitCall("where", make_call()))
             assert guest_client.gather(again) != bad
             pool.cancel_units([again])
 

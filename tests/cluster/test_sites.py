@@ -59,7 +59,7 @@ GOOD = "class: SLURM\npools: {cpu: {memory: 1GB}}\n"
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "complaint"),
     [
         (
             GOOD.replace("SLURM", "SLRM"),
@@ -100,10 +100,10 @@ GOOD = "class: SLURM\npools: {cpu: {memory: 1GB}}\n"
         (b"\xff\xfe\x00", r"is not YAML"),
     ],
 )
-def test_sites_that_are_wrong_are_explained(content: str | bytes, said: str, tmp_path: Path) -> None:
+def test_sites_that_are_wrong_are_explained(content: str | bytes, complaint: str, tmp_path: Path) -> None:
     file = tmp_path / "site.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=complaint):
         read_site(str(file))
 
 
@@ -172,7 +172,7 @@ def test_one_wrong_value_is_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "complaint"),
     [
         ("cluster.pools.gpus.jobs=8", r"unknown pool of cluster slurm: 'gpus'. Did you mean 'gpu'\? Known: cpu, gpu"),
         ("cluster.pools.gpu.jobs=0", r"cluster.pools.gpu.jobs: Input should be greater than 0 \(received 0\)"),
@@ -181,8 +181,8 @@ def test_one_wrong_value_is_one_line() -> None:
         ("cluster.pools.gpu.job=1", r"cluster.unknown key in pools.gpu: 'job'. Did you mean 'jobs'\?"),
     ],
 )
-def test_changes_that_are_wrong_are_explained(override: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_changes_that_are_wrong_are_explained(override: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
         load_site(load_cluster(["cluster=slurm", override]))
 
 

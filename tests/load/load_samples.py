@@ -16,9 +16,9 @@ FRACTIONS = {"train": 0.5, "val": 0.3, "test": 0.2}
 
 
 def structures(n: int = N_STRUCTURES) -> list[Atoms]:
-    """Molecules, slabs and crystals of Cu, Ag and Au with EMT's labels."""
+    """Make molecules, slabs and crystals of Cu, Ag and Au with EMT labels."""
     rng = np.random.default_rng(0)
-    found = []
+    structures = []
     for index in range(n):
         if index % 3 == 0:
             atoms = Atoms("AuAg", positions=[[0, 0, 0], [0, 0, 2.7]], info={"charge": 1, "spin_multiplicity": 2})
@@ -32,8 +32,8 @@ def structures(n: int = N_STRUCTURES) -> list[Atoms]:
         atoms.get_potential_energy()
         if atoms.cell.rank == 3:
             atoms.get_stress()
-        found.append(atoms)
-    return found
+        structures.append(atoms)
+    return structures
 
 
 def forks(test: Callable[..., None]) -> Callable[..., None]:

@@ -26,30 +26,30 @@ def frames_of(store, split):
 def test_it_is_what_a_plain_computation_gives(store, monkeypatch):
     monkeypatch.setattr(normalisation, "BLOCK", 3)  # several blocks
     frames = frames_of(store, "train")
-    found = spec(store, cutoff=CUTOFF)
+    computed = spec(store, cutoff=CUTOFF)
     forces = np.concatenate([atoms.get_forces() for atoms in frames])
     energies = np.array([atoms.get_potential_energy() for atoms in frames])
     n_atoms = np.array([len(atoms) for atoms in frames])
     compositions = np.array([[np.sum(atoms.numbers == z) for z in (29, 47, 79)] for atoms in frames], dtype=float)
     e0s = np.linalg.lstsq(compositions, energies, rcond=None)[0]
-    assert (found.n_structures, found.n_atoms) == (len(frames), n_atoms.sum())
-    assert found.elements == [29, 47, 79]
-    assert list(found.e0s) == ["Cu", "Ag", "Au"]
-    assert list(found.e0s.values()) == pytest.approx(e0s.tolist(), rel=1e-9)
-    assert found.mean_energy_per_atom == pytest.approx((energies / n_atoms).mean(), rel=1e-12)
-    assert found.std_energy_per_atom == pytest.approx((energies / n_atoms).std(), rel=1e-9)
+    assert (computed.n_structures, computed.n_atoms) == (len(frames), n_atoms.sum())
+    assert computed.elements == [29, 47, 79]
+    assert list(computed.e0s) == ["Cu", "Ag", "Au"]
+    assert list(computed.e0s.values()) == pytest.approx(e0s.tolist(), rel=1e-9)
+    assert computed.mean_energy_per_atom == pytest.approx((energies / n_atoms).mean(), rel=1e-12)
+    assert computed.std_energy_per_atom == pytest.approx((energies / n_atoms).std(), rel=1e-9)
     residual = (energies - compositions @ e0s) / n_atoms
-    assert found.std_residual_per_atom == pytest.approx(np.sqrt((residual**2).mean()), rel=1e-9)
-    assert found.rms_force == pytest.approx(np.sqrt((forces**2).mean()), rel=1e-9)
-    assert found.max_force == pytest.approx(np.linalg.norm(forces, axis=1).max(), rel=1e-9)
+    assert computed.std_residual_per_atom == pytest.approx(np.sqrt((residual**2).mean()), rel=1e-9)
+    assert computed.rms_force == pytest.approx(np.sqrt((forces**2).mean()), rel=1e-9)
+    assert computed.max_force == pytest.approx(np.linalg.norm(forces, axis=1).max(), rel=1e-9)
     pairs = sum(len(neighbor_list("i", atoms, CUTOFF)) for atoms in frames)
-    assert found.avg_num_neighbors == pairs / n_atoms.sum()
+    assert computed.avg_num_neighbors == pairs / n_atoms.sum()
 
 
 def test_it_is_json(store):
-    found = daskpipe.load.spec(store, "val")
-    assert found.avg_num_neighbors is None
-    assert Spec(**json.loads(json.dumps(asdict(found)))) == found
+    computed = daskpipe.load.spec(store, "val")
+    assert computed.avg_num_neighbors is None
+    assert Spec(**json.loads(json.dumps(asdict(computed)))) == computed
 
 
 def test_a_fixed_stoichiometry_gives_the_smallest_norm(tmp_path):
@@ -60,9 +60,9 @@ def test_a_fixed_stoichiometry_gives_the_smallest_norm(tmp_path):
         atoms.calc = SinglePointCalculator(atoms, **results)
         frames.append(atoms)
     write_dataset(from_atoms(frames), tmp_path / "salt.zarr", attrs=ATTRS)
-    found = spec(tmp_path / "salt.zarr", split=None)
-    assert found.e0s == pytest.approx({"Na": -1.5, "Cl": -1.5})
-    assert found.std_residual_per_atom == pytest.approx(0, abs=1e-9)
+    computed = spec(tmp_path / "salt.zarr", split=None)
+    assert computed.e0s == pytest.approx({"Na": -1.5, "Cl": -1.5})
+    assert computed.std_residual_per_atom == pytest.approx(0, abs=1e-9)
 
 
 def test_an_empty_split_is_refused(tmp_path):

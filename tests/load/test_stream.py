@@ -18,7 +18,7 @@ SMALL = {"block": 3, "buffer": 2, "seed": 1}
 
 
 def batches_of(stream, workers=0, context=None):
-    """Rows of each batch, and its state."""
+    """Return the rows and the state of each batch."""
     loader = DataLoader(stream, batch_size=None, num_workers=workers, multiprocessing_context=context)
     return [(batch["index"].tolist(), batch.state) for batch in loader]
 
@@ -143,7 +143,7 @@ def test_one_pass_goes_on_and_later_ones_are_whole(store, workers, persistent):
     assert len(stream) == len(loader) == len(whole) - 1
     passes = []
     for _ in range(3):
-        n_batches = len(loader)  # torch warns of passes that are longer than it was told
+        n_batches = len(loader)  # torch warns of passes that are longer than this length
         passes.append([(batch["index"].tolist(), batch.state) for batch in loader])
         assert len(passes[-1]) == n_batches
     assert passes == [whole[1:], whole, whole]  # without set_epoch

@@ -19,8 +19,8 @@ with warnings.catch_warnings():
     from mace.tools.torch_geometric.dataloader import DataLoader
 
 
-def expected(ds, index, heads=("Default",), head="Default"):
-    """What MACE makes of a structure under the names that its files carry."""
+def convert_by_mace(ds, index, heads=("Default",), head="Default"):
+    """Convert a structure with MACE, under the names that its files have."""
     atoms = to_atoms(ds, index)
     atoms.info["REF_energy"] = atoms.get_potential_energy()
     atoms.arrays["REF_forces"] = atoms.get_forces()
@@ -35,14 +35,14 @@ def expected(ds, index, heads=("Default",), head="Default"):
     return AtomicData.from_config(config, AtomicNumberTable(ELEMENTS), CUTOFF, heads=list(heads))
 
 
-def assert_equal(found, wanted):
-    assert sorted(found.keys) == sorted(wanted.keys)
+def assert_equal(converted, wanted):
+    assert sorted(converted.keys) == sorted(wanted.keys)
     for name in wanted.keys:
         if isinstance(wanted[name], torch.Tensor):
-            assert found[name].dtype == wanted[name].dtype, name
-            assert torch.equal(found[name], wanted[name]), name
+            assert converted[name].dtype == wanted[name].dtype, name
+            assert torch.equal(converted[name], wanted[name]), name
         else:
-            assert found[name] == wanted[name], name
+            assert converted[name] == wanted[name], name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -55,9 +55,11 @@ def test_field_by_field_what_mace_makes_itself(store, dtype):
         assert len(data) == N_STRUCTURES
         weights = set()
         for index in range(N_STRUCTURES):
-            found = data[index]
-            assert_equal(found, expected(ds, index))
-            weights.add((found.energy_weight.item(), found.stress_weight.item(), found.virials_weight.item()))
+            converted = data[index]
+            assert_equal(converted, convert_by_mace(ds, index))
+            weights.add(
+                (converted.energy_weight.item(), converted.stress_weight.item(), converted.virials_weight.item())
+            )
         assert weights == {(1.0, 1.0, 0.0), (1.0, 0.0, 0.0)}  # molecules have no stress
     finally:
         torch.set_default_dtype(before)
@@ -68,11 +70,11 @@ def test_items_batches_and_heads(store):
     data = TorchDataset(store)
     heads = ("pbe", "scan")
     options = {"heads": heads, "head": "scan"}
-    (found,) = mace_data(data[3], ELEMENTS, CUTOFF, **options)
-    assert_equal(found, expected(ds, 3, **options))
-    assert found.head == 1
-    for found, index in zip(mace_data(data.__getitems__([5, 2]), ELEMENTS, CUTOFF), (5, 2), strict=True):
-        assert_equal(found, expected(ds, index))
+    (converted,) = mace_data(data[3], ELEMENTS, CUTOFF, **options)
+    assert_equal(converted, convert_by_mace(ds, 3, **options))
+    assert converted.head == 1
+    for converted, index in zip(mace_data(data.__getitems__([5, 2]), ELEMENTS, CUTOFF), (5, 2), strict=True):
+        assert_equal(converted, convert_by_mace(ds, index))
 
 
 def test_maces_own_loader_takes_it(store):

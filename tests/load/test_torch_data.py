@@ -308,7 +308,7 @@ def test_what_is_not_raw_is_not_mapped(store, change):
     assert not is_mappable(metadata | change)
 
 
-def test_importing_the_room_imports_no_torch():
+def test_importing_the_package_imports_no_torch():
     code = "import sys, daskpipe.load; assert not {'torch', 'xarray', 'zarr'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     import daskpipe.load

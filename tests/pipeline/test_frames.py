@@ -439,10 +439,14 @@ WRONG: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "glob": (InputError, r"'\*.traj' meets no file in", {"paths": ["*.traj"]}),
     "override": (
         ConfigError,
-        r"'label=emt' is of no use here: overrides begin with describe, select, cluster, seed",
+        r"'label=emt' cannot be used here: overrides begin with describe, select, cluster, seed",
         {"overrides": ["label=emt"]},
     ),
-    "override of a key": (ConfigError, r"'~explore.dynamics' is of no use here", {"overrides": ["~explore.dynamics"]}),
+    "override of a key": (
+        ConfigError,
+        r"'~explore.dynamics' cannot be used here",
+        {"overrides": ["~explore.dynamics"]},
+    ),
     "parameter": (ConfigError, r"Did you mean 'r_cut'\?", {"overrides": ["describe.params.rcut=3"]}),
     "method": (
         ConfigError,
@@ -452,12 +456,12 @@ WRONG: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "level": (ConfigError, r"type describe.level=atom", {"overrides": ["select=environments"]}),
     "against missing": (
         InputError,
-        r"lost.zarr does not exist; select.against wants a dataset.zarr or a file of frames",
+        r"lost.zarr does not exist; select.against takes a dataset.zarr or a file of frames",
         {"overrides": ["select.against=lost.zarr"]},
     ),
     "against of an unknown format": (
         InputError,
-        r"notes.txt is in no known format; select.against wants a dataset.zarr or one of POSCAR\*",
+        r"notes.txt is in no known format; select.against takes a dataset.zarr or one of POSCAR\*",
         {"overrides": ["select.against=notes.txt"]},
     ),
     "against a folder": (

@@ -146,7 +146,7 @@ def test_wrong_input(datasets: list[Path], client: Client, tmp_path: Path) -> No
         merge_with([datasets[0], tmp_path / "nothing"], tmp_path / "out.zarr", client)
     with pytest.raises(ConfigError, match=r"out.h5 must end in .zarr"):
         merge_with(datasets, tmp_path / "out.h5", client)
-    with pytest.raises(ConfigError, match=r"'select.n=3' is of no use here: overrides begin with store, describe"):
+    with pytest.raises(ConfigError, match=r"'select.n=3' cannot be used here: overrides begin with store, describe"):
         merge_with(datasets, tmp_path / "out.zarr", client, "select.n=3")
     with pytest.raises(ConfigError, match="one.zarr exists; give another name, or --force to replace it"):
         merge_with(datasets, datasets[0], client)
@@ -242,5 +242,5 @@ def test_wrong_imports(datasets: list[Path], tmp_path: Path) -> None:
         daskpipe.import_labelled([str(tmp_path / "x.cif")], tmp_path / "out.zarr", method="one")
     with pytest.raises(ConfigError, match=r"unknown export format 'npz'.*csv, cold"):
         export_on_cluster(datasets[0], "npz", tmp_path / "x.npz")
-    with pytest.raises(ConfigError, match="a cold copy is of the whole dataset; leave --split out"):
+    with pytest.raises(ConfigError, match="a cold copy holds the whole dataset; leave --split out"):
         export_on_cluster(datasets[0], "cold", tmp_path / "x.zarr", split="train")

@@ -103,8 +103,8 @@ def test_against_a_file_of_frames(reference: Result, second: Result, client: Cli
 @pytest.mark.parametrize(
     ("against", "message"),
     [
-        ("lost.zarr", r"lost.zarr does not exist; select.against wants a dataset.zarr or a file of frames"),
-        ("notes.txt", r"notes.txt is in no known format; select.against wants a dataset.zarr or one of POSCAR\*"),
+        ("lost.zarr", r"lost.zarr does not exist; select.against takes a dataset.zarr or a file of frames"),
+        ("notes.txt", r"notes.txt is in no known format; select.against takes a dataset.zarr or one of POSCAR\*"),
         ("", r"is a run and not a dataset; type .*dataset.zarr"),
     ],
 )

@@ -9,7 +9,19 @@ import pytest
 import torch
 
 from daskpipe.core.errors import ConfigError
-from daskpipe.potentials import POTENTIALS, Failure, build_potential, evaluate, identify_potential
+from daskpipe.potentials import (
+    POTENTIALS,
+    Failure,
+    Traits,
+    build_potential,
+    describe_potential,
+    evaluate,
+    identify_potential,
+    list_packages,
+    traits_of,
+)
+from daskpipe.potentials import emt as emt_module
+from daskpipe.potentials.catalogue import make_paths_absolute
 
 SHA256_HEX = 64
 
@@ -18,7 +30,7 @@ def test_names() -> None:
     assert POTENTIALS.known_names() == ["chgnet", "committee", "emt", "lj", "mace", "xtb"]
 
 
-def test_importing_the_room_imports_no_library() -> None:
+def test_importing_the_package_imports_no_library() -> None:
     code = "import sys, daskpipe.potentials; print({'torch', 'ase', 'mace', 'torch_sim', 'chgnet'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -39,7 +51,7 @@ def test_identity_is_light_and_stable(name: str) -> None:
     assert found.elements is None or "Cu" in found.elements
 
 
-def test_identity_hangs_on_parameters() -> None:
+def test_identity_depends_on_parameters() -> None:
     assert identify_potential("lj", {}) == identify_potential("lj", {"sigma": 3.4})
     assert identify_potential("lj", {}).hash != identify_potential("lj", {"sigma": 3.5}).hash
     assert identify_potential("xtb", {"method": "GFN1-xTB"}).hash != identify_potential("xtb", {}).hash
@@ -115,3 +127,41 @@ def test_a_plugin_is_found_built_and_identified(tmp_path: Path, monkeypatch: pyt
     assert identify_potential("zero", {}).hash != identify_potential("zero", {"shift": 1.0}).hash
     with pytest.raises(ConfigError, match=r"unknown parameter 'shfit'\. Did you mean 'shift'"):
         identify_potential("zero", {"shfit": 1.0})
+
+
+# --- facts ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(POTENTIALS.table))
+def test_each_potential_has_a_sentence_for_people(name: str) -> None:
+    sentence = describe_potential(name)
+    assert sentence.endswith(".")
+    assert "doi" not in sentence
+
+
+def test_packages_are_those_that_the_potentials_state() -> None:
+    assert list_packages() == ["ase", "torch-sim-atomistic", "mace-torch", "chgnet", "tblite"]
+    assert traits_of("committee") == Traits(members="members", measures_disagreement=True)
+
+
+@pytest.mark.parametrize(("extra", "typed"), [(None, "no-such-package"), ("heavy", r"'daskpipe\[heavy\]'")])
+def test_a_missing_package_is_named_with_what_to_type(
+    extra: str | None, typed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emt_module, "TRAITS", Traits(packages=("ase", "no-such-package"), extra=extra))
+    with pytest.raises(ConfigError, match=rf"'emt' needs the package no-such-package; pip install {typed}$"):
+        identify_potential("emt", {})
+
+
+def test_paths_of_model_files_become_absolute_in_members_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.model").touch()
+    params = {"model": "own.model", "head": "pbe"}
+    absolute = {"model": str(tmp_path / "own.model"), "head": "pbe"}
+    assert make_paths_absolute("mace", params) == absolute
+    assert make_paths_absolute("mace", {"model": "bundled"}) == {"model": "bundled"}, "which is no file"
+    members = [{"name": "mace", "params": params}, {"name": "emt"}]
+    assert make_paths_absolute("committee", {"members": members}) == {
+        "members": [{"name": "mace", "params": absolute}, {"name": "emt"}]
+    }
+    assert params["model"] == "own.model", "what was given is left alone"

@@ -31,7 +31,8 @@ def test_teachers_without_charge_refuse_ions_and_label_the_rest(name: str, param
     cation, neutral, said = evaluate(potential, [with_charge(PAIR, 2), PAIR, with_charge(PAIR, 0)])
     assert cation == Failure(
         reason="charge",
-        evidence="a charge of +2 e, and the potential knows none: its labels would be those of the neutral structure; "
+        evidence="a charge of +2 e, and the potential does not know charges: its labels would be those of the neutral "
+        "structure; "
         "take a potential that does, e.g. xtb",
     )
     assert isinstance(neutral, Results)

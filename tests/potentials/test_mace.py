@@ -120,7 +120,7 @@ def test_a_model_with_vectors_and_without_repulsion_is_given_back(tmp_path: Path
 def test_trained_constants_are_refused(tmp_path: Path) -> None:
     module = random_module()
     module.radial_embedding.bessel_fn.bessel_weights *= 1.1
-    with pytest.raises(InputError, match="bessel_weights is not what its hyper-parameters give"):
+    with pytest.raises(InputError, match="bessel_weights does not follow from its hyper-parameters"):
         save_model(module, tmp_path / "odd.safetensors")
 
 

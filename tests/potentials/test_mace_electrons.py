@@ -107,7 +107,7 @@ def test_a_model_that_asks_for_more_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "hot.model"
     spec = {"type": "continuous", "per": "graph", "in_dim": 1, "emb_dim": 4}
     save(changed_module(embedding_specs={**SPECS, "elec_temp": spec}), path)
-    with pytest.raises(InputError, match=r"hot\.model' asks for elec_temp of each structure; daskpipe knows"):
+    with pytest.raises(InputError, match=r"hot\.model' needs elec_temp of each structure; daskpipe knows"):
         build_potential("mace", {"model": str(path)}, "cpu")
 
 

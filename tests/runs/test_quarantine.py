@@ -222,7 +222,7 @@ def test_a_duplicate_is_left_where_it_is(type_command: Callable[..., Any], run_d
     directory = RunDirectory(run_dir)
     twin = Rejection(stage="generate", structure="ff/0", reason="duplicate", evidence="Cu equals the seed Cu")
     directory.write_quarantine([twin])
-    with pytest.raises(ConfigError, match="equals another seed .Cu equals the seed Cu., and would again; leave it"):
+    with pytest.raises(ConfigError, match="equals another seed .Cu equals the seed Cu., and would do so again"):
         release_rejections(run_dir, [directory.quarantine_file(twin).stem])
     for path in (run_dir / "quarantine").glob("*.json"):
         if path != directory.quarantine_file(twin):

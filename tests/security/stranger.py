@@ -42,7 +42,7 @@ def ask_for_page(url: str) -> str:
 
 def give_orders(place: str, canaries: Path, ways: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, str]:
     """Give each order in each way; return what came of it."""
-    found = {}
+    results = {}
     for way, (protocol, connection) in ways.items():
         for operation in OPERATIONS:
             canary = canaries / f"{operation} {way} {place}".replace(" ", "-")
@@ -50,19 +50,19 @@ def give_orders(place: str, canaries: Path, ways: dict[str, tuple[str, dict[str,
                 answer = str(order(f"{protocol}://{place}", operation, canary, **connection))
             except (OSError, ValueError, MemoryError) as error:  # bytes of the other protocol have many faces
                 answer = f"{type(error).__name__}: {error}"
-            found[f"{way} {operation}"] = answer
-    return found
+            results[f"{way} {operation}"] = answer
+    return results
 
 
 def try_all(canaries: Path, places: list[str], ways: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     """Ask each place for the pages, and give what is no web server the orders; return what came of each try."""
-    found = {}
+    results = {}
     for place in places:
-        found[place] = {f"/{path}": ask_for_page(f"http://{place}/{path}") for path in PAGES}
+        results[place] = {f"/{path}": ask_for_page(f"http://{place}/{path}") for path in PAGES}
         # A web server takes no orders, and Dask's client would take its answer for the length of a message.
-        if not any(answer[:3].isdigit() for answer in found[place].values()):
-            found[place] |= give_orders(place, canaries, ways)
-    return found
+        if not any(answer[:3].isdigit() for answer in results[place].values()):
+            results[place] |= give_orders(place, canaries, ways)
+    return results
 
 
 def main() -> None:

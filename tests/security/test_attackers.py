@@ -161,8 +161,8 @@ def test_a_local_cluster_listens_on_loopback_only(tmp_path: Path) -> None:
         "if __name__ == '__main__':\n"
         "  with connect(Cluster(workers=1, gpus=0)):\n"
         "    family = [psutil.Process(), *psutil.Process().children(recursive=True)]\n"
-        "    found = [c for p in family for c in p.net_connections('inet') if c.status == psutil.CONN_LISTEN]\n"
-        "    print(len(found), *sorted({c.laddr.ip for c in found}))\n"
+        "    listeners = [c for p in family for c in p.net_connections('inet') if c.status == psutil.CONN_LISTEN]\n"
+        "    print(len(listeners), *sorted({c.laddr.ip for c in listeners}))\n"
     )
     file = tmp_path / "program.py"
     file.write_text(program)

@@ -137,7 +137,7 @@ def test_arrays_and_archives_are_no_input(name: str, canary: Path, type_command:
         np.savez(path, allow_pickle=True, positions=object_array(canary))
     else:
         path.write_bytes(pickle.dumps(Bomb(canary)))
-    for words, said in (
+    for words, complaint in (
         (["select", name, "-n", "1", "-o", "out.extxyz"], "in no known format"),
         (["import", name, "-o", "out.zarr", "--method", "PBE"], "holds no labels that can be read"),
         (["verify", name], "is not a Zarr store"),
@@ -146,7 +146,7 @@ def test_arrays_and_archives_are_no_input(name: str, canary: Path, type_command:
     ):
         typed = type_command(*words)
         assert typed.code in (2, 3), (words, typed.err)
-        assert said in typed.err, words
+        assert complaint in typed.err, words
         assert "Traceback" not in typed.err
 
 
@@ -199,7 +199,7 @@ def test_a_config_looks_nothing_up(
     monkeypatch.setenv("SECRET", "hunter2")
     typed = type_command("config", "show", "emt_alloy", override)
     assert typed.code == 2
-    assert "only keys may be, ${key.path}: type the value" in typed.err
+    assert "only keys of the config may be, as ${key.path}: type the value" in typed.err
     assert "hunter2" not in typed.out + typed.err
 
 
@@ -243,7 +243,7 @@ def laughs() -> str:
 
 @pytest.mark.parametrize("where", ["preset", "run", "site"])
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "complaint"),
     [
         (laughs(), "stands for more than 100,000 values; write out what its aliases repeat"),
         ("a: &a [*a]\n", "stands for more than 100,000 values"),
@@ -253,7 +253,7 @@ def laughs() -> str:
     ids=["laughs", "endless", "deep", "tag"],
 )
 def test_yaml_that_is_a_bomb(
-    where: str, text: str, said: str, canary: Path, type_command: Command, tmp_path: Path
+    where: str, text: str, complaint: str, canary: Path, type_command: Command, tmp_path: Path
 ) -> None:
     name = {"preset": "bomb.yaml", "run": "run/config.yaml", "site": "bomb.yaml"}[where]
     (tmp_path / "run").mkdir()
@@ -265,7 +265,7 @@ def test_yaml_that_is_a_bomb(
     }
     typed = type_command(*words[where])
     assert typed.code == 2
-    assert said in typed.err
+    assert complaint in typed.err
     assert "Traceback" not in typed.err
 
 
@@ -364,9 +364,9 @@ def test_a_run_goes_on_where_other_input_is_good(
         if "daskpipe" in line and "\\x1b" not in line:
             subprocess.run(["sh", "-nc", line], check=True)
     for verb in ("status", "fsck", "quarantine", "quality", "verify"):
-        told = type_command(verb, run)
-        assert told.code == (verb == "quality"), (verb, told.err)  # two structures are no good dataset
-        assert is_safe(told.out + told.err), verb
+        typed = type_command(verb, run)
+        assert typed.code == (verb == "quality"), (verb, typed.err)  # two structures are no good dataset
+        assert is_safe(typed.out + typed.err), verb
     assert is_safe((directory.root / "daskpipe.log").read_text())
     assert type_command("report", run).code == 0
     page = (directory.root / "report.html").read_text()
@@ -394,10 +394,10 @@ def test_errors_do_not_steer_the_terminal(canary: Path, type_command: Command) -
 
 @pytest.mark.parametrize("char", ["\x00", "\x07", "\x1b", "\x9b", "\r", "\x7f", "\u202e", "\u2028", "\ufeff", "\udcff"])
 def test_what_steers_a_terminal_is_spelled_out(char: str) -> None:
-    said = make_printable(f"a{char}b\nc Å²")
-    assert is_safe(said)
-    assert said == f"a{char.encode('unicode_escape').decode()}b\nc Å²"
-    said.encode()
+    printed = make_printable(f"a{char}b\nc Å²")
+    assert is_safe(printed)
+    assert printed == f"a{char.encode('unicode_escape').decode()}b\nc Å²"
+    printed.encode()
 
 
 # --- run directories of others --------------------------------------------------------------------------
@@ -462,7 +462,7 @@ LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "complaint"),
     [
         (
             harm("positions", codecs=[{"name": "evil", "configuration": {}}]),
@@ -489,7 +489,7 @@ LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 )
 def test_a_dataset_of_another_is_opened_for_what_it_is_or_not_at_all(
     change: Callable[[dict[str, Any]], None],
-    said: str,
+    complaint: str,
     canary: Path,
     little_memory: None,
     reference: Result,
@@ -500,7 +500,7 @@ def test_a_dataset_of_another_is_opened_for_what_it_is_or_not_at_all(
     root = json.loads((evil / "zarr.json").read_text())
     change(root)
     (evil / "zarr.json").write_text(json.dumps(root))
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=complaint):
         daskpipe.open_dataset(evil)
 
 

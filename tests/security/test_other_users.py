@@ -39,7 +39,7 @@ class Stranger:
     Parameters
     ----------
     run_dir
-        Of the run that is watched; programs of its jobs are found by it.
+        Of the run that is watched; programs of its jobs are recognised by it.
     folder
         Where orders that are obeyed leave files.
     """
@@ -74,8 +74,8 @@ class Stranger:
             if "daskpipe.cluster.worker" in (words := process.info["cmdline"] or [])
             and str(self.run_dir) in " ".join(words)
         ]
-        found = [each for one in [psutil.Process(), *jobs] for each in (one, *one.children(recursive=True))]
-        return [process for process in found if not process.name().startswith(("slurm", "munge"))]
+        processes = [each for one in [psutil.Process(), *jobs] for each in (one, *one.children(recursive=True))]
+        return [process for process in processes if not process.name().startswith(("slurm", "munge"))]
 
     def pages(self) -> set[str]:
         """Return the beginnings of the pages that were shown."""

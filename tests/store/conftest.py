@@ -15,7 +15,7 @@ from daskpipe.core.structures import from_atoms, round_positions, structure_id
 Make = Callable[..., xr.Dataset]
 
 
-def frame(kind: int, rng: np.random.Generator) -> Atoms:
+def make_frame(kind: int, rng: np.random.Generator) -> Atoms:
     if kind == 0:
         atoms = bulk("Cu", cubic=True) * (1, 1, 2)
         atoms.info["system_type"] = "alloy"
@@ -37,7 +37,7 @@ def make_structures(n: int, seed: int = 0, *, frames_per_seed: int = 3) -> list[
     rng = np.random.default_rng(seed)
     structures = []
     for index in range(n):
-        atoms = frame(index % 4, rng)
+        atoms = make_frame(index % 4, rng)
         if index % frames_per_seed == 0:
             parent = structure_id(atoms)  # the first frame is the seed itself and has no parent
         else:

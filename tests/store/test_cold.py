@@ -1,4 +1,4 @@
-"""The compressed copy: the same numbers to every reader, and damage that is named."""
+"""A compressed copy has the same numbers for every reader, and damage is named."""
 
 from pathlib import Path
 
@@ -32,8 +32,8 @@ def copies(make_dataset, tmp_path, monkeypatch) -> tuple[Path, Path]:
 def test_every_reader_finds_the_same_numbers(copies):
     warm, copy = copies
     expected = open_dataset(warm).load()
-    for found in (xr.open_zarr(copy).load(), open_dataset(copy).load()):
-        xr.testing.assert_identical(found.drop_attrs(), expected.drop_attrs())
+    for ds in (xr.open_zarr(copy).load(), open_dataset(copy).load()):
+        xr.testing.assert_identical(ds.drop_attrs(), expected.drop_attrs())
     group = zarr.open_group(copy, mode="r")
     assert group["positions"].shards == (40, 3)
     assert group["positions"].chunks == (8, 3)

@@ -1,4 +1,4 @@
-"""Frames without lineage: which belong together, whatever order they come in."""
+"""Frames without lineage are connected by their geometry, in any order of the frames."""
 
 import numpy as np
 import pytest
@@ -18,12 +18,12 @@ from daskpipe.store.stage import arrange_and_write
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
-def frame(atoms: Atoms) -> Frame:
+def make_frame(atoms: Atoms) -> Frame:
     return Frame(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc)
 
 
-def trajectories(n: int, n_frames: int, seed: int = 0) -> list[Atoms]:
-    """Trajectories of one composition, Cu4Au4: each its own places of the atoms of gold; EMT labels."""
+def make_trajectories(n: int, n_frames: int, seed: int = 0) -> list[Atoms]:
+    """Make trajectories of one composition, Cu4Au4, each with gold on other sites; EMT labels."""
     rng = np.random.default_rng(seed)
     frames = []
     places = [np.sort(rng.permutation(8)[:4]).tolist() for _ in range(4 * n)]
@@ -57,7 +57,7 @@ def test_frames_of_one_system_are_near_and_others_are_not():
     crossed = shaken.copy()
     crossed.positions[3] += crossed.cell[0]  # over the boundary
     for other in (shaken, strained, crossed):
-        assert is_near(frame(crystal), frame(other))
+        assert is_near(make_frame(crystal), make_frame(other))
     melted = crystal.copy()
     melted.positions[5] += [JUMP + 0.2, 0, 0]
     swapped = crystal.copy()
@@ -65,7 +65,7 @@ def test_frames_of_one_system_are_near_and_others_are_not():
     pressed = crystal.copy()
     pressed.set_cell(0.8 * crystal.cell, scale_atoms=True)
     for other in (melted, swapped, pressed, bulk("Cu", cubic=True)):
-        assert not is_near(frame(crystal), frame(other))
+        assert not is_near(make_frame(crystal), make_frame(other))
 
 
 def test_molecules_are_compared_without_their_rotation():
@@ -73,15 +73,15 @@ def test_molecules_are_compared_without_their_rotation():
     turned = ethanol.copy()
     turned.rotate(123, (1, 2, 3))
     turned.positions += [5, 6, 7]
-    assert is_near(frame(ethanol), frame(turned))
+    assert is_near(make_frame(ethanol), make_frame(turned))
     mirrored = ethanol.copy()
     mirrored.set_dihedral(2, 0, 1, 3, ethanol.get_dihedral(2, 0, 1, 3) + 120, indices=[3, 4, 8])
-    assert not is_near(frame(ethanol), frame(mirrored))
+    assert not is_near(make_frame(ethanol), make_frame(mirrored))
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_trajectories_are_whole_whatever_the_order(shuffled):
-    frames = trajectories(8, 12)
+    frames = make_trajectories(8, 12)
     if shuffled:
         frames = [frames[row] for row in np.random.default_rng(3).permutation(len(frames))]
     ds = arrange_dataset(from_atoms(frames), seed=0, fractions=FRACTIONS, rule=Split(near_duplicates=0))
@@ -94,29 +94,29 @@ def test_trajectories_are_whole_whatever_the_order(shuffled):
 
 
 def test_many_frames_are_compared_with_their_neighbours(monkeypatch):
-    frames = trajectories(4, 40)
+    frames = make_trajectories(4, 40)
     ds = from_atoms([frames[row] for row in np.random.default_rng(3).permutation(len(frames))])
     columns = {name: ds[name].values for name in ("structure_id", "generator", "features")}
     ordered = [frames[row] for row in np.random.default_rng(3).permutation(len(frames))]
-    exact = connect_frames(columns, lambda row: frame(ordered[row]))
+    exact = connect_frames(columns, lambda row: make_frame(ordered[row]))
     assert len(set(exact.tolist())) == 4
     monkeypatch.setattr("daskpipe.store.connectivity.MOST_FRAMES", 10)
-    assert np.array_equal(connect_frames(columns, lambda row: frame(ordered[row])), exact)
+    assert np.array_equal(connect_frames(columns, lambda row: make_frame(ordered[row])), exact)
 
 
 def test_rows_with_lineage_are_not_connected():
-    frames = trajectories(2, 5)
+    frames = make_trajectories(2, 5)
     for atoms in frames:
         atoms.info["generator"] = "alloys"
     ds = from_atoms(frames)
     columns = {name: ds[name].values for name in ("structure_id", "generator", "composition", "features")}
-    assert connect_frames(columns, lambda row: frame(frames[row])).tolist() == [-1] * 10
+    assert connect_frames(columns, lambda row: make_frame(frames[row])).tolist() == [-1] * 10
     columns["generator"] = np.full(10, "import")
-    assert connect_frames(columns, lambda row: frame(frames[row])).tolist() == [0] * 5 + [5] * 5
+    assert connect_frames(columns, lambda row: make_frame(frames[row])).tolist() == [0] * 5 + [5] * 5
 
 
-def test_the_gate_says_so_where_trajectories_are_torn(tmp_path):
-    frames = trajectories(8, 12)
+def test_the_gate_reports_torn_trajectories(tmp_path):
+    frames = make_trajectories(8, 12)
     attrs = {"dataset_key": "k"}
     arrange_and_write(from_atoms(frames), tmp_path / "whole", seed=0, fractions=FRACTIONS, attrs=attrs)
     arrange_and_write(
@@ -138,7 +138,7 @@ def test_the_gate_says_so_where_trajectories_are_torn(tmp_path):
 
 
 def test_one_trajectory_is_cut_into_blocks_of_time():
-    frames = trajectories(1, 100)
+    frames = make_trajectories(1, 100)
     for step, atoms in enumerate(frames):
         atoms.info |= {"step": step, "parent_id": bytes(15) + b"\1"}
     shuffled = [frames[row] for row in np.random.default_rng(3).permutation(100)]
@@ -155,7 +155,7 @@ def test_one_trajectory_is_cut_into_blocks_of_time():
 
 
 def test_a_short_trajectory_is_left_alone():
-    frames = trajectories(1, 12)
+    frames = make_trajectories(1, 12)
     for step, atoms in enumerate(frames):
         atoms.info |= {"step": step, "parent_id": bytes(15) + b"\1"}
     ds = arrange_dataset(from_atoms(frames), seed=0, fractions=FRACTIONS, rule=Split(near_duplicates=0))

@@ -102,7 +102,7 @@ def test_one_split(store, tmp_path):
 
 
 def without_times(out: Path) -> list[list[object]]:
-    """All that ASE databases hold, but when it was written."""
+    """Read the content of ASE databases, without the times of writing."""
     files = sorted(out.glob("*.aselmdb")) if out.is_dir() else [out]
     rows = []
     for file in files:
@@ -113,9 +113,9 @@ def without_times(out: Path) -> list[list[object]]:
     return rows
 
 
-def hdf5(out: Path) -> dict[str, object]:
-    """All that HDF5 files hold; a folder of them as if it were one file."""
-    found: dict[str, object] = {}
+def read_hdf5(out: Path) -> dict[str, object]:
+    """Read the content of HDF5 files; a folder of them as if it were one file."""
+    content: dict[str, object] = {}
     n = 0
     for path in sorted(out.iterdir()) if out.is_dir() else [out]:
         with h5py.File(path) as file:
@@ -129,9 +129,14 @@ def hdf5(out: Path) -> dict[str, object]:
                 if isinstance(item := file[name], h5py.Dataset):
                     place = "/".join(order.get(word, word) for word in name.split("/"))
                     attrs = {key: np.asarray(value).tolist() for key, value in item.attrs.items()}
-                    found[place] = (str(item.dtype), item.shape, item[()].tobytes() if item.shape else item[()], attrs)
-            found |= {f"@{key}": value for key, value in file.attrs.items()}
-    return found
+                    content[place] = (
+                        str(item.dtype),
+                        item.shape,
+                        item[()].tobytes() if item.shape else item[()],
+                        attrs,
+                    )
+            content |= {f"@{key}": value for key, value in file.attrs.items()}
+    return content
 
 
 SAME_FOR_ANY_PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
@@ -139,9 +144,9 @@ SAME_FOR_ANY_PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "csv": ("x.csv", Path.read_bytes),
     "ase-db": ("x.db", without_times),
     "aselmdb": ("x", without_times),
-    "hdf5": ("x.h5", hdf5),
-    "mace-hdf5": ("x.h5", hdf5),
-    "mace-hdf5 folder": ("x", hdf5),
+    "hdf5": ("x.h5", read_hdf5),
+    "mace-hdf5": ("x.h5", read_hdf5),
+    "mace-hdf5 folder": ("x", read_hdf5),
     "parquet": ("x.parquet", lambda out: pq.read_table(out).to_pylist()),
 }
 
@@ -152,7 +157,7 @@ def test_number_and_order_of_parts_do_not_matter(case, store, tmp_path, monkeypa
     n_parts = []
 
     def elsewhere(calls: Sequence[Callable[[], int]]) -> list[int]:
-        """Run them as workers would: pickled, in another order."""
+        """Run the calls as workers would: pickled, in another order."""
         n_parts.append(len(calls))
         answers = {row: pickle.loads(pickle.dumps(calls[row]))() for row in reversed(range(len(calls)))}
         return [answers[row] for row in range(len(calls))]

@@ -66,13 +66,13 @@ def test_loss_falls(store: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", TRAIN, *map(str, range(len(FILES)))]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = []
+    losses_of = []
     for number in range(len(FILES)):
         (log,) = (tmp_path / "results").glob(f"tiny{number}_*_train.txt")
         lines = [json.loads(line) for line in log.read_text().splitlines()]
-        found.append([line["loss"] for line in lines if line["mode"] == "eval"])
-        assert len(found[-1]) > TINY["max_num_epochs"]
-        assert found[-1][-1] < 0.8 * found[-1][0]
+        losses_of.append([line["loss"] for line in lines if line["mode"] == "eval"])
+        assert len(losses_of[-1]) > TINY["max_num_epochs"]
+        assert losses_of[-1][-1] < 0.8 * losses_of[-1][0]
         assert (tmp_path / f"tiny{number}.model").exists()
-    for losses in found[1:]:  # the same numbers, from whatever file
-        assert losses[0] == pytest.approx(found[0][0], rel=1e-6)
+    for losses in losses_of[1:]:  # the same numbers, from whatever file
+        assert losses[0] == pytest.approx(losses_of[0][0], rel=1e-6)

@@ -1,4 +1,4 @@
-"""Each format, read by the program that it is for: equal numbers for molecules, slabs and bulk."""
+"""Each format, read by the program for which it is made: equal numbers for molecules, slabs and bulk."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ NUMERIC_LOOKING = ("1e5", "nan", "True")
 """Words that a reader may take for something else."""
 
 
-def mixed() -> Iterator[Atoms]:
-    """Ions, radicals, slabs, bulk, single atoms; with and without stress, moments, charges and parents."""
+def make_structures() -> Iterator[Atoms]:
+    """Make ions, radicals, slabs, bulk and single atoms, with and without stress, moments, charges and parents."""
     rng = np.random.default_rng(3)
     for number in range(3):
         for name, charge, spin in (("H2O", 0, 1), ("CH3", 0, 2), ("O2", 0, 3), ("OH", -1, 1), ("CH4", 1, 2)):
@@ -57,10 +57,10 @@ def mixed() -> Iterator[Atoms]:
         yield Atoms("Au", info={"system_type": NUMERIC_LOOKING[number]})
 
 
-def labelled() -> list[Atoms]:
+def label_structures() -> list[Atoms]:
     rng = np.random.default_rng(4)
     structures: list[Atoms] = []
-    for number, atoms in enumerate(mixed()):
+    for number, atoms in enumerate(make_structures()):
         atoms.rattle(0.1, rng=rng)
         round_positions(atoms)
         atoms.info |= {"generator": NUMERIC_LOOKING[number % 3], "label_method": "made_up", "label_status": "ok"}
@@ -81,7 +81,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mixed") / "dataset.zarr"
     fractions = {"train": 0.5, "val": 0.25, "test": 0.25}
     attrs = {"dataset_key": "k1", "label_potential": json.dumps({"name": "Made Up"})}
-    arrange_and_write(from_atoms(labelled()), path, seed=0, fractions=fractions, attrs=attrs)
+    arrange_and_write(from_atoms(label_structures()), path, seed=0, fractions=fractions, attrs=attrs)
     return path
 
 
@@ -100,32 +100,34 @@ def test_the_set_has_what_makes_a_difference(stored: list[Atoms]) -> None:
     assert {atoms.info["charge"] for atoms in stored} == {-1, 0, 1}
 
 
-def check_atoms(found: Atoms, stored: Atoms) -> None:
-    """Geometry and labels are the stored ones, and what was not stored is not there."""
-    assert np.array_equal(found.numbers, stored.numbers)
-    assert np.array_equal(found.positions.astype("f4"), stored.positions.astype("f4"))
-    assert np.array_equal(found.cell.array, stored.cell.array)
-    assert np.array_equal(found.pbc, stored.pbc)
+def check_atoms(exported: Atoms, stored: Atoms) -> None:
+    """Check that geometry and labels are the stored ones, and that nothing else is there."""
+    assert np.array_equal(exported.numbers, stored.numbers)
+    assert np.array_equal(exported.positions.astype("f4"), stored.positions.astype("f4"))
+    assert np.array_equal(exported.cell.array, stored.cell.array)
+    assert np.array_equal(exported.pbc, stored.pbc)
     wanted = stored.calc.results
-    assert {name for name in found.calc.results if name in ("energy", "forces", "stress", "magmoms")} == set(wanted)
-    assert found.calc.results["energy"] == wanted["energy"]
+    assert {name for name in exported.calc.results if name in ("energy", "forces", "stress", "magmoms")} == set(wanted)
+    assert exported.calc.results["energy"] == wanted["energy"]
     for name in set(wanted) - {"energy"}:
-        assert np.array_equal(found.calc.results[name].astype("f4"), wanted[name].astype("f4")), name
+        assert np.array_equal(exported.calc.results[name].astype("f4"), wanted[name].astype("f4")), name
     for name in ("initial_charges", "initial_magmoms"):
-        assert found.has(name) == stored.has(name)
-        assert not stored.has(name) or np.array_equal(found.arrays[name].astype("f4"), stored.arrays[name].astype("f4"))
+        assert exported.has(name) == stored.has(name)
+        assert not stored.has(name) or np.array_equal(
+            exported.arrays[name].astype("f4"), stored.arrays[name].astype("f4")
+        )
 
 
 def test_ase_reads_extxyz(store: Path, stored: list[Atoms], tmp_path: Path) -> None:
     made = export(store, "extxyz", tmp_path / "all.extxyz")
     assert (made.n_structures, made.files, made.reader) == (len(stored), ("all.extxyz",), "ase.io.iread")
     assert {"initial_charges", "initial_magmoms", "magmoms", "split"} < set(made.fields)
-    for found, atoms in zip(ase.io.read(tmp_path / "all.extxyz", ":"), stored, strict=True):
-        check_atoms(found, atoms)
-        # What nobody says is not exported: an odd number of electrons makes no doublet of a piece of copper.
+    for exported, atoms in zip(ase.io.read(tmp_path / "all.extxyz", ":"), stored, strict=True):
+        check_atoms(exported, atoms)
+        # An unknown spin is not exported: a piece of copper with an odd number of electrons is no doublet.
         for name in ("spin_multiplicity", "total_spin"):
-            assert found.info.get(name) == atoms.info.get("spin_multiplicity")
-        assert found.info["charge"] == found.info["total_charge"] == atoms.info["charge"]
+            assert exported.info.get(name) == atoms.info.get("spin_multiplicity")
+        assert exported.info["charge"] == exported.info["total_charge"] == atoms.info["charge"]
 
 
 def test_ase_reads_its_database(store: Path, stored: list[Atoms], tmp_path: Path) -> None:
@@ -158,10 +160,10 @@ def test_databases_of_parts_are_one_database(
     assert [row.id for row in database.select(sort="id")] == list(range(1, len(stored) + 1))
     # Selections go through the tables of species, keys and values, whose ids moved along.
     for element in ("Ag", "Cu", "O"):
-        found = [row.unique_id for row in database.select(element, sort="id")]
-        assert found == [atoms.info["structure_id"].hex() for atoms in stored if element in atoms.symbols]
-    found = [row.step for row in database.select("temperature>500", sort="id")]
-    assert found == [atoms.info["step"] for atoms in stored if atoms.info["temperature"] > 500]
+        rows = [row.unique_id for row in database.select(element, sort="id")]
+        assert rows == [atoms.info["structure_id"].hex() for atoms in stored if element in atoms.symbols]
+    rows = [row.step for row in database.select("temperature>500", sort="id")]
+    assert rows == [atoms.info["step"] for atoms in stored if atoms.info["temperature"] > 500]
     new = database.write(Atoms("H"))
     assert new == len(stored) + 1
 
@@ -266,13 +268,13 @@ from mace.data import HDF5Dataset, LMDBDataset, dataset_from_sharded_hdf5
 from mace.tools import AtomicNumberTable
 import torch
 torch.set_default_dtype(torch.float64)
-table, found = AtomicNumberTable([1, 6, 8, 29, 47, 79]), {}
+table, graphs_of = AtomicNumberTable([1, 6, 8, 29, 47, 79]), {}
 for name, make in (("all.h5", HDF5Dataset), ("shards", dataset_from_sharded_hdf5), ("lmdb", LMDBDataset)):
     data = make(name, z_table=table, r_max=3.0, heads=["Default"], head="Default")
     keys = ("positions", "energy", "forces", "stress", "stress_weight", "virials_weight", "forces_weight", "weight",
             "total_charge", "total_spin", "pbc", "cell", "head")
-    found[name] = [{key: graph[key].numpy() for key in keys} for graph in map(data.__getitem__, range(len(data)))]
-pickle.dump(found, open("found.pkl", "wb"))
+    graphs_of[name] = [{key: graph[key].numpy() for key in keys} for graph in map(data.__getitem__, range(len(data)))]
+pickle.dump(graphs_of, open("graphs.pkl", "wb"))
 """
 
 
@@ -288,7 +290,7 @@ def test_mace_makes_graphs_of_all_that_it_reads(
     export(store, "aselmdb", tmp_path / "lmdb")
     # In a process of its own: importing MACE changes what torch.load does in the whole process.
     subprocess.run([sys.executable, "-W", "ignore", "-c", MACE_READS], cwd=tmp_path, capture_output=True, check=True)
-    for name, graphs in pd.read_pickle(tmp_path / "found.pkl").items():
+    for name, graphs in pd.read_pickle(tmp_path / "graphs.pkl").items():
         if name == "shards":  # MACE takes the files in the order of the folder
             graphs.sort(key=lambda graph: graph["energy"])
         wanted = sorted(stored, key=lambda atoms: atoms.get_potential_energy()) if name == "shards" else stored
@@ -312,7 +314,7 @@ def test_mace_makes_graphs_of_all_that_it_reads(
 def test_verification_is_of_every_structure_and_field(
     to: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A writer that spoils the energy of one structure is found out, whatever the format."""
+    """Check that a writer that spoils the energy of one structure fails, in every format."""
     module = format_of(to)
     write, victim = module.write_part, 11
 
@@ -337,7 +339,7 @@ def test_names_that_readers_would_not_know(store: Path, tmp_path: Path) -> None:
 
 
 def test_every_scalar_of_a_record_has_a_place(store: Path) -> None:
-    """What a format of tables leaves out is what it says it leaves out."""
+    """Check that a format of tables leaves out only the fields that it declares."""
     known = set().union(*map(set, iter_records(open_dataset(store).load())))
     assert known - set(ase_rows.FIELDS) == {"composition"}
     assert known - set(parquet.FIELDS) == set()

@@ -1,4 +1,4 @@
-"""Isolated atoms stay in train and give the reference energies; config_type, head and config_weight go all the way."""
+"""Isolated atoms stay in train and give the reference energies; config_type, head and config_weight are kept."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WEIGHT = 2.5
 
 
 def bulk_frames() -> list[Atoms]:
-    """Frames of different compositions, so that no two are of one trajectory."""
+    """Make frames of different compositions, so that no two belong to one trajectory."""
     rng = np.random.default_rng(0)
     frames = []
     for number in range(N_BULK):
@@ -54,10 +54,12 @@ def bulk_frames() -> list[Atoms]:
 
 
 def isolated_frames() -> list[Atoms]:
-    found = [Atoms(symbol, info={"REF_energy": energy, "config_type": "IsolatedAtom"}) for symbol, energy in E0.items()]
+    isolated = [
+        Atoms(symbol, info={"REF_energy": energy, "config_type": "IsolatedAtom"}) for symbol, energy in E0.items()
+    ]
     boxed = Atoms("Cu", cell=[12] * 3, pbc=True, info={"REF_energy": -0.25})  # another spin state, of higher energy
     ion = Atoms("Cu", info={"REF_energy": 7.0, "total_charge": 1})
-    return [*found, boxed, ion]
+    return [*isolated, boxed, ion]
 
 
 @pytest.fixture(scope="module")
@@ -157,20 +159,20 @@ def test_a_dataset_of_isolated_atoms_alone_is_a_training_set(tmp_path: Path) -> 
 
 
 def test_spec_takes_their_energies_and_fits_the_rest(store: Path, ds: xr.Dataset, tmp_path: Path) -> None:
-    found = spec(store)
-    assert found.e0s == E0
-    assert found.isolated == ["Cu", "Au"]
+    normalisation = spec(store)
+    assert normalisation.e0s == E0
+    assert normalisation.isolated == ["Cu", "Au"]
     # Without the atom of gold its energy is a fit to what copper leaves.
     rows = [row for row in range(ds.sizes["structure"]) if row != 1]
     part = from_atoms([to_atoms(ds, row) for row in rows])
     arrange_and_write(part, tmp_path / "a.zarr", seed=0, fractions={"train": 1.0}, attrs={"dataset_key": "copper"})
-    found = spec(tmp_path / "a.zarr")
-    assert found.isolated == ["Cu"]
-    assert found.e0s["Cu"] == E0["Cu"]
+    normalisation = spec(tmp_path / "a.zarr")
+    assert normalisation.isolated == ["Cu"]
+    assert normalisation.e0s["Cu"] == E0["Cu"]
     counts = [to_atoms(part, row).symbols.formula.count() for row in range(len(rows))]
     copper, gold = (np.array([count.get(symbol, 0) for count in counts]) for symbol in ("Cu", "Au"))
     fit = gold @ (part["energy"].values - copper * E0["Cu"]) / (gold @ gold)
-    assert found.e0s["Au"] == pytest.approx(fit, rel=1e-9)
+    assert normalisation.e0s["Au"] == pytest.approx(fit, rel=1e-9)
 
 
 def test_heads_that_disagree_are_refused_by_spec(tmp_path: Path) -> None:
@@ -273,9 +275,9 @@ def test_fixed_atoms_and_isotopes_are_exported(to: str, tmp_path: Path) -> None:
     made = export(tmp_path / "a.zarr", to, name)  # read back and compared
     assert {"fixed", "masses"} <= set(made.fields)
     if to in ("extxyz", "ase-db"):
-        found = ase.io.read(name, ":")
-        assert sorted(fixed_components(atoms) is None for atoms in found) == [False, False, False, True]
-        for atoms in found:
+        written = ase.io.read(name, ":")
+        assert sorted(fixed_components(atoms) is None for atoms in written) == [False, False, False, True]
+        for atoms in written:
             if atoms.constraints:
                 assert fixed_components(atoms).tolist() == fixed.tolist()
                 assert atoms.get_masses().tolist() == [np.float32(62.93), np.float32(64.93)] * 2

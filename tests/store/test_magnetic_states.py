@@ -1,4 +1,4 @@
-"""The gate takes magnetic states of one geometry for different structures, and copies for copies."""
+"""The gate treats magnetic states of one geometry as different structures, and copies as duplicates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dataset made in parts is that made at once, byte for byte, however it is cut."""
+"""A dataset made in parts equals the dataset made at once, byte for byte, for any cuts."""
 
 import json
 from functools import partial
@@ -27,37 +27,39 @@ SEED = 5
 ATTRS = {"dataset_key": "k1"}
 
 
-def contents(store: Path) -> dict[str, bytes]:
+def read_files(store: Path) -> dict[str, bytes]:
     return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
 
 
-def committed(root: Path, stage: str, name: str, payload: Payload) -> Receipt:
+def commit_payload(root: Path, stage: str, name: str, payload: Payload) -> Receipt:
     return commit(root, Unit(stage=stage, index=0, key=unit_key(stage, 1, {}, [name], 0), n_inputs=1), payload)
 
 
-def packed(root: Path, ds, cuts: list[int], rule: Split) -> Path:
-    """Commit stretches of a dataset as label units, and bring them through all tasks of the stage."""
+def pack_in_parts(root: Path, ds, cuts: list[int], rule: Split) -> Path:
+    """Commit row ranges of a dataset as label units, and run all tasks of the stage on them."""
     (root / "units").mkdir(parents=True)
     runs = []
     for start, stop in zip([0, *cuts], [*cuts, ds.sizes["structure"]], strict=True):
         if stop > start:
             piece = take(ds, np.arange(start, stop))
-            unit = committed(root, "label", f"{start}", Payload(arrays=dataset_to_arrays(piece), n_out=stop - start))
+            unit = commit_payload(
+                root, "label", f"{start}", Payload(arrays=dataset_to_arrays(piece), n_out=stop - start)
+            )
             source = storing.LabelledUnit(stage="label", key=unit.key)
             runs.append(
-                committed(
+                commit_payload(
                     root,
                     storing.SORT,
                     unit.key,
                     storing.sort_rows(root, [source], seed=SEED, features_stage="describe"),
                 ).key
             )
-    plan = committed(root, storing.PLAN, "plan", storing.plan_dataset(root, runs, rule, seed=SEED)).key
+    plan = commit_payload(root, storing.PLAN, "plan", storing.plan_dataset(root, runs, rule, seed=SEED)).key
     chunks = []
     for axis, number, n_files in storing.chunks_of(storing.read_plan(root, plan)):
         payload = storing.write_chunks(root, runs, plan, axis, number)
         assert len(payload.files) == n_files
-        chunks.append(committed(root, storing.WRITE, f"{axis}{number}", payload).key)
+        chunks.append(commit_payload(root, storing.WRITE, f"{axis}{number}", payload).key)
     attrs = {**ATTRS, "split_rule": storing.split_rule(SEED, rule.split, rule)}
     storing.publish_chunks(root, plan, chunks, target=root / "dataset.zarr", attrs=attrs)
     return root / "dataset.zarr"
@@ -80,8 +82,8 @@ def test_the_bytes_are_those_of_one_piece(make_dataset, tmp_path_factory, n, see
             storing, "write_dataset", partial(storing.write_dataset, atom_chunk=sizes[0], structure_chunk=sizes[1])
         )
         arrange_and_write(ds, root / "whole.zarr", seed=SEED, fractions=Split().split, attrs=ATTRS)
-        made = packed(root / "run", ds, sorted(min(cut, n) for cut in cuts), Split())
-    assert contents(made) == contents(root / "whole.zarr")
+        made = pack_in_parts(root / "run", ds, sorted(min(cut, n) for cut in cuts), Split())
+    assert read_files(made) == read_files(root / "whole.zarr")
     assert verify(made) == []
     if ds["n_atoms"].values.sum() > sizes[0]:
         assert (made / "positions/c/1/0").exists()  # the chunking took effect
@@ -92,37 +94,37 @@ def test_features_of_another_unit_and_variables_that_a_run_lacks(make_dataset, t
     features = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     runs = []
     for name, ds, described in (("one", one, features), ("other", other, None)):
-        unit = committed(tmp_path, "label", name, Payload(arrays=dataset_to_arrays(ds), n_out=len(ds["n_atoms"])))
+        unit = commit_payload(tmp_path, "label", name, Payload(arrays=dataset_to_arrays(ds), n_out=len(ds["n_atoms"])))
         key = None
         if described is not None:
-            key = committed(tmp_path, "describe", name, Payload(arrays={"features": described}, n_out=6)).key
+            key = commit_payload(tmp_path, "describe", name, Payload(arrays={"features": described}, n_out=6)).key
         source = storing.LabelledUnit(stage="label", key=unit.key, features=key)
         runs.append(
-            committed(
+            commit_payload(
                 tmp_path, storing.SORT, name, storing.sort_rows(tmp_path, [source], seed=0, features_stage="describe")
             ).key
         )
-    plan = committed(tmp_path, storing.PLAN, "p", storing.plan_dataset(tmp_path, runs, Split(), seed=0)).key
+    plan = commit_payload(tmp_path, storing.PLAN, "p", storing.plan_dataset(tmp_path, runs, Split(), seed=0)).key
     chunks = [
-        committed(tmp_path, storing.WRITE, axis, storing.write_chunks(tmp_path, runs, plan, axis, number)).key
+        commit_payload(tmp_path, storing.WRITE, axis, storing.write_chunks(tmp_path, runs, plan, axis, number)).key
         for axis, number, _ in storing.chunks_of(storing.read_plan(tmp_path, plan))
     ]
     storing.publish_chunks(tmp_path, plan, chunks, target=tmp_path / "dataset.zarr", attrs=ATTRS)
-    found = read_rows(tmp_path / "dataset.zarr", 0, 11)
+    stored = read_rows(tmp_path / "dataset.zarr", 0, 11)
     expected = concat([one.assign(features=(("structure", "feature"), features)), other])
-    back = [found["structure_id"].values.tolist().index(item) for item in expected["structure_id"].values.tolist()]
-    again = take(found, back).drop_vars(["group", "split"])
+    back = [stored["structure_id"].values.tolist().index(item) for item in expected["structure_id"].values.tolist()]
+    again = take(stored, back).drop_vars(["group", "split"])
     assert set(again.data_vars) == set(expected.data_vars)
     for name in expected.data_vars:
         assert again[name].values.tobytes() == expected[name].values.astype(again[name].dtype).tobytes(), name
-    assert set(found["generator"].values) == {*one["generator"].values, "unknown"}
+    assert set(stored["generator"].values) == {*one["generator"].values, "unknown"}
 
 
 def test_doubled_structures_are_kept_once_the_first_of_them(make_dataset, tmp_path):
     ds = make_dataset(8)
     twice = take(ds, [0, 1, 2])
     changed = twice.assign(energy=twice["energy"] + [0.0, 0.5, 1e-5], label_method=("structure", ["other"] * 3))
-    made = packed(tmp_path / "run", concat([ds, changed]), [8], Split())
+    made = pack_in_parts(tmp_path / "run", concat([ds, changed]), [8], Split())
     stored = read_rows(made, 0, 8)
     assert open_dataset(made).sizes["structure"] == 8
     assert set(stored["label_method"].values) == {"emt"}
@@ -131,7 +133,7 @@ def test_doubled_structures_are_kept_once_the_first_of_them(make_dataset, tmp_pa
 
 
 def test_a_plan_survives_its_arrays(make_dataset, tmp_path):
-    made = packed(tmp_path / "run", make_dataset(7), [3], Split())
+    made = pack_in_parts(tmp_path / "run", make_dataset(7), [3], Split())
     (unit,) = made.parent.glob("units/store-plan/*/*")
     plan = storing.read_plan(made.parent, unit.name)
     again = DatasetPlan.from_arrays(plan.as_arrays())
@@ -162,9 +164,9 @@ def test_chunks_are_read_from_the_runs_that_they_need_alone(make_dataset):
         patch.setattr(writer.lay_out_arrays, "__kwdefaults__", {"atom_chunk": 5, "structure_chunk": 4})
         for number in range(3):
             asked.clear()
-            found = {layout.name: values for layout, values in make_chunk(plan, "structure", number, load)}
+            chunk = {layout.name: values for layout, values in make_chunk(plan, "structure", number, load)}
             assert asked == {number}
-            assert np.array_equal(found["energy"], ds["energy"].values[4 * number : 4 * number + 4])
+            assert np.array_equal(chunk["energy"], ds["energy"].values[4 * number : 4 * number + 4])
         whole = [
             dict((layout.name, values) for layout, values in make_chunk(plan, "atom", number, load))
             for number in range(plan.layouts["numbers"].n_chunks)
@@ -190,7 +192,7 @@ def test_union_of_codes():
 @pytest.mark.parametrize(("stage", "name"), [("store-sort", "positions.npy"), ("store-write", "energy")])
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_a_damaged_part_is_named(make_dataset, tmp_path, stage, name, damage):
-    made = packed(tmp_path / "run", make_dataset(5), [], Split())
+    made = pack_in_parts(tmp_path / "run", make_dataset(5), [], Split())
     (file,) = made.parent.glob(f"units/{stage}/*/*/{name}")
     file.write_bytes(file.read_bytes()[:-1]) if damage == "cut" else file.unlink()
     directory = RunDirectory(made.parent)
@@ -202,9 +204,9 @@ def test_where_files_have_one_name_only_they_are_copied(make_dataset, tmp_path, 
     def no_links(*_):
         raise OSError(95, "Operation not supported")
 
-    linked = packed(tmp_path / "linked", make_dataset(5), [], Split())
+    linked = pack_in_parts(tmp_path / "linked", make_dataset(5), [], Split())
     monkeypatch.setattr(storing, "os", SimpleNamespace(link=no_links))
-    copied = packed(tmp_path / "copied", make_dataset(5), [], Split())
-    assert contents(copied) == contents(linked)
+    copied = pack_in_parts(tmp_path / "copied", make_dataset(5), [], Split())
+    assert read_files(copied) == read_files(linked)
     assert (linked / "energy/c/0").stat().st_nlink == 2
     assert (copied / "energy/c/0").stat().st_nlink == 1

@@ -105,17 +105,17 @@ def test_verify_finds_a_changed_root(store, change):
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 9), (0, 1), (8, 9), (2, 7), (3, 4), (4, 8), (0, 0), (5, 5), (9, 9)])
 def test_geometries_are_a_slice_of_the_dataset(store, start, stop):
-    found = read_geometries(store, start, stop)
+    part = read_geometries(store, start, stop)
     whole = open_dataset(store).load()
     ends = np.cumsum(whole["n_atoms"].values)
     first, last = (int(ends[index - 1]) if index else 0 for index in (start, stop))
     for name in ("n_atoms", "cell", "pbc", "charge"):
-        assert np.array_equal(found[name].values, whole[name].values[start:stop]), name
+        assert np.array_equal(part[name].values, whole[name].values[start:stop]), name
     for name in ("numbers", "positions"):
-        assert np.array_equal(found[name].values, whole[name].values[first:last]), name
-    assert np.array_equal(found["atom_start"].values, whole["atom_start"].values[start:stop] - first)
-    assert not found.chunks
-    for atoms, index in zip(atoms_of(found), range(start, stop), strict=True):
+        assert np.array_equal(part[name].values, whole[name].values[first:last]), name
+    assert np.array_equal(part["atom_start"].values, whole["atom_start"].values[start:stop] - first)
+    assert not part.chunks
+    for atoms, index in zip(atoms_of(part), range(start, stop), strict=True):
         stored = to_atoms(whole, index)
         assert np.array_equal(atoms.numbers, stored.numbers)
         assert np.array_equal(atoms.positions, stored.positions)

@@ -119,10 +119,10 @@ def test_fractions_that_are_none(make_dataset, fractions, message):
 # --- groups ------------------------------------------------------------------------------------------
 
 
-def walks(
+def make_walks(
     n_seeds: int, n_replicas: int, n_frames: int, *, length: float = 0.05, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Random walks in feature space: trajectories of a seed start where it lies, seeds lie far apart."""
+    """Make random walks in feature space: trajectories start at their seed, and seeds are far apart."""
     rng = np.random.default_rng(seed)
     n = n_seeds * n_replicas * n_frames
     parent = np.repeat(np.arange(n_seeds), n_replicas * n_frames)
@@ -139,78 +139,78 @@ def walks(
     }
 
 
-def partition(numbers: np.ndarray) -> set[frozenset[int]]:
-    """Rows that share a number."""
+def group_rows(numbers: np.ndarray) -> set[frozenset[int]]:
+    """Group the rows that share a number."""
     return {frozenset(np.flatnonzero(numbers == number).tolist()) for number in set(numbers.tolist())}
 
 
-def closed(columns: dict[str, np.ndarray], basic: np.ndarray, near: float) -> set[frozenset[int]]:
-    """Join rows of one basic group, and rows that lie close, the slow way."""
+def join_slowly(columns: dict[str, np.ndarray], basic: np.ndarray, near: float) -> set[frozenset[int]]:
+    """Join rows of one basic group, and rows that are near, with a slow loop."""
     features = columns["features"].astype(float)
     reach = near * np.sqrt(features.var(axis=0).sum())
-    found = [set(rows) for rows in partition(basic)]
+    sets = [set(rows) for rows in group_rows(basic)]
     for i in range(len(features)):
         for j in range(i):
             if np.linalg.norm(features[i] - features[j]) <= reach:
-                one, other = (next(item for item in found if row in item) for row in (i, j))
+                one, other = (next(item for item in sets if row in item) for row in (i, j))
                 if one is not other:
-                    found.remove(other)
+                    sets.remove(other)
                     one |= other
-    return {frozenset(item) for item in found}
+    return {frozenset(item) for item in sets}
 
 
 @pytest.mark.parametrize("near", [0.0, 0.002, 0.02, 0.5])
 @pytest.mark.parametrize("by", ["seed", "trajectory"])
 def test_near_duplicates_join_groups_however_long_the_chain(by, near):
-    columns = walks(3, 4, 5, length=0.3)
+    columns = make_walks(3, 4, 5, length=0.3)
     basic = seed_ids_of(columns).view("S16") if by == "seed" else number_trajectories(columns)
-    found = partition(find_groups(columns, Split(split_by=by, near_duplicates=near), seed=0))
-    assert found == (closed(columns, basic, near) if near else partition(basic))
+    groups = group_rows(find_groups(columns, Split(split_by=by, near_duplicates=near), seed=0))
+    assert groups == (join_slowly(columns, basic, near) if near else group_rows(basic))
 
 
 def test_the_chains_are_real():
-    columns = walks(3, 4, 5, length=0.3)
+    columns = make_walks(3, 4, 5, length=0.3)
     n_groups = [
-        len(partition(find_groups(columns, Split(split_by="trajectory", near_duplicates=near), seed=0)))
+        len(group_rows(find_groups(columns, Split(split_by="trajectory", near_duplicates=near), seed=0)))
         for near in (0.0, 0.02, 0.5)
     ]
     assert 12 == n_groups[0] > n_groups[1] > n_groups[2]
 
 
 def test_equal_features_are_near_whatever_their_number():
-    columns = walks(4, 1, 50)
+    columns = make_walks(4, 1, 50)
     columns["features"][::50] = 7.0  # the first frame of each seed
-    assert len(partition(find_groups(columns, Split(near_duplicates=1e-9), seed=0))) == 1
+    assert len(group_rows(find_groups(columns, Split(near_duplicates=1e-9), seed=0))) == 1
 
 
 def test_composition_and_structure():
-    columns = walks(4, 2, 3)
-    assert partition(find_groups(columns, Split(split_by="composition", near_duplicates=0), seed=0)) == partition(
+    columns = make_walks(4, 2, 3)
+    assert group_rows(find_groups(columns, Split(split_by="composition", near_duplicates=0), seed=0)) == group_rows(
         columns["composition"]
     )
-    assert len(partition(find_groups(columns, Split(split_by="structure"), seed=0))) == len(columns["step"])
+    assert len(group_rows(find_groups(columns, Split(split_by="structure"), seed=0))) == len(columns["step"])
 
 
 @pytest.mark.parametrize("clusters", [1, 2, 5])
 def test_regions_keep_seeds_whole_and_hold_neighbours(clusters):
-    columns = walks(6, 2, 5)
+    columns = make_walks(6, 2, 5)
     group = find_groups(columns, Split(split_by="cluster", clusters=clusters, near_duplicates=0), seed=0)
-    assert len(partition(group)) == clusters
+    assert len(group_rows(group)) == clusters
     of_seed = [set(group[columns["parent_id"] == parent].tolist()) for parent in np.unique(columns["parent_id"])]
     assert all(len(numbers) == 1 for numbers in of_seed)
-    order = [numbers.pop() for numbers in of_seed]  # seeds lie on a line: a region is a stretch of it
+    order = [numbers.pop() for numbers in of_seed]  # seeds lie on a line: a region is an interval of it
     assert sum(one != other for one, other in pairwise(order)) == clusters - 1
 
 
 def test_clusters_need_features():
-    columns = {name: values for name, values in walks(2, 1, 2).items() if name != "features"}
+    columns = {name: values for name, values in make_walks(2, 1, 2).items() if name != "features"}
     with pytest.raises(ConfigError, match=r"split_by=cluster needs features.*type store.split_by=seed"):
         find_groups(columns, Split(split_by="cluster"), seed=0)
 
 
 @pytest.mark.parametrize("by", ["seed", "trajectory", "composition", "cluster", "structure"])
 def test_groups_do_not_depend_on_the_order_of_rows(by):
-    columns = walks(5, 3, 4)
+    columns = make_walks(5, 3, 4)
     rows = np.random.default_rng(1).permutation(len(columns["step"]))
     rule = Split(split_by=by, clusters=3)
     there = find_groups({name: values[rows] for name, values in columns.items()}, rule, seed=4)
@@ -218,16 +218,16 @@ def test_groups_do_not_depend_on_the_order_of_rows(by):
 
 
 def test_structures_without_features_are_joined_by_lineage_alone():
-    columns = walks(3, 1, 4)
+    columns = make_walks(3, 1, 4)
     columns["features"][5] = np.nan
-    assert len(partition(find_groups(columns, Split(), seed=0))) == 3
+    assert len(group_rows(find_groups(columns, Split(), seed=0))) == 3
 
 
 # --- leakage -----------------------------------------------------------------------------------------
 
 
 def test_three_systems_of_twenty_trajectories():
-    columns = walks(3, 20, 10)
+    columns = make_walks(3, 20, 10)
     rule = Split(split_by="trajectory", near_duplicates=0)
     group = find_groups(columns, rule, seed=0)
     codes = assign_splits(np.bincount(group), np.arange(2 * 60).view("V16"), seed=0, fractions=rule.split)[group]
@@ -247,20 +247,20 @@ def slow_frame_distance(features: np.ndarray, kin: np.ndarray) -> float:
 
 
 def test_leakage_is_the_share_of_near_neighbours():
-    columns = walks(4, 3, 6, length=0.2)
+    columns = make_walks(4, 3, 6, length=0.2)
     codes = np.random.default_rng(2).integers(0, 3, len(columns["step"])).astype(np.uint8)
     flat = columns["features"].astype(float)
     reach = slow_frame_distance(flat, columns["parent_id"].view("<u8")[1::2])
     assert frame_distance(columns) == pytest.approx(reach, rel=1e-12)
-    found = measure_leakage(columns, codes, seed=0, threshold=reach)
+    shares = measure_leakage(columns, codes, seed=0, threshold=reach)
     for name, code in (("val", 1), ("test", 2)):
         nearest = np.linalg.norm(flat[codes == code][:, None] - flat[codes == 0][None], axis=2).min(axis=1)
-        assert found[name] == np.mean(nearest < reach)
-    assert 0 < found["test"] < 1
+        assert shares[name] == np.mean(nearest < reach)
+    assert 0 < shares["test"] < 1
 
 
 def test_the_distance_of_frames_does_not_depend_on_their_order():
-    columns = walks(4, 1, 12, length=0.2)
+    columns = make_walks(4, 1, 12, length=0.2)
     columns["parent_id"] = np.zeros_like(columns["parent_id"])  # shuffled files tell no lineage
     columns["component"] = np.repeat(np.arange(4), 12)
     rows = np.random.default_rng(1).permutation(48)
@@ -271,14 +271,14 @@ def test_the_distance_of_frames_does_not_depend_on_their_order():
 
 def test_leakage_of_a_sample(monkeypatch):
     monkeypatch.setattr("daskpipe.store.leakage.SAMPLE", 5)
-    columns = walks(2, 2, 30)
+    columns = make_walks(2, 2, 30)
     codes = np.tile([0, 2], 60).astype(np.uint8)
-    found = measure_leakage(columns, codes, seed=0, threshold=frame_distance(columns))
-    assert found["test"] in {number / 5 for number in range(6)}
+    shares = measure_leakage(columns, codes, seed=0, threshold=frame_distance(columns))
+    assert shares["test"] in {number / 5 for number in range(6)}
 
 
 def test_leakage_that_cannot_be_told():
-    columns = walks(6, 1, 1)  # no seed has two frames
+    columns = make_walks(6, 1, 1)  # no seed has two frames
     codes = np.array([0, 0, 0, 0, 2, 2], dtype=np.uint8)
     assert frame_distance(columns) is None
     assert compare_leakage(columns, codes, seed=0, fractions={"train": 1.0}) == {
@@ -307,8 +307,8 @@ def test_moves_mend_what_the_random_order_spoils():
 # --- strata ------------------------------------------------------------------------------------------
 
 
-def typed(n_groups: dict[str, int], per_group: int, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """Columns of groups of structures, all of one system type in a group; sizes go with the types."""
+def make_typed_groups(n_groups: dict[str, int], per_group: int, *, seed: int = 0) -> dict[str, np.ndarray]:
+    """Make columns of groups of structures, each of one system type; sizes depend on the type."""
     rng = np.random.default_rng(seed)
     kinds = np.repeat(np.array([name for name, n in n_groups.items() for _ in range(n)]), per_group)
     n_atoms = 10 * (1 + np.unique(kinds, return_inverse=True)[1])
@@ -322,7 +322,7 @@ def typed(n_groups: dict[str, int], per_group: int, *, seed: int = 0) -> dict[st
 
 @pytest.mark.parametrize("seed", range(5))
 def test_each_split_gets_its_share_of_each_type(seed):
-    columns = typed({"alloy": 20, "surface": 14, "cluster": 10}, per_group=3)
+    columns = make_typed_groups({"alloy": 20, "surface": 14, "cluster": 10}, per_group=3)
     members = strata_of(columns)
     assert members.shape == (44 * 3, 3 + 3)  # three types, and three sizes
     assert (members[:, :3].sum(axis=1) == 1).all()

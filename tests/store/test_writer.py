@@ -30,7 +30,7 @@ MANY = 70_000  # more structures than one chunk of the default size holds
 SMALL = {"atom_chunk": 16, "structure_chunk": 4}  # many chunks from little data
 
 
-def contents(store: Path) -> dict[str, bytes]:
+def read_files(store: Path) -> dict[str, bytes]:
     return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
 
 
@@ -73,7 +73,7 @@ def test_root_attributes(make_dataset, tmp_path):
     rule = {"split_by": "seed", "near_duplicates": 0.01, "clusters": 20}
     assert attrs["split_rule"] == {"seed": 7, "fractions": FRACTIONS, "unit": "group", **rule}
     assert {name: attrs[name] for name in ATTRS} == ATTRS
-    on_disk = contents(tmp_path / "dataset.zarr")
+    on_disk = read_files(tmp_path / "dataset.zarr")
     assert set(attrs["checksums"]["files"]) == set(on_disk) - {"zarr.json"}
     assert receipt == {
         "path": str(tmp_path / "dataset.zarr"),
@@ -125,7 +125,7 @@ def test_default_chunks_and_empty_chunks_are_written(tmp_path):
     ds = xr.Dataset({name: (VARIABLES[name].dims, column) for name, column in columns.items()})
     store = tmp_path / "dataset.zarr"
     write_dataset(ds, store, attrs=ATTRS)
-    sizes = {name: len(data) for name, data in contents(store).items()}
+    sizes = {name: len(data) for name, data in read_files(store).items()}
     per_structure, per_atom = 65_536, 2**20
     assert sizes["n_atoms/c/0"] == sizes["n_atoms/c/1"] == 4 * per_structure
     assert sizes["pbc/c/0/0"] == sizes["pbc/c/1/0"] == 3 * per_structure  # all False, the fill value, and there
@@ -141,9 +141,9 @@ def test_equal_input_gives_equal_bytes(make_dataset, tmp_path):
     write_dataset(ds, tmp_path / "a.zarr", attrs=ATTRS, **SMALL)
     write_dataset(backwards, tmp_path / "b.zarr", attrs=dict(reversed(ATTRS.items())), **SMALL)
     write_dataset(ds.chunk(structure=3, atom=7), tmp_path / "c.zarr", attrs=ATTRS, **SMALL)
-    first = contents(tmp_path / "a.zarr")
-    assert contents(tmp_path / "b.zarr") == first
-    assert contents(tmp_path / "c.zarr") == first
+    first = read_files(tmp_path / "a.zarr")
+    assert read_files(tmp_path / "b.zarr") == first
+    assert read_files(tmp_path / "c.zarr") == first
 
 
 def test_input_is_not_changed(make_dataset, tmp_path):
@@ -156,11 +156,11 @@ def test_input_is_not_changed(make_dataset, tmp_path):
 def test_the_same_dataset_may_be_written_again_and_another_not(make_dataset, tmp_path):
     store = tmp_path / "dataset.zarr"
     receipt = write_dataset(make_dataset(5), store, attrs=ATTRS)
-    before = contents(store)
+    before = read_files(store)
     assert write_dataset(make_dataset(5), store, attrs=ATTRS) == receipt
     with pytest.raises(ConfigError, match=r"holds another dataset \(key k1, this one is k2\); give another path"):
         write_dataset(make_dataset(6), store, attrs={**ATTRS, "dataset_key": "k2"})
-    assert contents(store) == before
+    assert read_files(store) == before
     assert os.listdir(tmp_path) == ["dataset.zarr"]
 
 
@@ -173,8 +173,8 @@ def test_what_is_no_dataset_is_not_replaced(make_dataset, tmp_path, kind):
     assert path.is_dir() if kind == "folder" else path.read_text() == "mine"
 
 
-def lazily(ds: xr.Dataset, act) -> xr.Dataset:
-    """The dataset with forces that call `act` when they are written, half-way through."""
+def interrupt_writing(ds: xr.Dataset, act) -> xr.Dataset:
+    """Return a dataset whose forces call `act` when they are written, half-way through."""
     values = ds["forces"].values
     forces = da.map_blocks(lambda: (act(), values)[1], chunks=values.shape, dtype=values.dtype, meta=values[:0])
     return ds.assign(forces=(ds["forces"].dims, forces))
@@ -184,7 +184,7 @@ def lazily(ds: xr.Dataset, act) -> xr.Dataset:
 def test_a_writer_that_loses_the_race(make_dataset, tmp_path, key, wins):
     store = tmp_path / "dataset.zarr"
     ds = make_dataset(5)
-    slow = lazily(ds, lambda: write_dataset(ds, store, attrs={**ATTRS, "dataset_key": key}))
+    slow = interrupt_writing(ds, lambda: write_dataset(ds, store, attrs={**ATTRS, "dataset_key": key}))
     if wins:
         assert write_dataset(slow, store, attrs=ATTRS)["n_structures"] == 5
     else:
@@ -200,7 +200,7 @@ def test_a_failure_half_way_leaves_nothing(make_dataset, tmp_path):
         raise RuntimeError("half-way")
 
     with pytest.raises(RuntimeError, match="half-way"):
-        write_dataset(lazily(make_dataset(5), fail), tmp_path / "dataset.zarr", attrs=ATTRS)
+        write_dataset(interrupt_writing(make_dataset(5), fail), tmp_path / "dataset.zarr", attrs=ATTRS)
     assert os.listdir(tmp_path) == []
 
 
@@ -209,7 +209,7 @@ def test_a_full_disk_is_said(make_dataset, tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(DiskError, match=r"dataset.zarr: No space left on device. Make room \([\d,]+ bytes\)"):
-        write_dataset(lazily(make_dataset(5), fill), tmp_path / "dataset.zarr", attrs=ATTRS)
+        write_dataset(interrupt_writing(make_dataset(5), fill), tmp_path / "dataset.zarr", attrs=ATTRS)
     assert os.listdir(tmp_path) == []
 
 
@@ -284,7 +284,7 @@ def test_atoms_survive_the_store(make_dataset, n, seed, atom_chunk, structure_ch
         shutil.rmtree(folder)
 
 
-def test_importing_the_room_is_cheap():
+def test_importing_the_package_is_cheap():
     heavy = {"xarray", "zarr", "dask", "torch", "ase"}
     code = f"import sys, daskpipe.store; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""Training a MACE on a dataset: one tiny training that most tests look at, and what is refused."""
+"""Training a MACE on a dataset: most tests inspect one tiny training; others check refusals."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ TINY: dict[str, Any] = {
 """A model that learns something in a second."""
 
 
-def labelled(n: int) -> list[Atoms]:
-    """Shaken crystals and clusters of copper and gold, with EMT's labels."""
+def make_structures(n: int) -> list[Atoms]:
+    """Make displaced crystals and clusters of copper and gold with EMT labels."""
     rng = np.random.default_rng(0)
-    found = []
+    structures = []
     for index in range(n):
         crystal = index % 3 > 0
         atoms = bulk("Cu", cubic=True, a=3.8) if crystal else Octahedron("Cu", 2)
@@ -68,18 +68,18 @@ def labelled(n: int) -> list[Atoms]:
         results = {name: atoms.calc.get_property(name, atoms) for name in names}
         atoms.calc = SinglePointCalculator(atoms, **results)
         atoms.info["system_type"] = "alloy" if crystal else "cluster"
-        found.append(atoms)
-    return found
+        structures.append(atoms)
+    return structures
 
 
-def write(path: Path, structures: list[Atoms], fractions: dict[str, float] = FRACTIONS) -> Path:
+def write_structures(path: Path, structures: list[Atoms], fractions: dict[str, float] = FRACTIONS) -> Path:
     arrange_and_write(from_atoms(structures), path, seed=0, fractions=fractions, attrs=ATTRS)
     return path
 
 
 @dataclass(frozen=True)
 class Session:
-    """A training, and what it told."""
+    """A training and its events."""
 
     trained: Trained
     events: list[Event]
@@ -87,7 +87,7 @@ class Session:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("train") / "small.zarr", labelled(30))
+    return write_structures(tmp_path_factory.mktemp("train") / "small.zarr", make_structures(30))
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +121,9 @@ def test_errors_are_those_of_the_written_model(session: Session, dataset: Path) 
     ds = daskpipe.open_dataset(dataset)
     held_out = [atoms for atoms in (daskpipe.to_atoms(ds, row) for row in range(30)) if atoms.info["split"] == "test"]
     deltas = [
-        found.forces - atoms.get_forces()
-        for atoms, found in zip(held_out, evaluate(potential, held_out), strict=True)
-        if isinstance(found, Results)
+        evaluation.forces - atoms.get_forces()
+        for atoms, evaluation in zip(held_out, evaluate(potential, held_out), strict=True)
+        if isinstance(evaluation, Results)
     ]
     splits = session.trained.metrics["splits"]
     rmse = float(np.sqrt(np.mean(np.concatenate(deltas) ** 2)))
@@ -136,13 +136,13 @@ def test_errors_are_those_of_the_written_model(session: Session, dataset: Path) 
 
 def test_the_mean_predictor_is_that_of_the_training_split(session: Session, dataset: Path) -> None:
     spec = load.spec(dataset, "train")
-    found = session.trained.metrics["splits"]["train"]["all"]
-    assert found["forces"]["mean_predictor_rmse"] == pytest.approx(spec.rms_force, rel=1e-6)
-    assert found["energy"]["mean_predictor_rmse"] == pytest.approx(spec.std_residual_per_atom, rel=1e-6)
+    errors = session.trained.metrics["splits"]["train"]["all"]
+    assert errors["forces"]["mean_predictor_rmse"] == pytest.approx(spec.rms_force, rel=1e-6)
+    assert errors["energy"]["mean_predictor_rmse"] == pytest.approx(spec.std_residual_per_atom, rel=1e-6)
     assert session.trained.metrics["e0s"] == spec.e0s
 
 
-def test_mace_was_told_what_the_dataset_says(session: Session, dataset: Path) -> None:
+def test_mace_receives_the_values_of_the_dataset(session: Session, dataset: Path) -> None:
     spec = load.spec(dataset, "train", TINY["r_max"])
     module = build_potential("mace", {"model": str(session.trained.model)}, "cpu", "float64").calculator.models[0]
     assert module.atomic_numbers.tolist() == [29, 79]
@@ -173,13 +173,13 @@ def test_card(session: Session, dataset: Path) -> None:
 
 
 def test_the_model_moves_atoms(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With MACE's own calculator, and in a batch of torch-sim."""
+    """Move atoms with the calculator of MACE, and in a batch of torch-sim."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # as MACE sets it where daskpipe does not prevent it
     import torch
     import torch_sim
     from mace.calculators import MACECalculator
 
-    atoms = labelled(2)[1]
+    atoms = make_structures(2)[1]
     with pytest.warns(UserWarning, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
         calculator = MACECalculator(str(session.trained.model), device="cpu", default_dtype="float64")
     atoms.calc = calculator
@@ -245,7 +245,7 @@ def test_large_datasets_are_read_from_hdf5(
 
 
 @pytest.mark.slow
-def test_a_failure_of_mace_is_told_and_its_log_stays(dataset: Path, tmp_path: Path) -> None:
+def test_a_failure_of_mace_is_reported_and_its_log_stays(dataset: Path, tmp_path: Path) -> None:
     wrong = TINY | {"overrides": [*TINY["overrides"], "scheduler=nonsense"]}
     with pytest.raises(InputError, match="Unknown scheduler: 'nonsense'") as failure:
         train(dataset, tmp_path / "model", **wrong)
@@ -263,7 +263,7 @@ def test_a_training_that_diverges_is_stopped(dataset: Path, tmp_path: Path) -> N
 
 
 class Signal(BaseException):
-    """Not an `Exception`, as what the command line makes of SIGTERM."""
+    """An exception that is not an `Exception`, as the command line raises on SIGTERM."""
 
 
 def test_an_interruption_before_mace_leaves_nothing(dataset: Path, tmp_path: Path) -> None:
@@ -331,14 +331,14 @@ def test_wrong_overrides(dataset: Path) -> None:
 
 
 def test_datasets_that_cannot_be_trained_on(tmp_path: Path) -> None:
-    structures = labelled(10)
-    no_val = write(tmp_path / "no_val.zarr", structures, {"train": 0.8, "val": 0.0, "test": 0.2})
+    structures = make_structures(10)
+    no_val = write_structures(tmp_path / "no_val.zarr", structures, {"train": 0.8, "val": 0.0, "test": 0.2})
     with pytest.raises(InputError, match=r"no structures of split 'val' \(8 train, 0 val, 2 test\).*daskpipe merge"):
         train(no_val)
     for atoms in structures:
         atoms.calc = None
     with pytest.raises(InputError, match="holds no energy and no forces; label it first"):
-        train(write(tmp_path / "bare.zarr", structures))
+        train(write_structures(tmp_path / "bare.zarr", structures))
 
 
 def test_elements_that_cannot_be_learnt(dataset: Path, tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_options_as_mace_takes_them() -> None:
     assert parse_overrides(["--swa=true"]) == {"swa": "true"}
 
 
-def one(energy: float, force: float, stress: float | None) -> Atoms:
+def label_structure(energy: float, force: float, stress: float | None) -> Atoms:
     atoms = Atoms("CuAu", positions=[[0, 0, 0], [0, 0, 3]])
     labels: dict[str, Any] = {"energy": energy, "forces": np.full((2, 3), force)}
     if stress is not None:
@@ -394,11 +394,11 @@ def one(energy: float, force: float, stress: float | None) -> Atoms:
 
 
 def test_errors_by_hand() -> None:
-    found = Results(energy=1.0, forces=np.zeros((2, 3)), stress=np.zeros(6))
+    results = Results(energy=1.0, forces=np.zeros((2, 3)), stress=np.zeros(6))
     cases = [
-        (one(3.0, 2.0, 0.5), found),
-        (one(1.0, -4.0, None), found),
-        (one(0.0, 0.0, None), Failure(reason="failed", evidence="")),
+        (label_structure(3.0, 2.0, 0.5), results),
+        (label_structure(1.0, -4.0, None), results),
+        (label_structure(0.0, 0.0, None), Failure(reason="failed", evidence="")),
     ]
     result = measure_errors(cases, {"Cu": 1.0, "Au": 0.0})
     assert (result["n_structures"], result["n_atoms"], result["failures"]) == (3, 6, {"failed": 1})
@@ -412,12 +412,17 @@ def test_errors_by_hand() -> None:
     assert measure_errors([], {})["forces"] is None
 
 
-def test_labels_without_forces_are_told_so() -> None:
-    still = [(one(3.0, 0.0, None), Results(energy=1.0, forces=np.full((2, 3), 0.25), stress=None))]
-    exact = [(one(3.0, 0.0, None), Results(energy=1.0, forces=np.zeros((2, 3)), stress=None))]
-    pulled = [(one(3.0, 2.0, None), Results(energy=1.0, forces=np.zeros((2, 3)), stress=None))]
-    right = [(one(3.0, 2.0, None), Results(energy=1.0, forces=one(3.0, 2.0, None).get_forces(), stress=None))]
-    failed = [(one(0.0, 0.0, None), Failure(reason="unknown_element", evidence=""))]
+def test_labels_without_forces_are_reported() -> None:
+    still = [(label_structure(3.0, 0.0, None), Results(energy=1.0, forces=np.full((2, 3), 0.25), stress=None))]
+    exact = [(label_structure(3.0, 0.0, None), Results(energy=1.0, forces=np.zeros((2, 3)), stress=None))]
+    pulled = [(label_structure(3.0, 2.0, None), Results(energy=1.0, forces=np.zeros((2, 3)), stress=None))]
+    right = [
+        (
+            label_structure(3.0, 2.0, None),
+            Results(energy=1.0, forces=label_structure(3.0, 2.0, None).get_forces(), stress=None),
+        )
+    ]
+    failed = [(label_structure(0.0, 0.0, None), Failure(reason="unknown_element", evidence=""))]
     said = {
         "forces RMSE 0.2500 eV/Å: all forces of its labels are 0": still,
         "forces RMSE 0.0000 eV/Å: all forces of its labels are 0": exact,
@@ -426,8 +431,8 @@ def test_labels_without_forces_are_told_so() -> None:
         "test   no errors, for the model failed on all of its structures: 1 unknown_element": failed,
     }
     for end, cases in said.items():
-        found = measure_errors(cases, {"Cu": 1.0, "Au": 0.0})
-        line = format_errors("test", found)
+        errors = measure_errors(cases, {"Cu": 1.0, "Au": 0.0})
+        line = format_errors("test", errors)
         assert line.startswith("test   ")
         assert line.endswith(end)
 
@@ -443,10 +448,10 @@ def test_a_training_split_without_forces_is_refused(dataset: Path, tmp_path: Pat
 
 def test_structures_that_a_potential_does_not_know_are_counted(dataset: Path) -> None:
     potential = build_potential("mace", {}, "cpu", "float32")  # Cu, Ag and Au
-    strange = labelled(10)
+    strange = make_structures(10)
     for atoms in strange[:5]:
         atoms.symbols[0] = "Pt"
-    path = write(dataset.with_name("strange.zarr"), strange)
+    path = write_structures(dataset.with_name("strange.zarr"), strange)
     splits = measure_accuracy(path, potential, load.spec(path, None).e0s)
     assert sum(groups["all"]["failures"].get("unknown_element", 0) for groups in splits.values()) == 5
     assert sum(groups["all"]["n_structures"] for groups in splits.values()) == 10
@@ -462,9 +467,11 @@ def test_no_more_than_a_sample_of_a_split_is_evaluated(dataset: Path, monkeypatc
     assert splits["train"]["all"]["forces"]["rmse"] < 1e-5, "the labels are EMT's own"
 
 
-def test_a_card_tells_failures(session: Session) -> None:
+def test_a_card_lists_failures(session: Session) -> None:
     facts = session.trained.metrics
-    splits = {"test": {"all": measure_errors([(one(0, 1, None), Failure(reason="not_finite", evidence=""))], {})}}
+    splits = {
+        "test": {"all": measure_errors([(label_structure(0, 1, None), Failure(reason="not_finite", evidence=""))], {})}
+    }
     card = model_card("m", facts, splits)
     assert "| test | 1 | all | - | - | - | - | - |" in card
     assert "Structures without a result: {'test': {'not_finite': 1}}." in card

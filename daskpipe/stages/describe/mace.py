@@ -10,6 +10,7 @@ from pydantic import Field
 
 from daskpipe import potentials
 from daskpipe.core.errors import ConfigError
+from daskpipe.core.registry import FileName
 from daskpipe.potentials import mace
 from daskpipe.stages.describe.reduction import mean_over_atoms
 from daskpipe.stages.describe.species import check_species
@@ -53,7 +54,7 @@ class MACE:
         self,
         *,
         species: Sequence[str],
-        model: str = "bundled",
+        model: FileName = "bundled",
         head: str | None = None,
         invariants_only: bool = True,
         num_layers: Annotated[int, Field(ge=-1)] = -1,

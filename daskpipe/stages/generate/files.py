@@ -24,6 +24,7 @@ from ase import Atoms
 
 from daskpipe.core.constraints import from_constraints
 from daskpipe.core.errors import InputError, Rejection
+from daskpipe.core.registry import FolderName
 from daskpipe.core.shared_disk import raise_if_transient
 from daskpipe.core.structures import copy_arrays
 from daskpipe.stages.generate.checks import FrameError
@@ -40,7 +41,7 @@ Frame = Callable[[], Atoms]
 
 
 def files(
-    *, rng: np.random.Generator, paths: Annotated[list[str], NotEmpty], base_dir: str = "."
+    *, rng: np.random.Generator, paths: Annotated[list[str], NotEmpty], base_dir: FolderName = "."
 ) -> Iterator[Atoms | Rejection]:
     """Yield all structures of files.
 

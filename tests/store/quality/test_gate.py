@@ -1,4 +1,4 @@
-"""The gate on a set of real EMT labels: GO as it is, NO-GO with the right reason for each planted fault."""
+"""The gate on EMT labels: GO for the clean set, and NO-GO with the right reason for each planted fault."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ ATTRS = {
 }
 
 
-def labelled(atoms: Atoms) -> Atoms:
+def label_structure(atoms: Atoms) -> Atoms:
     round_positions(atoms)
     atoms.calc = EMT()
     results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
@@ -52,7 +52,7 @@ def frames_of(kind: str, rng: np.random.Generator) -> list[Atoms]:
     for step in range(N_FRAMES):
         frame = seed.copy()
         frame.rattle(0.08, rng=rng)
-        frame = labelled(frame)
+        frame = label_structure(frame)
         features = np.histogram(frame.get_all_distances(mic=True), bins=8, range=(2, 6))[0] / len(frame)
         frame.info |= {"parent_id": parent, "step": step, "replica": 0, "features": features.astype("f4")}
         frames.append(frame)
@@ -83,8 +83,8 @@ def judged(tmp_path):
     return judged
 
 
-def changed(ds: xr.Dataset, name: str, row: int, value) -> xr.Dataset:
-    """Return the dataset with one structure's values of a variable replaced, or given by a function of them."""
+def change_structure(ds: xr.Dataset, name: str, row: int, value) -> xr.Dataset:
+    """Replace the values of a variable of one structure, or apply a function to them."""
     values = ds[name].values.copy()
     start = int(ds["atom_start"][row])
     where = slice(start, start + int(ds["n_atoms"][row])) if "atom" in ds[name].dims else row
@@ -100,11 +100,11 @@ def hex_id(ds: xr.Dataset, row: int) -> str:
     return ds["structure_id"].values[row].tobytes().hex()
 
 
-def failed(verdict) -> set[str]:
+def failed_checks(verdict) -> set[str]:
     return {check.name for check in verdict.checks if check.verdict == "fail"}
 
 
-def of(verdict, name: str):
+def find_check(verdict, name: str):
     return next(check for check in verdict.checks if check.name == name)
 
 
@@ -120,8 +120,8 @@ def test_a_clean_set_passes(clean):
 def test_values_are_those_of_the_arrays(clean, ds):
     verdict = judge(clean)
     norms = np.linalg.norm(ds["forces"].values.astype(float), axis=1)
-    assert of(verdict, "forces").value == pytest.approx(np.percentile(norms, 99), rel=1e-12)
-    assert of(verdict, "largest_force").value == norms.max()
+    assert find_check(verdict, "forces").value == pytest.approx(np.percentile(norms, 99), rel=1e-12)
+    assert find_check(verdict, "largest_force").value == norms.max()
     closest = []
     for row in range(ds.sizes["structure"]):
         atoms = to_atoms(ds, row)
@@ -130,11 +130,11 @@ def test_values_are_those_of_the_arrays(clean, ds):
         np.fill_diagonal(distances, np.inf)
         radii = np.where(atoms.numbers == 29, 1.32, 1.36)  # Cu and Au, DOI 10.1039/b801115j
         closest.append((distances / (radii[:, None] + radii)).min())
-    assert of(verdict, "overlap").value == pytest.approx(min(closest), abs=1e-5)
+    assert find_check(verdict, "overlap").value == pytest.approx(min(closest), abs=1e-5)
     stress = ds["stress"].values
-    assert of(verdict, "stress").value == pytest.approx(np.nanmax(np.abs(stress)) * 160.21766, rel=1e-6)
-    assert of(verdict, "label_success").value == pytest.approx(96 / 97)
-    assert of(verdict, "units").value == pytest.approx(1, abs=0.1)
+    assert find_check(verdict, "stress").value == pytest.approx(np.nanmax(np.abs(stress)) * 160.21766, rel=1e-6)
+    assert find_check(verdict, "label_success").value == pytest.approx(96 / 97)
+    assert find_check(verdict, "units").value == pytest.approx(1, abs=0.1)
 
 
 def onto_another(positions):
@@ -176,12 +176,12 @@ ONE_STRUCTURE = {
 def test_a_fault_of_one_structure(fault, ds, judged):
     kind, name, value, reasons = ONE_STRUCTURE[fault]
     row = row_of(ds, kind)
-    verdict = judged(changed(ds, name, row, value))
+    verdict = judged(change_structure(ds, name, row, value))
     assert not verdict.go
-    assert failed(verdict) == reasons
+    assert failed_checks(verdict) == reasons
     for reason in reasons:
-        assert of(verdict, reason).offenders == (hex_id(ds, row),)
-        assert of(verdict, reason).n_offenders == 1
+        assert find_check(verdict, reason).offenders == (hex_id(ds, row),)
+        assert find_check(verdict, reason).n_offenders == 1
 
 
 @pytest.mark.parametrize(
@@ -196,9 +196,9 @@ def test_a_fault_of_one_structure(fault, ds, judged):
 )
 def test_wrong_units(name, factor, reasons, ds, clean, judged):
     verdict = judged(ds.assign({name: (ds[name] * np.asarray(factor, ds[name].dtype)).assign_attrs(ds[name].attrs)}))
-    assert failed(verdict) == reasons
-    check = of(verdict, "units")
-    exact = of(judge(clean), "units").value * (factor if name == "energy" else 1 / factor)
+    assert failed_checks(verdict) == reasons
+    check = find_check(verdict, "units")
+    exact = find_check(judge(clean), "units").value * (factor if name == "energy" else 1 / factor)
     assert check.value == pytest.approx(exact, rel=1e-4)
     assert check.n_offenders > 0.5 * ds.sizes["structure"]
     assert ("wrong sign" in check.says) == (factor < 0)
@@ -215,15 +215,15 @@ def test_units_hold_the_stress_of_changing_cells(judged):
             frame.set_cell(frame.cell.array * (1.04 + strain), scale_atoms=True)
             frame.rattle(0.01, rng=rng)
             frame.info |= {"parent_id": parent, "system_type": "bulk", "replica": len(frames) // 2, "step": 0}
-            frames.append(labelled(frame))
+            frames.append(label_structure(frame))
     ds = from_atoms(frames)
     only = dict.fromkeys(CHECKS) | {"units": 1.5}
-    assert of(judged(ds, **only), "units").value == pytest.approx(1, abs=0.05)
+    assert find_check(judged(ds, **only), "units").value == pytest.approx(1, abs=0.05)
 
 
 def test_units_need_pairs(ds, judged):
     _, first = np.unique(ds["group"].values, return_index=True)
-    check = of(judged(take(ds, first)), "units")
+    check = find_check(judged(take(ds, first)), "units")
     assert (check.verdict, check.value) == ("skipped", None)
     assert (
         check.says == "only 0 pairs of neighbouring frames of one seed; 12 are needed to hold energies against forces"
@@ -233,9 +233,9 @@ def test_units_need_pairs(ds, judged):
 def test_doubled_structures(ds, judged):
     rows = [*range(ds.sizes["structure"]), 3, 4, 4]
     verdict = judged(take(ds, rows))
-    assert failed(verdict) == {"duplicates"}
-    assert sorted(of(verdict, "duplicates").offenders) == sorted(hex_id(ds, row) for row in (3, 4, 4))
-    assert of(verdict, "duplicates").value == 3 / 99
+    assert failed_checks(verdict) == {"duplicates"}
+    assert sorted(find_check(verdict, "duplicates").offenders) == sorted(hex_id(ds, row) for row in (3, 4, 4))
+    assert find_check(verdict, "duplicates").value == 3 / 99
 
 
 def test_repeated_structures(ds, judged):
@@ -249,106 +249,108 @@ def test_repeated_structures(ds, judged):
         copy.wrap()
         if not copy.pbc.any():
             copy.rotate(50, (1, 2, 3))
-        copy = labelled(copy)
+        copy = label_structure(copy)
         assert copy.get_potential_energy() == pytest.approx(results["energy"], abs=1e-4)
         copy.info = {"features": copy.info["features"], "system_type": copy.info["system_type"], "label_status": "ok"}
         copies.append(copy)
     both = concat([ds_in_names(ds), from_atoms(copies)])
     verdict = judged(both)
-    assert failed(verdict) == {"duplicates"}
-    assert of(verdict, "duplicates").n_offenders == 2
-    assert "0 by id, 2 by their distances" in of(verdict, "duplicates").says
+    assert failed_checks(verdict) == {"duplicates"}
+    assert find_check(verdict, "duplicates").n_offenders == 2
+    assert "0 by id, 2 by their distances" in find_check(verdict, "duplicates").says
 
 
 def ds_in_names(ds: xr.Dataset) -> xr.Dataset:
-    """Give the coded variables their names again."""
+    """Decode the coded variables to names."""
     coded = [name for name in ds.data_vars if "flag_meanings" in ds[name].attrs]
     return ds.assign({name: (ds[name].dims, decode_names(ds[name])) for name in coded}).drop_vars(["split", "group"])
 
 
 def test_missing_element(ds, judged):
     verdict = judged(ds, outcome=Outcome(elements=["Cu", "Au", "Pt"]))
-    assert failed(verdict) == {"elements"}
-    assert of(verdict, "elements").says.startswith("requested and missing: Pt; the rarest element, Pt, is in 0.0%")
+    assert failed_checks(verdict) == {"elements"}
+    assert find_check(verdict, "elements").says.startswith(
+        "requested and missing: Pt; the rarest element, Pt, is in 0.0%"
+    )
 
 
 def test_the_config_tells_the_elements(ds, judged):
     sources = {"a": {"elements": ["Cu", "Ag"]}, "b": {"elements": {"Au": [0, 0.5], "Pd": [0, 0]}}, "c": {}}
     attrs = {**ATTRS, "config": json.dumps({"generate": {"sources": sources}})}
-    check = of(judged(ds, attrs=attrs), "elements")
+    check = find_check(judged(ds, attrs=attrs), "elements")
     assert "requested and missing: Ag;" in check.says
 
 
 def test_rare_element(ds, judged):
     row = row_of(ds, "cluster")
-    verdict = judged(changed(ds, "numbers", row, lambda numbers: [47, *numbers[1:]]), elements=0.02)
-    assert failed(verdict) == {"elements"}
-    assert of(verdict, "elements").value == 1 / ds.sizes["structure"]
+    verdict = judged(change_structure(ds, "numbers", row, lambda numbers: [47, *numbers[1:]]), elements=0.02)
+    assert failed_checks(verdict) == {"elements"}
+    assert find_check(verdict, "elements").value == 1 / ds.sizes["structure"]
 
 
 def test_unbalanced_types(ds, judged):
     kinds = decode_names(ds["system_type"])
     rows = np.concatenate([np.flatnonzero(kinds == "cluster"), np.flatnonzero(kinds == "alloy")[:4]])
     verdict = judged(take(ds, rows), splits=None)
-    assert failed(verdict) == {"type_balance"}
-    assert of(verdict, "type_balance").value == pytest.approx(2 * 4 / 52)
-    assert of(verdict, "type_balance").says == "4 alloy, 48 cluster; alloy is the rarest"
+    assert failed_checks(verdict) == {"type_balance"}
+    assert find_check(verdict, "type_balance").value == pytest.approx(2 * 4 / 52)
+    assert find_check(verdict, "type_balance").says == "4 alloy, 48 cluster; alloy is the rarest"
 
 
 def test_missing_type(ds, judged):
     verdict = judged(ds, outcome=Outcome(system_types=["alloy", "cluster", "surface"]))
-    assert failed(verdict) == {"type_balance"}
-    assert of(verdict, "type_balance").value == 0
+    assert failed_checks(verdict) == {"type_balance"}
+    assert find_check(verdict, "type_balance").value == 0
 
 
 def test_torn_split(ds, judged):
     split, group = ds["split"].values, ds["group"].values
     row = int(np.flatnonzero(split == 0)[0])
-    verdict = judged(changed(ds, "split", row, 1))
-    assert failed(verdict) == {"splits"}
-    assert of(verdict, "splits").offenders == (hex_id(ds, row),)
+    verdict = judged(change_structure(ds, "split", row, 1))
+    assert failed_checks(verdict) == {"splits"}
+    assert find_check(verdict, "splits").offenders == (hex_id(ds, row),)
     assert (group == group[row]).sum() == N_FRAMES
 
 
 def test_lineage_tells_groups_where_none_are_stored(ds, judged):
     row = int(np.flatnonzero(ds["split"].values == 0)[0])
-    verdict = judged(changed(ds, "split", row, 1).drop_vars("group"))
-    assert of(verdict, "splits").offenders == (hex_id(ds, row),)
+    verdict = judged(change_structure(ds, "split", row, 1).drop_vars("group"))
+    assert find_check(verdict, "splits").offenders == (hex_id(ds, row),)
 
 
 def test_empty_and_uneven_splits(ds, judged, tmp_path):
     split = ds["split"].values
     verdict = judged(take(ds, np.flatnonzero(split != 2)))
-    assert failed(verdict) == {"splits"}
-    assert "empty: test" in of(verdict, "splits").says
+    assert failed_checks(verdict) == {"splits"}
+    assert "empty: test" in find_check(verdict, "splits").says
     rule = {"split_rule": {"fractions": {"train": 0.0, "val": 0.5, "test": 0.5}}}
     write_dataset(ds, tmp_path / "uneven.zarr", attrs={**ATTRS, **rule})
-    assert failed(judge(tmp_path / "uneven.zarr")) == {"splits"}
+    assert failed_checks(judge(tmp_path / "uneven.zarr")) == {"splits"}
 
 
 def test_failed_labels(ds, judged, tmp_path):
     verdict = judged(ds, attrs={**ATTRS, "quarantined": json.dumps({"label/not_finite": 6, "label/force": 1})})
-    assert failed(verdict) == {"label_success"}
-    assert of(verdict, "label_success").value == 96 / 103
-    assert of(verdict, "label_success").says == "96 of 103 structures labelled; failed: 1 force, 6 not_finite"
+    assert failed_checks(verdict) == {"label_success"}
+    assert find_check(verdict, "label_success").value == 96 / 103
+    assert find_check(verdict, "label_success").says == "96 of 103 structures labelled; failed: 1 force, 6 not_finite"
     write_dataset(ds, tmp_path / "plain.zarr", attrs={"dataset_key": "k2"})
-    assert of(judge(tmp_path / "plain.zarr"), "label_success").verdict == "skipped"
-    assert failed(judge(tmp_path / "plain.zarr", outcome=Outcome(failures={"scf": 10}))) == {"label_success"}
+    assert find_check(judge(tmp_path / "plain.zarr"), "label_success").verdict == "skipped"
+    assert failed_checks(judge(tmp_path / "plain.zarr", outcome=Outcome(failures={"scf": 10}))) == {"label_success"}
 
 
 def test_label_status(ds, judged):
     status = np.where(np.arange(ds.sizes["structure"]) < 2, "unconverged", "ok")
     verdict = judged(ds.assign(label_status=("structure", status)))
-    assert failed(verdict) == {"label_checks"}
-    assert sorted(of(verdict, "label_checks").offenders) == sorted(hex_id(ds, row) for row in (0, 1))
+    assert failed_checks(verdict) == {"label_checks"}
+    assert sorted(find_check(verdict, "label_checks").offenders) == sorted(hex_id(ds, row) for row in (0, 1))
 
 
 def test_no_labels_at_all(ds, judged):
     verdict = judged(ds.drop_vars(["energy", "forces", "stress", "label_status"]))
-    assert failed(verdict) == {"energy", "forces"}
-    assert of(verdict, "energy").says == "the dataset has no energy"
-    assert of(verdict, "units").says == "the dataset does not tell: energies and forces"
-    assert of(verdict, "net_force").verdict == of(verdict, "stress").verdict == "skipped"
+    assert failed_checks(verdict) == {"energy", "forces"}
+    assert find_check(verdict, "energy").says == "the dataset has no energy"
+    assert find_check(verdict, "units").says == "the dataset does not tell: energies and forces"
+    assert find_check(verdict, "net_force").verdict == find_check(verdict, "stress").verdict == "skipped"
 
 
 def test_one_composition_dominates(ds, judged):
@@ -357,27 +359,27 @@ def test_one_composition_dominates(ds, judged):
     rows = np.flatnonzero(codes == most)
     mixed = np.concatenate([np.repeat(rows, 20), np.flatnonzero(codes != most)[:2]])
     verdict = judged(take(ds, mixed), duplicates=None, splits=None, diversity=None, type_balance=None)
-    assert failed(verdict) == {"composition_entropy"}
+    assert failed_checks(verdict) == {"composition_entropy"}
 
 
 def test_sizes(ds, judged):
     n_clusters = int((ds["n_atoms"].values == 13).sum())
-    check = of(judged(ds, sizes=SizeLimits(max_atoms=12)), "sizes")
+    check = find_check(judged(ds, sizes=SizeLimits(max_atoms=12)), "sizes")
     assert (check.verdict, check.n_offenders) == ("fail", n_clusters)
     assert check.says == f"8 to 13 atoms, {n_clusters} structures outside 1 to 12; 50.0% have 8"
 
 
 @pytest.mark.parametrize(("limits", "verdict"), [((0.4, 0.6), "pass"), ((0.6, 1), "fail"), ((0, 0.4), "fail")])
 def test_periodic_share(limits, verdict, clean):
-    check = of(judge(clean, Quality(periodic_share=Shares(least=limits[0], most=limits[1]))), "periodic_share")
+    check = find_check(judge(clean, Quality(periodic_share=Shares(least=limits[0], most=limits[1]))), "periodic_share")
     assert (check.verdict, check.value) == (verdict, 0.5)
 
 
 def test_poor_diversity(ds, judged):
     features = np.where(np.arange(ds.sizes["structure"])[:, None] % 2, 1, 0) + 1e-3 * ds["features"].values
     verdict = judged(ds.assign(features=(("structure", "feature"), features.astype("f4"))))
-    assert failed(verdict) == {"diversity"}
-    assert of(verdict, "diversity").value == pytest.approx(2, abs=0.01)  # two clumps
+    assert failed_checks(verdict) == {"diversity"}
+    assert find_check(verdict, "diversity").value == pytest.approx(2, abs=0.01)  # two clumps
 
 
 def test_zero_forces_by_symmetry(ds, judged):
@@ -388,13 +390,13 @@ def test_zero_forces_by_symmetry(ds, judged):
     off.calc = SinglePointCalculator(off, energy=0.0, forces=np.zeros((4, 3)), stress=np.zeros(6))
     single = Atoms("Cu")
     single.calc = SinglePointCalculator(single, energy=0.0, forces=np.zeros((1, 3)))
-    check = of(judged(from_atoms([crystal, off, single])), "zero_forces")
+    check = find_check(judged(from_atoms([crystal, off, single])), "zero_forces")
     assert check.offenders == (structure_id(off).hex(),)
 
 
 def test_blocks_do_not_matter(ds, clean, monkeypatch, judged):
-    bad = changed(changed(ds, "energy", 5, np.nan), "forces", 7, np.nan)
-    verdicts = [judged(changed(bad, "positions", row_of(ds, "cluster"), onto_another)).as_json()]
+    bad = change_structure(change_structure(ds, "energy", 5, np.nan), "forces", 7, np.nan)
+    verdicts = [judged(change_structure(bad, "positions", row_of(ds, "cluster"), onto_another)).as_json()]
     path = verdicts[0]["dataset"]
     module = sys.modules["daskpipe.store.quality.measuring"]
     for structures, atoms in ((1, 2**20), (7, 2**20), (65_536, 40)):
@@ -406,7 +408,9 @@ def test_blocks_do_not_matter(ds, clean, monkeypatch, judged):
 
 
 def test_json(ds, judged):
-    verdict = judged(changed(changed(ds, "positions", row_of(ds, "cluster"), far_away), "energy", 0, np.nan))
+    verdict = judged(
+        change_structure(change_structure(ds, "positions", row_of(ds, "cluster"), far_away), "energy", 0, np.nan)
+    )
     back = json.loads(json.dumps(verdict.as_json(), allow_nan=False))
     assert back == verdict.as_json()
     assert list(back) == ["go", "dataset", "dataset_key", "n_structures", "profile", "checks"]
@@ -417,7 +421,7 @@ def test_json(ds, judged):
 
 def test_the_list_of_offenders_is_capped_and_their_number_is_not(ds, judged):
     rows = np.arange(ds.sizes["structure"]).repeat(1 + MOST_OFFENDERS // 60)
-    check = of(judged(take(ds, rows), units=None), "duplicates")
+    check = find_check(judged(take(ds, rows), units=None), "duplicates")
     assert check.n_offenders == len(rows) - ds.sizes["structure"] > MOST_OFFENDERS == len(check.offenders)
 
 
@@ -425,7 +429,7 @@ def test_text(ds, judged, clean):
     # The alloys' features are so alike that they are one group: no other split has any.
     assert format_verdict(judge(clean))[-1] == "GO; warnings: splits"
     row = row_of(ds, "cluster")
-    bad = changed(changed(ds, "positions", row, onto_another), "energy", 1, np.nan)
+    bad = change_structure(change_structure(ds, "positions", row, onto_another), "energy", 1, np.nan)
     text = format_verdict(judged(bad))
     assert text[0].endswith("dataset.zarr: 96 structures, judged as run")
     assert text[-1] == "NO-GO: overlap, energy; warnings: splits"

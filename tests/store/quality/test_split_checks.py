@@ -1,4 +1,4 @@
-"""The checks of the gate that are about splits, and the profiles of what is judged."""
+"""The checks of splits, and the profiles of the gate."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def ids_of(n: int) -> np.ndarray:
     return as_void(rng.bytes(16) for _ in range(n))
 
 
-def judged(sizes, codes, kinds=None):
+def check_groups(sizes, codes, kinds=None):
     """Check groups of these sizes, each in one split and of one system type."""
     group = np.repeat(np.arange(len(sizes)), sizes)
     kind = None if kinds is None else np.array(kinds)[group]
@@ -30,18 +30,18 @@ def judged(sizes, codes, kinds=None):
 
 def test_the_limit_is_what_whole_groups_allow():
     # 100 groups of one: nothing hinders 80, 10 and 10, and a large group elsewhere is no excuse.
-    check = judged([1] * 100, [0] * 80 + [1] * 10 + [2] * 10)
+    check = check_groups([1] * 100, [0] * 80 + [1] * 10 + [2] * 10)
     assert (check.verdict, check.value, check.threshold) == ("pass", 0.0, LIMIT)
     # One group of 40 fits in training: val and test can be met all the same.
     sizes = [40] + [1] * 60
-    assert judged(sizes, [0] * 41 + [1] * 10 + [2] * 10).threshold == pytest.approx(LIMIT)
-    check = judged(sizes, [0] * 21 + [1] * 20 + [2] * 20)
+    assert check_groups(sizes, [0] * 41 + [1] * 10 + [2] * 10).threshold == pytest.approx(LIMIT)
+    check = check_groups(sizes, [0] * 21 + [1] * 20 + [2] * 20)
     assert (check.verdict, check.value) == ("fail", pytest.approx(0.2))
     assert "off by 20.0% at most (allowed 5.0%)" in check.says
 
 
 def test_a_set_of_one_group_is_never_split():
-    check = judged([50], [0])
+    check = check_groups([50], [0])
     assert check.verdict == "fail"
     assert "empty: val, test" in check.says
     assert check.threshold == pytest.approx(LIMIT + 0.2)  # not 105 %
@@ -50,14 +50,14 @@ def test_a_set_of_one_group_is_never_split():
 def test_a_type_that_a_split_lacks():
     kinds = ["alloy"] * 20 + ["cluster"] * 20
     codes = [0] * 16 + [1] * 2 + [2] * 2
-    fair = judged([3] * 40, codes + codes, kinds)
+    fair = check_groups([3] * 40, codes + codes, kinds)
     assert (fair.verdict, "has no" in fair.says) == ("pass", False)
     # All of the held-out structures are alloys, and 20 groups of clusters would allow better.
-    check = judged([3] * 40, [0] * 12 + [1] * 4 + [2] * 4 + [0] * 20, kinds)
+    check = check_groups([3] * 40, [0] * 12 + [1] * 4 + [2] * 4 + [0] * 20, kinds)
     assert check.verdict == "fail"
     assert "val has no cluster; test has no cluster" in check.says
     # Two groups of clusters cannot be in three splits.
-    few = judged([3] * 22, [*codes, 0, 0], kinds[:20] + ["cluster"] * 2)
+    few = check_groups([3] * 22, [*codes, 0, 0], kinds[:20] + ["cluster"] * 2)
     assert few.verdict == "warn"
     assert "val has no cluster; test has no cluster" in few.says
 
@@ -66,7 +66,7 @@ def test_a_type_that_a_split_lacks():
 
 
 def walk_columns(n_walks: int, n_frames: int, *, imported: bool):
-    """Random walks of four atoms, each about a place of its own; features are the positions."""
+    """Make random walks of four atoms, each around its own position; features are the positions."""
     rng = np.random.default_rng(1)
     base = 8 * rng.normal(size=(n_walks, 1, 4, 3))
     positions = (base + rng.normal(0, 0.05, (n_walks, n_frames, 4, 3)).cumsum(axis=1)).reshape(-1, 4, 3)
@@ -114,12 +114,12 @@ def test_leakage_needs_trajectories_and_training_structures():
 # --- profiles ----------------------------------------------------------------------------------------
 
 
-def test_profiles_are_told_from_the_data():
+def test_profiles_are_derived_from_the_data():
     imported = {"generator": np.array(["alloys", "import"]), "system_type": np.array(["molecule"] * 2)}
     molecules = {"generator": np.array(["molecules"] * 2), "system_type": np.array(["molecule"] * 2)}
     mixed = {"generator": np.array(["a", "b"]), "system_type": np.array(["molecule", "bulk"])}
-    found = [profile_of(Quality(), columns) for columns in (imported, molecules, mixed, {})]
-    assert found == ["import", "molecules", "run", "run"]
+    profiles = [profile_of(Quality(), columns) for columns in (imported, molecules, mixed, {})]
+    assert profiles == ["import", "molecules", "run", "run"]
     assert profile_of(Quality(profile="reference"), mixed) == "reference"
 
 

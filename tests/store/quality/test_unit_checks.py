@@ -1,4 +1,4 @@
-"""The check of units: tight where the frames tell the ratio, silent where they do not, and the cause named."""
+"""The check of units is tight where the frames determine the ratio, silent elsewhere, and names the cause."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_labels_in_ev_pass(tmp_path: Path) -> None:
 
 
 def test_hartree_and_hartree_per_bohr_fail_and_are_named(tmp_path: Path) -> None:
-    """Both are off by nearly the same factor: the ratio is that of a bohr to an Å, far below the limit of 5."""
+    """Both differ by nearly the same factor: their ratio is that of a bohr to an Å, far below the limit of 5."""
     check = check_of(tmp_path, ase.units.Hartree, PER_BOHR)
     assert (check.verdict, check.threshold) == ("fail", TIGHT)
     assert check.value == pytest.approx(1 / ase.units.Bohr, rel=0.05)
@@ -100,7 +100,7 @@ def test_the_range_follows_the_unit() -> None:
 @pytest.mark.parametrize("n", [12, 40, 512])
 @pytest.mark.parametrize("noise", [0.1, 0.5, 1.0, 3.0])
 def test_noise_is_never_taken_for_a_unit(n: int, noise: float) -> None:
-    """Frames that are far apart: a fit of differences to work alone falls below 1, however many pairs there are."""
+    """For distant frames, a fit of differences to work alone falls below 1, however many pairs there are."""
     rng = np.random.default_rng(n)
     for _ in range(200):
         work = rng.normal(size=n)

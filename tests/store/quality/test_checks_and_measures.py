@@ -74,10 +74,10 @@ def test_nearest_atoms_are_those_of_all_images(pbc):
     distances = np.linalg.norm(vectors, axis=-1)
     radii = covalent_radii[atoms.numbers]
     ratio = np.where(distances > 0, distances / (radii[:, None] + radii)[:, :, None], np.inf).min(axis=(1, 2))
-    found = distances_of(atoms)
-    assert found["closest"][0] == pytest.approx(ratio.min(), rel=1e-6)
+    measured = distances_of(atoms)
+    assert measured["closest"][0] == pytest.approx(ratio.min(), rel=1e-6)
     loneliest = ratio.max() if ratio.max() < 2.5 else np.inf
-    assert found["loneliest"][0] == pytest.approx(loneliest, rel=1e-6)
+    assert measured["loneliest"][0] == pytest.approx(loneliest, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_dimers_at_other_distances_differ():
 
 @pytest.mark.parametrize("periodic", [False, True])
 @pytest.mark.parametrize("far", [6.7, 8.3, 11.0])
-def test_fragments_far_apart_are_told_by_their_distance(periodic, far):
+def test_fragments_far_apart_differ_by_their_distance(periodic, far):
     def pair(separation: float, symbol: str = "Cu") -> Atoms:
         return Atoms([symbol] * 2, positions=[[0, 0, 0], [0, 0, separation]], cell=3 * [30], pbc=periodic)
 
@@ -125,20 +125,20 @@ def test_fragments_far_apart_are_told_by_their_distance(periodic, far):
 
 
 def test_atoms_in_one_place_and_alone():
-    found = distances_of(
+    measured = distances_of(
         Atoms("Cu2", positions=np.zeros((2, 3))), Atoms("Cu"), Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 40]])
     )
-    assert found["closest"].tolist() == [0, np.inf, np.inf]
+    assert measured["closest"].tolist() == [0, np.inf, np.inf]
 
 
 def test_cells_of_open_structures_do_not_count():
     odd = np.array([[0, 1.0, 0], [1, 0, 0], [0, 0, 1]])
     block = block_of(Atoms("Cu", cell=odd), Atoms("Cu", cell=3 * odd, pbc=True), Atoms("Cu", pbc=True))
-    found = measures.measure_cells(block)
-    assert found["left_handed"].tolist() == [False, True, False]
-    assert found["fullness"].tolist() == [1, 1, 0]
-    assert found["searchable"].tolist() == [True, True, False]
-    assert found["volume"][1] == pytest.approx(27)
+    measured = measures.measure_cells(block)
+    assert measured["left_handed"].tolist() == [False, True, False]
+    assert measured["fullness"].tolist() == [1, 1, 0]
+    assert measured["searchable"].tolist() == [True, True, False]
+    assert measured["volume"][1] == pytest.approx(27)
     wedge = Atoms("Cu", cell=[[4, 0, 0], [4 * np.cos(0.3), 4 * np.sin(0.3), 0], [0, 0, 9]], pbc=(True, True, False))
     assert measures.measure_cells(block_of(wedge))["fullness"][0] == pytest.approx(np.sin(0.3))
 
@@ -154,7 +154,7 @@ def test_a_vendi_score_counts_clumps():
 
 
 def test_energies_are_compared_within_their_composition():
-    """Alloys whose energy is anything but linear in the composition, and one outlier that a linear fit would hide."""
+    """Check alloys whose energy is far from linear in the composition, and an outlier that a linear fit would hide."""
     rng = np.random.default_rng(0)
     counts = np.repeat(np.array([[4, 0], [3, 1], [2, 2], [1, 3], [0, 4]]), 8, axis=0)
     bowing = np.repeat([0, -3, -4, -3, 0], 8)

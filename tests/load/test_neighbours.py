@@ -31,10 +31,10 @@ def test_pairs_are_those_of_ase(pbc, open_vectors):
     assert not shifts[:, ~pbc].any()
     expected = neighbor_list("ijS", Atoms("H12", positions=positions, cell=cell, pbc=pbc), CUTOFF)
     assert len(i) > 0
-    assert rows(i, j, shifts) == rows(*expected)
+    assert sort_edges(i, j, shifts) == sort_edges(*expected)
 
 
-def rows(i, j, shifts):
+def sort_edges(i, j, shifts):
     return sorted(map(tuple, np.column_stack([i, j, shifts]).tolist()))
 
 
@@ -55,11 +55,13 @@ def test_edges_of_a_batch_are_those_of_mace(store):
         edge_index, shifts, unit_shifts, _ = get_neighborhood(
             item["positions"].numpy(), CUTOFF, tuple(item["pbc"].tolist()), item["cell"].numpy().copy()
         )
-        assert rows(*item["edge_index"].numpy(), item["unit_shifts"].numpy()) == rows(*edge_index, unit_shifts)
-        expected += rows(*(edge_index + first), shifts.round(9))
+        assert sort_edges(*item["edge_index"].numpy(), item["unit_shifts"].numpy()) == sort_edges(
+            *edge_index, unit_shifts
+        )
+        expected += sort_edges(*(edge_index + first), shifts.round(9))
         first += len(item["numbers"])
-    found = rows(*batch["edge_index"].numpy(), batch["shifts"].numpy().round(9))
-    assert np.allclose(found, expected, rtol=0, atol=1e-8)
+    edges = sort_edges(*batch["edge_index"].numpy(), batch["shifts"].numpy().round(9))
+    assert np.allclose(edges, expected, rtol=0, atol=1e-8)
     i, j = batch["edge_index"]
     lengths = (batch["positions"][j] - batch["positions"][i] + batch["shifts"]).norm(dim=1)
     assert lengths.min() > 0

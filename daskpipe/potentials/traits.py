@@ -1,0 +1,32 @@
+"""Facts about a kind of potential that others need before it is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """Facts about a kind of potential, in its own file under the name ``TRAITS``; all have defaults.
+
+    Parameters
+    ----------
+    packages
+        Distributions on PyPI that hold its formulas or weights. A dataset records their versions.
+    extra
+        Extra of daskpipe that installs these packages; ``None`` if daskpipe needs them in any case, or if the potential
+        is a plugin.
+    trial
+        What ``daskpipe doctor`` evaluates with it: the symbol of a metal, or the name of a molecule that
+        `ase.build.molecule` knows. ``None`` to leave it out, for example if it has no defaults.
+    members
+        Parameter that lists other potentials, each with ``name`` and ``params``; ``None`` if there is none.
+    measures_disagreement
+        Whether its batched model returns ``force_disagreement``, which ``explore.guards.max_disagreement`` needs.
+    """
+
+    packages: tuple[str, ...] = ()
+    extra: str | None = None
+    trial: str | None = None
+    members: str | None = None
+    measures_disagreement: bool = False
