@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from daskpipe.seeds import order_by_hash
-from daskpipe.store.assignment import assign_splits, strata_of, types_of_splits
+from daskpipe.store.assignment import assign_splits, per_group, size_classes_of, types_of, types_of_splits
 from daskpipe.store.blocks_of_time import cut_in_time
 from daskpipe.store.connectivity import Frame, connect_frames
 from daskpipe.store.leakage import compare
@@ -134,10 +134,8 @@ def _assigned(columns: Mapping[str, np.ndarray], group: np.ndarray, rule: Split,
     if not len(group):
         return np.zeros(0, dtype=np.uint8)  # there are isolated atoms alone
     sizes, ids = np.bincount(group), _group_ids(columns, group)
-    members = strata_of(columns)
-    strata = np.zeros((len(sizes), members.shape[1]))
-    np.add.at(strata, group, members)
-    return assign_splits(sizes, ids, seed=seed, fractions=rule.split, strata=strata)[group]
+    types, strata = (per_group(group, members) for members in (types_of(columns), size_classes_of(columns)))
+    return assign_splits(sizes, ids, seed=seed, fractions=rule.split, types=types, strata=strata)[group]
 
 
 def _differing(columns: Mapping[str, np.ndarray], kept: np.ndarray, dropped: np.ndarray) -> int:

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from daskpipe.errors import unknown
+from daskpipe.store.assignment import SLACK
 
 Profile = Literal["auto", "run", "import", "molecules", "reference"]
 
@@ -165,7 +166,7 @@ class Quality(_Model):
         default=3.0, description="Least effective number of different structures (Vendi score)"
     )
     splits: _Share | None = Field(
-        default=0.05,
+        default=SLACK,
         description="Largest difference of a split from its share, beyond the least one that whole groups allow",
     )
     leakage: _Share | None = Field(
