@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daskpipe.errors import InputError
 from daskpipe.manifests import ORDER, Manifest, units_of
 from daskpipe.variables import read_root
 from daskpipe.work import Tree
 
+if TYPE_CHECKING:
+    from daskpipe.config import Config
+
 ATTRIBUTE = "stage_versions"
 """Root attribute of a dataset: the version of each stage that made it, JSON."""
 
-BESIDE = ("describe-fit", "describe", "store-write")
+BESIDE = ("describe-fit", "describe-against", "describe", "store-write")
 """Stages whose units no other unit names as upstream: they name the frames or the plan that they work on."""
 
 
-def stage_versions() -> dict[str, int]:
-    """Return the version of each stage, which is part of the keys of its units."""
+def stage_versions(config: Config) -> dict[str, int]:
+    """Return the version of each stage, which is part of the keys of its units.
+
+    Parameters
+    ----------
+    config
+        Of the run: picks against an existing dataset have a version of their own.
+    """
     from daskpipe.describe.stage import VERSION as DESCRIBE
     from daskpipe.explore.stage import VERSION as EXPLORE
     from daskpipe.generate.stage import VERSION as GENERATE
     from daskpipe.label.stage import VERSION as LABEL
+    from daskpipe.select.stage import AGAINST_VERSION
     from daskpipe.select.stage import VERSION as SELECT
     from daskpipe.store.stage import PLAN_VERSION
     from daskpipe.store.stage import VERSION as STORE
@@ -32,14 +42,14 @@ def stage_versions() -> dict[str, int]:
         "generate": GENERATE,
         "explore": EXPLORE,
         "describe": DESCRIBE,
-        "select": SELECT,
+        "select": SELECT if config.select.against is None else AGAINST_VERSION,
         "label": LABEL,
         "store-plan": PLAN_VERSION,
         "store": STORE,
     }
 
 
-def read_completed(tree: Tree) -> dict[str, dict[str, Any]] | None:
+def read_completed(tree: Tree, config: Config) -> dict[str, dict[str, Any]] | None:
     """Return the rows of a complete run whose dataset was made by other versions of the stages than today's.
 
     Its units have other keys than today's code would give them. Driving it would compute everything again, only to
@@ -58,7 +68,7 @@ def read_completed(tree: Tree) -> dict[str, dict[str, Any]] | None:
     """
     with suppress(InputError):
         there = read_root(tree.dataset)["attributes"]
-        if there.get(ATTRIBUTE) != json.dumps(stage_versions(), sort_keys=True):
+        if there.get(ATTRIBUTE) != json.dumps(stage_versions(config), sort_keys=True):
             return _rows(tree, str(there.get("dataset_key")))
     return None
 

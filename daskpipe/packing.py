@@ -68,7 +68,7 @@ def pack(
         target=target,
         attrs={
             **attrs,
-            ATTRIBUTE: json.dumps(stage_versions(), sort_keys=True),
+            ATTRIBUTE: json.dumps(stage_versions(run.config), sort_keys=True),
             "versions": json.dumps(versions(), sort_keys=True),
             "dataset_key": key,
         },

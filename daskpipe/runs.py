@@ -329,7 +329,7 @@ def _drive_all(
     emit = fan_out(lambda _: lease.check(), Ledger(tree), *subscribers, BudgetKeeper(tree, config))
     for event in before:
         emit(event)
-    if (completed := read_completed(tree)) is not None:
+    if (completed := read_completed(tree, config)) is not None:
         stages = completed
         emit(
             Notice(
