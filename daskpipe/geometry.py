@@ -124,5 +124,5 @@ def complete_open_axes(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
 
 
 def widths(cell: np.ndarray) -> np.ndarray:
-    """Distances between opposite faces of a cell, shape (3,)."""
-    return np.asarray(1 / np.linalg.norm(np.linalg.inv(cell), axis=0))
+    """Return the distances between opposite faces of cells, shape (..., 3)."""
+    return np.asarray(1 / np.linalg.norm(np.linalg.inv(cell), axis=-2))
