@@ -54,16 +54,38 @@ def nearest_of_kin(features: np.ndarray, kin: np.ndarray) -> tuple[np.ndarray, n
     distance, row : numpy.ndarray
         Shape (structure,); infinite and -1 where there is no other.
     """
+    distance, row = neighbours_of_kin(features, kin, 1)
+    return distance[:, 0], row[:, 0]
+
+
+def neighbours_of_kin(features: np.ndarray, kin: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `n` nearest other rows with the same number of each row, the nearest first, and their distances.
+
+    Parameters
+    ----------
+    features, kin
+        As `nearest_of_kin`.
+    n
+        How many.
+
+    Returns
+    -------
+    distance, row : numpy.ndarray
+        Shape (structure, n); infinite and -1 where there are no more.
+    """
     from scipy.spatial import cKDTree
 
-    distance, row = np.full(len(kin), np.inf), np.full(len(kin), -1)
+    distance, row = np.full((len(kin), n), np.inf), np.full((len(kin), n), -1)
     order = np.argsort(kin, kind="stable")
     for members in np.split(order, np.flatnonzero(np.diff(kin[order])) + 1):
         if len(members) > 1:
-            distances, places = cKDTree(features[members]).query(features[members], k=2)
-            distance[members] = distances[:, 1]
-            # Of equal features the tree may name another row first.
-            row[members] = members[np.where(places[:, 0] == np.arange(len(members)), places[:, 1], places[:, 0])]
+            k = min(n + 1, len(members))
+            distances, places = cKDTree(features[members]).query(features[members], k=k)
+            itself = places == np.arange(len(members))[:, None]
+            # Of many equal features the tree may not name the row itself.
+            itself[~itself.any(axis=1), -1] = True
+            distance[members, : k - 1] = distances[~itself].reshape(-1, k - 1)
+            row[members, : k - 1] = members[places[~itself].reshape(-1, k - 1)]
     return distance, row
 
 

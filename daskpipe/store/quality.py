@@ -418,7 +418,22 @@ def _pairs(ds: xr.Dataset, columns: Mapping[str, np.ndarray]) -> dict[str, np.nd
     if "all_features" in columns and "generator" in columns:  # where lineage is known, it tells the pairs
         imported = (columns["generator"][usable] == IMPORTED)[:, None]
         chosen["features"] = np.where(imported, columns["all_features"][usable], np.nan)
-    pairs = usable[measures.near_pairs(chosen)].reshape(-1, 2)
+    pairs, energies_and_work = _compared(ds, columns, usable[measures.near_pairs(chosen)].reshape(-1, 2))
+    if "features" in chosen and len(pairs) < checks.MIN_PAIRS:
+        further = usable[measures.near_pairs(chosen, further=True)].reshape(-1, 2)
+        more = _compared(ds, columns, further)
+        both = np.concatenate([pairs, more[0]])
+        first = np.unique(both, axis=0, return_index=True)[1]  # what is near to one may be the nearest to the other
+        pairs, energies_and_work = both[first], np.concatenate([energies_and_work, more[1]])[first]
+    return {
+        "pair_ids": columns["structure_id"][pairs],
+        "pair_energy": energies_and_work[:, 0],
+        "pair_work": energies_and_work[:, 1],
+    }
+
+
+def _compared(ds: xr.Dataset, columns: Mapping[str, np.ndarray], pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs that are neighbours, and the difference of their energies and the work between them, eV."""
     frames: dict[int, dict[str, Any]] = {}
     for rows, block in _blocks(ds, columns["n_atoms"], MEASURED, np.unique(pairs)):
         for row in np.intersect1d(np.unique(pairs), np.arange(rows.start, rows.stop)) - rows.start:
@@ -428,12 +443,7 @@ def _pairs(ds: xr.Dataset, columns: Mapping[str, np.ndarray]) -> dict[str, np.nd
             frames[rows.start + int(row)] = frame | {"energy": columns["energy"][rows.start + row]}
     compared = [measures.energy_and_work(frames[a], frames[b]) for a, b in pairs.tolist()]
     near = [index for index, pair in enumerate(compared) if pair is not None]
-    numbers = np.array([pair for pair in compared if pair is not None]).reshape(-1, 2)
-    return {
-        "pair_ids": columns["structure_id"][pairs[near]].reshape(-1, 2),
-        "pair_energy": numbers[:, 0],
-        "pair_work": numbers[:, 1],
-    }
+    return pairs[near], np.array([pair for pair in compared if pair is not None]).reshape(-1, 2)
 
 
 def _blocks(

@@ -9,7 +9,7 @@ import numpy as np
 
 from daskpipe.geometry import complete_open_axes
 from daskpipe.seeds import order_by_hash
-from daskpipe.store.leakage import nearest_of_kin
+from daskpipe.store.leakage import neighbours_of_kin
 from daskpipe.structures import electronic_states
 
 type Columns = Mapping[str, np.ndarray]
@@ -37,6 +37,9 @@ MIN_WIDTH = 0.3
 MOST_PAIRS = 512
 MOST_PAIR_ATOMS = 2**20
 """Most pairs of frames whose energies are held against forces, and most atoms in them: a block of memory."""
+
+MOST_NEIGHBOURS = 16
+"""Nearest frames in feature space that a frame without lineage is compared with, where the nearest one is too far."""
 
 MAX_DISPLACEMENT = 0.8
 """Largest displacement of an atom between two such frames, Å: farther, the mean force says little of the energy."""
@@ -270,7 +273,7 @@ def per_structure(reduce: np.ufunc, values: np.ndarray, block: Columns) -> np.nd
     return out
 
 
-def near_pairs(columns: Columns) -> np.ndarray:
+def near_pairs(columns: Columns, *, further: bool = False) -> np.ndarray:
     """Choose pairs of frames of one seed and composition that follow each other, shape (pair, 2).
 
     Parameters
@@ -279,7 +282,12 @@ def near_pairs(columns: Columns) -> np.ndarray:
         ``structure_id``, ``origin``, ``composition`` (number), ``n_atoms`` and, if they are known, ``replica``,
         ``step`` and ``features``; of structures with finite labels. A structure that is alone of its seed, as imported
         frames in a shuffled order are, makes a pair with the nearest one of its composition in feature space.
+    further
+        Give such structures the next nearest ones instead, and no other pairs: in a liquid the nearest one in feature
+        space is often one whose atoms are elsewhere.
     """
+    if further:
+        return _chosen(columns, _nearest_in_features(columns, range(2, MOST_NEIGHBOURS + 1)))
     keys = [columns[name] for name in ("step", "replica") if name in columns]
     order = np.lexsort((columns["structure_id"].view("<u8")[::2], *keys, columns["composition"], columns["origin"]))
     first, second = order[:-1], order[1:]
@@ -288,18 +296,31 @@ def near_pairs(columns: Columns) -> np.ndarray:
     )
     pairs = np.stack([first[same], second[same]], axis=1)
     if "features" in columns:
-        alone = np.bincount(columns["origin"])[columns["origin"]] == 1
-        pairs = np.concatenate([pairs, _nearest_in_features(columns, alone)])
+        pairs = np.concatenate([pairs, _nearest_in_features(columns, range(1, 2))])
+    return _chosen(columns, pairs)
+
+
+def _chosen(columns: Columns, pairs: np.ndarray) -> np.ndarray:
     pairs = pairs[order_by_hash(0, "quality", columns["structure_id"][pairs[:, 0]])][:MOST_PAIRS]
     return pairs[np.cumsum(2 * columns["n_atoms"][pairs[:, 0]].astype(np.int64)) <= MOST_PAIR_ATOMS]
 
 
-def _nearest_in_features(columns: Columns, alone: np.ndarray) -> np.ndarray:
-    """Return pairs of rows of one composition, each row that is alone with the nearest other one, shape (pair, 2)."""
+def _nearest_in_features(columns: Columns, ranks: range) -> np.ndarray:
+    """Return pairs of rows of one composition, shape (pair, 2): those alone of their seed with the nearest others.
+
+    Parameters
+    ----------
+    columns
+        As `near_pairs`.
+    ranks
+        Which neighbours; 1 is the nearest.
+    """
+    alone = np.bincount(columns["origin"])[columns["origin"]] == 1
     rows = np.flatnonzero(alone & np.isfinite(columns["features"]).all(axis=1))
-    other = nearest_of_kin(columns["features"][rows].astype(np.float64), columns["composition"][rows])[1]
-    paired = other >= 0
-    return np.unique(np.sort(np.stack([rows[paired], rows[other[paired]]], axis=1), axis=1), axis=0)
+    features, kin = columns["features"][rows].astype(np.float64), columns["composition"][rows]
+    others = neighbours_of_kin(features, kin, ranks.stop - 1)[1][:, ranks.start - 1 :]
+    one, rank = np.nonzero(others >= 0)
+    return np.unique(np.sort(np.stack([rows[one], rows[others[one, rank]]], axis=1), axis=1), axis=0)
 
 
 def energy_and_work(a: Columns, b: Columns) -> tuple[float, float] | None:
