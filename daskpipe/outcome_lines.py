@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from daskpipe.generate.left_out import LEFT_OUT
 from daskpipe.variables import SPLITS
 
 
@@ -14,9 +16,18 @@ def label_lines(report: dict[str, Any], n_frames: int) -> list[str]:
     counts = ", ".join(f"{name} {report['labels'].get(name, 0):,}" for name in ("energy", "forces", "stress"))
     sources = "; ".join(f"{keys} ({n:,})" for keys, n in report["sources"].items())
     lines = [f"labels of {n_frames:,} frames: {counts}; from {sources}"]
-    if report["left_out"]:
-        lines.append("not taken: " + ", ".join(f"{name} ({n:,})" for name, n in report["left_out"].items()))
-    return lines
+    return lines + left_out_lines(report["left_out"])
+
+
+def left_out_lines(names: Mapping[str, int]) -> list[str]:
+    """Say what files hold and was not taken, and in how many frames."""
+    return ["not taken: " + ", ".join(f"{name} ({n:,})" for name, n in names.items())] if names else []
+
+
+def seed_lines(tallies: Mapping[str, int]) -> list[str]:
+    """Say what files of seeds hold and was not taken, the most frequent first."""
+    names = {name.removeprefix(LEFT_OUT): n for name, n in tallies.items() if name.startswith(LEFT_OUT)}
+    return left_out_lines(dict(sorted(names.items(), key=lambda item: (-item[1], item[0]))))
 
 
 def move_lines(tallies: dict[str, int]) -> list[str]:

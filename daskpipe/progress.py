@@ -28,7 +28,7 @@ from rich.text import Text
 from daskpipe import events
 from daskpipe.errors import printable
 from daskpipe.lease import JOB_VARIABLES
-from daskpipe.outcome_lines import label_lines, move_lines, selection_lines, split_lines
+from daskpipe.outcome_lines import label_lines, move_lines, seed_lines, selection_lines, split_lines
 from daskpipe.store import quality
 from daskpipe.work import Tree
 
@@ -240,9 +240,12 @@ def summary(result: Result, console: Console) -> None:
         console.print(f"  all of them, one file each: {escape(shown(result.run_dir))}/quarantine/", highlight=False)
     console.print()
     explored, selected, planned = (result.stages[stage] for stage in ("explore", "select", "store-plan"))
-    lines = [*move_lines(explored["tallies"]), *selection_lines(selected["report"]), *split_lines(planned["report"])]
+    lines = [
+        *seed_lines(result.stages["generate"]["tallies"]), *move_lines(explored["tallies"]),
+        *selection_lines(selected["report"]), *split_lines(planned["report"]),
+    ]  # fmt: skip
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(escape(line), highlight=False, soft_wrap=True)
     console.print(f"\n[bold]Dataset[/] {escape(shown(result.dataset))} after {result.seconds:.0f} s", highlight=False)
     verdict_summary(result.verdict, console)
     console.print("\nNext", style="bold")

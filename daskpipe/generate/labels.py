@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from daskpipe.generate.checks import FrameError
 from daskpipe.generate.declared_units import factors, find_units
+from daskpipe.generate.left_out import is_none, names_left_out
 from daskpipe.variables import FULL_TO_VOIGT
 
 if TYPE_CHECKING:
@@ -197,14 +198,10 @@ def _written(raw: Atoms) -> list[_Written]:
                 continue  # such as max_forces
             if of_atoms and name != "forces":  # energies and stresses of atoms are none of the frame
                 continue
-            if _is_none(value) or (family and isinstance(value, bool)):  # such as have_energy
+            if is_none(value) or (family and isinstance(value, bool)):  # such as have_energy
                 continue
             found.append(_Written(key, name, family, value))
     return found
-
-
-def _is_none(value: Any) -> bool:
-    return isinstance(value, str) and value.strip().lower() in ("none", "null", "")
 
 
 def _choose(raw: Atoms, written: list[_Written], keys: LabelKeys) -> dict[str, _Written]:
@@ -397,17 +394,5 @@ def left_out(raw: Atoms, taken: Iterable[str], labels: Labels) -> Counter[str]:
     labels
         From `read_labels`.
     """
-    used = {*taken, *labels.used, *labels.missing, "numbers", "positions", "name"}
-    results: Mapping[str, Any] = raw.calc.results if raw.calc is not None else {}
-    found = Counter(labels.missing.values())
-    places = (raw.info, raw.arrays, results)
-    names = {key for place in places for key, value in place.items() if not _is_none(value)} - used
-    for name, words in (("momenta", "velocities"), ("tags", "tags"), ("masses", "masses")):
-        if name in names:
-            names.remove(name)
-            if name != "tags" or raw.arrays["tags"].any():
-                found[words] += 1
-    found.update(names)
-    if raw.constraints and "constraints" not in used:
-        found["constraints"] += 1
-    return found
+    used = {*taken, *labels.used, *labels.missing}
+    return Counter(labels.missing.values()) + names_left_out(raw, used)

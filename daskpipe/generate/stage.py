@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -17,6 +18,7 @@ from daskpipe.errors import ConfigError, Rejection
 from daskpipe.generate import ENUMERATED, GENERATORS
 from daskpipe.generate.checks import Limits, check, system_type
 from daskpipe.generate.electrons import ElectronError, electrons_of
+from daskpipe.generate.left_out import NOTED, shorten_tallies, tally_names
 from daskpipe.generate.sources import Source
 from daskpipe.generate.stretches import Stretch, frames
 from daskpipe.seeds import stream
@@ -181,14 +183,17 @@ def _finish(made: Atoms, request: Request, limits: Limits) -> Atoms | Rejection:
         return Rejection(stage="generate", structure=name, reason=fault.reason, evidence=fault.evidence)
     atoms.info.setdefault("system_type", system_type(atoms))
     atoms.info["generator"] = request.source
+    if NOTED in made.info:
+        atoms.info[NOTED] = made.info[NOTED]
     return atoms
 
 
 def pack(items: list[Atoms | Rejection]) -> list[Payload]:
-    """Flatten a partition of the bag into what a unit commits."""
+    """Flatten a partition of the bag into what a unit commits; its tallies count what files hold and was not taken."""
     rejected = [item for item in items if isinstance(item, Rejection)]
     seeds = [item for item in items if not isinstance(item, Rejection)]
-    return [Payload(arrays=arrays_of(from_atoms(seeds)), n_out=len(seeds), rejected=rejected)]
+    tallies = shorten_tallies(Counter(name for atoms in seeds for name in tally_names(atoms.info.get(NOTED, ()))))
+    return [Payload(arrays=arrays_of(from_atoms(seeds)), n_out=len(seeds), rejected=rejected, tallies=tallies)]
 
 
 def read_frames(stretch: Stretch) -> Payload:
