@@ -24,7 +24,7 @@ def find_overlap(atoms: Atoms, min_distance: float) -> str | None:
     --------
     >>> from ase import Atoms
     >>> find_overlap(Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.1]]), min_distance=0.5)
-    'atom 0 (H) is 0.100 Å from atom 1 (H); the limit is 0.310 Å, 0.5 of the sum of covalent radii'
+    'atom 1 (H) is 0.100 Å from atom 0 (H); the limit is 0.310 Å, 0.5 of the sum of covalent radii'
     """
     from ase.data import covalent_radii
     from scipy.spatial import KDTree

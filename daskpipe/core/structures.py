@@ -67,7 +67,7 @@ def structure_id(atoms: Atoms) -> bytes:
     --------
     >>> from ase.build import molecule
     >>> structure_id(molecule("H2O")).hex()
-    STRUCTURE_ID
+    'da25063041f55d921199d285b2cd8ea2'
     """
     digest = hashlib.blake2b(digest_size=16, person=b"structure_id")
     digest.update(np.asarray(atoms.numbers, dtype="<u1").tobytes())

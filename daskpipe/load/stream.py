@@ -61,13 +61,10 @@ class TorchStream(IterableDataset[Batch]):
     Each batch carries the `state` of the stream after it. Save it with the weights, and a later run continues with the
     next batch, with any number of workers:
 
-    >>> stream = TorchStream("runs/q/dataset.zarr", "train", batch_size=32, seed=1)  # doctest: +SKIP
-    >>> stream.load_state_dict(checkpoint["stream"])  # to continue from there  # doctest: +SKIP
-    >>> for epoch in range(stream.epoch, 100):  # doctest: +SKIP
-    ...     stream.set_epoch(epoch)
-    ...     for batch in torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2):
-    ...         train(batch)
-    ...         checkpoint = {"stream": batch.state, ...}
+    >>> stream = TorchStream("runs/q/dataset.zarr", "train", batch_size=2, seed=1)
+    >>> batch = next(iter(torch.utils.data.DataLoader(stream, batch_size=None)))
+    >>> checkpoint = {"stream": batch.state}  # to be saved with the weights
+    >>> stream.load_state_dict(checkpoint["stream"])  # the next batch is the second one of the epoch
     """
 
     def __init__(

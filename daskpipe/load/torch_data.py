@@ -62,8 +62,10 @@ class TorchDataset(Dataset[Item]):
 
     Examples
     --------
-    >>> data = TorchDataset("runs/q/dataset.zarr", split="train")  # doctest: +SKIP
-    >>> loader = torch.utils.data.DataLoader(data, batch_size=32, shuffle=True, collate_fn=collate)  # doctest: +SKIP
+    >>> data = TorchDataset("runs/q/dataset.zarr", split="train")
+    >>> loader = torch.utils.data.DataLoader(data, batch_size=2, shuffle=True, collate_fn=collate)
+    >>> next(iter(loader)).n_structures
+    2
     """
 
     def __init__(self, path: Path | str, split: str | None = None, *, verify: bool = True) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import daskpipe.store.stage as storing
 from daskpipe.cluster.sites import load_site
 from daskpipe.config.models import Config
+from daskpipe.core.variables import SIZES, VARIABLES, missing_values
 from daskpipe.pipeline.steps import list_devices
 from daskpipe.runs.budget import HOUR, compute_limits, format_bytes
 from daskpipe.runs.costs import Line, count_units
@@ -46,6 +47,12 @@ OVERHEAD = (1400.0, 43_000.0, 27_000.0)
 
 UNIT_INODES = 4
 """Files and folders of a committed unit: a folder with payload.npz, rejected.json and manifest.json."""
+
+USUAL_ARRAYS = sum(1 for variable in VARIABLES.values() if variable.stage)
+"""Arrays of a dataset where no probe has counted them: the variables that stages give to every structure."""
+
+USUAL_WORDS = {"ensemble": "npt_isotropic", "selection_reason": "kmeans", "label_method": "x", "label_status": "ok"}
+"""Words of usual length for variables that hold words."""
 
 
 def plan_run(config: Config, measured: Measured | None = None) -> dict[str, Any]:
@@ -99,7 +106,7 @@ def plan_run(config: Config, measured: Measured | None = None) -> dict[str, Any]
             "units": count.units,
             "tasks": count.units,
             "bytes": n_bytes,
-            "inodes": _count_inodes(stage, count.units, measured.n_arrays if measured else 32),
+            "inodes": _count_inodes(stage, count.units, measured.n_arrays if measured else USUAL_ARRAYS),
             "seconds_a_unit": None if seconds is None else round(seconds, 4),
             "hours": None if seconds is None else round(count.units * seconds / HOUR, 6),
         }
@@ -245,8 +252,8 @@ def _measure_sizes(sample: Sequence[Atoms], config: Config) -> dict[str, Line]:
         return Line((1.0, first + each), (2.0, first + 2 * each))
 
     dims = config.describe.dims
-    frames = [_as_frame(atoms) for atoms in sample]
-    labelled = [_as_labelled(atoms, dims) for atoms in frames]
+    frames = [_give_placeholders(atoms, ["explore"], dims) for atoms in sample]
+    labelled = [_give_placeholders(atoms, ["select", "label"], dims) for atoms in frames]
     arrays = dataset_to_arrays(from_atoms(labelled))
     of_label = fit_line(labelled)
     packed = sum(array.nbytes if array.dtype.kind != "U" else len(array) for array in arrays.values()) / len(sample)
@@ -276,26 +283,25 @@ def _estimate_axes(sample: Sequence[Atoms], config: Config) -> float:
     return float(levels * (config.describe.dims + 1) * descriptor.n_features * 8)
 
 
-def _as_frame(atoms: Atoms) -> Atoms:
-    """Return a copy with what a frame of an exploration holds besides its atoms."""
-    frame = atoms.copy()
-    frame.info |= {
-        "parent_id": bytes(16), "ensemble": "npt_isotropic", "replica": 0, "step": 0, "time": 0.0, "temperature": 0.0,
-        "kinetic_temperature": 0.0, "pressure": 0.0,
-    }  # fmt: skip
-    return frame
-
-
-def _as_labelled(atoms: Atoms, dims: int) -> Atoms:
-    """Return a copy with what a labelled structure holds besides its atoms."""
+def _give_placeholders(atoms: Atoms, stages: Sequence[str], dims: int) -> Atoms:
+    """Return a copy of a structure with a value for each variable that some stages give to every structure."""
     from ase.calculators.singlepoint import SinglePointCalculator
 
-    frame = atoms.copy()
-    frame.info |= {
-        "features": np.zeros(dims, dtype=np.float32), "cluster": 0, "selection_reason": "kmeans", "label_method": "x",
-        "label_status": "ok",
-    }  # fmt: skip
-    frame.calc = SinglePointCalculator(frame, energy=0.0, forces=np.zeros((len(frame), 3)), stress=np.zeros(6))
+    frame, results = atoms.copy(), {}
+    sizes = {"atom": len(atoms), "feature": dims, **SIZES}
+    for name, variable in VARIABLES.items():
+        if variable.stage not in stages or not variable.place:
+            continue
+        values = missing_values(name, tuple(sizes[dim] for dim in variable.dims if dim != "structure"))
+        value = values if values.ndim else USUAL_WORDS.get(name, values.item())
+        if variable.place == "results":
+            results[name] = value
+        elif variable.place == "arrays":
+            frame.set_array(name, values)
+        else:
+            frame.info[name] = value
+    if results:
+        frame.calc = SinglePointCalculator(frame, **results)
     return frame
 
 

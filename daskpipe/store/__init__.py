@@ -6,7 +6,7 @@ Makes: ``dataset.zarr`` in schema ``daskpipe/1``: globally shuffled, split by wh
 Entry: in a run ``stage.sort_rows``, ``plan_dataset``, ``write_chunks``, ``publish_chunks``; in memory
     `arrange_and_write`. On a dataset `open_dataset`, `verify`, `export`, ``quality.gate.judge``, ``cold.write_cold``.
 Memory: a task holds one run of rows (64 MB) or one chunk an array (2**20 atoms or 65,536 structures; 40 MB),
-    ``plan`` 200 bytes a structure and its features; `arrange_and_write` holds the dataset twice.
+    ``plan_dataset`` 200 bytes per structure and its features; `arrange_and_write` holds the dataset twice.
 Placement: a task each, anywhere.
 """
 

@@ -131,7 +131,7 @@ def _split_structures(
 def _assign_groups(columns: Mapping[str, np.ndarray], group: np.ndarray, rule: Split, seed: int) -> np.ndarray:
     """Return the split of each structure: groups are assigned so that types and sizes get their shares."""
     if not len(group):
-        return np.zeros(0, dtype=np.uint8)  # there are isolated atoms alone
+        return np.zeros(0, dtype=np.uint8)  # all structures are isolated atoms
     sizes, ids = np.bincount(group), _smallest_seed_ids(columns, group)
     types, strata = (per_group(group, members) for members in (types_of(columns), size_classes_of(columns)))
     return assign_splits(sizes, ids, seed=seed, fractions=rule.split, types=types, strata=strata)[group]

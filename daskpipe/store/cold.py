@@ -74,6 +74,7 @@ def write_cold(path: Path | str, out: Path | str, run_parts: Callable[[Sequence[
 
 
 def _compress_layout(name: str, metadata: dict[str, Any]) -> ArrayLayout:
+    """Return the compressed layout of an array, from its metadata."""
     shape = tuple(metadata["shape"])
     rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
     inner = min(rows, ATOM_INNER if is_per_atom(name) else STRUCTURE_INNER)
@@ -88,6 +89,7 @@ def _compress_layout(name: str, metadata: dict[str, Any]) -> ArrayLayout:
 
 
 def _write_shard(source: Path, folder: Path, layout: ArrayLayout, number: int) -> tuple[str, str]:
+    """Write one file of an array, read it back, and return its name and CRC-32C."""
     import zarr
 
     rows = slice(number * layout.rows, min((number + 1) * layout.rows, layout.shape[0]))

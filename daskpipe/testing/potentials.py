@@ -36,7 +36,7 @@ def check_potential(
     Parameters
     ----------
     name
-        One of ``daskpipe.potentials.POTENTIALS.names()``, those of plugins included.
+        One of ``daskpipe.potentials.POTENTIALS.known_names()``, those of plugins included.
     params
         Its parameters.
     structures

@@ -144,4 +144,5 @@ def _summarise_errors(residual: np.ndarray, mean_predictor: np.ndarray) -> dict[
 
 
 def _root_mean_square(values: np.ndarray) -> float:
+    """Return the root of the mean of squares."""
     return float(np.sqrt(np.mean(np.square(values))))

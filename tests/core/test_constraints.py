@@ -65,8 +65,8 @@ def test_constraints_add_up_and_nothing_fixed_is_none() -> None:
     ("constraint", "message"),
     [
         (FixBondLength(0, 1), "the constraint FixBondLengths cannot be kept, only FixAtoms, .*Write a move_mask"),
-        (FixScaled(0, mask=[True, False, False]), r"FixScaled holds atoms along .*none of x, y and z.*move_mask"),
-        (FixedPlane(0, [1, 1, 0]), "FixedPlane holds atoms along .*none of x, y and z"),
+        (FixScaled(0, mask=[True, False, False]), r"FixScaled fixes atoms along .*none of x, y and z.*move_mask"),
+        (FixedPlane(0, [1, 1, 0]), "FixedPlane fixes atoms along .*none of x, y and z"),
     ],
 )
 def test_what_is_no_component_is_refused(constraint, message: str) -> None:

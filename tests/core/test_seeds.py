@@ -57,7 +57,7 @@ def test_numbers_are_the_same_in_every_version_and_on_every_machine():
 
 
 def test_hash_randomisation_does_not_reach_them():
-    code = "from daskpipe.core.seeds import stream; print(stream(1, 'explore', 'a').integers(0, 2**32))"
+    code = "from daskpipe.core.seeds import random_stream; print(random_stream(1, 'explore', 'a').integers(0, 2**32))"
     outputs = {
         subprocess.run(
             [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
@@ -98,7 +98,7 @@ def test_equal_ids_keep_their_order_and_stand_together():
 
 
 def test_where_the_ranks_collide_the_whole_id_decides(monkeypatch):
-    monkeypatch.setattr(daskpipe.core.seeds, "_mix", lambda words: np.zeros(words.shape, dtype=np.uint64))
+    monkeypatch.setattr(daskpipe.core.seeds, "_mix_words", lambda words: np.zeros(words.shape, dtype=np.uint64))
     ids = np.random.default_rng(0).integers(0, 2**64, (50, 2), dtype=np.uint64).view("V16").ravel()
     ordered = ids[order_by_hash(0, "shuffle", ids)]
     shuffled = ids[np.random.default_rng(1).permutation(50)]

@@ -106,7 +106,7 @@ def test_a_file_that_lacks_in_a_folder_that_is_there_is_not_waited_for(directory
     monkeypatch.setattr(shared_disk.time, "sleep", lambda _: pytest.fail("it waited"))
     (directory.unit_dir(UNIT.stage, UNIT.key) / "payload.npz").unlink()
     with pytest.raises(IntegrityError, match=r"payload.npz is not what was committed \(it is missing\)"):
-        directory.load(UNIT.stage, UNIT.key)
+        directory.load_arrays(UNIT.stage, UNIT.key)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "payload.npz"])
@@ -114,13 +114,13 @@ def test_a_read_that_fails_is_tried_again(directory, later, name):
     with pytest.raises(OSError, match="Input/output error"):
         DEAD.read_bytes()
     later(break_file(directory, name))
-    assert directory.load(UNIT.stage, UNIT.key)["energy"].tolist() == [0, 1, 2]
+    assert directory.load_arrays(UNIT.stage, UNIT.key)["energy"].tolist() == [0, 1, 2]
 
 
 def test_a_disk_that_does_not_answer_is_no_damage(directory, impatient):
     break_file(directory, "payload.npz")
     with pytest.raises(OSError, match="Input/output error"):
-        directory.load(UNIT.stage, UNIT.key)
+        directory.load_arrays(UNIT.stage, UNIT.key)
 
 
 def test_while_waiting_the_caller_can_end_it(tmp_path):

@@ -1,4 +1,4 @@
-"""When a worker ends: what its environment tells, and what is left over there from another job."""
+"""Test the deadline of a worker: what its environment says, and what another job has left there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from ase.build import bulk
 
-import daskpipe.engine.checkpoints
+import daskpipe.core.deadline
 from daskpipe.core.deadline import seconds_left, stale_deadlines
 from daskpipe.core.events import Event, Notice
 from daskpipe.pipeline.frames import select_files
@@ -21,11 +21,11 @@ from daskpipe.pipeline.frames import select_files
 PAST = 1_000_000_000
 """A time in 2001."""
 
-ASK = "import json, daskpipe.engine.checkpoints as c; print(json.dumps([c.seconds_left(), c.stale_deadlines()]))"
+ASK = "import json, daskpipe.core.deadline as c; print(json.dumps([c.seconds_left(), c.stale_deadlines()]))"
 
 
 def ask(**variables: float) -> tuple[float, dict[str, float]]:
-    """Return what a process that begins now makes of its environment."""
+    """Return the seconds left and the stale deadlines of a process that begins now."""
     kept = {name: value for name, value in os.environ.items() if name not in daskpipe.core.deadline.DEADLINE}
     env = {**kept, **{name: str(value) for name, value in variables.items()}}
     done = subprocess.run([sys.executable, "-c", ASK], env=env, capture_output=True, text=True, check=True)
@@ -49,7 +49,7 @@ def test_a_deadline_that_passes_while_the_process_runs_is_kept(monkeypatch: pyte
 
 
 def test_a_worker_that_is_started_again_after_its_deadline_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its nanny, this process, began before."""
+    """The process of its nanny, which is this one, began before the deadline."""
     monkeypatch.setenv("DASKPIPE_DEADLINE", str(time.time()))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(seconds_left) <= 0

@@ -1,4 +1,4 @@
-"""Which units go where: what workers offer, and errors where a resource is missing."""
+"""Test which workers units run on, and the errors for missing resources."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def unit(stage: str, index: int = 0) -> Unit:
 
 
 def where() -> str:
-    """Address of the worker that runs this."""
+    """Return the address of the worker that runs this."""
     from distributed import get_worker
 
     return str(get_worker().address)
@@ -48,18 +48,18 @@ def test_offers_are_those_of_the_workers(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("devices", "held"),
+    ("devices", "on_gpu"),
     [
         ({"explore": "auto", "label": "cpu"}, {"explore"}),
         ({"explore": "cuda", "label": "auto"}, {"explore", "label"}),
         ({"explore": "cpu", "label": "cpu"}, set()),
     ],
 )
-def test_stages_are_held_by_device(client: Client, devices: dict[str, str], held: set[str]) -> None:
-    assert gpu_stages(Workers(client), devices) == held
+def test_the_device_decides_which_stages_need_a_gpu(client: Client, devices: dict[str, str], on_gpu: set[str]) -> None:
+    assert gpu_stages(Workers(client), devices) == on_gpu
 
 
-def test_offers_in_words() -> None:
+def test_offers_are_described() -> None:
     assert describe_offers({}) == "no workers"
     assert (
         describe_offers({"tcp://b": {}, "tcp://a": {"GPU": 1.0, "MEM": 2.5}})
@@ -67,7 +67,7 @@ def test_offers_in_words() -> None:
     )
 
 
-def test_a_held_stage_has_a_slot_a_gpu_and_runs_there_only(client: Client) -> None:
+def test_a_gpu_stage_has_a_slot_a_gpu_and_runs_there_only(client: Client) -> None:
     pool = DaskPool(Workers(client), frozenset({"explore"}))
     (gpu,) = [address for address, worker in read_offers(client).items() if worker.get(GPU)]
     assert pool.count_slots("explore") == 1
@@ -107,7 +107,7 @@ def test_the_scheduler_keeps_nothing_of_units_that_are_done(client: Client) -> N
     assert not any(span.metadata["collections"] for span in spans.values())
 
 
-def test_what_a_unit_raises_arrives(client: Client) -> None:
+def test_the_error_of_a_unit_is_raised_by_the_driver(client: Client) -> None:
     def fail() -> Receipt:
         raise ClusterError("as said")
 
@@ -127,11 +127,11 @@ def test_a_unit_that_failed_is_computed_again(client: Client, tmp_path: Path) ->
     item = task("label", work=fail_once)
     first = submitted(pool, item)
     # A client forgets a future in a thread of its own, at some time: hold it here as long as that may take.
-    held = Future(first.key, client)
+    kept = Future(first.key, client)
     with pytest.raises(ClusterError, match="once"):
         pool.take_receipt(first)
     assert pool.take_receipt(submitted(pool, item)) == "computed"
-    held.release()
+    kept.release()
 
 
 def test_a_cancelled_unit_counts_as_lost(client: Client) -> None:
@@ -152,7 +152,7 @@ def test_a_cancelled_unit_that_is_submitted_again_does_not_stay(client: Client) 
     assert cancelled is not None  # it is alive, as it is while an error's traceback holds it
 
 
-def test_cancelling_nothing_or_after_the_end_is_quiet(client: Client) -> None:
+def test_cancelling_nothing_or_after_the_end_raises_no_error(client: Client) -> None:
     DaskPool(Workers(client), frozenset()).cancel_units([])
     closed = Client(client.scheduler.address, set_as_default=False, security=client.security)
     pool = DaskPool(Workers(closed), frozenset())

@@ -1,4 +1,4 @@
-"""The driver's window: how many units are under way, and what becomes of those that fail."""
+"""Test the dispatcher: how many units are under way, and what happens to those that fail."""
 
 import threading
 from collections.abc import Iterable
@@ -43,7 +43,7 @@ def payload(value: float = 1.0, n: int = 100, rejected: Iterable[Rejection] = ()
 
 
 class Threads:
-    """Pool that runs tasks, which are functions, in threads of this process."""
+    """Run units, whose calls are functions, in threads of this process."""
 
     def __init__(self, n_slots: int) -> None:
         self.n_slots = n_slots
@@ -81,55 +81,55 @@ class Threads:
             handle.cancel()
 
 
-class Watcher:
-    """What the window asks; evidence is in the word of the loss itself: one that begins with "died" has it."""
+class Monitor:
+    """Answer the questions of the dispatcher: a loss whose reason begins with "died" is evidence."""
 
-    def __init__(self, *places: int) -> None:
-        self.places, self.n_checks, self.looked_at = list(places), 0, set[int]()
+    def __init__(self, *progress: int) -> None:
+        self.progress, self.n_checks, self.checked = list(progress), 0, set[int]()
 
     def read_progress(self, unit: Unit) -> int:
-        return self.places.pop(0) if self.places else 0
+        return self.progress.pop(0) if self.progress else 0
 
     def find_evidence(self, unit: Unit, lost: WorkerLost) -> str:
         return str(lost) if str(lost).startswith("died") else ""
 
     def end_if_hanging(self, unit: Unit) -> None:
-        self.looked_at.add(unit.index)
+        self.checked.add(unit.index)
 
     def check_run(self) -> None:
         self.n_checks += 1
 
 
 class Work:
-    """Commits a unit, after it raised what it was told to raise, and counts its runs."""
+    """Raise the given errors, one a run, then commit a unit; count the runs."""
 
     seconds = 0.5
 
     def __init__(self, root: Path, index: int, *errors: Exception) -> None:
         self.unit, self.root, self.errors, self.n_runs = unit(index), root, list(errors), 0
-        self.n_apart = 0
+        self.n_isolated = 0
 
-    def __call__(self, *, apart: bool = False) -> Receipt:
+    def __call__(self, *, isolated: bool = False) -> Receipt:
         self.n_runs += 1
-        self.n_apart += apart
+        self.n_isolated += isolated
         if self.errors:
             raise self.errors.pop(0)
         return commit(self.root, self.unit, payload(self.unit.index), seconds=self.seconds)
 
 
-def tasks(works: list[Work], *, apart: bool = True) -> list[UnitTask]:
+def tasks(works: list[Work], *, isolated: bool = True) -> list[UnitTask]:
     return [
         UnitTask(
             unit=work.unit,
             make_call=partial(UnitCall, "work", work),
-            make_isolated_call=partial(UnitCall, "apart", partial(work, apart=True)) if apart else None,
+            make_isolated_call=partial(UnitCall, "isolated", partial(work, isolated=True)) if isolated else None,
         )
         for work in works
     ]
 
 
 class Clock:
-    """Half a minute later at each look."""
+    """Return a time 30 s later at each call."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -140,11 +140,11 @@ class Clock:
 
 
 @pytest.mark.parametrize("n_slots", [1, 3, 50])
-def test_all_tasks_run_once_in_a_window_no_wider_than_the_slots(tmp_path, n_slots):
+def test_all_tasks_run_once_and_no_more_at_a_time_than_there_are_slots(tmp_path, n_slots):
     n_tasks = 20
     works = [Work(tmp_path, index) for index in range(n_tasks)]
     pool, events = Threads(n_slots), list[Event]()
-    dispatch_tasks(tasks(works), pool, Watcher(), events.append)
+    dispatch_tasks(tasks(works), pool, Monitor(), events.append)
     assert [work.n_runs for work in works] == [1] * n_tasks
     assert pool.widest == min(n_slots, n_tasks)
     assert pool.open == set()
@@ -162,46 +162,46 @@ def test_short_units_are_sent_ahead(tmp_path, seconds, ahead):
     for work in works:
         work.seconds = seconds
     pool = Threads(2)
-    dispatch_tasks(tasks(works), pool, Watcher(), list[Event]().append)
+    dispatch_tasks(tasks(works), pool, Monitor(), list[Event]().append)
     assert [work.n_runs for work in works] == [1] * len(works)
     assert pool.widest == 2 * ahead
 
 
-def test_no_tasks_are_done_at_once(tmp_path):
+def test_no_tasks_need_no_time(tmp_path):
     pool = Threads(0)
-    dispatch_tasks([], pool, Watcher(), lambda _: pytest.fail("nothing happened, and an event was sent"))
+    dispatch_tasks([], pool, Monitor(), lambda _: pytest.fail("nothing happened, and an event was sent"))
 
 
 def lost_events(events: list[Event]) -> list[UnitLost]:
     return [event for event in events if isinstance(event, UnitLost)]
 
 
-def test_a_lost_unit_goes_to_the_end_of_the_queue_and_is_told(tmp_path):
+def test_a_lost_unit_goes_to_the_end_of_the_queue_and_gives_an_event(tmp_path):
     lost = [WorkerLost("its machine went away"), WorkerLost("its machine went away")]
     works = [Work(tmp_path, 0, *lost), Work(tmp_path, 1), Work(tmp_path, 2)]
     pool, events = Threads(1), list[Event]()
-    dispatch_tasks(tasks(works), pool, Watcher(), events.append)
+    dispatch_tasks(tasks(works), pool, Monitor(), events.append)
     assert sorted(pool.order) == [0, 0, 0, 1, 2]
     assert pool.order[:3] == [0, 1, 2]
     told = lost_events(events)
     assert [(event.index, event.key, event.losses) for event in told] == [(0, unit(0).key, 1), (0, unit(0).key, 2)]
     assert {(event.kind, event.reason) for event in told} == {("infrastructure", "its machine went away")}
     assert sum(isinstance(event, UnitCommitted) for event in events) == 3
-    assert works[0].n_apart == 0
+    assert works[0].n_isolated == 0
 
 
 def test_all_workers_may_go_at_once_and_come_back(tmp_path):
     n_slots, n_losses = 4, FRUITLESS_LIMIT - 5
     works = [Work(tmp_path, index, *[WorkerLost("preempted")] * n_losses) for index in range(n_slots)]
-    dispatch_tasks(tasks(works), Threads(n_slots), Watcher(), lambda _: None, clock=Clock())
-    assert [(work.n_runs, work.n_apart) for work in works] == [(n_losses + 1, 0)] * n_slots
+    dispatch_tasks(tasks(works), Threads(n_slots), Monitor(), lambda _: None, clock=Clock())
+    assert [(work.n_runs, work.n_isolated) for work in works] == [(n_losses + 1, 0)] * n_slots
 
 
 def test_a_stage_that_only_loses_is_stopped(tmp_path):
     works = [Work(tmp_path, 0), *(Work(tmp_path, i, *[WorkerLost("gone")] * FRUITLESS_LIMIT) for i in (1, 2))]
     events = list[Event]()
     with pytest.raises(ClusterError, match=rf"{FRUITLESS_LIMIT} units of explore were lost in a row.*gone. See"):
-        dispatch_tasks(tasks(works), Threads(1), Watcher(), events.append, clock=Clock())
+        dispatch_tasks(tasks(works), Threads(1), Monitor(), events.append, clock=Clock())
     assert len(lost_events(events)) == FRUITLESS_LIMIT
     assert RunDirectory(tmp_path).read_receipt(unit(0)) is not None
 
@@ -210,11 +210,11 @@ def test_pauses_between_fruitless_losses_grow(tmp_path, monkeypatch):
     monkeypatch.setattr(daskpipe.engine.dispatcher.time, "sleep", lambda _: None)
 
     class Waiting(Threads):
-        """Notes when units are submitted, by a clock that only sleeping moves."""
+        """Record when units are submitted, by a clock of its own."""
 
         now = 0.0
 
-        def submit(self, unit, call):
+        def submit_unit(self, unit, call):
             times.append(self.now)
             return super().submit_unit(unit, call)
 
@@ -224,62 +224,62 @@ def test_pauses_between_fruitless_losses_grow(tmp_path, monkeypatch):
         pool.now += 0.01
         return pool.now
 
-    dispatch_tasks(tasks([Work(tmp_path, 0, *[WorkerLost("gone")] * 4)]), pool, Watcher(), lambda _: None, clock=clock)
+    dispatch_tasks(tasks([Work(tmp_path, 0, *[WorkerLost("gone")] * 4)]), pool, Monitor(), lambda _: None, clock=clock)
     pauses = np.diff(times)
     assert all(late > 1.5 * early for early, late in pairwise(pauses))
     assert pauses[0] >= FIRST_PAUSE
 
 
-def test_a_unit_that_comes_on_between_its_losses_is_not_at_fault(tmp_path):
+def test_a_unit_that_makes_progress_between_its_losses_is_not_at_fault(tmp_path):
     n_losses = 2 * FRUITLESS_LIMIT
     for reason in ("preempted", "died"):
         work = Work(tmp_path / reason, 0, *[WorkerLost(reason)] * n_losses)
         work.root.mkdir()
-        dispatch_tasks(tasks([work]), Threads(1), Watcher(*range(1, 100)), lambda _: None, clock=Clock())
-        assert (work.n_runs, work.n_apart) == (n_losses + 1, 0)
+        dispatch_tasks(tasks([work]), Threads(1), Monitor(*range(1, 100)), lambda _: None, clock=Clock())
+        assert (work.n_runs, work.n_isolated) == (n_losses + 1, 0)
 
 
 @pytest.mark.parametrize("attempts", [2, 3, 5])
 @pytest.mark.parametrize("error", [WorkerLost("died of a segmentation fault"), Suspect("memory ran out")])
-def test_a_suspect_unit_is_taken_apart_at_its_last_attempt(tmp_path, attempts, error):
+def test_a_suspect_unit_is_isolated_at_its_last_attempt(tmp_path, attempts, error):
     work, events = Work(tmp_path, 0, *[error] * (attempts - 1)), list[Event]()
-    dispatch_tasks(tasks([work]), Threads(1), Watcher(), events.append, attempts=attempts, clock=Clock())
-    assert (work.n_runs, work.n_apart) == (attempts, 1)
+    dispatch_tasks(tasks([work]), Threads(1), Monitor(), events.append, attempts=attempts, clock=Clock())
+    assert (work.n_runs, work.n_isolated) == (attempts, 1)
     assert [(event.kind, event.losses) for event in lost_events(events)] == [
         ("suspect", number + 1) for number in range(attempts - 1)
     ]
     assert {event.reason for event in lost_events(events)} == {str(error)}
 
 
-def test_what_ends_the_process_of_a_unit_taken_apart_was_not_the_unit(tmp_path):
+def test_a_loss_in_isolation_is_not_the_fault_of_the_unit(tmp_path):
     work = Work(tmp_path, 0, *[WorkerLost("died of a segmentation fault")] * 5)
     events = list[Event]()
-    dispatch_tasks(tasks([work]), Threads(1), Watcher(), events.append, clock=Clock())
+    dispatch_tasks(tasks([work]), Threads(1), Monitor(), events.append, clock=Clock())
     assert [event.kind for event in lost_events(events)] == ["suspect"] * 2 + ["infrastructure"] * 3
-    assert work.n_apart == 4
+    assert work.n_isolated == 4
 
 
-def test_a_suspect_unit_that_cannot_be_taken_apart_stops_the_run(tmp_path):
+def test_a_suspect_unit_without_separate_inputs_stops_the_run(tmp_path):
     work = Work(tmp_path, 0, *[WorkerLost("died of a segmentation fault")] * 9)
     with pytest.raises(ClusterError, match=rf"explore unit 0 \({unit(0).key[:8]}\) lost its worker 3 times: died of a"):
-        dispatch_tasks(tasks([work], apart=False), Threads(1), Watcher(), lambda _: None, clock=Clock())
+        dispatch_tasks(tasks([work], isolated=False), Threads(1), Monitor(), lambda _: None, clock=Clock())
     assert work.n_runs == 3
 
 
-def test_a_full_disk_is_waited_out_for_a_while(tmp_path):
+def test_a_full_disk_is_tried_again_for_a_while(tmp_path):
     work = Work(tmp_path, 0, *[DiskError("cannot write x: no space left")] * (DISK_LIMIT - 1))
-    dispatch_tasks(tasks([work]), Threads(1), Watcher(), lambda _: None, clock=Clock())
+    dispatch_tasks(tasks([work]), Threads(1), Monitor(), lambda _: None, clock=Clock())
     assert work.n_runs == DISK_LIMIT
     full = Work(tmp_path, 1, *[DiskError("cannot write x: no space left")] * DISK_LIMIT)
     with pytest.raises(DiskError, match=rf"explore unit 1 \({unit(1).key[:8]}\): cannot write x: no space left"):
-        dispatch_tasks(tasks([full]), Threads(1), Watcher(), lambda _: None, clock=Clock())
+        dispatch_tasks(tasks([full]), Threads(1), Monitor(), lambda _: None, clock=Clock())
     assert full.n_runs == DISK_LIMIT
 
 
 def test_a_unit_that_yields_goes_to_the_end_of_the_queue_and_is_not_lost(tmp_path):
     works = [Work(tmp_path, 0, *[Yielded("the worker ends in 5 s")] * (YIELD_LIMIT - 1)), Work(tmp_path, 1)]
     pool, events = Threads(1), list[Event]()
-    dispatch_tasks(tasks(works), pool, Watcher(), events.append)
+    dispatch_tasks(tasks(works), pool, Monitor(), events.append)
     assert pool.order[:3] == [0, 1, 0]
     yielded = [event for event in events if isinstance(event, UnitYielded)]
     assert {(event.stage, event.index, event.key) for event in yielded} == {("explore", 0, unit(0).key)}
@@ -287,43 +287,43 @@ def test_a_unit_that_yields_goes_to_the_end_of_the_queue_and_is_not_lost(tmp_pat
     assert lost_events(events) == []
 
 
-def test_a_unit_that_yields_may_do_so_as_often_as_it_comes_on(tmp_path):
+def test_a_unit_that_yields_may_do_so_as_often_as_it_makes_progress(tmp_path):
     n_yields = 3 * YIELD_LIMIT
     on = Work(tmp_path, 0, *[Yielded("the worker ends in 5 s")] * n_yields)
-    dispatch_tasks(tasks([on]), Threads(1), Watcher(*range(1, 100)), lambda _: None)
+    dispatch_tasks(tasks([on]), Threads(1), Monitor(*range(1, 100)), lambda _: None)
     assert on.n_runs == n_yields + 1
     stuck = Work(tmp_path, 1, *[Yielded("the worker ends in 5 s")] * n_yields)
     with pytest.raises(ClusterError, match=rf"yielded {YIELD_LIMIT} times without progress \(the worker ends"):
-        dispatch_tasks(tasks([stuck]), Threads(1), Watcher(), lambda _: None)
+        dispatch_tasks(tasks([stuck]), Threads(1), Monitor(), lambda _: None)
 
 
-def test_what_speaks_against_going_on_ends_the_stage_and_cancels(tmp_path):
+def test_an_error_of_the_check_ends_the_stage_and_cancels(tmp_path):
     let_go = threading.Event()
 
-    class Full(Watcher):
-        def check(self) -> None:
+    class Full(Monitor):
+        def check_run(self) -> None:
             super().check_run()
             if self.n_checks == 3:
                 raise DiskError("0.1 GB left")
 
     class Impatient(Threads):
-        def wait(self, handles, timeout):
+        def wait_for_any(self, handles, timeout):
             return super().wait_for_any(handles, 0.01)
 
     pool = Impatient(1)
-    held = UnitTask(unit=unit(0), make_call=lambda: UnitCall("held", partial(let_go.wait, 30)))
+    blocked = UnitTask(unit=unit(0), make_call=lambda: UnitCall("blocked", partial(let_go.wait, 30)))
     try:
         with pytest.raises(DiskError, match="0.1 GB left"):
-            dispatch_tasks([held], pool, Full(), lambda _: None, clock=Clock())
+            dispatch_tasks([blocked], pool, Full(), lambda _: None, clock=Clock())
     finally:
         let_go.set()
     assert len(pool.cancelled) == 1
 
 
-def test_units_under_way_are_looked_at_and_the_pool_knows_what_is_wanted(tmp_path):
-    watch, pool = Watcher(), Threads(1)
-    dispatch_tasks(tasks([Work(tmp_path, index) for index in range(3)]), pool, watch, lambda _: None, clock=Clock())
-    assert watch.looked_at == {0, 1, 2}
+def test_units_under_way_are_checked_for_hanging_and_workers_are_requested(tmp_path):
+    monitor, pool = Monitor(), Threads(1)
+    dispatch_tasks(tasks([Work(tmp_path, index) for index in range(3)]), pool, monitor, lambda _: None, clock=Clock())
+    assert monitor.checked == {0, 1, 2}
     assert pool.wanted == ("explore", 0)
 
 
@@ -331,16 +331,16 @@ def test_units_under_way_are_looked_at_and_the_pool_knows_what_is_wanted(tmp_pat
 def test_an_error_names_its_unit_keeps_its_kind_and_cancels_the_rest(tmp_path, error):
     let_go = threading.Event()
 
-    class Held(Work):
-        def __call__(self, *, apart: bool = False) -> Receipt:
+    class Blocked(Work):
+        def __call__(self, *, isolated: bool = False) -> Receipt:
             let_go.wait(30)
-            return super().__call__(apart=apart)
+            return super().__call__(isolated=isolated)
 
-    works = [Work(tmp_path, 0, error), Held(tmp_path, 1), Held(tmp_path, 2), Held(tmp_path, 3)]
+    works = [Work(tmp_path, 0, error), Blocked(tmp_path, 1), Blocked(tmp_path, 2), Blocked(tmp_path, 3)]
     pool = Threads(2)
     try:
         with pytest.raises(type(error), match=rf"explore unit 0 \({unit(0).key[:8]}\): {error}"):
-            dispatch_tasks(tasks(works), pool, Watcher(), lambda _: None)
+            dispatch_tasks(tasks(works), pool, Monitor(), lambda _: None)
     finally:
         let_go.set()
     assert pool.order == [0, 1]
@@ -348,18 +348,18 @@ def test_an_error_names_its_unit_keeps_its_kind_and_cancels_the_rest(tmp_path, e
     assert len(pool.cancelled) == 1
 
 
-def test_an_error_that_is_not_ours_is_raised_as_it_is_and_cancels_the_rest(tmp_path):
+def test_an_error_that_is_not_ours_is_raised_unchanged_and_cancels_the_rest(tmp_path):
     pool = Threads(1)
     works = [Work(tmp_path, 0, ZeroDivisionError("division by zero")), Work(tmp_path, 1)]
     with pytest.raises(ZeroDivisionError, match="division by zero"):
-        dispatch_tasks(tasks(works), pool, Watcher(), lambda _: None)
+        dispatch_tasks(tasks(works), pool, Monitor(), lambda _: None)
     assert works[1].n_runs == 0
 
 
 def test_a_run_without_workers_gives_up_after_a_while(tmp_path):
     clock = Clock()
     with pytest.raises(ClusterError, match="no worker has lived for 120 s; start workers, then resume the run"):
-        dispatch_tasks(tasks([Work(tmp_path, 0)]), Threads(0), Watcher(), lambda _: None, clock=clock)
+        dispatch_tasks(tasks([Work(tmp_path, 0)]), Threads(0), Monitor(), lambda _: None, clock=clock)
     assert NO_WORKER_SECONDS < clock.now <= NO_WORKER_SECONDS + 90
 
 
@@ -367,16 +367,16 @@ def test_workers_that_come_back_in_time_are_used(tmp_path, monkeypatch):
     monkeypatch.setattr(daskpipe.engine.dispatcher.time, "sleep", lambda _: None)
 
     class Flickering(Threads):
-        """Three looks without a worker, one with, and so on: never long enough to give up."""
+        """Have a worker at each fourth count only, which is often enough to go on."""
 
-        n_looks = 0
+        n_counts = 0
 
-        def slots(self, stage: str) -> int:
-            self.n_looks += 1
-            return 0 if self.n_looks % 4 else 1
+        def count_slots(self, stage: str) -> int:
+            self.n_counts += 1
+            return 0 if self.n_counts % 4 else 1
 
     works = [Work(tmp_path, index) for index in range(5)]
-    dispatch_tasks(tasks(works), Flickering(1), Watcher(), lambda _: None, clock=Clock())
+    dispatch_tasks(tasks(works), Flickering(1), Monitor(), lambda _: None, clock=Clock())
     assert [work.n_runs for work in works] == [1] * 5
 
 
@@ -384,17 +384,17 @@ def test_a_pool_that_loses_its_workers_under_way_gives_up_and_cancels(tmp_path):
     let_go = threading.Event()
 
     class Dying(Threads):
-        def slots(self, stage: str) -> int:
+        def count_slots(self, stage: str) -> int:
             return 0 if self.open else 1
 
-        def wait(self, handles, timeout):
+        def wait_for_any(self, handles, timeout):
             return super().wait_for_any(handles, 0.01)
 
     pool = Dying(1)
-    held = UnitTask(unit=unit(0), make_call=lambda: UnitCall("held", partial(let_go.wait, 30)))
+    blocked = UnitTask(unit=unit(0), make_call=lambda: UnitCall("blocked", partial(let_go.wait, 30)))
     try:
         with pytest.raises(ClusterError, match="no worker has lived"):
-            dispatch_tasks([held], pool, Watcher(), lambda _: None, clock=Clock())
+            dispatch_tasks([blocked], pool, Monitor(), lambda _: None, clock=Clock())
     finally:
         let_go.set()
     assert len(pool.cancelled) == 1

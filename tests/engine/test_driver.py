@@ -1,4 +1,4 @@
-"""How a stage is driven on a disk that is shared: units that are seen late, clocks that differ, disks that fail."""
+"""Test the driver on a shared disk: units that are visible late, clocks that differ, disks that fail."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_units_that_another_machine_has_committed_are_waited_for(elsewhere: Else
     assert run.stages["label"]["out"] == 3
 
 
-def test_units_that_never_come_are_told(elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_units_that_never_become_visible_raise_an_error(elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_disk, "PATIENCE_SECONDS", 0.2)
     elsewhere.seconds = 5.0
     run = run_of(elsewhere.directory.root, elsewhere)
@@ -132,7 +132,7 @@ def test_a_driver_that_waits_for_a_unit_can_be_stopped(elsewhere: Elsewhere) -> 
 
 
 @pytest.mark.parametrize("skew", [-HOURS, 0.0, HOURS])
-def test_what_shows_signs_of_life_is_not_ended_whatever_the_clocks_say(tmp_path, elsewhere, skew):
+def test_a_process_with_heartbeats_is_not_ended_whatever_the_clocks_say(tmp_path, elsewhere, skew):
     run = run_of(tmp_path, elsewhere, hang=0.4)
     with mark_attempt(tmp_path, unit(), worker="tcp://w", nanny="") as mark:
         for beat in range(8):
@@ -144,7 +144,7 @@ def test_what_shows_signs_of_life_is_not_ended_whatever_the_clocks_say(tmp_path,
 
 
 @pytest.mark.parametrize("skew", [-HOURS, 0.0, HOURS])
-def test_what_is_silent_is_ended_whatever_the_clocks_say(tmp_path, elsewhere, skew):
+def test_a_silent_process_is_ended_whatever_the_clocks_say(tmp_path, elsewhere, skew):
     run = run_of(tmp_path, elsewhere, hang=0.4)
     with mark_attempt(tmp_path, unit(), worker="tcp://w", nanny="") as mark:
         at = time.time() + skew
@@ -180,7 +180,7 @@ def test_silence_counts_from_the_last_change():
 # --- disks that fail --------------------------------------------------------------------------------------
 
 
-def test_how_far_a_unit_is_can_be_asked_while_its_files_come_and_go(tmp_path, elsewhere):
+def test_progress_can_be_read_while_files_come_and_go(tmp_path, elsewhere):
     """Of 57,857 rounds of questions 118 raised FileNotFoundError before; 500 rounds of files are about 15,000."""
     run, over = run_of(tmp_path, elsewhere), threading.Event()
     folder = RunDirectory(tmp_path).work_dir("label", unit().key)
@@ -279,26 +279,26 @@ def _raise(error: Exception) -> Payload:
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.ENOSPC])
-def test_a_disk_is_not_held_against_a_structure_that_is_alone(tmp_path, monkeypatch, number):
+def test_a_disk_error_in_isolation_rejects_no_structure(tmp_path, monkeypatch, number):
     # Its process unpickles a function of this file.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
-    apart = IsolatedInputs(
+    inputs = IsolatedInputs(
         names=lambda: ["a seed"], compute=[partial(_raise, OSError(number, os.strerror(number), "upstream"))]
     )
     with (
         mark_attempt(tmp_path, unit(), worker="tcp://w", nanny="") as mark,
         pytest.raises(DiskError, match=rf"upstream: {os.strerror(number)}"),
     ):
-        compute_isolated(tmp_path, unit(), apart, InputLimits(hang=60.0, memory=0, attempts=3), mark)
+        compute_isolated(tmp_path, unit(), inputs, InputLimits(hang=60.0, memory=0, attempts=3), mark)
 
 
-def test_a_disk_is_not_held_against_a_file():
+def test_a_disk_error_rejects_no_file():
     with pytest.raises(OSError, match="Stale file handle"):
         rejection_of(OSError(errno.ESTALE, os.strerror(errno.ESTALE)), "a.xyz#0")
     assert rejection_of(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "a.xyz#0").reason == "unreadable"
 
 
-def test_a_mark_tells_who_computes_a_unit(tmp_path):
+def test_a_mark_names_the_process_that_computes_a_unit(tmp_path):
     with mark_attempt(tmp_path, unit(), worker="tcp://w", nanny="tcp://n") as path:
         (mark,) = read_marks(tmp_path, unit())
         assert (mark.path, mark.worker, mark.nanny, mark.pid) == (path, "tcp://w", "tcp://n", os.getpid())

@@ -87,7 +87,7 @@ json_values = st.recursive(
 
 
 def backwards(value: Any) -> Any:
-    """The same value with the keys of all dicts inserted in the opposite order."""
+    """Return the value with the keys of all dicts inserted in the opposite order."""
     if isinstance(value, dict):
         return {key: backwards(item) for key, item in reversed(value.items())}
     return [backwards(item) for item in value] if isinstance(value, list) else value
@@ -129,7 +129,7 @@ def test_manifest_holds_sizes_and_digests_of_all_files(tmp_path):
     assert receipt.counts == {"alloy": 50, "surface": 50}
 
 
-def test_what_was_committed_is_what_is_read(tmp_path):
+def test_the_committed_payload_is_read_back(tmp_path):
     made = payload(2.5, rejected=[rejection()])
     commit(tmp_path, unit(), made)
     directory = RunDirectory(tmp_path)
@@ -245,7 +245,7 @@ def test_a_process_killed_while_it_commits_leaves_units_absent_or_whole(tmp_path
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 256 kB."""
+    """Mount a file system of 256 kB."""
     mounted = tmp_path / "disk"
     mounted.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mounted)]
@@ -274,7 +274,8 @@ def test_a_file_over_the_limit_is_a_disk_error(tmp_path):
     """The kernel answers a file beyond RLIMIT_FSIZE, or a quota of that kind, with EFBIG."""
     code = (
         "import resource, sys; from pathlib import Path; import numpy as np\n"
-        "from daskpipe.core.errors import DiskError; from daskpipe.engine.units import *\n"
+        "from daskpipe.core.errors import DiskError; from daskpipe.engine.commit import commit\n"
+        "from daskpipe.engine.units import Payload, Unit, unit_key\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, {resource.RLIM_INFINITY}))\n"
         "unit = Unit(stage='explore', index=0, key=unit_key('explore', 1, {}, [], 0), n_inputs=1)\n"
         "try: commit(Path(sys.argv[1]), unit, Payload(arrays={'a': np.zeros(10_000)}, n_out=1))\n"
@@ -287,7 +288,7 @@ def test_a_file_over_the_limit_is_a_disk_error(tmp_path):
 
 @pytest.mark.parametrize("position", [0, 0.5, -1])
 @pytest.mark.parametrize("name", ["payload.npz", "rejected.json"])
-def test_a_flipped_byte_is_found(tmp_path, name, position):
+def test_a_flipped_byte_is_detected(tmp_path, name, position):
     commit(tmp_path, unit(), payload(rejected=[rejection()]))
     directory = RunDirectory(tmp_path)
     file = directory.unit_dir("explore", unit().key) / name
@@ -299,7 +300,7 @@ def test_a_flipped_byte_is_found(tmp_path, name, position):
         read("explore", unit().key)
 
 
-def test_a_missing_file_and_a_torn_manifest_are_found(tmp_path):
+def test_a_missing_file_and_a_torn_manifest_are_detected(tmp_path):
     commit(tmp_path, unit(), payload())
     directory = RunDirectory(tmp_path)
     folder = directory.unit_dir("explore", unit().key)
@@ -400,11 +401,11 @@ def test_a_run_without_a_ledger_has_no_events(tmp_path):
 
 
 def checkpoints(root: Path, index: int = 0) -> Checkpoints:
-    """Checkpoints of a new attempt."""
+    """Return the checkpoints of a new attempt."""
     return Checkpoints(root=root, unit=unit(index)).begin_attempt()
 
 
-def test_a_new_attempt_goes_on_from_the_newest_checkpoint_of_all(tmp_path):
+def test_a_new_attempt_continues_from_the_newest_checkpoint_of_all(tmp_path):
     first, twin = checkpoints(tmp_path), checkpoints(tmp_path)
     assert first.read_newest() is None
     first.save(b"one")
@@ -419,7 +420,7 @@ def test_a_new_attempt_goes_on_from_the_newest_checkpoint_of_all(tmp_path):
     assert checkpoints(tmp_path, 1).read_newest() is None
 
 
-def test_a_checkpoint_that_is_torn_or_changed_is_passed_over(tmp_path):
+def test_a_checkpoint_that_is_torn_or_changed_is_skipped(tmp_path):
     first, twin = checkpoints(tmp_path), checkpoints(tmp_path)
     first.save(b"sane")
     (sane,) = first.list_files()
@@ -432,7 +433,7 @@ def test_a_checkpoint_that_is_torn_or_changed_is_passed_over(tmp_path):
         assert twin.read_newest() == b"sane"
 
 
-def test_what_a_killed_driver_was_writing_is_swept(tmp_path):
+def test_leftovers_of_a_killed_driver_are_removed(tmp_path):
     (tmp_path / "quarantine").mkdir()
     kept = [tmp_path / "config.yaml", tmp_path / "quarantine" / "00ff.json", tmp_path / ".hidden"]
     torn = [tmp_path / ".config.yaml-0123abcd", tmp_path / "quarantine" / ".00ff.json-0123abcd"]
@@ -443,7 +444,7 @@ def test_what_a_killed_driver_was_writing_is_swept(tmp_path):
     assert [file.exists() for file in torn] == [False] * 2
 
 
-def test_checkpoints_are_gone_with_the_commit_and_swept_if_a_twin_leaves_one(tmp_path):
+def test_a_commit_removes_checkpoints_and_those_of_a_twin_are_leftovers(tmp_path):
     one, other = checkpoints(tmp_path, 0), checkpoints(tmp_path, 1)
     one.save(b"x")
     other.save(b"y")

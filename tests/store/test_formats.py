@@ -344,3 +344,40 @@ def test_every_scalar_of_a_record_has_a_place(store: Path) -> None:
     assert known - set(ase_rows.FIELDS) == {"composition"}
     assert known - set(parquet.FIELDS) == set()
     assert {"positions", "forces", "stress"} < known - set(format_of("csv").FIELDS)
+
+
+NEW_VARIABLES = """
+import sys
+import numpy as np
+import xarray as xr
+from daskpipe.core.variables import VARIABLES, Variable
+
+new = (
+    Variable(name="local_energies", dims=("atom",), dtype=np.dtype("f8"), unit="eV", doc="", place="results"),
+    Variable(name="velocities", dims=("atom", "xyz"), dtype=np.dtype("f4"), unit="angstrom/fs", doc="", place="arrays"),
+    Variable(name="band_gap", dims=("structure",), dtype=np.dtype("f4"), unit="eV", doc="", in_extxyz=True),
+)
+VARIABLES.update({variable.name: variable for variable in new})  # before anything derives from it
+
+from daskpipe.store import export, open_dataset, write_dataset
+
+ds = open_dataset("old.zarr").load()
+rng = np.random.default_rng(0)
+values = {v.name: (v.dims, rng.normal(size=[ds.sizes[d] for d in v.dims]).astype(v.dtype)) for v in new}
+write_dataset(ds.assign(values), "new.zarr", attrs={"dataset_key": "new"})
+for words in sys.argv[1:]:
+    to, name = words.split(":")
+    print(to, *sorted({v.name for v in new} & set(export("new.zarr", to, name).fields)))
+"""
+
+
+def test_a_new_variable_needs_no_change_of_the_formats(store: Path, tmp_path: Path) -> None:
+    """Check that the formats carry variables that are declared after they were written, to the last bit."""
+    (tmp_path / "old.zarr").symlink_to(store)
+    words = [f"{to}:{NAMES[to]}" for to in FORMATS if to != "mace-hdf5"]  # MACE reads its own properties only
+    command = [sys.executable, "-W", "ignore", "-c", NEW_VARIABLES, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    carried = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    every = "band_gap local_energies velocities"
+    assert carried == {to: "band_gap" if to == "csv" else every for to in FORMATS if to != "mace-hdf5"}

@@ -17,7 +17,7 @@ import numpy as np
 
 from daskpipe.core.errors import ConfigError, describe_unknown
 from daskpipe.core.structures import NO_PARENT
-from daskpipe.core.variables import VARIABLES, VOIGT_TO_FULL, decode_names, is_missing
+from daskpipe.core.variables import SIZES, VARIABLES, VOIGT_TO_FULL, decode_names, is_missing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -58,6 +58,13 @@ SCALARS = tuple(
     if variable.dims == ("structure",) and name not in ("n_atoms", "atom_start")
 )
 """Variables with one number or word per structure."""
+
+VECTORS = tuple(
+    name
+    for name, variable in VARIABLES.items()
+    if variable.dims[0] == "structure" and {*variable.dims[1:]} & SIZES.keys() and name not in (*GEOMETRY, *LABELS)
+)
+"""Variables with an array of fixed shape per structure, such as a dipole moment."""
 
 
 class Format(Protocol):
@@ -123,7 +130,7 @@ def iter_records(block: xr.Dataset) -> Iterator[Record]:
                 record[name] = values
         if "fixed" in columns and columns["fixed"][start:stop].any():
             record["fixed"] = columns["fixed"][start:stop]
-        for name in ("cell", "pbc", "stress"):
+        for name in ("cell", "pbc", "stress", *VECTORS):
             if name in columns and not _has_nan(values := columns[name][row]):
                 record[name] = values
         record |= {name: values[row] for name, values in scalars.items() if values[row] is not None}
@@ -150,6 +157,7 @@ def full_stress(stress: np.ndarray) -> np.ndarray:
 
 
 def _has_nan(values: np.ndarray) -> bool:
+    """Return whether any number is NaN; integers and flags have none."""
     return values.dtype.kind == "f" and bool(np.isnan(values).any())
 
 

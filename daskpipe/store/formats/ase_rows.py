@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from daskpipe.core.constraints import fixed_components, to_constraints
-from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record
+from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, VECTORS, Record
 
 PAIRS = tuple(name for name in SCALARS if name not in ("energy", "composition"))
 """Variables in ``key_value_pairs``; ASE derives the composition itself."""
 
-FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *PAIRS)
+FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *VECTORS, *PAIRS)
 
 RENAMED = {"charge": "total_charge"}
 """Variables with another name in ASE's rows."""
@@ -27,8 +27,8 @@ RENAMED = {"charge": "total_charge"}
 COLUMNS = (*LABELS, "magmoms", "initial_charges", "initial_magmoms", "masses")
 """Variables that ASE has as columns."""
 
-DATA = tuple(name for name in ATOM_FACTS if name not in COLUMNS)
-"""Per-atom variables that ASE has no column for; they are in ``data``."""
+DATA = tuple(name for name in (*ATOM_FACTS, *VECTORS) if name not in COLUMNS)
+"""Arrays that ASE has no column for; they are in ``data``."""
 
 
 def row_of(record: Record) -> Any:
@@ -84,4 +84,5 @@ def record_of(row: Any) -> Record:
 
 
 def _as_double(value: Any) -> Any:
+    """Cast an array to float64; other values stay."""
     return value.astype(float) if isinstance(value, np.ndarray) else value

@@ -23,14 +23,16 @@ import numpy as np
 
 from daskpipe.core.constraints import fixed_components
 from daskpipe.core.variables import VARIABLES
-from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record, full_stress, iter_records
+from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, VECTORS, Record, full_stress, iter_records
 
 if TYPE_CHECKING:
     import xarray as xr
 
 SUFFIX = ".extxyz"
 READER = "ase.io.iread"
-FACTS = tuple(sorted((name for name in SCALARS if VARIABLES[name].in_extxyz), key=lambda name: name == "split"))
+FACTS = tuple(
+    sorted((name for name in (*SCALARS, *VECTORS) if VARIABLES[name].in_extxyz), key=lambda name: name == "split")
+)
 """Variables in the comment line; ``split`` is the last."""
 
 MACE_NAMES = {"charge": "total_charge", "spin_multiplicity": "total_spin"}

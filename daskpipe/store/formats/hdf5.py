@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.core.variables import VARIABLES
-from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record, iter_records
+from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, VECTORS, Record, iter_records
 
 if TYPE_CHECKING:
     import xarray as xr
 
 SUFFIX = ".h5"
 READER = "h5py"
-FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *(name for name in SCALARS if name != "energy"))
+FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *VECTORS, *(name for name in SCALARS if name != "energy"))
 MAX_STRUCTURES = 65_536
 
 PTR = "atom_ptr"
@@ -57,6 +57,7 @@ def write_part(block: xr.Dataset, path: Path) -> None:
 
 
 def _write_array(file: Any, array: xr.DataArray) -> None:
+    """Write a variable with its attributes; ids become text."""
     values = array.values
     if values.dtype.kind == "V":
         values = np.array([f"0x{item.tobytes().hex()}" for item in values], dtype="S34")

@@ -55,6 +55,7 @@ def write_part(block: xr.Dataset, path: Path) -> None:
 
 
 def _write_structure(group: Any, record: Record) -> None:
+    """Write a structure into a group ``config_N``."""
     group["atomic_numbers"] = record["numbers"].astype(np.int64)
     group["positions"] = record["positions"].astype(float)
     group["cell"] = record["cell"]
@@ -75,7 +76,7 @@ def _write_structure(group: Any, record: Record) -> None:
         properties["total_spin"] = record["spin_multiplicity"]
     weights = group.create_group("property_weights")
     for name in (*LABELS, *OTHERS):
-        weights[name] = float(name in record)
+        weights[name] = float(name in LABELS and name in record)
     if not record["pbc"].all():
         weights["stress"][()] = 0.0  # MACE's own stress of an open cell is wrong: ACEsuit/mace#1509
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.core.variables import FULL_TO_VOIGT
-from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, Record, full_stress, iter_records
+from daskpipe.store.formats import ATOM_FACTS, GEOMETRY, LABELS, SCALARS, VECTORS, Record, full_stress, iter_records
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +35,7 @@ READER = "pyarrow.parquet"
 METADATA = tuple(name for name in SCALARS if name not in ("energy", "structure_id", "composition", "label_method"))
 """Variables in the column of that name."""
 
-FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *(name for name in SCALARS if name != "energy"))
+FIELDS = (*GEOMETRY, *LABELS, *ATOM_FACTS, "fixed", *VECTORS, *(name for name in SCALARS if name != "energy"))
 MAX_STRUCTURES = 65_536
 
 ID_DIGITS = 25
@@ -88,7 +88,7 @@ def _make_row(record: Record, dataset: str, software: str | None) -> dict[str, A
     identity = record["structure_id"].removeprefix("0x")
     property_hash = _hash_labels(record)
     metadata = {name: record[name] for name in METADATA if name in record}
-    metadata |= {name: record[name].tolist() for name in (*ATOM_FACTS, "fixed") if name in record}
+    metadata |= {name: record[name].tolist() for name in (*ATOM_FACTS, "fixed", *VECTORS) if name in record}
     return {
         "property_id": f"PO_{property_hash[:ID_DIGITS]}",
         "property_hash": property_hash,
@@ -155,6 +155,7 @@ def _format_formulas(hill: str) -> dict[str, Any]:
 
 
 def _format_count(n: int) -> str:
+    """Format the number of an element in a formula."""
     return str(n) if n > 1 else ""
 
 

@@ -406,6 +406,7 @@ def _measure_fragment_distance(
 
 
 def _nearest_distances(i: np.ndarray, distance: np.ndarray, n_atoms: int) -> np.ndarray:
+    """Return the smallest distance of the pairs of each atom, shape (atom,); infinite without a pair."""
     nearest = np.full(n_atoms, np.inf)
     np.minimum.at(nearest, i, distance)
     return nearest
