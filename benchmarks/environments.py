@@ -25,7 +25,7 @@ from daskpipe.engine.rows import dataset_to_arrays
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Unit, unit_key
 from daskpipe.stages.describe.settings import Describe
-from daskpipe.stages.describe.stage import FIT, VERSION, fit_reduction, unit
+from daskpipe.stages.describe.stage import FIT, VERSION, describe_unit, fit_reduction
 
 SPECIES = ["Ag", "Au", "Cu", "Pt"]
 SETTINGS = Describe(
@@ -52,7 +52,9 @@ def explored(root: Path, index: int) -> str:
 
 def described(root: Path, index: int, key: str, fit_key: str, trial: str) -> int:
     """Describe one unit and commit it, as a run does; return the atoms."""
-    (payload,) = dask.compute(unit(root, key, FRAMES_A_UNIT, SETTINGS, SPECIES, fit_key), scheduler="synchronous")
+    (payload,) = dask.compute(
+        describe_unit(root, "explore", key, FRAMES_A_UNIT, SETTINGS, SPECIES, fit_key), scheduler="synchronous"
+    )
     own = unit_key("describe", VERSION, {"trial": trial}, [key], 0)
     commit(root, Unit(stage="describe", index=index, key=own, n_inputs=FRAMES_A_UNIT), payload)
     return len(payload.arrays["environments"])
@@ -94,7 +96,7 @@ def main() -> None:
         root = Path(folder)
         keys = [explored(root, index) for index in range(n_units)]
         started = time.perf_counter()
-        payload = fit_reduction(root, keys, SETTINGS, SPECIES, 0)
+        payload = fit_reduction(root, "explore", keys, SETTINGS, SPECIES, 0)
         print(f"axes of {payload.n_out} frames and {SETTINGS.atom_sample} atoms: {time.perf_counter() - started:.1f} s")
         fit_key = unit_key(FIT, VERSION, {}, keys, 0)
         commit(root, Unit(stage=FIT, index=0, key=fit_key, n_inputs=payload.n_out), payload)

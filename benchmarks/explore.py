@@ -41,7 +41,7 @@ from daskpipe.engine.commit import commit
 from daskpipe.engine.rows import UnitRows, dataset_to_arrays
 from daskpipe.engine.units import Payload, Unit, unit_key
 from daskpipe.stages.explore import stage
-from daskpipe.stages.explore.capacity import room
+from daskpipe.stages.explore.capacity import measure_capacity
 from daskpipe.stages.explore.settings import Dynamics, Exploration
 from daskpipe.stages.explore.trajectory import Condition
 
@@ -198,7 +198,9 @@ def main() -> None:
     if shares:
         print(f"GPU busy while daskpipe ran: {statistics.mean(shares):.0f} %")
         potential = potentials.build_potential("mace", {}, device, "float32")
-        space = room(potentials.batched_model(potential), structures[:1], None, potential.cutoff, "benchmark")
+        space = measure_capacity(
+            potentials.batched_model(potential), structures[:1], None, potential.cutoff, "benchmark"
+        )
         largest = space.capacity / space.weigh(structures[0])
         print(f"largest batch that its memory is thought to hold: {largest:,.0f} systems")
 

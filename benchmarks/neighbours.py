@@ -21,7 +21,7 @@ from vesin import NeighborList
 
 from daskpipe.core.accelerate import kernel
 from daskpipe.stages.describe.neighbours import neighbour_grid
-from daskpipe.stages.describe.neighbours_kernels import Grid, around
+from daskpipe.stages.describe.neighbours_kernels import Grid, write_neighbours
 from daskpipe.stages.describe.simd import WIDTH
 
 CUTOFF = 8.72
@@ -33,7 +33,7 @@ def count(grid: Grid, found: np.ndarray) -> int:
     """Pairs of all atoms, each found and forgotten."""
     total = 0
     for atom in range(len(grid.positions)):
-        total += around(grid.positions[atom], grid, found) - 1
+        total += write_neighbours(grid.positions[atom], grid, found) - 1
     return total
 
 

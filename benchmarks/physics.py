@@ -38,16 +38,16 @@ from daskpipe.core.geometry import cell_widths
 from daskpipe.potentials import Failure, batched_model, build_potential, evaluate, zbl
 from daskpipe.potentials.batches import make_state
 from daskpipe.stages.explore.batch import Batch
-from daskpipe.stages.explore.ensembles import choose
-from daskpipe.stages.explore.guards import finite
+from daskpipe.stages.explore.ensembles import choose_ensemble
+from daskpipe.stages.explore.guards import finite_guard
 from daskpipe.stages.explore.order import ORDER, strongest_reflection
 from daskpipe.stages.explore.settings import Dynamics
 from daskpipe.stages.explore.timesteps import timestep_of
-from daskpipe.stages.explore.trajectory import Condition, Walker
+from daskpipe.stages.explore.trajectory import Condition, Trajectory
 
 CPU = torch.device("cpu")
 MOST_ATOMS = 260
-SANE = [finite()]
+SANE = [finite_guard()]
 
 
 def run(model: torch.nn.Module, structures: list[Atoms]) -> dict[str, np.ndarray]:
@@ -172,20 +172,20 @@ def measure_xtb(most_atoms: int) -> None:
 # --- dynamics -----------------------------------------------------------------------------------------
 
 
-def walker(atoms: Atoms, temperature: float, ensemble: str) -> Walker:
+def make_trajectory(atoms: Atoms, temperature: float, ensemble: str) -> Trajectory:
     seed = atoms.copy()
     seed.info = {"condition": Condition(temperature=temperature)}
-    return Walker(seed=seed, ensemble=ensemble, run_seed=1)
+    return Trajectory(seed=seed, ensemble=ensemble, run_seed=1)
 
 
 def conserved(atoms: Atoms, model: torch.nn.Module, temperature: float, timestep: float, femtoseconds: float) -> str:
     """Run at constant energy; return how much the total energy changes, meV an atom, or when it breaks."""
     n_steps = round(femtoseconds / timestep)
     settings = Dynamics(temperatures=[temperature], steps=n_steps, stride=1, timestep=timestep)
-    moving = Batch([walker(atoms, temperature, "nve")], model, settings)
+    moving = Batch([make_trajectory(atoms, temperature, "nve")], model, settings)
     totals = []
     for number in range(n_steps):
-        moving.advance(1, SANE, lambda: True)
+        moving.run_steps(1, SANE, lambda: True)
         state, masses = moving.state, moving.systems.masses
         totals.append(float(state.energy[0]) + 0.5 * float((state.momenta.square() / masses).sum()))
         if not np.isfinite(totals[-1]) or abs(totals[-1] - totals[0]) > len(atoms) * 1.0:
@@ -223,9 +223,9 @@ def melt(symbol: str, n: int, model: torch.nn.Module, temperature: float, n_step
     atoms = bulk(symbol, cubic=True).repeat(n)
     atoms.set_cell(atoms.cell * 1.05, scale_atoms=True)
     settings = Dynamics(temperatures=[temperature], steps=n_steps, stride=1, timestep=4.0, friction=0.05)
-    moving = Batch([walker(atoms, temperature, "nvt_langevin")], model, settings)
-    moving.advance(n_steps, SANE, lambda: True)
-    return moving.geometry(0)
+    moving = Batch([make_trajectory(atoms, temperature, "nvt_langevin")], model, settings)
+    moving.run_steps(n_steps, SANE, lambda: True)
+    return moving.geometry_of(0)
 
 
 def measure_barostat() -> None:
@@ -234,16 +234,16 @@ def measure_barostat() -> None:
     ordered = Atoms("CuAu", positions=[[0, 0, 0], [0.5, 0.5, 0.5]], cell=np.eye(3), pbc=True)
     ordered.set_cell(np.diag([2.72, 2.72, 3.72]), scale_atoms=True)
     ordered = ordered.repeat((3, 3, 3))
-    print(f"L1_0 CuAu with EMT at 300 K, auto is {choose(ordered)}; mean over the last half of 8 ps")
-    for name in ("npt_isotropic", choose(ordered)):
+    print(f"L1_0 CuAu with EMT at 300 K, auto is {choose_ensemble(ordered)}; mean over the last half of 8 ps")
+    for name in ("npt_isotropic", choose_ensemble(ordered)):
         settings = Dynamics(
             temperatures=[300.0], steps=2000, stride=1, timestep=4.0, compressibility=0.007, barostat_time=200.0
         )
-        moving = Batch([walker(ordered, 300.0, name)], model, settings)
+        moving = Batch([make_trajectory(ordered, 300.0, name)], model, settings)
         first = deviatoric(moving)
         ratios, stresses = [], []
         for _ in range(200):
-            moving.advance(10, SANE, lambda: True)
+            moving.run_steps(10, SANE, lambda: True)
             cell = moving.state.cell[0].numpy()
             ratios.append(cell[2, 2] / cell[0, 0])
             stresses.append(deviatoric(moving))

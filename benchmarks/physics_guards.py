@@ -25,11 +25,11 @@ from daskpipe.core import constants
 from daskpipe.core.geometry import count_parts
 from daskpipe.core.structures import round_positions
 from daskpipe.potentials.batches import make_state
-from daskpipe.stages.explore.capacity import Room
-from daskpipe.stages.explore.relaxation import relaxations
-from daskpipe.stages.explore.runner import Flight
+from daskpipe.stages.explore.capacity import BatchCapacity
+from daskpipe.stages.explore.relaxation import add_relaxations
+from daskpipe.stages.explore.runner import BatchRunner
 from daskpipe.stages.explore.settings import Exploration
-from daskpipe.stages.explore.trajectory import Condition, Walker
+from daskpipe.stages.explore.trajectory import Condition, Trajectory
 from daskpipe.stages.explore.vacancies import hop_sites, like_distances
 
 KCAL = constants.KB * 503.2195  # eV; a kilocalorie a mole is 503.2 K
@@ -122,27 +122,28 @@ def liquid(name: str, volume: float, number: int) -> Atoms:
 
 def run(
     seeds: Sequence[Atoms], model: ModelInterface, temperature: float, ensemble: str = "nvt_langevin", **settings: Any
-) -> tuple[list[Walker], Exploration]:
+) -> tuple[list[Trajectory], Exploration]:
     """Explore from each seed at one temperature."""
     relax, monte_carlo = settings.pop("relax", None), settings.pop("monte_carlo", None)
     dynamics = {"temperatures": [temperature], "ensemble": ensemble, **settings}
     chosen = Exploration(dynamics=dynamics, relax=relax, monte_carlo=monte_carlo)
-    walkers = []
+    trajectories = []
     for number, seed in enumerate(seeds):
         atoms = round_positions(seed.copy())
         atoms.info["condition"] = Condition(temperature=temperature, replica=number)
-        walkers.append(Walker(seed=atoms, ensemble=ensemble, run_seed=0))
-    first = relaxations(walkers, chosen)
-    Flight([*first, *walkers], model, chosen, Room(len, 10**5)).run()
-    return walkers, chosen
+        trajectories.append(Trajectory(seed=atoms, ensemble=ensemble, run_seed=0))
+    first = add_relaxations(trajectories, chosen)
+    BatchRunner([*first, *trajectories], model, chosen, BatchCapacity(len, 10**5)).run()
+    return trajectories, chosen
 
 
-def stopped(walkers: Sequence[Walker]) -> str:
+def stopped(trajectories: Sequence[Trajectory]) -> str:
     """Say how many trajectories were stopped, and why."""
-    reasons = Counter(stop.reason for walker in walkers for stop in walker.stops)
+    reasons = Counter(stop.reason for trajectory in trajectories for stop in trajectory.stops)
     why = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
-    return f"{sum(bool(walker.stops) for walker in walkers)} of {len(walkers)} trajectories stopped" + (
-        f" ({why})" if why else ""
+    return (
+        f"{sum(bool(trajectory.stops) for trajectory in trajectories)} of {len(trajectories)} trajectories stopped"
+        + (f" ({why})" if why else "")
     )
 
 
@@ -160,20 +161,20 @@ def cold_starts() -> None:
             starts.append(atoms)
         for temperature in (50.0, 100.0, 300.0):
             for relax in (None, {"stride": None}):
-                walkers, _ = run(starts, model, temperature, steps=200, stride=50, timestep=2.0, relax=relax)
-                frames = [frame for walker in walkers for frame in walker.frames]
+                trajectories, _ = run(starts, model, temperature, steps=200, stride=50, timestep=2.0, relax=relax)
+                frames = [frame for trajectory in trajectories for frame in trajectory.frames]
                 hot = [frame.kinetic_temperature for frame in frames]
                 spread = f"{min(hot):.0f} to {max(hot):.0f} K" if hot else "none"
                 print(
                     f"  {label}, {temperature:.0f} K, {'relaxed first' if relax else 'as they are'}: {len(frames)} of "
-                    f"48 frames, {stopped(walkers)}; frames at {spread}"
+                    f"48 frames, {stopped(trajectories)}; frames at {spread}"
                 )
     print("  What it is for: CH4 and H2O (GFN2-xTB) at 300 K with a time step of 4 fs, 8 trajectories each")
     xtb = potentials.batched_model(potentials.build_potential("xtb", {"method": "GFN2-xTB"}, "cpu", "float64"))
     for name in ("CH4", "H2O"):
-        walkers, _ = run([molecule(name)] * 8, xtb, 300.0, steps=200, stride=50, timestep=4.0)
-        last = max(stop.details["step"] for walker in walkers for stop in walker.stops)
-        print(f"  {name}: {stopped(walkers)}, the last at step {last}")
+        trajectories, _ = run([molecule(name)] * 8, xtb, 300.0, steps=200, stride=50, timestep=4.0)
+        last = max(stop.details["step"] for trajectory in trajectories for stop in trajectory.stops)
+        print(f"  {name}: {stopped(trajectories)}, the last at step {last}")
 
 
 def liquids() -> None:
@@ -184,20 +185,20 @@ def liquids() -> None:
     )
     for name, temperature, volume in (("CH4", 110.0, 62.7), ("N2", 77.0, 57.6), ("NH3", 240.0, 41.5)):
         seeds = [liquid(name, volume, number) for number in range(N_STARTS)]
-        walkers, chosen = run(
+        trajectories, chosen = run(
             seeds, LiquidField(name), temperature, steps=2000, stride=50, timestep=1.0, friction=0.01,
             relax={"stride": None, "steps": 300, "fmax": 0.1},
         )  # fmt: skip
         reach = chosen.guards.evaporation
         assert reach is not None
         torn, n_frames = 0, 0
-        for walker in walkers:
-            before = count_parts(walker.start, reach)
-            more = [count_parts(walker.atoms(frame), reach) > before for frame in walker.frames]
+        for trajectory in trajectories:
+            before = count_parts(trajectory.start_atoms, reach)
+            more = [count_parts(trajectory.atoms_of_frame(frame), reach) > before for frame in trajectory.frames]
             torn += any(more)
             n_frames += len(more)
         print(
-            f"  {name} at {temperature:.0f} K: {n_frames} of {40 * N_STARTS} frames, {stopped(walkers)}; "
+            f"  {name} at {temperature:.0f} K: {n_frames} of {40 * N_STARTS} frames, {stopped(trajectories)}; "
             f"by the rule before: {torn} of {N_STARTS}"
         )
 
@@ -273,22 +274,23 @@ def hops() -> None:
     ):
         seed = whole.copy()
         del seed[int(np.flatnonzero(seed.symbols == missing)[0])]
-        walkers, _ = run(
+        trajectories, _ = run(
             [seed] * 2, model, temperature, steps=400, stride=200, timestep=2.0, relax={"stride": None, "fmax": 0.02},
             monte_carlo={"every": 20, "hops": 20, "oxidation_states": STATES},
         )  # fmt: skip
-        start = walkers[0].start
+        start = trajectories[0].start_atoms
         sites = hop_sites(start, like_distances(start, np.array([STATES[symbol] for symbol in start.symbols]), 0.1))
         assert sites is not None
         atom, pair = (found[0] for found in sites.possible(sites.of(start.positions, start.cell.array)))
         there = start.copy()
         there.positions[atom] += sites.step(pair, start.cell.array)
         rise = energy(there, model) - energy(start, model)
-        tallies: Counter[str] = sum((Counter(walker.tallies) for walker in walkers), Counter())
+        tallies: Counter[str] = sum((Counter(trajectory.tallies) for trajectory in trajectories), Counter())
         tried, accepted = tallies["hops_tried"], tallies["hops_accepted"]
         print(
             f"  {name} at {temperature:.0f} K: {accepted} of {tried} accepted ({accepted / tried:.2%}); "
-            f"{tallies['hops_overlapping']} overlapped, {tallies['hops_blocked']} had no site; {stopped(walkers)}; "
+            f"{tallies['hops_overlapping']} overlapped, {tallies['hops_blocked']} had no site; "
+            f"{stopped(trajectories)}; "
             f"a hop from the relaxed start costs {rise:.2f} eV before its neighbours relax"
         )
 

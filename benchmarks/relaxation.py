@@ -26,9 +26,9 @@ from threadpoolctl import threadpool_limits
 
 from daskpipe import potentials
 from daskpipe.core.structures import round_positions
-from daskpipe.stages.explore.capacity import CPU_ATOMS, Room
-from daskpipe.stages.explore.relaxation import Relaxation, strains
-from daskpipe.stages.explore.runner import Flight
+from daskpipe.stages.explore.capacity import CPU_ATOMS, BatchCapacity
+from daskpipe.stages.explore.relaxation import RelaxationTrajectory, choose_cell_strains
+from daskpipe.stages.explore.runner import BatchRunner
 from daskpipe.stages.explore.settings import Exploration
 from daskpipe.stages.explore.settings import Relaxation as Relax
 from daskpipe.stages.explore.trajectory import Condition
@@ -75,7 +75,7 @@ def ase_one_by_one(seeds: Sequence[Atoms], cell: bool) -> tuple[float, list[Atom
     for seed in seeds:
         atoms = seed.copy()
         atoms.calc = EMT()
-        strained = cell and strains(seed, "auto") != "fixed"
+        strained = cell and choose_cell_strains(seed, "auto") != "fixed"
         optimizer = FIRE(FrechetCellFilter(atoms) if strained else atoms, logfile=None)
         optimizer.run(fmax=FMAX, steps=STEPS)
         ends.append(atoms)
@@ -92,11 +92,13 @@ def ours(seeds: Sequence[Atoms], cell: bool, capacity: float) -> tuple[float, li
     for seed in seeds:
         atoms = seed.copy()
         atoms.info["condition"] = Condition(temperature=0.0)
-        flying.append(Relaxation(seed=atoms, run_seed=0, cell=strains(seed, "auto") if cell else "fixed"))
-    Flight(flying, model, settings, Room(len, capacity)).run()
+        flying.append(
+            RelaxationTrajectory(seed=atoms, run_seed=0, cell=choose_cell_strains(seed, "auto") if cell else "fixed")
+        )
+    BatchRunner(flying, model, settings, BatchCapacity(len, capacity)).run()
     seconds = time.perf_counter() - started
     assert not [stop for each in flying for stop in each.stops]
-    return seconds, [each.result for each in flying], [each.step for each in flying]
+    return seconds, [each.relaxed_atoms for each in flying], [each.step for each in flying]
 
 
 def energies(ends: Sequence[Atoms]) -> np.ndarray:

@@ -70,12 +70,12 @@ X = np.load(source) if source.endswith(".npy") else da.from_zarr(source)[:rows]
 started, cpu = time.perf_counter(), time.process_time()
 if method == "duplicates":
     from daskpipe.stages.select.blocks import Blocks
-    from daskpipe.stages.select.duplicates import near_duplicates
-    picked = np.flatnonzero(near_duplicates(Blocks(X, np.arange(rows)), 1e-3).mask)
+    from daskpipe.stages.select.duplicates import find_near_duplicates
+    picked = np.flatnonzero(find_near_duplicates(Blocks(X, np.arange(rows)), 1e-3).mask)
 elif method == "coverage":
-    from daskpipe.stages.select.coverage import coverage
+    from daskpipe.stages.select.coverage import measure_coverage
     picked = np.arange(0, rows, rows // n)
-    coverage(X, picked)
+    measure_coverage(X, picked)
 else:
     picked = daskpipe.pick(X, n, method)
 seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
@@ -116,7 +116,7 @@ def measured(python: str, code: str, *arguments: object) -> dict[str, float]:
 
 
 def in_memory(folder: Path, maml: str | None, n_rows: int, n_picks: int, n_clusters: int) -> None:
-    from daskpipe.stages.select.coverage import coverage
+    from daskpipe.stages.select.coverage import measure_coverage
     from daskpipe.stages.select.direct import principal_axes
 
     features = np.concatenate(list(trajectories(n_rows, N_FEATURES, 400, seed=1)))
@@ -130,7 +130,7 @@ def in_memory(folder: Path, maml: str | None, n_rows: int, n_picks: int, n_clust
     def report(name: str, picked: np.ndarray, cost: dict[str, float]) -> None:
         line = f"{name:<16}{len(picked):>9,}{cost['seconds']:>8.1f}{cost['cpu']:>8.1f}{cost['peak']:>6.2f}"
         for space, width in ((features, 13), (axes, 10)):
-            found = coverage(space, picked, clusters=np.zeros(n_rows, dtype=np.int32))
+            found = measure_coverage(space, picked, clusters=np.zeros(n_rows, dtype=np.int32))
             line += f" | {found.bins_hit:>{width}.4f}"
             line += f"{found.nearest_mean:>7.3f}{found.nearest_p95:>7.3f}{found.nearest_max:>7.3f}"
         print(line, flush=True)

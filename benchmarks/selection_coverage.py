@@ -27,10 +27,10 @@ from ase.cluster import Octahedron
 import daskpipe
 from daskpipe.core.structures import round_positions
 from daskpipe.potentials import build_potential
-from daskpipe.stages.describe.reduction import fit
+from daskpipe.stages.describe.reduction import fit_axes
 from daskpipe.stages.explore.settings import Dynamics, Guards
 from daskpipe.stages.explore.stage import explore_partition
-from daskpipe.stages.select.coverage import coverage
+from daskpipe.stages.select.coverage import measure_coverage
 
 TEMPERATURES = (300.0, 600.0, 900.0)
 REPLICAS = {"alloy": 8, "surface": 3, "cluster": 1}
@@ -90,7 +90,7 @@ def pool() -> tuple[list[Atoms], dict[str, int]]:
 def reduced(rows: np.ndarray) -> np.ndarray:
     """Rows of length one on their principal axes, in units of the RMS distance from the mean."""
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    features = fit(rows[:: max(1, len(rows) // 4096)], DIMS)(rows)
+    features = fit_axes(rows[:: max(1, len(rows) // 4096)], DIMS)(rows)
     return features / np.sqrt(features.var(axis=0).sum())
 
 
@@ -119,8 +119,8 @@ def main() -> None:
                     picked = daskpipe.pick(atoms, n, method, seed, n_atoms=n_atoms)
                 else:
                     picked = daskpipe.pick(features, n, method, seed, **params)
-                of_frames = coverage(features, picked, seed=100)
-                of_atoms = coverage(atoms, np.flatnonzero(np.isin(owner, picked)), seed=100)
+                of_frames = measure_coverage(features, picked, seed=100)
+                of_atoms = measure_coverage(atoms, np.flatnonzero(np.isin(owner, picked)), seed=100)
                 figures.append(
                     [
                         *(of_frames.bins_hit, of_frames.clusters_hit, of_frames.entropy),

@@ -11,7 +11,7 @@ import numpy as np
 
 from daskpipe.stages.select.blocks import Blocks
 from daskpipe.stages.select.pick import pick
-from daskpipe.stages.select.steering import covered_frames
+from daskpipe.stages.select.steering import find_covered_frames
 
 N_COVERED, N_NEW, N_PICKS, DIMS = 2_000, 200, 100, 16
 
@@ -26,7 +26,7 @@ def main() -> None:
         pool[N_COVERED:] = 6 * np.eye(DIMS)[0] + width * pool[N_COVERED:]
         pool = pool.astype(np.float32)
         known = (rng.standard_normal((n_known, DIMS)) * widths).astype(np.float32)
-        near, radius = covered_frames(Blocks(pool, rng.permutation(len(pool))), known, N_PICKS)
+        near, radius = find_covered_frames(Blocks(pool, rng.permutation(len(pool))), known, N_PICKS)
         rows = np.flatnonzero(~near)
         for method in ("kmeans", "fps", "direct"):
             without = np.count_nonzero(pick(pool, N_PICKS, method) >= N_COVERED)

@@ -28,7 +28,7 @@ def validate_config(content: Mapping[str, Any]) -> Config:
         A line for each thing that is wrong.
     """
     from daskpipe.potentials import POTENTIALS, traits_of
-    from daskpipe.stages.describe import DESCRIPTORS, check_descriptor
+    from daskpipe.stages.describe import DESCRIPTORS, check_descriptor_settings
     from daskpipe.stages.select import SELECTORS
 
     try:
@@ -60,7 +60,7 @@ def validate_config(content: Mapping[str, Any]) -> Config:
         problems.append("select.method=environments needs the environments of atoms; type describe.level=atom")
     if problems:
         raise ConfigError("\n".join(problems))
-    check_descriptor(config.describe)
+    check_descriptor_settings(config.describe)
     return _make_paths_absolute(config)
 
 

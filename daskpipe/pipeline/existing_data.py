@@ -152,7 +152,7 @@ def gather_dataset(
 
 def _start_run(directory: RunDirectory, config: Config, workers: Workers, emit: Emit) -> Run:
     """Return a run without exploration and labels, whose driver offers GPUs to the description alone."""
-    model = describe.identity(config.describe)
+    model = describe.identify_model(config.describe)
     wanted = {stage: device for stage, device in list_devices(config).items() if stage not in ("explore", "label")}
     pool = DaskPool(workers, gpu_stages(workers, wanted))
     return Run(config, {"describe": model} if model else {}, Driver(directory, pool, emit, config.faults))
@@ -164,6 +164,8 @@ def _describe_plan(run: Run, plan: ReadPlan) -> tuple[list[Receipt], list[Receip
     if not any(receipt.n_out for receipt in frames):
         rejected = run.directory.read_quarantine()
         raise InputError(f"no frame can be described: {describe_reasons(rejected)}; e.g. {rejected[0].evidence}")
-    species = generating.list_elements(run.directory.root, [receipt.key for receipt in frames])
+    species = generating.list_elements(
+        run.directory.load_arrays("explore", receipt.key, ["numbers"])["numbers"] for receipt in frames
+    )
     features, against = describe_frames(run, frames, species)
     return frames, features, against

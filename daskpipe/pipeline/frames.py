@@ -187,7 +187,9 @@ def _write_picks(described: DescribedFrames, path: Path) -> tuple[int, dict[str,
         steps = directory.load_arrays("explore", key, ["step"])["step"]
         numbers.setdefault(frame_range.path, []).extend(steps[chosen["row"][chosen["unit"] == unit]].tolist())
     copy_frames(numbers.items(), path)
-    overlaps = find_overlaps(directory, [(frame_range.path, key) for frame_range, key in described.filled], chosen)
+    overlaps = find_overlaps(
+        directory, "explore", [(frame_range.path, key) for frame_range, key in described.filled], chosen
+    )
     return picks.n_out, {**json.loads(chosen["report"].item()), "overlaps": overlaps}
 
 
@@ -226,14 +228,17 @@ def _collect_features(described: DescribedFrames) -> xr.Dataset:
         for (frame_range, _), unit in zip(described.filled, units, strict=True)
     ]
     variables: dict[str, Any] = {
-        "features": (("structure", "feature"), feature_table(root, table, dims).rechunk((CHUNK_ROWS, dims))),
+        "features": (
+            ("structure", "feature"),
+            feature_table(root, "describe", table, dims).rechunk((CHUNK_ROWS, dims)),
+        ),
         "n_atoms": ("structure", n_atoms),
         "structure_id": ("structure", [id_.tobytes().hex() for unit in units for id_ in unit["structure_id"]]),
         "path": ("structure", np.concatenate(paths)),
         "frame": ("structure", np.concatenate([unit["step"] for unit in units])),
     }
     if described.config.describe.level == "atom":
-        atoms = atom_table(root, table, n_atoms.astype(np.int64)).rechunk((CHUNK_ROWS, dims))
+        atoms = atom_table(root, "describe", table, n_atoms.astype(np.int64)).rechunk((CHUNK_ROWS, dims))
         variables["environments"] = (("atom", "feature"), atoms)
     attrs = {"describe": described.config.describe.model_dump(mode="json"), "versions": read_package_versions()}
     return xr.Dataset(variables, attrs={key: json.dumps(value, sort_keys=True) for key, value in attrs.items()})

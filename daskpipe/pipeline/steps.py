@@ -34,9 +34,9 @@ from daskpipe.pipeline.context import Run
 from daskpipe.pipeline.packing import pack_dataset
 from daskpipe.stages import describe
 from daskpipe.stages.explore.settings import Exploration
-from daskpipe.stages.explore.timesteps import masses_of, too_long
+from daskpipe.stages.explore.timesteps import masses_of, timestep_warning
 from daskpipe.stages.explore.trajectory import Condition
-from daskpipe.stages.generate.files import KNOWN_NAMES, checksum, reader_of
+from daskpipe.stages.generate.files import KNOWN_NAMES, hash_file, reader_of
 from daskpipe.stages.generate.frame_ranges import cut_frame_ranges
 from daskpipe.store import reader
 
@@ -116,13 +116,13 @@ def explore_seeds(run: Run, seeds: list[Receipt], most: int | None) -> tuple[lis
             "no seed structure passed the checks; the reasons are in "
             f"{run.directory.root / 'quarantine'}: {describe_reasons(run.directory.read_quarantine())}"
         )
-    if warning := too_long(settings.dynamics.timestep, masses_of(species)):
+    if warning := timestep_warning(settings.dynamics.timestep, masses_of(species)):
         run.driver.emit(Notice(message=warning))
-    pressed = exploring.under_pressure(run.directory.root, pieces, settings.dynamics)
+    pressed = exploring.find_pressed_seeds(run.directory.root, pieces, settings.dynamics)
     trajectories = [
         (piece, condition)
         for piece, each in zip(pieces, pressed, strict=True)
-        for condition in exploring.conditions(settings.dynamics, settings.relax, pressed=each)
+        for condition in exploring.list_conditions(settings.dynamics, settings.relax, pressed=each)
     ]
     build = _make_builder(settings)
     name = f"{run.identities['explore'].hash} {settings.dtype}"
@@ -133,7 +133,7 @@ def explore_seeds(run: Run, seeds: list[Receipt], most: int | None) -> tuple[lis
         **settings.model_dump(include=set(Exploration.model_fields) - {"checkpoint"}),
     }
     if settings.dynamics.change is not None:
-        fingerprint = partial(describe.fingerprints, settings=run.config.describe, species=species)
+        fingerprint = partial(describe.compute_fingerprints, settings=run.config.describe, species=species)
         deciding["fingerprint"] = [run.config.describe.model_dump(include={"descriptor", "params"}), species]
     for of_each in ("temperatures", "pressures", "replicas"):
         del deciding["dynamics"][of_each]
@@ -162,7 +162,7 @@ def explore_seeds(run: Run, seeds: list[Receipt], most: int | None) -> tuple[lis
         )
         checkpoints = Checkpoints(root=run.directory.root, unit=unit)
         one = [partial(make_task, [piece], [condition]) for piece, condition in batch]
-        names = partial(exploring.names, run.directory.root, rows, conditions, settings.dynamics)
+        names = partial(exploring.trajectory_names, run.directory.root, rows, conditions, settings.dynamics)
         make_lazy = partial(make_task, rows, conditions, checkpoints)
         plan.append(PlannedUnit(unit, make_lazy, one, names, settings.checkpoint))
     return run.driver.run_stage("explore", plan, "trajectories"), species
@@ -189,14 +189,21 @@ def describe_frames(run: Run, frames: list[Receipt], species: list[str]) -> tupl
     fit = dask.delayed(describing.fit_reduction)
     run.driver.run_stage(
         describing.FIT,
-        [(fit_unit, lambda: fit(root, keys, settings, species, run.seed))],
+        [(fit_unit, lambda: fit(root, "explore", keys, settings, species, run.seed))],
         "sampled frames",
     )
     plan = []
     for index, receipt in enumerate(filled):
         key = unit_key("describe", describing.VERSION, params, [fit_key, receipt.key], run.seed)
         unit = Unit(stage="describe", index=index, key=key, n_inputs=receipt.n_out, upstream=(fit_key, receipt.key))
-        plan.append((unit, partial(describing.unit, root, receipt.key, receipt.n_out, settings, species, fit_key)))
+        plan.append(
+            (
+                unit,
+                partial(
+                    describing.describe_unit, root, "explore", receipt.key, receipt.n_out, settings, species, fit_key
+                ),
+            )
+        )
     features = run.driver.run_stage("describe", plan, "frames")
     return features, describe_existing(run, species, params, fit_key) if run.config.select.against else []
 
@@ -223,7 +230,7 @@ def describe_existing(run: Run, species: list[str], params: dict[str, Any], fit_
 
         def make_task(piece: tuple[Any, ...] = piece) -> Any:
             structures = dask.delayed(read)(*piece)
-            return dask.delayed(describing.outside)(
+            return dask.delayed(describing.describe_outside)(
                 structures, run.directory.root, run.config.describe, species, fit_key
             )
 
@@ -245,7 +252,7 @@ def hash_content(path: Path) -> str:
         raise InputError(f"{path} does not exist; select.against takes a dataset.zarr or a file of frames")
     if reader_of(path) is None:
         raise InputError(f"{path} is in no known format; select.against takes a dataset.zarr or one of {KNOWN_NAMES}")
-    return checksum(path)
+    return hash_file(path)
 
 
 def select_frames(run: Run, frames: list[Receipt], features: list[Receipt], against: list[Receipt]) -> Receipt:
@@ -260,7 +267,18 @@ def select_frames(run: Run, frames: list[Receipt], features: list[Receipt], agai
     unit = Unit(stage="select", index=0, key=key, n_inputs=n_frames, upstream=tuple(keys))
     pick = dask.delayed(selecting.select)
     near = dask.delayed(selecting.features_of)(run.directory.root, AGAINST, others)
-    lazy = partial(pick, run.directory.root, keys, table, run.config.describe.dims, settings, run.seed, against=near)
+    lazy = partial(
+        pick,
+        run.directory.root,
+        keys,
+        table,
+        run.config.describe.dims,
+        settings,
+        run.seed,
+        frames_stage="explore",
+        features_stage="describe",
+        against=near,
+    )
     (receipt,) = run.driver.run_stage("select", [(unit, lazy)], "frames")
     report = json.loads(run.directory.load_arrays("select", receipt.key, ["report"])["report"].item())
     run.driver.stages["select"]["report"] = report
@@ -281,7 +299,8 @@ def label_picks(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt
     identity = run.identities["label"]
 
     def make_task(batch: Sequence[UnitRows], start: int) -> Any:
-        loaded = dask.delayed(labelling.load_picks)(root, list(batch), picks.key, start, start + len(batch))
+        rows = UnitRows(stage="select", key=picks.key, rows=tuple(range(start, start + len(batch))))
+        loaded = dask.delayed(labelling.load_picks)(root, list(batch), rows)
         return labelling.label_frames(db.from_delayed([loaded]), build, settings.potential.name, settings.checks)
 
     plan = []

@@ -10,7 +10,7 @@ from typing import Any
 import daskpipe.store.stage as storing
 from daskpipe.config.models import Config, parse_shard
 from daskpipe.stages.describe.stage import FIT
-from daskpipe.stages.explore.stage import conditions
+from daskpipe.stages.explore.stage import list_conditions
 from daskpipe.store.writer import ATOM_CHUNK, STRUCTURE_CHUNK
 
 
@@ -71,7 +71,7 @@ def count_units(
     # Each shard generates all seeds and explores its own.
     n_seeds = n_made if config.shard is None else max(1, round(n_made / parse_shard(config.shard)[1]))
     # Counted as if all were bulk: without a barostat a seed is explored once for all pressures.
-    grid = conditions(dynamics, explore.relax)
+    grid = list_conditions(dynamics, explore.relax)
     n_trajectories = n_seeds * len(grid)
     n_frames = n_trajectories * dynamics.n_frames
     if explore.relax is not None:
@@ -130,7 +130,7 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """Measurements of a probe, for `daskpipe.runs.plan.plan_run`."""
 
     rates: Mapping[str, Rate]

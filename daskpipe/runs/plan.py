@@ -21,16 +21,16 @@ from daskpipe.pipeline.steps import list_devices
 from daskpipe.runs.budget import HOUR, compute_limits, format_bytes
 from daskpipe.runs.costs import Line, count_units
 from daskpipe.stages import describe
-from daskpipe.stages.describe.catalogue import per_atom
+from daskpipe.stages.describe.catalogue import has_atom_rows
 from daskpipe.stages.describe.stage import FIT
 from daskpipe.stages.explore.stage import ensemble_of
-from daskpipe.stages.explore.timesteps import timestep_of, too_long
+from daskpipe.stages.explore.timesteps import timestep_of, timestep_warning
 from daskpipe.stages.generate.stage import FILES, Request, generate_partition, list_requests
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from daskpipe.runs.costs import Measured
+    from daskpipe.runs.costs import Measurements
     from daskpipe.stages.explore.settings import Dynamics
 
 SAMPLE = 16
@@ -55,7 +55,7 @@ USUAL_WORDS = {"ensemble": "npt_isotropic", "selection_reason": "kmeans", "label
 """Words of usual length for variables that hold words."""
 
 
-def plan_run(config: Config, measured: Measured | None = None) -> dict[str, Any]:
+def plan_run(config: Config, measured: Measurements | None = None) -> dict[str, Any]:
     """Count inputs, outputs, units, bytes and files of each stage, and its hours if a probe has measured.
 
     Parameters
@@ -153,7 +153,7 @@ def _summarise_dynamics(sample: Sequence[Atoms], dynamics: Dynamics) -> dict[str
         sample = []
     masses = [atoms.get_masses() for atoms in sample]
     steps = Counter(timestep_of(dynamics.timestep, each) for each in masses)
-    warnings = (too_long(dynamics.timestep, each) for each in sorted(masses, key=np.min))
+    warnings = (timestep_warning(dynamics.timestep, each) for each in sorted(masses, key=np.min))
     return {
         "n_sampled": len(sample),
         "ensembles": dict(sorted(Counter(ensemble_of(atoms, dynamics) for atoms in sample).items())),
@@ -162,7 +162,7 @@ def _summarise_dynamics(sample: Sequence[Atoms], dynamics: Dynamics) -> dict[str
     }
 
 
-def _list_doubts(config: Config, wanted: Sequence[Request], measured: Measured | None) -> list[str]:
+def _list_doubts(config: Config, wanted: Sequence[Request], measured: Measurements | None) -> list[str]:
     doubts = []
     if any(request.generator == FILES for request in wanted):
         doubts.append(
@@ -275,10 +275,12 @@ def _measure_sizes(sample: Sequence[Atoms], config: Config) -> dict[str, Line]:
 
 def _estimate_axes(sample: Sequence[Atoms], config: Config) -> float:
     """Return the bytes of the fitted axes; 0 for features of a model, whose number only the model knows."""
-    if describe.identity(config.describe) is not None:
+    if describe.identify_model(config.describe) is not None:
         return 0.0
     species = sorted({symbol for atoms in sample for symbol in set(atoms.symbols)})
-    descriptor = describe.build(config.describe, species, "off" if per_atom(config.describe) else "outer")
+    descriptor = describe.build_descriptor(
+        config.describe, species, "off" if has_atom_rows(config.describe) else "outer"
+    )
     levels = 2 if config.describe.level == "atom" else 1
     return float(levels * (config.describe.dims + 1) * descriptor.n_features * 8)
 

@@ -264,7 +264,7 @@ def check_inputs(config: Config) -> dict[str, potentials.Identity]:
         stage: potentials.identify_potential(choice.name, choice.params)
         for stage, choice in (("explore", config.explore.potential), ("label", config.label.potential))
     }
-    model = describe.identity(config.describe)
+    model = describe.identify_model(config.describe)
     return identities if model is None else {**identities, "describe": model}
 
 

@@ -1,4 +1,4 @@
-"""By which address a machine is reached: on hosts of the test's own, with all kinds of networks or none."""
+"""Find the address of a machine, on hosts of the test's own with many kinds of networks or none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Interfaces = dict[str, list[str]]
 
 @pytest.fixture
 def host_with() -> Iterator[Callable[..., Host]]:
-    """Make a host with interfaces that have some addresses, and a default route if one is given."""
+    """Yield a function that makes a host with interfaces, their addresses, and a default route if one is given."""
     if reason := namespaces.missing():
         pytest.skip(reason)
     with ExitStack() as stack:
@@ -50,17 +50,17 @@ def host_with() -> Iterator[Callable[..., Host]]:
         yield host_with
 
 
-def python(host: Host, program: str) -> subprocess.CompletedProcess[str]:
-    """Run a program there."""
+def run_python(host: Host, program: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python program on a host."""
     words = [*host.prefix, sys.executable, "-c", program]
     return subprocess.run(words, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
 
 
-def asked(host: Host, folder: Path, site: str = SITE) -> str:
+def ask_address(host: Host, folder: Path, site: str = SITE) -> str:
     """Return the address by which jobs of a site would reach that host, or the error."""
     file = folder / "there.yaml"
     file.write_text(site)
-    done = python(host, ADDRESS.replace("FILE", repr(str(file))))
+    done = run_python(host, ADDRESS.replace("FILE", repr(str(file))))
     return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
 
 
@@ -84,24 +84,24 @@ def test_the_address_is_one_by_which_others_reach_this_machine(
     name: str, host_with: Callable[..., Host], tmp_path: Path
 ) -> None:
     interfaces, gateway, expected = FOUND[name]
-    assert asked(host_with(interfaces, gateway), tmp_path) == expected
+    assert ask_address(host_with(interfaces, gateway), tmp_path) == expected
 
 
 def test_several_networks_and_no_default_route_are_refused(host_with: Callable[..., Host], tmp_path: Path) -> None:
     host = host_with(TWO)
-    assert asked(host, tmp_path) == (
+    assert ask_address(host, tmp_path) == (
         "daskpipe.core.errors.ClusterError: no default route leads from this machine to others, so it is not known by "
         "which address jobs of site there reach it. It has eth0 (10.5.0.7), ib0 (10.6.0.7, fd06::7). Write one of them "
         "into the site's file, e.g. interface: eth0 (or interface: lo if its jobs run on this machine only)"
     )
-    assert asked(host, tmp_path, f"interface: ib0\n{SITE}") == "10.6.0.7"
-    assert asked(host, tmp_path, f"interface: lo\n{SITE}") == LOOPBACK
+    assert ask_address(host, tmp_path, f"interface: ib0\n{SITE}") == "10.6.0.7"
+    assert ask_address(host, tmp_path, f"interface: lo\n{SITE}") == LOOPBACK
 
 
 def test_an_interface_may_have_ipv6_only(host_with: Callable[..., Host], tmp_path: Path) -> None:
     host = host_with({**ETH0, "ib0": ["fd06::7/64"], "ib1": []}, "10.5.0.1")
-    assert asked(host, tmp_path, f"interface: ib0\n{SITE}") == "fd06::7"
-    assert "'ib1' of here has no address by which other machines reach it" in asked(
+    assert ask_address(host, tmp_path, f"interface: ib0\n{SITE}") == "fd06::7"
+    assert "'ib1' of here has no address by which other machines reach it" in ask_address(
         host, tmp_path, f"interface: ib1\n{SITE}"
     )
 
@@ -130,7 +130,7 @@ def test_a_run_is_refused_before_anything_is_submitted(host_with: Callable[..., 
 
 def test_a_worker_without_a_route_to_its_scheduler_says_so(host_with: Callable[..., Host]) -> None:
     words = ["tls://10.9.0.1:8786", "--nthreads", "1"]
-    done = python(host_with(ETH0), ARGUMENTS.replace("WORDS", repr(words)))
+    done = run_python(host_with(ETH0), ARGUMENTS.replace("WORDS", repr(words)))
     assert done.returncode == 1
     assert done.stderr.startswith("error: no route leads from here to the scheduler at tls://10.9.0.1:8786. Write ")
 

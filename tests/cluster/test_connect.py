@@ -1,4 +1,4 @@
-"""Clusters: local workers, their listeners and threads; joining a scheduler; sites that cannot be had."""
+"""Connect to clusters: local workers with their listeners and threads, schedulers to join, and missing sites."""
 
 from __future__ import annotations
 

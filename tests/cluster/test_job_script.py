@@ -1,4 +1,4 @@
-"""Job scripts: what they ask for, that a real shell runs them, that no value is read as more, and a real Slurm."""
+"""Write job scripts and run them with a real shell and a real Slurm; hostile values run nothing."""
 
 from __future__ import annotations
 

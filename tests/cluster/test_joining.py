@@ -1,4 +1,4 @@
-"""Joining schedulers that others started: workers that cannot compute units are named before they get any."""
+"""Join schedulers that others started: workers that cannot compute units are named before they receive any."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ OURS = Path(daskpipe.__file__).parents[1]
 OTHER_VERSION = "9.9.9"
 
 
-def unit(index: int) -> Unit:
+def make_unit(index: int) -> Unit:
+    """Return a unit of labelling."""
     return Unit(stage="label", index=index, key=f"{index:032x}", n_inputs=1)
 
 
@@ -53,15 +54,15 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
     site = home / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     for path in Path(sysconfig.get_path("purelib")).iterdir():
-        # Python reads no .pth files here through a link's folder, and daskpipe may be installed by one.
+        # Without .pth files, by one of which daskpipe may be installed.
         if "daskpipe" not in path.name and path.suffix != ".pth" and not (site / path.name).exists():
             (site / path.name).symlink_to(path)
     return home / "bin" / "python"
 
 
 @contextmanager
-def running(*words: str | Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program whose imports do not come from here, in a process group that ends with this."""
+def run_program(*words: str | Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program that does not import from this checkout; end it with the block."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     process = subprocess.Popen(
         words, cwd="/", env={**kept, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -74,11 +75,11 @@ def running(*words: str | Path, **environment: str) -> Iterator[subprocess.Popen
 
 
 @contextmanager
-def scheduler_of(python: Path | str, folder: Path, **environment: str) -> Iterator[Client]:
+def start_scheduler(python: Path | str, folder: Path, **environment: str) -> Iterator[Client]:
     """Start ``dask scheduler``, and yield a client of it."""
     file = folder / "scheduler.json"
     options = ("--host", LOOPBACK, "--port", "0", "--no-dashboard", "--scheduler-file", file)
-    with running(python, "-m", "dask", "scheduler", *options, **environment):
+    with run_program(python, "-m", "dask", "scheduler", *options, **environment):
         wait_until(file.exists)
         with Client(scheduler_file=str(file), set_as_default=False) as client:
             yield client
@@ -87,12 +88,12 @@ def scheduler_of(python: Path | str, folder: Path, **environment: str) -> Iterat
 @pytest.fixture
 def guest_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """Start a ``dask scheduler`` without workers, and yield a client of it."""
-    with scheduler_of(sys.executable, tmp_path_factory.mktemp("scheduler"), PYTHONPATH=str(OURS)) as client:
+    with start_scheduler(sys.executable, tmp_path_factory.mktemp("scheduler"), PYTHONPATH=str(OURS)) as client:
         yield client
 
 
 @contextmanager
-def worker(
+def start_worker(
     client: Client,
     python: Path | str = sys.executable,
     *options: str,
@@ -104,7 +105,7 @@ def worker(
     words = [*prefix, python, "-m", "dask", "worker", client.scheduler.address, "--host", LOOPBACK, *options]
     if "--nthreads" not in options:
         words += ["--nthreads", "1"]
-    with running(*words, "--no-dashboard", **({} if path is None else {"PYTHONPATH": str(path)})):
+    with run_program(*words, "--no-dashboard", **({} if path is None else {"PYTHONPATH": str(path)})):
         (address,) = wait_until(lambda: set(client.scheduler_info(n_workers=-1)["workers"]) - before)
         yield address
     wait_until(lambda: address not in client.scheduler_info(n_workers=-1)["workers"])
@@ -115,7 +116,7 @@ def test_a_worker_without_daskpipe_is_named(
     guest_client: Client, bare_python: Path, type_command: Callable[..., Any], tmp_path: Path
 ) -> None:
     scheduler = guest_client.scheduler.address
-    with worker(guest_client, path=OURS), worker(guest_client, bare_python) as address:
+    with start_worker(guest_client, path=OURS), start_worker(guest_client, bare_python) as address:
         with pytest.raises(ClusterError, match=f"Worker {address} cannot import daskpipe. Start workers in the "):
             join_scheduler(guest_client, tmp_path, print)
         typed = type_command("run", "emt_alloy", *SMALL, "--cluster", scheduler, "--run-dir", str(tmp_path / "run"))
@@ -134,7 +135,7 @@ def test_workers_with_other_versions_are_named(guest_client: Client, bare_python
     (stub / "__init__.py").write_text(f'__version__ = "{OTHER_VERSION}"\n')
     expected = f"has daskpipe {OTHER_VERSION}, and the driver {daskpipe.__version__}"
     with (
-        worker(guest_client, bare_python, path=stub.parent) as address,
+        start_worker(guest_client, bare_python, path=stub.parent) as address,
         pytest.raises(ClusterError, match=f"Worker {address} .*{expected}"),
     ):
         join_scheduler(guest_client, tmp_path, print)
@@ -143,7 +144,7 @@ def test_workers_with_other_versions_are_named(guest_client: Client, bare_python
 def test_a_scheduler_without_daskpipe_is_named(bare_python: Path, tmp_path: Path) -> None:
     """It unpacks units, though it does not run them."""
     with (
-        scheduler_of(bare_python, tmp_path) as client,
+        start_scheduler(bare_python, tmp_path) as client,
         pytest.raises(ClusterError, match="the scheduler at tcp://.* cannot import daskpipe. .*dask scheduler --host"),
     ):
         join_scheduler(client, tmp_path, print)
@@ -155,7 +156,7 @@ def test_a_worker_that_does_not_see_the_run_directory_is_named(guest_client: Cli
     shared = tmp_path / "shared"
     shared.mkdir()
     hide = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {shared} && exec "$@"', "sh")
-    with worker(guest_client, prefix=hide, path=OURS) as address:
+    with start_worker(guest_client, prefix=hide, path=OURS) as address:
         with pytest.raises(ClusterError, match=f"Worker {address} cannot write to {shared}. .*file system"):
             join_scheduler(guest_client, shared, print)
         assert join_scheduler(guest_client, None, print).client is guest_client
@@ -178,7 +179,7 @@ def test_a_worker_without_nanny_is_told(tmp_path: Path) -> None:
     with LocalCluster(threads_per_worker=1, **options) as cluster, Client(cluster, set_as_default=False) as client:
         (address,) = client.scheduler_info(n_workers=-1)["workers"]
         pool = DaskPool(join_scheduler(client, tmp_path, events.append), frozenset())
-        handle = pool.submit_unit(unit(0), UnitCall("where", make_call()))
+        handle = pool.submit_unit(make_unit(0), UnitCall("where", make_call()))
         assert client.gather(handle) == address
     messages = [event.message for event in events if isinstance(event, Notice)]
     assert any(message.startswith(f"worker {address}: no nanny: ") for message in messages)
@@ -201,17 +202,19 @@ def test_a_worker_that_joins_late_gets_no_units_unless_it_can(
     monkeypatch.setattr("daskpipe.engine.dask_pool.SLOTS_SECONDS", 0)
     events: list[Event] = []
     n_units = 20
-    with worker(guest_client, path=OURS) as good:
+    with start_worker(guest_client, path=OURS) as good:
         pool = DaskPool(join_scheduler(guest_client, tmp_path, events.append), frozenset())
         one_worker = pool.count_slots("label")
-        with worker(guest_client, bare_python) as bad:
+        with start_worker(guest_client, bare_python) as bad:
             assert pool.count_slots("label") == one_worker
             (notice,) = events
             assert isinstance(notice, Notice)
             assert notice.message == f"worker {bad} gets no units: it cannot import daskpipe"
-            with worker(guest_client, path=OURS) as late:
+            with start_worker(guest_client, path=OURS) as late:
                 assert pool.count_slots("label") == 2 * one_worker
-                handles = [pool.submit_unit(unit(index), UnitCall("where", make_call())) for index in range(n_units)]
+                handles = [
+                    pool.submit_unit(make_unit(index), UnitCall("where", make_call())) for index in range(n_units)
+                ]
                 assert set(guest_client.gather(handles)) == {good, late}
                 pool.cancel_units(handles)
             assert pool.count_slots("label") == one_worker
@@ -224,18 +227,18 @@ def test_units_come_back_when_all_workers_that_they_are_bound_to_are_gone(
     guest_client: Client, bare_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("daskpipe.engine.dask_pool.SLOTS_SECONDS", 0)
-    with worker(guest_client, bare_python) as bad:
+    with start_worker(guest_client, bare_python) as bad:
         guests = GuestWorkers(guest_client, tmp_path, lambda event: None)
-        with worker(guest_client, sys.executable, "--no-nanny", path=OURS):
+        with start_worker(guest_client, sys.executable, "--no-nanny", path=OURS):
             pool = DaskPool(Workers(guest_client, admit=guests.admit_workers), frozenset())
             assert pool.count_slots("label") > 0
-            handle = pool.submit_unit(unit(0), UnitCall("sleep", lambda: time.sleep(3600)))
+            handle = pool.submit_unit(make_unit(0), UnitCall("sleep", lambda: time.sleep(3600)))
             assert pool.wait_for_any([handle], timeout=0.5) == set()
-        with worker(guest_client, path=OURS):
+        with start_worker(guest_client, path=OURS):
             wait_until(lambda: pool.count_slots("label") is not None and pool.wait_for_any([handle], timeout=0.5))
             with pytest.raises(WorkerLost, match="all workers that it could run on went away"):
                 pool.take_receipt(handle)
-            again = pool.submit_unit(unit(0), UnitCall("where", make_call()))
+            again = pool.submit_unit(make_unit(0), UnitCall("where", make_call()))
             assert guest_client.gather(again) != bad
             pool.cancel_units([again])
 

@@ -1,4 +1,4 @@
-"""Hosts for tests: they reach each other unless a cable is out, and leave nothing, however their test ends."""
+"""Make hosts for tests: they reach each other unless a cable is cut, and end with their test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ with socket.socket() as probe:
     probe.settimeout(2)
     print(probe.connect_ex((sys.argv[1], 9)) == errno.ECONNREFUSED)
 """
-"""Nothing listens there: whoever is reached refuses."""
+"""Program that connects to a port without a listener: a host that is reached refuses."""
 
 HOST_AND_SLEEP = """
 import time, namespaces
@@ -44,13 +44,13 @@ def networks(tmp_path: Path) -> Iterator[tuple[Network, Network]]:
         yield first, second
 
 
-def reaches(host: Host, name: str) -> bool:
-    """Return whether a host reaches another by its name."""
+def can_reach(host: Host, name: str) -> bool:
+    """Tell whether a host reaches another one by its name."""
     return host.run(sys.executable, "-c", REACHES, name).strip() == "True"
 
 
 def is_up(process: psutil.Process) -> bool:
-    """Return whether a process does anything any more."""
+    """Tell whether a process still runs."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -60,15 +60,15 @@ def is_up(process: psutil.Process) -> bool:
 def test_hosts_reach_each_other_unless_a_cable_is_out(networks: tuple[Network, Network]) -> None:
     first, second = networks
     assert first.hosts["a"].run("hostname").strip() == "a"
-    assert reaches(first.hosts["a"], "b")
-    assert reaches(first.hosts["far"], "a")
+    assert can_reach(first.hosts["a"], "b")
+    assert can_reach(first.hosts["far"], "a")
     first.cut("b")
-    assert not reaches(first.hosts["a"], "b")
-    assert not reaches(first.hosts["b"], "far")
-    assert reaches(first.hosts["far"], "a")
-    assert reaches(second.hosts["a"], "b")
+    assert not can_reach(first.hosts["a"], "b")
+    assert not can_reach(first.hosts["b"], "far")
+    assert can_reach(first.hosts["far"], "a")
+    assert can_reach(second.hosts["a"], "b")
     first.mend("b")
-    assert reaches(first.hosts["a"], "b")
+    assert can_reach(first.hosts["a"], "b")
 
 
 def test_a_host_ends_with_the_process_that_made_it() -> None:

@@ -1,4 +1,4 @@
-"""Queue systems: listings are read, ids and names of jobs and clusters, and the commands that ask for them."""
+"""Read listings, ids and names of jobs and clusters of every queue system, and add one from another package."""
 
 from __future__ import annotations
 

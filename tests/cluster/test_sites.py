@@ -1,4 +1,4 @@
-"""Sites: what their files may say, where they lie, and what the config changes."""
+"""Read sites from their files, with the changes of a config, and explain mistakes in them."""
 
 from __future__ import annotations
 

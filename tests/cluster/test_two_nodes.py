@@ -1,4 +1,4 @@
-"""Runs on a real Slurm of two nodes, on a network with IPv4 or IPv6 only: the bytes of a local run."""
+"""Run on a real Slurm of two nodes, in a network with IPv4 or IPv6 only: same bytes as a local run."""
 
 from __future__ import annotations
 

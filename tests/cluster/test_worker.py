@@ -1,4 +1,4 @@
-"""What a job starts ends when its run does."""
+"""End the workers of a job when its run ends."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from daskpipe.core.events import Event, UnitCommitted, UnitLost, UnitYielded
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.budget import measure_spent
 from daskpipe.runs.run import Result
-from daskpipe.stages.explore.checkpoint import progress
+from daskpipe.stages.explore.checkpoint import count_steps
 
 INTERVAL = 0.5
 """Seconds between two checkpoints."""
@@ -31,7 +31,7 @@ N_KILLS = 4
 
 
 def long_exploration() -> Config:
-    """One unit of four walkers that takes some ten seconds."""
+    """One unit of four trajectories that takes some ten seconds."""
     steps = ["explore.dynamics.steps=4000", "explore.dynamics.stride=1000", "select.n=4"]
     cluster = ["cluster.workers=1", "cluster.gpus=0", "explore.batch_size=4", f"explore.checkpoint={INTERVAL}"]
     return load_config("emt_alloy", [*SMALL, *steps, *cluster])
@@ -66,12 +66,12 @@ class Killer(threading.Thread):
                 continue
             (file,) = fresh
             attempts.add(file)
-            self.starts.append(progress(file.read_bytes()[32:]))
+            self.starts.append(count_steps(file.read_bytes()[32:]))
             time.sleep(2 * INTERVAL)
             (pid,) = self.client.run(os.getpid).values()
             os.kill(pid, signal.SIGKILL)
             self.lost.append(time.time() - file.stat().st_mtime)
-            self.ends.append(progress(file.read_bytes()[32:]))
+            self.ends.append(count_steps(file.read_bytes()[32:]))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from ase import Atoms
 from ase.units import fs, kB
 
 
-def baoab(
+def run_baoab(
     atoms: Atoms, first: np.ndarray, normals: np.ndarray, *, temperature: float, timestep: float, friction: float
 ) -> np.ndarray:
     """Positions after each step, shape (step, atom, 3), Å.
@@ -15,15 +15,15 @@ def baoab(
     """
     dt = timestep * fs
     mass = atoms.get_masses()[:, None]
-    spread = np.sqrt(kB * temperature * mass)
-    p = at_rest(first * spread, mass)
+    broadcast = np.sqrt(kB * temperature * mass)
+    p = remove_drift(first * broadcast, mass)
     force = atoms.get_forces()
     trace = []
     for normal in normals:
         p = p + force * dt / 2  # B
         atoms.positions += p / mass * dt / 2  # A
         kept = np.exp(-friction * timestep)
-        p = kept * p + at_rest(np.sqrt(1 - kept**2) * spread * normal, mass)  # O
+        p = kept * p + remove_drift(np.sqrt(1 - kept**2) * broadcast * normal, mass)  # O
         atoms.positions += p / mass * dt / 2  # A
         force = atoms.get_forces()
         p = p + force * dt / 2  # B
@@ -31,6 +31,6 @@ def baoab(
     return np.array(trace)
 
 
-def at_rest(p: np.ndarray, mass: np.ndarray) -> np.ndarray:
+def remove_drift(p: np.ndarray, mass: np.ndarray) -> np.ndarray:
     """Momenta without those of the centre of mass."""
     return p - mass * p.sum(axis=0) / mass.sum()

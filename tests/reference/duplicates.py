@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 
-def near_duplicates(
+def find_near_duplicates(
     rows: np.ndarray, order: np.ndarray, limit: float, against: np.ndarray
 ) -> tuple[list[bool], list[bool]]:
     """For each row: does it lie within `limit` of the dataset; of an earlier row that is kept?"""

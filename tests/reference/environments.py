@@ -1,7 +1,7 @@
 """Cover clusters of atoms with structures, one pick at a time and everything counted anew."""
 
 
-def cover(held: list[set[int]], rank: list[int], n: int) -> list[tuple[int, int]]:
+def cover_clusters(held: list[set[int]], rank: list[int], n: int) -> list[tuple[int, int]]:
     """(structure, cluster that it was picked for) of each pick; `held` are the clusters of each structure."""
     picks: list[tuple[int, int]] = []
     while len(picks) < min(n, len(held)):

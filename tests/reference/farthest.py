@@ -12,7 +12,7 @@ def squared_distances(rows: np.ndarray, point: np.ndarray) -> np.ndarray:
     return total
 
 
-def farthest(rows: np.ndarray, n: int, start: int, rank: np.ndarray) -> list[int]:
+def pick_farthest(rows: np.ndarray, n: int, start: int, rank: np.ndarray) -> list[int]:
     """`n` rows, each the farthest from those before; of equally far ones that of the lowest rank."""
     picked = [start]
     nearest = squared_distances(rows, rows[start])

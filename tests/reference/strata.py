@@ -8,7 +8,7 @@ import numpy as np
 WEIGHT: dict[str, Callable[[int], float]] = {"equal": lambda size: 1.0, "proportional": float, "sqrt": math.sqrt}
 
 
-def quotas(sizes: list[int], n: int, allocation: str = "equal") -> list[int]:
+def share_picks(sizes: list[int], n: int, allocation: str = "equal") -> list[int]:
     """Give out `n` picks one by one: to the stratum with least for its weight, then most members, then the first."""
     share = [0] * len(sizes)
     for _ in range(min(n, sum(sizes))):
@@ -20,7 +20,7 @@ def quotas(sizes: list[int], n: int, allocation: str = "equal") -> list[int]:
     return share
 
 
-def members(features: np.ndarray, centers: np.ndarray, rank: np.ndarray) -> list[list[int]]:
+def sort_members(features: np.ndarray, centers: np.ndarray, rank: np.ndarray) -> list[list[int]]:
     """Rows of each stratum, by distance to its centre and then canonical order."""
     strata: list[list[tuple[float, int, int]]] = [[] for _ in centers]
     for row, point in enumerate(features):
@@ -29,19 +29,19 @@ def members(features: np.ndarray, centers: np.ndarray, rank: np.ndarray) -> list
     return [[row for *_, row in sorted(stratum)] for stratum in strata]
 
 
-def nearest(stratum: list[int], n: int, features: np.ndarray, rank: np.ndarray) -> list[int]:
+def take_nearest(stratum: list[int], n: int, features: np.ndarray, rank: np.ndarray) -> list[int]:
     """The first `n`."""
     return stratum[:n]
 
 
-def evenly(stratum: list[int], n: int, features: np.ndarray, rank: np.ndarray) -> list[int]:
+def take_evenly(stratum: list[int], n: int, features: np.ndarray, rank: np.ndarray) -> list[int]:
     """`n` in even steps, the first and the last included; the first alone, if one is wanted."""
     if n < 2:
         return stratum[:n]
     return [stratum[math.floor(step * (len(stratum) - 1) / (n - 1) + 1e-9)] for step in range(n)]
 
 
-def spread(stratum: list[int], n: int, features: np.ndarray, rank: np.ndarray) -> list[int]:
+def take_spread(stratum: list[int], n: int, features: np.ndarray, rank: np.ndarray) -> list[int]:
     """The first, then always the one farthest from those taken; of equally far ones the earlier."""
     taken = stratum[: min(n, 1)]
     while len(taken) < n:
@@ -52,15 +52,15 @@ def spread(stratum: list[int], n: int, features: np.ndarray, rank: np.ndarray) -
     return taken
 
 
-WITHIN = {"nearest": nearest, "evenly": evenly, "spread": spread}
+WITHIN = {"nearest": take_nearest, "evenly": take_evenly, "spread": take_spread}
 
 
-def picks(
+def pick_rows(
     features: np.ndarray, centers: np.ndarray, n: int, rank: np.ndarray, allocation: str, within: str
 ) -> list[int]:
     """Sorted rows that are picked from the strata around the centres."""
-    strata = members(features, centers, rank)
-    shares = quotas([len(stratum) for stratum in strata], n, allocation)
+    strata = sort_members(features, centers, rank)
+    shares = share_picks([len(stratum) for stratum in strata], n, allocation)
     return sorted(
         row
         for stratum, share in zip(strata, shares, strict=True)

@@ -1,10 +1,10 @@
-"""Try, as another user of this machine, to have code run by whatever listens on the given addresses.
+"""Try, as another user of this machine, to make the programs that listen on some addresses run code.
 
     python tests/security/stranger.py CANARIES HOST:PORT...
 
-Typed by root, it gives its rights up. Asks each address for the pages of Dask's web server, and, if it is none, gives
-each order of `intruder` in each way. An order that is obeyed leaves a file in the folder CANARIES. Prints a JSON
-object: what came of each try, by address.
+Started by root, it becomes another user. It asks each address for the pages of Dask's web server. If the address is no
+web server, it sends each order of `intruder` in each way. An order that is obeyed leaves a file in the folder CANARIES.
+It prints a JSON object: the answer to each try, by address.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PAGES = ("", "status", "workers", "info/main/workers.html", "info/main/logs.html
 
 
 def ask_for_page(url: str) -> str:
-    """Return the status and the beginning of a web page, or why there is none."""
+    """Return the status and the beginning of a web page, or the error."""
     try:
         with urllib.request.urlopen(url, timeout=SECONDS) as answer:
             return f"{answer.status} {answer.read(200)!r}"
@@ -41,7 +41,7 @@ def ask_for_page(url: str) -> str:
 
 
 def give_orders(place: str, canaries: Path, ways: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, str]:
-    """Give each order in each way; return what came of it."""
+    """Send each order in each way; return the answers."""
     results = {}
     for way, (protocol, connection) in ways.items():
         for operation in OPERATIONS:
@@ -55,7 +55,7 @@ def give_orders(place: str, canaries: Path, ways: dict[str, tuple[str, dict[str,
 
 
 def try_all(canaries: Path, places: list[str], ways: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Ask each place for the pages, and give what is no web server the orders; return what came of each try."""
+    """Ask each address for the pages, send the orders to those that are no web servers, and return all answers."""
     results = {}
     for place in places:
         results[place] = {f"/{path}": ask_for_page(f"http://{place}/{path}") for path in PAGES}
@@ -66,7 +66,7 @@ def try_all(canaries: Path, places: list[str], ways: dict[str, tuple[str, dict[s
 
 
 def main() -> None:
-    """Drop the rights, try everything, print what came of it."""
+    """Become another user, try everything, and print the answers."""
     canaries, *places = sys.argv[1:]
     ways = {way: (protocol, connection()) for way, (protocol, connection) in WAYS.items()}
     # Once as root, for what the tries import: another user may not be able to read Python and its packages.

@@ -1,4 +1,4 @@
-"""Who has not the keys of a site's cluster is refused, and nothing that they send runs."""
+"""Attack a site's cluster without its keys: every attacker is refused, and nothing that they send runs."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_who_has_not_is_refused(attacker: str, which: str, operation: str, ours:
         order(address, operation, tmp_path / "canary", **connection)
     time.sleep(0.5)
     assert not (tmp_path / "canary").exists()
-    # Whoever was refused has done no harm either.
+    # The refused attacker has done no harm either.
     with Client(ours.scheduler, security=ours.security, set_as_default=False) as client:
         assert client.submit(sum, [1, 2], pure=False).result(timeout=PATIENCE) == 3
 

@@ -1,7 +1,8 @@
-"""What others hand in may be made to harm: nothing of it is run, nothing steers a terminal, and good input goes on.
+"""Read hostile input: nothing of it runs, no terminal obeys it, and a run goes on with the good input beside it.
 
 Pickles in structure files, YAML tags in configs, hostile names in reports and a hostile manifest have their tests
-beside the code that they are about: tests/generate/test_files.py, test_config.py, tests/report and test_fsck.py.
+beside their code: tests/stages/generate/test_files.py, tests/config/test_config.py, tests/runs/report and
+tests/runs/test_fsck.py.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Bomb:
 
 @pytest.fixture
 def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file that nothing may make; the present folder is its folder."""
+    """Return a file that nothing may make, in the current folder."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "canary"
     yield path
@@ -69,7 +70,7 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """Let what takes an array's claim at its word fail, rather than the machine."""
+    """Limit memory, so that code which believes an array's size fails, and not the machine."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, before[1]))
     yield
@@ -77,7 +78,7 @@ def little_memory() -> Iterator[None]:
 
 
 def is_safe(text: str) -> bool:
-    """Whether a terminal that is given a text only prints it."""
+    """Tell whether a terminal only prints a text."""
     return all(char.isprintable() or char == "\n" for char in text)
 
 
@@ -152,7 +153,7 @@ def test_arrays_and_archives_are_no_input(name: str, canary: Path, type_command:
 
 @pytest.fixture
 def no_mace_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what MACE does to the process where a test imports it itself."""
+    """Undo what importing MACE does to the process."""
     monkeypatch.delenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", raising=False)
 
 
@@ -236,7 +237,7 @@ def test_hydras_own_settings_run_nothing(canary: Path) -> None:
 
 
 def laughs() -> str:
-    """Nine levels of nine aliases: half a kilobyte that stands for 10^9 values."""
+    """Return YAML with nine levels of nine aliases: half a kilobyte for 10^9 values."""
     levels = [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 10)]
     return "\n".join(["a0: &a0 [x]", *levels, ""])
 
@@ -315,7 +316,7 @@ def test_json_without_end_is_text(canary: Path) -> None:
 
 
 def write_hostile_folder(folder: Path) -> dict[str, str]:
-    """Write files that are wrong, or named, to do harm, and two good ones; return reasons by file."""
+    """Write files with harmful content or names, and two good ones; return reasons by file."""
     folder.mkdir()
     atoms = bulk("Cu", "fcc", a=3.6, cubic=True)
     atoms.rattle(0.05, seed=1)
@@ -443,7 +444,7 @@ def harm(name: str, **changes: Any) -> Callable[[dict[str, Any]], None]:
 
 
 def claim_structures(root: dict[str, Any]) -> None:
-    """Let all say that there are 10^11 structures."""
+    """Make all metadata say that there are 10^11 structures."""
     root["attributes"]["n_structures"] = 10**11
     for array in root["consolidated_metadata"]["metadata"].values():
         if array["dimension_names"][0] == "structure":
@@ -451,7 +452,7 @@ def claim_structures(root: dict[str, Any]) -> None:
 
 
 def claim_one_chunk(root: dict[str, Any]) -> None:
-    """And that they are in one chunk."""
+    """Make the metadata also say that they are in one chunk."""
     claim_structures(root)
     for array in root["consolidated_metadata"]["metadata"].values():
         if array["dimension_names"][0] == "structure":

@@ -1,4 +1,4 @@
-"""Another user of the machine tries every port that a run listens on: nothing that it sends runs, nothing is shown."""
+"""Try every port of a run as another user of the machine: nothing that is sent runs, and nothing is shown."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Stranger:
     Parameters
     ----------
     run_dir
-        Of the run that is watched; programs of its jobs are recognised by it.
+        Run directory of the run; processes of its jobs have it in their arguments.
     folder
-        Where orders that are obeyed leave files.
+        Folder in which orders that are obeyed leave files.
     """
 
     def __init__(self, run_dir: Path, folder: Path) -> None:
@@ -55,8 +55,8 @@ class Stranger:
         if isinstance(event, RunStarted):
             self.dashboard = event.dashboard
         if isinstance(event, UnitCommitted) and event.stage == "explore" and not self.answers:
-            self.listening = {address for process in self._family() for address in _listeners(process)}
-            self.shown_by_ss = _shown_by_ss(self.listening)
+            self.listening = {address for process in self._find_processes() for address in _find_listeners(process)}
+            self.shown_by_ss = _list_with_ss(self.listening)
             done = subprocess.run(
                 [sys.executable, str(STRANGER), str(self.folder), *sorted(self.listening)],
                 capture_output=True,
@@ -66,7 +66,7 @@ class Stranger:
             assert done.returncode == 0, done.stderr
             self.answers = json.loads(done.stdout)
 
-    def _family(self) -> list[psutil.Process]:
+    def _find_processes(self) -> list[psutil.Process]:
         """Return this process, the workers of the run's jobs, and the children of both; not Slurm's daemons."""
         jobs = [
             process
@@ -77,8 +77,8 @@ class Stranger:
         processes = [each for one in [psutil.Process(), *jobs] for each in (one, *one.children(recursive=True))]
         return [process for process in processes if not process.name().startswith(("slurm", "munge"))]
 
-    def pages(self) -> set[str]:
-        """Return the beginnings of the pages that were shown."""
+    def list_shown_pages(self) -> set[str]:
+        """Return the beginnings of the pages that the other user was shown."""
         tries = [item for place in self.answers.values() for item in place.items()]
         return {
             answer
@@ -87,7 +87,7 @@ class Stranger:
         }
 
 
-def _listeners(process: psutil.Process) -> set[str]:
+def _find_listeners(process: psutil.Process) -> set[str]:
     return {
         f"{connection.laddr.ip}:{connection.laddr.port}"
         for connection in process.net_connections(kind="inet")
@@ -95,7 +95,7 @@ def _listeners(process: psutil.Process) -> set[str]:
     }
 
 
-def _shown_by_ss(addresses: set[str]) -> set[str]:
+def _list_with_ss(addresses: set[str]) -> set[str]:
     """Return the local addresses that ``ss -ltn`` shows for the ports of some addresses."""
     if shutil.which("ss") is None:
         pytest.skip("no ss on the PATH: apt-get install iproute2")
@@ -106,12 +106,14 @@ def _shown_by_ss(addresses: set[str]) -> set[str]:
 
 @pytest.fixture
 def obeyed(tmp_path: Path) -> Path:
+    """Make the folder in which orders that are obeyed leave files."""
     folder = tmp_path / "obeyed"
     folder.mkdir()
     return folder
 
 
-def run(run_dir: Path, obeyed: Path, *overrides: str) -> Stranger:
+def run_with_stranger(run_dir: Path, obeyed: Path, *overrides: str) -> Stranger:
+    """Run the small config while another user tries its ports."""
     stranger = Stranger(run_dir, obeyed)
     daskpipe.run("emt_alloy", [*SMALL, *overrides], run_dir=run_dir, subscribers=[stranger])
     assert stranger.answers
@@ -124,7 +126,7 @@ LOCAL = ("cluster.workers=1", "cluster.gpus=0")
 
 def test_the_tries_would_succeed_without_tls(tmp_path: Path, obeyed: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Without this the other tests would show nothing."""
-    stranger = run(tmp_path / "run", obeyed, *LOCAL, "cluster.insecure=true")
+    stranger = run_with_stranger(tmp_path / "run", obeyed, *LOCAL, "cluster.insecure=true")
     assert {file.name.partition("-")[0] for file in obeyed.iterdir()} == set(OPERATIONS)
     assert all(file.stat().st_uid == 0 for file in obeyed.iterdir())
     assert stranger.answers
@@ -133,24 +135,24 @@ def test_the_tries_would_succeed_without_tls(tmp_path: Path, obeyed: Path, capfd
 
 @pytest.mark.parametrize("dashboard", [True, False])
 def test_another_user_is_refused_by_a_local_run(dashboard: bool, tmp_path: Path, obeyed: Path) -> None:
-    stranger = run(tmp_path / "run", obeyed, *LOCAL, f"cluster.dashboard={dashboard}")
+    stranger = run_with_stranger(tmp_path / "run", obeyed, *LOCAL, f"cluster.dashboard={dashboard}")
     assert list(obeyed.iterdir()) == []
     # The scheduler and its web server; a worker, its nanny and their web servers.
     assert len(stranger.answers) >= 5
     assert {address.rpartition(":")[0] for address in stranger.listening} == {LOOPBACK}
     assert stranger.shown_by_ss == stranger.listening
-    # The dashboard is there for whoever knows the whole address, and for nobody else.
-    assert stranger.pages() <= NOTHING_SHOWN
+    # Only a user who knows the whole address of the dashboard can see it.
+    assert stranger.list_shown_pages() <= NOTHING_SHOWN
     assert (stranger.dashboard is not None) == dashboard
 
 
 def test_another_user_is_refused_by_a_run_on_slurm(queue: Any, tmp_path: Path, obeyed: Path) -> None:
     site = tmp_path / "here.yaml"
     site.write_text('class: SLURM\npools:\n  cpu: {jobs: 1, cores: 1, memory: 2GB, walltime: "00:20:00"}\n')
-    stranger = run(tmp_path / "run", obeyed, f"cluster.name={site}")
+    stranger = run_with_stranger(tmp_path / "run", obeyed, f"cluster.name={site}")
     assert list(obeyed.iterdir()) == []
     addresses = {address.rpartition(":")[0] for address in stranger.listening}
     assert addresses <= {LOOPBACK, find_scheduler_address(read_site(str(site)))}
     assert stranger.shown_by_ss == stranger.listening
     assert len(stranger.answers) >= 5
-    assert stranger.pages() <= NOTHING_SHOWN
+    assert stranger.list_shown_pages() <= NOTHING_SHOWN

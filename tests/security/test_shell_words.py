@@ -1,4 +1,4 @@
-"""Commands that daskpipe suggests can be typed as they stand, whatever the paths in them are called."""
+"""Type the commands that daskpipe suggests as they stand, with any names of paths in them."""
 
 from __future__ import annotations
 

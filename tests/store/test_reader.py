@@ -11,7 +11,7 @@ from zarr.errors import ChunkNotFoundError
 
 from daskpipe.core.errors import InputError
 from daskpipe.core.structures import to_atoms
-from daskpipe.stages.describe.rows import geometries as atoms_of
+from daskpipe.stages.describe.rows import make_structures as atoms_of
 from daskpipe.store import open_dataset, verify, write_dataset
 from daskpipe.store.reader import read_geometries, read_identity
 

@@ -8,7 +8,20 @@ Entry: `daskpipe.stages.describe.stage.describe` and `environments` (Dask arrays
 Memory per partition: frames of one unit, and 4 MB of full descriptors however many frames there are.
 """
 
-from daskpipe.stages.describe.catalogue import DESCRIPTORS, build, check_descriptor, identity, uses_device
-from daskpipe.stages.describe.rows import fingerprints
+from daskpipe.stages.describe.catalogue import (
+    DESCRIPTORS,
+    build_descriptor,
+    check_descriptor_settings,
+    identify_model,
+    uses_device,
+)
+from daskpipe.stages.describe.rows import compute_fingerprints
 
-__all__ = ["DESCRIPTORS", "build", "check_descriptor", "fingerprints", "identity", "uses_device"]
+__all__ = [
+    "DESCRIPTORS",
+    "build_descriptor",
+    "check_descriptor_settings",
+    "compute_fingerprints",
+    "identify_model",
+    "uses_device",
+]

@@ -54,7 +54,7 @@ class Descriptor(Protocol):
         """Return the descriptor, shape (structure, feature), or (atom, feature) over all structures, of `dtype`."""
 
 
-def build(settings: Describe, species: Sequence[str], average: Literal["off", "outer"]) -> Descriptor:
+def build_descriptor(settings: Describe, species: Sequence[str], average: Literal["off", "outer"]) -> Descriptor:
     """Build the descriptor that a config asks for."""
     given: dict[str, Any] = {"species": list(species), "average": average}
     if uses_device(settings):
@@ -64,7 +64,7 @@ def build(settings: Describe, species: Sequence[str], average: Literal["off", "o
     return descriptor
 
 
-def per_atom(settings: Describe) -> bool:
+def has_atom_rows(settings: Describe) -> bool:
     """Whether the descriptor has a row an atom."""
     return bool(getattr(DESCRIPTORS.get(settings.descriptor), "per_atom", True))
 
@@ -74,13 +74,13 @@ def uses_device(settings: Describe) -> bool:
     return "device" in inspect.signature(DESCRIPTORS.get(settings.descriptor)).parameters
 
 
-def identity(settings: Describe) -> Identity | None:
+def identify_model(settings: Describe) -> Identity | None:
     """Identify the model that the descriptor uses, if any; raises as `daskpipe.potentials.identify_potential`."""
     identify = getattr(DESCRIPTORS.get(settings.descriptor), "identify", None)
     return identify(settings.params) if identify is not None else None
 
 
-def check_descriptor(settings: Describe) -> None:
+def check_descriptor_settings(settings: Describe) -> None:
     """See whether a descriptor can give what a config asks of it; its parameters are known and of the right kind.
 
     Raises
@@ -88,7 +88,7 @@ def check_descriptor(settings: Describe) -> None:
     ConfigError
         If it has no row an atom and ``level: atom`` wants one, or refuses its parameters.
     """
-    if settings.level == "atom" and not per_atom(settings):
+    if settings.level == "atom" and not has_atom_rows(settings):
         raise ConfigError(
             f"describe.level=atom: {settings.descriptor} describes whole structures only; "
             "type describe.level=structure, or describe=soap, describe=acsf or describe=lmbtr"

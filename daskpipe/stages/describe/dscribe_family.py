@@ -36,7 +36,7 @@ Average = Literal["off", "outer"]
 DType = Literal["float32", "float64"]
 
 
-class _Dscribe:
+class _DscribeDescriptor:
     """What the classes of this file share; they differ in their parameters.
 
     Parameters
@@ -63,7 +63,7 @@ class _Dscribe:
         hypers = {"species": sorted(set(species)), **options, "average": average, "dtype": dtype}
         self._hypers: dict[str, Any] = json.loads(json.dumps(hypers))
         self._built: dict[bool, Any] = {}
-        self.n_features = int(self._build(periodic=False).get_number_of_features())
+        self.n_features = int(self._build_engine(periodic=False).get_number_of_features())
 
     @classmethod
     def check(cls, params: Mapping[str, Any]) -> None:
@@ -90,21 +90,21 @@ class _Dscribe:
             If dscribe refuses the parameters for periodic structures, and there is one.
         """
         check_species(structures, self._hypers["species"])
-        blocks = [self._rows(atoms) for atoms in structures]
+        blocks = [self._compute_rows(atoms) for atoms in structures]
         if not blocks:
             return np.zeros((0, self.n_features), dtype=self.dtype)
         return np.concatenate(blocks).astype(self.dtype)
 
-    def _rows(self, atoms: Atoms) -> np.ndarray:
+    def _compute_rows(self, atoms: Atoms) -> np.ndarray:
         """Rows of one structure, float64."""
-        rows = np.atleast_2d(self._build(periodic=bool(atoms.pbc.any())).create(_as_dscribe_wants(atoms)))
+        rows = np.atleast_2d(self._build_engine(periodic=bool(atoms.pbc.any())).create(_wrap_into_cell(atoms)))
         return rows.mean(axis=0, keepdims=True) if self._hypers["average"] == "outer" else rows
 
-    def _build(self, *, periodic: bool) -> Any:
+    def _build_engine(self, *, periodic: bool) -> Any:
         """Return dscribe's object, which has to be told whether to look at ``atoms.pbc``."""
         if periodic not in self._built:
             try:
-                self._built[periodic] = getattr(_descriptors(), self._engine)(**self._options(periodic))
+                self._built[periodic] = getattr(_import_dscribe(), self._engine)(**self._engine_options(periodic))
             except (ValueError, KeyError) as error:
                 own = {key: self._hypers[key] for key in self._hypers if key not in ("species", "average", "dtype")}
                 raise ConfigError(
@@ -113,14 +113,14 @@ class _Dscribe:
                 ) from error
         return self._built[periodic]
 
-    def _options(self, periodic: bool) -> dict[str, Any]:
+    def _engine_options(self, periodic: bool) -> dict[str, Any]:
         """Arguments of dscribe's class; a copy, since dscribe changes what it gets."""
         options = self.hypers() | {"dtype": "float64", "periodic": periodic}
         del options["average"]
         return options
 
 
-class ACSF(_Dscribe):
+class ACSF(_DscribeDescriptor):
     """Atom-centred symmetry functions of Behler (DOI 10.1063/1.3553717). The element of the centre does not count.
 
     Parameters
@@ -162,7 +162,7 @@ class ACSF(_Dscribe):
         super().__init__("ACSF", species, average, dtype, r_cut=r_cut, **functions)
 
 
-class LMBTR(_Dscribe):
+class LMBTR(_DscribeDescriptor):
     """Local many-body tensor representation. The element of the centre does not count.
 
     Source: Huo and Rupp, DOI 10.1088/2632-2153/aca005.
@@ -206,7 +206,7 @@ class LMBTR(_Dscribe):
         super().__init__("LMBTR", species, average, dtype, **axis, **norm)
 
 
-class MBTR(_Dscribe):
+class MBTR(_DscribeDescriptor):
     """Many-body tensor representation of whole structures (Huo and Rupp, DOI 10.1088/2632-2153/aca005).
 
     Parameters
@@ -248,7 +248,7 @@ class MBTR(_Dscribe):
         super().__init__("MBTR", species, average, dtype, **axis, **norm)
 
 
-class ValleOganov(_Dscribe):
+class ValleOganov(_DscribeDescriptor):
     """Fingerprint of whole crystals by Valle and Oganov (DOI 10.1107/S0108767310026395).
 
     Parameters
@@ -291,22 +291,22 @@ class ValleOganov(_Dscribe):
     ) -> None:
         super().__init__("ValleOganov", species, average, dtype, function=function, n=n, sigma=sigma, r_cut=r_cut)
 
-    def _options(self, periodic: bool) -> dict[str, Any]:
-        options = super()._options(periodic)
+    def _engine_options(self, periodic: bool) -> dict[str, Any]:
+        options = super()._engine_options(periodic)
         del options["periodic"]  # it knows no other
         return options
 
-    def _rows(self, atoms: Atoms) -> np.ndarray:
+    def _compute_rows(self, atoms: Atoms) -> np.ndarray:
         if not atoms.pbc.all():
             raise InputError(
                 f"ValleOganov describes crystals, periodic along all three cell vectors; the structure of "
                 f"{atoms.get_chemical_formula()} has pbc={atoms.pbc.tolist()}. Take describe=mbtr or describe=soap, "
                 "or leave such structures out"
             )
-        return super()._rows(atoms)
+        return super()._compute_rows(atoms)
 
 
-def _descriptors() -> Any:
+def _import_dscribe() -> Any:
     """Return ``dscribe.descriptors``, in working order."""
     import dscribe.descriptors
     from dscribe.core import System
@@ -320,7 +320,7 @@ def _descriptors() -> Any:
     return dscribe.descriptors
 
 
-def _as_dscribe_wants(atoms: Atoms) -> Atoms:
+def _wrap_into_cell(atoms: Atoms) -> Atoms:
     """Return the same structure with its atoms in its cell, and a cell that has a volume.
 
     dscribe puts as many images around a cell as an atom in it can see: atoms that have left the cell, as they do in

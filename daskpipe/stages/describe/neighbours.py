@@ -32,20 +32,20 @@ def neighbour_grid(atoms: Atoms, cutoff: float) -> Grid:
     Returns
     -------
     Grid
-        What an atom's neighbours in it are, `neighbours_kernels.around` tells.
+        What an atom's neighbours in it are, `neighbours_kernels.write_neighbours` tells.
 
     Raises
     ------
     ValueError
         If the structure is periodic along cell vectors that are zero or not independent.
     """
-    cell, inverse = _lattice(atoms)
+    cell, inverse = _complete_cell(atoms)
     positions, spans, box = np.empty((len(atoms), 3)), np.empty(3, np.int64), np.empty((2, 3))
-    kernels.wrap(atoms.positions, cell, inverse, atoms.pbc, cutoff, positions, spans, box)
+    kernels.wrap_atoms(atoms.positions, cell, inverse, atoms.pbc, cutoff, positions, spans, box)
 
-    n_points = kernels.images(positions, cell, spans, box, np.empty((3, 0)), np.empty(0, np.int64))
+    n_points = kernels.write_images(positions, cell, spans, box, np.empty((3, 0)), np.empty(0, np.int64))
     points, owners = np.empty((3, n_points)), np.empty(n_points, np.int64)
-    kernels.images(positions, cell, spans, box, points, owners)
+    kernels.write_images(positions, cell, spans, box, points, owners)
 
     lengths = box[1] - box[0]
     edge = max(cutoff / BINS_PER_CUTOFF, float(np.cbrt(lengths.prod() / (BINS_PER_POINT * n_points))))
@@ -60,11 +60,11 @@ def neighbour_grid(atoms: Atoms, cutoff: float) -> Grid:
         n_bins=n_bins,
         cutoff=cutoff,
     )
-    kernels.sort(points, owners, grid)
+    kernels.sort_points(points, owners, grid)
     return grid
 
 
-def _lattice(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
+def _complete_cell(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
     """Cell, filled up with unit vectors where it has none, and its inverse."""
     if not atoms.pbc.any():
         return np.eye(3), np.eye(3)

@@ -1,7 +1,7 @@
 """Kernels of the neighbour search: periodic images sorted into a grid of bins, and the points around a centre.
 
 Work and memory are linear in the number of atoms. Pairs are not kept: who wants an atom's neighbours asks for them
-(`around`) and uses them while they are in the cache.
+(`write_neighbours`) and uses them while they are in the cache.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Grid(NamedTuple):
 
 
 @kernel
-def wrap(
+def wrap_atoms(
     positions: np.ndarray, cell: np.ndarray, inverse: np.ndarray, pbc: np.ndarray, cutoff: float, out: np.ndarray,
     spans: np.ndarray, box: np.ndarray,
 ) -> None:  # fmt: skip
@@ -81,7 +81,7 @@ def wrap(
 
 
 @kernel
-def images(
+def write_images(
     positions: np.ndarray, cell: np.ndarray, spans: np.ndarray, box: np.ndarray, out_points: np.ndarray,
     out_atoms: np.ndarray,
 ) -> int:  # fmt: skip
@@ -110,21 +110,21 @@ def images(
 
 
 @kernel
-def place(coordinate: float, low: float, edge: float, n_bins: int) -> int:
+def find_bin(coordinate: float, low: float, edge: float, n_bins: int) -> int:
     """Bin of a coordinate along one axis."""
     return min(max(int((coordinate - low) / edge), 0), n_bins - 1)
 
 
 @kernel
-def sort(points: np.ndarray, atoms: np.ndarray, grid: Grid) -> None:
+def sort_points(points: np.ndarray, atoms: np.ndarray, grid: Grid) -> None:
     """Fill a grid: its points, the atoms they belong to, and where each bin begins."""
     low, edges, n_bins, bin_ptr = grid.low, grid.edges, grid.n_bins, grid.bin_ptr
     where = np.empty(len(atoms), np.int64)
     bin_ptr[:] = 0
     for point in range(len(atoms)):
-        i = place(points[0, point], low[0], edges[0], n_bins[0])
-        j = place(points[1, point], low[1], edges[1], n_bins[1])
-        k = place(points[2, point], low[2], edges[2], n_bins[2])
+        i = find_bin(points[0, point], low[0], edges[0], n_bins[0])
+        j = find_bin(points[1, point], low[1], edges[1], n_bins[1])
+        k = find_bin(points[2, point], low[2], edges[2], n_bins[2])
         where[point] = (k * n_bins[1] + j) * n_bins[0] + i
         bin_ptr[where[point] + 1] += 1
     for number in range(1, len(bin_ptr)):
@@ -139,14 +139,14 @@ def sort(points: np.ndarray, atoms: np.ndarray, grid: Grid) -> None:
 
 
 @kernel
-def beyond(coordinate: float, low: float, edge: float, number: int) -> float:
+def distance_to_bin(coordinate: float, low: float, edge: float, number: int) -> float:
     """Distance of a coordinate from a bin along one axis, 0 inside it."""
     left = low + number * edge
     return max(left - coordinate, coordinate - left - edge, 0.0)
 
 
 @kernel
-def around(centre: np.ndarray, grid: Grid, out: np.ndarray) -> int:
+def write_neighbours(centre: np.ndarray, grid: Grid, out: np.ndarray) -> int:
     """Write the numbers of the points within the cutoff of a place, one there included; return how many they are.
 
     `out` is int32 and has room for all points and a vector more.
@@ -155,20 +155,26 @@ def around(centre: np.ndarray, grid: Grid, out: np.ndarray) -> int:
     cutoff, square = grid.cutoff, grid.cutoff * grid.cutoff
     x, y, z = centre[0], centre[1], centre[2]
     found = 0
-    first_k, last_k = place(z - cutoff, low[2], edges[2], n_bins[2]), place(z + cutoff, low[2], edges[2], n_bins[2])
-    first_j, last_j = place(y - cutoff, low[1], edges[1], n_bins[1]), place(y + cutoff, low[1], edges[1], n_bins[1])
+    first_k, last_k = (
+        find_bin(z - cutoff, low[2], edges[2], n_bins[2]),
+        find_bin(z + cutoff, low[2], edges[2], n_bins[2]),
+    )
+    first_j, last_j = (
+        find_bin(y - cutoff, low[1], edges[1], n_bins[1]),
+        find_bin(y + cutoff, low[1], edges[1], n_bins[1]),
+    )
     for k in range(first_k, last_k + 1):
-        gap_z = beyond(z, low[2], edges[2], k)
+        gap_z = distance_to_bin(z, low[2], edges[2], k)
         for j in range(first_j, last_j + 1):
-            gap_y = beyond(y, low[1], edges[1], j)
+            gap_y = distance_to_bin(y, low[1], edges[1], j)
             left = square - gap_z * gap_z - gap_y * gap_y
             if left < 0:
                 continue
             reach = math.sqrt(left)
             row = (k * n_bins[1] + j) * n_bins[0]
             # Bins along x lie one after another: their points are one stretch.
-            start = bin_ptr[row + place(x - reach, low[0], edges[0], n_bins[0])]
-            stop = bin_ptr[row + place(x + reach, low[0], edges[0], n_bins[0]) + 1]
+            start = bin_ptr[row + find_bin(x - reach, low[0], edges[0], n_bins[0])]
+            stop = bin_ptr[row + find_bin(x + reach, low[0], edges[0], n_bins[0]) + 1]
             whole = start + (stop - start) // WIDTH * WIDTH
             for point in range(start, whole, WIDTH):
                 found = append_where_within(points, point, x, y, z, square, out, found)

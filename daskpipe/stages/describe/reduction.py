@@ -44,18 +44,18 @@ class Reduction:
             Shape (row, feature), float32. A row's features do not depend on the other rows. The products are of the
             precision of `descriptors`.
         """
-        from daskpipe.stages.describe.reduction_kernels import project
+        from daskpipe.stages.describe.reduction_kernels import project_rows
 
         rows = np.ascontiguousarray(descriptors)
         factors = np.ones(len(rows), rows.dtype)
         if normalise:
-            factors = _factors(rows)
+            factors = _unit_factors(rows)
         features = np.empty((len(rows), len(self.axes)), dtype=np.float32)
-        project(rows, factors, self.mean.astype(rows.dtype), self._columns[rows.dtype.name], features)
+        project_rows(rows, factors, self.mean.astype(rows.dtype), self._padded_axes[rows.dtype.name], features)
         return features
 
     @cached_property
-    def _columns(self) -> dict[str, np.ndarray]:
+    def _padded_axes(self) -> dict[str, np.ndarray]:
         """The axes as the kernel wants them, by dtype."""
         from daskpipe.stages.describe.reduction_kernels import STEP
 
@@ -89,19 +89,19 @@ def mean_over_atoms(rows: np.ndarray, n_atoms: Sequence[int] | np.ndarray) -> np
 
 def unit_length(rows: np.ndarray) -> np.ndarray:
     """Scale each row to length one, as SOAP kernels do; rows of zeros stay. Shape and dtype of `rows`."""
-    return rows * _factors(rows)[:, None]
+    return rows * _unit_factors(rows)[:, None]
 
 
-def _factors(rows: np.ndarray) -> np.ndarray:
+def _unit_factors(rows: np.ndarray) -> np.ndarray:
     """Return what brings each row to length one, shape (row,), dtype of `rows`."""
-    from daskpipe.stages.describe.reduction_kernels import lengths
+    from daskpipe.stages.describe.reduction_kernels import write_lengths
 
     found = np.empty(len(rows))
-    lengths(np.ascontiguousarray(rows), found)
+    write_lengths(np.ascontiguousarray(rows), found)
     return (1 / np.where(found > 0, found, 1)).astype(rows.dtype)
 
 
-class Fit:
+class PrincipalAxes:
     """Principal axes of rows that come a few at a time; memory holds one batch of them.
 
     Incremental principal component analysis (Ross et al., DOI 10.1007/s11263-007-0075-7) as scikit-learn has it. The
@@ -124,7 +124,7 @@ class Fit:
         self._n_rows = 0
         self._pca: Any = None
 
-    def add(self, rows: np.ndarray) -> None:
+    def add_rows(self, rows: np.ndarray) -> None:
         """Take more rows of the sample, shape (row, descriptor)."""
         if not self._batch.size:
             self._batch = np.empty((4 * self._kept, rows.shape[1]))
@@ -134,9 +134,9 @@ class Fit:
             self._filled += len(taken)
             rows = rows[len(taken) :]
             if self._filled == len(self._batch):
-                self._absorb()
+                self._absorb_batch()
 
-    def result(self) -> Reduction:
+    def make_reduction(self) -> Reduction:
         """Return the axes of the rows so far.
 
         Raises
@@ -145,7 +145,7 @@ class Fit:
             If there was no row.
         """
         if self._filled:
-            self._absorb()
+            self._absorb_batch()
         if self._pca is None:
             raise ValueError("axes need at least one row, received none; add rows first")
         singular, mean = self._pca.singular_values_, self._pca.mean_
@@ -159,7 +159,7 @@ class Fit:
         explained[:n_axes] = singular[:n_axes] ** 2 / total
         return Reduction(mean=mean, axes=axes, explained=explained)
 
-    def _absorb(self) -> None:
+    def _absorb_batch(self) -> None:
         from sklearn.decomposition import IncrementalPCA
         from threadpoolctl import threadpool_limits
 
@@ -175,8 +175,8 @@ class Fit:
         self._filled = 0
 
 
-def fit(descriptors: np.ndarray, dims: int) -> Reduction:
-    """Fit principal axes to a sample in memory, at least one row, shape (row, descriptor); see `Fit`."""
-    axes = Fit(dims)
-    axes.add(descriptors)
-    return axes.result()
+def fit_axes(descriptors: np.ndarray, dims: int) -> Reduction:
+    """Fit principal axes to a sample in memory, at least one row, shape (row, descriptor); see `PrincipalAxes`."""
+    axes = PrincipalAxes(dims)
+    axes.add_rows(descriptors)
+    return axes.make_reduction()

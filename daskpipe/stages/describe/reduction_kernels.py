@@ -23,7 +23,7 @@ CHUNK = 16 * STEP
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
-def lengths(rows: np.ndarray, out: np.ndarray) -> None:
+def write_lengths(rows: np.ndarray, out: np.ndarray) -> None:
     """Write the Euclidean length of each row.
 
     Parameters
@@ -52,7 +52,7 @@ def lengths(rows: np.ndarray, out: np.ndarray) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
-def project(rows: np.ndarray, factors: np.ndarray, mean: np.ndarray, axes: np.ndarray, out: np.ndarray) -> None:
+def project_rows(rows: np.ndarray, factors: np.ndarray, mean: np.ndarray, axes: np.ndarray, out: np.ndarray) -> None:
     """Write ``(factors * rows - mean) @ axes``.
 
     Parameters

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from daskpipe.core.structures import from_atoms
-from daskpipe.stages.describe.catalogue import Descriptor, build, per_atom
+from daskpipe.stages.describe.catalogue import Descriptor, build_descriptor, has_atom_rows
 from daskpipe.stages.describe.reduction import Reduction, mean_over_atoms, unit_length
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ GROUP_BYTES = 4 * 2**20
 structure is never torn apart."""
 
 
-def rows(
+def describe_groups(
     frames: xr.Dataset, settings: Describe, species: list[str]
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray | None]]:
     """Describe the structures of a dataset, group by group.
@@ -46,11 +46,11 @@ def rows(
     environments : numpy.ndarray or None
         Shape (atom, descriptor), not normalised; None for a descriptor of whole structures.
     """
-    of_atoms = per_atom(settings)
-    descriptor = build(settings, species, "off" if of_atoms else "outer")
+    of_atoms = has_atom_rows(settings)
+    descriptor = build_descriptor(settings, species, "off" if of_atoms else "outer")
     n_atoms = frames["n_atoms"].values
-    structures = geometries(frames)
-    for group in groups(n_atoms, most_atoms(descriptor)):
+    structures = make_structures(frames)
+    for group in split_groups(n_atoms, most_atoms(descriptor)):
         found = descriptor.compute(structures[group])
         yield (group, mean_over_atoms(found, n_atoms[group]), found) if of_atoms else (group, found, None)
 
@@ -63,7 +63,7 @@ def describe_frames(
     Parameters
     ----------
     frames, settings, species
-        As in `rows`.
+        As in `describe_groups`.
     reduction, of_atoms
         Axes of structures and of atoms; without the latter there are no features of atoms.
 
@@ -78,7 +78,7 @@ def describe_frames(
     n_rows = int(frames["n_atoms"].values.sum()) if of_atoms else 0
     environments = np.empty((n_rows, settings.dims), dtype=np.float32)
     start = 0
-    for group, descriptors, found in rows(frames, settings, species):
+    for group, descriptors, found in describe_groups(frames, settings, species):
         features[group] = reduction(descriptors, normalise=settings.normalise)
         if of_atoms is not None and found is not None:
             environments[start : start + len(found)] = of_atoms(found, normalise=settings.normalise)
@@ -86,9 +86,9 @@ def describe_frames(
     return features, environments
 
 
-def fingerprints(structures: list[Atoms], settings: Describe, species: list[str]) -> np.ndarray:
+def compute_fingerprints(structures: list[Atoms], settings: Describe, species: list[str]) -> np.ndarray:
     """Return descriptors at unit length, before any axes are fitted; shape (structure, component)."""
-    found = [descriptors for _, descriptors, _ in rows(from_atoms(structures), settings, species)]
+    found = [descriptors for _, descriptors, _ in describe_groups(from_atoms(structures), settings, species)]
     return unit_length(np.concatenate(found))
 
 
@@ -97,7 +97,7 @@ def most_atoms(descriptor: Descriptor) -> int:
     return max(1, GROUP_BYTES // (descriptor.n_features * descriptor.dtype.itemsize))
 
 
-def groups(n_atoms: np.ndarray, most: int) -> Iterator[slice]:
+def split_groups(n_atoms: np.ndarray, most: int) -> Iterator[slice]:
     """Cut a row of structures into groups of at most `most` atoms, or of one structure if it has more."""
     start, total = 0, 0
     for index, n in enumerate(n_atoms.tolist()):
@@ -109,7 +109,7 @@ def groups(n_atoms: np.ndarray, most: int) -> Iterator[slice]:
         yield slice(start, len(n_atoms))
 
 
-def geometries(frames: xr.Dataset) -> list[Atoms]:
+def make_structures(frames: xr.Dataset) -> list[Atoms]:
     """Return numbers, positions, cell, pbc and charge of all structures, and nothing else that a dataset may hold.
 
     For small structures `daskpipe.core.structures.to_atoms` would take longer than the descriptor.

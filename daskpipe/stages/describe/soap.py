@@ -140,14 +140,14 @@ class SOAP:
         out = np.empty((sum(n_rows), self.n_features), dtype=self.dtype)
         end = 0
         for atoms, rows in zip(structures, n_rows, strict=True):
-            self._fill(atoms, out[end : end + rows])
+            self._fill_rows(atoms, out[end : end + rows])
             end += rows
         return out
 
-    def _fill(self, atoms: Atoms, out: np.ndarray) -> None:
+    def _fill_rows(self, atoms: Atoms, out: np.ndarray) -> None:
         """Write the rows of one structure."""
         from daskpipe.stages.describe.neighbours import neighbour_grid
-        from daskpipe.stages.describe.soap_kernels import soap
+        from daskpipe.stages.describe.soap_kernels import write_soap
 
         if not len(atoms):
             raise ValueError("a structure without atoms has no descriptor; drop it")
@@ -156,14 +156,14 @@ class SOAP:
             check_species([atoms], self._hypers["species"])
         grid = neighbour_grid(atoms, self._cutoff)
         mode, average = COMPRESSIONS.index(self._hypers["compression"]), AVERAGES.index(self._hypers["average"])
-        soap(grid, kinds[grid.atom_index], self._basis, mode, average, out)
+        write_soap(grid, kinds[grid.atom_index], self._kernel_basis, mode, average, out)
 
     @cached_property
-    def _basis(self) -> Basis:
+    def _kernel_basis(self) -> Basis:
         """What the kernels need to know, made on first use: it takes Numba."""
-        from daskpipe.stages.describe.soap_kernels import Basis, aligned
+        from daskpipe.stages.describe.soap_kernels import Basis, aligned_zeros
 
-        table = aligned(self._table.size, np.empty(0, self.dtype))
+        table = aligned_zeros(self._table.size, np.empty(0, self.dtype))
         table[:] = self._table.reshape(-1)
         n_max, l_max = self._hypers["n_max"], self._hypers["l_max"]
         return Basis(
@@ -193,7 +193,7 @@ def radial_table(
         ``(i - 1) * step``. Zeros are the last four rows, for a neighbour beyond the cutoff, and the radial functions
         beyond `n_max`. And the step, Å.
     """
-    overlap = _Overlap(r_cut, n_max, l_max, sigma)
+    overlap = _RadialOverlap(r_cut, n_max, l_max, sigma)
     n_steps = 64
     while True:
         # A little more than the cutoff, so that a neighbour there does not fall beyond.
@@ -202,7 +202,7 @@ def radial_table(
         middle = (9 * (values[1:-2] + values[2:-1]) - values[:-3] - values[3:]) / 16
         exact = overlap(step * (np.arange(n_steps) + 0.5))
         error, scale = np.abs(middle - exact).max(axis=0), np.abs(exact).max(axis=0)
-        excess = float((error / (tolerance * scale + overlap.rounding)).max())
+        excess = float((error / (tolerance * scale + overlap.rounding_error)).max())
         if excess <= 1:
             break
         # The error goes with the fourth power of the step.
@@ -215,7 +215,7 @@ def radial_table(
     return table, step
 
 
-class _Overlap:
+class _RadialOverlap:
     """Overlap of dscribe's radial functions with the Gaussian of a neighbour, by its distance.
 
     ``g[n, l](r) = sum_k beta[l, n, k] r^l exp(-alpha[l, k] r^2)``, where alpha lets the k-th primitive fall to 1e-3 at
@@ -255,7 +255,7 @@ class _Overlap:
         self._largest = np.einsum("lk,lnk->ln", peak, np.abs(self._weights))
 
     @property
-    def rounding(self) -> np.ndarray:
+    def rounding_error(self) -> np.ndarray:
         """What float64 leaves uncertain, shape (l, n): beta holds large numbers of both signs."""
         return 8 * np.finfo(np.float64).eps * self._largest
 
@@ -266,7 +266,7 @@ class _Overlap:
 
 
 def harmonic_factors(l_max: int) -> np.ndarray:
-    """Factors of the recurrence in `soap_kernels.harmonics`, shape (1 + 2 x number of (l, m >= 0)), float64."""
+    """Factors of the recurrence in `soap_kernels.write_harmonics`, shape (1 + 2 x number of (l, m >= 0)), float64."""
     factors = [1.0]
     for m in range(l_max + 1):
         start = math.sqrt(math.prod((2 * k + 1) / (2 * k) for k in range(1, m + 1)) / (4 * math.pi))

@@ -13,21 +13,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from daskpipe.core.accelerate import kernel
-from daskpipe.stages.describe.neighbours_kernels import Grid, around
+from daskpipe.stages.describe.neighbours_kernels import Grid, write_neighbours
 from daskpipe.stages.describe.simd import (
     WIDTH,
     add,
+    add_neighbours,
     append_where_equal,
+    broadcast,
+    broadcast_two,
+    broadcast_wide,
     fma,
-    fold,
     interleave_high,
     interleave_low,
     load,
     load_two,
     mul,
-    spread,
-    spread_two,
-    spread_wide,
     store,
     sub,
     zeros,
@@ -51,7 +51,7 @@ class Basis(NamedTuple):
     rows_per_length
         Scalar of the table's dtype, 1/Å.
     factors
-        Of the recurrence in `harmonics`.
+        Of the recurrence in `write_harmonics`.
     n_species, n_max, l_max
         Numbers of species (1 for mu2) and of radial functions, and the largest degree.
     n_vectors, n_groups
@@ -87,7 +87,7 @@ class Buffers(NamedTuple):
 
 
 @kernel
-def aligned(size: int, like: np.ndarray) -> np.ndarray:
+def aligned_zeros(size: int, like: np.ndarray) -> np.ndarray:
     """Array of zeros of the dtype of `like` that starts on a cache line, so that no vector lies on two."""
     line = 64 // like.itemsize
     array = np.zeros(size + line, like.dtype)
@@ -96,7 +96,7 @@ def aligned(size: int, like: np.ndarray) -> np.ndarray:
 
 
 @kernel
-def gather(centre: np.ndarray, grid: Grid, kinds: np.ndarray, basis: Basis, work: Buffers) -> int:
+def gather_neighbours(centre: np.ndarray, grid: Grid, kinds: np.ndarray, basis: Basis, work: Buffers) -> int:
     """Find the neighbours of a centre and order them by species, each species from a multiple of eight on.
 
     Places that stay empty are so far away that radial functions are zero there. Returns the number of places;
@@ -104,7 +104,7 @@ def gather(centre: np.ndarray, grid: Grid, kinds: np.ndarray, basis: Basis, work
     """
     found, found_kinds, places, ends = work.found, work.found_kinds, work.places, work.ends
     x, y, z = work.x, work.y, work.z
-    n_found = around(centre, grid, found)
+    n_found = write_neighbours(centre, grid, found)
     for number in range(n_found):
         found_kinds[number] = kinds[found[number]]
     # The last vector reaches beyond the end, where nothing is of any species.
@@ -128,7 +128,7 @@ def gather(centre: np.ndarray, grid: Grid, kinds: np.ndarray, basis: Basis, work
 
 
 @kernel
-def directions(n_places: int, basis: Basis, work: Buffers) -> None:
+def write_directions(n_places: int, basis: Basis, work: Buffers) -> None:
     """Turn vectors into unit vectors, and their lengths into rows of the radial table and weights of four rows."""
     x, y, z, rows = work.x, work.y, work.z, work.rows
     w0, w1, w2, w3 = work.weights[0], work.weights[1], work.weights[2], work.weights[3]
@@ -152,7 +152,7 @@ def directions(n_places: int, basis: Basis, work: Buffers) -> None:
 
 
 @kernel
-def harmonics(first: int, basis: Basis, work: Buffers) -> None:
+def write_harmonics(first: int, basis: Basis, work: Buffers) -> None:
     """Real orthonormal spherical harmonics of eight unit vectors, (lm, 8).
 
     ``basis.factors`` starts with a one; then come, by m and l, two factors each of the recurrence
@@ -160,13 +160,13 @@ def harmonics(first: int, basis: Basis, work: Buffers) -> None:
     """
     factors, out = basis.factors, work.harmonics
     x, y, z = load(work.x, first), load(work.y, first), load(work.z, first)
-    real, imaginary = spread(factors, 0), zeros(factors)
+    real, imaginary = broadcast(factors, 0), zeros(factors)
     entry = 1
     for m in range(basis.l_max + 1):
-        before, now = zeros(factors), spread(factors, entry)
+        before, now = zeros(factors), broadcast(factors, entry)
         for degree in range(m, basis.l_max + 1):
             if degree > m:
-                after = sub(mul(spread(factors, entry), mul(z, now)), mul(spread(factors, entry + 1), before))
+                after = sub(mul(broadcast(factors, entry), mul(z, now)), mul(broadcast(factors, entry + 1), before))
                 before = now
                 now = after
             entry += 2
@@ -183,14 +183,14 @@ def harmonics(first: int, basis: Basis, work: Buffers) -> None:
 
 
 @kernel
-def radial(first: int, basis: Basis, work: Buffers) -> None:
+def write_radial(first: int, basis: Basis, work: Buffers) -> None:
     """Radial functions of eight neighbours, (n_groups / 2, neighbour, 16): cubic polynomials through four rows."""
     table, rows, out = basis.table, work.rows, work.radial
     to_0, to_1, to_2, to_3 = work.weights[0], work.weights[1], work.weights[2], work.weights[3]
     stride = basis.n_groups * WIDTH
     for neighbour in range(WIDTH):
-        w0, w1 = spread_wide(to_0, first + neighbour), spread_wide(to_1, first + neighbour)
-        w2, w3 = spread_wide(to_2, first + neighbour), spread_wide(to_3, first + neighbour)
+        w0, w1 = broadcast_wide(to_0, first + neighbour), broadcast_wide(to_1, first + neighbour)
+        w2, w3 = broadcast_wide(to_2, first + neighbour), broadcast_wide(to_3, first + neighbour)
         row = rows[first + neighbour] * stride
         for at in range(0, stride, 2 * WIDTH):
             near = fma(load_two(table, row + stride + at), w1, mul(load_two(table, row + at), w0))
@@ -199,7 +199,7 @@ def radial(first: int, basis: Basis, work: Buffers) -> None:
 
 
 @kernel
-def contract(shift: int, basis: Basis, work: Buffers) -> None:
+def contract_neighbours(shift: int, basis: Basis, work: Buffers) -> None:
     """Add radial functions times harmonics of eight neighbours to the coefficients of one species.
 
     ``work.pairwise`` is (species, lm, n_vectors, 8, 2): sums over every other neighbour.
@@ -212,30 +212,30 @@ def contract(shift: int, basis: Basis, work: Buffers) -> None:
         e, f = load_two(values, at + 8 * WIDTH), load_two(values, at + 10 * WIDTH)
         g, h = load_two(values, at + 12 * WIDTH), load_two(values, at + 14 * WIDTH)
         low = interleave_low(a, b), interleave_low(c, d), interleave_low(e, f), interleave_low(g, h)
-        multiply(low, degree, part, shift, basis, work)
+        add_products(low, degree, part, shift, basis, work)
         degree, part = (degree, part + 1) if part + 1 < basis.n_vectors else (degree + 1, 0)
         if degree <= basis.l_max:
             high = interleave_high(a, b), interleave_high(c, d), interleave_high(e, f), interleave_high(g, h)
-            multiply(high, degree, part, shift, basis, work)
+            add_products(high, degree, part, shift, basis, work)
         degree, part = (degree, part + 1) if part + 1 < basis.n_vectors else (degree + 1, 0)
 
 
 @kernel
-def multiply(functions: Any, degree: int, part: int, shift: int, basis: Basis, work: Buffers) -> None:
+def add_products(functions: Any, degree: int, part: int, shift: int, basis: Basis, work: Buffers) -> None:
     """Add the products of eight neighbours' radial functions, of one group, with their harmonics of one degree."""
     y, pairwise = work.harmonics, work.pairwise
     first, second, third, fourth = functions
     for lm in range(degree * degree, (degree + 1) * (degree + 1)):
         target = shift + (lm * basis.n_vectors + part) * 2 * WIDTH
         source = lm * WIDTH
-        total = fma(first, spread_two(y, source), load_two(pairwise, target))
-        total = fma(second, spread_two(y, source + 2), total)
-        total = fma(third, spread_two(y, source + 4), total)
-        store(pairwise, target, fma(fourth, spread_two(y, source + 6), total))
+        total = fma(first, broadcast_two(y, source), load_two(pairwise, target))
+        total = fma(second, broadcast_two(y, source + 2), total)
+        total = fma(third, broadcast_two(y, source + 4), total)
+        store(pairwise, target, fma(fourth, broadcast_two(y, source + 6), total))
 
 
 @kernel
-def expand(n_places: int, basis: Basis, work: Buffers, coefficients: np.ndarray) -> None:
+def expand_neighbourhood(n_places: int, basis: Basis, work: Buffers, coefficients: np.ndarray) -> None:
     """Expansion coefficients of a neighbourhood."""
     work.pairwise[:] = 0
     size = (basis.l_max + 1) * (basis.l_max + 1) * basis.n_vectors * 2 * WIDTH
@@ -243,15 +243,15 @@ def expand(n_places: int, basis: Basis, work: Buffers, coefficients: np.ndarray)
     for first in range(0, n_places, WIDTH):
         while first >= work.ends[kind]:
             kind += 1
-        harmonics(first, basis, work)
-        radial(first, basis, work)
-        contract(kind * size, basis, work)
+        write_harmonics(first, basis, work)
+        write_radial(first, basis, work)
+        contract_neighbours(kind * size, basis, work)
     for target in range(0, len(work.pairwise) // 2, WIDTH):
-        store(coefficients, target, fold(load_two(work.pairwise, 2 * target)))
+        store(coefficients, target, add_neighbours(load_two(work.pairwise, 2 * target)))
 
 
 @kernel
-def full_block(
+def write_full_block(
     a: np.ndarray, shift_a: int, b: np.ndarray, shift_b: int, degree: int, basis: Basis, row: np.ndarray, at: int
 ) -> int:
     """Spectrum of two species' coefficients at one degree, all n x n'; returns where it ends in `row`.
@@ -267,14 +267,14 @@ def full_block(
             for k in range(2 * degree + 1):
                 other = load(b, shift_b + first + k * stride + part)
                 one = shift_a + first + k * stride + n
-                p0 = fma(other, spread(a, one), p0)
-                p1 = fma(other, spread(a, one + 1), p1)
-                p2 = fma(other, spread(a, one + 2), p2)
-                p3 = fma(other, spread(a, one + 3), p3)
-                p4 = fma(other, spread(a, one + 4), p4)
-                p5 = fma(other, spread(a, one + 5), p5)
-                p6 = fma(other, spread(a, one + 6), p6)
-                p7 = fma(other, spread(a, one + 7), p7)
+                p0 = fma(other, broadcast(a, one), p0)
+                p1 = fma(other, broadcast(a, one + 1), p1)
+                p2 = fma(other, broadcast(a, one + 2), p2)
+                p3 = fma(other, broadcast(a, one + 3), p3)
+                p4 = fma(other, broadcast(a, one + 4), p4)
+                p5 = fma(other, broadcast(a, one + 5), p5)
+                p6 = fma(other, broadcast(a, one + 6), p6)
+                p7 = fma(other, broadcast(a, one + 7), p7)
             target = at + n * n_max + part
             store(row, target, p0)
             store(row, target + n_max, p1)
@@ -288,7 +288,7 @@ def full_block(
 
 
 @kernel
-def half_block(a: np.ndarray, shift: int, degree: int, basis: Basis, row: np.ndarray, at: int) -> int:
+def write_half_block(a: np.ndarray, shift: int, degree: int, basis: Basis, row: np.ndarray, at: int) -> int:
     """Spectrum of one species' coefficients at one degree, n' >= n; returns where it ends in `row`."""
     n_max, stride = basis.n_max, basis.n_vectors * WIDTH
     first = shift + degree * degree * stride
@@ -299,10 +299,10 @@ def half_block(a: np.ndarray, shift: int, degree: int, basis: Basis, row: np.nda
             for k in range(2 * degree + 1):
                 one = first + k * stride + n
                 other = one + part
-                p0 = fma(load(a, other), spread(a, one), p0)
-                p1 = fma(load(a, other + 1), spread(a, one + 1), p1)
-                p2 = fma(load(a, other + 2), spread(a, one + 2), p2)
-                p3 = fma(load(a, other + 3), spread(a, one + 3), p3)
+                p0 = fma(load(a, other), broadcast(a, one), p0)
+                p1 = fma(load(a, other + 1), broadcast(a, one + 1), p1)
+                p2 = fma(load(a, other + 2), broadcast(a, one + 2), p2)
+                p3 = fma(load(a, other + 3), broadcast(a, one + 3), p3)
             store(row, at + part, p0)
             if length > 1:
                 store(row, at + part + length, p1)
@@ -316,7 +316,7 @@ def half_block(a: np.ndarray, shift: int, degree: int, basis: Basis, row: np.nda
 
 
 @kernel
-def spectrum(coefficients: np.ndarray, basis: Basis, mode: int, summed: np.ndarray, row: np.ndarray) -> None:
+def write_spectrum(coefficients: np.ndarray, basis: Basis, mode: int, summed: np.ndarray, row: np.ndarray) -> None:
     """Power spectrum of one set of coefficients in dscribe's order; vectors reach beyond the end of the features."""
     size = (basis.l_max + 1) * (basis.l_max + 1) * basis.n_vectors * WIDTH
     at = 0
@@ -327,20 +327,20 @@ def spectrum(coefficients: np.ndarray, basis: Basis, mode: int, summed: np.ndarr
                 summed[place] += coefficients[kind * size + place]
         for kind in range(basis.n_species):
             for degree in range(basis.l_max + 1):
-                at = full_block(coefficients, kind * size, summed, 0, degree, basis, row, at)
+                at = write_full_block(coefficients, kind * size, summed, 0, degree, basis, row, at)
         return
     for kind in range(basis.n_species):
         for degree in range(basis.l_max + 1):
-            at = half_block(coefficients, kind * size, degree, basis, row, at)
+            at = write_half_block(coefficients, kind * size, degree, basis, row, at)
         if mode == CROSSOVER:
             continue
         for other in range(kind + 1, basis.n_species):
             for degree in range(basis.l_max + 1):
-                at = full_block(coefficients, kind * size, coefficients, other * size, degree, basis, row, at)
+                at = write_full_block(coefficients, kind * size, coefficients, other * size, degree, basis, row, at)
 
 
 @kernel
-def soap(grid: Grid, kinds: np.ndarray, basis: Basis, mode: int, average: int, out: np.ndarray) -> None:
+def write_soap(grid: Grid, kinds: np.ndarray, basis: Basis, mode: int, average: int, out: np.ndarray) -> None:
     """Power spectra of all atoms of a structure.
 
     `kinds` are the species of the grid's points, int32, counted from 0 (all 0 for mu2). `out` is (atom, feature), or
@@ -356,33 +356,33 @@ def soap(grid: Grid, kinds: np.ndarray, basis: Basis, mode: int, average: int, o
         np.empty(n_points, np.int32),
         np.empty(n_places, np.int32),
         np.empty(basis.n_species, np.int64),
-        aligned(n_places, out),
-        aligned(n_places, out),
-        aligned(n_places, out),
+        aligned_zeros(n_places, out),
+        aligned_zeros(n_places, out),
+        aligned_zeros(n_places, out),
         np.empty(n_places, np.int32),
         np.empty((4, n_places), out.dtype),
-        aligned(n_lm * WIDTH, out),
-        aligned(basis.n_groups * WIDTH * WIDTH, out),
-        aligned(basis.n_species * 2 * size, out),
-        aligned(size, out),
+        aligned_zeros(n_lm * WIDTH, out),
+        aligned_zeros(basis.n_groups * WIDTH * WIDTH, out),
+        aligned_zeros(basis.n_species * 2 * size, out),
+        aligned_zeros(size, out),
     )
-    coefficients = aligned(basis.n_species * size + WIDTH, out)
+    coefficients = aligned_zeros(basis.n_species * size + WIDTH, out)
     # Vectors are written whole and reach beyond a row's end, where the next row follows: only the last needs room.
     row = np.empty(n_features + 8 * basis.n_max + WIDTH, out.dtype)
     flat = out.reshape(-1)
     total = np.zeros(n_features if average == OUTER else 0, np.float64)
     mean = np.zeros(len(coefficients) if average == INNER else 0, np.float64)
     for atom in range(n_atoms):
-        n_places = gather(grid.positions[atom], grid, kinds, basis, work)
-        directions(n_places, basis, work)
-        expand(n_places, basis, work, coefficients)
+        n_places = gather_neighbours(grid.positions[atom], grid, kinds, basis, work)
+        write_directions(n_places, basis, work)
+        expand_neighbourhood(n_places, basis, work, coefficients)
         if average == INNER:
             for place in range(len(mean)):
                 mean[place] += coefficients[place]
         elif average == EACH and atom * n_features + len(row) <= len(flat):
-            spectrum(coefficients, basis, mode, work.summed, flat[atom * n_features :])
+            write_spectrum(coefficients, basis, mode, work.summed, flat[atom * n_features :])
         else:
-            spectrum(coefficients, basis, mode, work.summed, row)
+            write_spectrum(coefficients, basis, mode, work.summed, row)
             if average == EACH:
                 out[atom, :] = row[:n_features]
             else:
@@ -391,7 +391,7 @@ def soap(grid: Grid, kinds: np.ndarray, basis: Basis, mode: int, average: int, o
     if average == INNER:
         for place in range(len(mean)):
             coefficients[place] = mean[place] / n_atoms
-        spectrum(coefficients, basis, mode, work.summed, row)
+        write_spectrum(coefficients, basis, mode, work.summed, row)
         out[0, :] = row[:n_features]
     elif average == OUTER:
         for feature in range(n_features):

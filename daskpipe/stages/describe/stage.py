@@ -12,8 +12,8 @@ from daskpipe.core.structures import take
 from daskpipe.engine.rows import UnitRows, read_rows, read_unit
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload
-from daskpipe.stages.describe.reduction import Fit, Reduction, unit_length
-from daskpipe.stages.describe.rows import describe_frames, rows
+from daskpipe.stages.describe.reduction import PrincipalAxes, Reduction, unit_length
+from daskpipe.stages.describe.rows import describe_frames, describe_groups
 from daskpipe.stages.describe.settings import Describe
 
 if TYPE_CHECKING:
@@ -30,7 +30,12 @@ OF_ATOMS = "environment_"
 
 
 def describe(
-    root: Path, units: Sequence[tuple[str, int]], settings: Describe, species: Sequence[str], reduction_key: str
+    root: Path,
+    stage: str,
+    units: Sequence[tuple[str, int]],
+    settings: Describe,
+    species: Sequence[str],
+    reduction_key: str,
 ) -> da.Array:
     """Return the features of all frames; lazy.
 
@@ -38,6 +43,8 @@ def describe(
     ----------
     root
         Run directory.
+    stage
+        Stage whose units hold the frames.
     units
         Key and number of frames of each exploration unit, in canonical order.
     settings, species
@@ -50,18 +57,23 @@ def describe(
     dask.array.Array
         Shape (frame, feature), float32; chunk i holds the frames of unit i.
     """
-    blocks = _blocks(root, [key for key, _ in units], settings, species, reduction_key)
-    return _part(blocks, "features", [n_frames for _, n_frames in units], settings.dims)
+    blocks = _describe_units(root, stage, [key for key, _ in units], settings, species, reduction_key)
+    return _select_array(blocks, "features", [n_frames for _, n_frames in units], settings.dims)
 
 
-def environments(
-    root: Path, units: Sequence[tuple[str, int]], settings: Describe, species: Sequence[str], reduction_key: str
+def describe_atoms(
+    root: Path,
+    stage: str,
+    units: Sequence[tuple[str, int]],
+    settings: Describe,
+    species: Sequence[str],
+    reduction_key: str,
 ) -> da.Array:
     """Return the features of all atoms; lazy. Computed together with those of `describe`, both come from one pass.
 
     Parameters
     ----------
-    root, units, settings, species, reduction_key
+    root, stage, units, settings, species, reduction_key
         As in `describe`. The exploration units must be there: how many atoms they hold is read from them.
 
     Returns
@@ -70,12 +82,14 @@ def environments(
         Shape (atom, feature), float32; chunk i holds the atoms of unit i.
     """
     keys = [key for key, _ in units]
-    blocks = _blocks(root, keys, settings, species, reduction_key)
-    n_atoms = [int(RunDirectory(root).load_arrays("explore", key, ["n_atoms"])["n_atoms"].sum()) for key in keys]
-    return _part(blocks, "environments", n_atoms, settings.dims)
+    blocks = _describe_units(root, stage, keys, settings, species, reduction_key)
+    n_atoms = [int(RunDirectory(root).load_arrays(stage, key, ["n_atoms"])["n_atoms"].sum()) for key in keys]
+    return _select_array(blocks, "environments", n_atoms, settings.dims)
 
 
-def _blocks(root: Path, keys: list[str], settings: Describe, species: Sequence[str], reduction_key: str) -> da.Array:
+def _describe_units(
+    root: Path, stage: str, keys: list[str], settings: Describe, species: Sequence[str], reduction_key: str
+) -> da.Array:
     """One object a unit: its arrays by name."""
     import dask.array as da
 
@@ -85,6 +99,7 @@ def _blocks(root: Path, keys: list[str], settings: Describe, species: Sequence[s
         dtype=object,
         meta=np.empty(0, dtype=object),
         root=root,
+        stage=stage,
         keys=keys,
         settings=settings,
         species=list(species),
@@ -92,7 +107,7 @@ def _blocks(root: Path, keys: list[str], settings: Describe, species: Sequence[s
     )
 
 
-def _part(blocks: da.Array, name: str, sizes: Sequence[int], dims: int) -> da.Array:
+def _select_array(blocks: da.Array, name: str, sizes: Sequence[int], dims: int) -> da.Array:
     return blocks.map_blocks(
         _array_of_block,
         name,
@@ -108,33 +123,43 @@ def _array_of_block(block: np.ndarray, name: str) -> np.ndarray:
 
 
 def describe_block(
-    number: np.ndarray, root: Path, keys: list[str], settings: Describe, species: list[str], reduction_key: str
+    number: np.ndarray,
+    root: Path,
+    stage: str,
+    keys: list[str],
+    settings: Describe,
+    species: list[str],
+    reduction_key: str,
 ) -> np.ndarray:
     """Features of the frames, and of the atoms, of one exploration unit: one object, the arrays by name."""
-    frames = read_unit(root, "explore", keys[int(number[0])])
+    frames = read_unit(root, stage, keys[int(number[0])])
     found = describe_frames(frames, settings, species, *load_reductions(root, reduction_key, settings))
     block = np.empty(1, dtype=object)
     block[0] = dict(zip(("features", "environments"), found, strict=True))
     return block
 
 
-def unit(root: Path, key: str, n_frames: int, settings: Describe, species: list[str], reduction_key: str) -> Delayed:
+def describe_unit(
+    root: Path, stage: str, key: str, n_frames: int, settings: Describe, species: list[str], reduction_key: str
+) -> Delayed:
     """Return what the description of one exploration unit commits; lazy."""
     from dask import delayed
 
-    arrays = {"features": describe(root, [(key, n_frames)], settings, species, reduction_key)}
+    arrays = {"features": describe(root, stage, [(key, n_frames)], settings, species, reduction_key)}
     if settings.level == "atom":
-        arrays["environments"] = environments(root, [(key, n_frames)], settings, species, reduction_key)
+        arrays["environments"] = describe_atoms(root, stage, [(key, n_frames)], settings, species, reduction_key)
     # As they are: optimised one by one, each would compute the block that they share.
-    return delayed(pack)({name: array.to_delayed(optimize_graph=False).item() for name, array in arrays.items()})
+    return delayed(pack_block)({name: array.to_delayed(optimize_graph=False).item() for name, array in arrays.items()})
 
 
-def pack(arrays: Mapping[str, np.ndarray]) -> Payload:
+def pack_block(arrays: Mapping[str, np.ndarray]) -> Payload:
     """Wrap the arrays of a block as what a unit commits."""
     return Payload(arrays=arrays, n_out=len(arrays["features"]))
 
 
-def outside(structures: xr.Dataset, root: Path, settings: Describe, species: list[str], reduction_key: str) -> Payload:
+def describe_outside(
+    structures: xr.Dataset, root: Path, settings: Describe, species: list[str], reduction_key: str
+) -> Payload:
     """Features of structures that are not of this run, in its space.
 
     Structures with an element that the run has not are left out: none of its frames is near them.
@@ -148,31 +173,35 @@ def outside(structures: xr.Dataset, root: Path, settings: Describe, species: lis
     return Payload(arrays={"features": features}, n_out=len(features))
 
 
-def fit_reduction(root: Path, keys: list[str], settings: Describe, species: list[str], run_seed: int) -> Payload:
+def fit_reduction(
+    root: Path, stage: str, keys: list[str], settings: Describe, species: list[str], run_seed: int
+) -> Payload:
     """Fit the axes on a sample of frames, and of their atoms, that depends only on their ids and the run's seed."""
-    sample = sample_frames(root, keys, settings.sample, run_seed)
+    sample = sample_frames(root, stage, keys, settings.sample, run_seed)
     prepare = unit_length if settings.normalise else np.asarray
-    axes, axes_of_atoms = Fit(settings.dims), Fit(settings.dims)
+    axes, axes_of_atoms = PrincipalAxes(settings.dims), PrincipalAxes(settings.dims)
     chosen = sample_atoms(sample, settings.atom_sample, run_seed) if settings.level == "atom" else None
     start = 0
-    for _, descriptors, of_atoms in rows(sample, settings, species):
-        axes.add(prepare(descriptors))
+    for _, descriptors, of_atoms in describe_groups(sample, settings, species):
+        axes.add_rows(prepare(descriptors))
         if chosen is not None and of_atoms is not None:
-            axes_of_atoms.add(prepare(of_atoms[chosen[start : start + len(of_atoms)]]))
+            axes_of_atoms.add_rows(prepare(of_atoms[chosen[start : start + len(of_atoms)]]))
             start += len(of_atoms)
-    arrays = _arrays(axes.result())
+    arrays = _arrays_of_reduction(axes.make_reduction())
     if chosen is not None:
-        arrays |= {OF_ATOMS + name: array for name, array in _arrays(axes_of_atoms.result()).items()}
+        arrays |= {
+            OF_ATOMS + name: array for name, array in _arrays_of_reduction(axes_of_atoms.make_reduction()).items()
+        }
     return Payload(arrays=arrays, n_out=sample.sizes["structure"])
 
 
-def _arrays(reduction: Reduction) -> dict[str, np.ndarray]:
+def _arrays_of_reduction(reduction: Reduction) -> dict[str, np.ndarray]:
     return {name: getattr(reduction, name) for name in AXES}
 
 
-def sample_frames(root: Path, keys: list[str], size: int, run_seed: int) -> xr.Dataset:
+def sample_frames(root: Path, stage: str, keys: list[str], size: int, run_seed: int) -> xr.Dataset:
     """Return frames chosen by the hash of their ids, in the order of the hashes."""
-    ids = [RunDirectory(root).load_arrays("explore", key, ["structure_id"])["structure_id"] for key in keys]
+    ids = [RunDirectory(root).load_arrays(stage, key, ["structure_id"])["structure_id"] for key in keys]
     order = seeds.order_by_hash(run_seed, "describe", np.concatenate(ids))[:size]
     ends = np.cumsum([len(unit_ids) for unit_ids in ids])
     # Each unit is read once; the sample is put in its canonical order after that.
@@ -180,7 +209,7 @@ def sample_frames(root: Path, keys: list[str], size: int, run_seed: int) -> xr.D
     pieces = []
     for number in np.unique(number_of_unit).tolist():
         found = np.sort(order)[number_of_unit == number] - (ends[number] - len(ids[number]))
-        pieces.append(UnitRows(stage="explore", key=keys[number], rows=tuple(found.tolist())))
+        pieces.append(UnitRows(stage=stage, key=keys[number], rows=tuple(found.tolist())))
     return take(read_rows(root, pieces), np.argsort(np.argsort(order)))
 
 

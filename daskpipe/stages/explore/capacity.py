@@ -32,7 +32,7 @@ OUT_OF_MEMORY = ("out of memory", "Failed to allocate", "can't allocate memory")
 """What torch on CUDA, Warp and torch on a CPU say."""
 
 
-class Room:
+class BatchCapacity:
     """The weight of structures, and how much of it the device holds.
 
     Parameters
@@ -46,18 +46,18 @@ class Room:
     def __init__(self, weigh: Callable[[Atoms], float], capacity: float) -> None:
         self.weigh, self.capacity = weigh, capacity
 
-    def fits(self, flying: Sequence[float], newcomer: float) -> bool:
+    def can_join(self, flying: Sequence[float], newcomer: float) -> bool:
         """Whether one more structure may join, by the weights."""
         return not flying or sum(flying) + newcomer <= self.capacity
 
-    def halve(self, flying: Sequence[float]) -> None:
+    def halve_limit(self, flying: Sequence[float]) -> None:
         """Learn that structures of these weights did not fit."""
         self.capacity = sum(flying) / 2
 
 
-def room(
+def measure_capacity(
     model: ModelInterface, seeds: Sequence[Atoms], batch_atoms: int | None, cutoff: float | None, name: str
-) -> Room:
+) -> BatchCapacity:
     """Return the room for a batch.
 
     Parameters
@@ -74,20 +74,20 @@ def room(
         Names model, precision and what it computes; what was measured for it is remembered.
     """
     if batch_atoms is not None:
-        return Room(len, batch_atoms)
+        return BatchCapacity(len, batch_atoms)
     if model.device.type != "cuda" or cutoff is None:
-        return Room(len, CPU_ATOMS)
+        return BatchCapacity(len, CPU_ATOMS)
 
     def weigh(atoms: Atoms) -> float:
         return len(atoms) + n_pairs(atoms, cutoff)
 
-    growth = remembered(
+    growth = remember_or_measure(
         f"{name} {torch.cuda.get_device_name(model.device)} torch {torch.__version__}",
         lambda: memory_growth(model, max(seeds, key=weigh), weigh, _peak_memory),
     )
     free, _ = torch.cuda.mem_get_info(model.device)
     unused = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    return Room(weigh, SHARE * (free + unused) / growth)
+    return BatchCapacity(weigh, SHARE * (free + unused) / growth)
 
 
 def n_pairs(atoms: Atoms, cutoff: float) -> int:
@@ -122,7 +122,7 @@ def _peak_memory(structures: Sequence[Atoms], model: ModelInterface) -> float:
         return float(measure_model_memory_forward(state, model)) * 1024**3
 
 
-def remembered(name: str, measure: Callable[[], float], folder: Path | None = None) -> float:
+def remember_or_measure(name: str, measure: Callable[[], float], folder: Path | None = None) -> float:
     """Return what was measured under a name before, in this or another process, or measure it.
 
     Parameters

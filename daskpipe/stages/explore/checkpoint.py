@@ -1,4 +1,4 @@
-"""What the walkers of a unit have reached, as bytes: a NumPy archive, nothing in it that could run."""
+"""What the trajectories of a unit have reached, as bytes: a NumPy archive, nothing in it that could run."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from dataclasses import asdict, fields
 import numpy as np
 
 from daskpipe.core.errors import Rejection
-from daskpipe.stages.explore.trajectory import Frame, Walker
+from daskpipe.stages.explore.trajectory import Frame, Trajectory
 
 SCALARS = ("attempt", "step", "moved_at", "finished", "tallies")
 
 
-def pack(walkers: Sequence[Walker], order: Sequence[int], n_flying: int, capacity: float) -> bytes:
+def pack_trajectories(
+    trajectories: Sequence[Trajectory], order: Sequence[int], n_flying: int, capacity: float
+) -> bytes:
     """Return a checkpoint.
 
     Parameters
     ----------
-    walkers
+    trajectories
         All of the unit.
     order, n_flying
         Indices of those that are not finished: first the ones in flight, as they stand in the batch, then the queue.
@@ -28,20 +30,20 @@ def pack(walkers: Sequence[Walker], order: Sequence[int], n_flying: int, capacit
         Of the room, which may have been halved.
     """
     arrays: dict[str, np.ndarray] = {}
-    for number, walker in enumerate(walkers):
-        parts = {"state": walker.state or {}}
-        if walker.fingerprint is not None:
-            parts["walker"] = {"fingerprint": walker.fingerprint}
-        if walker.frames:
+    for number, trajectory in enumerate(trajectories):
+        parts = {"state": trajectory.state or {}}
+        if trajectory.fingerprint is not None:
+            parts["walker"] = {"fingerprint": trajectory.fingerprint}
+        if trajectory.frames:
             names = [field.name for field in fields(Frame)]
-            parts["frame"] = {name: np.stack([getattr(frame, name) for frame in walker.frames]) for name in names}
+            parts["frame"] = {name: np.stack([getattr(frame, name) for frame in trajectory.frames]) for name in names}
         arrays |= {f"{number}/{part}/{name}": array for part, found in parts.items() for name, array in found.items()}
     facts = {
         "order": list(order),
         "n_flying": n_flying,
         "capacity": capacity,
-        "walkers": [{name: getattr(walker, name) for name in SCALARS} for walker in walkers],
-        "stops": [[asdict(stop) for stop in walker.stops] for walker in walkers],
+        "walkers": [{name: getattr(trajectory, name) for name in SCALARS} for trajectory in trajectories],
+        "stops": [[asdict(stop) for stop in trajectory.stops] for trajectory in trajectories],
     }
     arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -49,8 +51,8 @@ def pack(walkers: Sequence[Walker], order: Sequence[int], n_flying: int, capacit
     return buffer.getvalue()
 
 
-def unpack(data: bytes, walkers: Sequence[Walker]) -> tuple[list[int], int, float]:
-    """Bring fresh walkers to where a checkpoint left them; return order, number in flight and capacity."""
+def unpack_trajectories(data: bytes, trajectories: Sequence[Trajectory]) -> tuple[list[int], int, float]:
+    """Bring fresh trajectories to where a checkpoint left them; return order, number in flight and capacity."""
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     facts = json.loads(arrays.pop("facts").tobytes())
@@ -58,17 +60,17 @@ def unpack(data: bytes, walkers: Sequence[Walker]) -> tuple[list[int], int, floa
     for name, array in arrays.items():
         number, part, field = name.split("/")
         found.setdefault((int(number), part), {})[field] = array
-    for number, walker in enumerate(walkers):
+    for number, trajectory in enumerate(trajectories):
         for name in SCALARS:
-            setattr(walker, name, facts["walkers"][number][name])
-        walker.stops = [Rejection(**stop) for stop in facts["stops"][number]]
-        walker.state = found.get((number, "state"))
-        walker.fingerprint = found.get((number, "walker"), {}).get("fingerprint")
-        walker.frames = _frames(found.get((number, "frame")))
+            setattr(trajectory, name, facts["walkers"][number][name])
+        trajectory.stops = [Rejection(**stop) for stop in facts["stops"][number]]
+        trajectory.state = found.get((number, "state"))
+        trajectory.fingerprint = found.get((number, "walker"), {}).get("fingerprint")
+        trajectory.frames = _unpack_frames(found.get((number, "frame")))
     return facts["order"], facts["n_flying"], facts["capacity"]
 
 
-def _frames(columns: dict[str, np.ndarray] | None) -> list[Frame]:
+def _unpack_frames(columns: dict[str, np.ndarray] | None) -> list[Frame]:
     if columns is None:
         return []
     return [
@@ -81,8 +83,8 @@ def _frames(columns: dict[str, np.ndarray] | None) -> list[Frame]:
     ]
 
 
-def progress(data: bytes) -> int:
-    """Return how many steps all walkers together had gone at a checkpoint."""
+def count_steps(data: bytes) -> int:
+    """Return how many steps all trajectories together had gone at a checkpoint."""
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
         facts = json.loads(archive["facts"].tobytes())
-    return sum(walker["step"] for walker in facts["walkers"])
+    return sum(trajectory["step"] for trajectory in facts["walkers"])

@@ -18,11 +18,11 @@ ENSEMBLES = (
     "npt_isotropic", "npt_anisotropic", "npt_triclinic", "npt_plane",
 )  # fmt: skip
 
-MODES = 6
+N_STRAIN_MODES = 6
 """Independent strains of a cell."""
 
 
-def choose(atoms: Atoms, *, relax_plane: bool = False) -> str:
+def choose_ensemble(atoms: Atoms, *, relax_plane: bool = False) -> str:
     """Return the ensemble that ``auto`` stands for.
 
     Parameters
@@ -85,10 +85,10 @@ def strain_modes(ensemble: str, atoms: Atoms) -> np.ndarray:
     Raises
     ------
     ConfigError
-        If the ensemble is not known, or ``npt_plane`` and the structure is no slab (see `refusal`).
+        If the ensemble is not known, or ``npt_plane`` and the structure is no slab (see `explain_refusal`).
     """
     _check_name(ensemble)
-    modes = np.zeros((MODES, 3, 3))
+    modes = np.zeros((N_STRAIN_MODES, 3, 3))
     axes = np.eye(3)
     if ensemble == "npt_isotropic":
         modes[0] = axes / np.sqrt(3)
@@ -105,7 +105,7 @@ def strain_modes(ensemble: str, atoms: Atoms) -> np.ndarray:
     return modes
 
 
-def refusal(ensemble: str, atoms: Atoms) -> str | None:
+def explain_refusal(ensemble: str, atoms: Atoms) -> str | None:
     """Return why an ensemble that the user named cannot be run for a structure; ``None`` if it can.
 
     Raises

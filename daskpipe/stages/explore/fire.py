@@ -19,16 +19,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from daskpipe.stages.explore.integrate import (
-    Configuration,
+    BatchState,
     Evaluate,
     Systems,
-    acting,
-    apply,
-    determinant,
-    exponential,
-    matmul,
+    cell_determinant,
+    forces_on_free,
+    matrix_exponential,
+    multiply_matrices,
     ordered_sum,
-    per_system,
+    sum_per_system,
+    transform_vectors,
 )
 
 DT_START = 0.1
@@ -46,7 +46,7 @@ ALPHA_FACTOR = 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
-class FireState(Configuration):
+class FireState(BatchState):
     """What changes from step to step of a relaxation; ``momenta`` are velocities, for the masses are 1."""
 
     strain_rate: torch.Tensor
@@ -82,10 +82,10 @@ def fire_step(
     FireState
         After the step.
     """
-    forces, pull = acting(state.forces, systems), cell_forces(state, systems, pressure)
-    power = dot(forces, state.momenta, pull, state.strain_rate, systems)
-    strength = dot(forces, forces, pull, pull, systems).sqrt()
-    speed = dot(state.momenta, state.momenta, state.strain_rate, state.strain_rate, systems).sqrt()
+    forces, pull = forces_on_free(state.forces, systems), cell_forces(state, systems, pressure)
+    power = scalar_product(forces, state.momenta, pull, state.strain_rate, systems)
+    strength = scalar_product(forces, forces, pull, pull, systems).sqrt()
+    speed = scalar_product(state.momenta, state.momenta, state.strain_rate, state.strain_rate, systems).sqrt()
     downhill = power > 0
     # Where the power is positive neither is the force zero.
     steer = torch.where(downhill, state.alpha * speed / strength, 0.0)
@@ -95,13 +95,13 @@ def fire_step(
     push = steer + dt
     momenta = keep[systems.system, None] * state.momenta + push[systems.system, None] * forces
     rate = keep[:, None, None] * state.strain_rate + push[:, None, None] * pull
-    length = dt * dot(momenta, momenta, rate, rate, systems).sqrt()
+    length = dt * scalar_product(momenta, momenta, rate, rate, systems).sqrt()
     pace = torch.where(length > max_step, max_step / length, 1.0) * dt
     positions, cell = state.positions + pace[systems.system, None] * momenta, state.cell
     if systems.has_barostat:
-        stretch = exponential((pace / systems.n_atoms)[:, None, None] * rate)
-        cell = matmul(cell, stretch)
-        positions = apply(stretch, positions, systems.system)
+        stretch = matrix_exponential((pace / systems.n_atoms)[:, None, None] * rate)
+        cell = multiply_matrices(cell, stretch)
+        positions = transform_vectors(stretch, positions, systems.system)
     alpha = torch.where(steady, state.alpha * ALPHA_FACTOR, torch.where(downhill, state.alpha, ALPHA_START))
     return replace(
         state,
@@ -116,7 +116,7 @@ def fire_step(
     )
 
 
-def cell_forces(state: Configuration, systems: Systems, pressure: torch.Tensor) -> torch.Tensor:
+def cell_forces(state: BatchState, systems: Systems, pressure: torch.Tensor) -> torch.Tensor:
     """Return the forces on the coordinates of the cells: minus virial over number of atoms, eV, shape (system, 3, 3).
 
     They are zero where the cell stays.
@@ -124,31 +124,31 @@ def cell_forces(state: Configuration, systems: Systems, pressure: torch.Tensor) 
     if not systems.has_barostat:
         return torch.zeros_like(state.cell)
     excess = -state.stress - pressure[:, None, None] * torch.eye(3).to(state.stress)
-    scale = determinant(state.cell).abs() / systems.n_atoms
+    scale = cell_determinant(state.cell).abs() / systems.n_atoms
     total = torch.zeros_like(state.cell)
-    for number in range(systems.modes.shape[1]):
-        mode = systems.modes[:, number]
+    for number in range(systems.strain_modes.shape[1]):
+        mode = systems.strain_modes[:, number]
         # No mode, no force: the stress of a structure that is not periodic is NaN.
         along = ordered_sum(torch.where(mode != 0, mode * excess, 0.0).flatten(1))
         total = total + (scale * along)[:, None, None] * mode
-    return torch.where(systems.modes.flatten(1).any(dim=1)[:, None, None], total, 0.0)
+    return torch.where(systems.strain_modes.flatten(1).any(dim=1)[:, None, None], total, 0.0)
 
 
-def dot(
+def scalar_product(
     left: torch.Tensor, right: torch.Tensor, left_cell: torch.Tensor, right_cell: torch.Tensor, systems: Systems
 ) -> torch.Tensor:
     """Scalar products over the coordinates of all atoms and of the cell, shape (system,)."""
-    of_atoms = ordered_sum(per_system(left * right, systems))
+    of_atoms = ordered_sum(sum_per_system(left * right, systems))
     return of_atoms + ordered_sum((left_cell * right_cell).flatten(1))
 
 
-def largest_force(state: Configuration, systems: Systems) -> torch.Tensor:
+def largest_force(state: BatchState, systems: Systems) -> torch.Tensor:
     """Return the largest force on an atom, eV/Å, shape (system,)."""
     squares = ordered_sum(state.forces * state.forces)[:, None]
     return torch.segment_reduce(squares, "max", lengths=systems.n_atoms, axis=0)[:, 0].sqrt()
 
 
-def residual(state: Configuration, systems: Systems, pressure: torch.Tensor) -> torch.Tensor:
+def largest_residual(state: BatchState, systems: Systems, pressure: torch.Tensor) -> torch.Tensor:
     """Return what is compared with ``fmax``, shape (system,).
 
     That is the largest force on what is not fixed, eV/Å, or, if it is larger, the largest row of the forces on the
@@ -157,5 +157,5 @@ def residual(state: Configuration, systems: Systems, pressure: torch.Tensor) -> 
     pull = cell_forces(state, systems, pressure)
     squares = pull * pull
     rows = squares[:, :, 0] + squares[:, :, 1] + squares[:, :, 2]
-    moving = replace(state, forces=acting(state.forces, systems))
+    moving = replace(state, forces=forces_on_free(state.forces, systems))
     return torch.maximum(largest_force(moving, systems), rows.amax(dim=1).sqrt())

@@ -16,7 +16,7 @@ def free_components(atoms: Atoms) -> np.ndarray:
     return np.ones((len(atoms), 3), dtype=bool) if fixed is None else ~fixed
 
 
-def count_freedom(free: np.ndarray) -> int:
+def count_degrees_of_freedom(free: np.ndarray) -> int:
     """Count degrees of freedom.
 
     Along an axis on which nothing is fixed the centre of mass rests, which takes one; a lonely atom keeps its three.

@@ -14,7 +14,7 @@ import torch
 
 from daskpipe.core import constants, geometry
 from daskpipe.core.connectivity import periodic_directions
-from daskpipe.stages.explore.integrate import Configuration, Systems, determinant, kinetic_energy, per_system
+from daskpipe.stages.explore.integrate import BatchState, Systems, cell_determinant, kinetic_energy, sum_per_system
 from daskpipe.stages.explore.settings import Guards
 
 if TYPE_CHECKING:
@@ -29,44 +29,44 @@ CANDIDATE: Fault = ("candidate", "")
 """Its end at a frame that is worth a label, for the committee disagrees."""
 
 
-RARE = 25.0
+RARITY = 25.0
 """Minus the logarithm of the chance that a sane system is stopped for its temperature in a step."""
 
 
-RELEASE = 0.5
+RELEASED_ENERGY = 0.5
 """Potential energy of a start, eV an atom, that may turn into heat. Atoms that a generator has displaced by 0.1 Å hold
 0.1 eV in metals and 0.3 eV in molecules; more than this is a hole in the potential."""
 
 
-BOND = 1.25
+BOND_REACH = 1.25
 """Longest bond in sums of covalent radii, or about that."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class BatchView:
     """What guards look at."""
 
-    state: Configuration
+    state: BatchState
     systems: Systems
-    thermal: torch.Tensor
+    thermal_energy: torch.Tensor
     """kT of the thermostats, shape (system,)."""
     volume: torch.Tensor
     """Volumes at the start, Å^3, shape (system,)."""
     equilibrating: torch.Tensor
     """Which systems have not reached the end of their equilibration, bool, shape (system,)."""
 
-    def temperature(self) -> torch.Tensor:
+    def kinetic_temperature(self) -> torch.Tensor:
         """Instantaneous temperatures, K, shape (system,)."""
-        return self._temperature(kinetic_energy(self.state.momenta, self.systems))
+        return self._temperature_of(kinetic_energy(self.state.momenta, self.systems))
 
     def unexplained_temperature(self) -> torch.Tensor:
         """Temperatures of the kinetic energy beyond what the start's potential energy gave, K, shape (system,)."""
         released = (self.state.start_energy - self.state.energy).clamp(min=0)
-        most = RELEASE * self.systems.n_atoms
-        return self._temperature(kinetic_energy(self.state.momenta, self.systems) - torch.minimum(released, most))
+        most = RELEASED_ENERGY * self.systems.n_atoms
+        return self._temperature_of(kinetic_energy(self.state.momenta, self.systems) - torch.minimum(released, most))
 
-    def _temperature(self, kinetic: torch.Tensor) -> torch.Tensor:
-        return 2 * kinetic / (self.systems.freedom * constants.KB)
+    def _temperature_of(self, kinetic: torch.Tensor) -> torch.Tensor:
+        return 2 * kinetic / (self.systems.degrees_of_freedom * constants.KB)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,128 +79,129 @@ class Guard:
         One word for counting.
     measure, limit
         From a view, shape (system,). A measure that is NaN is not sane.
-    says
+    evidence_format
         Evidence, with fields ``value`` and ``limit``.
     """
 
     reason: str
-    measure: Callable[[View], torch.Tensor]
-    limit: Callable[[View], torch.Tensor]
-    says: str
+    measure: Callable[[BatchView], torch.Tensor]
+    limit: Callable[[BatchView], torch.Tensor]
+    evidence_format: str
 
 
-def finite() -> Guard:
+def finite_guard() -> Guard:
     """See that positions, momenta, forces, cell and energy are numbers."""
 
-    def measure(view: View) -> torch.Tensor:
+    def measure(view: BatchView) -> torch.Tensor:
         state = view.state
         # A sum is finite if all that is summed is; what overflows in it is no trajectory either.
         of_atoms = torch.cat([state.positions, state.momenta, state.forces], dim=1)
-        total = per_system(of_atoms.abs().sum(dim=1, keepdim=True), view.systems)[:, 0] + state.energy.abs()
+        total = sum_per_system(of_atoms.abs().sum(dim=1, keepdim=True), view.systems)[:, 0] + state.energy.abs()
         return torch.where((total + state.cell.abs().sum(dim=(1, 2))).isfinite(), 0.0, torch.inf)
 
     return Guard(
         reason="not_finite",
         measure=measure,
-        limit=lambda view: torch.zeros_like(view.thermal),
-        says="positions, momenta, forces, cell or energy are not finite",
+        limit=lambda view: torch.zeros_like(view.thermal_energy),
+        evidence_format="positions, momenta, forces, cell or energy are not finite",
     )
 
 
-def stress() -> Guard:
+def stress_guard() -> Guard:
     """See that a barostat has a stress; some potentials give none where cell vectors are open."""
 
-    def measure(view: View) -> torch.Tensor:
-        strained = view.systems.modes.flatten(1).any(dim=1)
+    def measure(view: BatchView) -> torch.Tensor:
+        strained = view.systems.strain_modes.flatten(1).any(dim=1)
         return torch.where(strained & view.state.stress.flatten(1).isnan().any(dim=1), torch.inf, 0.0)
 
     return Guard(
         reason="no_stress",
         measure=measure,
-        limit=lambda view: torch.zeros_like(view.thermal),
-        says="its barostat needs a stress and the potential gives none for such a cell; give nvt_langevin",
+        limit=lambda view: torch.zeros_like(view.thermal_energy),
+        evidence_format="its barostat needs a stress and the potential gives none for such a cell; give nvt_langevin",
     )
 
 
-def force(most: float) -> Guard:
+def force_guard(most: float) -> Guard:
     """See that the force on no atom is larger than `most`, eV/Å."""
 
-    def measure(view: View) -> torch.Tensor:
+    def measure(view: BatchView) -> torch.Tensor:
         square = view.state.forces.square().sum(dim=1, keepdim=True)
         return torch.segment_reduce(square, "max", lengths=view.systems.n_atoms, axis=0)[:, 0].sqrt()
 
     return Guard(
         reason="force",
         measure=measure,
-        limit=lambda view: torch.full_like(view.thermal, most),
-        says="a force of {value:.4g} eV/Å (limit {limit:.4g})",
+        limit=lambda view: torch.full_like(view.thermal_energy, most),
+        evidence_format="a force of {value:.4g} eV/Å (limit {limit:.4g})",
     )
 
 
-def temperature(ratio: float) -> Guard:
+def temperature_guard(ratio: float) -> Guard:
     """See that the instantaneous temperature is at most `ratio` times that of the thermostat.
 
     What flows in is judged, and not what was there: kinetic energy that comes from the potential energy of the start,
-    up to `RELEASE`, does not count. Equilibration, in which it flows out to the thermostat, is exempt.
+    up to `RELEASED_ENERGY`, does not count. Equilibration, in which it flows out to the thermostat, is exempt.
 
     Small systems fluctuate: their kinetic energy is chi-square distributed, and the limit is where a sane system comes
-    in one of exp(`RARE`) steps (DOI 10.1214/aos/1015957395, lemma 1) if that is more.
+    in one of exp(`RARITY`) steps (DOI 10.1214/aos/1015957395, lemma 1) if that is more.
     """
 
-    def limit(view: View) -> torch.Tensor:
-        freedom = view.systems.freedom
-        fluctuation = 1 + (2 * torch.sqrt(RARE * freedom) + 2 * RARE) / freedom
-        return view.thermal / constants.KB * fluctuation.clamp(min=ratio)
+    def limit(view: BatchView) -> torch.Tensor:
+        freedom = view.systems.degrees_of_freedom
+        fluctuation = 1 + (2 * torch.sqrt(RARITY * freedom) + 2 * RARITY) / freedom
+        return view.thermal_energy / constants.KB * fluctuation.clamp(min=ratio)
 
     return Guard(
         reason="temperature",
         measure=lambda view: torch.where(view.equilibrating, 0.0, view.unexplained_temperature()),
         limit=limit,
-        says="an instantaneous temperature of {value:.4g} K beyond what its start released (limit {limit:.4g})",
+        evidence_format="an instantaneous temperature of {value:.4g} K beyond what its start released "
+        "(limit {limit:.4g})",
     )
 
 
-def volume(ratio: float) -> Guard:
+def volume_guard(ratio: float) -> Guard:
     """See that the volume is at most `ratio` times the seed's, nor the seed's so many times it."""
 
-    def measure(view: View) -> torch.Tensor:
-        moved = view.systems.modes.flatten(1).any(dim=1)
-        now = determinant(view.state.cell).abs()
+    def measure(view: BatchView) -> torch.Tensor:
+        moved = view.systems.strain_modes.flatten(1).any(dim=1)
+        now = cell_determinant(view.state.cell).abs()
         return torch.where(moved, torch.maximum(now / view.volume, view.volume / now), 1.0)
 
     return Guard(
         reason="volume",
         measure=measure,
-        limit=lambda view: torch.full_like(view.thermal, ratio),
-        says="its volume has changed by a factor of {value:.4g} (limit {limit:.4g})",
+        limit=lambda view: torch.full_like(view.thermal_energy, ratio),
+        evidence_format="its volume has changed by a factor of {value:.4g} (limit {limit:.4g})",
     )
 
 
-def agreement(most: float) -> Guard:
+def committee_guard(most: float) -> Guard:
     """See that the members of a committee agree about all forces to `most`, eV/Å."""
     return Guard(
         reason=CANDIDATE[0],
         # NaN: there is no committee.
         measure=lambda view: view.state.disagreement.nan_to_num(),
-        limit=lambda view: torch.full_like(view.thermal, most),
-        says=CANDIDATE[1],
+        limit=lambda view: torch.full_like(view.thermal_energy, most),
+        evidence_format=CANDIDATE[1],
     )
 
 
-def of_batch(settings: Guards) -> list[Guard]:
+def batch_guards(settings: Guards) -> list[Guard]:
     """Return the guards that look at every step; the first that finds fault names it."""
     guards = [
-        finite(),
-        stress(),
-        force(settings.max_force),
-        temperature(settings.max_temperature_ratio),
-        volume(settings.max_volume_ratio),
+        finite_guard(),
+        stress_guard(),
+        force_guard(settings.max_force),
+        temperature_guard(settings.max_temperature_ratio),
+        volume_guard(settings.max_volume_ratio),
     ]
     # The last one: what is broken is no candidate.
-    return guards if settings.max_disagreement is None else [*guards, agreement(settings.max_disagreement)]
+    return guards if settings.max_disagreement is None else [*guards, committee_guard(settings.max_disagreement)]
 
 
-def check(guards: Sequence[Guard], view: View) -> dict[int, Fault]:
+def find_faults(guards: Sequence[Guard], view: BatchView) -> dict[int, Fault]:
     """Return the systems that went wrong: ``{system: (reason, evidence)}``."""
     values = torch.stack([guard.measure(view) for guard in guards])
     limits = torch.stack([guard.limit(view) for guard in guards])
@@ -210,12 +211,14 @@ def check(guards: Sequence[Guard], view: View) -> dict[int, Fault]:
     faults = {}
     for system in torch.nonzero(broken.any(dim=0)).flatten().tolist():
         first = int(torch.nonzero(broken[:, system])[0])
-        evidence = guards[first].says.format(value=float(values[first, system]), limit=float(limits[first, system]))
+        evidence = guards[first].evidence_format.format(
+            value=float(values[first, system]), limit=float(limits[first, system])
+        )
         faults[system] = (guards[first].reason, evidence)
     return faults
 
 
-def cell_shape(atoms: Atoms, start: Atoms, ratio: float) -> Fault | None:
+def check_cell_shape(atoms: Atoms, start: Atoms, ratio: float) -> Fault | None:
     """Return by how much a cell is stretched or squeezed along one direction, if that is more than `ratio`.
 
     What melts under a barostat of a crystal has nothing that holds its shape, while its volume hardly changes.
@@ -246,12 +249,14 @@ def check_geometry(atoms: Atoms, start: Atoms, settings: Guards) -> Fault | None
     """
     if evidence := geometry.find_overlap(atoms, settings.min_distance):
         return "overlap", evidence
-    if fault := cell_shape(atoms, start, settings.max_volume_ratio):
+    if fault := check_cell_shape(atoms, start, settings.max_volume_ratio):
         return fault
     # What hangs together by bonds does so all the more by longer reaches, which take more time to look at.
-    if settings.evaporation is not None and geometry.count_parts(atoms, min(BOND, settings.evaporation)) > 1:
+    if settings.evaporation is not None and geometry.count_parts(atoms, min(BOND_REACH, settings.evaporation)) > 1:
         now, before = (geometry.label_parts(each, settings.evaporation) for each in (atoms, start))
-        fragment = _fragment(now, geometry.label_parts(start, BOND)) if now.max() > before.max() else None
+        fragment = (
+            _smallest_fragment(now, geometry.label_parts(start, BOND_REACH)) if now.max() > before.max() else None
+        )
         if fragment is not None and len(periodic_directions(start)) < 3:
             formula = atoms[fragment].get_chemical_formula()
             apart = f"farther than {settings.evaporation:g} sums of covalent radii from what it was bonded to"
@@ -259,7 +264,7 @@ def check_geometry(atoms: Atoms, start: Atoms, settings: Guards) -> Fault | None
     return None
 
 
-def _fragment(parts: np.ndarray, molecules: np.ndarray) -> np.ndarray | None:
+def _smallest_fragment(parts: np.ndarray, molecules: np.ndarray) -> np.ndarray | None:
     """Return the atoms of the smallest piece of a molecule that lies in several parts; ``None`` if all are whole."""
     pieces, piece = np.unique(np.stack([molecules, parts], axis=1), axis=0, return_inverse=True)
     owner, n_pieces = np.unique(pieces[:, 0], return_counts=True)

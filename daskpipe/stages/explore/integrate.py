@@ -1,7 +1,7 @@
 """One step of molecular dynamics for a batch whose systems differ in ensemble, temperature and pressure.
 
 The step is the splitting BAOAB of Leimkuhler and Matthews (DOI 10.1098/rspa.2016.0138): half a kick, half a drift,
-the bath, half a drift, half a kick. All thermostats act in the middle (DOI 10.1063/1.5124010); without one it is
+the coupling, half a drift, half a kick. All thermostats act in the middle (DOI 10.1063/1.5124010); without one it is
 velocity Verlet. The barostat, stochastic cell rescaling, acts beside them, so that the forces are those of the cell
 that the step ends in.
 
@@ -21,12 +21,12 @@ from torch_sim.integrators.md import NoseHooverChain, construct_nose_hoover_chai
 
 from daskpipe.potentials.batches import sum_segments
 
-CHAIN = 3
+CHAIN_LENGTH = 3
 """Thermostats of a Nosé-Hoover chain."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Configuration:
+class BatchState:
     """Positions, momenta and what the model gives for them: float64, Å, eV, amu and the units that follow from them."""
 
     positions: torch.Tensor
@@ -48,11 +48,11 @@ class Configuration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class State(Configuration):
+class DynamicsState(BatchState):
     """What changes from step to step of molecular dynamics."""
 
     chain: torch.Tensor
-    """Positions and momenta of the Nosé-Hoover chain, shape (system, 2, `CHAIN`)."""
+    """Positions and momenta of the Nosé-Hoover chain, shape (system, 2, `CHAIN_LENGTH`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +65,16 @@ class Systems:
     """System of each atom, shape (atom,)."""
     n_atoms: torch.Tensor
     """Shape (system,)."""
-    freedom: torch.Tensor
-    """Degrees of freedom, shape (system,): 3N - 3, for no thermostat moves the centre of mass; 3 of a lonely atom; with
-    fixed atoms see `daskpipe.stages.explore.fixed_atoms`."""
+    degrees_of_freedom: torch.Tensor
+    """Shape (system,): 3N - 3, since no thermostat moves the centre of mass; 3 for a single atom. With fixed atoms see
+    `daskpipe.stages.explore.fixed_atoms`."""
     langevin: torch.Tensor
     """Which systems have a Langevin thermostat, bool, shape (system,)."""
     nose_hoover: torch.Tensor
     """Which have a Nosé-Hoover chain, bool, shape (system,)."""
     rescale: torch.Tensor
     """Which have their velocities rescaled at random, bool, shape (system,)."""
-    modes: torch.Tensor
+    strain_modes: torch.Tensor
     """Strains that the barostat of each system may make, shape (system, 6, 3, 3); see `ensembles.strain_modes`."""
     has_chain: bool
     """Whether any system has a chain."""
@@ -87,23 +87,23 @@ class Systems:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bath:
+class Coupling:
     """Temperatures, pressures and random numbers of one step."""
 
-    thermal: torch.Tensor
+    thermal_energy: torch.Tensor
     """kT, shape (system,)."""
-    kick: torch.Tensor
+    langevin_momenta: torch.Tensor
     """Momenta that the Langevin thermostat gives, shape (atom, 3); zero where atoms are fixed."""
-    rescaling: torch.Tensor
+    rescaling_numbers: torch.Tensor
     """A normal number and a sum of 3N - 4 squares of such, shape (system, 2)."""
     pressure: torch.Tensor
     """Shape (system,)."""
-    strain: torch.Tensor
+    strain_numbers: torch.Tensor
     """Normal numbers of the barostat, shape (system, 6)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class CouplingRates:
     """Time steps and the paces of the baths."""
 
     dt: torch.Tensor
@@ -112,7 +112,7 @@ class Pace:
     """exp(-friction dt), shape (system,)."""
     thermostat_time: float
     """Of rescaling and of the chain."""
-    barostat: float
+    barostat_rate: float
     """Compressibility over relaxation time."""
 
 
@@ -120,7 +120,9 @@ type Evaluate = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
 """From positions and cells to energy, forces, stress and disagreement."""
 
 
-def step(state: State, systems: Systems, bath: Bath, pace: Pace, evaluate: Evaluate) -> State:
+def baoab_step(
+    state: DynamicsState, systems: Systems, coupling: Coupling, rates: CouplingRates, evaluate: Evaluate
+) -> DynamicsState:
     """Go one step; nothing is changed in place, so that a step that fails can be made again.
 
     Parameters
@@ -129,70 +131,76 @@ def step(state: State, systems: Systems, bath: Bath, pace: Pace, evaluate: Evalu
         Before the step.
     systems
         The members of the batch.
-    bath
+    coupling
         What acts on them in this step.
-    pace
+    rates
         Time step and paces.
     evaluate
         The model. It is called once.
 
     Returns
     -------
-    State
+    DynamicsState
         After the step.
     """
-    half = (pace.dt / 2)[systems.system, None]
-    momenta = state.momenta + half * acting(state.forces, systems)
+    half = (rates.dt / 2)[systems.system, None]
+    momenta = state.momenta + half * forces_on_free(state.forces, systems)
     positions = state.positions + half * momenta / systems.masses
     cell, chain = state.cell, state.chain
-    scale = torch.where(systems.langevin, pace.damping, 1.0)
+    scale = torch.where(systems.langevin, rates.damping, 1.0)
     if systems.has_chain or systems.has_rescale:
         kinetic = kinetic_energy(momenta, systems)
         if systems.has_rescale:
-            scale = torch.where(systems.rescale, rescaling(kinetic, bath, pace), scale)
+            scale = torch.where(systems.rescale, rescaling_factor(kinetic, coupling, rates), scale)
         if systems.has_chain:
-            chain_scale, moved = nose_hoover(kinetic, chain, systems.freedom, bath.thermal, pace)
+            chain_scale, moved = nose_hoover_factor(
+                kinetic, chain, systems.degrees_of_freedom, coupling.thermal_energy, rates
+            )
             chain = torch.where(systems.nose_hoover[:, None, None], moved, chain)
             scale = torch.where(systems.nose_hoover, chain_scale, scale)
-    momenta = scale[systems.system, None] * momenta + bath.kick
+    momenta = scale[systems.system, None] * momenta + coupling.langevin_momenta
     if systems.has_barostat:
-        strain = cell_strain(state, momenta, systems, bath, pace)
-        stretch, shrink = exponential(strain), exponential(-strain)
-        cell = matmul(cell, stretch)
-        positions = apply(stretch, positions, systems.system)
-        momenta = apply(shrink, momenta, systems.system)
+        strain = cell_strain(state, momenta, systems, coupling, rates)
+        stretch, shrink = matrix_exponential(strain), matrix_exponential(-strain)
+        cell = multiply_matrices(cell, stretch)
+        positions = transform_vectors(stretch, positions, systems.system)
+        momenta = transform_vectors(shrink, momenta, systems.system)
     positions = positions + half * momenta / systems.masses
     found = evaluate(positions, cell)
-    momenta = momenta + half * acting(found["forces"], systems)
+    momenta = momenta + half * forces_on_free(found["forces"], systems)
     return replace(state, positions=positions, momenta=momenta, cell=cell, chain=chain, **found)
 
 
-def acting(forces: torch.Tensor, systems: Systems) -> torch.Tensor:
+def forces_on_free(forces: torch.Tensor, systems: Systems) -> torch.Tensor:
     """Return the forces that move something: none on what is fixed."""
     return forces if systems.free is None else forces * systems.free
 
 
-def rescaling(kinetic: torch.Tensor, bath: Bath, pace: Pace) -> torch.Tensor:
+def rescaling_factor(kinetic: torch.Tensor, coupling: Coupling, rates: CouplingRates) -> torch.Tensor:
     """Factor of the momenta in stochastic velocity rescaling. Source: DOI 10.1063/1.2408420, equation A7.
 
     Parameters
     ----------
     kinetic
         Kinetic energy, shape (system,).
-    bath, pace
-        As in `step`.
+    coupling, rates
+        As in `baoab_step`.
     """
-    keep = torch.exp(-pace.dt / pace.thermostat_time)
-    quantum = 0.5 * bath.thermal * (1 - keep)
-    normal, squares = bath.rescaling[:, 0], bath.rescaling[:, 1]
+    keep = torch.exp(-rates.dt / rates.thermostat_time)
+    quantum = 0.5 * coupling.thermal_energy * (1 - keep)
+    normal, squares = coupling.rescaling_numbers[:, 0], coupling.rescaling_numbers[:, 1]
     root = torch.sqrt(keep * kinetic)
     added = normal * torch.sqrt(quantum)
     wanted = (root + added) * (root + added) + quantum * squares
     return torch.where(root + added < 0, -1.0, 1.0) * torch.sqrt(wanted / kinetic)
 
 
-def nose_hoover(
-    kinetic: torch.Tensor, chain: torch.Tensor, freedom: torch.Tensor, thermal: torch.Tensor, pace: Pace
+def nose_hoover_factor(
+    kinetic: torch.Tensor,
+    chain: torch.Tensor,
+    degrees_of_freedom: torch.Tensor,
+    thermal: torch.Tensor,
+    rates: CouplingRates,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Factor of the momenta, and the chain, after one step of torch-sim's Nosé-Hoover chain.
 
@@ -200,22 +208,24 @@ def nose_hoover(
     ----------
     kinetic
         Kinetic energy, shape (system,).
-    chain, freedom, thermal, pace
-        As in `step`.
+    chain, degrees_of_freedom, thermal, rates
+        As in `baoab_step`.
     """
     # torch-sim's chains have one time step for all systems, and go half of it. In units of its own each has 1.
-    dt = pace.dt[:, None]
+    dt = rates.dt[:, None]
     functions = construct_nose_hoover_chain(
-        dt=2.0, chain_length=CHAIN, chain_steps=1, sy_steps=3, tau=pace.thermostat_time / pace.dt
+        dt=2.0, chain_length=CHAIN_LENGTH, chain_steps=1, sy_steps=3, tau=rates.thermostat_time / rates.dt
     )
-    start = functions.initialize(freedom, kinetic, thermal)
-    start = NoseHooverChain(chain[:, 0], chain[:, 1] / dt, start.masses, start.tau, kinetic, freedom)
+    start = functions.initialize(degrees_of_freedom, kinetic, thermal)
+    start = NoseHooverChain(chain[:, 0], chain[:, 1] / dt, start.masses, start.tau, kinetic, degrees_of_freedom)
     one = torch.ones_like(kinetic)[:, None]
     scale, end = functions.half_step(one, start, thermal, torch.arange(len(kinetic), device=kinetic.device))
     return scale[:, 0], torch.stack([end.positions, end.momenta * dt], dim=1)
 
 
-def cell_strain(state: State, momenta: torch.Tensor, systems: Systems, bath: Bath, pace: Pace) -> torch.Tensor:
+def cell_strain(
+    state: DynamicsState, momenta: torch.Tensor, systems: Systems, coupling: Coupling, rates: CouplingRates
+) -> torch.Tensor:
     """Logarithmic strain of the cells in one step of stochastic cell rescaling, shape (system, 3, 3).
 
     Isotropic: DOI 10.1063/5.0020514; anisotropic: DOI 10.3390/app12031139. In logarithmic strain there is no term
@@ -230,33 +240,35 @@ def cell_strain(state: State, momenta: torch.Tensor, systems: Systems, bath: Bat
         Stress and cells before the step.
     momenta
         In its middle.
-    systems, bath, pace
-        As in `step`.
+    systems, coupling, rates
+        As in `baoab_step`.
     """
-    volume = determinant(state.cell).abs()
-    inner = torch.stack([per_system(momenta * momenta[:, i : i + 1] / systems.masses, systems) for i in range(3)], 1)
+    volume = cell_determinant(state.cell).abs()
+    inner = torch.stack(
+        [sum_per_system(momenta * momenta[:, i : i + 1] / systems.masses, systems) for i in range(3)], 1
+    )
     # The centre of mass rests, and so its share kT of the ideal gas is added.
-    share = torch.where(systems.n_atoms > 1, bath.thermal, 0.0) / volume - bath.pressure
+    share = torch.where(systems.n_atoms > 1, coupling.thermal_energy, 0.0) / volume - coupling.pressure
     excess = inner / volume[:, None, None] - state.stress + share[:, None, None] * torch.eye(3).to(inner)
-    width = torch.sqrt(2 * pace.barostat * pace.dt / 3 * bath.thermal / volume)
+    width = torch.sqrt(2 * rates.barostat_rate * rates.dt / 3 * coupling.thermal_energy / volume)
     strain = torch.zeros_like(state.cell)
-    for number in range(systems.modes.shape[1]):
-        mode = systems.modes[:, number]
+    for number in range(systems.strain_modes.shape[1]):
+        mode = systems.strain_modes[:, number]
         # No mode, no push: the stress of a structure that is not periodic is NaN.
         push = torch.where(mode != 0, mode * excess, 0.0).flatten(1)
-        push = pace.barostat * pace.dt / 3 * ordered_sum(push)
-        strain = strain + (push + width * bath.strain[:, number])[:, None, None] * mode
-    return torch.where(systems.modes.flatten(1).any(dim=1)[:, None, None], strain, 0.0)
+        push = rates.barostat_rate * rates.dt / 3 * ordered_sum(push)
+        strain = strain + (push + width * coupling.strain_numbers[:, number])[:, None, None] * mode
+    return torch.where(systems.strain_modes.flatten(1).any(dim=1)[:, None, None], strain, 0.0)
 
 
-def per_system(values: torch.Tensor, systems: Systems) -> torch.Tensor:
+def sum_per_system(values: torch.Tensor, systems: Systems) -> torch.Tensor:
     """Sum rows of atoms, shape (atom, n), over each system, in their order."""
     return sum_segments(values, systems.n_atoms)
 
 
 def kinetic_energy(momenta: torch.Tensor, systems: Systems) -> torch.Tensor:
     """Return the kinetic energy of each system, shape (system,)."""
-    return 0.5 * per_system(momenta * momenta / systems.masses, systems).sum(dim=1)
+    return 0.5 * sum_per_system(momenta * momenta / systems.masses, systems).sum(dim=1)
 
 
 def ordered_sum(values: torch.Tensor) -> torch.Tensor:
@@ -267,28 +279,28 @@ def ordered_sum(values: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def apply(matrices: torch.Tensor, vectors: torch.Tensor, system: torch.Tensor) -> torch.Tensor:
+def transform_vectors(matrices: torch.Tensor, vectors: torch.Tensor, system: torch.Tensor) -> torch.Tensor:
     """Multiply each atom's vector by the matrix of its system."""
     columns = [matrices[:, :, i][system] * vectors[:, i : i + 1] for i in range(3)]
     return columns[0] + columns[1] + columns[2]
 
 
-def matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def multiply_matrices(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Product of 3 x 3 matrices."""
     terms = [left[:, :, i : i + 1] * right[:, i : i + 1, :] for i in range(3)]
     return terms[0] + terms[1] + terms[2]
 
 
-def exponential(matrices: torch.Tensor) -> torch.Tensor:
+def matrix_exponential(matrices: torch.Tensor) -> torch.Tensor:
     """Exponential of small 3 x 3 matrices: five terms are exact to rounding below a strain of a percent."""
     term = total = torch.eye(3).to(matrices).expand_as(matrices)
     for order in range(1, 6):
-        term = matmul(term, matrices) / order
+        term = multiply_matrices(term, matrices) / order
         total = total + term
     return total
 
 
-def determinant(cell: torch.Tensor) -> torch.Tensor:
+def cell_determinant(cell: torch.Tensor) -> torch.Tensor:
     """Return the determinants of 3 x 3 matrices, shape (system,)."""
     a, b, c = cell[:, 0], cell[:, 1], cell[:, 2]
     cross = b[:, [1, 2, 0]] * c[:, [2, 0, 1]] - b[:, [2, 0, 1]] * c[:, [1, 2, 0]]

@@ -9,17 +9,17 @@ import numpy as np
 import torch
 
 from daskpipe.core import constants
-from daskpipe.stages.explore.batch import Batch, evaluator, split
+from daskpipe.stages.explore.batch import Batch, make_evaluator, split_systems
 from daskpipe.stages.explore.capacity import is_out_of_memory
-from daskpipe.stages.explore.moves import SegmentResult, Swaps, Trial, redraw, segment, swaps_allowed
+from daskpipe.stages.explore.moves import SegmentResult, Swaps, Trial, redraw_momentum, swaps_allowed, trial_segment
 from daskpipe.stages.explore.oxidation import oxidation_states
 from daskpipe.stages.explore.random_numbers import Purpose
 from daskpipe.stages.explore.settings import MonteCarlo
-from daskpipe.stages.explore.trajectory import Moves, Walker
+from daskpipe.stages.explore.trajectory import PossibleMoves, Trajectory
 from daskpipe.stages.explore.vacancies import hop_sites, like_distances
 
 
-def trial_moves(batch: Batch, due: Sequence[int], settings: MonteCarlo) -> None:
+def run_trial_moves(batch: Batch, due: Sequence[int], settings: MonteCarlo) -> None:
     """Make one segment of trial moves with each of some systems.
 
     The cells stay as they are. Atoms that have moved get new velocities.
@@ -33,53 +33,56 @@ def trial_moves(batch: Batch, due: Sequence[int], settings: MonteCarlo) -> None:
     settings
         Which moves, and how many.
     """
-    batch.export()
-    walkers = {system: batch.walkers[system] for system in due}
-    streams = {system: walker.noise.at(Purpose.MOVES, walker.step) for system, walker in walkers.items()}
-    results = _decide(batch, {system: _segment(batch, system, settings, streams[system]) for system in due})
+    batch.export_states()
+    trajectories = {system: batch.trajectories[system] for system in due}
+    streams = {
+        system: trajectory.random_numbers.stream_at(Purpose.MOVES, trajectory.step)
+        for system, trajectory in trajectories.items()
+    }
+    results = _run_segments(batch, {system: _start_segment(batch, system, settings, streams[system]) for system in due})
     moved = [system for system in due if len(results[system].moved)]
-    found = _evaluate(batch, {system: results[system].positions for system in moved}) if moved else []
+    found = _evaluate_positions(batch, {system: results[system].positions for system in moved}) if moved else []
     # Nothing is changed before this line: where memory has run out the segment is made again.
     for system, row in zip(moved, found, strict=True):
-        walker = walkers[system]
-        assert walker.state is not None
-        momenta = walker.state["momenta"]
-        temperature = walker.temperature(batch.dynamics, walker.step)
+        trajectory = trajectories[system]
+        assert trajectory.state is not None
+        momenta = trajectory.state["momenta"]
+        temperature = trajectory.temperature_at(batch.dynamics, trajectory.step)
         for atom in results[system].moved.tolist():
             normal = streams[system].standard_normal(3)
-            drawn = redraw(momenta, walker.masses, atom, normal, temperature)
-            rests = walker.free.all(axis=0)
+            drawn = redraw_momentum(momenta, trajectory.masses, atom, normal, temperature)
+            rests = trajectory.free.all(axis=0)
             if not rests.all():
                 # Along axes on which something is fixed no other atom makes up for the momentum of this one.
                 drawn[:, ~rests] = momenta[:, ~rests]
-                drawn[atom, ~rests] = (np.sqrt(constants.KB * temperature * walker.masses[atom]) * normal)[~rests]
+                drawn[atom, ~rests] = (np.sqrt(constants.KB * temperature * trajectory.masses[atom]) * normal)[~rests]
             momenta = drawn
-        walker.state |= {**row, "positions": results[system].positions, "momenta": momenta}
+        trajectory.state |= {**row, "positions": results[system].positions, "momenta": momenta}
     if moved:
-        batch.load()
-    for system, walker in walkers.items():
-        walker.moved_at = walker.step
+        batch.load_states()
+    for system, trajectory in trajectories.items():
+        trajectory.moved_at = trajectory.step
         for kind in ("swaps", "hops"):
             for what, count in asdict(getattr(results[system], kind)).items():
                 name = f"{kind}_{what}"
-                walker.tallies[name] = walker.tallies.get(name, 0) + count
+                trajectory.tallies[name] = trajectory.tallies.get(name, 0) + count
 
 
-def _segment(
+def _start_segment(
     batch: Batch, system: int, settings: MonteCarlo, rng: np.random.Generator
 ) -> Generator[Trial, float, SegmentResult]:
-    walker = batch.walkers[system]
-    assert walker.state is not None
-    if walker.moves is None:
-        walker.moves = _moves(walker, settings)
-    swaps, sites, length = walker.moves
-    return segment(
-        walker.state["positions"],
-        float(walker.state["energy"]),
-        numbers=walker.seed.numbers,
-        cell=walker.state["cell"],
-        pbc=walker.seed.pbc,
-        temperature=walker.temperature(batch.dynamics, walker.step),
+    trajectory = batch.trajectories[system]
+    assert trajectory.state is not None
+    if trajectory.moves is None:
+        trajectory.moves = _find_possible_moves(trajectory, settings)
+    swaps, sites, length = trajectory.moves
+    return trial_segment(
+        trajectory.state["positions"],
+        float(trajectory.state["energy"]),
+        numbers=trajectory.seed.numbers,
+        cell=trajectory.state["cell"],
+        pbc=trajectory.seed.pbc,
+        temperature=trajectory.temperature_at(batch.dynamics, trajectory.step),
         swaps=swaps,
         n_swaps=settings.swaps,
         n_hops=settings.hops,
@@ -87,24 +90,26 @@ def _segment(
         min_distance=settings.min_distance,
         rng=rng,
         sites=sites,
-        movable=np.flatnonzero(walker.free.all(axis=1)),
+        movable=np.flatnonzero(trajectory.free.all(axis=1)),
     )
 
 
-def _moves(walker: Walker, settings: MonteCarlo) -> Moves:
-    movable = walker.free.all(axis=1)
+def _find_possible_moves(trajectory: Trajectory, settings: MonteCarlo) -> PossibleMoves:
+    movable = trajectory.free.all(axis=1)
     if not movable.any():
         nothing = np.zeros(0, dtype=np.int64)
         return Swaps(order=nothing, begin=nothing, end=nothing, n_species=0), None, np.zeros(len(movable))
-    states = oxidation_states(walker.seed, settings.oxidation_states)
-    swaps = swaps_allowed(walker.seed.numbers[movable], states[movable], settings.charge_tolerance)
+    states = oxidation_states(trajectory.seed, settings.oxidation_states)
+    swaps = swaps_allowed(trajectory.seed.numbers[movable], states[movable], settings.charge_tolerance)
     if not settings.hops:
         return swaps, None, np.zeros(len(states))
-    length = like_distances(walker.start, states, settings.charge_tolerance)
-    return swaps, hop_sites(walker.start, length, movable), length
+    length = like_distances(trajectory.start_atoms, states, settings.charge_tolerance)
+    return swaps, hop_sites(trajectory.start_atoms, length, movable), length
 
 
-def _decide(batch: Batch, segments: dict[int, Generator[Trial, float, SegmentResult]]) -> dict[int, SegmentResult]:
+def _run_segments(
+    batch: Batch, segments: dict[int, Generator[Trial, float, SegmentResult]]
+) -> dict[int, SegmentResult]:
     """Run coroutines to their ends, with one evaluation for a trial of each."""
     results: dict[int, SegmentResult] = {}
     answers: dict[int, float | None] = dict.fromkeys(segments)
@@ -116,12 +121,14 @@ def _decide(batch: Batch, segments: dict[int, Generator[Trial, float, SegmentRes
                 trials[system] = segments[system].send(energy)  # type: ignore[arg-type]
             except StopIteration as end:
                 results[system] = end.value
-        found = _evaluate(batch, {system: trial.positions for system, trial in trials.items()}) if trials else []
+        found = (
+            _evaluate_positions(batch, {system: trial.positions for system, trial in trials.items()}) if trials else []
+        )
         answers = {system: float(row["energy"]) for system, row in zip(trials, found, strict=True)}
     return results
 
 
-def _evaluate(batch: Batch, positions: dict[int, np.ndarray]) -> list[dict[str, np.ndarray]]:
+def _evaluate_positions(batch: Batch, positions: dict[int, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """Evaluate some systems of a batch with other positions, in parts if the device cannot hold them all."""
     try:
         return _evaluate_at_once(batch, positions)
@@ -130,11 +137,13 @@ def _evaluate(batch: Batch, positions: dict[int, np.ndarray]) -> list[dict[str, 
             raise
     half = len(positions) // 2
     parts = (dict(list(positions.items())[:half]), dict(list(positions.items())[half:]))
-    return [row for part in parts for row in _evaluate(batch, part)]
+    return [row for part in parts for row in _evaluate_positions(batch, part)]
 
 
 def _evaluate_at_once(batch: Batch, positions: dict[int, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    walkers = [batch.walkers[system] for system in positions]
+    trajectories = [batch.trajectories[system] for system in positions]
     cells = batch.state.cell[list(positions)]
     places = torch.as_tensor(np.concatenate(list(positions.values())), device=batch.model.device)
-    return split(evaluator(walkers, batch.model)(places, cells), [len(walker.seed) for walker in walkers])
+    return split_systems(
+        make_evaluator(trajectories, batch.model)(places, cells), [len(trajectory.seed) for trajectory in trajectories]
+    )

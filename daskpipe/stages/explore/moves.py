@@ -50,7 +50,7 @@ class Swaps:
         """Number of unordered pairs."""
         return int(self.end[-1]) // 2 if self.end.size else 0
 
-    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
+    def draw_pairs(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """Return `n` pairs of atoms, each drawn uniformly from all pairs, shape (n, 2).
 
         Atoms keep species and state when they trade places, so the pairs are the same before and after a swap: a swap
@@ -113,7 +113,7 @@ class Trial:
 
 
 @dataclass
-class Counts:
+class TrialCounts:
     """What became of the trials of one kind: `overlapping` and `blocked` ones cost no energy, others that failed did.
 
     A hop is blocked where no vacant site is in reach, or where the atom would not belong to the site it hops to.
@@ -138,17 +138,17 @@ class SegmentResult:
     moved
         Atoms of the accepted trials, sorted, each once.
     swaps, hops
-        Counts of the trials.
+        TrialCounts of the trials.
     """
 
     positions: np.ndarray
     energy: float
     moved: np.ndarray
-    swaps: Counts
-    hops: Counts
+    swaps: TrialCounts
+    hops: TrialCounts
 
 
-def segment(
+def trial_segment(
     positions: np.ndarray,
     energy: float,
     *,
@@ -220,7 +220,7 @@ def segment(
     movable = np.arange(len(positions)) if movable is None else movable
     n_swaps = n_swaps if len(movable) and swaps.n_pairs else 0
     n_hops = n_hops if len(movable) else 0
-    pairs = movable[swaps.draw(rng, n_swaps)] if n_swaps else np.zeros((0, 2), dtype=np.int64)
+    pairs = movable[swaps.draw_pairs(rng, n_swaps)] if n_swaps else np.zeros((0, 2), dtype=np.int64)
     hoppers = movable[rng.integers(len(movable), size=n_hops)] if n_hops else np.zeros(0, dtype=np.int64)
     directions = rng.standard_normal((n_hops, 3))
     lengths = np.broadcast_to(hop_length, len(positions))[hoppers] * rng.uniform(*HOP_RANGE, size=n_hops)
@@ -229,10 +229,10 @@ def segment(
     # u < exp(-x) for uniform u is x < e for exponential e: no overflow, and NaN compares false.
     allowance = constants.KB * temperature * rng.standard_exponential(n_swaps + n_hops)
 
-    distances = _Distances(numbers, cell, pbc, min_distance)
+    distances = _OverlapCheck(numbers, cell, pbc, min_distance)
     here = np.array(positions, dtype=float)
     moved: set[int] = set()
-    swapped, hopped = Counts(), Counts()
+    swapped, hopped = TrialCounts(), TrialCounts()
     for number, allowed in enumerate(allowance.tolist()):
         counts = swapped if number < n_swaps else hopped
         if number < n_swaps:
@@ -250,7 +250,7 @@ def segment(
             atoms = hoppers[number - n_swaps, None]
             places = here[atoms] + hops[number - n_swaps]
         counts.tried += 1
-        if distances.overlap(here, atoms, places):
+        if distances.has_overlap(here, atoms, places):
             counts.overlapping += 1
             continue
         there = here.copy()
@@ -267,21 +267,21 @@ def _vacancy_hop(
     positions: np.ndarray, cell: np.ndarray, sites: HopSites, choice: float
 ) -> tuple[np.ndarray, np.ndarray, float] | None:
     """Draw a hop to a vacant site: the atom, its place, and the number of possible hops before over that after."""
-    before = sites.of(positions, cell)
-    hoppers, pairs = sites.possible(before)
+    before = sites.assign_sites(positions, cell)
+    hoppers, pairs = sites.possible_hops(before)
     if not len(pairs):
         return None
     chosen = int(choice * len(pairs))
     atom, pair = hoppers[chosen], pairs[chosen]
-    place = positions[atom] + sites.step(pair, cell)
+    place = positions[atom] + sites.hop_vector(pair, cell)
     after = before.copy()
-    after[atom] = sites.of(place[None], cell)[0]
+    after[atom] = sites.assign_sites(place[None], cell)[0]
     if after[atom] != sites.second[pair]:
         return None
-    return np.array([atom]), place[None], len(pairs) / len(sites.possible(after)[1])
+    return np.array([atom]), place[None], len(pairs) / len(sites.possible_hops(after)[1])
 
 
-class _Distances:
+class _OverlapCheck:
     """Whether atoms in new places come too close to the others."""
 
     def __init__(self, numbers: np.ndarray, cell: np.ndarray, pbc: np.ndarray, min_distance: float) -> None:
@@ -300,7 +300,7 @@ class _Distances:
         shifts = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in most), indexing="ij"), axis=-1).reshape(-1, 3)
         self.images = shifts @ self.cell
 
-    def overlap(self, positions: np.ndarray, atoms: np.ndarray, places: np.ndarray) -> bool:
+    def has_overlap(self, positions: np.ndarray, atoms: np.ndarray, places: np.ndarray) -> bool:
         """Whether `atoms` in `places` overlap others; two that trade places keep their distances to one another."""
         for atom, place in zip(atoms.tolist(), places, strict=True):
             scaled = (positions - place) @ self.inverse
@@ -318,7 +318,9 @@ class _Distances:
         return False
 
 
-def redraw(momenta: np.ndarray, masses: np.ndarray, atom: int, normal: np.ndarray, temperature: float) -> np.ndarray:
+def redraw_momentum(
+    momenta: np.ndarray, masses: np.ndarray, atom: int, normal: np.ndarray, temperature: float
+) -> np.ndarray:
     """Return momenta with that of one atom, relative to all others, drawn anew from Maxwell and Boltzmann.
 
     The atom and the rest are two bodies: their relative momentum, of reduced mass mu = m (M - m) / M, is drawn with

@@ -49,12 +49,12 @@ def oxidation_states(atoms: Atoms, given: Mapping[str, float]) -> np.ndarray:
         return np.array(charges, dtype=float)
     numbers, species, counts = np.unique(atoms.numbers, return_inverse=True, return_counts=True)
     if given:
-        return _given(atoms, given)
-    states = guess(tuple(numbers.tolist()), tuple(counts.tolist()), total_charge(atoms))
+        return _look_up_states(atoms, given)
+    states = guess_states(tuple(numbers.tolist()), tuple(counts.tolist()), total_charge(atoms))
     return np.array(states)[species]
 
 
-def _given(atoms: Atoms, given: Mapping[str, float]) -> np.ndarray:
+def _look_up_states(atoms: Atoms, given: Mapping[str, float]) -> np.ndarray:
     if missing := sorted(set(atoms.symbols) - given.keys()):
         raise ValueError(
             f"oxidation states are given for {', '.join(given)} and not for {', '.join(missing)}; "
@@ -64,7 +64,7 @@ def _given(atoms: Atoms, given: Mapping[str, float]) -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
-def guess(numbers: tuple[int, ...], counts: tuple[int, ...], total: int = 0) -> tuple[float, ...]:
+def guess_states(numbers: tuple[int, ...], counts: tuple[int, ...], total: int = 0) -> tuple[float, ...]:
     """Return the likeliest mean oxidation state of each element of a composition.
 
     Of all ways to share out an element's common states over its atoms, the one whose charges add up to `total` and

@@ -30,7 +30,7 @@ class Purpose(IntEnum):
 type Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 
-class Noise:
+class RandomNumbers:
     """Source of random numbers of one trajectory.
 
     Parameters
@@ -43,11 +43,11 @@ class Noise:
         self.key = key
         self._blocks: dict[Purpose, tuple[int, np.ndarray]] = {}
 
-    def at(self, purpose: Purpose, step: int) -> np.random.Generator:
+    def stream_at(self, purpose: Purpose, step: int) -> np.random.Generator:
         """Return the stream of one step, for what is drawn once in a while."""
         return seeds.stream_at(self.key, purpose, step)
 
-    def steps(self, purpose: Purpose, step: int, n_steps: int, draw: Draw) -> np.ndarray:
+    def draw_steps(self, purpose: Purpose, step: int, n_steps: int, draw: Draw) -> np.ndarray:
         """Return the numbers of the steps after `step`.
 
         Parameters
@@ -65,7 +65,7 @@ class Noise:
         parts = []
         for number in range(step // BLOCK, (step + n_steps - 1) // BLOCK + 1):
             if self._blocks.get(purpose, (-1,))[0] != number:
-                self._blocks[purpose] = (number, draw(self.at(purpose, number), BLOCK))
+                self._blocks[purpose] = (number, draw(self.stream_at(purpose, number), BLOCK))
             first = number * BLOCK
             parts.append(self._blocks[purpose][1][max(step - first, 0) : step + n_steps - first])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -14,12 +14,12 @@ from daskpipe.core.connectivity import periodic_directions
 from daskpipe.stages.explore import settings as explore_settings
 from daskpipe.stages.explore.batch import Batch
 from daskpipe.stages.explore.ensembles import strain_modes
-from daskpipe.stages.explore.fire import DT_START, SLOWER, FireState, fire_step, largest_force, residual
+from daskpipe.stages.explore.fire import DT_START, SLOWER, FireState, fire_step, largest_force, largest_residual
 from daskpipe.stages.explore.fixed_atoms import free_components
-from daskpipe.stages.explore.guards import FINISHED, Fault, Guard, force
-from daskpipe.stages.explore.integrate import Configuration
+from daskpipe.stages.explore.guards import FINISHED, Fault, Guard, force_guard
+from daskpipe.stages.explore.integrate import BatchState
 from daskpipe.stages.explore.settings import Dynamics, Exploration
-from daskpipe.stages.explore.trajectory import Walker
+from daskpipe.stages.explore.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 ENSEMBLE = "relaxation"
 """Stands in place of the ensemble with the frames of a relaxation."""
 
-EXEMPT = ("force", "temperature")
+EXEMPT_GUARDS = ("force", "temperature")
 """Guards that do not end a relaxation: large forces are what it is for, and a temperature it has none."""
 
 
 @dataclass(kw_only=True, eq=False)
-class Relaxation(Walker):
+class RelaxationTrajectory(Trajectory):
     """The relaxation of one seed.
 
     Parameters
     ----------
     cell
-        Strains in which the cell relaxes; ``fixed`` for none. See `strains`.
+        Strains in which the cell relaxes; ``fixed`` for none. See `choose_cell_strains`.
     """
 
     cell: str = "fixed"
@@ -66,31 +66,31 @@ class Relaxation(Walker):
         return False
 
     @property
-    def modes(self) -> np.ndarray:
+    def strain_modes(self) -> np.ndarray:
         """Strains in which its cell relaxes, shape (6, 3, 3)."""
         return strain_modes(f"npt_{self.cell}" if self.has_barostat else "nve", self.seed)
 
-    def temperature(self, dynamics: Dynamics, step: int) -> float:
+    def temperature_at(self, dynamics: Dynamics, step: int) -> float:
         """Return NaN: there is no thermostat."""
         return np.nan
 
-    def pressure(self, dynamics: Dynamics, step: int) -> float:
+    def pressure_at(self, dynamics: Dynamics, step: int) -> float:
         """Pressure on its cell, GPa; NaN if the cell is fixed."""
-        return super().pressure(dynamics, 0)
+        return super().pressure_at(dynamics, 0)
 
     def n_steps(self, settings: Exploration) -> int:
         """Most steps."""
-        return _relax(settings).steps
+        return _relax_settings(settings).steps
 
     def steps_to_frame(self, settings: Exploration) -> int:
         """Count the steps to its next frame."""
-        relax = _relax(settings)
+        relax = _relax_settings(settings)
         left = max(1, relax.steps - self.step)
         return left if relax.stride is None else min(left, relax.stride - self.step % relax.stride)
 
-    def is_due(self, settings: Exploration) -> bool:
+    def is_frame_due(self, settings: Exploration) -> bool:
         """Whether a frame is due at this step, besides the last one."""
-        stride = _relax(settings).stride
+        stride = _relax_settings(settings).stride
         return stride is not None and self.step > 0 and self.step % stride == 0
 
     @property
@@ -99,10 +99,10 @@ class Relaxation(Walker):
         return bool(self.frames) and self.frames[-1].candidate
 
     @property
-    def result(self) -> Atoms:
+    def relaxed_atoms(self) -> Atoms:
         """Geometry that it has reached; its seed before the first step.
 
-        It is built once for each state: each frame of the trajectories that start from it looks at it.
+        It is built once for each state: every frame of the trajectories that start from it reads it.
         """
         if self.state is None:
             return self.seed
@@ -115,9 +115,9 @@ class Relaxation(Walker):
             self._reached = positions, atoms
         return self._reached[1]
 
-    def stop(self, reason: str, evidence: str, crashed: Atoms, on_stop: str) -> None:
+    def stop_attempt(self, reason: str, evidence: str, crashed: Atoms, on_stop: str) -> None:
         """End it: a second try would go the same way."""
-        super().stop(reason, evidence, crashed, "keep" if on_stop == "retry" else on_stop)
+        super().stop_attempt(reason, evidence, crashed, "keep" if on_stop == "retry" else on_stop)
 
 
 class RelaxationBatch(Batch):
@@ -125,26 +125,26 @@ class RelaxationBatch(Batch):
 
     Parameters
     ----------
-    walkers
-        At least one `Relaxation`.
+    trajectories
+        At least one `RelaxationTrajectory`.
     model
         Batched model; decides the device.
     settings
         How they are relaxed, and the limits of what is kept.
     """
 
-    state_type: ClassVar[type[Configuration]] = FireState
+    state_type: ClassVar[type[BatchState]] = FireState
     state: FireState
 
-    def __init__(self, walkers: Sequence[Walker], model: ModelInterface, settings: Exploration) -> None:
-        self.relax, self.max_force = _relax(settings), settings.guards.max_force
-        super().__init__(walkers, model, settings.dynamics)
-        pressures = [walker.pressure(settings.dynamics, 0) for walker in self.walkers]
-        self.external = self._tensor(constants.GPA * np.nan_to_num(pressures))
+    def __init__(self, trajectories: Sequence[Trajectory], model: ModelInterface, settings: Exploration) -> None:
+        self.relax, self.max_force = _relax_settings(settings), settings.guards.max_force
+        super().__init__(trajectories, model, settings.dynamics)
+        pressures = [trajectory.pressure_at(settings.dynamics, 0) for trajectory in self.trajectories]
+        self.external = self._as_tensor(constants.GPA * np.nan_to_num(pressures))
 
-    def _first_state(self, walker: Walker) -> dict[str, Any]:
+    def _first_state(self, trajectory: Trajectory) -> dict[str, Any]:
         return {
-            "momenta": np.zeros((len(walker.seed), 3)),
+            "momenta": np.zeros((len(trajectory.seed), 3)),
             "strain_rate": np.zeros((3, 3)),
             # The first step has no power, and so the time step is shortened in it.
             "dt": np.array(DT_START / SLOWER),
@@ -152,30 +152,30 @@ class RelaxationBatch(Batch):
             "n_downhill": np.array(0.0),
         }
 
-    def advance(self, n_steps: int, guards: Sequence[Guard], go_on: Callable[[], bool]) -> dict[int, Fault]:
-        """Go up to `n_steps` steps; see `Batch.advance`. A system that is relaxed is `FINISHED`."""
+    def run_steps(self, n_steps: int, guards: Sequence[Guard], may_continue: Callable[[], bool]) -> dict[int, Fault]:
+        """Go up to `n_steps` steps; see `Batch.run_steps`. A system that is relaxed is `FINISHED`."""
         for _ in range(n_steps):
             self.state = fire_step(self.state, self.systems, self.external, self.relax.max_step, self.forces_of)
-            self._stepped()
-            if (faults := self.check(guards)) or not go_on():
+            self._count_step()
+            if (faults := self.check_systems(guards)) or not may_continue():
                 return faults
         return {}
 
-    def check(self, guards: Sequence[Guard], thermal: torch.Tensor | None = None) -> dict[int, Fault]:
+    def check_systems(self, guards: Sequence[Guard], thermal: torch.Tensor | None = None) -> dict[int, Fault]:
         """Return the systems that are broken or at their end, and why."""
-        looking = [guard for guard in guards if guard.reason not in EXEMPT]
-        faults = super().check(looking, torch.zeros_like(self.external))
-        relaxed = (residual(self.state, self.systems, self.external) < self.relax.fmax).tolist()
-        for system, walker in enumerate(self.walkers):
-            is_last = walker.step >= self.relax.steps
+        looking = [guard for guard in guards if guard.reason not in EXEMPT_GUARDS]
+        faults = super().check_systems(looking, torch.zeros_like(self.external))
+        relaxed = (largest_residual(self.state, self.systems, self.external) < self.relax.fmax).tolist()
+        for system, trajectory in enumerate(self.trajectories):
+            is_last = trajectory.step >= self.relax.steps
             if system in faults or not (relaxed[system] or is_last):
                 continue
-            walker.tallies = {f"relaxations_{'converged' if relaxed[system] else 'unconverged'}": 1}
+            trajectory.tallies = {f"relaxations_{'converged' if relaxed[system] else 'unconverged'}": 1}
             faults[system] = FINISHED
         if FINISHED not in faults.values():
             return faults
         # What ends with forces like these is no structure.
-        broken = super().check([force(self.max_force)], torch.zeros_like(self.external))
+        broken = super().check_systems([force_guard(self.max_force)], torch.zeros_like(self.external))
         return {system: broken.get(system, fault) if fault == FINISHED else fault for system, fault in faults.items()}
 
     def is_worth_a_frame(self, system: int) -> bool:
@@ -184,15 +184,15 @@ class RelaxationBatch(Batch):
 
     def kinetic_temperature(self) -> np.ndarray:
         """Return NaN: there is none."""
-        return np.full(len(self.walkers), np.nan)
+        return np.full(len(self.trajectories), np.nan)
 
 
-def _relax(settings: Exploration) -> explore_settings.Relaxation:
+def _relax_settings(settings: Exploration) -> explore_settings.Relaxation:
     assert settings.relax is not None
     return settings.relax
 
 
-def strains(seed: Atoms, cell: str, *, relax_plane: bool = False) -> str:
+def choose_cell_strains(seed: Atoms, cell: str, *, relax_plane: bool = False) -> str:
     """Return the strains in which the cell of a seed relaxes, where ``auto`` is resolved.
 
     Parameters
@@ -220,22 +220,22 @@ def strains(seed: Atoms, cell: str, *, relax_plane: bool = False) -> str:
     return "plane" if n_directions == 2 and relax_plane else "fixed"
 
 
-def relaxations(walkers: Sequence[Walker], settings: Exploration) -> list[Relaxation]:
+def add_relaxations(trajectories: Sequence[Trajectory], settings: Exploration) -> list[RelaxationTrajectory]:
     """Give each trajectory the relaxation of its seed, and return these: one for all that share seed and pressure.
 
     Parameters
     ----------
-    walkers
+    trajectories
         Trajectories; their ``relaxation`` is set.
     settings
         Nothing is done without ``relax``.
     """
     if settings.relax is None:
         return []
-    made: dict[tuple[bytes, str], Relaxation] = {}
-    for walker in walkers:
-        cell = strains(walker.seed, settings.relax.cell, relax_plane=settings.dynamics.relax_plane)
-        relaxation = Relaxation(seed=walker.seed, run_seed=walker.run_seed, cell=cell)
-        pressure = relaxation.pressure(settings.dynamics, 0)
-        walker.relaxation = made.setdefault((walker.id, f"{pressure:.17g}"), relaxation)
+    made: dict[tuple[bytes, str], RelaxationTrajectory] = {}
+    for trajectory in trajectories:
+        cell = choose_cell_strains(trajectory.seed, settings.relax.cell, relax_plane=settings.dynamics.relax_plane)
+        relaxation = RelaxationTrajectory(seed=trajectory.seed, run_seed=trajectory.run_seed, cell=cell)
+        pressure = relaxation.pressure_at(settings.dynamics, 0)
+        trajectory.relaxation = made.setdefault((trajectory.id, f"{pressure:.17g}"), relaxation)
     return list(made.values())

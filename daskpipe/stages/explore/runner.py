@@ -1,4 +1,4 @@
-"""The flight of a unit's walkers: who is in the batch, and what happens between segments of dynamics."""
+"""The flight of a unit's trajectories: who is in the batch, and what happens between segments of dynamics."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 from daskpipe.potentials.evaluate import mixes_periodicity
 from daskpipe.stages.explore.batch import Batch
-from daskpipe.stages.explore.capacity import Room, is_out_of_memory
-from daskpipe.stages.explore.checkpoint import pack, unpack
-from daskpipe.stages.explore.guards import CANDIDATE, FINISHED, Fault, check_geometry, of_batch
-from daskpipe.stages.explore.monte_carlo import trial_moves
+from daskpipe.stages.explore.capacity import BatchCapacity, is_out_of_memory
+from daskpipe.stages.explore.checkpoint import pack_trajectories, unpack_trajectories
+from daskpipe.stages.explore.guards import CANDIDATE, FINISHED, Fault, batch_guards, check_geometry
+from daskpipe.stages.explore.monte_carlo import run_trial_moves
 from daskpipe.stages.explore.random_numbers import BLOCK
 from daskpipe.stages.explore.relaxation import RelaxationBatch
 from daskpipe.stages.explore.settings import Exploration
-from daskpipe.stages.explore.trajectory import Frame, Walker
+from daskpipe.stages.explore.trajectory import Frame, Trajectory
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -33,12 +33,12 @@ type Fingerprint = Callable[[list[Atoms]], np.ndarray]
 """From structures to descriptors, shape (structure, feature)."""
 
 
-class Flight:
-    """Brings walkers to their ends, as many at a time as there is room for.
+class BatchRunner:
+    """Brings trajectories to their ends, as many at a time as there is room for.
 
     Parameters
     ----------
-    walkers
+    trajectories
         All of a unit, in its order.
     model
         Batched model.
@@ -56,167 +56,172 @@ class Flight:
 
     def __init__(
         self,
-        walkers: Sequence[Walker],
+        trajectories: Sequence[Trajectory],
         model: ModelInterface,
         settings: Exploration,
-        room: Room,
+        room: BatchCapacity,
         fingerprint: Fingerprint | None = None,
         checkpoints: Checkpoints | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.walkers, self.model, self.settings, self.room = list(walkers), model, settings, room
+        self.trajectories, self.model, self.settings, self.room = list(trajectories), model, settings, room
         self.fingerprint, self.checkpoints, self.clock = fingerprint, checkpoints, clock
-        self.mixes = mixes_periodicity(model)
-        self.guards = of_batch(settings.guards)
-        self.weight = {walker: room.weigh(walker.seed) for walker in self.walkers}
-        self.flying: list[Walker] = []
-        self.waiting = [walker for walker in self.walkers if not walker.finished]
+        self.mixes_periodicity = mixes_periodicity(model)
+        self.guards = batch_guards(settings.guards)
+        self.weight = {trajectory: room.weigh(trajectory.seed) for trajectory in self.trajectories}
+        self.active: list[Trajectory] = []
+        self.waiting = [trajectory for trajectory in self.trajectories if not trajectory.finished]
         self.saved_at = clock()
 
     def run(self) -> None:
-        """Run until all walkers are finished.
+        """Run until all trajectories are finished.
 
         Raises
         ------
         Yielded
             If the worker ends soon. What was reached is in the checkpoint.
         """
-        self._take_up()
-        while self._board():
+        self._resume_from_checkpoint()
+        while self._fill_batch():
             try:
-                batch = self._batch()
+                batch = self._make_batch()
             except RuntimeError as error:
-                self._too_many(error)
+                self._shrink_batch(error)
             else:
-                self._fly(batch)
+                self._run_batch(batch)
 
-    def _batch(self) -> Batch:
-        if self.flying[0].is_relaxation:
-            return RelaxationBatch(self.flying, self.model, self.settings)
-        return Batch(self.flying, self.model, self.settings.dynamics)
+    def _make_batch(self) -> Batch:
+        if self.active[0].is_relaxation:
+            return RelaxationBatch(self.active, self.model, self.settings)
+        return Batch(self.active, self.model, self.settings.dynamics)
 
-    def _board(self) -> bool:
+    def _fill_batch(self) -> bool:
         """Fill the batch from those that wait, the first first; say whether anybody flies."""
-        for walker in list(self.waiting):
-            if self.flying and walker.is_relaxation != self.flying[0].is_relaxation:
+        for trajectory in list(self.waiting):
+            if self.active and trajectory.is_relaxation != self.active[0].is_relaxation:
                 continue
-            if walker.relaxation is not None:
-                if not walker.relaxation.finished:
+            if trajectory.relaxation is not None:
+                if not trajectory.relaxation.finished:
                     continue
-                walker.settle(walker.n_steps(self.settings))
-                if walker.finished:
-                    self.waiting.remove(walker)
+                trajectory.end_with_relaxation(trajectory.n_steps(self.settings))
+                if trajectory.finished:
+                    self.waiting.remove(trajectory)
                     continue
-            if not self.mixes and self.flying and (walker.seed.pbc != self.flying[0].seed.pbc).any():
+            if not self.mixes_periodicity and self.active and (trajectory.seed.pbc != self.active[0].seed.pbc).any():
                 continue
-            if not self.room.fits(self._weights(), self.weight[walker]):
+            if not self.room.can_join(self._active_weights(), self.weight[trajectory]):
                 break
-            self.waiting.remove(walker)
-            self.flying.append(walker)
-        return bool(self.flying)
+            self.waiting.remove(trajectory)
+            self.active.append(trajectory)
+        return bool(self.active)
 
-    def _weights(self) -> list[float]:
-        return [self.weight[walker] for walker in self.flying]
+    def _active_weights(self) -> list[float]:
+        return [self.weight[trajectory] for trajectory in self.active]
 
-    def _too_many(self, error: RuntimeError) -> None:
+    def _shrink_batch(self, error: RuntimeError) -> None:
         """Take the later half of a batch out that does not fit; they go on when there is room again."""
         if not is_out_of_memory(error):
             raise error
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        if len(self.flying) == 1:
-            (walker,) = self.flying
-            self._stopped(walker, ("out_of_memory", f"{len(walker.seed)} atoms alone: {error}"), walker.seed)
+        if len(self.active) == 1:
+            (trajectory,) = self.active
+            self._stop_trajectory(
+                trajectory, ("out_of_memory", f"{len(trajectory.seed)} atoms alone: {error}"), trajectory.seed
+            )
             return
-        self.room.halve(self._weights())
-        _log.info("out of memory with %d systems; at most a weight of %g now", len(self.flying), self.room.capacity)
-        left: list[Walker] = []
-        while len(self.flying) > 1 and sum(self._weights()) > self.room.capacity:
-            left.insert(0, self.flying.pop())
+        self.room.halve_limit(self._active_weights())
+        _log.info("out of memory with %d systems; at most a weight of %g now", len(self.active), self.room.capacity)
+        left: list[Trajectory] = []
+        while len(self.active) > 1 and sum(self._active_weights()) > self.room.capacity:
+            left.insert(0, self.active.pop())
         self.waiting = left + self.waiting
 
-    def _fly(self, batch: Batch) -> None:
+    def _run_batch(self, batch: Batch) -> None:
         """Advance a batch until somebody leaves it."""
-        faults = batch.check(self.guards)  # newcomers may be broken, or candidates, from the start
+        faults = batch.check_systems(self.guards)  # newcomers may be broken, or candidates, from the start
         ending = [system for system, fault in faults.items() if fault in (CANDIDATE, FINISHED)]
-        faults |= self._keep(batch, ending, faults)
+        faults |= self._keep_frames(batch, ending, faults)
         while not faults:
             if self._is_time_to_save():
-                batch.export()
-                self._save()
+                batch.export_states()
+                self._save_checkpoint()
             try:
-                self._trial_moves(batch)
-                faults = batch.advance(self._steps_to_event(), self.guards, lambda: not self._is_time_to_save())
+                self._run_due_moves(batch)
+                faults = batch.run_steps(self._steps_to_event(), self.guards, lambda: not self._is_time_to_save())
             except RuntimeError as error:
-                batch.export()
-                self._too_many(error)
+                batch.export_states()
+                self._shrink_batch(error)
                 return
-            faults |= self._frames(batch, faults)
-        batch.export()
+            faults |= self._keep_due_frames(batch, faults)
+        batch.export_states()
         for system, fault in faults.items():
-            walker = batch.walkers[system]
+            trajectory = batch.trajectories[system]
             if fault in (FINISHED, CANDIDATE):
-                walker.finished = True
-                self.flying.remove(walker)
+                trajectory.finished = True
+                self.active.remove(trajectory)
             else:
-                self._stopped(walker, fault, batch.geometry(system))
+                self._stop_trajectory(trajectory, fault, batch.geometry_of(system))
 
-    def _stopped(self, walker: Walker, fault: Fault, crashed: Atoms) -> None:
-        """Take a walker out that is broken; if it is tried again, it queues up."""
-        walker.stop(*fault, crashed, self.settings.guards.on_stop)
-        self.flying.remove(walker)
-        if not walker.finished:
-            self.waiting.append(walker)
+    def _stop_trajectory(self, trajectory: Trajectory, fault: Fault, crashed: Atoms) -> None:
+        """Take a trajectory out that is broken; if it is tried again, it queues up."""
+        trajectory.stop_attempt(*fault, crashed, self.settings.guards.on_stop)
+        self.active.remove(trajectory)
+        if not trajectory.finished:
+            self.waiting.append(trajectory)
 
     def _steps_to_event(self) -> int:
-        """Count the steps until a frame, a trial move or the end of some walker."""
+        """Count the steps until a frame, a trial move or the end of some trajectory."""
         monte_carlo = self.settings.monte_carlo
         steps = [BLOCK]
-        for walker in self.flying:
-            steps.append(walker.steps_to_frame(self.settings))
-            if monte_carlo and not walker.is_relaxation:
-                steps.append(monte_carlo.every - walker.step % monte_carlo.every)
+        for trajectory in self.active:
+            steps.append(trajectory.steps_to_frame(self.settings))
+            if monte_carlo and not trajectory.is_relaxation:
+                steps.append(monte_carlo.every - trajectory.step % monte_carlo.every)
         return min(steps)
 
-    def _frames(self, batch: Batch, faults: dict[int, Fault]) -> dict[int, Fault]:
+    def _keep_due_frames(self, batch: Batch, faults: dict[int, Fault]) -> dict[int, Fault]:
         """Keep frames of those that are due, and of candidates; return who leaves thereby."""
         due = []
-        for system, walker in enumerate(batch.walkers):
-            if (system not in faults and walker.is_due(self.settings)) or faults.get(system) in (CANDIDATE, FINISHED):
+        for system, trajectory in enumerate(batch.trajectories):
+            if (system not in faults and trajectory.is_frame_due(self.settings)) or faults.get(system) in (
+                CANDIDATE,
+                FINISHED,
+            ):
                 due.append(system)
-        return self._keep(batch, due, faults)
+        return self._keep_frames(batch, due, faults)
 
-    def _keep(self, batch: Batch, due: Sequence[int], faults: dict[int, Fault]) -> dict[int, Fault]:
+    def _keep_frames(self, batch: Batch, due: Sequence[int], faults: dict[int, Fault]) -> dict[int, Fault]:
         """Keep a frame of each of some systems, unless it is broken; return who leaves."""
         dynamics = self.settings.dynamics
         leaving: dict[int, Fault] = {}
-        geometries = {system: batch.geometry(system) for system in due if batch.is_worth_a_frame(system)}
-        changed = self._changed(batch, geometries)
+        geometries = {system: batch.geometry_of(system) for system in due if batch.is_worth_a_frame(system)}
+        changed = self._changed_systems(batch, geometries)
         kinetic = batch.kinetic_temperature() if geometries else np.zeros(0)
         for system, atoms in geometries.items():
-            walker = batch.walkers[system]
+            trajectory = batch.trajectories[system]
             is_candidate = faults.get(system) == CANDIDATE
-            if fault := check_geometry(atoms, walker.start, self.settings.guards):
+            if fault := check_geometry(atoms, trajectory.start_atoms, self.settings.guards):
                 leaving[system] = fault
                 continue
             if system in changed or is_candidate or faults.get(system) == FINISHED:
-                walker.frames.append(
+                trajectory.frames.append(
                     Frame(
                         positions=atoms.positions.astype(np.float32),
-                        cell=batch.cell(system),
-                        step=walker.step,
-                        temperature=walker.temperature(dynamics, walker.step),
+                        cell=batch.cell_of(system),
+                        step=trajectory.step,
+                        temperature=trajectory.temperature_at(dynamics, trajectory.step),
                         kinetic_temperature=float(kinetic[system]),
-                        pressure=walker.pressure(dynamics, walker.step),
+                        pressure=trajectory.pressure_at(dynamics, trajectory.step),
                         force_disagreement=float(batch.state.disagreement[system]),
                         candidate=is_candidate,
                     )
                 )
-            if walker.step >= walker.n_steps(self.settings) and not is_candidate:
+            if trajectory.step >= trajectory.n_steps(self.settings) and not is_candidate:
                 leaving[system] = FINISHED
         return leaving
 
-    def _changed(self, batch: Batch, geometries: dict[int, Atoms]) -> set[int]:
+    def _changed_systems(self, batch: Batch, geometries: dict[int, Atoms]) -> set[int]:
         """Return the systems that look other than their last frame; all, if that is not asked for."""
         least = self.settings.dynamics.change
         if least is None or not geometries:
@@ -225,25 +230,25 @@ class Flight:
         found = self.fingerprint(list(geometries.values()))
         changed = set()
         for system, fingerprint in zip(geometries, found, strict=True):
-            walker = batch.walkers[system]
-            last = walker.fingerprint
+            trajectory = batch.trajectories[system]
+            last = trajectory.fingerprint
             if last is None or np.linalg.norm(fingerprint - last) >= least:
-                walker.fingerprint = fingerprint
+                trajectory.fingerprint = fingerprint
                 changed.add(system)
         return changed
 
-    def _trial_moves(self, batch: Batch) -> None:
+    def _run_due_moves(self, batch: Batch) -> None:
         """Make the trial moves that are due, those too for which there was no memory in a larger batch."""
         settings = self.settings.monte_carlo
-        if settings is None or batch.walkers[0].is_relaxation:
+        if settings is None or batch.trajectories[0].is_relaxation:
             return
         due = [
             system
-            for system, walker in enumerate(batch.walkers)
-            if walker.step % settings.every == 0 and walker.moved_at != walker.step
+            for system, trajectory in enumerate(batch.trajectories)
+            if trajectory.step % settings.every == 0 and trajectory.moved_at != trajectory.step
         ]
         if due:
-            trial_moves(batch, due, settings)
+            run_trial_moves(batch, due, settings)
 
     # --- checkpoints ---
 
@@ -252,19 +257,19 @@ class Flight:
             self.clock() - self.saved_at >= self.settings.checkpoint or self.checkpoints.ends_soon()
         )
 
-    def _save(self) -> None:
+    def _save_checkpoint(self) -> None:
         """Leave a checkpoint; hand the unit on if the worker ends soon."""
         assert self.checkpoints is not None
-        order = [self.walkers.index(walker) for walker in (*self.flying, *self.waiting)]
-        self.checkpoints.save(pack(self.walkers, order, len(self.flying), self.room.capacity))
+        order = [self.trajectories.index(trajectory) for trajectory in (*self.active, *self.waiting)]
+        self.checkpoints.save(pack_trajectories(self.trajectories, order, len(self.active), self.room.capacity))
         self.saved_at = self.clock()
         self.checkpoints.yield_if_ending()
 
-    def _take_up(self) -> None:
+    def _resume_from_checkpoint(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
         data = self.checkpoints.read_newest() if self.checkpoints else None
         if data is None:
             return
-        order, n_flying, self.room.capacity = unpack(data, self.walkers)
-        self.flying = [self.walkers[index] for index in order[:n_flying]]
-        self.waiting = [self.walkers[index] for index in order[n_flying:]]
+        order, n_flying, self.room.capacity = unpack_trajectories(data, self.trajectories)
+        self.active = [self.trajectories[index] for index in order[:n_flying]]
+        self.waiting = [self.trajectories[index] for index in order[n_flying:]]

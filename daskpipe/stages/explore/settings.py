@@ -76,7 +76,7 @@ class Ramp(FiniteModel):
     def __str__(self) -> str:
         return f"{self.start:g}to{self.end:g}" + (f"x{self.cycles}" if self.cycles else "")
 
-    def at(self, progress: float) -> float:
+    def value_at(self, progress: float) -> float:
         """Value at a fraction of the way, 0 to 1."""
         if self.cycles:
             phase = (progress * self.cycles) % 1.0
@@ -84,7 +84,7 @@ class Ramp(FiniteModel):
         return self.start + (self.end - self.start) * progress
 
 
-def _kind(value: Any) -> str:
+def _schedule_tag(value: Any) -> str:
     return "[ramp]" if isinstance(value, dict | Ramp) else "[number]"
 
 
@@ -93,16 +93,18 @@ type Schedule = float | Ramp
 
 # With a tag an error is about what was meant, and not about both.
 type _Temperature = Annotated[
-    Annotated[PositiveFloat, Tag("[number]")] | Annotated[Ramp, Tag("[ramp]")], Discriminator(_kind)
+    Annotated[PositiveFloat, Tag("[number]")] | Annotated[Ramp, Tag("[ramp]")], Discriminator(_schedule_tag)
 ]
 type _Step = Annotated[
     Annotated[PositiveFloat, Field(le=20), Tag("[number]")] | Annotated[Literal["auto"], Tag("[word]")],
     Discriminator(lambda value: "[word]" if isinstance(value, str) else "[number]"),
 ]
-type _Pressure = Annotated[Annotated[float, Tag("[number]")] | Annotated[Ramp, Tag("[ramp]")], Discriminator(_kind)]
+type _Pressure = Annotated[
+    Annotated[float, Tag("[number]")] | Annotated[Ramp, Tag("[ramp]")], Discriminator(_schedule_tag)
+]
 
 
-def ends(schedule: Schedule) -> tuple[float, float]:
+def schedule_ends(schedule: Schedule) -> tuple[float, float]:
     """First and farthest value of a schedule."""
     return (schedule.start, schedule.end) if isinstance(schedule, Ramp) else (schedule, schedule)
 
@@ -212,14 +214,14 @@ class Dynamics(FiniteModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _none(cls, data: Any) -> Any:
+    def _fill_in_relaxation_only(cls, data: Any) -> Any:
         """Without steps there are no temperatures and no frames that one could ask for."""
         if isinstance(data, dict) and data.get("steps") == 0:
             return {"temperatures": [], "stride": 1, **data}
         return data
 
     @model_validator(mode="after")
-    def _sensible(self) -> Self:
+    def _check_conditions(self) -> Self:
         if not self.steps:
             return self
         if not self.temperatures:
@@ -236,7 +238,7 @@ class Dynamics(FiniteModel):
                     f"received {', '.join(said)}; a {name} given twice makes the same trajectory twice, use replicas"
                 )
         for schedule in self.temperatures:
-            if min(ends(schedule)) <= 0:
+            if min(schedule_ends(schedule)) <= 0:
                 raise ValueError(f"received {schedule} K; a temperature must be greater than 0 K")
         longest = LONGEST if self.timestep == "auto" else self.timestep
         if longest >= self.thermostat_time or longest >= self.barostat_time:
@@ -256,14 +258,14 @@ class Dynamics(FiniteModel):
         """Steps that are run: to the last frame."""
         return self.equilibration + self.stride * self.n_frames if self.steps else 0
 
-    def progress(self, step: int) -> float:
+    def ramp_progress(self, step: int) -> float:
         """Fraction of the way from the end of equilibration to the last frame."""
         length = self.n_steps - self.equilibration
         return min(max(0.0, (step - self.equilibration) / length), 1.0) if length > 0 else 0.0
 
-    def value(self, schedule: Schedule, step: int) -> float:
+    def value_at(self, schedule: Schedule, step: int) -> float:
         """Value of a schedule at a step."""
-        return schedule.at(self.progress(step)) if isinstance(schedule, Ramp) else schedule
+        return schedule.value_at(self.ramp_progress(step)) if isinstance(schedule, Ramp) else schedule
 
 
 class Exploration(FiniteModel):
@@ -294,11 +296,11 @@ class Exploration(FiniteModel):
 
     @field_validator("dynamics", mode="before")
     @classmethod
-    def _alone(cls, dynamics: Any) -> Any:
+    def _replace_no_dynamics(cls, dynamics: Any) -> Any:
         return {"steps": 0} if dynamics is None else dynamics
 
     @model_validator(mode="after")
-    def _something(self) -> Self:
+    def _check_work(self) -> Self:
         if self.relax is None and not self.dynamics.steps:
             raise ValueError(
                 "nothing to do: give dynamics, e.g. dynamics={temperatures: [300], steps: 1000, stride: 50}, "
@@ -307,7 +309,7 @@ class Exploration(FiniteModel):
         return self
 
     @model_validator(mode="after")
-    def _thermostats(self) -> Self:
+    def _check_thermostat(self) -> Self:
         if self.monte_carlo and "nve" in (self.dynamics.ensemble, *self.dynamics.ensembles.values()):
             raise ValueError(
                 "monte_carlo accepts moves at the temperature of a thermostat and nve has none; "

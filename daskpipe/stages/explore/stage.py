@@ -13,11 +13,11 @@ from daskpipe.core.structures import from_atoms, total_charge
 from daskpipe.engine.checkpoints import Checkpoints
 from daskpipe.engine.rows import UnitRows, dataset_to_arrays, read_rows
 from daskpipe.engine.units import Payload
-from daskpipe.stages.explore.ensembles import choose, has_pressure, refusal
+from daskpipe.stages.explore.ensembles import choose_ensemble, explain_refusal, has_pressure
 from daskpipe.stages.explore.fixed_atoms import free_components
 from daskpipe.stages.explore.oxidation import oxidation_states
 from daskpipe.stages.explore.settings import Dynamics, Exploration, Relaxation
-from daskpipe.stages.explore.trajectory import Condition, Walker
+from daskpipe.stages.explore.trajectory import Condition, Trajectory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,44 +86,46 @@ def explore_partition(
 
     with silence_libraries():  # torch-sim's import has a good deal to say
         from daskpipe.potentials.zbl import add_repulsion
-        from daskpipe.stages.explore.capacity import room
-        from daskpipe.stages.explore.relaxation import relaxations
-        from daskpipe.stages.explore.runner import Flight
+        from daskpipe.stages.explore.capacity import measure_capacity
+        from daskpipe.stages.explore.relaxation import add_relaxations
+        from daskpipe.stages.explore.runner import BatchRunner
 
     potential = build()
-    walkers = [_walker(seed, settings, run_seed, potential.elements) for seed in seeds]
-    fit = [walker for walker in walkers if not walker.finished]
+    trajectories = [_make_trajectory(seed, settings, run_seed, potential.elements) for seed in seeds]
+    fit = [trajectory for trajectory in trajectories if not trajectory.finished]
     first: list[Any] = []
     if fit:
-        first = relaxations(fit, settings)
+        first = add_relaxations(fit, settings)
         # The threads of a worker share the potential.
         with potential.lock:
-            model = batched_model(potential, stress=any(walker.has_barostat for walker in (*first, *fit)))
+            model = batched_model(potential, stress=any(trajectory.has_barostat for trajectory in (*first, *fit)))
             if settings.repulsion == "zbl":
-                model = add_repulsion(model, {symbol for walker in fit for symbol in walker.seed.symbols})
-            space = room(model, [walker.seed for walker in fit], settings.batch_atoms, potential.cutoff, name)
+                model = add_repulsion(model, {symbol for trajectory in fit for symbol in trajectory.seed.symbols})
+            space = measure_capacity(
+                model, [trajectory.seed for trajectory in fit], settings.batch_atoms, potential.cutoff, name
+            )
             attempt = checkpoints.begin_attempt() if checkpoints else None
-            Flight([*first, *fit], model, settings, space, fingerprint, attempt).run()
-    frames = [atoms for walker in walkers for atoms in walker.products(settings.dynamics)]
-    rejected = [stop for walker in walkers for stop in walker.stops]
+            BatchRunner([*first, *fit], model, settings, space, fingerprint, attempt).run()
+    frames = [atoms for trajectory in trajectories for atoms in trajectory.output_frames(settings.dynamics)]
+    rejected = [stop for trajectory in trajectories for stop in trajectory.stops]
     arrays = dataset_to_arrays(from_atoms(frames))
-    tallies = sum((Counter(walker.tallies) for walker in (*first, *walkers)), Counter())
+    tallies = sum((Counter(trajectory.tallies) for trajectory in (*first, *trajectories)), Counter())
     return [Payload(arrays=arrays, n_out=len(frames), rejected=rejected, tallies=tallies)]
 
 
-def _walker(seed: Atoms, settings: Exploration, run_seed: int, elements: frozenset[str] | None) -> Walker:
-    """Return the walker of a seed; it is finished, and says why, if the seed is nothing to start from."""
+def _make_trajectory(seed: Atoms, settings: Exploration, run_seed: int, elements: frozenset[str] | None) -> Trajectory:
+    """Return the trajectory of a seed; it is finished, and says why, if the seed is nothing to start from."""
     seed = seed.copy()
     # All say what is the default: labels and noise must not depend on whether a structure spells it out.
     seed.info |= {"charge": total_charge(seed)}
-    reason, evidence, ensemble = _ensemble(seed, settings, elements)
-    walker = Walker(seed=seed, ensemble=ensemble, run_seed=run_seed)
+    reason, evidence, ensemble = _check_seed(seed, settings, elements)
+    trajectory = Trajectory(seed=seed, ensemble=ensemble, run_seed=run_seed)
     if reason:
-        walker.refuse(reason, evidence)
-    return walker
+        trajectory.refuse_seed(reason, evidence)
+    return trajectory
 
 
-def _ensemble(seed: Atoms, settings: Exploration, elements: frozenset[str] | None) -> tuple[str, str, str]:
+def _check_seed(seed: Atoms, settings: Exploration, elements: frozenset[str] | None) -> tuple[str, str, str]:
     """Say why a seed cannot be run (one word, and evidence; empty if it can), and in which ensemble it is."""
     from daskpipe.potentials.results import unknown_elements
 
@@ -137,7 +139,7 @@ def _ensemble(seed: Atoms, settings: Exploration, elements: frozenset[str] | Non
         return unknown.reason, unknown.evidence, ""
     if evidence := find_overlap(seed, settings.guards.min_distance):
         return "overlap", evidence, ""
-    if settings.repulsion == "zbl" and (evidence := _repelled(seed)):
+    if settings.repulsion == "zbl" and (evidence := _repulsion_evidence(seed)):
         return "repulsion", evidence, ""
     if not free_components(seed).any():
         return "fixed", f"all of its {len(seed)} atoms are fixed, so that nothing moves; free some of them", ""
@@ -150,12 +152,12 @@ def _ensemble(seed: Atoms, settings: Exploration, elements: frozenset[str] | Non
         return "ensemble", evidence, ""
     ensemble = ensemble_of(seed, settings.dynamics)
     # What auto chooses need not be looked at a second time.
-    if _named(seed, settings.dynamics) != "auto" and (evidence := refusal(ensemble, seed)):
+    if _named_ensemble(seed, settings.dynamics) != "auto" and (evidence := explain_refusal(ensemble, seed)):
         return "ensemble", evidence, ensemble
     return "", "", ensemble
 
 
-def _repelled(seed: Atoms) -> str | None:
+def _repulsion_evidence(seed: Atoms) -> str | None:
     """Return which pair of a seed the repulsion of nuclei would push apart from the start; ``None`` if none."""
     from daskpipe.potentials.zbl import REACH
 
@@ -168,11 +170,11 @@ def _unfit_cell(seed: Atoms, settings: Exploration) -> str | None:
     cell = "fixed" if settings.relax is None else settings.relax.cell
     if cell in ("auto", "fixed"):
         return None
-    why = refusal(f"npt_{cell}", seed)
+    why = explain_refusal(f"npt_{cell}", seed)
     return why and f"explore.relax.cell={cell}: {why.replace('nvt_langevin', 'fixed').replace('npt_', '')}"
 
 
-def _named(seed: Atoms, dynamics: Dynamics) -> str:
+def _named_ensemble(seed: Atoms, dynamics: Dynamics) -> str:
     return dynamics.ensembles.get(seed.info.get("system_type", ""), dynamics.ensemble)
 
 
@@ -186,8 +188,8 @@ def ensemble_of(seed: Atoms, dynamics: Dynamics) -> str:
     dynamics
         Names the ensemble, or says ``auto``.
     """
-    name = _named(seed, dynamics)
-    return choose(seed, relax_plane=dynamics.relax_plane) if name == "auto" else name
+    name = _named_ensemble(seed, dynamics)
+    return choose_ensemble(seed, relax_plane=dynamics.relax_plane) if name == "auto" else name
 
 
 def load_seeds(root: Path, pieces: Sequence[UnitRows], conditions: Sequence[Condition]) -> list[Atoms]:
@@ -203,15 +205,17 @@ def load_seeds(root: Path, pieces: Sequence[UnitRows], conditions: Sequence[Cond
     return seeds
 
 
-def names(root: Path, pieces: Sequence[UnitRows], conditions: Sequence[Condition], dynamics: Dynamics) -> list[str]:
+def trajectory_names(
+    root: Path, pieces: Sequence[UnitRows], conditions: Sequence[Condition], dynamics: Dynamics
+) -> list[str]:
     """Return what the quarantine calls the trajectories of a partition."""
     return [
-        Walker(seed=seed, ensemble=ensemble_of(seed, dynamics), run_seed=0).name
+        Trajectory(seed=seed, ensemble=ensemble_of(seed, dynamics), run_seed=0).name
         for seed in load_seeds(root, pieces, conditions)
     ]
 
 
-def under_pressure(root: Path, pieces: Sequence[UnitRows], dynamics: Dynamics) -> list[bool]:
+def find_pressed_seeds(root: Path, pieces: Sequence[UnitRows], dynamics: Dynamics) -> list[bool]:
     """Say which seeds are explored under each pressure; they are read only if there is more than one."""
     if len(dynamics.pressures) == 1:
         return [True] * len(pieces)
@@ -221,7 +225,7 @@ def under_pressure(root: Path, pieces: Sequence[UnitRows], dynamics: Dynamics) -
     return [has_pressure(ensemble_of(to_atoms(ds, index), dynamics)) for index in range(len(pieces))]
 
 
-def conditions(dynamics: Dynamics, relax: Relaxation | None = None, *, pressed: bool = True) -> list[Condition]:
+def list_conditions(dynamics: Dynamics, relax: Relaxation | None = None, *, pressed: bool = True) -> list[Condition]:
     """Return all conditions of a seed, in their order: temperatures, then pressures, then replicas.
 
     A seed that no pressure acts on is explored once for all of them. Where seeds are relaxed, the frames of that go to

@@ -37,7 +37,7 @@ def timestep_of(timestep: Timestep, masses: np.ndarray) -> float:
     return next(step for mass, step in STEPS if lightest < mass)
 
 
-def too_long(timestep: Timestep, masses: np.ndarray) -> str | None:
+def timestep_warning(timestep: Timestep, masses: np.ndarray) -> str | None:
     """Return a warning if a given time step is too long for the lightest atom; ``None`` if it is not.
 
     Parameters

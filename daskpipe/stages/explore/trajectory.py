@@ -1,6 +1,6 @@
-"""A walker: one seed under one condition, what it has reached and the frames that it has given.
+"""A trajectory: one seed under one condition, what it has reached and the frames that it has given.
 
-While a walker is not in a batch its dynamic state lies here, as arrays on the host: so it waits, is taken out of a
+While a trajectory is not in a batch its dynamic state lies here, as arrays on the host: so it waits, is taken out of a
 batch that does not fit the device, and is written into a checkpoint.
 """
 
@@ -17,8 +17,8 @@ from daskpipe.core.errors import Rejection
 from daskpipe.core.structures import round_positions, structure_id
 from daskpipe.core.validation import FrozenModel
 from daskpipe.stages.explore.ensembles import has_barostat, has_pressure, strain_modes
-from daskpipe.stages.explore.fixed_atoms import count_freedom, free_components
-from daskpipe.stages.explore.random_numbers import Noise
+from daskpipe.stages.explore.fixed_atoms import count_degrees_of_freedom, free_components
+from daskpipe.stages.explore.random_numbers import RandomNumbers
 from daskpipe.stages.explore.settings import Dynamics, Exploration, Ramp, Schedule
 from daskpipe.stages.explore.timesteps import timestep_of
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from daskpipe.stages.explore.moves import Swaps
-    from daskpipe.stages.explore.relaxation import Relaxation
+    from daskpipe.stages.explore.relaxation import RelaxationTrajectory
     from daskpipe.stages.explore.vacancies import HopSites
 
-type Moves = tuple[Swaps, HopSites | None, np.ndarray]
+type PossibleMoves = tuple[Swaps, HopSites | None, np.ndarray]
 """Which atoms may be swapped, between which sites one hops, if some are vacant, and how far else, Å, shape (atom,)."""
 
-COOLER = 0.9
+RETRY_FACTOR = 0.9
 """Factor of the temperature of each new try."""
-TRIES = 3
+MAX_ATTEMPTS = 3
 """How often a trajectory is tried at most where stops are retried."""
 
 INHERITED = ("system_type", "generator", "charge", "spin_multiplicity", "config_type")
@@ -68,7 +68,7 @@ class Frame:
 
 
 @dataclass(kw_only=True, eq=False)
-class Walker:
+class Trajectory:
     """One trajectory.
 
     Parameters
@@ -87,7 +87,7 @@ class Walker:
     attempt: int = 0
     step: int = 0
     state: dict[str, np.ndarray] | None = None
-    """Fields of `integrate.State` of this system alone; ``None`` before the first step."""
+    """Fields of `integrate.DynamicsState` of this system alone; ``None`` before the first step."""
     frames: list[Frame] = field(default_factory=list)
     stops: list[Rejection] = field(default_factory=list)
     fingerprint: np.ndarray | None = None
@@ -97,10 +97,10 @@ class Walker:
     """Trial moves: ``swaps_tried``, ``swaps_overlapping``, ``swaps_accepted`` and the same of hops."""
     moved_at: int = 0
     """Step at which its last trial moves were made."""
-    relaxation: Relaxation | None = None
+    relaxation: RelaxationTrajectory | None = None
     """Relaxation of the seed that comes first; trajectories of one seed share it."""
     is_relaxation: ClassVar[bool] = False
-    moves: Moves | None = None
+    moves: PossibleMoves | None = None
     """Trial moves that are possible; a function of the start."""
 
     def __post_init__(self) -> None:
@@ -108,15 +108,15 @@ class Walker:
         self.condition: Condition = self.seed.info["condition"]
         self.masses = self.seed.get_masses()
         self.free = free_components(self.seed)
-        self._noise: Noise | None = None
+        self._random_numbers: RandomNumbers | None = None
 
     @cached_property
-    def freedom(self) -> int:
+    def degrees_of_freedom(self) -> int:
         """Degrees of freedom; see `daskpipe.stages.explore.fixed_atoms`."""
-        return count_freedom(self.free)
+        return count_degrees_of_freedom(self.free)
 
     @cached_property
-    def modes(self) -> np.ndarray:
+    def strain_modes(self) -> np.ndarray:
         """Strains that its barostat may make, shape (6, 3, 3)."""
         return strain_modes(self.ensemble, self.seed)
 
@@ -138,42 +138,44 @@ class Walker:
     @property
     def name(self) -> str:
         """What the quarantine calls it."""
-        pressure = f"{_said(self.condition.pressure)}GPa" if self.has_pressure else ""
+        pressure = f"{format_schedule(self.condition.pressure)}GPa" if self.has_pressure else ""
         again = f"~{self.attempt}" if self.attempt else ""
-        return f"{self.id.hex()}@{_said(self.condition.temperature)}K{pressure}#{self.condition.replica}{again}"
+        return (
+            f"{self.id.hex()}@{format_schedule(self.condition.temperature)}K{pressure}#{self.condition.replica}{again}"
+        )
 
     @property
-    def noise(self) -> Noise:
+    def random_numbers(self) -> RandomNumbers:
         """Its random numbers in this try."""
-        if self._noise is None:
+        if self._random_numbers is None:
             condition = self.condition
             key = seeds.stream_key(
-                self.run_seed, "explore", self.id, self.ensemble, _said(condition.temperature),
-                _said(condition.pressure), condition.replica, self.attempt,
+                self.run_seed, "explore", self.id, self.ensemble, format_schedule(condition.temperature),
+                format_schedule(condition.pressure), condition.replica, self.attempt,
             )  # fmt: skip
-            self._noise = Noise(key)
-        return self._noise
+            self._random_numbers = RandomNumbers(key)
+        return self._random_numbers
 
-    def temperature(self, dynamics: Dynamics, step: int) -> float:
+    def temperature_at(self, dynamics: Dynamics, step: int) -> float:
         """Temperature of its thermostat at a step, K."""
-        return dynamics.value(self.condition.temperature, step) * COOLER**self.attempt
+        return dynamics.value_at(self.condition.temperature, step) * RETRY_FACTOR**self.attempt
 
-    def timestep(self, dynamics: Dynamics) -> float:
+    def timestep_in(self, dynamics: Dynamics) -> float:
         """Time step, fs."""
         return timestep_of(dynamics.timestep, self.masses)
 
-    def pressure(self, dynamics: Dynamics, step: int) -> float:
+    def pressure_at(self, dynamics: Dynamics, step: int) -> float:
         """Pressure of its barostat at a step, GPa; NaN without one."""
         if not self.has_barostat:
             return np.nan
-        return dynamics.value(self.condition.pressure, step) if self.has_pressure else 0.0
+        return dynamics.value_at(self.condition.pressure, step) if self.has_pressure else 0.0
 
     @property
-    def start(self) -> Atoms:
+    def start_atoms(self) -> Atoms:
         """Geometry that it starts from: its seed, or what this was relaxed to."""
-        return self.seed if self.relaxation is None else self.relaxation.result
+        return self.seed if self.relaxation is None else self.relaxation.relaxed_atoms
 
-    def settle(self, n_steps: int) -> None:
+    def end_with_relaxation(self, n_steps: int) -> None:
         """End it if the relaxation before it broke or became a candidate, or if there are no steps to run."""
         relaxation = self.relaxation
         if relaxation is None:
@@ -194,38 +196,38 @@ class Walker:
         past = self.step - dynamics.equilibration
         return dynamics.stride - past % dynamics.stride if past >= 0 else -past
 
-    def is_due(self, settings: Exploration) -> bool:
+    def is_frame_due(self, settings: Exploration) -> bool:
         """Whether a frame is due at this step."""
         past = self.step - settings.dynamics.equilibration
         return past > 0 and past % settings.dynamics.stride == 0
 
-    def stop(self, reason: str, evidence: str, crashed: Atoms, on_stop: str) -> None:
+    def stop_attempt(self, reason: str, evidence: str, crashed: Atoms, on_stop: str) -> None:
         """End this try: what happened is recorded, and what follows is up to `on_stop` (see `Guards`)."""
-        last = self.atoms(self.frames[-1]) if self.frames else self.start
-        again = on_stop == "retry" and self.attempt + 1 < TRIES
+        last = self.atoms_of_frame(self.frames[-1]) if self.frames else self.start_atoms
+        again = on_stop == "retry" and self.attempt + 1 < MAX_ATTEMPTS
         if again:
-            then = f"tried again at {COOLER ** (self.attempt + 1):.2f} of the temperature"
+            then = f"tried again at {RETRY_FACTOR ** (self.attempt + 1):.2f} of the temperature"
         elif on_stop == "quarantine":
             then = "none of its frames is kept"
         else:
             then = f"{len(self.frames)} frames before are kept"
-        self._record(reason, f"{evidence}; {then}", last_sane=last, crashed=crashed)
+        self._record_stop(reason, f"{evidence}; {then}", last_sane=last, crashed=crashed)
         if again:
             self.attempt += 1
             self.step = self.moved_at = 0
-            self._noise = None
+            self._random_numbers = None
         else:
             self.finished = True
         if again or on_stop == "quarantine":
             self.frames = []
         self.state = self.fingerprint = None
 
-    def refuse(self, reason: str, evidence: str) -> None:
+    def refuse_seed(self, reason: str, evidence: str) -> None:
         """End it before it began: its seed is nothing to start from."""
-        self._record(reason, evidence, crashed=self.seed)
+        self._record_stop(reason, evidence, crashed=self.seed)
         self.finished = True
 
-    def _record(self, reason: str, evidence: str, **geometries: Atoms) -> None:
+    def _record_stop(self, reason: str, evidence: str, **geometries: Atoms) -> None:
         self.stops.append(
             Rejection(
                 stage="explore",
@@ -233,15 +235,15 @@ class Walker:
                 reason=reason,
                 evidence=f"at step {self.step}: {evidence}",
                 attempts=self.attempt + 1,
-                details={"step": self.step, **{name: geometry(atoms) for name, atoms in geometries.items()}},
+                details={"step": self.step, **{name: geometry_as_json(atoms) for name, atoms in geometries.items()}},
             )
         )
 
-    def atoms(self, frame: Frame) -> Atoms:
+    def atoms_of_frame(self, frame: Frame) -> Atoms:
         """Return a kept geometry as a structure."""
-        return self.geometry(frame.positions, frame.cell)
+        return self.make_atoms(frame.positions, frame.cell)
 
-    def geometry(self, positions: np.ndarray, cell: np.ndarray) -> Atoms:
+    def make_atoms(self, positions: np.ndarray, cell: np.ndarray) -> Atoms:
         """Return the seed with other positions and cell, Å."""
         atoms = self.seed.copy()
         atoms.calc = None
@@ -250,17 +252,17 @@ class Walker:
         atoms.info = {name: self.seed.info[name] for name in INHERITED if name in self.seed.info}
         return atoms
 
-    def products(self, dynamics: Dynamics) -> list[Atoms]:
+    def output_frames(self, dynamics: Dynamics) -> list[Atoms]:
         """Return the kept frames with all that the dataset says about them; those of a relaxation come first."""
-        found = self.relaxation.products(dynamics) if self.relaxation and self.condition.relaxation else []
+        found = self.relaxation.output_frames(dynamics) if self.relaxation and self.condition.relaxation else []
         for frame in self.frames:
-            atoms = round_positions(self.atoms(frame))
+            atoms = round_positions(self.atoms_of_frame(frame))
             atoms.info |= {
                 "parent_id": self.id,
                 "ensemble": self.ensemble,
                 "replica": self.condition.replica,
                 "step": frame.step,
-                "time": np.nan if self.is_relaxation else frame.step * self.timestep(dynamics),
+                "time": np.nan if self.is_relaxation else frame.step * self.timestep_in(dynamics),
                 "temperature": frame.temperature,
                 "kinetic_temperature": frame.kinetic_temperature,
                 "pressure": frame.pressure,
@@ -271,19 +273,20 @@ class Walker:
         return found
 
 
-def geometry(atoms: Atoms) -> dict[str, Any]:
+def geometry_as_json(atoms: Atoms) -> dict[str, Any]:
     """Return a geometry as JSON types; what is not finite becomes null."""
     return {
         "symbols": list(atoms.symbols),
-        "positions": _json(np.round(atoms.positions, 4)),
-        "cell": _json(np.round(atoms.cell.array, 4)),
+        "positions": _rows_as_json(np.round(atoms.positions, 4)),
+        "cell": _rows_as_json(np.round(atoms.cell.array, 4)),
         "pbc": atoms.pbc.tolist(),
     }
 
 
-def _json(rows: np.ndarray) -> list[list[float | None]]:
+def _rows_as_json(rows: np.ndarray) -> list[list[float | None]]:
     return [[float(value) if np.isfinite(value) else None for value in row] for row in rows]
 
 
-def _said(schedule: Schedule) -> str:
+def format_schedule(schedule: Schedule) -> str:
+    """Return the text that stands for a schedule in names and random keys."""
     return str(schedule) if isinstance(schedule, Ramp) else f"{schedule:g}"

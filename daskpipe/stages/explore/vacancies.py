@@ -4,7 +4,7 @@ A trajectory has fixed sites: the places of the atoms at its start and the vacan
 configuration it is, each atom belongs to the site that is nearest; an atom may hop from a site that it has to itself to
 one that is empty, if the two are as far apart as atoms of its kind are (cation and cation, not cation and anion). It
 keeps its displacement from the site. The hops that are possible are a function of the configuration; one of them is
-drawn, and the numbers of possible hops before and after enter Metropolis' rule (`HopSites.possible`).
+drawn, and the numbers of possible hops before and after enter Metropolis' rule (`HopSites.possible_hops`).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class HopSites:
     distance: np.ndarray
     reach: np.ndarray
 
-    def of(self, positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    def assign_sites(self, positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
         """Return the site of each atom, the nearest one, shape (atom,).
 
         Parameters
@@ -84,7 +84,7 @@ class HopSites:
         away = away @ cell
         return np.asarray(np.einsum("ijk,ijk->ij", away, away).argmin(axis=1))
 
-    def possible(self, site: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def possible_hops(self, site: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the hops that are possible: atoms and pairs of sites, each of shape (hop,).
 
         Parameters
@@ -101,7 +101,7 @@ class HopSites:
         fits = (self.distance[pairs] >= low) & (self.distance[pairs] <= high)
         return atoms[fits], pairs[fits]
 
-    def step(self, pair: int, cell: np.ndarray) -> np.ndarray:
+    def hop_vector(self, pair: int, cell: np.ndarray) -> np.ndarray:
         """Return the displacement of a hop, Å, shape (3,)."""
         scaled = self.scaled[self.second[pair]] + self.shift[pair] - self.scaled[self.first[pair]]
         return np.asarray(scaled @ cell)
@@ -194,7 +194,7 @@ def vacant_sites(atoms: Atoms) -> np.ndarray:
 
     if len(atoms) < 5:
         return np.zeros((0, 3))
-    spacing = _spacing(atoms)
+    spacing = _neighbour_spacing(atoms)
     cell, reach = full_cell(atoms), 2 * CLEARANCE[1] * SHELL * spacing
     most = np.where(atoms.pbc, np.ceil(reach / cell_widths(cell)), 0).astype(int)
     shifts = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in most), indexing="ij"), axis=-1).reshape(-1, 3)
@@ -220,7 +220,9 @@ def vacant_sites(atoms: Atoms) -> np.ndarray:
         if not low <= clearance[number] <= high:
             continue
         around = points[tree.query_ball_point(vertices[number], SHELL * max(spacing, clearance[number]))]
-        if any(np.linalg.norm(_nearest(vertices[number] - one, cell, atoms.pbc)) < 0.6 * spacing for one in centres):
+        if any(
+            np.linalg.norm(_nearest_image(vertices[number] - one, cell, atoms.pbc)) < 0.6 * spacing for one in centres
+        ):
             continue
         away = np.linalg.norm(around - vertices[number], axis=1)[:, None]
         if np.linalg.norm(((around - vertices[number]) / away).mean(axis=0)) > SURROUNDED:
@@ -233,7 +235,7 @@ def vacant_sites(atoms: Atoms) -> np.ndarray:
     return np.array(sites).reshape(-1, 3)
 
 
-def _spacing(atoms: Atoms) -> float:
+def _neighbour_spacing(atoms: Atoms) -> float:
     """Return the median distance of an atom to its four nearest ones, Å: one alone is too near where atoms vibrate."""
     for cutoff in SEARCH:
         i, distance = find_neighbours(atoms, cutoff, "id")
@@ -248,7 +250,7 @@ def _spacing(atoms: Atoms) -> float:
     return SEARCH[-1]
 
 
-def _nearest(vector: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+def _nearest_image(vector: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     from ase.geometry import find_mic
 
     return np.asarray(find_mic(vector, cell, pbc)[0])

@@ -39,7 +39,7 @@ class Balls:
     radii: np.ndarray
 
     @classmethod
-    def of(cls, points: np.ndarray, ball_size: int = BALL_SIZE) -> Balls:
+    def from_points(cls, points: np.ndarray, ball_size: int = BALL_SIZE) -> Balls:
         """Cut points, shape (point, feature), in halves along their widest feature until a part fits a ball."""
         number = np.arange(len(points))
         ptr: list[int] = []
@@ -65,7 +65,7 @@ class Balls:
             radii[ball] = np.sqrt(((members - centers[ball].astype(np.float64)) ** 2).sum(axis=1).max())
         return cls(flat, number, np.array(ptr, dtype=np.int64), centers.T.ravel(), radii)
 
-    def nearest(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def find_nearest(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return number (int32) and distance (rows' dtype) of the point nearest to each row, shape (row, feature).
 
         Exact; of points at equal distance the lowest number. Releases the GIL.
@@ -74,10 +74,10 @@ class Balls:
 
         number = np.empty(len(rows), dtype=np.int32)
         distance = np.empty(len(rows), dtype=rows.dtype)
-        balls_kernels.nearest(rows, self.points, self.number, self.ptr, self.centers, self.radii, number, distance)
+        balls_kernels.find_nearest(rows, self.points, self.number, self.ptr, self.centers, self.radii, number, distance)
         return number, distance
 
-    def farthest(self, n: int, start: int, rank: np.ndarray) -> np.ndarray:
+    def pick_farthest(self, n: int, start: int, rank: np.ndarray) -> np.ndarray:
         """Return the numbers of `n` points, each the farthest from those before; the first is `start`.
 
         Parameters
@@ -94,7 +94,7 @@ class Balls:
         places = np.empty(n, dtype=np.int64)
         squared = np.full(len(self.number), np.inf, dtype=self.points.dtype)
         first = int(np.flatnonzero(self.number == start)[0])
-        balls_kernels.farthest(
+        balls_kernels.pick_farthest(
             self.points, rank[self.number], self.ptr, self.centers, self.radii, first, squared, places
         )
         picked: np.ndarray = self.number[places]

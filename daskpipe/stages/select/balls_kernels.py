@@ -71,7 +71,7 @@ def may_hold_nearer(to_center: float, radius: float, squared: float) -> bool:
 
 
 @kernel
-def nearest(
+def find_nearest(
     rows: np.ndarray,
     points: np.ndarray,
     number: np.ndarray,
@@ -115,7 +115,7 @@ def nearest(
 
 
 @kernel
-def farthest(
+def pick_farthest(
     points: np.ndarray,
     rank: np.ndarray,
     ptr: np.ndarray,

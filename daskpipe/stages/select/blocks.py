@@ -104,7 +104,7 @@ class Blocks:
         """
         start = 0
         waiting: list[np.ndarray] = []
-        for piece in self._pieces():
+        for piece in self._checked_pieces():
             waiting.append(piece)
             n_waiting = sum(map(len, waiting))
             if n_waiting < BLOCK_SIZE:
@@ -118,13 +118,13 @@ class Blocks:
         if waiting and len(rest := np.concatenate(waiting)):
             yield slice(start, start + len(rest)), rest
 
-    def each[T](self, function: Callable[[np.ndarray], T]) -> Iterator[tuple[slice, T]]:
+    def map_blocks[T](self, function: Callable[[np.ndarray], T]) -> Iterator[tuple[slice, T]]:
         """Yield (rows, what `function` makes of their features) in order, computed in threads.
 
         `function` must release the GIL to gain by it, and treat each row alone, as the kernels do: then neither
         threads nor blocks show in the results.
         """
-        n_threads = threads()
+        n_threads = count_threads()
         with ThreadPoolExecutor(n_threads) as pool:
             running: deque[tuple[slice, Future[T]]] = deque()
             for rows, features in self:
@@ -135,7 +135,7 @@ class Blocks:
             for ready, future in running:
                 yield ready, future.result()
 
-    def gather(self, rows: np.ndarray) -> np.ndarray:
+    def gather_rows(self, rows: np.ndarray) -> np.ndarray:
         """Return the features of some rows, sorted row numbers, in one pass; shape (len(rows), feature)."""
         found: np.ndarray | None = None
         for block, features in self:
@@ -146,7 +146,7 @@ class Blocks:
         assert found is not None, "a table without rows"
         return found
 
-    def sample(self) -> np.ndarray:
+    def read_sample(self) -> np.ndarray:
         """Return the features of the first `SAMPLE_SIZE` rows of the canonical order, in this order."""
         if self.n_atoms is None:
             rows = self.order[:SAMPLE_SIZE]
@@ -156,15 +156,15 @@ class Blocks:
             atoms = [np.arange(ends[at] - self.n_atoms[at], ends[at]) for at in self.order[:enough]]
             rows = np.concatenate(atoms)[:SAMPLE_SIZE]
         sort = np.argsort(rows)
-        found = self.gather(rows[sort])
+        found = self.gather_rows(rows[sort])
         canonical = np.empty_like(found)
         canonical[sort] = found
         return canonical
 
-    def _pieces(self) -> Iterator[np.ndarray]:
+    def _checked_pieces(self) -> Iterator[np.ndarray]:
         """Yield the rows that take part as they are stored, checked, chunk by chunk."""
         stored = 0
-        for chunk in _chunks(self.features):
+        for chunk in _read_chunks(self.features):
             piece = np.ascontiguousarray(chunk, dtype=np.float32 if chunk.dtype == np.float32 else np.float64)
             finite = np.isfinite(piece).all(axis=1)
             if not finite.all():
@@ -179,7 +179,7 @@ class Blocks:
             stored += len(piece)
 
 
-def _chunks(features: Any) -> Iterator[np.ndarray]:
+def _read_chunks(features: Any) -> Iterator[np.ndarray]:
     """Yield an array's rows: a Dask array's chunk by chunk, each computed once."""
     if not hasattr(features, "dask"):
         for start in range(0, len(features), 16 * BLOCK_SIZE):
@@ -190,7 +190,7 @@ def _chunks(features: Any) -> Iterator[np.ndarray]:
         yield features.blocks[number].compute(scheduler="synchronous")
 
 
-def threads() -> int:
+def count_threads() -> int:
     """Threads to use: as ``OMP_NUM_THREADS`` says, which a run sets to 1 on its workers, else one a core."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))

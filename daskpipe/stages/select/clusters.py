@@ -46,12 +46,12 @@ class Centers:
         centers: np.ndarray = getattr(self._model, "cluster_centers_", self._model.init)
         return centers
 
-    def start(self, sample: np.ndarray) -> None:
+    def place_centers(self, sample: np.ndarray) -> None:
         """Place the centres on rows of a sample: the first, then always the one farthest from those placed."""
         from sklearn.cluster import MiniBatchKMeans
 
         n_centers = min(self.n_clusters, len(sample))
-        rows = sample[Balls.of(sample).farthest(n_centers, 0, np.arange(len(sample)))]
+        rows = sample[Balls.from_points(sample).pick_farthest(n_centers, 0, np.arange(len(sample)))]
         # No centre is given up because few rows are near it: the small clusters are what is wanted here.
         self._model = MiniBatchKMeans(n_centers, init=rows, n_init=1, reassignment_ratio=0)
         self._balls = None
@@ -59,26 +59,26 @@ class Centers:
     def fit_block(self, features: np.ndarray) -> None:
         """Move each centre to the mean of all rows, shape (row, feature), that were nearest to it so far."""
         if self._model is None:
-            self.start(features)
+            self.place_centers(features)
         assert self._model is not None
         self._model.partial_fit(features)
         self._balls = None
 
-    def nearest(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def find_nearest(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return cluster (int32) and distance to its centre of each row; ties go to the lower cluster."""
-        return self._ready().nearest(features)
+        return self._centers_in_balls().find_nearest(features)
 
-    def _ready(self) -> Balls:
+    def _centers_in_balls(self) -> Balls:
         """Return the centres in balls."""
         if self._balls is None:
-            self._balls = Balls.of(self.centers)
+            self._balls = Balls.from_points(self.centers)
         return self._balls
 
 
-def fit(sample: np.ndarray, n_clusters: int, passes: int) -> Centers:
+def fit_centers(sample: np.ndarray, n_clusters: int, passes: int) -> Centers:
     """Fit centres on a sample, shape (row, feature), read `passes` times in blocks."""
     centers = Centers(n_clusters)
-    centers.start(sample)
+    centers.place_centers(sample)
     # scikit-learn wants a row a centre in the first block.
     size = max(4 * BLOCK_SIZE, n_clusters)
     for _ in range(passes):
@@ -87,11 +87,13 @@ def fit(sample: np.ndarray, n_clusters: int, passes: int) -> Centers:
     return centers
 
 
-def assign(blocks: Blocks, centers: Centers, project: Project | None = None) -> tuple[np.ndarray, np.ndarray]:
+def assign_rows(blocks: Blocks, centers: Centers, project: Project | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return cluster (int32) and distance to its centre (float32) of all rows, in one pass."""
     cluster = np.empty(blocks.n_rows, dtype=np.int32)
     distance = np.empty(blocks.n_rows, dtype=np.float32)
-    balls = Balls.of(centers.centers)
-    for rows, (found, far) in blocks.each(lambda features: balls.nearest(project(features) if project else features)):
+    balls = Balls.from_points(centers.centers)
+    for rows, (found, far) in blocks.map_blocks(
+        lambda features: balls.find_nearest(project(features) if project else features)
+    ):
         cluster[rows], distance[rows] = found, far
     return cluster, distance

@@ -10,7 +10,7 @@ import numpy as np
 from daskpipe.core import seeds
 from daskpipe.stages.select.balls import Balls
 from daskpipe.stages.select.blocks import Blocks
-from daskpipe.stages.select.clusters import assign, fit
+from daskpipe.stages.select.clusters import assign_rows, fit_centers
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -71,7 +71,7 @@ class Coverage:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
-def coverage(
+def measure_coverage(
     X: np.ndarray | da.Array,  # noqa: N803 (scikit-learn's name)
     picked: np.ndarray,
     clusters: np.ndarray | None = None,
@@ -101,13 +101,13 @@ def coverage(
     """
     # Not the stream of `pick`: the probes of random picks must not be these picks.
     order = seeds.random_stream(seed, "coverage").permutation(X.shape[0])
-    return coverage_of(Blocks(X, order), picked, clusters, elements)
+    return measure_coverage_of(Blocks(X, order), picked, clusters, elements)
 
 
-def coverage_of(
+def measure_coverage_of(
     blocks: Blocks, picked: np.ndarray, clusters: np.ndarray | None = None, elements: np.ndarray | None = None
 ) -> Coverage:
-    """Return how well picked rows cover the pool; see `coverage`. Four passes over the features."""
+    """Return how well picked rows cover the pool; see `measure_coverage`. Four passes over the features."""
     n_rows = blocks.n_rows
     if len(picked) == 0 or picked[0] < 0 or picked[-1] >= n_rows or (np.diff(picked) <= 0).any():
         raise ValueError(f"picked must be sorted, distinct rows of the {n_rows} in X, at least one; received {picked}")
@@ -115,13 +115,13 @@ def coverage_of(
         if array is not None and len(array) != n_rows:
             raise ValueError(f"{name} must have a row for each of the {n_rows} in X, received {len(array)}")
     if clusters is None:
-        centers = fit(blocks.sample(), min(N_CLUSTERS, len(picked)), passes=1)
-        clusters, _ = assign(blocks, centers)
-    pool, picks = histograms(blocks, picked)
-    entropy = _entropy(picks) / np.where((full := _entropy(pool)) > 0, full, 1)
+        centers = fit_centers(blocks.read_sample(), min(N_CLUSTERS, len(picked)), passes=1)
+        clusters, _ = assign_rows(blocks, centers)
+    pool, picks = count_bins(blocks, picked)
+    entropy = _shannon_entropy(picks) / np.where((full := _shannon_entropy(pool)) > 0, full, 1)
     entropy[full == 0] = 1
     bins_hit = (picks > 0).sum(axis=1) / (pool > 0).sum(axis=1)
-    nearest = nearest_picks(blocks, picked)
+    nearest = distances_to_picks(blocks, picked)
     n_clusters = len(np.unique(clusters))
     return Coverage(
         n_pool=n_rows,
@@ -141,7 +141,7 @@ def coverage_of(
     )
 
 
-def histograms(blocks: Blocks, picked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def count_bins(blocks: Blocks, picked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Count pool and picks in `N_BINS` equal bins of each feature, shape (feature, bin) each."""
     n_features = blocks.features.shape[1]
     low, high = np.full(n_features, np.inf), np.full(n_features, -np.inf)
@@ -152,12 +152,12 @@ def histograms(blocks: Blocks, picked: np.ndarray) -> tuple[np.ndarray, np.ndarr
     first_bin = np.arange(n_features) * N_BINS
     counts = np.zeros((2, n_features * N_BINS), dtype=np.int64)
 
-    def bins(features: np.ndarray) -> np.ndarray:
+    def find_bins(features: np.ndarray) -> np.ndarray:
         # The pool's maximum belongs to the last bin.
         place: np.ndarray = np.minimum(((features - low) * per_unit).astype(np.int64), N_BINS - 1) + first_bin
         return place
 
-    for rows, place in blocks.each(bins):
+    for rows, place in blocks.map_blocks(find_bins):
         lo, hi = np.searchsorted(picked, [rows.start, rows.stop])
         counts[0] += np.bincount(place.ravel(), minlength=counts.shape[1])
         counts[1] += np.bincount(place[picked[lo:hi] - rows.start].ravel(), minlength=counts.shape[1])
@@ -165,18 +165,20 @@ def histograms(blocks: Blocks, picked: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return pool, picks
 
 
-def nearest_picks(blocks: Blocks, picked: np.ndarray) -> np.ndarray:
+def distances_to_picks(blocks: Blocks, picked: np.ndarray) -> np.ndarray:
     """Distance from each of `N_PROBES` rows of the pool to its nearest pick; the picks' features are in memory."""
     probes = blocks.order[:N_PROBES]
     rows = np.union1d(probes, picked)
-    features = blocks.gather(rows)
-    balls = Balls.of(features[np.searchsorted(rows, picked)])
+    features = blocks.gather_rows(rows)
+    balls = Balls.from_points(features[np.searchsorted(rows, picked)])
     order = np.arange(len(probes))
-    found = Blocks(features[np.searchsorted(rows, probes)], order).each(lambda block: balls.nearest(block)[1])
+    found = Blocks(features[np.searchsorted(rows, probes)], order).map_blocks(
+        lambda block: balls.find_nearest(block)[1]
+    )
     return np.concatenate([distance for _, distance in found]).astype(np.float64)
 
 
-def _entropy(counts: np.ndarray) -> np.ndarray:
+def _shannon_entropy(counts: np.ndarray) -> np.ndarray:
     """Shannon entropy of each histogram, shape (feature, bin), in nats."""
     share = counts / counts.sum(axis=1, keepdims=True)
     entropy: np.ndarray = -(share * np.log(np.where(share > 0, share, 1))).sum(axis=1)

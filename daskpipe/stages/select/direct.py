@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import PositiveInt
 
 from daskpipe.stages.select.blocks import Blocks, Picks
-from daskpipe.stages.select.clusters import Centers, assign, fit
-from daskpipe.stages.select.quotas import quotas
+from daskpipe.stages.select.clusters import Centers, assign_rows, fit_centers
+from daskpipe.stages.select.quotas import share_picks
 from daskpipe.stages.select.strata import Strata
 
 PICKS_A_CLUSTER = 9
@@ -46,7 +46,7 @@ class Axes:
         from daskpipe.stages.select import direct_kernels
 
         out = np.empty((len(features), self.axes.shape[1]), dtype=np.float32)
-        direct_kernels.project(features, self.mean, self.axes, out)
+        direct_kernels.project_rows(features, self.mean, self.axes, out)
         return out
 
 
@@ -122,15 +122,15 @@ class Direct:
         """Return the cluster of each row (int32) and its distance to the centre along the axes."""
         if self.axes is None:
             raise ValueError("the axes were not fitted yet; call fit_block first")
-        return self._centers.nearest(self.axes(features))
+        return self._centers.find_nearest(self.axes(features))
 
     def pick(self, blocks: Blocks) -> Picks:
         """Fit axes and clusters, assign all rows, and pick from each cluster up to its quota."""
-        sample = blocks.sample()
+        sample = blocks.read_sample()
         self.axes = principal_axes(sample, weighted=self.weighted)
-        self._centers = fit(self.axes(sample), self.n_clusters, self.passes)
+        self._centers = fit_centers(self.axes(sample), self.n_clusters, self.passes)
         del sample
-        cluster, distance = assign(blocks, self._centers, self.axes)
-        strata = Strata.of(cluster, distance, blocks.rank, len(self.centers))
-        index = strata.evenly(quotas(strata.sizes, self.n))
+        cluster, distance = assign_rows(blocks, self._centers, self.axes)
+        strata = Strata.from_clusters(cluster, distance, blocks.rank, len(self.centers))
+        index = strata.pick_evenly(share_picks(strata.sizes, self.n))
         return Picks(index=index, cluster=cluster[index], reason="direct")

@@ -8,7 +8,7 @@ from daskpipe.core.accelerate import kernel
 
 
 @kernel
-def project(rows: np.ndarray, mean: np.ndarray, axes: np.ndarray, out: np.ndarray) -> None:
+def project_rows(rows: np.ndarray, mean: np.ndarray, axes: np.ndarray, out: np.ndarray) -> None:
     """Compute ``(rows - mean) @ axes``, summed in float64 and in the order of the features."""
     sums = np.empty(axes.shape[1], np.float64)
     for r in range(len(rows)):

@@ -43,7 +43,7 @@ class Duplicates:
     scale: float
 
 
-def near_duplicates(
+def find_near_duplicates(
     blocks: Blocks, threshold: float, against: np.ndarray | None = None, *, scale: float | None = None
 ) -> Duplicates:
     """Find rows that lie close to another, greedily in canonical order.
@@ -83,7 +83,7 @@ def near_duplicates(
             f"against must have shape (structure, {n_features}) like the pool, received {given.shape}; "
             "describe the dataset with the descriptor and the axes of this run"
         )
-    mean, spread, widest = _spread(blocks.sample())
+    mean, spread, widest = _measure_spread(blocks.read_sample())
     scale = spread if scale is None else scale
     limit = threshold * scale
 
@@ -96,7 +96,7 @@ def near_duplicates(
     # float32 coordinates round: whatever that could hide counts as near.
     largest = float(max(coordinates.max(), -coordinates.min()))
     reach = limit + 4 * float(np.finfo(np.float32).eps) * largest * np.sqrt(len(widest))
-    cell = _cells(coordinates[:, :GRID_FEATURES], reach)
+    cell = _number_cells(coordinates[:, :GRID_FEATURES], reach)
     order = np.argsort(cell, kind="stable")
     keys = cell[order]
     ptr = np.append(np.flatnonzero(np.append(True, keys[1:] != keys[:-1])), len(keys))
@@ -113,9 +113,9 @@ def near_duplicates(
         sort = np.argsort(pool)
         features = np.empty((len(candidates), n_features), dtype=np.float64)
         features[:n_given] = given[candidates[:n_given]]
-        features[n_given + sort] = blocks.gather(pool[sort])
+        features[n_given + sort] = blocks.gather_rows(pool[sort])
         places = np.searchsorted(keys, cell[candidates])
-        duplicates_kernels.greedy(features, places, keys, SIDE, n_given, float(limit), found)
+        duplicates_kernels.match_kept_rows(features, places, keys, SIDE, n_given, float(limit), found)
     mask = np.zeros(n_rows, dtype=np.bool_)
     mask[blocks.order[candidates[found >= 0] - len(given)]] = True
     n_against_dataset = int(np.count_nonzero((found >= 0) & (found < n_given)))
@@ -128,7 +128,7 @@ def near_duplicates(
     )
 
 
-def near_duplicates_by_state(
+def find_near_duplicates_by_state(
     blocks: Blocks, states: np.ndarray, threshold: float, against: np.ndarray | None = None
 ) -> Duplicates:
     """Find rows that lie close to another of the same electronic state, which features of geometries do not tell.
@@ -136,11 +136,11 @@ def near_duplicates_by_state(
     Parameters
     ----------
     blocks, threshold, against
-        As `near_duplicates` takes them. The states of `against` are not known: its rows count for all.
+        As `find_near_duplicates` takes them. The states of `against` are not known: its rows count for all.
     states
         Number of the state of each row, shape (row,).
     """
-    found = near_duplicates(blocks, threshold, against)
+    found = find_near_duplicates(blocks, threshold, against)
     mask, n_against_dataset = np.zeros_like(found.mask), 0
     # A state without near-duplicates among all rows has none of its own.
     for state in np.unique(states[found.mask]).tolist():
@@ -151,7 +151,7 @@ def near_duplicates_by_state(
         keep = np.zeros(len(blocks.features), dtype=np.bool_)
         keep[stored] = True
         own = Blocks(blocks.features, np.argsort(blocks.rank[rows], kind="stable"), keep=keep)
-        within = near_duplicates(own, threshold, against, scale=found.scale)
+        within = find_near_duplicates(own, threshold, against, scale=found.scale)
         mask[rows] = within.mask
         n_against_dataset += within.n_against_dataset
     return replace(
@@ -159,14 +159,14 @@ def near_duplicates_by_state(
     )
 
 
-def _spread(sample: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+def _measure_spread(sample: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
     """Mean of a sample, root mean square distance from it, and the features of greatest variance, falling."""
     mean = sample.mean(axis=0, dtype=np.float64)
     variance = sample.var(axis=0, dtype=np.float64)
     return mean, float(np.sqrt(variance.sum())), np.argsort(-variance, kind="stable")[:KEPT_FEATURES]
 
 
-def _cells(coordinates: np.ndarray, reach: float) -> np.ndarray:
+def _number_cells(coordinates: np.ndarray, reach: float) -> np.ndarray:
     """Return the number of each row's cell, int64; rows within `reach` lie in the same cell or in neighbours."""
     low, high = coordinates.min(axis=0).astype(np.float64), coordinates.max(axis=0).astype(np.float64)
     # A little wider than the reach, so that rounding cannot put a cell between two rows at just this distance.

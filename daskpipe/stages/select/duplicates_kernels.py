@@ -13,7 +13,8 @@ from daskpipe.core.accelerate import kernel
 
 
 @kernel
-def _within(a: np.ndarray, b: np.ndarray, squared: float) -> bool:
+def is_within(a: np.ndarray, b: np.ndarray, squared: float) -> bool:
+    """Test whether the squared distance of two rows, summed in float64, is at most `squared`."""
     total = 0.0
     for f in range(len(a)):
         delta = np.float64(a[f]) - np.float64(b[f])
@@ -47,14 +48,14 @@ def mark_candidates(
                     if out[i]:
                         continue
                     for j in rows[ptr[v] : ptr[v + 1]]:
-                        if i != j and _within(coordinates[i], coordinates[j], squared):
+                        if i != j and is_within(coordinates[i], coordinates[j], squared):
                             out[i] = True
                             break
                 v += 1
 
 
 @kernel
-def greedy(
+def match_kept_rows(
     features: np.ndarray, cell: np.ndarray, keys: np.ndarray, side: int, n_given: int, limit: float, out: np.ndarray
 ) -> None:
     """Name for each row the kept row before it within `limit`, in ``out``; -1 keeps it.
@@ -75,7 +76,7 @@ def greedy(
                 while out[i] < 0 and v < len(keys) and keys[v] <= base + 1:
                     j = first[v]
                     while j >= 0:
-                        if _within(features[i], features[j], squared):
+                        if is_within(features[i], features[j], squared):
                             out[i] = j
                             break
                         j = after[j]

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import PositiveInt
 
 from daskpipe.stages.select.blocks import Blocks, Picks
-from daskpipe.stages.select.clusters import Centers, assign, fit
+from daskpipe.stages.select.clusters import Centers, assign_rows, fit_centers
 
 MOST_CLUSTERS = 1024
 """Clusters of environments that are made unasked, at most."""
@@ -55,7 +55,7 @@ class Environments:
 
     def assign(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the cluster of each atom (int32) and its distance to the centre."""
-        return self._centers.nearest(features)
+        return self._centers.find_nearest(features)
 
     def pick(self, blocks: Blocks) -> Picks:
         """Fit the centres, assign all atoms, and cover the clusters with frames.
@@ -70,14 +70,14 @@ class Environments:
                 "method 'environments' picks structures by their atoms, and received no n_atoms; "
                 "pass n_atoms=..., the number of rows of each structure"
             )
-        self._centers = fit(blocks.sample(), self.n_clusters, self.passes)
-        cluster, _ = assign(blocks, self._centers)
-        index, why = cover(cluster, blocks.n_atoms, blocks.order, len(self.centers), self.n)
+        self._centers = fit_centers(blocks.read_sample(), self.n_clusters, self.passes)
+        cluster, _ = assign_rows(blocks, self._centers)
+        index, why = cover_clusters(cluster, blocks.n_atoms, blocks.order, len(self.centers), self.n)
         sort = np.argsort(index)
         return Picks(index=index[sort], cluster=why[sort], reason="environments")
 
 
-def cover(
+def cover_clusters(
     cluster: np.ndarray, n_atoms: np.ndarray, order: np.ndarray, n_clusters: int, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return structures (int64), in the order in which they were picked, and the cluster of each pick (int32).
@@ -104,7 +104,7 @@ def cover(
     by_cluster = np.lexsort((rank[structure], held))
     picked = np.empty(min(n, n_structures), dtype=np.int64)
     why = np.empty(len(picked), dtype=np.int32)
-    environments_kernels.cover(
+    environments_kernels.cover_clusters(
         np.searchsorted(held[by_cluster], np.arange(n_clusters + 1)),
         structure[by_cluster],
         np.searchsorted(structure, np.arange(n_structures + 1)),

@@ -8,7 +8,7 @@ from daskpipe.core.accelerate import kernel
 
 
 @kernel
-def cover(
+def cover_clusters(
     cluster_ptr: np.ndarray,
     holders: np.ndarray,
     structure_ptr: np.ndarray,

@@ -34,7 +34,7 @@ class FarthestPoints:
         features = np.empty((blocks.n_rows, blocks.features.shape[1]), dtype=np.float32)
         for rows, block in blocks:
             features[rows] = block
-        balls = Balls.of(features)
+        balls = Balls.from_points(features)
         del features
-        index = balls.farthest(min(self.n, blocks.n_rows), int(blocks.order[0]), blocks.rank.astype(np.int64))
+        index = balls.pick_farthest(min(self.n, blocks.n_rows), int(blocks.order[0]), blocks.rank.astype(np.int64))
         return Picks(index=np.sort(index), cluster=np.full(len(index), -1, dtype=np.int32), reason="fps")

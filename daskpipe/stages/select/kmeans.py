@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import PositiveInt
 
 from daskpipe.stages.select.blocks import Blocks, Picks
-from daskpipe.stages.select.clusters import Centers, assign, fit
-from daskpipe.stages.select.quotas import Allocation, quotas
+from daskpipe.stages.select.clusters import Centers, assign_rows, fit_centers
+from daskpipe.stages.select.quotas import Allocation, share_picks
 from daskpipe.stages.select.strata import Strata
 
 MOST_CLUSTERS = 2048
@@ -67,13 +67,13 @@ class KMeansStrata:
 
     def assign(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the stratum of each row (int32) and its distance to the centre."""
-        return self._centers.nearest(features)
+        return self._centers.find_nearest(features)
 
     def pick(self, blocks: Blocks) -> Picks:
         """Fit the centres, assign all rows, and pick from each stratum up to its quota."""
-        self._centers = fit(blocks.sample(), self.n_clusters, self.passes)
-        cluster, distance = assign(blocks, self._centers)
-        strata = Strata.of(cluster, distance, blocks.rank, len(self.centers))
-        share = quotas(strata.sizes, self.n, self.allocation)
-        index = strata.nearest(share) if self.within == "nearest" else strata.spread(share, blocks)
+        self._centers = fit_centers(blocks.read_sample(), self.n_clusters, self.passes)
+        cluster, distance = assign_rows(blocks, self._centers)
+        strata = Strata.from_clusters(cluster, distance, blocks.rank, len(self.centers))
+        share = share_picks(strata.sizes, self.n, self.allocation)
+        index = strata.pick_nearest(share) if self.within == "nearest" else strata.pick_spread(share, blocks)
         return Picks(index=index, cluster=cluster[index], reason=f"kmeans_{self.within}")

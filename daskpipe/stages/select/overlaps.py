@@ -20,7 +20,7 @@ COLUMNS = ("n_atoms", "numbers", "positions", "cell", "pbc", "step")
 
 
 def find_overlaps(
-    directory: RunDirectory, units: Sequence[tuple[str, str]], picks: Mapping[str, np.ndarray]
+    directory: RunDirectory, stage: str, units: Sequence[tuple[str, str]], picks: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
     """Look for picks whose atoms overlap.
 
@@ -28,8 +28,10 @@ def find_overlaps(
     ----------
     directory
         Run directory that holds the frames.
+    stage
+        Stage whose units hold them.
     units
-        File of the frames, and key, of each unit of the stage ``explore``.
+        File of the frames, and key, of each unit.
     picks
         ``unit``, an index into `units`, and ``row`` of each pick; shape (pick,).
 
@@ -43,7 +45,7 @@ def find_overlaps(
     found: list[str] = []
     for unit in np.unique(picks["unit"]).tolist():
         path, key = units[unit]
-        frames = directory.load_arrays("explore", key, COLUMNS)
+        frames = directory.load_arrays(stage, key, COLUMNS)
         first = atom_starts(frames["n_atoms"])
         for row in picks["row"][picks["unit"] == unit].tolist():
             atoms = atom_rows(first[row : row + 1], frames["n_atoms"][row : row + 1])

@@ -65,7 +65,7 @@ def pick(
     if seed < 0:
         raise ValueError(f"seed must not be negative, received {seed}")
     if n_atoms is not None:
-        n_atoms = _checked(np.asarray(n_atoms), method, X.shape[0])
+        n_atoms = _check_n_atoms(np.asarray(n_atoms), method, X.shape[0])
     selector = SELECTORS.get(method)(n=n, seed=seed, **SELECTORS.check_params(method, params))
     n_structures = X.shape[0] if n_atoms is None else len(n_atoms)
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(n_structures)
@@ -73,7 +73,7 @@ def pick(
     return index
 
 
-def _checked(n_atoms: np.ndarray, method: str, n_rows: int) -> np.ndarray:
+def _check_n_atoms(n_atoms: np.ndarray, method: str, n_rows: int) -> np.ndarray:
     """Return `n_atoms` if it fits the rows."""
     if method != "environments":
         raise ValueError(f"method {method!r} picks rows and takes no n_atoms; leave it out, or use 'environments'")

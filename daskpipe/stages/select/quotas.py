@@ -10,7 +10,7 @@ import numpy as np
 Allocation = Literal["equal", "proportional", "sqrt"]
 
 
-def quotas(sizes: np.ndarray, n: int, allocation: Allocation = "equal") -> np.ndarray:
+def share_picks(sizes: np.ndarray, n: int, allocation: Allocation = "equal") -> np.ndarray:
     """Share `n` picks among strata; what a small stratum cannot use goes to the others.
 
     Picks are given out one by one: each to the stratum, of those with members left, that has got least for its
@@ -36,7 +36,7 @@ def quotas(sizes: np.ndarray, n: int, allocation: Allocation = "equal") -> np.nd
     weights = {"equal": np.ones(len(sizes)), "proportional": members, "sqrt": np.sqrt(members)}[allocation]
     n = min(n, int(sizes.sum()))
 
-    def below(level: float) -> np.ndarray:
+    def shares_below(level: float) -> np.ndarray:
         # The pick after s others comes when the level is s / weight.
         shares: np.ndarray = np.minimum(sizes, np.ceil(level * weights)).astype(np.int64)
         return shares
@@ -45,8 +45,8 @@ def quotas(sizes: np.ndarray, n: int, allocation: Allocation = "equal") -> np.nd
     low, high = 0.0, float((members / weights).max()) + 1
     for _ in range(64):
         middle = (low + high) / 2
-        low, high = (middle, high) if below(middle).sum() <= n else (low, middle)
-    share = below(low * (1 - 1e-9))
+        low, high = (middle, high) if shares_below(middle).sum() <= n else (low, middle)
+    share = shares_below(low * (1 - 1e-9))
     room = [(share[at] / weights[at], -sizes[at], at) for at in np.flatnonzero(share < sizes)]
     heapq.heapify(room)
     for _ in range(n - int(share.sum())):

@@ -43,6 +43,8 @@ def select(
     settings: Select,
     run_seed: int,
     *,
+    frames_stage: str,
+    features_stage: str,
     against: np.ndarray | None = None,
 ) -> Payload:
     """Leave out near-duplicates, and pick frames from the others: first those that exploration marked as candidates.
@@ -62,6 +64,8 @@ def select(
         Features a frame.
     settings, run_seed
         What to pick.
+    frames_stage, features_stage
+        Stages whose units hold the frames and their features.
     against
         Features of an existing dataset in the same space, shape (structure, feature).
 
@@ -77,11 +81,11 @@ def select(
     daskpipe.core.errors.ConfigError
         If near-duplicates of the dataset are all there is.
     """
-    from daskpipe.stages.select.coverage import coverage_of
-    from daskpipe.stages.select.steering import covered_frames
+    from daskpipe.stages.select.coverage import measure_coverage_of
+    from daskpipe.stages.select.steering import find_covered_frames
 
-    ids, n_atoms, elements, candidate, states = _frames(root, frames)
-    table = feature_table(root, features, dims)
+    ids, n_atoms, elements, candidate, states = _read_frames(root, frames_stage, frames)
+    table = feature_table(root, features_stage, features, dims)
     keep, duplicates = _without_duplicates(Blocks(table, canonical_order(run_seed, ids)), states, settings, against)
     kept = np.flatnonzero(keep)
     if len(kept) == 0:
@@ -98,8 +102,8 @@ def select(
     rounds = [keep]
     if against is not None and len(against) and len(first) < settings.n and len(kept):
         blocks = Blocks(table, canonical_order(run_seed, ids[kept]), keep=keep)
-        near, radius = covered_frames(blocks, against, settings.n - len(first))
-        rounds = [_only(keep, kept[~near]), _only(keep, kept[near])]
+        near, radius = find_covered_frames(blocks, against, settings.n - len(first))
+        rounds = [_mask_rows(keep, kept[~near]), _mask_rows(keep, kept[near])]
         duplicates["covered"] = {"n_covered": int(near.sum()), "radius": radius, "n_picked_elsewhere": 0}
     for part in rounds:
         rows, n = np.flatnonzero(part), settings.n - len(index)
@@ -107,7 +111,7 @@ def select(
             continue
         order = canonical_order(run_seed, ids[rows])
         if settings.method in BY_ATOMS:
-            atoms = atom_table(root, features, n_atoms)
+            atoms = atom_table(root, features_stage, features, n_atoms)
             blocks = Blocks(atoms, order, n_atoms[rows], np.repeat(part, n_atoms))
         else:
             blocks = Blocks(table, order, keep=part)
@@ -120,7 +124,9 @@ def select(
             duplicates["covered"]["n_picked_elsewhere"] = len(picks.index)
     sort = np.argsort(index)
     index, cluster, reason = index[sort], cluster[sort], reason[sort]
-    covered = coverage_of(Blocks(table, seeds.order_by_hash(run_seed, "coverage", ids)), index, elements=elements)
+    covered = measure_coverage_of(
+        Blocks(table, seeds.order_by_hash(run_seed, "coverage", ids)), index, elements=elements
+    )
     report = {
         "method": settings.method,
         "params": params,
@@ -136,7 +142,7 @@ def select(
     arrays = {
         "unit": unit.astype(np.int64),
         "row": index - (ends - sizes)[unit],
-        "features": Blocks(table, np.arange(len(ids))).gather(index),
+        "features": Blocks(table, np.arange(len(ids))).gather_rows(index),
         "cluster": cluster,
         "selection_reason": reason,
         "report": np.array(json.dumps(report, sort_keys=True)),
@@ -144,7 +150,7 @@ def select(
     return Payload(arrays=arrays, n_out=len(index))
 
 
-def _only(keep: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _mask_rows(keep: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return a mask as long as `keep` of some rows."""
     mask = np.zeros_like(keep)
     mask[rows] = True
@@ -155,11 +161,11 @@ def _without_duplicates(
     blocks: Blocks, states: np.ndarray, settings: Select, against: np.ndarray | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Return which frames stay, and what to report."""
-    from daskpipe.stages.select.duplicates import near_duplicates_by_state
+    from daskpipe.stages.select.duplicates import find_near_duplicates_by_state
 
     if settings.duplicate_distance == 0:
         return np.ones(blocks.n_rows, dtype=np.bool_), {"against_pool": 0, "against_dataset": 0, "threshold": 0.0}
-    found = near_duplicates_by_state(blocks, states, settings.duplicate_distance, against)
+    found = find_near_duplicates_by_state(blocks, states, settings.duplicate_distance, against)
     return ~found.mask, {
         "against_pool": found.n_against_pool,
         "against_dataset": found.n_against_dataset,
@@ -168,14 +174,16 @@ def _without_duplicates(
     }
 
 
-def _frames(root: Path, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _read_frames(
+    root: Path, stage: str, keys: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return ids, atoms, elements held (structure, element), candidates and electronic states of all frames."""
     ids, n_atoms, held, candidate = [], [], [], []
     states: dict[bytes, int] = {}
     state: list[int] = []
     for key in keys:
         unit = RunDirectory(root).load_arrays(
-            "explore", key, ["structure_id", "n_atoms", "numbers"], optional=["candidate", *STATE_VARIABLES]
+            stage, key, ["structure_id", "n_atoms", "numbers"], optional=["candidate", *STATE_VARIABLES]
         )
         state += [states.setdefault(item, len(states)) for item in electronic_states(unit)]
         candidate.append(unit.get("candidate", np.zeros(len(unit["n_atoms"]), dtype=np.bool_)))
@@ -204,12 +212,12 @@ def features_of(root: Path, stage: str, keys: Sequence[str]) -> np.ndarray | Non
     )
 
 
-def feature_table(root: Path, features: Sequence[tuple[str, int]], dims: int) -> da.Array:
+def feature_table(root: Path, stage: str, features: Sequence[tuple[str, int]], dims: int) -> da.Array:
     """Return the features in the run directory as a lazy Dask array, shape (frame, feature), float32."""
-    return _table(root, "features", features, dims)
+    return _make_table(root, stage, "features", features, dims)
 
 
-def atom_table(root: Path, features: Sequence[tuple[str, int]], n_atoms: np.ndarray) -> da.Array:
+def atom_table(root: Path, stage: str, features: Sequence[tuple[str, int]], n_atoms: np.ndarray) -> da.Array:
     """Return the atoms' features in the run directory as a lazy Dask array, shape (atom, feature), float32.
 
     `n_atoms` holds the atoms of each frame, shape (frame,). The number of features is that of the first unit.
@@ -217,21 +225,21 @@ def atom_table(root: Path, features: Sequence[tuple[str, int]], n_atoms: np.ndar
     ends = np.cumsum([n_frames for _, n_frames in features])
     sizes = [(key, int(n_atoms[end - n : end].sum())) for (key, n), end in zip(features, ends.tolist(), strict=True)]
     first = next(key for key, size in sizes if size)
-    return _table(root, "environments", sizes, _load(root, first, "environments").shape[1])
+    return _make_table(root, stage, "environments", sizes, _load_array(root, stage, first, "environments").shape[1])
 
 
-def _table(root: Path, name: str, sizes: Sequence[tuple[str, int]], dims: int) -> da.Array:
+def _make_table(root: Path, stage: str, name: str, sizes: Sequence[tuple[str, int]], dims: int) -> da.Array:
     """Concatenate one array of the description units, of which each has so many rows."""
     import dask.array as da
     from dask import delayed
 
-    load = delayed(_load, pure=True)
+    load = delayed(_load_array, pure=True)
     return da.concatenate(
-        [da.from_delayed(load(root, key, name), shape=(n, dims), dtype=np.float32) for key, n in sizes if n]
+        [da.from_delayed(load(root, stage, key, name), shape=(n, dims), dtype=np.float32) for key, n in sizes if n]
     )
 
 
-def _load(root: Path, key: str, name: str) -> np.ndarray:
+def _load_array(root: Path, stage: str, key: str, name: str) -> np.ndarray:
     """Read one array of a description unit.
 
     Raises
@@ -240,7 +248,7 @@ def _load(root: Path, key: str, name: str) -> np.ndarray:
         If the unit does not hold it.
     """
     try:
-        return RunDirectory(root).load_arrays("describe", key, [name])[name]
+        return RunDirectory(root).load_arrays(stage, key, [name])[name]
     except KeyError:
         raise ValueError(
             f"description unit {key} holds no {name!r}; method 'environments' needs the features of atoms, "

@@ -17,7 +17,7 @@ MOST_SAMPLED = 16_384
 """Frames of the pool among which the distance that the picks would have is measured."""
 
 
-def covered_frames(blocks: Blocks, against: np.ndarray, n: int) -> tuple[np.ndarray, float]:
+def find_covered_frames(blocks: Blocks, against: np.ndarray, n: int) -> tuple[np.ndarray, float]:
     """Find the frames that lie as near to an existing dataset as its structures lie to each other.
 
     Nor is a frame covered that lies farther from the dataset than any frame would lie from `n` picks of the whole pool:
@@ -41,19 +41,19 @@ def covered_frames(blocks: Blocks, against: np.ndarray, n: int) -> tuple[np.ndar
     """
     from scipy.spatial import cKDTree
 
-    sample = blocks.sample()[:MOST_SAMPLED]
-    picks = Balls.of(sample).farthest(min(n, len(sample)), 0, np.arange(len(sample)))
-    radius = float(Balls.of(sample[picks]).nearest(sample)[1].max())
+    sample = blocks.read_sample()[:MOST_SAMPLED]
+    picks = Balls.from_points(sample).pick_farthest(min(n, len(sample)), 0, np.arange(len(sample)))
+    radius = float(Balls.from_points(sample[picks]).find_nearest(sample)[1].max())
     if len(against) > 1:
         some = against[:: -(-len(against) // MOST_KNOWN)].astype(np.float64)
         spacing = cKDTree(against.astype(np.float64)).query(some, k=2)[0][:, 1]
         radius = min(radius, float(np.percentile(spacing, PERCENTILE)))
-    known = Balls.of(np.ascontiguousarray(against, dtype=np.float32))
+    known = Balls.from_points(np.ascontiguousarray(against, dtype=np.float32))
     covered = np.zeros(blocks.n_rows, dtype=np.bool_)
 
-    def distance(features: np.ndarray) -> np.ndarray:
-        return known.nearest(np.ascontiguousarray(features, dtype=np.float32))[1]
+    def measure_distance(features: np.ndarray) -> np.ndarray:
+        return known.find_nearest(np.ascontiguousarray(features, dtype=np.float32))[1]
 
-    for rows, far in blocks.each(distance):
+    for rows, far in blocks.map_blocks(measure_distance):
         covered[rows] = far <= radius
     return covered, radius

@@ -10,7 +10,7 @@ from daskpipe.stages.select.balls import Balls
 from daskpipe.stages.select.blocks import Blocks
 
 SPREAD_BYTES = 2**28
-"""Features of members that `Strata.spread` holds at a time."""
+"""Features of members that `Strata.pick_spread` holds at a time."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Strata:
     rank: np.ndarray
 
     @classmethod
-    def of(cls, cluster: np.ndarray, distance: np.ndarray, rank: np.ndarray, n_strata: int) -> Strata:
+    def from_clusters(cls, cluster: np.ndarray, distance: np.ndarray, rank: np.ndarray, n_strata: int) -> Strata:
         """Sort rows, shape (row,) each."""
         ptr = np.zeros(n_strata + 1, dtype=np.int64)
         np.cumsum(np.bincount(cluster, minlength=n_strata), out=ptr[1:])
@@ -43,12 +43,12 @@ class Strata:
         """Members of each stratum, shape (stratum,)."""
         return np.diff(self.ptr)
 
-    def nearest(self, share: np.ndarray) -> np.ndarray:
+    def pick_nearest(self, share: np.ndarray) -> np.ndarray:
         """Return the `share` members of each stratum that are nearest to its centre, sorted."""
         place = np.arange(len(self.order)) - np.repeat(self.ptr[:-1], self.sizes)
         return np.sort(self.order[place < np.repeat(share, self.sizes)])
 
-    def evenly(self, share: np.ndarray) -> np.ndarray:
+    def pick_evenly(self, share: np.ndarray) -> np.ndarray:
         """Return `share` members of each stratum in even steps from the nearest to the farthest, sorted."""
         places = [
             lo + np.linspace(0, size - 1, n).astype(np.int64)
@@ -56,14 +56,14 @@ class Strata:
         ]
         return np.sort(self.order[np.concatenate(places)])
 
-    def spread(self, share: np.ndarray, blocks: Blocks) -> np.ndarray:
+    def pick_spread(self, share: np.ndarray, blocks: Blocks) -> np.ndarray:
         """Return `share` members of each stratum: the nearest to the centre, then farthest points; sorted.
 
         Features are read in as many passes as it takes to hold `SPREAD_BYTES` of them at a time. Of a stratum
         that alone is larger the nearest member takes part, and as many of the others as fit in canonical order.
         """
         everything = (share == self.sizes) | (share <= 1)
-        found = [self.nearest(np.where(everything, share, 0))]
+        found = [self.pick_nearest(np.where(everything, share, 0))]
         row_bytes = blocks.features.shape[1] * (4 if blocks.features.dtype == np.float32 else 8)
         most = max(int(share.max()), SPREAD_BYTES // row_bytes)
         waiting: list[tuple[np.ndarray, int]] = []
@@ -74,21 +74,23 @@ class Strata:
             rest = members[1:][np.argsort(self.rank[members[1:]])]
             members = np.concatenate([members[:1], rest[: most - 1]])
             if n_waiting + len(members) > most:
-                found += self._spread(waiting, blocks)
+                found += self._spread_over(waiting, blocks)
                 waiting, n_waiting = [], 0
             waiting.append((members, int(share[number])))
             n_waiting += len(members)
-        return np.sort(np.concatenate(found + self._spread(waiting, blocks)))
+        return np.sort(np.concatenate(found + self._spread_over(waiting, blocks)))
 
-    def _spread(self, strata: list[tuple[np.ndarray, int]], blocks: Blocks) -> list[np.ndarray]:
+    def _spread_over(self, strata: list[tuple[np.ndarray, int]], blocks: Blocks) -> list[np.ndarray]:
         """Farthest points of some strata (members, picks), whose features are read in one pass."""
         if not strata:
             return []
         rows = np.sort(np.concatenate([members for members, _ in strata]))
-        features = blocks.gather(rows)
+        features = blocks.gather_rows(rows)
         return [
             members[
-                Balls.of(features[np.searchsorted(rows, members)]).farthest(n, 0, self.rank[members].astype(np.int64))
+                Balls.from_points(features[np.searchsorted(rows, members)]).pick_farthest(
+                    n, 0, self.rank[members].astype(np.int64)
+                )
             ]
             for members, n in strata
         ]

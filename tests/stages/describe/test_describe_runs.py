@@ -82,7 +82,7 @@ def test_the_model_decides_the_keys_and_the_device_does_not(
     (tmp_path / "run" / "potentials.json").unlink()
     shutil.rmtree(tmp_path / "run" / "dataset.zarr")
     other = potentials.Identity(name="another", hash="1" * 64)
-    monkeypatch.setattr("daskpipe.runs.run.describe.identity", lambda settings: other)
+    monkeypatch.setattr("daskpipe.runs.run.describe.identify_model", lambda settings: other)
     changed = daskpipe.run(config, run_dir=tmp_path / "run", client=client)
     assert {stage for stage, row in changed.stages.items() if row["computed"]} >= {"describe-fit", "describe"}
     assert changed.stages["explore"]["computed"] == 0

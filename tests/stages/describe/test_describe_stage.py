@@ -8,21 +8,21 @@ from daskpipe.core.structures import from_atoms, round_positions, to_atoms
 from daskpipe.engine.commit import commit
 from daskpipe.engine.rows import dataset_to_arrays, read_unit
 from daskpipe.engine.units import Payload, Unit, unit_key
-from daskpipe.stages.describe import build
+from daskpipe.stages.describe import build_descriptor
 from daskpipe.stages.describe import rows as rows_module
-from daskpipe.stages.describe.reduction import fit, unit_length
-from daskpipe.stages.describe.rows import geometries, groups, most_atoms, rows
+from daskpipe.stages.describe.reduction import fit_axes, unit_length
+from daskpipe.stages.describe.rows import describe_groups, make_structures, most_atoms, split_groups
 from daskpipe.stages.describe.settings import Describe
 from daskpipe.stages.describe.stage import (
     FIT,
     describe,
-    environments,
+    describe_atoms,
+    describe_unit,
     fit_reduction,
     load_reductions,
-    pack,
+    pack_block,
     sample_atoms,
     sample_frames,
-    unit,
 )
 
 SPECIES = ["Ag", "Cu"]
@@ -77,13 +77,13 @@ def explored(root, structures, sizes) -> list[tuple[str, int]]:
 def fitted(root, units, settings=SETTINGS) -> str:
     keys = [key for key, _ in units]
     key = unit_key(FIT, 1, settings.model_dump(), keys, RUN_SEED)
-    payload = fit_reduction(root, keys, settings, SPECIES, RUN_SEED)
+    payload = fit_reduction(root, "explore", keys, settings, SPECIES, RUN_SEED)
     commit(root, Unit(stage=FIT, index=0, key=key, n_inputs=payload.n_out), payload)
     return key
 
 
 def full(structures, settings=SETTINGS, average="off") -> np.ndarray:
-    return build(settings, SPECIES, average).compute(structures)
+    return build_descriptor(settings, SPECIES, average).compute(structures)
 
 
 def means(structures, settings=SETTINGS) -> np.ndarray:
@@ -101,15 +101,15 @@ def test_arrays_are_lazy_with_known_chunks_and_dtype(tmp_path):
     of_units = tuple(sum(piece) for piece in (n_atoms[:5], n_atoms[5:8], n_atoms[8:]))
     counting = Counting()
     with dask.config.set(scheduler=counting):
-        lazy = describe(tmp_path, units, OF_ATOMS, SPECIES, "key-of-a-unit-that-is-not-there-yet")
-        atoms = environments(tmp_path, units, OF_ATOMS, SPECIES, "key-of-a-unit-that-is-not-there-yet")
+        lazy = describe(tmp_path, "explore", units, OF_ATOMS, SPECIES, "key-of-a-unit-that-is-not-there-yet")
+        atoms = describe_atoms(tmp_path, "explore", units, OF_ATOMS, SPECIES, "key-of-a-unit-that-is-not-there-yet")
         assert lazy.chunks == (sizes, (OF_ATOMS.dims,))
         assert atoms.chunks == (of_units, (OF_ATOMS.dims,))
         assert lazy.dtype == atoms.dtype == np.float32
         assert counting.n_computes == 0
         key = fitted(tmp_path, units, OF_ATOMS)
-        found = describe(tmp_path, units, OF_ATOMS, SPECIES, key).compute()
-        of_atoms = environments(tmp_path, units, OF_ATOMS, SPECIES, key).compute()
+        found = describe(tmp_path, "explore", units, OF_ATOMS, SPECIES, key).compute()
+        of_atoms = describe_atoms(tmp_path, "explore", units, OF_ATOMS, SPECIES, key).compute()
         assert counting.n_computes == 2
     assert found.dtype == of_atoms.dtype == np.float32
     assert found.shape == lazy.shape
@@ -122,13 +122,13 @@ def test_blocks_hold_what_the_tools_give_in_memory(tmp_path):
     key = fitted(tmp_path, units, OF_ATOMS)
     reduction, of_atoms = load_reductions(tmp_path, key, OF_ATOMS)
     expected = reduction(means(structures), normalise=True)
-    lazy = describe(tmp_path, units, OF_ATOMS, SPECIES, key)
+    lazy = describe(tmp_path, "explore", units, OF_ATOMS, SPECIES, key)
     assert np.ptp(expected, axis=0).min() > 0
     np.testing.assert_array_equal(lazy.compute(scheduler="synchronous"), expected)
     np.testing.assert_array_equal(lazy.blocks[1].compute(scheduler="synchronous"), expected[5:8])
     expected = of_atoms(full(structures), normalise=True)
     assert np.ptp(expected, axis=0).min() > 0
-    lazy = environments(tmp_path, units, OF_ATOMS, SPECIES, key)
+    lazy = describe_atoms(tmp_path, "explore", units, OF_ATOMS, SPECIES, key)
     np.testing.assert_array_equal(lazy.compute(scheduler="synchronous"), expected)
     first = sum(len(atoms) for atoms in structures[:5])
     block = lazy.blocks[1].compute(scheduler="synchronous")
@@ -140,14 +140,16 @@ def test_both_levels_describe_a_structure_by_the_same_numbers(tmp_path):
     found = {}
     for settings in (SETTINGS, OF_ATOMS):
         key = fitted(tmp_path, units, settings)
-        found[settings.level] = describe(tmp_path, units, settings, SPECIES, key).compute(scheduler="synchronous")
+        found[settings.level] = describe(tmp_path, "explore", units, settings, SPECIES, key).compute(
+            scheduler="synchronous"
+        )
     np.testing.assert_array_equal(found["atom"], found["structure"])
 
 
 def test_a_structure_is_described_by_the_outer_average():
     structures = frames()
     ds = from_atoms(structures)
-    found = np.concatenate([descriptors for _, descriptors, _ in rows(ds, SETTINGS, SPECIES)])
+    found = np.concatenate([descriptors for _, descriptors, _ in describe_groups(ds, SETTINGS, SPECIES)])
     np.testing.assert_allclose(found, full(structures, average="outer"), rtol=1e-4, atol=1e-6 * found.max())
 
 
@@ -156,26 +158,30 @@ def test_a_unit_holds_both_levels_from_one_pass(tmp_path, monkeypatch):
 
     def counted(*args):
         passes.append(args)
-        return rows(*args)
+        return describe_groups(*args)
 
-    monkeypatch.setattr(rows_module, "rows", counted)
+    monkeypatch.setattr(rows_module, "describe_groups", counted)
     units = explored(tmp_path, frames(), (5, 7))
     for settings, names in ((SETTINGS, {"features"}), (OF_ATOMS, {"features", "environments"})):
         key = fitted(tmp_path, units, settings)
         passes.clear()
-        (payload,) = dask.compute(unit(tmp_path, *units[1], settings, SPECIES, key), scheduler="synchronous")
+        (payload,) = dask.compute(
+            describe_unit(tmp_path, "explore", *units[1], settings, SPECIES, key), scheduler="synchronous"
+        )
         assert len(passes) == 1
         assert payload.arrays.keys() == names
         assert payload.n_out == 7
-        for name, lazy in (("features", describe), ("environments", environments)):
+        for name, lazy in (("features", describe), ("environments", describe_atoms)):
             if name in names:
-                expected = lazy(tmp_path, units, settings, SPECIES, key).blocks[1].compute(scheduler="synchronous")
+                expected = (
+                    lazy(tmp_path, "explore", units, settings, SPECIES, key).blocks[1].compute(scheduler="synchronous")
+                )
                 np.testing.assert_array_equal(payload.arrays[name], expected)
 
 
 def test_pack_makes_a_payload():
     block = np.arange(6, dtype=np.float32).reshape(3, 2)
-    payload = pack({"features": block})
+    payload = pack_block({"features": block})
     assert payload.n_out == 3
     np.testing.assert_array_equal(payload.arrays["features"], block)
 
@@ -194,11 +200,13 @@ def test_partition_of_the_frames_does_not_matter(tmp_path, sizes, settings):
         root = tmp_path / name
         units = explored(root, structures, partition)
         key = fitted(root, units, settings)
-        lazy = describe(root, units, settings, SPECIES, key)
+        lazy = describe(root, "explore", units, settings, SPECIES, key)
         assert lazy.numblocks == (len(partition), 1)
         arrays = {"features": lazy.compute(scheduler="synchronous")}
         if settings.level == "atom":
-            arrays["environments"] = environments(root, units, settings, SPECIES, key).compute(scheduler="synchronous")
+            arrays["environments"] = describe_atoms(root, "explore", units, settings, SPECIES, key).compute(
+                scheduler="synchronous"
+            )
         for index, reduction in enumerate(load_reductions(root, key, settings)):
             for attribute in ("mean", "axes", "explained") if reduction else ():
                 arrays[f"{attribute} {index}"] = getattr(reduction, attribute)
@@ -214,10 +222,14 @@ def test_partition_matters_to_mace_in_the_last_bits_only(tmp_path):
     structures = frames()
     units = explored(tmp_path / "one", structures, (5, 3, 4))
     key = fitted(tmp_path / "one", units, settings)
-    expected = environments(tmp_path / "one", units, settings, SPECIES, key).compute(scheduler="synchronous")
+    expected = describe_atoms(tmp_path / "one", "explore", units, settings, SPECIES, key).compute(
+        scheduler="synchronous"
+    )
     others = explored(tmp_path / "other", structures, (12,))
     other = fitted(tmp_path / "other", others, settings)
-    found = environments(tmp_path / "other", others, settings, SPECIES, other).compute(scheduler="synchronous")
+    found = describe_atoms(tmp_path / "other", "explore", others, settings, SPECIES, other).compute(
+        scheduler="synchronous"
+    )
     assert np.ptp(expected, axis=0).min() > 1e-2
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -225,7 +237,7 @@ def test_partition_matters_to_mace_in_the_last_bits_only(tmp_path):
 def test_workers_and_threads_do_not_matter(tmp_path, client):
     units = explored(tmp_path, frames(), (5, 3, 4))
     key = fitted(tmp_path, units, OF_ATOMS)
-    lazy = [array(tmp_path, units, OF_ATOMS, SPECIES, key) for array in (describe, environments)]
+    lazy = [array(tmp_path, "explore", units, OF_ATOMS, SPECIES, key) for array in (describe, describe_atoms)]
     expected = dask.compute(*lazy, scheduler="synchronous")
     for found in (dask.compute(*lazy, scheduler="threads", num_workers=3), client.gather(client.compute(lazy))):
         for ours, theirs in zip(found, expected, strict=True):
@@ -236,14 +248,14 @@ def test_workers_and_threads_do_not_matter(tmp_path, client):
 def test_groups_do_not_matter(tmp_path, monkeypatch, group_bytes):
     units = explored(tmp_path, frames(), (12,))
     key = fitted(tmp_path, units, OF_ATOMS)
-    lazy = [array(tmp_path, units, OF_ATOMS, SPECIES, key) for array in (describe, environments)]
+    lazy = [array(tmp_path, "explore", units, OF_ATOMS, SPECIES, key) for array in (describe, describe_atoms)]
     expected = dask.compute(*lazy, scheduler="synchronous")
     axes = load_reductions(tmp_path, key, OF_ATOMS)
     monkeypatch.setattr(rows_module, "GROUP_BYTES", group_bytes)
-    assert len(list(rows(from_atoms(frames()), OF_ATOMS, SPECIES))) > 3
+    assert len(list(describe_groups(from_atoms(frames()), OF_ATOMS, SPECIES))) > 3
     for ours, theirs in zip(dask.compute(*lazy, scheduler="synchronous"), expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    again = fit_reduction(tmp_path, [units[0][0]], OF_ATOMS, SPECIES, RUN_SEED)
+    again = fit_reduction(tmp_path, "explore", [units[0][0]], OF_ATOMS, SPECIES, RUN_SEED)
     np.testing.assert_array_equal(again.arrays["axes"], axes[0].axes)
     np.testing.assert_array_equal(again.arrays["environment_axes"], axes[1].axes)
 
@@ -264,14 +276,16 @@ def test_axes_are_those_of_a_sample_of_the_size_asked_for(tmp_path):
     structures = frames()
     units = explored(tmp_path, structures, (6, 6))
     keys = [key for key, _ in units]
-    few = fit_reduction(tmp_path, keys, SETTINGS, SPECIES, RUN_SEED)
+    few = fit_reduction(tmp_path, "explore", keys, SETTINGS, SPECIES, RUN_SEED)
     assert few.n_out == SETTINGS.sample
-    everything = fit_reduction(tmp_path, keys, SETTINGS.model_copy(update={"sample": 100}), SPECIES, RUN_SEED)
+    everything = fit_reduction(
+        tmp_path, "explore", keys, SETTINGS.model_copy(update={"sample": 100}), SPECIES, RUN_SEED
+    )
     assert everything.n_out == len(structures)
-    expected = fit(unit_length(means(structures)), SETTINGS.dims)
+    expected = fit_axes(unit_length(means(structures)), SETTINGS.dims)
     np.testing.assert_allclose(everything.arrays["axes"], expected.axes, atol=1e-6)
     assert not np.allclose(few.arrays["axes"], expected.axes, atol=1e-3)
-    other_seed = fit_reduction(tmp_path, keys, SETTINGS, SPECIES, RUN_SEED + 1)
+    other_seed = fit_reduction(tmp_path, "explore", keys, SETTINGS, SPECIES, RUN_SEED + 1)
     assert not np.array_equal(few.arrays["mean"], other_seed.arrays["mean"])
 
 
@@ -279,12 +293,12 @@ def test_axes_of_atoms_are_those_of_a_sample_of_atoms(tmp_path):
     structures = frames()
     units = explored(tmp_path, structures, (6, 6))
     keys = [key for key, _ in units]
-    sample = sample_frames(tmp_path, keys, OF_ATOMS.sample, RUN_SEED)
+    sample = sample_frames(tmp_path, "explore", keys, OF_ATOMS.sample, RUN_SEED)
     chosen = sample_atoms(sample, OF_ATOMS.atom_sample, RUN_SEED)
     assert chosen.sum() == OF_ATOMS.atom_sample < len(chosen)
     taken = [to_atoms(sample, index) for index in range(OF_ATOMS.sample)]
-    expected = fit(unit_length(full(taken)[chosen]), OF_ATOMS.dims)
-    found = fit_reduction(tmp_path, keys, OF_ATOMS, SPECIES, RUN_SEED)
+    expected = fit_axes(unit_length(full(taken)[chosen]), OF_ATOMS.dims)
+    found = fit_reduction(tmp_path, "explore", keys, OF_ATOMS, SPECIES, RUN_SEED)
     for name in ("mean", "axes", "explained"):
         np.testing.assert_allclose(found.arrays[f"environment_{name}"], getattr(expected, name), atol=1e-9)
     assert found.arrays["axes"].shape == found.arrays["environment_axes"].shape
@@ -297,9 +311,9 @@ def test_rows_are_not_scaled_when_told_so(tmp_path):
     units = explored(tmp_path, structures, (12,))
     key = fitted(tmp_path, units, plain)
     reduction, of_atoms = load_reductions(tmp_path, key, plain)
-    found = describe(tmp_path, units, plain, SPECIES, key).compute(scheduler="synchronous")
+    found = describe(tmp_path, "explore", units, plain, SPECIES, key).compute(scheduler="synchronous")
     np.testing.assert_array_equal(found, reduction(means(structures)))
-    found = environments(tmp_path, units, plain, SPECIES, key).compute(scheduler="synchronous")
+    found = describe_atoms(tmp_path, "explore", units, plain, SPECIES, key).compute(scheduler="synchronous")
     np.testing.assert_array_equal(found, of_atoms(full(structures)))
     assert not np.allclose(found, of_atoms(full(structures), normalise=True), rtol=0.1)
 
@@ -309,13 +323,13 @@ def test_rows_are_not_scaled_when_told_so(tmp_path):
 
 def test_groups_tile_the_structures_and_keep_the_bound():
     n_atoms = np.array([3, 3, 3, 20, 1, 9, 1, 1])
-    found = list(groups(n_atoms, 10))
+    found = list(split_groups(n_atoms, 10))
     assert [(group.start, group.stop) for group in found] == [(0, 3), (3, 4), (4, 6), (6, 8)]
-    assert list(groups(n_atoms[:0], 10)) == []
+    assert list(split_groups(n_atoms[:0], 10)) == []
 
 
 def test_a_group_takes_the_memory_it_may(monkeypatch):
-    descriptor = build(SETTINGS, SPECIES, "off")
+    descriptor = build_descriptor(SETTINGS, SPECIES, "off")
     bytes_an_atom = descriptor.compute([bulk("Cu")]).nbytes
     assert most_atoms(descriptor) == rows_module.GROUP_BYTES // bytes_an_atom
     monkeypatch.setattr(rows_module, "GROUP_BYTES", 1)
@@ -327,6 +341,6 @@ def test_geometries_are_the_structures(tmp_path):
     structures[2].info["charge"] = -1
     units = explored(tmp_path, structures, (12,))
     ds = read_unit(tmp_path, "explore", units[0][0])
-    found = geometries(ds)
+    found = make_structures(ds)
     assert found == [to_atoms(ds, index) for index in range(len(structures))]
     assert [atoms.info["charge"] for atoms in found] == [0, 0, -1] + [0] * 9

@@ -8,7 +8,7 @@ from ase.build import bulk, fcc111
 from pydantic import ValidationError
 
 from daskpipe.core.errors import ConfigError, InputError
-from daskpipe.stages.describe import DESCRIPTORS, build, check_descriptor
+from daskpipe.stages.describe import DESCRIPTORS, build_descriptor, check_descriptor_settings
 from daskpipe.stages.describe.dscribe_family import ACSF, LMBTR, MBTR, ValleOganov
 from daskpipe.stages.describe.dscribe_params import FADING
 from daskpipe.stages.describe.settings import Describe
@@ -141,8 +141,8 @@ def test_rows_of_atoms_of_a_descriptor_of_structures(ours):
 def test_level_atom_of_a_descriptor_of_structures(name):
     said = rf"describe.level=atom: {name} describes whole structures only; type describe.level=structure, or"
     with pytest.raises(ConfigError, match=said):
-        check_descriptor(Describe(descriptor=name, level="atom"))
-    check_descriptor(Describe(descriptor=name))
+        check_descriptor_settings(Describe(descriptor=name, level="atom"))
+    check_descriptor_settings(Describe(descriptor=name))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_what_dscribe_refuses_is_told_before_anything_runs(name, params, said):
     with pytest.raises(
         ConfigError, match=rf"(?i){name} of open structures: .*{said}.* Received .*change describe.params"
     ):
-        check_descriptor(Describe(descriptor=name, params=params))
+        check_descriptor_settings(Describe(descriptor=name, params=params))
 
 
 def test_periodic_structures_want_a_weighting():
@@ -211,6 +211,6 @@ def test_elements_beyond_species_are_named():
 
 @pytest.mark.parametrize("name", ["acsf", "lmbtr", "mbtr", "valle_oganov"])
 def test_the_config_builds_them_by_name(name):
-    descriptor = build(Describe(descriptor=name), SPECIES, "outer")
+    descriptor = build_descriptor(Describe(descriptor=name), SPECIES, "outer")
     assert descriptor.compute([structure("periodic")]).shape == (1, descriptor.n_features)
     assert descriptor.compute([]).shape == (0, descriptor.n_features)

@@ -5,7 +5,13 @@ from ase.build import bulk, fcc111
 
 from daskpipe import potentials
 from daskpipe.core.errors import ConfigError, InputError
-from daskpipe.stages.describe import DESCRIPTORS, build, check_descriptor, identity, uses_device
+from daskpipe.stages.describe import (
+    DESCRIPTORS,
+    build_descriptor,
+    check_descriptor_settings,
+    identify_model,
+    uses_device,
+)
 from daskpipe.stages.describe.mace import MACE
 from daskpipe.stages.describe.settings import Describe
 
@@ -68,11 +74,11 @@ def test_the_config_says_which_model_and_device() -> None:
     settings = Describe(descriptor="mace", device="cpu")
     assert uses_device(settings)
     assert not uses_device(Describe())
-    assert identity(settings) == potentials.identify_potential("mace", {})
-    assert identity(Describe()) is None
-    check_descriptor(settings.model_copy(update={"level": "atom"}))
-    assert build(settings, SPECIES, "off").hypers()["device"] == "cpu"
+    assert identify_model(settings) == potentials.identify_potential("mace", {})
+    assert identify_model(Describe()) is None
+    check_descriptor_settings(settings.model_copy(update={"level": "atom"}))
+    assert build_descriptor(settings, SPECIES, "off").hypers()["device"] == "cpu"
     assert "device" not in DESCRIPTORS.params_model("mace").model_fields, "it is describe.device"
     missing = settings.model_copy(update={"params": {"model": "nowhere/x.model"}})
     with pytest.raises(InputError, match=r"model file 'nowhere/x.model' does not exist"):
-        identity(missing)
+        identify_model(missing)

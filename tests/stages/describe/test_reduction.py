@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
-from daskpipe.stages.describe.reduction import Fit, Reduction, fit, mean_over_atoms, unit_length
+from daskpipe.stages.describe.reduction import PrincipalAxes, Reduction, fit_axes, mean_over_atoms, unit_length
 
 
 def sample(n_rows: int = 60, n_columns: int = 40, *, rank: int | None = None, seed: int = 0) -> np.ndarray:
@@ -22,7 +22,7 @@ def sample(n_rows: int = 60, n_columns: int = 40, *, rank: int | None = None, se
 @pytest.mark.parametrize("dims", [1, 4, 16])
 def test_is_the_pca_of_scikit_learn(dims):
     rows = sample()
-    reduction = fit(rows, dims)
+    reduction = fit_axes(rows, dims)
     pca = PCA(n_components=dims, svd_solver="full").fit(rows.astype(float))
     np.testing.assert_allclose(reduction.mean, pca.mean_, rtol=1e-12)
     np.testing.assert_allclose(reduction.axes, pca.components_, atol=1e-9)
@@ -31,7 +31,7 @@ def test_is_the_pca_of_scikit_learn(dims):
 
 
 def test_axes_are_orthonormal_and_ordered():
-    reduction = fit(sample(), 16)
+    reduction = fit_axes(sample(), 16)
     np.testing.assert_allclose(reduction.axes @ reduction.axes.T, np.eye(16), atol=1e-12)
     assert (np.diff(reduction.explained) < 0).all()
     assert 0 < reduction.explained.sum() <= 1
@@ -50,7 +50,7 @@ def test_axes_are_orthonormal_and_ordered():
 )
 def test_axes_beyond_the_rank_are_zero(rows, rank):
     dims = 12
-    reduction = fit(rows, dims)
+    reduction = fit_axes(rows, dims)
     assert reduction.axes.shape == (dims, rows.shape[1])
     np.testing.assert_allclose(np.linalg.norm(reduction.axes, axis=1), [1.0] * rank + [0.0] * (dims - rank), atol=1e-12)
     assert (reduction.explained[rank:] == 0).all()
@@ -64,18 +64,18 @@ def test_axes_beyond_the_rank_are_zero(rows, rank):
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60))
 def test_features_of_a_row_do_not_depend_on_its_block(seed, size):
     rows = sample(seed=seed)
-    reduction = fit(rows, 8)
+    reduction = fit_axes(rows, 8)
     blocks = [reduction(rows[start : start + size]) for start in range(0, len(rows), size)]
     np.testing.assert_array_equal(np.concatenate(blocks), reduction(rows))
 
 
 def test_no_rows_give_no_features():
-    assert fit(sample(), 8)(sample()[:0]).shape == (0, 8)
+    assert fit_axes(sample(), 8)(sample()[:0]).shape == (0, 8)
 
 
 def test_no_rows_have_no_axes():
     with pytest.raises(ValueError, match=r"axes need at least one row, received none; add rows first"):
-        Fit(3).result()
+        PrincipalAxes(3).result()
 
 
 MANY = 1500
@@ -86,8 +86,8 @@ MANY = 1500
 @given(rows=row_chunks(MANY), dims=st.sampled_from([3, 16]))
 def test_axes_do_not_depend_on_how_the_rows_come(rows, dims):
     everything = sample(MANY, 80)
-    at_once = fit(everything, dims)
-    little_by_little = Fit(dims)
+    at_once = fit_axes(everything, dims)
+    little_by_little = PrincipalAxes(dims)
     for piece in np.split(everything, np.cumsum(rows)[:-1]):
         little_by_little.add(piece)
     found = little_by_little.result()
@@ -99,7 +99,7 @@ def test_axes_of_many_batches_are_the_principal_ones():
     """What the batches drop is small: fewer directions matter than a fit keeps between batches."""
     dims = 8
     rows = sample(MANY, 200)
-    found = fit(rows, dims)
+    found = fit_axes(rows, dims)
     exact = PCA(n_components=dims, svd_solver="full").fit(rows.astype(float))
     np.testing.assert_allclose(found.mean, exact.mean_, rtol=1e-10)
     np.testing.assert_allclose(found.axes, exact.components_, atol=1e-5)
@@ -111,11 +111,11 @@ def test_memory_of_a_fit_is_that_of_a_batch():
     whole = n_rows * n_columns * 8
 
     def peak_of(n_rows: int) -> int:
-        axes = Fit(16)
+        axes = PrincipalAxes(16)
         tracemalloc.start()
         for _ in range(n_rows // 100):
-            axes.add(np.random.default_rng(0).random((100, n_columns), dtype=np.float32))
-        axes.result()
+            axes.add_rows(np.random.default_rng(0).random((100, n_columns), dtype=np.float32))
+        axes.make_reduction()
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return peak
@@ -162,7 +162,7 @@ def test_unit_length_is_that_of_numpy(n_columns, dtype):
 
 def test_rows_that_are_not_contiguous_are_read_all_the_same():
     rows = sample()
-    reduction = fit(rows, 4)
+    reduction = fit_axes(rows, 4)
     twice = np.repeat(rows, 2, axis=1)[:, ::2]
     assert not twice.flags.c_contiguous
     np.testing.assert_array_equal(reduction(twice, normalise=True), reduction(rows, normalise=True))

@@ -2,7 +2,7 @@ import numpy as np
 from ase.build import bulk, molecule
 
 import daskpipe
-from daskpipe.stages.describe import fingerprints
+from daskpipe.stages.describe import compute_fingerprints
 from daskpipe.stages.describe.settings import Describe
 
 SPECIES = ["Cu", "H", "O"]
@@ -12,7 +12,7 @@ PARAMS = {"r_cut": 4.0, "n_max": 4, "l_max": 3, "sigma": 0.5}
 def test_fingerprints_are_mean_descriptors_at_unit_length():
     structures = [bulk("Cu", cubic=True), molecule("H2O"), bulk("Cu", cubic=True)]
     structures[2].rattle(0.1, seed=0)
-    found = fingerprints(structures, Describe(params=PARAMS), SPECIES)
+    found = compute_fingerprints(structures, Describe(params=PARAMS), SPECIES)
     soap = daskpipe.SOAP(species=SPECIES, average="outer", **PARAMS)
     expected = soap.compute(structures)
     expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)

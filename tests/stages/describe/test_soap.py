@@ -16,9 +16,9 @@ from scipy.spatial.transform import Rotation
 
 from daskpipe.core.errors import ConfigError
 from daskpipe.stages.describe import DESCRIPTORS
-from daskpipe.stages.describe.catalogue import build
+from daskpipe.stages.describe.catalogue import build_descriptor
 from daskpipe.stages.describe.neighbours import neighbour_grid
-from daskpipe.stages.describe.neighbours_kernels import around
+from daskpipe.stages.describe.neighbours_kernels import write_neighbours
 from daskpipe.stages.describe.settings import Describe
 from daskpipe.stages.describe.simd import WIDTH
 from daskpipe.stages.describe.soap import SOAP
@@ -123,7 +123,7 @@ def test_points_around_an_atom_are_its_neighbours(case, cutoff):
     expected = slow.neighbours(atoms, cutoff)
     found = np.empty(grid.points.shape[1] + WIDTH, np.int32)
     for atom, position in enumerate(grid.positions):
-        n_found = around(position, grid, found)
+        n_found = write_neighbours(position, grid, found)
         points = found[:n_found]
         rows = np.column_stack([grid.atom_index[points], grid.points[:, points].T - grid.positions[atom]])
         wanted = np.array([[other, *vector] for other, vector in expected[atom]])
@@ -296,5 +296,5 @@ def test_defaults_are_those_of_dscribe():
 
 
 def test_a_config_that_leaves_sigma_out_gives_the_features_that_it_gave():
-    built = build(Describe(descriptor="soap", params={"r_cut": 4.0}), ["Cu"], "outer")
+    built = build_descriptor(Describe(descriptor="soap", params={"r_cut": 4.0}), ["Cu"], "outer")
     assert built.hypers()["sigma"] == 0.75

@@ -14,11 +14,11 @@ from torch_sim.models.interface import ModelInterface
 from daskpipe.core.structures import round_positions
 from daskpipe.engine.units import Payload
 from daskpipe.potentials import Potential, batched_model, build_potential
-from daskpipe.stages.explore.capacity import Room
-from daskpipe.stages.explore.ensembles import choose
-from daskpipe.stages.explore.runner import Flight
+from daskpipe.stages.explore.capacity import BatchCapacity
+from daskpipe.stages.explore.ensembles import choose_ensemble
+from daskpipe.stages.explore.runner import BatchRunner
 from daskpipe.stages.explore.settings import Dynamics, Exploration, Guards, Schedule
-from daskpipe.stages.explore.trajectory import Condition, Walker
+from daskpipe.stages.explore.trajectory import Condition, Trajectory
 
 HOT = 600.0
 """K; well below melting, so that all sane seeds stay whole."""
@@ -108,14 +108,15 @@ def settings(guards: Guards | None = None, **changes: Any) -> Exploration:
     return Exploration(dynamics=dynamics(**changes), guards=guards or Guards(), **own)
 
 
-def walkers(seeds: Sequence[Atoms], chosen: Exploration, run_seed: int = RUN_SEED) -> list[Walker]:
+def make_trajectories(seeds: Sequence[Atoms], chosen: Exploration, run_seed: int = RUN_SEED) -> list[Trajectory]:
     name = chosen.dynamics.ensemble
     return [
-        Walker(seed=atoms, ensemble=choose(atoms) if name == "auto" else name, run_seed=run_seed) for atoms in seeds
+        Trajectory(seed=atoms, ensemble=choose_ensemble(atoms) if name == "auto" else name, run_seed=run_seed)
+        for atoms in seeds
     ]
 
 
-def fly(
+def run_trajectories(
     seeds: Sequence[Atoms],
     chosen: Exploration | None = None,
     *,
@@ -123,27 +124,29 @@ def fly(
     capacity: float = PLENTY,
     run_seed: int = RUN_SEED,
     **options: Any,
-) -> list[Walker]:
-    """Run a walker from each seed to its end; EMT unless there is a model."""
+) -> list[Trajectory]:
+    """Run a trajectory from each seed to its end; EMT unless there is a model."""
     chosen = chosen or settings()
-    found = walkers(seeds, chosen, run_seed)
-    Flight(found, model or batched_model(emt(), stress=True), chosen, Room(len, capacity), **options).run()
+    found = make_trajectories(seeds, chosen, run_seed)
+    BatchRunner(
+        found, model or batched_model(emt(), stress=True), chosen, BatchCapacity(len, capacity), **options
+    ).run()
     return found
 
 
-def bits(walker: Walker) -> dict[str, bytes]:
-    """All that a walker has reached, to the last bit."""
-    frames = [(frame.step, frame.positions.tobytes(), frame.cell.tobytes()) for frame in walker.frames]
-    state = {name: array.tobytes() for name, array in (walker.state or {}).items()}
+def bits(trajectory: Trajectory) -> dict[str, bytes]:
+    """All that a trajectory has reached, to the last bit."""
+    frames = [(frame.step, frame.positions.tobytes(), frame.cell.tobytes()) for frame in trajectory.frames]
+    state = {name: array.tobytes() for name, array in (trajectory.state or {}).items()}
     return {"frames": repr(frames).encode(), **state}
 
 
-def positions(walker: Walker) -> np.ndarray:
+def positions(trajectory: Trajectory) -> np.ndarray:
     """Shape (frame, atom, 3)."""
-    return np.array([frame.positions for frame in walker.frames], dtype=float)
+    return np.array([frame.positions for frame in trajectory.frames], dtype=float)
 
 
-def trajectories(payload: Payload) -> dict[tuple[bytes, float, float, int], list[bytes]]:
+def frames_by_trajectory(payload: Payload) -> dict[tuple[bytes, float, float, int], list[bytes]]:
     """Frames of each trajectory in a payload, as structure ids: equal ids are equal bits."""
     arrays = payload.arrays
     found: dict[tuple[bytes, float, float, int], list[bytes]] = {}

@@ -11,10 +11,10 @@ from torch_sim.models.interface import ModelInterface
 
 from daskpipe.core import constants
 from daskpipe.stages.explore.batch import Batch
-from daskpipe.stages.explore.guards import finite
-from daskpipe.stages.explore.integrate import determinant, per_system
+from daskpipe.stages.explore.guards import finite_guard
+from daskpipe.stages.explore.integrate import cell_determinant, sum_per_system
 from daskpipe.stages.explore.settings import Dynamics, Schedule
-from daskpipe.stages.explore.trajectory import Condition, Walker
+from daskpipe.stages.explore.trajectory import Condition, Trajectory
 
 SIGMAS = 5
 """Standard errors that a mean may be off; a seeded test that fails once in two million other seeds is not luck."""
@@ -96,16 +96,16 @@ def dynamics(**settings: Any) -> Dynamics:
     return Dynamics(**{"temperatures": [300.0], "steps": 10**6, "stride": 10**6, **settings})
 
 
-def walkers(
+def make_trajectories(
     seeds: Sequence[Atoms], ensemble: str | Sequence[str], temperature: Schedule = 300.0, pressure: float = 0.0
-) -> list[Walker]:
-    """Return a walker of each seed, with random numbers of its own."""
+) -> list[Trajectory]:
+    """Return a trajectory of each seed, with random numbers of its own."""
     names = [ensemble] * len(seeds) if isinstance(ensemble, str) else ensemble
     found = []
     for number, (seed, name) in enumerate(zip(seeds, names, strict=True)):
         atoms = seed.copy()
         atoms.info["condition"] = Condition(temperature=temperature, pressure=pressure, replica=number)
-        found.append(Walker(seed=atoms, ensemble=name, run_seed=RUN_SEED))
+        found.append(Trajectory(seed=atoms, ensemble=name, run_seed=RUN_SEED))
     return found
 
 
@@ -135,7 +135,7 @@ def sample(
 
     last = before + samples * every
     while n_steps < last:
-        faults = batch.advance(min(32, last - n_steps), [finite()], look)
+        faults = batch.run_steps(min(32, last - n_steps), [finite_guard()], look)
         assert not faults, faults
     return np.stack(found)
 
@@ -143,19 +143,19 @@ def sample(
 def kinetic(batch: Batch) -> np.ndarray:
     """Kinetic energies, eV, shape (system,)."""
     systems = batch.systems
-    return 0.5 * per_system(batch.state.momenta**2 / systems.masses, systems).sum(dim=1).numpy()
+    return 0.5 * sum_per_system(batch.state.momenta**2 / systems.masses, systems).sum(dim=1).numpy()
 
 
 def volume(batch: Batch) -> np.ndarray:
     """Volumes, Å^3, shape (system,)."""
-    return determinant(batch.state.cell).abs().numpy()
+    return cell_determinant(batch.state.cell).abs().numpy()
 
 
 def net_momentum(batch: Batch) -> np.ndarray:
     """Largest component of the total momentum of each system over sqrt(kT M) at 300 K, shape (system,)."""
     systems = batch.systems
-    total = per_system(batch.state.momenta, systems).abs().amax(dim=1)
-    mass = per_system(systems.masses, systems)[:, 0]
+    total = sum_per_system(batch.state.momenta, systems).abs().amax(dim=1)
+    mass = sum_per_system(systems.masses, systems)[:, 0]
     return (total / (constants.KB * 300 * mass).sqrt()).numpy()
 
 

@@ -13,12 +13,12 @@ from daskpipe.potentials import batched_model
 from daskpipe.stages.explore.capacity import (
     CPU_ATOMS,
     PROBES,
-    Room,
+    BatchCapacity,
     is_out_of_memory,
+    measure_capacity,
     memory_growth,
     n_pairs,
-    remembered,
-    room,
+    remember_or_measure,
 )
 
 COPPER = bulk("Cu", cubic=True)
@@ -26,21 +26,21 @@ COPPER = bulk("Cu", cubic=True)
 
 def test_room_on_a_cpu_counts_atoms():
     model = batched_model(emt())
-    assert room(model, [COPPER], None, 5.0, "emt").capacity == CPU_ATOMS
-    space = room(model, [COPPER], 10, 5.0, "emt")
+    assert measure_capacity(model, [COPPER], None, 5.0, "emt").capacity == CPU_ATOMS
+    space = measure_capacity(model, [COPPER], 10, 5.0, "emt")
     weight = space.weigh(COPPER)
-    assert [space.fits([weight] * number, weight) for number in range(4)] == [True, True, False, False]
+    assert [space.can_join([weight] * number, weight) for number in range(4)] == [True, True, False, False]
 
 
 def test_what_is_too_heavy_flies_alone():
-    space = Room(len, 3)
-    assert space.fits([], space.weigh(COPPER))
-    assert not space.fits([space.weigh(Atoms("H"))], space.weigh(COPPER))
+    space = BatchCapacity(len, 3)
+    assert space.can_join([], space.weigh(COPPER))
+    assert not space.can_join([space.weigh(Atoms("H"))], space.weigh(COPPER))
 
 
 def test_halving_takes_half_of_what_was_in_flight():
-    space = Room(len, 1000)
-    space.halve([4] * 5)
+    space = BatchCapacity(len, 1000)
+    space.halve_limit([4] * 5)
     assert space.capacity == 10
 
 
@@ -80,17 +80,17 @@ def test_what_was_measured_is_remembered(tmp_path):
     def measure() -> float:
         return 100.0 * next(calls)
 
-    assert remembered("a model on a device", measure, tmp_path / "new") == 100
-    assert remembered("a model on a device", measure, tmp_path / "new") == 100
-    assert remembered("another", measure, tmp_path / "new") == 200
+    assert remember_or_measure("a model on a device", measure, tmp_path / "new") == 100
+    assert remember_or_measure("a model on a device", measure, tmp_path / "new") == 100
+    assert remember_or_measure("another", measure, tmp_path / "new") == 200
     assert json.loads((tmp_path / "new" / "memory.json").read_text()) == {"a model on a device": 100, "another": 200}
     (tmp_path / "new" / "memory.json").write_text('{"torn')
-    assert remembered("another", measure, tmp_path / "new") == 300
+    assert remember_or_measure("another", measure, tmp_path / "new") == 300
 
 
 def test_cache_is_where_the_user_says(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    remembered("x", lambda: 1.0)
+    remember_or_measure("x", lambda: 1.0)
     assert (tmp_path / "daskpipe" / "memory.json").exists()
 
 

@@ -18,7 +18,7 @@ from solids import solids
 
 from daskpipe.core.connectivity import REACH, periodic_directions
 from daskpipe.core.errors import ConfigError
-from daskpipe.stages.explore.ensembles import ENSEMBLES, choose, refusal, strain_modes
+from daskpipe.stages.explore.ensembles import ENSEMBLES, choose_ensemble, explain_refusal, strain_modes
 from daskpipe.stages.explore.order import ORDER, is_crystal, strongest_reflection
 
 LAYER = 3.35
@@ -279,8 +279,8 @@ def test_rank_is_that_of_a_slow_walk(seed, n, pbc):
     ],
 )
 def test_choose(atoms, relax_plane, expected):
-    assert choose(atoms, relax_plane=relax_plane) == expected
-    assert refusal(expected, atoms) is None
+    assert choose_ensemble(atoms, relax_plane=relax_plane) == expected
+    assert explain_refusal(expected, atoms) is None
 
 
 def test_solids_are_crystals_and_melts_are_not():
@@ -346,7 +346,7 @@ def test_strain_modes_are_orthonormal_and_symmetric(ensemble):
     ],
 )
 def test_refusal_says_what_was_found_and_what_to_give(ensemble, atoms, message):
-    found = refusal(ensemble, atoms)
+    found = explain_refusal(ensemble, atoms)
     assert found is not None
     assert re.search(message, found), found
 
@@ -354,11 +354,11 @@ def test_refusal_says_what_was_found_and_what_to_give(ensemble, atoms, message):
 @pytest.mark.parametrize("ensemble", ["nve", "nvt_langevin", "nvt_nose_hoover", "nvt_rescale"])
 def test_fixed_volume_suits_everything(ensemble):
     for atoms, _ in CASES.values():
-        assert refusal(ensemble, atoms) is None
+        assert explain_refusal(ensemble, atoms) is None
 
 
 def test_wrong_names_and_planes_are_errors():
-    for function in (refusal, strain_modes):
+    for function in (explain_refusal, strain_modes):
         with pytest.raises(ConfigError, match="unknown ensemble 'npt'. .*Known: nve, nvt_langevin"):
             function("npt", bulk("Cu"))
     with pytest.raises(ConfigError, match="npt_plane strains the two directions of a slab"):

@@ -100,6 +100,6 @@ def test_n_frames_counts_the_whole_strides_after_equilibration(stride, equilibra
 def test_ramps_go_from_the_end_of_equilibration_to_the_last_frame(cycles, expected):
     settings = dynamics(steps=50, stride=10, equilibration=10)
     ramp = Ramp(start=300, end=700, cycles=cycles)
-    assert [settings.value(ramp, step) for step in (10, 20, 30, 40, 50)] == pytest.approx(expected)
-    assert [settings.value(ramp, step) for step in (0, 5)] == [300, 300]
-    assert settings.value(450.0, 20) == 450.0
+    assert [settings.value_at(ramp, step) for step in (10, 20, 30, 40, 50)] == pytest.approx(expected)
+    assert [settings.value_at(ramp, step) for step in (0, 5)] == [300, 300]
+    assert settings.value_at(450.0, 20) == 450.0

@@ -13,12 +13,12 @@ from explore_samples import (
     crystal,
     dynamics,
     emt,
+    frames_by_trajectory,
     lj,
     mixed,
     seed,
     settings,
     slab,
-    trajectories,
 )
 
 from daskpipe.core.structures import from_atoms, structure_id
@@ -28,7 +28,7 @@ from daskpipe.engine.rows import UnitRows, dataset_to_arrays
 from daskpipe.engine.units import Payload, Unit, unit_key
 from daskpipe.potentials import Potential
 from daskpipe.stages.explore.settings import Guards, MonteCarlo
-from daskpipe.stages.explore.stage import conditions, explore, explore_partition, load_seeds, under_pressure
+from daskpipe.stages.explore.stage import explore, explore_partition, find_pressed_seeds, list_conditions, load_seeds
 from daskpipe.stages.explore.trajectory import Condition
 
 
@@ -39,11 +39,11 @@ def run(seeds: list[Atoms], guards: Guards | None = None, build=emt, **changes) 
 
 def test_trajectories_of_mixed_periodicity_are_the_same_alone_and_in_any_order():
     seeds = mixed()
-    together = trajectories(run(seeds))
+    together = frames_by_trajectory(run(seeds))
     assert len(together) == len(seeds)
-    assert trajectories(run(seeds[::-1])) == together
+    assert frames_by_trajectory(run(seeds[::-1])) == together
     for atoms in seeds:
-        ((key, frames),) = trajectories(run([atoms])).items()
+        ((key, frames),) = frames_by_trajectory(run([atoms])).items()
         assert frames == together[key]
         assert len(set(frames)) == dynamics().n_frames, "frames must differ from each other"
 
@@ -65,7 +65,7 @@ def test_frames_are_ordered_by_seed_then_time():
 
 
 def test_a_barostat_without_a_stress_is_refused():
-    """An ASE calculator gives no stress of a slab; EMT's batched model does."""
+    """An ASE calculator gives no stress of a slab; EMT's batched_model model does."""
 
     def by_hand():
         return Potential(calculator=emt().calculator, elements=emt().elements)
@@ -83,7 +83,7 @@ def test_a_barostat_without_a_stress_is_refused():
 def test_zbl_refuses_a_seed_that_it_would_push_on():
     short, copper = seed(Atoms("Ni2", positions=[[0, 0, 0], [0, 0, 1.68]])), seed(cluster())
     payload = run([short, copper], repulsion="zbl")
-    assert len(trajectories(payload)) == 1
+    assert len(frames_by_trajectory(payload)) == 1
     (refused,) = payload.rejected
     assert refused.reason == "repulsion"
     assert re.search(
@@ -119,10 +119,10 @@ def poison() -> dict[str, Atoms]:
 @pytest.mark.parametrize("build", [emt, lj], ids=["emt", "lj"])
 def test_poison_is_quarantined_with_reason_and_step_and_no_neighbour_changes_by_a_bit(build):
     sane, bad = mixed(), poison()
-    expected = trajectories(run([*sane, *sane[:2]], build=build))
+    expected = frames_by_trajectory(run([*sane, *sane[:2]], build=build))
     seeds = [atoms for pair in zip(bad.values(), [*sane, *sane], strict=False) for atoms in pair]
     payload = run(seeds, Guards(on_stop="quarantine"), build=build)
-    kept = trajectories(payload)
+    kept = frames_by_trajectory(payload)
     assert {key: kept[key] for key in expected} == expected
     # Lennard-Jones knows all elements, and its pairs are softer: some of what blows up with EMT does not.
     assert build is lj or kept.keys() == expected.keys()
@@ -214,9 +214,9 @@ def test_the_same_object_twice_is_two_trajectories():
 def test_threads_that_share_a_potential_do_not_disturb_each_other():
     seeds = [seed(crystal("Cu"), replica=replica) for replica in range(4)]
     long_enough_to_interleave = {"steps": 60, "stride": 20}
-    expected = [trajectories(run([atoms], **long_enough_to_interleave)) for atoms in seeds]
+    expected = [frames_by_trajectory(run([atoms], **long_enough_to_interleave)) for atoms in seeds]
     with ThreadPoolExecutor(len(seeds)) as threads:
-        found = list(threads.map(lambda atoms: trajectories(run([atoms], **long_enough_to_interleave)), seeds))
+        found = list(threads.map(lambda atoms: frames_by_trajectory(run([atoms], **long_enough_to_interleave)), seeds))
     assert found == expected
 
 
@@ -259,17 +259,17 @@ def test_seeds_come_from_the_tree_with_their_conditions(tmp_path):
 
 def test_the_grid_has_each_temperature_pressure_and_replica_once():
     grid = dynamics(temperatures=[300.0, {"start": 300, "end": 900}], pressures=[0.0, 2.0], replicas=3)
-    found = conditions(grid)
+    found = list_conditions(grid)
     assert len(found) == len({repr(condition) for condition in found}) == 2 * 2 * 3
-    assert len(conditions(grid, pressed=False)) == 2 * 3
+    assert len(list_conditions(grid, pressed=False)) == 2 * 3
 
 
 def test_several_pressures_are_for_what_has_a_barostat(tmp_path):
     pieces = stored(tmp_path)
-    assert under_pressure(tmp_path, pieces, dynamics(pressures=[0.0, 1.0])) == [True, False, False, True]
+    assert find_pressed_seeds(tmp_path, pieces, dynamics(pressures=[0.0, 1.0])) == [True, False, False, True]
     chosen = dynamics(pressures=[0.0, 1.0], relax_plane=True, ensembles={"alloy": "auto"})
-    assert under_pressure(tmp_path, pieces, chosen) == [True, False, False, True]
-    assert under_pressure(tmp_path / "nowhere", pieces, dynamics()) == [True] * 4
+    assert find_pressed_seeds(tmp_path, pieces, chosen) == [True, False, False, True]
+    assert find_pressed_seeds(tmp_path / "nowhere", pieces, dynamics()) == [True] * 4
 
 
 def test_a_unit_goes_on_from_its_checkpoint_and_leaves_none_behind(tmp_path):

@@ -9,16 +9,16 @@ from ase import Atoms
 from ase.build import fcc111
 from ase.constraints import FixAtoms
 from ase.optimize import FIRE
-from explore_samples import crystal, emt, fly, positions, seed, settings
+from explore_samples import crystal, emt, positions, run_trajectories, seed, settings
 from physics_samples import IdealGas, check_distribution, check_mean, dynamics, kinetic, sample
-from physics_samples import walkers as thermal_walkers
+from physics_samples import make_trajectories as thermal_walkers
 from scipy import stats
 
 from daskpipe.core import constants
 from daskpipe.potentials import batched_model, build_potential
 from daskpipe.stages.explore.batch import Batch
-from daskpipe.stages.explore.ensembles import choose, refusal
-from daskpipe.stages.explore.fixed_atoms import count_freedom, free_components, without_drift
+from daskpipe.stages.explore.ensembles import choose_ensemble, explain_refusal
+from daskpipe.stages.explore.fixed_atoms import count_degrees_of_freedom, free_components, without_drift
 from daskpipe.stages.explore.settings import MonteCarlo, Relaxation
 from daskpipe.stages.explore.stage import explore_partition
 from daskpipe.stages.explore.trajectory import Condition
@@ -53,36 +53,36 @@ def mixture() -> Atoms:
 @pytest.mark.parametrize("name", FIXED_VOLUME)
 def test_fixed_atoms_do_not_move(name: str) -> None:
     start = seed(slab(), temperature=HOT)
-    (walker,) = fly([start], settings(ensemble=name, steps=40, stride=10, timestep=3.0))
-    assert not walker.stops
+    (trajectory,) = run_trajectories([start], settings(ensemble=name, steps=40, stride=10, timestep=3.0))
+    assert not trajectory.stops
     fixed = start.arrays["fixed"]
-    for frame in positions(walker):
+    for frame in positions(trajectory):
         assert np.array_equal(frame[fixed], start.positions[fixed])
         assert (np.abs(frame - start.positions)[~fixed] > 0).all()
-    assert np.array_equal(walker.state["momenta"][fixed], np.zeros(fixed.sum()))
-    (product, *_) = walker.products(settings().dynamics)
+    assert np.array_equal(trajectory.state["momenta"][fixed], np.zeros(fixed.sum()))
+    (product, *_) = trajectory.output_frames(settings().dynamics)
     assert np.array_equal(product.arrays["fixed"], fixed)
 
 
 def test_others_of_the_batch_go_the_same_way_beside_a_system_with_fixed_atoms() -> None:
     free = seed(crystal(), temperature=HOT)
     chosen = settings(ensemble="nvt_langevin", steps=10)
-    (alone,) = fly([free], chosen)
-    _, beside = fly([seed(slab(), temperature=HOT), free], chosen)
+    (alone,) = run_trajectories([free], chosen)
+    _, beside = run_trajectories([seed(slab(), temperature=HOT), free], chosen)
     assert np.array_equal(positions(alone), positions(beside))
 
 
 def test_degrees_of_freedom() -> None:
     free = np.ones((5, 3), dtype=bool)
-    assert count_freedom(free) == 12
+    assert count_degrees_of_freedom(free) == 12
     free[0, 2] = False
-    assert count_freedom(free) == 12  # 10 - 2 in the plane, 4 along z, where the centre of mass moves
+    assert count_degrees_of_freedom(free) == 12  # 10 - 2 in the plane, 4 along z, where the centre of mass moves
     free[0] = False
-    assert count_freedom(free) == 12
+    assert count_degrees_of_freedom(free) == 12
     free[:] = False
     free[3] = True
-    assert count_freedom(free) == 3
-    assert count_freedom(np.ones((1, 3), dtype=bool)) == 3
+    assert count_degrees_of_freedom(free) == 3
+    assert count_degrees_of_freedom(np.ones((1, 3), dtype=bool)) == 3
     assert free_components(Atoms("Cu2")).all()
 
 
@@ -102,7 +102,7 @@ def test_kinetic_energy_is_that_of_what_is_free(name: str) -> None:
     replicas, n_free = 64, 24 - 4
     members = thermal_walkers([mixture()] * replicas, [name] * replicas, HOT)
     batch = Batch(members, IdealGas(), dynamics(timestep=5.0, friction=0.05, thermostat_time=10.0))
-    assert batch.systems.freedom.tolist() == [n_free] * replicas
+    assert batch.systems.degrees_of_freedom.tolist() == [n_free] * replicas
     found, law = sample(batch, kinetic, samples=40, every=12, before=36), stats.gamma(n_free / 2, scale=KT)
     check_mean(found, law.mean())
     check_distribution(found, law)
@@ -123,11 +123,11 @@ def test_nose_hoover_knows_what_is_free() -> None:
 
 def test_barostats_are_refused_and_auto_takes_none() -> None:
     atoms = crystal()
-    assert choose(atoms) == "npt_anisotropic"
+    assert choose_ensemble(atoms) == "npt_anisotropic"
     atoms.set_array("fixed", np.array([[True] * 3, [False] * 3, [False] * 3, [False, False, True]]))
-    assert choose(atoms) == "nvt_langevin"
-    assert refusal("nvt_langevin", atoms) is None
-    assert refusal("npt_isotropic", atoms) == (
+    assert choose_ensemble(atoms) == "nvt_langevin"
+    assert explain_refusal("nvt_langevin", atoms) is None
+    assert explain_refusal("npt_isotropic", atoms) == (
         "npt_isotropic strains the cell with all atoms in it, and 2 are fixed; give nvt_langevin, or auto"
     )
 
@@ -152,11 +152,13 @@ def test_trial_moves_leave_fixed_atoms_where_they_are(n_free: int) -> None:
     atoms.set_array("fixed", fixed)
     start = seed(atoms, temperature=3000.0)
     moves = MonteCarlo(every=2, swaps=4, hops=2, oxidation_states={"Cu": 0, "Au": 0}, min_distance=0.3)
-    (walker,) = fly([start], settings(ensemble="nvt_langevin", steps=20, timestep=1.0, monte_carlo=moves))
-    assert (walker.tallies["swaps_accepted"] > 0) == (walker.tallies["swaps_tried"] > 0) == (n_free > 0)
-    for frame in positions(walker):
+    (trajectory,) = run_trajectories(
+        [start], settings(ensemble="nvt_langevin", steps=20, timestep=1.0, monte_carlo=moves)
+    )
+    assert (trajectory.tallies["swaps_accepted"] > 0) == (trajectory.tallies["swaps_tried"] > 0) == (n_free > 0)
+    for frame in positions(trajectory):
         assert np.array_equal(frame[fixed], start.positions[fixed])
-    assert np.array_equal(walker.state["momenta"][fixed], np.zeros(fixed.sum()))
+    assert np.array_equal(trajectory.state["momenta"][fixed], np.zeros(fixed.sum()))
 
 
 def test_relaxation_leaves_fixed_atoms_where_they_are_and_ends_where_ase_does() -> None:
@@ -184,11 +186,11 @@ def test_relaxation_leaves_fixed_atoms_where_they_are_and_ends_where_ase_does() 
 def test_isotopes_move_by_their_masses() -> None:
     heavy, plain = crystal(), crystal()
     heavy.set_masses([2 * 63.546] * 4)
-    (slow, fast) = fly(
+    (slow, fast) = run_trajectories(
         [seed(heavy, temperature=HOT), seed(plain, temperature=HOT)], settings(ensemble="nve", steps=1, stride=1)
     )
     assert np.allclose(slow.masses, 2 * fast.masses)
-    energies = [np.sum(walker.state["momenta"] ** 2 / walker.masses[:, None]) for walker in (slow, fast)]
+    energies = [np.sum(trajectory.state["momenta"] ** 2 / trajectory.masses[:, None]) for trajectory in (slow, fast)]
     assert 0.2 < energies[0] / energies[1] < 5  # both at the temperature
-    (product,) = slow.products(settings().dynamics)
+    (product,) = slow.output_frames(settings().dynamics)
     assert product.get_masses().tolist() == heavy.get_masses().tolist()

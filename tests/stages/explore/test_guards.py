@@ -5,13 +5,21 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import add_adsorbate, bulk, fcc111, molecule
-from explore_samples import HOT, crystal, emt, seed, settings, walkers
+from explore_samples import HOT, crystal, emt, make_trajectories, seed, settings
 
 from daskpipe.core import constants
 from daskpipe.core.geometry import count_parts
 from daskpipe.potentials import batched_model
 from daskpipe.stages.explore.batch import Batch
-from daskpipe.stages.explore.guards import BOND, CANDIDATE, RELEASE, View, check, check_geometry, of_batch
+from daskpipe.stages.explore.guards import (
+    BOND_REACH,
+    CANDIDATE,
+    RELEASED_ENERGY,
+    BatchView,
+    batch_guards,
+    check_geometry,
+    find_faults,
+)
 from daskpipe.stages.explore.settings import Guards
 
 N_SYSTEMS = 3
@@ -19,19 +27,21 @@ GUARDS = Guards(max_disagreement=0.5)
 
 
 @pytest.fixture
-def view() -> View:
+def view() -> BatchView:
     """Three sane crystals of four atoms, the last of them under a barostat."""
     chosen = settings(ensemble="nvt_langevin")
-    found = walkers([seed(crystal(), replica=number) for number in range(N_SYSTEMS)], chosen)
+    found = make_trajectories([seed(crystal(), replica=number) for number in range(N_SYSTEMS)], chosen)
     found[2].ensemble = "npt_isotropic"
     batch = Batch(found, batched_model(emt(), stress=True), chosen.dynamics)
     thermal = torch.full((N_SYSTEMS,), constants.KB * HOT, dtype=torch.float64)
     calm = torch.zeros(N_SYSTEMS, dtype=torch.bool)
-    return View(state=batch.state, systems=batch.systems, thermal=thermal, volume=batch.volume, equilibrating=calm)
+    return BatchView(
+        state=batch.state, systems=batch.systems, thermal_energy=thermal, volume=batch.volume, equilibrating=calm
+    )
 
 
-def broken(view: View, **changes: torch.Tensor) -> dict[int, tuple[str, str]]:
-    return check(of_batch(GUARDS), replace(view, state=replace(view.state, **changes)))
+def broken(view: BatchView, **changes: torch.Tensor) -> dict[int, tuple[str, str]]:
+    return find_faults(batch_guards(GUARDS), replace(view, state=replace(view.state, **changes)))
 
 
 def test_sane_systems_pass(view):
@@ -65,7 +75,7 @@ def test_runaway_temperature_is_found(view):
     assert broken(view, momenta=momenta) == {
         1: ("temperature", f"an instantaneous temperature of {hot:.4g} K beyond what its start released (limit 5933)")
     }
-    assert check(of_batch(GUARDS), replace(view, equilibrating=torch.tensor([False, True, False]))) == {}
+    assert find_faults(batch_guards(GUARDS), replace(view, equilibrating=torch.tensor([False, True, False]))) == {}
 
 
 def test_heat_that_the_start_held_does_not_count_and_heat_that_flows_in_does(view):
@@ -80,7 +90,7 @@ def test_heat_that_the_start_held_does_not_count_and_heat_that_flows_in_does(vie
     def stopped(released: float) -> bool:
         energy = hot.start_energy.clone()
         energy[1] -= released
-        return 1 in check(of_batch(GUARDS), replace(view, state=replace(hot, energy=energy)))
+        return 1 in find_faults(batch_guards(GUARDS), replace(view, state=replace(hot, energy=energy)))
 
     assert stopped(0.0)
     assert stopped(-5.0), "a potential energy that has risen excuses nothing"
@@ -95,18 +105,18 @@ def test_a_hole_in_the_potential_does_not_excuse_any_heat(view):
     energy[1] -= 100.0
     (fault,) = broken(view, momenta=momenta, energy=energy).values()
     assert fault[0] == "temperature"
-    released = RELEASE * 4 * 2 / 9 / constants.KB
+    released = RELEASED_ENERGY * 4 * 2 / 9 / constants.KB
     assert f"of {float(30_000 - released):.4g} K beyond" in fault[1]
 
 
 def test_equilibration_is_exempt_from_the_temperature_and_from_nothing_else(view):
     momenta = view.state.momenta * 10
     exempt = replace(view, state=replace(view.state, momenta=momenta), equilibrating=torch.tensor([True, True, False]))
-    assert list(check(of_batch(GUARDS), exempt)) == [2]
+    assert list(find_faults(batch_guards(GUARDS), exempt)) == [2]
     forces = view.state.forces.clone()
     forces[0] = 2 * GUARDS.max_force
     pushed = replace(exempt, state=replace(exempt.state, forces=forces))
-    assert check(of_batch(GUARDS), pushed)[0][0] == "force"
+    assert find_faults(batch_guards(GUARDS), pushed)[0][0] == "force"
 
 
 @pytest.mark.parametrize("factor", [1.62, 1 / 1.62])
@@ -134,9 +144,11 @@ def test_temperatures_are_those_of_ase_with_the_centre_of_mass_at_rest(view):
 
 
 def test_temperature_limit_is_the_ratio_for_large_systems_and_fluctuation_for_small_ones(view):
-    (guard,) = [guard for guard in of_batch(GUARDS) if guard.reason == "temperature"]
+    (guard,) = [guard for guard in batch_guards(GUARDS) if guard.reason == "temperature"]
     many, one = 3000.0, 3.0
-    sizes = replace(view, systems=replace(view.systems, freedom=torch.tensor([many, one, one], dtype=torch.float64)))
+    sizes = replace(
+        view, systems=replace(view.systems, degrees_of_freedom=torch.tensor([many, one, one], dtype=torch.float64))
+    )
     large, small, _ = guard.limit(sizes).tolist()
     assert large == pytest.approx(6 * HOT)
     assert small == pytest.approx(HOT * (1 + (2 * np.sqrt(25 * 3) + 50) / 3))
@@ -147,8 +159,10 @@ def test_temperature_limit_is_out_of_reach_of_sane_systems(view, freedom):
     """A healthy system would be stopped in less than one of 10^10 steps, however small it is."""
     from scipy.stats import chi2
 
-    (guard,) = [guard for guard in of_batch(Guards(max_temperature_ratio=1.0001)) if guard.reason == "temperature"]
-    sized = replace(view, systems=replace(view.systems, freedom=torch.full((3,), float(freedom), dtype=torch.float64)))
+    (guard,) = [guard for guard in batch_guards(Guards(max_temperature_ratio=1.0001)) if guard.reason == "temperature"]
+    sized = replace(
+        view, systems=replace(view.systems, degrees_of_freedom=torch.full((3,), float(freedom), dtype=torch.float64))
+    )
     limit = float(guard.limit(sized)[0])
     assert chi2.sf(freedom * limit / HOT, freedom) < 1e-10
     assert limit < 24 * HOT
@@ -200,7 +214,7 @@ def test_molecules_that_leave_are_no_fragments_and_pieces_of_them_are():
 def test_adsorbates_that_leave_a_slab_are_fragments():
     start = fcc111("Cu", (2, 2, 3), vacuum=12.0, periodic=True)
     add_adsorbate(start, molecule("CO"), 1.9, "ontop")
-    assert count_parts(start, BOND) == 1
+    assert count_parts(start, BOND_REACH) == 1
     fault = check_geometry(moved(start, [12, 13], (0, 0, 6)), start, Guards())
     assert fault == ("evaporated", "CO (atom 12) is farther than 2.5 sums of covalent radii from what it was bonded to")
 
@@ -211,7 +225,7 @@ def test_nothing_leaves_matter_that_is_connected_in_three_directions():
     start.set_cell([3.97] * 3)  # 0.425 g/cm^3
     start.pbc = True
     start = start.repeat((2, 2, 2))
-    assert count_parts(start, BOND) == 8
+    assert count_parts(start, BOND_REACH) == 8
     gap = moved(start, 1, (1.4, 1.4, -1.4))
     assert count_parts(gap, 1.3) > 8
     strict = Guards(evaporation=1.3)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from daskpipe.core.constants import KB
-from daskpipe.stages.explore.moves import HOP_RANGE, SegmentResult, Trial, redraw, segment, swaps_allowed
+from daskpipe.stages.explore.moves import HOP_RANGE, SegmentResult, Trial, redraw_momentum, swaps_allowed, trial_segment
 from daskpipe.stages.explore.oxidation import oxidation_states
 
 UNLIKELY = 1e-4
@@ -34,7 +34,7 @@ def run(
         "n_hops": 0, "hop_length": 2.5, "min_distance": 0.0, "rng": np.random.default_rng(0),
         "swaps": swaps_allowed(atoms.numbers, np.zeros(len(atoms))),
     }  # fmt: skip
-    coroutine = segment(atoms.positions, start, **(arguments | settings))
+    coroutine = trial_segment(atoms.positions, start, **(arguments | settings))
     try:
         trial = next(coroutine)
         while True:
@@ -83,7 +83,7 @@ def test_pairs_are_those_of_a_slow_loop(case, tolerance):
     swaps = swaps_allowed(numbers, states, tolerance)
     assert swaps.n_pairs == len(expected)
     if expected:
-        drawn = sorted_pairs(swaps.draw(np.random.default_rng(0), 60 * len(expected)))
+        drawn = sorted_pairs(swaps.draw_pairs(np.random.default_rng(0), 60 * len(expected)))
         assert set(drawn) == expected  # one of 144 pairs would be missed with a chance of e^-60
 
 
@@ -92,7 +92,7 @@ def test_all_pairs_are_drawn_equally_often():
     states = np.array([-2, -2, -1.95, 2, 2, 2, 1.95, 2.05, 1.5, 0])
     expected = slow_pairs(numbers, states, 0.08)
     assert 5 < len(expected) < 20
-    drawn = Counter(sorted_pairs(swaps_allowed(numbers, states, 0.08).draw(np.random.default_rng(1), 100_000)))
+    drawn = Counter(sorted_pairs(swaps_allowed(numbers, states, 0.08).draw_pairs(np.random.default_rng(1), 100_000)))
     assert set(drawn) == expected
     assert chisquare(list(drawn.values())).pvalue > UNLIKELY
 
@@ -114,7 +114,7 @@ def test_oxygen_never_trades_with_a_cation(cations, missing):
     states = oxidation_states(atoms, {})
     swaps = swaps_allowed(atoms.numbers, states)
     if swaps.n_pairs:
-        i, j = swaps.draw(np.random.default_rng(0), 100_000).T
+        i, j = swaps.draw_pairs(np.random.default_rng(0), 100_000).T
         assert not (atoms.numbers[[i, j]] == 8).any()
         assert (atoms.numbers[i] != atoms.numbers[j]).all()
         assert np.abs(states[i] - states[j]).max() <= 0.1 + 1e-6
@@ -330,7 +330,7 @@ def test_redrawn_momenta_are_in_equilibrium_and_add_up_to_zero():
     found = np.empty((n, 3, 3))
     for number in range(n):
         for atom in rng.permutation(3):
-            momenta = redraw(momenta, MASSES, atom, rng.standard_normal(3), HOT)
+            momenta = redraw_momentum(momenta, MASSES, atom, rng.standard_normal(3), HOT)
         found[number] = momenta
         assert np.abs(momenta.sum(axis=0)).max() < 1e-9
     found = found[100:]
@@ -344,7 +344,7 @@ def test_one_redraw_has_the_reduced_mass_and_leaves_the_rest_among_themselves():
     rng = np.random.default_rng(1)
     momenta = still(rng, MASSES, HOT) + 3 * MASSES[:, None]  # and all move along
     normal = rng.standard_normal((20_000, 3))
-    after = np.array([redraw(momenta, MASSES, 0, draw, HOT) for draw in normal])
+    after = np.array([redraw_momentum(momenta, MASSES, 0, draw, HOT) for draw in normal])
     np.testing.assert_allclose(after.sum(axis=1), np.broadcast_to(momenta.sum(axis=0), (len(normal), 3)), atol=1e-9)
     relative = after[:, 0] - MASSES[0] * 3
     variance = KB * HOT * MASSES[0] * (MASSES[1] + MASSES[2]) / MASSES.sum()
@@ -356,7 +356,7 @@ def test_one_redraw_has_the_reduced_mass_and_leaves_the_rest_among_themselves():
 
 def test_a_single_atom_is_drawn_on_its_own():
     normal = np.array([1.0, -2.0, 0.5])
-    found = redraw(np.ones((1, 3)), np.array([4.0]), 0, normal, HOT)
+    found = redraw_momentum(np.ones((1, 3)), np.array([4.0]), 0, normal, HOT)
     np.testing.assert_allclose(found, [np.sqrt(KB * HOT * 4) * normal])
 
 
@@ -365,12 +365,12 @@ def test_a_single_atom_is_drawn_on_its_own():
 SITES = 8
 RING = 5.0 * np.array([[np.cos(a), np.sin(a), 0] for a in 2 * np.pi * np.arange(SITES) / SITES])
 PREVIOUS = np.arange(SITES) - 1
-BOND = 0.1
+BOND_REACH = 0.1
 """eV; energy of two unlike neighbours on the ring."""
 
 
 def ring_energy(kinds: np.ndarray) -> float:
-    return BOND * float(np.sum(kinds != kinds[PREVIOUS]))
+    return BOND_REACH * float(np.sum(kinds != kinds[PREVIOUS]))
 
 
 def kinds_on(positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -384,7 +384,7 @@ def kinds_on(positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 @pytest.mark.physics
 @pytest.mark.parametrize(("symbols", "bonds"), [("Cu4Au4", 2), ("Cu4Au4", 4), ("Cu3Ag2Au3", 4)])
 def test_swaps_visit_all_configurations_of_a_ring_by_their_boltzmann_weights(symbols, bonds):
-    temperature = bonds * BOND / KB
+    temperature = bonds * BOND_REACH / KB
     atoms = Atoms(symbols, positions=RING)
     states = np.zeros(SITES)
     numbers = atoms.numbers

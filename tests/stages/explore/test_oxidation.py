@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Composition
 
-from daskpipe.stages.explore.oxidation import guess, oxidation_states
+from daskpipe.stages.explore.oxidation import guess_states, oxidation_states
 
 
 def placed(formula: str, **info: int) -> Atoms:
@@ -84,7 +84,7 @@ anions = st.dictionaries(st.sampled_from(["O", "F", "S"]), st.integers(1, 9), mi
 def test_guesses_balance_wherever_pymatgen_finds_a_balance(cations, anions, total):
     amounts = cations | anions
     assume(Composition(amounts).oxi_state_guesses(target_charge=total))
-    found = guess(tuple(atomic_numbers[symbol] for symbol in amounts), tuple(amounts.values()), total)
+    found = guess_states(tuple(atomic_numbers[symbol] for symbol in amounts), tuple(amounts.values()), total)
     charge = sum(state * n for state, n in zip(found, amounts.values(), strict=True))
     assert charge == pytest.approx(total, abs=1e-3)
 
@@ -128,8 +128,8 @@ def test_order_and_size_of_the_cell_do_not_count():
 def test_large_cells_without_a_common_factor_cost_no_more():
     large = ((12, 20, 27, 28, 30, 8), (1001, 1009, 1013, 1019, 1021, 5063))
     allowed = 1.0  # s; whole atoms would take 1e17 combinations
-    guess((12, 8), (1, 1))  # imports
+    guess_states((12, 8), (1, 1))  # imports
     start = time.perf_counter()
-    states = guess(*large)
+    states = guess_states(*large)
     assert time.perf_counter() - start < allowed
     np.testing.assert_allclose(states, [2, 2, 2, 2, 2, -2], atol=0.01)

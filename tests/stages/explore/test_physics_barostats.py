@@ -12,18 +12,18 @@ from physics_samples import (
     check_mean,
     dynamics,
     kinetic,
+    make_trajectories,
     sample,
     volume,
-    walkers,
 )
 from scipy import stats
 
 from daskpipe.core import constants
 from daskpipe.potentials import batched_model, build_potential
 from daskpipe.stages.explore.batch import Batch
-from daskpipe.stages.explore.ensembles import choose
-from daskpipe.stages.explore.integrate import determinant, per_system
-from daskpipe.stages.explore.trajectory import Walker
+from daskpipe.stages.explore.ensembles import choose_ensemble
+from daskpipe.stages.explore.integrate import cell_determinant, sum_per_system
+from daskpipe.stages.explore.trajectory import Trajectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.physics]
 
@@ -53,7 +53,7 @@ def gases() -> dict[tuple[str, int], np.ndarray]:
     members = []
     for name, n in cases:
         start = gas(n, (n + 1) * KT / (PRESSURES[n] * constants.GPA))
-        members += walkers([start] * REPLICAS, name, 300.0, PRESSURES[n])
+        members += make_trajectories([start] * REPLICAS, name, 300.0, PRESSURES[n])
     # Nothing holds the shape of a cell of free atoms: without an energy of shape it would become a needle.
     model = Elastic([member.seed for member in members], shear=2 * KT)
     # One compressibility serves all: the gas under twice the pressure relaxes twice as fast.
@@ -99,7 +99,7 @@ def test_ideal_gas_under_a_barostat_keeps_its_temperature(gases, name, n_atoms):
 @pytest.mark.parametrize("periodic", [True, False], ids=["vacuum", "open"])
 def test_ideal_gas_in_a_slab_has_the_areas_of_its_ensemble(periodic, monkeypatch):
     """A^N exp(-P h A / kT) dA with the height h of the cell, which stays. No pressure acts on slabs otherwise."""
-    monkeypatch.setattr(Walker, "has_pressure", True)
+    monkeypatch.setattr(Trajectory, "has_pressure", True)
     n, pressure = 8, 1.0
     height = 12.0 if periodic else 2.0  # Å; an open cell spans the atoms and an Å on either side
     if periodic:
@@ -108,7 +108,7 @@ def test_ideal_gas_in_a_slab_has_the_areas_of_its_ensemble(periodic, monkeypatch
     places = np.random.default_rng(1).random((n, 3)) * [side, side, 0]
     seed = Atoms(f"Ar{n}", positions=places, cell=[side, side, height], pbc=[True, True, periodic])
     settings = dynamics(timestep=1.0, friction=0.1, compressibility=1 / pressure, barostat_time=50.0)
-    batch = Batch(walkers([seed] * 96, "npt_plane", 300.0, pressure), IdealGas(), settings)
+    batch = Batch(make_trajectories([seed] * 96, "npt_plane", 300.0, pressure), IdealGas(), settings)
     found = sample(batch, volume, samples=14, every=150, before=200) * pressure * constants.GPA / KT
     check_mean(found, n + 1)
     check_mean((found - (n + 1)) ** 2, n + 1)
@@ -131,7 +131,7 @@ def crystals() -> dict[tuple[str, int], np.ndarray]:
     members = []
     for name, n in cases:
         sites = 3 * np.argwhere(np.ones((2, 2, 2)))[:n]
-        members += walkers([Atoms(f"Ar{n}", positions=sites, cell=[6] * 3, pbc=True)] * 72, name)
+        members += make_trajectories([Atoms(f"Ar{n}", positions=sites, cell=[6] * 3, pbc=True)] * 72, name)
     seeds = [member.seed for member in members]
     model = Elastic(seeds, spring=1.0, bulk=STIFF * KT, shear=FRAME * KT)
     start = seeds[0].get_volume()
@@ -192,18 +192,20 @@ def copper(repeat: int = 1) -> Atoms:
 def emt_batch(seeds, ensembles, temperature: float, pressure: float, **settings) -> Batch:
     torch.set_num_threads(1)
     model = batched_model(build_potential("emt", {}, "cpu", "float64"), stress=True)
-    return Batch(walkers(seeds, ensembles, temperature, pressure), model, dynamics(**settings))
+    return Batch(make_trajectories(seeds, ensembles, temperature, pressure), model, dynamics(**settings))
 
 
 def inner_pressure(batch: Batch) -> np.ndarray:
     """Pressure tensors, GPa, shape (system, 6); the centre of mass, which rests, has its share."""
     state, systems = batch.state, batch.systems
-    thermal = [constants.KB * walker.temperature(batch.dynamics, walker.step) for walker in batch.walkers]
+    thermal = [
+        constants.KB * trajectory.temperature_at(batch.dynamics, trajectory.step) for trajectory in batch.trajectories
+    ]
     pairs = [(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]
     products = torch.stack([state.momenta[:, i] * state.momenta[:, j] for i, j in pairs], dim=1) / systems.masses
-    flow = per_system(products, systems) + torch.tensor(thermal)[:, None] * torch.tensor([1, 1, 1, 0, 0, 0])
+    flow = sum_per_system(products, systems) + torch.tensor(thermal)[:, None] * torch.tensor([1, 1, 1, 0, 0, 0])
     stress = torch.stack([state.stress[:, i, j] for i, j in pairs], dim=1)
-    return (flow / determinant(state.cell).abs()[:, None] - stress).numpy() / constants.GPA
+    return (flow / cell_determinant(state.cell).abs()[:, None] - stress).numpy() / constants.GPA
 
 
 @pytest.mark.parametrize("name", WHOLE[1:])
@@ -268,7 +270,7 @@ def test_auto_lets_an_ordered_alloy_find_its_axis_ratio():
     seed = Atoms("CuAu", positions=[[0, 0, 0], [0.5, 0.5, 0.5]], cell=np.eye(3), pbc=True)
     seed.set_cell(np.diag([2.72, 2.72, 3.72]), scale_atoms=True)
     seed = seed.repeat(2)
-    assert choose(seed) == "npt_anisotropic"
+    assert choose_ensemble(seed) == "npt_anisotropic"
     settings = {"timestep": 4.0, "friction": 0.01, "compressibility": 0.007, "barostat_time": 100.0}
 
     def ratio(batch: Batch) -> np.ndarray:
@@ -277,6 +279,6 @@ def test_auto_lets_an_ordered_alloy_find_its_axis_ratio():
 
     evenly = emt_batch([seed] * 8, "npt_isotropic", 300.0, 0.0, **settings)
     np.testing.assert_allclose(sample(evenly, ratio, samples=2, every=20, before=20), came_with, rtol=1e-9)
-    freely = emt_batch([seed] * 8, choose(seed), 300.0, 0.0, **settings)
+    freely = emt_batch([seed] * 8, choose_ensemble(seed), 300.0, 0.0, **settings)
     found = sample(freely, ratio, samples=20, every=10, before=500)
     assert found.mean() < came_with - 0.02

@@ -5,15 +5,24 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, fcc111
-from physics_samples import Elastic, check_distribution, dynamics, kinetic, net_momentum, sample, volume, walkers
+from physics_samples import (
+    Elastic,
+    check_distribution,
+    dynamics,
+    kinetic,
+    make_trajectories,
+    net_momentum,
+    sample,
+    volume,
+)
 from scipy import stats
 
 from daskpipe.core import constants
 from daskpipe.potentials import batched_model, build_potential
 from daskpipe.stages.explore.batch import Batch
 from daskpipe.stages.explore.ensembles import ENSEMBLES
-from daskpipe.stages.explore.integrate import State
-from daskpipe.stages.explore.trajectory import Walker
+from daskpipe.stages.explore.integrate import DynamicsState
+from daskpipe.stages.explore.trajectory import Trajectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.physics]
 
@@ -21,7 +30,7 @@ ROUNDING = 1e-11
 """Thermal momenta; each step adds some 1e-16 of them."""
 
 
-def zoo() -> list[Walker]:
+def zoo() -> list[Trajectory]:
     """One system of each ensemble, of unlike sizes, elements and periodicities, and clusters that barostats leave."""
     gold = bulk("Cu", cubic=True, a=3.8).repeat((2, 1, 1))
     gold.symbols[1::2] = "Au"
@@ -30,10 +39,10 @@ def zoo() -> list[Walker]:
     seeds = {name: gold for name in ENSEMBLES}
     seeds |= {"npt_plane": slab, "nvt_rescale": cluster, "nvt_nose_hoover": bulk("Al", cubic=True)}
     names = [*ENSEMBLES, "nvt_langevin"]
-    return walkers([*seeds.values(), cluster], names, 600.0, 0.5)
+    return make_trajectories([*seeds.values(), cluster], names, 600.0, 0.5)
 
 
-def batch_of(members: list[Walker]) -> Batch:
+def batch_of(members: list[Trajectory]) -> Batch:
     torch.set_num_threads(1)
     model = batched_model(build_potential("emt", {}, "cpu", "float64"), stress=True)
     return Batch(members, model, dynamics(timestep=3.0, friction=0.01, thermostat_time=100.0, barostat_time=300.0))
@@ -44,18 +53,18 @@ def test_each_system_of_a_mixed_batch_goes_as_it_goes_alone():
     steps = 150
     together = batch_of(zoo())
     sample(together, volume, samples=1, every=steps)
-    together.export()
+    together.export_states()
     moved = 0
-    for walker, lonely in zip(together.walkers, zoo(), strict=True):
+    for trajectory, lonely in zip(together.trajectories, zoo(), strict=True):
         alone = batch_of([lonely])
         sample(alone, volume, samples=1, every=steps)
-        alone.export()
-        assert walker.state is not None
+        alone.export_states()
+        assert trajectory.state is not None
         assert lonely.state is not None
-        for name in set(State.__dataclass_fields__) - {"chain"}:
-            np.testing.assert_array_equal(walker.state[name], lonely.state[name], f"{walker.ensemble} {name}")
-        moved += np.abs(walker.state["positions"] - walker.seed.positions).max() > 0.05
-    assert moved == len(together.walkers)
+        for name in set(DynamicsState.__dataclass_fields__) - {"chain"}:
+            np.testing.assert_array_equal(trajectory.state[name], lonely.state[name], f"{trajectory.ensemble} {name}")
+        moved += np.abs(trajectory.state["positions"] - trajectory.seed.positions).max() > 0.05
+    assert moved == len(together.trajectories)
 
 
 def test_only_systems_with_a_chain_have_one():
@@ -78,7 +87,7 @@ def test_neighbours_of_other_ensembles_do_not_change_the_statistics():
     seeds = [Atoms(f"Ar{n}", positions=length / 4 * np.eye(4)[:, :3], cell=[length] * 3, pbc=True)] * 128
     names = ["npt_triclinic", "nvt_rescale", "npt_isotropic", "nvt_langevin"] * 32
     settings = dynamics(timestep=1.0, friction=0.1, thermostat_time=10.0, compressibility=1.0, barostat_time=60.0)
-    batch = Batch(walkers(seeds, names, 300.0, pressure), Elastic(seeds, shear=2 * thermal), settings)
+    batch = Batch(make_trajectories(seeds, names, 300.0, pressure), Elastic(seeds, shear=2 * thermal), settings)
     found = sample(
         batch, lambda batch: np.stack([volume(batch), kinetic(batch)], axis=1), samples=15, every=150, before=200
     )

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
-from physics_samples import SIGMAS, check_mean, dynamics, mean, sample, volume, walkers
+from physics_samples import SIGMAS, check_mean, dynamics, make_trajectories, mean, sample, volume
 
 from daskpipe.core import constants
 from daskpipe.potentials import batched_model, build_potential
 from daskpipe.potentials.lj import smooth_pair
 from daskpipe.stages.explore.batch import Batch
-from daskpipe.stages.explore.integrate import per_system
+from daskpipe.stages.explore.integrate import sum_per_system
 
 pytestmark = [pytest.mark.slow, pytest.mark.physics]
 
@@ -105,13 +105,13 @@ def fluid(ensembles, volume_of_atom: float, pressure: float) -> Batch:
         build_potential("lj", {"epsilon": EPSILON, "sigma": SIGMA, "r_cut": R_CUT}, "cpu", "float64"), stress=True
     )
     settings = dynamics(timestep=10.0, friction=0.005, compressibility=3.0, barostat_time=300.0)
-    return Batch(walkers([seed] * len(ensembles), ensembles, KELVIN, pressure), model, settings)
+    return Batch(make_trajectories([seed] * len(ensembles), ensembles, KELVIN, pressure), model, settings)
 
 
 def virial_pressure(batch: Batch) -> np.ndarray:
     """Pressure, GPa, shape (system,); the centre of mass, which rests, has its share."""
     state, systems = batch.state, batch.systems
-    inner = per_system(state.momenta**2 / systems.masses, systems).sum(dim=1) / 3 + constants.KB * KELVIN
+    inner = sum_per_system(state.momenta**2 / systems.masses, systems).sum(dim=1) / 3 + constants.KB * KELVIN
     trace = state.stress.diagonal(dim1=1, dim2=2).sum(dim=1) / 3
     return (inner.numpy() / volume(batch) - trace.numpy()) / constants.GPA
 

@@ -9,15 +9,15 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.geometry import find_mic
-from physics_samples import SIGMAS, ModelOnCpu, check_mean, mean, net_momentum, walkers
+from physics_samples import SIGMAS, ModelOnCpu, check_mean, make_trajectories, mean, net_momentum
 
 from daskpipe.core import constants
 from daskpipe.potentials import batched_model, build_potential
 from daskpipe.stages.explore.batch import Batch
-from daskpipe.stages.explore.capacity import Room
-from daskpipe.stages.explore.runner import Flight
+from daskpipe.stages.explore.capacity import BatchCapacity
+from daskpipe.stages.explore.runner import BatchRunner
 from daskpipe.stages.explore.settings import Dynamics, Exploration, Guards, MonteCarlo
-from daskpipe.stages.explore.trajectory import Walker
+from daskpipe.stages.explore.trajectory import Trajectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.physics]
 
@@ -51,9 +51,9 @@ class Ring(ModelOnCpu):
         }
 
 
-def fly(members: list[Walker], model: Any, settings: Exploration) -> None:
+def run_trajectories(members: list[Trajectory], model: Any, settings: Exploration) -> None:
     torch.set_num_threads(1)
-    Flight(members, model, settings, Room(len, 10**6)).run()
+    BatchRunner(members, model, settings, BatchCapacity(len, 10**6)).run()
     for member in members:
         assert not member.stops, member.stops[0].evidence
 
@@ -68,11 +68,11 @@ def exploration(temperature: float, moves: MonteCarlo, **lengths: Any) -> Explor
 
 def test_swaps_visit_all_orders_of_a_ring_as_often_as_boltzmann_says():
     seed = Atoms("Cu3Au3", positions=SPACING * np.outer(np.arange(SITES), [1, 0, 0]), cell=[18, 9, 9], pbc=True)
-    members = walkers([seed] * 64, "nvt_langevin")
+    members = make_trajectories([seed] * 64, "nvt_langevin")
     settings = exploration(
         300.0, MonteCarlo(every=2, swaps=2, oxidation_states={"Cu": 0, "Au": 0}), steps=680, stride=20, equilibration=80
     )
-    fly(members, Ring(), settings)
+    run_trajectories(members, Ring(), settings)
     orders = list(combinations(range(SITES), 3))
     unlike = np.array([sum((i in order) != ((i + 1) % SITES in order) for i in range(SITES)) for order in orders])
     weight = np.exp(-COUPLING * unlike / KT)
@@ -106,9 +106,9 @@ def test_hops_carry_a_vacancy_through_a_crystal():
 
     moved = []
     for how in (settings, alone):
-        members = walkers([seed] * 6, "nvt_langevin", 1200.0)
-        fly(members, batched_model(build_potential("emt", {}, "cpu", "float64")), how)
-        moved.append(sum(vacancy(member.atoms(member.frames[-1])) != 0 for member in members))
+        members = make_trajectories([seed] * 6, "nvt_langevin", 1200.0)
+        run_trajectories(members, batched_model(build_potential("emt", {}, "cpu", "float64")), how)
+        moved.append(sum(vacancy(member.atoms_of_frame(member.frames[-1])) != 0 for member in members))
     assert moved[0] >= 2, "hops do not move the vacancy"
     assert moved[1] == 0, "half a picosecond of dynamics moves it as well, and the test shows nothing"
 
@@ -120,10 +120,10 @@ def test_momentum_stays_zero_with_trial_moves():
         atoms.symbols[::2] = symbols[1]
         seeds.append(atoms)
     names = ("nvt_langevin", "nvt_nose_hoover", "nvt_rescale", *WHOLE)
-    members = walkers(seeds * len(names), [name for name in names for _ in seeds], 800.0)
+    members = make_trajectories(seeds * len(names), [name for name in names for _ in seeds], 800.0)
     settings = exploration(800.0, MonteCarlo(every=10, swaps=2, hops=3), steps=1000, stride=250)
     model = batched_model(build_potential("emt", {}, "cpu", "float64"), stress=True)
-    fly(members, model, settings)
+    run_trajectories(members, model, settings)
     first = [member.frames[0].positions for member in members]
     assert all(np.ptp(member.frames[-1].positions - start) > 0.1 for member, start in zip(members, first, strict=True))
     batch = Batch(members, model, settings.dynamics)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
-from physics_samples import dynamics, kinetic, sample, walkers
+from physics_samples import dynamics, kinetic, make_trajectories, sample
 
 from daskpipe.potentials import batched_model, build_potential
 from daskpipe.stages.explore.batch import Batch
@@ -33,7 +33,7 @@ def alloy():
 def start(name: str, seeds, temperature: float, timestep: float) -> Batch:
     torch.set_num_threads(1)
     return Batch(
-        walkers(seeds, "nve", temperature),
+        make_trajectories(seeds, "nve", temperature),
         batched_model(build_potential(name, {}, "cpu", "float64")),
         dynamics(timestep=timestep),
     )
@@ -87,10 +87,10 @@ def test_time_can_be_reversed(case):
     first = batch.state.positions.clone()
     sample(batch, lambda _: 0, samples=1, every=300)
     away = (batch.state.positions - first).abs().max()
-    batch.export()
-    for walker in batch.walkers:
-        walker.state["momenta"] *= -1
-    batch.load()
+    batch.export_states()
+    for trajectory in batch.trajectories:
+        trajectory.state["momenta"] *= -1
+    batch.load_states()
     sample(batch, lambda _: 0, samples=1, every=300)
     assert away > 0.1, "the atoms have not moved"
     assert (batch.state.positions - first).abs().max() < ROUNDING

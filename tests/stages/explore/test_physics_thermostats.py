@@ -12,8 +12,8 @@ from physics_samples import (
     check_mean,
     dynamics,
     kinetic,
+    make_trajectories,
     sample,
-    walkers,
 )
 from scipy import stats
 
@@ -49,14 +49,17 @@ def fluid(ensembles, replicas: int) -> Batch:
     model = batched_model(build_potential("lj", {"r_cut": 1.6 * SIGMA}, "cpu", "float64"), stress=True)
     names = [name for name in ensembles for _ in range(replicas)]
     settings = dynamics(timestep=5.0, friction=0.02, thermostat_time=50.0, compressibility=3.0, barostat_time=1000.0)
-    return Batch(walkers([mixture()] * len(names), names, HOT, 0.15), model, settings)
+    return Batch(make_trajectories([mixture()] * len(names), names, HOT, 0.15), model, settings)
 
 
 def second_moments(batch: Batch) -> np.ndarray:
     """Mean of p_x^2 / m, p_y^2 / m and p_z^2 / m over the atoms of each species, shape (system, species, 3)."""
     squares = (batch.state.momenta**2 / batch.systems.masses).numpy()
-    n_systems = len(batch.walkers)
-    light = np.concatenate([walker.seed.numbers for walker in batch.walkers]) == batch.walkers[0].seed.numbers[0]
+    n_systems = len(batch.trajectories)
+    light = (
+        np.concatenate([trajectory.seed.numbers for trajectory in batch.trajectories])
+        == batch.trajectories[0].seed.numbers[0]
+    )
     return np.stack([squares[mask].reshape(n_systems, -1, 3).mean(axis=1) for mask in (light, ~light)], axis=1)
 
 
@@ -100,11 +103,11 @@ def test_light_and_heavy_atoms_share_the_energy_equally_in_all_directions(hot_fl
 
 
 def test_a_thermostat_of_berendsen_would_be_found_out(monkeypatch):
-    def berendsen(kinetic, bath, pace):
-        wanted = 21 / 2 * bath.thermal  # eight atoms
-        return torch.sqrt(1 + pace.dt / pace.thermostat_time * (wanted / kinetic - 1))
+    def berendsen(kinetic, coupling, rates):
+        wanted = 21 / 2 * coupling.thermal_energy  # eight atoms
+        return torch.sqrt(1 + rates.dt / rates.thermostat_time * (wanted / kinetic - 1))
 
-    monkeypatch.setattr(integrate, "rescaling", berendsen)
+    monkeypatch.setattr(integrate, "rescaling_factor", berendsen)
     found, law = sample(fluid(["nvt_rescale"], 24), kinetic, samples=30, every=30, before=200), chi_square(8, KT)
     check_mean(found, law.mean(), bias=0.05 * law.mean())  # the mean tells nothing
     with pytest.raises(AssertionError, match="expected"):
@@ -130,18 +133,18 @@ def molecule(n: int = 4) -> Atoms:
 
 def at_rest(batch: Batch) -> Batch:
     """Take all momenta away, so that what is measured comes from the thermostat."""
-    batch.export()
-    for walker in batch.walkers:
-        assert walker.state is not None
-        walker.state["momenta"][:] = 0
-    batch.load()
+    batch.export_states()
+    for trajectory in batch.trajectories:
+        assert trajectory.state is not None
+        trajectory.state["momenta"][:] = 0
+    batch.load_states()
     return batch
 
 
 def test_langevin_heats_atoms_of_unlike_masses_equally():
     seeds = [molecule()] * 128
     model = Elastic(seeds, spring=0.5)
-    batch = at_rest(Batch(walkers(seeds, "nvt_langevin"), model, dynamics(timestep=1.0, friction=0.02)))
+    batch = at_rest(Batch(make_trajectories(seeds, "nvt_langevin"), model, dynamics(timestep=1.0, friction=0.02)))
     found = sample(batch, second_moments, samples=20, every=80, before=300)
     masses = molecule().get_masses()
     assert masses.min() == LIGHT
@@ -167,7 +170,9 @@ def test_positions_in_a_harmonic_solid_are_exact_at_any_time_step(stride):
     mass = seeds[0].get_masses()[0]
     spring = mass * (stride / (timestep * constants.FS)) ** 2
     batch = Batch(
-        walkers(seeds, "nvt_langevin"), Elastic(seeds, spring), dynamics(timestep=timestep, friction=0.1 * stride)
+        make_trajectories(seeds, "nvt_langevin"),
+        Elastic(seeds, spring),
+        dynamics(timestep=timestep, friction=0.1 * stride),
     )
     found = sample(
         batch,
@@ -186,7 +191,9 @@ def test_positions_in_a_harmonic_solid_are_exact_at_any_time_step(stride):
 def test_lonely_atom_has_three_degrees_of_freedom(name):
     seeds = [Atoms("Ar", cell=[9] * 3, pbc=True)] * 192
     settings = dynamics(timestep=1.0, friction=0.1, thermostat_time=10.0)
-    found = sample(Batch(walkers(seeds, name), IdealGas(), settings), kinetic, samples=20, every=40, before=40)
+    found = sample(
+        Batch(make_trajectories(seeds, name), IdealGas(), settings), kinetic, samples=20, every=40, before=40
+    )
     law = stats.gamma(1.5, scale=constants.KB * 300)
     check_mean(found, law.mean())
     check_mean((found - law.mean()) ** 2, law.var())
@@ -196,7 +203,7 @@ def test_lonely_atom_has_three_degrees_of_freedom(name):
 @pytest.mark.parametrize("cycles", [0, 2])
 @pytest.mark.parametrize("name", ["nvt_langevin", "nvt_rescale"])
 def test_temperature_follows_a_ramp(name, cycles):
-    """Free atoms: the mean kinetic energy after each step is known exactly, with the lag of the bath."""
+    """Free atoms: the mean kinetic energy after each step is known exactly, with the lag of the coupling."""
     ramp = Ramp(start=100.0, end=900.0, cycles=cycles)
     before, steps = 40, 400
     settings = dynamics(
@@ -210,9 +217,9 @@ def test_temperature_follows_a_ramp(name, cycles):
     )
     n = 4
     seeds = [Atoms(f"Ar{n}", positions=2.5 * np.eye(4)[:, :3], cell=[9] * 3, pbc=True)] * 160
-    batch = Batch(walkers(seeds, name, ramp), IdealGas(), settings)
+    batch = Batch(make_trajectories(seeds, name, ramp), IdealGas(), settings)
     found = sample(batch, kinetic, samples=before + steps) / (3 * (n - 1) / 2 * constants.KB)
-    # Energy is lost at twice the friction; both baths are given the same pace.
+    # Energy is lost at twice the friction; both baths are given the same rates.
     keep = np.exp(-0.1)
     expected = [100.0]
     for step in range(1, before + steps + 1):

@@ -24,11 +24,11 @@ from explore_samples import (
     crystal,
     emt,
     lj,
+    make_trajectories,
     mixed,
     seed,
     settings,
     slab,
-    walkers,
 )
 from test_runner import Memory
 
@@ -36,15 +36,15 @@ from daskpipe.core import constants
 from daskpipe.core.structures import round_positions, structure_id
 from daskpipe.engine.units import Payload
 from daskpipe.potentials import batched_model
-from daskpipe.stages.explore.capacity import Room
+from daskpipe.stages.explore.capacity import BatchCapacity
 from daskpipe.stages.explore.fire import FireState, fire_step
-from daskpipe.stages.explore.guards import finite
-from daskpipe.stages.explore.relaxation import Relaxation, RelaxationBatch, relaxations
-from daskpipe.stages.explore.runner import Flight
+from daskpipe.stages.explore.guards import finite_guard
+from daskpipe.stages.explore.relaxation import RelaxationBatch, RelaxationTrajectory, add_relaxations
+from daskpipe.stages.explore.runner import BatchRunner
 from daskpipe.stages.explore.settings import Dynamics, Exploration, Guards
 from daskpipe.stages.explore.settings import Relaxation as Relax
-from daskpipe.stages.explore.stage import conditions, explore_partition
-from daskpipe.stages.explore.trajectory import Condition, Walker
+from daskpipe.stages.explore.stage import explore_partition, list_conditions
+from daskpipe.stages.explore.trajectory import Condition, Trajectory
 
 PLENTY = 10**6
 TIGHT = 1e-3
@@ -69,11 +69,13 @@ def first_condition(atoms: Atoms, **condition: Any) -> Atoms:
 
 def relax(
     structures: list[Atoms], chosen: Exploration, *, model: Any = None, capacity: float = PLENTY, **options: Any
-) -> tuple[list[Walker], list[Relaxation]]:
+) -> tuple[list[Trajectory], list[RelaxationTrajectory]]:
     """Run trajectories after the relaxations of their seeds."""
-    found = walkers(structures, chosen)
-    first = relaxations(found, chosen)
-    Flight([*first, *found], model or batched_model(emt(), stress=True), chosen, Room(len, capacity), **options).run()
+    found = make_trajectories(structures, chosen)
+    first = add_relaxations(found, chosen)
+    BatchRunner(
+        [*first, *found], model or batched_model(emt(), stress=True), chosen, BatchCapacity(len, capacity), **options
+    ).run()
     return found, first
 
 
@@ -93,13 +95,13 @@ def test_steps_are_those_of_ases_fire(atoms):
     atoms = round_positions(atoms)
     chosen = alone(steps=n_steps, fmax=1e-9)
     batch = RelaxationBatch(
-        [Relaxation(seed=first_condition(atoms), run_seed=0)], batched_model(emt(), stress=True), chosen
+        [RelaxationTrajectory(seed=first_condition(atoms), run_seed=0)], batched_model(emt(), stress=True), chosen
     )
     slow = atoms.copy()
     slow.calc = EMT()
     optimizer = FIRE(slow, logfile=None)
     for _ in range(n_steps):
-        batch.advance(1, [finite()], lambda: True)
+        batch.run_steps(1, [finite_guard()], lambda: True)
         optimizer.step()
         np.testing.assert_allclose(batch.state.positions.numpy(), slow.positions, atol=1e-8)
     assert np.abs(slow.positions - atoms.positions).max() > 0.05, "the atoms must have moved"
@@ -109,9 +111,9 @@ def test_steps_are_those_of_ases_fire(atoms):
 def test_cell_relaxes_to_the_minimum_that_ase_finds_under_the_same_pressure(pressure, cell):
     structures = [rattled(alloy(), 0.1), rattled(crystal(), 0.05)]
     found, first = relax([first_condition(atoms, pressure=pressure) for atoms in structures], alone(cell=cell))
-    for walker, relaxation, atoms in zip(found, first, structures, strict=True):
+    for trajectory, relaxation, atoms in zip(found, first, structures, strict=True):
         assert relaxation.tallies == {"relaxations_converged": 1}
-        ours = relaxation.result
+        ours = relaxation.relaxed_atoms
         ours.calc = EMT()
         slow = atoms.copy()
         slow.calc = EMT()
@@ -124,7 +126,7 @@ def test_cell_relaxes_to_the_minimum_that_ase_finds_under_the_same_pressure(pres
             for each in (ours, slow)
         ]
         assert enthalpies[0] == pytest.approx(enthalpies[1], abs=1e-4)
-        assert walker.products(alone().dynamics)[-1].info["pressure"] == pressure
+        assert trajectory.output_frames(alone().dynamics)[-1].info["pressure"] == pressure
         if cell == "triclinic":
             stress = ours.get_stress() / constants.GPA
             within = (
@@ -140,10 +142,10 @@ def test_plane_of_a_slab_relaxes_and_the_vacuum_stays():
     start = slab()
     start.set_cell(start.cell.array * [[1.04], [1.04], [1]], scale_atoms=True)
     _, (relaxation,) = relax([first_condition(start)], alone(cell="plane"))
-    cell = relaxation.result.cell.array
+    cell = relaxation.relaxed_atoms.cell.array
     np.testing.assert_array_equal(cell[2], start.cell.array[2])
     assert 0.93 < np.linalg.norm(cell[0]) / np.linalg.norm(start.cell.array[0]) < 0.98
-    ours = relaxation.result
+    ours = relaxation.relaxed_atoms
     ours.calc = EMT()
     assert np.abs(ours.get_forces()).max() < TIGHT
 
@@ -152,13 +154,17 @@ def test_auto_strains_bulk_only():
     kinds = [first_condition(atoms) for atoms in (crystal(), slab(), cluster())]
     for relax_plane, of_slab in ((False, "fixed"), (True, "plane")):
         chosen = settings(relax=Relax(cell="auto"), relax_plane=relax_plane)
-        assert [each.cell for each in relaxations(walkers(kinds, chosen), chosen)] == ["triclinic", of_slab, "fixed"]
+        assert [each.cell for each in add_relaxations(make_trajectories(kinds, chosen), chosen)] == [
+            "triclinic",
+            of_slab,
+            "fixed",
+        ]
 
 
 def test_long_displacements_are_cut_for_the_system_as_a_whole():
     centres = np.zeros((4, 3))
     atoms = first_condition(Atoms("Cu4", positions=np.arange(12.0).reshape(4, 3)))
-    batch = RelaxationBatch([Relaxation(seed=atoms, run_seed=0)], Wells(centres, 5.0), alone(max_step=0.3))
+    batch = RelaxationBatch([RelaxationTrajectory(seed=atoms, run_seed=0)], Wells(centres, 5.0), alone(max_step=0.3))
     for _ in range(10):
         before = batch.state
         batch.state = fire_step(before, batch.systems, batch.external, 0.3, batch.forces_of)
@@ -179,12 +185,12 @@ def test_relaxation_and_its_dynamics_are_the_same_bits_alone_in_any_order_and_in
     packed, tight = relax(seeds, chosen, model=model, capacity=9)
     assert len(first) == len(seeds), "no two seeds are the same"
     for number, atoms in enumerate(seeds):
-        (walker,), (relaxation,) = relax([atoms], chosen, model=model)
-        assert walker.stops == []
+        (trajectory,), (relaxation,) = relax([atoms], chosen, model=model)
+        assert trajectory.stops == []
         assert len(relaxation.frames) > 1
         for others, company in ((together, first), (backwards[::-1], last[::-1]), (packed, tight)):
             assert bits(company[number]) == bits(relaxation)
-            assert bits(others[number]) == bits(walker)
+            assert bits(others[number]) == bits(trajectory)
 
 
 @pytest.mark.parametrize("cell", ["fixed", "auto"])
@@ -199,9 +205,11 @@ def test_killed_at_any_checkpoint_and_resumed_is_the_same_bits(cell):
     assert len(memory.written) > 40, "one each step, of each batch"
     for content in memory.written[::9]:
         resumed, relaxed = relax(seeds, chosen, model=model, checkpoints=Memory(content))
-        assert [bits(walker) for walker in (*resumed, *relaxed)] == [bits(walker) for walker in (*straight, *first)]
-        assert [walker.stops for walker in resumed] == [walker.stops for walker in straight]
-        assert [walker.tallies for walker in relaxed] == [walker.tallies for walker in first]
+        assert [bits(trajectory) for trajectory in (*resumed, *relaxed)] == [
+            bits(trajectory) for trajectory in (*straight, *first)
+        ]
+        assert [trajectory.stops for trajectory in resumed] == [trajectory.stops for trajectory in straight]
+        assert [trajectory.tallies for trajectory in relaxed] == [trajectory.tallies for trajectory in first]
 
 
 def test_memory_that_runs_out_halves_the_batch_and_changes_no_bit():
@@ -212,7 +220,7 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_no_bit():
     chosen = settings(relax=Relax(steps=30), steps=5)
     expected, _ = relax(shaken(), chosen)
     found, _ = relax(shaken(), chosen, model=Wrapped(batched_model(emt(), stress=True), before))
-    assert [bits(walker) for walker in found] == [bits(walker) for walker in expected]
+    assert [bits(trajectory) for trajectory in found] == [bits(trajectory) for trajectory in expected]
 
 
 # --- what comes out ---------------------------------------------------------------------------------------
@@ -260,7 +268,7 @@ def test_dynamics_starts_where_the_relaxation_ended_and_one_trajectory_has_its_f
     chosen = settings(relax=Relax(fmax=TIGHT, stride=None), steps=1, stride=1, timestep=1e-6, replicas=2)
     start = seed(rattled(crystal(), 0.2))
     seeds = []
-    for condition in conditions(chosen.dynamics, chosen.relax):
+    for condition in list_conditions(chosen.dynamics, chosen.relax):
         seeds.append(start.copy())
         seeds[-1].info["condition"] = condition
     evaluations = itertools.count()
@@ -295,7 +303,7 @@ def test_frames_of_a_relaxation_belong_to_one_trajectory_a_pressure():
     grid = Dynamics(temperatures=[300.0, 600.0], pressures=[0.0, 2.0], replicas=2, steps=10, stride=5)
 
     def flags(relax: Relax | None) -> list[bool]:
-        return [condition.relaxation for condition in conditions(grid, relax)]
+        return [condition.relaxation for condition in list_conditions(grid, relax)]
 
     assert flags(None) == [False] * 8
     assert flags(Relax()) == [True] + [False] * 7
@@ -315,9 +323,12 @@ def test_relaxation_that_breaks_is_named_with_each_of_its_trajectories():
     calls = itertools.count()
     found, first = relax(pair, chosen, model=Nan(np.zeros((2, 3)), 1.0))
     assert len(first) == 1
-    assert [stop.reason for walker in found for stop in walker.stops] == ["not_finite", "not_finite"]
-    assert [walker.stops[0].structure for walker in found] == [walker.name for walker in found]
-    assert all(walker.finished and walker.stops[0].evidence.startswith("relaxation, at step 3:") for walker in found)
+    assert [stop.reason for trajectory in found for stop in trajectory.stops] == ["not_finite", "not_finite"]
+    assert [trajectory.stops[0].structure for trajectory in found] == [trajectory.name for trajectory in found]
+    assert all(
+        trajectory.finished and trajectory.stops[0].evidence.startswith("relaxation, at step 3:")
+        for trajectory in found
+    )
 
 
 def test_what_still_has_wild_forces_at_the_end_is_no_structure():
@@ -349,10 +360,10 @@ def test_committee_that_disagrees_ends_the_relaxation_with_a_candidate_and_no_dy
 
     calls = itertools.count()
     chosen = settings(Guards(max_disagreement=0.35), relax=Relax(stride=None))
-    (walker,), _ = relax([first_condition(cluster())], chosen, model=Quarrel(np.zeros((4, 3)), 1.0))
-    (frame,) = walker.products(chosen.dynamics)
+    (trajectory,), _ = relax([first_condition(cluster())], chosen, model=Quarrel(np.zeros((4, 3)), 1.0))
+    (frame,) = trajectory.output_frames(chosen.dynamics)
     assert (frame.info["step"], frame.info["candidate"]) == (4, True)
-    assert walker.stops == []
+    assert trajectory.stops == []
 
 
 # --- settings ---------------------------------------------------------------------------------------------
@@ -382,7 +393,7 @@ def test_wrong_settings_are_refused(content, message):
 def test_without_dynamics_there_is_one_trajectory_a_pressure():
     assert Exploration(relax=Relax(), dynamics=None).dynamics == Exploration(relax=Relax()).dynamics
     pressed = Exploration(relax=Relax(cell="auto"), dynamics={"steps": 0, "pressures": [0, 5]})
-    found = conditions(pressed.dynamics, pressed.relax)
+    found = list_conditions(pressed.dynamics, pressed.relax)
     assert [(condition.pressure, condition.relaxation) for condition in found] == [(0, True), (5, True)]
     assert (pressed.dynamics.n_frames, pressed.dynamics.n_steps, pressed.n_steps) == (0, 0, 500)
     assert (Relax(steps=25, stride=10).n_frames, Relax(steps=25, stride=None).n_frames) == (3, 1)
@@ -390,11 +401,11 @@ def test_without_dynamics_there_is_one_trajectory_a_pressure():
 
 def test_molecules_relax_too():
     _, (relaxation,) = relax([first_condition(molecule("H2"))], alone(), model=batched_model(lj()))
-    assert np.isfinite(relaxation.result.positions).all()
+    assert np.isfinite(relaxation.relaxed_atoms.positions).all()
 
 
 def test_hcp_and_fcc_stay_what_they_are():
     cells = [bulk("Cu", "hcp", a=2.6, c=4.1), bulk("Cu", "fcc", a=3.8)]
     _, first = relax([first_condition(atoms) for atoms in cells], alone(cell="triclinic"))
-    volumes = [each.result.get_volume() / len(each.seed) for each in first]
+    volumes = [each.relaxed_atoms.get_volume() / len(each.seed) for each in first]
     assert volumes == pytest.approx([11.6, 11.6], abs=0.3)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
-from explore_samples import bits, cluster, crystal, fly, seed, settings
+from explore_samples import bits, cluster, crystal, run_trajectories, seed, settings
 
 from daskpipe.config.load import load_config
 from daskpipe.potentials import build_potential
 from daskpipe.stages.explore.settings import Dynamics, Exploration, Guards
 from daskpipe.stages.explore.stage import explore_partition
-from daskpipe.stages.explore.timesteps import masses_of, timestep_of, too_long
+from daskpipe.stages.explore.timesteps import masses_of, timestep_of, timestep_warning
 
 HEAVY_WATER = np.array([2.014, 2.014, 15.999])
 
@@ -36,10 +36,10 @@ def test_the_lightest_atom_decides(masses, step):
 
 
 def test_a_step_that_is_too_long_is_told():
-    assert too_long("auto", HEAVY_WATER) is None
-    assert too_long(0.75, masses_of(["H"])) is None
-    assert too_long(5.0, masses_of(["Cu"])) is None
-    assert too_long(4.0, masses_of(["C", "H"])) == (
+    assert timestep_warning("auto", HEAVY_WATER) is None
+    assert timestep_warning(0.75, masses_of(["H"])) is None
+    assert timestep_warning(5.0, masses_of(["Cu"])) is None
+    assert timestep_warning(4.0, masses_of(["C", "H"])) == (
         "explore.dynamics.timestep=4 fs is long for atoms of 1.01 amu, whose bonds vibrate within 8 to 20 fs: "
         "trajectories may break; give timestep=auto (0.5 fs for such structures)"
     )
@@ -50,13 +50,13 @@ def test_structures_of_one_batch_have_their_own_steps(ensemble):
     light = bulk("Al", cubic=True)
     seeds = [seed(light), seed(crystal("Cu")), seed(cluster("Au"))]
     chosen = settings(ensemble=ensemble, timestep="auto")
-    together = fly(seeds, chosen)
-    assert [walker.timestep(chosen.dynamics) for walker in together] == [2.0, 4.0, 4.0]
-    for atoms, walker, step in zip(seeds, together, (2.0, 4.0, 4.0), strict=True):
-        (alone,) = fly([atoms], chosen)
-        (given,) = fly([atoms], settings(ensemble=ensemble, timestep=step))
-        assert bits(walker) == bits(alone) == bits(given)
-        times = [frame.info["time"] for frame in walker.products(chosen.dynamics)]
+    together = run_trajectories(seeds, chosen)
+    assert [trajectory.timestep(chosen.dynamics) for trajectory in together] == [2.0, 4.0, 4.0]
+    for atoms, trajectory, step in zip(seeds, together, (2.0, 4.0, 4.0), strict=True):
+        (alone,) = run_trajectories([atoms], chosen)
+        (given,) = run_trajectories([atoms], settings(ensemble=ensemble, timestep=step))
+        assert bits(trajectory) == bits(alone) == bits(given)
+        times = [frame.info["time"] for frame in trajectory.output_frames(chosen.dynamics)]
         assert times == [step * number for number in (5, 10, 15, 20)]
 
 

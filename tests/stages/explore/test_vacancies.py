@@ -108,10 +108,10 @@ def test_hops_of_an_ion_stay_on_its_own_lattice():
     del oxide[missing]
     sites = hop_sites(oxide, lengths(oxide))
     assert sites is not None
-    hoppers, pairs = sites.possible(sites.of(oxide.positions, oxide.cell.array))
+    hoppers, pairs = sites.possible_hops(sites.assign_sites(oxide.positions, oxide.cell.array))
     assert Counter(oxide.symbols[hoppers]) == {"Mg": 12}
     for atom, pair in zip(hoppers.tolist(), pairs.tolist(), strict=True):
-        end = oxide.positions[atom] + sites.step(pair, oxide.cell.array)
+        end = oxide.positions[atom] + sites.hop_vector(pair, oxide.cell.array)
         assert find_mic(end - place, oxide.cell)[1] < 1e-6
 
 
@@ -166,7 +166,7 @@ def test_all_hops_of_all_configurations_leave_boltzmanns_distribution_as_it_is(w
     weights = np.exp([-line_energy(each) / thermal for each in places])
     matrix = np.zeros((len(every), len(every)))
     for number, positions in enumerate(places):
-        n_hops = len(sites.possible(np.array(every[number]))[0])
+        n_hops = len(sites.possible_hops(np.array(every[number]))[0])
         for hop in range(n_hops):
             found = _vacancy_hop(positions, np.eye(3), sites, (hop + 0.5) / n_hops)
             assert found is not None

@@ -20,7 +20,7 @@ from ase.io import write
 
 from daskpipe.core.errors import InputError, Rejection
 from daskpipe.runs.outcome_lines import format_left_out_of_seeds
-from daskpipe.stages.generate.files import expand_files, files, find_files
+from daskpipe.stages.generate.files import expand_requests, files, find_files
 from daskpipe.stages.generate.left_out import MOST_NAMES, NOTED
 from daskpipe.stages.generate.stage import to_payloads
 
@@ -332,7 +332,7 @@ def names(found: list[Path], folder: Path) -> list[str]:
 def test_folders_are_searched_in_order_of_names(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="daskpipe.stages.generate.files"):
         assert names(find_files(["."], folder), folder) == ["a.xyz", "b.xyz", "sub/POSCAR", "sub/deep/c.xyz"]
-    assert "passed over 2 files that are in no known format" in caplog.text
+    assert "skipped 2 files that are in no known format" in caplog.text
 
 
 def test_globs_and_names_are_taken_as_they_are_and_once(folder: Path) -> None:
@@ -352,7 +352,7 @@ def test_a_name_that_looks_like_a_glob_is_a_name_first(folder: Path) -> None:
     ("path", "message"),
     [
         ("missing.xyz", r"paths: 'missing.xyz' does not exist in .*; give a file, a folder or a glob"),
-        ("*.cif", r"paths: '\*.cif' meets no file in"),
+        ("*.cif", r"paths: '\*.cif' matches no file in"),
         ("empty", r"paths: 'empty' holds no file of a known name; known: POSCAR\*"),
         ("pipe.xyz", "is neither a file nor a folder"),
     ],
@@ -371,7 +371,7 @@ def test_expand_names_files_from_the_folder_and_sums_their_bytes(
     outside = tmp_path_factory.mktemp("elsewhere") / "o.xyz"
     outside.write_text(WATER + WATER)
     params = {"paths": ["*.xyz", str(outside)], "base_dir": "."}
-    items = expand_files(params, None, folder)
+    items = expand_requests(params, None, folder)
     assert [item["paths"] for item, _ in items] == [["a.xyz"], ["b.xyz"], [outside.as_posix()]]
     first, second, third = (digest for _, digest in items)
     assert first == second != third

@@ -3,7 +3,7 @@ import pytest
 from clouds import clouds, on_a_lattice
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.farthest import farthest, squared_distances
+from reference.farthest import pick_farthest, squared_distances
 from scipy.spatial import cKDTree
 
 from daskpipe.stages.select.balls import Balls
@@ -25,7 +25,7 @@ points = st.builds(lambda name, seed: POINTS[name](seed), st.sampled_from(sorted
 @settings(max_examples=40, deadline=None)
 @given(points=points, ball_size=st.integers(1, 400))
 def test_balls_hold_every_point_once_and_within_the_radius(points, ball_size):
-    balls = Balls.of(points, ball_size)
+    balls = Balls.from_points(points, ball_size)
     assert sorted(balls.number.tolist()) == list(range(len(points)))
     centers = balls.centers.reshape(points.shape[1], -1).T
     for ball, (lo, hi) in enumerate(zip(balls.ptr[:-1], balls.ptr[1:], strict=True)):
@@ -43,7 +43,7 @@ def test_balls_hold_every_point_once_and_within_the_radius(points, ball_size):
 def test_nearest_is_that_of_looking_at_all_and_ties_go_to_the_lower_number(points, ball_size, seed):
     rng = np.random.default_rng(seed)
     rows = np.concatenate([points[:20], points[20:40] + rng.standard_normal(points[20:40].shape).astype(points.dtype)])
-    number, distance = Balls.of(points, ball_size).nearest(rows)
+    number, distance = Balls.from_points(points, ball_size).find_nearest(rows)
     squared = np.stack([squared_distances(points, row) for row in rows])
     np.testing.assert_array_equal(number, squared.argmin(axis=1))
     np.testing.assert_array_equal(distance, np.sqrt(squared.min(axis=1)))
@@ -53,7 +53,7 @@ def test_nearest_is_that_of_a_foreign_tree():
     rng = np.random.default_rng(0)
     points, rows = rng.random((5000, 6)), rng.random((500, 6))
     expected, number = cKDTree(points).query(rows)
-    found, distance = Balls.of(points).nearest(rows)
+    found, distance = Balls.from_points(points).find_nearest(rows)
     np.testing.assert_array_equal(found, number)
     np.testing.assert_allclose(distance, expected, rtol=1e-12)
 
@@ -63,17 +63,17 @@ def test_nearest_is_that_of_a_foreign_tree():
 def test_farthest_points_are_those_of_the_plain_algorithm(points, ball_size, n, seed):
     rank = np.random.default_rng(seed).permutation(len(points))
     start = int(rank.argmin())
-    found = Balls.of(points, ball_size).farthest(n, start, rank)
-    assert found.tolist() == farthest(points, n, start, rank)
+    found = Balls.from_points(points, ball_size).pick_farthest(n, start, rank)
+    assert found.tolist() == pick_farthest(points, n, start, rank)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_row_has_the_same_distance_wherever_it_stands(dtype):
     points = np.random.default_rng(0).random((1000, 13)).astype(dtype)
-    balls = Balls.of(points[:200])
-    number, distance = balls.nearest(points)
+    balls = Balls.from_points(points[:200])
+    number, distance = balls.find_nearest(points)
     for start in (1, 3, 500, 999):
-        again = balls.nearest(points[start:])
+        again = balls.find_nearest(points[start:])
         np.testing.assert_array_equal(again[0], number[start:])
         np.testing.assert_array_equal(again[1], distance[start:])
 
@@ -83,7 +83,7 @@ def test_far_balls_are_passed_over():
     from daskpipe.stages.select import balls_kernels
 
     points, _ = clouds(2000, n_clouds=8)
-    balls = Balls.of(points, 32)
+    balls = Balls.from_points(points, 32)
     centers = balls.centers.reshape(3, -1).T.astype(float)
     looked_at = 0
     for row in points[::20].astype(float):

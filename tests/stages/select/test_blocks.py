@@ -10,7 +10,7 @@ from dask import delayed
 from hypothesis import given, settings
 
 from daskpipe.stages.select import blocks as module
-from daskpipe.stages.select.blocks import Blocks, threads
+from daskpipe.stages.select.blocks import Blocks, count_threads
 
 BLOCK = 8
 
@@ -51,9 +51,9 @@ def test_a_pass_computes_each_chunk_once():
     lazy = da.concatenate([da.from_delayed(delayed(load)(i), (10, 3), np.float32) for i in range(4)])
     table = Blocks(lazy, np.random.default_rng(0).permutation(40))
     assert sum(counts) == 0
-    np.testing.assert_array_equal(table.sample(), X[table.order])
+    np.testing.assert_array_equal(table.read_sample(), X[table.order])
     assert counts == [1, 1, 1, 1]
-    np.testing.assert_array_equal(table.gather(np.array([3, 30])), X[[3, 30]])
+    np.testing.assert_array_equal(table.gather_rows(np.array([3, 30])), X[[3, 30]])
     assert counts == [2, 2, 2, 2]
 
 
@@ -71,14 +71,14 @@ def test_rows_that_do_not_take_part_are_passed_over():
     table = Blocks(chunked(X, (20, 30)), order, keep=keep)
     assert table.n_rows == len(kept) < 50
     np.testing.assert_array_equal(np.concatenate([features for _, features in table]), kept)
-    np.testing.assert_array_equal(table.sample(), kept[order])
+    np.testing.assert_array_equal(table.read_sample(), kept[order])
 
 
 def test_the_sample_is_the_start_of_the_canonical_order(monkeypatch):
     monkeypatch.setattr(module, "SAMPLE_SIZE", 12)
     X, _ = clouds(50)
     order = np.random.default_rng(1).permutation(50)
-    np.testing.assert_array_equal(Blocks(X, order).sample(), X[order[:12]])
+    np.testing.assert_array_equal(Blocks(X, order).read_sample(), X[order[:12]])
 
 
 @pytest.mark.parametrize("size", [1, 5, 12, 100])
@@ -88,7 +88,7 @@ def test_the_sample_of_atoms_takes_structures_in_canonical_order(monkeypatch, si
     n_atoms = np.array([3, 1, 6, 10])
     order = np.array([2, 0, 3, 1])
     rows = [*range(4, 10), *range(3), *range(10, 20), 3]
-    np.testing.assert_array_equal(Blocks(X, order, n_atoms).sample(), X[rows[:size]])
+    np.testing.assert_array_equal(Blocks(X, order, n_atoms).read_sample(), X[rows[:size]])
 
 
 def test_rank_inverts_the_order():
@@ -121,7 +121,7 @@ def test_each_keeps_the_order_and_uses_the_threads_asked_for(monkeypatch, asked)
         names.add(threading.current_thread().name)
         return features.sum(axis=1)
 
-    found = list(Blocks(X[: 8 * int(asked)], np.arange(8 * int(asked))).each(function))
+    found = list(Blocks(X[: 8 * int(asked)], np.arange(8 * int(asked))).map_blocks(function))
     assert len(names) == int(asked)
     np.testing.assert_array_equal(np.concatenate([sums for _, sums in found]), X[: 8 * int(asked)].sum(axis=1))
 
@@ -131,12 +131,12 @@ def test_an_error_in_a_thread_comes_out():
         raise ZeroDivisionError("in a thread")
 
     with pytest.raises(ZeroDivisionError, match="in a thread"):
-        list(Blocks(np.zeros((20, 1)), np.arange(20)).each(fail))
+        list(Blocks(np.zeros((20, 1)), np.arange(20)).map_blocks(fail))
 
 
 @pytest.mark.parametrize("asked", ["", "0", "many"])
 def test_threads_are_one_a_core_unless_the_environment_says_how_many(monkeypatch, asked):
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert threads() == len(os.sched_getaffinity(0))
+    assert count_threads() == len(os.sched_getaffinity(0))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert threads() == 1
+    assert count_threads() == 1

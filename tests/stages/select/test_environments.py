@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from reference import environments as reference
 
 from daskpipe.stages.select.blocks import Blocks
-from daskpipe.stages.select.environments import Environments, cover
+from daskpipe.stages.select.environments import Environments, cover_clusters
 from daskpipe.stages.select.pick import pick
 
 
@@ -19,14 +19,14 @@ from daskpipe.stages.select.pick import pick
 def test_the_cover_is_that_of_the_plain_algorithm(held, n, order):
     canonical = list(range(len(held)))
     order.shuffle(canonical)
-    structures, why = cover(
+    structures, why = cover_clusters(
         np.concatenate([np.array(clusters) for clusters in held]),
         np.array([len(clusters) for clusters in held]),
         np.array(canonical),
         6,
         n,
     )
-    expected = reference.cover([set(clusters) for clusters in held], np.argsort(canonical).tolist(), n)
+    expected = reference.cover_clusters([set(clusters) for clusters in held], np.argsort(canonical).tolist(), n)
     assert list(zip(structures.tolist(), why.tolist(), strict=True)) == expected
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from chunking import chunked
 from clouds import clouds, on_a_lattice
-from reference.farthest import farthest
+from reference.farthest import pick_farthest
 
 from daskpipe.stages.select.blocks import Blocks
 from daskpipe.stages.select.fps import FarthestPoints
@@ -15,7 +15,7 @@ def test_picks_are_those_of_the_plain_algorithm(n, make):
     order = np.random.default_rng(2).permutation(400)
     picks = FarthestPoints(n=n, seed=0).pick(Blocks(chunked(X, (150, 250)), order))
     rank = np.argsort(order)
-    assert picks.index.tolist() == sorted(farthest(X, n, int(order[0]), rank))
+    assert picks.index.tolist() == sorted(pick_farthest(X, n, int(order[0]), rank))
     assert picks.reason == "fps"
     assert set(picks.cluster.tolist()) == {-1}
 

@@ -61,10 +61,11 @@ def run(root, found, sizes, settings, **inputs) -> Payload:
             else:
                 described.append((key, size))
         start += size
-    lazy = feature_table(root, described, DIMS)
+    lazy = feature_table(root, "describe", described, DIMS)
     assert lazy.chunks == (tuple(size for size in sizes if size), (DIMS,))
     np.testing.assert_array_equal(lazy.compute(scheduler="synchronous"), found["features"])
-    return select(root, frames, described, DIMS, settings, RUN_SEED, **inputs)
+    stages = {"frames_stage": "explore", "features_stage": "describe"}
+    return select(root, frames, described, DIMS, settings, RUN_SEED, **stages, **inputs)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -25,7 +25,7 @@ def test_kmeans_picks_are_those_of_the_plain_algorithm(allocation, within, n, n_
     selector = KMeansStrata(n=n, seed=0, n_clusters=n_clusters, allocation=allocation, within=within)
     picks = selector.pick(blocks)
     assert len(selector.centers) == (n_clusters or n // 4)
-    expected = reference.picks(X.astype(float), selector.centers.astype(float), n, blocks.rank, allocation, within)
+    expected = reference.pick_rows(X.astype(float), selector.centers.astype(float), n, blocks.rank, allocation, within)
     assert picks.index.tolist() == expected
     assert picks.reason == f"kmeans_{within}"
     nearest = [int(np.argmin([math.dist(X[row], center) for center in selector.centers])) for row in picks.index]
@@ -40,7 +40,7 @@ def test_ties_go_to_the_earlier_row(within, seed):
     blocks = Blocks(X, order_of(150, seed))
     selector = KMeansStrata(n=40, seed=0, n_clusters=4, within=within)
     index = selector.pick(blocks).index
-    expected = reference.picks(X.astype(float), selector.centers.astype(float), 40, blocks.rank, "sqrt", within)
+    expected = reference.pick_rows(X.astype(float), selector.centers.astype(float), 40, blocks.rank, "sqrt", within)
     assert index.tolist() == expected
 
 
@@ -70,9 +70,9 @@ def test_of_a_stratum_that_is_too_large_the_nearest_and_the_first_take_part(monk
     blocks = Blocks(X, order_of(200))
     selector = KMeansStrata(n=20, seed=0, n_clusters=1)
     index = selector.pick(blocks).index
-    stratum = reference.members(X.astype(float), selector.centers.astype(float), blocks.rank)[0]
+    stratum = reference.sort_members(X.astype(float), selector.centers.astype(float), blocks.rank)[0]
     part = [stratum[0], *sorted(stratum[1:], key=lambda row: blocks.rank[row])[:49]]
-    assert index.tolist() == sorted(reference.spread(part, 20, X.astype(float), blocks.rank))
+    assert index.tolist() == sorted(reference.take_spread(part, 20, X.astype(float), blocks.rank))
 
 
 @pytest.mark.parametrize(("n", "n_clusters"), [(24, None), (60, 6), (180, 20), (10, 20)])
@@ -84,7 +84,7 @@ def test_direct_picks_are_those_of_the_plain_algorithm(n, n_clusters, weighted):
     picks = selector.pick(blocks)
     assert selector.axes is not None
     projected = selector.axes(X).astype(float)
-    expected = reference.picks(projected, selector.centers.astype(float), n, blocks.rank, "equal", "evenly")
+    expected = reference.pick_rows(projected, selector.centers.astype(float), n, blocks.rank, "equal", "evenly")
     assert picks.index.tolist() == expected
     assert picks.reason == "direct"
     assert len(selector.centers) == (n_clusters or max(1, n // 9))
