@@ -189,7 +189,7 @@ def _finish_structure(made: Atoms, request: Request, limits: Limits) -> Atoms | 
 
 
 def to_payloads(items: list[Atoms | Rejection]) -> list[Payload]:
-    """Flatten a partition of the bag into the payload of a unit; its tallies count what files hold and was not taken."""
+    """Flatten a partition of the bag into the payload of a unit; its tallies count what files hold and is left out."""
     rejected = [item for item in items if isinstance(item, Rejection)]
     seeds = [item for item in items if not isinstance(item, Rejection)]
     tallies = shorten_tallies(Counter(name for atoms in seeds for name in tally_names(atoms.info.get(NOTED, ()))))
