@@ -154,7 +154,7 @@ def write_neighbours(centre: np.ndarray, grid: Grid, out: np.ndarray) -> int:
     points, bin_ptr, low, edges, n_bins = grid.points, grid.bin_ptr, grid.low, grid.edges, grid.n_bins
     cutoff, square = grid.cutoff, grid.cutoff * grid.cutoff
     x, y, z = centre[0], centre[1], centre[2]
-    found = 0
+    n_found = 0
     first_k, last_k = (
         find_bin(z - cutoff, low[2], edges[2], n_bins[2]),
         find_bin(z + cutoff, low[2], edges[2], n_bins[2]),
@@ -177,10 +177,10 @@ def write_neighbours(centre: np.ndarray, grid: Grid, out: np.ndarray) -> int:
             stop = bin_ptr[row + find_bin(x + reach, low[0], edges[0], n_bins[0]) + 1]
             whole = start + (stop - start) // WIDTH * WIDTH
             for point in range(start, whole, WIDTH):
-                found = append_where_within(points, point, x, y, z, square, out, found)
+                n_found = append_where_within(points, point, x, y, z, square, out, n_found)
             for point in range(whole, stop):
                 dx, dy, dz = points[0, point] - x, points[1, point] - y, points[2, point] - z
                 # Written always, kept where the count goes on: no branch to guess.
-                out[found] = point
-                found += dx * dx + dy * dy + dz * dz <= square
-    return found
+                out[n_found] = point
+                n_found += dx * dx + dy * dy + dz * dz <= square
+    return n_found

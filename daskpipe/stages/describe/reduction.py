@@ -96,9 +96,9 @@ def _unit_factors(rows: np.ndarray) -> np.ndarray:
     """Return what brings each row to length one, shape (row,), dtype of `rows`."""
     from daskpipe.stages.describe.reduction_kernels import write_lengths
 
-    found = np.empty(len(rows))
-    write_lengths(np.ascontiguousarray(rows), found)
-    return (1 / np.where(found > 0, found, 1)).astype(rows.dtype)
+    lengths = np.empty(len(rows))
+    write_lengths(np.ascontiguousarray(rows), lengths)
+    return (1 / np.where(lengths > 0, lengths, 1)).astype(rows.dtype)
 
 
 class PrincipalAxes:

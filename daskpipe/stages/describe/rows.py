@@ -51,8 +51,8 @@ def describe_groups(
     n_atoms = frames["n_atoms"].values
     structures = make_structures(frames)
     for group in split_groups(n_atoms, most_atoms(descriptor)):
-        found = descriptor.compute(structures[group])
-        yield (group, mean_over_atoms(found, n_atoms[group]), found) if of_atoms else (group, found, None)
+        atom_rows = descriptor.compute(structures[group])
+        yield (group, mean_over_atoms(atom_rows, n_atoms[group]), atom_rows) if of_atoms else (group, atom_rows, None)
 
 
 def describe_frames(
@@ -78,18 +78,20 @@ def describe_frames(
     n_rows = int(frames["n_atoms"].values.sum()) if of_atoms else 0
     environments = np.empty((n_rows, settings.dims), dtype=np.float32)
     start = 0
-    for group, descriptors, found in describe_groups(frames, settings, species):
+    for group, descriptors, atom_descriptors in describe_groups(frames, settings, species):
         features[group] = reduction(descriptors, normalise=settings.normalise)
-        if of_atoms is not None and found is not None:
-            environments[start : start + len(found)] = of_atoms(found, normalise=settings.normalise)
-            start += len(found)
+        if of_atoms is not None and atom_descriptors is not None:
+            environments[start : start + len(atom_descriptors)] = of_atoms(
+                atom_descriptors, normalise=settings.normalise
+            )
+            start += len(atom_descriptors)
     return features, environments
 
 
 def compute_fingerprints(structures: list[Atoms], settings: Describe, species: list[str]) -> np.ndarray:
     """Return descriptors at unit length, before any axes are fitted; shape (structure, component)."""
-    found = [descriptors for _, descriptors, _ in describe_groups(from_atoms(structures), settings, species)]
-    return unit_length(np.concatenate(found))
+    blocks = [descriptors for _, descriptors, _ in describe_groups(from_atoms(structures), settings, species)]
+    return unit_length(np.concatenate(blocks))
 
 
 def most_atoms(descriptor: Descriptor) -> int:

@@ -71,8 +71,8 @@ class Basis(NamedTuple):
 class Buffers(NamedTuple):
     """Room for the work on one centre: its neighbours by species, and what they add up to."""
 
-    found: np.ndarray
-    found_kinds: np.ndarray
+    neighbours: np.ndarray
+    neighbour_kinds: np.ndarray
     places: np.ndarray
     ends: np.ndarray
     x: np.ndarray
@@ -102,18 +102,18 @@ def gather_neighbours(centre: np.ndarray, grid: Grid, kinds: np.ndarray, basis: 
     Places that stay empty are so far away that radial functions are zero there. Returns the number of places;
     ``work.ends`` says where each species ends, padding left out.
     """
-    found, found_kinds, places, ends = work.found, work.found_kinds, work.places, work.ends
+    neighbours, neighbour_kinds, places, ends = work.neighbours, work.neighbour_kinds, work.places, work.ends
     x, y, z = work.x, work.y, work.z
-    n_found = write_neighbours(centre, grid, found)
-    for number in range(n_found):
-        found_kinds[number] = kinds[found[number]]
+    n_neighbours = write_neighbours(centre, grid, neighbours)
+    for number in range(n_neighbours):
+        neighbour_kinds[number] = kinds[neighbours[number]]
     # The last vector reaches beyond the end, where nothing is of any species.
-    found_kinds[n_found : n_found + WIDTH] = -1
+    neighbour_kinds[n_neighbours : n_neighbours + WIDTH] = -1
     n_places = 0
     for kind in range(basis.n_species):
         ends[kind] = n_places
-        for number in range(0, n_found, WIDTH):
-            ends[kind] = append_where_equal(found_kinds, found, number, kind, places, ends[kind])
+        for number in range(0, n_neighbours, WIDTH):
+            ends[kind] = append_where_equal(neighbour_kinds, neighbours, number, kind, places, ends[kind])
         n_places = (ends[kind] + WIDTH - 1) // WIDTH * WIDTH
         places[ends[kind] : n_places] = 0
     px, py, pz = grid.points[0], grid.points[1], grid.points[2]

@@ -133,9 +133,9 @@ def describe_block(
 ) -> np.ndarray:
     """Features of the frames, and of the atoms, of one exploration unit: one object, the arrays by name."""
     frames = read_unit(root, stage, keys[int(number[0])])
-    found = describe_frames(frames, settings, species, *load_reductions(root, reduction_key, settings))
+    arrays = describe_frames(frames, settings, species, *load_reductions(root, reduction_key, settings))
     block = np.empty(1, dtype=object)
-    block[0] = dict(zip(("features", "environments"), found, strict=True))
+    block[0] = dict(zip(("features", "environments"), arrays, strict=True))
     return block
 
 
@@ -208,8 +208,8 @@ def sample_frames(root: Path, stage: str, keys: list[str], size: int, run_seed: 
     number_of_unit = np.searchsorted(ends, np.sort(order), side="right")
     pieces = []
     for number in np.unique(number_of_unit).tolist():
-        found = np.sort(order)[number_of_unit == number] - (ends[number] - len(ids[number]))
-        pieces.append(UnitRows(stage=stage, key=keys[number], rows=tuple(found.tolist())))
+        rows = np.sort(order)[number_of_unit == number] - (ends[number] - len(ids[number]))
+        pieces.append(UnitRows(stage=stage, key=keys[number], rows=tuple(rows.tolist())))
     return take(read_rows(root, pieces), np.argsort(np.argsort(order)))
 
 

@@ -86,7 +86,7 @@ def find_nearest(
     largest = 0
     for ball in range(n_balls):
         largest = max(largest, ptr[ball + 1] - ptr[ball])
-    found = np.empty(largest, points.dtype)
+    ball_squared = np.empty(largest, points.dtype)
     to_center = np.empty(n_balls, points.dtype)
     for r in range(len(rows)):
         row = rows[r]
@@ -104,11 +104,11 @@ def find_nearest(
             if step == home or not may_hold_nearer(to_center[ball], radii[ball], best):
                 continue
             lo, hi = ptr[ball], ptr[ball + 1]
-            if not squared_distances(row, points, lo, hi, best, found):
+            if not squared_distances(row, points, lo, hi, best, ball_squared):
                 continue
             for i in range(hi - lo):
-                if found[i] < best or (found[i] == best and number[lo + i] < best_number):
-                    best = found[i]
+                if ball_squared[i] < best or (ball_squared[i] == best and number[lo + i] < best_number):
+                    best = ball_squared[i]
                     best_number = number[lo + i]
         out_number[r] = best_number
         out_distance[r] = math.sqrt(best)
@@ -135,7 +135,7 @@ def pick_farthest(
     largest = 0
     for ball in range(n_balls):
         largest = max(largest, ptr[ball + 1] - ptr[ball])
-    found = np.empty(largest, points.dtype)
+    ball_squared = np.empty(largest, points.dtype)
     to_center = np.empty(n_balls, points.dtype)
     row = np.empty(n_features, points.dtype)
     # The farthest point of each ball, and its distance: what the next pick is chosen from.
@@ -158,11 +158,11 @@ def pick_farthest(
             if ball != home and not may_hold_nearer(math.sqrt(to_center[ball]), radii[ball], reach[ball]):
                 continue
             lo, hi = ptr[ball], ptr[ball + 1]
-            squared_distances(row, points, lo, hi, np.inf, found)
+            squared_distances(row, points, lo, hi, np.inf, ball_squared)
             best = lo
             for i in range(hi - lo):
-                if found[i] < squared[lo + i]:
-                    squared[lo + i] = found[i]
+                if ball_squared[i] < squared[lo + i]:
+                    squared[lo + i] = ball_squared[i]
             for place in range(lo, hi):
                 if squared[place] > squared[best] or (squared[place] == squared[best] and rank[place] < rank[best]):
                     best = place

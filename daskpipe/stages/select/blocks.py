@@ -137,14 +137,14 @@ class Blocks:
 
     def gather_rows(self, rows: np.ndarray) -> np.ndarray:
         """Return the features of some rows, sorted row numbers, in one pass; shape (len(rows), feature)."""
-        found: np.ndarray | None = None
+        gathered: np.ndarray | None = None
         for block, features in self:
-            if found is None:
-                found = np.empty((len(rows), features.shape[1]), dtype=features.dtype)
+            if gathered is None:
+                gathered = np.empty((len(rows), features.shape[1]), dtype=features.dtype)
             lo, hi = np.searchsorted(rows, [block.start, block.stop])
-            found[lo:hi] = features[rows[lo:hi] - block.start]
-        assert found is not None, "a table without rows"
-        return found
+            gathered[lo:hi] = features[rows[lo:hi] - block.start]
+        assert gathered is not None, "a table without rows"
+        return gathered
 
     def read_sample(self) -> np.ndarray:
         """Return the features of the first `SAMPLE_SIZE` rows of the canonical order, in this order."""
@@ -156,9 +156,9 @@ class Blocks:
             atoms = [np.arange(ends[at] - self.n_atoms[at], ends[at]) for at in self.order[:enough]]
             rows = np.concatenate(atoms)[:SAMPLE_SIZE]
         sort = np.argsort(rows)
-        found = self.gather_rows(rows[sort])
-        canonical = np.empty_like(found)
-        canonical[sort] = found
+        sampled = self.gather_rows(rows[sort])
+        canonical = np.empty_like(sampled)
+        canonical[sort] = sampled
         return canonical
 
     def _checked_pieces(self) -> Iterator[np.ndarray]:

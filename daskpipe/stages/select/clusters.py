@@ -92,8 +92,8 @@ def assign_rows(blocks: Blocks, centers: Centers, project: Project | None = None
     cluster = np.empty(blocks.n_rows, dtype=np.int32)
     distance = np.empty(blocks.n_rows, dtype=np.float32)
     balls = Balls.from_points(centers.centers)
-    for rows, (found, far) in blocks.map_blocks(
+    for rows, (nearest, far) in blocks.map_blocks(
         lambda features: balls.find_nearest(project(features) if project else features)
     ):
-        cluster[rows], distance[rows] = found, far
+        cluster[rows], distance[rows] = nearest, far
     return cluster, distance

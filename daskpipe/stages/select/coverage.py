@@ -172,10 +172,10 @@ def distances_to_picks(blocks: Blocks, picked: np.ndarray) -> np.ndarray:
     features = blocks.gather_rows(rows)
     balls = Balls.from_points(features[np.searchsorted(rows, picked)])
     order = np.arange(len(probes))
-    found = Blocks(features[np.searchsorted(rows, probes)], order).map_blocks(
+    distances = Blocks(features[np.searchsorted(rows, probes)], order).map_blocks(
         lambda block: balls.find_nearest(block)[1]
     )
-    return np.concatenate([distance for _, distance in found]).astype(np.float64)
+    return np.concatenate([distance for _, distance in distances]).astype(np.float64)
 
 
 def _shannon_entropy(counts: np.ndarray) -> np.ndarray:

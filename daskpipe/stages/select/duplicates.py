@@ -107,7 +107,7 @@ def find_near_duplicates(
 
     candidates = np.flatnonzero(near)
     n_given = int(np.searchsorted(candidates, len(given)))
-    found = np.empty(len(candidates), dtype=np.int64)
+    matches = np.empty(len(candidates), dtype=np.int64)
     if len(candidates) > n_given:
         pool = blocks.order[candidates[n_given:] - len(given)]
         sort = np.argsort(pool)
@@ -115,10 +115,10 @@ def find_near_duplicates(
         features[:n_given] = given[candidates[:n_given]]
         features[n_given + sort] = blocks.gather_rows(pool[sort])
         places = np.searchsorted(keys, cell[candidates])
-        duplicates_kernels.match_kept_rows(features, places, keys, SIDE, n_given, float(limit), found)
+        duplicates_kernels.match_kept_rows(features, places, keys, SIDE, n_given, float(limit), matches)
     mask = np.zeros(n_rows, dtype=np.bool_)
-    mask[blocks.order[candidates[found >= 0] - len(given)]] = True
-    n_against_dataset = int(np.count_nonzero((found >= 0) & (found < n_given)))
+    mask[blocks.order[candidates[matches >= 0] - len(given)]] = True
+    n_against_dataset = int(np.count_nonzero((matches >= 0) & (matches < n_given)))
     return Duplicates(
         mask=mask,
         n_against_pool=int(mask.sum()) - n_against_dataset,
@@ -140,22 +140,22 @@ def find_near_duplicates_by_state(
     states
         Number of the state of each row, shape (row,).
     """
-    found = find_near_duplicates(blocks, threshold, against)
-    mask, n_against_dataset = np.zeros_like(found.mask), 0
+    overall = find_near_duplicates(blocks, threshold, against)
+    mask, n_against_dataset = np.zeros_like(overall.mask), 0
     # A state without near-duplicates among all rows has none of its own.
-    for state in np.unique(states[found.mask]).tolist():
+    for state in np.unique(states[overall.mask]).tolist():
         rows = np.flatnonzero(states == state)
         if len(rows) == len(states):
-            return found
+            return overall
         stored = np.flatnonzero(np.ones(len(states), dtype=np.bool_) if blocks.keep is None else blocks.keep)[rows]
         keep = np.zeros(len(blocks.features), dtype=np.bool_)
         keep[stored] = True
         own = Blocks(blocks.features, np.argsort(blocks.rank[rows], kind="stable"), keep=keep)
-        within = find_near_duplicates(own, threshold, against, scale=found.scale)
+        within = find_near_duplicates(own, threshold, against, scale=overall.scale)
         mask[rows] = within.mask
         n_against_dataset += within.n_against_dataset
     return replace(
-        found, mask=mask, n_against_pool=int(mask.sum()) - n_against_dataset, n_against_dataset=n_against_dataset
+        overall, mask=mask, n_against_pool=int(mask.sum()) - n_against_dataset, n_against_dataset=n_against_dataset
     )
 
 

@@ -42,7 +42,7 @@ def find_overlaps(
     """
     from ase import Atoms
 
-    found: list[str] = []
+    overlaps: list[str] = []
     for unit in np.unique(picks["unit"]).tolist():
         path, key = units[unit]
         frames = directory.load_arrays(stage, key, COLUMNS)
@@ -56,5 +56,5 @@ def find_overlaps(
                 pbc=frames["pbc"][row],
             )
             if evidence := find_overlap(frame, LEAST_DISTANCE):
-                found.append(f"{path}#{frames['step'][row]}: {evidence}")
-    return {"n": len(found), "example": found[0] if found else None}
+                overlaps.append(f"{path}#{frames['step'][row]}: {evidence}")
+    return {"n": len(overlaps), "example": overlaps[0] if overlaps else None}

@@ -165,12 +165,12 @@ def _without_duplicates(
 
     if settings.duplicate_distance == 0:
         return np.ones(blocks.n_rows, dtype=np.bool_), {"against_pool": 0, "against_dataset": 0, "threshold": 0.0}
-    found = find_near_duplicates_by_state(blocks, states, settings.duplicate_distance, against)
-    return ~found.mask, {
-        "against_pool": found.n_against_pool,
-        "against_dataset": found.n_against_dataset,
-        "threshold": found.threshold,
-        "scale": found.scale,
+    near = find_near_duplicates_by_state(blocks, states, settings.duplicate_distance, against)
+    return ~near.mask, {
+        "against_pool": near.n_against_pool,
+        "against_dataset": near.n_against_dataset,
+        "threshold": near.threshold,
+        "scale": near.scale,
     }
 
 

@@ -63,7 +63,7 @@ class Strata:
         that alone is larger the nearest member takes part, and as many of the others as fit in canonical order.
         """
         everything = (share == self.sizes) | (share <= 1)
-        found = [self.pick_nearest(np.where(everything, share, 0))]
+        picked = [self.pick_nearest(np.where(everything, share, 0))]
         row_bytes = blocks.features.shape[1] * (4 if blocks.features.dtype == np.float32 else 8)
         most = max(int(share.max()), SPREAD_BYTES // row_bytes)
         waiting: list[tuple[np.ndarray, int]] = []
@@ -74,11 +74,11 @@ class Strata:
             rest = members[1:][np.argsort(self.rank[members[1:]])]
             members = np.concatenate([members[:1], rest[: most - 1]])
             if n_waiting + len(members) > most:
-                found += self._spread_over(waiting, blocks)
+                picked += self._spread_over(waiting, blocks)
                 waiting, n_waiting = [], 0
             waiting.append((members, int(share[number])))
             n_waiting += len(members)
-        return np.sort(np.concatenate(found + self._spread_over(waiting, blocks)))
+        return np.sort(np.concatenate(picked + self._spread_over(waiting, blocks)))
 
     def _spread_over(self, strata: list[tuple[np.ndarray, int]], blocks: Blocks) -> list[np.ndarray]:
         """Farthest points of some strata (members, picks), whose features are read in one pass."""
