@@ -1,4 +1,4 @@
-"""Full descriptors of the structures of a dataset, a few at a time: never all rows of all atoms at once."""
+"""Full descriptors of the structures of a dataset, a group at a time, so that memory stays small."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from daskpipe.stages.describe.settings import Describe
 
 GROUP_BYTES = 4 * 2**20
-"""Most that the rows of the atoms of one group take: so few that they are reduced while they are in a cache. A
-structure is never torn apart."""
+"""Largest size of the rows of one group, small enough to be reduced while they are in a cache. A structure is never
+split."""
 
 
 def describe_groups(
@@ -40,7 +40,7 @@ def describe_groups(
     Yields
     ------
     structures : slice
-        Which structures these are.
+        Range of the structures.
     descriptors : numpy.ndarray
         Shape (structure, descriptor), not normalised.
     environments : numpy.ndarray or None
@@ -95,12 +95,12 @@ def compute_fingerprints(structures: list[Atoms], settings: Describe, species: l
 
 
 def most_atoms(descriptor: Descriptor) -> int:
-    """Atoms whose rows fit `GROUP_BYTES`."""
+    """Return the number of atoms whose rows fit `GROUP_BYTES`."""
     return max(1, GROUP_BYTES // (descriptor.n_features * descriptor.dtype.itemsize))
 
 
 def split_groups(n_atoms: np.ndarray, most: int) -> Iterator[slice]:
-    """Cut a row of structures into groups of at most `most` atoms, or of one structure if it has more."""
+    """Yield groups of consecutive structures with at most `most` atoms, or of one structure if it has more."""
     start, total = 0, 0
     for index, n in enumerate(n_atoms.tolist()):
         if index > start and total + n > most:
@@ -112,7 +112,7 @@ def split_groups(n_atoms: np.ndarray, most: int) -> Iterator[slice]:
 
 
 def make_structures(frames: xr.Dataset) -> list[Atoms]:
-    """Return numbers, positions, cell, pbc and charge of all structures, and nothing else that a dataset may hold.
+    """Return all structures with numbers, positions, cell, pbc and charge, and no other variables of the dataset.
 
     For small structures `daskpipe.core.structures.to_atoms` would take longer than the descriptor.
     """

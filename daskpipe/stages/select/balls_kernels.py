@@ -1,4 +1,4 @@
-"""Nearest and farthest points, exact, with points in balls that the triangle inequality lets us skip.
+"""Exact search of nearest and farthest points in balls, most of which the triangle inequality excludes.
 
 Sums run over features in order and loops vectorise over points, so that a distance has the same bits wherever
 its row stands and on any processor. ``points`` is flat: the ball that starts at point ``ptr[b]`` lies at
@@ -15,17 +15,17 @@ import numpy as np
 from daskpipe.core.accelerate import kernel
 
 SLACK = 1e-3
-"""What the bounds of a ball are loosened by, relatively."""
+"""Relative slack of the bounds of a ball, for rounding."""
 
 LOOK = 16
-"""Features between two looks at whether a ball is out of reach already; a multiple of four."""
+"""Features between two tests of whether a ball is out of reach; a multiple of four."""
 
 
 @kernel
 def squared_distances(row: np.ndarray, points: np.ndarray, lo: int, hi: int, bound: float, out: np.ndarray) -> bool:
     """Write the squared distances of one row to the points of one ball into ``out[: hi - lo]``.
 
-    Leave off and return False as soon as all are seen to be larger than `bound`: sums of squares only grow.
+    Stop and return False as soon as all are larger than `bound`: sums of squares only grow.
     """
     size = hi - lo
     base = lo * len(row)
@@ -65,7 +65,7 @@ def squared_distances(row: np.ndarray, points: np.ndarray, lo: int, hi: int, bou
 
 @kernel
 def may_hold_nearer(to_center: float, radius: float, squared: float) -> bool:
-    """Say whether a ball can hold a point whose squared distance is at most `squared`."""
+    """Return True if a ball can hold a point whose squared distance is at most `squared`."""
     lower = to_center * (1 - SLACK) - radius
     return lower <= 0 or lower * lower * (1 - SLACK) <= squared
 
@@ -81,7 +81,7 @@ def find_nearest(
     out_number: np.ndarray,
     out_distance: np.ndarray,
 ) -> None:
-    """Find number and distance of the point nearest to each row; equal distances go to the lower number."""
+    """Write number and distance of the point nearest to each row; equal distances go to the lower number."""
     n_balls = len(ptr) - 1
     largest = 0
     for ball in range(n_balls):

@@ -1,4 +1,4 @@
-"""Picks whose atoms lie closer together than a run would let them."""
+"""Search for picks whose atoms overlap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from daskpipe.engine.run_directory import RunDirectory
 
 LEAST_DISTANCE = 0.6
-"""Least distance of two atoms, in sums of their covalent radii: what ``generate.limits.min_distance`` is by default."""
+"""Least distance of two atoms, in sums of their covalent radii: the default of ``generate.limits.min_distance``."""
 
 COLUMNS = ("n_atoms", "numbers", "positions", "cell", "pbc", "step")
 
@@ -22,7 +22,7 @@ COLUMNS = ("n_atoms", "numbers", "positions", "cell", "pbc", "step")
 def find_overlaps(
     directory: RunDirectory, stage: str, units: Sequence[tuple[str, str]], picks: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Look for picks whose atoms overlap.
+    """Find the picks whose atoms overlap.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Which members of each stratum are picked."""
+"""Picks from the members of strata."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from daskpipe.stages.select.balls import Balls
 from daskpipe.stages.select.blocks import Blocks
 
 SPREAD_BYTES = 2**28
-"""Features of members that `Strata.pick_spread` holds at a time."""
+"""Most bytes of features that `Strata.pick_spread` holds at a time."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Strata:
 
     @classmethod
     def from_clusters(cls, cluster: np.ndarray, distance: np.ndarray, rank: np.ndarray, n_strata: int) -> Strata:
-        """Sort rows, shape (row,) each."""
+        """Sort rows by cluster, distance and rank, shape (row,) each."""
         ptr = np.zeros(n_strata + 1, dtype=np.int64)
         np.cumsum(np.bincount(cluster, minlength=n_strata), out=ptr[1:])
         return cls(np.lexsort((rank, distance, cluster)), ptr, rank)
@@ -81,7 +81,7 @@ class Strata:
         return np.sort(np.concatenate(picked + self._spread_over(waiting, blocks)))
 
     def _spread_over(self, strata: list[tuple[np.ndarray, int]], blocks: Blocks) -> list[np.ndarray]:
-        """Farthest points of some strata (members, picks), whose features are read in one pass."""
+        """Pick farthest points of some strata (members, picks), whose features are read in one pass."""
         if not strata:
             return []
         rows = np.sort(np.concatenate([members for members, _ in strata]))
