@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -81,9 +82,9 @@ def write_parameters(words: tuple[str, ...], command: Any) -> list[str]:
 
 def write_config_page() -> str:
     """Return the page of all config keys: type, default and meaning, from the JSON schema."""
-    from daskpipe.config.saved import schema
+    from daskpipe.config.saved import build_schema
 
-    whole = schema()
+    whole = build_schema()
     lines = [
         "# Config keys",
         "",
@@ -174,6 +175,7 @@ def as_yaml(value: Any) -> str:
 
 def write_names_page() -> str:
     """Return the page of what can be named in a config, with the parameters of each."""
+    from daskpipe.cluster.queues import all_queue_systems
     from daskpipe.potentials import POTENTIALS
     from daskpipe.stages.describe.catalogue import DESCRIPTORS
     from daskpipe.stages.generate import GENERATORS
@@ -195,7 +197,9 @@ def write_names_page() -> str:
         lines += [f"## {title}", "", f"Named in {keys}. Entry-point group: `{registry.group}`.", ""]
         for name in sorted(registry.table):
             lines += write_entry(name, registry.get(name), registry.given)
-    return "\n".join(lines)
+    lines += ["## Queue systems", "", "Named in `class` of a site's file. Entry-point group: `daskpipe.queues`.", ""]
+    rows = [(code(queue.name), queue.title, code(queue.submit_command)) for queue in all_queue_systems()]
+    return "\n".join(lines + write_table(("name", "queue system", "submits with"), rows))
 
 
 def write_entry(name: str, function: Callable[..., Any], given: tuple[str, ...]) -> list[str]:
@@ -256,6 +260,15 @@ def write_variables_page() -> str:
     return "\n".join(lines)
 
 
+# --- contributing -----------------------------------------------------------------------------------
+
+
+def write_contributing_page() -> str:
+    """Return the page of `CONTRIBUTING.md`, which lies where people look for it."""
+    text = Path(__file__).parents[1].joinpath("CONTRIBUTING.md").read_text()
+    return text.replace("](docs/", "](")
+
+
 # --- markdown ---------------------------------------------------------------------------------------
 
 CODE = re.compile(r"(``[^`]+``|`[^`]+`)")
@@ -295,6 +308,7 @@ def to_markdown(text: str) -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
+    "contributing.md": write_contributing_page,
     "reference/commands.md": write_commands_page,
     "reference/config.md": write_config_page,
     "reference/names.md": write_names_page,

@@ -17,7 +17,7 @@ from daskpipe.core.text import make_printable
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from daskpipe.runs.detached import Record
+    from daskpipe.runs.detached import DriverRecord
     from daskpipe.runs.status import RunWatcher
 
 WATCH_SECONDS = 2.0
@@ -52,7 +52,7 @@ def cancel(run_dir: RunDir, as_json: AsJson = False) -> None:
     print_answer(cancel_run(run_dir), as_json, _show_cancellation)
 
 
-def print_detached(run_dir: Path, record: Record, as_json: bool) -> None:
+def print_detached(run_dir: Path, record: DriverRecord, as_json: bool) -> None:
     """Print which job will drive a run, and how to watch and stop it."""
     answer = {"run_dir": str(run_dir), "job_id": record.job_id, "log": record.log}
     print_answer(answer, as_json, _show_submission)

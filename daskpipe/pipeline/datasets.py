@@ -28,7 +28,7 @@ from daskpipe.pipeline.workspace import (
     compose_sections,
     run_in_workspace,
 )
-from daskpipe.stages.generate.files import checksum
+from daskpipe.stages.generate.files import hash_file
 from daskpipe.stages.generate.given_splits import splits_of_files
 from daskpipe.stages.generate.labelled import (
     KNOWN_NAMES,
@@ -134,7 +134,7 @@ def import_labelled(
     if strangers:
         raise ConfigError(f"{strangers[0]} holds no labels that can be read; give {KNOWN_NAMES}")
     typed = {"label_keys": keys.model_dump(exclude_none=True)} if keys != LabelKeys() else {}
-    sources = [{"name": file.name, "checksum": checksum(file), "label_method": method, **typed} for file in files]
+    sources = [{"name": file.name, "checksum": hash_file(file), "label_method": method, **typed} for file in files]
     given = splits_of_files(files)
     pieces = [piece for file in files for piece in cut_labelled_ranges(file, FRAMES_A_UNIT, given.get(file, ""))]
     return _make_dataset(

@@ -164,6 +164,8 @@ def _describe_plan(run: Run, plan: ReadPlan) -> tuple[list[Receipt], list[Receip
     if not any(receipt.n_out for receipt in frames):
         rejected = run.directory.read_quarantine()
         raise InputError(f"no frame can be described: {describe_reasons(rejected)}; e.g. {rejected[0].evidence}")
-    species = generating.list_elements(run.directory.root, [receipt.key for receipt in frames])
+    species = generating.list_elements(
+        run.directory.load_arrays("explore", receipt.key, ["numbers"])["numbers"] for receipt in frames
+    )
     features, against = describe_frames(run, frames, species)
     return frames, features, against

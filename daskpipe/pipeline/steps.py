@@ -36,7 +36,7 @@ from daskpipe.stages import describe
 from daskpipe.stages.explore.settings import Exploration
 from daskpipe.stages.explore.timesteps import masses_of, timestep_warning
 from daskpipe.stages.explore.trajectory import Condition
-from daskpipe.stages.generate.files import KNOWN_NAMES, checksum, reader_of
+from daskpipe.stages.generate.files import KNOWN_NAMES, hash_file, reader_of
 from daskpipe.stages.generate.frame_ranges import cut_frame_ranges
 from daskpipe.store import reader
 
@@ -252,7 +252,7 @@ def hash_content(path: Path) -> str:
         raise InputError(f"{path} does not exist; select.against takes a dataset.zarr or a file of frames")
     if reader_of(path) is None:
         raise InputError(f"{path} is in no known format; select.against takes a dataset.zarr or one of {KNOWN_NAMES}")
-    return checksum(path)
+    return hash_file(path)
 
 
 def select_frames(run: Run, frames: list[Receipt], features: list[Receipt], against: list[Receipt]) -> Receipt:
@@ -299,7 +299,8 @@ def label_picks(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt
     identity = run.identities["label"]
 
     def make_task(batch: Sequence[UnitRows], start: int) -> Any:
-        loaded = dask.delayed(labelling.load_picks)(root, list(batch), picks.key, start, start + len(batch))
+        rows = UnitRows(stage="select", key=picks.key, rows=tuple(range(start, start + len(batch))))
+        loaded = dask.delayed(labelling.load_picks)(root, list(batch), rows)
         return labelling.label_frames(db.from_delayed([loaded]), build, settings.potential.name, settings.checks)
 
     plan = []

@@ -11,7 +11,7 @@ from daskpipe.cluster.submitted_jobs import Submission, read_submissions, record
 from daskpipe.core.errors import ClusterError, DaskpipeError
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs import lease
-from daskpipe.runs.detached import Record, find_waiting, read_record, remove_record, site_of_kind
+from daskpipe.runs.detached import DriverRecord, find_waiting, read_record, remove_record, site_of_kind
 
 if TYPE_CHECKING:
     from daskpipe.cluster.job_commands import CancelReport
@@ -86,7 +86,7 @@ def _stop_driver(root: Path) -> lease.LeaseHolder | None:
     return driver
 
 
-def _is_job(driver: lease.LeaseHolder, record: Record) -> bool:
+def _is_job(driver: lease.LeaseHolder, record: DriverRecord) -> bool:
     """Tell whether a driver is the job of a record; inside a job PBS adds the server's name to the number."""
     if driver.job_id is None or record.job_id is None:
         return False

@@ -130,7 +130,7 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """Measurements of a probe, for `daskpipe.runs.plan.plan_run`."""
 
     rates: Mapping[str, Rate]

@@ -45,7 +45,7 @@ FRUITLESS_LIMIT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class DriverRecord:
     """Record of the job that will drive a run, or has driven it; ``detached.json``.
 
     Parameters
@@ -89,15 +89,15 @@ class Record:
         return Submission(**{field: getattr(self, field) for field in known})
 
 
-def read_record(root: Path) -> Record | None:
+def read_record(root: Path) -> DriverRecord | None:
     """Return the record of the last detached driver of a run; ``None`` if there is none."""
     try:
-        return Record(**{"name": _job_name(root), **json.loads(_record_file(root).read_text())})
+        return DriverRecord(**{"name": _job_name(root), **json.loads(_record_file(root).read_text())})
     except FileNotFoundError:
         return None
 
 
-def find_waiting(root: Path) -> Record | None:
+def find_waiting(root: Path) -> DriverRecord | None:
     """Return the record of a detached driver that has not begun, as far as files show; ``None`` if there is none."""
     record, last = read_record(root), lease.read_last_driver(root)
     return None if record is None or (last is not None and last.token == record.token) else record
@@ -108,7 +108,7 @@ def remove_record(root: Path) -> None:
     _record_file(root).unlink(missing_ok=True)
 
 
-def is_queued(record: Record) -> bool | None:
+def is_queued(record: DriverRecord) -> bool | None:
     """Tell whether the job of a detached driver is in its queue; ``None`` if the queue does not show it."""
     if record.job_id is None:
         return None
@@ -124,7 +124,7 @@ def is_queued(record: Record) -> bool | None:
 # --- submission ---------------------------------------------------------------------------------------
 
 
-def submit_run(config: Config, run_dir: Path | str) -> Record:
+def submit_run(config: Config, run_dir: Path | str) -> DriverRecord:
     """Check a config, open its run directory, and submit a job that drives the run; parameters as of `runs.run`.
 
     Raises
@@ -142,7 +142,9 @@ def submit_run(config: Config, run_dir: Path | str) -> Record:
         return _submit_driver(directory, config)
 
 
-def submit_resume(run_dir: Path | str, overrides: Sequence[str] = (), *, cluster: Cluster | None = None) -> Record:
+def submit_resume(
+    run_dir: Path | str, overrides: Sequence[str] = (), *, cluster: Cluster | None = None
+) -> DriverRecord:
     """Submit a job that resumes a run; parameters as of `runs.resume`, errors as of `submit_run`."""
     from daskpipe.runs.run import load_stored_run, open_run
 
@@ -152,7 +154,7 @@ def submit_resume(run_dir: Path | str, overrides: Sequence[str] = (), *, cluster
         return _submit_driver(directory, config)
 
 
-def _submit_driver(directory: RunDirectory, config: Config) -> Record:
+def _submit_driver(directory: RunDirectory, config: Config) -> DriverRecord:
     """Submit the driver of a run whose lease this process holds, unless one waits already."""
     if (record := find_waiting(directory.root)) is not None and is_queued(record) is not False:
         raise ConfigError(
@@ -240,7 +242,7 @@ def _made_progress(root: Path, since: float) -> bool:
     return False
 
 
-def _submit_patiently(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int) -> Record:
+def _submit_patiently(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int) -> DriverRecord:
     """Submit the next driver; try again if the queue does not accept it, except when it gave no job id."""
     from daskpipe.cluster.job_commands import NoJobIdError
 
@@ -254,7 +256,7 @@ def _submit_patiently(root: Path, cluster: Cluster, overrides: Sequence[str], fr
     return _submit_job(root, cluster, overrides, fruitless)
 
 
-def _submit_job(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int = 0) -> Record:
+def _submit_job(root: Path, cluster: Cluster, overrides: Sequence[str], fruitless: int = 0) -> DriverRecord:
     """Record and submit a job that resumes a run; it may begin before this returns."""
     from daskpipe.cluster.job_commands import NoJobIdError, describe_error
     from daskpipe.cluster.job_script import build_driver_job
@@ -265,7 +267,7 @@ def _submit_job(root: Path, cluster: Cluster, overrides: Sequence[str], fruitles
     name, folder = _job_name(root), root / "jobs"
     folder.mkdir(exist_ok=True)
     job = build_driver_job(site, root, name=name, token=token)
-    record = Record(
+    record = DriverRecord(
         token=token,
         job_id=None,
         kind=site.kind,
@@ -334,7 +336,7 @@ def _record_file(root: Path) -> Path:
     return root / "detached.json"
 
 
-def _write_record(root: Path, record: Record) -> None:
+def _write_record(root: Path, record: DriverRecord) -> None:
     write_atomically(_record_file(root), json.dumps(asdict(record), indent=1))
 
 

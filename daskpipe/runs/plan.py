@@ -30,7 +30,7 @@ from daskpipe.stages.generate.stage import FILES, Request, generate_partition, l
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from daskpipe.runs.costs import Measured
+    from daskpipe.runs.costs import Measurements
     from daskpipe.stages.explore.settings import Dynamics
 
 SAMPLE = 16
@@ -55,7 +55,7 @@ USUAL_WORDS = {"ensemble": "npt_isotropic", "selection_reason": "kmeans", "label
 """Words of usual length for variables that hold words."""
 
 
-def plan_run(config: Config, measured: Measured | None = None) -> dict[str, Any]:
+def plan_run(config: Config, measured: Measurements | None = None) -> dict[str, Any]:
     """Count inputs, outputs, units, bytes and files of each stage, and its hours if a probe has measured.
 
     Parameters
@@ -162,7 +162,7 @@ def _summarise_dynamics(sample: Sequence[Atoms], dynamics: Dynamics) -> dict[str
     }
 
 
-def _list_doubts(config: Config, wanted: Sequence[Request], measured: Measured | None) -> list[str]:
+def _list_doubts(config: Config, wanted: Sequence[Request], measured: Measurements | None) -> list[str]:
     doubts = []
     if any(request.generator == FILES for request in wanted):
         doubts.append(

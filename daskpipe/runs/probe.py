@@ -35,7 +35,7 @@ from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.settings import Budget
 from daskpipe.pipeline.run_pipeline import run_pipeline
 from daskpipe.pipeline.steps import list_devices
-from daskpipe.runs.costs import Count, Line, Measured, Rate, count_units
+from daskpipe.runs.costs import Count, Line, Measurements, Rate, count_units
 from daskpipe.runs.run import check_inputs
 from daskpipe.stages.explore.stage import list_conditions
 from daskpipe.stages.generate.stage import Request, list_requests
@@ -81,7 +81,7 @@ class _Pass:
 
 def probe_run(
     config: Config, run_dir: Path | None = None, *, client: Client | None = None, subscribers: Sequence[Emit] = ()
-) -> Measured:
+) -> Measurements:
     """Run a small part of a config, and measure the costs of each stage.
 
     Parameters
@@ -125,7 +125,7 @@ def probe_run(
     expected = count_units(config, len(wanted), seeds_a_request, done.n_atoms)
     n_stored, n_probed = expected["store"].inputs, done.stages["store"]["out"]
     gate = max(0.0, passes[0].gate - done.gate) + done.gate * max(1.0, n_stored / n_probed)
-    return Measured(
+    return Measurements(
         rates={stage: _fit_rate(stage, passes, in_pools["gpu" if stage in on_gpu else "cpu"]) for stage in expected},
         workers=in_pools,
         on_gpu=on_gpu,

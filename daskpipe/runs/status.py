@@ -145,7 +145,7 @@ class RunWatcher:
             case "Notice":
                 self._notices.append(event["message"])
 
-    def _find_queued(self) -> detached.Record | None:
+    def _find_queued(self) -> detached.DriverRecord | None:
         """Return the detached driver that waits in a queue; None if the queue no longer lists its job."""
         record = detached.find_waiting(self.directory.root)
         if record is None:

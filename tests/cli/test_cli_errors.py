@@ -59,7 +59,7 @@ WRONG: dict[str, tuple[int, list[str], str]] = {
         ["run", "emt_alloy", "generate=files", "generate.paths=[lost.xyz]"],
         "lost.xyz' does not exist",
     ),
-    "glob of nothing": (3, ["run", "emt_alloy", "generate=files", "generate.paths=['*.xyz']"], "meets no file"),
+    "glob of nothing": (3, ["run", "emt_alloy", "generate=files", "generate.paths=['*.xyz']"], "matches no file"),
     "nothing to generate": (
         2,
         ["run", "emt_alloy", "generate=files"],
@@ -109,7 +109,7 @@ WRONG: dict[str, tuple[int, list[str], str]] = {
         ["select", "lost.xyz", "-n", "5", "-o", "picked.xyz", "--against", "lost.zarr"],
         "lost.zarr does not exist; select.against takes a dataset.zarr or a file of frames",
     ),
-    "describe nothing": (3, ["describe", "*.traj", "-o", "features.zarr"], "'*.traj' meets no file in"),
+    "describe nothing": (3, ["describe", "*.traj", "-o", "features.zarr"], "'*.traj' matches no file in"),
     "describe into another format": (
         2,
         ["describe", "lost.xyz", "-o", "features.csv"],

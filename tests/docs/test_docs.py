@@ -200,7 +200,7 @@ def test_page_works(
                 assert answer.code in ANSWERS.get(verb, (0,)), (words, answer.out, answer.err)
                 if file:
                     Path(file).write_text(answer.out)
-        elif language == "python" and title.startswith(("a line of ", "an entry of ")):
+        elif title.startswith(("a line of ", "an entry of ")):
             add_to_table(title, text, monkeypatch)
         elif language == "python" and title:
             add_source(title, text, monkeypatch)

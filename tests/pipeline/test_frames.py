@@ -436,7 +436,7 @@ WRONG: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "no folder": (ConfigError, r"lost is no folder; make it, or give another -o", {"out": "lost/picked.xyz"}),
     "a file for a folder": (ConfigError, r"old.xyz is no folder", {"out": "old.xyz/picked.xyz"}),
     "path": (InputError, r"'lost.xyz' does not exist in .*; give a file, a folder or a glob", {"paths": ["lost.xyz"]}),
-    "glob": (InputError, r"'\*.traj' meets no file in", {"paths": ["*.traj"]}),
+    "glob": (InputError, r"'\*.traj' matches no file in", {"paths": ["*.traj"]}),
     "override": (
         ConfigError,
         r"'label=emt' cannot be used here: overrides begin with describe, select, cluster, seed",

@@ -85,7 +85,7 @@ def test_only_a_site_has_detached_drivers(type_command: Command, here: Path, whe
     assert not Path("runs").exists()
 
 
-def write_record(root: Path, **changes: Any) -> detach.Record:
+def write_record(root: Path, **changes: Any) -> detach.DriverRecord:
     """Write the record of a driver that waits in a queue which cannot be asked here, as earlier versions did."""
     values = {
         "token": "t", "job_id": "17", "kind": "OAR", "log": "l", "at": "2026-11-22T08:00:00Z", "cluster": {},

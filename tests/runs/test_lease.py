@@ -61,10 +61,10 @@ def change_newest(root: Path, **values: object) -> Path:
 def hold_until_stopped(root: Path, happens: Callable[[], object] = lambda: None) -> None:
     """Hold a directory, let something happen, and work until the lease stops the driver."""
     with hold_lease(root) as held:
-        held.check()
+        held.check_stop()
         happens()
         wait_until(lambda: held.stop is not None)
-        held.check()
+        held.check_stop()
 
 
 def test_a_second_driver_is_kept_out_until_the_first_dies(tmp_path: Path, other_driver: subprocess.Popen[str]) -> None:
@@ -167,7 +167,7 @@ def test_it_is_renewed(tmp_path: Path, short: None) -> None:
         for _ in range(5):
             time.sleep(SHORT)
             assert find_driver(tmp_path) is not None
-        held.check()
+        held.check_stop()
 
 
 def test_one_that_slept_finds_that_it_was_taken_over(tmp_path: Path, short: None) -> None:
@@ -206,7 +206,7 @@ def test_a_request_of_before_is_not_for_this_driver(tmp_path: Path, short: None)
     os.utime(tmp_path / "cancel", (0, 0))
     with hold_lease(tmp_path) as held:
         wait_until(lambda: lease.read_request(tmp_path) is None)
-        held.check()
+        held.check_stop()
 
 
 def test_one_that_waits_is_woken_and_says_why(tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +234,7 @@ def test_a_deadline_that_has_passed_is_none(tmp_path: Path, short: None, monkeyp
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1000000000")
     with hold_lease(tmp_path) as held:
         time.sleep(2 * SHORT)
-        held.check()
+        held.check_stop()
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from daskpipe.core.errors import ClusterError
 from daskpipe.core.events import Event, StageStarted
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.budget import measure_spent
-from daskpipe.runs.costs import Measured
+from daskpipe.runs.costs import Measurements
 from daskpipe.runs.plan import plan_run
 from daskpipe.runs.probe import _choose_requests, _fit_line, measure_disk, probe_run
 from daskpipe.runs.run import Result
@@ -32,7 +32,7 @@ LONGER = [
 
 
 @pytest.fixture(scope="module")
-def probed(client: Client, tmp_path_factory: pytest.TempPathFactory) -> tuple[Measured, list[Event], Path]:
+def probed(client: Client, tmp_path_factory: pytest.TempPathFactory) -> tuple[Measurements, list[Event], Path]:
     folder = tmp_path_factory.mktemp("probe")
     heard: list[Event] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -48,12 +48,12 @@ def whole_run(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Resul
     return daskpipe.run("emt_alloy", LONGER, run_dir=tmp_path_factory.mktemp("ran") / "run", client=client)
 
 
-def test_a_probe_leaves_nothing(probed: tuple[Measured, list[Event], Path]) -> None:
+def test_a_probe_leaves_nothing(probed: tuple[Measurements, list[Event], Path]) -> None:
     _, _, folder = probed
     assert list(folder.iterdir()) == []
 
 
-def test_a_probe_runs_full_units_with_fewer_steps(probed: tuple[Measured, list[Event], Path]) -> None:
+def test_a_probe_runs_full_units_with_fewer_steps(probed: tuple[Measurements, list[Event], Path]) -> None:
     measured, heard, _ = probed
     explored = [event for event in heard if isinstance(event, StageStarted) and event.stage == "explore"]
     assert [(event.n_units, event.n_inputs) for event in explored] == [(4, 16)] * 3  # of six, each of four trajectories
@@ -64,7 +64,9 @@ def test_a_probe_runs_full_units_with_fewer_steps(probed: tuple[Measured, list[E
     json.dumps(measured.as_json())
 
 
-def test_predicted_bytes_are_those_of_the_run(probed: tuple[Measured, list[Event], Path], whole_run: Result) -> None:
+def test_predicted_bytes_are_those_of_the_run(
+    probed: tuple[Measurements, list[Event], Path], whole_run: Result
+) -> None:
     planned = plan_run(load_config("emt_alloy", LONGER), probed[0])
     assert planned["totals"]["bytes"] == pytest.approx(measure_disk(whole_run.run_dir), rel=0.1)
     assert planned["totals"]["dataset_bytes"] == pytest.approx(measure_disk(whole_run.dataset), rel=0.1)
@@ -76,7 +78,7 @@ def test_predicted_bytes_are_those_of_the_run(probed: tuple[Measured, list[Event
 
 
 def test_predicted_work_is_of_the_size_of_what_was_done(
-    probed: tuple[Measured, list[Event], Path], whole_run: Result
+    probed: tuple[Measurements, list[Event], Path], whole_run: Result
 ) -> None:
     """Three times more or less: tests share their machine. benchmarks/probe.py measures how good it is."""
     planned = plan_run(load_config("emt_alloy", LONGER), probed[0])
@@ -89,7 +91,7 @@ def test_predicted_work_is_of_the_size_of_what_was_done(
     assert planned["seconds"] == pytest.approx(clock + probed[0].around, abs=0.1)
 
 
-def test_a_plan_with_a_probe_says_go_or_not(probed: tuple[Measured, list[Event], Path]) -> None:
+def test_a_plan_with_a_probe_says_go_or_not(probed: tuple[Measurements, list[Event], Path]) -> None:
     go = plan_run(load_config("emt_alloy", [*LONGER, "budget.hours=100", "budget.bytes=1GB"]), probed[0])["budget"]
     assert go["says"] == "GO: within the budget"
     over = plan_run(load_config("emt_alloy", [*LONGER, "budget.hours=1e-6"]), probed[0])["budget"]
@@ -98,7 +100,7 @@ def test_a_plan_with_a_probe_says_go_or_not(probed: tuple[Measured, list[Event],
     assert over["says"].endswith("the run will stop there with exit code 75")
 
 
-def test_costs_grow_with_the_config(probed: tuple[Measured, list[Event], Path]) -> None:
+def test_costs_grow_with_the_config(probed: tuple[Measurements, list[Event], Path]) -> None:
     one = plan_run(load_config("emt_alloy", LONGER), probed[0])
     ten = plan_run(load_config("emt_alloy", [*LONGER, "explore.dynamics.replicas=10"]), probed[0])
     assert ten["stages"]["explore"]["hours"] == pytest.approx(10 * one["stages"]["explore"]["hours"], rel=0.01)

@@ -1,10 +1,11 @@
-"""Seed structures: what a run explores, made at random or read from the user's files.
+"""Generate seed structures, at random or from the user's own files.
 
 Needs          sources from the config (`generate.sources.Source`) and paths of the user's own files
 Makes          `dask.bag.Bag` of `ase.Atoms`, checked, with system_type and generator in ``info``; what fails is a
                `daskpipe.core.errors.Rejection` in the same bag
-Plugin group   ``daskpipe.generators``: functions ``(*, rng, **params) -> Iterator[Atoms]``
-Entry          `generate.stage.requests` (what to make), `generate.stage.generate` (the lazy bag)
+Plugin group   ``daskpipe.generators``: functions ``(*, rng, **params) -> Iterator[Atoms]``; the module of one that goes
+               through a list defines ``expand_requests`` (see `is_enumerated`)
+Entry          `generate.stage.list_requests` (what to make), `generate.stage.generate_seeds` (the lazy bag)
 Memory         a partition holds its structures: about 200 bytes an atom; one file is never split
 """
 
@@ -25,11 +26,24 @@ GENERATORS = Registry(
     given=("rng",),
 )
 
-ENUMERATED = {
-    "files": "daskpipe.stages.generate.files:expand_files",
-    "molecules": "daskpipe.stages.generate.molecules:expand_molecules",
-}
-"""Generators with a list to go through, and the function that makes one request an item of it.
+"""Generators by name; those of plugins come from the entry points ``daskpipe.generators``."""
 
-All others are random: each of their requests takes one structure from a stream of its own.
-"""
+
+def is_enumerated(name: str) -> bool:
+    """Return whether a generator goes through a list, such as files or molecules.
+
+    The module of such a generator defines ``expand_requests(params, n, base_dir)``, which returns parameters and
+    checksum of one request for each item. All other generators are random: each of their requests takes one structure
+    from a random stream of its own.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name.
+
+    Examples
+    --------
+    >>> is_enumerated("molecules"), is_enumerated("alloys")
+    (True, False)
+    """
+    return GENERATORS.find_companion(name, "expand_requests") is not None

@@ -1,4 +1,4 @@
-"""Random alloys on the lattices that metals take."""
+"""Generate random alloys on the lattices of metals."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk
 
+from daskpipe.core.geometry import cell_widths
 from daskpipe.stages.generate.disorder import (
     apply_strain,
     choose_size,
@@ -20,24 +21,16 @@ from daskpipe.stages.generate.disorder import (
     missing_size_error,
     occupy_sites,
 )
-from daskpipe.stages.generate.params import (
-    Composition,
-    CountRange,
-    NotEmpty,
-    Rattle,
-    Strain,
-    check_composition,
-    count_range,
-)
+from daskpipe.stages.generate.params import AlloyParams, Composition, CountRange, NotEmpty, Rattle, Strain
 
 Lattice = Literal["fcc", "bcc", "hcp"]
 Repeats = tuple[int, int, int]
 
 MAX_ELONGATION = 2.0
-"""Largest ratio of the widths of a supercell, so that no direction sees its own image much sooner than another."""
+"""Largest ratio of the widths of a supercell, so that images are about equally far in all directions."""
 
 LATTICE_CONSTANT = {"fcc": 4 ** (1 / 3), "bcc": 2 ** (1 / 3), "hcp": 2 ** (1 / 6)}
-"""For one cubic length unit an atom; hcp with the ideal c/a."""
+"""Lattice constants for one cubic length unit an atom; hcp with the ideal c/a."""
 
 
 def alloys(
@@ -55,16 +48,13 @@ def alloys(
     ----------
     rng
         Stream of the structures.
-    elements
-        Fraction of each element, or lowest and highest; compositions are uniform among those that sum to one.
-    n_atoms
-        Number of atoms, or lowest and highest.
+    elements, n_atoms, rattle
+        Fraction of each element, number of atoms, and standard deviation of displacements (Å), as in
+        `daskpipe.stages.generate.params.AlloyParams`; fractions and number also as single values.
     lattices
         Lattices to choose from. The volume of an atom is the mean of its elements', on any of them.
     strain
         Largest normal strain and engineering shear strain, 1.
-    rattle
-        Standard deviation of displacements along each axis, Å.
 
     Yields
     ------
@@ -76,26 +66,25 @@ def alloys(
     ValueError
         When called, if no supercell of a lattice has so many atoms and is less than twice as long as wide.
     """
-    ranges = check_composition(elements)
-    sizes = {lattice: find_supercells(lattice, *count_range(n_atoms)) for lattice in lattices}
-    return (draw_alloy(rng, ranges, sizes, strain, rattle) for _ in count())
+    common = AlloyParams.from_user(elements, n_atoms, rattle)
+    sizes = {lattice: find_supercells(lattice, *common.n_atoms) for lattice in lattices}
+    return (draw_alloy(rng, common, sizes, strain) for _ in count())
 
 
 def draw_alloy(
     rng: np.random.Generator,
-    ranges: dict[str, tuple[float, float]],
+    common: AlloyParams,
     sizes: dict[Lattice, dict[int, list[tuple[int, Repeats]]]],
     max_strain: float,
-    max_rattle: float,
 ) -> Atoms:
-    """Return one alloy; see `alloys`."""
+    """Draw one alloy; see `alloys`."""
     lattice = list(sizes)[rng.integers(len(sizes))]
     cell, repeats = choose_size(rng, sizes[lattice])
     atoms: Atoms = unit_cells(lattice)[cell].repeat(repeats)
-    atoms.numbers = occupy_sites(rng, len(atoms), ranges)
+    atoms.numbers = occupy_sites(rng, len(atoms), common.fractions)
     atoms.set_cell(atoms.cell.array * mean_volume(atoms.numbers) ** (1 / 3), scale_atoms=True)
     apply_strain(rng, atoms, max_strain)
-    displace_atoms(rng, atoms, max_rattle)
+    displace_atoms(rng, atoms, common.rattle)
     atoms.info = {"system_type": "alloy"}
     return atoms
 
@@ -111,18 +100,18 @@ def unit_cells(lattice: Lattice) -> tuple[Atoms, ...]:
 @cache
 def find_supercells(lattice: Lattice, lowest: int, highest: int) -> dict[int, list[tuple[int, Repeats]]]:
     """Return the compact supercells of a lattice by their number of atoms, as (number of the cell, repeats)."""
-    found = compact_supercells(lattice, lowest, highest)
-    if not found:
+    fitting = compact_supercells(lattice, lowest, highest)
+    if not fitting:
         nearby = compact_supercells(lattice, 1, 2 * highest + 16)
         raise missing_size_error(f"compact supercell of {lattice}", (lowest, highest), list(nearby))
-    return found
+    return fitting
 
 
 def compact_supercells(lattice: Lattice, lowest: int, highest: int) -> dict[int, list[tuple[int, Repeats]]]:
     """Return the supercells no longer than `MAX_ELONGATION` times their width, by number of atoms."""
-    found: dict[int, list[tuple[int, Repeats]]] = {}
+    sizes: dict[int, list[tuple[int, Repeats]]] = {}
     for number, cell in enumerate(unit_cells(lattice)):
-        width = widths(cell.cell.array)
+        width = cell_widths(cell.cell.array)
         # Repeats that keep the second and the third width within MAX_ELONGATION of the first.
         for i in range(1, highest // len(cell) + 1):
             length = i * width[0]
@@ -137,10 +126,5 @@ def compact_supercells(lattice: Lattice, lowest: int, highest: int) -> dict[int,
                     n_atoms = i * j * k * len(cell)
                     lengths = width * (i, j, k)
                     if lowest <= n_atoms <= highest and lengths.max() <= MAX_ELONGATION * lengths.min() + 1e-9:
-                        found.setdefault(n_atoms, []).append((number, (i, j, k)))
-    return found
-
-
-def widths(cell: np.ndarray) -> np.ndarray:
-    """Distances between opposite faces of a cell, shape (3,)."""
-    return np.asarray(1 / np.linalg.norm(np.linalg.inv(cell), axis=0))
+                        sizes.setdefault(n_atoms, []).append((number, (i, j, k)))
+    return sizes

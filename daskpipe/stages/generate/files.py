@@ -1,8 +1,9 @@
-"""The user's own structures: extxyz, xyz, CIF, POSCAR, ASE trajectories and ASE databases.
+"""Read the user's own structures from extxyz, xyz, CIF, POSCAR, ASE trajectories and ASE databases.
 
-Files are foreign bytes. Formats go by name; only numbers, positions, cell, periodicity, charge and spin are taken
-(those of the structure, and charges and magnetic moments of its atoms), masses of isotopes, which atoms are fixed, and
-``config_type``, by ASE's parsers, none of which unpickles. Calculators, tags and other notes are left behind.
+Files hold bytes of third parties. The name of a file decides its format. Parsers that never unpickle take numbers,
+positions, cell, periodicity, charge and spin (of the structure and of its atoms), masses of isotopes, fixed atoms and
+``config_type``. Calculators, tags and other notes are left out, and their names listed
+(`daskpipe.stages.generate.left_out`).
 """
 
 from __future__ import annotations
@@ -32,12 +33,22 @@ from daskpipe.stages.generate.crystals import cif_frames, poscar_frames
 from daskpipe.stages.generate.declared_units import check_length, metadata_units
 from daskpipe.stages.generate.electrons import ElectronError, electrons_of, moments_of
 from daskpipe.stages.generate.extxyz import parse_frame, xyz_frames
+from daskpipe.stages.generate.left_out import NOTED, names_left_out, noted_names, taken_names
 from daskpipe.stages.generate.params import NotEmpty
 
 log = logging.getLogger(__name__)
 
+TAKES_N = False
+"""Files are read whole, so that a source of files has no number of structures."""
+
+COVERED = {
+    "energies", "fixed", "free_energy", "occupancy", "parameters", "spacegroup", "spacegroup_kinds", "stresses",
+    "unit_cell",
+}  # fmt: skip
+"""Names that parsers give to what is taken, and results that belong to the energy and the stress."""
+
 Frame = Callable[[], Atoms]
-"""Builds one structure of a file; fails without harm to the others."""
+"""Function that builds one structure of a file; if it fails, the others are read all the same."""
 
 
 def files(
@@ -48,10 +59,10 @@ def files(
     Parameters
     ----------
     rng
-        Not used; the seam passes it.
+        Ignored: files are read as they are.
     paths
-        Files. In a config also folders, which are searched to any depth, and globs (see `find_files`). The format
-        goes by the name: ``.extxyz`` and ``.xyz``, ``.cif``, ``POSCAR*``, ``CONTCAR*``, ``.poscar`` and ``.vasp``,
+        Files. In a config also folders, which are searched to any depth, and globs (see `find_files`). The name decides
+        the format: ``.extxyz`` and ``.xyz``, ``.cif``, ``POSCAR*``, ``CONTCAR*``, ``.poscar`` and ``.vasp``,
         ``.traj``, ``.db``.
     base_dir
         Folder that relative paths start from. Structures are named by path as given and frame, from 0:
@@ -61,10 +72,11 @@ def files(
     ------
     ase.Atoms or Rejection
         One for each frame, in order, as far as the file can be read: ``info`` holds ``name`` and, where the file gives
-        them, ``charge`` and ``spin_multiplicity`` (see `daskpipe.stages.generate.electrons`) and ``config_type``; the
-        arrays ``initial_charges``, ``initial_magmoms`` and ``masses`` are kept, and constraints become the array
-        ``fixed``. Reasons of rejection: ``unknown_format``, ``empty``, ``unreadable``, ``unknown_element``,
-        ``partial_occupancy``, ``charge``, ``spin``, ``constraint``, ``masses``.
+        them, ``charge`` and ``spin_multiplicity`` (see `daskpipe.stages.generate.electrons`), ``config_type`` and,
+        under `daskpipe.stages.generate.left_out.NOTED`, the names of what was not taken; the arrays
+        ``initial_charges``, ``initial_magmoms`` and ``masses`` are kept, and constraints become the array ``fixed``.
+        Reasons of rejection: ``unknown_format``, ``empty``, ``unreadable``, ``unknown_element``, ``partial_occupancy``,
+        ``charge``, ``spin``, ``constraint``, ``masses``.
     """
     for path in paths:
         yield from read_structures(Path(base_dir) / path, name=path)
@@ -75,7 +87,7 @@ def read_structures(
 ) -> Iterator[Atoms | Rejection]:
     """Yield the structures of one file, or of a range of its frames that begins with frame `first` at byte `offset`.
 
-    See `files` for what is yielded, and `daskpipe.stages.generate.frame_ranges` for how a file is cut.
+    `files` describes the items, and `daskpipe.stages.generate.frame_ranges` how a file is cut.
     """
     number = first
     try:
@@ -83,16 +95,20 @@ def read_structures(
             yield _build_structure(frame, f"{name}#{number - 1}")
         if number == 0:
             raise FrameError("empty", "the file holds no structure")
-    except Exception as error:  # what is wrong with the file as a whole, or from here on
+    except Exception as error:  # the file as a whole, or all of it from here on, cannot be read
         yield rejection_of(error, f"{name}#{number}" if number else name)
 
 
 def _build_structure(frame: Frame, name: str) -> Atoms | Rejection:
     try:
-        atoms = clean_structure(frame())
-    except Exception as error:  # a parser may raise anything when it meets foreign bytes
+        raw = frame()
+        atoms = clean_structure(raw)
+        names = names_left_out(raw, taken_names(raw, atoms) | COVERED)
+    except Exception as error:  # a parser may raise anything for bytes of third parties
         return rejection_of(error, name)
     atoms.info["name"] = name
+    if names:
+        atoms.info[NOTED] = tuple(sorted(names))
     return atoms
 
 
@@ -106,7 +122,7 @@ def _open_frames(path: Path, first: int, offset: int) -> Iterator[Frame]:
 
 
 def rejection_of(error: Exception, name: str) -> Rejection:
-    """Return the rejection that an error of reading a structure stands for; raise it if the disk is at fault."""
+    """Turn an error of reading a structure into a rejection; raise it again if the disk is at fault."""
     raise_if_transient(error)
     if isinstance(error, FrameError):
         reason, evidence = error.reason, str(error)
@@ -122,7 +138,7 @@ def rejection_of(error: Exception, name: str) -> Rejection:
 
 
 def clean_structure(atoms: Atoms) -> Atoms:
-    """Return only what daskpipe takes from a foreign structure."""
+    """Return a copy of a structure of a third party with only the facts that daskpipe takes."""
     try:
         info: dict[str, Any] = dict(electrons_of(atoms))
     except ElectronError as error:
@@ -135,7 +151,7 @@ def clean_structure(atoms: Atoms) -> Atoms:
         copy_arrays(atoms, clean)
     except ValueError as error:
         raise FrameError("constraint", str(error)) from error
-    # What daskpipe exported says which moments it came with; a teacher's are no part of its identity.
+    # A structure that daskpipe exported has its initial moments in the file; those of a teacher do not identify it.
     moments = moments_of(atoms)
     if moments is not None and "structure_id" not in atoms.info and not clean.has("initial_magmoms"):
         clean.set_array("initial_magmoms", moments, float, moments.shape[1:])
@@ -143,20 +159,20 @@ def clean_structure(atoms: Atoms) -> Atoms:
 
 
 def _xyz_frames(path: Path, offset: int = 0) -> Iterator[Frame]:
-    """Frames of an extxyz or xyz file; one that is broken does not cost the others."""
+    """Yield the frames of an extxyz or xyz file; a broken one does not affect the others."""
     for _, frame in xyz_frames(path, offset):
         yield partial(parse_frame, frame)
 
 
 def _trajectory_frames(path: Path) -> Iterator[Frame]:
-    """Frames of an ASE trajectory, by its container: objects of constraints and calculators are never built."""
+    """Yield the frames of an ASE trajectory from its container, without building constraints or calculators."""
     from ase.io import ulm
 
     with ulm.open(path) as items:
         if items.get_tag() != "ASE-Trajectory":
             raise ValueError(f"the file is tagged {items.get_tag()!r}, not 'ASE-Trajectory'")
 
-        def build(number: int) -> Atoms:
+        def build_frame(number: int) -> Atoms:
             item = items[number]
             # Numbers and periodicity stand in the first item unless they change.
             numbers, pbc = (item.get(key) if key in item else items.get(key) for key in ("numbers", "pbc"))
@@ -166,19 +182,22 @@ def _trajectory_frames(path: Path) -> Iterator[Frame]:
             )  # fmt: skip
             # Constraints stand where numbers do, as JSON.
             header = item if "numbers" in item else items
+            results = item.calculator.keys() if "calculator" in item else ()
+            held = {name: item.get(name) for name in ("momenta", "tags")}
+            atoms.info[NOTED] = noted_names(held, set(results) - {"name"})
             return _mark_fixed_atoms(atoms, json.loads(header.get("constraints", "[]")))
 
         for number in range(len(items)):
-            yield partial(build, number)
+            yield partial(build_frame, number)
 
 
 def _database_frames(path: Path) -> Iterator[Frame]:
-    """Rows of an ASE database, in the order of their ids."""
+    """Yield the rows of an ASE database, in the order of their ids."""
     import sqlite3
 
     from ase.db import connect
 
-    # ASE would add its tables to a database of another program.
+    # ASE adds its tables to any database that it opens, also to one of another program.
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
     try:
         ids = [row[0] for row in connection.execute("SELECT id FROM systems ORDER BY id")]
@@ -191,11 +210,11 @@ def _database_frames(path: Path) -> Iterator[Frame]:
 
 
 def _lmdb_frames(path: Path) -> Iterator[Frame]:
-    """Rows of a database of fairchem's, in the order of their ids."""
+    """Yield the rows of a fairchem database, in the order of their ids."""
     import lmdb
     from ase.db import connect
 
-    # ASE's class, if opening fails, raises once more when it goes away: what is no database is met before.
+    # If opening fails, ASE's class raises again when it is deleted: so open a file that may be no database here first.
     lmdb.open(str(path), subdir=False, readonly=True, lock=False).close()
     with connect(str(path), type="aselmdb", readonly=True) as database:
         units = metadata_units(database.metadata)
@@ -204,23 +223,28 @@ def _lmdb_frames(path: Path) -> Iterator[Frame]:
 
 
 def _build_row(database: Any, row_id: int, units: Mapping[str, Any]) -> Atoms:
+    from ase.calculators.calculator import all_properties
+
     row = database.get(id=row_id)
     info = {**units, **row.key_value_pairs, **words_of(row.data)}
     atoms = Atoms(
         row.numbers, row.positions, cell=row.cell, pbc=row.pbc, info=info,
         charges=row.get("initial_charges"), magmoms=row.get("initial_magmoms"), masses=row.get("masses"),
     )  # fmt: skip
+    held = {name: row.get(name) for name in ("momenta", "tags")}
+    results = [name for name in all_properties if name in row]
+    atoms.info[NOTED] = noted_names(held, [*results, *(set(row.data) - set(info))])
     # ASE builds constraints by name, and of its own kinds alone.
     return _mark_fixed_atoms(atoms, [item.todict() for item in row.constraints])
 
 
 def words_of(data: Mapping[str, Any]) -> dict[str, str]:
-    """Return the words of a row's data: where daskpipe's exports put those that ASE takes for numbers."""
+    """Return the strings of a row's data, where daskpipe's exports put words that ASE would read as numbers."""
     return {key: value for key, value in data.items() if isinstance(value, str)}
 
 
 def _mark_fixed_atoms(atoms: Atoms, constraints: list[dict[str, Any]]) -> Atoms:
-    """Note in place which atoms constraints fix; return the structure."""
+    """Mark in place the atoms that constraints fix, and return the structure."""
     try:
         atoms.set_array("fixed", from_constraints(constraints, len(atoms), atoms.cell.array), bool, (3,))
     except ValueError as error:
@@ -242,7 +266,7 @@ KNOWN_NAMES = ", ".join(["POSCAR*", "CONTCAR*", *(f"*{suffix}" for suffix in REA
 
 
 def reader_of(path: Path) -> Callable[[Path], Iterator[Frame]] | None:
-    """Return the reader for a file of that name, or None."""
+    """Return the reader for a file by its name; ``None`` if the name is not known."""
     if path.suffix.lower() in READERS:
         return READERS[path.suffix.lower()]
     return poscar_frames if path.name.startswith(("POSCAR", "CONTCAR")) else None
@@ -255,25 +279,25 @@ def find_files(
     is_known: Callable[[Path], object] | None = None,
     known: str = KNOWN_NAMES,
 ) -> list[Path]:
-    """Return the files that `paths` stand for, each once, in the order given, within a folder or glob by name.
+    """Find the files that `paths` name, each once, in the order given, and by name within a folder or glob.
 
     Parameters
     ----------
     paths
         Files, folders and globs (``*``, ``?``, ``[...]``, ``**`` for any depth); ``~`` is the home folder. Folders
-        are searched to any depth for files of known names; hidden ones are left out, and how many files of other
-        names were passed over is logged. A file that is named, or met by a glob, is taken whatever its name.
+        are searched to any depth for files of known names, without hidden ones; the number of skipped files is
+        logged. A file that is named, or matched by a glob, is taken whatever its name.
     base_dir
         Folder that relative paths start from.
     is_known, known
-        Whether a file in a folder is one of those that are searched for, by default by `reader_of`, and their names.
+        Function that tells which files of a folder to take, by default `reader_of`, and the names for messages.
 
     Raises
     ------
     InputError
-        If a path does not exist, a glob meets nothing, or a folder holds no file of a known name.
+        If a path does not exist, a glob matches nothing, or a folder has no file of a known name.
     """
-    found: dict[Path, Path] = {}
+    files_by_target: dict[Path, Path] = {}
     for text in paths:
         path = base_dir / Path(text).expanduser()
         if path.exists():
@@ -282,7 +306,7 @@ def find_files(
             pattern = str(Path(text).expanduser())
             matches = [base_dir / match for match in sorted(glob.glob(pattern, root_dir=base_dir, recursive=True))]
             if not matches:
-                raise InputError(f"paths: {text!r} meets no file in {base_dir}; check the pattern")
+                raise InputError(f"paths: {text!r} matches no file in {base_dir}; check the pattern")
         else:
             raise InputError(f"paths: {text!r} does not exist in {base_dir}; give a file, a folder or a glob")
         files = [
@@ -294,43 +318,43 @@ def find_files(
             raise InputError(f"paths: {text!r} holds no file of a known name; known: {known}")
         if odd := [file for file in files if not file.is_file()]:
             raise InputError(f"paths: {odd[0]} is neither a file nor a folder; leave it out")
-        found |= {file.resolve(): file for file in files if file.resolve() not in found}
-    return list(found.values())
+        files_by_target |= {file.resolve(): file for file in files if file.resolve() not in files_by_target}
+    return list(files_by_target.values())
 
 
 def _walk_folder(folder: Path, is_known: Callable[[Path], object]) -> list[Path]:
-    """Files of known names in a folder and those beneath it, hidden ones left out."""
-    kept, passed = [], 0
+    """List the files of known names in a folder and below it, without hidden ones."""
+    kept, skipped = [], 0
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         visible = [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
         known = [path for path in visible if is_known(path) and path.is_file()]
         kept += known
-        passed += len(visible) - len(known)
-    if passed:
-        log.info("%s: passed over %d files that are in no known format", folder, passed)
+        skipped += len(visible) - len(known)
+    if skipped:
+        log.info("%s: skipped %d files that are in no known format", folder, skipped)
     return kept
 
 
-def expand_files(params: dict[str, Any], n: int | None, base_dir: Path) -> list[tuple[dict[str, Any], str]]:
-    """Return the parameters of one request for each file, and the file's checksum.
+def expand_requests(params: dict[str, Any], n: int | None, base_dir: Path) -> list[tuple[dict[str, Any], str]]:
+    """Return the parameters of one request for each file, and the checksum of the file.
 
     Raises
     ------
     InputError
-        If a path is not there (see `find_files`) or a file cannot be opened.
+        If a path does not exist (see `find_files`) or a file cannot be opened.
     """
     base_dir = (base_dir / Path(params["base_dir"]).expanduser()).resolve()
     requests = []
     for path in find_files(params["paths"], base_dir):
         absolute = Path(os.path.abspath(path))
         name = absolute.relative_to(base_dir) if absolute.is_relative_to(base_dir) else absolute
-        requests.append(({"paths": [name.as_posix()], "base_dir": str(base_dir)}, checksum(path)))
+        requests.append(({"paths": [name.as_posix()], "base_dir": str(base_dir)}, hash_file(path)))
     return requests
 
 
-def checksum(path: Path) -> str:
-    """Hash of a file's bytes, 32 hex digits.
+def hash_file(path: Path) -> str:
+    """Return the BLAKE2b hash of a file, 32 hex digits.
 
     Raises
     ------

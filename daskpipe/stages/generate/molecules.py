@@ -1,4 +1,4 @@
-"""Small molecules: the G2 set that comes with ASE."""
+"""Generate small molecules from the G2 set, which comes with ASE."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def molecule_name(name: str) -> str:
 
 
 MoleculeName = Annotated[str, AfterValidator(molecule_name)]
+"""Name of a molecule in G2."""
 
 
 def molecules(
@@ -45,11 +46,11 @@ def molecules(
     rng
         Stream of the structures.
     names
-        Names in `ase.collections.g2`; by default all of them.
+        Names in `ase.collections.g2`; all of them by default.
     elements
         Keep only molecules made of these.
     n_atoms
-        Number of atoms, or lowest and highest; names that were given are taken whatever their size.
+        Number of atoms, or lowest and highest; it does not apply to `names`.
     vacuum
         Gap between the molecule and its image, had the cell one, Å.
     rattle
@@ -73,7 +74,7 @@ def molecules(
 def matching_molecules(
     *, names: list[str] | None, elements: list[str] | None, n_atoms: int | tuple[int, int]
 ) -> list[str]:
-    """Return the names of the molecules that were asked for, in the order given, else in that of G2."""
+    """Return the names of the requested molecules, in the order given or in that of G2."""
     low, high = count_range(n_atoms)
     chosen = (
         list(dict.fromkeys(map(molecule_name, names)))
@@ -83,7 +84,7 @@ def matching_molecules(
     return [name for name in chosen if elements is None or set(g2[name].symbols) <= set(elements)]
 
 
-def expand_molecules(params: dict[str, Any], n: int | None, base_dir: Path) -> list[tuple[dict[str, Any], str]]:
+def expand_requests(params: dict[str, Any], n: int | None, base_dir: Path) -> list[tuple[dict[str, Any], str]]:
     """Return the parameters of one request for each molecule.
 
     Parameters
@@ -91,15 +92,15 @@ def expand_molecules(params: dict[str, Any], n: int | None, base_dir: Path) -> l
     params
         Parameters of `molecules`.
     n
-        Number of requests: the first `n` molecules; beyond the last it starts again from the first, displaced anew.
-        By default each molecule once.
+        Number of requests: the first `n` molecules, then the first ones again with new displacements. Each molecule
+        once by default.
     base_dir
-        Not used; molecules come with ASE.
+        Ignored: molecules come with ASE.
 
     Raises
     ------
     ValueError
-        If no molecule matches, or `n` asks for exact copies.
+        If no molecule matches, or if `n` asks for exact copies.
     """
     names = matching_molecules(names=params["names"], elements=params["elements"], n_atoms=params["n_atoms"])
     if not names:

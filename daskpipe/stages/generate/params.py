@@ -1,23 +1,24 @@
-"""Types of the generators' parameters: each checks itself and says what to type instead."""
+"""Types of the generators' parameters, which check values and say what to type instead."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from ase.data import atomic_names, chemical_symbols, reference_states
 from pydantic import AfterValidator, BeforeValidator, Field
 
 SUM_TOLERANCE = 1e-5
-"""How far fractions may miss a sum of one; 1/3 typed with six digits passes."""
+"""Largest difference of a sum of fractions from one; 1/3 typed with six digits passes."""
 
 ATOMS_PER_CELL = {"sc": 1, "bcc": 2, "fcc": 4, "diamond": 8}
-"""Of the cubic cells for which ASE's table gives a lattice constant."""
+"""Atoms of the cubic cells for which ASE's table gives a lattice constant."""
 
 
 def check_element(symbol: str) -> str:
-    """Return `symbol` if it is a chemical symbol, else raise ValueError with the one that was probably meant."""
+    """Return `symbol` if it is a chemical symbol, else raise ValueError with the most similar one."""
     if symbol in chemical_symbols[1:]:
         return symbol
     if symbol.title() in atomic_names[1:]:
@@ -29,18 +30,23 @@ def check_element(symbol: str) -> str:
 
 
 def atomic_volume(symbol: str) -> float:
-    """Volume of an atom in the ground state of the element, Å^3, from ASE's `reference_states`.
+    """Return the volume of an atom in the ground state of its element, Å^3, from ASE's `reference_states`.
 
     Raises
     ------
     ValueError
         If the ground state is neither fcc, bcc, hcp, simple cubic nor diamond.
+
+    Examples
+    --------
+    >>> round(atomic_volume("Cu"), 2)
+    11.76
     """
     state: dict[str, Any] = reference_states[chemical_symbols.index(check_element(symbol))] or {}
     lattice = state.get("symmetry")
     if lattice in ATOMS_PER_CELL:
         return float(state["a"]) ** 3 / ATOMS_PER_CELL[lattice]
-    if lattice == "hcp" and "basis" not in state:  # with a basis of its own it is Se or Te, not hcp
+    if lattice == "hcp" and "basis" not in state:  # Se and Te, which are not hcp, have a basis
         return float(state["a"]) ** 3 * float(state["c/a"]) * 3**0.5 / 4
     raise ValueError(
         f"element {symbol!r} has no reference volume: ASE knows none for it in fcc, bcc, hcp, sc or diamond; "
@@ -49,7 +55,7 @@ def atomic_volume(symbol: str) -> float:
 
 
 def fraction_range(value: Any) -> tuple[float, float]:
-    """Return a fraction, or a pair of lowest and highest fraction, as a pair."""
+    """Return a fraction, or lowest and highest fraction, as a pair."""
     pair = (value, value) if isinstance(value, int | float) else tuple(value) if isinstance(value, list | tuple) else ()
     if len(pair) != 2 or not all(isinstance(x, int | float) for x in pair) or not 0 <= pair[0] <= pair[1] <= 1:
         raise ValueError(f"expected a fraction or [lowest, highest] within 0 and 1, received {value!r}")
@@ -57,12 +63,17 @@ def fraction_range(value: Any) -> tuple[float, float]:
 
 
 def check_composition(elements: Mapping[str, float | tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """Return the range of the fraction of each element, checked.
+    """Check the fractions of elements and return the range of each.
 
     Raises
     ------
     ValueError
-        If no composition within the ranges sums to one, or an element has no reference volume.
+        If no composition within the ranges sums to one, or if an element has no reference volume.
+
+    Examples
+    --------
+    >>> check_composition({"Cu": 0.25, "Au": (0.5, 1.0)})
+    {'Cu': (0.25, 0.25), 'Au': (0.5, 1.0)}
     """
     ranges = {symbol: fraction_range(value) for symbol, value in elements.items()}
     if not ranges:
@@ -82,7 +93,7 @@ def check_composition(elements: Mapping[str, float | tuple[float, float]]) -> di
 
 
 def count_range(value: Any) -> tuple[int, int]:
-    """Return a count, or a pair of lowest and highest count, as a pair."""
+    """Return a count, or lowest and highest count, as a pair."""
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
     if len(pair) != 2 or not all(type(x) is int for x in pair) or not 1 <= pair[0] <= pair[1]:
         raise ValueError(f"expected a count or [lowest, highest] of at least 1, received {value!r}")
@@ -90,14 +101,14 @@ def count_range(value: Any) -> tuple[int, int]:
 
 
 def not_empty[T: (list[Any], tuple[Any, ...])](items: T) -> T:
-    """Return `items` if there are any."""
+    """Return `items` if there are any, else raise ValueError."""
     if not items:
         raise ValueError("give at least one, or leave it out")
     return items
 
 
 NotEmpty = AfterValidator(not_empty)
-"""Marks a list that may be left out but not be empty."""
+"""Mark of a list that may be left out but not be empty."""
 
 Element = Annotated[str, AfterValidator(check_element)]
 """A chemical symbol."""
@@ -119,3 +130,38 @@ Rattle = Annotated[float, Field(ge=0, le=1)]
 
 Vacuum = Annotated[float, Field(gt=0, le=100)]
 """Gap between a structure and its image in the next cell, Å."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlloyParams:
+    """Parameters that random alloys, clusters and surfaces share.
+
+    Parameters
+    ----------
+    fractions
+        Lowest and highest fraction of each element; compositions are uniform among those that sum to one.
+    n_atoms
+        Lowest and highest number of atoms.
+    rattle
+        Standard deviation of displacements along each axis, Å.
+    """
+
+    fractions: Mapping[str, tuple[float, float]]
+    n_atoms: tuple[int, int]
+    rattle: float
+
+    @classmethod
+    def from_user(
+        cls,
+        elements: Mapping[str, float | tuple[float, float]],
+        n_atoms: int | tuple[int, int],
+        rattle: float,
+    ) -> Self:
+        """Check what a user has typed.
+
+        Raises
+        ------
+        ValueError
+            For a composition or a number of atoms that cannot be used.
+        """
+        return cls(fractions=check_composition(elements), n_atoms=count_range(n_atoms), rattle=rattle)

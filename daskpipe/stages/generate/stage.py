@@ -1,10 +1,10 @@
-"""Seed structures as a Dask bag: wiring only."""
+"""Wire generators into a lazy Dask bag of seed structures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,12 @@ from daskpipe.core.errors import ConfigError, Rejection
 from daskpipe.core.seeds import random_stream
 from daskpipe.core.structures import copy_arrays, from_atoms, hex_ids, round_positions
 from daskpipe.engine.rows import UnitRows, dataset_to_arrays, read_unit
-from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload
-from daskpipe.stages.generate import ENUMERATED, GENERATORS
+from daskpipe.stages.generate import GENERATORS, is_enumerated
 from daskpipe.stages.generate.checks import Limits, find_fault, system_type
 from daskpipe.stages.generate.electrons import ElectronError, electrons_of
 from daskpipe.stages.generate.frame_ranges import FrameRange, read_frame_range
+from daskpipe.stages.generate.left_out import NOTED, shorten_tallies, tally_names
 from daskpipe.stages.generate.sources import Source
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 VERSION = 2
 
 FILES = "files"
-"""Generator, and name of the source, that reads the paths in the config."""
+"""Name of the generator, and of the source, that reads the paths in the config."""
 
 INFO_KEYS = ("system_type", "charge", "spin_multiplicity", "config_type")
-"""What generators may say of a structure."""
+"""Keys of ``info`` that a generator may set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +48,11 @@ class Request:
     generator
         Name of the generator.
     index
-        Number of the request within its source; with the run's seed and the source it fixes the random stream.
+        Number of the request within its source. With the run's seed and the source it decides the random stream.
     params
         Parameters of the generator, JSON types.
     digest
-        Checksum of the file that is read, if any: it decides the outcome as the parameters do.
+        Checksum of the file to read, if any: it decides the structures as the parameters do.
     """
 
     source: str
@@ -63,32 +63,33 @@ class Request:
 
     @property
     def name(self) -> str:
-        """Name for messages."""
+        """Name of the request in messages."""
         return f"{self.source}#{self.index}"
 
     def fingerprint(self) -> list[Any]:
-        """Return what decides the structures of the request, next to the run's seed: JSON types."""
+        """Return all that decides the structures of the request beside the run's seed, as JSON types."""
         return [self.source, self.generator, self.index, self.params, self.digest]
 
 
 def list_requests(sources: Mapping[str, Source], paths: list[str], base_dir: Path) -> list[Request]:
-    """Return what is to be generated, in the order of the sources, files last.
+    """List what to generate, in the order of the sources, files last.
 
     Parameters
     ----------
     sources
         Sources of the config by name.
     paths
-        Files, folders and globs, read as a further source named ``files``.
+        Files, folders and globs, which become a further source named ``files``.
     base_dir
         Folder that relative paths start from.
 
     Raises
     ------
     ConfigError
-        If there is nothing to generate, a name of a source is no word or taken, or a generator refuses its parameters.
+        If there is nothing to generate, if the name of a source is not one word or is taken, or if a generator refuses
+        its parameters.
     InputError
-        If a path is not there.
+        If a path does not exist.
     """
     sources = dict(sources)
     if paths:
@@ -109,11 +110,10 @@ def list_requests(sources: Mapping[str, Source], paths: list[str], base_dir: Pat
 
 
 def _requests_of(name: str, source: Source, base_dir: Path) -> list[Request]:
-    if source.generator in ENUMERATED:
-        module, _, attribute = ENUMERATED[source.generator].partition(":")
-        items = getattr(import_module(module), attribute)(source.params, source.n, base_dir)
+    if is_enumerated(source.generator):
+        items = GENERATORS.find_companion(source.generator, "expand_requests")(source.params, source.n, base_dir)
     else:
-        # Generators check their parameters together when they are called, before they draw.
+        # A call checks the parameters against each other before anything is drawn.
         GENERATORS.get(source.generator)(rng=random_stream(0, "generate", name), **source.params)
         items = [(source.params, "")] * (source.n or 0)
     return [
@@ -128,11 +128,11 @@ def generate_seeds(requests: list[Request], *, seed: int, limits: Limits, partit
     Parameters
     ----------
     requests
-        What to generate, from `list_requests`.
+        Requests from `list_requests`.
     seed
-        The run's seed. Each request has its own stream: neither the partition size nor the order matters.
+        The run's seed. Each request has its own random stream, so that neither partition size nor order matters.
     limits
-        What structures must satisfy.
+        Limits that structures must satisfy.
     partition_size
         Number of requests of a partition.
     """
@@ -142,23 +142,23 @@ def generate_seeds(requests: list[Request], *, seed: int, limits: Limits, partit
 
 
 def generate_partition(requests: list[Request], *, seed: int, limits: Limits) -> list[Atoms | Rejection]:
-    """Return the structures of some requests, checked, in order; those that fail as rejections.
+    """Generate and check the structures of some requests, in order; those that fail become rejections.
 
-    Positions are rounded as they will be stored. ``info`` holds system_type, generator (the name of the source) and,
-    where they are known, charge, spin_multiplicity and config_type; initial charges and magnetic moments of atoms,
-    isotopes and fixed atoms are kept, calculators are dropped.
+    Positions are rounded as the dataset stores them. ``info`` has system_type, generator (the name of the source) and,
+    where they are known, charge, spin_multiplicity and config_type. Initial charges and magnetic moments of atoms,
+    isotopes and fixed atoms are kept; calculators are dropped.
 
     Raises
     ------
     Exception
-        Whatever a generator raises: that is a bug or an impossible geometry, not a bad structure.
+        Any error of a generator: it is a bug or an impossible geometry, not a bad structure.
     """
     out: list[Atoms | Rejection] = []
     for request in requests:
         generator = GENERATORS.get(request.generator)
         structures = generator(rng=random_stream(seed, "generate", request.source, request.index), **request.params)
         try:
-            made = list(structures if request.generator in ENUMERATED else islice(structures, 1))
+            made = list(structures if is_enumerated(request.generator) else islice(structures, 1))
         except Exception as error:
             error.add_note(f"while generating {request.name}")
             raise
@@ -169,7 +169,7 @@ def generate_partition(requests: list[Request], *, seed: int, limits: Limits) ->
 
 
 def _finish_structure(made: Atoms, request: Request, limits: Limits) -> Atoms | Rejection:
-    # A fresh object: no calculator, tag or momentum comes along.
+    # A new object has no calculator, tags or momenta.
     info = {key: made.info[key] for key in INFO_KEYS if key in made.info}
     name = made.info.get("name", request.name)
     try:
@@ -183,32 +183,50 @@ def _finish_structure(made: Atoms, request: Request, limits: Limits) -> Atoms | 
         return Rejection(stage="generate", structure=name, reason=fault.reason, evidence=fault.evidence)
     atoms.info.setdefault("system_type", system_type(atoms))
     atoms.info["generator"] = request.source
+    if NOTED in made.info:
+        atoms.info[NOTED] = made.info[NOTED]
     return atoms
 
 
 def to_payloads(items: list[Atoms | Rejection]) -> list[Payload]:
-    """Flatten a partition of the bag into what a unit commits."""
+    """Flatten a partition of the bag into the payload of a unit; its tallies count what files hold and is left out."""
     rejected = [item for item in items if isinstance(item, Rejection)]
     seeds = [item for item in items if not isinstance(item, Rejection)]
-    return [Payload(arrays=dataset_to_arrays(from_atoms(seeds)), n_out=len(seeds), rejected=rejected)]
+    tallies = shorten_tallies(Counter(name for atoms in seeds for name in tally_names(atoms.info.get(NOTED, ()))))
+    return [Payload(arrays=dataset_to_arrays(from_atoms(seeds)), n_out=len(seeds), rejected=rejected, tallies=tallies)]
 
 
 def frame_range_payload(frame_range: FrameRange) -> Payload:
-    """Flatten the frames of a range of a file into what a unit commits."""
+    """Read a frame range of a file into the payload of a unit."""
     (payload,) = to_payloads(list(read_frame_range(frame_range)))
     return payload
 
 
 def load_frame_range(frame_range: FrameRange) -> xr.Dataset:
-    """Read the frames of a range of a file, without those that cannot be described."""
+    """Read a frame range of a file, without the frames that cannot be described."""
     return from_atoms([item for item in read_frame_range(frame_range) if not isinstance(item, Rejection)])
 
 
-def list_elements(root: Path, keys: list[str]) -> list[str]:
-    """Symbols of the elements that occur in units of frames, sorted."""
+def list_elements(units: Iterable[np.ndarray]) -> list[str]:
+    """List the elements that occur in units of frames.
+
+    Parameters
+    ----------
+    units
+        Atomic numbers of the atoms of each unit, shape (atom,).
+
+    Returns
+    -------
+    list of str
+        Chemical symbols, sorted.
+
+    Examples
+    --------
+    >>> list_elements([np.array([29, 79]), np.array([8, 29])])
+    ['Au', 'Cu', 'O']
+    """
     from ase.data import chemical_symbols
 
-    units = [RunDirectory(root).load_arrays("explore", key, ["numbers"])["numbers"] for key in keys]
     numbers = np.unique(np.concatenate([np.unique(unit) for unit in units]))
     return sorted(chemical_symbols[number] for number in numbers.tolist())
 
@@ -216,7 +234,7 @@ def list_elements(root: Path, keys: list[str]) -> list[str]:
 def find_distinct_seeds(
     root: Path, keys: list[str], holds: Callable[[str], bool] = lambda _: True
 ) -> tuple[list[UnitRows], list[Rejection], list[str]]:
-    """Look through committed seeds.
+    """Find the distinct ones among committed seeds.
 
     Parameters
     ----------
@@ -225,16 +243,16 @@ def find_distinct_seeds(
     keys
         Keys of the units of seeds, in canonical order.
     holds
-        Whether a seed, by its id in hex, belongs to this run; another shard explores the others.
+        Returns whether a seed, by its id in hex, belongs to this run; other shards explore the others.
 
     Returns
     -------
     rows : list of Rows
-        Where each seed is, one after another; of equal structures only the first.
+        Location of each seed; of equal structures only the first.
     duplicates : list of Rejection
-        The others: their trajectories would be the same.
+        The other ones, whose trajectories would be the same.
     elements : list of str
-        Symbols that occur, sorted.
+        Symbols of the elements that occur, sorted.
     """
     from ase.data import chemical_symbols
 

@@ -1,4 +1,4 @@
-"""Random alloy slabs with low-index facets."""
+"""Generate random alloy slabs with low-index facets."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from daskpipe.stages.generate.disorder import (
     occupy_sites,
 )
 from daskpipe.stages.generate.params import (
+    AlloyParams,
     Composition,
     CountRange,
     NotEmpty,
     Rattle,
     Strain,
     Vacuum,
-    check_composition,
     count_range,
 )
 
@@ -53,10 +53,9 @@ def surfaces(
     ----------
     rng
         Stream of the structures.
-    elements
-        Fraction of each element, or lowest and highest; compositions are uniform among those that sum to one.
-    n_atoms
-        Number of atoms, or lowest and highest.
+    elements, n_atoms, rattle
+        Fraction of each element, number of atoms, and standard deviation of displacements (Å), as in
+        `daskpipe.stages.generate.params.AlloyParams`; fractions and number also as single values.
     facets
         Facets to choose from.
     layers
@@ -67,8 +66,6 @@ def surfaces(
         Gap between the slab and its image along the third cell vector, Å.
     strain
         Largest normal strain and engineering shear strain in the plane, 1.
-    rattle
-        Standard deviation of displacements along each axis, Å.
 
     Yields
     ------
@@ -80,55 +77,54 @@ def surfaces(
     ValueError
         When called, if no slab of a facet has so many atoms.
     """
-    ranges = check_composition(elements)
-    limits = count_range(n_atoms), count_range(layers), count_range(repeats)
+    common = AlloyParams.from_user(elements, n_atoms, rattle)
+    limits = common.n_atoms, count_range(layers), count_range(repeats)
     sizes = {facet: find_slab_sizes(facet, *limits) for facet in facets}
-    return (draw_surface(rng, ranges, sizes, vacuum, strain, rattle) for _ in count())
+    return (draw_surface(rng, common, sizes, vacuum, strain) for _ in count())
 
 
 def draw_surface(
     rng: np.random.Generator,
-    ranges: dict[str, tuple[float, float]],
+    common: AlloyParams,
     sizes: dict[Facet, dict[int, list[Size]]],
     vacuum: float,
     max_strain: float,
-    max_rattle: float,
 ) -> Atoms:
-    """Return one slab; see `surfaces`."""
+    """Draw one slab; see `surfaces`."""
     facet = list(sizes)[rng.integers(len(sizes))]
     size = choose_size(rng, sizes[facet])
-    numbers = occupy_sites(rng, int(np.prod(size)), ranges)
+    numbers = occupy_sites(rng, int(np.prod(size)), common.fractions)
     atoms = build_slab(facet, size, volume=mean_volume(numbers), vacuum=vacuum / 2)
     atoms.numbers = numbers
     atoms.pbc = (True, True, False)
     apply_strain(rng, atoms, max_strain, axes=(0, 1))
-    displace_atoms(rng, atoms, max_rattle)
+    displace_atoms(rng, atoms, common.rattle)
     atoms.info = {"system_type": "surface"}
     return atoms
 
 
 def build_slab(facet: Facet, size: Size, *, volume: float, vacuum: float) -> Atoms:
-    """Return a slab of dummy atoms, each of `volume` Å^3, with `vacuum` Å above and below."""
+    """Build a slab of dummy atoms, each of `volume` Å^3, with `vacuum` Å above and below."""
     options: dict[str, Any] = {"a": LATTICE_CONSTANT[facet[:3]] * volume ** (1 / 3)}
     if facet == "hcp0001":
         options["c"] = options["a"] * (8 / 3) ** 0.5
-    made: Atoms = getattr(build, facet)("X", size, vacuum=vacuum, **options)
-    return made
+    slab: Atoms = getattr(build, facet)("X", size, vacuum=vacuum, **options)
+    return slab
 
 
 @cache
 def find_slab_sizes(
     facet: Facet, n_atoms: tuple[int, int], layers: tuple[int, int], repeats: tuple[int, int]
 ) -> dict[int, list[Size]]:
-    """Return the sizes of slabs by number of atoms, those left out whose sides are too different."""
+    """Find the sizes of slabs by number of atoms, without those whose sides differ too much."""
     sides = build_slab(facet, (1, 1, 1), volume=1, vacuum=1).cell.lengths()[:2]
-    found: dict[int, list[Size]] = {}
+    sizes_by_count: dict[int, list[Size]] = {}
     side, depth = range(repeats[0], repeats[1] + 1), range(layers[0], layers[1] + 1)
     for size in product(side, side, depth):
         lengths = sides * size[:2]
         if lengths.max() <= MAX_ELONGATION * lengths.min() + 1e-9:
-            found.setdefault(int(np.prod(size)), []).append(size)
-    fitting = {n: sizes for n, sizes in found.items() if n_atoms[0] <= n <= n_atoms[1]}
+            sizes_by_count.setdefault(int(np.prod(size)), []).append(size)
+    fitting = {n: sizes for n, sizes in sizes_by_count.items() if n_atoms[0] <= n <= n_atoms[1]}
     if not fitting:
-        raise missing_size_error(f"{facet} slab with these layers and repeats", n_atoms, list(found))
+        raise missing_size_error(f"{facet} slab with these layers and repeats", n_atoms, list(sizes_by_count))
     return fitting

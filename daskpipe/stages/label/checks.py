@@ -1,4 +1,4 @@
-"""What a label must be before it counts as one."""
+"""Check labels before they are stored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from daskpipe.stages.label.settings import LabelChecks
 def find_label_fault(
     energy: float, forces: np.ndarray, stress: np.ndarray, periodic: bool, checks: LabelChecks
 ) -> tuple[str, str] | None:
-    """Return (reason, evidence) if a label cannot be used, ``None`` if it can.
+    """Return reason and evidence why a label cannot be used; ``None`` if it can.
 
     Parameters
     ----------
@@ -20,6 +20,11 @@ def find_label_fault(
         Whether the structure is periodic along all cell vectors; only then must the stress be finite.
     checks
         Limits.
+
+    Examples
+    --------
+    >>> find_label_fault(-1.0, np.full((1, 3), 100.0), np.zeros(6), True, LabelChecks())
+    ('force', 'a force of 173.2 eV/Å (limit 50)')
     """
     numbers = {"energy": np.asarray(energy), "forces": forces} | ({"stress": stress} if periodic else {})
     if bad := [name for name, value in numbers.items() if not np.isfinite(value).all()]:

@@ -1,4 +1,4 @@
-"""Hyper-parameters of labelling."""
+"""Settings of labelling."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from daskpipe.core.validation import FiniteModel
 
 
 class LabelChecks(FiniteModel):
-    """What a label must satisfy."""
+    """Limits that a label must satisfy."""
 
     max_force: PositiveFloat = Field(default=50.0, description="Largest force on an atom, eV/Å")

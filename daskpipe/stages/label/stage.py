@@ -1,4 +1,4 @@
-"""Labelling as a Dask bag: a partition of picked frames goes in, one payload of labelled frames comes out."""
+"""Wire a teacher into a Dask bag: each partition of picked frames becomes one payload of labelled frames."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ VERSION = 2
 
 
 def label_frames(frames: Bag, build: Callable[[], Potential], method: str, checks: LabelChecks) -> Bag:
-    """Label frames; lazy.
+    """Label frames lazily.
 
     Parameters
     ----------
     frames
         Bag of `ase.Atoms`; a partition is a batch.
     build
-        Builds the teacher on the worker (or returns the one that its process built before).
+        Builds the teacher on the worker, or returns the one that its process has built before.
     method
         Name of the teacher, stored as ``label_method``.
     checks
-        What a label must satisfy.
+        Limits that a label must satisfy.
 
     Returns
     -------
@@ -48,17 +48,17 @@ def label_frames(frames: Bag, build: Callable[[], Potential], method: str, check
 def label_partition(
     frames: list[Atoms], build: Callable[[], Potential], method: str, checks: LabelChecks
 ) -> list[Payload]:
-    """Label one partition; the order of the frames is kept."""
+    """Label one partition of frames, in their order."""
     from ase.calculators.singlepoint import SinglePointCalculator
 
     from daskpipe.potentials import Failure, evaluate
 
     labelled, rejected = [], []
     potential = build()
-    for atoms, found in zip(frames, evaluate(potential, frames), strict=True):
-        if isinstance(found, Failure):
-            rejected.append(_reject_frame(atoms, found.reason, found.evidence))
-        elif fault := find_label_fault(found.energy, found.forces, found.stress, bool(atoms.pbc.all()), checks):
+    for atoms, label in zip(frames, evaluate(potential, frames), strict=True):
+        if isinstance(label, Failure):
+            rejected.append(_reject_frame(atoms, label.reason, label.evidence))
+        elif fault := find_label_fault(label.energy, label.forces, label.stress, bool(atoms.pbc.all()), checks):
             rejected.append(_reject_frame(atoms, *fault))
         else:
             frame = atoms.copy()
@@ -66,31 +66,41 @@ def label_partition(
             if potential.knows_charge:
                 frame.info["spin_multiplicity"] = spin_multiplicity(atoms)  # what the label was computed for
             names = ("energy", "forces", "stress", "magmoms")
-            results = {name: value for name in names if (value := getattr(found, name)) is not None}
+            results = {name: value for name in names if (value := getattr(label, name)) is not None}
             frame.calc = SinglePointCalculator(frame, **results)
             labelled.append(frame)
     arrays = dataset_to_arrays(from_atoms(labelled))
     return [Payload(arrays=arrays, n_out=len(labelled), rejected=rejected)]
 
 
-def load_picks(root: Path, pieces: list[UnitRows], select_key: str, start: int, stop: int) -> list[Atoms]:
-    """Read picks `start` to `stop` from the run directory, with their features, stratum and reason."""
+def load_picks(root: Path, pieces: list[UnitRows], picks: UnitRows) -> list[Atoms]:
+    """Read picked frames from the run directory, with their features, stratum and reason.
+
+    Parameters
+    ----------
+    root
+        Run directory.
+    pieces
+        Rows of the units of frames, in the order of the picks.
+    picks
+        Rows of the unit that selection has committed, one for each frame.
+    """
     from daskpipe.engine.run_directory import RunDirectory
 
     ds = read_rows(root, pieces)
-    picks = RunDirectory(root).load_arrays("select", select_key, ["features", "cluster", "selection_reason"])
+    columns = RunDirectory(root).load_arrays(picks.stage, picks.key, ["features", "cluster", "selection_reason"])
     frames = []
-    for index in range(stop - start):
+    for index, row in enumerate(picks.rows):
         atoms = to_atoms(ds, index)
-        atoms.info["features"] = picks["features"][start + index]
-        atoms.info["cluster"] = int(picks["cluster"][start + index])
-        atoms.info["selection_reason"] = str(picks["selection_reason"][start + index])
+        atoms.info["features"] = columns["features"][row]
+        atoms.info["cluster"] = int(columns["cluster"][row])
+        atoms.info["selection_reason"] = str(columns["selection_reason"][row])
         frames.append(atoms)
     return frames
 
 
 def name_frames(root: Path, pieces: list[UnitRows]) -> list[str]:
-    """Return what the quarantine calls the frames of a partition."""
+    """Return the names of the frames of a partition in the quarantine: their ids in hex."""
     return [structure.hex() for structure in read_rows(root, pieces)["structure_id"].values.tolist()]
 
 

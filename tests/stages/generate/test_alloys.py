@@ -11,7 +11,8 @@ from ase.neighborlist import neighbor_list
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskpipe.stages.generate.alloys import MAX_ELONGATION, Lattice, alloys, find_supercells, widths
+from daskpipe.core.geometry import cell_widths
+from daskpipe.stages.generate.alloys import MAX_ELONGATION, Lattice, alloys, find_supercells
 from daskpipe.stages.generate.checks import Limits, find_fault
 
 COORDINATION: dict[Lattice, int] = {"fcc": 12, "bcc": 8, "hcp": 12}
@@ -70,7 +71,9 @@ def test_all_lattices_and_sizes_occur() -> None:
 @pytest.mark.parametrize("lattice", sorted(COORDINATION))
 def test_supercells_are_compact(lattice: Lattice) -> None:
     for atoms in draw(n=50, lattices=[lattice], n_atoms=(2, 120), strain=0):
-        assert np.ptp(widths(atoms.cell.array)) <= (MAX_ELONGATION - 1) * widths(atoms.cell.array).min() + 1e-6
+        assert (
+            np.ptp(cell_widths(atoms.cell.array)) <= (MAX_ELONGATION - 1) * cell_widths(atoms.cell.array).min() + 1e-6
+        )
 
 
 def test_same_stream_same_structures_and_other_stream_others() -> None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from daskpipe.core.structures import spin_multiplicity
 from daskpipe.stages.generate import GENERATORS
 from daskpipe.stages.generate.checks import Limits, find_fault
-from daskpipe.stages.generate.molecules import expand_molecules, molecules
+from daskpipe.stages.generate.molecules import expand_requests, molecules
 
 
 def test_every_molecule_of_the_set_passes_the_checks() -> None:
@@ -59,9 +59,9 @@ def test_unknown_name_lists_near_ones() -> None:
 
 def test_expand_gives_one_request_a_molecule_and_goes_round() -> None:
     params = GENERATORS.check_params("molecules", {"names": ["H2O", "CH4"]})
-    assert [item["names"] for item, _ in expand_molecules(params, None, Path())] == [["H2O"], ["CH4"]]
-    assert [item["names"] for item, _ in expand_molecules(params, 1, Path())] == [["H2O"]]
-    assert [item["names"] for item, _ in expand_molecules(params, 5, Path())] == [
+    assert [item["names"] for item, _ in expand_requests(params, None, Path())] == [["H2O"], ["CH4"]]
+    assert [item["names"] for item, _ in expand_requests(params, 1, Path())] == [["H2O"]]
+    assert [item["names"] for item, _ in expand_requests(params, 5, Path())] == [
         ["H2O"],
         ["CH4"],
         ["H2O"],
@@ -73,6 +73,6 @@ def test_expand_gives_one_request_a_molecule_and_goes_round() -> None:
 def test_expand_refuses_copies_and_nothing() -> None:
     params = GENERATORS.check_params("molecules", {"names": ["H2O"], "rattle": 0})
     with pytest.raises(ValueError, match="n: 2 molecules were asked for and 1 match; lower n, or set rattle above 0"):
-        expand_molecules(params, 2, Path())
+        expand_requests(params, 2, Path())
     with pytest.raises(ValueError, match=r"no molecule is left with elements \['Au'\]"):
-        expand_molecules(GENERATORS.check_params("molecules", {"elements": ["Au"]}), None, Path())
+        expand_requests(GENERATORS.check_params("molecules", {"elements": ["Au"]}), None, Path())

@@ -159,7 +159,8 @@ def test_features_stratum_and_reason_come_along(tmp_path):
     commit(tmp_path, Unit(stage="select", index=0, key=selected, n_inputs=1), Payload(arrays=arrays, n_out=4))
     pieces = [UnitRows(stage="explore", key=explored, rows=(row,)) for row in picked]
     start = 1  # a batch of labels that is not the first
-    loaded = load_picks(tmp_path, pieces, selected, start, start + len(picked))
+    rows = tuple(range(start, start + len(picked)))
+    loaded = load_picks(tmp_path, pieces, UnitRows(stage="select", key=selected, rows=rows))
     assert [structure_id(atoms) for atoms in loaded] == [structure_id(structures[row]) for row in picked]
     labelled = run(loaded)
     unit = Unit(stage="label", index=0, key=unit_key("label", 1, {}, [], 0), n_inputs=3)

@@ -1,0 +1,40 @@
+"""daskpipe's own generators keep what the contract kit checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import pytest
+from ase.build import bulk, molecule
+
+from daskpipe.stages.generate import GENERATORS
+from daskpipe.testing import check_generator
+
+METALS = {"elements": {"Cu": [0.2, 0.8], "Au": [0.2, 0.8]}, "n_atoms": [12, 60]}
+PARAMS: dict[str, dict[str, Any]] = {
+    "alloys": METALS,
+    "clusters": METALS,
+    "surfaces": METALS,
+    "molecules": {"names": ["H2O", "CH4", "O2"]},
+}
+
+
+@pytest.mark.parametrize("name", sorted(PARAMS))
+def test_random_generators_keep_their_promises(name: str) -> None:
+    check_generator(GENERATORS.get(name), PARAMS[name], n=8)
+
+
+def test_files_keep_their_promises(tmp_path: Path) -> None:
+    ion = molecule("OH")
+    ion.info = {"charge": -1, "spin_multiplicity": 1}
+    ase.io.write(tmp_path / "own.xyz", [bulk("Cu", cubic=True), ion])
+    (tmp_path / "own.cif").write_text("no CIF")
+    check_generator(
+        GENERATORS.get("files"), {"paths": ["own.cif", "own.xyz"], "base_dir": str(tmp_path)}, is_random=False
+    )
+
+
+def test_each_generator_of_the_table_is_checked() -> None:
+    assert set(GENERATORS.table) == {*PARAMS, "files"}
