@@ -8,8 +8,8 @@ calculator, ``move_mask`` as a constraint), and differs from ASE's parser where 
   refused. Without ``pbc`` a structure with a ``Lattice`` is periodic along all axes, and one without it along none.
 * A value that is no good label (``stress=None``, a stress of six numbers, a word among the forces) stays as it was
   written in ``info`` or ``arrays``: it never costs the geometry.
-* A frame that leaves room for guesses is refused: a cell under another key, a Lattice that is not nine numbers, a line with
-  more or fewer columns than Properties names, no column of positions.
+* A frame that leaves room for guesses is refused: a cell under another key, a Lattice that is not nine numbers, a
+  line with more or fewer columns than Properties names, no column of positions.
 
 Words of the comment without ``=`` are text, and stand together in ``info["comment"]``.
 """
