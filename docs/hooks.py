@@ -82,9 +82,9 @@ def write_parameters(words: tuple[str, ...], command: Any) -> list[str]:
 
 def write_config_page() -> str:
     """Return the page of all config keys: type, default and meaning, from the JSON schema."""
-    from daskpipe.config.saved import schema
+    from daskpipe.config.saved import build_schema
 
-    whole = schema()
+    whole = build_schema()
     lines = [
         "# Config keys",
         "",

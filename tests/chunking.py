@@ -1,4 +1,4 @@
-"""One way to give a function a Dask array: the chunks are those asked for, and the data vary between them."""
+"""Make Dask arrays for tests: with the chunks that were asked for, of data that vary between them."""
 
 import dask.array as da
 import numpy as np
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 
 def chunked(X: np.ndarray, rows: tuple[int, ...]) -> da.Array:
-    """`X` as a Dask array with chunks of so many rows, and one chunk along the features."""
+    """Return `X` as a Dask array with chunks of the given rows, and one chunk along the features."""
     assert sum(rows) == len(X)
     assert (X.max(axis=0) > X.min(axis=0)).all(), "data that do not vary show nothing"
     array = da.from_array(X, chunks=(rows, X.shape[1:]))
@@ -16,6 +16,6 @@ def chunked(X: np.ndarray, rows: tuple[int, ...]) -> da.Array:
 
 
 def row_chunks(n_rows: int, most: int = 12) -> st.SearchStrategy[tuple[int, ...]]:
-    """Sizes of two to `most` chunks, each of at least one row, that make up `n_rows`."""
+    """Draw sizes of two to `most` chunks, each of at least one row, that add up to `n_rows`."""
     cuts = st.sets(st.integers(1, n_rows - 1), min_size=1, max_size=most - 1)
-    return cuts.map(lambda found: tuple(np.diff([0, *sorted(found), n_rows]).tolist()))
+    return cuts.map(lambda ends: tuple(np.diff([0, *sorted(ends), n_rows]).tolist()))

@@ -1,4 +1,4 @@
-"""Makes what stands beside this file importable in every test; and what tests of runs share."""
+"""Provide the fixtures that tests of runs share; the modules beside this file can be imported by every test."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session", autouse=True)
 def any_port() -> Iterator[None]:
-    """Let each dashboard have a port of its own: several runs of the tests may be under way on one machine."""
+    """Give each dashboard a port of its own: tests may run several times at once on one machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("daskpipe.cluster.connect.DASHBOARD_PORT", 0)
         yield
@@ -35,13 +35,13 @@ def any_port() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def workers_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the workers of `client` write what libraries print."""
+    """Return the file to which the workers of `client` write what libraries print."""
     return tmp_path_factory.mktemp("workers") / "workers.log"
 
 
 @pytest.fixture(scope="session")
 def client(workers_log: Path) -> Iterator[Client]:
-    """Two workers, one of which offers a GPU (it need not have one: device auto then computes on the CPU).
+    """Start two workers, one of which offers a GPU (it need not have one: device auto then computes on the CPU).
 
     Their keys are in Dask's config, so that what joins them by their address in this process finds them.
     """
@@ -61,13 +61,13 @@ def client(workers_log: Path) -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def reference(client: Client, tmp_path_factory: pytest.TempPathFactory) -> daskpipe.Result:
-    """One undisturbed run of the small config. Read only: copy the directory to change it."""
+    """Run the small config once, undisturbed. Read only: copy the directory to change it."""
     return daskpipe.run("emt_alloy", SMALL, run_dir=tmp_path_factory.mktemp("reference") / "run", client=client)
 
 
 @pytest.fixture(scope="module")
 def queue() -> Iterator[slurm.Slurm]:
-    """A real Slurm of the module's own; skip where none can be started."""
+    """Start a real Slurm for the module; skip where none can be started."""
     if reason := slurm.missing():
         pytest.skip(reason)
     with slurm.running() as running:
@@ -76,7 +76,7 @@ def queue() -> Iterator[slurm.Slurm]:
 
 @dataclass(frozen=True)
 class Typed:
-    """What a command answered."""
+    """Hold exit code and output of a command."""
 
     code: int
     out: str

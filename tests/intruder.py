@@ -1,4 +1,4 @@
-"""Whoever has not the keys of a run: orders to schedulers, workers and nannies, in Dask's own words.
+"""Give orders to schedulers, workers and nannies in Dask's own protocol, without the keys of their run.
 
     python tests/intruder.py CANARIES KEYS HOST:PORT ...
 
@@ -25,13 +25,13 @@ from typing import Any
 from distributed import Security
 
 OPERATIONS = ("run_function", "run")
-"""What a scheduler, and what a worker or nanny calls an order to run something."""
+"""Names of the operation that runs a function: on a scheduler, and on a worker or nanny."""
 
 
 def order(address: str, operation: str, canary: Path, **connection: Any) -> dict[str, Any]:
-    """Order a scheduler or worker, in Dask's own words, to make a file; return what it answers."""
+    """Order a scheduler or worker, in Dask's own protocol, to make a file; return its answer."""
 
-    async def tell() -> dict[str, Any]:
+    async def send_order() -> dict[str, Any]:
         from distributed.comm import connect as open_comm
 
         comm = await open_comm(address, timeout=3, **connection)
@@ -51,11 +51,11 @@ def order(address: str, operation: str, canary: Path, **connection: Any) -> dict
         finally:
             comm.abort()
 
-    return asyncio.run(tell())
+    return asyncio.run(send_order())
 
 
 def without_certificate() -> dict[str, Any]:
-    """Encrypt, ask for no proof of whom one talks to, and give none of oneself."""
+    """Return a connection that is encrypted, with no proof of identity on either side."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -63,7 +63,7 @@ def without_certificate() -> dict[str, Any]:
 
 
 def of_another_authority() -> dict[str, Any]:
-    """Do the same with the certificate of another cluster."""
+    """Return a connection with the certificate of another cluster."""
     stranger: dict[str, Any] = Security.temporary().get_connection_args("client")
     stranger["ssl_context"].check_hostname = False
     stranger["ssl_context"].verify_mode = ssl.CERT_NONE
@@ -71,7 +71,7 @@ def of_another_authority() -> dict[str, Any]:
 
 
 def with_keys(folder: Path) -> dict[str, Any]:
-    """Use the keys of a run."""
+    """Return a connection with the keys of a run."""
     ca, cert, key = (str(folder / name) for name in ("ca.pem", "cert.pem", "key.pem"))
     security = Security(tls_ca_file=ca, tls_client_cert=cert, tls_client_key=key, require_encryption=True)
     return security.get_connection_args("client")
@@ -82,11 +82,11 @@ WAYS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "without certificate": ("tls", without_certificate),
     "of another authority": ("tls", of_another_authority),
 }
-"""Protocol and connection of each way to come without the keys."""
+"""Protocol and connection of each way to connect without the keys."""
 
 
 def main() -> None:
-    """Give the orders; connections that say nothing stay open meanwhile."""
+    """Give the orders, while silent connections stay open."""
     canaries, keys, listeners = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
     ways = WAYS if keys == "-" else {"with the keys": ("tls", lambda: with_keys(Path(keys)))}
 

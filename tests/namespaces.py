@@ -1,4 +1,4 @@
-"""Hosts for tests on one machine: each has a name and network interfaces of its own. Needs root.
+"""Make hosts for tests on one machine, each with a name and network interfaces of its own. Needs root.
 
 A host is a process that waits in namespaces of its own (network, host name, mounts). It ends with the process that made
 it, however that ends, and its interfaces go with it: nothing has a name or an address outside.
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WAIT = 'hostname "$0" && ip link set lo up && { test -z "$1" || mount --bind "$1" /etc/hosts; } && echo && exec cat'
-"""What the process of a host does; ``cat`` ends when the other end of its input is closed."""
+"""Command of the process of a host; ``cat`` ends when the other end of its input is closed."""
 
 FORWARD = "echo 1 | tee /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding"
 
@@ -35,12 +35,12 @@ def missing() -> str | None:
 
 @dataclass(frozen=True)
 class Host:
-    """A host that is up.
+    """Run commands on a host that is up.
 
     Parameters
     ----------
     name
-        What it calls itself.
+        Its host name.
     pid
         The process that keeps its namespaces.
     """
@@ -50,7 +50,7 @@ class Host:
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """Words before a command that make it run on this host, in this process's folder."""
+        """Words before a command that make it run on this host, in the folder of this process."""
         return ("nsenter", f"--target={self.pid}", "--net", "--uts", "--mount", "--wd", "--")
 
     def run(self, *words: object) -> str:
@@ -61,12 +61,12 @@ class Host:
 
     def listening(self) -> dict[int, set[tuple[str, int]]]:
         """Return the addresses and ports on which processes of this host listen, by process id."""
-        found: dict[int, set[tuple[str, int]]] = {}
+        listeners: dict[int, set[tuple[str, int]]] = {}
         for line in self.run("ss", "--tcp", "--listening", "--numeric", "--processes", "--no-header").splitlines():
             address, _, port = line.split()[3].rpartition(":")
             for word in line.split("pid=")[1:]:
-                found.setdefault(int(word.partition(",")[0]), set()).add((address, int(port)))
-        return found
+                listeners.setdefault(int(word.partition(",")[0]), set()).add((address, int(port)))
+        return listeners
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A private Slurm for tests: munged, slurmctld and slurmd of its own, below a temporary folder, on ports of its own.
+"""Start a private Slurm for tests: its own munged, slurmctld and slurmd, below a temporary folder, on its own ports.
 
 One node, this machine, with two partitions, ``cpu`` and ``gpu``; its two GPUs are ``/dev/null`` and ``/dev/zero``.
 `two_nodes` has one of two nodes. Jobs run as the user of the tests, which must be root: slurmd starts them under their
@@ -63,7 +63,7 @@ NodeName={host} Name=gpu File=/dev/zero
 
 
 def missing() -> str | None:
-    """What keeps a Slurm from being started here, and what to do about it; None if nothing does."""
+    """Return why a Slurm cannot be started here, and what to do about it; None if it can."""
     if absent := [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name) is None]:
         return f"no {', '.join(absent)} on the PATH: apt-get install slurm-wlm munge"
     return "slurmd must be started by root to run jobs" if os.geteuid() else None
@@ -78,7 +78,7 @@ def command(*words: object) -> str:
 
 @dataclass
 class Slurm:
-    """A Slurm that runs: SLURM_CONF of this process points at it."""
+    """Control a Slurm that runs; SLURM_CONF of this process points at it."""
 
     folder: Path
     prefix: Sequence[str] = ()
@@ -112,7 +112,7 @@ class Slurm:
         self.start("slurmctld", "slurmctld", "-D", *options, prefix=self.prefix)
 
     def stop_controller(self) -> None:
-        """End slurmctld: jobs go on, and no command of Slurm is answered.
+        """End slurmctld: jobs continue, and no command of Slurm is answered.
 
         It may write down what it knows: from a job that it has just started and forgotten it takes the node away for
         good.
@@ -122,7 +122,7 @@ class Slurm:
         self.stop("slurmctld")
 
     def squeue(self) -> dict[str, dict[str, str]]:
-        """Jobs that are not over, by id: their name, state, partition."""
+        """Return name, state and partition of the jobs that are not over, by id."""
         lines = self.command("squeue", "-h", "-o", "%A|%j|%T|%P").splitlines()
         return {
             job_id: {"name": name, "state": state, "partition": partition}
@@ -130,7 +130,7 @@ class Slurm:
         }
 
     def requeue(self, job_id: str) -> None:
-        """Have a job ended, and started again a few seconds after."""
+        """End a job and start it again a few seconds later."""
         self.command("scontrol", "requeue", job_id)
         _wait_for(lambda: self.squeue().get(job_id, {}).get("state") == "PENDING", self)
         # Slurm holds it for two minutes. Started at once, it would be taken for the one that was ended.
@@ -141,7 +141,7 @@ class Slurm:
         wait_until(lambda: not self.squeue(), self.squeue)
 
     def said(self) -> str:
-        """What the daemons printed last."""
+        """Return what the daemons printed last."""
         return "\n".join(f"{file.name}:\n{file.read_text()[-1500:]}" for file in sorted(self.folder.glob("*.out")))
 
 

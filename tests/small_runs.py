@@ -1,4 +1,4 @@
-"""The smallest run with several units in every stage that can have them, and how to look at what it left."""
+"""Define the smallest run with several units in every stage that can have them, and read its run directory."""
 
 from __future__ import annotations
 
@@ -40,37 +40,37 @@ UNITS = {
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, by its path from there."""
+    """Return the bytes of every file below a folder, by relative path."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def manifests(run_dir: Path) -> list[Path]:
-    """Manifests of the committed units."""
-    found = run_dir.glob("units/*/*/*/manifest.json")
-    return sorted(path for path in found if not path.parent.name.startswith("."))
+    """Return the paths of the manifests of the committed units."""
+    paths = run_dir.glob("units/*/*/*/manifest.json")
+    return sorted(path for path in paths if not path.parent.name.startswith("."))
 
 
 def committed(run_dir: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of the manifest of each committed unit, by key: they change if the unit is made again."""
+    """Return inode and time of the manifest of each committed unit, by key; they change if the unit is made again."""
     states = {path.parent.name: path.stat() for path in manifests(run_dir)}
     return {key: (state.st_ino, state.st_mtime_ns) for key, state in states.items()}
 
 
 def workers_of(run_dir: Path) -> dict[str, set[int]]:
-    """Process ids of the workers that committed units, by stage."""
-    found: dict[str, set[int]] = {}
+    """Return the process ids of the workers that committed units, by stage."""
+    pids: dict[str, set[int]] = {}
     for path in manifests(run_dir):
         receipt = json.loads(path.read_text())["receipt"]
-        found.setdefault(receipt["stage"], set()).add(int(receipt["worker"].rpartition(":")[2]))
-    return found
+        pids.setdefault(receipt["stage"], set()).add(int(receipt["worker"].rpartition(":")[2]))
+    return pids
 
 
 def last_segment(run_dir: Path) -> list[dict[str, Any]]:
-    """Events of the driver that started last."""
+    """Return the events of the driver that started last."""
     events = read_ledger(RunDirectory(run_dir))
     return [event for event in events if event["segment"] == events[-1]["segment"]]
 
 
 def names_of(events: list[dict[str, Any]], name: str, stage: str) -> int:
-    """How many events of a kind there are of a stage."""
+    """Return the number of events of a kind in a stage."""
     return sum(event["event"] == name and event["stage"] == stage for event in events)

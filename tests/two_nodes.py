@@ -1,6 +1,6 @@
-"""A private Slurm of two nodes for tests: hosts ``head``, ``n1`` and ``n2`` of their own, which a switch joins.
+"""Start a private Slurm of two nodes for tests: hosts ``head``, ``n1`` and ``n2`` of their own, which a switch joins.
 
-The controller and whoever submits are on ``head``; a fourth host, ``stranger``, is in another subnet. All share one
+The controller and those who submit are on ``head``; a fourth host, ``stranger``, is in another subnet. All share one
 file system. A node has one CPU, so that two jobs lie on two nodes.
 """
 
@@ -28,32 +28,32 @@ NODE = "NodeName={name} NodeAddr={address} CPUs=1 RealMemory=20000 State=UNKNOWN
 
 
 def missing() -> str | None:
-    """Return what keeps two nodes from being started here, and what to do about it; None if nothing does."""
+    """Return why two nodes cannot be started here, and what to do about it; None if they can."""
     return slurm.missing() or namespaces.missing()
 
 
 @dataclass
 class TwoNodes(Slurm):
-    """A Slurm of two nodes that runs."""
+    """Control a Slurm of two nodes that runs."""
 
     network: Network = field(kw_only=True)
 
     @property
     def head(self) -> Host:
-        """Where the controller is, and drivers are started."""
+        """Host of the controller, on which drivers are started."""
         return self.network.hosts["head"]
 
     @property
     def stranger(self) -> Host:
-        """A host that is not the site's."""
+        """Host that does not belong to the site."""
         return self.network.hosts["stranger"]
 
     def node(self, name: str) -> Host:
-        """Return a node."""
+        """Return the host of a node."""
         return self.network.hosts[name]
 
     def nodes_of_jobs(self) -> dict[str, str]:
-        """Return the node of each job that runs, by the job's id."""
+        """Return the node of each running job, by job id."""
         lines = self.command("squeue", "-h", "-t", "RUNNING", "-o", "%A|%N").splitlines()
         return dict(line.split("|") for line in lines)
 
@@ -62,13 +62,13 @@ class TwoNodes(Slurm):
         self.start(f"slurmd-{name}", "slurmd", "-D", prefix=self.node(name).prefix)
 
     def kill_node(self, name: str) -> int:
-        """Kill a node's slurmd and all that its jobs have started there; return how many processes there were."""
+        """Kill the slurmd of a node and all processes of its jobs there; return the number of these processes."""
         self.stop(f"slurmd-{name}")
         network = _network_of(self.node(name).pid)
-        found = [pid for pid in psutil.pids() if pid != self.node(name).pid and _network_of(pid) == network]
-        for pid in found:
+        pids = [pid for pid in psutil.pids() if pid != self.node(name).pid and _network_of(pid) == network]
+        for pid in pids:
             os.kill(pid, signal.SIGKILL)
-        return len(found)
+        return len(pids)
 
 
 def _network_of(pid: int) -> str:
@@ -81,7 +81,7 @@ def _network_of(pid: int) -> str:
 
 @contextmanager
 def running(addresses: Mapping[str, str] = ADDRESSES) -> Iterator[TwoNodes]:
-    """Start hosts that have these addresses and a Slurm on them, and end it with all jobs, and them."""
+    """Start hosts with these addresses and a Slurm on them; end it with all its jobs, and the hosts."""
     more = "CommunicationParameters=EnableIPv6,DisableIPv4" if ":" in addresses["head"] else ""
     with slurm.own_folder() as folder, namespaces.network(folder, addresses) as network:
         here = TwoNodes(folder, network.hosts["head"].prefix, network=network)

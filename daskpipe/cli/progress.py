@@ -29,7 +29,13 @@ from daskpipe.cluster.queues import find_job_id
 from daskpipe.core import events
 from daskpipe.core.text import make_printable
 from daskpipe.engine.run_directory import RunDirectory
-from daskpipe.runs.outcome_lines import format_labels, format_moves, format_selection, format_splits
+from daskpipe.runs.outcome_lines import (
+    format_labels,
+    format_left_out_of_seeds,
+    format_moves,
+    format_selection,
+    format_splits,
+)
 from daskpipe.store.quality.verdict import format_checks, format_result
 
 if TYPE_CHECKING:
@@ -242,12 +248,13 @@ def print_summary(result: Result, console: Console) -> None:
     console.print()
     explored, selected, planned = (result.stages[stage] for stage in ("explore", "select", "store-plan"))
     lines = [
+        *format_left_out_of_seeds(result.stages["generate"]["tallies"]),
         *format_moves(explored["tallies"]),
         *format_selection(selected["report"]),
         *format_splits(planned["report"]),
     ]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(escape_text(line), highlight=False, soft_wrap=True)
     console.print(
         f"\n[bold]Dataset[/] {escape_text(shorten_path(result.dataset))} after {result.seconds:.0f} s", highlight=False
     )

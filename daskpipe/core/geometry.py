@@ -141,11 +141,11 @@ def complete_open_axes(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
 
 
 def cell_widths(cell: np.ndarray) -> np.ndarray:
-    """Return the distances between opposite faces of a cell, shape (3,), in the unit of the cell.
+    """Return the distances between opposite faces of cells, shape (..., 3), in the unit of the cells.
 
     Examples
     --------
     >>> cell_widths(np.array([[3.0, 0, 0], [0, 4.0, 0], [5.0, 0, 5.0]])).round(3).tolist()
     [2.121, 4.0, 5.0]
     """
-    return np.asarray(1 / np.linalg.norm(np.linalg.inv(cell), axis=0))
+    return np.asarray(1 / np.linalg.norm(np.linalg.inv(cell), axis=-2))

@@ -18,16 +18,22 @@ CONFIG_TYPE = "IsolatedAtom"
 FAR = 8.0
 """Distance, Å, from which an atom is isolated from its periodic images: twice the longest bond of any solid."""
 
+SINGULAR = 1e-9
+"""Volume, Å^3, below which a cell spans nothing."""
+
 type ReferenceEnergies = dict[str, dict[str, float]]
 """Energy of an isolated atom, eV, by head and symbol."""
 
 
 def is_isolated(atoms: Atoms) -> bool:
     """Return whether a structure is one atom that its source calls isolated, or that is `FAR` from all its images."""
-    if len(atoms) != 1:
-        return False
-    called_isolated = atoms.info.get("config_type") == CONFIG_TYPE
-    return called_isolated or _images_are_far(atoms.cell.array, atoms.pbc)
+    columns = {
+        "n_atoms": np.array([len(atoms)]),
+        "cell": atoms.cell.array[None],
+        "pbc": atoms.pbc[None],
+        "config_type": np.array([str(atoms.info.get("config_type", ""))]),
+    }
+    return bool(isolated_rows(columns)[0])
 
 
 def isolated_rows(columns: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -43,23 +49,19 @@ def isolated_rows(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     numpy.ndarray
         bool, shape (structure,).
     """
-    rows = np.flatnonzero(columns["n_atoms"] == 1)
-    cell, pbc = columns["cell"][rows], columns["pbc"][rows]
-    far = ~pbc.any(axis=1)
-    whole = pbc.all(axis=1)
+    isolated = columns["n_atoms"] == 1
+    rows = np.flatnonzero(isolated)
+    cells, pbc = columns["cell"][rows].astype(np.float64), columns["pbc"][rows]
+    for row in np.flatnonzero(pbc.any(axis=1) & ~pbc.all(axis=1)).tolist():
+        cells[row] = complete_open_axes(cells[row], pbc[row])
+    # Without periodic directions no width counts; a cell that spans nothing is not wide.
+    cells[~pbc.any(axis=1) | (np.abs(np.linalg.det(cells)) < SINGULAR)] = np.eye(3)
     # Widths of all cells at once: there may be a million primitive cells of one atom.
-    far[whole] = (1 / np.linalg.norm(np.linalg.inv(cell[whole]), axis=1)).min(axis=1, initial=np.inf) >= FAR
-    for row in np.flatnonzero(~whole & ~far).tolist():
-        far[row] = _images_are_far(cell[row], pbc[row])
+    far = (np.where(pbc, cell_widths(cells), np.inf) >= FAR).all(axis=1)
     if "config_type" in columns:
         far |= columns["config_type"][rows] == CONFIG_TYPE
-    isolated = np.zeros(len(columns["n_atoms"]), dtype=np.bool_)
     isolated[rows] = far
-    return isolated
-
-
-def _images_are_far(cell: np.ndarray, pbc: np.ndarray) -> bool:
-    return not pbc.any() or bool(cell_widths(complete_open_axes(cell, pbc))[pbc].min() >= FAR)
+    return np.asarray(isolated)
 
 
 def reference_energies(columns: Mapping[str, np.ndarray], isolated: np.ndarray) -> ReferenceEnergies:

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daskpipe.core.errors import InputError
 from daskpipe.core.variables import read_root
 from daskpipe.engine.manifests import STAGE_ORDER, Manifest, read_units
 from daskpipe.engine.run_directory import RunDirectory
 
+if TYPE_CHECKING:
+    from daskpipe.config.models import Config
+
 VERSIONS_ATTRIBUTE = "stage_versions"
 """Root attribute of a dataset: the version of each stage that made it, JSON."""
 
-WITHOUT_DEPENDENTS = ("describe-fit", "describe", "store-write")
+WITHOUT_DEPENDENTS = ("describe-fit", "describe-against", "describe", "store-write")
 """Stages whose units are upstream of no other unit: they name the frames or the plan that they work on."""
 
 
-def collect_stage_versions() -> dict[str, int]:
-    """Return the version of each stage, which is part of the keys of its units."""
+def collect_stage_versions(config: Config) -> dict[str, int]:
+    """Return the version of each stage, which is part of the keys of its units.
+
+    Parameters
+    ----------
+    config
+        Config of the run: picks against an existing dataset have a version of their own.
+    """
     from daskpipe.stages.describe.stage import VERSION as DESCRIBE
     from daskpipe.stages.explore.stage import VERSION as EXPLORE
     from daskpipe.stages.generate.stage import VERSION as GENERATE
     from daskpipe.stages.label.stage import VERSION as LABEL
+    from daskpipe.stages.select.stage import AGAINST_VERSION
     from daskpipe.stages.select.stage import VERSION as SELECT
     from daskpipe.store.stage import PLAN_VERSION
     from daskpipe.store.stage import VERSION as STORE
@@ -32,14 +42,14 @@ def collect_stage_versions() -> dict[str, int]:
         "generate": GENERATE,
         "explore": EXPLORE,
         "describe": DESCRIBE,
-        "select": SELECT,
+        "select": SELECT if config.select.against is None else AGAINST_VERSION,
         "label": LABEL,
         "store-plan": PLAN_VERSION,
         "store": STORE,
     }
 
 
-def read_completed(directory: RunDirectory) -> dict[str, dict[str, Any]] | None:
+def read_completed(directory: RunDirectory, config: Config) -> dict[str, dict[str, Any]] | None:
     """Return the rows of a complete run whose dataset was made by other versions of the stages than the present ones.
 
     Present code would give its units other keys. Driving it would compute everything again, for a dataset that is
@@ -58,7 +68,7 @@ def read_completed(directory: RunDirectory) -> dict[str, dict[str, Any]] | None:
     """
     with suppress(InputError):
         there = read_root(directory.dataset)["attributes"]
-        if there.get(VERSIONS_ATTRIBUTE) != json.dumps(collect_stage_versions(), sort_keys=True):
+        if there.get(VERSIONS_ATTRIBUTE) != json.dumps(collect_stage_versions(config), sort_keys=True):
             return _collect_rows(directory, str(there.get("dataset_key")))
     return None
 

@@ -89,7 +89,7 @@ def pack_dataset(
         target=target,
         attrs={
             **attrs,
-            VERSIONS_ATTRIBUTE: json.dumps(collect_stage_versions(), sort_keys=True),
+            VERSIONS_ATTRIBUTE: json.dumps(collect_stage_versions(run.config), sort_keys=True),
             "versions": json.dumps(read_package_versions(), sort_keys=True),
             "dataset_key": key,
         },

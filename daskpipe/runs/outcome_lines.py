@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from daskpipe.core.variables import SPLITS
+from daskpipe.stages.generate.left_out import LEFT_OUT
 
 
 def format_labels(report: dict[str, Any], n_frames: int) -> list[str]:
@@ -14,9 +16,18 @@ def format_labels(report: dict[str, Any], n_frames: int) -> list[str]:
     counts = ", ".join(f"{name} {report['labels'].get(name, 0):,}" for name in ("energy", "forces", "stress"))
     sources = "; ".join(f"{keys} ({n:,})" for keys, n in report["sources"].items())
     lines = [f"labels of {n_frames:,} frames: {counts}; from {sources}"]
-    if report["left_out"]:
-        lines.append("not taken: " + ", ".join(f"{name} ({n:,})" for name, n in report["left_out"].items()))
-    return lines
+    return lines + format_left_out(report["left_out"])
+
+
+def format_left_out(names: Mapping[str, int]) -> list[str]:
+    """Format the names of what files hold and was not taken, with the number of frames."""
+    return ["not taken: " + ", ".join(f"{name} ({n:,})" for name, n in names.items())] if names else []
+
+
+def format_left_out_of_seeds(tallies: Mapping[str, int]) -> list[str]:
+    """Format the names of what files of seeds hold and was not taken, the most frequent first."""
+    names = {name.removeprefix(LEFT_OUT): n for name, n in tallies.items() if name.startswith(LEFT_OUT)}
+    return format_left_out(dict(sorted(names.items(), key=lambda item: (-item[1], item[0]))))
 
 
 def format_moves(tallies: dict[str, int]) -> list[str]:

@@ -358,7 +358,7 @@ def _drive_all(
     emit = fan_out(lambda _: lease.check_stop(), Ledger(directory), *subscribers, BudgetLimiter(directory, config))
     for event in before:
         emit(event)
-    if (completed := read_completed(directory)) is not None:
+    if (completed := read_completed(directory, config)) is not None:
         stages = completed
         emit(
             Notice(

@@ -10,7 +10,7 @@ import numpy as np
 
 from daskpipe.core.seeds import order_by_hash
 from daskpipe.core.variables import SPLITS
-from daskpipe.store.assignment import assign_splits, strata_of, types_of_splits
+from daskpipe.store.assignment import assign_splits, per_group, size_classes_of, types_of, types_of_splits
 from daskpipe.store.blocks_of_time import cut_in_time
 from daskpipe.store.connectivity import Frame, connect_frames
 from daskpipe.store.leakage import compare_leakage
@@ -133,10 +133,8 @@ def _assign_groups(columns: Mapping[str, np.ndarray], group: np.ndarray, rule: S
     if not len(group):
         return np.zeros(0, dtype=np.uint8)  # all structures are isolated atoms
     sizes, ids = np.bincount(group), _smallest_seed_ids(columns, group)
-    members = strata_of(columns)
-    strata = np.zeros((len(sizes), members.shape[1]))
-    np.add.at(strata, group, members)
-    return assign_splits(sizes, ids, seed=seed, fractions=rule.split, strata=strata)[group]
+    types, strata = (per_group(group, members) for members in (types_of(columns), size_classes_of(columns)))
+    return assign_splits(sizes, ids, seed=seed, fractions=rule.split, types=types, strata=strata)[group]
 
 
 def _count_conflicts(columns: Mapping[str, np.ndarray], kept: np.ndarray, dropped: np.ndarray) -> int:

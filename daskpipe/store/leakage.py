@@ -60,16 +60,38 @@ def nearest_in_family(features: np.ndarray, family: np.ndarray) -> tuple[np.ndar
     >>> distance.round(3).tolist(), row.tolist()
     ([0.1, 0.1, 0.2, inf], [1, 0, 1, -1])
     """
+    distance, row = neighbours_in_family(features, family, 1)
+    return distance[:, 0], row[:, 0]
+
+
+def neighbours_in_family(features: np.ndarray, family: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `n` nearest other rows with the same number of each row, the nearest first, and their distances.
+
+    Parameters
+    ----------
+    features, family
+        As `nearest_in_family`.
+    n
+        Number of neighbours.
+
+    Returns
+    -------
+    distance, row : numpy.ndarray
+        Shape (structure, n); infinite and -1 where the family has no more rows.
+    """
     from scipy.spatial import cKDTree
 
-    distance, row = np.full(len(family), np.inf), np.full(len(family), -1)
+    distance, row = np.full((len(family), n), np.inf), np.full((len(family), n), -1)
     order = np.argsort(family, kind="stable")
     for members in np.split(order, np.flatnonzero(np.diff(family[order])) + 1):
         if len(members) > 1:
-            distances, places = cKDTree(features[members]).query(features[members], k=2)
-            distance[members] = distances[:, 1]
-            # Where features are equal, the tree may return another row than the query first.
-            row[members] = members[np.where(places[:, 0] == np.arange(len(members)), places[:, 1], places[:, 0])]
+            k = min(n + 1, len(members))
+            distances, places = cKDTree(features[members]).query(features[members], k=k)
+            itself = places == np.arange(len(members))[:, None]
+            # Where many features are equal, the tree may not return the row itself.
+            itself[~itself.any(axis=1), -1] = True
+            distance[members, : k - 1] = distances[~itself].reshape(-1, k - 1)
+            row[members, : k - 1] = members[places[~itself].reshape(-1, k - 1)]
     return distance, row
 
 

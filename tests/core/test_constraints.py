@@ -106,11 +106,11 @@ def test_files_keep_fixed_atoms(name: str, constraints, tmp_path: Path) -> None:
     atoms = slab()
     atoms.set_constraint(constraints)
     write(tmp_path / name, [atoms, atoms])
-    for found in read(tmp_path / name):
-        assert isinstance(found, Atoms)
-        assert found.arrays["fixed"].tolist() == fixed_components(atoms).tolist()
-        assert not found.constraints  # forces stay as they are
-        assert to_atoms(from_atoms([found]), 0).arrays["fixed"].tolist() == found.arrays["fixed"].tolist()
+    for kept in read(tmp_path / name):
+        assert isinstance(kept, Atoms)
+        assert kept.arrays["fixed"].tolist() == fixed_components(atoms).tolist()
+        assert not kept.constraints  # forces stay as they are
+        assert to_atoms(from_atoms([kept]), 0).arrays["fixed"].tolist() == kept.arrays["fixed"].tolist()
 
 
 def test_selective_dynamics_are_kept_or_refused(tmp_path: Path) -> None:
@@ -118,13 +118,13 @@ def test_selective_dynamics_are_kept_or_refused(tmp_path: Path) -> None:
     atoms.set_constraint([FixAtoms([0]), FixScaled(1, mask=HEIGHT)])
     write_vasp(tmp_path / "POSCAR_kept", atoms)
     assert "Selective" in (tmp_path / "POSCAR_kept").read_text()
-    (found,) = read(tmp_path / "POSCAR_kept")
-    assert found.arrays["fixed"].tolist() == [HELD, HEIGHT, FREE]
+    (item,) = read(tmp_path / "POSCAR_kept")
+    assert item.arrays["fixed"].tolist() == [HELD, HEIGHT, FREE]
     atoms.set_constraint(FixScaled(1, mask=[True, False, False]))
     write_vasp(tmp_path / "POSCAR_oblique", atoms)
-    (found,) = read(tmp_path / "POSCAR_oblique")
-    assert isinstance(found, Rejection)
-    assert found.reason == "constraint"
+    (item,) = read(tmp_path / "POSCAR_oblique")
+    assert isinstance(item, Rejection)
+    assert item.reason == "constraint"
     # What is selected from it is still constrained.
     copy_frames([(str(tmp_path / "POSCAR_kept"), [0])], tmp_path / "picked.xyz")
     (picked,) = read(tmp_path / "picked.xyz")

@@ -190,7 +190,7 @@ def test_files_of_others_are_left_out(tmp_path):
     ours = ["0002.jsonl", "0010.jsonl", "0001.jsonl", "10000.jsonl"]
     for name in [*ours, "._0001.jsonl", "notes.jsonl", "notes.txt", "0003.jsonl~", "0004 copy.jsonl", "²²²².jsonl"]:
         (tmp_path / name).touch()
-    found = numbered_files(tmp_path, ".jsonl")
-    assert list(found) == [1, 2, 10, 10000]
-    assert {path.name for path in found.values()} == set(ours)
+    files = numbered_files(tmp_path, ".jsonl")
+    assert list(files) == [1, 2, 10, 10000]
+    assert {path.name for path in files.values()} == set(ours)
     assert numbered_files(tmp_path / "gone", ".jsonl") == {}

@@ -178,7 +178,7 @@ def test_no_structures_at_all():
         to_atoms(ds, 0)
 
 
-def test_what_one_structure_lacks_is_neutral():
+def test_what_one_structure_lacks_is_filled_with_missing_values():
     labelled = bulk("Cu")
     labelled.calc = EMT()
     labelled.get_stress()
@@ -310,7 +310,7 @@ def test_ids_in_hex_keep_their_zeros():
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=9))
-def test_starts_is_a_slow_loop(n_atoms):
-    found = atom_starts(np.array(n_atoms, dtype=np.int32))
-    assert found.tolist() == [sum(n_atoms[:index]) for index in range(len(n_atoms))]
-    assert found.dtype == VARIABLES["atom_start"].dtype
+def test_atom_starts_is_a_slow_loop(n_atoms):
+    starts = atom_starts(np.array(n_atoms, dtype=np.int32))
+    assert starts.tolist() == [sum(n_atoms[:index]) for index in range(len(n_atoms))]
+    assert starts.dtype == VARIABLES["atom_start"].dtype

@@ -133,11 +133,11 @@ def test_the_committed_payload_is_read_back(tmp_path):
     made = payload(2.5, rejected=[rejection()])
     commit(tmp_path, unit(), made)
     directory = RunDirectory(tmp_path)
-    found = directory.load_arrays("explore", unit().key)
-    assert set(found) == set(made.arrays)
+    loaded = directory.load_arrays("explore", unit().key)
+    assert set(loaded) == set(made.arrays)
     for name, array in made.arrays.items():
-        assert found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array)
+        assert loaded[name].dtype == array.dtype
+        np.testing.assert_array_equal(loaded[name], array)
     assert list(directory.load_arrays("explore", unit().key, ["positions"])) == ["positions"]
     assert directory.read_rejections("explore", unit().key) == made.rejected
     assert directory.read_receipt(unit(1)) is None
@@ -230,8 +230,8 @@ def test_a_process_killed_while_it_commits_leaves_units_absent_or_whole(tmp_path
     assert committed
     for folder in committed:
         manifest = json.loads((folder / "manifest.json").read_text())
-        found = directory.load_arrays("explore", folder.name)["positions"]
-        assert (found == manifest["unit"]["index"]).all()
+        positions = directory.load_arrays("explore", folder.name)["positions"]
+        assert (positions == manifest["unit"]["index"]).all()
     n_torn = len(list(tmp_path.glob("units/*/*/.*-attempt")))
     assert n_torn > 0, "no kill fell into an attempt, which shows nothing"
     assert directory.remove_leftovers() == n_torn
@@ -323,8 +323,8 @@ def test_rows_are_read_in_the_order_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(RunDirectory, "load_arrays", lambda *args: reads.append(args[2]) or load(*args))
     one, other = unit(0).key, unit(1).key
     wanted = [(other, (1,)), (other, (0, 1)), (one, (1,)), (other, (0,))]
-    found = read_rows(tmp_path, [UnitRows(stage="explore", key=key, rows=rows) for key, rows in wanted])
-    assert hex_ids(found) == hex_ids(from_atoms([structures[index] for index in (3, 2, 3, 1, 2)]))
+    ds = read_rows(tmp_path, [UnitRows(stage="explore", key=key, rows=rows) for key, rows in wanted])
+    assert hex_ids(ds) == hex_ids(from_atoms([structures[index] for index in (3, 2, 3, 1, 2)]))
     assert reads == [other, one, other], "neighbouring rows of one unit are read together"
 
 

@@ -1,4 +1,4 @@
-"""A driver as its own process, to be killed."""
+"""Start drivers as processes of their own, which tests can kill."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Events = list[dict[str, Any]]
 
 
 class Driver:
-    """``daskpipe run`` or ``daskpipe resume`` in a process and a process group of its own."""
+    """Run ``daskpipe run`` or ``daskpipe resume`` in a process and a process group of its own."""
 
     def __init__(
         self, run_dir: Path, *words: str, program: Sequence[str] = ("-m", "daskpipe"), prefix: Sequence[str] = ()
@@ -31,7 +31,7 @@ class Driver:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def wait_until(self, reached: Callable[[Events], bool]) -> list[psutil.Process]:
-        """Return the driver's child processes as soon as its ledger has come to a point."""
+        """Return the child processes of the driver as soon as its ledger meets a condition."""
         before = set((self.run_dir / "ledger").glob("*.jsonl")) if self.run_dir.exists() else set()
         deadline = time.monotonic() + PATIENCE
         children: list[psutil.Process] = []
@@ -43,7 +43,7 @@ class Driver:
                 if reached(last_segment(self.run_dir)):
                     return children
             time.sleep(0.003)
-        raise AssertionError(f"the driver did not come there: {self.log.read_text()}")
+        raise AssertionError(f"the driver never met the condition: {self.log.read_text()}")
 
     def send(self, number: int, *, group: bool = False) -> int:
         """Send a signal to the driver, or to its whole group as a terminal does; return its exit code."""
@@ -61,7 +61,7 @@ def run(run_dir: Path) -> Driver:
 
 
 def resume(run_dir: Path) -> Driver:
-    """Go on with it."""
+    """Resume the run in a directory."""
     return Driver(run_dir, "resume", str(run_dir))
 
 

@@ -1,6 +1,6 @@
-"""A potential that is EMT, and ends its process, in one way or another, at structures of one formula.
+"""Provide a potential that is EMT, but segfaults, hangs or leaks at structures of one formula.
 
-It is a plugin, as others would write one; `installed` makes it one for this process and for those that it starts.
+It is a plugin, as others would write one; `installed` registers it for this process and for those that it starts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def segfault() -> None:
 
 
 def hang() -> None:
-    """Sleep with the interpreter's lock held, as a library that loops does."""
+    """Sleep without releasing the GIL, as a library in an endless loop does."""
     ctypes.PyDLL(None).sleep(100_000)
 
 

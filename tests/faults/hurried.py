@@ -1,4 +1,4 @@
-"""``daskpipe`` with less patience for workers that do not come, and queues that serve nobody else."""
+"""Run ``daskpipe`` with short waits for workers and for queues, which serve nobody else in tests."""
 
 from __future__ import annotations
 

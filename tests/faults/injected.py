@@ -1,7 +1,7 @@
-"""Strikes a process from inside, at one call: loaded by `sitecustomize` in every Python process below a driver.
+"""Strike a process from inside, at one call; `sitecustomize` loads this in every Python process below a driver.
 
 The folder that FAULTS_PLAN names holds ``strikes.json``. Each strike leaves a marker there before it acts, and none
-acts more often than it says: a marker is a file that only one process can make.
+acts more often than its rule says: a marker is a file that only one process can make.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REAL_OPEN = open
 
 
 def strike(index: int, rule: dict[str, Any], subject: str) -> None:
-    """Leave a marker, then do what the rule says; nothing if it has been done as often as it may."""
+    """Leave a marker, then act by the rule; do nothing if the rule has acted as often as it may."""
     for turn in range(rule["times"]):
         try:
             descriptor = os.open(f"{PLAN}/struck-{index}-{turn}", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -39,7 +39,7 @@ def strike(index: int, rule: dict[str, Any], subject: str) -> None:
 
 
 def act(what: str, subject: str) -> None:
-    """Do it."""
+    """Act: raise an error, fill the disk, kill processes, wait for a file, or stop."""
     kind, _, detail = what.partition(" ")
     if kind == "raise":
         number = getattr(errno, detail)
@@ -70,7 +70,7 @@ def act(what: str, subject: str) -> None:
 
 
 class Watched:
-    """A file that is struck as it is written."""
+    """Wrap a file that is struck as it is written."""
 
     def __init__(self, file: Any, path: str, hit: Callable[[str, str, str], None]) -> None:
         self._file, self._path, self._hit = file, path, hit
@@ -85,7 +85,7 @@ class Watched:
         self._file.close()
 
     def write(self, text: Any) -> Any:
-        """Write, by halves if something is to come in between."""
+        """Write a text in two halves, with strikes before, between and after."""
         subject = f"{self._path}: {text}"
         self._hit("write", "before", subject)
         half = len(text) // 2

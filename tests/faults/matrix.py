@@ -1,4 +1,4 @@
-"""The matrix of faults: real drivers, one fault at a time or several in a row, and what became of the structures.
+"""Run the matrix of faults: real drivers, one fault at a time or several in a row, and the fate of the structures.
 
     python tests/faults/matrix.py [--only NAME ...] [--stage STAGE ...] [--repeat N] [--out FILE]
 
@@ -35,7 +35,7 @@ Scenario = Callable[[Bench], list[Row]]
 
 
 def _scenarios() -> Iterator[tuple[str, Scenario]]:
-    """Yield each name and what it does, in the order of the table."""
+    """Yield the name and the function of each scenario, in the order of the table."""
     steps, moments, errors = len(processes.STEPS), len(processes.LEDGER_MOMENTS), len(disk.ERRORS)
     yield from _rotated("worker", processes.workers_at_steps, steps)
     yield "worker-files", processes.workers_at_more_steps
@@ -92,10 +92,10 @@ SCENARIOS: dict[str, Scenario] = dict(_scenarios())
 
 
 def rows_of(name: str, bench: Bench) -> list[Row]:
-    """Return the rows of a scenario; one that says so if it did not come to its end."""
+    """Return the rows of a scenario, or one row with the error that ended it."""
     try:
         return SCENARIOS[name](bench)
-    except Exception as error:  # its row tells, and the others go on
+    except Exception as error:  # its row says so, and the other scenarios are run
         traceback.print_exc()
         bench.close()
         (line,) = traceback.format_exception_only(error)[-1:]
@@ -143,14 +143,16 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def machine() -> str:
-    """Return what the seconds depend on."""
+    """Return date, machine and load, on which the seconds depend."""
     day, python, load = time.strftime("%Y-%m-%d"), platform.python_version(), os.getloadavg()[0]
     return f"{day}, {os.cpu_count()} cores, {platform.machine()}, Python {python}, load {load:.1f} at the start"
 
 
 def main() -> int:
-    """Run scenarios and print their rows; 1 if one of them is not as it should be."""
-    parser = argparse.ArgumentParser(description="Inject faults into runs of daskpipe, and print what became of them.")
+    """Run scenarios and print their rows; return 1 if one of them is not good."""
+    parser = argparse.ArgumentParser(
+        description="Inject faults into runs of daskpipe, and print the fate of the structures."
+    )
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, metavar="NAME", help=f"of {', '.join(SCENARIOS)}")
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--repeat", type=int, default=1)
@@ -165,10 +167,10 @@ def main() -> int:
         bench = Bench(Path(folder), chosen.stage)
         for name in [*(chosen.only or SCENARIOS)] * chosen.repeat:
             began = time.monotonic()
-            found = rows_of(name, bench)
-            rows += found
-            good = "" if all(row.good for row in found) else ", not all good"
-            print(f"{name}: {len(found)} rows in {time.monotonic() - began:.0f} s{good}", file=sys.stderr)
+            made = rows_of(name, bench)
+            rows += made
+            good = "" if all(row.good for row in made) else ", not all good"
+            print(f"{name}: {len(made)} rows in {time.monotonic() - began:.0f} s{good}", file=sys.stderr)
             end = f"{summary(rows)}; {(time.monotonic() - started) / 60:.0f} minutes"
             text = "\n".join([head, "", *table(rows), "", end]) + "\n"
             if chosen.out:

@@ -22,11 +22,11 @@ from daskpipe.engine.rows import read_unit
 from daskpipe.engine.run_directory import RunDirectory
 
 MEMORY = "3GB"
-"""Of a worker: what leaks is to end soon."""
+"""Memory of a worker, small so that a leak ends soon."""
 
 
 def calculators(bench: Bench) -> list[Row]:
-    """Compute with a hostile potential; what it kills is quarantined, and all else as if it had not."""
+    """Compute with a hostile potential; structures that kill it are quarantined, all others keep their results."""
     folder = bench.fresh()
     rows = []
     with hostile_emt.installed(folder):
@@ -67,7 +67,7 @@ def calculators(bench: Bench) -> list[Row]:
 
 
 def run_of(run_dir: Path, config: Config, code: int) -> Path:
-    """Run a config in a driver of its own; return its folder."""
+    """Run a config in a driver of its own; return the run directory."""
     cluster = config.cluster.model_copy(update={"workers": 2, "gpus": 0, "memory": MEMORY})
     file = run_dir.with_suffix(".yaml")
     file.write_text(to_yaml(config.model_copy(update={"cluster": cluster})))
@@ -76,7 +76,7 @@ def run_of(run_dir: Path, config: Config, code: int) -> Path:
 
 
 def frames_of(run_dir: Path, stage: str) -> Any:
-    """All structures that the units of a stage gave, in their order."""
+    """Return all structures that the units of a stage gave, in their order."""
     units = [json.loads(path.read_text())["unit"] for path in manifests(run_dir)]
     keys = sorted((unit["index"], unit["key"]) for unit in units if unit["stage"] == stage)
     return concat([read_unit(run_dir, stage, key) for _, key in keys])

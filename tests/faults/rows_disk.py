@@ -29,7 +29,7 @@ ERRORS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 TIMES = 2
-"""How often each is raised: as often as two workers can meet it at once."""
+"""Number of times each is raised: as often as two workers can meet it at once."""
 
 
 def errors(rotation: int, stages: Sequence[str]) -> list[Strike]:
@@ -50,7 +50,7 @@ def disk_errors(bench: Bench, rotation: int) -> list[Row]:
 
 
 def driver_disk_errors(bench: Bench) -> list[Row]:
-    """Let what the driver writes fail: it ends with the code of a full disk, and goes on when there is room."""
+    """Let what the driver writes fail: it ends with the code of a full disk, and is resumed when there is room."""
     folder = bench.fresh()
     places: tuple[tuple[str, str, dict[str, str]], ...] = (
         (
@@ -88,7 +88,7 @@ FULL_SECONDS = 2.0
 
 
 def can_mount() -> bool:
-    """Whether a small disk can be had here."""
+    """Return whether a small disk can be mounted here."""
     return os.geteuid() == 0 and shutil.which("mount") is not None
 
 
@@ -141,14 +141,14 @@ def copied(bench: Bench) -> Path:
 
 
 def daskpipe(run_dir: Path, *words: str, code: int) -> str:
-    """Type a command; return what it said."""
+    """Type a command; return its output."""
     driver = Driver(run_dir, *words)
     ended(driver, code)
     return driver.log.read_text()
 
 
 def flipped(bench: Bench) -> list[Row]:
-    """Flip one byte of one unit of each stage: fsck finds it, and that unit alone is made again."""
+    """Flip one byte of one unit of each stage: fsck reports it, and that unit alone is made again."""
     run_dir = copied(bench)
     before = committed(run_dir)
     struck: dict[str, str] = {}
@@ -159,7 +159,7 @@ def flipped(bench: Bench) -> list[Row]:
             flip(path.with_name("payload.npz"))
     at = time.time()
     report = json.loads(daskpipe(run_dir, "fsck", str(run_dir), "--rehash", "--json", code=EXIT_INTERNAL))
-    found = {stage: any(key in finding["says"] for finding in report["findings"]) for stage, key in struck.items()}
+    reported = {stage: any(key in finding["says"] for finding in report["findings"]) for stage, key in struck.items()}
     daskpipe(run_dir, "fsck", str(run_dir), "--rehash", "--mend", code=0)
     daskpipe(run_dir, "resume", str(run_dir), code=EXIT_QUARANTINED)
     after = committed(run_dir)
@@ -168,7 +168,7 @@ def flipped(bench: Bench) -> list[Row]:
     rows = []
     for stage in struck:
         row = bench.row("one byte of payload.npz flipped", stage, run_dir, at, 1)
-        row.survived = int(found[stage])
+        row.survived = int(reported[stage])
         rows.append(row)
     return rows
 
@@ -180,8 +180,8 @@ def dataset_flipped(bench: Bench) -> list[Row]:
     files = sorted(path for path in (run_dir / "dataset.zarr").glob("*/c/**/*") if path.is_file())
     flip(files[0])
     at = time.time()
-    said = daskpipe(run_dir, "fsck", str(run_dir), "--rehash", code=EXIT_INTERNAL)
-    assert "dataset.zarr" in said
+    output = daskpipe(run_dir, "fsck", str(run_dir), "--rehash", code=EXIT_INTERNAL)
+    assert "dataset.zarr" in output
     daskpipe(run_dir, "fsck", str(run_dir), "--rehash", "--mend", code=0)
     daskpipe(run_dir, "resume", str(run_dir), code=EXIT_QUARANTINED)
     after = committed(run_dir)
@@ -227,7 +227,7 @@ def torn_ledger(bench: Bench, faults: Sequence[str] = tuple(TEARS)) -> list[Row]
 
 
 def middle(text: bytes) -> int:
-    """Return a place within the line in the middle."""
+    """Return an index within the line in the middle."""
     lines: list[Any] = text.splitlines(keepends=True)
     before = b"".join(lines[: len(lines) // 2])
     return len(before) + len(lines[len(lines) // 2]) // 2

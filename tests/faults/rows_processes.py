@@ -70,13 +70,13 @@ def more_steps(stages: Sequence[str]) -> list[Strike]:
 
 
 def published(stages: Sequence[str], who: str, **more: str) -> list[Strike]:
-    """Return the strike after the dataset was published, before its unit is committed."""
+    """Return the strike between the publication of the dataset and the commit of its unit."""
     step = {**PUBLISHED, "when": "after"}
     return [at_step(f"{who} after the dataset was published", "store", step, **more)] if "store" in stages else []
 
 
 def workers_struck(bench: Bench, strikes: Sequence[Strike]) -> list[Row]:
-    """Strike workers at the steps of units; one driver goes through it all."""
+    """Strike workers at the steps of units, in the run of one driver."""
     if not strikes:  # none of the stages that were asked for
         return []
     folder = bench.fresh()
@@ -104,16 +104,16 @@ def driver_killed(bench: Bench, strikes: Sequence[Strike]) -> list[Row]:
 
 def alive(plan: Plan) -> list[psutil.Process]:
     """Return the processes that struck, or were struck, and are still there."""
-    found = []
+    processes = []
     for mark in (mark for strike in plan.strikes for mark in plan.struck(strike)):
         for pid in (mark.pid, mark.parent):
             try:
                 process = psutil.Process(pid)
                 if pid != 1 and process.create_time() < mark.at and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
+                    processes.append(process)
             except psutil.NoSuchProcess:
                 continue
-    return [process for process in found if "multiprocessing" in " ".join(process.cmdline())]
+    return [process for process in processes if "multiprocessing" in " ".join(process.cmdline())]
 
 
 def workers_at_steps(bench: Bench, rotation: int) -> list[Row]:
@@ -137,7 +137,7 @@ def driver_while_published(bench: Bench) -> list[Row]:
 
 
 def driver_while_units_commit(bench: Bench, rotation: int) -> list[Row]:
-    """Let a worker kill its driver at a step of its unit, and go on for as long as it lives."""
+    """Let a worker kill its driver at a step of its unit, and continue for as long as it lives."""
     return driver_killed(bench, diagonal(rotation, bench.stages, "driver killed, a unit", act="kill parent"))
 
 
@@ -189,7 +189,7 @@ def driver_at_its_files(bench: Bench) -> list[Row]:
 
 @dataclass
 class Cluster:
-    """A scheduler and workers as people start them."""
+    """Start a scheduler and workers as people start them."""
 
     folder: Path
     options: Sequence[str] = ()
@@ -212,13 +212,13 @@ class Cluster:
         self._wait_for_workers()
 
     def tend(self) -> None:
-        """Start a worker in place of each that has ended."""
+        """Start a new worker for each that has ended."""
         for number, worker in enumerate(self.workers):
             if worker.poll() is not None:
                 self.workers[number] = self._worker()
 
     def stop(self) -> None:
-        """Kill what is there, with what it has started."""
+        """Kill the scheduler and the workers, with all processes that they have started."""
         for process in (*self.workers, self.scheduler):
             try:
                 children = psutil.Process(process.pid).children(recursive=True)
@@ -272,7 +272,7 @@ def nannies_killed(bench: Bench) -> list[Row]:
 
 
 def schedulers_killed(bench: Bench) -> list[Row]:
-    """Kill a scheduler of its own in each stage; the driver says so and ends, and goes on with another one."""
+    """Kill a scheduler of its own in each stage; the driver reports it and ends, and is resumed with another one."""
     folder = bench.fresh()
     strikes = [
         at_step("scheduler killed", stage, STEPS["as it computes"], act="kill scheduler.pid") for stage in bench.stages
@@ -291,7 +291,7 @@ def schedulers_killed(bench: Bench) -> list[Row]:
 # --- standing still ---------------------------------------------------------------------------------
 
 TTL_SECONDS = 5
-"""Dask does not give up a worker sooner, whatever it is told."""
+"""Shortest time after which Dask gives up a worker, whatever its settings."""
 
 
 def workers_stopped(bench: Bench, stages: Sequence[str] = ("explore", "label", "store-plan")) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Rows of the matrix of faults: what becomes of jobs on a real Slurm, with a pool for GPUs and one for CPUs."""
+"""Rows of the matrix of faults: jobs on a real Slurm, with a pool for GPUs and one for CPUs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GPU = '{{jobs: 1, cores: 1, gpus: 1, memory: 2GB, partition: gpu, walltime: "{wa
 
 @dataclass
 class OnSlurm:
-    """One run on Slurm that is to be disturbed."""
+    """Start a run on Slurm that is to be disturbed."""
 
     bench: Bench
     slurm: Slurm
@@ -36,7 +36,7 @@ class OnSlurm:
 
     @property
     def run_dir(self) -> Path:
-        """The run."""
+        """The run directory."""
         return self.folder / "run"
 
     def start(self) -> Driver:
@@ -58,20 +58,20 @@ class OnSlurm:
         driver.wait_until(reached)
 
     def jobs(self, state: str) -> list[str]:
-        """Ids of the jobs in a state."""
+        """Return the ids of the jobs in a state."""
         return [job_id for job_id, job in self.slurm.squeue().items() if job["state"] == state]
 
     def submitted(self) -> list[str]:
-        """Ids of all jobs of the run in their order."""
+        """Return the ids of all jobs of the run, in their order."""
         lines = [json.loads(line) for line in (self.run_dir / RECORD).read_text().splitlines()]
         return [line["job_id"] for line in lines if "job_id" in line]
 
     def logs(self) -> str:
-        """What the jobs printed."""
+        """Return what the jobs printed."""
         return "\n".join(path.read_text(errors="replace") for path in (self.run_dir / "jobs").iterdir())
 
     def finish(self, driver: Driver, fault: str, stage: str, at: float, injected: int) -> Row:
-        """Wait for the end; see that no job is left; return the row."""
+        """Wait for the end; check that no job is left; return the row."""
         ended(driver, EXIT_QUARANTINED)
         self.slurm.wait_until_idle()
         assert list(self.run_dir.glob("keys-*")) == []
@@ -79,7 +79,7 @@ class OnSlurm:
 
 
 def programs(run_dir: Path) -> list[psutil.Process]:
-    """What the jobs of a run have started."""
+    """Return the processes that the jobs of a run have started."""
     return [
         process
         for process in psutil.process_iter(["cmdline"])
@@ -112,7 +112,7 @@ def requeue(bench: Bench, slurm: Slurm) -> list[Row]:
 
 
 def walltime(bench: Bench, slurm: Slurm) -> list[Row]:
-    """Let Slurm end jobs that know nothing of their walltime; the driver stands still until it has."""
+    """Let Slurm end jobs that do not know their walltime, while the driver is stopped."""
     folder = bench.fresh()
     deaf = folder / "deaf.sh"
     deaf.write_text("unset DASKPIPE_DEADLINE SLURM_JOB_END_TIME\n")
@@ -191,7 +191,7 @@ def driver_killed(bench: Bench, slurm: Slurm) -> list[Row]:
 
 
 def ledger_of(run_dir: Path) -> str:
-    """All that the ledger says."""
+    """Return the text of all segments of the ledger."""
     return "".join(path.read_text() for path in sorted((run_dir / "ledger").glob("*.jsonl")))
 
 

@@ -1,4 +1,4 @@
-"""Rows of the matrix of faults: what becomes of a run on a real Slurm of two nodes, over TLS, as the network fails."""
+"""Rows of the matrix of faults: runs on a real Slurm of two nodes, over TLS, while the network fails."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ INTRUDER = str(Path(intruder.__file__))
 
 @dataclass
 class OnNodes(OnSlurm):
-    """One run on two nodes that is to be disturbed."""
+    """Start a run on two nodes that is to be disturbed."""
 
     slurm: TwoNodes
     began: float = field(default_factory=time.time)
@@ -67,24 +67,24 @@ class OnNodes(OnSlurm):
         wait_until(at_work, pause=0.01)
 
     def release(self, *stages: str) -> None:
-        """Let units of stages go on that wait, and those that come."""
+        """Let the units of some stages continue, those that wait and all later ones."""
         for stage in stages:
             (self.folder / "plan" / stage).touch()
 
     def listeners(self, driver: Driver) -> list[str]:
-        """Return address and port of all that listens off loopback for the run, its scheduler first."""
-        found = [f"{address}:{port}" for address, port in self.slurm.head.listening()[driver.process.pid]]
+        """Return address and port of all listeners of the run beyond loopback, its scheduler first."""
+        listeners = [f"{address}:{port}" for address, port in self.slurm.head.listening()[driver.process.pid]]
         for node in two_nodes.NODES:
             here = self.slurm.node(node).listening()
             del here[self.slurm.daemons[f"slurmd-{node}"].pid]
-            found += [f"{address}:{port}" for listening in here.values() for address, port in listening]
-        off_loopback = [listener for listener in found if not listener.startswith("127.")]
+            listeners += [f"{address}:{port}" for listening in here.values() for address, port in listening]
+        off_loopback = [listener for listener in listeners if not listener.startswith("127.")]
         # The scheduler; a nanny and a worker on each node.
         assert len(off_loopback) == 1 + 2 * len(two_nodes.NODES), off_loopback
         return off_loopback
 
     def row(self, driver: Driver, fault: str, at: float, injected: int = 1) -> Row:
-        """Wait for the end; return the row, with what was lost meanwhile."""
+        """Wait for the end; return the row, with the units that were lost."""
         row = self.finish(driver, fault, "explore", at, injected)
         events = last_segment(self.run_dir)
         lost = [event for event in events if event["event"] == "UnitLost"]
@@ -120,7 +120,7 @@ def disturbed(bench: Bench, slurm: TwoNodes) -> Iterator[tuple[OnNodes, Driver]]
 
 
 def cut_for_a_while(run: OnNodes, host: str) -> None:
-    """Pull a cable, and put it in again; exploration goes on meanwhile, and labels wait."""
+    """Pull a cable, and plug it in again; exploration continues meanwhile, and labels wait."""
     run.slurm.network.cut(host)
     try:
         run.release("explore")
@@ -176,7 +176,7 @@ def driver_cut_off(bench: Bench, slurm: TwoNodes) -> list[Row]:
 
 
 def intruders(bench: Bench, slurm: TwoNodes) -> list[Row]:
-    """Give orders to all that listens for a run, without its keys, from one of its nodes and from another subnet."""
+    """Give orders to all listeners of a run, without its keys, from one of its nodes and from another subnet."""
     with disturbed(bench, slurm) as (run, driver):
         canaries = run.folder / "canaries"
         canaries.mkdir()

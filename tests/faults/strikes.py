@@ -1,4 +1,4 @@
-"""Faults to inject, what was injected, and how what a run left compares with an undisturbed one."""
+"""Inject faults into runs, and compare what they left with an undisturbed run."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ HOLD_STRUCTURES = ("generate", "explore", "label")
 UNIT = re.compile(r"units/[a-z-]+/[0-9a-f]{2}/\.([0-9a-f]{32})")
 
 HURRIED = (str(Path(__file__).with_name("hurried.py")),)
-"""What a driver is started with that is to wait less for workers and jobs."""
+"""Program of a driver that waits less for workers and jobs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strike:
-    """One fault at one call.
+    """Describe one fault at one call.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class Strike:
     act
         ``kill self|parent|FILE ...``, ``stop``, ``raise ERRNO``, ``fill``, ``wait FILE``.
     times
-        How often.
+        Number of strikes.
     file
         Of a write: what the path must match.
     """
@@ -63,7 +63,7 @@ class Strike:
 
 @dataclass(frozen=True)
 class Struck:
-    """A marker."""
+    """Hold the content of a marker."""
 
     at: float
     pid: int
@@ -73,29 +73,29 @@ class Struck:
 
 @dataclass
 class Plan:
-    """Strikes that wait for the processes of a driver."""
+    """Hold the strikes that wait for the processes of a driver."""
 
     folder: Path
     strikes: Sequence[Strike]
 
     def struck(self, strike: Strike) -> list[Struck]:
-        """Markers of a strike, in their order."""
-        found = []
+        """Return the markers of a strike, in their order."""
+        markers = []
         for path in sorted(self.folder.glob(f"struck-{self.strikes.index(strike)}-*")):
             text = path.read_text()
             if text:  # else it is just being written
-                found.append(Struck(**json.loads(text)))
-        return found
+                markers.append(Struck(**json.loads(text)))
+        return markers
 
     @property
     def n_struck(self) -> int:
-        """How many have been made."""
+        """Number of strikes so far."""
         return len(list(self.folder.glob("struck-*")))
 
 
 @contextmanager
 def striking(folder: Path, strikes: Sequence[Strike]) -> Iterator[Plan]:
-    """Let the processes that are started meanwhile be struck."""
+    """Strike the processes that are started in the block."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text("import injected\n")
     (folder / "strikes.json").write_text(json.dumps([asdict(strike) for strike in strikes]))
@@ -111,7 +111,7 @@ def striking(folder: Path, strikes: Sequence[Strike]) -> Iterator[Plan]:
 
 @dataclass(frozen=True)
 class Left:
-    """What a run left: ids by place, checksums of what units hold, dataset, quarantine."""
+    """Hold what a run left: ids by place, checksums of the files of units, dataset, quarantine."""
 
     ids: dict[str, Counter[str]]
     units: dict[str, object]
@@ -120,7 +120,7 @@ class Left:
 
 
 def left_by(run_dir: Path) -> Left:
-    """Read a run directory, each byte of it checked."""
+    """Read a run directory, and check each byte of it."""
     from daskpipe.store.reader import open_dataset
 
     units, ids = {}, {stage: Counter[str]() for stage in HOLD_STRUCTURES}
@@ -139,7 +139,7 @@ def left_by(run_dir: Path) -> Left:
 
 @dataclass(kw_only=True)
 class Row:
-    """One line of the table."""
+    """Hold one line of the table."""
 
     fault: str
     stage: str
@@ -152,33 +152,33 @@ class Row:
     identical: bool = False
     note: str = ""
     detail: str = ""
-    """What else the table is to say of a row, whether or not it is good."""
+    """Further text for the table, whether or not the row is good."""
 
     @property
     def good(self) -> bool:
-        """Injected, survived, nothing lost, nothing twice, the same bytes."""
+        """Whether faults were injected and survived, nothing was lost or doubled, and the bytes are the same."""
         survived = self.injected > 0 and self.survived == self.injected
         return survived and self.identical and self.lost == self.duplicates == 0
 
 
 def judged(run_dir: Path, reference: Left, *, fully: bool = True) -> tuple[dict[str, int], list[str]]:
     """Compare a run with an undisturbed one; return ids lost, ids twice, and what is wrong in words."""
-    found = left_by(run_dir)
+    left = left_by(run_dir)
     numbers = {"lost": 0, "duplicates": 0}
     for place, expected in reference.ids.items():
-        here = found.ids.get(place, Counter())
+        here = left.ids.get(place, Counter())
         numbers["lost"] += (expected - here).total()
         numbers["duplicates"] += (here - expected).total()
     wrong = []
-    if found.dataset != reference.dataset:
+    if left.dataset != reference.dataset:
         wrong.append("dataset differs")
-    if found.units != reference.units:
-        names = sorted(key for key in found.units | reference.units if found.units.get(key) != reference.units.get(key))
+    if left.units != reference.units:
+        names = sorted(key for key in left.units | reference.units if left.units.get(key) != reference.units.get(key))
         wrong.append(f"units differ: {', '.join(name[:22] for name in names)}")
-    if found.quarantine != reference.quarantine:
+    if left.quarantine != reference.quarantine:
         wrong.append("quarantine differs")
     if fully:
-        # What attempts that were killed have left is no finding: the next driver removes it.
+        # Leftovers of killed attempts are no finding: the next driver removes them.
         wrong += [f"fsck: {finding.says}" for finding in check_run(run_dir, rehash=True).findings]
     return numbers, wrong
 
@@ -188,7 +188,7 @@ def judged(run_dir: Path, reference: Left, *, fully: bool = True) -> tuple[dict[
 
 @dataclass
 class Bench:
-    """Where runs are made, and what an undisturbed one left.
+    """Start runs in a folder, and keep what an undisturbed one left.
 
     One of its seeds is rejected, so that there is a quarantine.
     """
@@ -212,7 +212,7 @@ class Bench:
         assert self.reference.quarantine
 
     def words(self, run_dir: Path, *overrides: str) -> list[str]:
-        """What is typed to run the config."""
+        """Return the command line that runs the config."""
         paths = f"generate.paths=['{self.folder}/overlap.xyz']"
         local = ["cluster.workers=2", "cluster.gpus=0"]
         return ["run", "emt_alloy", *SMALL, paths, *local, *overrides, "--run-dir", str(run_dir)]
@@ -224,13 +224,13 @@ class Bench:
         program: Sequence[str] = ("-m", "daskpipe"),
         prefix: Sequence[str] = (),
     ) -> Driver:
-        """Start a driver, or go on: the same config in the same directory is the same run."""
+        """Start a driver, or resume: the same config in the same directory is the same run."""
         driver = Driver(run_dir, *self.words(run_dir, *overrides), program=program, prefix=prefix)
         self._drivers.append(driver)
         return driver
 
     def close(self) -> None:
-        """Kill the drivers that a scenario which broke off has left."""
+        """Kill the drivers that a failed scenario has left."""
         for driver in self._drivers:
             driver.process.kill()
             driver.process.wait()
@@ -300,7 +300,7 @@ def newest(run_dir: Path) -> float:
 
 
 def ended(driver: Driver, *codes: int) -> int:
-    """Wait for a driver; see that it ended as it should."""
+    """Wait for a driver; check its exit code."""
     code = driver.process.wait(PATIENCE)
     assert code in codes, f"the driver ended with {code}: {driver.log.read_text()[-3000:]}"
     return code

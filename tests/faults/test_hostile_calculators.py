@@ -59,8 +59,8 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def workers(plugin: None) -> Iterator[Workers]:
     """Two workers of their own, which know the plugin, and may hold little."""
     cluster = load_config("emt_alloy", ["cluster.workers=2", "cluster.gpus=0", "cluster.memory=3GB"]).cluster
-    with connect(cluster) as found:
-        yield found
+    with connect(cluster) as connected:
+        yield connected
 
 
 @pytest.fixture(scope="module")

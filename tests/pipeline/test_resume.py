@@ -94,6 +94,11 @@ def test_paths_are_resumed_from_any_directory(
     overrides = [item for item in overrides if not item.startswith("generate.sources")]
     first = daskpipe.run("emt_alloy", overrides, run_dir="run", client=client)
     assert first.stages["generate"]["out"] == 6
+    # What the files hold and seeds have no place for is counted, and still known when the run goes on.
+    not_taken = first.stages["generate"]["tallies"]
+    assert {"left_out/energy": 6, "left_out/forces": 6}.items() <= not_taken.items()
+    assert not not_taken.keys() & {"left_out/config_type", "left_out/charge", "left_out/structure_id"}
     monkeypatch.chdir(tmp_path)
     again = daskpipe.resume("mine/run", client=client)
     assert sum(row["computed"] for row in again.stages.values()) == 0
+    assert again.stages["generate"]["tallies"] == not_taken

@@ -169,6 +169,21 @@ def test_a_complete_run_of_earlier_stages_stays_complete(
     assert check_run(made.run_dir).findings == []
 
 
+def test_a_complete_run_with_picks_of_an_earlier_version_against_a_dataset_stays_complete(
+    reference: Result, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such picks have a version of their own, which the dataset did not name."""
+    overrides = [*SMALL, "select.duplicate_distance=1e-6", f"select.against={reference.dataset}"]
+    monkeypatch.setattr("daskpipe.stages.select.stage.AGAINST_VERSION", 0)
+    made = daskpipe.run("emt_alloy", overrides, run_dir=tmp_path / "run", client=client)
+    monkeypatch.undo()
+    before = files_of(made.dataset)
+    result = daskpipe.resume(made.run_dir, client=client)
+    assert list_computed(result) == {}
+    assert result.stages.keys() == made.stages.keys()
+    assert files_of(made.dataset) == before
+
+
 @pytest.mark.parametrize("made", ["reference", "of_before"])
 def test_a_dataset_that_was_taken_away_is_made_again_by_one_unit(
     made: str, request: pytest.FixtureRequest, client: Client, tmp_path: Path, upgraded_packages: None

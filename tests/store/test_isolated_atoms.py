@@ -125,6 +125,9 @@ def test_a_weight_that_is_none_is_refused(weight: str, tmp_path: Path) -> None:
         (Atoms("Cu", cell=[8] * 3, pbc=True), True),
         (Atoms("Cu", cell=[9, 9, 6], pbc=True), False),
         (Atoms("Cu", cell=[9, 9, 6], pbc=[True, True, False]), True),
+        (Atoms("Cu", cell=[9, 9, 6], pbc=[False, True, False]), True),
+        (Atoms("Cu", cell=[[9, 0, 0], [9, 5, 0], [0, 0, 9]], pbc=True), False),  # 5 Å wide
+        (Atoms("Cu", cell=[9, 9, 0], pbc=True), False),
         (Atoms("Cu", cell=[6] * 3, pbc=True, info={"config_type": "IsolatedAtom"}), True),
         (Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 9]], info={"config_type": "IsolatedAtom"}), False),
     ],

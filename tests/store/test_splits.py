@@ -10,8 +10,10 @@ from daskpipe.core.seeds import order_by_hash
 from daskpipe.core.structures import as_void, take
 from daskpipe.core.variables import SPLITS
 from daskpipe.store import arrange_dataset
-from daskpipe.store.assignment import assign_splits, strata_of
+from daskpipe.store.assignment import SLACK, assign_splits, per_group, size_classes_of, types_of
 from daskpipe.store.leakage import compare_leakage, frame_distance, measure_leakage
+from daskpipe.store.quality.check import Check
+from daskpipe.store.quality.split_checks import check_splits
 from daskpipe.store.splits import Split, find_groups, number_trajectories, seed_ids_of
 
 N_SHARED = 3  # splits that can have a share
@@ -323,18 +325,90 @@ def make_typed_groups(n_groups: dict[str, int], per_group: int, *, seed: int = 0
 @pytest.mark.parametrize("seed", range(5))
 def test_each_split_gets_its_share_of_each_type(seed):
     columns = make_typed_groups({"alloy": 20, "surface": 14, "cluster": 10}, per_group=3)
-    members = strata_of(columns)
-    assert members.shape == (44 * 3, 3 + 3)  # three types, and three sizes
-    assert (members[:, :3].sum(axis=1) == 1).all()
-    assert (members[:, 3:].sum(axis=1) == 1).all()
-    strata = np.zeros((44, members.shape[1]))
-    np.add.at(strata, columns["group"], members)
-    codes = assign_splits(np.full(44, 3), np.arange(88).view("V16"), seed=seed, fractions=Split().split, strata=strata)[
-        columns["group"]
-    ]
+    counts = []
+    for members in (types_of(columns), size_classes_of(columns)):
+        assert members.shape == (44 * 3, 3)  # three types, and three sizes
+        assert (members.sum(axis=1) == 1).all()
+        counts.append(per_group(columns["group"], members))
+    types, strata = counts
+    codes = assign_splits(
+        np.full(44, 3), np.arange(88).view("V16"), seed=seed, fractions=Split().split, types=types, strata=strata
+    )[columns["group"]]
     for kind, count in (("alloy", 60), ("surface", 42), ("cluster", 30)):
         got = np.bincount(codes[columns["system_type"] == kind], minlength=3)
         wanted = np.array([0.8, 0.1, 0.1]) * count
         assert np.abs(got - wanted).max() <= 3, f"{kind}: {got} of {wanted}"  # a group's worth
         assert got.all()
     assert np.abs(np.bincount(codes) / 132 - [0.8, 0.1, 0.1]).max() < 0.03
+
+
+# --- few groups --------------------------------------------------------------------------------------
+
+
+def dealt(sizes: list[int], kinds: list[int], *, seed: int = 0) -> tuple[np.ndarray, Check]:
+    """Splits of groups, each of one type, and what the gate says of them."""
+    counts, kind = np.array(sizes), np.array(kinds)
+    types = counts[:, None] * (kind[:, None] == np.unique(kind))
+    codes = assign_splits(
+        counts, np.arange(2 * len(counts)).view("V16"), seed=seed, fractions=Split().split, types=types
+    )
+    return codes, judged(codes, counts, np.repeat(kind, counts).astype(str))
+
+
+def judged(codes: np.ndarray, counts: np.ndarray, kind_of_each: np.ndarray) -> Check:
+    group = np.repeat(np.arange(len(counts)), counts)
+    ids = np.arange(2 * len(group)).view("V16")
+    return check_splits(ids, codes[group], group, Split().split, SLACK, kind_of_each)
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 2, 2], [2, 2, 1, 1], [3, 3, 3, 3], [1, 1, 30, 30]])
+def test_training_data_have_both_types_of_two_groups_each(sizes):
+    """Val and test took both groups of one type."""
+    for seed in range(20):
+        codes, check = dealt(sizes, [0, 0, 1, 1], seed=seed)
+        assert sorted(codes.tolist()) == [0, 0, 1, 2]
+        assert {number // 2 for number in np.flatnonzero(codes == SPLITS.index("train"))} == {0, 1}
+        assert check.verdict == "warn"  # no split but train can have both
+        assert "train has no" not in check.says
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    groups=st.lists(st.tuples(st.integers(1, 60), st.integers(0, 4)), min_size=3, max_size=12), seed=st.integers(0, 9)
+)
+def test_training_data_have_every_type_as_long_as_no_other_split_needs_its_only_group(groups, seed):
+    sizes, kinds = (list(part) for part in zip(*groups, strict=True))
+    codes, check = dealt(sizes, kinds, seed=seed)
+    assert set(codes.tolist()) == {0, 1, 2}
+    in_training = {kinds[number] for number in np.flatnonzero(codes == SPLITS.index("train"))}
+    if len(groups) >= len(set(kinds)) + 2:
+        assert in_training == set(kinds)
+    assert check.verdict != "fail"
+    # Of types that training must go without, none has more structures than the largest that it has.
+    totals = {kind: sum(size for size, own in groups if own == kind) for kind in set(kinds)}
+    if missing := set(kinds) - in_training:
+        assert max(totals[kind] for kind in missing) <= max(totals[kind] for kind in in_training)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    groups=st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3).filter(any), min_size=3, max_size=40),
+    seed=st.integers(0, 9),
+)
+def test_the_gate_passes_the_splits_that_groups_of_several_types_allow(groups, seed):
+    types = np.array(groups)
+    counts = types.sum(axis=1)
+    codes = assign_splits(
+        counts, np.arange(2 * len(counts)).view("V16"), seed=seed, fractions=Split().split, types=types
+    )
+    kind_of_each = np.concatenate([np.repeat(["a", "b", "c"], row) for row in types])
+    check = judged(codes, counts, kind_of_each)
+    assert check.verdict != "fail", check.says
+
+
+def test_the_gate_fails_training_data_without_a_type_that_they_could_have():
+    codes, counts = np.array([0, 0, 1, 2]), np.array([4, 4, 4, 4])
+    kind_of_each = np.repeat(["bulk", "bulk", "cluster", "cluster"], 4)
+    check = judged(codes, counts, kind_of_each)
+    assert check.verdict == "fail"
+    assert "train has no cluster" in check.says

@@ -46,6 +46,10 @@ class RelaxationTrajectory(Trajectory):
     ensemble: str = ENSEMBLE
     is_relaxation: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._reached: tuple[np.ndarray, Atoms] | None = None
+
     @property
     def has_barostat(self) -> bool:
         """Whether its cell changes."""
@@ -96,14 +100,20 @@ class RelaxationTrajectory(Trajectory):
 
     @property
     def relaxed_atoms(self) -> Atoms:
-        """Geometry that it has reached; its seed before the first step."""
+        """Geometry that it has reached; its seed before the first step.
+
+        It is built once for each state: every frame of the trajectories that start from it reads it.
+        """
         if self.state is None:
             return self.seed
-        atoms = self.seed.copy()
-        if self.has_barostat:
-            atoms.set_cell(np.where(self.seed.pbc[:, None], self.state["cell"], self.seed.cell.array))
-        atoms.positions = self.state["positions"]
-        return atoms
+        positions = self.state["positions"]
+        if self._reached is None or self._reached[0] is not positions:
+            atoms = self.seed.copy()
+            if self.has_barostat:
+                atoms.set_cell(np.where(self.seed.pbc[:, None], self.state["cell"], self.seed.cell.array))
+            atoms.positions = positions
+            self._reached = positions, atoms
+        return self._reached[1]
 
     def stop_attempt(self, reason: str, evidence: str, crashed: Atoms, on_stop: str) -> None:
         """End it: a second try would go the same way."""

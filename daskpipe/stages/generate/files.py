@@ -2,7 +2,8 @@
 
 Files hold bytes of third parties. The name of a file decides its format. Parsers that never unpickle take numbers,
 positions, cell, periodicity, charge and spin (of the structure and of its atoms), masses of isotopes, fixed atoms and
-``config_type``. Calculators, tags and other notes are left out.
+``config_type``. Calculators, tags and other notes are left out, and their names listed
+(`daskpipe.stages.generate.left_out`).
 """
 
 from __future__ import annotations
@@ -32,12 +33,19 @@ from daskpipe.stages.generate.crystals import cif_frames, poscar_frames
 from daskpipe.stages.generate.declared_units import check_length, metadata_units
 from daskpipe.stages.generate.electrons import ElectronError, electrons_of, moments_of
 from daskpipe.stages.generate.extxyz import parse_frame, xyz_frames
+from daskpipe.stages.generate.left_out import NOTED, names_left_out, noted_names, taken_names
 from daskpipe.stages.generate.params import NotEmpty
 
 log = logging.getLogger(__name__)
 
 TAKES_N = False
 """Files are read whole, so that a source of files has no number of structures."""
+
+COVERED = {
+    "energies", "fixed", "free_energy", "occupancy", "parameters", "spacegroup", "spacegroup_kinds", "stresses",
+    "unit_cell",
+}  # fmt: skip
+"""Names that parsers give to what is taken, and results that belong to the energy and the stress."""
 
 Frame = Callable[[], Atoms]
 """Function that builds one structure of a file; if it fails, the others are read all the same."""
@@ -64,10 +72,11 @@ def files(
     ------
     ase.Atoms or Rejection
         One for each frame, in order, as far as the file can be read: ``info`` holds ``name`` and, where the file gives
-        them, ``charge`` and ``spin_multiplicity`` (see `daskpipe.stages.generate.electrons`) and ``config_type``; the
-        arrays ``initial_charges``, ``initial_magmoms`` and ``masses`` are kept, and constraints become the array
-        ``fixed``. Reasons of rejection: ``unknown_format``, ``empty``, ``unreadable``, ``unknown_element``,
-        ``partial_occupancy``, ``charge``, ``spin``, ``constraint``, ``masses``.
+        them, ``charge`` and ``spin_multiplicity`` (see `daskpipe.stages.generate.electrons`), ``config_type`` and,
+        under `daskpipe.stages.generate.left_out.NOTED`, the names of what was not taken; the arrays
+        ``initial_charges``, ``initial_magmoms`` and ``masses`` are kept, and constraints become the array ``fixed``.
+        Reasons of rejection: ``unknown_format``, ``empty``, ``unreadable``, ``unknown_element``, ``partial_occupancy``,
+        ``charge``, ``spin``, ``constraint``, ``masses``.
     """
     for path in paths:
         yield from read_structures(Path(base_dir) / path, name=path)
@@ -92,10 +101,14 @@ def read_structures(
 
 def _build_structure(frame: Frame, name: str) -> Atoms | Rejection:
     try:
-        atoms = clean_structure(frame())
+        raw = frame()
+        atoms = clean_structure(raw)
+        names = names_left_out(raw, taken_names(raw, atoms) | COVERED)
     except Exception as error:  # a parser may raise anything for bytes of third parties
         return rejection_of(error, name)
     atoms.info["name"] = name
+    if names:
+        atoms.info[NOTED] = tuple(sorted(names))
     return atoms
 
 
@@ -169,6 +182,9 @@ def _trajectory_frames(path: Path) -> Iterator[Frame]:
             )  # fmt: skip
             # Constraints stand where numbers do, as JSON.
             header = item if "numbers" in item else items
+            results = item.calculator.keys() if "calculator" in item else ()
+            held = {name: item.get(name) for name in ("momenta", "tags")}
+            atoms.info[NOTED] = noted_names(held, set(results) - {"name"})
             return _mark_fixed_atoms(atoms, json.loads(header.get("constraints", "[]")))
 
         for number in range(len(items)):
@@ -207,12 +223,17 @@ def _lmdb_frames(path: Path) -> Iterator[Frame]:
 
 
 def _build_row(database: Any, row_id: int, units: Mapping[str, Any]) -> Atoms:
+    from ase.calculators.calculator import all_properties
+
     row = database.get(id=row_id)
     info = {**units, **row.key_value_pairs, **words_of(row.data)}
     atoms = Atoms(
         row.numbers, row.positions, cell=row.cell, pbc=row.pbc, info=info,
         charges=row.get("initial_charges"), magmoms=row.get("initial_magmoms"), masses=row.get("masses"),
     )  # fmt: skip
+    held = {name: row.get(name) for name in ("momenta", "tags")}
+    results = [name for name in all_properties if name in row]
+    atoms.info[NOTED] = noted_names(held, [*results, *(set(row.data) - set(info))])
     # ASE builds constraints by name, and of its own kinds alone.
     return _mark_fixed_atoms(atoms, [item.todict() for item in row.constraints])
 

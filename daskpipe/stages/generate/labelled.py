@@ -35,13 +35,13 @@ from daskpipe.core.structures import NO_PARENT, from_atoms, round_positions, str
 from daskpipe.engine.rows import dataset_to_arrays
 from daskpipe.engine.units import Payload
 from daskpipe.stages.generate.checks import FrameError, find_fault, system_type
-from daskpipe.stages.generate.declared_units import find_units, metadata_units
-from daskpipe.stages.generate.electrons import CHARGE_KEYS, SPIN_KEYS, UNPAIRED_KEY
+from daskpipe.stages.generate.declared_units import metadata_units
 from daskpipe.stages.generate.extxyz import parse_frame, xyz_frames
 from daskpipe.stages.generate.files import clean_structure, find_files, rejection_of
 from daskpipe.stages.generate.frame_ranges import ANY, TEXTS, FrameRange
 from daskpipe.stages.generate.given_splits import split_of_frame
 from daskpipe.stages.generate.labels import LabelKeys, left_out, read_labels
+from daskpipe.stages.generate.left_out import LEFT_OUT, MOST_CHARACTERS, shorten_tallies, taken_names, tally_names
 from daskpipe.stages.generate.vasp import is_outcar, is_vasprun, outcar_frames, vasprun_frames
 
 if TYPE_CHECKING:
@@ -58,17 +58,13 @@ KNOWN_NAMES = ", ".join([*(f"*{suffix}" for suffix in (*TEXTS, *TRAJECTORIES, *D
 JUMP = 1.0
 """Distance, Å, that no atom moves between two frames of a trajectory: vibrations are smaller, and bonds longer."""
 
-IDS = ("structure_id", "parent_id")
 WORDS = ("system_type", "generator", "label_method")
 """Keys of further facts in daskpipe's own exports."""
 
 ID_DIGITS = 32
 
-MOST_CHARACTERS, MOST_NAMES = 60, 12
-"""Length and number of the names of what is left out that the receipt of a unit spells out: it stays below 2 kB."""
-
-LABELS, FROM, LEFT_OUT = "labels/", "from/", "left_out/"
-"""Prefixes of the names of tallies."""
+LABELS, FROM = "labels/", "from/"
+"""Prefixes of the names of tallies, beside `LEFT_OUT`."""
 
 Build = Callable[[], "Atoms"]
 
@@ -177,17 +173,8 @@ def read_labelled(frame_range: LabelledFrameRange, keys: LabelKeys, method: str)
         arrays=dataset_to_arrays(from_atoms(good)),
         n_out=len(good),
         rejected=rejected,
-        tallies=_shorten_tallies(tallies),
+        tallies=shorten_tallies(tallies),
     )
-
-
-def _shorten_tallies(tallies: Counter[str]) -> dict[str, int]:
-    """Shorten counts to fit a receipt: keep the most frequent names of what is left out, and add up the others."""
-    names = [name for name, _ in tallies.most_common() if name.startswith(LEFT_OUT)]
-    short = {name: n for name, n in sorted(tallies.items()) if name not in names[MOST_NAMES:]}
-    if rest := sum(tallies[name] for name in names[MOST_NAMES:]):
-        short[f"{LEFT_OUT}other keys"] = rest
-    return short
 
 
 def label_report(tallies: Iterable[Mapping[str, int]]) -> dict[str, dict[str, int]]:
@@ -264,17 +251,7 @@ def _build_row(
     names = [f"{LABELS}{label}" for label in labels.results]
     names.append(f"{FROM}{', '.join(labels.keys)}"[:MOST_CHARACTERS])
     # What has become a variable is in `atoms`, under its own name.
-    taken = {
-        *CHARGE_KEYS,
-        *SPIN_KEYS,
-        UNPAIRED_KEY,
-        "masses",
-        *IDS,
-        *atoms.info,
-        *atoms.arrays,
-        *find_units(raw.info)[1],
-    } | ({"constraints"} if atoms.has("fixed") else set())
-    names += [f"{LEFT_OUT}{name}"[:MOST_CHARACTERS] for name in left_out(raw, taken, labels)]
+    names += tally_names(left_out(raw, taken_names(raw, atoms), labels))
     return atoms, Counter(names)
 
 

@@ -33,6 +33,7 @@ from daskpipe.core.validation import FrozenModel
 from daskpipe.core.variables import FULL_TO_VOIGT
 from daskpipe.stages.generate.checks import FrameError
 from daskpipe.stages.generate.declared_units import find_units, label_factors
+from daskpipe.stages.generate.left_out import is_none, names_left_out
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -196,14 +197,10 @@ def _collect_labels(raw: Atoms) -> list[_WrittenLabel]:
                 continue  # such as max_forces
             if of_atoms and name != "forces":  # energies and stresses of atoms are none of the frame
                 continue
-            if _is_none(value) or (family and isinstance(value, bool)):  # such as have_energy
+            if is_none(value) or (family and isinstance(value, bool)):  # such as have_energy
                 continue
             written.append(_WrittenLabel(key, name, family, value))
     return written
-
-
-def _is_none(value: Any) -> bool:
-    return isinstance(value, str) and value.strip().lower() in ("none", "null", "")
 
 
 def _choose_labels(raw: Atoms, written: list[_WrittenLabel], keys: LabelKeys) -> dict[str, _WrittenLabel]:
@@ -398,17 +395,5 @@ def left_out(raw: Atoms, taken: Iterable[str], labels: Labels) -> Counter[str]:
     labels
         From `read_labels`.
     """
-    used = {*taken, *labels.used, *labels.missing, "numbers", "positions", "name"}
-    results: Mapping[str, Any] = raw.calc.results if raw.calc is not None else {}
-    counts = Counter(labels.missing.values())
-    places = (raw.info, raw.arrays, results)
-    names = {key for place in places for key, value in place.items() if not _is_none(value)} - used
-    for name, words in (("momenta", "velocities"), ("tags", "tags"), ("masses", "masses")):
-        if name in names:
-            names.remove(name)
-            if name != "tags" or raw.arrays["tags"].any():
-                counts[words] += 1
-    counts.update(names)
-    if raw.constraints and "constraints" not in used:
-        counts["constraints"] += 1
-    return counts
+    used = {*taken, *labels.used, *labels.missing}
+    return Counter(labels.missing.values()) + names_left_out(raw, used)

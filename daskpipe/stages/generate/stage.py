@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,6 +22,7 @@ from daskpipe.stages.generate import GENERATORS, is_enumerated
 from daskpipe.stages.generate.checks import Limits, find_fault, system_type
 from daskpipe.stages.generate.electrons import ElectronError, electrons_of
 from daskpipe.stages.generate.frame_ranges import FrameRange, read_frame_range
+from daskpipe.stages.generate.left_out import NOTED, shorten_tallies, tally_names
 from daskpipe.stages.generate.sources import Source
 
 if TYPE_CHECKING:
@@ -181,14 +183,17 @@ def _finish_structure(made: Atoms, request: Request, limits: Limits) -> Atoms | 
         return Rejection(stage="generate", structure=name, reason=fault.reason, evidence=fault.evidence)
     atoms.info.setdefault("system_type", system_type(atoms))
     atoms.info["generator"] = request.source
+    if NOTED in made.info:
+        atoms.info[NOTED] = made.info[NOTED]
     return atoms
 
 
 def to_payloads(items: list[Atoms | Rejection]) -> list[Payload]:
-    """Flatten a partition of the bag into the payload of a unit."""
+    """Flatten a partition of the bag into the payload of a unit; its tallies count what files hold and is left out."""
     rejected = [item for item in items if isinstance(item, Rejection)]
     seeds = [item for item in items if not isinstance(item, Rejection)]
-    return [Payload(arrays=dataset_to_arrays(from_atoms(seeds)), n_out=len(seeds), rejected=rejected)]
+    tallies = shorten_tallies(Counter(name for atoms in seeds for name in tally_names(atoms.info.get(NOTED, ()))))
+    return [Payload(arrays=dataset_to_arrays(from_atoms(seeds)), n_out=len(seeds), rejected=rejected, tallies=tallies)]
 
 
 def frame_range_payload(frame_range: FrameRange) -> Payload:

@@ -75,7 +75,7 @@ class CheckEntry:
         return function
 
 
-def _setting(default: Any, description: str, **rest: Any) -> Any:
+def _make_setting(default: Any, description: str, **rest: Any) -> Any:
     """Return a pydantic field; a default that is a class is made anew for each config."""
     how = {"default_factory": default} if isinstance(default, type) else {"default": default}
     return Field(description=description, **how, **rest)
@@ -85,14 +85,14 @@ CHECKS = {
     "overlap": CheckEntry(
         function="structure_checks:check_overlap",
         limit_type=PositiveFloat | None,
-        setting=_setting(0.5, "Smallest distance between two atoms, in sums of their covalent radii", le=1),
+        setting=_make_setting(0.5, "Smallest distance between two atoms, in sums of their covalent radii", le=1),
         reads=("ids", "closest"),
         warns_in=REFERENCE,
     ),
     "isolated_atoms": CheckEntry(
         function="structure_checks:check_isolated_atoms",
         limit_type=Factor | None,
-        setting=_setting(
+        setting=_make_setting(
             2.5, "Largest distance of an atom from the nearest one of its structure, in sums of covalent radii", le=5
         ),
         reads=("ids", "n_atoms", "loneliest"),
@@ -101,13 +101,13 @@ CHECKS = {
     "cell": CheckEntry(
         function="structure_checks:check_cell",
         limit_type=CellLimits | None,
-        setting=_setting(CellLimits, "Limits of the volume and shape of cells"),
+        setting=_make_setting(CellLimits, "Limits of the volume and shape of cells"),
         reads=("ids", "n_atoms", "finite", "fullness", "left_handed", "volume"),
     ),
     "energy": CheckEntry(
         function="structure_checks:check_energy",
         limit_type=EnergyLimits | None,
-        setting=_setting(EnergyLimits, "Outliers of the energy"),
+        setting=_make_setting(EnergyLimits, "Outliers of the energy"),
         reads=("ids", "energy", "counts", "composition", "type_number", "few_atoms"),
         required=True,
         warns_in=REFERENCE,
@@ -115,7 +115,7 @@ CHECKS = {
     "units": CheckEntry(
         function="structure_checks:check_units",
         limit_type=Factor | None,
-        setting=_setting(
+        setting=_make_setting(
             5.0,
             "Factor by which energies and forces of neighbouring frames may disagree; 1.3 where the frames are near "
             "and many enough to measure it precisely",
@@ -126,7 +126,7 @@ CHECKS = {
     "forces": CheckEntry(
         function="structure_checks:check_forces",
         limit_type=PositiveFloat | None,
-        setting=_setting(10.0, "Largest 99th percentile of the forces, eV/Å"),
+        setting=_make_setting(10.0, "Largest 99th percentile of the forces, eV/Å"),
         reads=("ids", "forces_finite", "largest_force", "force_p99"),
         required=True,
         warns_in=REFERENCE,
@@ -134,7 +134,7 @@ CHECKS = {
     "largest_force": CheckEntry(
         function="structure_checks:check_largest_force",
         limit_type=PositiveFloat | None,
-        setting=_setting(50.0, "Largest force on an atom, eV/Å"),
+        setting=_make_setting(50.0, "Largest force on an atom, eV/Å"),
         reads=("ids", "largest_force"),
         needs="forces",
         warns_in=REFERENCE,
@@ -142,21 +142,23 @@ CHECKS = {
     "net_force": CheckEntry(
         function="structure_checks:check_net_force",
         limit_type=PositiveFloat | None,
-        setting=_setting(0.005, "Largest sum of the forces of a structure, eV/Å per atom"),
+        setting=_make_setting(0.005, "Largest sum of the forces of a structure, eV/Å per atom"),
         reads=("ids", "net_force"),
         needs="forces",
     ),
     "zero_forces": CheckEntry(
         function="structure_checks:check_zero_forces",
         limit_type=Share | None,
-        setting=_setting(0.0, "Largest share of structures whose forces are all 0 although no symmetry requires it"),
+        setting=_make_setting(
+            0.0, "Largest share of structures whose forces are all 0 although no symmetry requires it"
+        ),
         reads=("ids", "n_atoms", "zero_forces"),
         needs="forces",
     ),
     "stress": CheckEntry(
         function="structure_checks:check_stress",
         limit_type=PositiveFloat | None,
-        setting=_setting(100.0, "Largest component of a stress, GPa"),
+        setting=_make_setting(100.0, "Largest component of a stress, GPa"),
         reads=("ids", "largest_stress", "periodic"),
         needs="stress",
         warns_in=REFERENCE,
@@ -164,49 +166,49 @@ CHECKS = {
     "duplicates": CheckEntry(
         function="dataset_checks:check_duplicates",
         limit_type=DuplicateLimits | None,
-        setting=_setting(DuplicateLimits, "Repeated structures"),
+        setting=_make_setting(DuplicateLimits, "Repeated structures"),
         reads=("ids", "composition", "state", "fingerprint"),
         warns_in=REFERENCE,
     ),
     "label_success": CheckEntry(
         function="dataset_checks:check_label_success",
         limit_type=Share | None,
-        setting=_setting(0.95, "Smallest share of the structures given to the teacher that it labelled"),
+        setting=_make_setting(0.95, "Smallest share of the structures given to the teacher that it labelled"),
         reads=("n_structures", "failures"),
         needs="on how many structures the teacher failed",
     ),
     "label_checks": CheckEntry(
         function="dataset_checks:check_label_status",
         limit_type=Share | None,
-        setting=_setting(0.99, "Smallest share of structures with label_status ok"),
+        setting=_make_setting(0.99, "Smallest share of structures with label_status ok"),
         reads=("ids", "labels_ok"),
         needs="label_status",
     ),
     "elements": CheckEntry(
         function="dataset_checks:check_elements",
         limit_type=Share | None,
-        setting=_setting(0.01, "Smallest share of structures that contain the rarest of the elements"),
+        setting=_make_setting(0.01, "Smallest share of structures that contain the rarest of the elements"),
         reads=("structures_of_element", "n_structures", "requested_elements"),
         warns_in=CONTENT,
     ),
     "composition_entropy": CheckEntry(
         function="dataset_checks:check_composition_entropy",
         limit_type=Share | None,
-        setting=_setting(0.5, "Smallest entropy of the compositions, over that of as many equally frequent ones"),
+        setting=_make_setting(0.5, "Smallest entropy of the compositions, over that of as many equally frequent ones"),
         reads=("composition",),
         warns_in=CONTENT,
     ),
     "sizes": CheckEntry(
         function="dataset_checks:check_sizes",
         limit_type=SizeLimits | None,
-        setting=_setting(SizeLimits, "Numbers of atoms"),
+        setting=_make_setting(SizeLimits, "Numbers of atoms"),
         reads=("ids", "n_atoms"),
         warns_in=CONTENT,
     ),
     "type_balance": CheckEntry(
         function="dataset_checks:check_type_balance",
         limit_type=Share | None,
-        setting=_setting(0.2, "Smallest share of the rarest system type, over that of equally frequent ones"),
+        setting=_make_setting(0.2, "Smallest share of the rarest system type, over that of equally frequent ones"),
         reads=("structures_of_type", "requested_types"),
         needs="system_type",
         warns_in=CONTENT,
@@ -214,13 +216,13 @@ CHECKS = {
     "periodic_share": CheckEntry(
         function="dataset_checks:check_periodic_share",
         limit_type=Shares | None,
-        setting=_setting(None, "Share of structures that are periodic along all axes"),
+        setting=_make_setting(None, "Share of structures that are periodic along all axes"),
         reads=("periodic",),
     ),
     "diversity": CheckEntry(
         function="dataset_checks:check_diversity",
         limit_type=PositiveFloat | None,
-        setting=_setting(3.0, "Smallest effective number of different structures (Vendi score)"),
+        setting=_make_setting(3.0, "Smallest effective number of different structures (Vendi score)"),
         reads=("feature_ids", "features"),
         needs="features",
         warns_in=CONTENT,
@@ -228,7 +230,7 @@ CHECKS = {
     "splits": CheckEntry(
         function="split_checks:check_splits",
         limit_type=Share | None,
-        setting=_setting(
+        setting=_make_setting(
             0.05, "Largest difference of a split from its share, beyond the smallest one that whole groups allow"
         ),
         reads=("ids", "split", "group", "shares", "isolated"),
@@ -239,7 +241,9 @@ CHECKS = {
     "leakage": CheckEntry(
         function="split_checks:check_leakage",
         limit_type=Share | None,
-        setting=_setting(0.2, "Largest share of val or test with a training structure of the same trajectory close by"),
+        setting=_make_setting(
+            0.2, "Largest share of val or test with a training structure of the same trajectory close by"
+        ),
         reads=("ids", "split", "looked", "leaks"),
         needs="features and splits",
         warns_in=REFERENCE,

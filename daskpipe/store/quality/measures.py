@@ -10,7 +10,7 @@ import numpy as np
 from daskpipe.core.geometry import complete_open_axes
 from daskpipe.core.seeds import order_by_hash
 from daskpipe.core.structures import electronic_states
-from daskpipe.store.leakage import nearest_in_family
+from daskpipe.store.leakage import neighbours_in_family
 
 type Columns = Mapping[str, np.ndarray]
 
@@ -38,6 +38,9 @@ MIN_WIDTH = 0.3
 MOST_PAIRS = 512
 MOST_PAIR_ATOMS = 2**20
 """Most pairs of frames whose energies are compared with forces, and most atoms in them, which bounds the memory."""
+
+MOST_NEIGHBOURS = 16
+"""Nearest frames in feature space that a frame without lineage is compared with, where the nearest one is too far."""
 
 MAX_DISPLACEMENT = 0.8
 """Largest displacement of an atom between two such frames, Å; beyond, the mean force does not give the work."""
@@ -289,7 +292,7 @@ def reduce_atoms(reduce: np.ufunc, values: np.ndarray, block: Columns) -> np.nda
     return out
 
 
-def choose_pairs(columns: Columns) -> np.ndarray:
+def choose_pairs(columns: Columns, *, further: bool = False) -> np.ndarray:
     """Choose pairs of consecutive frames of one seed and composition, shape (pair, 2).
 
     Parameters
@@ -298,7 +301,12 @@ def choose_pairs(columns: Columns) -> np.ndarray:
         ``structure_id``, ``origin``, ``composition`` (number), ``n_atoms`` and, if they are known, ``replica``,
         ``step`` and ``features``; of structures with finite labels. A structure that is the only one of its seed, as
         imported frames in a shuffled order are, is paired with the nearest one of its composition in feature space.
+    further
+        Pair such structures with the next nearest ones instead, and return no other pairs: in a liquid the nearest one
+        in feature space is often one whose atoms are elsewhere.
     """
+    if further:
+        return _sample_pairs(columns, _pair_nearest(columns, range(2, MOST_NEIGHBOURS + 1)))
     keys = [columns[name] for name in ("step", "replica") if name in columns]
     order = np.lexsort((columns["structure_id"].view("<u8")[::2], *keys, columns["composition"], columns["origin"]))
     first, second = order[:-1], order[1:]
@@ -307,18 +315,32 @@ def choose_pairs(columns: Columns) -> np.ndarray:
     )
     pairs = np.stack([first[same], second[same]], axis=1)
     if "features" in columns:
-        alone = np.bincount(columns["origin"])[columns["origin"]] == 1
-        pairs = np.concatenate([pairs, _pair_nearest(columns, alone)])
+        pairs = np.concatenate([pairs, _pair_nearest(columns, range(1, 2))])
+    return _sample_pairs(columns, pairs)
+
+
+def _sample_pairs(columns: Columns, pairs: np.ndarray) -> np.ndarray:
+    """Return pairs in an order that is random in their ids, at most `MOST_PAIRS` with at most `MOST_PAIR_ATOMS`."""
     pairs = pairs[order_by_hash(0, "quality", columns["structure_id"][pairs[:, 0]])][:MOST_PAIRS]
     return pairs[np.cumsum(2 * columns["n_atoms"][pairs[:, 0]].astype(np.int64)) <= MOST_PAIR_ATOMS]
 
 
-def _pair_nearest(columns: Columns, alone: np.ndarray) -> np.ndarray:
-    """Pair each row that is alone with the nearest other row of its composition, shape (pair, 2)."""
+def _pair_nearest(columns: Columns, ranks: range) -> np.ndarray:
+    """Return pairs of rows of one composition, shape (pair, 2): those alone of their seed with the nearest others.
+
+    Parameters
+    ----------
+    columns
+        As `choose_pairs`.
+    ranks
+        Which neighbours; 1 is the nearest.
+    """
+    alone = np.bincount(columns["origin"])[columns["origin"]] == 1
     rows = np.flatnonzero(alone & np.isfinite(columns["features"]).all(axis=1))
-    other = nearest_in_family(columns["features"][rows].astype(np.float64), columns["composition"][rows])[1]
-    paired = other >= 0
-    return np.unique(np.sort(np.stack([rows[paired], rows[other[paired]]], axis=1), axis=1), axis=0)
+    features, family = columns["features"][rows].astype(np.float64), columns["composition"][rows]
+    others = neighbours_in_family(features, family, ranks.stop - 1)[1][:, ranks.start - 1 :]
+    one, rank = np.nonzero(others >= 0)
+    return np.unique(np.sort(np.stack([rows[one], rows[others[one, rank]]], axis=1), axis=1), axis=0)
 
 
 def compare_energy_and_work(a: Columns, b: Columns) -> tuple[float, float] | None:

@@ -15,7 +15,7 @@ from daskpipe.store.connectivity import IMPORTED, Frame
 from daskpipe.store.quality import measures
 from daskpipe.store.quality.settings import Quality
 from daskpipe.store.quality.split_checks import find_leaks
-from daskpipe.store.quality.structure_checks import SAMPLE
+from daskpipe.store.quality.structure_checks import MIN_PAIRS, SAMPLE
 from daskpipe.store.splits import seed_ids_of
 
 if TYPE_CHECKING:
@@ -181,7 +181,24 @@ def _compare_pairs(ds: xr.Dataset, columns: Mapping[str, np.ndarray]) -> dict[st
     if "all_features" in columns and "generator" in columns:  # where lineage is known, it gives the pairs
         imported = (columns["generator"][usable] == IMPORTED)[:, None]
         chosen["features"] = np.where(imported, columns["all_features"][usable], np.nan)
-    pairs = usable[measures.choose_pairs(chosen)].reshape(-1, 2)
+    pairs, energies_and_work = _compare_neighbours(ds, columns, usable[measures.choose_pairs(chosen)].reshape(-1, 2))
+    if "features" in chosen and len(pairs) < MIN_PAIRS:
+        further = usable[measures.choose_pairs(chosen, further=True)].reshape(-1, 2)
+        more = _compare_neighbours(ds, columns, further)
+        both = np.concatenate([pairs, more[0]])
+        first = np.unique(both, axis=0, return_index=True)[1]  # a near frame of one may be the nearest of the other
+        pairs, energies_and_work = both[first], np.concatenate([energies_and_work, more[1]])[first]
+    return {
+        "pair_ids": columns["structure_id"][pairs],
+        "pair_energy": energies_and_work[:, 0],
+        "pair_work": energies_and_work[:, 1],
+    }
+
+
+def _compare_neighbours(
+    ds: xr.Dataset, columns: Mapping[str, np.ndarray], pairs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs that are neighbours, and the difference of their energies and the work between them, eV."""
     frames: dict[int, dict[str, Any]] = {}
     for rows, block in iter_blocks(ds, columns["n_atoms"], BLOCK_VARIABLES, np.unique(pairs)):
         for row in np.intersect1d(np.unique(pairs), np.arange(rows.start, rows.stop)) - rows.start:
@@ -191,12 +208,7 @@ def _compare_pairs(ds: xr.Dataset, columns: Mapping[str, np.ndarray]) -> dict[st
             frames[rows.start + int(row)] = frame | {"energy": columns["energy"][rows.start + row]}
     compared = [measures.compare_energy_and_work(frames[a], frames[b]) for a, b in pairs.tolist()]
     near = [index for index, pair in enumerate(compared) if pair is not None]
-    numbers = np.array([pair for pair in compared if pair is not None]).reshape(-1, 2)
-    return {
-        "pair_ids": columns["structure_id"][pairs[near]].reshape(-1, 2),
-        "pair_energy": numbers[:, 0],
-        "pair_work": numbers[:, 1],
-    }
+    return pairs[near], np.array([pair for pair in compared if pair is not None]).reshape(-1, 2)
 
 
 def _read_frames(ds: xr.Dataset, n_atoms: np.ndarray, wanted: np.ndarray) -> dict[int, Frame]:

@@ -9,14 +9,11 @@ import numpy as np
 
 from daskpipe.core.seeds import order_by_hash
 from daskpipe.core.variables import SPLITS
-from daskpipe.store.assignment import assign_splits
+from daskpipe.store.assignment import Attainable, lacks_type, measure_off, per_group, types_of
 from daskpipe.store.connectivity import IMPORTED, Frame, is_near
 from daskpipe.store.leakage import nearest_in_family
 from daskpipe.store.quality.check import Check, name_offenders, skip_check
 from daskpipe.store.splits import number_trajectories
-
-MIN_OF_TYPE = 3
-"""Structures of a system type that a split should hold by its share, from which on their lack is a fault."""
 
 MIN_KIN = 10
 """Frames of trajectories, below which the distance between such frames is not known."""
@@ -46,78 +43,48 @@ def check_splits(
     shares
         What each split should hold; empty if it is not known.
     limit
-        Largest difference of a share, beyond the least one that whole groups allow.
+        Largest difference of a share, beyond the one that whole groups allow (`Attainable`).
     system_type
         Of each structure, as words, shape (structure,).
     isolated
-        Which structures are isolated atoms, bool, shape (structure,): they stay in train, so no other split can be
-        asked for them.
+        Which structures are isolated atoms, bool, shape (structure,): they stay in train, and count in no share.
     """
     n = len(ids)
     table = np.zeros((int(group.max()) + 1, len(SPLITS)), dtype=np.int64)
     np.add.at(table, (group, split), 1)
     # Of a torn group, those outside its largest part offend.
     torn = np.flatnonzero(((table > 0).sum(axis=1)[group] > 1) & (split != table.argmax(axis=1)[group]))
-    found = dict(zip(SPLITS, (np.bincount(split, minlength=len(SPLITS)) / n).tolist(), strict=True))
+    dealt = np.ones(n, dtype=np.bool_) if isolated is None or isolated.all() else ~isolated
+    found = dict(zip(SPLITS, (np.bincount(split[dealt], minlength=len(SPLITS)) / dealt.sum()).tolist(), strict=True))
     empty = [name for name, share in shares.items() if share > 0 and not found[name]]
-    off = _miss(found, shares)
-    allowed = limit + _attainable(table.sum(axis=1), shares)
+    kinds = np.zeros(n, dtype="U1") if system_type is None else system_type
+    names = np.unique(kinds[dealt]).tolist()
+    members = types_of({"system_type": kinds[dealt]})
+    of_dealt = np.unique(group[dealt], return_inverse=True)[1].reshape(-1)
+    sizes, types = np.bincount(of_dealt), per_group(of_dealt, members)
+    attainable = Attainable.of(sizes, types, shares)
+    off = measure_off(split[dealt], np.ones(int(dealt.sum())), attainable.shares)
+    allowed = limit + attainable.off
     says = ", ".join(f"{name} {share:.1%}" for name, share in found.items() if share or name in empty)
     if shares:
         says += f"; off by {off:.1%} at most (allowed {allowed:.1%})"
     if empty:
         says += f"; empty: {', '.join(empty)}"
-    lacking = {}
-    if system_type is not None:
-        dealt = np.ones(n, dtype=np.bool_) if isolated is None else ~isolated
-        lacking = _lacking(split[dealt], group[dealt], system_type[dealt], shares)
-    for name, types in lacking.items():
-        if name not in empty:
-            says += f"; {name} has no {', no '.join(types)}"
+    lacks = lacks_type(split[dealt], members) & (attainable.shares > 0)[:, None]
+    for code, name in enumerate(SPLITS):
+        if name not in empty and lacks[code].any():
+            says += f"; {name} has no {', no '.join(names[kind] for kind in np.flatnonzero(lacks[code]).tolist())}"
     says += f"; {len(torn):,} structure{'s' if len(torn) != 1 else ''} torn from the rest of their groups"
-    at_fault = any(could for types in lacking.values() for could in types.values())
-    failed = len(torn) > 0 or bool(empty) or off > allowed or at_fault
+    failed = len(torn) > 0 or bool(empty) or off > allowed or bool((lacks & attainable.due).any())
     return Check(
         name="splits",
-        verdict="fail" if failed else "warn" if lacking else "pass",
+        verdict="fail" if failed else "warn" if lacks.any() else "pass",
         value=off,
         threshold=allowed,
         unit="share",
         says=says,
         **name_offenders(ids, torn, np.ones(len(torn))),
     )
-
-
-def _miss(found: Mapping[str, float], shares: Mapping[str, float]) -> float:
-    return max((abs(found[name] - shares.get(name, 0.0)) for name in SPLITS), default=0.0) if shares else 0.0
-
-
-def _attainable(sizes: np.ndarray, shares: Mapping[str, float]) -> float:
-    """Return the difference of a share that is left when whole groups are dealt out for their sizes alone."""
-    if not shares:
-        return 0.0
-    sizes = sizes[sizes > 0]
-    codes = assign_splits(sizes, np.arange(2 * len(sizes), dtype="<u8").view("V16"), seed=0, fractions=shares)
-    dealt = np.bincount(codes, weights=sizes, minlength=len(SPLITS)) / sizes.sum()
-    return _miss(dict(zip(SPLITS, dealt.tolist(), strict=True)), shares)
-
-
-def _lacking(
-    split: np.ndarray, group: np.ndarray, system_type: np.ndarray, shares: Mapping[str, float]
-) -> dict[str, dict[str, bool]]:
-    """Return the system types that a split with a share lacks, and whether groups would allow it to have them."""
-    shared = {name: share for name, share in shares.items() if share > 0}
-    lacking: dict[str, dict[str, bool]] = {}
-    for kind in np.unique(system_type).tolist():
-        of_kind = system_type == kind
-        sizes = np.unique(group[of_kind], return_counts=True)[1]
-        for name, share in shared.items():
-            if not (of_kind & (split == SPLITS.index(name))).any():
-                wanted = share * of_kind.sum()
-                # Beside the largest group, which may be in training, there is enough for the split.
-                could = len(sizes) >= len(shared) and sizes.sum() - sizes.max() >= wanted >= MIN_OF_TYPE
-                lacking.setdefault(name, {})[kind] = bool(could)
-    return lacking
 
 
 def find_leaks(

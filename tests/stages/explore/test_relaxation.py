@@ -284,6 +284,21 @@ def test_dynamics_starts_where_the_relaxation_ended_and_one_trajectory_has_its_f
     assert payload.arrays["replica"].tolist() == [0, 0, 1]
 
 
+def test_the_result_is_built_once_for_each_state():
+    """Each frame of the trajectories that start from it looks at it."""
+    atoms = rattled(crystal(), 0.05)
+    relaxation = RelaxationTrajectory(seed=first_condition(atoms), run_seed=0, cell="triclinic")
+    assert relaxation.relaxed_atoms is relaxation.seed
+    seen = []
+    for stretch in (1.0, 1.1):
+        relaxation.state = {"positions": stretch * atoms.positions, "cell": stretch * atoms.cell.array}
+        seen.append(relaxation.relaxed_atoms)
+        assert relaxation.relaxed_atoms is seen[-1]
+        np.testing.assert_allclose(seen[-1].cell.array, stretch * atoms.cell.array)
+        np.testing.assert_allclose(seen[-1].positions, stretch * atoms.positions)
+    assert seen[0] is not seen[1]
+
+
 def test_frames_of_a_relaxation_belong_to_one_trajectory_a_pressure():
     grid = Dynamics(temperatures=[300.0, 600.0], pressures=[0.0, 2.0], replicas=2, steps=10, stride=5)
 

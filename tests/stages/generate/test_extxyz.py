@@ -12,6 +12,7 @@ from ase import Atoms
 from daskpipe.core.errors import Rejection
 from daskpipe.stages.generate.extxyz import parse_frame, parse_pbc, split_comment
 from daskpipe.stages.generate.files import read_structures
+from daskpipe.stages.generate.left_out import NOTED
 
 CELL = 'Lattice="4 0 0 0 5 0 0 0 6"'
 ROWS = "Cu 0 0 0\nAu 2 2 2\n"
@@ -191,6 +192,6 @@ def test_words_of_a_comment_are_no_keys(tmp_path: Path) -> None:
     (tmp_path / "a.xyz").write_text(f"2\nno charge, no spin, pbc unknown\n{ROWS}")
     (item,) = read_structures(tmp_path / "a.xyz", name="a.xyz")
     assert isinstance(item, Atoms)
-    assert item.info == {"name": "a.xyz#0"}
+    assert item.info == {"name": "a.xyz#0", NOTED: ("comment",)}
     assert not item.pbc.any()
     assert re.search("whole number", refusal("charge=T", tmp_path).evidence)

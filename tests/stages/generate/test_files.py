@@ -19,7 +19,10 @@ from ase.db import connect
 from ase.io import write
 
 from daskpipe.core.errors import InputError, Rejection
+from daskpipe.runs.outcome_lines import format_left_out_of_seeds
 from daskpipe.stages.generate.files import expand_requests, files, find_files
+from daskpipe.stages.generate.left_out import MOST_NAMES, NOTED
+from daskpipe.stages.generate.stage import to_payloads
 
 WATER = "3\n\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n"
 
@@ -157,7 +160,9 @@ def test_only_geometry_charge_spin_and_fixed_atoms_survive(tmp_path: Path) -> No
         write(path, atoms)
         (found,) = read(path)
         assert isinstance(found, Atoms)
+        left_out = found.info.pop(NOTED)
         assert found.info == {"name": f"{path}#0", "charge": 1, "spin_multiplicity": 2}
+        assert left_out == ("energy", "forces", "secret", "tags", "velocities", "virial_note")
         assert found.calc is None
         assert not found.constraints
         assert set(found.arrays) == {"numbers", "positions", "fixed"}
@@ -373,3 +378,50 @@ def test_expand_names_files_from_the_folder_and_sums_their_bytes(
     (atoms,) = files(rng=np.random.default_rng(0), **items[0][0])
     assert isinstance(atoms, Atoms)
     assert atoms.info["name"] == "a.xyz#0"
+
+
+# --- what is not taken --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.extxyz", "a.traj", "a.db"])
+def test_what_files_hold_and_seeds_have_no_place_for_is_named(name: str, tmp_path: Path) -> None:
+    moving = bulk("Cu", cubic=True)
+    moving.set_velocities(np.ones((4, 3)))
+    moving.set_tags([1, 0, 0, 0])
+    moving.set_constraint(FixAtoms([0]))
+    moving.set_initial_magnetic_moments([1.0] * 4)
+    moving.info |= {"note": "from the beamline", "config_type": "bulk"}
+    moving.calc = SinglePointCalculator(moving, energy=-1.0, forces=np.zeros((4, 3)))
+    if name.endswith(".db"):
+        with connect(tmp_path / name) as database:
+            database.write(moving, key_value_pairs={"note": "beamline"}, data={"spectrum": [1.0, 2.0]})
+    else:
+        write(tmp_path / name, moving)
+    (atoms,) = files(rng=np.random.default_rng(0), paths=[name], base_dir=str(tmp_path))
+    assert isinstance(atoms, Atoms)
+    further = {"spectrum"} if name.endswith(".db") else set()
+    assert set(atoms.info[NOTED]) == {"energy", "forces", "note", "tags", "velocities"} | further
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.cif", "cif"), ("POSCAR", "vasp"), ("a.traj", None), ("a.extxyz", None)])
+def test_of_a_structure_alone_all_is_taken(name: str, kind: str | None, tmp_path: Path) -> None:
+    write(tmp_path / name, bulk("NaCl", "rocksalt", a=5.6), format=kind)
+    (atoms,) = files(rng=np.random.default_rng(0), paths=[name], base_dir=str(tmp_path))
+    assert isinstance(atoms, Atoms)
+    assert NOTED not in atoms.info
+
+
+def test_names_that_are_not_taken_are_counted_and_few(tmp_path: Path) -> None:
+    """They go into the receipt of a unit, which is small."""
+    notes = " ".join(f"key_{number:02d}=1" for number in range(20))
+    (tmp_path / "a.xyz").write_text(
+        "".join(f"1\n{notes} often=1\nCu 0 0 {frame}\n" for frame in range(3)) + "1\nrare=1\nCu 0 0 9\n"
+    )
+    items = list(files(rng=np.random.default_rng(0), paths=["a.xyz"], base_dir=str(tmp_path)))
+    (payload,) = to_payloads(items)
+    assert len(payload.tallies) == MOST_NAMES + 1
+    assert payload.tallies["left_out/key_00"] == 3
+    assert sum(payload.tallies.values()) == 3 * 21 + 1
+    (line,) = format_left_out_of_seeds(payload.tallies)
+    assert line.startswith("not taken: other keys (28), key_00 (3), key_01 (3)")
+    assert format_left_out_of_seeds({}) == []

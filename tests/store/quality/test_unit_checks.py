@@ -45,6 +45,42 @@ def check_of(folder: Path, energy: float, forces: float) -> Check:
     return next(check for check in verdict.checks if check.name == "units")
 
 
+N_PLACES, N_BESIDE = 20, 4
+"""Pairs of near frames, and how many of them are alike to a descriptor."""
+
+
+def check_of_liquid(folder: Path, energy: float) -> Check:
+    """Judge imported frames of one composition; the nearest one in feature space has its atoms elsewhere."""
+    rng = np.random.default_rng(1)
+    frames, features = [], []
+    for place in range(N_PLACES):
+        there = bulk("Cu", a=3.8, cubic=True) * (2, 1, 1)
+        there.rattle(0.5, rng=rng)
+        for member in range(2):
+            atoms = there.copy()
+            atoms.rattle(0.05, rng=rng)
+            round_positions(atoms)
+            atoms.calc = EMT()
+            results = {"energy": atoms.get_potential_energy() / energy, "forces": atoms.get_forces()}
+            atoms.calc = SinglePointCalculator(atoms, **results)
+            atoms.info |= {"generator": "import", "label_status": "ok"}
+            frames.append(atoms)
+            features.append([1000 * (place // N_BESIDE) + place % N_BESIDE + 10 * member])
+    ds = from_atoms(frames)
+    ds = ds.assign(features=(("structure", "feature"), np.array(features, dtype=np.float32)))
+    write_dataset(ds, folder / "d.zarr", attrs={"dataset_key": "k"})
+    verdict = judge(folder / "d.zarr", Quality(**ONLY_UNITS))
+    return next(check for check in verdict.checks if check.name == "units")
+
+
+@pytest.mark.parametrize(("energy", "verdict"), [(1.0, "pass"), (ase.units.Hartree, "fail")])
+def test_frames_of_a_liquid_are_paired_with_further_neighbours(energy: float, verdict: str, tmp_path: Path) -> None:
+    check = check_of_liquid(tmp_path, energy)
+    assert check.verdict == verdict, check.says
+    assert f"the energies of {N_PLACES} pairs of neighbouring frames" in check.says
+    assert check.value == pytest.approx(1 / energy, rel=0.25)
+
+
 def test_labels_in_ev_pass(tmp_path: Path) -> None:
     check = check_of(tmp_path, 1, 1)
     assert check.verdict == "pass"
