@@ -4,8 +4,8 @@ Needs: frames in the run directory; the elements that occur.
 Makes: a float32 array (structure, feature) whose chunks are the exploration units; with ``level: atom`` another one
     (atom, feature) beside it; and the reduction (mean and principal axes of a hash-chosen sample) that all share.
 Plugins: entry-point group ``daskpipe.descriptors``; their kit is `daskpipe.testing.check_descriptor`.
-Entry: `daskpipe.stages.describe.stage.describe` and `environments` (Dask arrays), `daskpipe.SOAP` (in memory).
-Memory per partition: frames of one unit, and 4 MB of full descriptors however many frames there are.
+Entry: `daskpipe.stages.describe.stage.describe` and `describe_atoms` (Dask arrays), `daskpipe.SOAP` (in memory).
+Memory per partition: frames of one unit, and 4 MB of full descriptors for any number of frames.
 """
 
 from daskpipe.stages.describe.catalogue import (

@@ -1,4 +1,4 @@
-"""The descriptors by name, and what the other rooms' corridor asks about them."""
+"""Registry of descriptors, and functions that the pipeline calls to build and check them."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ DESCRIPTORS = Registry(
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {"soap": {"sigma": 0.75}}
-"""Parameters that a config may leave out, where they are not the defaults of the factory: units were made with them."""
+"""Defaults of a config where they differ from the factory's; unit keys depend on them."""
 
 
 class Descriptor(Protocol):
-    """What the stage, and whoever uses a descriptor in memory, relies on.
+    """Interface of a descriptor.
 
     The factory takes the keywords ``species``, ``average`` (``off``: a row an atom, ``outer``: their mean), its own
     parameters, and ``device`` if it computes on one. It may have the attribute ``per_atom`` (false if there is no row
-    an atom), and the functions ``check(params)``, which raises for parameters that cannot be used, and
+    for each atom), and the functions ``check(params)``, which raises for parameters that cannot be used, and
     ``identify(params)``, which says which model it uses (`daskpipe.potentials.Identity`).
     """
 
@@ -65,12 +65,12 @@ def build_descriptor(settings: Describe, species: Sequence[str], average: Litera
 
 
 def has_atom_rows(settings: Describe) -> bool:
-    """Whether the descriptor has a row an atom."""
+    """Return True if the descriptor has a row for each atom."""
     return bool(getattr(DESCRIPTORS.get(settings.descriptor), "per_atom", True))
 
 
 def uses_device(settings: Describe) -> bool:
-    """Whether the descriptor computes on ``describe.device``."""
+    """Return True if the descriptor computes on ``describe.device``."""
     return "device" in inspect.signature(DESCRIPTORS.get(settings.descriptor)).parameters
 
 
@@ -81,12 +81,12 @@ def identify_model(settings: Describe) -> Identity | None:
 
 
 def check_descriptor_settings(settings: Describe) -> None:
-    """See whether a descriptor can give what a config asks of it; its parameters are known and of the right kind.
+    """Check that a descriptor supports the level and the parameters of a config.
 
     Raises
     ------
     ConfigError
-        If it has no row an atom and ``level: atom`` wants one, or refuses its parameters.
+        If it has no rows of atoms and ``level`` is ``atom``, or if it refuses its parameters.
     """
     if settings.level == "atom" and not has_atom_rows(settings):
         raise ConfigError(

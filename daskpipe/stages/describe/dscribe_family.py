@@ -1,7 +1,7 @@
-"""Other descriptors of dscribe (DOI 10.1016/j.cpc.2019.106949), as they are: its names, meanings, numbers and order.
+"""Other descriptors of dscribe (DOI 10.1016/j.cpc.2019.106949), with its names, meanings, numbers and order.
 
-What is added is what dscribe leaves to its caller: whether to look at ``pbc``, cells without a volume, elements that
-are not in `species`, and averages over a structure's atoms.
+This module adds what dscribe leaves to its caller: whether a structure is periodic, cells without a volume, elements
+that are not in `species`, and averages over a structure's atoms.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DType = Literal["float32", "float64"]
 
 
 class _DscribeDescriptor:
-    """What the classes of this file share; they differ in their parameters.
+    """Common part of the classes of this file, which differ in their parameters.
 
     Parameters
     ----------
@@ -46,11 +46,11 @@ class _DscribeDescriptor:
     species, average, dtype
         As in the classes.
     options
-        What else dscribe's class takes.
+        Further arguments of dscribe's class.
     """
 
     per_atom: ClassVar[bool] = True
-    """Whether there is a row an atom to be had."""
+    """True if the descriptor has a row for each atom."""
 
     def __init__(self, engine: str, species: Sequence[str], average: Average, dtype: DType, **options: Any) -> None:
         if average == "off" and not self.per_atom:
@@ -67,7 +67,7 @@ class _DscribeDescriptor:
 
     @classmethod
     def check(cls, params: Mapping[str, Any]) -> None:
-        """See, before anything runs, whether dscribe takes the parameters of a config; raises as the class does."""
+        """Check the parameters of a config before anything runs; raises as the class does."""
         cls(species=["H"], average="outer", **params)
 
     def hypers(self) -> dict[str, Any]:
@@ -96,12 +96,12 @@ class _DscribeDescriptor:
         return np.concatenate(blocks).astype(self.dtype)
 
     def _compute_rows(self, atoms: Atoms) -> np.ndarray:
-        """Rows of one structure, float64."""
+        """Return the rows of one structure, float64."""
         rows = np.atleast_2d(self._build_engine(periodic=bool(atoms.pbc.any())).create(_wrap_into_cell(atoms)))
         return rows.mean(axis=0, keepdims=True) if self._hypers["average"] == "outer" else rows
 
     def _build_engine(self, *, periodic: bool) -> Any:
-        """Return dscribe's object, which has to be told whether to look at ``atoms.pbc``."""
+        """Return dscribe's object for periodic or for open structures, built on first use."""
         if periodic not in self._built:
             try:
                 self._built[periodic] = getattr(_import_dscribe(), self._engine)(**self._engine_options(periodic))
@@ -114,7 +114,7 @@ class _DscribeDescriptor:
         return self._built[periodic]
 
     def _engine_options(self, periodic: bool) -> dict[str, Any]:
-        """Arguments of dscribe's class; a copy, since dscribe changes what it gets."""
+        """Return the arguments of dscribe's class as a copy, since dscribe changes its arguments."""
         options = self.hypers() | {"dtype": "float64", "periodic": periodic}
         del options["average"]
         return options
@@ -293,7 +293,7 @@ class ValleOganov(_DscribeDescriptor):
 
     def _engine_options(self, periodic: bool) -> dict[str, Any]:
         options = super()._engine_options(periodic)
-        del options["periodic"]  # it knows no other
+        del options["periodic"]  # it describes periodic structures only
         return options
 
     def _compute_rows(self, atoms: Atoms) -> np.ndarray:
@@ -307,7 +307,7 @@ class ValleOganov(_DscribeDescriptor):
 
 
 def _import_dscribe() -> Any:
-    """Return ``dscribe.descriptors``, in working order."""
+    """Import ``dscribe.descriptors`` and mend its reader of ASE structures."""
     import dscribe.descriptors
     from dscribe.core import System
 
@@ -321,7 +321,7 @@ def _import_dscribe() -> Any:
 
 
 def _wrap_into_cell(atoms: Atoms) -> Atoms:
-    """Return the same structure with its atoms in its cell, and a cell that has a volume.
+    """Return a copy with its atoms wrapped into its cell, and with a cell that has a volume.
 
     dscribe puts as many images around a cell as an atom in it can see: atoms that have left the cell, as they do in
     molecular dynamics, would miss neighbours. It refuses cells without a volume; zero vectors, which are not periodic,

@@ -1,4 +1,4 @@
-"""What a MACE model knows about each atom: the node features behind its energies, as a descriptor."""
+"""Node features of a MACE model as a descriptor of atoms."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MACE:
     model, head
         As for the potential ``mace``: ``bundled``, a file, or the name of a foundation model.
     invariants_only
-        Leave vectors and higher tensors out.
+        Leave out vectors and higher tensors.
     num_layers
         Layers of the model whose features are taken, from the first one on; -1 for all.
     average
@@ -47,7 +47,7 @@ class MACE:
     ConfigError
         If the model does not know one of the species, or has fewer layers.
     InputError
-        If the model cannot be had.
+        If the model is not available.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class MACE:
 
     @staticmethod
     def identify(params: Mapping[str, Any]) -> potentials.Identity:
-        """Say which model it is, from the parameters in a config, without building it."""
+        """Identify the model from the parameters of a config, without building it."""
         return potentials.identify_potential(
             "mace", {name: params[name] for name in ("model", "head") if name in params}
         )

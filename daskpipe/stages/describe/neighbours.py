@@ -1,4 +1,4 @@
-"""The points around each atom: atoms and their periodic images, sorted into a grid."""
+"""Grid of the atoms of a structure and their periodic images, for the search of neighbours."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 BINS_PER_CUTOFF = 1.5
-"""Measured from 1 to 6: finer bins look at fewer points in vain, but in shorter stretches."""
+"""Bins along a cutoff, the fastest of 1 to 6: finer bins test fewer points in vain, but in shorter runs."""
 
 BINS_PER_POINT = 8
-"""Bound on the bins, for few atoms in much space."""
+"""Most bins a point, a bound for few atoms in much space."""
 
 
 def neighbour_grid(atoms: Atoms, cutoff: float) -> Grid:
@@ -32,7 +32,7 @@ def neighbour_grid(atoms: Atoms, cutoff: float) -> Grid:
     Returns
     -------
     Grid
-        What an atom's neighbours in it are, `neighbours_kernels.write_neighbours` tells.
+        Input of `neighbours_kernels.write_neighbours`.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def neighbour_grid(atoms: Atoms, cutoff: float) -> Grid:
 
 
 def _complete_cell(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
-    """Cell, filled up with unit vectors where it has none, and its inverse."""
+    """Return the cell, with unit vectors in place of zero vectors, and its inverse."""
     if not atoms.pbc.any():
         return np.eye(3), np.eye(3)
     cell = atoms.cell.array

@@ -1,7 +1,7 @@
 """Kernels of the neighbour search: periodic images sorted into a grid of bins, and the points around a centre.
 
-Work and memory are linear in the number of atoms. Pairs are not kept: who wants an atom's neighbours asks for them
-(`write_neighbours`) and uses them while they are in the cache.
+Work and memory are linear in the number of atoms. Pairs are not kept: the neighbours of an atom are written when
+they are needed (`write_neighbours`) and used while they are in the cache.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def wrap_atoms(
     positions: np.ndarray, cell: np.ndarray, inverse: np.ndarray, pbc: np.ndarray, cutoff: float, out: np.ndarray,
     spans: np.ndarray, box: np.ndarray,
 ) -> None:  # fmt: skip
-    """Move atoms into the cell along its periodic vectors, and frame what lies around them.
+    """Wrap atoms into the cell along its periodic vectors, and find the box around them and their neighbours.
 
     Writes the positions, how many images to look at on either side along each cell vector, and the corners of the
     box that holds all atoms and all their neighbours, ``box[corner, axis]``.
@@ -85,7 +85,7 @@ def write_images(
     positions: np.ndarray, cell: np.ndarray, spans: np.ndarray, box: np.ndarray, out_points: np.ndarray,
     out_atoms: np.ndarray,
 ) -> int:  # fmt: skip
-    """Write all copies of atoms that lie in the box, unless into empty arrays; return how many there are."""
+    """Write all images of atoms that lie in the box, unless the arrays are empty; return their number."""
     n_points = 0
     writes = len(out_atoms) > 0
     for a in range(-spans[0], spans[0] + 1):
@@ -111,13 +111,13 @@ def write_images(
 
 @kernel
 def find_bin(coordinate: float, low: float, edge: float, n_bins: int) -> int:
-    """Bin of a coordinate along one axis."""
+    """Return the bin of a coordinate along one axis."""
     return min(max(int((coordinate - low) / edge), 0), n_bins - 1)
 
 
 @kernel
 def sort_points(points: np.ndarray, atoms: np.ndarray, grid: Grid) -> None:
-    """Fill a grid: its points, the atoms they belong to, and where each bin begins."""
+    """Fill a grid: its points, the atoms that they are images of, and the start of each bin."""
     low, edges, n_bins, bin_ptr = grid.low, grid.edges, grid.n_bins, grid.bin_ptr
     where = np.empty(len(atoms), np.int64)
     bin_ptr[:] = 0
@@ -140,21 +140,21 @@ def sort_points(points: np.ndarray, atoms: np.ndarray, grid: Grid) -> None:
 
 @kernel
 def distance_to_bin(coordinate: float, low: float, edge: float, number: int) -> float:
-    """Distance of a coordinate from a bin along one axis, 0 inside it."""
+    """Return the distance of a coordinate from a bin along one axis, 0 inside it."""
     left = low + number * edge
     return max(left - coordinate, coordinate - left - edge, 0.0)
 
 
 @kernel
 def write_neighbours(centre: np.ndarray, grid: Grid, out: np.ndarray) -> int:
-    """Write the numbers of the points within the cutoff of a place, one there included; return how many they are.
+    """Write the numbers of the points within the cutoff of a centre, which is included; return how many there are.
 
     `out` is int32 and has room for all points and a vector more.
     """
     points, bin_ptr, low, edges, n_bins = grid.points, grid.bin_ptr, grid.low, grid.edges, grid.n_bins
     cutoff, square = grid.cutoff, grid.cutoff * grid.cutoff
     x, y, z = centre[0], centre[1], centre[2]
-    found = 0
+    n_found = 0
     first_k, last_k = (
         find_bin(z - cutoff, low[2], edges[2], n_bins[2]),
         find_bin(z + cutoff, low[2], edges[2], n_bins[2]),
@@ -172,15 +172,15 @@ def write_neighbours(centre: np.ndarray, grid: Grid, out: np.ndarray) -> int:
                 continue
             reach = math.sqrt(left)
             row = (k * n_bins[1] + j) * n_bins[0]
-            # Bins along x lie one after another: their points are one stretch.
+            # Bins along x lie one after another: their points are one contiguous range.
             start = bin_ptr[row + find_bin(x - reach, low[0], edges[0], n_bins[0])]
             stop = bin_ptr[row + find_bin(x + reach, low[0], edges[0], n_bins[0]) + 1]
             whole = start + (stop - start) // WIDTH * WIDTH
             for point in range(start, whole, WIDTH):
-                found = append_where_within(points, point, x, y, z, square, out, found)
+                n_found = append_where_within(points, point, x, y, z, square, out, n_found)
             for point in range(whole, stop):
                 dx, dy, dz = points[0, point] - x, points[1, point] - y, points[2, point] - z
                 # Written always, kept where the count goes on: no branch to guess.
-                out[found] = point
-                found += dx * dx + dy * dy + dz * dz <= square
-    return found
+                out[n_found] = point
+                n_found += dx * dx + dy * dy + dz * dz <= square
+    return n_found

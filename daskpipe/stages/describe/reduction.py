@@ -1,4 +1,4 @@
-"""Principal axes of a sample of descriptors, and the projection of all others on them."""
+"""Principal axes of a sample of descriptors, and projection of descriptors on them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Reduction:
         descriptors
             Shape (row, descriptor), float32 or float64.
         normalise
-            Whether to scale each row to length one first, as in `unit_length`.
+            Scale each row to length one first, as in `unit_length`.
 
         Returns
         -------
@@ -56,7 +56,7 @@ class Reduction:
 
     @cached_property
     def _padded_axes(self) -> dict[str, np.ndarray]:
-        """The axes as the kernel wants them, by dtype."""
+        """Axes transposed and padded for the kernel, by dtype."""
         from daskpipe.stages.describe.reduction_kernels import STEP
 
         n_features, n_columns = self.axes.shape
@@ -66,7 +66,7 @@ class Reduction:
 
 
 def mean_over_atoms(rows: np.ndarray, n_atoms: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Mean row of each structure, summed in float64 over its atoms alone.
+    """Return the mean row of each structure, summed in float64 over its atoms alone.
 
     Parameters
     ----------
@@ -93,16 +93,16 @@ def unit_length(rows: np.ndarray) -> np.ndarray:
 
 
 def _unit_factors(rows: np.ndarray) -> np.ndarray:
-    """Return what brings each row to length one, shape (row,), dtype of `rows`."""
+    """Return the factor that scales each row to length one, shape (row,), dtype of `rows`."""
     from daskpipe.stages.describe.reduction_kernels import write_lengths
 
-    found = np.empty(len(rows))
-    write_lengths(np.ascontiguousarray(rows), found)
-    return (1 / np.where(found > 0, found, 1)).astype(rows.dtype)
+    lengths = np.empty(len(rows))
+    write_lengths(np.ascontiguousarray(rows), lengths)
+    return (1 / np.where(lengths > 0, lengths, 1)).astype(rows.dtype)
 
 
 class PrincipalAxes:
-    """Principal axes of rows that come a few at a time; memory holds one batch of them.
+    """Fit principal axes to rows that are added a few at a time; memory holds one batch of them.
 
     Incremental principal component analysis (Ross et al., DOI 10.1007/s11263-007-0075-7) as scikit-learn has it. The
     batches are of a size that `dims` alone fixes, so the result depends on the rows and their order and on nothing
@@ -116,7 +116,7 @@ class PrincipalAxes:
 
     def __init__(self, dims: int) -> None:
         self.dims = dims
-        # Directions kept between batches: many more than asked for, since what one batch drops is lost.
+        # Directions kept between batches: many more than asked for, since a direction that one batch drops is lost.
         self._kept = max(64, 2 * dims)
         self._batch = np.empty((0, 0))
         self._filled = 0
@@ -125,7 +125,7 @@ class PrincipalAxes:
         self._pca: Any = None
 
     def add_rows(self, rows: np.ndarray) -> None:
-        """Take more rows of the sample, shape (row, descriptor)."""
+        """Add rows of the sample, shape (row, descriptor)."""
         if not self._batch.size:
             self._batch = np.empty((4 * self._kept, rows.shape[1]))
         while len(rows):
@@ -137,7 +137,7 @@ class PrincipalAxes:
                 self._absorb_batch()
 
     def make_reduction(self) -> Reduction:
-        """Return the axes of the rows so far.
+        """Return the axes of the rows added so far.
 
         Raises
         ------
@@ -168,8 +168,8 @@ class PrincipalAxes:
             self._pca = IncrementalPCA(n_components=min(self._kept, *rows.shape), copy=False)
         self._square_sum += float(np.einsum("ij,ij->", rows, rows))
         self._n_rows += self._filled
-        # One thread: sums over threads would round differently on machines with other core counts. A sample that does
-        # not vary has shares of nothing, which are not read.
+        # One thread: sums over threads would round differently on machines with other core counts. In a
+        # sample that does not vary the shares are 0 / 0; they are not read.
         with threadpool_limits(1), np.errstate(divide="ignore", invalid="ignore"):
             self._pca.partial_fit(rows)
         self._filled = 0

@@ -1,7 +1,7 @@
 """Kernels of the reduction: lengths of descriptors, and their projection on a few axes.
 
-Sums run in an order that the number of features fixes, one row by itself: what comes out for a row depends neither on
-its block nor on where it stands in it. Of fastmath only "contract" is on: a product and its sum round once.
+Each row is summed by itself, in an order that the number of features fixes: its result depends neither on its block nor
+on its place in it. Of fastmath only "contract" is on: a product and its sum are rounded once.
 """
 
 from __future__ import annotations

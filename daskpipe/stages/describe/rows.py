@@ -1,4 +1,4 @@
-"""Full descriptors of the structures of a dataset, a few at a time: never all rows of all atoms at once."""
+"""Full descriptors of the structures of a dataset, a group at a time, so that memory stays small."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from daskpipe.stages.describe.settings import Describe
 
 GROUP_BYTES = 4 * 2**20
-"""Most that the rows of the atoms of one group take: so few that they are reduced while they are in a cache. A
-structure is never torn apart."""
+"""Largest size of the rows of one group, small enough to be reduced while they are in a cache. A structure is never
+split."""
 
 
 def describe_groups(
@@ -40,7 +40,7 @@ def describe_groups(
     Yields
     ------
     structures : slice
-        Which structures these are.
+        Range of the structures.
     descriptors : numpy.ndarray
         Shape (structure, descriptor), not normalised.
     environments : numpy.ndarray or None
@@ -51,8 +51,8 @@ def describe_groups(
     n_atoms = frames["n_atoms"].values
     structures = make_structures(frames)
     for group in split_groups(n_atoms, most_atoms(descriptor)):
-        found = descriptor.compute(structures[group])
-        yield (group, mean_over_atoms(found, n_atoms[group]), found) if of_atoms else (group, found, None)
+        atom_rows = descriptor.compute(structures[group])
+        yield (group, mean_over_atoms(atom_rows, n_atoms[group]), atom_rows) if of_atoms else (group, atom_rows, None)
 
 
 def describe_frames(
@@ -78,27 +78,29 @@ def describe_frames(
     n_rows = int(frames["n_atoms"].values.sum()) if of_atoms else 0
     environments = np.empty((n_rows, settings.dims), dtype=np.float32)
     start = 0
-    for group, descriptors, found in describe_groups(frames, settings, species):
+    for group, descriptors, atom_descriptors in describe_groups(frames, settings, species):
         features[group] = reduction(descriptors, normalise=settings.normalise)
-        if of_atoms is not None and found is not None:
-            environments[start : start + len(found)] = of_atoms(found, normalise=settings.normalise)
-            start += len(found)
+        if of_atoms is not None and atom_descriptors is not None:
+            environments[start : start + len(atom_descriptors)] = of_atoms(
+                atom_descriptors, normalise=settings.normalise
+            )
+            start += len(atom_descriptors)
     return features, environments
 
 
 def compute_fingerprints(structures: list[Atoms], settings: Describe, species: list[str]) -> np.ndarray:
     """Return descriptors at unit length, before any axes are fitted; shape (structure, component)."""
-    found = [descriptors for _, descriptors, _ in describe_groups(from_atoms(structures), settings, species)]
-    return unit_length(np.concatenate(found))
+    blocks = [descriptors for _, descriptors, _ in describe_groups(from_atoms(structures), settings, species)]
+    return unit_length(np.concatenate(blocks))
 
 
 def most_atoms(descriptor: Descriptor) -> int:
-    """Atoms whose rows fit `GROUP_BYTES`."""
+    """Return the number of atoms whose rows fit `GROUP_BYTES`."""
     return max(1, GROUP_BYTES // (descriptor.n_features * descriptor.dtype.itemsize))
 
 
 def split_groups(n_atoms: np.ndarray, most: int) -> Iterator[slice]:
-    """Cut a row of structures into groups of at most `most` atoms, or of one structure if it has more."""
+    """Yield groups of consecutive structures with at most `most` atoms, or of one structure if it has more."""
     start, total = 0, 0
     for index, n in enumerate(n_atoms.tolist()):
         if index > start and total + n > most:
@@ -110,7 +112,7 @@ def split_groups(n_atoms: np.ndarray, most: int) -> Iterator[slice]:
 
 
 def make_structures(frames: xr.Dataset) -> list[Atoms]:
-    """Return numbers, positions, cell, pbc and charge of all structures, and nothing else that a dataset may hold.
+    """Return all structures with numbers, positions, cell, pbc and charge, and no other variables of the dataset.
 
     For small structures `daskpipe.core.structures.to_atoms` would take longer than the descriptor.
     """

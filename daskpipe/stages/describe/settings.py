@@ -1,4 +1,4 @@
-"""Hyper-parameters of the reduced descriptor."""
+"""Parameters of the descriptor and its reduction."""
 
 from __future__ import annotations
 

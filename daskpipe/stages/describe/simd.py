@@ -1,8 +1,8 @@
-"""Vectors in Numba: eight numbers at once, or sixteen that are the eight of two neighbours in turn.
+"""SIMD vectors in Numba: of eight numbers, or of sixteen that interleave the eight of two neighbours.
 
-Numba leaves it to LLVM to find vectors in loops, and LLVM does not find those of inner loops as short as ours.
-Here they are said: each operation is an LLVM instruction or two, which become what the processor has (AVX-512, AVX2,
-NEON). Arrays are one-dimensional and contiguous, indices are not checked.
+Numba relies on LLVM to vectorise loops, and LLVM does not vectorise inner loops as short as those of SOAP. Here each
+operation is one or two LLVM instructions, which become those of the processor (AVX-512, AVX2, NEON). Arrays are
+one-dimensional and contiguous, indices are not checked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INT32 = ir.IntType(32)
 
 
 class SimdVector(types.Type):
-    """Numba's type of 8 or 16 numbers of one dtype."""
+    """Numba type of a vector of 8 or 16 numbers of one dtype."""
 
     def __init__(self, dtype: Any, width: int = WIDTH) -> None:
         self.dtype = dtype
@@ -38,7 +38,7 @@ class _SimdVectorModel(models.PrimitiveModel):
 
 
 def _item_address(context: Any, builder: Any, kinds: Any, args: Any) -> Any:
-    """Address of item ``args[1]`` of array ``args[0]``; `kinds` are their types."""
+    """Return the address of item ``args[1]`` of array ``args[0]``; `kinds` are their types."""
     array = context.make_array(kinds[0])(context, builder, args[0])
     return builder.gep(array.data, [args[1]])
 
@@ -55,7 +55,7 @@ def _shuffle_items(builder: Any, a: Any, b: Any, lanes: Sequence[int]) -> Any:
 
 
 def _make_reader(width: int, lanes: Sequence[int] | None, result: int, doc: str) -> Any:
-    """Intrinsic that reads `width` items from an array and puts them into `lanes`."""
+    """Return an intrinsic that reads `width` items from an array and arranges them by `lanes`."""
 
     def read_items(typingcontext: Any, array: Any, start: Any) -> Any:
         def generate_code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -68,11 +68,11 @@ def _make_reader(width: int, lanes: Sequence[int] | None, result: int, doc: str)
     return intrinsic(read_items)
 
 
-load = _make_reader(WIDTH, None, WIDTH, "Eight items from `start` on.")
-load_two = _make_reader(2 * WIDTH, None, 2 * WIDTH, "Sixteen items from `start` on.")
-broadcast = _make_reader(1, [0] * WIDTH, WIDTH, "One item, eight times.")
-broadcast_wide = _make_reader(1, [0] * 2 * WIDTH, 2 * WIDTH, "One item, sixteen times.")
-broadcast_two = _make_reader(2, [0, 1] * WIDTH, 2 * WIDTH, "Two items in turn, eight times each.")
+load = _make_reader(WIDTH, None, WIDTH, "Read eight items from `start` on.")
+load_two = _make_reader(2 * WIDTH, None, 2 * WIDTH, "Read sixteen items from `start` on.")
+broadcast = _make_reader(1, [0] * WIDTH, WIDTH, "Read one item, eight times.")
+broadcast_wide = _make_reader(1, [0] * 2 * WIDTH, 2 * WIDTH, "Read one item, sixteen times.")
+broadcast_two = _make_reader(2, [0, 1] * WIDTH, 2 * WIDTH, "Read two items in turn, eight times each.")
 
 
 @intrinsic
@@ -90,7 +90,7 @@ def store(typingcontext: Any, array: Any, start: Any, lanes: Any) -> Any:
 
 @intrinsic
 def zeros(typingcontext: Any, array: Any) -> Any:
-    """Eight zeros of the dtype of `array`."""
+    """Return eight zeros of the dtype of `array`."""
 
     def generate_code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return cgutils.get_null_value(context.get_value_type(signature.return_type))
@@ -99,7 +99,7 @@ def zeros(typingcontext: Any, array: Any) -> Any:
 
 
 def _make_operator(code: Callable[..., Any], n_operands: int, doc: str) -> Any:
-    """Intrinsic on vectors of one type."""
+    """Return an intrinsic on vectors of one type."""
 
     def call_binary(typingcontext: Any, a: Any, b: Any) -> Any:
         return a(a, a), lambda context, builder, signature, args: code(builder, signature, *args)
@@ -137,7 +137,7 @@ interleave_high = _make_operator(
 
 @intrinsic
 def add_neighbours(typingcontext: Any, lanes: Any) -> Any:
-    """Sum neighbouring lanes: sixteen to eight."""
+    """Add neighbouring numbers: sixteen to eight."""
 
     def generate_code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         even, odd = (_shuffle_items(builder, args[0], args[0], range(first, 2 * WIDTH, 2)) for first in (0, 1))
@@ -152,7 +152,7 @@ def _broadcast_value(builder: Any, value: Any, width: int = WIDTH) -> Any:
 
 
 def _append_masked(context: Any, builder: Any, kind: Any, array: Any, end: Any, items: Any, mask: Any) -> Any:
-    """Write the items whose mask is set one after another to an array from `end` on; the new end."""
+    """Write the items whose mask is set one after another to an array from `end` on; return the new end."""
     target = context.make_array(kind)(context, builder, array)
     signature = ir.FunctionType(ir.VoidType(), [items.type, INT32.as_pointer(), mask.type])
     compress = cgutils.get_or_insert_function(builder.module, signature, f"llvm.masked.compressstore.v{WIDTH}i32")

@@ -1,4 +1,4 @@
-"""SOAP power spectrum of structures, with the numbers of dscribe.
+"""SOAP power spectrum of structures, with the values of dscribe.
 
 Smooth overlap of atomic positions (Bartók, Kondor, Csányi, DOI 10.1103/PhysRevB.87.184115) with the
 Gaussian-type radial basis of dscribe (DOI 10.1016/j.cpc.2019.106949); its argument names and feature order.
@@ -145,7 +145,7 @@ class SOAP:
         return out
 
     def _fill_rows(self, atoms: Atoms, out: np.ndarray) -> None:
-        """Write the rows of one structure."""
+        """Compute the rows of one structure into `out`."""
         from daskpipe.stages.describe.neighbours import neighbour_grid
         from daskpipe.stages.describe.soap_kernels import write_soap
 
@@ -160,7 +160,7 @@ class SOAP:
 
     @cached_property
     def _kernel_basis(self) -> Basis:
-        """What the kernels need to know, made on first use: it takes Numba."""
+        """Input of the kernels, made on first use, since it imports Numba."""
         from daskpipe.stages.describe.soap_kernels import Basis, aligned_zeros
 
         table = aligned_zeros(self._table.size, np.empty(0, self.dtype))
@@ -216,7 +216,7 @@ def radial_table(
 
 
 class _RadialOverlap:
-    """Overlap of dscribe's radial functions with the Gaussian of a neighbour, by its distance.
+    """Overlap of dscribe's radial functions with the Gaussian of a neighbour, as a function of its distance.
 
     ``g[n, l](r) = sum_k beta[l, n, k] r^l exp(-alpha[l, k] r^2)``, where alpha lets the k-th primitive fall to 1e-3 at
     a distance between 1 Å and `r_cut` and beta makes them orthonormal (Löwdin).
@@ -234,7 +234,7 @@ class _RadialOverlap:
             alpha[k] = -np.log(TAIL / np.power(ends, k)) / ends**2
             metric = 0.5 * gamma(k + 3.0 / 2.0) * (alpha[k] + alpha[k][:, None]) ** (-k - 3.0 / 2.0)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", LinAlgWarning)  # ill-conditioned is what many functions are
+                warnings.simplefilter("ignore", LinAlgWarning)  # many radial functions are ill-conditioned
                 root = sqrtm(inv(metric))
             if np.iscomplexobj(root):
                 raise ValueError(
@@ -256,17 +256,20 @@ class _RadialOverlap:
 
     @property
     def rounding_error(self) -> np.ndarray:
-        """What float64 leaves uncertain, shape (l, n): beta holds large numbers of both signs."""
+        """Rounding error in float64, shape (l, n): beta holds large numbers of both signs."""
         return 8 * np.finfo(np.float64).eps * self._largest
 
     def __call__(self, distance: np.ndarray) -> np.ndarray:
-        """Values at distances, also negative ones, shape (distance, l, n)."""
+        """Return values at distances, also negative ones, shape (distance, l, n)."""
         r = distance[:, None, None]
         return np.einsum("rlk,lnk->rln", r**self._degree * np.exp(-self._decay * r**2), self._weights)
 
 
 def harmonic_factors(l_max: int) -> np.ndarray:
-    """Factors of the recurrence in `soap_kernels.write_harmonics`, shape (1 + 2 x number of (l, m >= 0)), float64."""
+    """Return the factors of the recurrence in `soap_kernels.write_harmonics`, float64.
+
+    Shape (1 + 2 x number of (l, m >= 0)).
+    """
     factors = [1.0]
     for m in range(l_max + 1):
         start = math.sqrt(math.prod((2 * k + 1) / (2 * k) for k in range(1, m + 1)) / (4 * math.pi))

@@ -1,6 +1,6 @@
 """Kernels of the SOAP power spectrum: neighbours to expansion coefficients, coefficients to features.
 
-All arithmetic is on vectors of eight radial functions (`lanes`); `n_max` is padded with zeros to `n_vectors` of
+All arithmetic is on vectors of eight radial functions (`simd`); `n_max` is padded with zeros to `n_vectors` of
 them. Expansion coefficients lie as (species, lm, n_vectors, 8), where ``lm`` counts the 2 l + 1 real harmonics
 of degree l from ``l * l`` on.
 """
@@ -41,7 +41,7 @@ EACH, INNER, OUTER = 0, 1, 2
 
 
 class Basis(NamedTuple):
-    """What the descriptor expands in.
+    """Basis in which the neighbours of an atom are expanded.
 
     Parameters
     ----------
@@ -69,10 +69,10 @@ class Basis(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """Room for the work on one centre: its neighbours by species, and what they add up to."""
+    """Buffers for one centre: its neighbours by species, their basis functions and the sums of these."""
 
-    found: np.ndarray
-    found_kinds: np.ndarray
+    neighbours: np.ndarray
+    neighbour_kinds: np.ndarray
     places: np.ndarray
     ends: np.ndarray
     x: np.ndarray
@@ -88,7 +88,7 @@ class Buffers(NamedTuple):
 
 @kernel
 def aligned_zeros(size: int, like: np.ndarray) -> np.ndarray:
-    """Array of zeros of the dtype of `like` that starts on a cache line, so that no vector lies on two."""
+    """Return zeros of the dtype of `like` that start on a cache line, so that no vector lies on two."""
     line = 64 // like.itemsize
     array = np.zeros(size + line, like.dtype)
     skip = (-(array.ctypes.data // like.itemsize)) % line
@@ -102,18 +102,18 @@ def gather_neighbours(centre: np.ndarray, grid: Grid, kinds: np.ndarray, basis: 
     Places that stay empty are so far away that radial functions are zero there. Returns the number of places;
     ``work.ends`` says where each species ends, padding left out.
     """
-    found, found_kinds, places, ends = work.found, work.found_kinds, work.places, work.ends
+    neighbours, neighbour_kinds, places, ends = work.neighbours, work.neighbour_kinds, work.places, work.ends
     x, y, z = work.x, work.y, work.z
-    n_found = write_neighbours(centre, grid, found)
-    for number in range(n_found):
-        found_kinds[number] = kinds[found[number]]
+    n_neighbours = write_neighbours(centre, grid, neighbours)
+    for number in range(n_neighbours):
+        neighbour_kinds[number] = kinds[neighbours[number]]
     # The last vector reaches beyond the end, where nothing is of any species.
-    found_kinds[n_found : n_found + WIDTH] = -1
+    neighbour_kinds[n_neighbours : n_neighbours + WIDTH] = -1
     n_places = 0
     for kind in range(basis.n_species):
         ends[kind] = n_places
-        for number in range(0, n_found, WIDTH):
-            ends[kind] = append_where_equal(found_kinds, found, number, kind, places, ends[kind])
+        for number in range(0, n_neighbours, WIDTH):
+            ends[kind] = append_where_equal(neighbour_kinds, neighbours, number, kind, places, ends[kind])
         n_places = (ends[kind] + WIDTH - 1) // WIDTH * WIDTH
         places[ends[kind] : n_places] = 0
     px, py, pz = grid.points[0], grid.points[1], grid.points[2]
@@ -129,7 +129,7 @@ def gather_neighbours(centre: np.ndarray, grid: Grid, kinds: np.ndarray, basis: 
 
 @kernel
 def write_directions(n_places: int, basis: Basis, work: Buffers) -> None:
-    """Turn vectors into unit vectors, and their lengths into rows of the radial table and weights of four rows."""
+    """Normalise vectors, and write rows of the radial table and weights of four rows for their lengths."""
     x, y, z, rows = work.x, work.y, work.z, work.rows
     w0, w1, w2, w3 = work.weights[0], work.weights[1], work.weights[2], work.weights[3]
     one = basis.rows_per_length / basis.rows_per_length  # of the table's dtype
@@ -153,7 +153,7 @@ def write_directions(n_places: int, basis: Basis, work: Buffers) -> None:
 
 @kernel
 def write_harmonics(first: int, basis: Basis, work: Buffers) -> None:
-    """Real orthonormal spherical harmonics of eight unit vectors, (lm, 8).
+    """Write the real orthonormal spherical harmonics of eight unit vectors, (lm, 8).
 
     ``basis.factors`` starts with a one; then come, by m and l, two factors each of the recurrence
     ``q[l, m] = a z q[l - 1, m] - b q[l - 2, m]``, in whose place the first is q[m, m] itself where l = m.
@@ -184,7 +184,7 @@ def write_harmonics(first: int, basis: Basis, work: Buffers) -> None:
 
 @kernel
 def write_radial(first: int, basis: Basis, work: Buffers) -> None:
-    """Radial functions of eight neighbours, (n_groups / 2, neighbour, 16): cubic polynomials through four rows."""
+    """Interpolate the radial functions of eight neighbours, (n_groups / 2, neighbour, 16), between four rows."""
     table, rows, out = basis.table, work.rows, work.radial
     to_0, to_1, to_2, to_3 = work.weights[0], work.weights[1], work.weights[2], work.weights[3]
     stride = basis.n_groups * WIDTH
@@ -236,7 +236,7 @@ def add_products(functions: Any, degree: int, part: int, shift: int, basis: Basi
 
 @kernel
 def expand_neighbourhood(n_places: int, basis: Basis, work: Buffers, coefficients: np.ndarray) -> None:
-    """Expansion coefficients of a neighbourhood."""
+    """Write the expansion coefficients of a neighbourhood."""
     work.pairwise[:] = 0
     size = (basis.l_max + 1) * (basis.l_max + 1) * basis.n_vectors * 2 * WIDTH
     kind = 0
@@ -254,7 +254,7 @@ def expand_neighbourhood(n_places: int, basis: Basis, work: Buffers, coefficient
 def write_full_block(
     a: np.ndarray, shift_a: int, b: np.ndarray, shift_b: int, degree: int, basis: Basis, row: np.ndarray, at: int
 ) -> int:
-    """Spectrum of two species' coefficients at one degree, all n x n'; returns where it ends in `row`.
+    """Write the spectrum of two species at one degree, all n x n'; return where it ends in `row`.
 
     What a vector writes beyond n' = n_max, and rows beyond n = n_max, is overwritten by what follows.
     """
@@ -289,7 +289,7 @@ def write_full_block(
 
 @kernel
 def write_half_block(a: np.ndarray, shift: int, degree: int, basis: Basis, row: np.ndarray, at: int) -> int:
-    """Spectrum of one species' coefficients at one degree, n' >= n; returns where it ends in `row`."""
+    """Write the spectrum of one species at one degree, n' >= n; return where it ends in `row`."""
     n_max, stride = basis.n_max, basis.n_vectors * WIDTH
     first = shift + degree * degree * stride
     for n in range(0, n_max, 4):
@@ -317,7 +317,7 @@ def write_half_block(a: np.ndarray, shift: int, degree: int, basis: Basis, row: 
 
 @kernel
 def write_spectrum(coefficients: np.ndarray, basis: Basis, mode: int, summed: np.ndarray, row: np.ndarray) -> None:
-    """Power spectrum of one set of coefficients in dscribe's order; vectors reach beyond the end of the features."""
+    """Write the power spectrum of coefficients in dscribe's order; vectors reach beyond the end of the features."""
     size = (basis.l_max + 1) * (basis.l_max + 1) * basis.n_vectors * WIDTH
     at = 0
     if mode == MU1NU1:
@@ -341,7 +341,7 @@ def write_spectrum(coefficients: np.ndarray, basis: Basis, mode: int, summed: np
 
 @kernel
 def write_soap(grid: Grid, kinds: np.ndarray, basis: Basis, mode: int, average: int, out: np.ndarray) -> None:
-    """Power spectra of all atoms of a structure.
+    """Write the power spectra of all atoms of a structure, or their average.
 
     `kinds` are the species of the grid's points, int32, counted from 0 (all 0 for mu2). `out` is (atom, feature), or
     (1, feature) for an average.

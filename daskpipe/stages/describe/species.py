@@ -1,4 +1,4 @@
-"""What every descriptor checks of a structure."""
+"""Check of the elements of structures that all descriptors share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def check_species(structures: Sequence[Atoms], species: Sequence[str]) -> None:
-    """See that no structure holds an element beyond `species`.
+    """Check that no structure holds an element that is not in `species`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Description as chunked Dask arrays: one block of features an exploration unit, chunk sizes known."""
+"""Description as chunked Dask arrays: one block of features for each unit of frames, chunk sizes known."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def describe_atoms(
     species: Sequence[str],
     reduction_key: str,
 ) -> da.Array:
-    """Return the features of all atoms; lazy. Computed together with those of `describe`, both come from one pass.
+    """Return the features of all atoms; lazy. Computed together with `describe`, both take one pass.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def describe_atoms(
 def _describe_units(
     root: Path, stage: str, keys: list[str], settings: Describe, species: Sequence[str], reduction_key: str
 ) -> da.Array:
-    """One object a unit: its arrays by name."""
+    """Return a lazy array of one object a unit: a dict of its arrays."""
     import dask.array as da
 
     return da.map_blocks(
@@ -131,36 +131,36 @@ def describe_block(
     species: list[str],
     reduction_key: str,
 ) -> np.ndarray:
-    """Features of the frames, and of the atoms, of one exploration unit: one object, the arrays by name."""
+    """Compute the features of the frames, and of the atoms, of one unit; returns one object, a dict of arrays."""
     frames = read_unit(root, stage, keys[int(number[0])])
-    found = describe_frames(frames, settings, species, *load_reductions(root, reduction_key, settings))
+    arrays = describe_frames(frames, settings, species, *load_reductions(root, reduction_key, settings))
     block = np.empty(1, dtype=object)
-    block[0] = dict(zip(("features", "environments"), found, strict=True))
+    block[0] = dict(zip(("features", "environments"), arrays, strict=True))
     return block
 
 
 def describe_unit(
     root: Path, stage: str, key: str, n_frames: int, settings: Describe, species: list[str], reduction_key: str
 ) -> Delayed:
-    """Return what the description of one exploration unit commits; lazy."""
+    """Return the payload of the description of one unit of frames; lazy."""
     from dask import delayed
 
     arrays = {"features": describe(root, stage, [(key, n_frames)], settings, species, reduction_key)}
     if settings.level == "atom":
         arrays["environments"] = describe_atoms(root, stage, [(key, n_frames)], settings, species, reduction_key)
-    # As they are: optimised one by one, each would compute the block that they share.
+    # Not optimised: optimised one by one, each array would compute the block that they share.
     return delayed(pack_block)({name: array.to_delayed(optimize_graph=False).item() for name, array in arrays.items()})
 
 
 def pack_block(arrays: Mapping[str, np.ndarray]) -> Payload:
-    """Wrap the arrays of a block as what a unit commits."""
+    """Return the arrays of a block as a payload."""
     return Payload(arrays=arrays, n_out=len(arrays["features"]))
 
 
 def describe_outside(
     structures: xr.Dataset, root: Path, settings: Describe, species: list[str], reduction_key: str
 ) -> Payload:
-    """Features of structures that are not of this run, in its space.
+    """Compute the features of structures that are not of this run, on its axes.
 
     Structures with an element that the run has not are left out: none of its frames is near them.
     """
@@ -208,13 +208,13 @@ def sample_frames(root: Path, stage: str, keys: list[str], size: int, run_seed: 
     number_of_unit = np.searchsorted(ends, np.sort(order), side="right")
     pieces = []
     for number in np.unique(number_of_unit).tolist():
-        found = np.sort(order)[number_of_unit == number] - (ends[number] - len(ids[number]))
-        pieces.append(UnitRows(stage=stage, key=keys[number], rows=tuple(found.tolist())))
+        rows = np.sort(order)[number_of_unit == number] - (ends[number] - len(ids[number]))
+        pieces.append(UnitRows(stage=stage, key=keys[number], rows=tuple(rows.tolist())))
     return take(read_rows(root, pieces), np.argsort(np.argsort(order)))
 
 
 def sample_atoms(frames: xr.Dataset, size: int, run_seed: int) -> np.ndarray:
-    """Choose atoms by the hash of their structure's id and their place in it; a mask, shape (atom,)."""
+    """Return a mask of atoms chosen by the hash of their structure's id and their place in it, shape (atom,)."""
     n_atoms = frames["n_atoms"].values
     ids = np.repeat(frames["structure_id"].values, n_atoms).view("<u8").reshape(-1, 2)
     ids[:, 1] += (np.arange(len(ids)) - np.repeat(frames["atom_start"].values, n_atoms)).astype(np.uint64)

@@ -1,4 +1,4 @@
-"""The systems that are in flight together, as tensors on the model's device."""
+"""Tensors of the systems that one batch moves together, on the model's device."""
 
 from __future__ import annotations
 
@@ -37,16 +37,18 @@ PER_ATOM = ("positions", "momenta", "forces")
 
 
 class Batch:
-    """Trajectories in flight. Its members never change: when some leave or join, another batch is made.
+    """Hold the systems of one batch as tensors and move them.
+
+    Its members never change: when trajectories leave or join, the runner makes another batch.
 
     Parameters
     ----------
     trajectories
-        At least one. Those without a state get velocities and forces.
+        At least one. Those without a state receive velocities and forces.
     model
         Batched model; decides the device.
     dynamics
-        Conditions and paces.
+        Conditions, time step and relaxation times.
     """
 
     state_type: ClassVar[type[BatchState]] = DynamicsState
@@ -79,13 +81,13 @@ class Batch:
         if not newcomers:
             return
         cells = [spanning_cell(trajectory.start_atoms) for trajectory in newcomers]
-        found = make_evaluator(newcomers, self.model)(
+        evaluated = make_evaluator(newcomers, self.model)(
             self._as_tensor(np.concatenate([trajectory.start_atoms.positions for trajectory in newcomers])),
             self._as_tensor(np.stack(cells)),
         )
         places = [self.trajectories.index(trajectory) for trajectory in newcomers]
         self.failures = {places[system]: why for system, why in read_failures(self.model).items()}
-        rows = split_systems(found, [len(trajectory.seed) for trajectory in newcomers])
+        rows = split_systems(evaluated, [len(trajectory.seed) for trajectory in newcomers])
         for trajectory, cell, row in zip(newcomers, cells, rows, strict=True):
             trajectory.state = {
                 "positions": trajectory.start_atoms.positions.copy(),
@@ -96,7 +98,7 @@ class Batch:
             }
 
     def _first_state(self, trajectory: Trajectory) -> dict[str, Any]:
-        """Return what a system that has not run has besides positions, cell and what the model gives."""
+        """Return the state of a new system other than positions, cell and results of the model."""
         return {
             "momenta": draw_thermal_momenta(trajectory, trajectory.temperature_at(self.dynamics, 0)),
             "chain": np.zeros((2, CHAIN_LENGTH)),
@@ -127,21 +129,21 @@ class Batch:
         )
 
     def run_steps(self, n_steps: int, guards: Sequence[Guard], may_continue: Callable[[], bool]) -> dict[int, Fault]:
-        """Go up to `n_steps` steps.
+        """Move all systems by up to `n_steps` steps.
 
         Parameters
         ----------
         n_steps
-            At least one; fewer are gone if a system breaks or `may_continue` says no.
+            At least one. Fewer are made if a guard stops a system or `may_continue` returns False.
         guards
-            Looked at after each step.
+            Checked after each step.
         may_continue
-            Asked after each step.
+            Called after each step.
 
         Returns
         -------
         dict
-            The systems that broke in the last step, and why.
+            Fault of each system that a guard stopped in the last step.
         """
         coupling = self._draw_coupling(n_steps)
         for number in range(n_steps):
@@ -158,7 +160,7 @@ class Batch:
             trajectory.step += 1
 
     def check_systems(self, guards: Sequence[Guard], thermal: torch.Tensor | None = None) -> dict[int, Fault]:
-        """Return the systems that are broken, and why; what the potential itself refused comes first."""
+        """Return the fault of each broken system; a failure of the potential takes precedence over the guards."""
         if thermal is None:
             temperatures = [
                 trajectory.temperature_at(self.dynamics, trajectory.step) for trajectory in self.trajectories
@@ -178,7 +180,7 @@ class Batch:
         }
 
     def _draw_coupling(self, n_steps: int) -> dict[str, torch.Tensor]:
-        """Draw what acts on the batch in the steps to come; each array has one row a step."""
+        """Return temperatures, pressures and random numbers of the next steps; each array has one row a step."""
         kicks, thermals, rescalings, pressures, strains = [], [], [], [], []
         for trajectory in self.trajectories:
             steps = range(trajectory.step + 1, trajectory.step + n_steps + 1)
@@ -198,7 +200,7 @@ class Batch:
         }
 
     def _draw_langevin_momenta(self, trajectory: Trajectory, thermal: np.ndarray) -> np.ndarray:
-        """Momenta from the Langevin thermostat, shape (step, atom, 3); what rests is left at rest."""
+        """Return momenta that the Langevin thermostat adds, shape (step, atom, 3); fixed components stay zero."""
         shape = (len(trajectory.seed), 3)
         if not trajectory.has_friction:
             return np.zeros((len(thermal), *shape))
@@ -214,7 +216,7 @@ class Batch:
         return momenta * width[:, None, None]
 
     def load_states(self) -> None:
-        """Take the state of each system from its trajectory."""
+        """Copy the state of each trajectory into the tensors."""
         states = [trajectory.state for trajectory in self.trajectories if trajectory.state is not None]
         columns = {name: [state[name] for state in states] for name in self.fields}
         self.state = self.state_type(
@@ -225,30 +227,30 @@ class Batch:
         )
 
     def cell_of(self, system: int) -> np.ndarray:
-        """Cell of one system as its start has it: what is open stays as it was. Shape (3, 3), Å."""
+        """Return the cell of one system, Å, shape (3, 3); vectors along open axes are those of its start."""
         seed = self.trajectories[system].start_atoms
         if not self.trajectories[system].has_barostat:
             return np.array(seed.cell.array)
         return np.where(seed.pbc[:, None], self.state.cell[system].cpu().numpy(), seed.cell.array)
 
     def is_worth_a_frame(self, system: int) -> bool:
-        """Whether the geometry of a system is data, as far as no guard speaks against it."""
+        """Return True if the geometry of a system may be kept as a frame; guards are checked elsewhere."""
         return True
 
     def kinetic_temperature(self) -> np.ndarray:
         """Return the temperatures of the kinetic energies, K, shape (system,)."""
         freedom = self.systems.degrees_of_freedom * constants.KB
-        found: np.ndarray = (2 * kinetic_energy(self.state.momenta, self.systems) / freedom).cpu().numpy()
-        return found
+        temperatures: np.ndarray = (2 * kinetic_energy(self.state.momenta, self.systems) / freedom).cpu().numpy()
+        return temperatures
 
     def geometry_of(self, system: int) -> Atoms:
-        """One system as it is."""
+        """Return the present geometry of one system."""
         rows = torch.nonzero(self.systems.system == system).flatten()
         positions = self.state.positions[rows].cpu().numpy()
         return self.trajectories[system].make_atoms(positions, self.cell_of(system))
 
     def export_states(self) -> None:
-        """Write the state of each system into its trajectory."""
+        """Copy the tensors back into the state of each trajectory."""
         n_atoms = [len(trajectory.seed) for trajectory in self.trajectories]
         rows = split_systems({name: getattr(self.state, name) for name in self.fields}, n_atoms)
         for trajectory, row in zip(self.trajectories, rows, strict=True):
@@ -256,12 +258,12 @@ class Batch:
 
 
 def read_failures(model: ModelInterface) -> dict[int, str]:
-    """Which systems of the last evaluation the potential refused, and why; models that know of none say nothing."""
+    """Return the reason for each system that the potential could not evaluate last; empty for models without any."""
     return dict(getattr(model, "failures", {}))
 
 
 def split_systems(values: dict[str, torch.Tensor], n_atoms: Sequence[int]) -> list[dict[str, np.ndarray]]:
-    """Take the fields of a state apart, system by system; arrays on the host that share no memory with it."""
+    """Split the fields of a state by system, as arrays on the host that share no memory with it."""
     ends = np.cumsum(n_atoms)[:-1]
     host = {name: value.detach().cpu().numpy() for name, value in values.items()}
     columns = {name: np.split(array, ends) if name in PER_ATOM else array for name, array in host.items()}
@@ -279,26 +281,26 @@ def make_evaluator(
     def evaluate_model(positions: torch.Tensor, cell: torch.Tensor) -> dict[str, torch.Tensor]:
         systems.positions = positions
         systems.cell = cell.mT.contiguous()
-        found = model(systems)
+        results = model(systems)
         return {
-            "energy": found["energy"].double(),
-            "forces": found["forces"].double(),
-            "stress": found["stress"].double() if "stress" in found else nothing[:, None, None].expand(-1, 3, 3),
-            "disagreement": found["force_disagreement"].double() if "force_disagreement" in found else nothing,
+            "energy": results["energy"].double(),
+            "forces": results["forces"].double(),
+            "stress": results["stress"].double() if "stress" in results else nothing[:, None, None].expand(-1, 3, 3),
+            "disagreement": results["force_disagreement"].double() if "force_disagreement" in results else nothing,
         }
 
     return evaluate_model
 
 
 def spanning_cell(atoms: Atoms) -> np.ndarray:
-    """Cell whose vectors along open axes span the atoms and an Å on either side, so that it has a volume; (3, 3), Å."""
+    """Return a cell with a volume, Å, shape (3, 3): along open axes it spans the atoms and 1 Å on either side."""
     cell = full_cell(atoms)
     extent = np.ptp(atoms.positions @ np.linalg.inv(cell), axis=0)
     return np.where(atoms.pbc[:, None], cell, cell * (extent + 2)[:, None])
 
 
 def draw_thermal_momenta(trajectory: Trajectory, temperature: float) -> np.ndarray:
-    """Momenta of a Maxwell-Boltzmann distribution at a temperature (K), shape (atom, 3)."""
+    """Draw momenta from the Maxwell-Boltzmann distribution at a temperature (K), shape (atom, 3)."""
     normal = trajectory.random_numbers.stream_at(Purpose.VELOCITIES, 0).standard_normal((len(trajectory.seed), 3))
     momenta = normal * np.sqrt(constants.KB * temperature * trajectory.masses)[:, None]
     return without_drift(momenta, trajectory.masses, trajectory.free)

@@ -1,4 +1,4 @@
-"""How many systems fit the device at once: by atoms on the CPU, by atoms and density on a GPU."""
+"""Largest batch that fits the device: limited by atoms on a CPU, by atoms and neighbour pairs on a GPU."""
 
 from __future__ import annotations
 
@@ -20,58 +20,58 @@ if TYPE_CHECKING:
     from torch_sim.models.interface import ModelInterface
 
 CPU_ATOMS = 1024
-"""Atoms in flight on a CPU where nothing else is asked for: more are no faster there."""
+"""Atoms in a batch on a CPU by default: larger batches are no faster there."""
 
 SHARE = 0.85
-"""Of the free memory of a device that a batch may take: density changes under way."""
+"""Part of the device's free memory that a batch may take; the rest is for densities that rise during a run."""
 
 PROBES = (2_000, 40_000)
-"""Neighbour pairs of the two batches whose memory is compared."""
+"""Neighbour pairs of the two batches whose memory is measured."""
 
 OUT_OF_MEMORY = ("out of memory", "Failed to allocate", "can't allocate memory")
-"""What torch on CUDA, Warp and torch on a CPU say."""
+"""Messages of torch on CUDA, Warp and torch on a CPU."""
 
 
 class BatchCapacity:
-    """The weight of structures, and how much of it the device holds.
+    """Decide whether structures fit the device together, by the sum of their weights.
 
     Parameters
     ----------
     weigh
         Weight of a structure.
     capacity
-        Largest sum of weights in flight. A structure that is heavier flies alone.
+        Largest sum of weights in a batch. A heavier structure is run in a batch of its own.
     """
 
     def __init__(self, weigh: Callable[[Atoms], float], capacity: float) -> None:
         self.weigh, self.capacity = weigh, capacity
 
     def can_join(self, flying: Sequence[float], newcomer: float) -> bool:
-        """Whether one more structure may join, by the weights."""
+        """Return True if one more structure of this weight fits; an empty batch takes any."""
         return not flying or sum(flying) + newcomer <= self.capacity
 
     def halve_limit(self, flying: Sequence[float]) -> None:
-        """Learn that structures of these weights did not fit."""
+        """Set the limit to half the weight of a batch that did not fit."""
         self.capacity = sum(flying) / 2
 
 
 def measure_capacity(
     model: ModelInterface, seeds: Sequence[Atoms], batch_atoms: int | None, cutoff: float | None, name: str
 ) -> BatchCapacity:
-    """Return the room for a batch.
+    """Return how large a batch may be.
 
     Parameters
     ----------
     model
         Decides the device.
     seeds
-        Some structures that will fly.
+        Some of the structures that will be run.
     batch_atoms
-        Most atoms in flight; ``None`` measures how the memory of a GPU fills, and takes `CPU_ATOMS` on a CPU.
+        Most atoms in a batch; ``None`` measures the memory of a GPU, and takes `CPU_ATOMS` on a CPU.
     cutoff
-        Of the model, Å; its memory grows with the pairs closer than that.
+        Cutoff of the model, Å; its memory grows with the pairs closer than that.
     name
-        Names model, precision and what it computes; what was measured for it is remembered.
+        Name of model, precision and results; the measurement is cached under it.
     """
     if batch_atoms is not None:
         return BatchCapacity(len, batch_atoms)
@@ -103,7 +103,7 @@ def memory_growth(
 ) -> float:
     """Measure how much memory a model takes for each unit of weight, bytes.
 
-    What it takes for a small batch is taken off, for that has to do with the model and not with the batch.
+    The memory of a small batch is subtracted, since it belongs to the model and not to the batch.
     """
     weight = weigh(atoms)
     few, many = (max(1, round(size / weight)) for size in PROBES)
@@ -113,36 +113,36 @@ def memory_growth(
 
 
 def _peak_memory(structures: Sequence[Atoms], model: ModelInterface) -> float:
-    """Most memory that a GPU holds while a batch is evaluated, bytes."""
+    """Measure the peak memory of a GPU while a batch is evaluated, bytes."""
     from torch_sim.autobatching import measure_model_memory_forward
     from torch_sim.io import atoms_to_state
 
-    with redirect_stdout(io.StringIO()):  # torch-sim tells the terminal about each batch
+    with redirect_stdout(io.StringIO()):  # torch-sim prints a line for each batch
         state = atoms_to_state(list(structures), model.device, model.dtype)
         return float(measure_model_memory_forward(state, model)) * 1024**3
 
 
 def remember_or_measure(name: str, measure: Callable[[], float], folder: Path | None = None) -> float:
-    """Return what was measured under a name before, in this or another process, or measure it.
+    """Return the figure measured under a name before, in this or another process, or measure it now.
 
     Parameters
     ----------
     name
-        Of all that the figure depends on.
+        Names everything that the figure depends on.
     measure
-        Called if nothing is remembered.
+        Called if no figure is cached.
     folder
-        Where figures are kept; by default the user's cache.
+        Folder of the cache; by default the user's.
     """
     folder = folder or user_cache_path("daskpipe")
     file = folder / "memory.json"
     try:
         known = json.loads(file.read_text())
-    except (OSError, ValueError):  # nothing is remembered, or another process is writing it right now
+    except (OSError, ValueError):  # no cache yet, or another process is writing it right now
         known = {}
     if name not in known:
         known[name] = measure()
-        with suppress(OSError):  # of a home that is full, or that this machine may only read: it is measured again
+        with suppress(OSError):  # the cache is full or read-only: the next run measures again
             folder.mkdir(parents=True, exist_ok=True)
             temporary = file.with_name(f".{file.name}-{os.getpid()}")
             temporary.write_text(json.dumps(known, indent=1))
@@ -151,5 +151,5 @@ def remember_or_measure(name: str, measure: Callable[[], float], folder: Path | 
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device said that a batch does not fit."""
+    """Return True if an error says that a device is out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)

@@ -1,4 +1,7 @@
-"""What the trajectories of a unit have reached, as bytes: a NumPy archive, nothing in it that could run."""
+"""Checkpoints of the trajectories of a unit: a NumPy archive without pickled objects.
+
+The names in the archive (``walkers``, ``n_flying``, ``capacity``) are part of the format on disk and do not change.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,16 @@ SCALARS = ("attempt", "step", "moved_at", "finished", "tallies")
 def pack_trajectories(
     trajectories: Sequence[Trajectory], order: Sequence[int], n_flying: int, capacity: float
 ) -> bytes:
-    """Return a checkpoint.
+    """Return a checkpoint as bytes.
 
     Parameters
     ----------
     trajectories
         All of the unit.
     order, n_flying
-        Indices of those that are not finished: first the ones in flight, as they stand in the batch, then the queue.
+        Indices of unfinished trajectories, those in the batch first, in its order; and how many are in the batch.
     capacity
-        Of the room, which may have been halved.
+        Present limit of the batch, which out-of-memory errors may have halved.
     """
     arrays: dict[str, np.ndarray] = {}
     for number, trajectory in enumerate(trajectories):
@@ -37,7 +40,9 @@ def pack_trajectories(
         if trajectory.frames:
             names = [field.name for field in fields(Frame)]
             parts["frame"] = {name: np.stack([getattr(frame, name) for frame in trajectory.frames]) for name in names}
-        arrays |= {f"{number}/{part}/{name}": array for part, found in parts.items() for name, array in found.items()}
+        arrays |= {
+            f"{number}/{part}/{name}": array for part, columns in parts.items() for name, array in columns.items()
+        }
     facts = {
         "order": list(order),
         "n_flying": n_flying,
@@ -52,21 +57,21 @@ def pack_trajectories(
 
 
 def unpack_trajectories(data: bytes, trajectories: Sequence[Trajectory]) -> tuple[list[int], int, float]:
-    """Bring fresh trajectories to where a checkpoint left them; return order, number in flight and capacity."""
+    """Restore trajectories from a checkpoint; return order, number in the batch and capacity."""
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     facts = json.loads(arrays.pop("facts").tobytes())
-    found: dict[tuple[int, str], dict[str, np.ndarray]] = {}
+    columns_of: dict[tuple[int, str], dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
         number, part, field = name.split("/")
-        found.setdefault((int(number), part), {})[field] = array
+        columns_of.setdefault((int(number), part), {})[field] = array
     for number, trajectory in enumerate(trajectories):
         for name in SCALARS:
             setattr(trajectory, name, facts["walkers"][number][name])
         trajectory.stops = [Rejection(**stop) for stop in facts["stops"][number]]
-        trajectory.state = found.get((number, "state"))
-        trajectory.fingerprint = found.get((number, "walker"), {}).get("fingerprint")
-        trajectory.frames = _unpack_frames(found.get((number, "frame")))
+        trajectory.state = columns_of.get((number, "state"))
+        trajectory.fingerprint = columns_of.get((number, "walker"), {}).get("fingerprint")
+        trajectory.frames = _unpack_frames(columns_of.get((number, "frame")))
     return facts["order"], facts["n_flying"], facts["capacity"]
 
 
@@ -84,7 +89,7 @@ def _unpack_frames(columns: dict[str, np.ndarray] | None) -> list[Frame]:
 
 
 def count_steps(data: bytes) -> int:
-    """Return how many steps all trajectories together had gone at a checkpoint."""
+    """Return the sum of the steps that all trajectories had made at a checkpoint."""
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
         facts = json.loads(archive["facts"].tobytes())
     return sum(trajectory["step"] for trajectory in facts["walkers"])

@@ -1,4 +1,4 @@
-"""Which ensemble suits a structure: what is connected through the periodic boundaries may be strained, vacuum not."""
+"""Choice of the ensemble for a structure: a barostat may strain connected matter, and must not strain vacuum."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ENSEMBLES = (
 )  # fmt: skip
 
 N_STRAIN_MODES = 6
-"""Independent strains of a cell."""
+"""Number of independent strains of a cell."""
 
 
 def choose_ensemble(atoms: Atoms, *, relax_plane: bool = False) -> str:
-    """Return the ensemble that ``auto`` stands for.
+    """Choose the ensemble that ``auto`` stands for.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ def choose_ensemble(atoms: Atoms, *, relax_plane: bool = False) -> str:
     -------
     str
         For bulk ``npt_anisotropic`` if it is a crystal whose cell vectors lie along x, y and z, ``npt_triclinic`` if it
-        is another crystal, and ``npt_isotropic`` if it is a liquid or a glass, which would not hold the shape of its
-        cell. ``npt_plane`` for slabs where `relax_plane`, else ``nvt_langevin``: so with fixed
-        atoms, which a barostat would move.
+        is another crystal, and ``npt_isotropic`` if it is a liquid or a glass, which has no shape of its own.
+        ``npt_plane`` for slabs where `relax_plane`, else ``nvt_langevin``: so with fixed atoms, which a barostat would
+        move.
     """
     if _n_fixed(atoms):
         return "nvt_langevin"
@@ -56,12 +56,12 @@ def _lies_along_axes(atoms: Atoms) -> bool:
 
 
 def has_barostat(ensemble: str) -> bool:
-    """Whether the cell changes."""
+    """Return True if the ensemble changes the cell."""
     return ensemble.startswith("npt")
 
 
 def has_pressure(ensemble: str) -> bool:
-    """Whether the barostat is set to a pressure: in the plane of a slab there is nothing that presses."""
+    """Return True if the barostat has a pressure; that of ``npt_plane`` has none."""
     return has_barostat(ensemble) and ensemble != "npt_plane"
 
 
@@ -73,7 +73,7 @@ def strain_modes(ensemble: str, atoms: Atoms) -> np.ndarray:
     ensemble
         One of `ENSEMBLES`.
     atoms
-        The structure; only ``npt_plane`` looks at it.
+        The structure; only used by ``npt_plane``.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def strain_modes(ensemble: str, atoms: Atoms) -> np.ndarray:
 
 
 def explain_refusal(ensemble: str, atoms: Atoms) -> str | None:
-    """Return why an ensemble that the user named cannot be run for a structure; ``None`` if it can.
+    """Explain why an ensemble cannot be run for a structure; ``None`` if it can.
 
     Raises
     ------
@@ -124,11 +124,11 @@ def explain_refusal(ensemble: str, atoms: Atoms) -> str | None:
     if n_directions == 3:
         return None
     if open_axes := ", ".join(name for name, closed in zip("abc", atoms.pbc, strict=True) if not closed):
-        found = f"the structure is open along {open_axes}"
+        obstacle = f"the structure is open along {open_axes}"
     else:
-        found = f"matter is connected along {n_directions} of 3 directions and the barostat would close the vacuum"
+        obstacle = f"matter is connected along {n_directions} of 3 directions and the barostat would close the vacuum"
     instead = "npt_plane or nvt_langevin" if n_directions == 2 else "nvt_langevin"
-    return f"{ensemble} strains the whole cell, but {found}; give {instead}, or auto"
+    return f"{ensemble} strains the whole cell, but {obstacle}; give {instead}, or auto"
 
 
 def _n_fixed(atoms: Atoms) -> int:

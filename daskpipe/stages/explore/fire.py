@@ -1,4 +1,4 @@
-"""One step of FIRE, the fast inertial relaxation engine, for a batch of systems whose cells relax or stay.
+"""One step of FIRE, the fast inertial relaxation engine, for a batch of systems with fixed or relaxing cells.
 
 Source: DOI 10.1103/PhysRevLett.97.170201, in the form and with the constants of ASE's `ase.optimize.FIRE`: masses are
 1, velocities are mixed before they are increased (semi-implicit Euler), and the displacement of a whole system in a
@@ -6,7 +6,7 @@ step is limited. Each system has a time step of its own.
 
 Where the cell relaxes, its coordinates are the components of the logarithmic strain times the number of atoms, which is
 the scale of ASE's `ase.filters.FrechetCellFilter`: cell and atoms share one velocity and one time step. The strain is
-that of the present cell, not of the first one: what is at rest is the same.
+relative to the present cell, not to the first one; the minima are the same.
 
 All arithmetic is element-wise or sums over one system in the order of its atoms, as in
 `daskpipe.stages.explore.integrate`: a system is relaxed to the same bits in any batch.
@@ -47,7 +47,7 @@ ALPHA_FACTOR = 0.99
 
 @dataclass(frozen=True, kw_only=True)
 class FireState(BatchState):
-    """What changes from step to step of a relaxation; ``momenta`` are velocities, for the masses are 1."""
+    """State of a relaxation after a step; ``momenta`` are velocities, since all masses are 1."""
 
     strain_rate: torch.Tensor
     """Velocities of the cells' coordinates, shape (system, 3, 3)."""
@@ -62,16 +62,16 @@ class FireState(BatchState):
 def fire_step(
     state: FireState, systems: Systems, pressure: torch.Tensor, max_step: float, evaluate: Evaluate
 ) -> FireState:
-    """Go one step; nothing is changed in place, so that a step that fails can be made again.
+    """Make one step of FIRE; nothing is changed in place, so that a failed step can be repeated.
 
     Parameters
     ----------
     state
-        Before the step; velocities that are zero and a time step of ``DT_START / SLOWER`` in a first step.
+        State before the step; in the first step the velocities are zero and ``dt`` is ``DT_START / SLOWER``.
     systems
         The members of the batch; ``modes`` are the strains in which a cell relaxes.
     pressure
-        That acts on cells that relax, eV/Å^3, shape (system,).
+        Pressure on cells that relax, eV/Å^3, shape (system,).
     max_step
         Longest displacement of a system, over the coordinates of all of its atoms and its cell, Å.
     evaluate
@@ -80,7 +80,7 @@ def fire_step(
     Returns
     -------
     FireState
-        After the step.
+        State after the step.
     """
     forces, pull = forces_on_free(state.forces, systems), cell_forces(state, systems, pressure)
     power = scalar_product(forces, state.momenta, pull, state.strain_rate, systems)
@@ -119,7 +119,7 @@ def fire_step(
 def cell_forces(state: BatchState, systems: Systems, pressure: torch.Tensor) -> torch.Tensor:
     """Return the forces on the coordinates of the cells: minus virial over number of atoms, eV, shape (system, 3, 3).
 
-    They are zero where the cell stays.
+    They are zero for fixed cells.
     """
     if not systems.has_barostat:
         return torch.zeros_like(state.cell)
@@ -128,7 +128,7 @@ def cell_forces(state: BatchState, systems: Systems, pressure: torch.Tensor) -> 
     total = torch.zeros_like(state.cell)
     for number in range(systems.strain_modes.shape[1]):
         mode = systems.strain_modes[:, number]
-        # No mode, no force: the stress of a structure that is not periodic is NaN.
+        # Unused modes are masked: the stress of a structure that is not periodic is NaN.
         along = ordered_sum(torch.where(mode != 0, mode * excess, 0.0).flatten(1))
         total = total + (scale * along)[:, None, None] * mode
     return torch.where(systems.strain_modes.flatten(1).any(dim=1)[:, None, None], total, 0.0)
@@ -137,7 +137,7 @@ def cell_forces(state: BatchState, systems: Systems, pressure: torch.Tensor) -> 
 def scalar_product(
     left: torch.Tensor, right: torch.Tensor, left_cell: torch.Tensor, right_cell: torch.Tensor, systems: Systems
 ) -> torch.Tensor:
-    """Scalar products over the coordinates of all atoms and of the cell, shape (system,)."""
+    """Return scalar products over the coordinates of all atoms and of the cell, shape (system,)."""
     of_atoms = ordered_sum(sum_per_system(left * right, systems))
     return of_atoms + ordered_sum((left_cell * right_cell).flatten(1))
 
@@ -149,10 +149,10 @@ def largest_force(state: BatchState, systems: Systems) -> torch.Tensor:
 
 
 def largest_residual(state: BatchState, systems: Systems, pressure: torch.Tensor) -> torch.Tensor:
-    """Return what is compared with ``fmax``, shape (system,).
+    """Return the residual that is compared with ``fmax``, shape (system,).
 
-    That is the largest force on what is not fixed, eV/Å, or, if it is larger, the largest row of the forces on the
-    cell, eV, as with ASE's cell filters.
+    It is the largest force on a free atom, eV/Å, or the largest row of the forces on the cell, eV, whichever is larger,
+    as in ASE's cell filters.
     """
     pull = cell_forces(state, systems, pressure)
     squares = pull * pull

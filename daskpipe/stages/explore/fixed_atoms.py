@@ -1,4 +1,4 @@
-"""Fixed atoms in dynamics: what of a system may move, and how many degrees of freedom that is."""
+"""Fixed atoms in dynamics: free Cartesian components and degrees of freedom of a system."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def free_components(atoms: Atoms) -> np.ndarray:
-    """Return which Cartesian components of atoms may move (`daskpipe.core.constraints`), bool, shape (atom, 3)."""
+    """Return the Cartesian components of atoms that may move (`daskpipe.core.constraints`), bool, shape (atom, 3)."""
     fixed = atoms.arrays.get("fixed")
     return np.ones((len(atoms), 3), dtype=bool) if fixed is None else ~fixed
 
@@ -19,7 +19,7 @@ def free_components(atoms: Atoms) -> np.ndarray:
 def count_degrees_of_freedom(free: np.ndarray) -> int:
     """Count degrees of freedom.
 
-    Along an axis on which nothing is fixed the centre of mass rests, which takes one; a lonely atom keeps its three.
+    The centre of mass rests along each axis on which no atom is fixed, which takes one; a single atom keeps its three.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def count_degrees_of_freedom(free: np.ndarray) -> int:
 
 
 def without_drift(momenta: np.ndarray, masses: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Bring fixed components, and the centre of mass along axes on which nothing is fixed, to rest.
+    """Set the momenta of fixed components, and of the centre of mass along axes without fixed atoms, to zero.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def without_drift(momenta: np.ndarray, masses: np.ndarray, free: np.ndarray) -> 
     masses
         amu, shape (atom,).
     free
-        From `free_components`. A lonely atom moves on.
+        From `free_components`. A single atom keeps its momentum.
     """
     momenta = momenta * free
     if len(masses) == 1:

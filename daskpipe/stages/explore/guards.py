@@ -1,6 +1,6 @@
-"""What ends a trajectory. Each guard measures one thing and knows its limit; a list of guards is a guard.
+"""Guards that end a trajectory. Each guard measures one quantity of every system and has a limit.
 
-Guards of the batch look at every step, guards of a geometry at every frame.
+Batch guards are checked after every step (`find_faults`), geometries at every frame (`check_geometry`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ type Fault = tuple[str, str]
 """Reason, one word, and evidence, for a person."""
 
 FINISHED: Fault = ("finished", "")
-"""The end of a trajectory that is whole."""
+"""Fault of a trajectory that has reached its last step."""
 CANDIDATE: Fault = ("candidate", "")
-"""Its end at a frame that is worth a label, for the committee disagrees."""
+"""Fault of a trajectory that ends at a frame about which the committee disagrees: a candidate for a label."""
 
 
 RARITY = 25.0
@@ -44,7 +44,7 @@ BOND_REACH = 1.25
 
 @dataclass(frozen=True, kw_only=True)
 class BatchView:
-    """What guards look at."""
+    """State of a batch as guards see it."""
 
     state: BatchState
     systems: Systems
@@ -56,11 +56,11 @@ class BatchView:
     """Which systems have not reached the end of their equilibration, bool, shape (system,)."""
 
     def kinetic_temperature(self) -> torch.Tensor:
-        """Instantaneous temperatures, K, shape (system,)."""
+        """Return instantaneous temperatures, K, shape (system,)."""
         return self._temperature_of(kinetic_energy(self.state.momenta, self.systems))
 
     def unexplained_temperature(self) -> torch.Tensor:
-        """Temperatures of the kinetic energy beyond what the start's potential energy gave, K, shape (system,)."""
+        """Return temperatures without the heat released from the start's potential energy, K, shape (system,)."""
         released = (self.state.start_energy - self.state.energy).clamp(min=0)
         most = RELEASED_ENERGY * self.systems.n_atoms
         return self._temperature_of(kinetic_energy(self.state.momenta, self.systems) - torch.minimum(released, most))
@@ -71,16 +71,16 @@ class BatchView:
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """One thing that is measured for each system of a batch, and the most that is sane.
+    """One quantity that is measured for each system of a batch, and its limit.
 
     Parameters
     ----------
     reason
-        One word for counting.
+        One word by which stops are counted.
     measure, limit
-        From a view, shape (system,). A measure that is NaN is not sane.
+        Functions of a view, shape (system,). A measure that is NaN is a fault.
     evidence_format
-        Evidence, with fields ``value`` and ``limit``.
+        Evidence, a format string with the fields ``value`` and ``limit``.
     """
 
     reason: str
@@ -90,11 +90,11 @@ class Guard:
 
 
 def finite_guard() -> Guard:
-    """See that positions, momenta, forces, cell and energy are numbers."""
+    """Guard that positions, momenta, forces, cell and energy are finite."""
 
     def measure(view: BatchView) -> torch.Tensor:
         state = view.state
-        # A sum is finite if all that is summed is; what overflows in it is no trajectory either.
+        # A sum is finite if all terms are; terms so large that the sum overflows are a fault, too.
         of_atoms = torch.cat([state.positions, state.momenta, state.forces], dim=1)
         total = sum_per_system(of_atoms.abs().sum(dim=1, keepdim=True), view.systems)[:, 0] + state.energy.abs()
         return torch.where((total + state.cell.abs().sum(dim=(1, 2))).isfinite(), 0.0, torch.inf)
@@ -108,7 +108,7 @@ def finite_guard() -> Guard:
 
 
 def stress_guard() -> Guard:
-    """See that a barostat has a stress; some potentials give none where cell vectors are open."""
+    """Guard that a system with a barostat has a stress; some potentials give none along open cell vectors."""
 
     def measure(view: BatchView) -> torch.Tensor:
         strained = view.systems.strain_modes.flatten(1).any(dim=1)
@@ -123,7 +123,7 @@ def stress_guard() -> Guard:
 
 
 def force_guard(most: float) -> Guard:
-    """See that the force on no atom is larger than `most`, eV/Å."""
+    """Guard that the force on each atom is at most `most`, eV/Å."""
 
     def measure(view: BatchView) -> torch.Tensor:
         square = view.state.forces.square().sum(dim=1, keepdim=True)
@@ -138,10 +138,10 @@ def force_guard(most: float) -> Guard:
 
 
 def temperature_guard(ratio: float) -> Guard:
-    """See that the instantaneous temperature is at most `ratio` times that of the thermostat.
+    """Guard that the instantaneous temperature is at most `ratio` times that of the thermostat.
 
-    What flows in is judged, and not what was there: kinetic energy that comes from the potential energy of the start,
-    up to `RELEASED_ENERGY`, does not count. Equilibration, in which it flows out to the thermostat, is exempt.
+    Kinetic energy that comes from the potential energy of the start, up to `RELEASED_ENERGY`, does not count.
+    Equilibration, in which this heat flows to the thermostat, is exempt.
 
     Small systems fluctuate: their kinetic energy is chi-square distributed, and the limit is where a sane system comes
     in one of exp(`RARITY`) steps (DOI 10.1214/aos/1015957395, lemma 1) if that is more.
@@ -162,7 +162,7 @@ def temperature_guard(ratio: float) -> Guard:
 
 
 def volume_guard(ratio: float) -> Guard:
-    """See that the volume is at most `ratio` times the seed's, nor the seed's so many times it."""
+    """Guard that the volume stays within a factor of `ratio` of the seed's, larger or smaller."""
 
     def measure(view: BatchView) -> torch.Tensor:
         moved = view.systems.strain_modes.flatten(1).any(dim=1)
@@ -178,7 +178,7 @@ def volume_guard(ratio: float) -> Guard:
 
 
 def committee_guard(most: float) -> Guard:
-    """See that the members of a committee agree about all forces to `most`, eV/Å."""
+    """Guard that the members of a committee agree about all forces to `most`, eV/Å."""
     return Guard(
         reason=CANDIDATE[0],
         # NaN: there is no committee.
@@ -189,7 +189,7 @@ def committee_guard(most: float) -> Guard:
 
 
 def batch_guards(settings: Guards) -> list[Guard]:
-    """Return the guards that look at every step; the first that finds fault names it."""
+    """Return the guards that are checked after every step; the first one that is violated names the fault."""
     guards = [
         finite_guard(),
         stress_guard(),
@@ -197,12 +197,12 @@ def batch_guards(settings: Guards) -> list[Guard]:
         temperature_guard(settings.max_temperature_ratio),
         volume_guard(settings.max_volume_ratio),
     ]
-    # The last one: what is broken is no candidate.
+    # The committee comes last: a broken geometry is no candidate.
     return guards if settings.max_disagreement is None else [*guards, committee_guard(settings.max_disagreement)]
 
 
 def find_faults(guards: Sequence[Guard], view: BatchView) -> dict[int, Fault]:
-    """Return the systems that went wrong: ``{system: (reason, evidence)}``."""
+    """Return the fault of each system that violates a guard: ``{system: (reason, evidence)}``."""
     values = torch.stack([guard.measure(view) for guard in guards])
     limits = torch.stack([guard.limit(view) for guard in guards])
     broken = ~(values <= limits)
@@ -219,9 +219,9 @@ def find_faults(guards: Sequence[Guard], view: BatchView) -> dict[int, Fault]:
 
 
 def check_cell_shape(atoms: Atoms, start: Atoms, ratio: float) -> Fault | None:
-    """Return by how much a cell is stretched or squeezed along one direction, if that is more than `ratio`.
+    """Return a fault if a cell is stretched or squeezed along one direction by a factor of more than `ratio`.
 
-    What melts under a barostat of a crystal has nothing that holds its shape, while its volume hardly changes.
+    A crystal that melts under an anisotropic barostat loses its shape, while its volume hardly changes.
     """
     if not atoms.pbc.all():
         return None
@@ -233,17 +233,17 @@ def check_cell_shape(atoms: Atoms, start: Atoms, ratio: float) -> Fault | None:
 
 
 def check_geometry(atoms: Atoms, start: Atoms, settings: Guards) -> Fault | None:
-    """Return what is wrong with a geometry: atoms that overlap, or a fragment that has left.
+    """Return the fault of a geometry: overlapping atoms, a deformed cell, or a fragment that has left.
 
-    A fragment is a part of what was bonded at the start: a molecule that leaves others is none. Where matter is
-    connected in three directions nothing can leave.
+    A fragment is part of a molecule that was bonded at the start; a whole molecule that leaves others is none. In
+    matter that is connected in three directions nothing can leave.
 
     Parameters
     ----------
     atoms
         The geometry.
     start
-        What it came from: the same atoms in the same order.
+        Geometry at the start: the same atoms in the same order.
     settings
         Limits.
     """
@@ -251,7 +251,7 @@ def check_geometry(atoms: Atoms, start: Atoms, settings: Guards) -> Fault | None
         return "overlap", evidence
     if fault := check_cell_shape(atoms, start, settings.max_volume_ratio):
         return fault
-    # What hangs together by bonds does so all the more by longer reaches, which take more time to look at.
+    # Atoms connected by bonds are connected by longer reaches, too; the short reach is faster to check.
     if settings.evaporation is not None and geometry.count_parts(atoms, min(BOND_REACH, settings.evaporation)) > 1:
         now, before = (geometry.label_parts(each, settings.evaporation) for each in (atoms, start))
         fragment = (

@@ -1,7 +1,7 @@
 """One step of molecular dynamics for a batch whose systems differ in ensemble, temperature and pressure.
 
 The step is the splitting BAOAB of Leimkuhler and Matthews (DOI 10.1098/rspa.2016.0138): half a kick, half a drift,
-the coupling, half a drift, half a kick. All thermostats act in the middle (DOI 10.1063/1.5124010); without one it is
+the thermostat, half a drift, half a kick. All thermostats act in the middle (DOI 10.1063/1.5124010); without one it is
 velocity Verlet. The barostat, stochastic cell rescaling, acts beside them, so that the forces are those of the cell
 that the step ends in.
 
@@ -27,7 +27,7 @@ CHAIN_LENGTH = 3
 
 @dataclass(frozen=True, kw_only=True)
 class BatchState:
-    """Positions, momenta and what the model gives for them: float64, Å, eV, amu and the units that follow from them."""
+    """Positions, momenta and results of the model: float64, Å, eV, amu and the units that follow from them."""
 
     positions: torch.Tensor
     """Shape (atom, 3)."""
@@ -42,14 +42,14 @@ class BatchState:
     stress: torch.Tensor
     """Shape (system, 3, 3), positive under tension; NaN where the model gives none."""
     disagreement: torch.Tensor
-    """Of a committee about a force, shape (system,); NaN without one."""
+    """Largest disagreement of a committee about a force, eV/Å, shape (system,); NaN without one."""
     start_energy: torch.Tensor
     """Energy at the start of the trajectory, shape (system,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicsState(BatchState):
-    """What changes from step to step of molecular dynamics."""
+    """State of molecular dynamics after a step."""
 
     chain: torch.Tensor
     """Positions and momenta of the Nosé-Hoover chain, shape (system, 2, `CHAIN_LENGTH`)."""
@@ -57,7 +57,7 @@ class DynamicsState(BatchState):
 
 @dataclass(frozen=True, kw_only=True)
 class Systems:
-    """What does not change while a batch has the same members."""
+    """Constants of the systems of a batch."""
 
     masses: torch.Tensor
     """Shape (atom, 1), amu."""
@@ -69,11 +69,11 @@ class Systems:
     """Shape (system,): 3N - 3, since no thermostat moves the centre of mass; 3 for a single atom. With fixed atoms see
     `daskpipe.stages.explore.fixed_atoms`."""
     langevin: torch.Tensor
-    """Which systems have a Langevin thermostat, bool, shape (system,)."""
+    """Mask of systems with a Langevin thermostat, bool, shape (system,)."""
     nose_hoover: torch.Tensor
-    """Which have a Nosé-Hoover chain, bool, shape (system,)."""
+    """Mask of systems with a Nosé-Hoover chain, bool, shape (system,)."""
     rescale: torch.Tensor
-    """Which have their velocities rescaled at random, bool, shape (system,)."""
+    """Mask of systems with stochastic velocity rescaling, bool, shape (system,)."""
     strain_modes: torch.Tensor
     """Strains that the barostat of each system may make, shape (system, 6, 3, 3); see `ensembles.strain_modes`."""
     has_chain: bool
@@ -88,60 +88,60 @@ class Systems:
 
 @dataclass(frozen=True, kw_only=True)
 class Coupling:
-    """Temperatures, pressures and random numbers of one step."""
+    """Temperatures, pressures and random numbers with which thermostats and barostats act in one step."""
 
     thermal_energy: torch.Tensor
     """kT, shape (system,)."""
     langevin_momenta: torch.Tensor
-    """Momenta that the Langevin thermostat gives, shape (atom, 3); zero where atoms are fixed."""
+    """Momenta that the Langevin thermostat adds, shape (atom, 3); zero for fixed components."""
     rescaling_numbers: torch.Tensor
-    """A normal number and a sum of 3N - 4 squares of such, shape (system, 2)."""
+    """A standard normal number and a sum of 3N - 4 squares of such, shape (system, 2)."""
     pressure: torch.Tensor
     """Shape (system,)."""
     strain_numbers: torch.Tensor
-    """Normal numbers of the barostat, shape (system, 6)."""
+    """Standard normal numbers of the barostat, shape (system, 6)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CouplingRates:
-    """Time steps and the paces of the baths."""
+    """Time steps and the rates at which thermostats and barostats act."""
 
     dt: torch.Tensor
     """Time steps, shape (system,)."""
     damping: torch.Tensor
     """exp(-friction dt), shape (system,)."""
     thermostat_time: float
-    """Of rescaling and of the chain."""
+    """Relaxation time of velocity rescaling and of the chain."""
     barostat_rate: float
     """Compressibility over relaxation time."""
 
 
 type Evaluate = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
-"""From positions and cells to energy, forces, stress and disagreement."""
+"""Function from positions and cells to energy, forces, stress and disagreement."""
 
 
 def baoab_step(
     state: DynamicsState, systems: Systems, coupling: Coupling, rates: CouplingRates, evaluate: Evaluate
 ) -> DynamicsState:
-    """Go one step; nothing is changed in place, so that a step that fails can be made again.
+    """Make one step of molecular dynamics; nothing is changed in place, so that a failed step can be repeated.
 
     Parameters
     ----------
     state
-        Before the step.
+        State before the step.
     systems
         The members of the batch.
     coupling
-        What acts on them in this step.
+        Temperatures, pressures and random numbers of this step.
     rates
-        Time step and paces.
+        Time steps and rates of thermostats and barostats.
     evaluate
         The model. It is called once.
 
     Returns
     -------
     DynamicsState
-        After the step.
+        State after the step.
     """
     half = (rates.dt / 2)[systems.system, None]
     momenta = state.momenta + half * forces_on_free(state.forces, systems)
@@ -166,18 +166,18 @@ def baoab_step(
         positions = transform_vectors(stretch, positions, systems.system)
         momenta = transform_vectors(shrink, momenta, systems.system)
     positions = positions + half * momenta / systems.masses
-    found = evaluate(positions, cell)
-    momenta = momenta + half * forces_on_free(found["forces"], systems)
-    return replace(state, positions=positions, momenta=momenta, cell=cell, chain=chain, **found)
+    evaluated = evaluate(positions, cell)
+    momenta = momenta + half * forces_on_free(evaluated["forces"], systems)
+    return replace(state, positions=positions, momenta=momenta, cell=cell, chain=chain, **evaluated)
 
 
 def forces_on_free(forces: torch.Tensor, systems: Systems) -> torch.Tensor:
-    """Return the forces that move something: none on what is fixed."""
+    """Return the forces with zeros on fixed components."""
     return forces if systems.free is None else forces * systems.free
 
 
 def rescaling_factor(kinetic: torch.Tensor, coupling: Coupling, rates: CouplingRates) -> torch.Tensor:
-    """Factor of the momenta in stochastic velocity rescaling. Source: DOI 10.1063/1.2408420, equation A7.
+    """Return the factor of the momenta in stochastic velocity rescaling. Source: DOI 10.1063/1.2408420, equation A7.
 
     Parameters
     ----------
@@ -202,7 +202,7 @@ def nose_hoover_factor(
     thermal: torch.Tensor,
     rates: CouplingRates,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factor of the momenta, and the chain, after one step of torch-sim's Nosé-Hoover chain.
+    """Return the factor of the momenta, and the chain, after one step of torch-sim's Nosé-Hoover chain.
 
     Parameters
     ----------
@@ -226,7 +226,7 @@ def nose_hoover_factor(
 def cell_strain(
     state: DynamicsState, momenta: torch.Tensor, systems: Systems, coupling: Coupling, rates: CouplingRates
 ) -> torch.Tensor:
-    """Logarithmic strain of the cells in one step of stochastic cell rescaling, shape (system, 3, 3).
+    """Return the logarithmic strain of the cells in one step of stochastic cell rescaling, shape (system, 3, 3).
 
     Isotropic: DOI 10.1063/5.0020514; anisotropic: DOI 10.3390/app12031139. In logarithmic strain there is no term
     of the noise in the drift, for any set of modes. Sampled is V^(N+1) exp(-(U + PV) / kT) per logarithmic strain:
@@ -239,7 +239,7 @@ def cell_strain(
     state
         Stress and cells before the step.
     momenta
-        In its middle.
+        Momenta in the middle of the step.
     systems, coupling, rates
         As in `baoab_step`.
     """
@@ -247,14 +247,14 @@ def cell_strain(
     inner = torch.stack(
         [sum_per_system(momenta * momenta[:, i : i + 1] / systems.masses, systems) for i in range(3)], 1
     )
-    # The centre of mass rests, and so its share kT of the ideal gas is added.
+    # The centre of mass rests, so its share kT of the ideal gas is added.
     share = torch.where(systems.n_atoms > 1, coupling.thermal_energy, 0.0) / volume - coupling.pressure
     excess = inner / volume[:, None, None] - state.stress + share[:, None, None] * torch.eye(3).to(inner)
     width = torch.sqrt(2 * rates.barostat_rate * rates.dt / 3 * coupling.thermal_energy / volume)
     strain = torch.zeros_like(state.cell)
     for number in range(systems.strain_modes.shape[1]):
         mode = systems.strain_modes[:, number]
-        # No mode, no push: the stress of a structure that is not periodic is NaN.
+        # Unused modes are masked: the stress of a structure that is not periodic is NaN.
         push = torch.where(mode != 0, mode * excess, 0.0).flatten(1)
         push = rates.barostat_rate * rates.dt / 3 * ordered_sum(push)
         strain = strain + (push + width * coupling.strain_numbers[:, number])[:, None, None] * mode
@@ -286,13 +286,13 @@ def transform_vectors(matrices: torch.Tensor, vectors: torch.Tensor, system: tor
 
 
 def multiply_matrices(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Product of 3 x 3 matrices."""
+    """Multiply 3 x 3 matrices, with a fixed order of the sums."""
     terms = [left[:, :, i : i + 1] * right[:, i : i + 1, :] for i in range(3)]
     return terms[0] + terms[1] + terms[2]
 
 
 def matrix_exponential(matrices: torch.Tensor) -> torch.Tensor:
-    """Exponential of small 3 x 3 matrices: five terms are exact to rounding below a strain of a percent."""
+    """Return the exponential of small 3 x 3 matrices: five terms are exact to rounding below a strain of a percent."""
     term = total = torch.eye(3).to(matrices).expand_as(matrices)
     for order in range(1, 6):
         term = multiply_matrices(term, matrices) / order

@@ -1,4 +1,4 @@
-"""Trial moves of some systems of a batch: one evaluation serves a trial of each of them."""
+"""Monte Carlo trial moves of the systems of a batch: one evaluation serves one trial of each system."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from daskpipe.stages.explore.vacancies import hop_sites, like_distances
 
 
 def run_trial_moves(batch: Batch, due: Sequence[int], settings: MonteCarlo) -> None:
-    """Make one segment of trial moves with each of some systems.
+    """Make one segment of trial moves in each of some systems.
 
     The cells stay as they are. Atoms that have moved get new velocities.
 
     Parameters
     ----------
     batch
-        Positions, momenta, forces, energy and stress of the systems are those after the moves.
+        Updated in place: positions, momenta, forces, energy and stress are those after the moves.
     due
         Systems of the batch.
     settings
-        Which moves, and how many.
+        Kinds and numbers of moves.
     """
     batch.export_states()
     trajectories = {system: batch.trajectories[system] for system in due}
@@ -41,9 +41,9 @@ def run_trial_moves(batch: Batch, due: Sequence[int], settings: MonteCarlo) -> N
     }
     results = _run_segments(batch, {system: _start_segment(batch, system, settings, streams[system]) for system in due})
     moved = [system for system in due if len(results[system].moved)]
-    found = _evaluate_positions(batch, {system: results[system].positions for system in moved}) if moved else []
-    # Nothing is changed before this line: where memory has run out the segment is made again.
-    for system, row in zip(moved, found, strict=True):
+    rows = _evaluate_positions(batch, {system: results[system].positions for system in moved}) if moved else []
+    # Nothing is changed before this line, so that the segment can be repeated after an out-of-memory error.
+    for system, row in zip(moved, rows, strict=True):
         trajectory = trajectories[system]
         assert trajectory.state is not None
         momenta = trajectory.state["momenta"]
@@ -110,21 +110,21 @@ def _find_possible_moves(trajectory: Trajectory, settings: MonteCarlo) -> Possib
 def _run_segments(
     batch: Batch, segments: dict[int, Generator[Trial, float, SegmentResult]]
 ) -> dict[int, SegmentResult]:
-    """Run coroutines to their ends, with one evaluation for a trial of each."""
+    """Run the segments to their ends, with one evaluation for one trial of each."""
     results: dict[int, SegmentResult] = {}
     answers: dict[int, float | None] = dict.fromkeys(segments)
     while answers:
         trials: dict[int, Trial] = {}
         for system, energy in answers.items():
             try:
-                # The first thing that is sent to a coroutine is nothing.
+                # A coroutine is started by sending None.
                 trials[system] = segments[system].send(energy)  # type: ignore[arg-type]
             except StopIteration as end:
                 results[system] = end.value
-        found = (
+        rows = (
             _evaluate_positions(batch, {system: trial.positions for system, trial in trials.items()}) if trials else []
         )
-        answers = {system: float(row["energy"]) for system, row in zip(trials, found, strict=True)}
+        answers = {system: float(row["energy"]) for system, row in zip(trials, rows, strict=True)}
     return results
 
 

@@ -1,7 +1,7 @@
-"""Monte Carlo trial moves between stretches of dynamics: swaps of unlike atoms, and hops of single ones.
+"""Monte Carlo trial moves between segments of dynamics: swaps of unlike atoms and hops of single atoms.
 
-A swap exchanges the positions of two atoms. Charge, magnetic moment, mass and whatever else belongs to an atom goes
-with it, and the order of atoms never changes.
+A swap exchanges the positions of two atoms. Charge, magnetic moment, mass and all other
+properties of an atom move with it; the order of atoms never changes.
 """
 
 from __future__ import annotations
@@ -98,14 +98,14 @@ def swaps_allowed(numbers: np.ndarray, states: np.ndarray, tolerance: float = 0.
 
 @dataclass(frozen=True)
 class Trial:
-    """A configuration whose energy is asked for.
+    """Positions whose energy a segment needs.
 
     Parameters
     ----------
     positions
         Å, shape (atom, 3); a fresh array.
     moved
-        Atoms that stand elsewhere than before: two for a swap, one for a hop.
+        Atoms that were moved: two for a swap, one for a hop.
     """
 
     positions: np.ndarray
@@ -114,9 +114,9 @@ class Trial:
 
 @dataclass
 class TrialCounts:
-    """What became of the trials of one kind: `overlapping` and `blocked` ones cost no energy, others that failed did.
+    """Numbers of trials of one kind by outcome; `overlapping` and `blocked` ones need no evaluation of the energy.
 
-    A hop is blocked where no vacant site is in reach, or where the atom would not belong to the site it hops to.
+    A hop is blocked if no vacant site is in reach, or if the atom would not be assigned to the site it hops to.
     """
 
     tried: int = 0
@@ -127,7 +127,7 @@ class TrialCounts:
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """Where a segment ended.
+    """State at the end of a segment, and counts of its trials.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ class SegmentResult:
     moved
         Atoms of the accepted trials, sorted, each once.
     swaps, hops
-        TrialCounts of the trials.
+        Counts of the trials.
     """
 
     positions: np.ndarray
@@ -255,9 +255,9 @@ def trial_segment(
             continue
         there = here.copy()
         there[atoms] = places
-        found = yield Trial(there.copy(), tuple(atoms.tolist()))
-        if np.isfinite(found) and found - energy <= allowed:
-            here, energy = there, float(found)
+        trial_energy = yield Trial(there.copy(), tuple(atoms.tolist()))
+        if np.isfinite(trial_energy) and trial_energy - energy <= allowed:
+            here, energy = there, float(trial_energy)
             moved.update(atoms.tolist())
             counts.accepted += 1
     return SegmentResult(here, energy, np.array(sorted(moved), dtype=np.int64), swapped, hopped)
@@ -266,7 +266,7 @@ def trial_segment(
 def _vacancy_hop(
     positions: np.ndarray, cell: np.ndarray, sites: HopSites, choice: float
 ) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """Draw a hop to a vacant site: the atom, its place, and the number of possible hops before over that after."""
+    """Draw a hop to a vacant site; return atom, new position, and the ratio of possible hops before and after."""
     before = sites.assign_sites(positions, cell)
     hoppers, pairs = sites.possible_hops(before)
     if not len(pairs):
@@ -282,7 +282,7 @@ def _vacancy_hop(
 
 
 class _OverlapCheck:
-    """Whether atoms in new places come too close to the others."""
+    """Test whether moved atoms come too close to the others."""
 
     def __init__(self, numbers: np.ndarray, cell: np.ndarray, pbc: np.ndarray, min_distance: float) -> None:
         from ase import Atoms
@@ -301,7 +301,7 @@ class _OverlapCheck:
         self.images = shifts @ self.cell
 
     def has_overlap(self, positions: np.ndarray, atoms: np.ndarray, places: np.ndarray) -> bool:
-        """Whether `atoms` in `places` overlap others; two that trade places keep their distances to one another."""
+        """Return True if `atoms` moved to `places` overlap others; atoms that trade places are not compared."""
         for atom, place in zip(atoms.tolist(), places, strict=True):
             scaled = (positions - place) @ self.inverse
             scaled -= np.rint(scaled) * self.periodic

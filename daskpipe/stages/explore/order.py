@@ -1,4 +1,4 @@
-"""Whether bulk is a crystal: whether its atoms scatter like one."""
+"""Distinction of crystals from liquids and glasses by the strongest reflection of the atoms."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ SHARE = 0.25
 
 
 def is_crystal(atoms: Atoms) -> bool:
-    """Say whether the atoms of a structure, or those of one of its elements, lie on a lattice.
+    """Return True if the atoms of a structure, or those of one of its elements, lie on a lattice.
 
     Parameters
     ----------
     atoms
-        Periodic along all vectors. In a cell of few atoms there is always order, for it repeats.
+        Periodic along all vectors. A cell of few atoms always counts as a crystal, since it repeats.
     """
     return strongest_reflection(atoms) >= ORDER
 

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 UNBALANCED = 100.0
-"""Price of a charge that no state takes up; the best of states is worth 1, so balance comes first."""
+"""Penalty of an unbalanced charge; the most common state is worth 1, so that balance comes first."""
 
 METALLIC = 0.5
-"""Electrons a cation that no anion takes up, from which on the cations are a metal and their state is zero."""
+"""Electrons a cation that no anion takes up; beyond this the cations count as a metal of state zero."""
 
 DECIMALS = 6
-"""That states are rounded to, so that the last bits of the solver do not count."""
+"""Decimals that states are rounded to, so that the last bits of the solver do not matter."""
 
 
 def oxidation_states(atoms: Atoms, given: Mapping[str, float]) -> np.ndarray:
@@ -102,12 +102,12 @@ def guess_states(numbers: tuple[int, ...], counts: tuple[int, ...], total: int =
     state = np.concatenate(states).astype(float)
     seen = np.array([PRIOR_PROB.get(Species(elements[e].symbol, s), 0) for e, s in zip(owner, state, strict=True)])
     share = np.array(counts) / sum(counts)
-    # Unknown are the part of an element's atoms in each of its states, then the charge missing and in excess, an atom.
+    # The unknowns are the fraction of an element's atoms in each state, then the missing and the excess charge an atom.
     worth = np.append(share[owner] * seen / max(seen.max(), 1), [-UNBALANCED, -UNBALANCED])
     balance = np.append(share[owner] * state, [1.0, -1.0])
     parts = np.hstack([owner == np.arange(len(elements))[:, None], np.zeros((len(elements), 2))])
-    found = linprog(-worth, A_eq=np.vstack([balance, parts]), b_eq=[total / sum(counts), *np.ones(len(elements))])
-    mean = np.bincount(owner, state * found.x[:-2])
-    if found.x[-1] > METALLIC * share[mean > 0].sum():
+    solution = linprog(-worth, A_eq=np.vstack([balance, parts]), b_eq=[total / sum(counts), *np.ones(len(elements))])
+    mean = np.bincount(owner, state * solution.x[:-2])
+    if solution.x[-1] > METALLIC * share[mean > 0].sum():
         mean = np.minimum(mean, 0)
     return tuple((np.round(mean, DECIMALS) + 0.0).tolist())

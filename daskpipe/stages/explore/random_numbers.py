@@ -1,7 +1,7 @@
-"""The random numbers of one trajectory: a function of structure, conditions, replica and step, and of nothing else.
+"""Random numbers of one trajectory: a function of structure, conditions, replica and step, and of nothing else.
 
-Whoever shares the batch, how it is cut into units, where a killed unit goes on: the numbers of a step are the same,
-and a checkpoint holds no state of a generator.
+The numbers of a step do not depend on the batch, the unit or the step at which a killed unit resumed. A checkpoint
+holds no state of a generator.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BLOCK = 32
 
 
 class Purpose(IntEnum):
-    """What numbers are drawn for. A number that is changed here changes all trajectories."""
+    """Purpose of random numbers. Changing a value here changes all trajectories."""
 
     VELOCITIES = 0
     THERMOSTAT = 1
@@ -44,7 +44,7 @@ class RandomNumbers:
         self._blocks: dict[Purpose, tuple[int, np.ndarray]] = {}
 
     def stream_at(self, purpose: Purpose, step: int) -> np.random.Generator:
-        """Return the stream of one step, for what is drawn once in a while."""
+        """Return the stream of one step, for numbers that are not drawn at every step."""
         return seeds.stream_at(self.key, purpose, step)
 
     def draw_steps(self, purpose: Purpose, step: int, n_steps: int, draw: Draw) -> np.ndarray:
@@ -53,7 +53,7 @@ class RandomNumbers:
         Parameters
         ----------
         purpose, step, n_steps
-            What for, the step that was reached, and how many steps are to come.
+            Purpose of the numbers, the last step made, and the number of steps that follow.
         draw
             Gives the numbers of so many steps, shape (steps, ...), from a generator; the same one for each call.
 

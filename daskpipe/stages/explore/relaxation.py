@@ -1,4 +1,4 @@
-"""Relaxation of seeds in the batches of exploration: before dynamics, or alone."""
+"""Relaxation of seeds in batches, before dynamics or without it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from torch_sim.models.interface import ModelInterface
 
 ENSEMBLE = "relaxation"
-"""Stands in place of the ensemble with the frames of a relaxation."""
+"""Value of ``ensemble`` in the frames of a relaxation."""
 
 EXEMPT_GUARDS = ("force", "temperature")
-"""Guards that do not end a relaxation: large forces are what it is for, and a temperature it has none."""
+"""Guards that do not end a relaxation: it starts from large forces and has no temperature."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -52,17 +52,17 @@ class RelaxationTrajectory(Trajectory):
 
     @property
     def has_barostat(self) -> bool:
-        """Whether its cell changes."""
+        """True if the cell changes."""
         return self.cell != "fixed"
 
     @property
     def has_pressure(self) -> bool:
-        """Whether a pressure acts on its cell."""
+        """True if a pressure acts on the cell."""
         return self.cell not in ("fixed", "plane")
 
     @property
     def has_friction(self) -> bool:
-        """Whether it has a thermostat."""
+        """False: a relaxation has no thermostat."""
         return False
 
     @property
@@ -75,11 +75,11 @@ class RelaxationTrajectory(Trajectory):
         return np.nan
 
     def pressure_at(self, dynamics: Dynamics, step: int) -> float:
-        """Pressure on its cell, GPa; NaN if the cell is fixed."""
+        """Return the pressure on the cell, GPa; NaN if the cell is fixed."""
         return super().pressure_at(dynamics, 0)
 
     def n_steps(self, settings: Exploration) -> int:
-        """Most steps."""
+        """Return the largest number of steps."""
         return _relax_settings(settings).steps
 
     def steps_to_frame(self, settings: Exploration) -> int:
@@ -89,20 +89,20 @@ class RelaxationTrajectory(Trajectory):
         return left if relax.stride is None else min(left, relax.stride - self.step % relax.stride)
 
     def is_frame_due(self, settings: Exploration) -> bool:
-        """Whether a frame is due at this step, besides the last one."""
+        """Return True if a frame is due at this step; the last step is treated elsewhere."""
         stride = _relax_settings(settings).stride
         return stride is not None and self.step > 0 and self.step % stride == 0
 
     @property
     def is_candidate(self) -> bool:
-        """Whether the committee's disagreement ended it."""
+        """True if it ended because the committee disagreed."""
         return bool(self.frames) and self.frames[-1].candidate
 
     @property
     def relaxed_atoms(self) -> Atoms:
-        """Geometry that it has reached; its seed before the first step.
+        """Present geometry; the seed before the first step.
 
-        It is built once for each state: every frame of the trajectories that start from it reads it.
+        It is built once for each state, since every frame of the trajectories that start from it reads it.
         """
         if self.state is None:
             return self.seed
@@ -116,12 +116,12 @@ class RelaxationTrajectory(Trajectory):
         return self._reached[1]
 
     def stop_attempt(self, reason: str, evidence: str, crashed: Atoms, on_stop: str) -> None:
-        """End it: a second try would go the same way."""
+        """End the relaxation; it is never retried, since it would take the same way."""
         super().stop_attempt(reason, evidence, crashed, "keep" if on_stop == "retry" else on_stop)
 
 
 class RelaxationBatch(Batch):
-    """Relaxations in flight.
+    """Hold the relaxations of one batch as tensors and move them.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ class RelaxationBatch(Batch):
     model
         Batched model; decides the device.
     settings
-        How they are relaxed, and the limits of what is kept.
+        Parameters of the relaxation and limits of the guards.
     """
 
     state_type: ClassVar[type[BatchState]] = FireState
@@ -146,14 +146,14 @@ class RelaxationBatch(Batch):
         return {
             "momenta": np.zeros((len(trajectory.seed), 3)),
             "strain_rate": np.zeros((3, 3)),
-            # The first step has no power, and so the time step is shortened in it.
+            # The power is zero in the first step, so that FIRE shortens the time step there.
             "dt": np.array(DT_START / SLOWER),
             "alpha": np.array(0.0),
             "n_downhill": np.array(0.0),
         }
 
     def run_steps(self, n_steps: int, guards: Sequence[Guard], may_continue: Callable[[], bool]) -> dict[int, Fault]:
-        """Go up to `n_steps` steps; see `Batch.run_steps`. A system that is relaxed is `FINISHED`."""
+        """Move all systems by up to `n_steps` steps; see `Batch.run_steps`. A system that is relaxed is `FINISHED`."""
         for _ in range(n_steps):
             self.state = fire_step(self.state, self.systems, self.external, self.relax.max_step, self.forces_of)
             self._count_step()
@@ -162,7 +162,7 @@ class RelaxationBatch(Batch):
         return {}
 
     def check_systems(self, guards: Sequence[Guard], thermal: torch.Tensor | None = None) -> dict[int, Fault]:
-        """Return the systems that are broken or at their end, and why."""
+        """Return the fault of each system that is broken, relaxed or at its last step."""
         looking = [guard for guard in guards if guard.reason not in EXEMPT_GUARDS]
         faults = super().check_systems(looking, torch.zeros_like(self.external))
         relaxed = (largest_residual(self.state, self.systems, self.external) < self.relax.fmax).tolist()
@@ -174,16 +174,16 @@ class RelaxationBatch(Batch):
             faults[system] = FINISHED
         if FINISHED not in faults.values():
             return faults
-        # What ends with forces like these is no structure.
+        # A relaxation that ends with forces above the limit gives no structure.
         broken = super().check_systems([force_guard(self.max_force)], torch.zeros_like(self.external))
         return {system: broken.get(system, fault) if fault == FINISHED else fault for system, fault in faults.items()}
 
     def is_worth_a_frame(self, system: int) -> bool:
-        """Whether the forces are such that its geometry is data."""
+        """Return True if the forces are small enough for the geometry to be kept."""
         return bool(largest_force(self.state, self.systems)[system] <= self.max_force)
 
     def kinetic_temperature(self) -> np.ndarray:
-        """Return NaN: there is none."""
+        """Return NaN for each system: a relaxation has no temperature."""
         return np.full(len(self.trajectories), np.nan)
 
 
@@ -193,7 +193,7 @@ def _relax_settings(settings: Exploration) -> explore_settings.Relaxation:
 
 
 def choose_cell_strains(seed: Atoms, cell: str, *, relax_plane: bool = False) -> str:
-    """Return the strains in which the cell of a seed relaxes, where ``auto`` is resolved.
+    """Return the strains in which the cell of a seed relaxes; ``auto`` is resolved.
 
     Parameters
     ----------
@@ -221,14 +221,14 @@ def choose_cell_strains(seed: Atoms, cell: str, *, relax_plane: bool = False) ->
 
 
 def add_relaxations(trajectories: Sequence[Trajectory], settings: Exploration) -> list[RelaxationTrajectory]:
-    """Give each trajectory the relaxation of its seed, and return these: one for all that share seed and pressure.
+    """Set the relaxation of each trajectory, and return them: trajectories of one seed and pressure share one.
 
     Parameters
     ----------
     trajectories
         Trajectories; their ``relaxation`` is set.
     settings
-        Nothing is done without ``relax``.
+        Without ``relax`` nothing is done.
     """
     if settings.relax is None:
         return []

@@ -1,4 +1,4 @@
-"""The flight of a unit's trajectories: who is in the batch, and what happens between segments of dynamics."""
+"""Runner of the trajectories of one unit in batches that fit the device."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ type Fingerprint = Callable[[list[Atoms]], np.ndarray]
 
 
 class BatchRunner:
-    """Brings trajectories to their ends, as many at a time as there is room for.
+    """Run the trajectories of one unit in batches that fit the device.
 
     Parameters
     ----------
@@ -43,15 +43,15 @@ class BatchRunner:
     model
         Batched model.
     settings
-        How they are run.
+        Parameters of the exploration.
     room
-        How many fit.
+        Largest batch that fits.
     fingerprint
         Descriptor by whose change frames are kept; needed if ``dynamics.change`` is set.
     checkpoints
-        Where to leave what was reached, for whoever goes on; ``None`` to leave nothing.
+        Where checkpoints are written and read; ``None`` for no checkpoints.
     clock
-        Seconds; for tests.
+        Clock in seconds; replaced in tests.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class BatchRunner:
         Raises
         ------
         Yielded
-            If the worker ends soon. What was reached is in the checkpoint.
+            If the worker ends soon. The state is in the checkpoint.
         """
         self._resume_from_checkpoint()
         while self._fill_batch():
@@ -96,7 +96,7 @@ class BatchRunner:
         return Batch(self.active, self.model, self.settings.dynamics)
 
     def _fill_batch(self) -> bool:
-        """Fill the batch from those that wait, the first first; say whether anybody flies."""
+        """Fill the batch from the waiting trajectories, in their order; return False if the batch is empty."""
         for trajectory in list(self.waiting):
             if self.active and trajectory.is_relaxation != self.active[0].is_relaxation:
                 continue
@@ -119,7 +119,7 @@ class BatchRunner:
         return [self.weight[trajectory] for trajectory in self.active]
 
     def _shrink_batch(self, error: RuntimeError) -> None:
-        """Take the later half of a batch out that does not fit; they go on when there is room again."""
+        """Move the later half of a batch that ran out of memory back to the waiting trajectories."""
         if not is_out_of_memory(error):
             raise error
         if self.model.device.type == "cuda":
@@ -138,7 +138,7 @@ class BatchRunner:
         self.waiting = left + self.waiting
 
     def _run_batch(self, batch: Batch) -> None:
-        """Advance a batch until somebody leaves it."""
+        """Run a batch until at least one trajectory leaves it."""
         faults = batch.check_systems(self.guards)  # newcomers may be broken, or candidates, from the start
         ending = [system for system, fault in faults.items() if fault in (CANDIDATE, FINISHED)]
         faults |= self._keep_frames(batch, ending, faults)
@@ -164,14 +164,14 @@ class BatchRunner:
                 self._stop_trajectory(trajectory, fault, batch.geometry_of(system))
 
     def _stop_trajectory(self, trajectory: Trajectory, fault: Fault, crashed: Atoms) -> None:
-        """Take a trajectory out that is broken; if it is tried again, it queues up."""
+        """Remove a broken trajectory from the batch; if it is retried, it waits for its turn."""
         trajectory.stop_attempt(*fault, crashed, self.settings.guards.on_stop)
         self.active.remove(trajectory)
         if not trajectory.finished:
             self.waiting.append(trajectory)
 
     def _steps_to_event(self) -> int:
-        """Count the steps until a frame, a trial move or the end of some trajectory."""
+        """Count the steps until the next frame, trial move or end of any trajectory."""
         monte_carlo = self.settings.monte_carlo
         steps = [BLOCK]
         for trajectory in self.active:
@@ -181,7 +181,7 @@ class BatchRunner:
         return min(steps)
 
     def _keep_due_frames(self, batch: Batch, faults: dict[int, Fault]) -> dict[int, Fault]:
-        """Keep frames of those that are due, and of candidates; return who leaves thereby."""
+        """Keep the frames that are due, and those of candidates; return the systems that leave, with faults."""
         due = []
         for system, trajectory in enumerate(batch.trajectories):
             if (system not in faults and trajectory.is_frame_due(self.settings)) or faults.get(system) in (
@@ -192,7 +192,7 @@ class BatchRunner:
         return self._keep_frames(batch, due, faults)
 
     def _keep_frames(self, batch: Batch, due: Sequence[int], faults: dict[int, Fault]) -> dict[int, Fault]:
-        """Keep a frame of each of some systems, unless it is broken; return who leaves."""
+        """Keep a frame of each of some systems, unless it is broken; return the systems that leave, with faults."""
         dynamics = self.settings.dynamics
         leaving: dict[int, Fault] = {}
         geometries = {system: batch.geometry_of(system) for system in due if batch.is_worth_a_frame(system)}
@@ -222,14 +222,14 @@ class BatchRunner:
         return leaving
 
     def _changed_systems(self, batch: Batch, geometries: dict[int, Atoms]) -> set[int]:
-        """Return the systems that look other than their last frame; all, if that is not asked for."""
+        """Return the systems whose descriptor has changed since their last frame; all if ``change`` is not set."""
         least = self.settings.dynamics.change
         if least is None or not geometries:
             return set(geometries)
         assert self.fingerprint is not None
-        found = self.fingerprint(list(geometries.values()))
+        fingerprints = self.fingerprint(list(geometries.values()))
         changed = set()
-        for system, fingerprint in zip(geometries, found, strict=True):
+        for system, fingerprint in zip(geometries, fingerprints, strict=True):
             trajectory = batch.trajectories[system]
             last = trajectory.fingerprint
             if last is None or np.linalg.norm(fingerprint - last) >= least:
@@ -238,7 +238,7 @@ class BatchRunner:
         return changed
 
     def _run_due_moves(self, batch: Batch) -> None:
-        """Make the trial moves that are due, those too for which there was no memory in a larger batch."""
+        """Make the trial moves that are due, also those that ran out of memory in a larger batch."""
         settings = self.settings.monte_carlo
         if settings is None or batch.trajectories[0].is_relaxation:
             return
@@ -258,7 +258,7 @@ class BatchRunner:
         )
 
     def _save_checkpoint(self) -> None:
-        """Leave a checkpoint; hand the unit on if the worker ends soon."""
+        """Write a checkpoint; yield the unit if the worker ends soon."""
         assert self.checkpoints is not None
         order = [self.trajectories.index(trajectory) for trajectory in (*self.active, *self.waiting)]
         self.checkpoints.save(pack_trajectories(self.trajectories, order, len(self.active), self.room.capacity))
@@ -266,7 +266,7 @@ class BatchRunner:
         self.checkpoints.yield_if_ending()
 
     def _resume_from_checkpoint(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
+        """Restore the trajectories from the newest checkpoint, if there is one."""
         data = self.checkpoints.read_newest() if self.checkpoints else None
         if data is None:
             return

@@ -77,7 +77,7 @@ class Ramp(FiniteModel):
         return f"{self.start:g}to{self.end:g}" + (f"x{self.cycles}" if self.cycles else "")
 
     def value_at(self, progress: float) -> float:
-        """Value at a fraction of the way, 0 to 1."""
+        """Return the value at a fraction of the way, 0 to 1."""
         if self.cycles:
             phase = (progress * self.cycles) % 1.0
             progress = 2 * min(phase, 1 - phase)
@@ -89,9 +89,9 @@ def _schedule_tag(value: Any) -> str:
 
 
 type Schedule = float | Ramp
-"""A constant, or a ramp."""
+"""Constant or ramp."""
 
-# With a tag an error is about what was meant, and not about both.
+# The tags make an error speak of the type that was meant, and not of both.
 type _Temperature = Annotated[
     Annotated[PositiveFloat, Tag("[number]")] | Annotated[Ramp, Tag("[ramp]")], Discriminator(_schedule_tag)
 ]
@@ -105,7 +105,7 @@ type _Pressure = Annotated[
 
 
 def schedule_ends(schedule: Schedule) -> tuple[float, float]:
-    """First and farthest value of a schedule."""
+    """Return the first and the farthest value of a schedule."""
     return (schedule.start, schedule.end) if isinstance(schedule, Ramp) else (schedule, schedule)
 
 
@@ -215,7 +215,7 @@ class Dynamics(FiniteModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_relaxation_only(cls, data: Any) -> Any:
-        """Without steps there are no temperatures and no frames that one could ask for."""
+        """Fill in the fields that ``steps: 0`` leaves without meaning."""
         if isinstance(data, dict) and data.get("steps") == 0:
             return {"temperatures": [], "stride": 1, **data}
         return data
@@ -232,10 +232,10 @@ class Dynamics(FiniteModel):
                 "make steps larger or stride smaller"
             )
         for name, schedules in (("temperature", self.temperatures), ("pressure", self.pressures)):
-            said = [str(item) if isinstance(item, Ramp) else f"{item:g}" for item in schedules]
-            if len(set(said)) < len(said):
+            texts = [str(item) if isinstance(item, Ramp) else f"{item:g}" for item in schedules]
+            if len(set(texts)) < len(texts):
                 raise ValueError(
-                    f"received {', '.join(said)}; a {name} given twice makes the same trajectory twice, use replicas"
+                    f"received {', '.join(texts)}; a {name} given twice makes the same trajectory twice, use replicas"
                 )
         for schedule in self.temperatures:
             if min(schedule_ends(schedule)) <= 0:
@@ -250,26 +250,26 @@ class Dynamics(FiniteModel):
 
     @property
     def n_frames(self) -> int:
-        """Frames, or occasions for one, of each trajectory."""
+        """Largest number of frames of each trajectory."""
         return (self.steps - self.equilibration) // self.stride if self.steps else 0
 
     @property
     def n_steps(self) -> int:
-        """Steps that are run: to the last frame."""
+        """Number of steps to the last frame."""
         return self.equilibration + self.stride * self.n_frames if self.steps else 0
 
     def ramp_progress(self, step: int) -> float:
-        """Fraction of the way from the end of equilibration to the last frame."""
+        """Return the fraction of the way from the end of equilibration to the last frame."""
         length = self.n_steps - self.equilibration
         return min(max(0.0, (step - self.equilibration) / length), 1.0) if length > 0 else 0.0
 
     def value_at(self, schedule: Schedule, step: int) -> float:
-        """Value of a schedule at a step."""
+        """Return the value of a schedule at a step."""
         return schedule.value_at(self.ramp_progress(step)) if isinstance(schedule, Ramp) else schedule
 
 
 class Exploration(FiniteModel):
-    """How seeds are explored."""
+    """Parameters of exploration."""
 
     relax: Relaxation | None = Field(
         default=None, description="Relax each seed first, and keep frames of that; without dynamics: do only that"

@@ -1,4 +1,4 @@
-"""Exploration as a Dask bag: a partition of seeds goes in, one payload of frames comes out."""
+"""Exploration as a Dask bag: a partition of seeds becomes one payload of frames."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ def explore(
     fingerprint: Callable[[list[Atoms]], np.ndarray] | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Bag:
-    """Explore around seeds; lazy.
+    """Explore from seeds; lazy.
 
     Parameters
     ----------
     seeds
         Bag of `ase.Atoms` with a `daskpipe.stages.explore.trajectory.Condition` as ``condition`` in ``info``. A
-        partition flies together, as far as the device has room.
+        partition is run in batches that fit the device.
     build
-        Builds the potential on the worker (or returns the one that its process built before).
+        Builds the potential on the worker, or returns the one that the process has built before.
     settings
         See `daskpipe.stages.explore.settings`.
     run_seed
         The run's seed.
     name
-        Names the potential; how much memory it takes on a GPU is remembered under it.
+        Name of the potential, under which its measured memory on a GPU is cached.
     fingerprint
         Descriptor of structures, shape (structure, feature); needed if ``dynamics.change`` is set.
     checkpoints
-        Where a unit leaves what it has reached; with these the bag has one partition.
+        Checkpoints of the unit; with these the bag has one partition.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def explore_partition(
     from daskpipe.core.third_party import silence_libraries
     from daskpipe.potentials import batched_model
 
-    with silence_libraries():  # torch-sim's import has a good deal to say
+    with silence_libraries():  # torch-sim prints messages on import
         from daskpipe.potentials.zbl import add_repulsion
         from daskpipe.stages.explore.capacity import measure_capacity
         from daskpipe.stages.explore.relaxation import add_relaxations
@@ -114,9 +114,9 @@ def explore_partition(
 
 
 def _make_trajectory(seed: Atoms, settings: Exploration, run_seed: int, elements: frozenset[str] | None) -> Trajectory:
-    """Return the trajectory of a seed; it is finished, and says why, if the seed is nothing to start from."""
+    """Return the trajectory of a seed; it is finished, with a recorded reason, if the seed cannot be run."""
     seed = seed.copy()
-    # All say what is the default: labels and noise must not depend on whether a structure spells it out.
+    # Every seed spells out the default charge: random numbers must not depend on whether it was given.
     seed.info |= {"charge": total_charge(seed)}
     reason, evidence, ensemble = _check_seed(seed, settings, elements)
     trajectory = Trajectory(seed=seed, ensemble=ensemble, run_seed=run_seed)
@@ -126,11 +126,11 @@ def _make_trajectory(seed: Atoms, settings: Exploration, run_seed: int, elements
 
 
 def _check_seed(seed: Atoms, settings: Exploration, elements: frozenset[str] | None) -> tuple[str, str, str]:
-    """Say why a seed cannot be run (one word, and evidence; empty if it can), and in which ensemble it is."""
+    """Return why a seed cannot be run (one word and evidence; empty if it can), and its ensemble."""
     from daskpipe.potentials.results import unknown_elements
 
     if not np.isfinite(seed.positions).all() or not np.isfinite(seed.cell.array).all():
-        # Neighbour lists take their time, or more, with such a structure.
+        # Neighbour lists take very long, or fail, for such a structure.
         return "not_finite", "positions or cell of the seed are not finite", ""
     vectors = seed.cell.array[seed.pbc]
     if np.linalg.svd(vectors, compute_uv=False).prod() <= FLAT * np.linalg.norm(vectors, axis=1).prod():
@@ -151,14 +151,14 @@ def _check_seed(seed: Atoms, settings: Exploration, elements: frozenset[str] | N
     if evidence := _unfit_cell(seed, settings):
         return "ensemble", evidence, ""
     ensemble = ensemble_of(seed, settings.dynamics)
-    # What auto chooses need not be looked at a second time.
+    # The choice of auto needs no check.
     if _named_ensemble(seed, settings.dynamics) != "auto" and (evidence := explain_refusal(ensemble, seed)):
         return "ensemble", evidence, ensemble
     return "", "", ensemble
 
 
 def _repulsion_evidence(seed: Atoms) -> str | None:
-    """Return which pair of a seed the repulsion of nuclei would push apart from the start; ``None`` if none."""
+    """Describe a pair of the seed that the repulsion of nuclei would push apart from the start; ``None`` if none."""
     from daskpipe.potentials.zbl import REACH
 
     pair = find_overlap(seed, REACH)
@@ -166,7 +166,7 @@ def _repulsion_evidence(seed: Atoms) -> str | None:
 
 
 def _unfit_cell(seed: Atoms, settings: Exploration) -> str | None:
-    """Return why the cell of a seed cannot relax as it is asked for; ``None`` if it can."""
+    """Explain why the cell of a seed cannot relax as the config asks; ``None`` if it can."""
     cell = "fixed" if settings.relax is None else settings.relax.cell
     if cell in ("auto", "fixed"):
         return None
@@ -186,14 +186,14 @@ def ensemble_of(seed: Atoms, dynamics: Dynamics) -> str:
     seed
         Its cell spans a volume along periodic axes.
     dynamics
-        Names the ensemble, or says ``auto``.
+        Gives the ensemble, or ``auto``.
     """
     name = _named_ensemble(seed, dynamics)
     return choose_ensemble(seed, relax_plane=dynamics.relax_plane) if name == "auto" else name
 
 
 def load_seeds(root: Path, pieces: Sequence[UnitRows], conditions: Sequence[Condition]) -> list[Atoms]:
-    """Read one partition of seeds from the run directory and give each its condition."""
+    """Read one partition of seeds from the run directory and set the condition of each."""
     from daskpipe.core.structures import to_atoms
 
     ds = read_rows(root, pieces)
@@ -208,7 +208,7 @@ def load_seeds(root: Path, pieces: Sequence[UnitRows], conditions: Sequence[Cond
 def trajectory_names(
     root: Path, pieces: Sequence[UnitRows], conditions: Sequence[Condition], dynamics: Dynamics
 ) -> list[str]:
-    """Return what the quarantine calls the trajectories of a partition."""
+    """Return the names of the trajectories of a partition in the quarantine."""
     return [
         Trajectory(seed=seed, ensemble=ensemble_of(seed, dynamics), run_seed=0).name
         for seed in load_seeds(root, pieces, conditions)
@@ -216,7 +216,7 @@ def trajectory_names(
 
 
 def find_pressed_seeds(root: Path, pieces: Sequence[UnitRows], dynamics: Dynamics) -> list[bool]:
-    """Say which seeds are explored under each pressure; they are read only if there is more than one."""
+    """Return a flag for each seed that is explored under all pressures; seeds are read only for several pressures."""
     if len(dynamics.pressures) == 1:
         return [True] * len(pieces)
     from daskpipe.core.structures import to_atoms

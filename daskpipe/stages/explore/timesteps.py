@@ -1,4 +1,4 @@
-"""Time steps by the lightest atom of a structure: what a step may be at most hangs on the fastest vibration."""
+"""Time steps by the lightest atom of a structure, which limits the fastest vibration."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ beyond. Of the stiffest bond that such a structure can have it is a fourteenth o
 P2 43 fs, and 100 fs and more in metals."""
 
 TOO_LONG = 1.5
-"""Factor of the time step above beyond which a given one is called too long: ten steps a period of H2 or N2."""
+"""Factor of the automatic time step above which a user's is called too long: ten steps a period of H2 or N2."""
 
 LONGEST = STEPS[-1][1]
-"""fs; of ``auto``."""
+"""Longest time step of ``auto``, fs."""
 
 type Timestep = float | Literal["auto"]
 

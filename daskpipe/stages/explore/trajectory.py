@@ -1,7 +1,7 @@
-"""A trajectory: one seed under one condition, what it has reached and the frames that it has given.
+"""A trajectory: one seed under one condition, its state and the frames that were kept.
 
-While a trajectory is not in a batch its dynamic state lies here, as arrays on the host: so it waits, is taken out of a
-batch that does not fit the device, and is written into a checkpoint.
+A trajectory that is not in a batch holds its state as arrays on the host: while it waits, after it was removed from a
+batch that did not fit the device, and when it is written into a checkpoint.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
     from daskpipe.stages.explore.vacancies import HopSites
 
 type PossibleMoves = tuple[Swaps, HopSites | None, np.ndarray]
-"""Which atoms may be swapped, between which sites one hops, if some are vacant, and how far else, Å, shape (atom,)."""
+"""Pairs of atoms that may be swapped, sites for hops if some are vacant, and hop lengths, Å, shape (atom,)."""
 
 RETRY_FACTOR = 0.9
-"""Factor of the temperature of each new try."""
+"""Factor of the temperature in each retry."""
 MAX_ATTEMPTS = 3
-"""How often a trajectory is tried at most where stops are retried."""
+"""Largest number of attempts of a trajectory where stops are retried."""
 
 INHERITED = ("system_type", "generator", "charge", "spin_multiplicity", "config_type")
-"""What a seed hands on to its frames, besides what each atom carries."""
+"""Entries of ``info`` that frames inherit from their seed; arrays of atoms are inherited, too."""
 
 
 class Condition(FrozenModel):
-    """What a seed is explored under."""
+    """Conditions under which a seed is explored."""
 
     temperature: Schedule
     pressure: Schedule = 0.0
     replica: int = 0
     relaxation: bool = False
-    """Whether the frames of the seed's relaxation count among those of this trajectory: one of them has them."""
+    """True for the one trajectory of a seed that outputs the frames of its relaxation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +69,12 @@ class Frame:
 
 @dataclass(kw_only=True, eq=False)
 class Trajectory:
-    """One trajectory.
+    """State, frames and stops of one trajectory.
 
     Parameters
     ----------
     seed
-        Where it starts, with ``condition`` in ``info``.
+        Structure from which it starts, with ``condition`` in ``info``.
     ensemble
         One of `ensembles.ENSEMBLES`.
     run_seed
@@ -101,7 +101,7 @@ class Trajectory:
     """Relaxation of the seed that comes first; trajectories of one seed share it."""
     is_relaxation: ClassVar[bool] = False
     moves: PossibleMoves | None = None
-    """Trial moves that are possible; a function of the start."""
+    """Possible trial moves; a function of the start."""
 
     def __post_init__(self) -> None:
         self.id = structure_id(self.seed)
@@ -117,27 +117,27 @@ class Trajectory:
 
     @cached_property
     def strain_modes(self) -> np.ndarray:
-        """Strains that its barostat may make, shape (6, 3, 3)."""
+        """Strains that the barostat may use, shape (6, 3, 3)."""
         return strain_modes(self.ensemble, self.seed)
 
     @property
     def has_barostat(self) -> bool:
-        """Whether its cell changes."""
+        """True if the cell changes."""
         return has_barostat(self.ensemble)
 
     @property
     def has_pressure(self) -> bool:
-        """Whether its barostat is set to a pressure."""
+        """True if the barostat has a pressure."""
         return has_pressure(self.ensemble)
 
     @property
     def has_friction(self) -> bool:
-        """Whether its thermostat is Langevin's, as it is beside every barostat."""
+        """True if the thermostat is Langevin's, as it is beside every barostat."""
         return self.ensemble == "nvt_langevin" or self.has_barostat
 
     @property
     def name(self) -> str:
-        """What the quarantine calls it."""
+        """Name of the trajectory in the quarantine."""
         pressure = f"{format_schedule(self.condition.pressure)}GPa" if self.has_pressure else ""
         again = f"~{self.attempt}" if self.attempt else ""
         return (
@@ -146,7 +146,7 @@ class Trajectory:
 
     @property
     def random_numbers(self) -> RandomNumbers:
-        """Its random numbers in this try."""
+        """Random numbers of the present attempt."""
         if self._random_numbers is None:
             condition = self.condition
             key = seeds.stream_key(
@@ -157,26 +157,26 @@ class Trajectory:
         return self._random_numbers
 
     def temperature_at(self, dynamics: Dynamics, step: int) -> float:
-        """Temperature of its thermostat at a step, K."""
+        """Return the temperature of the thermostat at a step, K."""
         return dynamics.value_at(self.condition.temperature, step) * RETRY_FACTOR**self.attempt
 
     def timestep_in(self, dynamics: Dynamics) -> float:
-        """Time step, fs."""
+        """Return the time step, fs."""
         return timestep_of(dynamics.timestep, self.masses)
 
     def pressure_at(self, dynamics: Dynamics, step: int) -> float:
-        """Pressure of its barostat at a step, GPa; NaN without one."""
+        """Return the pressure of the barostat at a step, GPa; NaN without a barostat."""
         if not self.has_barostat:
             return np.nan
         return dynamics.value_at(self.condition.pressure, step) if self.has_pressure else 0.0
 
     @property
     def start_atoms(self) -> Atoms:
-        """Geometry that it starts from: its seed, or what this was relaxed to."""
+        """Geometry at the start: the seed, or the relaxed seed."""
         return self.seed if self.relaxation is None else self.relaxation.relaxed_atoms
 
     def end_with_relaxation(self, n_steps: int) -> None:
-        """End it if the relaxation before it broke or became a candidate, or if there are no steps to run."""
+        """Finish the trajectory if its relaxation was stopped or became a candidate, or if no steps follow."""
         relaxation = self.relaxation
         if relaxation is None:
             return
@@ -187,7 +187,7 @@ class Trajectory:
             self.finished = True
 
     def n_steps(self, settings: Exploration) -> int:
-        """Count its steps to the last frame."""
+        """Return the number of steps to the last frame."""
         return settings.dynamics.n_steps
 
     def steps_to_frame(self, settings: Exploration) -> int:
@@ -197,12 +197,12 @@ class Trajectory:
         return dynamics.stride - past % dynamics.stride if past >= 0 else -past
 
     def is_frame_due(self, settings: Exploration) -> bool:
-        """Whether a frame is due at this step."""
+        """Return True if a frame is due at this step."""
         past = self.step - settings.dynamics.equilibration
         return past > 0 and past % settings.dynamics.stride == 0
 
     def stop_attempt(self, reason: str, evidence: str, crashed: Atoms, on_stop: str) -> None:
-        """End this try: what happened is recorded, and what follows is up to `on_stop` (see `Guards`)."""
+        """Record a stop and end the present attempt; `on_stop` decides what follows (see `Guards`)."""
         last = self.atoms_of_frame(self.frames[-1]) if self.frames else self.start_atoms
         again = on_stop == "retry" and self.attempt + 1 < MAX_ATTEMPTS
         if again:
@@ -223,7 +223,7 @@ class Trajectory:
         self.state = self.fingerprint = None
 
     def refuse_seed(self, reason: str, evidence: str) -> None:
-        """End it before it began: its seed is nothing to start from."""
+        """Record that the seed cannot be run, and finish the trajectory."""
         self._record_stop(reason, evidence, crashed=self.seed)
         self.finished = True
 
@@ -240,7 +240,7 @@ class Trajectory:
         )
 
     def atoms_of_frame(self, frame: Frame) -> Atoms:
-        """Return a kept geometry as a structure."""
+        """Return a kept frame as a structure."""
         return self.make_atoms(frame.positions, frame.cell)
 
     def make_atoms(self, positions: np.ndarray, cell: np.ndarray) -> Atoms:
@@ -253,8 +253,8 @@ class Trajectory:
         return atoms
 
     def output_frames(self, dynamics: Dynamics) -> list[Atoms]:
-        """Return the kept frames with all that the dataset says about them; those of a relaxation come first."""
-        found = self.relaxation.output_frames(dynamics) if self.relaxation and self.condition.relaxation else []
+        """Return the kept frames with their metadata in ``info``; those of a relaxation come first."""
+        outputs = self.relaxation.output_frames(dynamics) if self.relaxation and self.condition.relaxation else []
         for frame in self.frames:
             atoms = round_positions(self.atoms_of_frame(frame))
             atoms.info |= {
@@ -269,12 +269,12 @@ class Trajectory:
             }
             if not np.isnan(frame.force_disagreement):
                 atoms.info |= {"force_disagreement": frame.force_disagreement, "candidate": frame.candidate}
-            found.append(atoms)
-        return found
+            outputs.append(atoms)
+        return outputs
 
 
 def geometry_as_json(atoms: Atoms) -> dict[str, Any]:
-    """Return a geometry as JSON types; what is not finite becomes null."""
+    """Return a geometry as JSON types; values that are not finite become null."""
     return {
         "symbols": list(atoms.symbols),
         "positions": _rows_as_json(np.round(atoms.positions, 4)),

@@ -39,7 +39,7 @@ SURROUNDED = 0.4
 and more."""
 
 SEARCH = (3.0, 6.0, 12.0, 24.0)
-"""Å; how far neighbours are looked for, one after the other."""
+"""Radii of the search for neighbours, tried one after the other, Å."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +85,12 @@ class HopSites:
         return np.asarray(np.einsum("ijk,ijk->ij", away, away).argmin(axis=1))
 
     def possible_hops(self, site: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the hops that are possible: atoms and pairs of sites, each of shape (hop,).
+        """Return the possible hops: atoms and pairs of sites, each of shape (hop,).
 
         Parameters
         ----------
         site
-            Of each atom, from `of`.
+            Site of each atom, from `of`.
         """
         n_on = np.bincount(site, minlength=len(self.scaled))
         owner = np.full(len(self.scaled), -1)
@@ -113,7 +113,7 @@ def hop_sites(atoms: Atoms, length: np.ndarray, movable: np.ndarray | None = Non
     Parameters
     ----------
     atoms
-        Where it starts.
+        Geometry at the start.
     length
         Distance of like atoms, Å, shape (atom,); from `like_distances`.
     movable
@@ -144,7 +144,7 @@ def hop_sites(atoms: Atoms, length: np.ndarray, movable: np.ndarray | None = Non
 
 
 def like_distances(atoms: Atoms, states: np.ndarray, tolerance: float) -> np.ndarray:
-    """Return how far each atom hops: the median distance, over its element, to the nearest atom of like charge.
+    """Return the hop length of each atom: the median distance, over its element, to the nearest atom of like charge.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def like_distances(atoms: Atoms, states: np.ndarray, tolerance: float) -> np.nda
         np.minimum.at(nearest, i[like], distance[like])
         for number in np.unique(atoms.numbers[np.isnan(length)]):
             own = atoms.numbers == number
-            # Neighbours farther away than those found so far cannot change the median once it is finite.
+            # Neighbours farther away than those seen so far cannot change the median once it is finite.
             if np.isfinite(median := float(np.median(nearest[own]))):
                 length[own] = median
     return np.where(np.isnan(length), 2 * covalent_radii[atoms.numbers], length)

@@ -1,4 +1,4 @@
-"""Whether a structure can be computed at all: elements, size, cell and distances; and what kind of system it is."""
+"""Check whether a structure can be computed, and name the kind of system that it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LAST_ELEMENT = 118
 
 MIN_WIDTH = 0.5
-"""Least distance between opposite faces of a cell along a periodic axis, Å: shorter than any bond."""
+"""Least distance between opposite faces of a cell along a periodic axis, Å. No bond is as short."""
 
 MAX_COORDINATE = 1e6
 """Largest coordinate, Å: float32 resolves 0.06 Å there."""
@@ -28,7 +28,7 @@ NONMETALS = frozenset((1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 32, 33, 34, 
 
 
 class Limits(FrozenModel):
-    """What a seed structure must satisfy."""
+    """Limits that a seed structure must satisfy."""
 
     max_atoms: int = Field(default=10_000, ge=1, description="Largest number of atoms of a structure")
     min_distance: float = Field(
@@ -40,14 +40,14 @@ class Limits(FrozenModel):
 
 
 class Fault(NamedTuple):
-    """Why a structure fails: one word to count by, and what was measured."""
+    """Reason why a structure fails, as one word to count by, and the measured evidence."""
 
     reason: str
     evidence: str
 
 
 class FrameError(Exception):
-    """A structure that cannot be used, with the reason to count it by."""
+    """Raised for a structure that cannot be used; it has the reason to count it by."""
 
     def __init__(self, reason: str, evidence: str) -> None:
         super().__init__(evidence)
@@ -55,7 +55,7 @@ class FrameError(Exception):
 
 
 def find_fault(atoms: Atoms, limits: Limits) -> Fault | None:
-    """Return what is wrong with a structure, or None.
+    """Find the first fault of a structure.
 
     Parameters
     ----------
@@ -67,8 +67,8 @@ def find_fault(atoms: Atoms, limits: Limits) -> Fault | None:
     Returns
     -------
     Fault or None
-        The first of these reasons that holds: ``empty``, ``too_large``, ``unknown_element``, ``not_finite``,
-        ``cell``, ``spin``, ``charge``, ``masses``, ``overlap``.
+        ``None`` if it has none. Reasons, in the order of the checks: ``empty``, ``too_large``, ``unknown_element``,
+        ``not_finite``, ``cell``, ``spin``, ``charge``, ``masses``, ``overlap``.
     """
     for test in (_check_size, _check_elements, _check_finite, _check_cell, _check_spin, _check_arrays):
         if fault := test(atoms, limits):
@@ -146,7 +146,7 @@ def _name_axes(which: np.ndarray) -> str:
 
 
 def system_type(atoms: Atoms) -> str:
-    """Return the kind of a structure that says nothing of itself.
+    """Return the kind of a structure whose ``info`` does not name it.
 
     Matter that is connected through the periodic boundaries along three directions is ``bulk``, along two a
     ``surface``, along one a ``wire``, however the cell vectors lie (`daskpipe.core.connectivity.periodic_directions`).

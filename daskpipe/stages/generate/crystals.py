@@ -1,4 +1,4 @@
-"""Structures of CIF and POSCAR files."""
+"""Read structures of CIF and POSCAR files."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ COORDINATES = (
 
 
 def cif_frames(path: Path) -> Iterator[Callable[[], Atoms]]:
-    """Yield what builds the structure of each block of a CIF that has coordinates."""
+    """Yield functions that build the structures of a CIF, one for each block with coordinates."""
     from ase.io.cif import parse_cif
 
     for block in parse_cif(str(path)):
-        # Blocks without coordinates are common: journals put the text of the paper there.
+        # Journals put the text of the paper into blocks without coordinates.
         if "_atom_site_fract_x" in block or "_atom_site_cartn_x" in block:
             yield partial(_of_block, block)
 
@@ -49,7 +49,7 @@ def _of_block(block: CIFBlock) -> Atoms:
 
 
 def _check_sites(block: CIFBlock) -> None:
-    """Refuse sites that are partly occupied or nowhere."""
+    """Refuse sites that are partly occupied or have no coordinates."""
     for key in COORDINATES:
         if unknown := [value for value in _read_column(block, key) if not isinstance(value, int | float)]:
             raise FrameError(
@@ -73,7 +73,7 @@ def _read_column(block: CIFBlock, key: str) -> Sequence[object]:
 
 
 def poscar_frames(path: Path) -> Iterator[Callable[[], Atoms]]:
-    """Yield what builds the structure of a POSCAR.
+    """Yield the function that builds the structure of a POSCAR.
 
     The elements are those of the line of species. Where there is none (VASP 4), they are those of the header, if it is
     made of as many chemical symbols as there are counts and of nothing else; other headers are text, in which "In",
@@ -89,7 +89,7 @@ def _of_poscar(path: Path) -> Atoms:
     with path.open("rb") as lines:
         head = [line.decode("utf-8", errors="replace") for line in islice(lines, 7)]
     claimed = max((int(word) for line in head[5:] for word in line.split() if word.isdigit()), default=0)
-    if claimed > size:  # the parser makes room for all of them
+    if claimed > size:  # the parser allocates memory for all of them
         raise ValueError(f"the file claims {claimed:.3g} atoms, and has {size} bytes")
     _check_species(head)
     atoms: Atoms = read_vasp(path)
@@ -97,7 +97,7 @@ def _of_poscar(path: Path) -> Atoms:
 
 
 def _check_species(head: Sequence[str]) -> None:
-    """Refuse a POSCAR of which it is not clear what its elements are.
+    """Refuse a POSCAR whose elements are not clear.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""Units that files declare: found, understood or refused, and converted to eV and Å.
+"""Read the units that files declare, and convert labels to eV and Å.
 
-Known are, in upper and lower case alike, keys such as ``energy_unit``, ``forces_units``, ``REF_energy_unit`` and
+Known keys, in upper or lower case, are those such as ``energy_unit``, ``forces_units``, ``REF_energy_unit`` and
 ``unit_stress``, and ``units`` or ``unit`` with a unit, a style of LAMMPS (``metal``, ``real``) or a table of units. An
 ASE database declares its units in its metadata, under the same keys or in SchNetPack's ``_property_unit_dict``.
 """
@@ -44,14 +44,14 @@ STYLES = {
         "length": "bohr",
     },
 }  # fmt: skip
-"""What a name for all units together means."""
+"""Units that one name stands for."""
 
 QUANTITIES = {
     "energy": "energy", "force": "forces", "forces": "forces", "stress": "stress", "virial": "virial",
     "virials": "virial", "length": "length", "distance": "length", "position": "length", "positions": "length",
     "pos": "length", "coordinate": "length", "coordinates": "length", "lattice": "length", "cell": "length",
 }  # fmt: skip
-"""Words of keys, and the quantity whose unit is meant."""
+"""Quantity that each word of a key stands for."""
 
 OPTIONS = {"energy": "hartree", "forces": "hartree/bohr", "stress": "GPa", "virial": "hartree"}
 """Labels whose unit can be typed, with an example each."""
@@ -67,7 +67,7 @@ _SUSPECT = re.compile(r"\b(kcal|kj|hartrees?|rydbergs?|bohrs?|mev|gpa|kbar)\b", 
 def find_units(
     info: Mapping[str, Any], labels: Mapping[str, str] | None = None, family: str = ""
 ) -> tuple[dict[str, str], list[str]]:
-    """Return the units that the keys of a frame declare, by quantity, and the keys that do so.
+    """Find the units that a frame declares, by quantity, and the keys that declare them.
 
     Parameters
     ----------
@@ -108,27 +108,27 @@ def find_units(
 
 
 def _units_of_all(value: Any) -> dict[str, str]:
-    """Return what ``units=...`` declares, by quantity."""
+    """Return the units that ``units=...`` declares, by quantity."""
     if isinstance(value, Mapping):
         named = {QUANTITIES.get(str(key).lower(), str(key)): str(unit) for key, unit in value.items()}
         return {quantity: unit for quantity, unit in named.items() if quantity in QUANTITIES.values()}
     name = _normalise_unit(str(value))
     if (style := "au" if name in ATOMIC else name) in STYLES:
         return dict(STYLES[style])
-    found: dict[str, str] = {}
+    units: dict[str, str] = {}
     for word in re.split(r"[,;\s]+", name):
         quantity = "energy" if word in ENERGIES else "length" if word in LENGTHS else "forces" if "/" in word else ""
-        found.setdefault(quantity or "energy", word)  # what is no unit is refused where it is used
-    return found
+        units.setdefault(quantity or "energy", word)  # a word that is no unit is refused where it is used
+    return units
 
 
 def metadata_units(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the metadata of an ASE database declare, as keys that a row could have.
+    """Return the units that the metadata of an ASE database declare, as keys that a row could have.
 
     Raises
     ------
     FrameError
-        If they speak of units in words that are not understood.
+        If they mention units in words that are not known.
     """
     declared: dict[str, Any] = {key: value for key, value in metadata.items() if _KEY.fullmatch(key)}
     declared |= {key: value for key, value in metadata.items() if key.lower() in ("unit", "units")}
@@ -146,7 +146,7 @@ def metadata_units(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_length(info: Mapping[str, Any]) -> None:
-    """Refuse a frame that declares another length than Å."""
+    """Refuse a frame that declares a unit of length other than Å."""
     unit = find_units(info)[0].get("length", "å")
     if LENGTHS.get(_normalise_unit(unit)) != 1:
         raise FrameError(
@@ -155,7 +155,7 @@ def check_length(info: Mapping[str, Any]) -> None:
 
 
 def label_factors(declared: Mapping[str, str], labels: Mapping[str, Any]) -> dict[str, float]:
-    """Return what labels are multiplied with to be in eV, eV/Å and eV/Å^3.
+    """Return the factors that convert labels to eV, eV/Å and eV/Å^3.
 
     Parameters
     ----------
@@ -167,13 +167,18 @@ def label_factors(declared: Mapping[str, str], labels: Mapping[str, Any]) -> dic
     Raises
     ------
     FrameError
-        If a unit is not known, or one label has another unit than ASE's and the unit of a second is not declared.
+        If a unit is not known, or if one label has another unit than ASE's and the unit of a second is not declared.
+
+    Examples
+    --------
+    >>> label_factors({"energy": "kcal/mol"}, {"energy": -1.0})["energy"].__round__(4)
+    0.0434
     """
-    found = {name: _factor_of_unit(name, declared[name]) for name in labels if name in declared}
-    other = {name for name, factor in found.items() if factor != 1}
-    if "energy" in other and "virial" in labels and "virial" not in found and "stress" not in labels:
-        found["virial"] = found["energy"]  # both are energies
-    if other and (missing := [name for name in labels if name not in found and name in OPTIONS]):
+    factors = {name: _factor_of_unit(name, declared[name]) for name in labels if name in declared}
+    other = {name for name, factor in factors.items() if factor != 1}
+    if "energy" in other and "virial" in labels and "virial" not in factors and "stress" not in labels:
+        factors["virial"] = factors["energy"]  # both are energies
+    if other and (missing := [name for name in labels if name not in factors and name in OPTIONS]):
         first = min(other)
         options = " ".join(f"--{name}-unit {OPTIONS[name]}" for name in missing)
         raise FrameError(
@@ -181,33 +186,33 @@ def label_factors(declared: Mapping[str, str], labels: Mapping[str, Any]) -> dic
             f"the unit of the {first} is declared as {declared[first]!r}, and that of the {' and the '.join(missing)} "
             f"is not: type it, e.g. {options}, or write it into the file as {missing[0]}_unit",
         )
-    return {name: found.get(name, 1.0) for name in labels}
+    return {name: factors.get(name, 1.0) for name in labels}
 
 
 def _factor_of_unit(name: str, unit: str) -> float:
     text = _normalise_unit(unit)
-    found: float | None = None
+    factor: float | None = None
     if text in ATOMIC:
         text = STYLES["au"][name]
     if name in ("energy", "virial"):
-        found = ENERGIES.get(text)
+        factor = ENERGIES.get(text)
     elif name == "forces":
         energy, _, length = text.rpartition("/")
         if energy in ENERGIES and length in LENGTHS:
-            found = ENERGIES[energy] / LENGTHS[length]
+            factor = ENERGIES[energy] / LENGTHS[length]
     else:
         energy, _, volume = text.rpartition("/")
-        found = PRESSURES.get(text)
+        factor = PRESSURES.get(text)
         if energy in ENERGIES and (length := re.sub(r"(\^|\*\*)?3$|³$", "", volume)) in LENGTHS and length != volume:
-            found = ENERGIES[energy] / LENGTHS[length] ** 3
-    if found is None:
+            factor = ENERGIES[energy] / LENGTHS[length] ** 3
+    if factor is None:
         raise FrameError(
             "units",
             f"the unit of the {name} is declared as {unit[:60]!r}, which is not known; known: eV, meV, hartree, "
             f"rydberg, kcal/mol, kJ/mol, with /Å or /bohr for forces, and GPa, kbar, eV/Å^3 for the stress. Type "
             f"--{name}-unit UNIT",
         )
-    return found
+    return factor
 
 
 def _normalise_unit(unit: str) -> str:

@@ -1,4 +1,4 @@
-"""Chemical and geometric disorder, drawn from a structure's own stream."""
+"""Draw chemical and geometric disorder from the random stream of a structure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ase.data import chemical_symbols
 from daskpipe.stages.generate.params import atomic_volume
 
 SWEEPS = 10
-"""Sweeps over the elements in `sample_fractions`. Five elements have the moments of exact draws after five."""
+"""Sweeps over the elements in `sample_fractions`. With five elements five give the moments of exact draws."""
 
 
 def sample_fractions(rng: np.random.Generator, ranges: Mapping[str, tuple[float, float]]) -> np.ndarray:
     """Draw a composition, uniform among those that lie within the ranges and sum to one.
 
-    A Gibbs sampler from a point inside: two elements at a time share out their sum anew. It takes the same
-    time for narrow ranges, where drawing until a composition fits would not end.
+    A Gibbs sampler starts from a point inside and redistributes the sum of two elements at a time. Its time does not
+    depend on the ranges, while rejection sampling would not end for narrow ones.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def occupy_sites(rng: np.random.Generator, n_atoms: int, ranges: Mapping[str, tu
 
 
 def mean_volume(numbers: np.ndarray) -> float:
-    """Volume of an atom in an alloy, Å^3: the mean of its elements' (Zen's rule, Vegard's for volumes)."""
+    """Return the volume of an atom in an alloy, Å^3: the mean over its elements (Zen's rule, Vegard's for volumes)."""
     kinds, counts = np.unique(numbers, return_counts=True)
     volumes = [atomic_volume(chemical_symbols[number]) for number in kinds]
     return float(np.average(volumes, weights=counts))
@@ -109,7 +109,7 @@ def choose_size[T](rng: np.random.Generator, shapes: Mapping[int, Sequence[T]]) 
 
 
 def missing_size_error(what: str, n_atoms: tuple[int, int], sizes: Sequence[int]) -> ValueError:
-    """Return the error for a range of sizes in which there is none, naming the nearest sizes that there are."""
+    """Return the error for a range without any possible size; it names the nearest possible sizes."""
     low, high = n_atoms
     near = sorted(size for size in sizes if size < low)[-2:] + sorted(size for size in sizes if size > high)[:2]
     hint = f"; the nearest sizes are {', '.join(map(str, near))}" if near else ""

@@ -1,4 +1,4 @@
-"""Charge and spin of a foreign structure, from its keys or as sums of the charges and moments of its atoms."""
+"""Read charge and spin of a structure from its keys, or as sums of the charges and moments of its atoms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 CHARGE_KEYS = ("charge", "total_charge", "net_charge")
 SPIN_KEYS = ("spin_multiplicity", "multiplicity", "spin", "total_spin")
-"""Keys of the spin multiplicity, always 2S + 1; 0 stands for "not given"."""
+"""Keys of the spin multiplicity 2S + 1; 0 stands for "not given"."""
 
 UNPAIRED_KEY = "uhf"
 """Key of the number of unpaired electrons, xTB's name for it."""
@@ -25,7 +25,7 @@ TOLERANCE = 0.1
 
 
 class ElectronError(ValueError):
-    """A charge or spin that cannot be used, with the reason to count it by: ``charge`` or ``spin``."""
+    """Raised for a charge or spin that cannot be used; its reason to count by is ``charge`` or ``spin``."""
 
     def __init__(self, reason: str, evidence: str) -> None:
         super().__init__(evidence)
@@ -33,26 +33,35 @@ class ElectronError(ValueError):
 
 
 def electrons_of(atoms: Atoms) -> dict[str, int]:
-    """Return ``charge`` and ``spin_multiplicity`` of a structure, as far as it says them.
+    """Return ``charge`` and ``spin_multiplicity`` of a structure, where it has them.
 
     Parameters
     ----------
     atoms
-        Keys of ``info`` come first. Without them the charge is the sum of the atoms' charges, and the multiplicity of
-        a structure that is not periodic is that of the sum of its magnetic moments.
+        Keys of ``info`` have priority. Without them the charge is the sum of the atoms' charges, and the multiplicity
+        of a structure that is not periodic is that of the sum of its magnetic moments.
 
     Raises
     ------
     ElectronError
-        If a key holds no whole number, two keys contradict each other, or a sum over atoms is no whole number or one
-        that the number of electrons rules out.
+        If a key holds no whole number, if two keys contradict each other, or if a sum over atoms is no whole number or
+        does not fit the number of electrons.
+
+    Examples
+    --------
+    >>> from ase.build import molecule
+    >>> ion = molecule("OH")
+    >>> ion.info["total_charge"] = -1
+    >>> ion.set_initial_magnetic_moments([0, 0])
+    >>> electrons_of(ion)
+    {'charge': -1}
     """
-    found = {}
+    electrons = {}
     if (charge := _charge_of(atoms)) is not None:
-        found["charge"] = charge
+        electrons["charge"] = charge
     if (multiplicity := _multiplicity_of(atoms, charge or 0)) is not None:
-        found["spin_multiplicity"] = multiplicity
-    return found
+        electrons["spin_multiplicity"] = multiplicity
+    return electrons
 
 
 def moments_of(atoms: Atoms) -> np.ndarray | None:
@@ -65,7 +74,7 @@ def _charge_of(atoms: Atoms) -> int | None:
     if charge is None:
         charges = _values_of_atoms(atoms, "initial_charges", "charges")
         if charges is None or not np.isfinite(charges).all():
-            return None  # the checks of structures say what is wrong
+            return None  # the checks of structures explain what is wrong
         total = float(charges.sum())
         charge = round(total)
         if abs(total - charge) > TOLERANCE:
@@ -93,7 +102,7 @@ def _multiplicity_of(atoms: Atoms, charge: int) -> int | None:
 
 
 def _of_moments(atoms: Atoms, charge: int) -> int | None:
-    """Return the multiplicity that the moments of the atoms add up to."""
+    """Return the multiplicity that follows from the sum of the moments of the atoms."""
     moments = moments_of(atoms)
     if moments is None or moments.ndim > 1 or not np.isfinite(moments).all():
         return None  # the checks of structures say what is wrong
@@ -111,7 +120,7 @@ def _of_moments(atoms: Atoms, charge: int) -> int | None:
 
 
 def _values_of_atoms(atoms: Atoms, initial: str, computed: str) -> np.ndarray | None:
-    """Return numbers of atoms that are not all zero."""
+    """Return the first of two kinds of numbers of atoms that is not all zero; ``None`` if there is none."""
     places = (atoms.arrays.get(initial), (atoms.calc.results if atoms.calc is not None else {}).get(computed))
     for values in places:
         if values is not None and np.asarray(values).any():
@@ -120,12 +129,12 @@ def _values_of_atoms(atoms: Atoms, initial: str, computed: str) -> np.ndarray | 
 
 
 def _agreed_value(what: str, given: Mapping[str, int | None]) -> int | None:
-    """Return the value that the keys which have one agree on; None if none has."""
-    said = {key: value for key, value in given.items() if value is not None}
-    if len(set(said.values())) > 1:
-        listed = ", ".join(f"{key} gives {value}" for key, value in said.items())
+    """Return the value on which all keys agree that have one; ``None`` if no key has one."""
+    values = {key: value for key, value in given.items() if value is not None}
+    if len(set(values.values())) > 1:
+        listed = ", ".join(f"{key} gives {value}" for key, value in values.items())
         raise ElectronError(what.partition(" ")[0], f"two keys of the {what} disagree: {listed}; leave one out")
-    return next(iter(said.values()), None)
+    return next(iter(values.values()), None)
 
 
 def _read_integer(info: Mapping[str, Any], key: str, reason: str) -> int | None:

@@ -1,15 +1,15 @@
-"""Frames of extended XYZ and XYZ files: their bytes, and the structure that each of them describes.
+"""Read the frames of extended XYZ and XYZ files, as bytes and as structures.
 
-The parser follows ASE's conventions for what stands where (``atoms.info``, ``atoms.arrays``, results of a
-calculator, ``move_mask`` as a constraint), and differs from ASE's in what users' files need:
+The parser follows ASE's conventions for the place of each value (``atoms.info``, ``atoms.arrays``, results of a
+calculator, ``move_mask`` as a constraint), and differs from ASE's parser where users' files need it:
 
 * ``Lattice``, ``Properties`` and ``pbc`` are known by their names in lower and upper case alike.
 * ``pbc`` is three of ``T F true false 1 0``, or one for all axes, with or without blanks (``TTF``). Any other form is
   refused. Without ``pbc`` a structure with a ``Lattice`` is periodic along all axes, and one without it along none.
 * A value that is no good label (``stress=None``, a stress of six numbers, a word among the forces) stays as it was
   written in ``info`` or ``arrays``: it never costs the geometry.
-* What would be guessed is refused: a cell under another key, a Lattice that is not nine numbers, a line with more or
-  fewer columns than Properties names, no column of positions.
+* A frame that leaves room for guesses is refused: a cell under another key, a Lattice that is not nine numbers, a
+  line with more or fewer columns than Properties names, no column of positions.
 
 Words of the comment without ``=`` are text, and stand together in ``info["comment"]``.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 STRUCTURAL_KEYS = ("lattice", "properties", "pbc")
-"""Keys of the comment that say where the atoms are, in lower case."""
+"""Keys of the comment that define the positions of atoms, in lower case."""
 
 CELL_KEYS = (
     "cell", "box", "unit_cell", "unitcell", "cell_vectors", "cell_parameters", "cell_matrix", "lattice_vectors",
@@ -45,10 +45,10 @@ COLUMNS = {
     "z": "numbers", "numbers": "numbers", "atomic_numbers": "numbers",
     "move_mask": "move_mask",
 }  # fmt: skip
-"""Names of the columns that say what and where an atom is, in lower case, and ASE's names for them."""
+"""Names of the columns for kind and position of an atom, in lower case, and ASE's names for them."""
 
 ASE_NAMES = {"charge": "charges"}
-"""What ASE calls other columns."""
+"""ASE's names for other columns."""
 
 PLAIN = (("symbols", "S", 1), ("positions", "R", 3))
 """Columns of a file that does not name them."""
@@ -59,7 +59,7 @@ BOOLEANS = {
 }  # fmt: skip
 
 CLOSING = {'"': '"', "'": "'", "{": "}", "[": "]"}
-"""What ends a value that begins with one of these."""
+"""Character that ends a value which begins with the key."""
 
 _KEY = re.compile(r"[A-Za-z_][\w.-]*\s*=")
 
@@ -68,14 +68,14 @@ Column = tuple[str, str, int]
 
 
 def xyz_frames(path: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield where each frame of an extxyz or xyz file begins, and its bytes as they stand there.
+    """Yield the offset and the bytes of each frame of an extxyz or xyz file.
 
     Parameters
     ----------
     path
         The file.
     offset
-        Byte that a frame begins at; it and those after it are yielded.
+        Byte at which a frame begins; this frame and all after it are yielded.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def xyz_frames(path: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
                 continue
             if not header.strip().isdigit():
                 received = header[:1000].decode("utf-8", errors="replace").strip()[:60]
-                raise ValueError(f"expected a line with the number of atoms, found {received!r}")
+                raise ValueError(f"expected a line with the number of atoms, received {received!r}")
             n_atoms = int(header)
             if n_atoms > (size := path.stat().st_size):
                 raise ValueError(f"the file claims {n_atoms:.3g} atoms, and has {size} bytes")
@@ -110,7 +110,7 @@ def xyz_frames(path: Path, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_frame(frame: bytes) -> Atoms:
-    """Return the structure that a frame describes, with all that is written in it.
+    """Parse a frame into a structure with all values that the frame holds.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def parse_frame(frame: bytes) -> Atoms:
     Raises
     ------
     FrameError
-        If the frame does not say clearly what the structure is.
+        If the frame leaves open which structure it is.
     ValueError, KeyError
         If it cannot be read: numbers that are none, an unknown symbol (KeyError, as ASE).
     """
@@ -233,19 +233,19 @@ def parse_value(text: str) -> Any:
         return truths[0] if len(truths) == 1 else truths
     if text.startswith("_JSON "):
         try:
-            found = json.loads(text.removeprefix("_JSON "))
+            parsed = json.loads(text.removeprefix("_JSON "))
         except (ValueError, RecursionError):
             return text
         try:
-            array = np.array(found)
+            array = np.array(parsed)
         except ValueError:  # lists of unequal length
-            return found
-        return array if array.dtype.kind in "ifb" else found
+            return parsed
+        return array if array.dtype.kind in "ifb" else parsed
     return text
 
 
 def _sort_keys(pairs: Sequence[tuple[str, str]], comment: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """Return the keys that say where the atoms are, in lower case and as text, and the values of all others."""
+    """Separate the structural keys, in lower case and as text, from the values of all others."""
     structural: dict[str, str] = {}
     texts: dict[str, list[str]] = {}
     for key, value in pairs:
@@ -318,7 +318,7 @@ def _cell_and_pbc(
 
 
 def _parse_columns(lines: Sequence[str], properties: str | None) -> dict[str, np.ndarray]:
-    """Return the columns under ASE's names; those of positions have numbers in any case."""
+    """Return the columns under ASE's names; those of positions are always numbers."""
     columns = list(PLAIN) if properties is None else _parse_properties(properties)
     claimed = sum(count for *_, count in columns)
     rows = [line.split() for line in lines]
@@ -366,7 +366,7 @@ def _convert_words(words: Sequence[Any], name: str, kind: str) -> np.ndarray:
 
 
 def _fix_atoms(atoms: Atoms, move_mask: np.ndarray | None) -> None:
-    """Fix what may not move, as ASE does."""
+    """Fix the atoms that may not move, as ASE does."""
     from ase.constraints import FixAtoms, FixCartesian
 
     if move_mask is None:
@@ -381,7 +381,7 @@ def _fix_atoms(atoms: Atoms, move_mask: np.ndarray | None) -> None:
 
 
 def _sort_results(atoms: Atoms, arrays: dict[str, np.ndarray]) -> None:
-    """Give a calculator the results of ASE's that are numbers in their shape; the rest stays as it was written."""
+    """Move results with ASE's names and shapes into a calculator; all other values stay as they are written."""
     from ase.calculators.calculator import all_properties
     from ase.calculators.singlepoint import SinglePointCalculator
     from ase.outputs import all_outputs

@@ -1,4 +1,4 @@
-"""The user's own trajectories, cut into frame ranges that are read side by side, and copied from frame by frame."""
+"""Cut the user's own trajectories into frame ranges that are read in parallel, and copy single frames."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 TEXTS = (".extxyz", ".xyz")
-"""Files in which a frame is a block of lines of text."""
+"""Suffixes of files in which a frame is a block of lines."""
 
 STAGE = "read"
-"""What rejections are counted under."""
+"""Stage under which rejections are counted."""
 
 ANY = Limits(max_atoms=10_000_000, min_distance=0)
-"""Frames are described as they are: what a teacher could not compute is no matter here."""
+"""Limits for frames that are only described: a teacher need not be able to compute them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameRange:
-    """Frames of one file that are read by one task.
+    """Consecutive frames of one file, which one task reads.
 
     Parameters
     ----------
     path
         The file.
     first, n_frames
-        Number of the first frame, from 0, and how many there are.
+        Number of the first frame, from 0, and number of frames.
     offset
         Byte that the first frame begins at, in files of text.
     last
-        Whether it ends the file: what comes after its frames, and cannot be read, is told as a rejection.
+        Whether it ends the file. If so, bytes after its frames that cannot be read become a rejection.
     """
 
     path: str
@@ -57,7 +57,7 @@ class FrameRange:
 
 
 def cut_frame_ranges(path: Path, size: int) -> list[FrameRange]:
-    """Cut a file into ranges of `size` frames; files of text are read through once, others are asked.
+    """Cut a file into ranges of `size` frames. A text file is read once for this.
 
     Parameters
     ----------
@@ -81,24 +81,24 @@ def cut_frame_ranges(path: Path, size: int) -> list[FrameRange]:
 
 
 def _find_offsets(path: Path, size: int) -> tuple[list[int], int]:
-    """Return where each `size`-th frame begins, in bytes, and the number of frames that are whole."""
+    """Return the byte at which each `size`-th frame begins, and the number of complete frames."""
     begins, n_frames = [], 0
     try:
         for offset, _ in xyz_frames(path):
             if n_frames % size == 0:
                 begins.append(offset)
             n_frames += 1
-    except (OSError, ValueError) as error:  # from here on it cannot be read, which reading it will explain
+    except (OSError, ValueError) as error:  # reading the range will explain what is wrong from here on
         raise_if_transient(error)
     return begins, n_frames
 
 
 def _count_frames(path: Path) -> int:
-    """Count the frames of a file; 0 if it cannot be read, which reading it will explain."""
+    """Count the frames of a file; 0 if it cannot be read. Reading it will explain why."""
     reader = reader_of(path)
     try:
         return sum(1 for _ in reader(path)) if reader else 0
-    except Exception as error:  # a parser may raise anything when it meets foreign bytes
+    except Exception as error:  # a parser may raise anything for bytes of third parties
         raise_if_transient(error)
         return 0
 
@@ -106,20 +106,20 @@ def _count_frames(path: Path) -> int:
 def read_frame_range(frame_range: FrameRange) -> Iterator[Atoms | Rejection]:
     """Yield the structures of a frame range; ``info["step"]`` is the number of the frame in its file."""
     path = Path(frame_range.path)
-    found = read_structures(
+    structures = read_structures(
         path,
         name=frame_range.path,
         first=frame_range.first,
         n_frames=None if frame_range.last else frame_range.n_frames,
         offset=frame_range.offset,
     )
-    for number, item in enumerate(found, start=frame_range.first):
+    for number, item in enumerate(structures, start=frame_range.first):
         yield replace(item, stage=STAGE) if isinstance(item, Rejection) else _finish_frame(item, number)
 
 
 def _finish_frame(atoms: Atoms, number: int) -> Atoms | Rejection:
     name = atoms.info.pop("name")
-    # Nothing here depends on these, and they may be wrong. Moments tell magnetic states of one geometry apart.
+    # Descriptors do not depend on these, and they may be wrong. Moments distinguish magnetic states of one geometry.
     atoms.info.pop("spin_multiplicity", None)
     moments = atoms.arrays.get("initial_magmoms")
     for key in ARRAY_KEYS:
@@ -134,7 +134,7 @@ def _finish_frame(atoms: Atoms, number: int) -> Atoms | Rejection:
 
 
 def copy_frames(picked: Iterable[tuple[str, Sequence[int]]], out: Path) -> None:
-    """Copy frames of files to one extxyz file; frames of extxyz and xyz files with all that is written in them.
+    """Copy frames of files to one extxyz file; those of extxyz and xyz files byte for byte.
 
     Parameters
     ----------

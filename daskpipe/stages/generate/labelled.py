@@ -1,10 +1,10 @@
-"""Frames with their labels: extxyz, ASE's trajectories and databases (also fairchem's ``.aselmdb``), VASP's output.
+"""Read frames with their labels: extxyz, ASE's trajectories and databases (also ``.aselmdb``), VASP's output.
 
-What a frame is comes through the same door as all foreign structures (`daskpipe.stages.generate.files`); here its
-energy, forces and stress are taken as well (`daskpipe.stages.generate.labels`), what is not taken is counted, and what
-a frame descends from is worked out:
+The structure of a frame is read as that of all files (`daskpipe.stages.generate.files`). Here its energy, forces and
+stress are read as well (`daskpipe.stages.generate.labels`), values that are not taken are counted, and the parent of
+each frame is worked out:
 
-* A frame that daskpipe exported says it itself (``structure_id`` and ``parent_id``).
+* A frame that daskpipe exported names its parent (``structure_id`` and ``parent_id``).
 * Else, consecutive frames with the same atoms in the same order, none of which moved by 1 Å or more from the frame
   before, are one trajectory, and their parent is its first frame. Where frames are shuffled, the store connects them
   (`daskpipe.store.connectivity`). So a split does not tear a trajectory apart. Frames that were thinned out until atoms
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 STAGE = "import"
-"""What rejections are counted under, and the generator of frames that name none."""
+"""Stage under which rejections are counted, and the generator of frames that name none."""
 
 DATABASES = (".db", ".aselmdb")
 TRAJECTORIES = (".traj",)
@@ -56,22 +56,22 @@ KNOWN_NAMES = ", ".join([*(f"*{suffix}" for suffix in (*TEXTS, *TRAJECTORIES, *D
 """Files whose frames can have labels."""
 
 JUMP = 1.0
-"""Distance, Å, that no atom moves between two frames of a trajectory: a thermal vibration is less, a bond is more."""
+"""Distance, Å, that no atom moves between two frames of a trajectory: vibrations are smaller, and bonds longer."""
 
 WORDS = ("system_type", "generator", "label_method")
-"""Facts that daskpipe's own exports carry."""
+"""Keys of further facts in daskpipe's own exports."""
 
 ID_DIGITS = 32
 
 LABELS, FROM = "labels/", "from/"
-"""What the names of tallies begin with, besides `LEFT_OUT`."""
+"""Prefixes of the names of tallies, beside `LEFT_OUT`."""
 
 Build = Callable[[], "Atoms"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledFrameRange(FrameRange):
-    """Frames of one file that are read by one task, and what they go on from.
+    """Consecutive labelled frames of one file, which one task reads, and the trajectory that they continue.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class LabelledFrameRange(FrameRange):
 
 
 def cut_labelled_ranges(path: Path, size: int, split: str = "") -> list[LabelledFrameRange]:
-    """Cut a file into ranges of `size` frames; it is read through once, to see where trajectories begin.
+    """Cut a file into ranges of `size` frames; the file is read once, to see where trajectories begin.
 
     Parameters
     ----------
@@ -108,14 +108,14 @@ def cut_labelled_ranges(path: Path, size: int, split: str = "") -> list[Labelled
             n_frames += 1
             try:
                 atoms, lineage = _clean_frame(build())
-            except Exception as error:  # which reading will explain
+            except Exception as error:  # reading the range will explain it
                 raise_if_transient(error)
                 continue
             parent = trajectory.parent_of(atoms, lineage)
             if first and lineage is None and parent != NO_PARENT:
                 parents[-1] = parent.hex()
             first = False
-    except Exception as error:  # from here on it cannot be read, which reading it will explain
+    except Exception as error:  # reading the range will explain what is wrong from here on
         raise_if_transient(error)
     starts = range(0, max(n_frames, 1), size)
     return [
@@ -133,16 +133,16 @@ def cut_labelled_ranges(path: Path, size: int, split: str = "") -> list[Labelled
 
 
 def read_labelled(frame_range: LabelledFrameRange, keys: LabelKeys, method: str) -> Payload:
-    """Read the frames of a range with their labels into what a unit commits.
+    """Read the frames of a range with their labels into the payload of a unit.
 
     Parameters
     ----------
     frame_range
         From `cut_labelled_ranges`.
     keys
-        Where the labels stand.
+        Keys and units of the labels.
     method
-        What the rows say in ``label_method``, unless daskpipe exported them and they say it themselves.
+        Value of ``label_method``, except for frames that daskpipe exported with a method.
 
     Returns
     -------
@@ -188,11 +188,11 @@ def label_report(tallies: Iterable[Mapping[str, int]]) -> dict[str, dict[str, in
     """
     total = sum((Counter(counts) for counts in tallies), Counter())
     names = {"labels": LABELS, "sources": FROM, "left_out": LEFT_OUT}
-    found = {
+    report = {
         kind: {name.removeprefix(prefix): n for name, n in total.most_common() if name.startswith(prefix)}
         for kind, prefix in names.items()
     }
-    return found if total else {}
+    return report if total else {}
 
 
 def check_method(method: str) -> None:
@@ -219,7 +219,7 @@ def _read_rows(
                 yield item
         if number == 0:
             raise FrameError("empty", "the file holds no structure")
-    except Exception as error:  # what is wrong with the file as a whole, or from here on
+    except Exception as error:  # the file as a whole, or all of it from here on, cannot be read
         yield rejection_of(error, f"{frame_range.path}#{number}" if number else frame_range.path)
 
 
@@ -231,13 +231,13 @@ def _build_row(
     try:
         raw = build()
         atoms, lineage = _clean_frame(raw)
-        # Before the labels are looked at: a frame without them belongs to its trajectory all the same.
+        # Before its labels are read, since a frame without labels belongs to its trajectory too.
         parent = trajectory.parent_of(atoms, lineage)
         labels = read_labels(raw, keys)
         if is_isolated(raw):
             labels.results.setdefault("forces", np.zeros((1, 3)))  # there is nothing that could pull
         facts = training_facts(raw)
-    except Exception as error:  # a parser may raise anything when it meets foreign bytes
+    except Exception as error:  # a parser may raise anything for bytes of third parties
         return rejection_of(error, name)
     facts |= {"system_type": system_type(atoms), "generator": STAGE, "label_method": method}
     if is_isolated(atoms) and not atoms.info.get("charge"):
@@ -259,7 +259,7 @@ def _build_row(
 
 
 def _open_frames(path: Path, first: int = 0, offset: int = 0) -> Generator[tuple[int, Build]]:
-    """Yield the byte that each frame begins at (0 in databases), and what builds it with all that is written in it."""
+    """Yield the byte at which each frame begins (0 in databases), and the function that builds the complete frame."""
     if path.suffix.lower() in TEXTS:
         for begin, frame in xyz_frames(path, offset):
             yield begin, partial(parse_frame, frame)
@@ -282,7 +282,7 @@ def holds_labels(path: Path) -> bool:
 
 
 def find_labelled(paths: list[str], base_dir: Path) -> tuple[list[Path], list[Path]]:
-    """Return the files that `paths` stand for, and those among them that cannot hold labels.
+    """Find the files that `paths` name, and list those among them that cannot hold labels.
 
     Parameters
     ----------
@@ -302,7 +302,7 @@ def find_labelled(paths: list[str], base_dir: Path) -> tuple[list[Path], list[Pa
 
 
 def _trajectory_frames(path: Path) -> Iterator[tuple[int, Build]]:
-    """Frames of an ASE trajectory, with the results that it holds."""
+    """Yield the frames of an ASE trajectory with their results."""
     from ase.io.trajectory import TrajectoryReader
 
     with TrajectoryReader(path) as trajectory:
@@ -310,7 +310,7 @@ def _trajectory_frames(path: Path) -> Iterator[tuple[int, Build]]:
 
 
 def _database_frames(path: Path) -> Iterator[tuple[int, Build]]:
-    """Rows of an ASE database, in the order of their ids."""
+    """Yield the rows of an ASE database, in the order of their ids."""
     from ase.db import connect
 
     if path.suffix.lower() == ".db":
@@ -343,7 +343,7 @@ def _build_whole_frame(database: Any, row_id: int, units: Mapping[str, Any]) -> 
 
 
 def _clean_frame(raw: Atoms) -> tuple[Atoms, bytes | None]:
-    """Return what daskpipe takes of a frame but its labels, and its parent if daskpipe wrote the frame.
+    """Return a clean copy of a frame without labels, and its parent if daskpipe wrote the frame.
 
     Raises
     ------
@@ -394,12 +394,12 @@ def training_facts(raw: Atoms) -> dict[str, Any]:
 
 
 class _Trajectory:
-    """The trajectory that the last frame belonged to.
+    """Trajectory of the last frame.
 
     Parameters
     ----------
     first
-        Its first frame, if the next one goes on with it for certain; empty if not.
+        Its first frame, if the next frame certainly continues it; empty if not.
     """
 
     def __init__(self, first: bytes = b"") -> None:
@@ -411,16 +411,16 @@ class _Trajectory:
         if lineage is not None:
             self._first, self._last = b"", None
             return lineage
-        goes_on = bool(self._first) if self._last is None else _continues_trajectory(self._last, atoms)
+        continues = bool(self._first) if self._last is None else _continues_trajectory(self._last, atoms)
         self._last = atoms
-        if goes_on:
+        if continues:
             return self._first
         self._first = structure_id(atoms)
         return NO_PARENT
 
 
 def _continues_trajectory(before: Atoms, atoms: Atoms) -> bool:
-    """Whether the atoms are those of the frame before, and none of them moved far, boundaries crossed or not."""
+    """Return whether the atoms are those of the frame before and none moved far, also across boundaries."""
     if not (np.array_equal(before.numbers, atoms.numbers) and np.array_equal(before.pbc, atoms.pbc)):
         return False
     moved = atoms.positions - before.positions

@@ -1,4 +1,4 @@
-"""Labels of a frame: which of its keys are one method's energy, forces and stress, in eV, eV/Å and eV/Å^3.
+"""Read the labels of a frame: energy, forces and stress of one method, in eV, eV/Å and eV/Å^3.
 
 A family of labels is made of keys with one prefix: ``energy``, ``forces``, ``stress``, ``virial`` (no prefix; ASE's
 calculator), ``REF_energy``, ``REF_forces`` ... (MACE), ``dft_energy`` ...; upper and lower case are alike, and so are
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 NAMES = ("energy", "forces", "stress", "virial")
 LEAVE_OUT = "none"
-"""What is typed in place of a key for a label that is not wanted."""
+"""Word typed in place of the key of a label that is not wanted."""
 
 SYNONYMS = {"force": "forces", "virials": "virial"}
 _KEY = re.compile(r"(?P<family>.*?)(?P<name>energy|forces?|stress|virials?)", re.IGNORECASE)
@@ -51,7 +51,7 @@ OTHER_QUANTITIES = (
     "strain", "vdw", "dispersion", "zero_point", "fermi", "ewald", "hull", "reaction", "max", "mean", "rms", "min",
     "d3", "nuclear_repulsion", "thermal", "excitation", "relative", "ref_free", "unit", "units",
 )  # fmt: skip
-"""Prefixes of quantities that are no method."""
+"""Prefixes of quantities, as opposed to methods."""
 
 SAME_ENERGY, SAME_FORCES, SAME_STRESS = 1e-5, 1e-5, 1e-5
 """Differences, eV, eV/Å and eV/Å^3, that come from printing a number twice."""
@@ -84,7 +84,7 @@ class LabelKeys(FrozenModel):
 
 @dataclass(kw_only=True)
 class Labels:
-    """Labels of a frame, and what became of its keys.
+    """Labels of a frame, and the use of its keys.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class Labels:
     used
         These, the keys of labels that agree with them, and those of their units.
     missing
-        Why a stress or virial that stands in the frame was not taken, by key.
+        Reason why a stress or virial of the frame was not taken, by key.
     """
 
     results: dict[str, Any]
@@ -107,7 +107,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class _WrittenLabel:
-    """A label as it is written: its key, name, family and value."""
+    """Label as written in a frame: its key, name, family and value."""
 
     key: str
     name: str
@@ -121,7 +121,7 @@ def read_labels(raw: Atoms, keys: LabelKeys) -> Labels:
     Parameters
     ----------
     raw
-        The frame with all that is written in it: in ``info``, ``arrays`` and the results of its calculator.
+        The complete frame: ``info``, ``arrays`` and the results of its calculator.
     keys
         Keys and units that the user typed.
 
@@ -135,7 +135,7 @@ def read_labels(raw: Atoms, keys: LabelKeys) -> Labels:
     written = _collect_labels(raw)
     chosen = _choose_labels(raw, written, keys)
     family = chosen["energy"].family
-    # Where nothing is typed, all that is written agrees.
+    # If no key is typed, all labels of the frame agree.
     by_keys = any(getattr(keys, name) is not None for name in NAMES)
     labels = Labels(
         results={},
@@ -181,9 +181,9 @@ def read_labels(raw: Atoms, keys: LabelKeys) -> Labels:
 
 
 def _collect_labels(raw: Atoms) -> list[_WrittenLabel]:
-    """Return what may be labels, results of ASE's calculator first."""
+    """Collect all values that may be labels, results of ASE's calculator first."""
     results: Mapping[str, Any] = raw.calc.results if raw.calc is not None else {}
-    found: list[_WrittenLabel] = []
+    written: list[_WrittenLabel] = []
     for place, of_atoms in ((results, None), (raw.info, False), (raw.arrays, True)):
         for key, value in place.items():
             match = _KEY.fullmatch(key)
@@ -199,12 +199,12 @@ def _collect_labels(raw: Atoms) -> list[_WrittenLabel]:
                 continue
             if is_none(value) or (family and isinstance(value, bool)):  # such as have_energy
                 continue
-            found.append(_WrittenLabel(key, name, family, value))
-    return found
+            written.append(_WrittenLabel(key, name, family, value))
+    return written
 
 
 def _choose_labels(raw: Atoms, written: list[_WrittenLabel], keys: LabelKeys) -> dict[str, _WrittenLabel]:
-    """Return the labels of one family, or those that the user typed, by name.
+    """Choose the labels of one family, or those whose keys the user typed, by name.
 
     Raises
     ------
@@ -227,7 +227,7 @@ def _choose_labels(raw: Atoms, written: list[_WrittenLabel], keys: LabelKeys) ->
         leader = chosen["energy"] if "energy" in chosen else chosen["forces"]
         family: Mapping[str, _WrittenLabel] = families.get(leader.family, {})
         if {"energy", "forces"} <= set(chosen) and chosen["forces"].family != leader.family:
-            family = {}  # whose stress it is cannot be seen
+            family = {}  # the stress could be of either
         missing = {"energy", "forces"} - set(chosen) - set(family) - unwanted
         others = {name for labels in families.values() for name in labels}
         if missing & others or "energy" in missing:
@@ -245,7 +245,7 @@ def _choose_labels(raw: Atoms, written: list[_WrittenLabel], keys: LabelKeys) ->
 
 
 def _find_typed_label(raw: Atoms, name: str, key: str, written: Iterable[_WrittenLabel]) -> _WrittenLabel:
-    """Return the label that the user typed the key of."""
+    """Return the label under a key that the user typed."""
     results: Mapping[str, Any] = raw.calc.results if raw.calc is not None else {}
     for place in (raw.info, raw.arrays, results):
         if place.get(key) is not None:
@@ -257,7 +257,7 @@ def _find_typed_label(raw: Atoms, name: str, key: str, written: Iterable[_Writte
 def _one_family(
     families: Mapping[str, Mapping[str, _WrittenLabel]], written: list[_WrittenLabel], *, need_forces: bool
 ) -> Mapping[str, _WrittenLabel]:
-    """Return the family that all labels of a frame agree with."""
+    """Return the family with which all labels of a frame agree."""
     with_energy = [labels for labels in families.values() if "energy" in labels]
     whole = [labels for labels in with_energy if "forces" in labels or not need_forces]
     some_forces = any("forces" in labels for labels in families.values())
@@ -274,7 +274,7 @@ def _one_family(
 
 
 def _labels_agree(one: _WrittenLabel, other: _WrittenLabel) -> bool:
-    """Return whether two labels are the same numbers, up to how they are printed."""
+    """Return whether two labels are the same numbers up to rounding in print."""
     if one is other:
         return True
     try:
@@ -339,7 +339,7 @@ def _check_finite(key: str, values: np.ndarray) -> np.ndarray:
 
 
 def _read_stress(label: _WrittenLabel, labels: Labels) -> np.ndarray | None:
-    """Return a stress or virial as xx yy zz yz xz xy; None, and why, if it is none."""
+    """Return a stress or virial as xx yy zz yz xz xy; ``None``, and a note in `labels`, if it cannot be read."""
     try:
         values = _to_voigt(np.asarray(label.value, dtype=float))
     except (TypeError, ValueError):
@@ -384,12 +384,12 @@ def _check_virial(stresses: Mapping[str, np.ndarray], chosen: Mapping[str, _Writ
 
 
 def left_out(raw: Atoms, taken: Iterable[str], labels: Labels) -> Counter[str]:
-    """Count what a frame holds and an import does not take.
+    """Count the values of a frame that an import does not take.
 
     Parameters
     ----------
     raw
-        The frame with all that is written in it.
+        The complete frame.
     taken
         Names of ``info`` and ``arrays`` that become variables.
     labels

@@ -1,4 +1,4 @@
-"""Labelled frames of VASP's OUTCAR and vasprun.xml, each as ASE reads it; steps that did not converge are refused.
+"""Read labelled frames of VASP's OUTCAR and vasprun.xml with ASE, and refuse steps that did not converge.
 
 The energy is that of ASE (extrapolated to sigma = 0); the one that belongs to the forces is ``free_energy``.
 """
@@ -31,7 +31,7 @@ def is_vasprun(path: Path) -> bool:
 
 
 def outcar_frames(path: Path) -> Iterator[Callable[[], Atoms]]:
-    """Yield what builds each ionic step of an OUTCAR, with its results in a calculator.
+    """Yield functions that build the ionic steps of an OUTCAR, with results in a calculator.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def outcar_frames(path: Path) -> Iterator[Callable[[], Atoms]]:
 
 
 def _of_chunk(chunk: Any, most: int) -> Atoms:
-    n_iterations = sum("Iteration" in line for line in chunk.lines) + 1  # the first one ended the chunk before
+    n_iterations = sum("Iteration" in line for line in chunk.lines) + 1  # the first one is in the chunk before
     _check_converged(
         any(NOT_CONVERGED in line for line in chunk.lines)
         or (n_iterations >= most > 1 and not any(CONVERGED in line for line in chunk.lines)),
@@ -70,9 +70,9 @@ def _claimed_steps(path: Path) -> int:
 
 
 def vasprun_frames(path: Path) -> Iterator[Callable[[], Atoms]]:
-    """Yield what builds each ionic step of a vasprun.xml, with its results in a calculator.
+    """Yield functions that build the ionic steps of a vasprun.xml, with results in a calculator.
 
-    A file that was cut (a run that was killed) gives the steps that are whole.
+    A truncated file, such as that of a killed run, gives its complete steps.
     """
     from ase.io.vasp import read_vasp_xml
 
@@ -90,7 +90,7 @@ def _of_step(atoms: Atoms, n_steps: int, most: int) -> Atoms:
 
 
 def _electronic_steps(path: Path) -> tuple[int, Sequence[int]]:
-    """Return NELM, and how many electronic steps each ionic step took."""
+    """Return NELM, and the number of electronic steps of each ionic step."""
     import xml.etree.ElementTree as ElementTree
 
     most, counts = 0, []
@@ -101,7 +101,7 @@ def _electronic_steps(path: Path) -> tuple[int, Sequence[int]]:
             elif element.tag == "calculation":
                 counts.append(len(element.findall("scstep")))
                 element.clear()
-    except ElementTree.ParseError:  # cut: the steps before it count
+    except ElementTree.ParseError:  # truncated: the steps before count
         pass
     return most, counts
 

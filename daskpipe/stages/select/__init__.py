@@ -1,7 +1,7 @@
-"""Select: the frames that are worth a label.
+"""Select: pick the frames that get a label.
 
 Needs: features as a chunked Dask array (or NumPy), structure ids for the canonical order.
-Makes: sorted indices of the picks, the stratum of each, why it was picked, and a report of the coverage.
+Makes: sorted indices of the picks, the stratum of each, its reason, and a report of the coverage.
 Plugins: entry-point group ``daskpipe.selectors``.
 Entry: `daskpipe.pick` (indices from an array), `daskpipe.stages.select.stage.select` (a run's unit).
 Memory: one chunk, a sample of 2**18 rows, and some 30 bytes a frame; ``fps`` alone holds all features.

@@ -1,4 +1,4 @@
-"""Points cut into balls, so that nearest and farthest points are found without looking at all of them."""
+"""Partition of points into balls, for an exact search of nearest and farthest points that skips most of them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from itertools import pairwise
 import numpy as np
 
 BALL_SIZE = 64
-"""Most points of a ball. Decides speed alone, not one result: 32 to 128 differ little."""
+"""Most points of a ball. It changes the speed alone, not the results: 32 to 128 differ little."""
 
 _SPREAD_SAMPLE = 512
-"""Points that tell along which feature a set is widest; that, too, decides speed alone."""
+"""Points by which the widest feature of a set is estimated; it changes the speed alone."""
 
 
 @dataclass(frozen=True)
 class Balls:
-    """Points in balls.
+    """Points sorted into balls.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Nearest and farthest points, exact, with points in balls that the triangle inequality lets us skip.
+"""Exact search of nearest and farthest points in balls, most of which the triangle inequality excludes.
 
 Sums run over features in order and loops vectorise over points, so that a distance has the same bits wherever
 its row stands and on any processor. ``points`` is flat: the ball that starts at point ``ptr[b]`` lies at
@@ -15,17 +15,17 @@ import numpy as np
 from daskpipe.core.accelerate import kernel
 
 SLACK = 1e-3
-"""What the bounds of a ball are loosened by, relatively."""
+"""Relative slack of the bounds of a ball, for rounding."""
 
 LOOK = 16
-"""Features between two looks at whether a ball is out of reach already; a multiple of four."""
+"""Features between two tests of whether a ball is out of reach; a multiple of four."""
 
 
 @kernel
 def squared_distances(row: np.ndarray, points: np.ndarray, lo: int, hi: int, bound: float, out: np.ndarray) -> bool:
     """Write the squared distances of one row to the points of one ball into ``out[: hi - lo]``.
 
-    Leave off and return False as soon as all are seen to be larger than `bound`: sums of squares only grow.
+    Stop and return False as soon as all are larger than `bound`: sums of squares only grow.
     """
     size = hi - lo
     base = lo * len(row)
@@ -65,7 +65,7 @@ def squared_distances(row: np.ndarray, points: np.ndarray, lo: int, hi: int, bou
 
 @kernel
 def may_hold_nearer(to_center: float, radius: float, squared: float) -> bool:
-    """Say whether a ball can hold a point whose squared distance is at most `squared`."""
+    """Return True if a ball can hold a point whose squared distance is at most `squared`."""
     lower = to_center * (1 - SLACK) - radius
     return lower <= 0 or lower * lower * (1 - SLACK) <= squared
 
@@ -81,12 +81,12 @@ def find_nearest(
     out_number: np.ndarray,
     out_distance: np.ndarray,
 ) -> None:
-    """Find number and distance of the point nearest to each row; equal distances go to the lower number."""
+    """Write number and distance of the point nearest to each row; equal distances go to the lower number."""
     n_balls = len(ptr) - 1
     largest = 0
     for ball in range(n_balls):
         largest = max(largest, ptr[ball + 1] - ptr[ball])
-    found = np.empty(largest, points.dtype)
+    ball_squared = np.empty(largest, points.dtype)
     to_center = np.empty(n_balls, points.dtype)
     for r in range(len(rows)):
         row = rows[r]
@@ -104,11 +104,11 @@ def find_nearest(
             if step == home or not may_hold_nearer(to_center[ball], radii[ball], best):
                 continue
             lo, hi = ptr[ball], ptr[ball + 1]
-            if not squared_distances(row, points, lo, hi, best, found):
+            if not squared_distances(row, points, lo, hi, best, ball_squared):
                 continue
             for i in range(hi - lo):
-                if found[i] < best or (found[i] == best and number[lo + i] < best_number):
-                    best = found[i]
+                if ball_squared[i] < best or (ball_squared[i] == best and number[lo + i] < best_number):
+                    best = ball_squared[i]
                     best_number = number[lo + i]
         out_number[r] = best_number
         out_distance[r] = math.sqrt(best)
@@ -135,7 +135,7 @@ def pick_farthest(
     largest = 0
     for ball in range(n_balls):
         largest = max(largest, ptr[ball + 1] - ptr[ball])
-    found = np.empty(largest, points.dtype)
+    ball_squared = np.empty(largest, points.dtype)
     to_center = np.empty(n_balls, points.dtype)
     row = np.empty(n_features, points.dtype)
     # The farthest point of each ball, and its distance: what the next pick is chosen from.
@@ -158,11 +158,11 @@ def pick_farthest(
             if ball != home and not may_hold_nearer(math.sqrt(to_center[ball]), radii[ball], reach[ball]):
                 continue
             lo, hi = ptr[ball], ptr[ball + 1]
-            squared_distances(row, points, lo, hi, np.inf, found)
+            squared_distances(row, points, lo, hi, np.inf, ball_squared)
             best = lo
             for i in range(hi - lo):
-                if found[i] < squared[lo + i]:
-                    squared[lo + i] = found[i]
+                if ball_squared[i] < squared[lo + i]:
+                    squared[lo + i] = ball_squared[i]
             for place in range(lo, hi):
                 if squared[place] > squared[best] or (squared[place] == squared[best] and rank[place] < rank[best]):
                     best = place

@@ -1,4 +1,4 @@
-"""Features as a stream of blocks of fixed size: what selectors see, whatever the chunks on disk are."""
+"""Features as a stream of blocks of fixed size, which does not depend on the chunks on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCK_SIZE = 4096
 """Rows a block. Fixed, so that no choice of chunks changes what is picked."""
 
 SAMPLE_SIZE = 2**18
-"""Most rows on which anything is fitted: 64 float32 features of so many rows take 67 MB."""
+"""Most rows on which centres, axes and scales are fitted: 64 float32 features of so many rows take 67 MB."""
 
 
 LARGEST = 1e15
@@ -27,7 +27,7 @@ LARGEST = 1e15
 
 @dataclass(frozen=True)
 class Picks:
-    """What a selector picked.
+    """Picks of a selector.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class Picks:
 
 
 class Selector(Protocol):
-    """What a method offers; one that fits nothing has `pick` alone."""
+    """Interface of a selector; one that fits nothing has `pick` alone."""
 
     def fit_block(self, features: np.ndarray) -> None:
         """Learn from a block of features, shape (row, feature)."""
@@ -59,20 +59,20 @@ class Selector(Protocol):
 
 @dataclass(frozen=True)
 class Blocks:
-    """Rows of features, streamed as they are stored, and the canonical order of what they describe.
+    """Rows of features, streamed in the order in which they are stored, and the canonical order of the structures.
 
     Parameters
     ----------
     features
         NumPy or Dask array, shape (row, feature). A pass computes each chunk of a Dask array once.
     order
-        Permutation of the structures, shape (structure,), int64. What is fitted sees them in this order, and of
-        two that are equally good the earlier wins.
+        Permutation of the structures, shape (structure,), int64. Fits see them in this order, and of two
+        that are equally good the earlier wins.
     n_atoms
         Rows of each structure, shape (structure,), where rows are atoms; else a row is a structure.
     keep
-        Which stored rows take part, shape (stored row,), bool; by default all. All else here, row numbers too,
-        counts only these.
+        Mask of the stored rows that take part, shape (stored row,), bool; by default all. Row numbers count only
+        these rows.
     """
 
     features: np.ndarray | da.Array
@@ -82,7 +82,7 @@ class Blocks:
 
     @property
     def n_rows(self) -> int:
-        """Rows that take part."""
+        """Number of rows that take part."""
         return len(self.order) if self.n_atoms is None else int(self.n_atoms.sum())
 
     @property
@@ -119,7 +119,7 @@ class Blocks:
             yield slice(start, start + len(rest)), rest
 
     def map_blocks[T](self, function: Callable[[np.ndarray], T]) -> Iterator[tuple[slice, T]]:
-        """Yield (rows, what `function` makes of their features) in order, computed in threads.
+        """Yield (rows, result of `function` for their features) in order, computed in threads.
 
         `function` must release the GIL to gain by it, and treat each row alone, as the kernels do: then neither
         threads nor blocks show in the results.
@@ -137,14 +137,14 @@ class Blocks:
 
     def gather_rows(self, rows: np.ndarray) -> np.ndarray:
         """Return the features of some rows, sorted row numbers, in one pass; shape (len(rows), feature)."""
-        found: np.ndarray | None = None
+        gathered: np.ndarray | None = None
         for block, features in self:
-            if found is None:
-                found = np.empty((len(rows), features.shape[1]), dtype=features.dtype)
+            if gathered is None:
+                gathered = np.empty((len(rows), features.shape[1]), dtype=features.dtype)
             lo, hi = np.searchsorted(rows, [block.start, block.stop])
-            found[lo:hi] = features[rows[lo:hi] - block.start]
-        assert found is not None, "a table without rows"
-        return found
+            gathered[lo:hi] = features[rows[lo:hi] - block.start]
+        assert gathered is not None, "a table without rows"
+        return gathered
 
     def read_sample(self) -> np.ndarray:
         """Return the features of the first `SAMPLE_SIZE` rows of the canonical order, in this order."""
@@ -156,9 +156,9 @@ class Blocks:
             atoms = [np.arange(ends[at] - self.n_atoms[at], ends[at]) for at in self.order[:enough]]
             rows = np.concatenate(atoms)[:SAMPLE_SIZE]
         sort = np.argsort(rows)
-        found = self.gather_rows(rows[sort])
-        canonical = np.empty_like(found)
-        canonical[sort] = found
+        sampled = self.gather_rows(rows[sort])
+        canonical = np.empty_like(sampled)
+        canonical[sort] = sampled
         return canonical
 
     def _checked_pieces(self) -> Iterator[np.ndarray]:
@@ -186,11 +186,11 @@ def _read_chunks(features: Any) -> Iterator[np.ndarray]:
             yield features[start : start + 16 * BLOCK_SIZE]
         return
     for number in range(features.numblocks[0]):
-        # Not with the scheduler of a run: this may be one of its tasks, and it wants one chunk at a time.
+        # The scheduler of a run is not used: this may be one of its tasks, and it needs one chunk at a time.
         yield features.blocks[number].compute(scheduler="synchronous")
 
 
 def count_threads() -> int:
-    """Threads to use: as ``OMP_NUM_THREADS`` says, which a run sets to 1 on its workers, else one a core."""
+    """Return the number of threads: ``OMP_NUM_THREADS``, which a run sets to 1 on its workers, or one a core."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))

@@ -2,7 +2,7 @@
 
 scikit-learn's ``MiniBatchKMeans`` (Sculley, DOI 10.1145/1772690.1772862) by ``partial_fit`` over blocks. Its centres
 start at farthest points (Gonzalez, DOI 10.1016/0304-3975(85)90224-5), so that rare regions have centres of their own;
-and the nearest centre of all other rows is found through balls, exactly, in a time that hardly grows with the number
+and the exact nearest centre of each other row is searched through balls, in a time that hardly grows with the number
 of centres where the features are few.
 """
 
@@ -24,7 +24,7 @@ Project = Callable[[np.ndarray], np.ndarray]
 
 
 class Centers:
-    """Cluster centres that learn block by block.
+    """Fit cluster centres block by block.
 
     Parameters
     ----------
@@ -39,10 +39,10 @@ class Centers:
 
     @property
     def centers(self) -> np.ndarray:
-        """Centres, shape (cluster, feature), dtype of the features; there once they were started."""
+        """Centres, shape (cluster, feature), dtype of the features; available after `place_centers`."""
         if self._model is None:
             raise ValueError("the centres were not fitted yet; call fit_block first")
-        # Before the first block there is only where they start.
+        # Before the first block the centres are those of the start.
         centers: np.ndarray = getattr(self._model, "cluster_centers_", self._model.init)
         return centers
 
@@ -52,7 +52,7 @@ class Centers:
 
         n_centers = min(self.n_clusters, len(sample))
         rows = sample[Balls.from_points(sample).pick_farthest(n_centers, 0, np.arange(len(sample)))]
-        # No centre is given up because few rows are near it: the small clusters are what is wanted here.
+        # No centre is reassigned because few rows are near it: small clusters must be kept.
         self._model = MiniBatchKMeans(n_centers, init=rows, n_init=1, reassignment_ratio=0)
         self._balls = None
 
@@ -69,7 +69,7 @@ class Centers:
         return self._centers_in_balls().find_nearest(features)
 
     def _centers_in_balls(self) -> Balls:
-        """Return the centres in balls."""
+        """Return the centres sorted into balls."""
         if self._balls is None:
             self._balls = Balls.from_points(self.centers)
         return self._balls
@@ -92,8 +92,8 @@ def assign_rows(blocks: Blocks, centers: Centers, project: Project | None = None
     cluster = np.empty(blocks.n_rows, dtype=np.int32)
     distance = np.empty(blocks.n_rows, dtype=np.float32)
     balls = Balls.from_points(centers.centers)
-    for rows, (found, far) in blocks.map_blocks(
+    for rows, (nearest, far) in blocks.map_blocks(
         lambda features: balls.find_nearest(project(features) if project else features)
     ):
-        cluster[rows], distance[rows] = found, far
+        cluster[rows], distance[rows] = nearest, far
     return cluster, distance

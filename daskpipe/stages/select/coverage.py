@@ -1,4 +1,4 @@
-"""How well picks cover the pool: figures for the report."""
+"""Measures of how well picks cover the pool, for the report."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ N_BINS = 99
 """Histogram bins a feature, between the pool's extremes: as many as the DIRECT paper's coverage score has."""
 
 N_CLUSTERS = 256
-"""Clusters, at most, that are made to count in how many the picks lie; no more than picks, which could not hit all."""
+"""Most clusters in which hits are counted; never more than there are picks."""
 
 N_PROBES = 8192
-"""Rows of the pool whose nearest pick is looked for."""
+"""Rows of the pool whose distance to the nearest pick is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """Figures of a selection, each 1 or 0 at best as said.
+    """Coverage of a pool by picks; the best value of each measure is given.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def measure_coverage(
     elements: np.ndarray | None = None,
     seed: int = 0,
 ) -> Coverage:
-    """Return how well picked rows cover a feature array.
+    """Measure how well picked rows cover a feature array.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def measure_coverage(
 def measure_coverage_of(
     blocks: Blocks, picked: np.ndarray, clusters: np.ndarray | None = None, elements: np.ndarray | None = None
 ) -> Coverage:
-    """Return how well picked rows cover the pool; see `measure_coverage`. Four passes over the features."""
+    """Measure how well picked rows cover the pool; see `measure_coverage`. Four passes over the features."""
     n_rows = blocks.n_rows
     if len(picked) == 0 or picked[0] < 0 or picked[-1] >= n_rows or (np.diff(picked) <= 0).any():
         raise ValueError(f"picked must be sorted, distinct rows of the {n_rows} in X, at least one; received {picked}")
@@ -166,31 +166,31 @@ def count_bins(blocks: Blocks, picked: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def distances_to_picks(blocks: Blocks, picked: np.ndarray) -> np.ndarray:
-    """Distance from each of `N_PROBES` rows of the pool to its nearest pick; the picks' features are in memory."""
+    """Return the distance of each of `N_PROBES` rows of the pool to its nearest pick, whose features are in memory."""
     probes = blocks.order[:N_PROBES]
     rows = np.union1d(probes, picked)
     features = blocks.gather_rows(rows)
     balls = Balls.from_points(features[np.searchsorted(rows, picked)])
     order = np.arange(len(probes))
-    found = Blocks(features[np.searchsorted(rows, probes)], order).map_blocks(
+    distances = Blocks(features[np.searchsorted(rows, probes)], order).map_blocks(
         lambda block: balls.find_nearest(block)[1]
     )
-    return np.concatenate([distance for _, distance in found]).astype(np.float64)
+    return np.concatenate([distance for _, distance in distances]).astype(np.float64)
 
 
 def _shannon_entropy(counts: np.ndarray) -> np.ndarray:
-    """Shannon entropy of each histogram, shape (feature, bin), in nats."""
+    """Return the Shannon entropy of each histogram, shape (feature, bin), in nats."""
     share = counts / counts.sum(axis=1, keepdims=True)
     entropy: np.ndarray = -(share * np.log(np.where(share > 0, share, 1))).sum(axis=1)
     return entropy
 
 
 def _elements_hit(elements: np.ndarray, picked: np.ndarray) -> float:
-    """Share of the pool's elements that occur among the picks."""
+    """Return the share of the pool's elements that occur among the picks."""
     return float(elements[picked].any(axis=0).sum() / max(1, elements.any(axis=0).sum()))
 
 
 def _element_sets_hit(elements: np.ndarray, picked: np.ndarray) -> float:
-    """Share of the pool's sets of elements that occur among the picks."""
+    """Return the share of the pool's sets of elements that occur among the picks."""
     packed = np.packbits(elements, axis=1)
     return len(np.unique(packed[picked], axis=0)) / len(np.unique(packed, axis=0))

@@ -23,7 +23,7 @@ PICKS_A_CLUSTER = 9
 """As in the paper's largest example: 185,670 picks from 20,050 clusters."""
 
 MOST_CLUSTERS = 2**15
-"""Clusters that are made unasked, at most: eight rows of the sample each."""
+"""Most clusters by default: eight rows of the sample each."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def principal_axes(sample: np.ndarray, *, weighted: bool = True) -> Axes:
 
 
 class Direct:
-    """Picks by the DIRECT recipe.
+    """Pick by the DIRECT recipe.
 
     Memory: 28 bytes a row and the sample on which axes and clusters are fitted.
 
@@ -86,9 +86,9 @@ class Direct:
     n_clusters
         Clusters; by default a ninth of `n`, at least one and at most 32768.
     weighted
-        Whether an axis counts in proportion to its share of the variance.
+        Weight each axis by its share of the variance.
     passes
-        How often the sample is read to fit the clusters.
+        Number of passes over the sample in the fit of the clusters.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Direct:
 
     @property
     def centers(self) -> np.ndarray:
-        """Centres of the clusters, shape (cluster, axis), float32; there once they were fitted."""
+        """Centres of the clusters, shape (cluster, axis), float32; available after the fit."""
         return self._centers.centers
 
     def fit_block(self, features: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Projection of rows on axes, one row like another, wherever it stands."""
+"""Projection of rows on axes; the result of a row does not depend on its place."""
 
 from __future__ import annotations
 

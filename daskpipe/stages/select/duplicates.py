@@ -1,4 +1,4 @@
-"""Near-duplicates: frames that say what another frame of the pool, or of an existing dataset, says already."""
+"""Near-duplicates: frames that lie close to another frame of the pool or of an existing dataset."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from daskpipe.stages.select.blocks import Blocks
 
 GRID_FEATURES = 3
-"""Features of greatest variance that make the grid in which neighbours are looked for."""
+"""Number of features of greatest variance that span the grid of the neighbour search."""
 
 KEPT_FEATURES = 6
-"""Features of greatest variance that are held of every row, to rule out most neighbours of the grid."""
+"""Number of features of greatest variance that are kept of every row, to exclude most neighbours of the grid."""
 
 SIDE = 2**20
 """Most cells along a side of the grid: three such numbers make one of 64 bits."""
@@ -20,7 +20,7 @@ SIDE = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates:
-    """What was found.
+    """Near-duplicates of a pool.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def find_near_duplicates(
     coordinates[: len(given)] = given[:, widest] - mean[widest]
     for rows, features in blocks:
         coordinates[len(given) + rank[rows]] = features[:, widest] - mean[widest]
-    # float32 coordinates round: whatever that could hide counts as near.
+    # float32 coordinates round: pairs that rounding could separate count as near.
     largest = float(max(coordinates.max(), -coordinates.min()))
     reach = limit + 4 * float(np.finfo(np.float32).eps) * largest * np.sqrt(len(widest))
     cell = _number_cells(coordinates[:, :GRID_FEATURES], reach)
@@ -107,7 +107,7 @@ def find_near_duplicates(
 
     candidates = np.flatnonzero(near)
     n_given = int(np.searchsorted(candidates, len(given)))
-    found = np.empty(len(candidates), dtype=np.int64)
+    matches = np.empty(len(candidates), dtype=np.int64)
     if len(candidates) > n_given:
         pool = blocks.order[candidates[n_given:] - len(given)]
         sort = np.argsort(pool)
@@ -115,10 +115,10 @@ def find_near_duplicates(
         features[:n_given] = given[candidates[:n_given]]
         features[n_given + sort] = blocks.gather_rows(pool[sort])
         places = np.searchsorted(keys, cell[candidates])
-        duplicates_kernels.match_kept_rows(features, places, keys, SIDE, n_given, float(limit), found)
+        duplicates_kernels.match_kept_rows(features, places, keys, SIDE, n_given, float(limit), matches)
     mask = np.zeros(n_rows, dtype=np.bool_)
-    mask[blocks.order[candidates[found >= 0] - len(given)]] = True
-    n_against_dataset = int(np.count_nonzero((found >= 0) & (found < n_given)))
+    mask[blocks.order[candidates[matches >= 0] - len(given)]] = True
+    n_against_dataset = int(np.count_nonzero((matches >= 0) & (matches < n_given)))
     return Duplicates(
         mask=mask,
         n_against_pool=int(mask.sum()) - n_against_dataset,
@@ -131,36 +131,36 @@ def find_near_duplicates(
 def find_near_duplicates_by_state(
     blocks: Blocks, states: np.ndarray, threshold: float, against: np.ndarray | None = None
 ) -> Duplicates:
-    """Find rows that lie close to another of the same electronic state, which features of geometries do not tell.
+    """Find rows that lie close to another of the same electronic state, which the features do not contain.
 
     Parameters
     ----------
     blocks, threshold, against
-        As `find_near_duplicates` takes them. The states of `against` are not known: its rows count for all.
+        As in `find_near_duplicates`. The states of `against` are not known: its rows count for all.
     states
         Number of the state of each row, shape (row,).
     """
-    found = find_near_duplicates(blocks, threshold, against)
-    mask, n_against_dataset = np.zeros_like(found.mask), 0
+    overall = find_near_duplicates(blocks, threshold, against)
+    mask, n_against_dataset = np.zeros_like(overall.mask), 0
     # A state without near-duplicates among all rows has none of its own.
-    for state in np.unique(states[found.mask]).tolist():
+    for state in np.unique(states[overall.mask]).tolist():
         rows = np.flatnonzero(states == state)
         if len(rows) == len(states):
-            return found
+            return overall
         stored = np.flatnonzero(np.ones(len(states), dtype=np.bool_) if blocks.keep is None else blocks.keep)[rows]
         keep = np.zeros(len(blocks.features), dtype=np.bool_)
         keep[stored] = True
         own = Blocks(blocks.features, np.argsort(blocks.rank[rows], kind="stable"), keep=keep)
-        within = find_near_duplicates(own, threshold, against, scale=found.scale)
+        within = find_near_duplicates(own, threshold, against, scale=overall.scale)
         mask[rows] = within.mask
         n_against_dataset += within.n_against_dataset
     return replace(
-        found, mask=mask, n_against_pool=int(mask.sum()) - n_against_dataset, n_against_dataset=n_against_dataset
+        overall, mask=mask, n_against_pool=int(mask.sum()) - n_against_dataset, n_against_dataset=n_against_dataset
     )
 
 
 def _measure_spread(sample: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
-    """Mean of a sample, root mean square distance from it, and the features of greatest variance, falling."""
+    """Return mean, root mean square distance from it, and the features of greatest variance in falling order."""
     mean = sample.mean(axis=0, dtype=np.float64)
     variance = sample.var(axis=0, dtype=np.float64)
     return mean, float(np.sqrt(variance.sum())), np.argsort(-variance, kind="stable")[:KEPT_FEATURES]

@@ -1,4 +1,4 @@
-"""Rows that lie close to others, found through a grid of cells.
+"""Search for rows that lie close to others through a grid of cells.
 
 Cells are numbered ``(a * side + b) * side + c``, so that the three neighbours along the last axis are one range
 of sorted numbers. At the grid's rim this reaches cells of the other side, which costs a look and changes nothing:
@@ -58,9 +58,9 @@ def mark_candidates(
 def match_kept_rows(
     features: np.ndarray, cell: np.ndarray, keys: np.ndarray, side: int, n_given: int, limit: float, out: np.ndarray
 ) -> None:
-    """Name for each row the kept row before it within `limit`, in ``out``; -1 keeps it.
+    """Write for each row an earlier kept row within `limit` into ``out``, or -1 if there is none: the row is kept.
 
-    The first `n_given` rows are kept whatever they are close to. ``cell`` is the place of each row's cell in the
+    The first `n_given` rows are always kept. ``cell`` is the place of each row's cell in the
     sorted `keys`.
     """
     squared = limit * limit

@@ -1,4 +1,4 @@
-"""Frames chosen for their atoms: each kind of atomic environment is to occur, the rarest first.
+"""Selection of frames that cover all kinds of atomic environments, the rarest first.
 
 The rule, pick by pick. Atoms fall into clusters by their features. Of the clusters that some frame not yet picked
 still holds, take the one that the fewest picks hold so far; of these the rarest, held by the fewest frames of all;
@@ -16,11 +16,11 @@ from daskpipe.stages.select.blocks import Blocks, Picks
 from daskpipe.stages.select.clusters import Centers, assign_rows, fit_centers
 
 MOST_CLUSTERS = 1024
-"""Clusters of environments that are made unasked, at most."""
+"""Most clusters of environments by default."""
 
 
 class Environments:
-    """Frames that cover the clusters of atomic environments, the rarest first.
+    """Pick frames that cover the clusters of atomic environments, the rarest first.
 
     Rows of the features are atoms, and ``n_atoms`` says how many belong to each structure.
 
@@ -35,7 +35,7 @@ class Environments:
     n_clusters
         Clusters of atoms; by default four times `n`, at most 1024.
     passes
-        How often the sample is read to fit the clusters.
+        Number of passes over the sample in the fit of the clusters.
     """
 
     def __init__(self, *, n: int, seed: int, n_clusters: PositiveInt | None = None, passes: PositiveInt = 1) -> None:
@@ -46,7 +46,7 @@ class Environments:
 
     @property
     def centers(self) -> np.ndarray:
-        """Centres of the clusters, shape (cluster, feature); there once they were fitted."""
+        """Centres of the clusters, shape (cluster, feature); available after the fit."""
         return self._centers.centers
 
     def fit_block(self, features: np.ndarray) -> None:
@@ -63,7 +63,7 @@ class Environments:
         Raises
         ------
         ValueError
-            If `blocks` does not say which structure an atom belongs to.
+            If `blocks` has no ``n_atoms``.
         """
         if blocks.n_atoms is None:
             raise ValueError(

@@ -41,7 +41,7 @@ def cover_clusters(
                 if rarity < cluster_ptr[target + 1] - cluster_ptr[target]:
                     target = cluster
         if target < 0:
-            # What is left holds nothing.
+            # The remaining structures hold no cluster.
             while picked[order[at]]:
                 at += 1
             best = order[at]

@@ -9,11 +9,11 @@ from daskpipe.stages.select.blocks import Blocks, Picks
 
 
 class FarthestPoints:
-    """Each pick is the frame farthest from those picked before; the first is that of the canonical order.
+    """Pick always the frame farthest from those picked before; the first is that of the canonical order.
 
     The picks are those of the plain algorithm, which looks at all rows for each; equal distances go to the earlier
-    row of the canonical order. Here rows lie in balls, and a ball is passed over where the triangle inequality says
-    that a pick comes too late to be anyone's nearest.
+    row of the canonical order. Here rows lie in balls, and a ball is skipped if the triangle inequality excludes
+    that a new pick is the nearest of any of its rows.
 
     Memory: all features as float32, and as much again while the balls are made; 10 million rows of 64 features are
     5 GB. ``kmeans`` and ``direct`` need far less.

@@ -1,4 +1,4 @@
-"""Mini-batch k-means strata: cut feature space into clusters, give each a quota, spread its picks."""
+"""Mini-batch k-means strata: clusters of feature space, a quota for each, picks spread within it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from daskpipe.stages.select.quotas import Allocation, share_picks
 from daskpipe.stages.select.strata import Strata
 
 MOST_CLUSTERS = 2048
-"""Strata that are made unasked, at most."""
+"""Most strata by default."""
 
 
 class KMeansStrata:
-    """Picks from strata in feature space.
+    """Pick from strata of feature space.
 
     Memory: 28 bytes a row, the sample on which the centres are fitted, and with ``within="spread"`` 256 MB.
 
@@ -36,7 +36,7 @@ class KMeansStrata:
         Which members: ``spread`` takes the one nearest to the centre and then farthest points, ``nearest`` the
         nearest ones.
     passes
-        How often the sample is read to fit the centres.
+        Number of passes over the sample in the fit of the centres.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class KMeansStrata:
 
     @property
     def centers(self) -> np.ndarray:
-        """Centres of the strata, shape (stratum, feature); there once they were fitted."""
+        """Centres of the strata, shape (stratum, feature); available after the fit."""
         return self._centers.centers
 
     def fit_block(self, features: np.ndarray) -> None:

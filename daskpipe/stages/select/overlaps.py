@@ -1,4 +1,4 @@
-"""Picks whose atoms lie closer together than a run would let them."""
+"""Search for picks whose atoms overlap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from daskpipe.engine.run_directory import RunDirectory
 
 LEAST_DISTANCE = 0.6
-"""Least distance of two atoms, in sums of their covalent radii: what ``generate.limits.min_distance`` is by default."""
+"""Least distance of two atoms, in sums of their covalent radii: the default of ``generate.limits.min_distance``."""
 
 COLUMNS = ("n_atoms", "numbers", "positions", "cell", "pbc", "step")
 
@@ -22,7 +22,7 @@ COLUMNS = ("n_atoms", "numbers", "positions", "cell", "pbc", "step")
 def find_overlaps(
     directory: RunDirectory, stage: str, units: Sequence[tuple[str, str]], picks: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Look for picks whose atoms overlap.
+    """Find the picks whose atoms overlap.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def find_overlaps(
     """
     from ase import Atoms
 
-    found: list[str] = []
+    overlaps: list[str] = []
     for unit in np.unique(picks["unit"]).tolist():
         path, key = units[unit]
         frames = directory.load_arrays(stage, key, COLUMNS)
@@ -56,5 +56,5 @@ def find_overlaps(
                 pbc=frames["pbc"][row],
             )
             if evidence := find_overlap(frame, LEAST_DISTANCE):
-                found.append(f"{path}#{frames['step'][row]}: {evidence}")
-    return {"n": len(found), "example": found[0] if found else None}
+                overlaps.append(f"{path}#{frames['step'][row]}: {evidence}")
+    return {"n": len(overlaps), "example": overlaps[0] if overlaps else None}

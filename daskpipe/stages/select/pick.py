@@ -1,4 +1,4 @@
-"""`daskpipe.pick`: indices of the rows worth keeping, from a NumPy or Dask array."""
+"""`daskpipe.pick`: pick rows of a NumPy or Dask array."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def pick(
 
 
 def _check_n_atoms(n_atoms: np.ndarray, method: str, n_rows: int) -> np.ndarray:
-    """Return `n_atoms` if it fits the rows."""
+    """Return `n_atoms` as int64 if it fits the rows."""
     if method != "environments":
         raise ValueError(f"method {method!r} picks rows and takes no n_atoms; leave it out, or use 'environments'")
     if n_atoms.ndim != 1 or n_atoms.dtype.kind not in "iu" or (n_atoms < 1).any() or n_atoms.sum() != n_rows:
@@ -86,5 +86,5 @@ def _check_n_atoms(n_atoms: np.ndarray, method: str, n_rows: int) -> np.ndarray:
 
 
 def canonical_order(run_seed: int, structure_ids: np.ndarray) -> np.ndarray:
-    """Order of frames that depends only on their ids and the run's seed, shape (frame,)."""
+    """Return an order of frames that depends only on their ids and the run's seed, shape (frame,)."""
     return seeds.order_by_hash(run_seed, "select", structure_ids)

@@ -1,4 +1,4 @@
-"""How many picks each stratum gets."""
+"""Quotas: numbers of picks of strata."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Allocation = Literal["equal", "proportional", "sqrt"]
 
 
 def share_picks(sizes: np.ndarray, n: int, allocation: Allocation = "equal") -> np.ndarray:
-    """Share `n` picks among strata; what a small stratum cannot use goes to the others.
+    """Share `n` picks among strata; picks that a small stratum cannot use go to the others.
 
     Picks are given out one by one: each to the stratum, of those with members left, that has got least for its
     weight, then to the one with the most members, then to the first. So every stratum gets one before any gets

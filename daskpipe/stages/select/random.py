@@ -8,7 +8,7 @@ from daskpipe.stages.select.blocks import Blocks, Picks
 
 
 class Random:
-    """Frames drawn without replacement, all equally likely.
+    """Pick frames at random without replacement, all equally likely.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Hyper-parameters of selection."""
+"""Parameters of selection."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from daskpipe.core.validation import FrozenModel
 
 
 class Select(FrozenModel):
-    """How many frames to pick, and how."""
+    """Number of picks, method and removal of near-duplicates."""
 
     n: PositiveInt = Field(description="Frames to pick")
     method: str = Field(

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 VERSION = 3
 
 CANDIDATE = "candidate"
-"""Reason of a pick that exploration had marked: the committee disagreed about it."""
+"""Reason of a pick that exploration had marked because the committee disagreed."""
 
 AGAINST_VERSION = 4
-"""Of units that pick against an existing dataset: picks lie where it does not. The others are of `VERSION`."""
+"""Version of units that pick against an existing dataset; the others are of `VERSION`."""
 
 BY_ATOMS = ("environments",)
 """Methods whose rows are atoms."""
@@ -63,7 +63,7 @@ def select(
     dims
         Features a frame.
     settings, run_seed
-        What to pick.
+        Parameters of the selection and seed of the run.
     frames_stage, features_stage
         Stages whose units hold the frames and their features.
     against
@@ -73,13 +73,13 @@ def select(
     -------
     daskpipe.engine.units.Payload
         ``unit`` (position in `frames`) and ``row`` of each pick, its ``features``, ``cluster`` and
-        ``selection_reason``; ordered by unit and row. ``report`` is JSON text: method, counts, what the removal of
-        duplicates found, and the `daskpipe.stages.select.coverage.Coverage` of the pool.
+        ``selection_reason``; ordered by unit and row. ``report`` is JSON text: method, counts, numbers of
+        near-duplicates, and the `daskpipe.stages.select.coverage.Coverage` of the pool.
 
     Raises
     ------
     daskpipe.core.errors.ConfigError
-        If near-duplicates of the dataset are all there is.
+        If all frames are near-duplicates of the dataset.
     """
     from daskpipe.stages.select.coverage import measure_coverage_of
     from daskpipe.stages.select.steering import find_covered_frames
@@ -151,7 +151,7 @@ def select(
 
 
 def _mask_rows(keep: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return a mask as long as `keep` of some rows."""
+    """Return a mask of some rows with the length of `keep`."""
     mask = np.zeros_like(keep)
     mask[rows] = True
     return mask
@@ -160,24 +160,24 @@ def _mask_rows(keep: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _without_duplicates(
     blocks: Blocks, states: np.ndarray, settings: Select, against: np.ndarray | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return which frames stay, and what to report."""
+    """Return a mask of the frames that are no near-duplicates, and numbers for the report."""
     from daskpipe.stages.select.duplicates import find_near_duplicates_by_state
 
     if settings.duplicate_distance == 0:
         return np.ones(blocks.n_rows, dtype=np.bool_), {"against_pool": 0, "against_dataset": 0, "threshold": 0.0}
-    found = find_near_duplicates_by_state(blocks, states, settings.duplicate_distance, against)
-    return ~found.mask, {
-        "against_pool": found.n_against_pool,
-        "against_dataset": found.n_against_dataset,
-        "threshold": found.threshold,
-        "scale": found.scale,
+    near = find_near_duplicates_by_state(blocks, states, settings.duplicate_distance, against)
+    return ~near.mask, {
+        "against_pool": near.n_against_pool,
+        "against_dataset": near.n_against_dataset,
+        "threshold": near.threshold,
+        "scale": near.scale,
     }
 
 
 def _read_frames(
     root: Path, stage: str, keys: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return ids, atoms, elements held (structure, element), candidates and electronic states of all frames."""
+    """Return ids, numbers of atoms, elements (structure, element), candidates and electronic states of all frames."""
     ids, n_atoms, held, candidate = [], [], [], []
     states: dict[bytes, int] = {}
     state: list[int] = []
@@ -193,7 +193,7 @@ def _read_frames(
         presence = np.zeros((len(n_atoms[-1]), len(here)), dtype=np.bool_)
         presence[np.repeat(np.arange(len(presence)), n_atoms[-1]), number] = True
         held.append((here, presence))
-    # Of the elements that occur anywhere: a column for each of the periodic table would be the largest array here.
+    # Only elements that occur anywhere: a column for each of the periodic table would be the largest array here.
     species = np.unique(np.concatenate([here for here, _ in held]))
     elements = np.zeros((sum(map(len, ids)), len(species)), dtype=np.bool_)
     start = 0
@@ -204,7 +204,7 @@ def _read_frames(
 
 
 def features_of(root: Path, stage: str, keys: Sequence[str]) -> np.ndarray | None:
-    """Return the features that units of a stage hold, shape (structure, feature); None if there are no units."""
+    """Read the features of units of a stage, shape (structure, feature); None if there are no units."""
     return (
         np.concatenate([RunDirectory(root).load_arrays(stage, key, ["features"])["features"] for key in keys])
         if keys
@@ -229,7 +229,7 @@ def atom_table(root: Path, stage: str, features: Sequence[tuple[str, int]], n_at
 
 
 def _make_table(root: Path, stage: str, name: str, sizes: Sequence[tuple[str, int]], dims: int) -> da.Array:
-    """Concatenate one array of the description units, of which each has so many rows."""
+    """Return a lazy concatenation of one array of the description units, whose numbers of rows are given."""
     import dask.array as da
     from dask import delayed
 

@@ -1,4 +1,4 @@
-"""Which frames of a pool an existing dataset covers already, so that picks go elsewhere."""
+"""Search for frames that an existing dataset covers already, so that picks go elsewhere."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from daskpipe.stages.select.balls import Balls
 from daskpipe.stages.select.blocks import Blocks
 
 PERCENTILE = 99
-"""Of the distances from a structure of the dataset to the nearest other one: so far the dataset covers."""
+"""Percentile of the distances of structures of the dataset to their nearest other one: the radius that it covers."""
 
 MOST_KNOWN = 8_192
-"""Structures of the dataset, in even steps, whose nearest other one is looked for."""
+"""Most structures of the dataset, in even steps, whose nearest other one is searched."""
 
 MOST_SAMPLED = 16_384
-"""Frames of the pool among which the distance that the picks would have is measured."""
+"""Most frames of the pool in which the distance to picks is measured."""
 
 
 def find_covered_frames(blocks: Blocks, against: np.ndarray, n: int) -> tuple[np.ndarray, float]:

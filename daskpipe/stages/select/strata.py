@@ -1,4 +1,4 @@
-"""Which members of each stratum are picked."""
+"""Picks from the members of strata."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from daskpipe.stages.select.balls import Balls
 from daskpipe.stages.select.blocks import Blocks
 
 SPREAD_BYTES = 2**28
-"""Features of members that `Strata.pick_spread` holds at a time."""
+"""Most bytes of features that `Strata.pick_spread` holds at a time."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Strata:
 
     @classmethod
     def from_clusters(cls, cluster: np.ndarray, distance: np.ndarray, rank: np.ndarray, n_strata: int) -> Strata:
-        """Sort rows, shape (row,) each."""
+        """Sort rows by cluster, distance and rank, shape (row,) each."""
         ptr = np.zeros(n_strata + 1, dtype=np.int64)
         np.cumsum(np.bincount(cluster, minlength=n_strata), out=ptr[1:])
         return cls(np.lexsort((rank, distance, cluster)), ptr, rank)
@@ -63,7 +63,7 @@ class Strata:
         that alone is larger the nearest member takes part, and as many of the others as fit in canonical order.
         """
         everything = (share == self.sizes) | (share <= 1)
-        found = [self.pick_nearest(np.where(everything, share, 0))]
+        picked = [self.pick_nearest(np.where(everything, share, 0))]
         row_bytes = blocks.features.shape[1] * (4 if blocks.features.dtype == np.float32 else 8)
         most = max(int(share.max()), SPREAD_BYTES // row_bytes)
         waiting: list[tuple[np.ndarray, int]] = []
@@ -74,14 +74,14 @@ class Strata:
             rest = members[1:][np.argsort(self.rank[members[1:]])]
             members = np.concatenate([members[:1], rest[: most - 1]])
             if n_waiting + len(members) > most:
-                found += self._spread_over(waiting, blocks)
+                picked += self._spread_over(waiting, blocks)
                 waiting, n_waiting = [], 0
             waiting.append((members, int(share[number])))
             n_waiting += len(members)
-        return np.sort(np.concatenate(found + self._spread_over(waiting, blocks)))
+        return np.sort(np.concatenate(picked + self._spread_over(waiting, blocks)))
 
     def _spread_over(self, strata: list[tuple[np.ndarray, int]], blocks: Blocks) -> list[np.ndarray]:
-        """Farthest points of some strata (members, picks), whose features are read in one pass."""
+        """Pick farthest points of some strata (members, picks), whose features are read in one pass."""
         if not strata:
             return []
         rows = np.sort(np.concatenate([members for members, _ in strata]))

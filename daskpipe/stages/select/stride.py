@@ -1,4 +1,4 @@
-"""Every so many frames, for comparison: what people do by hand."""
+"""Every n-th frame, for comparison with selection by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from daskpipe.stages.select.blocks import Blocks, Picks
 
 
 class Stride:
-    """Frames in even steps of the order in which they are stored, the first one included.
+    """Pick frames in even steps of the order in which they are stored, the first one included.
 
     The one method whose picks depend on that order and on nothing else.
 

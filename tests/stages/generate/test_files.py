@@ -216,7 +216,7 @@ def test_a_broken_frame_leaves_those_around_it(tmp_path: Path) -> None:
         ("3\n\nO 0 0 0\n", "the file ends after 1 of 3 atoms"),
         ("5", "the file ends after 0 of 5 atoms"),
         ("999999999999\n\n", "the file claims 1e+12 atoms, and has"),
-        ("H 0 0 0\n", "expected a line with the number of atoms, found 'H 0 0 0'"),
+        ("H 0 0 0\n", "expected a line with the number of atoms, received 'H 0 0 0'"),
         ("-3\n\n", "found '-3'"),
     ],
 )
