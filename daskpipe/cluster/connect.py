@@ -17,11 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daskpipe.cluster import scheduler, tls
+from daskpipe.cluster import local, scheduler, tls
 from daskpipe.cluster.addresses import LOOPBACK
 from daskpipe.cluster.dask_config import DASK_CONFIG
 from daskpipe.cluster.joining import join_scheduler
-from daskpipe.cluster.local import CONNECT_SECONDS, start_local_workers
 from daskpipe.cluster.settings import Cluster
 from daskpipe.cluster.sites import load_site
 from daskpipe.core.errors import ClusterError, ConfigError
@@ -66,7 +65,7 @@ def connect(settings: Cluster, log: Path | None = None, emit: Emit = lambda even
         if settings.address:
             yield from _join_address(settings, settings.address, log, emit)
         elif settings.name == "local":
-            yield from start_local_workers(settings, log, dashboard, emit)
+            yield from local.start_local_workers(settings, log, dashboard, emit)
         elif log is None:
             raise ConfigError(
                 f"this has no run directory, which the jobs of cluster {settings.name} would need; "
@@ -113,7 +112,7 @@ def _join_address(settings: Cluster, address: str, log: Path | None, emit: Emit)
     security = _load_keys(settings, address)
     try:
         _check_speaks_dask(address, security)
-        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False, security=security)
+        client = Client(address, timeout=local.CONNECT_SECONDS, set_as_default=False, security=security)
     except (OSError, ValueError, TimeoutError) as error:
         raise ClusterError(
             f"no scheduler answers at {address}: {error}. Start one: dask scheduler --host 127.0.0.1"
@@ -143,7 +142,7 @@ def _check_speaks_dask(address: str, security: Security | None) -> None:
     if protocol not in ("tcp", "tls"):
         return
     host, port = parse_host_port(location)
-    with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as plain:
+    with socket.create_connection((host, port), timeout=local.CONNECT_SECONDS) as plain:
         context = security.get_connection_args("client")["ssl_context"] if security is not None else None
         with context.wrap_socket(plain) if context is not None else plain as connection:
             greeting = connection.makefile("rb").read(8)

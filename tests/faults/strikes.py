@@ -179,7 +179,7 @@ def judged(run_dir: Path, reference: Left, *, fully: bool = True) -> tuple[dict[
         wrong.append("quarantine differs")
     if fully:
         # Leftovers of killed attempts are no finding: the next driver removes them.
-        wrong += [f"fsck: {finding.says}" for finding in check_run(run_dir, rehash=True).findings]
+        wrong += [f"fsck: {finding}" for finding in check_run(run_dir, rehash=True).findings]
     return numbers, wrong
 
 

@@ -75,7 +75,7 @@ def test_no_rows_give_no_features():
 
 def test_no_rows_have_no_axes():
     with pytest.raises(ValueError, match=r"axes need at least one row, received none; add rows first"):
-        PrincipalAxes(3).result()
+        PrincipalAxes(3).make_reduction()
 
 
 MANY = 1500
@@ -89,8 +89,8 @@ def test_axes_do_not_depend_on_how_the_rows_come(rows, dims):
     at_once = fit_axes(everything, dims)
     little_by_little = PrincipalAxes(dims)
     for piece in np.split(everything, np.cumsum(rows)[:-1]):
-        little_by_little.add(piece)
-    found = little_by_little.result()
+        little_by_little.add_rows(piece)
+    found = little_by_little.make_reduction()
     for name in ("mean", "axes", "explained"):
         np.testing.assert_array_equal(getattr(found, name), getattr(at_once, name))
 

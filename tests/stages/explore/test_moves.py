@@ -126,7 +126,7 @@ def test_mixed_valence_and_charges_of_atoms():
     mixed = Atoms("Fe6Mg2O8", positions=np.zeros((16, 3)))
     mixed.set_initial_charges([2] * 2 + [3] * 4 + [2] * 2 + [-2.5] * 8)
     pairs = swaps_allowed(mixed.numbers, oxidation_states(mixed, {}))
-    drawn = set(sorted_pairs(pairs.draw(np.random.default_rng(0), 100_000)))
+    drawn = set(sorted_pairs(pairs.draw_pairs(np.random.default_rng(0), 100_000)))
     assert drawn == set(product([0, 1], [6, 7]))  # Fe(II) with Mg(II) only
 
 
@@ -236,7 +236,7 @@ def test_no_trials():
     forbidden = swaps_allowed(salt.numbers, np.array([1, -1]))
     assert run(salt, anything, n_swaps=7, swaps=forbidden)[1] == []
     with pytest.raises(ValueError, match="no two atoms may trade places"):
-        forbidden.draw(np.random.default_rng(0), 1)
+        forbidden.draw_pairs(np.random.default_rng(0), 1)
 
 
 def test_impossible_beginnings_are_errors():

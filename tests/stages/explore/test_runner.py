@@ -88,7 +88,7 @@ class Memory:
         self.start = start
         self.written: list[bytes] = []
 
-    def newest(self) -> bytes | None:
+    def read_newest(self) -> bytes | None:
         return self.start
 
     def save(self, content: bytes) -> None:
@@ -611,7 +611,7 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path):
     chosen = settings(checkpoint=1e-9)
     (straight,) = run_trajectories([seed(crystal())], chosen)
     run_trajectories([seed(crystal())], chosen, checkpoints=checkpoints(tmp_path))
-    (file,) = checkpoints(tmp_path).files()
+    (file,) = checkpoints(tmp_path).list_files()
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)

@@ -51,7 +51,7 @@ def test_structures_of_one_batch_have_their_own_steps(ensemble):
     seeds = [seed(light), seed(crystal("Cu")), seed(cluster("Au"))]
     chosen = settings(ensemble=ensemble, timestep="auto")
     together = run_trajectories(seeds, chosen)
-    assert [trajectory.timestep(chosen.dynamics) for trajectory in together] == [2.0, 4.0, 4.0]
+    assert [trajectory.timestep_in(chosen.dynamics) for trajectory in together] == [2.0, 4.0, 4.0]
     for atoms, trajectory, step in zip(seeds, together, (2.0, 4.0, 4.0), strict=True):
         (alone,) = run_trajectories([atoms], chosen)
         (given,) = run_trajectories([atoms], settings(ensemble=ensemble, timestep=step))

@@ -196,7 +196,7 @@ def test_hops_visit_configurations_as_often_as_enumeration_says():
     measured = np.array(list(found.values()))
     assert not measured[~ordered].any()
     np.testing.assert_allclose(measured[ordered], expected[ordered], atol=0.012)
-    n_hops = np.array([len(line_of_sites().possible(np.array(each))[0]) for each in found])
+    n_hops = np.array([len(line_of_sites().possible_hops(np.array(each))[0]) for each in found])
     wrong = expected * n_hops / (expected * n_hops).sum()  # what ignoring the numbers of hops would give
     assert np.abs(wrong - expected).max() > 0.03, "the test would not see a wrong proposal ratio"
     assert n_hops[ordered].min() < n_hops[ordered].max()

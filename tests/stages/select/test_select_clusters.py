@@ -41,7 +41,7 @@ def test_a_first_block_starts_the_centres():
         _ = centers.centers
     centers.fit_block(X)
     started = Centers(4)
-    started.start(X)
+    started.place_centers(X)
     started.fit_block(X)
     np.testing.assert_array_equal(centers.centers, started.centers)
 
@@ -53,7 +53,7 @@ def test_fewer_rows_than_clusters_make_fewer_centres():
 
 def test_more_passes_bring_the_centres_nearer_to_the_rows():
     X, _ = clouds(3000, n_clouds=8)
-    inertia = [float((fit_centers(X, 12, passes).nearest(X)[1] ** 2).sum()) for passes in (1, 10)]
+    inertia = [float((fit_centers(X, 12, passes).find_nearest(X)[1] ** 2).sum()) for passes in (1, 10)]
     assert inertia[1] < inertia[0]
 
 

@@ -47,8 +47,8 @@ def test_ties_go_to_the_earlier_row(within, seed):
 def test_spread_reads_the_strata_in_several_passes(monkeypatch):
     X = np.random.default_rng(0).random((200, 3)).astype(np.float32)
     passes = []
-    gather = Blocks.gather
-    monkeypatch.setattr(Blocks, "gather", lambda self, rows: passes.append(len(rows)) or gather(self, rows))
+    gather = Blocks.gather_rows
+    monkeypatch.setattr(Blocks, "gather_rows", lambda self, rows: passes.append(len(rows)) or gather(self, rows))
 
     def picked():
         passes.clear()
