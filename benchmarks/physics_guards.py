@@ -281,9 +281,9 @@ def hops() -> None:
         start = trajectories[0].start_atoms
         sites = hop_sites(start, like_distances(start, np.array([STATES[symbol] for symbol in start.symbols]), 0.1))
         assert sites is not None
-        atom, pair = (found[0] for found in sites.possible(sites.of(start.positions, start.cell.array)))
+        atoms, pairs = sites.possible_hops(sites.assign_sites(start.positions, start.cell.array))
         there = start.copy()
-        there.positions[atom] += sites.step(pair, start.cell.array)
+        there.positions[atoms[0]] += sites.hop_vector(pairs[0], start.cell.array)
         rise = energy(there, model) - energy(start, model)
         tallies: Counter[str] = sum((Counter(trajectory.tallies) for trajectory in trajectories), Counter())
         tried, accepted = tallies["hops_tried"], tallies["hops_accepted"]
