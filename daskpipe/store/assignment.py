@@ -132,7 +132,7 @@ class Attainable:
         return cls(codes=codes, shares=shares, off=off, due=_types_due(types, shares) & ~lacks_type(codes, types))
 
     def is_reached(self, codes: np.ndarray, sizes: np.ndarray, types: np.ndarray, slack: float) -> bool:
-        """Whether an assignment misses no share by more than `slack` beyond this one, and no type that is due."""
+        """Return whether an assignment misses no share by more than `slack` beyond this one, and no type that is due."""
         missed = bool((self.due & lacks_type(codes, types)).any())
         return not missed and measure_off(codes, sizes, self.shares) <= self.off + slack
 
@@ -164,7 +164,7 @@ def _types_due(types: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 
 def _is_met(codes: np.ndarray, sizes: np.ndarray, types: np.ndarray, shares: np.ndarray) -> bool:
-    """Whether an assignment is good enough whatever groups allow."""
+    """Return whether an assignment is good enough whatever groups allow."""
     lacking = bool(lacks_type(codes, types)[shares > 0].any())
     return not lacking and measure_off(codes, sizes, shares) <= SLACK
 
