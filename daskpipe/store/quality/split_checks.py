@@ -55,8 +55,8 @@ def check_splits(
     # Of a torn group, those outside its largest part offend.
     torn = np.flatnonzero(((table > 0).sum(axis=1)[group] > 1) & (split != table.argmax(axis=1)[group]))
     dealt = np.ones(n, dtype=np.bool_) if isolated is None or isolated.all() else ~isolated
-    held = dict(zip(SPLITS, (np.bincount(split[dealt], minlength=len(SPLITS)) / dealt.sum()).tolist(), strict=True))
-    empty = [name for name, share in shares.items() if share > 0 and not held[name]]
+    parts = dict(zip(SPLITS, (np.bincount(split[dealt], minlength=len(SPLITS)) / dealt.sum()).tolist(), strict=True))
+    empty = [name for name, share in shares.items() if share > 0 and not parts[name]]
     kinds = np.zeros(n, dtype="U1") if system_type is None else system_type
     names = np.unique(kinds[dealt]).tolist()
     members = types_of({"system_type": kinds[dealt]})
@@ -65,7 +65,7 @@ def check_splits(
     attainable = Attainable.of(sizes, types, shares)
     off = measure_off(split[dealt], np.ones(int(dealt.sum())), attainable.shares)
     allowed = limit + attainable.off
-    says = ", ".join(f"{name} {share:.1%}" for name, share in held.items() if share or name in empty)
+    says = ", ".join(f"{name} {share:.1%}" for name, share in parts.items() if share or name in empty)
     if shares:
         says += f"; off by {off:.1%} at most (allowed {allowed:.1%})"
     if empty:
