@@ -132,7 +132,7 @@ class Attainable:
         return cls(codes=codes, shares=shares, off=off, due=_types_due(types, shares) & ~lacks_type(codes, types))
 
     def is_reached(self, codes: np.ndarray, sizes: np.ndarray, types: np.ndarray, slack: float) -> bool:
-        """Return whether an assignment misses no share by more than `slack` beyond this one, and no type that is due."""
+        """Return whether an assignment has all types that are due, and no share is off by `slack` more than here."""
         missed = bool((self.due & lacks_type(codes, types)).any())
         return not missed and measure_off(codes, sizes, self.shares) <= self.off + slack
 
