@@ -82,8 +82,9 @@ def spec(path: Path | str, split: str | None = "train", cutoff: float | None = N
 
     Examples
     --------
-    >>> spec("runs/q/dataset.zarr", cutoff=5.0).e0s  # doctest: +SKIP
-    {'Cu': 0.02, 'Au': 0.01}
+    >>> scales = spec("runs/q/dataset.zarr", cutoff=5.0)
+    >>> scales.rms_force > 0, len(scales.e0s) > 0
+    (True, True)
     """
     from ase.data import chemical_symbols
 

@@ -133,11 +133,6 @@ def train(
     Interrupted
         If the training was interrupted. The log stays.
 
-    Examples
-    --------
-    >>> trained = train("runs/q", epochs=30)  # doctest: +SKIP
-    >>> trained.metrics["splits"]["test"]["all"]["forces"]["rmse"]  # doctest: +SKIP
-    0.12
     """
     path = dataset_of(dataset)
     out = Path(out) if out is not None else _default_out(path)

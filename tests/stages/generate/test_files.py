@@ -217,7 +217,7 @@ def test_a_broken_frame_leaves_those_around_it(tmp_path: Path) -> None:
         ("5", "the file ends after 0 of 5 atoms"),
         ("999999999999\n\n", "the file claims 1e+12 atoms, and has"),
         ("H 0 0 0\n", "expected a line with the number of atoms, received 'H 0 0 0'"),
-        ("-3\n\n", "found '-3'"),
+        ("-3\n\n", "received '-3'"),
     ],
 )
 def test_frames_before_a_broken_tail_are_kept(tmp_path: Path, tail: str, evidence: str) -> None:
