@@ -296,11 +296,11 @@ def test_features_are_those_of_the_descriptor(
     ends = np.cumsum([len(atoms) for atoms in frames])
     means = np.array([part.mean(axis=0) for part in np.split(rows, ends[:-1])])
     for name, expected in (("features", means), ("environments", rows)):
-        features = np.asarray(features[name])
-        assert features.dtype == np.float32
+        values = np.asarray(features[name])
+        assert values.dtype == np.float32
         wanted = multiply_rows(unit_length(expected))
         assert np.diag(wanted).max() > 100 * GRAM_TOLERANCE
-        np.testing.assert_allclose(multiply_rows(features), wanted, atol=GRAM_TOLERANCE)
+        np.testing.assert_allclose(multiply_rows(values), wanted, atol=GRAM_TOLERANCE)
 
 
 @pytest.mark.parametrize("out", ["features.zarr", "features.npz"])
