@@ -71,7 +71,7 @@ def test_largest_force_is_a_length_and_not_a_component(view):
 def test_runaway_temperature_is_found(view):
     momenta = view.state.momenta.clone()
     momenta[4:8] *= 10
-    hot = float(replace(view, state=replace(view.state, momenta=momenta)).temperature()[1])
+    hot = float(replace(view, state=replace(view.state, momenta=momenta)).kinetic_temperature()[1])
     assert broken(view, momenta=momenta) == {
         1: ("temperature", f"an instantaneous temperature of {hot:.4g} K beyond what its start released (limit 5933)")
     }
@@ -81,7 +81,7 @@ def test_runaway_temperature_is_found(view):
 def test_heat_that_the_start_held_does_not_count_and_heat_that_flows_in_does(view):
     """Four atoms of the second system at 10 000 K, where 5933 K are allowed."""
     momenta = view.state.momenta.clone()
-    scale = (10_000 / float(view.temperature()[1])) ** 0.5
+    scale = (10_000 / float(view.kinetic_temperature()[1])) ** 0.5
     momenta[4:8] *= scale
     hot = replace(view.state, momenta=momenta)
     kinetic = 10_000 * constants.KB * 9 / 2  # eV, of nine degrees of freedom
@@ -100,7 +100,7 @@ def test_heat_that_the_start_held_does_not_count_and_heat_that_flows_in_does(vie
 
 def test_a_hole_in_the_potential_does_not_excuse_any_heat(view):
     momenta = view.state.momenta.clone()
-    momenta[4:8] *= (30_000 / float(view.temperature()[1])) ** 0.5  # 11.6 eV, where 2.3 eV are allowed
+    momenta[4:8] *= (30_000 / float(view.kinetic_temperature()[1])) ** 0.5  # 11.6 eV, where 2.3 eV are allowed
     energy = view.state.energy.clone()
     energy[1] -= 100.0
     (fault,) = broken(view, momenta=momenta, energy=energy).values()
@@ -140,7 +140,7 @@ def test_temperatures_are_those_of_ase_with_the_centre_of_mass_at_rest(view):
         atoms.set_momenta(momenta)
         three_of_twelve_are_fixed = 12 / 9
         expected = atoms.get_temperature() * three_of_twelve_are_fixed
-        assert float(view.temperature()[system]) == pytest.approx(expected, rel=1e-6)
+        assert float(view.kinetic_temperature()[system]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_temperature_limit_is_the_ratio_for_large_systems_and_fluctuation_for_small_ones(view):
