@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from daskpipe.core.errors import Rejection
 from daskpipe.stages.generate.files import read_structures
 from daskpipe.stages.generate.frame_ranges import FrameRange, copy_frames, cut_frame_ranges, read_frame_range
+from daskpipe.stages.generate.left_out import NOTED
 
 WATER = b"3\n\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n"
 GOLD = b"1\nLattice=\"4 0 0 0 4 0 0 0 4\" charge=-1 note='x y'\nAu 0.1 0.2 0.3\n"
@@ -191,7 +192,7 @@ def test_frames_are_taken_as_they_are(tmp_path: Path) -> None:
     path.write_text(f"2\n{columns} spin=2 name=mine step=77\nH 0 0 0 0 0 1\nH 0 0 0.01 0 0 1\n")
     (atoms,) = cut(path, 3)
     assert isinstance(atoms, Atoms)
-    assert atoms.info == {"step": 0, "system_type": "molecule"}
+    assert atoms.info == {"step": 0, "system_type": "molecule", NOTED: ("step",)}  # the file's own step is not taken
     assert set(atoms.arrays) == {"numbers", "positions"}
 
 
