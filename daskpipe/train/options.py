@@ -162,7 +162,7 @@ def _list_actions() -> list[Any]:
     import_mace()
     from mace.tools import build_default_arg_parser
 
-    return list(build_default_arg_parser()._list_actions)
+    return list(build_default_arg_parser()._actions)
 
 
 def _list_options() -> list[str]:
