@@ -53,7 +53,8 @@ class Centers:
         n_centers = min(self.n_clusters, len(sample))
         rows = sample[Balls.from_points(sample).pick_farthest(n_centers, 0, np.arange(len(sample)))]
         # No centre is reassigned because few rows are near it: small clusters must be kept.
-        self._model = MiniBatchKMeans(n_centers, init=rows, n_init=1, reassignment_ratio=0)
+        # The centres are placed already, so that the seed decides nothing: it spares the global random generator.
+        self._model = MiniBatchKMeans(n_centers, init=rows, n_init=1, reassignment_ratio=0, random_state=0)
         self._balls = None
 
     def fit_block(self, features: np.ndarray) -> None:
