@@ -78,7 +78,7 @@ def test_a_narrow_cell_is_refused() -> None:
     assert isinstance(failure, Failure)
     assert failure.reason == "one_k_point"
     assert re.search(
-        r"the cell is 2.4 Å wide along .; .* one k-point, for which a cell must be 12 Å wide and more: repeat "
+        r"the cell is 2.4 Å wide along .; .* one k-point, for which a cell must be at least 12 Å wide: repeat "
         r"it, or give params\.min_width=0",
         failure.evidence,
     )
