@@ -102,8 +102,8 @@ def upgraded_packages(reference: Result, of_before: Result, monkeypatch: pytest.
     """Let packages have other versions than those with which the runs were made."""
     before = read_package_versions()
     monkeypatch.setattr("daskpipe.potentials.identity.version", lambda name: OTHER.get(name, version(name)))
-    for module in ("packing", "pipeline"):
-        monkeypatch.setattr(f"daskpipe.{module}.versions", lambda: before | OTHER)
+    for module in ("packing", "run_pipeline"):
+        monkeypatch.setattr(f"daskpipe.pipeline.{module}.read_package_versions", lambda: before | OTHER)
 
 
 def test_versions_are_no_part_of_an_identity(upgraded_packages: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_a_complete_run_of_earlier_stages_stays_complete(
     stage: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its units have keys that today's stages would not give them, and its dataset stands."""
-    monkeypatch.setattr(f"daskpipe.{stage}.stage.VERSION", 0)
+    monkeypatch.setattr(f"daskpipe.stages.{stage}.stage.VERSION", 0)
     made = daskpipe.run("emt_alloy", SMALL, run_dir=tmp_path / "run", client=client)
     monkeypatch.undo()
     before, units = files_of(made.dataset), sorted(manifests(made.run_dir))
