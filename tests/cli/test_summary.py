@@ -81,7 +81,7 @@ def test_summary_tells_the_selection(reference: Result) -> None:
 
 
 def test_summary_names_what_was_quarantined(tmp_path: Path) -> None:
-    row = {"inputs": 3, "out": 2, "rejected": 1, "seconds": 1.0, "counts": {"alloy": 2}}
+    row = {"inputs": 3, "out": 2, "rejected": 1, "seconds": 1.0, "counts": {"alloy": 2}, "tallies": {}}
     moves = {"swaps_tried": 640, "swaps_accepted": 184, "hops_tried": 8000, "hops_overlapping": 6780}
     stages = {
         "generate": row, "explore": {**row, "tallies": moves}, "select": {**row, "counts": {}, "report": REPORT},
