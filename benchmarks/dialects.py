@@ -19,7 +19,7 @@ from ase import Atoms
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "stages" / "generate"))
 from test_dialects import N_EXTXYZ, NEAR, Truth, write_extxyz
 
-from daskpipe.stages.generate.extxyz import parse_frame
+from daskpipe.stages.generate.reading.extxyz import parse_frame
 
 READERS: dict[str, Callable[[str], Atoms]] = {
     "ase.io.read": lambda text: ase.io.read(io.StringIO(text), format="extxyz"),

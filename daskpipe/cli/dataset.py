@@ -80,7 +80,7 @@ def import_(
 ) -> None:
     """Make a dataset of labelled frames: extxyz, .traj, .db, .aselmdb, OUTCAR, vasprun.xml; split without leakage."""
     import daskpipe
-    from daskpipe.stages.generate.labels import LabelKeys
+    from daskpipe.stages.generate.reading.labels import LabelKeys
 
     paths, overrides = separate_overrides(frames)
     with show_bars(as_json) as bars:

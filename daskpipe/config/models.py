@@ -25,7 +25,7 @@ from daskpipe.potentials import POTENTIALS
 from daskpipe.stages.describe.settings import Describe
 from daskpipe.stages.explore.settings import Exploration
 from daskpipe.stages.generate.checks import Limits
-from daskpipe.stages.generate.sources import Source
+from daskpipe.stages.generate.sources import Source, share_out
 from daskpipe.stages.label.settings import LabelChecks
 from daskpipe.stages.select.settings import Select
 from daskpipe.store.quality.settings import Quality
@@ -44,6 +44,7 @@ class PotentialChoice(FrozenModel):
 class Generate(FrozenModel):
     """Seed structures."""
 
+    n: PositiveInt | None = Field(default=None, description="Number of structures of all sources that have a share")
     sources: dict[str, Source] = Field(default_factory=dict, description="Generators by a name of your choice")
     paths: list[str] = Field(default_factory=list, description="Your own files, folders and globs of them")
     partition_size: PositiveInt = Field(default=16, description="Structures, or files, a unit")
@@ -68,6 +69,22 @@ class Generate(FrozenModel):
     def _check_not_empty(self) -> Generate:
         if not self.sources and not self.paths:
             raise ValueError("nothing to generate from: give generate.sources or generate.paths=[FILE,FOLDER,...]")
+        return self
+
+    @model_validator(mode="after")
+    def _share_out(self) -> Generate:
+        shares = {name: source.share for name, source in self.sources.items() if source.share is not None}
+        if self.n is None and not shares:
+            return self
+        if self.n is None:
+            raise ValueError(f"{', '.join(shares)} have shares, but of what? Give generate.n, the number of structures")
+        if not shares:
+            raise ValueError("generate.n is divided by shares, and no source has one; give share, or leave n out")
+        for name, n in share_out(self.n, shares).items():
+            source = self.sources[name]
+            if source.n not in (None, n):
+                raise ValueError(f"{name}: give n = {source.n} or share = {source.share:g}, not both")
+            self.sources[name] = source.model_copy(update={"n": n})
         return self
 
 

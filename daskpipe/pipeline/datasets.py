@@ -28,16 +28,16 @@ from daskpipe.pipeline.workspace import (
     compose_sections,
     run_in_workspace,
 )
-from daskpipe.stages.generate.files import hash_file
-from daskpipe.stages.generate.given_splits import splits_of_files
-from daskpipe.stages.generate.labelled import (
+from daskpipe.stages.generate.reading.files import hash_file
+from daskpipe.stages.generate.reading.given_splits import splits_of_files
+from daskpipe.stages.generate.reading.labelled import (
     KNOWN_NAMES,
     check_method,
     cut_labelled_ranges,
     find_labelled,
     label_report,
 )
-from daskpipe.stages.generate.labels import LabelKeys
+from daskpipe.stages.generate.reading.labels import LabelKeys
 from daskpipe.store import export as export_dataset
 from daskpipe.store.cold import write_cold
 from daskpipe.store.formats import FORMATS
@@ -118,7 +118,7 @@ def import_labelled(
     method
         One word for the method that made the labels, e.g. ``PBE-D3``; it becomes ``label_method``.
     keys
-        Keys and units of the labels; by default one family of labels is taken, see `daskpipe.stages.generate.labels`.
+        Keys and units of the labels; by default one family of labels is taken, see `generate.reading.labels`.
     force, client, subscribers
         As in `select`.
 

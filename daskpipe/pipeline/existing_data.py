@@ -23,12 +23,12 @@ from daskpipe.pipeline.context import Run
 from daskpipe.pipeline.packing import pack_dataset
 from daskpipe.pipeline.steps import describe_frames, list_devices, select_frames, summarise_rejections
 from daskpipe.stages import describe
-from daskpipe.stages.generate.labelled import LabelledFrameRange, read_labelled
-from daskpipe.stages.generate.labels import LabelKeys
+from daskpipe.stages.generate.reading.labelled import LabelledFrameRange, read_labelled
+from daskpipe.stages.generate.reading.labels import LabelKeys
 from daskpipe.store import reader
 
 if TYPE_CHECKING:
-    from daskpipe.stages.generate.frame_ranges import FrameRange
+    from daskpipe.stages.generate.reading.frame_ranges import FrameRange
 
 ROWS_A_UNIT = 4096
 """Structures of a dataset that one unit reads when datasets are merged."""

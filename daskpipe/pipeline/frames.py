@@ -31,8 +31,8 @@ from daskpipe.pipeline.workspace import (
     compose_sections,
     run_in_workspace,
 )
-from daskpipe.stages.generate.files import find_files
-from daskpipe.stages.generate.frame_ranges import FrameRange, copy_frames, cut_frame_ranges
+from daskpipe.stages.generate.reading.files import find_files
+from daskpipe.stages.generate.reading.frame_ranges import FrameRange, copy_frames, cut_frame_ranges
 from daskpipe.stages.select.overlaps import find_overlaps
 from daskpipe.stages.select.stage import atom_table, feature_table
 

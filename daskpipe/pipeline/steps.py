@@ -36,8 +36,8 @@ from daskpipe.stages import describe
 from daskpipe.stages.explore.settings import Exploration
 from daskpipe.stages.explore.timesteps import masses_of, timestep_warning
 from daskpipe.stages.explore.trajectory import Condition
-from daskpipe.stages.generate.files import KNOWN_NAMES, hash_file, reader_of
-from daskpipe.stages.generate.frame_ranges import cut_frame_ranges
+from daskpipe.stages.generate.reading.files import KNOWN_NAMES, hash_file, reader_of
+from daskpipe.stages.generate.reading.frame_ranges import cut_frame_ranges
 from daskpipe.store import reader
 
 AGAINST = "describe-against"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from daskpipe.core.variables import SPLITS
-from daskpipe.stages.generate.left_out import LEFT_OUT
+from daskpipe.stages.generate.reading.left_out import LEFT_OUT
 
 
 def format_labels(report: dict[str, Any], n_frames: int) -> list[str]:

@@ -14,8 +14,9 @@ import numpy as np
 from daskpipe.core.errors import Rejection
 from daskpipe.core.registry import signature_model
 from daskpipe.core.structures import structure_id
+from daskpipe.stages.generate import GENERATORS
 from daskpipe.stages.generate.checks import Limits, find_fault
-from daskpipe.stages.generate.electrons import ElectronError, electrons_of
+from daskpipe.stages.generate.reading.electrons import ElectronError, electrons_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -43,7 +44,7 @@ def check_generator(
     Parameters
     ----------
     generator
-        Function ``(*, rng, **params) -> Iterator[Atoms]``.
+        Function ``(*, rng, **params) -> Iterator[Atoms]``, which may name ``index`` as well.
     params
         Its parameters, as in a config.
     n
@@ -98,7 +99,7 @@ def _check_parameters(generator: Generator, params: Mapping[str, Any]) -> dict[s
     for name, parameter in parameters.items():
         assert parameter.kind is parameter.KEYWORD_ONLY, f"the parameter {name} is not keyword-only"
         assert parameter.annotation is not parameter.empty, f"the parameter {name} has no type, so nothing checks it"
-    checked = signature_model(generator, ("rng",))(**params).model_dump(mode="json")
+    checked = signature_model(generator, GENERATORS.given)(**params).model_dump(mode="json")
     assert json.loads(json.dumps(checked)) == checked, f"JSON cannot hold its parameters: {checked}"
     return checked
 
@@ -107,7 +108,8 @@ def _draw_structures(generator: Generator, params: Mapping[str, Any], n: int, se
     """Draw up to `n` structures from a new random stream, without rejections."""
     rng = np.random.Generator(np.random.Philox(key=seed))
     before = str(rng.bit_generator.state)
-    structures = generator(rng=rng, **params)
+    index = {"index": 0} if "index" in inspect.signature(generator).parameters else {}
+    structures = generator(rng=rng, **index, **params)
     assert isinstance(structures, Iterator), f"it returns a {type(structures).__name__}, not an iterator"
     assert str(rng.bit_generator.state) == before, "it draws random numbers before the first structure is asked for"
     drawn = [item for item in islice(structures, n) if not isinstance(item, Rejection)]

@@ -15,8 +15,8 @@ from ase.io.vasp import write_vasp
 from daskpipe.core.constraints import fixed_components, from_constraints, to_constraints
 from daskpipe.core.errors import Rejection
 from daskpipe.core.structures import from_atoms, to_atoms
-from daskpipe.stages.generate.files import files
-from daskpipe.stages.generate.frame_ranges import copy_frames
+from daskpipe.stages.generate.reading.files import files
+from daskpipe.stages.generate.reading.frame_ranges import copy_frames
 
 FREE, HELD = [False] * 3, [True] * 3
 HEIGHT = [False, False, True]

@@ -33,7 +33,7 @@ from daskpipe.engine.isolation import InputLimits, IsolatedInputs, compute_isola
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.settings import Faults
 from daskpipe.engine.units import Payload, Receipt, Unit, unit_key
-from daskpipe.stages.generate.files import rejection_of
+from daskpipe.stages.generate.reading.files import rejection_of
 
 LATE_SECONDS = 0.5
 """Time after which a unit that is committed elsewhere can be seen here."""

@@ -28,7 +28,7 @@ from daskpipe.pipeline.frames import describe_files, select_files
 from daskpipe.pipeline.workspace import FilesResult
 from daskpipe.runs.run import Result
 from daskpipe.stages.describe.reduction import unit_length
-from daskpipe.stages.generate.files import xyz_frames
+from daskpipe.stages.generate.reading.files import xyz_frames
 
 QUICK = ["describe.params={r_cut: 4.0, n_max: 3, l_max: 2}", "describe.dims=6"]
 """A descriptor that takes no time."""

@@ -21,7 +21,7 @@ from daskpipe.core.errors import InputError
 from daskpipe.pipeline import datasets
 from daskpipe.pipeline.frames import select_files
 from daskpipe.pipeline.workspace import FilesResult
-from daskpipe.stages.generate.labels import LabelKeys
+from daskpipe.stages.generate.reading.labels import LabelKeys
 from daskpipe.store import open_dataset
 
 QUICK = ["describe.params={r_cut: 4.0, n_max: 3, l_max: 2}", "describe.dims=4"]

@@ -17,7 +17,7 @@ from distributed import Client
 
 from daskpipe.core.variables import SPLITS
 from daskpipe.pipeline import datasets, workspace
-from daskpipe.stages.generate.given_splits import split_of_frame, splits_of_files
+from daskpipe.stages.generate.reading.given_splits import split_of_frame, splits_of_files
 from daskpipe.store import open_dataset
 from daskpipe.store.quality.gate import judge
 

@@ -1,7 +1,7 @@
 """Read hostile input: nothing of it runs, no terminal obeys it, and a run goes on with the good input beside it.
 
 Pickles in structure files, YAML tags in configs, hostile names in reports and a hostile manifest have their tests
-beside their code: tests/stages/generate/test_files.py, tests/config/test_config.py, tests/runs/report and
+beside their code: tests/stages/generate/reading/test_files.py, tests/config/test_config.py, tests/runs/report and
 tests/runs/test_fsck.py.
 """
 
@@ -173,7 +173,7 @@ def test_a_model_file_is_a_program_and_is_taken_for_one_only_where_it_is_named(c
 def test_what_else_a_database_holds_is_not_built(column: str, canary: Path, tmp_path: Path) -> None:
     import sqlite3
 
-    from daskpipe.stages.generate.files import read_structures
+    from daskpipe.stages.generate.reading.files import read_structures
 
     path = tmp_path / "a.db"
     with connect(path) as database:
@@ -296,7 +296,7 @@ CUBE = 'Lattice="3.6 0 0 0 3.6 0 0 0 3.6" pbc="T T T"'
 def test_claims_without_bounds_are_met_by_the_size_of_the_file(
     name: str, text: str, evidence: str, canary: Path, little_memory: None
 ) -> None:
-    from daskpipe.stages.generate.files import read_structures
+    from daskpipe.stages.generate.reading.files import read_structures
 
     Path(name).write_text(text)
     (item,) = read_structures(Path(name), name=name)
@@ -307,7 +307,7 @@ def test_claims_without_bounds_are_met_by_the_size_of_the_file(
 
 def test_json_without_end_is_text(canary: Path) -> None:
     """It is no label that could be read, and costs no geometry."""
-    from daskpipe.stages.generate.files import read_structures
+    from daskpipe.stages.generate.reading.files import read_structures
 
     Path("a.xyz").write_text('1\na="_JSON ' + "[" * 100_000 + '"\nCu 0 0 0\n')
     (item,) = read_structures(Path("a.xyz"), name="a.xyz")

@@ -24,7 +24,7 @@ from daskpipe.core.structures import concat, from_atoms, to_atoms
 from daskpipe.core.variables import VARIABLES, decode_names, encode_names
 from daskpipe.engine.units import Payload
 from daskpipe.load import MACEDataset, TorchDataset, spec
-from daskpipe.stages.generate.labelled import LabelKeys, cut_labelled_ranges, read_labelled
+from daskpipe.stages.generate.reading.labelled import LabelKeys, cut_labelled_ranges, read_labelled
 from daskpipe.store import arrange_and_write, open_dataset
 from daskpipe.store.export import export
 from daskpipe.train import train

@@ -3,13 +3,18 @@
 Needs          sources from the config (`generate.sources.Source`) and paths of the user's own files
 Makes          `dask.bag.Bag` of `ase.Atoms`, checked, with system_type and generator in ``info``; what fails is a
                `daskpipe.core.errors.Rejection` in the same bag
-Plugin group   ``daskpipe.generators``: functions ``(*, rng, **params) -> Iterator[Atoms]``; the module of one that goes
-               through a list defines ``expand_requests`` (see `is_enumerated`)
+Plugin group   ``daskpipe.generators``: functions ``(*, rng, **params) -> Iterator[Atoms]``; one that spreads sizes or
+               elements evenly over its structures names ``index``, the number of the request, as well; the module of
+               one that goes through a list defines ``expand_requests`` (see `is_enumerated`), that of one whose
+               structures come in families ``family_size`` (see `family_size`)
 Entry          `generate.stage.list_requests` (what to make), `generate.stage.generate_seeds` (the lazy bag)
 Memory         a partition holds its structures: about 200 bytes an atom; one file is never split
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from daskpipe.core.registry import Registry
 
@@ -18,12 +23,12 @@ GENERATORS = Registry(
     {
         "alloys": "daskpipe.stages.generate.alloys:alloys",
         "clusters": "daskpipe.stages.generate.clusters:clusters",
-        "files": "daskpipe.stages.generate.files:files",
+        "files": "daskpipe.stages.generate.reading.files:files",
         "molecules": "daskpipe.stages.generate.molecules:molecules",
         "surfaces": "daskpipe.stages.generate.surfaces:surfaces",
     },
     group="daskpipe.generators",
-    given=("rng",),
+    given=("rng", "index"),
 )
 
 """Generators by name; those of plugins come from the entry points ``daskpipe.generators``."""
@@ -47,3 +52,23 @@ def is_enumerated(name: str) -> bool:
     (True, False)
     """
     return GENERATORS.find_companion(name, "expand_requests") is not None
+
+
+def family_size(name: str, params: Mapping[str, Any]) -> int:
+    """Return how many structures a random generator makes from one request.
+
+    One, unless the module of the generator defines ``family_size(params)``: a conformer and the copies whose torsions
+    differ are a family, for the first of them costs far more than the others.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name.
+
+    Examples
+    --------
+    >>> family_size("alloys", {"elements": {"Cu": 1}, "n_atoms": 8})
+    1
+    """
+    function = GENERATORS.find_companion(name, "family_size")
+    return int(function(params)) if function else 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,17 +20,24 @@ from daskpipe.core.seeds import random_stream
 from daskpipe.core.structures import copy_arrays, from_atoms, hex_ids, round_positions
 from daskpipe.engine.rows import UnitRows, dataset_to_arrays, read_unit
 from daskpipe.engine.units import Payload
-from daskpipe.stages.generate import GENERATORS, is_enumerated
+from daskpipe.stages.generate import GENERATORS, family_size, is_enumerated
+from daskpipe.stages.generate.base import hash_base
 from daskpipe.stages.generate.checks import Limits, find_fault, system_type
-from daskpipe.stages.generate.electrons import ElectronError, electrons_of
-from daskpipe.stages.generate.frame_ranges import FrameRange, read_frame_range
-from daskpipe.stages.generate.left_out import NOTED, shorten_tallies, tally_names
+from daskpipe.stages.generate.reading.electrons import ElectronError, electrons_of
+from daskpipe.stages.generate.reading.frame_ranges import FrameRange, read_frame_range
+from daskpipe.stages.generate.reading.left_out import NOTED, shorten_tallies, tally_names
 from daskpipe.stages.generate.sources import Source
 
 if TYPE_CHECKING:
     import xarray as xr
 
 VERSION = 2
+
+TRIES = 20
+"""Structures that are drawn, at most, until one passes the checks of seeds."""
+
+REFUSED = "refused"
+"""Key of ``info``, and beginning of the names of tallies: reasons why the structures drawn before this one failed."""
 
 FILES = "files"
 """Name of the generator, and of the source, that reads the paths in the config."""
@@ -53,6 +62,8 @@ class Request:
         Parameters of the generator, JSON types.
     digest
         Checksum of the file to read, if any: it decides the structures as the parameters do.
+    count
+        Number of structures to take from a random generator: more than one of those that come in families.
     """
 
     source: str
@@ -60,6 +71,7 @@ class Request:
     index: int
     params: dict[str, Any] = field(default_factory=dict)
     digest: str = ""
+    count: int = 1
 
     @property
     def name(self) -> str:
@@ -68,7 +80,8 @@ class Request:
 
     def fingerprint(self) -> list[Any]:
         """Return all that decides the structures of the request beside the run's seed, as JSON types."""
-        return [self.source, self.generator, self.index, self.params, self.digest]
+        family = [self.count] if self.count > 1 else []
+        return [self.source, self.generator, self.index, self.params, self.digest, *family]
 
 
 def list_requests(sources: Mapping[str, Source], paths: list[str], base_dir: Path) -> list[Request]:
@@ -110,16 +123,32 @@ def list_requests(sources: Mapping[str, Source], paths: list[str], base_dir: Pat
 
 
 def _requests_of(name: str, source: Source, base_dir: Path) -> list[Request]:
+    request = partial(Request, source=name, generator=source.generator)
     if is_enumerated(source.generator):
         items = GENERATORS.find_companion(source.generator, "expand_requests")(source.params, source.n, base_dir)
-    else:
-        # A call checks the parameters against each other before anything is drawn.
-        GENERATORS.get(source.generator)(rng=random_stream(0, "generate", name), **source.params)
-        items = [(source.params, "")] * (source.n or 0)
+        return [request(index=index, params=params, digest=digest) for index, (params, digest) in enumerate(items)]
+    # A call checks the parameters against each other before anything is drawn.
+    open_stream(request(index=0, params=source.params), seed=0)
+    digest, family, n = hash_base(source.params), family_size(source.generator, source.params), source.n or 0
     return [
-        Request(source=name, generator=source.generator, index=index, params=params, digest=digest)
-        for index, (params, digest) in enumerate(items)
+        request(index=index, params=source.params, digest=digest, count=min(family, n - index * family))
+        for index in range(-(-n // family))
     ]
+
+
+def open_stream(request: Request, *, seed: int) -> Iterator[Atoms | Rejection]:
+    """Return what the generator of a request yields, from the random stream of the request; nothing is drawn yet.
+
+    Raises
+    ------
+    ValueError
+        If parameters of the generator contradict each other.
+    """
+    generator = GENERATORS.get(request.generator)
+    given = {"index": request.index} if "index" in inspect.signature(generator).parameters else {}
+    rng = random_stream(seed, "generate", request.source, request.index)
+    structures: Iterator[Atoms | Rejection] = generator(rng=rng, **given, **request.params)
+    return structures
 
 
 def generate_seeds(requests: list[Request], *, seed: int, limits: Limits, partition_size: int) -> db.Bag:
@@ -142,7 +171,10 @@ def generate_seeds(requests: list[Request], *, seed: int, limits: Limits, partit
 
 
 def generate_partition(requests: list[Request], *, seed: int, limits: Limits) -> list[Atoms | Rejection]:
-    """Generate and check the structures of some requests, in order; those that fail become rejections.
+    """Generate and check the structures of some requests, in order.
+
+    A random structure that fails the checks is replaced by the next of its stream, and counted; after `TRIES` of them
+    the request becomes a rejection. What fails of a list, such as a file, becomes a rejection.
 
     Positions are rounded as the dataset stores them. ``info`` has system_type, generator (the name of the source) and,
     where they are known, charge, spin_multiplicity and config_type. Initial charges and magnetic moments of atoms,
@@ -155,17 +187,49 @@ def generate_partition(requests: list[Request], *, seed: int, limits: Limits) ->
     """
     out: list[Atoms | Rejection] = []
     for request in requests:
-        generator = GENERATORS.get(request.generator)
-        structures = generator(rng=random_stream(seed, "generate", request.source, request.index), **request.params)
         try:
-            made = list(structures if is_enumerated(request.generator) else islice(structures, 1))
+            structures = (
+                item if isinstance(item, Rejection) else _finish_structure(item, request, limits)
+                for item in open_stream(request, seed=seed)
+            )
+            made = list(structures) if is_enumerated(request.generator) else _draw_admitted(structures, request)
         except Exception as error:
             error.add_note(f"while generating {request.name}")
             raise
         if not made:
             raise ValueError(f"generator {request.generator!r} made nothing for {request.name}")
-        out += [item if isinstance(item, Rejection) else _finish_structure(item, request, limits) for item in made]
+        out += made
     return out
+
+
+def _draw_admitted(structures: Iterator[Atoms | Rejection], request: Request) -> list[Atoms | Rejection]:
+    """Take as many structures from a random stream as the request wants, each in place of those that failed before."""
+    taken: list[Atoms | Rejection] = []
+    failed: list[Rejection] = []
+    for item in islice(structures, request.count * TRIES):
+        if isinstance(item, Rejection):
+            failed.append(item)
+            continue
+        if failed:
+            item.info[REFUSED] = tuple(rejection.reason for rejection in failed)
+            failed = []
+        taken.append(item)
+        if len(taken) == request.count:
+            return taken
+    missing = request.count - len(taken)
+    if not failed and not taken:
+        return []
+    reasons = Counter(rejection.reason for rejection in failed)
+    counted = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "none"
+    last = f"the last: {failed[-1].evidence}" if failed else "the generator ended"
+    evidence = f"{len(failed)} structures in a row failed ({counted}); {last}"
+    reason = failed[-1].reason if failed else "exhausted"
+    name = request.name
+    taken += [
+        Rejection(stage="generate", structure=f"{name}/{number}" if number else name, reason=reason, evidence=evidence)
+        for number in range(missing)
+    ]
+    return taken
 
 
 def _finish_structure(made: Atoms, request: Request, limits: Limits) -> Atoms | Rejection:
@@ -192,8 +256,12 @@ def to_payloads(items: list[Atoms | Rejection]) -> list[Payload]:
     """Flatten a partition of the bag into the payload of a unit; its tallies count what files hold and is left out."""
     rejected = [item for item in items if isinstance(item, Rejection)]
     seeds = [item for item in items if not isinstance(item, Rejection)]
-    tallies = shorten_tallies(Counter(name for atoms in seeds for name in tally_names(atoms.info.get(NOTED, ()))))
-    return [Payload(arrays=dataset_to_arrays(from_atoms(seeds)), n_out=len(seeds), rejected=rejected, tallies=tallies)]
+    tallies = Counter(name for atoms in seeds for name in tally_names(atoms.info.get(NOTED, ())))
+    tallies += Counter(
+        f"{REFUSED}/{atoms.info['generator']}/{reason}" for atoms in seeds for reason in atoms.info.get(REFUSED, ())
+    )
+    arrays = dataset_to_arrays(from_atoms(seeds))
+    return [Payload(arrays=arrays, n_out=len(seeds), rejected=rejected, tallies=shorten_tallies(tallies))]
 
 
 def frame_range_payload(frame_range: FrameRange) -> Payload:

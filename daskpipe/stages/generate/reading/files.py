@@ -3,7 +3,7 @@
 Files hold bytes of third parties. The name of a file decides its format. Parsers that never unpickle take numbers,
 positions, cell, periodicity, charge and spin (of the structure and of its atoms), masses of isotopes, fixed atoms and
 ``config_type``. Calculators, tags and other notes are left out, and their names listed
-(`daskpipe.stages.generate.left_out`).
+(`daskpipe.stages.generate.reading.left_out`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from daskpipe.core.registry import FolderName
 from daskpipe.core.shared_disk import raise_if_transient
 from daskpipe.core.structures import copy_arrays
 from daskpipe.stages.generate.checks import FrameError
-from daskpipe.stages.generate.crystals import cif_frames, poscar_frames
-from daskpipe.stages.generate.declared_units import check_length, metadata_units
-from daskpipe.stages.generate.electrons import ElectronError, electrons_of, moments_of
-from daskpipe.stages.generate.extxyz import parse_frame, xyz_frames
-from daskpipe.stages.generate.left_out import NOTED, names_left_out, noted_names, taken_names
 from daskpipe.stages.generate.params import NotEmpty
+from daskpipe.stages.generate.reading.crystal_files import cif_frames, poscar_frames
+from daskpipe.stages.generate.reading.declared_units import check_length, metadata_units
+from daskpipe.stages.generate.reading.electrons import ElectronError, electrons_of, moments_of
+from daskpipe.stages.generate.reading.extxyz import parse_frame, xyz_frames
+from daskpipe.stages.generate.reading.left_out import NOTED, names_left_out, noted_names, taken_names
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +72,8 @@ def files(
     ------
     ase.Atoms or Rejection
         One for each frame, in order, as far as the file can be read: ``info`` holds ``name`` and, where the file gives
-        them, ``charge`` and ``spin_multiplicity`` (see `daskpipe.stages.generate.electrons`), ``config_type`` and,
-        under `daskpipe.stages.generate.left_out.NOTED`, the names of what was not taken; the arrays
+        them, ``charge`` and ``spin_multiplicity`` (see `generate.reading.electrons`), ``config_type`` and,
+        under `daskpipe.stages.generate.reading.left_out.NOTED`, the names of what was not taken; the arrays
         ``initial_charges``, ``initial_magmoms`` and ``masses`` are kept, and constraints become the array ``fixed``.
         Reasons of rejection: ``unknown_format``, ``empty``, ``unreadable``, ``unknown_element``, ``partial_occupancy``,
         ``charge``, ``spin``, ``constraint``, ``masses``.
@@ -87,7 +87,7 @@ def read_structures(
 ) -> Iterator[Atoms | Rejection]:
     """Yield the structures of one file, or of a range of its frames that begins with frame `first` at byte `offset`.
 
-    `files` describes the items, and `daskpipe.stages.generate.frame_ranges` how a file is cut.
+    `files` describes the items, and `daskpipe.stages.generate.reading.frame_ranges` how a file is cut.
     """
     number = first
     try:

@@ -1,7 +1,7 @@
 """Read frames with their labels: extxyz, ASE's trajectories and databases (also ``.aselmdb``), VASP's output.
 
-The structure of a frame is read as that of all files (`daskpipe.stages.generate.files`). Here its energy, forces and
-stress are read as well (`daskpipe.stages.generate.labels`), values that are not taken are counted, and the parent of
+The structure of a frame is read as that of all files (`generate.reading.files`). Here its energy, forces and
+stress are read as well (`generate.reading.labels`), values that are not taken are counted, and the parent of
 each frame is worked out:
 
 * A frame that daskpipe exported names its parent (``structure_id`` and ``parent_id``).
@@ -35,14 +35,20 @@ from daskpipe.core.structures import NO_PARENT, from_atoms, round_positions, str
 from daskpipe.engine.rows import dataset_to_arrays
 from daskpipe.engine.units import Payload
 from daskpipe.stages.generate.checks import FrameError, find_fault, system_type
-from daskpipe.stages.generate.declared_units import metadata_units
-from daskpipe.stages.generate.extxyz import parse_frame, xyz_frames
-from daskpipe.stages.generate.files import clean_structure, find_files, rejection_of
-from daskpipe.stages.generate.frame_ranges import ANY, TEXTS, FrameRange
-from daskpipe.stages.generate.given_splits import split_of_frame
-from daskpipe.stages.generate.labels import LabelKeys, left_out, read_labels
-from daskpipe.stages.generate.left_out import LEFT_OUT, MOST_CHARACTERS, shorten_tallies, taken_names, tally_names
-from daskpipe.stages.generate.vasp import is_outcar, is_vasprun, outcar_frames, vasprun_frames
+from daskpipe.stages.generate.reading.declared_units import metadata_units
+from daskpipe.stages.generate.reading.extxyz import parse_frame, xyz_frames
+from daskpipe.stages.generate.reading.files import clean_structure, find_files, rejection_of
+from daskpipe.stages.generate.reading.frame_ranges import ANY, TEXTS, FrameRange
+from daskpipe.stages.generate.reading.given_splits import split_of_frame
+from daskpipe.stages.generate.reading.labels import LabelKeys, left_out, read_labels
+from daskpipe.stages.generate.reading.left_out import (
+    LEFT_OUT,
+    MOST_CHARACTERS,
+    shorten_tallies,
+    taken_names,
+    tally_names,
+)
+from daskpipe.stages.generate.reading.vasp import is_outcar, is_vasprun, outcar_frames, vasprun_frames
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -150,7 +156,7 @@ def read_labelled(frame_range: LabelledFrameRange, keys: LabelKeys, method: str)
         Rows with energy (eV), forces (eV/Å), where the frame has them stress (eV/Å^3) and magmoms, ``label_status`` ok,
         ``step`` the number of the frame in its file, and lineage. Frames that cannot be used are rejections of the
         stage ``import``: ``empty``, ``unreadable``, ``unknown_format``, ``unconverged``, those of
-        `files.read_structures`, `labels.read_labels` and `checks.find_fault` of `daskpipe.stages.generate`.
+        `reading.files.read_structures`, `reading.labels.read_labels` and `generate.checks.find_fault`.
         Tallies count frames: ``labels/energy``, ``labels/forces``, ``labels/stress``; ``from/KEYS`` by the keys of
         their labels; ``left_out/NAME`` by what they hold and is not taken.
 
@@ -287,13 +293,13 @@ def find_labelled(paths: list[str], base_dir: Path) -> tuple[list[Path], list[Pa
     Parameters
     ----------
     paths, base_dir
-        As `daskpipe.stages.generate.files.find_files` takes them. Of a folder only the files that can hold labels
+        As `generate.reading.files.find_files` takes them. Of a folder only the files that can hold labels
         count; of an OUTCAR and a vasprun.xml in one folder the latter, for it has more digits of the same frames.
 
     Raises
     ------
     InputError
-        As `daskpipe.stages.generate.files.find_files`.
+        As `daskpipe.stages.generate.reading.files.find_files`.
     """
     files = find_files(paths, base_dir, is_known=holds_labels, known=KNOWN_NAMES)
     folders = {file.parent for file in files if is_vasprun(file)}

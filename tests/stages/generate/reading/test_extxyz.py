@@ -10,9 +10,9 @@ import pytest
 from ase import Atoms
 
 from daskpipe.core.errors import Rejection
-from daskpipe.stages.generate.extxyz import parse_frame, parse_pbc, split_comment
-from daskpipe.stages.generate.files import read_structures
-from daskpipe.stages.generate.left_out import NOTED
+from daskpipe.stages.generate.reading.extxyz import parse_frame, parse_pbc, split_comment
+from daskpipe.stages.generate.reading.files import read_structures
+from daskpipe.stages.generate.reading.left_out import NOTED
 
 CELL = 'Lattice="4 0 0 0 5 0 0 0 6"'
 ROWS = "Cu 0 0 0\nAu 2 2 2\n"

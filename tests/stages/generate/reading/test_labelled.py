@@ -24,8 +24,8 @@ from daskpipe.core.errors import ConfigError
 from daskpipe.core.structures import NO_PARENT, from_atoms, structure_id
 from daskpipe.core.variables import decode_names
 from daskpipe.engine.units import Payload
-from daskpipe.stages.generate.labelled import cut_labelled_ranges, read_labelled
-from daskpipe.stages.generate.labels import LabelKeys
+from daskpipe.stages.generate.reading.labelled import cut_labelled_ranges, read_labelled
+from daskpipe.stages.generate.reading.labels import LabelKeys
 from daskpipe.store import arrange_and_write, open_dataset
 from daskpipe.store.export import export
 

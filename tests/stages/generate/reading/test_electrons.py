@@ -14,8 +14,8 @@ from ase.io import write
 from daskpipe.core.errors import Rejection
 from daskpipe.core.structures import structure_id
 from daskpipe.stages.generate.checks import Limits
-from daskpipe.stages.generate.electrons import CHARGE_KEYS, SPIN_KEYS, ElectronError, electrons_of
-from daskpipe.stages.generate.files import files
+from daskpipe.stages.generate.reading.electrons import CHARGE_KEYS, SPIN_KEYS, ElectronError, electrons_of
+from daskpipe.stages.generate.reading.files import files
 from daskpipe.stages.generate.stage import Request, _finish_structure
 
 REQUEST = Request(source="mine", generator="plugin", index=0)

@@ -19,9 +19,9 @@ from ase.data import chemical_symbols
 
 from daskpipe.core.constants import BOHR, GPA, HARTREE, KCAL_PER_MOL
 from daskpipe.core.errors import Rejection
-from daskpipe.stages.generate.files import read_structures
-from daskpipe.stages.generate.labelled import cut_labelled_ranges, read_labelled
-from daskpipe.stages.generate.labels import LabelKeys
+from daskpipe.stages.generate.reading.files import read_structures
+from daskpipe.stages.generate.reading.labelled import cut_labelled_ranges, read_labelled
+from daskpipe.stages.generate.reading.labels import LabelKeys
 
 N_EXTXYZ, N_POSCAR = 300, 80
 DIGITS = 10

@@ -21,8 +21,8 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from daskpipe.core.errors import ConfigError
 from daskpipe.engine.units import Payload
 from daskpipe.pipeline.datasets import import_labelled
-from daskpipe.stages.generate.labelled import cut_labelled_ranges, find_labelled, read_labelled
-from daskpipe.stages.generate.labels import LabelKeys
+from daskpipe.stages.generate.reading.labelled import cut_labelled_ranges, find_labelled, read_labelled
+from daskpipe.stages.generate.reading.labels import LabelKeys
 
 NELM = 60
 ENTROPY = 0.002

@@ -17,8 +17,8 @@ from daskpipe.core.shared_disk import raise_if_transient
 from daskpipe.core.structures import round_positions
 from daskpipe.core.variables import ARRAY_KEYS
 from daskpipe.stages.generate.checks import Limits, find_fault, system_type
-from daskpipe.stages.generate.extxyz import xyz_frames
-from daskpipe.stages.generate.files import read_structures, reader_of, words_of
+from daskpipe.stages.generate.reading.extxyz import xyz_frames
+from daskpipe.stages.generate.reading.files import read_structures, reader_of, words_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -62,7 +62,7 @@ def cut_frame_ranges(path: Path, size: int) -> list[FrameRange]:
     Parameters
     ----------
     path
-        A file of a format that `daskpipe.stages.generate.files` knows.
+        A file of a format that `daskpipe.stages.generate.reading.files` knows.
     size
         Frames in a range.
     """

@@ -32,8 +32,8 @@ from pydantic import Field
 from daskpipe.core.validation import FrozenModel
 from daskpipe.core.variables import FULL_TO_VOIGT
 from daskpipe.stages.generate.checks import FrameError
-from daskpipe.stages.generate.declared_units import find_units, label_factors
-from daskpipe.stages.generate.left_out import is_none, names_left_out
+from daskpipe.stages.generate.reading.declared_units import find_units, label_factors
+from daskpipe.stages.generate.reading.left_out import is_none, names_left_out
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -63,7 +63,7 @@ SAME_VIRIAL = 1e-4
 class LabelKeys(FrozenModel):
     """Keys of the labels, and their units where the files do not declare them or declare them wrongly.
 
-    See `daskpipe.stages.generate.labels` for what is taken where no key is given.
+    See `daskpipe.stages.generate.reading.labels` for what is taken where no key is given.
     """
 
     energy: str | None = Field(default=None, description="Key of the energy")

@@ -10,7 +10,7 @@ import pytest
 from ase import Atoms
 
 from daskpipe.core.errors import Rejection
-from daskpipe.stages.generate.files import read_structures
+from daskpipe.stages.generate.reading.files import read_structures
 
 POSCAR = "{header}\n1.0\n 4.0 0.0 0.0\n 0.0 4.0 0.0\n 0.0 0.0 4.0\n{species} {counts}\nDirect\n" + (
     "0.1 0.1 0.1\n0.5 0.5 0.5\n0.3 0.7 0.2\n"

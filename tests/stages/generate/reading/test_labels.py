@@ -14,7 +14,7 @@ from ase.constraints import FixAtoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from daskpipe.stages.generate.checks import FrameError
-from daskpipe.stages.generate.labels import LabelKeys, Labels, left_out, read_labels
+from daskpipe.stages.generate.reading.labels import LabelKeys, Labels, left_out, read_labels
 
 ENERGY = -3.25
 FORCES = np.array([[0.5, -1, 2], [-0.5, 1, -2]])

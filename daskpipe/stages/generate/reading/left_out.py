@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.stages.generate.declared_units import find_units
-from daskpipe.stages.generate.electrons import CHARGE_KEYS, SPIN_KEYS, UNPAIRED_KEY
+from daskpipe.stages.generate.reading.declared_units import find_units
+from daskpipe.stages.generate.reading.electrons import CHARGE_KEYS, SPIN_KEYS, UNPAIRED_KEY
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskpipe.core.errors import Rejection
-from daskpipe.stages.generate.files import read_structures
-from daskpipe.stages.generate.frame_ranges import FrameRange, copy_frames, cut_frame_ranges, read_frame_range
-from daskpipe.stages.generate.left_out import NOTED
+from daskpipe.stages.generate.reading.files import read_structures
+from daskpipe.stages.generate.reading.frame_ranges import FrameRange, copy_frames, cut_frame_ranges, read_frame_range
+from daskpipe.stages.generate.reading.left_out import NOTED
 
 WATER = b"3\n\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n"
 GOLD = b"1\nLattice=\"4 0 0 0 4 0 0 0 4\" charge=-1 note='x y'\nAu 0.1 0.2 0.3\n"

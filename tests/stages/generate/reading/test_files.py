@@ -20,8 +20,8 @@ from ase.io import write
 
 from daskpipe.core.errors import InputError, Rejection
 from daskpipe.runs.outcome_lines import format_left_out_of_seeds
-from daskpipe.stages.generate.files import expand_requests, files, find_files
-from daskpipe.stages.generate.left_out import MOST_NAMES, NOTED
+from daskpipe.stages.generate.reading.files import expand_requests, files, find_files
+from daskpipe.stages.generate.reading.left_out import MOST_NAMES, NOTED
 from daskpipe.stages.generate.stage import to_payloads
 
 WATER = "3\n\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n"
@@ -330,7 +330,7 @@ def names(found: list[Path], folder: Path) -> list[str]:
 
 
 def test_folders_are_searched_in_order_of_names(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="daskpipe.stages.generate.files"):
+    with caplog.at_level(logging.INFO, logger="daskpipe.stages.generate.reading.files"):
         assert names(find_files(["."], folder), folder) == ["a.xyz", "b.xyz", "sub/POSCAR", "sub/deep/c.xyz"]
     assert "skipped 2 files that are in no known format" in caplog.text
 

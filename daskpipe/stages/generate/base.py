@@ -1,0 +1,142 @@
+"""Draw the structures that other structures are made from: the crystal of a surface, of a defect, of a strain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from ase import Atoms
+from pydantic import BeforeValidator
+
+from daskpipe.core.errors import InputError, Rejection, describe_unknown
+from daskpipe.stages.generate import GENERATORS, is_enumerated
+
+OF = "of"
+"""Name of the parameter that says what a generator starts from."""
+
+
+def check_base(value: Any) -> dict[str, Any]:
+    """Return the generator of a base and its checked parameters.
+
+    Parameters
+    ----------
+    value
+        A mapping as that of a source in a config, without ``n``: ``generator`` and its parameters. A word is short
+        for a file, if it names one, or for a chemical formula: its most likely crystal.
+
+    Raises
+    ------
+    ValueError
+        For an unknown generator, or what its parameters do not allow.
+    """
+    if isinstance(value, str):
+        path = Path(value).expanduser()
+        is_path = path.exists() or path.suffix or "/" in value
+        value = {"generator": "files", "paths": [value]} if is_path else {"generator": "formula", "formula": value}
+    if not isinstance(value, Mapping) or "generator" not in value:
+        raise ValueError(
+            f"expected a formula, a file or {{generator: NAME, ...}}, received {value!r}; "
+            "e.g. of: MgO, of: my.cif or of: {generator: alloys, elements: {Cu: 1}, n_atoms: 32}"
+        )
+    params = dict(value)
+    name = params.pop("generator")
+    if name not in GENERATORS.known_names():
+        raise ValueError(describe_unknown("generator", name, GENERATORS.known_names()))
+    checked = GENERATORS.check_params(name, params)
+    if name == "files":
+        try:
+            items = _expand(name, checked)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        folder = items[0][0]["base_dir"]
+        checked = {"paths": [path for item, _ in items for path in item["paths"]], "base_dir": folder}
+    return {"generator": name, **checked}
+
+
+Base = Annotated[dict[str, Any], BeforeValidator(check_base)]
+"""What a generator starts from: a generator with its parameters, a file, or a formula."""
+
+
+def hash_base(params: Mapping[str, Any]) -> str:
+    """Return a checksum of the files that the parameter ``of`` of a generator names; empty if it names none."""
+    base = params.get(OF)
+    if not isinstance(base, Mapping):
+        return ""
+    name, inner = _split(base)
+    if not is_enumerated(name):
+        return hash_base(inner)
+    return "".join(digest for _, digest in _expand(name, inner))
+
+
+def draw_base(of: Mapping[str, Any], *, rng: np.random.Generator, index: int) -> Atoms:
+    """Draw one structure to start from.
+
+    Parameters
+    ----------
+    of
+        A base, as `check_base` returns it.
+    rng
+        Stream of the structure that is made from it.
+    index
+        Number of the request. A base that is a list, such as frames of files, is gone through in turn.
+
+    Returns
+    -------
+    ase.Atoms
+        A structure of its own, without calculator.
+
+    Raises
+    ------
+    ValueError
+        If the base has no structure that can be used.
+    """
+    name, params = _split(of)
+    if is_enumerated(name):
+        structures = _list_structures(name, json.dumps(params, sort_keys=True), hash_base({OF: of}))
+        return structures[index % len(structures)].copy()
+    for item in islice(_call(name, params, rng, index), 20):
+        if not isinstance(item, Rejection):
+            return item
+    raise ValueError(f"of: generator {name!r} made no structure in 20 tries")
+
+
+def _split(base: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    return base["generator"], {key: value for key, value in base.items() if key != "generator"}
+
+
+def _expand(name: str, params: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    items: list[tuple[dict[str, Any], str]] = GENERATORS.find_companion(name, "expand_requests")(
+        params, None, Path.cwd()
+    )
+    return items
+
+
+def _call(name: str, params: Mapping[str, Any], rng: np.random.Generator, index: int) -> Iterator[Atoms | Rejection]:
+    import inspect
+
+    generator = GENERATORS.get(name)
+    given = {"index": index} if "index" in inspect.signature(generator).parameters else {}
+    structures: Iterator[Atoms | Rejection] = generator(rng=rng, **given, **params)
+    return structures
+
+
+@lru_cache(maxsize=8)
+def _list_structures(name: str, params: str, digest: str) -> list[Atoms]:
+    """Return the structures of a base that is a list; `digest` makes files that have changed count as others."""
+    rejected: list[Rejection] = []
+    structures: list[Atoms] = []
+    for item, _ in _expand(name, json.loads(params)):
+        for made in _call(name, item, np.random.default_rng(0), 0):
+            if isinstance(made, Rejection):
+                rejected.append(made)
+            else:
+                structures.append(made)
+    if not structures:
+        first = f": {rejected[0].structure}: {rejected[0].evidence}" if rejected else ""
+        raise ValueError(f"of: {name} has no structure that can be used{first}")
+    return structures

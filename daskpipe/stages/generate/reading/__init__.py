@@ -1,0 +1,1 @@
+"""Read structures and labels from the user's own files."""
