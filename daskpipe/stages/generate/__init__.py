@@ -23,6 +23,7 @@ GENERATORS = Registry(
     {
         "alloys": "daskpipe.stages.generate.alloys:alloys",
         "clusters": "daskpipe.stages.generate.clusters:clusters",
+        "external": "daskpipe.stages.generate.external:external",
         "files": "daskpipe.stages.generate.reading.files:files",
         "molecules": "daskpipe.stages.generate.molecules:molecules",
         "surfaces": "daskpipe.stages.generate.surfaces:surfaces",

@@ -44,4 +44,4 @@ def test_files_keep_their_promises(tmp_path: Path) -> None:
 
 
 def test_each_generator_of_the_table_is_checked() -> None:
-    assert set(GENERATORS.table) == {*PARAMS, "files"}
+    assert set(GENERATORS.table) == {*PARAMS, "external", "files"}
