@@ -13,9 +13,11 @@ from daskpipe.stages.generate import GENERATORS
 from daskpipe.testing import check_generator
 
 METALS = {"elements": {"Cu": [0.2, 0.8], "Au": [0.2, 0.8]}, "n_atoms": [12, 60]}
+ALLOY = {"generator": "alloys", "elements": {"Cu": 0.5, "Au": 0.5}, "n_atoms": [8, 20]}
 PARAMS: dict[str, dict[str, Any]] = {
     "alloys": METALS,
     "clusters": METALS,
+    "perturb": {"of": ALLOY, "kinds": ["swap", "volume", "strain", "rattle"]},
     "surfaces": METALS,
     "molecules": {"names": ["H2O", "CH4", "O2"]},
 }
