@@ -23,6 +23,7 @@ GENERATORS = Registry(
     {
         "alloys": "daskpipe.stages.generate.alloys:alloys",
         "clusters": "daskpipe.stages.generate.clusters:clusters",
+        "defects": "daskpipe.stages.generate.defects:defects",
         "files": "daskpipe.stages.generate.reading.files:files",
         "molecules": "daskpipe.stages.generate.molecules:molecules",
         "perturb": "daskpipe.stages.generate.perturb:perturb",

@@ -17,6 +17,7 @@ ALLOY = {"generator": "alloys", "elements": {"Cu": 0.5, "Au": 0.5}, "n_atoms": [
 PARAMS: dict[str, dict[str, Any]] = {
     "alloys": METALS,
     "clusters": METALS,
+    "defects": {"of": {**ALLOY, "rattle": 0.0}, "n_atoms": [20, 60], "dopants": ["Ni"]},
     "perturb": {"of": ALLOY, "kinds": ["swap", "volume", "strain", "rattle"]},
     "surfaces": METALS,
     "molecules": {"names": ["H2O", "CH4", "O2"]},
