@@ -17,7 +17,7 @@ from daskpipe.stages.generate.base import Base, copy_base, count_base, draw_base
 from daskpipe.stages.generate.disorder import choose_size, displace_apart, find_close_atoms, missing_size_error
 from daskpipe.stages.generate.params import CountRange, Element, MinDistance, NotEmpty, Rattle, count_range
 from daskpipe.stages.generate.point_defects import Defect, DefectKind, list_defects
-from daskpipe.stages.generate.supercells import Repeats, find_repeats
+from daskpipe.stages.generate.repeats import Repeats, find_repeats
 
 OWN_KINDS: tuple[DefectKind, ...] = ("vacancy", "interstitial", "antisite", "frenkel", "schottky")
 """Kinds that need no foreign element."""
