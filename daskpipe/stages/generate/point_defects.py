@@ -84,8 +84,8 @@ def list_defects(crystal: Atoms, kind: DefectKind, dopants: tuple[str, ...], min
         ]
     empty = [
         (number, place)
-        for number in (own + foreign if kind == "interstitial" else own)
         for place in find_empty_sites(crystal)
+        for number in (own + foreign if kind == "interstitial" else own)
         if _fits(crystal, number, place, min_distance)
     ]
     if kind == "interstitial":
