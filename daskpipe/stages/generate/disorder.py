@@ -101,6 +101,21 @@ def apply_strain(rng: np.random.Generator, atoms: Atoms, amplitude: float, *, ax
     atoms.set_cell(atoms.cell.array @ (np.eye(3) + tensor), scale_atoms=True)
 
 
+def draw_strain(rng: np.random.Generator, amplitude: float) -> np.ndarray:
+    """Draw a symmetric strain tensor, shape (3, 3): normal and engineering shear strains uniform within `amplitude`."""
+    normal, shear = rng.uniform(-amplitude, amplitude, (2, 3, 3))
+    tensor = np.triu(shear / 2, 1)
+    return np.asarray(tensor + tensor.T + np.diag(np.diag(normal)))
+
+
+def strain_periodic(atoms: Atoms, tensor: np.ndarray) -> None:
+    """Strain a cell and the atoms in it, in place, within the space that the periodic cell vectors span."""
+    basis = np.linalg.qr(atoms.cell.array[atoms.pbc].T)[0]
+    projector = basis @ basis.T
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + projector @ tensor @ projector))
+    atoms.positions = atoms.positions @ (np.eye(3) + projector @ tensor @ projector)
+
+
 def displace_atoms(rng: np.random.Generator, atoms: Atoms, amplitude: float) -> None:
     """Displace atoms, in place, by Gaussian noise of standard deviation `amplitude`, Å, along each axis."""
     atoms.positions += rng.normal(scale=amplitude, size=atoms.positions.shape)

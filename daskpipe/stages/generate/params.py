@@ -108,6 +108,14 @@ def factor_range(value: Any) -> tuple[float, float]:
     return float(pair[0]), float(pair[1])
 
 
+def length_range(value: Any) -> tuple[float, float]:
+    """Return a length, or lowest and highest length, Å, as a pair."""
+    pair = (value, value) if isinstance(value, int | float) else tuple(value) if isinstance(value, list | tuple) else ()
+    if len(pair) != 2 or not all(isinstance(x, int | float) for x in pair) or not 0 < pair[0] <= pair[1] <= 1000:
+        raise ValueError(f"expected a length in Å or [lowest, highest], received {value!r}")
+    return float(pair[0]), float(pair[1])
+
+
 def not_empty[T: (list[Any], tuple[Any, ...])](items: T) -> T:
     """Return `items` if there are any, else raise ValueError."""
     if not items:

@@ -13,7 +13,13 @@ from pydantic import BeforeValidator, Field
 
 from daskpipe.core.errors import Rejection
 from daskpipe.stages.generate.base import Base, copy_base, count_base, draw_base, probe_base
-from daskpipe.stages.generate.disorder import displace_apart, find_close_atoms, spread_evenly
+from daskpipe.stages.generate.disorder import (
+    displace_apart,
+    draw_strain,
+    find_close_atoms,
+    spread_evenly,
+    strain_periodic,
+)
 from daskpipe.stages.generate.params import MinDistance, NotEmpty, Rattle, Strain, factor_range
 
 Kind = Literal["rattle", "strain", "volume", "swap"]
@@ -142,18 +148,3 @@ def swap_atoms(rng: np.random.Generator, atoms: Atoms, fraction: float) -> None:
         second = unlike[-1]
         untouched.remove(second)
         atoms.positions[[first, second]] = atoms.positions[[second, first]]
-
-
-def draw_strain(rng: np.random.Generator, amplitude: float) -> np.ndarray:
-    """Draw a symmetric strain tensor, shape (3, 3): normal and engineering shear strains uniform within `amplitude`."""
-    normal, shear = rng.uniform(-amplitude, amplitude, (2, 3, 3))
-    tensor = np.triu(shear / 2, 1)
-    return np.asarray(tensor + tensor.T + np.diag(np.diag(normal)))
-
-
-def strain_periodic(atoms: Atoms, tensor: np.ndarray) -> None:
-    """Strain a cell and the atoms in it, in place, within the space that the periodic cell vectors span."""
-    basis = np.linalg.qr(atoms.cell.array[atoms.pbc].T)[0]
-    projector = basis @ basis.T
-    atoms.set_cell(atoms.cell.array @ (np.eye(3) + projector @ tensor @ projector))
-    atoms.positions = atoms.positions @ (np.eye(3) + projector @ tensor @ projector)

@@ -100,7 +100,7 @@ def list_defects(crystal: Atoms, kind: DefectKind, dopants: tuple[str, ...], min
 
 def distinct_sites(crystal: Atoms) -> list[int]:
     """Return the first atom of each set of atoms that the space group maps onto each other."""
-    return np.unique(_symmetry(_key_of(crystal))[2]).tolist()
+    return np.unique(_symmetry(key_of(crystal))[2]).tolist()
 
 
 def find_empty_sites(crystal: Atoms) -> list[tuple[float, float, float]]:
@@ -120,20 +120,20 @@ def find_empty_sites(crystal: Atoms) -> list[tuple[float, float, float]]:
     list of tuple
         Fractional coordinates, those farthest from any atom first.
     """
-    return list(_empty_sites(_key_of(crystal)))
+    return list(_empty_sites(key_of(crystal)))
 
 
 CrystalKey = tuple[bytes, bytes, bytes]
 
 
-def _key_of(crystal: Atoms) -> CrystalKey:
+def key_of(crystal: Atoms) -> CrystalKey:
+    """Return numbers, positions and cell of a crystal as bytes, which a cache can look up."""
     return crystal.numbers.astype("<i8").tobytes(), crystal.positions.tobytes(), crystal.cell.array.tobytes()
 
 
-def _crystal_of(key: CrystalKey) -> Atoms:
-    numbers, positions, cell = (
-        np.frombuffer(part, kind) for part, kind in zip(key, ("<i8", float, float), strict=True)
-    )
+def crystal_of(key: CrystalKey) -> Atoms:
+    """Return the crystal of a key of `key_of`."""
+    numbers, positions, cell = np.frombuffer(key[0], "<i8"), np.frombuffer(key[1]), np.frombuffer(key[2])
     return Atoms(numbers, positions.reshape(-1, 3), cell=cell.reshape(3, 3), pbc=True)
 
 
@@ -142,7 +142,7 @@ def _symmetry(key: CrystalKey) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return rotations and translations of the space group, fractional, and the equivalent atom of each."""
     import spglib
 
-    crystal = _crystal_of(key)
+    crystal = crystal_of(key)
     cell = (crystal.cell.array, crystal.get_scaled_positions(), crystal.numbers)
     dataset = spglib.get_symmetry_dataset(cell, symprec=SYMPREC)
     if dataset is None:
@@ -154,7 +154,7 @@ def _symmetry(key: CrystalKey) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _empty_sites(key: CrystalKey) -> tuple[tuple[float, float, float], ...]:
     from scipy.spatial import KDTree
 
-    crystal = _crystal_of(key)
+    crystal = crystal_of(key)
     candidates = _voronoi_places(crystal)
     images = _with_shell(crystal)
     distance = KDTree(images).query(candidates @ crystal.cell.array)[0].round(4)
