@@ -38,7 +38,7 @@ def defects(
     kinds: Annotated[tuple[DefectKind, ...], NotEmpty] | None = None,
     dopants: tuple[Element, ...] = (),
     rattle: Rattle = 0.05,
-    min_distance: MinDistance = 0.65,
+    min_distance: MinDistance = 0.62,
 ) -> Iterator[Atoms | Rejection]:
     """Yield supercells with one point defect each, through all defects that symmetry tells apart.
 
@@ -117,11 +117,10 @@ def find_unsuited(
     if (missing := [kind for kind in kinds if kind not in present]) and (all_of_them or not present):
         return f"kinds: {formula} has no {missing[0]} (min_distance {min_distance:g}); leave it out"
     if not any(find_sizes(crystal, kind, limits) for kind in present):
-        sizes = {
-            n + change_of(crystal, present[0])
-            for n in find_repeats(crystal.cell.array, len(crystal), (1, 2 * limits[1] + 2 * len(crystal)))
-        }
-        return str(missing_size_error(f"supercell of {formula} with a defect", limits, sorted(sizes)))
+        kind = present[0]
+        possible = find_sizes(crystal, kind, (1, 2 * (limits[1] + len(crystal))))
+        sizes = [size + change_of(crystal, kind) for size in possible]
+        return str(missing_size_error(f"supercell of {formula} with a defect", limits, sizes))
     return None
 
 

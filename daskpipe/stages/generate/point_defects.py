@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -10,7 +11,6 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
 
-from daskpipe.core.connectivity import find_neighbours
 from daskpipe.core.geometry import cell_widths
 
 DefectKind = Literal["vacancy", "interstitial", "antisite", "substitution", "frenkel", "schottky"]
@@ -82,11 +82,13 @@ def list_defects(crystal: Atoms, kind: DefectKind, dopants: tuple[str, ...], min
             for number in others
             if number != crystal.numbers[site]
         ]
+    places = find_empty_sites(crystal)
+    room = measure_room(crystal, places, min_distance)
     empty = [
         (number, place)
-        for place in find_empty_sites(crystal)
+        for place, radius in zip(places, room, strict=True)
         for number in (own + foreign if kind == "interstitial" else own)
-        if _fits(crystal, number, place, min_distance)
+        if min_distance * covalent_radii[number] <= radius
     ]
     if kind == "interstitial":
         return [Defect(kind=kind, number=number, place=place) for number, place in empty]
@@ -123,6 +125,15 @@ def find_empty_sites(crystal: Atoms) -> list[tuple[float, float, float]]:
     return list(_empty_sites(key_of(crystal)))
 
 
+def measure_room(crystal: Atoms, places: Sequence[tuple[float, float, float]], min_distance: float) -> np.ndarray:
+    """Return the radius left at places between atoms of `min_distance` times their radius, Å, shape (place,)."""
+    if not places:
+        return np.zeros(0)
+    images, atom = _with_shell(crystal)
+    distance = np.linalg.norm((np.array(places) @ crystal.cell.array)[:, None] - images, axis=2)
+    return np.asarray((distance - min_distance * covalent_radii[crystal.numbers[atom]]).min(axis=1))
+
+
 CrystalKey = tuple[bytes, bytes, bytes]
 
 
@@ -156,7 +167,7 @@ def _empty_sites(key: CrystalKey) -> tuple[tuple[float, float, float], ...]:
 
     crystal = crystal_of(key)
     candidates = _voronoi_places(crystal)
-    images = _with_shell(crystal)
+    images, _ = _with_shell(crystal)
     distance = KDTree(images).query(candidates @ crystal.cell.array)[0].round(4)
     order = np.lexsort((*candidates.round(4).T[::-1], -distance))
     rotations, translations, _ = _symmetry(key)
@@ -180,7 +191,7 @@ def _voronoi_places(crystal: Atoms) -> np.ndarray:
     """Return corners, midpoints of edges and centres of faces of the Voronoi cells, fractional, within the cell."""
     from scipy.spatial import Voronoi
 
-    tessellation = Voronoi(_with_shell(crystal))
+    tessellation = Voronoi(_with_shell(crystal)[0])
     corners = tessellation.vertices
     places = [corners]
     faces = [face for face in tessellation.ridge_vertices if -1 not in face]
@@ -192,22 +203,12 @@ def _voronoi_places(crystal: Atoms) -> np.ndarray:
     return np.unique((scaled[inside] % 1).round(6) % 1, axis=0)
 
 
-def _with_shell(crystal: Atoms) -> np.ndarray:
-    """Return the positions of the atoms and of their images within `MARGIN` of the cell, Å, shape (image, 3)."""
+def _with_shell(crystal: Atoms) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions of the atoms and of their images within `MARGIN` of the cell, Å, and the atom of each image."""
     widths = cell_widths(crystal.cell.array)
     reach = np.ceil(MARGIN / widths).astype(int)
     shifts = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij"), axis=-1).reshape(-1, 3)
     scaled = (crystal.get_scaled_positions()[None] + shifts[:, None]).reshape(-1, 3)
     margin = MARGIN / widths
     near = ((scaled >= -margin) & (scaled <= 1 + margin)).all(axis=1)
-    return np.asarray(scaled[near] @ crystal.cell.array)
-
-
-def _fits(crystal: Atoms, number: int, place: tuple[float, float, float], min_distance: float) -> bool:
-    trial = crystal.copy()
-    trial.append("X")
-    trial.numbers[-1] = number
-    trial.positions[-1] = np.array(place) @ crystal.cell.array
-    i, j = find_neighbours(trial, min_distance * covalent_radii[trial.numbers], "ij")
-    # An image of the interstitial itself may be near in a small cell; the supercell keeps it away.
-    return not ((i == len(crystal)) & (j != len(crystal))).any()
+    return scaled[near] @ crystal.cell.array, np.tile(np.arange(len(crystal)), len(shifts))[near]

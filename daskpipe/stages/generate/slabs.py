@@ -135,7 +135,7 @@ def _distinct_millers(key: CrystalKey, max_index: int) -> tuple[Miller, ...]:
     span = range(-max_index, max_index + 1)
     found: list[Miller] = []
     seen: set[Miller] = set()
-    indices = [(h, k, l) for h, k, l in product(span, span, span) if gcd(h, k, l) == 1]
+    indices = [hkl for hkl in product(span, span, span) if gcd(*hkl) == 1]
     for hkl in sorted(indices, key=lambda hkl: (sum(map(abs, hkl)), [-index for index in hkl])):
         if hkl in seen:
             continue
@@ -184,7 +184,6 @@ def orient(crystal: Atoms, miller: Sequence[int]) -> Orientation:
 @lru_cache(maxsize=128)
 def _orient(key: CrystalKey, miller: Miller) -> Orientation:
     import spglib
-    from ase.build import surface
 
     crystal = crystal_of(key)
     lattice = index_cell(crystal)
@@ -195,25 +194,54 @@ def _orient(key: CrystalKey, miller: Miller) -> Orientation:
     # The same plane in the primitive cell: its normal is given by indices along the reciprocal vectors.
     plane = crystal.cell.array @ np.linalg.inv(lattice) @ miller
     plane = np.rint(plane * 12).astype(int)  # fractions of conventional vectors are halves and thirds
-    turned: Atoms = surface(crystal, tuple((plane // gcd(*plane.tolist())).tolist()), 1, periodic=True)
-    _reduce_plane(turned)
-    turned.wrap()
+    turned = _turn(crystal, plane_basis(plane // gcd(*plane.tolist())) @ crystal.cell.array)
     spacing = float(turned.cell.array[2, 2])
     return Orientation(crystal=turned, cuts=_find_cuts(turned, spacing), spacing=spacing)
 
 
-def _reduce_plane(atoms: Atoms) -> None:
-    """Shorten the first two cell vectors, in place, without another plane or volume (Gauss's reduction)."""
-    first, second, third = atoms.cell.array
-    while True:
+def plane_basis(plane: np.ndarray) -> np.ndarray:
+    """Return a lattice basis of whole numbers, the first two vectors of which lie in a plane, shape (3, 3).
+
+    The third one leads to the next lattice plane. Its determinant is 1 or -1.
+
+    Examples
+    --------
+    >>> basis = plane_basis(np.array([2, 1, 0]))
+    >>> (basis @ [2, 1, 0]).tolist(), abs(round(float(np.linalg.det(basis))))
+    ([0, 0, 1], 1)
+    """
+    basis = np.eye(3, dtype=int)
+    heights = plane.copy()
+    # Euclid's algorithm on the heights above the plane; the steps are taken by the vectors as well.
+    while np.count_nonzero(heights) > 1:
+        least = min(np.flatnonzero(heights), key=lambda row: abs(heights[row]))
+        for row in range(3):
+            if row != least:
+                times = heights[row] // heights[least]
+                heights[row] -= times * heights[least]
+                basis[row] -= times * basis[least]
+    above = int(np.flatnonzero(heights)[0])
+    basis[above] *= heights[above]  # 1 or -1
+    return np.asarray(basis[[row for row in range(3) if row != above] + [above]])
+
+
+def _turn(crystal: Atoms, vectors: np.ndarray) -> Atoms:
+    """Return a crystal in another cell of its lattice, turned so that the first vector is x and the second in x, y."""
+    first, second, third = vectors
+    while True:  # Gauss's reduction of the two vectors in the plane
         if first @ first > second @ second:
-            first, second = second, -first
-        shorter = second - round(float(first @ second) / float(first @ first)) * first
-        if shorter @ shorter > (second @ second) * (1 - 1e-9):
+            first, second = second, first
+        times = round(float(first @ second) / float(first @ first))
+        if times == 0:
             break
-        second = shorter
+        second = second - times * first
+    if np.linalg.det([first, second, third]) < 0:
+        second = -second
     third = third - np.rint(np.linalg.lstsq(np.array([first, second]).T, third, rcond=None)[0]) @ [first, second]
-    atoms.set_cell([first, second, third])
+    turned = Atoms(crystal.numbers, crystal.positions, cell=[first, second, third], pbc=True)
+    turned.set_cell(turned.cell.standard_form()[0], scale_atoms=True)
+    turned.wrap()
+    return turned
 
 
 def _find_cuts(atoms: Atoms, spacing: float) -> tuple[float, ...]:

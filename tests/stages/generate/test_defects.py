@@ -128,14 +128,14 @@ def test_frenkel_pairs_are_apart(rock_salt: str) -> None:
     for atoms in draw(rock_salt, kinds=["frenkel"], n_atoms=(100, 200), n=4, rattle=0):
         supercell = atoms[:-1]  # the interstitial is last
         nearest = atoms.get_distances(-1, list(range(len(supercell))), mic=True).min()
-        assert nearest > 1.5
+        assert nearest > 1.2
 
 
 @pytest.mark.parametrize(
     ("params", "message"),
     [
         ({"kinds": ["substitution"]}, "substitution needs foreign elements; give dopants"),
-        ({"n_atoms": 6, "kinds": ["vacancy"]}, r"no supercell of MgO with a defect of 6 to 6 atoms; .* are 3, 5, 7, 9"),
+        ({"n_atoms": 6, "kinds": ["vacancy"]}, r"no supercell of MgO with a defect of 6 to 6 atoms; .* are 3, 7, 15"),
     ],
 )
 def test_what_is_impossible_is_refused(params: dict[str, Any], message: str, rock_salt: str) -> None:
@@ -148,5 +148,5 @@ def test_wrong_bases_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="H2O is not periodic along three axes; give a crystal"):
         draw(str(tmp_path / "h2o.extxyz"))
     ase.io.write(tmp_path / "cu.extxyz", bulk("Cu"))
-    with pytest.raises(ValueError, match=r"Cu has no antisite \(min_distance 0.65\)"):
+    with pytest.raises(ValueError, match=r"Cu has no antisite \(min_distance 0.62\)"):
         draw(str(tmp_path / "cu.extxyz"), kinds=["vacancy", "antisite"])

@@ -36,6 +36,10 @@ def test_other_molecules_keep_their_promises(params: dict[str, Any]) -> None:
     check_generator(GENERATORS.get("molecules"), params)
 
 
+def test_slabs_of_crystals_keep_their_promises() -> None:
+    check_generator(GENERATORS.get("surfaces"), {"of": {**ALLOY, "rattle": 0.0}, "n_atoms": [20, 80]}, n=8)
+
+
 def test_files_keep_their_promises(tmp_path: Path) -> None:
     ion = molecule("OH")
     ion.info = {"charge": -1, "spin_multiplicity": 1}
