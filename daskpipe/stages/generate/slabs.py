@@ -277,7 +277,8 @@ def cut_slab(orientation: Orientation, cut: float, n_spacings: int) -> Atoms:
     crystal.set_scaled_positions(scaled)
     slab: Atoms = crystal.repeat((1, 1, n_spacings))
     slab.pbc = (True, True, False)
-    slab.cell[2] = [0, 0, np.ptp(slab.positions[:, 2])]
+    slab.cell[2] = [0, 0, np.ptp(slab.positions[:, 2]) or 1.0]
+    slab.wrap()  # in the plane, for the layers are shifted along it
     return slab
 
 
