@@ -21,6 +21,7 @@ from daskpipe.core.registry import Registry
 GENERATORS = Registry(
     "generator",
     {
+        "adsorbates": "daskpipe.stages.generate.adsorbates:adsorbates",
         "alloys": "daskpipe.stages.generate.alloys:alloys",
         "clusters": "daskpipe.stages.generate.clusters:clusters",
         "defects": "daskpipe.stages.generate.defects:defects",

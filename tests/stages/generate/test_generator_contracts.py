@@ -15,6 +15,7 @@ from daskpipe.testing import check_generator
 METALS = {"elements": {"Cu": [0.2, 0.8], "Au": [0.2, 0.8]}, "n_atoms": [12, 60]}
 ALLOY = {"generator": "alloys", "elements": {"Cu": 0.5, "Au": 0.5}, "n_atoms": [8, 20]}
 PARAMS: dict[str, dict[str, Any]] = {
+    "adsorbates": {"of": {"generator": "surfaces", "elements": {"Cu": 1}, "n_atoms": [24, 40]}, "names": ["CO", "H"]},
     "alloys": METALS,
     "clusters": METALS,
     "defects": {"of": {**ALLOY, "rattle": 0.0}, "n_atoms": [20, 60], "dopants": ["Ni"]},
