@@ -25,6 +25,7 @@ GENERATORS = Registry(
         "clusters": "daskpipe.stages.generate.clusters:clusters",
         "files": "daskpipe.stages.generate.reading.files:files",
         "molecules": "daskpipe.stages.generate.molecules:molecules",
+        "organic": "daskpipe.stages.generate.organic:organic",
         "surfaces": "daskpipe.stages.generate.surfaces:surfaces",
     },
     group="daskpipe.generators",

@@ -17,6 +17,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "alloys": METALS,
     "clusters": METALS,
     "surfaces": METALS,
+    "organic": {"n_atoms": [10, 30], "copies": 3},
     "molecules": {"names": ["H2O", "CH4", "O2"]},
 }
 
