@@ -24,6 +24,7 @@ GENERATORS = Registry(
         "alloys": "daskpipe.stages.generate.alloys:alloys",
         "clusters": "daskpipe.stages.generate.clusters:clusters",
         "files": "daskpipe.stages.generate.reading.files:files",
+        "molecular_clusters": "daskpipe.stages.generate.molecular_clusters:molecular_clusters",
         "molecules": "daskpipe.stages.generate.molecules:molecules",
         "organic": "daskpipe.stages.generate.organic:organic",
         "surfaces": "daskpipe.stages.generate.surfaces:surfaces",

@@ -327,7 +327,8 @@ def _close_ring(rng: np.random.Generator, graph: Graph) -> bool:
 
 def _paths_from(graph: Graph, start: int, longest: int) -> list[tuple[int, ...]]:
     """Return the paths from an atom, of at most `longest` atoms, without rings and triple bonds."""
-    paths, ends = [], [(start,)]
+    paths: list[tuple[int, ...]] = []
+    ends: list[tuple[int, ...]] = [(start,)]
     while ends:
         paths += ends
         ends = [

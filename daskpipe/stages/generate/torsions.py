@@ -64,7 +64,7 @@ class Rotors:
             part = steps[ends[0]] > steps[ends[1]]  # without the bond, no atom is as near to one end as to the other
             axes.append(ends)
             moving.append(part if 2 * part.sum() <= len(part) else ~part)
-        radii, vdw = covalent_radii[numbers], np.nan_to_num(vdw_radii[numbers], nan=2.0)
+        radii, vdw = covalent_radii[numbers], find_vdw_radii(numbers)
         least = np.maximum(CLASH_COVALENT * np.add.outer(radii, radii), CLASH_VDW * np.add.outer(vdw, vdw))
         return cls(
             numbers=numbers,
@@ -86,6 +86,11 @@ class Rotors:
         i, j = np.triu_indices(len(self.numbers), 1)
         first, second = self.numbers[i], self.numbers[j]
         return np.asarray(128 * np.minimum(first, second) + np.maximum(first, second))
+
+
+def find_vdw_radii(numbers: np.ndarray) -> np.ndarray:
+    """Return the van der Waals radii of elements, Å; 2 Å where ASE's table has none."""
+    return np.asarray(np.nan_to_num(vdw_radii[numbers], nan=2.0))
 
 
 def pair_distances(positions: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "alloys": METALS,
     "clusters": METALS,
     "surfaces": METALS,
+    "molecular_clusters": {"names": ["H2O"], "smiles": ["CO", "[NH4+]"], "n_molecules": [2, 4]},
     "organic": {"n_atoms": [10, 30], "copies": 3},
     "molecules": {"names": ["H2O", "CH4", "O2"]},
 }
