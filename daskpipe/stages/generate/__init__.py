@@ -23,10 +23,12 @@ GENERATORS = Registry(
     {
         "alloys": "daskpipe.stages.generate.alloys:alloys",
         "clusters": "daskpipe.stages.generate.clusters:clusters",
+        "defects": "daskpipe.stages.generate.defects:defects",
         "files": "daskpipe.stages.generate.reading.files:files",
         "molecular_clusters": "daskpipe.stages.generate.molecular_clusters:molecular_clusters",
         "molecules": "daskpipe.stages.generate.molecules:molecules",
         "organic": "daskpipe.stages.generate.organic:organic",
+        "perturb": "daskpipe.stages.generate.perturb:perturb",
         "surfaces": "daskpipe.stages.generate.surfaces:surfaces",
     },
     group="daskpipe.generators",
