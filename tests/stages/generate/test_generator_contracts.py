@@ -21,6 +21,8 @@ PARAMS: dict[str, dict[str, Any]] = {
     "defects": {"of": {**ALLOY, "rattle": 0.0}, "n_atoms": [20, 60], "dopants": ["Ni"]},
     "perturb": {"of": ALLOY, "kinds": ["swap", "volume", "strain", "rattle"]},
     "surfaces": METALS,
+    "molecular_clusters": {"names": ["H2O"], "smiles": ["CO", "[NH4+]"], "n_molecules": [2, 4]},
+    "organic": {"n_atoms": [10, 30], "copies": 3},
     "molecules": {"names": ["H2O", "CH4", "O2"]},
 }
 
