@@ -30,6 +30,7 @@ GENERATORS = Registry(
         "molecules": "daskpipe.stages.generate.molecules:molecules",
         "organic": "daskpipe.stages.generate.organic:organic",
         "perturb": "daskpipe.stages.generate.perturb:perturb",
+        "reference": "daskpipe.stages.generate.reference:reference",
         "surfaces": "daskpipe.stages.generate.surfaces:surfaces",
     },
     group="daskpipe.generators",

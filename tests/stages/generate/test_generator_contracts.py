@@ -43,6 +43,10 @@ def test_slabs_of_crystals_keep_their_promises() -> None:
     check_generator(GENERATORS.get("surfaces"), {"of": {**ALLOY, "rattle": 0.0}, "n_atoms": [20, 80]}, n=8)
 
 
+def test_references_keep_their_promises() -> None:
+    check_generator(GENERATORS.get("reference"), {"elements": ["Cu", "O"], "of": ALLOY}, n=60, is_random=False)
+
+
 def test_files_keep_their_promises(tmp_path: Path) -> None:
     ion = molecule("OH")
     ion.info = {"charge": -1, "spin_multiplicity": 1}
@@ -54,4 +58,4 @@ def test_files_keep_their_promises(tmp_path: Path) -> None:
 
 
 def test_each_generator_of_the_table_is_checked() -> None:
-    assert set(GENERATORS.table) == {*PARAMS, "files"}
+    assert set(GENERATORS.table) == {*PARAMS, "files", "reference"}
