@@ -23,7 +23,9 @@ GENERATORS = Registry(
     {
         "alloys": "daskpipe.stages.generate.alloys:alloys",
         "clusters": "daskpipe.stages.generate.clusters:clusters",
+        "crystals": "daskpipe.stages.generate.crystals:crystals",
         "files": "daskpipe.stages.generate.reading.files:files",
+        "formula": "daskpipe.stages.generate.formula:formula",
         "molecules": "daskpipe.stages.generate.molecules:molecules",
         "surfaces": "daskpipe.stages.generate.surfaces:surfaces",
     },

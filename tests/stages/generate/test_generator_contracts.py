@@ -16,6 +16,8 @@ METALS = {"elements": {"Cu": [0.2, 0.8], "Au": [0.2, 0.8]}, "n_atoms": [12, 60]}
 PARAMS: dict[str, dict[str, Any]] = {
     "alloys": METALS,
     "clusters": METALS,
+    "crystals": {"prototype": "perovskite", "elements": {"A": ["Ca", "Sr"], "B": "Ti", "X": "O"}, "n_atoms": [5, 60]},
+    "formula": {"formula": "TiO2", "first": 3, "n_atoms": [6, 48]},
     "surfaces": METALS,
     "molecules": {"names": ["H2O", "CH4", "O2"]},
 }
