@@ -28,6 +28,13 @@ def test_random_generators_keep_their_promises(name: str) -> None:
     check_generator(GENERATORS.get(name), PARAMS[name], n=8)
 
 
+@pytest.mark.parametrize(
+    "params", [{"smiles": ["CCO", "C[NH3+]"], "conformers": 2}, {"set": "s22", "n_atoms": [6, 12]}]
+)
+def test_other_molecules_keep_their_promises(params: dict[str, Any]) -> None:
+    check_generator(GENERATORS.get("molecules"), params)
+
+
 def test_files_keep_their_promises(tmp_path: Path) -> None:
     ion = molecule("OH")
     ion.info = {"charge": -1, "spin_multiplicity": 1}
