@@ -27,6 +27,7 @@ GENERATORS = Registry(
         "files": "daskpipe.stages.generate.reading.files:files",
         "formula": "daskpipe.stages.generate.formula:formula",
         "molecules": "daskpipe.stages.generate.molecules:molecules",
+        "random_crystals": "daskpipe.stages.generate.random_crystals:random_crystals",
         "surfaces": "daskpipe.stages.generate.surfaces:surfaces",
     },
     group="daskpipe.generators",

@@ -18,6 +18,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "clusters": METALS,
     "crystals": {"prototype": "perovskite", "elements": {"A": ["Ca", "Sr"], "B": "Ti", "X": "O"}, "n_atoms": [5, 60]},
     "formula": {"formula": "TiO2", "first": 3, "n_atoms": [6, 48]},
+    "random_crystals": {"formula": "TiO2", "n_atoms": [3, 12]},
     "surfaces": METALS,
     "molecules": {"names": ["H2O", "CH4", "O2"]},
 }
