@@ -23,9 +23,11 @@ GENERATORS = Registry(
     {
         "alloys": "daskpipe.stages.generate.alloys:alloys",
         "clusters": "daskpipe.stages.generate.clusters:clusters",
+        "covalent": "daskpipe.stages.generate.covalent:covalent",
         "crystals": "daskpipe.stages.generate.crystals:crystals",
         "files": "daskpipe.stages.generate.reading.files:files",
         "formula": "daskpipe.stages.generate.formula:formula",
+        "ionic": "daskpipe.stages.generate.ionic:ionic",
         "molecules": "daskpipe.stages.generate.molecules:molecules",
         "random_crystals": "daskpipe.stages.generate.random_crystals:random_crystals",
         "surfaces": "daskpipe.stages.generate.surfaces:surfaces",

@@ -31,12 +31,12 @@ def check_formula(text: str) -> str:
     """
     from pymatgen.core import Composition
 
+    if not text.strip():
+        raise ValueError("the formula is empty; write e.g. MgO")
     try:
         amounts = Composition(text, strict=True).get_el_amt_dict()
     except (ValueError, KeyError) as error:
         raise ValueError(f"cannot read the formula {text!r}; write e.g. MgO, CsPbI3 or Ca(OH)2") from error
-    if not amounts:
-        raise ValueError("the formula is empty; write e.g. MgO")
     for symbol, amount in amounts.items():
         check_element(symbol)
         if amount != round(amount) or amount < 1:

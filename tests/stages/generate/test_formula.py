@@ -49,8 +49,9 @@ LEAST_RIGHT = 0.9
 FIRST = 5
 
 
-def space_group(atoms: Atoms) -> int:
-    dataset = spglib.get_symmetry_dataset((atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers), symprec=0.01)
+def space_group(atoms: Atoms, tolerance: float = 0.01) -> int:
+    cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
+    dataset = spglib.get_symmetry_dataset(cell, symprec=tolerance)
     assert dataset is not None
     return int(dataset.number)
 
@@ -72,6 +73,7 @@ def test_known_ground_states_are_among_the_first_five(text: str, groups: dict[in
     ]
 
 
+@pytest.mark.slow
 def test_most_other_compounds_are_right_as_well() -> None:
     wrong = [text for text, group in OTHERS if group not in {space_group(each.build()) for each in first_five(text)}]
     assert len(wrong) <= (1 - LEAST_RIGHT) * len(OTHERS), wrong
@@ -92,12 +94,13 @@ def test_metals_and_anions_take_their_own_sites() -> None:
 
 
 def test_structure_types_in_the_data_have_the_space_group_of_their_label() -> None:
-    odd = {"A2B_oC12_38_de_ab", "AB3_tI16_140_b_ah"}  # pymatgen 2026.10 has them with another symmetry
+    wrong = {"A2B_oC12_38_de_ab", "AB3_tI16_140_b_ah"}  # pymatgen 2026.10 has them with another symmetry
     for prototypes in list(read_prototypes().values())[:6]:
         for prototype in prototypes:
             assert prototype.cell is None or sum(prototype.counts) <= MAX_ATOMS
-            if prototype.label not in odd:
-                assert space_group(prototype.pattern.cell) == prototype.space_group, prototype.label
+            if prototype.label not in wrong:
+                groups = {space_group(prototype.pattern.cell, tolerance) for tolerance in (1e-4, 1e-3, 1e-2)}
+                assert prototype.space_group in groups, prototype.label
 
 
 @pytest.mark.parametrize("text", ["MgO", "TiO2", "CuZn", "CsPbI3"])
@@ -137,7 +140,7 @@ def test_charges_that_cannot_balance_are_logged_or_refused(caplog: pytest.LogCap
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"formula": "Na7Cl3Br2F"}, r"none of the known structure types has the stoichiometry of Na7Cl3Br2F"),
+        ({"formula": "Na9Cl4Br3F2"}, r"none of the known structure types has the stoichiometry of Na9Cl4Br3F2"),
         ({"formula": "MgO", "n_atoms": 1}, r"no supercell of MgO \(.*\) of 1 to 1 atoms; the nearest sizes are 2"),
     ],
 )

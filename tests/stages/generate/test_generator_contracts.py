@@ -16,8 +16,10 @@ METALS = {"elements": {"Cu": [0.2, 0.8], "Au": [0.2, 0.8]}, "n_atoms": [12, 60]}
 PARAMS: dict[str, dict[str, Any]] = {
     "alloys": METALS,
     "clusters": METALS,
+    "covalent": {"kinds": ["nanotube"]},
     "crystals": {"prototype": "perovskite", "elements": {"A": ["Ca", "Sr"], "B": "Ti", "X": "O"}, "n_atoms": [5, 60]},
     "formula": {"formula": "TiO2", "first": 3, "n_atoms": [6, 48]},
+    "ionic": {"of": "ZrO2", "n_atoms": [24, 60], "doping": {"Zr": {"Y": [0.05, 0.3]}}},
     "random_crystals": {"formula": "TiO2", "n_atoms": [3, 12]},
     "surfaces": METALS,
     "molecules": {"names": ["H2O", "CH4", "O2"]},
