@@ -125,7 +125,7 @@ def _find_charges(
 ) -> dict[str, float]:
     """Return the oxidation states of the crystal's elements and of the dopants."""
     cell = next(_each(supercells))[0]
-    formula = cell.symbols.formula.reduce()[0]
+    formula = cell.symbols.formula.reduce()[0].convert("metal")
     amounts = formula.count()
     oxidation: dict[str, float] = {**guess_oxidation(str(formula)), **charges}
     missing = [symbol for symbol in amounts if symbol not in oxidation]

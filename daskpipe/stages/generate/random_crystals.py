@@ -18,8 +18,8 @@ from daskpipe.stages.generate.extras import import_extra
 from daskpipe.stages.generate.formula import Formula
 from daskpipe.stages.generate.params import CountRange, Element, NotEmpty, Rattle, count_range
 
-TRIES = 10
-"""Space groups, compatible with the composition, that are tried for one structure."""
+TRIES = 3
+"""Space groups, compatible with the composition, that are tried for one structure; each has 400 attempts of PyXtal."""
 
 TOLERANCE = 1.4
 """Factor of PyXtal's least distances, which are half the sum of the covalent radii."""

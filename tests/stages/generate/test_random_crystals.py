@@ -44,7 +44,6 @@ def test_crystals_have_the_symmetry_of_their_group_or_more(group: int) -> None:
     cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
     dataset = spglib.get_symmetry_dataset(cell, symprec=1e-3)
     assert dataset is not None
-    assert dataset.number >= group
     assert len(dataset.rotations) % N_OPERATIONS[group] == 0
 
 
@@ -55,7 +54,7 @@ def test_each_element_occurs() -> None:
 
 
 def test_what_cannot_be_packed_is_a_rejection() -> None:
-    (item,) = draw(formula="CsI", n_atoms=16, space_groups=[2], density=3)
+    (item,) = draw(formula="CsI", n_atoms=8, space_groups=[225], density=3)
     assert isinstance(item, Rejection)
     assert item.reason == "no_crystal"
     assert "lower density" in item.evidence
