@@ -115,6 +115,22 @@ def count_range(value: Any) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
+def factor_range(value: Any) -> tuple[float, float]:
+    """Return a factor, or lowest and highest factor, as a pair."""
+    pair = (value, value) if isinstance(value, int | float) else tuple(value) if isinstance(value, list | tuple) else ()
+    if len(pair) != 2 or not all(isinstance(x, int | float) for x in pair) or not 0.5 <= pair[0] <= pair[1] <= 2:
+        raise ValueError(f"expected a factor or [lowest, highest] within 0.5 and 2, received {value!r}")
+    return float(pair[0]), float(pair[1])
+
+
+def length_range(value: Any) -> tuple[float, float]:
+    """Return a length, or lowest and highest length, Å, as a pair."""
+    pair = (value, value) if isinstance(value, int | float) else tuple(value) if isinstance(value, list | tuple) else ()
+    if len(pair) != 2 or not all(isinstance(x, int | float) for x in pair) or not 0 < pair[0] <= pair[1] <= 1000:
+        raise ValueError(f"expected a length in Å or [lowest, highest], received {value!r}")
+    return float(pair[0]), float(pair[1])
+
+
 def not_empty[T: (list[Any], tuple[Any, ...])](items: T) -> T:
     """Return `items` if there are any, else raise ValueError."""
     if not items:
@@ -136,6 +152,9 @@ Composition = Annotated[
 
 CountRange = Annotated[int | tuple[int, int], BeforeValidator(count_range)]
 """A count, or the lowest and the highest."""
+
+MinDistance = Annotated[float, Field(ge=0.6, le=1)]
+"""Shortest distance of two atoms, as a fraction of the sum of their covalent radii; seeds need 0.6."""
 
 Strain = Annotated[float, Field(ge=0, le=0.3)]
 """Largest component of a strain, 1."""
