@@ -44,7 +44,8 @@ def check_base(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         path = Path(value).expanduser()
         is_path = path.exists() or path.suffix or "/" in value
-        value = {"generator": "files", "paths": [value]} if is_path else {"generator": "formula", "formula": value}
+        ideal = {"generator": "formula", "formula": value, "first": 1, "strain": 0, "rattle": 0}
+        value = {"generator": "files", "paths": [value]} if is_path else ideal
     if not isinstance(value, Mapping) or "generator" not in value:
         raise ValueError(
             f"expected a formula, a file or {{generator: NAME, ...}}, received {value!r}; "
