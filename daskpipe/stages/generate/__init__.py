@@ -29,6 +29,7 @@ GENERATORS = Registry(
         "defects": "daskpipe.stages.generate.defects:defects",
         "files": "daskpipe.stages.generate.reading.files:files",
         "formula": "daskpipe.stages.generate.formula:formula",
+        "interfaces": "daskpipe.stages.generate.interfaces:interfaces",
         "ionic": "daskpipe.stages.generate.ionic:ionic",
         "molecular_clusters": "daskpipe.stages.generate.molecular_clusters:molecular_clusters",
         "molecules": "daskpipe.stages.generate.molecules:molecules",
