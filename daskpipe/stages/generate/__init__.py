@@ -22,8 +22,10 @@ GENERATORS = Registry(
     "generator",
     {
         "alloys": "daskpipe.stages.generate.alloys:alloys",
+        "amorphous": "daskpipe.stages.generate.amorphous:amorphous",
         "clusters": "daskpipe.stages.generate.clusters:clusters",
         "files": "daskpipe.stages.generate.reading.files:files",
+        "liquids": "daskpipe.stages.generate.liquids:liquids",
         "molecular_clusters": "daskpipe.stages.generate.molecular_clusters:molecular_clusters",
         "molecules": "daskpipe.stages.generate.molecules:molecules",
         "organic": "daskpipe.stages.generate.organic:organic",

@@ -17,6 +17,8 @@ PARAMS: dict[str, dict[str, Any]] = {
     "alloys": METALS,
     "clusters": METALS,
     "surfaces": METALS,
+    "amorphous": {"formula": "SiO2", "density": 2.2, "n_atoms": [12, 30]},
+    "liquids": {"names": {"H2O": 3}, "smiles": {"CO": 1}, "n_atoms": [30, 60]},
     "molecular_clusters": {"names": ["H2O"], "smiles": ["CO", "[NH4+]"], "n_molecules": [2, 4]},
     "organic": {"n_atoms": [10, 30], "copies": 3},
     "molecules": {"names": ["H2O", "CH4", "O2"]},
