@@ -1,4 +1,4 @@
-"""The verbs that select and describe the frames of files."""
+"""The verbs of one stage alone: generate seeds, select and describe the frames of files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from daskpipe.cli.options import (
     ClusterName,
     Force,
     Frames,
+    Overrides,
+    Target,
     Verbs,
     close_files_verb,
     make_cluster_overrides,
@@ -20,6 +22,25 @@ from daskpipe.cli.options import (
 )
 
 app = Verbs()
+
+
+@app.command()
+def generate(
+    target: Target,
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write, *.extxyz")],
+    overrides: Overrides = None,
+    cluster: ClusterName = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Generate the seeds of a config without a run, and tell how diverse they are; e.g. generate mix -o mix.extxyz."""
+    from daskpipe.pipeline.seeds import generate_file
+
+    with show_bars(as_json) as bars:
+        done = generate_file(
+            target, out, [*(overrides or []), *make_cluster_overrides(cluster)], force=force, subscribers=[bars]
+        )
+    close_files_verb(done, as_json)
 
 
 @app.command()

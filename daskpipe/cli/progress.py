@@ -33,9 +33,12 @@ from daskpipe.runs.outcome_lines import (
     format_labels,
     format_left_out_of_seeds,
     format_moves,
+    format_refused,
     format_selection,
     format_splits,
 )
+from daskpipe.stages.generate.diversity import format_diversity
+from daskpipe.stages.generate.stage import count_refused
 from daskpipe.store.quality.verdict import format_checks, format_result
 
 if TYPE_CHECKING:
@@ -249,6 +252,7 @@ def print_summary(result: Result, console: Console) -> None:
     explored, selected, planned = (result.stages[stage] for stage in ("explore", "select", "store-plan"))
     lines = [
         *format_left_out_of_seeds(result.stages["generate"]["tallies"]),
+        *format_refused(count_refused(result.stages["generate"]["tallies"])),
         *format_moves(explored["tallies"]),
         *format_selection(selected["report"]),
         *format_splits(planned["report"]),
@@ -338,10 +342,11 @@ def dump_result(result: Result) -> dict[str, Any]:
 
 
 def print_files_summary(done: FilesResult, console: Console) -> None:
-    """Print the result of a verb on files: counts, rejections by reason, and coverage or splits."""
+    """Print the result of a verb on files: counts, rejections by reason, and diversity, coverage or splits."""
     rejected = sum(done.rejected.values())
     left_out = f", {rejected} rejected" if rejected else ""
-    console.print(f"\n{done.n_frames:,} frames described{left_out} in {done.seconds:.1f} s", highlight=False)
+    counted = "structures generated" if "diversity" in done.report else "frames described"
+    console.print(f"\n{done.n_frames:,} {counted}{left_out} in {done.seconds:.1f} s", highlight=False)
     for reason, count in done.rejected.items():
         console.print(
             escape_text(f"  {reason}: {count}, e.g. {done.examples[reason]}"), highlight=False, soft_wrap=True
@@ -352,9 +357,11 @@ def print_files_summary(done: FilesResult, console: Console) -> None:
         differing = f", {n_conflicts:,} of them with another energy" if n_conflicts else ""
         lines = [f"doubled structures left out: {done.report['n_doubled']:,}{differing}", *format_splits(done.report)]
         lines = [*format_labels(done.report, done.n_frames), *lines]
+    if "diversity" in done.report:
+        lines = [*format_refused(done.report["refused"]), *format_diversity(done.report["diversity"])]
     for line in lines:
         console.print(escape_text(line), highlight=False, soft_wrap=True)
-    what = "structures" if "n_doubled" in done.report else "frames"
+    what = "structures" if {"n_doubled", "diversity"} & set(done.report) else "frames"
     console.print(
         f"[bold]Wrote[/] {escape_text(shorten_path(done.out.absolute()))}: {done.n_out:,} {what}", highlight=False
     )

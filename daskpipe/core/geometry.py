@@ -101,6 +101,36 @@ def label_parts(atoms: Atoms, reach: float) -> np.ndarray:
     return np.asarray(connected_components(links, directed=False)[1])
 
 
+def nearest_neighbours(atoms: Atoms, cutoff: float = 6.0) -> tuple[np.ndarray, np.ndarray]:
+    """Find the nearest neighbour of each atom, images included.
+
+    Parameters
+    ----------
+    atoms
+        As in `find_overlap`.
+    cutoff
+        Longest distance, Å.
+
+    Returns
+    -------
+    distances : numpy.ndarray
+        Å, shape (atom,); infinite for an atom that has none.
+    neighbours : numpy.ndarray
+        Numbers of the neighbours, from 0, shape (atom,), int64; -1 where there is none.
+
+    Examples
+    --------
+    >>> from ase import Atoms
+    >>> nearest_neighbours(Atoms("HF", positions=[[0, 0, 0], [0, 0, 0.9]], cell=[0, 0, 2], pbc=(0, 0, 1)))
+    (array([0.9, 0.9]), array([1, 0]))
+    """
+    from scipy.spatial import KDTree
+
+    owner, points = _with_images(atoms, cutoff)
+    distances, nearest = KDTree(points).query(points[: len(atoms)], k=2, distance_upper_bound=cutoff)
+    return distances[:, 1], np.append(owner, -1)[nearest[:, 1]]
+
+
 def _with_images(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
     """Return atoms and their periodic images within `cutoff` of the cell: index of the atom, and position, Å."""
     cell = full_cell(atoms)

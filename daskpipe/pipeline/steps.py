@@ -61,7 +61,7 @@ def generate_seeds(run: Run, requests: Sequence[generating.Request] | None) -> l
         return seeds.map_partitions(generating.to_payloads)
 
     plan = []
-    for index, batch in enumerate(cut_batches(requests, settings.partition_size)):
+    for index, batch in enumerate(generating.cut_requests(requests, settings.partition_size)):
         params = {"requests": [request.fingerprint() for request in batch], "limits": settings.limits.model_dump()}
         key = unit_key("generate", generating.VERSION, params, [], run.seed)
         unit = Unit(stage="generate", index=index, key=key, n_inputs=len(batch))

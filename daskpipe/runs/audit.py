@@ -27,7 +27,7 @@ from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Unit
 from daskpipe.runs.findings import AuditReport, Finding
 from daskpipe.runs.quarantine import find_dependents, read_rejection
-from daskpipe.stages.generate import is_enumerated
+from daskpipe.stages.generate import family_size, is_enumerated
 
 THREADS = 2
 """Threads that read units; hashing releases the GIL."""
@@ -419,8 +419,10 @@ def _list_sizes(path: Path) -> Iterator[int]:
 
 def _is_random(config: Config) -> bool:
     """Tell whether each request of ``generate`` makes one structure."""
-    generators = [source.generator for source in config.generate.sources.values()]
-    return not config.generate.paths and not any(is_enumerated(generator) for generator in generators)
+    return not config.generate.paths and not any(
+        is_enumerated(source.generator) or family_size(source.generator, source.params) > 1
+        for source in config.generate.sources.values()
+    )
 
 
 def _matches_entry(path: Path, entry: dict[str, Any] | None) -> bool:

@@ -30,6 +30,12 @@ def format_left_out_of_seeds(tallies: Mapping[str, int]) -> list[str]:
     return format_left_out(dict(sorted(names.items(), key=lambda item: (-item[1], item[0]))))
 
 
+def format_refused(refused: Mapping[str, int]) -> list[str]:
+    """Format how many structures failed the checks of seeds and were replaced, by source and reason."""
+    counts = ", ".join(f"{name} {n:,}" for name, n in sorted(refused.items(), key=lambda item: (-item[1], item[0])))
+    return [f"structures that failed a check and were replaced (source/reason): {counts}"] if refused else []
+
+
 def format_moves(tallies: dict[str, int]) -> list[str]:
     """Format how many relaxations converged, and how many trial moves were accepted."""
     lines = []

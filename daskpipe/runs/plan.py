@@ -84,7 +84,8 @@ def plan_run(config: Config, measured: Measurements | None = None) -> dict[str, 
     wanted = list_requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
     sample = _sample_seeds(wanted, config)
     n_atoms = measured.n_atoms if measured else float(np.mean([len(atoms) for atoms in sample] or [1]))
-    counts = count_units(config, len(wanted), measured.seeds_a_request if measured else 1.0, n_atoms)
+    seeds_a_request = sum(request.count for request in wanted) / len(wanted)
+    counts = count_units(config, len(wanted), measured.seeds_a_request if measured else seeds_a_request, n_atoms)
     if measured:
         sizes: Mapping[str, Line] = {stage: rate.bytes for stage, rate in measured.rates.items()}
         overhead = measured.overhead

@@ -153,3 +153,51 @@ def test_describe_writes_what_xarray_opens(type_command: Command, address: str, 
     answer = json.loads(type_command(*words, "--force", "--json").out)
     assert answer["report"]["describe"]["level"] == "atom"
     assert sorted(os.listdir(here)) == ["features.zarr", "md.extxyz"]
+
+
+MIX = """
+defaults: [emt_alloy, _self_]
+name: mix
+generate:
+  n: 30
+  sources:
+    bulk: {generator: alloys, share: 2, elements: {Cu: [0, 1], Au: [0, 1]}, n_atoms: [8, 32], rattle: 0.3}
+    drops: {generator: clusters, share: 1, elements: {Cu: [0, 1], Au: [0, 1]}, n_atoms: [13, 30]}
+"""
+
+
+def test_generate_writes_seeds_and_tells_how_diverse_they_are(type_command: Command, address: str, here: Path) -> None:
+    (here / "mix.yaml").write_text(MIX)
+    words = ["generate", "mix.yaml", "-o", "seeds.extxyz", "--cluster", address]
+    typed = type_command(*words)
+    assert typed.code == 0, typed.err
+    lines = typed.out.splitlines()
+    assert any(line.startswith("30 structures generated in ") for line in lines)
+    replaced = "structures that failed a check and were replaced (source/reason): bulk/overlap "
+    assert any(line.startswith(replaced) for line in lines)
+    assert any(line.startswith("30 structures of ") for line in lines)
+    assert "types: alloy 20, cluster 10" in lines
+    assert lines[-1] == "Wrote seeds.extxyz: 30 structures"
+    seeds = ase.io.read(here / "seeds.extxyz", ":")
+    assert [atoms.info["generator"] for atoms in seeds] == ["bulk"] * 20 + ["drops"] * 10
+    assert sorted(os.listdir(here)) == ["mix.yaml", "seeds.extxyz"]
+
+    # A source more changes none of the others' structures; neither does the size of the partitions.
+    more = "generate.sources.more={generator: molecules, names: [H2O, CH4], share: 0.1}"
+    words = ["generate", "mix.yaml", more, "generate.n=31", "generate.partition_size=4", "-o", "more.extxyz"]
+    done = json.loads(type_command(*words, "--json", "--cluster", address).out)
+    assert done["report"]["diversity"]["sources"] == {"bulk": 20, "drops": 10, "more": 1}
+    assert done["report"]["config"]["generate"]["sources"]["more"]["n"] == 1
+    blocks = (here / "seeds.extxyz").read_text()
+    assert (here / "more.extxyz").read_text().startswith(blocks)
+
+
+def test_generate_refuses_what_is_wrong_before_it_starts(type_command: Command, here: Path) -> None:
+    (here / "mix.yaml").write_text(MIX)
+    typed = type_command("generate", "mix.yaml", "-o", "seeds.cif")
+    assert typed.code == 2
+    assert "seeds.cif must end in .extxyz or .xyz" in typed.err
+    typed = type_command("generate", "mix.yaml", "generate.n=1", "-o", "seeds.extxyz")
+    assert typed.code == 2
+    assert "generate.n: of 1 structures none is left for drops; raise n or the share" in typed.err
+    assert sorted(os.listdir(here)) == ["mix.yaml"]

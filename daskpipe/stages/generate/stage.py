@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -151,6 +151,26 @@ def open_stream(request: Request, *, seed: int) -> Iterator[Atoms | Rejection]:
     return structures
 
 
+def cut_requests(requests: Sequence[Request], size: int) -> list[list[Request]]:
+    """Cut requests into batches of at most `size` structures, or files; one request is never cut.
+
+    Examples
+    --------
+    >>> batches = cut_requests([Request(source="a", generator="alloys", index=i, count=3) for i in range(3)], size=6)
+    >>> [[request.index for request in batch] for batch in batches]
+    [[0, 1], [2]]
+    """
+    batches: list[list[Request]] = []
+    room = 0
+    for request in requests:
+        if not batches or request.count > room:
+            batches.append([])
+            room = size
+        batches[-1].append(request)
+        room -= request.count
+    return batches
+
+
 def generate_seeds(requests: list[Request], *, seed: int, limits: Limits, partition_size: int) -> db.Bag:
     """Return the seed structures as a lazy bag of ``Atoms | Rejection``.
 
@@ -262,6 +282,18 @@ def to_payloads(items: list[Atoms | Rejection]) -> list[Payload]:
     )
     arrays = dataset_to_arrays(from_atoms(seeds))
     return [Payload(arrays=arrays, n_out=len(seeds), rejected=rejected, tallies=shorten_tallies(tallies))]
+
+
+def count_refused(tallies: Mapping[str, int]) -> dict[str, int]:
+    """Return how many structures failed the checks and were replaced, by ``source/reason``, from tallies of units.
+
+    Examples
+    --------
+    >>> count_refused({"refused/alloys/overlap": 3, "left_out/tags": 1})
+    {'alloys/overlap': 3}
+    """
+    prefix = f"{REFUSED}/"
+    return {name.removeprefix(prefix): n for name, n in sorted(tallies.items()) if name.startswith(prefix)}
 
 
 def frame_range_payload(frame_range: FrameRange) -> Payload:

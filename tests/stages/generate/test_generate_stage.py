@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +18,18 @@ from ase.io import write
 from daskpipe.core.errors import ConfigError, InputError, Rejection
 from daskpipe.core.structures import from_atoms, structure_id
 from daskpipe.stages.generate import GENERATORS
-from daskpipe.stages.generate.checks import Limits
+from daskpipe.stages.generate.checks import Limits, find_fault
 from daskpipe.stages.generate.sources import Source
-from daskpipe.stages.generate.stage import Request, generate_partition, generate_seeds, list_requests, to_payloads
+from daskpipe.stages.generate.stage import (
+    TRIES,
+    Request,
+    count_refused,
+    cut_requests,
+    generate_partition,
+    generate_seeds,
+    list_requests,
+    to_payloads,
+)
 
 ELEMENTS = {"Cu": [0, 1], "Ag": [0, 1], "Au": [0, 1]}
 QUICKSTART = {
@@ -107,19 +117,74 @@ def test_structures_are_clean_and_rounded() -> None:
     assert ds["generator"].values.tolist() == [request.source for request in asked(QUICKSTART)]
 
 
-def test_bad_geometry_is_rejected_by_name_and_counted() -> None:
-    crowded = Limits(min_distance=1.0)
-    made = asked({"alloys": {**QUICKSTART["alloys"], "strain": 0.3, "rattle": 0.8, "n": 30}})
+def test_structures_that_fail_are_replaced_and_counted() -> None:
+    crowded = Limits(min_distance=0.7)
+    made = asked({"alloys": {**QUICKSTART["alloys"], "rattle": 0.2, "n": 30}})
     found = generate_partition(made, seed=0, limits=crowded)
-    rejections = [item for item in found if isinstance(item, Rejection)]
-    assert len(found) == 30
-    assert len(rejections) > 20
-    for item, request in zip(found, made, strict=True):
-        assert isinstance(item, Atoms) or (item.structure, item.reason, item.stage) == (
-            request.name,
-            "overlap",
-            "generate",
-        )
+    assert all(isinstance(item, Atoms) and find_fault(item, crowded) is None for item in found)
+    assert len(set(ids(found))) == 30
+    (payload,) = to_payloads(found)
+    refused = count_refused(payload.tallies)
+    assert set(refused) == {"alloys/overlap"}
+    assert refused["alloys/overlap"] >= 5
+    # Those that passed at once are what they were.
+    first = ids(generate_partition(made, seed=0, limits=Limits(min_distance=0)))
+    assert 0 < len(set(first) & set(ids(found))) < 30
+
+
+def test_requests_of_which_nothing_passes_are_rejected_by_name() -> None:
+    crowded = Limits(min_distance=1.0)
+    made = asked({"alloys": {**QUICKSTART["alloys"], "strain": 0.3, "rattle": 0.8, "n": 3}})
+    found = generate_partition(made, seed=0, limits=crowded)
+    assert [item.structure for item in found if isinstance(item, Rejection)] == [request.name for request in made]
+    for item in found:
+        assert isinstance(item, Rejection)
+        assert (item.stage, item.reason) == ("generate", "overlap")
+        assert item.evidence.startswith(f"{TRIES} structures in a row failed ({TRIES} overlap); the last: ")
+
+
+@pytest.fixture
+def families(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator whose structures come in families of three, and which spreads sizes by the number of the request."""
+
+    def chains(*, rng: np.random.Generator, index: int, bad: int = 0, most: int = 9) -> Iterator[Atoms | Rejection]:
+        length = rng.uniform(2.2, 2.4)
+        for member in range(most):
+            spacing = 0.2 if member < bad else length + 0.01 * member
+            yield Atoms(f"Cu{index + 2}", positions=[[0, 0, spacing * atom] for atom in range(index + 2)])
+
+    module = types.ModuleType("chains_for_tests")
+    chains.__module__ = module.__name__
+    module.chains, module.family_size = chains, lambda params: 3  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(GENERATORS.table, "chains", f"{module.__name__}:chains")
+
+
+@pytest.mark.usefixtures("families")
+def test_families_come_from_one_request_and_counts_are_exact() -> None:
+    made = asked({"own": {"generator": "chains", "n": 7}})
+    assert [(request.index, request.count) for request in made] == [(0, 3), (1, 3), (2, 1)]
+    found = generate_partition(made, seed=0, limits=LIMITS)
+    assert [len(item) for item in found if isinstance(item, Atoms)] == [2, 2, 2, 3, 3, 3, 4]
+    assert len(set(ids(found))) == 7
+    # The keys of units of requests that make one structure stay what they were.
+    assert [len(request.fingerprint()) for request in made] == [6, 6, 5]
+    assert [len(batch) for batch in cut_requests(made, 4)] == [1, 2]
+    assert [len(batch) for batch in cut_requests(made, 1)] == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("families")
+def test_members_of_families_are_replaced_as_long_as_there_are_more() -> None:
+    found = generate_partition(asked({"own": {"generator": "chains", "n": 3, "bad": 2}}), seed=0, limits=LIMITS)
+    assert [len(item) for item in found if isinstance(item, Atoms)] == [2, 2, 2]
+    assert count_refused(to_payloads(found)[0].tallies) == {"own/overlap": 2}
+    short = generate_partition(
+        asked({"own": {"generator": "chains", "n": 3, "bad": 2, "most": 4}}), seed=0, limits=LIMITS
+    )
+    assert [type(item) for item in short] == [Atoms, Atoms, Rejection]
+    assert isinstance(short[2], Rejection)
+    assert (short[2].structure, short[2].reason) == ("own#0", "exhausted")
+    assert "the generator ended" in short[2].evidence
 
 
 def test_mixed_folder(tmp_path: Path) -> None:

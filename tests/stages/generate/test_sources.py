@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from daskpipe.stages.generate.sources import Source, SourceName
+from daskpipe.config.models import Generate
+from daskpipe.stages.generate.sources import Source, SourceName, share_out
 
 ALLOYS = {"generator": "alloys", "n": 4, "elements": {"Cu": 0.5, "Au": [0, 1]}, "n_atoms": [4, 16]}
 
@@ -69,3 +72,45 @@ def test_names_of_sources_are_words(name: str) -> None:
 def test_an_empty_list_is_not_a_choice() -> None:
     with pytest.raises(ValidationError, match=r"lattices\n  Value error, give at least one, or leave it out"):
         Source.model_validate({**ALLOYS, "lattices": []})
+
+
+FILES = {"generator": "files", "paths": ["x"], "share": 1}
+SHARED = {key: value for key, value in ALLOYS.items() if key != "n"}
+
+
+SHARES = {"molecules": 50.0, "crystals": 33.0, "clusters": 10.0, "surfaces": 7.0}
+
+
+@pytest.mark.parametrize("n", [14, 15, 99, 100, 101, 120_000])
+def test_shares_give_exact_counts_by_largest_remainder(n: int) -> None:
+    counts = share_out(n, SHARES)
+    assert sum(counts.values()) == n
+    assert all(abs(counts[name] - n * share / 100) < 1 for name, share in SHARES.items())
+
+
+def test_a_source_without_any_structure_is_refused() -> None:
+    with pytest.raises(ValueError, match="generate.n: of 4 structures none is left for clusters, surfaces; raise n"):
+        share_out(4, SHARES)
+
+
+def test_a_mix_divides_its_number_and_reads_back() -> None:
+    mix = Generate.model_validate(
+        {"n": 10, "sources": {"a": {**SHARED, "share": 2}, "b": {**SHARED, "share": 1}, "c": ALLOYS}}
+    )
+    assert {name: source.n for name, source in mix.sources.items()} == {"a": 7, "b": 3, "c": 4}
+    assert Generate.model_validate(mix.model_dump(mode="json")) == mix
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"sources": {"a": {**SHARED, "share": 2}}}, "a have shares, but of what? Give generate.n"),
+        ({"n": 5, "sources": {"a": ALLOYS}}, "generate.n is divided by shares, and no source has one"),
+        ({"n": 5, "sources": {"a": {**ALLOYS, "share": 1}}}, "a: give n = 4 or share = 1, not both"),
+        ({"n": 5, "sources": {"a": {**SHARED, "share": 0}}}, "greater than 0"),
+        ({"n": 5, "sources": {"a": FILES}}, "share does not apply to files"),
+    ],
+)
+def test_mixes_that_cannot_be_are_refused(content: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        Generate.model_validate(content)

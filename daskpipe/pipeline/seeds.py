@@ -1,0 +1,108 @@
+"""Generate the seeds of a config into one file: what ``daskpipe generate`` calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from daskpipe.config.load import load_config
+from daskpipe.core.errors import InputError, describe_reasons
+from daskpipe.core.events import Emit
+from daskpipe.core.outputs import replace_output
+from daskpipe.core.structures import take
+from daskpipe.engine.dask_pool import DaskPool, Workers, gpu_stages
+from daskpipe.engine.driver import Driver
+from daskpipe.engine.rows import read_unit
+from daskpipe.engine.run_directory import RunDirectory
+from daskpipe.pipeline.context import Run
+from daskpipe.pipeline.steps import generate_seeds
+from daskpipe.pipeline.workspace import FilesResult, Outputs, check_target, run_in_workspace
+from daskpipe.stages.generate.diversity import measure_diversity
+from daskpipe.stages.generate.stage import count_refused, find_distinct_seeds, list_requests
+from daskpipe.store.formats import iter_records
+from daskpipe.store.formats.extxyz import format_frame
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from distributed import Client
+
+
+def generate_file(
+    target: str,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    force: bool = False,
+    client: Client | None = None,
+    subscribers: Iterable[Emit] = (),
+) -> FilesResult:
+    """Generate the seeds of a config, and write them to an extxyz file.
+
+    Parameters
+    ----------
+    target
+        A preset, or the path of a config; its sections ``generate``, ``seed`` and ``cluster`` count.
+    out
+        File to write, ``*.extxyz`` or ``*.xyz``. Equal structures are written once.
+    overrides
+        As those of `daskpipe.run`.
+    force
+        Replace `out` if it exists.
+    client, subscribers
+        As in `daskpipe.run`.
+
+    Returns
+    -------
+    FilesResult
+        Its report has ``diversity`` (see `daskpipe.stages.generate.diversity`), ``refused`` (structures that failed
+        the checks and were replaced, by source and reason), and ``config`` (the sections that count).
+
+    Raises
+    ------
+    ConfigError
+        For a wrong config or file name, or if `out` exists.
+    InputError
+        If a path of the config does not exist, or no structure passes the checks.
+    """
+    out = check_target(out, (".extxyz", ".xyz"), force)
+    config = load_config(target, overrides)
+    settings = config.generate
+    requests = list_requests(settings.sources, settings.paths, settings.base_dir)
+
+    def write_seeds(directory: RunDirectory, workers: Workers, emit: Emit) -> Outputs:
+        run = Run(config, {}, Driver(directory, DaskPool(workers, gpu_stages(workers, {})), emit, config.faults))
+        seeds = generate_seeds(run, requests)
+        keys = [receipt.key for receipt in seeds if receipt.n_out]
+        if not keys:
+            rejected = directory.read_quarantine()
+            raise InputError(f"no seed passes the checks: {describe_reasons(rejected)}; e.g. {rejected[0].evidence}")
+        rows, duplicates, _ = find_distinct_seeds(directory.root, keys)
+        directory.write_quarantine(duplicates)
+        distinct: dict[str, list[int]] = {key: [] for key in keys}
+        for unit in rows:
+            distinct[unit.key] += unit.rows
+
+        def units() -> Iterator[xr.Dataset]:
+            for key, chosen in distinct.items():
+                yield take(read_unit(directory.root, "generate", key), chosen)
+
+        with replace_output(out) as attempt:
+            _write_frames(units(), attempt)
+        wanted = {name: source.n for name, source in settings.sources.items() if source.n is not None}
+        report = {
+            "diversity": measure_diversity(units(), len(rows), wanted),
+            "refused": count_refused(run.driver.stages["generate"]["tallies"]),
+            "config": config.model_dump(mode="json", include={"name", "seed", "generate"}),
+        }
+        return seeds, len(rows), report
+
+    return run_in_workspace(f"generate {config.name}", config, out, client, subscribers, write_seeds)
+
+
+def _write_frames(units: Iterable[xr.Dataset], path: Path) -> None:
+    """Write the structures of units as frames of one file."""
+    with open(path, "w", encoding="utf-8") as stream:
+        for ds in units:
+            for record in iter_records(ds):
+                stream.write(format_frame(record))
