@@ -23,11 +23,13 @@ GENERATORS = Registry(
     {
         "adsorbates": "daskpipe.stages.generate.adsorbates:adsorbates",
         "alloys": "daskpipe.stages.generate.alloys:alloys",
+        "amorphous": "daskpipe.stages.generate.amorphous:amorphous",
         "clusters": "daskpipe.stages.generate.clusters:clusters",
         "covalent": "daskpipe.stages.generate.covalent:covalent",
         "crystals": "daskpipe.stages.generate.crystals:crystals",
         "defects": "daskpipe.stages.generate.defects:defects",
         "files": "daskpipe.stages.generate.reading.files:files",
+        "liquids": "daskpipe.stages.generate.liquids:liquids",
         "formula": "daskpipe.stages.generate.formula:formula",
         "interfaces": "daskpipe.stages.generate.interfaces:interfaces",
         "ionic": "daskpipe.stages.generate.ionic:ionic",

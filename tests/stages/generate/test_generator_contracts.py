@@ -28,6 +28,8 @@ PARAMS: dict[str, dict[str, Any]] = {
     "perturb": {"of": ALLOY, "kinds": ["swap", "volume", "strain", "rattle"]},
     "random_crystals": {"formula": "TiO2", "n_atoms": [3, 12]},
     "surfaces": METALS,
+    "amorphous": {"formula": "SiO2", "density": 2.2, "n_atoms": [12, 30]},
+    "liquids": {"names": {"H2O": 3}, "smiles": {"CO": 1}, "n_atoms": [30, 60]},
     "molecular_clusters": {"names": ["H2O"], "smiles": ["CO", "[NH4+]"], "n_molecules": [2, 4]},
     "organic": {"n_atoms": [10, 30], "copies": 3},
     "molecules": {"names": ["H2O", "CH4", "O2"]},
