@@ -38,7 +38,7 @@ def draw_sources(path: Path, *sources: dict[str, Any]) -> None:
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, atoms in zip(axes.flat, seeds, strict=False):
-        plot_atoms(atoms, axis, rotation="75x,15y,0z", show_unit_cell=2 if atoms.pbc.any() else 0)
+        plot_atoms(atoms, axis, rotation="-75x,15y,0z", show_unit_cell=2 if atoms.pbc.any() else 0)
         axis.set_title(atoms.get_chemical_formula("metal"), fontsize=8, y=-0.12)
         axis.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,17 @@ from ase import Atoms
 from pydantic import BeforeValidator
 
 from daskpipe.core.errors import InputError, Rejection, describe_unknown
+from daskpipe.core.structures import copy_arrays
 from daskpipe.stages.generate import GENERATORS, is_enumerated
 
 OF = "of"
 """Name of the parameter that says what a generator starts from."""
+
+EXAMPLES = 3
+"""Structures that are drawn from a random base to see what it gives."""
+
+CARRIED = ("system_type", "charge", "spin_multiplicity", "config_type")
+"""Keys of ``info`` that a copy of a structure keeps."""
 
 
 def check_base(value: Any) -> dict[str, Any]:
@@ -37,7 +44,8 @@ def check_base(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         path = Path(value).expanduser()
         is_path = path.exists() or path.suffix or "/" in value
-        value = {"generator": "files", "paths": [value]} if is_path else {"generator": "formula", "formula": value}
+        ideal = {"generator": "formula", "formula": value, "first": 1, "strain": 0, "rattle": 0}
+        value = {"generator": "files", "paths": [value]} if is_path else ideal
     if not isinstance(value, Mapping) or "generator" not in value:
         raise ValueError(
             f"expected a formula, a file or {{generator: NAME, ...}}, received {value!r}; "
@@ -63,14 +71,48 @@ Base = Annotated[dict[str, Any], BeforeValidator(check_base)]
 
 
 def hash_base(params: Mapping[str, Any]) -> str:
-    """Return a checksum of the files that the parameter ``of`` of a generator names; empty if it names none."""
-    base = params.get(OF)
-    if not isinstance(base, Mapping):
-        return ""
-    name, inner = _split(base)
-    if not is_enumerated(name):
-        return hash_base(inner)
-    return "".join(digest for _, digest in _expand(name, inner))
+    """Return a checksum of the files that the bases among the parameters of a generator name; empty if none does."""
+    digests = []
+    for base in params.values():
+        if isinstance(base, Mapping) and "generator" in base:
+            name, inner = _split(base)
+            listed = is_enumerated(name)
+            digests += [digest for _, digest in _expand(name, inner)] if listed else [hash_base(inner)]
+    return "".join(digests)
+
+
+def probe_base(of: Mapping[str, Any]) -> list[Atoms]:
+    """Return examples of what a base gives, so that a generator can refuse one that does not suit it.
+
+    Parameters
+    ----------
+    of
+        A base, as `check_base` returns it.
+
+    Returns
+    -------
+    list of ase.Atoms
+        All structures of a list; a few from a stream of their own if the base is random. They must not be changed.
+
+    Raises
+    ------
+    ValueError
+        If the generator of the base refuses its parameters, or the base has no structure that can be used.
+    """
+    return _probe(json.dumps(dict(of), sort_keys=True), hash_base({OF: of}))
+
+
+def count_base(of: Mapping[str, Any]) -> int:
+    """Return how many structures `draw_base` goes through in turn; 1 for a random base."""
+    return len(probe_base(of)) if is_enumerated(of["generator"]) else 1
+
+
+def copy_base(atoms: Atoms) -> Atoms:
+    """Return a copy of a structure with what is known of its atoms, without constraints and notes."""
+    info = {key: atoms.info[key] for key in CARRIED if key in atoms.info}
+    copied = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc, info=info)
+    copy_arrays(atoms, copied)
+    return copied
 
 
 def draw_base(of: Mapping[str, Any], *, rng: np.random.Generator, index: int) -> Atoms:
@@ -123,6 +165,20 @@ def _call(name: str, params: Mapping[str, Any], rng: np.random.Generator, index:
     given = {"index": index} if "index" in inspect.signature(generator).parameters else {}
     structures: Iterator[Atoms | Rejection] = generator(rng=rng, **given, **params)
     return structures
+
+
+@lru_cache(maxsize=64)
+def _probe(base: str, digest: str) -> list[Atoms]:
+    """Return examples of a base; `digest` makes files that have changed count as others."""
+    of = json.loads(base)
+    name, params = _split(of)
+    if is_enumerated(name):
+        return _list_structures(name, json.dumps(params, sort_keys=True), digest)
+    try:
+        rng = np.random.default_rng(0)
+        return [draw_base(of, rng=rng, index=index) for index in range(EXAMPLES)]
+    except ValueError as error:
+        raise ValueError(f"of: {str(error).removeprefix('of: ')}") from error
 
 
 @lru_cache(maxsize=8)

@@ -1,8 +1,8 @@
-"""Generate random alloy nanoparticles: closed-shell shapes, and spheres of a crystal of any size."""
+"""Generate random alloy nanoparticles: closed-shell shapes, and spheres, Wulff polyhedra and packings of any size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import count
 from typing import Annotated, Literal
@@ -10,15 +10,17 @@ from typing import Annotated, Literal
 import numpy as np
 from ase import Atoms
 from ase.cluster import Decahedron, Icosahedron, Octahedron
+from ase.data import atomic_numbers
 
-from daskpipe.core.geometry import cell_widths
-from daskpipe.stages.generate.alloys import Lattice, unit_cells
 from daskpipe.stages.generate.disorder import choose_size, displace_atoms, mean_volume, missing_size_error, occupy_sites
+from daskpipe.stages.generate.free_shapes import FREE_SHAPES, FreeShape
 from daskpipe.stages.generate.params import AlloyParams, Composition, CountRange, NotEmpty, Rattle, Vacuum
 
-Shape = Literal["icosahedron", "octahedron", "cuboctahedron", "decahedron", "sphere"]
+Shape = Literal["icosahedron", "octahedron", "cuboctahedron", "decahedron", "sphere", "wulff", "packed"]
 SHAPES: tuple[Shape, ...] = ("icosahedron", "octahedron", "cuboctahedron", "decahedron", "sphere")
-LATTICES: tuple[Lattice, ...] = ("fcc", "bcc", "hcp")
+"""Shapes that are chosen from by default."""
+
+Order = Literal["random", "core_shell"]
 
 MAX_ELONGATION = 2.0
 """Largest ratio of the extents of a particle, which leaves out the rods and plates among the decahedra."""
@@ -35,6 +37,7 @@ def clusters(
     shapes: Annotated[tuple[Shape, ...], NotEmpty] | None = None,
     vacuum: Vacuum = 10.0,
     rattle: Rattle = 0.1,
+    order: Order = "random",
 ) -> Iterator[Atoms]:
     """Yield nanoparticles: random shape, size, composition, order of elements and displacements.
 
@@ -47,10 +50,13 @@ def clusters(
         `daskpipe.stages.generate.params.AlloyParams`; fractions and number also as single values.
     shapes
         Shapes to choose from; by default those that have a size within `n_atoms`. An octahedron may be truncated. A
-        sphere is the part of an fcc, bcc or hcp crystal nearest to a random point, and comes in every size: half of
-        the particles, if it is among the shapes.
+        sphere is the part of an fcc, bcc or hcp crystal nearest to a random point, and comes in every size, as do
+        ``wulff``, a polyhedron of these crystals with random surface energies of its facets, and ``packed``, a random
+        dense packing, both only if asked for. Shapes of every size make half of the particles, if others fit too.
     vacuum
         Gap between the particle and its image, had the cell one, Å.
+    order
+        Order of the elements: ``core_shell`` puts the first one of `elements` inside and the others around it.
 
     Yields
     ------
@@ -60,51 +66,52 @@ def clusters(
     Raises
     ------
     ValueError
-        When called, if a shape that was asked for has no size within `n_atoms`.
+        When called, if a shape that was asked for has no size within `n_atoms`, or there is no element for a shell.
     """
     common = AlloyParams.from_user(elements, n_atoms, rattle)
     limits = common.n_atoms
+    if order == "core_shell" and len(common.fractions) < 2:
+        raise ValueError("order: core_shell needs two elements; give another one, or leave it out")
     fitting: dict[Shape, dict[int, list[np.ndarray]]] = {
-        shape: closed_shell_sites(shape, *limits) for shape in shapes or SHAPES if shape != "sphere"
+        shape: closed_shell_sites(shape, *limits) for shape in shapes or SHAPES if shape not in FREE_SHAPES
     }
     for shape, sizes in fitting.items():
         if shapes and not sizes:
             raise missing_size_error(shape, limits, list(closed_shell_sites(shape, 1, 8 * limits[1] + 100)))
     sized = {shape: sizes for shape, sizes in fitting.items() if sizes}
-    spheres = 0.0 if "sphere" not in (shapes or SHAPES) else 0.5 if sized else 1.0
-    return (draw_cluster(rng, common, spheres, sized, vacuum) for _ in count())
+    free = [shape for shape in FREE_SHAPES if shape in (shapes or SHAPES)]
+    return (draw_cluster(rng, common, free, sized, vacuum, order) for _ in count())
 
 
 def draw_cluster(
     rng: np.random.Generator,
     common: AlloyParams,
-    spheres: float,
+    free: list[FreeShape],
     sized: dict[Shape, dict[int, list[np.ndarray]]],
     vacuum: float,
+    order: Order,
 ) -> Atoms:
-    """Draw one nanoparticle, which is a sphere with probability `spheres`; see `clusters`."""
-    if rng.random() < spheres:
-        positions = cut_sphere(rng, int(rng.integers(common.n_atoms[0], common.n_atoms[1] + 1)))
+    """Draw one nanoparticle, of one of the shapes `free` of every size or `sized` of some; see `clusters`."""
+    if rng.random() < (0.0 if not free else 0.5 if sized else 1.0):
+        shape = free[rng.integers(len(free))] if len(free) > 1 else free[0]  # one shape costs no random number
+        positions = FREE_SHAPES[shape](rng, int(rng.integers(common.n_atoms[0], common.n_atoms[1] + 1)))
     else:
         positions = choose_size(rng, sized[list(sized)[rng.integers(len(sized))]])
     numbers = occupy_sites(rng, len(positions), common.fractions)
     atoms = Atoms(numbers, positions * mean_volume(numbers) ** (1 / 3))
+    if order == "core_shell":
+        order_shells(atoms, list(common.fractions))
     displace_atoms(rng, atoms, common.rattle)
     atoms.center(vacuum=vacuum / 2)
     atoms.info = {"system_type": "cluster"}
     return atoms
 
 
-def cut_sphere(rng: np.random.Generator, n_atoms: int) -> np.ndarray:
-    """Return the `n_atoms` sites of a crystal nearest to a random point, shape (n_atoms, 3), one cubic unit an atom."""
-    cell = unit_cells(LATTICES[rng.integers(len(LATTICES))])[-1]
-    # The block contains the sphere and the nearest sites beyond it, for any centre in its middle cell.
-    radius = (3 * n_atoms / (4 * np.pi)) ** (1 / 3) + 1.5
-    repeats = 2 * np.ceil(radius / cell_widths(cell.cell.array)).astype(int) + 1
-    centre = (repeats // 2 + rng.random(3)) @ cell.cell.array
-    offsets: np.ndarray = cell.repeat(repeats).positions - centre
-    nearest = np.argsort(np.linalg.norm(offsets, axis=1), kind="stable")[:n_atoms]
-    return np.asarray(offsets[nearest])
+def order_shells(atoms: Atoms, symbols: Sequence[str]) -> None:
+    """Sort the elements of a particle from its centre outwards, in place, in the order of `symbols`."""
+    rank = {atomic_numbers[symbol]: number for number, symbol in enumerate(symbols)}
+    outwards = np.argsort(np.linalg.norm(atoms.positions - atoms.positions.mean(axis=0), axis=1), kind="stable")
+    atoms.numbers[outwards] = sorted(atoms.numbers.tolist(), key=rank.__getitem__)
 
 
 @cache

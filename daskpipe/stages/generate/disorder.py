@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from ase import Atoms
-from ase.data import chemical_symbols
+from ase.data import chemical_symbols, covalent_radii
 
+from daskpipe.core.connectivity import find_neighbours
 from daskpipe.stages.generate.params import atomic_volume
 
 SWEEPS = 10
 """Sweeps over the elements in `sample_fractions`. With five elements five give the moments of exact draws."""
+
+REDRAWS, HALVINGS = 10, 8
+"""Number of times that a displacement is drawn again, and then halved, in `displace_apart`."""
 
 
 def sample_fractions(rng: np.random.Generator, ranges: Mapping[str, tuple[float, float]]) -> np.ndarray:
@@ -97,9 +101,89 @@ def apply_strain(rng: np.random.Generator, atoms: Atoms, amplitude: float, *, ax
     atoms.set_cell(atoms.cell.array @ (np.eye(3) + tensor), scale_atoms=True)
 
 
+def draw_strain(rng: np.random.Generator, amplitude: float) -> np.ndarray:
+    """Draw a symmetric strain tensor, shape (3, 3): normal and engineering shear strains uniform within `amplitude`."""
+    normal, shear = rng.uniform(-amplitude, amplitude, (2, 3, 3))
+    tensor = np.triu(shear / 2, 1)
+    return np.asarray(tensor + tensor.T + np.diag(np.diag(normal)))
+
+
+def strain_periodic(atoms: Atoms, tensor: np.ndarray) -> None:
+    """Strain a cell and the atoms in it, in place, within the space that the periodic cell vectors span."""
+    basis = np.linalg.qr(atoms.cell.array[atoms.pbc].T)[0]
+    projector = basis @ basis.T
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + projector @ tensor @ projector))
+    atoms.positions = atoms.positions @ (np.eye(3) + projector @ tensor @ projector)
+
+
 def displace_atoms(rng: np.random.Generator, atoms: Atoms, amplitude: float) -> None:
     """Displace atoms, in place, by Gaussian noise of standard deviation `amplitude`, Å, along each axis."""
     atoms.positions += rng.normal(scale=amplitude, size=atoms.positions.shape)
+
+
+def spread_evenly(rng: np.random.Generator, index: int, attempt: int, limits: tuple[float, float]) -> float:
+    """Return a number within limits, such that those of successive requests fill the range evenly.
+
+    Multiples of the golden ratio, modulo one (a Weyl sequence); after the first attempt of a request a random number.
+
+    Examples
+    --------
+    >>> [round(spread_evenly(np.random.default_rng(0), index, 0, (0, 10)), 1) for index in range(4)]
+    [5.0, 1.2, 7.4, 3.5]
+    """
+    place = (0.5 + index * (5**0.5 - 1) / 2) % 1 if attempt == 0 else rng.random()
+    return float(limits[0] + place * (limits[1] - limits[0]))
+
+
+def find_close_atoms(atoms: Atoms, min_distance: float) -> np.ndarray:
+    """Return the indices of the atoms that are too close to another one, or to an image of their own.
+
+    Parameters
+    ----------
+    atoms
+        Any structure.
+    min_distance
+        Shortest distance allowed, as a fraction of the sum of the two covalent radii.
+
+    Examples
+    --------
+    >>> find_close_atoms(Atoms("H3", positions=[[0, 0, 0], [0, 0, 0.3], [0, 0, 5]]), 0.6).tolist()
+    [0, 1]
+    """
+    return np.unique(find_neighbours(atoms, min_distance * covalent_radii[atoms.numbers], "i"))
+
+
+def displace_apart(rng: np.random.Generator, atoms: Atoms, amplitude: float, min_distance: float) -> None:
+    """Displace atoms, in place, by Gaussian noise that brings no two of them too close; fixed atoms stay.
+
+    Atoms that come too close to others draw their displacement again, ten times at most. Then theirs is halved, until
+    the distance is kept (after the Monte Carlo rattle of hiPhive, https://doi.org/10.1002/adts.201800184).
+
+    Parameters
+    ----------
+    rng
+        The structure's stream.
+    atoms
+        The structure. Atoms that are too close before they are displaced stay where they are.
+    amplitude
+        Standard deviation along each axis, Å.
+    min_distance
+        Shortest distance allowed, as a fraction of the sum of the two covalent radii.
+    """
+    start = atoms.positions.copy()
+    free = ~atoms.arrays.get("fixed", np.zeros((len(atoms), 3), dtype=bool))
+    moves = rng.normal(scale=amplitude, size=start.shape) * free
+    for attempt in range(REDRAWS + HALVINGS):
+        atoms.positions = start + moves
+        close = find_close_atoms(atoms, min_distance)
+        if not len(close):
+            return
+        if attempt < REDRAWS:
+            moves[close] = rng.normal(scale=amplitude, size=(len(close), 3)) * free[close]
+        else:
+            moves[close] *= 0.5
+    moves[close] = 0
+    atoms.positions = start + moves
 
 
 def choose_size[T](rng: np.random.Generator, shapes: Mapping[int, Sequence[T]]) -> T:

@@ -166,18 +166,35 @@ def expand_requests(params: Mapping[str, Any], n: int | None, base_dir: Path) ->
 
 
 def _make_molecule(rng: np.random.Generator, item: tuple[str, str], vacuum: float, rattle: float) -> Atoms | Rejection:
-    kind, name = item
-    if kind == "names":
-        atoms = copy_named(name)
-    else:
-        try:
-            atoms = draw_conformer(rng, read_smiles(name))
-        except EmbedError as error:
-            return Rejection(stage="generate", structure=name, reason="embedding", evidence=str(error))
+    name = item[1]
+    try:
+        atoms = draw_molecule(rng, *item)
+    except EmbedError as error:
+        return Rejection(stage="generate", structure=name, reason="embedding", evidence=str(error))
     displace_atoms(rng, atoms, rattle)
     atoms.center(vacuum=vacuum / 2)
     atoms.info["system_type"] = "molecular_cluster" if name in s22.names else "molecule"
     return atoms
+
+
+def draw_molecule(rng: np.random.Generator, kind: str, name: str) -> Atoms:
+    """Return a molecule of ASE's sets, or a new conformer of a SMILES, without cell; charge and spin are in ``info``.
+
+    Parameters
+    ----------
+    rng
+        The structure's stream.
+    kind
+        ``"names"`` or ``"smiles"``.
+    name
+        Name in G2 or S22, or SMILES.
+
+    Raises
+    ------
+    EmbedError
+        If a SMILES has no geometry.
+    """
+    return copy_named(name) if kind == "names" else draw_conformer(rng, read_smiles(name))
 
 
 def copy_named(name: str) -> Atoms:

@@ -16,6 +16,17 @@ SUM_TOLERANCE = 1e-5
 ATOMS_PER_CELL = {"sc": 1, "bcc": 2, "fcc": 4, "diamond": 8}
 """Atoms of the cubic cells for which ASE's table gives a lattice constant."""
 
+MOLAR_VOLUMES = {
+    "H": 11.42, "He": 21.0, "B": 4.39, "N": 13.54, "O": 17.36, "F": 11.2, "P": 17.02, "S": 15.53, "Cl": 17.39,
+    "Mn": 7.35, "Ga": 11.8, "As": 12.95, "Se": 16.42, "Br": 19.78, "In": 15.76, "Sn": 16.29, "Sb": 18.19, "Te": 20.46,
+    "I": 25.72, "Pm": 20.23, "Sm": 19.98, "Hg": 14.09, "Bi": 21.31, "Rn": 50.5, "Ra": 41.09, "Pa": 15.18, "U": 12.49,
+    "Np": 11.59, "Pu": 12.29, "Am": 17.63, "Cm": 18.05, "Bk": 16.84, "Cf": 16.5, "Es": 28.52,
+}  # fmt: skip
+"""Molar volumes of the elements in other structures, cm^3/mol, of the condensed phase (M. Winter, WebElements)."""
+
+MOLAR_TO_ATOMIC = 1 / 0.602214076
+"""Volume of an atom, Å^3, for one cm^3/mol."""
+
 
 def check_element(symbol: str) -> str:
     """Return `symbol` if it is a chemical symbol, else raise ValueError with the most similar one."""
@@ -30,17 +41,20 @@ def check_element(symbol: str) -> str:
 
 
 def atomic_volume(symbol: str) -> float:
-    """Return the volume of an atom in the ground state of its element, Å^3, from ASE's `reference_states`.
+    """Return the volume of an atom in the ground state of its element, Å^3.
+
+    From the lattice constants in ASE's `reference_states` where the ground state is fcc, bcc, hcp, simple cubic or
+    diamond, else from `MOLAR_VOLUMES`.
 
     Raises
     ------
     ValueError
-        If the ground state is neither fcc, bcc, hcp, simple cubic nor diamond.
+        If no volume was measured, as for astatine and the elements from fermium on.
 
     Examples
     --------
-    >>> round(atomic_volume("Cu"), 2)
-    11.76
+    >>> round(atomic_volume("Cu"), 2), round(atomic_volume("Mn"), 2)
+    (11.76, 12.2)
     """
     state: dict[str, Any] = reference_states[chemical_symbols.index(check_element(symbol))] or {}
     lattice = state.get("symmetry")
@@ -48,9 +62,10 @@ def atomic_volume(symbol: str) -> float:
         return float(state["a"]) ** 3 / ATOMS_PER_CELL[lattice]
     if lattice == "hcp" and "basis" not in state:  # Se and Te, which are not hcp, have a basis
         return float(state["a"]) ** 3 * float(state["c/a"]) * 3**0.5 / 4
+    if symbol in MOLAR_VOLUMES:
+        return MOLAR_VOLUMES[symbol] * MOLAR_TO_ATOMIC
     raise ValueError(
-        f"element {symbol!r} has no reference volume: ASE knows none for it in fcc, bcc, hcp, sc or diamond; "
-        f"give structures with {symbol} as files"
+        f"element {symbol!r} has no reference volume: none was measured; give structures with {symbol} as files"
     )
 
 
@@ -100,6 +115,22 @@ def count_range(value: Any) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
+def factor_range(value: Any) -> tuple[float, float]:
+    """Return a factor, or lowest and highest factor, as a pair."""
+    pair = (value, value) if isinstance(value, int | float) else tuple(value) if isinstance(value, list | tuple) else ()
+    if len(pair) != 2 or not all(isinstance(x, int | float) for x in pair) or not 0.5 <= pair[0] <= pair[1] <= 2:
+        raise ValueError(f"expected a factor or [lowest, highest] within 0.5 and 2, received {value!r}")
+    return float(pair[0]), float(pair[1])
+
+
+def length_range(value: Any) -> tuple[float, float]:
+    """Return a length, or lowest and highest length, Å, as a pair."""
+    pair = (value, value) if isinstance(value, int | float) else tuple(value) if isinstance(value, list | tuple) else ()
+    if len(pair) != 2 or not all(isinstance(x, int | float) for x in pair) or not 0 < pair[0] <= pair[1] <= 1000:
+        raise ValueError(f"expected a length in Å or [lowest, highest], received {value!r}")
+    return float(pair[0]), float(pair[1])
+
+
 def not_empty[T: (list[Any], tuple[Any, ...])](items: T) -> T:
     """Return `items` if there are any, else raise ValueError."""
     if not items:
@@ -121,6 +152,9 @@ Composition = Annotated[
 
 CountRange = Annotated[int | tuple[int, int], BeforeValidator(count_range)]
 """A count, or the lowest and the highest."""
+
+MinDistance = Annotated[float, Field(ge=0.6, le=1)]
+"""Shortest distance of two atoms, as a fraction of the sum of their covalent radii; seeds need 0.6."""
 
 Strain = Annotated[float, Field(ge=0, le=0.3)]
 """Largest component of a strain, 1."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskpipe.core.geometry import cell_widths
-from daskpipe.stages.generate.alloys import MAX_ELONGATION, Lattice, alloys, find_supercells
+from daskpipe.stages.generate.alloys import MAX_ELONGATION, Lattice, alloys, find_supercells, list_grid
 from daskpipe.stages.generate.checks import Limits, find_fault
+from daskpipe.stages.generate.order import list_shells, order_parameters
 
 COORDINATION: dict[Lattice, int] = {"fcc": 12, "bcc": 8, "hcp": 12}
 COPPER_NEIGHBOURS = 2.553
@@ -91,3 +93,44 @@ def test_size_without_a_compact_supercell_names_the_nearest() -> None:
 def test_parameters_are_checked_when_called() -> None:
     with pytest.raises(ValueError, match=r"sum to 0\.9"):
         alloys(rng=np.random.default_rng(0), elements={"Cu": 0.5, "Au": 0.4}, n_atoms=8)
+
+
+def test_grid_goes_through_all_compositions() -> None:
+    grid = {"elements": {"Cu": (0.0, 1.0), "Ag": (0.0, 0.5), "Au": (0.25, 1.0)}, "n_atoms": 32, "grid": 0.25}
+    drawn = [
+        next(alloys(rng=np.random.default_rng(0), index=index, lattices=("fcc",), **grid))  # type: ignore[arg-type]
+        for index in range(len(list_grid(tuple(grid["elements"].items()), 0.25)))  # type: ignore[attr-defined]
+    ]
+    counts = {tuple(np.count_nonzero(atoms.symbols == symbol) for symbol in ("Cu", "Ag", "Au")) for atoms in drawn}
+    assert len(counts) == len(drawn) == 9
+    assert all(number % 8 == 0 and gold >= 8 for number, _, gold in counts)
+
+
+@pytest.mark.parametrize("order", ["sqs", "short_range"])
+def test_order_keeps_composition_and_size(order: Literal["sqs", "short_range"]) -> None:
+    given = {"elements": {"Cu": 0.5, "Au": 0.5}, "n_atoms": 32, "lattices": ["fcc"], "strain": 0, "rattle": 0}
+    (atoms,) = draw(order=order, **given)
+    parameter = order_parameters(atoms.numbers, list_shells(atoms, 1)[0])[0, 1]
+    assert np.count_nonzero(atoms.symbols == "Au") == 16
+    assert parameter == pytest.approx({"sqs": 0.0, "short_range": -0.2}[order], abs=0.05)
+
+
+def test_all_metals_alloy() -> None:
+    for symbol in ("Mn", "Ga", "In", "Sn", "Sb", "Bi", "Hg", "Pu"):
+        (atoms,) = draw(elements={symbol: 0.5, "Cu": 0.5}, n_atoms=16)
+        assert find_fault(atoms, Limits()) is None
+
+
+@pytest.mark.parametrize(
+    ("elements", "grid", "message"),
+    [
+        ({"Cu": (0.0, 1.0), "Au": (0.0, 1.0)}, 0.3, r"grid: 0.3 does not divide 1"),
+        ({"Cu": (0.45, 0.48), "Au": (0.0, 1.0)}, 0.1, r"no composition within the fractions has multiples of 0.1"),
+        (dict.fromkeys(("Cu", "Ag", "Au", "Pd", "Pt"), (0.0, 1.0)), 0.02, r"more than 10000 compositions"),
+    ],
+)
+def test_grids_without_end_or_compositions_are_refused(
+    elements: dict[str, tuple[float, float]], grid: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw(elements=elements, grid=grid)

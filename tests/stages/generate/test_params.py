@@ -6,6 +6,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from daskpipe.stages.generate.params import (
+    MOLAR_TO_ATOMIC,
     Composition,
     CountRange,
     Element,
@@ -39,7 +40,7 @@ def test_element_refuses_what_is_no_symbol(symbol: str) -> None:
         ({"Cu": float("nan")}, "received nan"),
         ({"Cu": "half"}, "received 'half'"),
         ({}, "no elements"),
-        ({"Pu": 1.0}, "'Pu' has no reference volume"),
+        ({"At": 1.0}, "'At' has no reference volume"),
         ({"Kryptonite": 1.0}, "unknown element 'Kryptonite'"),
     ],
 )
@@ -78,7 +79,28 @@ def test_count_range_takes_a_count_or_a_pair() -> None:
         ("Ti", 17.65),  # hcp, 2.951 and 4.684 Å
         ("Si", 20.02),  # diamond, 5.431 Å
         ("Po", 37.6),  # simple cubic, 3.35 Å
+        ("Mn", 12.2),  # 58 atoms in a cube of 8.912 Å
+        ("Ga", 19.6),  # 8 atoms in 4.519 x 7.658 x 4.526 Å
+        ("In", 26.2),  # tetragonal, 2 atoms in 3.253 x 3.253 x 4.947 Å
+        ("Sn", 27.0),  # white tin, 4 atoms in 5.831 x 5.831 x 3.182 Å
+        ("Sb", 30.2),  # 6 atoms in the hexagonal cell of 4.307 and 11.273 Å
+        ("Bi", 35.4),  # 6 atoms in the hexagonal cell of 4.546 and 11.862 Å
+        ("U", 20.7),  # 4 atoms in 2.854 x 5.870 x 4.955 Å
     ],
 )
 def test_atomic_volume_is_that_of_the_crystal(symbol: str, volume: float) -> None:
     assert atomic_volume(symbol) == pytest.approx(volume, rel=0.01)
+
+
+METALS = (
+    "Li Be Na Mg Al K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Cs Ba La Ce Pr Nd Pm "
+    "Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es"
+)
+
+
+@pytest.mark.parametrize("symbol", METALS.split())
+def test_each_metal_has_the_volume_that_pymatgen_lists(symbol: str) -> None:
+    from pymatgen.core import Element as Listed
+
+    listed = float(Listed(symbol).molar_volume) * MOLAR_TO_ATOMIC
+    assert atomic_volume(symbol) == pytest.approx(listed, rel=0.1)
