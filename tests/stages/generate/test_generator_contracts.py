@@ -26,6 +26,8 @@ PARAMS: dict[str, dict[str, Any]] = {
     "perturb": {"of": ALLOY, "kinds": ["swap", "volume", "strain", "rattle"]},
     "random_crystals": {"formula": "TiO2", "n_atoms": [3, 12]},
     "surfaces": METALS,
+    "amorphous": {"formula": "SiO2", "density": 2.2, "n_atoms": [12, 30]},
+    "liquids": {"names": {"H2O": 3}, "smiles": {"CO": 1}, "n_atoms": [30, 60]},
     "molecular_clusters": {"names": ["H2O"], "smiles": ["CO", "[NH4+]"], "n_molecules": [2, 4]},
     "organic": {"n_atoms": [10, 30], "copies": 3},
     "molecules": {"names": ["H2O", "CH4", "O2"]},
@@ -48,6 +50,10 @@ def test_slabs_of_crystals_keep_their_promises() -> None:
     check_generator(GENERATORS.get("surfaces"), {"of": {**ALLOY, "rattle": 0.0}, "n_atoms": [20, 80]}, n=8)
 
 
+def test_references_keep_their_promises() -> None:
+    check_generator(GENERATORS.get("reference"), {"elements": ["Cu", "O"], "of": ALLOY}, n=60, is_random=False)
+
+
 def test_files_keep_their_promises(tmp_path: Path) -> None:
     ion = molecule("OH")
     ion.info = {"charge": -1, "spin_multiplicity": 1}
@@ -59,4 +65,4 @@ def test_files_keep_their_promises(tmp_path: Path) -> None:
 
 
 def test_each_generator_of_the_table_is_checked() -> None:
-    assert set(GENERATORS.table) == {*PARAMS, "files"}
+    assert set(GENERATORS.table) == {*PARAMS, "files", "reference"}
