@@ -25,7 +25,7 @@ from daskpipe.stages.describe.catalogue import has_atom_rows
 from daskpipe.stages.describe.stage import FIT
 from daskpipe.stages.explore.stage import ensemble_of
 from daskpipe.stages.explore.timesteps import timestep_of, timestep_warning
-from daskpipe.stages.generate.stage import FILES, Request, generate_partition, list_requests
+from daskpipe.stages.generate.stage import EXTERNAL, FILES, Request, generate_partition, list_requests
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -171,6 +171,8 @@ def _list_doubts(config: Config, wanted: Sequence[Request], measured: Measuremen
             if measured is None
             else f"each file counts as {measured.seeds_a_request:.3g} structures, as those that the probe read"
         )
+    if any(request.generator == EXTERNAL for request in wanted):
+        doubts.append("plan starts no external programs: the sizes of what they make are not known")
     if len(config.explore.dynamics.pressures) > 1:
         doubts.append(
             "each structure is counted under each pressure: without a barostat there is one trajectory for all"
@@ -216,7 +218,7 @@ def _judge_budget(config: Config, stages: Mapping[str, Mapping[str, Any]]) -> di
 
 
 def _sample_seeds(wanted: Sequence[Request], config: Config) -> list[Atoms]:
-    """Generate a few seeds, spread over all of them, but read no large files."""
+    """Generate a few seeds, spread over all of them, but read no large files and start no other programs."""
     from daskpipe.core.errors import Rejection
 
     step = max(1, len(wanted) // SAMPLE)
@@ -225,6 +227,8 @@ def _sample_seeds(wanted: Sequence[Request], config: Config) -> list[Atoms]:
     for request in wanted[::step][:SAMPLE]:
         path = request.params.get("path", "")
         if request.generator == FILES and (not os.path.isfile(path) or Path(path).stat().st_size > SMALL_FILE):
+            continue
+        if request.generator == EXTERNAL:
             continue
         made = generate_partition([request], seed=config.seed, limits=config.generate.limits)
         seeds += [item for item in made if not isinstance(item, Rejection)]

@@ -20,7 +20,12 @@ from daskpipe.runs.plan import plan_run
 
 CONFIGS = package_folder("configs")
 GROUP_FILES = sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("*/*.yaml"))
-NEEDED = {"generate=files": ["generate.paths=[seeds.xyz]"], "select=environments": ["describe=environments"]}
+NEEDED = {
+    "generate=files": ["generate.paths=[seeds.xyz]"],
+    "generate=mattergen": ["generate.sources.mattergen.command='true {out}'"],  # the programs are not installed here
+    "generate=moldiff": ["generate.sources.moldiff.command='true {out}'", "generate.sources.moldiff.folder=."],
+    "select=environments": ["describe=environments"],
+}
 """What a choice cannot do without."""
 
 

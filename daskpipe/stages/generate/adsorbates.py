@@ -214,15 +214,26 @@ def place_molecule(rng: np.random.Generator, slab: Atoms, molecule: Atoms, site:
     added = Atoms(molecule.numbers, Rotation.random(random_state=rng).apply(molecule.positions))
     lowest = int(added.positions[:, 2].argmin())
     added.positions[:, :2] += site - added.positions[lowest, :2]
+    lift_to_contact(added, slab, gap)
+    return added
+
+
+def lift_to_contact(added: Atoms, slab: Atoms, gap: float) -> None:
+    """Move atoms along the normal of a slab, in place, until the first contact with it has a gap.
+
+    The atoms may be as wide as the cell of the slab.
+    """
     shifts = np.array([(i, j, 0) for i in (-1, 0, 1) for j in (-1, 0, 1)]) @ slab.cell.array
     images = (slab.positions[None] + shifts[:, None]).reshape(-1, 3)
     radii = np.tile(covalent_radii[slab.numbers], len(shifts))
     contact = (1 + gap) * (covalent_radii[added.numbers][:, None] + radii)
-    lateral = np.linalg.norm(added.positions[:, None, :2] - images[:, :2], axis=2)
-    # Height over each atom of the slab at which each atom of the molecule has the distance asked for.
+    scaled = np.linalg.solve(slab.cell.array.T, added.positions.T).T
+    scaled[:, 2] = 0
+    within = added.positions - np.floor(scaled) @ slab.cell.array  # in the plane; in z the vector has no part
+    lateral = np.linalg.norm(within[:, None, :2] - images[:, :2], axis=2)
+    # Height over each atom of the slab at which each atom has the distance asked for.
     height = np.sqrt(np.maximum(contact**2 - lateral**2, 0)) + images[:, 2] - added.positions[:, None, 2]
     added.positions[:, 2] += height[lateral < contact].max()
-    return added
 
 
 def _has_room(atoms: Atoms, added: Atoms, n_slab: int) -> bool:

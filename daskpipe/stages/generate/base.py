@@ -71,14 +71,14 @@ Base = Annotated[dict[str, Any], BeforeValidator(check_base)]
 
 
 def hash_base(params: Mapping[str, Any]) -> str:
-    """Return a checksum of the files that the parameter ``of`` of a generator names; empty if it names none."""
-    base = params.get(OF)
-    if not isinstance(base, Mapping):
-        return ""
-    name, inner = _split(base)
-    if not is_enumerated(name):
-        return hash_base(inner)
-    return "".join(digest for _, digest in _expand(name, inner))
+    """Return a checksum of the files that the bases among the parameters of a generator name; empty if none does."""
+    digests = []
+    for base in params.values():
+        if isinstance(base, Mapping) and "generator" in base:
+            name, inner = _split(base)
+            listed = is_enumerated(name)
+            digests += [digest for _, digest in _expand(name, inner)] if listed else [hash_base(inner)]
+    return "".join(digests)
 
 
 def probe_base(of: Mapping[str, Any]) -> list[Atoms]:

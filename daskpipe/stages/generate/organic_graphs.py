@@ -14,7 +14,7 @@ from daskpipe.stages.generate.extras import import_extra
 TERMINAL = {"H": 1.0, "F": 1.6, "Cl": 1.6, "Br": 1.0, "I": 0.6}
 """Weight of each element of valence one among the atoms that end chains."""
 
-SKELETON = {"C": 1.4, "N": 1.3, "O": 0.9, "S": 1.3, "P": 1.2, "Si": 1.8}
+SKELETON = {"C": 1.1, "N": 1.4, "O": 0.8, "S": 1.4, "P": 1.9, "Si": 3.0}
 """Weight of each element among the single atoms that chains grow by."""
 
 N_HETERO = (1, 4)

@@ -42,6 +42,9 @@ REFUSED = "refused"
 FILES = "files"
 """Name of the generator, and of the source, that reads the paths in the config."""
 
+EXTERNAL = "external"
+"""Name of the generator that runs a program of another environment."""
+
 INFO_KEYS = ("system_type", "charge", "spin_multiplicity", "config_type")
 """Keys of ``info`` that a generator may set."""
 

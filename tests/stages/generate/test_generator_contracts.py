@@ -14,6 +14,7 @@ from daskpipe.testing import check_generator
 
 METALS = {"elements": {"Cu": [0.2, 0.8], "Au": [0.2, 0.8]}, "n_atoms": [12, 60]}
 ALLOY = {"generator": "alloys", "elements": {"Cu": 0.5, "Au": 0.5}, "n_atoms": [8, 20]}
+COPPER = {**ALLOY, "elements": {"Cu": 1.0}, "lattices": ["fcc"], "n_atoms": 1, "strain": 0.0, "rattle": 0.0}
 PARAMS: dict[str, dict[str, Any]] = {
     "adsorbates": {"of": {"generator": "surfaces", "elements": {"Cu": 1}, "n_atoms": [24, 40]}, "names": ["CO", "H"]},
     "alloys": METALS,
@@ -23,6 +24,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "defects": {"of": {**ALLOY, "rattle": 0.0}, "n_atoms": [20, 60], "dopants": ["Ni"]},
     "formula": {"formula": "TiO2", "first": 3, "n_atoms": [6, 48]},
     "ionic": {"of": "ZrO2", "n_atoms": [24, 60], "doping": {"Zr": {"Y": [0.05, 0.3]}}},
+    "interfaces": {"of": COPPER, "film": COPPER, "miller": [[1, 0, 0]], "film_miller": [[1, 0, 0]], "n_atoms": [8, 90]},
     "perturb": {"of": ALLOY, "kinds": ["swap", "volume", "strain", "rattle"]},
     "random_crystals": {"formula": "TiO2", "n_atoms": [3, 12]},
     "surfaces": METALS,
@@ -65,4 +67,4 @@ def test_files_keep_their_promises(tmp_path: Path) -> None:
 
 
 def test_each_generator_of_the_table_is_checked() -> None:
-    assert set(GENERATORS.table) == {*PARAMS, "files", "reference"}
+    assert set(GENERATORS.table) == {*PARAMS, "external", "files", "reference"}
