@@ -80,7 +80,7 @@ def alloys(
         of it, instead of random ones. A cell comes as near to them as its number of atoms allows.
     order
         Order of the elements on the sites: ``random``; ``sqs``, whose pairs are as in an infinite random alloy up to
-        the second neighbours; or ``short_range``, with the order that `short_range` says
+        the third neighbours; or ``short_range``, with the order that `short_range` says
         (`daskpipe.stages.generate.order.arrange_elements`).
     short_range
         Warren-Cowley parameter of nearest unlike pairs: below 0 unlike atoms attract, above they separate.
@@ -101,7 +101,7 @@ def alloys(
     if grid is not None:
         compositions = list_grid(tuple(common.fractions.items()), grid)
         common = replace(common, fractions=compositions[index % len(compositions)])
-    targets = {"random": None, "sqs": [0.0, 0.0], "short_range": [short_range]}[order]
+    targets = {"random": None, "sqs": [0.0, 0.0, 0.0], "short_range": [short_range]}[order]
     return (draw_alloy(rng, common, sizes, strain, targets) for _ in count())
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from ase import Atoms
 
-REACH = 1.75
-"""Distance up to which neighbours count, in units of the cube root of the volume of an atom: two shells at least."""
+REACH = 2.0
+"""Distance up to which neighbours count, in units of the cube root of the volume of an atom: three shells at least."""
 
 SHELL_TOLERANCE = 0.02
 """Relative difference of distances below which neighbours belong to the same shell."""

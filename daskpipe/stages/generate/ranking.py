@@ -52,6 +52,9 @@ HARD_ROW = 2
 SMALL = 6
 """Number of atoms up to which cells are equally simple."""
 
+KNOWN = 0.1
+"""Factor of the instability of a compound in the type that is named after it."""
+
 METALLIC = 8
 """Least coordination number in metals."""
 
@@ -84,11 +87,12 @@ class Candidate:
         Scale and bonds.
     penalties
         Parts of the score, all at least 0. ``instability`` of the bond valences. ``coordination`` other than the ratio
-        of radii or the number of valence electrons ask for; none in the compound that the type is named after.
+        of radii or the number of valence electrons ask for.
         ``rarity`` of the structure type. ``likeness``: distance of the elements from those of that compound on
         Pettifor's scale; half of it in metals, and for common types, which many kinds of compounds have. ``contact``
         of atoms that are too near. ``size``: logarithm of the number of atoms beyond `SMALL`. ``electrostatics``:
-        energy of the point charges above the lowest of all types, as a fraction of it.
+        energy of the point charges above the lowest of all types, as a fraction of it. The compound that a type is
+        named after is known in it: coordination and size cost nothing there, and instability is counted by `KNOWN`.
     """
 
     prototype: Prototype
@@ -186,7 +190,7 @@ def _rate(prototype: Prototype, symbols: tuple[str, ...], oxidation: Mapping[str
     fit = fit_elements(prototype.pattern, symbols, oxidation)
     penalties = {
         "instability": fit.instability,
-        "coordination": 0.0 if symbols == prototype.parent else _coordination_penalty(symbols, fit, oxidation),
+        "coordination": _coordination_penalty(symbols, fit, oxidation),
         "rarity": _rarity(prototype),
         "likeness": _unlikeness(symbols, prototype.parent)
         * (0.5 if prototype.label in COMMON else 1.0)
@@ -194,6 +198,8 @@ def _rate(prototype: Prototype, symbols: tuple[str, ...], oxidation: Mapping[str
         "contact": max(0.0, 0.85 - fit.contact) + _anion_overlap(prototype, symbols, fit, oxidation),
         "size": float(np.log(max(1.0, sum(prototype.counts) / SMALL))),
     }
+    if symbols == prototype.parent:
+        penalties |= {"coordination": 0.0, "size": 0.0, "instability": penalties["instability"] * KNOWN}
     return Candidate(prototype, symbols, fit, penalties)
 
 
@@ -263,8 +269,13 @@ def _expected_coordination(symbol: str, symbols: Sequence[str], oxidation: Mappi
     if len(symbols) == 2 and charge == -oxidation[anion] and sum(electrons) == 8 and gap < LEAST_IONIC:
         return 4  # Grimm and Sommerfeld's rule: four electrons an atom
     ratio = _radius(symbol, charge) / _radius(anion, oxidation[anion])
+    if ratio > LARGE and len(symbols) - len(anions) > 1:
+        return 12
     return next(number for limit, number in PAULING if ratio < limit)
 
+
+LARGE = 0.8
+"""Ratio of radii above which the larger of several cations is in a hole of twelve anions, as in perovskite."""
 
 LEAST_IONIC = 1.9
 """Difference of Pauling's electronegativities below which compounds of four electrons an atom are tetrahedral."""

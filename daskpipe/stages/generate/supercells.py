@@ -20,8 +20,13 @@ Supercells = dict[int, list[tuple[Atoms, Repeats]]]
 
 
 def primitive_cell(atoms: Atoms) -> Atoms:
-    """Return the primitive cell of a crystal in spglib's standard orientation."""
-    return _reduce(atoms, to_primitive=True)
+    """Return the primitive cell of a crystal, Niggli-reduced, so that its angles are near 90 degrees or 60."""
+    import spglib
+
+    primitive = _reduce(atoms, to_primitive=True)
+    primitive.set_cell(spglib.niggli_reduce(primitive.cell.array), scale_atoms=False)
+    primitive.wrap()
+    return primitive
 
 
 def conventional_cell(atoms: Atoms) -> Atoms:

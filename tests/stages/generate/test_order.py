@@ -34,8 +34,8 @@ def test_shells_have_their_neighbours_also_in_small_cells(name: str, repeats: in
 @pytest.mark.parametrize("name", sorted(NEIGHBOURS))
 def test_quasirandom_pairs_are_nearly_those_of_a_random_alloy(name: str) -> None:
     atoms = half(lattice(name, 4))
-    arrange_elements(np.random.default_rng(0), atoms, [0.0, 0.0])
-    for shell in list_shells(atoms, 2):
+    arrange_elements(np.random.default_rng(0), atoms, [0.0, 0.0, 0.0])
+    for shell in list_shells(atoms, 3):
         assert abs(order_parameters(atoms.numbers, shell)[0, 1]) < 0.05
     assert np.count_nonzero(atoms.numbers == 79) == len(atoms) // 2
 
