@@ -47,6 +47,10 @@ LATTICE_CONSTANT = {"fcc": 4 ** (1 / 3), "bcc": 2 ** (1 / 3), "hcp": 2 ** (1 / 6
 """Lattice constants for one cubic length unit an atom; hcp with the ideal c/a."""
 
 
+ADDED_PARAMETERS = ("grid", "order", "short_range")
+"""Parameters that came later; they leave the keys of earlier runs as they were (see `stage.Request.fingerprint`)."""
+
+
 def alloys(
     *,
     rng: np.random.Generator,

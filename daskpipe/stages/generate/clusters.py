@@ -29,6 +29,10 @@ UNIT = 4 ** (1 / 3)
 """Lattice constant of fcc with one cubic length unit an atom."""
 
 
+ADDED_PARAMETERS = ("order",)
+"""Parameters that came later; they leave the keys of earlier runs as they were (see `stage.Request.fingerprint`)."""
+
+
 def clusters(
     *,
     rng: np.random.Generator,

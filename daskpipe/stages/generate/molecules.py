@@ -42,6 +42,10 @@ MoleculeName = Annotated[str, AfterValidator(molecule_name)]
 """Name of a molecule in G2 or S22."""
 
 
+ADDED_PARAMETERS = ("conformers", "set", "smiles")
+"""Parameters that came later; they leave the keys of earlier runs as they were (see `stage.Request.fingerprint`)."""
+
+
 def molecules(
     *,
     rng: np.random.Generator,

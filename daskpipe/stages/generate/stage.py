@@ -82,9 +82,20 @@ class Request:
         return f"{self.source}#{self.index}"
 
     def fingerprint(self) -> list[Any]:
-        """Return all that decides the structures of the request beside the run's seed, as JSON types."""
+        """Return all that decides the structures of the request beside the run's seed, as JSON types.
+
+        Parameters that a generator got after its first version, named by ``ADDED_PARAMETERS`` in its module, are left
+        out where they have their default: runs made before keep their keys.
+        """
+        added = GENERATORS.find_companion(self.generator, "ADDED_PARAMETERS") or ()
+        fields = GENERATORS.params_model(self.generator).model_fields if added else {}
+        params = {
+            name: value
+            for name, value in self.params.items()
+            if name not in added or value != fields[name].get_default()
+        }
         family = [self.count] if self.count > 1 else []
-        return [self.source, self.generator, self.index, self.params, self.digest, *family]
+        return [self.source, self.generator, self.index, params, self.digest, *family]
 
 
 def list_requests(sources: Mapping[str, Source], paths: list[str], base_dir: Path) -> list[Request]:

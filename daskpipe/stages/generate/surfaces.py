@@ -58,6 +58,10 @@ class Planes:
     n_atoms: tuple[int, int]
 
 
+ADDED_PARAMETERS = ("fixed", "max_index", "miller", "of", "thickness")
+"""Parameters that came later; they leave the keys of earlier runs as they were (see `stage.Request.fingerprint`)."""
+
+
 def surfaces(
     *,
     rng: np.random.Generator,

@@ -82,6 +82,24 @@ def test_streams_follow_seed_source_and_number_only() -> None:
     assert not set(first) & set(ids(generate_partition(renamed, seed=0, limits=LIMITS)))
 
 
+FIRST_PARAMETERS = {
+    "alloys": {"elements", "lattices", "n_atoms", "rattle", "strain"},
+    "clusters": {"elements", "n_atoms", "rattle", "shapes", "vacuum"},
+    "surfaces": {"elements", "facets", "layers", "n_atoms", "rattle", "repeats", "strain", "vacuum"},
+    "molecules": {"elements", "n_atoms", "names", "rattle", "vacuum"},
+}
+
+
+@pytest.mark.parametrize("name", sorted(FIRST_PARAMETERS))
+def test_parameters_that_came_later_leave_the_keys_of_earlier_runs(name: str) -> None:
+    request = asked({name: QUICKSTART[name]})[0]
+    assert set(request.fingerprint()[3]) == FIRST_PARAMETERS[name]
+    later = {"alloys": {"grid": 0.25}, "molecules": {"smiles": ["CCO"]}}
+    if name in later:
+        changed = asked({name: {**QUICKSTART[name], **later[name]}})[0]
+        assert set(changed.fingerprint()[3]) == FIRST_PARAMETERS[name] | set(later[name])
+
+
 def test_nothing_runs_before_compute() -> None:
     impossible = [Request(source="s", generator="nothing-of-that-name", index=0)]
     bag = generate_seeds(impossible, seed=0, limits=LIMITS, partition_size=1)

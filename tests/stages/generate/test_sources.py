@@ -28,6 +28,9 @@ def test_defaults_are_filled_in_and_survive_a_second_reading() -> None:
         "lattices": ["fcc", "bcc", "hcp"],
         "strain": 0.05,
         "rattle": 0.1,
+        "grid": None,
+        "order": "random",
+        "short_range": -0.2,
     }
     assert Source.model_validate(source.model_dump(mode="json")) == source
 
@@ -89,7 +92,7 @@ def test_shares_give_exact_counts_by_largest_remainder(n: int) -> None:
 
 
 def test_a_source_without_any_structure_is_refused() -> None:
-    with pytest.raises(ValueError, match="generate.n: of 4 structures none is left for clusters, surfaces; raise n"):
+    with pytest.raises(ValueError, match="generate.n: of 4 structures none is left for surfaces; raise n or the share"):
         share_out(4, SHARES)
 
 
