@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import dask.bag as db
 import numpy as np
 from ase import Atoms
+from pydantic_core import to_jsonable_python
 
 from daskpipe.core.errors import ConfigError, Rejection
 from daskpipe.core.seeds import random_stream
@@ -92,7 +93,7 @@ class Request:
         params = {
             name: value
             for name, value in self.params.items()
-            if name not in added or value != fields[name].get_default()
+            if name not in added or value != to_jsonable_python(fields[name].get_default())
         }
         family = [self.count] if self.count > 1 else []
         return [self.source, self.generator, self.index, params, self.digest, *family]
