@@ -270,7 +270,10 @@ WRONG_VALUES = [
     ),
     ("explore.dynamics.temperatures=[-300]", r"temperatures.0: Input should be greater than 0 \(received -300\)"),
     ("generate.sources.alloys.elements={Cuu: [0, 1]}", r"unknown element 'Cuu'. Did you mean 'Cu'\?"),
-    ("generate.sources.alloys.generator=alloy", r"unknown generator 'alloy'. Did you mean 'alloys'\? Known: alloys"),
+    (
+        "generate.sources.alloys.generator=alloy",
+        r"unknown generator 'alloy'. Did you mean 'alloys'\? Known: adsorbates, alloys",
+    ),
     ("explore.potential.name=emtt", r"unknown potential 'emtt'. Did you mean 'emt'\? Known: chgnet, committee, emt"),
     ("describe.descriptor=sope", r"unknown descriptor 'sope'. Did you mean 'soap'\?"),
     ("describe.device=gpu", r"describe.device: Input should be 'auto', 'cpu' or 'cuda' \(received 'gpu'\)"),
@@ -361,7 +364,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         ("broken.yaml", b"a: [1,\n", r"broken.yaml: while parsing a flow node"),
         ("list.yaml", b"- 1\n- 2\n", r"list.yaml: primary config 'list' must be a DictConfig, got ListConfig"),
         ("binary.yaml", b"\xff\xfe", r"binary.yaml: 'utf-8' codec can't decode"),
-        ("empty.yaml", b"", r"generate is missing; type generate=cu_ag_au\|emt_alloy\|files\|molecules"),
+        ("empty.yaml", b"", r"generate is missing; type generate=classic_mix\|cu_ag_au\|emt_alloy\|files\|mattergen"),
         ("lost.yaml", b"defaults: [nowhere]", r"unknown config 'nowhere'"),
     ],
 )

@@ -221,6 +221,8 @@ def test_page_works(
             add_to_table(title, text, monkeypatch)
         elif language == "python" and title:
             add_source(title, text, monkeypatch)
+            if "/" not in title:  # a program of the user's
+                Path(title).write_text(text)
         elif language == "python":
             exec(compile(text, f"{page}, python", "exec"), names)
         elif language in ("yaml", "toml"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from itertools import count, product
+from functools import cache, lru_cache
+from itertools import product
 from math import prod
 from typing import Annotated, Any
 
@@ -121,18 +122,33 @@ def crystals(
         When called, if the sites have other names, if no supercell has so many atoms or enough sites for the elements
         that share them, or if no choice of elements is neutral where that is asked for.
     """
-    variants = [
-        (name, choice) for name in prototype for choice in _list_choices(name, elements, charge_balance=charge_balance)
+    variants = _list_variants(json.dumps([prototype, elements, count_range(n_atoms), charge_balance]))
+    return _draw_crystals(rng, variants, index % len(variants), strain, rattle)
+
+
+def _draw_crystals(
+    rng: np.random.Generator,
+    variants: Sequence[tuple[str, Choice, Supercells]],
+    first: int,
+    max_strain: float,
+    rattle: float,
+) -> Iterator[Atoms]:
+    """Draw crystals of the first variant, then of any, for there may be no room for the first one's elements."""
+    number = first
+    while True:
+        yield _draw_crystal(rng, *variants[number], max_strain, rattle)
+        number = int(rng.integers(len(variants)))
+
+
+@lru_cache(maxsize=64)
+def _list_variants(params: str) -> list[tuple[str, Choice, Supercells]]:
+    """List structure types, elements on their sites and supercells, from parameters of `crystals` as JSON."""
+    prototype, elements, n_atoms, charge_balance = json.loads(params)
+    return [
+        (name, choice, _supercells_with_room(name, tuple(n_atoms), _count_needed(choice)))
+        for name in prototype
+        for choice in _list_choices(name, elements, charge_balance=charge_balance)
     ]
-    limits = count_range(n_atoms)
-    supercells = {name: _find_supercells(name, limits) for name in prototype}
-    fitting = {
-        variant: _supercells_with_room(name, supercells[name], choice)
-        for variant, (name, choice) in enumerate(variants)
-    }
-    number = index % len(variants)
-    name, choice = variants[number]
-    return (_draw_crystal(rng, name, choice, fitting[number], strain, rattle) for _ in count())
 
 
 def _list_choices(name: str, elements: Mapping[str, Any], *, charge_balance: bool) -> list[Choice]:
@@ -174,9 +190,15 @@ def _find_supercells(name: str, n_atoms: tuple[int, int]) -> Supercells:
     return find_supercells(name, load_pattern(name).cell, n_atoms)
 
 
-def _supercells_with_room(name: str, supercells: Supercells, choice: Choice) -> Supercells:
+def _count_needed(choice: Choice) -> tuple[int, ...]:
+    """Return how many elements must be on the sites of each kind."""
+    return tuple(sum(low > 0 for low, _ in each.values()) for each in choice)
+
+
+@cache
+def _supercells_with_room(name: str, n_atoms: tuple[int, int], needed: tuple[int, ...]) -> Supercells:
     """Return the supercells with a site for each element that must be there."""
-    needed = [sum(low > 0 for low, _ in each.values()) for each in choice]
+    supercells = _find_supercells(name, n_atoms)
     kinds = load_pattern(name).kinds
     fitting = {
         size: found for size, found in supercells.items() if (np.bincount(kinds) * size // len(kinds) >= needed).all()

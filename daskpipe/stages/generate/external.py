@@ -19,7 +19,7 @@ from ase import Atoms
 from pydantic import AfterValidator, Field
 
 from daskpipe.core.errors import Rejection
-from daskpipe.core.registry import FolderName
+from daskpipe.core.registry import FOLDER
 from daskpipe.stages.generate.extras import import_extra
 from daskpipe.stages.generate.reading.files import read_structures, reader_of
 
@@ -65,7 +65,7 @@ def external(
     rng: np.random.Generator,
     command: Command,
     output: str = "*.extxyz",
-    folder: FolderName | None = None,
+    folder: Annotated[str | None, FOLDER] = None,
     batch: Annotated[int, Field(ge=1, le=100_000)] = 16,
     time_limit: Annotated[float, Field(gt=0)] = 3600.0,
     silence_limit: Annotated[float, Field(gt=0)] = 900.0,

@@ -47,7 +47,8 @@ class Source(BaseModel):
         if self.share is not None and GENERATORS.find_companion(self.generator, "TAKES_N") is False:
             raise ValueError(f"share does not apply to {self.generator}, which are read whole; leave it out")
         # A ValidationError raised here keeps its locations below that of this source.
-        object.__setattr__(self, "__pydantic_extra__", GENERATORS.check_params(self.generator, self.params))
+        checked = GENERATORS.check_params(self.generator, self.params)
+        object.__setattr__(self, "__pydantic_extra__", GENERATORS.make_paths_absolute(self.generator, checked))
         return self
 
     @property

@@ -280,7 +280,8 @@ def _finish_structure(made: Atoms, request: Request, limits: Limits) -> Atoms | 
         return Rejection(stage="generate", structure=name, reason="constraint", evidence=str(error))
     if fault := find_fault(atoms, limits):
         return Rejection(stage="generate", structure=name, reason=fault.reason, evidence=fault.evidence)
-    atoms.info.setdefault("system_type", system_type(atoms))
+    if "system_type" not in atoms.info:
+        atoms.info["system_type"] = system_type(atoms)
     atoms.info["generator"] = request.source
     if NOTED in made.info:
         atoms.info[NOTED] = made.info[NOTED]

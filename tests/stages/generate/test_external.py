@@ -170,6 +170,14 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
         list_requests({"own": source}, [], tmp_path)
 
 
+def test_the_folder_of_a_program_is_taken_from_where_the_config_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = Source.model_validate({"generator": "external", "n": 1, "command": "true {out}", "folder": "."})
+    assert source.params["folder"] == str(tmp_path)
+
+
 def test_no_shell_reads_the_command(make: Callable[..., Made], tmp_path: Path) -> None:
     spy = tmp_path / "spied"
     made = make("import sys; print(sys.argv[1:]); sys.exit(1)")
