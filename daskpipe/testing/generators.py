@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,12 @@ import numpy as np
 from daskpipe.core.errors import Rejection
 from daskpipe.core.registry import signature_model
 from daskpipe.core.structures import structure_id
-from daskpipe.stages.generate import GENERATORS
+from daskpipe.stages.generate import GENERATORS, Generator, call_generator
 from daskpipe.stages.generate.checks import Limits, find_fault
 from daskpipe.stages.generate.reading.electrons import ElectronError, electrons_of
 
 if TYPE_CHECKING:
     from ase import Atoms
-
-type Generator = Callable[..., Iterator[Atoms | Rejection]]
 
 
 def check_generator(
@@ -108,8 +106,7 @@ def _draw_structures(generator: Generator, params: Mapping[str, Any], n: int, se
     """Draw up to `n` structures from a new random stream, without rejections."""
     rng = np.random.Generator(np.random.Philox(key=seed))
     before = str(rng.bit_generator.state)
-    index = {"index": 0} if "index" in inspect.signature(generator).parameters else {}
-    structures = generator(rng=rng, **index, **params)
+    structures = call_generator(generator, params, rng=rng, index=0)
     assert isinstance(structures, Iterator), f"it returns a {type(structures).__name__}, not an iterator"
     assert str(rng.bit_generator.state) == before, "it draws random numbers before the first structure is asked for"
     drawn = [item for item in islice(structures, n) if not isinstance(item, Rejection)]

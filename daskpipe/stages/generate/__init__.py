@@ -13,10 +13,22 @@ Memory         a partition holds its structures: about 200 bytes an atom; one fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from daskpipe.core.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    from ase import Atoms
+
+    from daskpipe.core.errors import Rejection
+
+type Generator = Callable[..., Iterator[Atoms | Rejection]]
+
+INFO_KEYS = ("system_type", "charge", "spin_multiplicity", "config_type")
+"""Keys of ``info`` that a generator may set."""
 
 GENERATORS = Registry(
     "generator",
@@ -87,3 +99,11 @@ def family_size(name: str, params: Mapping[str, Any]) -> int:
     """
     function = GENERATORS.find_companion(name, "family_size")
     return int(function(params)) if function else 1
+
+
+def call_generator(
+    generator: Generator, params: Mapping[str, Any], *, rng: np.random.Generator, index: int
+) -> Iterator[Atoms | Rejection]:
+    """Call a generator with its stream, and with the number of the request if it names ``index``."""
+    given = {"index": index} if "index" in inspect.signature(generator).parameters else {}
+    return generator(rng=rng, **given, **params)

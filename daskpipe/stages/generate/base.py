@@ -15,16 +15,13 @@ from pydantic import BeforeValidator
 
 from daskpipe.core.errors import InputError, Rejection, describe_unknown
 from daskpipe.core.structures import copy_arrays
-from daskpipe.stages.generate import GENERATORS, is_enumerated
+from daskpipe.stages.generate import GENERATORS, INFO_KEYS, call_generator, is_enumerated
 
 OF = "of"
 """Name of the parameter that says what a generator starts from."""
 
 EXAMPLES = 3
 """Structures that are drawn from a random base to see what it gives."""
-
-CARRIED = ("system_type", "charge", "spin_multiplicity", "config_type")
-"""Keys of ``info`` that a copy of a structure keeps."""
 
 
 def check_base(value: Any) -> dict[str, Any]:
@@ -109,7 +106,7 @@ def count_base(of: Mapping[str, Any]) -> int:
 
 def copy_base(atoms: Atoms) -> Atoms:
     """Return a copy of a structure with what is known of its atoms, without constraints and notes."""
-    info = {key: atoms.info[key] for key in CARRIED if key in atoms.info}
+    info = {key: atoms.info[key] for key in INFO_KEYS if key in atoms.info}
     copied = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc, info=info)
     copy_arrays(atoms, copied)
     return copied
@@ -159,12 +156,7 @@ def _expand(name: str, params: dict[str, Any]) -> list[tuple[dict[str, Any], str
 
 
 def _call(name: str, params: Mapping[str, Any], rng: np.random.Generator, index: int) -> Iterator[Atoms | Rejection]:
-    import inspect
-
-    generator = GENERATORS.get(name)
-    given = {"index": index} if "index" in inspect.signature(generator).parameters else {}
-    structures: Iterator[Atoms | Rejection] = generator(rng=rng, **given, **params)
-    return structures
+    return call_generator(GENERATORS.get(name), params, rng=rng, index=index)
 
 
 @lru_cache(maxsize=64)

@@ -93,9 +93,7 @@ def apply_strain(rng: np.random.Generator, atoms: Atoms, amplitude: float, *, ax
     axes
         Cartesian axes to strain along.
     """
-    normal, shear = rng.uniform(-amplitude, amplitude, (2, 3, 3))
-    tensor = np.triu(shear / 2, 1)
-    tensor += tensor.T + np.diag(np.diag(normal))
+    tensor = draw_strain(rng, amplitude)
     kept = np.isin(np.arange(3), axes)
     tensor[~kept] = tensor[:, ~kept] = 0
     atoms.set_cell(atoms.cell.array @ (np.eye(3) + tensor), scale_atoms=True)

@@ -19,7 +19,6 @@ from ase import Atoms
 from pydantic import AfterValidator, Field
 
 from daskpipe.core.errors import Rejection
-from daskpipe.core.registry import FOLDER
 from daskpipe.stages.generate.extras import import_extra
 from daskpipe.stages.generate.reading.files import read_structures, reader_of
 
@@ -56,6 +55,9 @@ def check_command(command: str) -> str:
     return command
 
 
+StartFolder = Annotated[str, AfterValidator(lambda folder: os.path.abspath(Path(folder).expanduser()))]
+"""Folder in which a program starts; a relative one is below the folder in which the config is read."""
+
 Command = Annotated[str, AfterValidator(check_command)]
 """Words of a command, with ``{n}``, ``{seed}`` and ``{out}``."""
 
@@ -65,7 +67,7 @@ def external(
     rng: np.random.Generator,
     command: Command,
     output: str = "*.extxyz",
-    folder: Annotated[str | None, FOLDER] = None,
+    folder: StartFolder | None = None,
     batch: Annotated[int, Field(ge=1, le=100_000)] = 16,
     time_limit: Annotated[float, Field(gt=0)] = 3600.0,
     silence_limit: Annotated[float, Field(gt=0)] = 900.0,
@@ -105,7 +107,7 @@ def external(
         When called, if the program or the folder does not exist.
     """
     words = shlex.split(command)
-    start = Path(folder).expanduser() if folder else None
+    start = Path(folder) if folder else None
     if start is not None and not start.is_dir():
         raise ValueError(f"folder: there is no folder {folder!r}; give the one in which the program starts")
     if shutil.which(words[0], path=_own_environment().get("PATH")) is None and not (

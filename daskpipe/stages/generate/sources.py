@@ -47,8 +47,7 @@ class Source(BaseModel):
         if self.share is not None and GENERATORS.find_companion(self.generator, "TAKES_N") is False:
             raise ValueError(f"share does not apply to {self.generator}, which are read whole; leave it out")
         # A ValidationError raised here keeps its locations below that of this source.
-        checked = GENERATORS.check_params(self.generator, self.params)
-        object.__setattr__(self, "__pydantic_extra__", GENERATORS.make_paths_absolute(self.generator, checked))
+        object.__setattr__(self, "__pydantic_extra__", GENERATORS.check_params(self.generator, self.params))
         return self
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from daskpipe.core.seeds import random_stream
 from daskpipe.core.structures import copy_arrays, from_atoms, hex_ids, round_positions
 from daskpipe.engine.rows import UnitRows, dataset_to_arrays, read_unit
 from daskpipe.engine.units import Payload
-from daskpipe.stages.generate import GENERATORS, family_size, is_enumerated
+from daskpipe.stages.generate import GENERATORS, INFO_KEYS, call_generator, family_size, is_enumerated
 from daskpipe.stages.generate.base import hash_base
 from daskpipe.stages.generate.checks import Limits, find_fault, system_type
 from daskpipe.stages.generate.reading.electrons import ElectronError, electrons_of
@@ -45,9 +44,6 @@ FILES = "files"
 
 EXTERNAL = "external"
 """Name of the generator that runs a program of another environment."""
-
-INFO_KEYS = ("system_type", "charge", "spin_multiplicity", "config_type")
-"""Keys of ``info`` that a generator may set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +155,8 @@ def open_stream(request: Request, *, seed: int) -> Iterator[Atoms | Rejection]:
     ValueError
         If parameters of the generator contradict each other.
     """
-    generator = GENERATORS.get(request.generator)
-    given = {"index": request.index} if "index" in inspect.signature(generator).parameters else {}
     rng = random_stream(seed, "generate", request.source, request.index)
-    structures: Iterator[Atoms | Rejection] = generator(rng=rng, **given, **request.params)
-    return structures
+    return call_generator(GENERATORS.get(request.generator), request.params, rng=rng, index=request.index)
 
 
 def cut_requests(requests: Sequence[Request], size: int) -> list[list[Request]]:
