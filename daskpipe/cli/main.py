@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from daskpipe.cli import config, dataset, doctor, frames, maintenance, plan, run, status
+from daskpipe.cli import config, dataset, doctor, frames, maintenance, new, plan, run, status
 from daskpipe.cli.options import Stopped, Verbs
 from daskpipe.core.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, ConfigError, DaskpipeError
 from daskpipe.core.shared_disk import disk_error
@@ -32,7 +32,7 @@ app = Verbs(
     epilog="Exit codes: 0 complete, 1 internal error, 2 wrong config, 3 input rejected, 4 no cluster, 5 disk, "
     "10 complete with quarantined structures, 75 interrupted (daskpipe resume goes on).",
 )
-for verbs in (run, doctor, frames, dataset, status, plan, maintenance):
+for verbs in (run, new, doctor, frames, dataset, status, plan, maintenance):
     app.add_typer(verbs.app)
 app.add_typer(config.app, name="config")
 

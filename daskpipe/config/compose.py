@@ -53,6 +53,7 @@ SETS = (
     SOURCES,
     "generate.sources.*.elements",
     "explore.dynamics.ensembles",
+    "explore.dynamics.temperatures_by_type",
     "explore.monte_carlo.oxidation_states",
     "store.split",
 )

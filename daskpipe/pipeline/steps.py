@@ -118,12 +118,8 @@ def explore_seeds(run: Run, seeds: list[Receipt], most: int | None) -> tuple[lis
         )
     if warning := timestep_warning(settings.dynamics.timestep, masses_of(species)):
         run.driver.emit(Notice(message=warning))
-    pressed = exploring.find_pressed_seeds(run.directory.root, pieces, settings.dynamics)
-    trajectories = [
-        (piece, condition)
-        for piece, each in zip(pieces, pressed, strict=True)
-        for condition in exploring.list_conditions(settings.dynamics, settings.relax, pressed=each)
-    ]
+    conditions_of = exploring.list_seed_conditions(run.directory.root, pieces, settings)
+    trajectories = [(piece, condition) for piece, each in zip(pieces, conditions_of, strict=True) for condition in each]
     build = _make_builder(settings)
     name = f"{run.identities['explore'].hash} {settings.dtype}"
     fingerprint = None
@@ -135,7 +131,7 @@ def explore_seeds(run: Run, seeds: list[Receipt], most: int | None) -> tuple[lis
     if settings.dynamics.change is not None:
         fingerprint = partial(describe.compute_fingerprints, settings=run.config.describe, species=species)
         deciding["fingerprint"] = [run.config.describe.model_dump(include={"descriptor", "params"}), species]
-    for of_each in ("temperatures", "pressures", "replicas"):
+    for of_each in ("temperatures", "temperatures_by_type", "pressures", "replicas"):
         del deciding["dynamics"][of_each]
 
     def make_task(rows: list[UnitRows], conditions: list[Condition], checkpoints: Checkpoints | None = None) -> Any:

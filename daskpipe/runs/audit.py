@@ -381,7 +381,8 @@ class Audit:
         if self.config is not None and is_complete("generate") and "explore" in self.planned:
             dynamics = self.config.explore.dynamics
             n_seeds = self.totals["generate"]["out"] - self.n_duplicates
-            if len(dynamics.pressures) == 1 and self.config.shard is None:
+            alike = len(dynamics.pressures) == 1 and not dynamics.temperatures_by_type
+            if alike and self.config.shard is None:
                 n = n_seeds * max(1, len(dynamics.temperatures)) * dynamics.replicas
                 compare_counts("explore", "trajectories of distinct seeds", n, self.planned["explore"][1], "planned")
         return findings

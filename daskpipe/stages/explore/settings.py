@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -184,6 +185,10 @@ class Dynamics(FiniteModel):
     temperatures: list[_Temperature] = Field(
         description="One trajectory a seed at each, K; a number, or {start, end, cycles} for a ramp"
     )
+    temperatures_by_type: dict[str, list[_Temperature]] = Field(
+        default_factory=dict,
+        description="Temperatures of a system type, such as {surface: [300, 600]}; win over temperatures",
+    )
     pressures: list[_Pressure] = Field(
         default=[0.0], min_length=1, description="One trajectory a seed under a barostat at each, GPa; as temperatures"
     )
@@ -231,13 +236,16 @@ class Dynamics(FiniteModel):
                 f"steps={self.steps} with equilibration={self.equilibration} and stride={self.stride} keep no frame; "
                 "make steps larger or stride smaller"
             )
-        for name, schedules in (("temperature", self.temperatures), ("pressure", self.pressures)):
+        if empty := [name for name, schedules in self.temperatures_by_type.items() if not schedules]:
+            raise ValueError(f"temperatures_by_type of {empty[0]} is empty; give at least one, K, or leave it out")
+        temperatures = [self.temperatures, *self.temperatures_by_type.values()]
+        for name, schedules in (*(("temperature", each) for each in temperatures), ("pressure", self.pressures)):
             texts = [str(item) if isinstance(item, Ramp) else f"{item:g}" for item in schedules]
             if len(set(texts)) < len(texts):
                 raise ValueError(
                     f"received {', '.join(texts)}; a {name} given twice makes the same trajectory twice, use replicas"
                 )
-        for schedule in self.temperatures:
+        for schedule in chain.from_iterable(temperatures):
             if min(schedule_ends(schedule)) <= 0:
                 raise ValueError(f"received {schedule} K; a temperature must be greater than 0 K")
         longest = LONGEST if self.timestep == "auto" else self.timestep

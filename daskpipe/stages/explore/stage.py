@@ -215,17 +215,33 @@ def trajectory_names(
     ]
 
 
-def find_pressed_seeds(root: Path, pieces: Sequence[UnitRows], dynamics: Dynamics) -> list[bool]:
-    """Return a flag for each seed that is explored under all pressures; seeds are read only for several pressures."""
-    if len(dynamics.pressures) == 1:
-        return [True] * len(pieces)
+def list_seed_conditions(root: Path, pieces: Sequence[UnitRows], settings: Exploration) -> list[list[Condition]]:
+    """Return the conditions that each seed is explored under.
+
+    Seeds are read only where that depends on them: for several pressures, which act on some, and for temperatures by
+    system type.
+    """
+    dynamics = settings.dynamics
+    if len(dynamics.pressures) == 1 and not dynamics.temperatures_by_type:
+        return [list_conditions(dynamics, settings.relax)] * len(pieces)
     from daskpipe.core.structures import to_atoms
 
     ds = read_rows(root, pieces)
-    return [has_pressure(ensemble_of(to_atoms(ds, index), dynamics)) for index in range(len(pieces))]
+    seeds = [to_atoms(ds, index) for index in range(len(pieces))]
+    return [
+        list_conditions(
+            dynamics,
+            settings.relax,
+            pressed=has_pressure(ensemble_of(seed, dynamics)),
+            system_type=seed.info.get("system_type", ""),
+        )
+        for seed in seeds
+    ]
 
 
-def list_conditions(dynamics: Dynamics, relax: Relaxation | None = None, *, pressed: bool = True) -> list[Condition]:
+def list_conditions(
+    dynamics: Dynamics, relax: Relaxation | None = None, *, pressed: bool = True, system_type: str = ""
+) -> list[Condition]:
     """Return all conditions of a seed, in their order: temperatures, then pressures, then replicas.
 
     A seed that no pressure acts on is explored once for all of them. Where seeds are relaxed, the frames of that go to
@@ -240,7 +256,9 @@ def list_conditions(dynamics: Dynamics, relax: Relaxation | None = None, *, pres
             and (number, replica) == (0, 0)
             and (relax.cell != "fixed" or pressure == dynamics.pressures[0]),
         )
-        for number, temperature in enumerate(dynamics.temperatures or [0.0])
+        for number, temperature in enumerate(
+            dynamics.temperatures_by_type.get(system_type, dynamics.temperatures) or [0.0]
+        )
         for pressure in (dynamics.pressures if pressed else dynamics.pressures[:1])
         for replica in range(dynamics.replicas)
     ]

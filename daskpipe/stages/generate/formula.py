@@ -12,9 +12,10 @@ import numpy as np
 from ase import Atoms
 from pydantic import AfterValidator, Field
 
+from daskpipe.core.errors import describe_unknown
 from daskpipe.stages.generate.bonding import guess_oxidation
 from daskpipe.stages.generate.disorder import apply_strain, displace_atoms
-from daskpipe.stages.generate.params import CountRange, Rattle, Strain, check_element, count_range
+from daskpipe.stages.generate.params import CountRange, NotEmpty, Rattle, Strain, check_element, count_range
 from daskpipe.stages.generate.ranking import rank_candidates
 from daskpipe.stages.generate.supercells import Supercells, conventional_cell, draw_supercell, find_supercells
 
@@ -47,6 +48,9 @@ def check_formula(text: str) -> str:
 Formula = Annotated[str, AfterValidator(check_formula)]
 """A chemical formula of whole numbers."""
 
+ADDED_PARAMETERS = ("prototypes",)
+"""Parameters that came later; they leave the keys of earlier runs as they were (see `stage.Request.fingerprint`)."""
+
 
 def formula(
     *,
@@ -54,6 +58,7 @@ def formula(
     index: int,
     formula: Formula,
     first: Annotated[int, Field(ge=1, le=100)] = 5,
+    prototypes: Annotated[tuple[str, ...], NotEmpty] | None = None,
     n_atoms: CountRange | None = None,
     charge_balance: bool = False,
     strain: Strain = 0.02,
@@ -75,6 +80,8 @@ def formula(
         Chemical formula.
     first
         Number of structure types to use, the most likely first; fewer, if fewer have the stoichiometry.
+    prototypes
+        Names of structure types to choose from, such as ``Molybdenite``, as errors and docs list them; all by default.
     n_atoms
         Number of atoms, or lowest and highest; by default that of the conventional cell. A structure type without a
         supercell of so many atoms is left out.
@@ -94,11 +101,12 @@ def formula(
     Raises
     ------
     ValueError
-        When called, if no structure type has the stoichiometry, or a supercell of so many atoms, or if the charges
-        cannot balance and have to.
+        When called, if no structure type has the stoichiometry, or a supercell of so many atoms, if one of `prototypes`
+        has another stoichiometry, or if the charges cannot balance and have to.
     """
     check_charges(formula, refuse=charge_balance)
-    cells = list_cells(formula, first, count_range(n_atoms) if n_atoms is not None else None)
+    size = count_range(n_atoms) if n_atoms is not None else None
+    cells = list_cells(formula, first, size, tuple(prototypes) if prototypes else None)
     return (_draw(rng, cells[index % len(cells)], strain, rattle) for _ in count())
 
 
@@ -123,11 +131,20 @@ def check_charges(formula: str, *, refuse: bool) -> None:
 
 
 @cache
-def list_cells(formula: str, first: int, n_atoms: tuple[int, int] | None) -> list[Supercells]:
-    """List the supercells of each of the most likely crystals of a formula."""
+def list_cells(
+    formula: str, first: int, n_atoms: tuple[int, int] | None, prototypes: tuple[str, ...] | None = None
+) -> list[Supercells]:
+    """List the supercells of each of the most likely crystals of a formula, see `formula`."""
     cells: list[Supercells] = []
     errors: list[ValueError] = []
-    for candidate in rank_candidates(formula):
+    candidates = rank_candidates(formula)
+    if prototypes is not None:
+        known = [candidate.name for candidate in candidates]
+        for name in prototypes:
+            if name not in known:
+                raise ValueError(f"formula: {describe_unknown('prototype', name, known)} These are those of {formula}.")
+        candidates = tuple(candidate for candidate in candidates if candidate.name in prototypes)
+    for candidate in candidates:
         crystal = candidate.build()
         if n_atoms is None:
             crystal = conventional_cell(crystal)

@@ -11,6 +11,7 @@ from math import gcd
 import numpy as np
 from ase import Atoms
 
+from daskpipe.core.connectivity import find_neighbours, periodic_directions
 from daskpipe.stages.generate.point_defects import SYMPREC, CrystalKey, crystal_of, key_of
 from daskpipe.stages.generate.repeats import Repeats, find_repeats
 
@@ -19,8 +20,11 @@ Miller = tuple[int, int, int]
 SAME_PLANE = 0.3
 """Distance along the normal, Å, up to which atoms belong to one plane: those of a buckled layer do."""
 
+BONDED = 0.6
+"""Largest distance of bonded atoms less the sum of their covalent radii, Å. Layers of crystals are farther apart."""
+
 PRECISION = 1e-6
-"""Difference of lengths, Å, that counts as none."""
+"""Difference of lengths, Å, and of their squares, Å^2, that counts as none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +60,22 @@ class SlabChoice:
         Height of the cut, Å.
     sizes
         Repeats of the cell of `orientation` by number of atoms.
+    layers
+        Whether the third of the repeats counts layers that bonds hold together, and not spacings.
     """
 
     miller: Miller
     orientation: Orientation
     cut: float
     sizes: dict[int, list[Repeats]]
+    layers: bool = False
+
+    def build(self, repeats: Repeats) -> Atoms:
+        """Return a slab without vacuum, periodic in its plane only."""
+        i, j, n = repeats
+        cut = cut_layers if self.layers else cut_slab
+        slab: Atoms = cut(self.orientation, self.cut, n).repeat((i, j, 1))
+        return slab
 
 
 def list_slabs(
@@ -82,6 +96,71 @@ def list_slabs(
         Lowest and highest number of atoms; ``sizes`` is empty where no slab has one of them.
     """
     return list(_list_slabs(key_of(crystal), tuple(map(_as_miller, millers)), tuple(thickness), tuple(n_atoms)))
+
+
+def list_layers(
+    crystal: Atoms, millers: Sequence[Miller], thickness: tuple[float, float], n_atoms: tuple[int, int]
+) -> list[SlabChoice]:
+    """List the stacks of whole layers of a crystal, one choice for each plane and number of layers.
+
+    Parameters
+    ----------
+    crystal, millers, n_atoms
+        As for `list_slabs`.
+    thickness
+        Least and largest thickness, Å, where a flat layer has none; a single layer may be thinner.
+
+    Returns
+    -------
+    list of SlabChoice
+        Those of planes between which no bond runs; the third of the repeats is the number of layers.
+    """
+    return list(_list_layers(key_of(crystal), tuple(map(_as_miller, millers)), tuple(thickness), tuple(n_atoms)))
+
+
+@lru_cache(maxsize=64)
+def _list_layers(
+    key: CrystalKey, millers: tuple[Miller, ...], thickness: tuple[float, float], n_atoms: tuple[int, int]
+) -> tuple[SlabChoice, ...]:
+    choices = []
+    for miller in millers:
+        orientation = orient(crystal_of(key), miller)
+        whole = [cut for cut in orientation.cuts if not count_broken_bonds(orientation.crystal, cut)]
+        for cut in whole[:1]:  # the others begin the same stack at another layer
+            if len(periodic_directions(cut_layers(orientation, cut, 1), BONDED)) < 2:
+                continue  # chains or molecules, not layers
+            most = max(1, count_spacings(orientation, cut, thickness[1])) * len(find_layers(orientation, cut, 1))
+            for n_layers in range(1, most + 1):
+                stack = cut_layers(orientation, cut, n_layers)
+                height = float(np.ptp(stack.positions[:, 2]))
+                if height > thickness[1] or (n_layers > 1 and height < thickness[0]):
+                    continue
+                repeats = find_repeats(orientation.crystal.cell.array, len(stack), n_atoms, axes=(0, 1))
+                sizes = {n: [(i, j, n_layers) for i, j, _ in each] for n, each in repeats.items()}
+                choices.append(SlabChoice(miller=miller, orientation=orientation, cut=cut, sizes=sizes, layers=True))
+    return tuple(choices)
+
+
+def cut_layers(orientation: Orientation, cut: float, n_layers: int) -> Atoms:
+    """Return a stack of whole layers above a cut that breaks no bond, as `cut_slab` does."""
+    n_spacings = -(-n_layers // len(find_layers(orientation, cut, 1)))
+    layers = find_layers(orientation, cut, n_spacings)
+    slab = cut_slab(orientation, cut, n_spacings)[np.sort(np.concatenate(layers[:n_layers]))]
+    slab.cell[2] = [0, 0, np.ptp(slab.positions[:, 2]) or 1.0]
+    return slab
+
+
+def find_layers(orientation: Orientation, cut: float, n_spacings: int) -> list[np.ndarray]:
+    """Return the atoms of each part of a slab that bonds hold together, from below."""
+    from ase.data import covalent_radii
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    slab = cut_slab(orientation, cut, n_spacings)
+    i, j = find_neighbours(slab, covalent_radii[slab.numbers] + BONDED / 2, "ij")
+    n, part = connected_components(coo_array((np.ones(len(i)), (i, j)), shape=(len(slab), len(slab))))
+    layers = [np.flatnonzero(part == number) for number in range(n)]
+    return sorted(layers, key=lambda layer: float(slab.positions[layer, 2].mean()))
 
 
 @lru_cache(maxsize=64)
@@ -108,6 +187,8 @@ def _list_slabs(
 
 def smallest_slab(choice: SlabChoice, thickness: float) -> int:
     """Return the number of atoms of the smallest slab of a surface that is at least so thick, Å."""
+    if choice.layers:
+        return len(cut_layers(choice.orientation, choice.cut, 1))
     return count_spacings(choice.orientation, choice.cut, thickness) * len(choice.orientation.crystal)
 
 
@@ -229,12 +310,13 @@ def _turn(crystal: Atoms, vectors: np.ndarray) -> Atoms:
     """Return a crystal in another cell of its lattice, turned so that the first vector is x and the second in x, y."""
     first, second, third = vectors
     while True:  # Gauss's reduction of the two vectors in the plane
-        if first @ first > second @ second:
+        if first @ first > second @ second + PRECISION:
             first, second = second, first
-        times = round(float(first @ second) / float(first @ first))
-        if times == 0:
+        shorter = second - round(float(first @ second) / float(first @ first)) * first
+        # In a hexagonal lattice two vectors are equally short, and rounding would choose the one, then the other.
+        if shorter @ shorter > second @ second - PRECISION:
             break
-        second = second - times * first
+        second = shorter
     if np.linalg.det([first, second, third]) < 0:
         second = -second
     third = third - np.rint(np.linalg.lstsq(np.array([first, second]).T, third, rcond=None)[0]) @ [first, second]
@@ -262,6 +344,24 @@ def _find_cuts(atoms: Atoms, spacing: float) -> tuple[float, ...]:
         sequence = tuple((planes[plane], round(float(gaps[ends[plane]]), 1)) for plane in turned)
         cuts.setdefault((round(float(gaps[end]), 1), sequence), float(heights[end] + gaps[end] / 2))
     return tuple(cuts.values())
+
+
+def count_broken_bonds(crystal: Atoms, cut: float) -> int:
+    """Return the number of bonds of a cell that a cut breaks.
+
+    Parameters
+    ----------
+    crystal
+        Turned as that of an `Orientation`: its first two vectors lie in the plane of the cut.
+    cut
+        Height, Å.
+    """
+    from ase.data import covalent_radii
+
+    i, vectors = find_neighbours(crystal, covalent_radii[crystal.numbers] + BONDED / 2, "iD")
+    spacing = crystal.cell.array[2, 2]
+    below = np.floor((crystal.positions[i, 2] - cut) / spacing)
+    return int((np.floor((crystal.positions[i, 2] + vectors[:, 2] - cut) / spacing) > below).sum())
 
 
 def cut_slab(orientation: Orientation, cut: float, n_spacings: int) -> Atoms:

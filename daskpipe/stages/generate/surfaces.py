@@ -37,7 +37,7 @@ from daskpipe.stages.generate.params import (
     count_range,
     length_range,
 )
-from daskpipe.stages.generate.slabs import Miller, SlabChoice, cut_slab, distinct_millers, list_slabs, smallest_slab
+from daskpipe.stages.generate.slabs import Miller, SlabChoice, distinct_millers, list_layers, list_slabs, smallest_slab
 
 Facet = Literal["fcc111", "fcc100", "fcc110", "bcc110", "bcc100", "hcp0001"]
 FACETS: tuple[Facet, ...] = ("fcc111", "fcc100", "fcc110", "bcc110", "bcc100", "hcp0001")
@@ -50,15 +50,16 @@ MIN_DISTANCE = 0.7
 
 @dataclass(frozen=True, kw_only=True)
 class Planes:
-    """The planes of a crystal to cut along, and the thickness (Å) and number of atoms of the slabs; see `surfaces`."""
+    """The planes of a crystal to cut along, and thickness (Å), number of atoms and cuts of slabs; see `surfaces`."""
 
     miller: tuple[Miller, ...] | None
     max_index: int
     thickness: tuple[float, float]
     n_atoms: tuple[int, int]
+    whole_layers: bool
 
 
-ADDED_PARAMETERS = ("fixed", "max_index", "miller", "of", "thickness")
+ADDED_PARAMETERS = ("fixed", "max_index", "miller", "of", "thickness", "whole_layers")
 """Parameters that came later; they leave the keys of earlier runs as they were (see `stage.Request.fingerprint`)."""
 
 
@@ -79,6 +80,7 @@ def surfaces(
     max_index: Annotated[int, Field(ge=1, le=4)] = 1,
     thickness: Thickness = (8.0, 15.0),
     fixed: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    whole_layers: bool = False,
 ) -> Iterator[Atoms | Rejection]:
     """Yield slabs: of random alloys of some elements, or cut out of any crystal.
 
@@ -117,6 +119,8 @@ def surfaces(
         not allow it, the least thickness above the first one.
     fixed
         Part of the thickness, from below, whose atoms are fixed (array ``fixed``).
+    whole_layers
+        Of a crystal that consists of layers: stacks of whole layers, from a single one on, cut where no bond is broken.
 
     Yields
     ------
@@ -131,7 +135,13 @@ def surfaces(
     if (elements is None) == (of is None):
         raise ValueError("give either elements, for slabs of alloys, or of, for slabs of a crystal; e.g. of: MgO")
     if of is not None:
-        planes = Planes(miller=miller, max_index=max_index, thickness=thickness, n_atoms=count_range(n_atoms))
+        planes = Planes(
+            miller=miller,
+            max_index=max_index,
+            thickness=thickness,
+            n_atoms=count_range(n_atoms),
+            whole_layers=whole_layers,
+        )
         return crystal_slabs(rng, index, of, planes, vacuum=vacuum, strain=strain, rattle=rattle, fixed=fixed)
     if miller is not None:
         raise ValueError("miller applies to slabs of a crystal; give of in place of elements, or facets for alloys")
@@ -166,6 +176,11 @@ def find_unsuited(crystal: Atoms, planes: Planes) -> str | None:
     if not crystal.pbc.all():
         return f"of: {formula} is not periodic along three axes; give a crystal"
     choices = find_choices(crystal, planes)
+    if not choices:
+        return (
+            f"whole_layers: {formula} has no stack of whole layers of up to {planes.thickness[1]:g} Å; "
+            "give another miller, a larger thickness, or whole_layers: false"
+        )
     with_sizes = {choice.miller for choice in choices if choice.sizes}
     without = [choice for choice in choices if choice.miller not in with_sizes]
     if not without or (with_sizes and not planes.miller):
@@ -182,7 +197,8 @@ def find_unsuited(crystal: Atoms, planes: Planes) -> str | None:
 def find_choices(crystal: Atoms, planes: Planes) -> list[SlabChoice]:
     """Find the surfaces of a crystal; those without a possible size too."""
     millers = planes.miller or distinct_millers(crystal, planes.max_index)
-    return list_slabs(crystal, millers, planes.thickness, planes.n_atoms)
+    find = list_layers if planes.whole_layers else list_slabs
+    return find(crystal, millers, planes.thickness, planes.n_atoms)
 
 
 def draw_crystal_slab(
@@ -202,8 +218,7 @@ def draw_crystal_slab(
         return Rejection(stage="generate", structure=name, reason="unsuited", evidence=unsuited)
     choices = [choice for choice in find_choices(crystal, planes) if choice.sizes]
     choice = choices[number % len(choices)]
-    i, j, n_spacings = choose_size(rng, choice.sizes)
-    slab = cut_slab(choice.orientation, choice.cut, n_spacings).repeat((i, j, 1))
+    slab = choice.build(choose_size(rng, choice.sizes))
     slab.center(vacuum=vacuum / 2, axis=2)
     fix_below(slab, fixed)
     strain_periodic(slab, draw_strain(rng, strain))

@@ -20,6 +20,7 @@ from explore_samples import (
     settings,
     slab,
 )
+from pydantic import ValidationError
 
 from daskpipe.core.structures import from_atoms, structure_id
 from daskpipe.engine.checkpoints import Checkpoints
@@ -28,7 +29,7 @@ from daskpipe.engine.rows import UnitRows, dataset_to_arrays
 from daskpipe.engine.units import Payload, Unit, unit_key
 from daskpipe.potentials import Potential
 from daskpipe.stages.explore.settings import Guards, MonteCarlo
-from daskpipe.stages.explore.stage import explore, explore_partition, find_pressed_seeds, list_conditions, load_seeds
+from daskpipe.stages.explore.stage import explore, explore_partition, list_conditions, list_seed_conditions, load_seeds
 from daskpipe.stages.explore.trajectory import Condition
 
 
@@ -266,10 +267,41 @@ def test_the_grid_has_each_temperature_pressure_and_replica_once():
 
 def test_several_pressures_are_for_what_has_a_barostat(tmp_path):
     pieces = stored(tmp_path)
-    assert find_pressed_seeds(tmp_path, pieces, dynamics(pressures=[0.0, 1.0])) == [True, False, False, True]
-    chosen = dynamics(pressures=[0.0, 1.0], relax_plane=True, ensembles={"alloy": "auto"})
-    assert find_pressed_seeds(tmp_path, pieces, chosen) == [True, False, False, True]
-    assert find_pressed_seeds(tmp_path / "nowhere", pieces, dynamics()) == [True] * 4
+
+    def pressures(**changes):
+        listed = list_seed_conditions(tmp_path, pieces, settings(**changes))
+        return [[condition.pressure for condition in each] for each in listed]
+
+    both, one = [0.0, 1.0], [0.0]
+    assert pressures(pressures=both) == [both, one, one, both]
+    assert pressures(pressures=both, relax_plane=True, ensembles={"alloy": "auto"}) == [both, one, one, both]
+    listed = list_seed_conditions(tmp_path / "nowhere", pieces, settings())
+    assert [[condition.pressure for condition in each] for each in listed] == [one] * 4
+
+
+def test_a_system_type_has_temperatures_of_its_own(tmp_path):
+    pieces = stored(tmp_path)
+    types = [atoms.info["system_type"] for atoms in load_seeds(tmp_path, pieces, [Condition(temperature=1.0)] * 4)]
+    hot, cold = [600.0, 900.0], [100.0]
+    chosen = settings(temperatures=hot, temperatures_by_type={types[1]: cold})
+    listed = list_seed_conditions(tmp_path, pieces, chosen)
+    assert [[condition.temperature for condition in each] for each in listed] == [
+        cold if name == types[1] else hot for name in types
+    ]
+    assert len(set(types)) > 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"surface": []}, "temperatures_by_type of surface is empty"),
+        ({"surface": [300, 300]}, "a temperature given twice"),
+        ({"surface": [{"start": 300, "end": -5}]}, "a temperature must be greater than 0 K"),
+    ],
+)
+def test_wrong_temperatures_of_a_type_are_refused(given, message):
+    with pytest.raises(ValidationError, match=message):
+        dynamics(temperatures_by_type=given)
 
 
 def test_a_unit_goes_on_from_its_checkpoint_and_leaves_none_behind(tmp_path):

@@ -97,6 +97,18 @@ def test_slab_is_that_of_ase() -> None:
         assert counts[0] == counts[1]
 
 
+@pytest.mark.parametrize("shift", [-1e-9, 1e-9, -1e-15, 1e-15])
+def test_a_plane_with_two_equally_short_vectors_is_turned(shift: float) -> None:
+    """With one rounding error or another, neither of the two may be exchanged for the other for ever."""
+    hexagonal = Atoms("Mg", cell=[[3, 0, 0], [1.5 + shift, 3 * 0.75**0.5, 0], [0, 0, 5]], pbc=True)
+    for vectors in ([0, 1], [1, 0]):
+        cell = hexagonal.copy()
+        cell.set_cell(hexagonal.cell.array[[*vectors, 2]])
+        turned = orient(cell, (0, 0, 1)).crystal
+        assert turned.cell.lengths() == pytest.approx([3, 3, 5])
+        assert turned.cell.angles()[2] in (pytest.approx(60), pytest.approx(120))
+
+
 @pytest.mark.parametrize("structure", [ROCK_SALT, RUTILE, CALCITE, bulk("Mg")])
 def test_slabs_are_stoichiometric_thick_enough_and_valid(structure: Atoms, tmp_path: Path) -> None:
     of = write(tmp_path, structure)
@@ -159,3 +171,42 @@ def test_molecules_are_no_crystals(tmp_path: Path) -> None:
         draw(write(tmp_path, molecule("H2O")))
     with pytest.raises(ValueError, match="miller applies to slabs of a crystal"):
         surfaces(rng=np.random.default_rng(0), elements={"Cu": 1.0}, n_atoms=12, miller=((1, 1, 1),))
+
+
+def molybdenite() -> Atoms:
+    """2H MoS2 (Bronsema, Z. anorg. allg. Chem. 540, 15, 1986): two layers of 3.19 Å, 2.96 Å apart."""
+    places = [(1 / 3, 2 / 3, 0.25), (1 / 3, 2 / 3, 0.6225)]
+    return crystal(["Mo", "S"], places, spacegroup=194, cellpar=[3.161, 3.161, 12.295, 90, 90, 120])
+
+
+def test_whole_layers_are_cut_one_by_one(tmp_path: Path) -> None:
+    params = {"miller": [(0, 0, 1)], "whole_layers": True, "strain": 0, "rattle": 0}
+    slabs = draw(write(tmp_path, molybdenite()), n=12, n_atoms=(6, 48), thickness=(2, 11), **params)
+    assert {round(float(np.ptp(slab.positions[:, 2])), 1) for slab in slabs} == {3.1, 9.3}
+    for slab in slabs:
+        assert slab.pbc.tolist() == [True, True, False]
+        counts = Counter(slab.symbols)
+        assert counts["S"] == 2 * counts["Mo"]
+        heights = {symbol: slab.positions[slab.symbols == symbol, 2] for symbol in counts}
+        assert heights["S"].min() < heights["Mo"].min()
+        assert heights["S"].max() > heights["Mo"].max()
+
+
+def test_a_flat_layer_has_no_thickness_and_is_there(tmp_path: Path) -> None:
+    params = {"miller": [(0, 0, 1)], "whole_layers": True, "strain": 0, "rattle": 0}
+    sheets = crystal(
+        ["B", "N"],
+        [(1 / 3, 2 / 3, 0.25), (1 / 3, 2 / 3, 0.75)],
+        spacegroup=194,
+        cellpar=[2.504, 2.504, 6.66, 90, 90, 120],
+    )
+    slabs = draw(write(tmp_path, sheets), n=6, n_atoms=(8, 32), thickness=(2, 4), **params)
+    assert {round(float(np.ptp(slab.positions[:, 2])), 2) for slab in slabs} == {0.0, 3.33}
+
+
+@pytest.mark.parametrize(
+    ("structure", "miller"), [(ROCK_SALT, (0, 0, 1)), (molybdenite(), (1, 0, 0))], ids=["no layers", "across layers"]
+)
+def test_what_has_no_whole_layers_is_refused(structure: Atoms, miller: tuple[int, int, int], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"whole_layers: .* has no stack of whole layers of up to 15 Å"):
+        draw(write(tmp_path, structure), miller=[miller], whole_layers=True)

@@ -120,6 +120,16 @@ def test_structure_types_are_gone_through_in_turn() -> None:
     assert groups[:2] == groups[2:]
 
 
+def test_a_structure_type_is_taken_by_its_name() -> None:
+    ideal = {"formula": "TiO2", "strain": 0, "rattle": 0}
+    stream = (
+        next(formula(rng=np.random.default_rng(0), index=index, prototypes=("Rutile",), **ideal)) for index in range(3)
+    )
+    assert {space_group(atoms) for atoms in stream} == {136}
+    with pytest.raises(ValueError, match="unknown prototype 'Rutil'. Did you mean 'Rutile'.*These are those of TiO2"):
+        formula(rng=np.random.default_rng(0), index=0, prototypes=("Rutil",), **ideal)
+
+
 def test_a_word_as_base_is_the_most_likely_crystal() -> None:
     base = check_base("MgO")
     atoms = draw_base(base, rng=np.random.default_rng(0), index=3)
