@@ -79,7 +79,8 @@ def _show_plan(content: dict[str, Any], console: Console) -> None:
     size = "unknown" if totals["bytes"] is None else format_bytes(totals["bytes"])
     lines = [
         f"{totals['units']:,} units, each one Dask task; {size} in {totals['inodes']:,} files and folders; "
-        f"{content['md_steps']:,} MD steps of single structures",
+        f"{content['md_steps']:,} MD steps of single structures"
+        + (f", at most {content['relaxation_steps']:,} of relaxation" if content["relaxation_steps"] else ""),
         *(_format_pool(name, pool) for name, pool in content["pools"].items()),
         "hours unknown: type --probe" if probe is None else _format_probe(content),
         *_format_dynamics(content["dynamics"]),

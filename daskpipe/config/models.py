@@ -141,6 +141,15 @@ class Config(FrozenModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_energy_window(self) -> Config:
+        if self.select.energy_window is not None and self.explore.relax is None:
+            raise ValueError(
+                f"select.energy_window={self.select.energy_window:g} needs energies, which exploration stores where "
+                "it relaxes seeds; give explore.relax, e.g. explore=relax, or leave it out"
+            )
+        return self
+
     @property
     def _n_labels(self) -> int:
         """Frames to pick, of all shards together."""

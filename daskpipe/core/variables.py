@@ -201,6 +201,10 @@ VARIABLES: dict[str, Variable] = {
             stage="explore",
         ),
         _new_variable(
+            "explore_energy", "structure", "float64", "eV",
+            "Potential energy by the potential that explored, where seeds are relaxed", place="info",
+        ),
+        _new_variable(
             "force_disagreement", "structure", "float32", "eV/angstrom",
             "Largest disagreement of a committee about a force; NaN without one", place="info",
         ),

@@ -128,6 +128,8 @@ def explore_seeds(run: Run, seeds: list[Receipt], most: int | None) -> tuple[lis
         "dtype": settings.dtype,
         **settings.model_dump(include=set(Exploration.model_fields) - {"checkpoint"}),
     }
+    if settings.relax is not None:
+        deciding["explore_energy"] = True  # its frames have one
     if settings.dynamics.change is not None:
         fingerprint = partial(describe.compute_fingerprints, settings=run.config.describe, species=species)
         deciding["fingerprint"] = [run.config.describe.model_dump(include={"descriptor", "params"}), species]
@@ -258,7 +260,9 @@ def select_frames(run: Run, frames: list[Receipt], features: list[Receipt], agai
     table = [(receipt.key, receipt.n_out) for receipt in features]
     others = [receipt.key for receipt in against]
     version = selecting.AGAINST_VERSION if others else selecting.VERSION
-    key = unit_key("select", version, settings.model_dump(exclude={"against"}), [keys, table, others], run.seed)
+    # A setting that came later leaves the keys of earlier runs as they were.
+    left_out = {"against"} | ({"energy_window"} if settings.energy_window is None else set())
+    key = unit_key("select", version, settings.model_dump(exclude=left_out), [keys, table, others], run.seed)
     n_frames = sum(n for _, n in table)
     unit = Unit(stage="select", index=0, key=key, n_inputs=n_frames, upstream=tuple(keys))
     pick = dask.delayed(selecting.select)

@@ -19,11 +19,11 @@ from daskpipe.config.models import Config
 from daskpipe.core.variables import SIZES, VARIABLES, missing_values
 from daskpipe.pipeline.steps import list_devices
 from daskpipe.runs.budget import HOUR, compute_limits, format_bytes
-from daskpipe.runs.costs import Line, count_units
+from daskpipe.runs.costs import Count, Line, count_units
 from daskpipe.stages import describe
 from daskpipe.stages.describe.catalogue import has_atom_rows
 from daskpipe.stages.describe.stage import FIT
-from daskpipe.stages.explore.stage import ensemble_of
+from daskpipe.stages.explore.stage import ensemble_of, list_conditions
 from daskpipe.stages.explore.timesteps import timestep_of, timestep_warning
 from daskpipe.stages.generate.stage import EXTERNAL, FILES, Request, generate_partition, list_requests
 
@@ -140,12 +140,23 @@ def plan_run(config: Config, measured: Measurements | None = None) -> dict[str, 
         "stages": stages,
         "totals": totals,
         "md_steps": counts["explore"].inputs * config.explore.dynamics.n_steps,
+        "relaxation_steps": _count_relaxation_steps(config, counts),
         "pools": pools,
         "seconds": round(sum(wall.values()) + measured.around, 1) if measured else None,
         "budget": _judge_budget(config, stages),
         "probe": measured.as_json() if measured else None,
         "dynamics": _summarise_dynamics(sample, config.explore.dynamics),
     }
+
+
+def _count_relaxation_steps(config: Config, counts: Mapping[str, Count]) -> int:
+    """Return the largest number of steps of all relaxations, one a seed and pressure."""
+    explore = config.explore
+    if explore.relax is None:
+        return 0
+    conditions = list_conditions(explore.dynamics, explore.relax)
+    n_seeds = counts["explore"].inputs // len(conditions)
+    return n_seeds * sum(condition.relaxation for condition in conditions) * explore.relax.steps
 
 
 def _summarise_dynamics(sample: Sequence[Atoms], dynamics: Dynamics) -> dict[str, Any]:

@@ -214,6 +214,7 @@ class BatchRunner:
                         kinetic_temperature=float(kinetic[system]),
                         pressure=trajectory.pressure_at(dynamics, trajectory.step),
                         force_disagreement=float(batch.state.disagreement[system]),
+                        energy=float(batch.state.energy[system]) if self.settings.relax is not None else np.nan,
                         candidate=is_candidate,
                     )
                 )

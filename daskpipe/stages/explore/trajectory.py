@@ -65,6 +65,8 @@ class Frame:
     pressure: float
     force_disagreement: float
     candidate: bool
+    energy: float = np.nan
+    """Potential energy, eV, where seeds are relaxed."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -269,6 +271,8 @@ class Trajectory:
             }
             if not np.isnan(frame.force_disagreement):
                 atoms.info |= {"force_disagreement": frame.force_disagreement, "candidate": frame.candidate}
+            if not np.isnan(frame.energy):
+                atoms.info["explore_energy"] = frame.energy
             outputs.append(atoms)
         return outputs
 

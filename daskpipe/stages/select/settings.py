@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from daskpipe.core.validation import FrozenModel
 
@@ -22,6 +22,11 @@ class Select(FrozenModel):
         description="Frames closer than this to an earlier frame, or to one of the dataset in `against`, are left out "
         "first; in units of the root mean square distance of all frames from their mean, in feature space. "
         "0 leaves all in",
+    )
+    energy_window: PositiveFloat | None = Field(
+        default=None,
+        description="Frames whose energy in exploration is more than this above the lowest one of their composition, "
+        "eV an atom, are left out before all else; needs explore.relax, which stores energies",
     )
     against: str | None = Field(
         default=None,

@@ -86,7 +86,15 @@ def select(
 
     ids, n_atoms, elements, candidate, states = _read_frames(root, frames_stage, frames)
     table = feature_table(root, features_stage, features, dims)
-    keep, duplicates = _without_duplicates(Blocks(table, canonical_order(run_seed, ids)), states, settings, against)
+    keep = np.ones(len(ids), dtype=np.bool_)
+    if settings.energy_window is not None:
+        keep = _read_low_energies(root, frames_stage, frames, settings.energy_window)
+        table_of_low = Blocks(table, canonical_order(run_seed, ids[keep]), keep=keep)
+    else:
+        table_of_low = Blocks(table, canonical_order(run_seed, ids))
+    n_high = int((~keep).sum())
+    distinct, duplicates = _without_duplicates(table_of_low, states[keep], settings, against)
+    keep[keep] = distinct
     kept = np.flatnonzero(keep)
     if len(kept) == 0:
         raise ConfigError(
@@ -134,6 +142,7 @@ def select(
         "n_picked": len(index),
         "candidates": {"marked": int(candidate.sum()), "picked": len(first)},
         "duplicates": duplicates,
+        **({} if settings.energy_window is None else {"above_energy_window": n_high}),
         "coverage": covered.as_dict(),
     }
     sizes = np.array([n_frames for _, n_frames in features])
@@ -172,6 +181,29 @@ def _without_duplicates(
         "threshold": near.threshold,
         "scale": near.scale,
     }
+
+
+def _read_low_energies(root: Path, stage: str, keys: Sequence[str], window: float) -> np.ndarray:
+    """Return a mask of all frames within the energy window of their composition.
+
+    Raises
+    ------
+    daskpipe.core.errors.ConfigError
+        If exploration stored no energies.
+    """
+    from daskpipe.stages.select.energy_window import find_low_energies
+
+    units = [
+        RunDirectory(root).load_arrays(stage, key, ["numbers", "n_atoms"], optional=["explore_energy"]) for key in keys
+    ]
+    energies = [unit.get("explore_energy", np.full(len(unit["n_atoms"]), np.nan)) for unit in units]
+    if all(np.isnan(energy).all() for energy in energies):
+        raise ConfigError(
+            "select.energy_window needs the energies of exploration, which has stored none; "
+            "give explore.relax, e.g. explore=relax, or leave the window out"
+        )
+    numbers, n_atoms = (np.concatenate([unit[name] for unit in units]) for name in ("numbers", "n_atoms"))
+    return find_low_energies(np.concatenate(energies), numbers, n_atoms.astype(np.int64), window)
 
 
 def _read_frames(
