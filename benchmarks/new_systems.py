@@ -66,7 +66,8 @@ def summarise(run_dir: Path, daskpipe: list[str]) -> str:
     gate = subprocess.run([*daskpipe, "quality", str(run_dir), "--json"], capture_output=True, text=True)
     answer = json.loads(gate.stdout)
     failed = [check["name"] for check in answer["checks"] if check["verdict"] == "fail"]
-    return f"{'GO' if answer['go'] else 'NO-GO'} of {answer['n_structures']} structures; failed: {', '.join(failed) or 'none'}"
+    verdict = "GO" if answer["go"] else "NO-GO"
+    return f"{verdict} of {answer['n_structures']} structures; failed: {', '.join(failed) or 'none'}"
 
 
 if __name__ == "__main__":

@@ -88,17 +88,17 @@ def ours(seeds: Sequence[Atoms], cell: bool, capacity: float) -> tuple[float, li
     settings = Exploration(relax=Relax(fmax=FMAX, steps=STEPS, cell="auto" if cell else "fixed", stride=None))
     model = potentials.batched_model(potentials.build_potential("emt", {}, "cpu", "float64"), stress=cell)
     started = time.perf_counter()
-    flying = []
+    relaxations = []
     for seed in seeds:
         atoms = seed.copy()
         atoms.info["condition"] = Condition(temperature=0.0)
-        flying.append(
+        relaxations.append(
             RelaxationTrajectory(seed=atoms, run_seed=0, cell=choose_cell_strains(seed, "auto") if cell else "fixed")
         )
-    BatchRunner(flying, model, settings, BatchCapacity(len, capacity)).run()
+    BatchRunner(relaxations, model, settings, BatchCapacity(len, capacity)).run()
     seconds = time.perf_counter() - started
-    assert not [stop for each in flying for stop in each.stops]
-    return seconds, [each.relaxed_atoms for each in flying], [each.step for each in flying]
+    assert not [stop for each in relaxations for stop in each.stops]
+    return seconds, [each.relaxed_atoms for each in relaxations], [each.step for each in relaxations]
 
 
 def energies(ends: Sequence[Atoms]) -> np.ndarray:

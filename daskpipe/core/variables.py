@@ -8,18 +8,13 @@ Ragged data is flat: one ``atom`` axis and one ``structure`` axis, tied by ``ato
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote
 
 import numpy as np
-
-from daskpipe.core.errors import InputError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -72,6 +67,8 @@ class Variable:
         Names of the codes may hold white space: ``flag_meanings`` has it as in a URL (``%20``).
     in_extxyz
         Written into the comment line of extended XYZ. The other formats carry every variable that they can hold.
+    inherited
+        Frames of a trajectory, and structures that are made from others, have the value of where they came from.
     """
 
     name: str
@@ -86,6 +83,7 @@ class Variable:
     missing: str | int | float | None = None
     escaped: bool = False
     in_extxyz: bool = False
+    inherited: bool = False
 
 
 def _new_variable(name: str, dims: str, dtype: str, unit: str | None, doc: str, **rest: Any) -> Variable:
@@ -134,11 +132,12 @@ VARIABLES: dict[str, Variable] = {
         # --- facts about structures
         _new_variable(
             "charge", "structure", "int8", "e", "Total charge", place="info", stage="generate", in_extxyz=True,
+            inherited=True,
         ),
         _new_variable(
             "spin_multiplicity", "structure", "int8", "1",
             "Spin multiplicity, 2S + 1; 0 where neither source nor teacher gives one", place="info", stage="generate",
-            missing=0, in_extxyz=True,
+            missing=0, in_extxyz=True, inherited=True,
         ),
         _new_variable(
             "structure_id", "structure", "V16", None,
@@ -151,18 +150,18 @@ VARIABLES: dict[str, Variable] = {
         ),
         _new_variable(
             "system_type", "structure", "int8", None, "Kind of system", place="info", stage="generate", coded=True,
-            in_extxyz=True,
+            in_extxyz=True, inherited=True,
         ),
         _new_variable(
             "composition", "structure", "int32", None, "Chemical formula (Hill order)", stage="generate", coded=True,
         ),
         _new_variable(
             "generator", "structure", "int8", None, "Source in the config that made the seed", place="info",
-            stage="generate", coded=True, in_extxyz=True,
+            stage="generate", coded=True, in_extxyz=True, inherited=True,
         ),
         _new_variable(
             "config_type", "structure", "int32", None, "Kind of configuration, as its source or MACE names it",
-            place="info", coded=True, escaped=True, missing="Default", in_extxyz=True,
+            place="info", coded=True, escaped=True, missing="Default", in_extxyz=True, inherited=True,
         ),
         _new_variable(
             "head", "structure", "int16", None, "Head of a model that its labels are for, as its source names it",
@@ -414,38 +413,3 @@ def decode_names(array: xr.DataArray) -> np.ndarray:
     if array.size == 0:
         return np.array([], dtype=str)
     return names[np.asarray(array.values, dtype=np.int64)]
-
-
-def read_root(path: Path) -> dict[str, Any]:
-    """Return the root metadata (``zarr.json``) of a dataset on disk.
-
-    Raises
-    ------
-    InputError
-        If `path` is missing, no Zarr store, no daskpipe dataset, or written in another schema; the message says what to
-        type instead.
-    """
-    file = path / "zarr.json"
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give the path of a dataset, e.g. runs/NAME/dataset.zarr")
-    if not file.is_file():
-        if (path / "dataset.zarr").is_dir():
-            raise InputError(f"{path} is a run and not a dataset; type {quote(str(path / 'dataset.zarr'))}")
-        raise InputError(f"{path} is not a Zarr store (it holds no zarr.json); give the path of a dataset.zarr")
-    try:
-        root = json.loads(file.read_text())
-        attributes = root.get("attributes", {})
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"{file} is damaged ({error}); copy the dataset again or make it anew") from error
-    schema = attributes.get("daskpipe_schema")
-    if schema is None:
-        raise InputError(
-            f"{path} is a Zarr store but no daskpipe dataset (it has no attribute daskpipe_schema); "
-            "open it with xarray.open_zarr"
-        )
-    if schema != SCHEMA:
-        raise InputError(
-            f"{path} is written in schema {schema!r} and this daskpipe reads {SCHEMA!r}; "
-            "type: pip install --upgrade daskpipe"
-        )
-    return dict(root)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from daskpipe.core.errors import InputError
-from daskpipe.core.variables import read_root
+from daskpipe.core.root_metadata import read_root
 from daskpipe.load.batch import Batch
 from daskpipe.load.torch_data import TorchDataset
 

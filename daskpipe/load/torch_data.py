@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from daskpipe.core.errors import ConfigError, InputError, describe_unknown
-from daskpipe.core.variables import read_root
+from daskpipe.core.root_metadata import read_root
 from daskpipe.load.batch import Batch, has_atom_rows
 from daskpipe.load.mapped import ArrayReader, RowRanges, metadata_of, open_array
 from daskpipe.load.table import Table, fill_ragged

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from daskpipe.core.errors import InputError
-from daskpipe.core.variables import read_root
+from daskpipe.core.root_metadata import read_root
 from daskpipe.engine.manifests import STAGE_ORDER, Manifest, read_units
 from daskpipe.engine.run_directory import RunDirectory
 

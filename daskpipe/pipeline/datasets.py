@@ -15,7 +15,7 @@ from daskpipe.core.errors import (
 )
 from daskpipe.core.events import Emit
 from daskpipe.core.outputs import replace_output
-from daskpipe.core.variables import read_root
+from daskpipe.core.root_metadata import read_root
 from daskpipe.engine.dask_pool import Workers
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.pipeline.existing_data import ReadPlan, gather_dataset, plan_labels, plan_rows

@@ -15,7 +15,7 @@ import dask
 import daskpipe.store.stage as storing
 from daskpipe.core.errors import InputError
 from daskpipe.core.events import UnitForgotten
-from daskpipe.core.variables import read_root
+from daskpipe.core.root_metadata import read_root
 from daskpipe.engine.manifests import read_units
 from daskpipe.engine.units import Receipt, Unit, unit_key
 from daskpipe.pipeline.completed import VERSIONS_ATTRIBUTE, collect_stage_versions

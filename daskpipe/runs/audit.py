@@ -335,7 +335,7 @@ class Audit:
 
     def _check_dataset(self, suspicious: bool) -> Iterator[Finding]:
         """Compare the dataset with its checksums, if asked for or suspicious, and with the unit that published it."""
-        from daskpipe.core.variables import read_root
+        from daskpipe.core.root_metadata import read_root
         from daskpipe.store import verify
 
         if not self.directory.dataset.exists():

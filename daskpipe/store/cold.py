@@ -15,7 +15,8 @@ import numpy as np
 
 from daskpipe.core.errors import IntegrityError
 from daskpipe.core.hashing import crc32c_file
-from daskpipe.core.variables import VARIABLES, is_per_atom, read_root
+from daskpipe.core.root_metadata import read_root
+from daskpipe.core.variables import VARIABLES, is_per_atom
 from daskpipe.store.writer import ArrayLayout, publish_dataset
 
 ATOM_INNER = 16_384

@@ -11,8 +11,9 @@ import numpy as np
 
 from daskpipe.core.errors import InputError
 from daskpipe.core.hashing import crc32c_file, crc32c_root
+from daskpipe.core.root_metadata import read_root
 from daskpipe.core.structures import atom_starts
-from daskpipe.core.variables import VARIABLES, decode_names, read_root
+from daskpipe.core.variables import VARIABLES, decode_names
 from daskpipe.store.writer import files_of
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ import numpy as np
 from daskpipe.core.errors import ConfigError, DiskError, InputError
 from daskpipe.core.files import sync_folder
 from daskpipe.core.hashing import canonical_json, crc32c_file, crc32c_root
+from daskpipe.core.root_metadata import read_root
 from daskpipe.core.shared_disk import FULL
 from daskpipe.core.variables import (
     SCHEMA,
@@ -27,7 +28,6 @@ from daskpipe.core.variables import (
     cf_attributes,
     encode_names,
     is_per_atom,
-    read_root,
     validate_dataset,
 )
 

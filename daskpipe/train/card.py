@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskpipe.core.variables import read_root
+from daskpipe.core.root_metadata import read_root
 from daskpipe.train.options import Options
 
 if TYPE_CHECKING:

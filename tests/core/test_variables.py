@@ -14,7 +14,6 @@ from daskpipe.core.variables import (
     decode_names,
     encode_names,
     is_per_atom,
-    read_root,
     validate_dataset,
 )
 
@@ -131,6 +130,11 @@ def test_127_names_fit_a_byte():
     )
 
 
-def test_read_root_gives_the_metadata(tmp_path):
-    (tmp_path / "zarr.json").write_text('{"attributes": {"daskpipe_schema": "daskpipe/1", "seed": 1}}')
-    assert read_root(tmp_path)["attributes"]["seed"] == 1  # its errors: tests/store/test_reader.py
+def test_frames_and_made_structures_inherit_what_is_declared():
+    from daskpipe.stages.explore.trajectory import INHERITED
+    from daskpipe.stages.generate import INFO_KEYS
+
+    declared = {name for name, variable in VARIABLES.items() if variable.inherited}
+    assert declared == {"charge", "spin_multiplicity", "system_type", "generator", "config_type"}
+    assert set(INHERITED) == declared
+    assert set(INFO_KEYS) == declared - {"generator"}

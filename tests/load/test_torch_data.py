@@ -12,8 +12,9 @@ from load_samples import ATTRS, FRACTIONS, N_STRUCTURES, forks, structures
 from torch.utils.data import DataLoader
 
 from daskpipe.core.errors import ConfigError, InputError, IntegrityError
+from daskpipe.core.root_metadata import read_root
 from daskpipe.core.structures import from_atoms, to_atoms
-from daskpipe.core.variables import decode_names, read_root
+from daskpipe.core.variables import decode_names
 from daskpipe.load import AtomBatchSampler, Batch, TorchDataset, collate
 from daskpipe.load.mapped import MappedReader, ZarrReader, is_mappable
 from daskpipe.store import open_dataset, write_dataset

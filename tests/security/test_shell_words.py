@@ -14,7 +14,7 @@ from daskpipe.cli import dataset
 from daskpipe.cli.progress import list_next_commands
 from daskpipe.config import compose
 from daskpipe.core.errors import ConfigError, InputError
-from daskpipe.core.variables import read_root
+from daskpipe.core.root_metadata import read_root
 from daskpipe.runs import lease
 from daskpipe.runs.run import Result
 from daskpipe.store.formats.ase_db import check_name

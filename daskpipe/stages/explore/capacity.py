@@ -46,13 +46,13 @@ class BatchCapacity:
     def __init__(self, weigh: Callable[[Atoms], float], capacity: float) -> None:
         self.weigh, self.capacity = weigh, capacity
 
-    def can_join(self, flying: Sequence[float], newcomer: float) -> bool:
+    def can_join(self, running: Sequence[float], newcomer: float) -> bool:
         """Return True if one more structure of this weight fits; an empty batch takes any."""
-        return not flying or sum(flying) + newcomer <= self.capacity
+        return not running or sum(running) + newcomer <= self.capacity
 
-    def halve_limit(self, flying: Sequence[float]) -> None:
+    def halve_limit(self, running: Sequence[float]) -> None:
         """Set the limit to half the weight of a batch that did not fit."""
-        self.capacity = sum(flying) / 2
+        self.capacity = sum(running) / 2
 
 
 def measure_capacity(

@@ -293,7 +293,7 @@ class Exploration(FiniteModel):
         "shorter than bonds; a seed with such a pair is refused",
     )
     batch_atoms: PositiveInt | None = Field(
-        default=None, description="Most atoms in flight at once; null: 1024 on a CPU, on a GPU what fits its memory"
+        default=None, description="Most atoms in one batch; null: 1024 on a CPU, on a GPU what fits its memory"
     )
     checkpoint: PositiveFloat = Field(default=60.0, description="Seconds between two checkpoints of a unit")
 

@@ -16,6 +16,7 @@ from daskpipe.core import seeds
 from daskpipe.core.errors import Rejection
 from daskpipe.core.structures import round_positions, structure_id
 from daskpipe.core.validation import FrozenModel
+from daskpipe.core.variables import VARIABLES
 from daskpipe.stages.explore.ensembles import has_barostat, has_pressure, strain_modes
 from daskpipe.stages.explore.fixed_atoms import count_degrees_of_freedom, free_components
 from daskpipe.stages.explore.random_numbers import RandomNumbers
@@ -37,7 +38,7 @@ RETRY_FACTOR = 0.9
 MAX_ATTEMPTS = 3
 """Largest number of attempts of a trajectory where stops are retried."""
 
-INHERITED = ("system_type", "generator", "charge", "spin_multiplicity", "config_type")
+INHERITED = tuple(name for name, variable in VARIABLES.items() if variable.inherited)
 """Entries of ``info`` that frames inherit from their seed; arrays of atoms are inherited, too."""
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from daskpipe.core.registry import Registry
+from daskpipe.core.variables import VARIABLES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 type Generator = Callable[..., Iterator[Atoms | Rejection]]
 
-INFO_KEYS = ("system_type", "charge", "spin_multiplicity", "config_type")
+INFO_KEYS = tuple(name for name, variable in VARIABLES.items() if variable.inherited and name != "generator")
 """Keys of ``info`` that a generator may set."""
 
 GENERATORS = Registry(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from daskpipe.core.errors import InputError
-from daskpipe.core.variables import read_root
+from daskpipe.core.root_metadata import read_root
 from daskpipe.store.quality.check import Check, skip_check
 from daskpipe.store.quality.check_table import CHECKS
 from daskpipe.store.quality.measuring import measure_structures, read_columns

@@ -1,4 +1,4 @@
-"""The flight of many trajectories: each is on its own, whoever flies beside it and however often it is interrupted."""
+"""Many trajectories in batches: each is on its own, whatever runs beside it and however often it is interrupted."""
 
 from __future__ import annotations
 
