@@ -64,6 +64,17 @@ def isolated_rows(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.asarray(isolated)
 
 
+def reference_rows(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return a mask of the structures that are reference data, which stay in train: isolated atoms, and those marked.
+
+    Parameters
+    ----------
+    columns
+        As for `isolated_rows`, and ``reference`` where the dataset has it.
+    """
+    return isolated_rows(columns) | columns.get("reference", np.zeros(len(columns["n_atoms"]), dtype=np.bool_))
+
+
 def reference_energies(columns: Mapping[str, np.ndarray], isolated: np.ndarray) -> ReferenceEnergies:
     """Return the energies of the isolated atoms of a dataset.
 

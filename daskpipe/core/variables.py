@@ -164,6 +164,11 @@ VARIABLES: dict[str, Variable] = {
             place="info", coded=True, escaped=True, missing="Default", in_extxyz=True, inherited=True,
         ),
         _new_variable(
+            "reference", "structure", "bool", None,
+            "Reference data (isolated atoms, pairs, equations of state): labelled in any case, and kept in train",
+            place="info", inherited=True,
+        ),
+        _new_variable(
             "head", "structure", "int16", None, "Head of a model that its labels are for, as its source names it",
             place="info", coded=True, escaped=True, missing="Default", in_extxyz=True,
         ),

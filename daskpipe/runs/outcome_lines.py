@@ -74,8 +74,14 @@ def format_selection(report: dict[str, Any]) -> list[str]:
     elements = "" if coverage["elements_hit"] is None else f", {coverage['elements_hit']:.0%} of the elements"
     overlaps = report.get("overlaps", {"n": 0})
     warning = [f"picks with overlapping atoms: {overlaps['n']:,}, e.g. {overlaps['example']}"] if overlaps["n"] else []
+    n_high = report.get("above_energy_window")
+    window = [] if n_high is None else [f"above the energy window: {n_high:,} of {report['n_pool']:,} frames left out"]
+    n_reference = report.get("n_reference")
+    reference = [f"reference data: {n_reference:,} structures picked in any case"] if n_reference else []
     return [
         *warning,
+        *reference,
+        *window,
         f"{near} (closer than {duplicates['threshold']:g} of the pool's spread)",
         *steered,
         *(marked if candidates["marked"] else []),

@@ -54,8 +54,8 @@ def find_arrangement(
     Parameters
     ----------
     columns
-        Those of `COLUMNS` that the data has, one row per structure. ``isolated`` (bool, optional) marks isolated atoms
-        (`daskpipe.core.isolated_atoms`): reference energies, which stay in train, each in a group of its own.
+        Those of `COLUMNS` that the data has, one row per structure. ``reference`` (bool, optional) marks reference data
+        (`daskpipe.core.isolated_atoms.reference_rows`), which stay in train, each in a group of its own.
     rule
         Rule of what stays together, and the share of each split.
     seed
@@ -77,21 +77,21 @@ def find_arrangement(
     kept = order[first][np.cumsum(first) - 1]
     n_conflicts = _count_conflicts(columns, kept[~first], order[~first])
     order = order[first]
-    isolated = columns.get("isolated", np.zeros(len(first), dtype=np.bool_))[order]
-    others = order[~isolated]
+    reference = columns.get("reference", np.zeros(len(first), dtype=np.bool_))[order]
+    others = order[~reference]
     placed = {name: columns[name][others] for name in COLUMNS if name in columns}
     if frame_of is not None:
         placed["component"] = connect_frames(placed, lambda row: frame_of(int(others[row])))
     of_others, split_of_others, stays, facts = _split_structures(placed, rule, seed)
     placed = {name: values[stays] for name, values in placed.items()}
     kept = np.ones(len(order), dtype=np.bool_)
-    kept[~isolated] = stays
-    order, isolated = order[kept], isolated[kept]
+    kept[~reference] = stays
+    order, reference = order[kept], reference[kept]
     group = np.full(len(order), of_others.max(initial=-1) + 1, dtype=np.int32)
-    group[~isolated] = of_others
-    group[isolated] += np.arange(np.count_nonzero(isolated), dtype=np.int32)
+    group[~reference] = of_others
+    group[reference] += np.arange(np.count_nonzero(reference), dtype=np.int32)
     split = np.full(len(order), SPLITS.index("train"), dtype=np.uint8)
-    split[~isolated] = split_of_others
+    split[~reference] = split_of_others
     sizes = np.bincount(group)
     counts = np.bincount(split, minlength=len(SPLITS)).tolist()
     report = {
@@ -108,8 +108,8 @@ def find_arrangement(
         **facts,
         **compare_leakage(placed, split_of_others, seed=seed, fractions=rule.split),
     }
-    if isolated.any():
-        report["n_isolated_atoms"] = int(isolated.sum())
+    if reference.any():
+        report["n_reference"] = int(reference.sum())
     return Arrangement(order=order, group=group, split=split, report=report)
 
 
@@ -131,7 +131,7 @@ def _split_structures(
 def _assign_groups(columns: Mapping[str, np.ndarray], group: np.ndarray, rule: Split, seed: int) -> np.ndarray:
     """Return the split of each structure: groups are assigned so that types and sizes get their shares."""
     if not len(group):
-        return np.zeros(0, dtype=np.uint8)  # all structures are isolated atoms
+        return np.zeros(0, dtype=np.uint8)  # all structures are reference data
     sizes, ids = np.bincount(group), _smallest_seed_ids(columns, group)
     types, strata = (per_group(group, members) for members in (types_of(columns), size_classes_of(columns)))
     return assign_splits(sizes, ids, seed=seed, fractions=rule.split, types=types, strata=strata)[group]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.core.isolated_atoms import ReferenceEnergies, isolated_rows, reference_energies
+from daskpipe.core.isolated_atoms import ReferenceEnergies, isolated_rows, reference_energies, reference_rows
 from daskpipe.core.structures import atom_starts, concat, take
 from daskpipe.core.variables import SPLITS, VARIABLES, decode_names, is_per_atom, missing_values
 from daskpipe.engine.rows import dataset_to_arrays, read_unit
@@ -125,7 +125,7 @@ def plan_dataset(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> 
     n_atoms = [_require_values(load(number, "n_atoms")) for number in range(len(runs))]
     sizes = [len(of_run) for of_run in n_atoms]
     columns = _join_columns(load, sizes)
-    columns["isolated"], energies = _isolated_atoms([_columns_of_run(load, number) for number in range(len(runs))])
+    columns["reference"], energies = _reference_data([_columns_of_run(load, number) for number in range(len(runs))])
     ends = np.cumsum(sizes)
     arrangement = find_arrangement(columns, rule, seed=seed, frame_of=_make_frame_reader(load, n_atoms))
     run = np.searchsorted(ends, arrangement.order, side="right")
@@ -148,22 +148,22 @@ def plan_dataset(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> 
 
 
 def _columns_of_run(load: Load, number: int) -> dict[str, np.ndarray]:
-    """Return the variables that identify isolated atoms and their energies, for the rows of one run."""
+    """Return the variables that identify reference data and energies of isolated atoms, for the rows of one run."""
     columns = {name: _require_values(load(number, name)) for name in ("n_atoms", "cell", "pbc", "charge", "numbers")}
     columns["number"] = columns.pop("numbers")[atom_starts(columns["n_atoms"])]
-    optional = {name: load(number, name) for name in ("config_type", "head", "energy")}
+    optional = {name: load(number, name) for name in ("config_type", "head", "energy", "reference")}
     return columns | {name: values for name, values in optional.items() if values is not None}
 
 
-def _isolated_atoms(parts: Sequence[Mapping[str, np.ndarray]]) -> tuple[np.ndarray, ReferenceEnergies]:
-    """Find the isolated atoms among the rows of all runs, and their energies."""
-    isolated = [isolated_rows(columns) for columns in parts]
+def _reference_data(parts: Sequence[Mapping[str, np.ndarray]]) -> tuple[np.ndarray, ReferenceEnergies]:
+    """Find the reference data among the rows of all runs, and the energies of the isolated atoms."""
     energies: ReferenceEnergies = {}
-    for columns, of_run in zip(parts, isolated, strict=True):
-        for head, of_head in reference_energies(columns, of_run).items():
+    for columns in parts:
+        for head, of_head in reference_energies(columns, isolated_rows(columns)).items():
             known = energies.setdefault(head, {})
             known |= {symbol: min(energy, known.get(symbol, energy)) for symbol, energy in of_head.items()}
-    return np.concatenate(isolated), {head: dict(sorted(energies[head].items())) for head in sorted(energies)}
+    reference = np.concatenate([reference_rows(columns) for columns in parts])
+    return reference, {head: dict(sorted(energies[head].items())) for head in sorted(energies)}
 
 
 def _make_frame_reader(load: Load, n_atoms: Sequence[np.ndarray]) -> Callable[[int], Frame]:
@@ -336,7 +336,7 @@ def arrange_dataset(
     whole = {str(name): array.values for name, array in ds.items() if array.dims[0] == "structure"}
     whole |= {name: decode_names(ds[name]) for name in ("config_type", "head") if name in ds}
     whole["number"] = ds["numbers"].values[ds["atom_start"].values]
-    columns["isolated"], energies = _isolated_atoms([whole])
+    columns["reference"], energies = _reference_data([whole])
 
     def frame_of(row: int) -> Frame:
         atoms = slice(start := int(ds["atom_start"][row]), start + int(ds["n_atoms"][row]))

@@ -135,6 +135,6 @@ def test_frames_and_made_structures_inherit_what_is_declared():
     from daskpipe.stages.generate import INFO_KEYS
 
     declared = {name for name, variable in VARIABLES.items() if variable.inherited}
-    assert declared == {"charge", "spin_multiplicity", "system_type", "generator", "config_type"}
+    assert declared == {"charge", "spin_multiplicity", "system_type", "generator", "config_type", "reference"}
     assert set(INHERITED) == declared
     assert set(INFO_KEYS) == declared - {"generator"}

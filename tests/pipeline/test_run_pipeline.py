@@ -7,14 +7,17 @@ import os
 import pickle
 import shutil
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+import yaml
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
+from ase.data import covalent_radii
 from distributed import Client
 from small_runs import SMALL, UNITS, committed, files_of, manifests, workers_of
 from waiting import PATIENCE, wait_until
@@ -25,7 +28,7 @@ from daskpipe.config.load import load_config
 from daskpipe.core.errors import ConfigError, InputError
 from daskpipe.core.events import Event, Notice, StageFinished
 from daskpipe.core.structures import from_atoms
-from daskpipe.core.variables import VARIABLES
+from daskpipe.core.variables import VARIABLES, decode_names
 from daskpipe.engine.ledger import read_ledger
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt
@@ -92,9 +95,12 @@ def test_names_dims_dtypes_and_units_are_those_of_variables(reference: Result) -
         assert array.attrs.get("units") == variable.unit
         assert array.attrs["long_name"] == variable.doc
     missing = VARIABLES.keys() - ds.data_vars.keys()
-    # EMT gives no moments, no seed brings facts about its atoms or keys of training, and there is no committee.
+    # EMT gives no moments, no seed brings facts about its atoms or keys of training, none is
+    # reference data, nothing is relaxed, and there is no committee.
     of_atoms = {"magmoms", "initial_charges", "initial_magmoms", "masses", "fixed"}
-    assert missing == of_atoms | {"config_type", "head", "config_weight", "force_disagreement", "candidate"}
+    assert missing == of_atoms | {
+        "config_type", "head", "config_weight", "force_disagreement", "candidate", "explore_energy", "reference",
+    }  # fmt: skip
 
 
 def test_labels_are_the_teachers(reference: Result) -> None:
@@ -364,3 +370,51 @@ def test_two_runs_of_one_config_on_one_scheduler_both_have_their_units(
     assert {file.parent.name for file in (result.run_dir / "units/label").rglob("manifest.json")} == {
         file.parent.name for file in units
     }
+
+
+def write_config(folder: Path, generate: dict[str, Any]) -> str:
+    (folder / "mine.yaml").write_text(yaml.safe_dump({"defaults": ["emt_alloy", "_self_"], "generate": generate}))
+    return str(folder / "mine.yaml")
+
+
+def test_reference_data_are_labelled_as_they_are_and_stay_in_train(client: Client, tmp_path: Path) -> None:
+    states = {"generator": "reference", "elements": ["Cu"], "of": "Cu", "distances": [0.8, 1.0, 1.5]}
+    alloys = {"generator": "alloys", "elements": {"Cu": 1}, "n_atoms": 8, "n": 2}
+    file = write_config(tmp_path, {"sources": {"alloys": alloys, "states": states}})
+    overrides = [text for text in SMALL if not text.startswith("generate.sources")]
+    result = daskpipe.run(file, [*overrides, "select.n=9"], run_dir=tmp_path / "run", client=client)
+    ds = daskpipe.open_dataset(result.dataset).load()
+    marked = ds["reference"].values
+    kinds = decode_names(ds["config_type"])[marked]
+    assert Counter(kinds.tolist()) == {"IsolatedAtom": 1, "Dimer": 3, "EquationOfState": 9}
+    assert set(ds["split"].values[marked].tolist()) == {0}
+    assert set(decode_names(ds["selection_reason"])[marked].tolist()) == {"reference"}
+    assert set(decode_names(ds["ensemble"])[marked].tolist()) == {"static"}
+    assert not decode_names(ds["selection_reason"])[~marked].tolist()  # n is less than they are
+    pairs = [daskpipe.to_atoms(ds, row) for row in np.flatnonzero(marked) if ds["n_atoms"][row] == 2]
+    bond = 2 * covalent_radii[29]
+    assert sorted(atoms.get_distance(0, 1) / bond for atoms in pairs) == pytest.approx([0.8, 1.0, 1.5], abs=1e-5)
+    assert json.loads(ds.attrs["isolated_atom_energies"])["Default"]["Cu"] == pytest.approx(3.51)
+    for row in np.flatnonzero(marked):
+        atoms = daskpipe.to_atoms(ds, int(row))
+        energy = atoms.get_potential_energy()
+        atoms.calc = EMT()
+        assert energy == pytest.approx(atoms.get_potential_energy(), abs=1e-5)
+
+
+def test_a_random_search_keeps_minima_within_its_window(client: Client, tmp_path: Path) -> None:
+    cells = {"generator": "random_crystals", "formula": "Cu", "n_atoms": [2, 4], "n": 6}
+    file = write_config(tmp_path, {"sources": {"random": cells}})
+    overrides = [
+        "explore.dynamics=null",
+        "explore.relax={cell: auto, steps: 200, stride: 20}",
+        "select.energy_window=0.05",
+        "select.n=12",
+        "describe.dims=4",
+    ]
+    result = daskpipe.run(file, overrides, run_dir=tmp_path / "run", client=client)
+    ds = daskpipe.open_dataset(result.dataset).load()
+    each = ds["explore_energy"].values / ds["n_atoms"].values
+    assert np.ptp(each) <= 0.05
+    assert ds["explore_energy"].values == pytest.approx(ds["energy"].values, abs=1e-5)  # EMT explores and labels
+    assert result.stages["select"]["report"]["above_energy_window"] > 0

@@ -19,6 +19,12 @@ def test_selection_in_words() -> None:
     ]
 
 
+def test_an_energy_window_is_told_first() -> None:
+    lines = format_selection({**REPORT, "above_energy_window": 8_000})
+    assert lines[0] == "above the energy window: 8,000 of 12,000 frames left out"
+    assert len(lines) == 4
+
+
 def test_selection_that_is_steered_by_a_dataset_in_words() -> None:
     duplicates = {**REPORT["duplicates"], "covered": {"n_covered": 11_000, "n_picked_elsewhere": 900, "radius": 0.1}}
     coverage = {**REPORT["coverage"], "n_clusters": 64}

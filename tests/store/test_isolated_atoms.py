@@ -147,7 +147,7 @@ def test_isolated_atoms_stay_in_train_and_their_energies_are_stored(store: Path)
     assert not set(groups[single]) & set(groups[~single])
     assert sorted(set(groups)) == list(range(len(set(groups))))
     assert json.loads(ds.attrs["isolated_atom_energies"]) == {"Default": {"Au": -0.2, "Cu": -0.3}}
-    assert json.loads(ds.attrs["split_report"])["n_isolated_atoms"] == 4
+    assert json.loads(ds.attrs["split_report"])["n_reference"] == 4
 
 
 def test_a_dataset_of_isolated_atoms_alone_is_a_training_set(tmp_path: Path) -> None:

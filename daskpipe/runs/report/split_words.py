@@ -20,7 +20,8 @@ WORDS = {
     "n_conflicts": "of these with another energy",
     "n_given": "structures that came with their split",
     "n_gap": "frames between two blocks of time, left out",
-    "n_isolated_atoms": "isolated atoms, which stay in train",
+    "n_reference": "isolated atoms and other reference data, which stay in train",
+    "n_isolated_atoms": "isolated atoms, which stay in train",  # of earlier versions
     "frame_distance": "distance from a frame to the nearest other one of its seed",
     "seed": "seed of the shuffle",
 }

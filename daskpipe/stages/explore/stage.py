@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from daskpipe.core.geometry import find_overlap
 from daskpipe.core.structures import from_atoms, total_charge
 from daskpipe.engine.checkpoints import Checkpoints
 from daskpipe.engine.rows import UnitRows, dataset_to_arrays, read_rows
+from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload
 from daskpipe.stages.explore.ensembles import choose_ensemble, explain_refusal, has_pressure
 from daskpipe.stages.explore.fixed_atoms import free_components
@@ -120,7 +122,9 @@ def _make_trajectory(seed: Atoms, settings: Exploration, run_seed: int, elements
     seed.info |= {"charge": total_charge(seed)}
     reason, evidence, ensemble = _check_seed(seed, settings, elements)
     trajectory = Trajectory(seed=seed, ensemble=ensemble, run_seed=run_seed)
-    if reason:
+    if seed.info.get("reference"):
+        trajectory.keep_seed()
+    elif reason:
         trajectory.refuse_seed(reason, evidence)
     return trajectory
 
@@ -216,27 +220,38 @@ def trajectory_names(
 
 
 def list_seed_conditions(root: Path, pieces: Sequence[UnitRows], settings: Exploration) -> list[list[Condition]]:
-    """Return the conditions that each seed is explored under.
+    """Return the conditions that each seed is explored under; of reference data the first one, in which nothing moves.
 
-    Seeds are read only where that depends on them: for several pressures, which act on some, and for temperatures by
-    system type.
+    Whole seeds are read only where that depends on them: for several pressures, which act on some, and for
+    temperatures by system type.
     """
     dynamics = settings.dynamics
+    grid = list_conditions(dynamics, settings.relax)
+    if len(grid) == 1 and not dynamics.temperatures_by_type:
+        return [grid] * len(pieces)
     if len(dynamics.pressures) == 1 and not dynamics.temperatures_by_type:
-        return [list_conditions(dynamics, settings.relax)] * len(pieces)
+        return [grid[:1] if marked else grid for marked in _read_reference(root, pieces)]
     from daskpipe.core.structures import to_atoms
 
     ds = read_rows(root, pieces)
-    seeds = [to_atoms(ds, index) for index in range(len(pieces))]
-    return [
-        list_conditions(
-            dynamics,
-            settings.relax,
-            pressed=has_pressure(ensemble_of(seed, dynamics)),
-            system_type=seed.info.get("system_type", ""),
-        )
-        for seed in seeds
-    ]
+
+    def list_of_seed(seed: Atoms) -> list[Condition]:
+        if seed.info.get("reference"):
+            return grid[:1]
+        pressed = has_pressure(ensemble_of(seed, dynamics))
+        return list_conditions(dynamics, settings.relax, pressed=pressed, system_type=seed.info.get("system_type", ""))
+
+    return [list_of_seed(to_atoms(ds, index)) for index in range(len(pieces))]
+
+
+def _read_reference(root: Path, pieces: Sequence[UnitRows]) -> list[bool]:
+    """Return which seeds are reference data."""
+    marked: list[bool] = []
+    for (stage, key), group in groupby(pieces, key=lambda piece: (piece.stage, piece.key)):
+        unit = RunDirectory(root).load_arrays(stage, key, ["n_atoms"], optional=["reference"])
+        of_unit = unit.get("reference", np.zeros(len(unit["n_atoms"]), dtype=np.bool_))
+        marked += [bool(of_unit[row]) for piece in group for row in piece.rows]
+    return marked
 
 
 def list_conditions(

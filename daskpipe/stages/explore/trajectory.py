@@ -42,6 +42,10 @@ INHERITED = tuple(name for name, variable in VARIABLES.items() if variable.inher
 """Entries of ``info`` that frames inherit from their seed; arrays of atoms are inherited, too."""
 
 
+STATIC = "static"
+"""Ensemble of reference data, which exploration does not move."""
+
+
 class Condition(FrozenModel):
     """Conditions under which a seed is explored."""
 
@@ -224,6 +228,14 @@ class Trajectory:
         if again or on_stop == "quarantine":
             self.frames = []
         self.state = self.fingerprint = None
+
+    def keep_seed(self) -> None:
+        """Finish the trajectory with the seed as its only frame: reference data do not move."""
+        unknown = dict.fromkeys(("temperature", "kinetic_temperature", "pressure", "force_disagreement"), np.nan)
+        positions = self.seed.positions.astype(np.float32)
+        self.frames = [Frame(positions=positions, cell=self.seed.cell.array.copy(), step=0, candidate=False, **unknown)]
+        self.ensemble = STATIC
+        self.finished = True
 
     def refuse_seed(self, reason: str, evidence: str) -> None:
         """Record that the seed cannot be run, and finish the trajectory."""

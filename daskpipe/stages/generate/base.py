@@ -106,7 +106,8 @@ def count_base(of: Mapping[str, Any]) -> int:
 
 def copy_base(atoms: Atoms) -> Atoms:
     """Return a copy of a structure with what is known of its atoms, without constraints and notes."""
-    info = {key: atoms.info[key] for key in INFO_KEYS if key in atoms.info}
+    # What is made from reference data is none itself.
+    info = {key: atoms.info[key] for key in INFO_KEYS if key in atoms.info and key != "reference"}
     copied = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc, info=info)
     copy_arrays(atoms, copied)
     return copied

@@ -73,7 +73,8 @@ def reference(
     Yields
     ------
     ase.Atoms
-        In ``info``: system type ``atom``, ``dimer`` or that of the crystal; ``config_type`` from `CONFIG_TYPES`; and
+        In ``info``: system type ``atom``, ``dimer`` or that of the crystal; ``config_type`` from `CONFIG_TYPES`;
+        ``reference``, by which exploration does not move them, selection always picks them, and they stay in train; and
         the ``spin_multiplicity`` of an atom's ground state. The spin state of pairs is not known, nor set.
 
     Raises
@@ -139,7 +140,7 @@ def make_item(item: Item, of: Mapping[str, Any] | None, vacuum: float) -> Atoms:
         atoms.info = {"system_type": item.kind, "charge": 0}
     if item.kind == "atom":
         atoms.info["spin_multiplicity"] = round(float(ground_state_magnetic_moments[numbers[0]])) + 1
-    atoms.info["config_type"] = CONFIG_TYPES[item.kind]
+    atoms.info |= {"config_type": CONFIG_TYPES[item.kind], "reference": True}
     return atoms
 
 

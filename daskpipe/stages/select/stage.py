@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 VERSION = 3
 
+REFERENCE = "reference"
+"""Reason of a pick that is reference data, which is labelled in any case."""
+
 CANDIDATE = "candidate"
 """Reason of a pick that exploration had marked because the committee disagreed."""
 
@@ -47,7 +50,7 @@ def select(
     features_stage: str,
     against: np.ndarray | None = None,
 ) -> Payload:
-    """Leave out near-duplicates, and pick frames from the others: first those that exploration marked as candidates.
+    """Pick all reference data; leave out near-duplicates, and pick from the others, first candidates of exploration.
 
     Against an existing dataset, frames that it does not cover (`daskpipe.stages.select.steering`) come before those
     that it does.
@@ -84,17 +87,17 @@ def select(
     from daskpipe.stages.select.coverage import measure_coverage_of
     from daskpipe.stages.select.steering import find_covered_frames
 
-    ids, n_atoms, elements, candidate, states = _read_frames(root, frames_stage, frames)
+    ids, n_atoms, elements, candidate, reference, states = _read_frames(root, frames_stage, frames)
     table = feature_table(root, features_stage, features, dims)
-    keep = np.ones(len(ids), dtype=np.bool_)
+    low = np.ones(len(ids), dtype=np.bool_)
     if settings.energy_window is not None:
-        keep = _read_low_energies(root, frames_stage, frames, settings.energy_window)
-        table_of_low = Blocks(table, canonical_order(run_seed, ids[keep]), keep=keep)
-    else:
-        table_of_low = Blocks(table, canonical_order(run_seed, ids))
-    n_high = int((~keep).sum())
-    distinct, duplicates = _without_duplicates(table_of_low, states[keep], settings, against)
-    keep[keep] = distinct
+        low = _read_low_energies(root, frames_stage, frames, settings.energy_window) | reference
+    always = np.flatnonzero(reference)
+    n_wanted = max(settings.n - len(always), 0)
+    in_pool = low & ~reference if not reference.all() else low
+    pool = Blocks(table, canonical_order(run_seed, ids[in_pool]), keep=in_pool)
+    keep = in_pool.copy()
+    keep[in_pool], duplicates = _without_duplicates(pool, states[in_pool], settings, against)
     kept = np.flatnonzero(keep)
     if len(kept) == 0:
         raise ConfigError(
@@ -102,19 +105,19 @@ def select(
             "dataset, so that none is left to pick. Explore further, or type a smaller select.duplicate_distance"
         )
     marked = kept[candidate[kept]]
-    first = marked[np.sort(canonical_order(run_seed, ids[marked])[: settings.n])]
+    first = marked[np.sort(canonical_order(run_seed, ids[marked])[:n_wanted])]
     keep[first] = False
     kept = np.flatnonzero(keep)
     params = SELECTORS.check_params(settings.method, settings.params)
     index, cluster, reason = first, np.full(len(first), -1, dtype=np.int32), np.full(len(first), CANDIDATE)
     rounds = [keep]
-    if against is not None and len(against) and len(first) < settings.n and len(kept):
+    if against is not None and len(against) and len(first) < n_wanted and len(kept):
         blocks = Blocks(table, canonical_order(run_seed, ids[kept]), keep=keep)
-        near, radius = find_covered_frames(blocks, against, settings.n - len(first))
+        near, radius = find_covered_frames(blocks, against, n_wanted - len(first))
         rounds = [_mask_rows(keep, kept[~near]), _mask_rows(keep, kept[near])]
         duplicates["covered"] = {"n_covered": int(near.sum()), "radius": radius, "n_picked_elsewhere": 0}
     for part in rounds:
-        rows, n = np.flatnonzero(part), settings.n - len(index)
+        rows, n = np.flatnonzero(part), n_wanted - len(index)
         if n <= 0 or not len(rows):
             continue
         order = canonical_order(run_seed, ids[rows])
@@ -130,19 +133,25 @@ def select(
         reason = np.concatenate([reason, np.full(len(picks.index), picks.reason)])
         if "covered" in duplicates and part is rounds[0]:
             duplicates["covered"]["n_picked_elsewhere"] = len(picks.index)
+    if not len(index):  # reference data alone: how they cover all frames
+        in_pool = low
+    seen = np.sort(index) if len(index) else always
+    pool = Blocks(table, seeds.order_by_hash(run_seed, "coverage", ids[in_pool]), keep=in_pool)
+    covered = measure_coverage_of(pool, np.searchsorted(np.flatnonzero(in_pool), seen), elements=elements[in_pool])
+    index = np.concatenate([always, index])
+    cluster = np.concatenate([np.full(len(always), -1, dtype=np.int32), cluster])
+    reason = np.concatenate([np.full(len(always), REFERENCE), reason])
     sort = np.argsort(index)
     index, cluster, reason = index[sort], cluster[sort], reason[sort]
-    covered = measure_coverage_of(
-        Blocks(table, seeds.order_by_hash(run_seed, "coverage", ids)), index, elements=elements
-    )
     report = {
         "method": settings.method,
         "params": params,
-        "n_pool": len(ids),
-        "n_picked": len(index),
+        "n_pool": len(ids) - len(always),
+        "n_picked": len(index) - len(always),
+        **({"n_reference": len(always)} if len(always) else {}),
         "candidates": {"marked": int(candidate.sum()), "picked": len(first)},
         "duplicates": duplicates,
-        **({} if settings.energy_window is None else {"above_energy_window": n_high}),
+        **({} if settings.energy_window is None else {"above_energy_window": int((~low).sum())}),
         "coverage": covered.as_dict(),
     }
     sizes = np.array([n_frames for _, n_frames in features])
@@ -208,17 +217,19 @@ def _read_low_energies(root: Path, stage: str, keys: Sequence[str], window: floa
 
 def _read_frames(
     root: Path, stage: str, keys: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return ids, numbers of atoms, elements (structure, element), candidates and electronic states of all frames."""
-    ids, n_atoms, held, candidate = [], [], [], []
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return ids, numbers of atoms, elements (structure, element), candidates, reference data and electronic states."""
+    ids, n_atoms, held, candidate, reference = [], [], [], [], []
     states: dict[bytes, int] = {}
     state: list[int] = []
     for key in keys:
         unit = RunDirectory(root).load_arrays(
-            stage, key, ["structure_id", "n_atoms", "numbers"], optional=["candidate", *STATE_VARIABLES]
+            stage, key, ["structure_id", "n_atoms", "numbers"], optional=["candidate", "reference", *STATE_VARIABLES]
         )
         state += [states.setdefault(item, len(states)) for item in electronic_states(unit)]
-        candidate.append(unit.get("candidate", np.zeros(len(unit["n_atoms"]), dtype=np.bool_)))
+        none = np.zeros(len(unit["n_atoms"]), dtype=np.bool_)
+        candidate.append(unit.get("candidate", none))
+        reference.append(unit.get("reference", none))
         ids.append(unit["structure_id"])
         n_atoms.append(unit["n_atoms"].astype(np.int64))
         here, number = np.unique(unit["numbers"], return_inverse=True)
@@ -232,7 +243,8 @@ def _read_frames(
     for here, presence in held:
         elements[start : start + len(presence), np.searchsorted(species, here)] = presence
         start += len(presence)
-    return np.concatenate(ids), np.concatenate(n_atoms), elements, np.concatenate(candidate), np.array(state)
+    marked = np.concatenate(candidate), np.concatenate(reference)
+    return np.concatenate(ids), np.concatenate(n_atoms), elements, *marked, np.array(state)
 
 
 def features_of(root: Path, stage: str, keys: Sequence[str]) -> np.ndarray | None:

@@ -108,7 +108,7 @@ CHECKS = {
         function="structure_checks:check_energy",
         limit_type=EnergyLimits | None,
         setting=_make_setting(EnergyLimits, "Outliers of the energy"),
-        reads=("ids", "energy", "counts", "composition", "type_number", "few_atoms"),
+        reads=("ids", "energy", "counts", "composition", "type_number", "exempt"),
         required=True,
         warns_in=REFERENCE,
     ),
@@ -233,7 +233,7 @@ CHECKS = {
         setting=_make_setting(
             0.05, "Largest difference of a split from its share, beyond the smallest one that whole groups allow"
         ),
-        reads=("ids", "split", "group", "shares", "isolated"),
+        reads=("ids", "split", "group", "shares", "reference"),
         optional=("system_type",),
         needs="split",
         warns_in=REFERENCE,

@@ -23,7 +23,7 @@ COLUMNS = {
     "ids": "Id of each structure, 16 bytes, shape (structure,)",
     "n_structures": "Number of structures, int",
     "n_atoms": "Number of atoms of each structure, shape (structure,)",
-    "few_atoms": "Number of atoms up to which distances, energies and sizes of forces are not judged, int",
+    "exempt": "Whether distances, energies and sizes of forces of a structure are not judged, shape (structure,), bool",
     "closest": "Closest pair of atoms, in sums of covalent radii; NaN where not measured, shape (structure,)",
     "loneliest": "Distance of the atom that is farthest from its nearest neighbour, likewise, shape (structure,)",
     "fingerprint": "Numbers that are equal for equal structures, shape (structure, 12)",
@@ -61,7 +61,7 @@ COLUMNS = {
     "split": "Index into SPLITS, shape (structure,)",
     "group": "Number of the group that a split must not tear, shape (structure,)",
     "shares": "Share that each split should have, by name, dict",
-    "isolated": "Whether a structure is an isolated atom, shape (structure,), bool",
+    "reference": "Whether a structure is reference data, which stays in train, shape (structure,), bool",
     "looked": "Rows of val and test that were compared with training structures, shape (looked,)",
     "leaks": "Whether such a row has a close training structure of its own trajectory, shape (looked,), bool",
     "label_status": "Outcome of the label checks, words, shape (structure,)",
@@ -72,7 +72,7 @@ COLUMNS = {
 """Columns that checks may read, with their meaning."""
 
 UNSEEN = {"closest": np.inf, "loneliest": np.nan, "largest_force": np.nan}
-"""Values of structures of few atoms, which are not judged by them."""
+"""Values of structures that are not judged by them: reference data, and in some profiles those of few atoms."""
 
 
 def judge(path: Path | str, settings: Quality = Quality(), *, outcome: Outcome | None = None) -> Verdict:  # noqa: B008
@@ -111,8 +111,9 @@ def judge(path: Path | str, settings: Quality = Quality(), *, outcome: Outcome |
     columns = read_columns(ds)
     profile = profile_of(settings, columns)
     settings, expectation = apply_profile(settings, profile, columns)
-    columns |= measure_structures(ds, columns, settings, expectation.few_atoms)
-    facts = _derive_columns(columns, outcome, _planned_shares(attributes), expectation.few_atoms)
+    exempt = columns["reference"] | (columns["n_atoms"] <= expectation.few_atoms)
+    columns |= measure_structures(ds, columns, settings, exempt)
+    facts = _derive_columns(columns, outcome, _planned_shares(attributes), exempt)
     checks = soften_failures(_make_checks(facts, settings), {*expectation.warn, *list_unfixable(attributes)})
     return Verdict(
         go=all(check.verdict != "fail" for check in checks),
@@ -142,10 +143,10 @@ def _make_checks(facts: Mapping[str, Any], settings: Quality) -> list[Check]:
 
 
 def _derive_columns(
-    columns: Mapping[str, np.ndarray], outcome: Outcome, shares: Mapping[str, float], few_atoms: int = 0
+    columns: Mapping[str, np.ndarray], outcome: Outcome, shares: Mapping[str, float], exempt: np.ndarray
 ) -> dict[str, Any]:
     """Return the columns that checks may read: `columns`, those that follow from them, and facts about the run."""
-    ids, n_atoms = columns["structure_id"], columns["n_atoms"]
+    ids = columns["structure_id"]
     types = columns.get("system_type", np.zeros(len(ids), dtype="U1"))
     type_names, type_number = np.unique(types, return_inverse=True)
     state = np.zeros(len(ids), dtype=np.int64)
@@ -155,7 +156,7 @@ def _derive_columns(
         **columns,
         "ids": ids,
         "n_structures": len(ids),
-        "few_atoms": few_atoms,
+        "exempt": exempt,
         "periodic": columns["n_periodic"] == 3,
         "state": state ^ columns.get("magnetic_state", state * 0),
         "type_number": type_number,
@@ -164,11 +165,11 @@ def _derive_columns(
         "requested_types": outcome.system_types or (),
         "shares": shares,
     }
-    if few_atoms:
-        many = n_atoms > few_atoms
-        facts |= {name: np.where(many, columns[name], value) for name, value in UNSEEN.items() if name in columns}
+    facts |= {name: np.where(exempt, value, columns[name]) for name, value in UNSEEN.items() if name in columns}
     if "system_type" in columns:
-        facts["structures_of_type"] = dict(zip(type_names.tolist(), np.bincount(type_number).tolist(), strict=True))
+        counted = ~columns["reference"] if not columns["reference"].all() else columns["reference"]
+        n_of_type = np.bincount(type_number[counted], minlength=len(type_names)).tolist()
+        facts["structures_of_type"] = {name: n for name, n in zip(type_names.tolist(), n_of_type, strict=True) if n}
     if "label_status" in columns:
         facts["labels_ok"] = columns["label_status"] == "ok"
     if outcome.failures is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.core.isolated_atoms import isolated_rows
+from daskpipe.core.isolated_atoms import reference_rows
 from daskpipe.core.seeds import order_by_hash
 from daskpipe.core.structures import atom_starts, cut_blocks
 from daskpipe.core.variables import decode_names
@@ -36,19 +36,20 @@ KEPT_VARIABLES = (
 
 
 def read_columns(ds: xr.Dataset) -> dict[str, np.ndarray]:
-    """Read `KEPT_VARIABLES` of all structures, those with names as words; ``isolated`` marks isolated atoms."""
+    """Read `KEPT_VARIABLES` of all structures, those with names as words; ``reference`` marks reference data."""
     columns = {name: _read_array(ds[name]) for name in KEPT_VARIABLES if name in ds}
     for name in ("system_type", "label_status", "generator"):
         if name in ds:
             columns[name] = decode_names(ds[name].copy(data=columns[name]))
     geometry = {name: _read_array(ds[name]) for name in ("n_atoms", "cell", "pbc")}
     config_type = {"config_type": decode_names(ds["config_type"].load())} if "config_type" in ds else {}
-    columns["isolated"] = isolated_rows(geometry | config_type)
+    marked = {"reference": _read_array(ds["reference"])} if "reference" in ds else {}
+    columns["reference"] = reference_rows(geometry | config_type | marked)
     return columns
 
 
 def measure_structures(
-    ds: xr.Dataset, columns: Mapping[str, np.ndarray], settings: Quality, few_atoms: int = 0
+    ds: xr.Dataset, columns: Mapping[str, np.ndarray], settings: Quality, exempt: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Measure all structures in one pass over the dataset (two for pairs of frames).
 
@@ -60,8 +61,8 @@ def measure_structures(
         From `read_columns`.
     settings
         Limits; what no check needs is not measured.
-    few_atoms
-        Forces of structures of this many atoms or fewer do not count in the percentile of the forces.
+    exempt
+        Structures whose forces do not count in the percentile of the forces, shape (structure,), bool.
 
     Returns
     -------
@@ -78,7 +79,7 @@ def measure_structures(
     for rows, block in iter_blocks(ds, n_atoms, (*BLOCK_VARIABLES, "features")):
         of_block = _measure_block(block, settings)
         if "forces" in block:
-            finite, counted = of_block["forces_finite"], n_atoms[rows] > few_atoms
+            finite, counted = of_block["forces_finite"], ~exempt[rows]
             atom_counts = np.repeat(counted, n_atoms[rows])[np.repeat(finite, n_atoms[rows])]
             forces.add_norms(of_block.pop("force_norms")[atom_counts])
         if "features" in block:

@@ -32,7 +32,7 @@ def check_splits(
     shares: Mapping[str, float],
     limit: float,
     system_type: np.ndarray | None = None,
-    isolated: np.ndarray | None = None,
+    reference: np.ndarray | None = None,
 ) -> Check:
     """Check that no group is torn, no split is empty or lacks a system type, and each has about its share.
 
@@ -46,15 +46,15 @@ def check_splits(
         Largest difference of a share, beyond the one that whole groups allow (`Attainable`).
     system_type
         Of each structure, as words, shape (structure,).
-    isolated
-        Which structures are isolated atoms, bool, shape (structure,): they stay in train, and count in no share.
+    reference
+        Which structures are reference data, bool, shape (structure,): they stay in train, and count in no share.
     """
     n = len(ids)
     table = np.zeros((int(group.max()) + 1, len(SPLITS)), dtype=np.int64)
     np.add.at(table, (group, split), 1)
     # Of a torn group, those outside its largest part offend.
     torn = np.flatnonzero(((table > 0).sum(axis=1)[group] > 1) & (split != table.argmax(axis=1)[group]))
-    dealt = np.ones(n, dtype=np.bool_) if isolated is None or isolated.all() else ~isolated
+    dealt = np.ones(n, dtype=np.bool_) if reference is None or reference.all() else ~reference
     parts = dict(zip(SPLITS, (np.bincount(split[dealt], minlength=len(SPLITS)) / dealt.sum()).tolist(), strict=True))
     empty = [name for name, share in shares.items() if share > 0 and not parts[name]]
     kinds = np.zeros(n, dtype="U1") if system_type is None else system_type

@@ -101,7 +101,7 @@ def check_energy(
     composition: np.ndarray,
     type_number: np.ndarray,
     limit: EnergyLimits,
-    few_atoms: int = 0,
+    exempt: np.ndarray | None = None,
 ) -> Check:
     """Check for energies that are not finite, or far from those of similar structures.
 
@@ -119,14 +119,14 @@ def check_energy(
         Numbers of the composition and of the system type, shape (structure,).
     limit
         Limits of an outlier, and of the share of outliers.
-    few_atoms
-        Structures of this many atoms or fewer are not compared: isolated atoms, dimer curves.
+    exempt
+        Structures that are not compared, such as isolated atoms and dimer curves, shape (structure,), bool.
     """
     n_atoms = counts.sum(axis=1)
     finite = np.isfinite(energy) & (n_atoms > 0)
     badness = np.where(finite, 0.0, np.inf)
     farthest = 0.0
-    known = np.flatnonzero(finite & (n_atoms > few_atoms))
+    known = np.flatnonzero(finite & ~(np.zeros(len(ids), dtype=np.bool_) if exempt is None else exempt))
     if len(known) >= FEW:
         rest = _fit_residuals(ids[known], energy[known], counts[known], type_number[known])
         both = np.stack([composition[known], type_number[known]], axis=1)

@@ -35,7 +35,7 @@ def table() -> dict[str, np.ndarray]:
 
 
 BY_ATOM = ("numbers", "environments")
-EXPLORED = ("structure_id", "n_atoms", "numbers", "candidate")
+EXPLORED = ("structure_id", "n_atoms", "numbers", "candidate", "explore_energy", "reference")
 
 
 def rows_of(found: dict[str, np.ndarray], order: np.ndarray) -> dict[str, np.ndarray]:
@@ -87,6 +87,53 @@ def test_candidates_are_picked_first(tmp_path, method, n_marked):
     np.testing.assert_array_equal(payload.arrays["features"], found["features"][rows])
     report = json.loads(payload.arrays["report"].item())
     assert report["candidates"] == {"marked": n_marked, "picked": min(n_marked, 12)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_frames_above_the_energy_window_are_left_out_first(tmp_path, method):
+    found = table()
+    pure = np.array([set(part.tolist()) for part in np.split(found["numbers"], np.cumsum(found["n_atoms"])[:-1])])
+    gold = np.array([79 in elements for elements in pure])
+    height = np.random.default_rng(2).random(N_FRAMES)  # eV an atom above the lowest
+    height[[np.flatnonzero(gold)[0], np.flatnonzero(~gold)[0]]] = 0
+    found["explore_energy"] = (height - np.where(gold, 3.0, 4.0)) * found["n_atoms"]
+    sizes = (20, 25, 15)
+    payload = run(tmp_path, found, sizes, Select(n=N_FRAMES, method=method, energy_window=0.4))
+    rows = rows_picked(payload.arrays, sizes)
+    assert rows.tolist() == np.flatnonzero(height <= 0.4).tolist()
+    report = json.loads(payload.arrays["report"].item())
+    assert report["above_energy_window"] == (height > 0.4).sum()
+    assert report["n_pool"] == N_FRAMES
+    assert report["coverage"]["clusters_hit"] == 1.0  # of what the window leaves in
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("n", [2, 12])
+def test_reference_data_are_picked_in_any_case(tmp_path, method, n):
+    marked = np.zeros(N_FRAMES, dtype=bool)
+    marked[[3, 4, 21, 59]] = True
+    found = {**table(), "reference": marked}
+    found["features"][4] = found["features"][3]  # equal ones both stay, too
+    sizes = (20, 25, 15)
+    payload = run(tmp_path, found, sizes, Select(n=n, method=method))
+    rows = rows_picked(payload.arrays, sizes)
+    assert set(np.flatnonzero(marked)) <= set(rows.tolist())
+    assert payload.n_out == len(set(rows.tolist())) == max(n, 4)
+    np.testing.assert_array_equal(payload.arrays["selection_reason"] == "reference", marked[rows])
+    report = json.loads(payload.arrays["report"].item())
+    assert (report["n_reference"], report["n_pool"], report["n_picked"]) == (4, N_FRAMES - 4, max(n - 4, 0))
+
+
+def test_reference_data_alone_are_all_picked(tmp_path):
+    found = {**table(), "reference": np.ones(N_FRAMES, dtype=bool)}
+    payload = run(tmp_path, found, (60,), Select(n=5))
+    assert payload.n_out == N_FRAMES
+    assert json.loads(payload.arrays["report"].item())["n_picked"] == 0
+
+
+def test_a_window_needs_energies(tmp_path):
+    with pytest.raises(ConfigError, match="select.energy_window needs the energies of exploration.*explore=relax"):
+        run(tmp_path, table(), (60,), Select(n=4, energy_window=0.1))
 
 
 def rows_picked(arrays, sizes) -> np.ndarray:

@@ -10,9 +10,9 @@ from daskpipe.store.quality.profiles import PROFILES
 from daskpipe.store.quality.settings import Quality
 
 ALWAYS = {
-    "ids", "n_structures", "n_atoms", "few_atoms", "finite", "fullness", "left_handed", "volume", "periodic",
+    "ids", "n_structures", "n_atoms", "exempt", "finite", "fullness", "left_handed", "volume", "periodic",
     "composition", "state", "counts", "type_number", "structures_of_element", "requested_elements", "requested_types",
-    "shares", "isolated", "closest", "loneliest", "fingerprint",
+    "shares", "reference", "closest", "loneliest", "fingerprint",
 }  # fmt: skip
 """Columns of every dataset, where a check that reads them is turned on."""
 
