@@ -31,7 +31,9 @@ def test_isolated_atoms_are_recognised_and_have_their_ground_state() -> None:
     for atoms, multiplicity in zip(draw(elements=("Mn", "O", "He"), kinds=("atom",)), (SEXTET, 3, 1), strict=True):
         assert is_isolated(atoms)
         assert atoms.info == {
-            "system_type": "atom", "charge": 0, "spin_multiplicity": multiplicity, "config_type": "IsolatedAtom", "reference": True}  # fmt: skip
+            "system_type": "atom", "charge": 0, "spin_multiplicity": multiplicity, "config_type": "IsolatedAtom",
+            "reference": True,
+        }  # fmt: skip
 
 
 def test_dimers_have_all_pairs_and_distances() -> None:
