@@ -158,10 +158,10 @@ def _read_molecule(text: str) -> System | None:
         symbols = tuple(dict.fromkeys(g2[text].symbols))
         return System(text=text, form="molecule", symbols=symbols, bonding="molecular", open=True)
     try:
-        found = read_smiles(text)
+        mol = read_smiles(text)
     except ValueError:
         return None
-    symbols = tuple(dict.fromkeys(atom.GetSymbol() for atom in found.GetAtoms()))
+    symbols = tuple(dict.fromkeys(atom.GetSymbol() for atom in mol.GetAtoms()))
     return System(text=text, form="smiles", symbols=symbols, bonding="molecular", open=True)
 
 

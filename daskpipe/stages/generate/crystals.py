@@ -201,7 +201,7 @@ def _supercells_with_room(name: str, n_atoms: tuple[int, int], needed: tuple[int
     supercells = _find_supercells(name, n_atoms)
     kinds = load_pattern(name).kinds
     fitting = {
-        size: found for size, found in supercells.items() if (np.bincount(kinds) * size // len(kinds) >= needed).all()
+        size: cells for size, cells in supercells.items() if (np.bincount(kinds) * size // len(kinds) >= needed).all()
     }
     if not fitting:
         per_site = np.bincount(kinds)

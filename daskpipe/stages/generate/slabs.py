@@ -214,18 +214,18 @@ def _distinct_millers(key: CrystalKey, max_index: int) -> tuple[Miller, ...]:
     cell = crystal.cell.array
     turns = [cell.T @ rotation @ np.linalg.inv(cell.T) for rotation in rotations]
     span = range(-max_index, max_index + 1)
-    found: list[Miller] = []
+    distinct: list[Miller] = []
     seen: set[Miller] = set()
     indices = [hkl for hkl in product(span, span, span) if gcd(*hkl) == 1]
     for hkl in sorted(indices, key=lambda hkl: (sum(map(abs, hkl)), [-index for index in hkl])):
         if hkl in seen:
             continue
-        found.append(hkl)
+        distinct.append(hkl)
         normal = np.linalg.inv(lattice) @ hkl
         for turn in turns:
             image = np.rint(lattice @ turn @ normal).astype(int)
             seen |= {_to_miller(image), _to_miller(-image)}
-    return tuple(found)
+    return tuple(distinct)
 
 
 def index_cell(crystal: Atoms) -> np.ndarray:

@@ -38,10 +38,10 @@ def _reduce(atoms: Atoms, *, to_primitive: bool) -> Atoms:
     import spglib
 
     cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
-    found = spglib.standardize_cell(cell, to_primitive=to_primitive, symprec=SYMPREC)
-    if found is None:
+    standard = spglib.standardize_cell(cell, to_primitive=to_primitive, symprec=SYMPREC)
+    if standard is None:
         raise ValueError(f"spglib finds no symmetry in {atoms.get_chemical_formula()}")
-    lattice, positions, numbers = found
+    lattice, positions, numbers = standard
     reduced = Atoms(numbers, cell=lattice, scaled_positions=positions, pbc=True)
     reduced.info = dict(atoms.info)
     return reduced
@@ -84,12 +84,12 @@ def find_supercells(what: str, crystal: Atoms, n_atoms: tuple[int, int]) -> Supe
                 lengths = widths * repeats
                 by_size.setdefault(size, []).append((float(lengths.max() / lengths.min()), cell, repeats))
     compact = {
-        size: [(cell, repeats) for elongation, cell, repeats in found if elongation <= MAX_ELONGATION + 1e-9]
-        for size, found in by_size.items()
+        size: [(cell, repeats) for elongation, cell, repeats in listed if elongation <= MAX_ELONGATION + 1e-9]
+        for size, listed in by_size.items()
     }
     if any(compact.values()):
-        return {size: found for size, found in compact.items() if found}
-    _, cell, repeats = min((each for found in by_size.values() for each in found), key=lambda each: each[0])
+        return {size: listed for size, listed in compact.items() if listed}
+    _, cell, repeats = min((each for listed in by_size.values() for each in listed), key=lambda each: each[0])
     return {len(cell) * int(np.prod(repeats)): [(cell, repeats)]}
 
 
