@@ -4,7 +4,7 @@ Run: ``python benchmarks/quality.py [DATASET ...]``. Without datasets it makes t
 EMT, molecules of H, C, N and O with GFN2-xTB, and the quickstart's alloys, slabs and particles with CHGNet labels.
 ``benchmarks/quality_kinds.py`` makes six more, of kinds that are imported. Of each it draws 20 subsets, half of the
 seeds each, which are clean as well; then it plants each fault into 10 of them (``--subsets 10 4`` draws 10 and plants
-into 4).
+into 4; ``--last 5`` before it plants the last five faults only).
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def make(folder: Path) -> dict[str, Path]:
     return made
 
 
-def report(paths: dict[str, Path], n_clean: int, n_planted: int) -> None:
+def report(paths: dict[str, Path], n_clean: int, n_planted: int, faults: dict[str, Fault]) -> None:
     whole = {name: open_dataset(path).load() for name, path in paths.items()}
     print("clean sets: the whole, and what of each check the halves show (least to most)")
     alarms: Counter[str] = Counter()
@@ -208,7 +208,7 @@ def report(paths: dict[str, Path], n_clean: int, n_planted: int) -> None:
 
     print(f"\nplanted faults, {n_planted} halves of each system: how often the right check fails and names the right "
           "structures (in brackets: other checks that fail, too)")  # fmt: skip
-    for fault, (right, plant) in FAULTS.items():
+    for fault, (right, plant) in faults.items():
         cells = []
         for name, ds in whole.items():
             found = located = tried = 0
@@ -260,13 +260,15 @@ def main() -> None:
         gauge(sys.argv[2])
         return
     words, whole = sys.argv[1:], True
-    n_clean, n_planted = N_CLEAN, N_PLANTED
+    n_clean, n_planted, faults = N_CLEAN, N_PLANTED, FAULTS
+    if words[:1] == ["--last"]:
+        faults, words = dict(list(FAULTS.items())[-int(words[1]) :]), words[2:]
     if words[:1] == ["--subsets"]:
         (n_clean, n_planted), words, whole = map(int, words[1:3]), words[3:], False
     with tempfile.TemporaryDirectory() as folder:
         paths = {path.parent.name if path.stem == "dataset" else path.stem: path for path in map(Path, words)}
         paths = paths or make(Path(folder))
-        report(paths, n_clean, n_planted)
+        report(paths, n_clean, n_planted, faults)
         if whole:
             small = str(next(iter(paths.values())))
             large(small, f"{folder}/large.zarr")
