@@ -30,8 +30,8 @@ SYSTEMS = (
     "C --kinds 2d",
     "Fe2O3 --kinds bulk,defects",
 )
-SHORT = ("explore.dynamics.steps=40", "explore.dynamics.equilibration=10", "explore.dynamics.stride=10", "select.n=24")
-N_SEEDS = 8
+SHORT = ("explore.dynamics.steps=20", "explore.dynamics.equilibration=5", "explore.dynamics.stride=5", "select.n=16")
+N_SEEDS = 6
 
 
 def main() -> None:

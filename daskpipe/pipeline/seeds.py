@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daskpipe.config.load import load_config
 from daskpipe.core.errors import InputError, describe_reasons
 from daskpipe.core.events import Emit
 from daskpipe.core.outputs import replace_output
 from daskpipe.core.structures import take
+from daskpipe.core.vendi import compute_vendi_score
 from daskpipe.engine.dask_pool import DaskPool, Workers, gpu_stages
 from daskpipe.engine.driver import Driver
 from daskpipe.engine.rows import read_unit
@@ -18,6 +19,7 @@ from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.pipeline.context import Run
 from daskpipe.pipeline.steps import generate_seeds
 from daskpipe.pipeline.workspace import FilesResult, Outputs, check_target, run_in_workspace
+from daskpipe.stages.describe.rows import compute_fingerprints, make_structures
 from daskpipe.stages.generate.diversity import measure_diversity
 from daskpipe.stages.generate.stage import count_refused, find_distinct_seeds, list_requests
 from daskpipe.store.formats import iter_records
@@ -25,7 +27,13 @@ from daskpipe.store.formats.extxyz import format_frame
 
 if TYPE_CHECKING:
     import xarray as xr
+    from ase import Atoms
     from distributed import Client
+
+    from daskpipe.stages.describe.settings import Describe
+
+SAMPLE = 500
+"""Seeds, at most, whose features are compared."""
 
 
 def generate_file(
@@ -42,7 +50,7 @@ def generate_file(
     Parameters
     ----------
     target
-        A preset, or the path of a config; its sections ``generate``, ``seed`` and ``cluster`` count.
+        A preset, or the path of a config; its sections ``generate``, ``describe``, ``seed`` and ``cluster`` count.
     out
         File to write, ``*.extxyz`` or ``*.xyz``. Equal structures are written once.
     overrides
@@ -90,14 +98,31 @@ def generate_file(
         with replace_output(out) as attempt:
             _write_frames(units(), attempt)
         wanted = {name: source.n for name, source in settings.sources.items() if source.n is not None}
+        diversity = measure_diversity(units(), len(rows), wanted)
         report = {
-            "diversity": measure_diversity(units(), len(rows), wanted),
+            "diversity": {**diversity, "features": _measure_features(units(), len(rows), config.describe)},
             "refused": count_refused(run.driver.stages["generate"]["tallies"]),
             "config": config.model_dump(mode="json", include={"name", "seed", "generate"}),
         }
         return seeds, len(rows), report
 
     return run_in_workspace(f"generate {config.name}", config, out, client, subscribers, write_seeds)
+
+
+def _measure_features(units: Iterable[xr.Dataset], n: int, settings: Describe) -> dict[str, Any]:
+    """Count effectively different structures among `SAMPLE` seeds, spread evenly, by their mean descriptors."""
+    stride = max(1, -(-n // SAMPLE))
+    sampled: list[Atoms] = []
+    seen = 0
+    for ds in units:
+        n_here = ds.sizes["structure"]
+        rows = range(-seen % stride, n_here, stride)
+        sampled += make_structures(take(ds, list(rows))) if rows else []
+        seen += n_here
+    species = sorted({symbol for atoms in sampled for symbol in atoms.symbols})
+    features = compute_fingerprints(sampled, settings, species)
+    effective = round(compute_vendi_score(features), 2)
+    return {"descriptor": settings.descriptor, "sampled": len(sampled), "effective": effective}
 
 
 def _write_frames(units: Iterable[xr.Dataset], path: Path) -> None:

@@ -73,6 +73,8 @@ class DiversityTotals:
             counts; ``types_cv``: standard deviation over mean of the counts of types; ``missing``: sources with fewer
             structures than asked for, and how many are missing; ``nearest``: distance of an atom to its nearest
             neighbour over the sum of covalent radii: ``least``, ``p5``, ``median``.
+
+        `daskpipe.pipeline.seeds` adds ``features``: the number of effectively different structures among a sample.
         """
         from ase.data import chemical_symbols
 
@@ -180,6 +182,11 @@ def format_diversity(report: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"nearest neighbours, over the sum of covalent radii: least {nearest['least']:.2f}, "
             f"5 % below {nearest['p5']:.2f}, median {nearest['median']:.2f}"
+        )
+    if features := report.get("features"):
+        lines.append(
+            f"features ({features['descriptor']}): {features['effective']:.1f} effectively different among "
+            f"{features['sampled']:,} sampled structures"
         )
     lines += [f"{name}: {n:,} fewer than asked for" for name, n in report["missing"].items()]
     return lines

@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from daskpipe.core.seeds import order_by_hash
+from daskpipe.core.vendi import compute_vendi_score
 from daskpipe.store.quality.check import Check, format_count, make_check, name_offenders, skip_check
 from daskpipe.store.quality.limits import DuplicateLimits, Shares, SizeLimits
 from daskpipe.store.quality.structure_checks import FEW
-
-BANDWIDTH = 0.5
-"""Width of the kernel of the Vendi score, in root mean square distances of the structures from their mean."""
 
 
 def check_label_success(n_structures: int, failures: Mapping[str, int], limit: float) -> Check:
@@ -156,11 +154,7 @@ def check_periodic_share(periodic: np.ndarray, limit: Shares) -> Check:
 
 
 def check_diversity(feature_ids: np.ndarray, features: np.ndarray, limit: float) -> Check:
-    """Check the Vendi score (DOI 10.48550/arXiv.2210.02410): the effective number of different structures.
-
-    It is the exponential of the entropy of the eigenvalues of the kernel matrix, here of a Gaussian kernel half as
-    wide as the root mean square distance of the structures from their mean: 1 if all are alike, 2 for two clumps,
-    about 5 for a normal distribution along a line.
+    """Check the effective number of different structures (`daskpipe.core.vendi.compute_vendi_score`).
 
     Parameters
     ----------
@@ -174,14 +168,6 @@ def check_diversity(feature_ids: np.ndarray, features: np.ndarray, limit: float)
     if len(feature_ids) < FEW:
         return skip_check("diversity", f"only {format_count(len(feature_ids))} with features; {FEW} are needed")
     # Sorted by id, so that sums do not depend on the order of the rows.
-    points = features.astype(np.float64)[np.argsort(feature_ids.view("S16"), kind="stable")]
-    points -= points.mean(axis=0)
-    squares = (points**2).sum(axis=1)
-    spread = squares.mean()
-    distances = np.maximum(squares[:, None] + squares - 2 * points @ points.T, 0)
-    kernel = np.exp(-distances / (2 * BANDWIDTH**2 * spread)) if spread > 0 else np.ones_like(distances)
-    weights = np.linalg.eigvalsh(kernel / len(points))
-    weights = weights[weights > 1e-15]
-    value = float(np.exp(-(weights * np.log(weights)).sum()))
-    says = f"{value:.1f} effectively different structures among {len(points):,}"
+    value = compute_vendi_score(features[np.argsort(feature_ids.view("S16"), kind="stable")])
+    says = f"{value:.1f} effectively different structures among {len(features):,}"
     return make_check("diversity", value < limit, says, value, limit, "structures")
