@@ -62,7 +62,9 @@ def generate_seeds(run: Run, requests: Sequence[generating.Request] | None) -> l
 
     plan = []
     for index, batch in enumerate(generating.cut_requests(requests, settings.partition_size)):
-        params = {"requests": [request.fingerprint() for request in batch], "limits": settings.limits.model_dump()}
+        # A limit that came later leaves the keys of earlier runs as they were.
+        limits = settings.limits.model_dump(exclude={"min_width"} if settings.limits.min_width is None else None)
+        params = {"requests": [request.fingerprint() for request in batch], "limits": limits}
         key = unit_key("generate", generating.VERSION, params, [], run.seed)
         unit = Unit(stage="generate", index=index, key=key, n_inputs=len(batch))
         one = [partial(make_task, [request]) for request in batch]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from daskpipe.core.connectivity import periodic_directions
 from daskpipe.core.geometry import cell_widths, find_overlap, full_cell
@@ -36,6 +36,11 @@ class Limits(FrozenModel):
         ge=0,
         le=1,
         description="Least distance of two atoms, as a fraction of the sum of their covalent radii",
+    )
+    min_width: PositiveFloat | None = Field(
+        default=None,
+        description="Least distance of opposite faces of a cell along periodic axes, Å; null: 0.5. Give what the "
+        "potential needs, e.g. twice a model's cutoff, or 12 for xtb",
     )
 
 
@@ -108,8 +113,9 @@ def _check_cell(atoms: Atoms, limits: Limits) -> Fault | None:
     if np.linalg.matrix_rank(atoms.cell.array[atoms.pbc]) < atoms.pbc.sum():
         return Fault("cell", f"periodic along {_name_axes(atoms.pbc)} but the cell vectors span nothing there")
     width = cell_widths(full_cell(atoms))[atoms.pbc].min()
-    if width < MIN_WIDTH:
-        return Fault("cell", f"the cell is {width:.3g} Å thin; the limit is {MIN_WIDTH} Å")
+    least = limits.min_width or MIN_WIDTH
+    if width < least:
+        return Fault("cell", f"the cell is {width:.3g} Å thin; the limit is {least:g} Å")
     return None
 
 

@@ -71,6 +71,12 @@ def test_bad_structures_are_named(atoms: Atoms, reason: str, evidence: str) -> N
     assert re.search(evidence, found.evidence), found.evidence
 
 
+def test_a_cell_is_as_wide_as_the_potential_needs() -> None:
+    slab = Atoms("Cu4", [[0, 0, 0], [2.5, 0, 0], [0, 2.5, 0], [2.5, 2.5, 0]], cell=[5, 5, 0], pbc=(True, True, False))
+    assert find_fault(slab, Limits(min_width=4.9)) is None  # the open axis has no width
+    assert fault(slab, min_width=12.0) == Fault("cell", "the cell is 5 Å thin; the limit is 12 Å")
+
+
 def test_too_large() -> None:
     assert fault(bulk("Cu") * (3, 3, 3), max_atoms=26) == Fault("too_large", "27 atoms; the limit is max_atoms = 26")
     assert find_fault(bulk("Cu") * (3, 3, 3), Limits(max_atoms=27)) is None
