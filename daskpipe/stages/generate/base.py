@@ -14,6 +14,7 @@ from ase import Atoms
 from pydantic import BeforeValidator
 
 from daskpipe.core.errors import InputError, Rejection, describe_unknown
+from daskpipe.core.shared_disk import raise_if_transient
 from daskpipe.core.structures import copy_arrays
 from daskpipe.stages.generate import GENERATORS, INFO_KEYS, call_generator, is_enumerated
 
@@ -96,7 +97,7 @@ def probe_base(of: Mapping[str, Any]) -> list[Atoms]:
     ValueError
         If the generator of the base refuses its parameters, or the base has no structure that can be used.
     """
-    return _probe(json.dumps(dict(of), sort_keys=True), hash_base({OF: of}))
+    return _probe(json.dumps(dict(of), sort_keys=True), _stamp_files(of))
 
 
 def count_base(of: Mapping[str, Any]) -> int:
@@ -137,12 +138,38 @@ def draw_base(of: Mapping[str, Any], *, rng: np.random.Generator, index: int) ->
     """
     name, params = _split(of)
     if is_enumerated(name):
-        structures = _list_structures(name, json.dumps(params, sort_keys=True), hash_base({OF: of}))
+        structures = _list_structures(name, json.dumps(params, sort_keys=True), _stamp_files(of))
         return structures[index % len(structures)].copy()
     for item in islice(_call(name, params, rng, index), 20):
         if not isinstance(item, Rejection):
             return item
     raise ValueError(f"of: generator {name!r} made no structure in 20 tries")
+
+
+def _stamp_files(of: Mapping[str, Any]) -> str:
+    """Return size and time of change of the files of a base, which a structure is drawn from too often to hash them."""
+    name, params = _split(of)
+    if not is_enumerated(name):
+        return "".join(
+            _stamp_files(base) for base in params.values() if isinstance(base, Mapping) and "generator" in base
+        )
+    stamps = []
+    for item, _ in _list_items(name, json.dumps(params, sort_keys=True)):
+        for path in item.get("paths") or ():
+            file = Path(item["base_dir"]) / path
+            try:
+                stat = file.stat()
+            except OSError as error:
+                raise_if_transient(error)
+                raise InputError(f"of: {file} cannot be read: {error.strerror}; put it back") from error
+            stamps.append(f"{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}")
+    return "\n".join(stamps)
+
+
+@lru_cache(maxsize=64)
+def _list_items(name: str, params: str) -> list[tuple[dict[str, Any], str]]:
+    """Return the requests of a base that is a list; its files are looked for once."""
+    return _expand(name, json.loads(params))
 
 
 def _split(base: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -161,12 +188,12 @@ def _call(name: str, params: Mapping[str, Any], rng: np.random.Generator, index:
 
 
 @lru_cache(maxsize=64)
-def _probe(base: str, digest: str) -> list[Atoms]:
-    """Return examples of a base; `digest` makes files that have changed count as others."""
+def _probe(base: str, stamp: str) -> list[Atoms]:
+    """Return examples of a base; `stamp` makes files that have changed count as others."""
     of = json.loads(base)
     name, params = _split(of)
     if is_enumerated(name):
-        return _list_structures(name, json.dumps(params, sort_keys=True), digest)
+        return _list_structures(name, json.dumps(params, sort_keys=True), stamp)
     try:
         rng = np.random.default_rng(0)
         return [draw_base(of, rng=rng, index=index) for index in range(EXAMPLES)]
@@ -175,8 +202,8 @@ def _probe(base: str, digest: str) -> list[Atoms]:
 
 
 @lru_cache(maxsize=8)
-def _list_structures(name: str, params: str, digest: str) -> list[Atoms]:
-    """Return the structures of a base that is a list; `digest` makes files that have changed count as others."""
+def _list_structures(name: str, params: str, stamp: str) -> list[Atoms]:
+    """Return the structures of a base that is a list; `stamp` makes files that have changed count as others."""
     rejected: list[Rejection] = []
     structures: list[Atoms] = []
     for item, _ in _expand(name, json.loads(params)):

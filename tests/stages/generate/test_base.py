@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
+from daskpipe.core.errors import InputError
 from daskpipe.stages.generate.base import check_base, draw_base, hash_base
 
 ALLOY = {"generator": "alloys", "elements": {"Cu": 1}, "n_atoms": 8}
@@ -66,3 +67,15 @@ def test_what_cannot_be_a_base_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.cif").write_text("no CIF")
     with pytest.raises(ValueError, match=r"of: files has no structure that can be used: .*bad.cif"):
         draw_base(check_base(str(tmp_path / "bad.cif")), rng=rng(), index=0)
+
+
+def test_a_file_that_changes_or_goes_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "base.extxyz"
+    ase.io.write(file, bulk("Cu"))
+    of = check_base(str(file))
+    assert draw_base(of, rng=rng(), index=0).get_chemical_formula() == "Cu"
+    ase.io.write(file, bulk("Ni", cubic=True))
+    assert draw_base(of, rng=rng(), index=0).get_chemical_formula() == "Ni4"
+    file.unlink()
+    with pytest.raises(InputError, match=r"of: .*base.extxyz cannot be read: No such file or directory; put it back"):
+        draw_base(of, rng=rng(), index=0)
