@@ -285,7 +285,7 @@ def _make_dimers(study: Study) -> list[Source]:
 def _make_liquid(study: Study) -> list[Source]:
     amounts = {key: dict.fromkeys(texts, 1) for key, texts in _named_molecules(study).items()}
     keys = {"generator": "liquids", **amounts, "n_atoms": list(LIQUID)}
-    return [Source("liquid", "Periodic boxes of liquid.", keys)]
+    return [Source("liquid", "Periodic boxes of liquid. Few of them: a step of one takes seconds with xTB.", keys)]
 
 
 def _named_molecules(study: Study) -> Parameters:
@@ -368,7 +368,7 @@ KINDS = {
     "adsorbates": Kind(_make_adsorbates, 4, "crystals", _is_mixed),
     "molecules": Kind(_make_molecules, 4, "molecules", _always),
     "dimers": Kind(_make_dimers, 4, "molecules", lambda study: bool(study.named)),
-    "liquid": Kind(_make_liquid, 2, "molecules", _on_request),
+    "liquid": Kind(_make_liquid, 0.5, "molecules", _on_request),
     "reference": Kind(_make_reference, None, "crystals", _is_bonded),
 }
 """Kinds of structures by the words of ``--kinds``."""

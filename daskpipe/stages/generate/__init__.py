@@ -44,6 +44,7 @@ GENERATORS = Registry(
         "external": "daskpipe.stages.generate.external:external",
         "files": "daskpipe.stages.generate.reading.files:files",
         "formula": "daskpipe.stages.generate.formula:formula",
+        "grain_boundaries": "daskpipe.stages.generate.grain_boundaries:grain_boundaries",
         "interfaces": "daskpipe.stages.generate.interfaces:interfaces",
         "ionic": "daskpipe.stages.generate.ionic:ionic",
         "liquids": "daskpipe.stages.generate.liquids:liquids",

@@ -24,6 +24,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "defects": {"of": {**ALLOY, "rattle": 0.0}, "n_atoms": [20, 60], "dopants": ["Ni"]},
     "formula": {"formula": "TiO2", "first": 3, "n_atoms": [6, 48]},
     "ionic": {"of": "ZrO2", "n_atoms": [24, 60], "doping": {"Zr": {"Y": [0.05, 0.3]}}},
+    "grain_boundaries": {"of": "Cu", "n_atoms": [20, 60], "sigma": [3, 5], "axes": [[0, 0, 1], [1, 1, 1]]},
     "interfaces": {"of": COPPER, "film": COPPER, "miller": [[1, 0, 0]], "film_miller": [[1, 0, 0]], "n_atoms": [8, 90]},
     "perturb": {"of": ALLOY, "kinds": ["swap", "volume", "strain", "rattle"]},
     "random_crystals": {"formula": "TiO2", "n_atoms": [3, 12]},
