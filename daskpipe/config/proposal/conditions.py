@@ -30,6 +30,10 @@ HOTTEST = 4000.0
 """Highest temperature that is proposed, K."""
 
 
+BATCH_SIZES = {"mace": 16, "chgnet": 8, "xtb": 4}
+"""Trajectories of a unit, by the potential: a unit of a slow one shall last minutes, not hours."""
+
+
 class Choice(NamedTuple):
     """A value of a config and the reason for it."""
 

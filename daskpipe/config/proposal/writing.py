@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from daskpipe.config.load import load_config
 from daskpipe.config.proposal.conditions import (
+    BATCH_SIZES,
     choose_cutoff,
     choose_potential,
     choose_teacher,
@@ -164,6 +165,7 @@ def _write_text(study: Study, kinds: Sequence[str], name: str, command: str, pat
         "explore:",
         _comment(f"{explorer.reason}.", 2),
         f"  potential: {_flow(explorer.value)}",
+        f"  batch_size: {BATCH_SIZES[explorer.value['name']]}  # trajectories of a unit of work",
         "  dynamics:",
         _comment(f"Kelvin: {temperatures.reason}.", 4),
         f"    temperatures: {_flow(temperatures.value)}",
