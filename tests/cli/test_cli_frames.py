@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,7 @@ def test_generate_writes_seeds_and_tells_how_diverse_they_are(type_command: Comm
     assert any(line.startswith(replaced) for line in lines)
     assert any(line.startswith("30 structures of ") for line in lines)
     assert "types: alloy 20, cluster 10" in lines
+    assert any(re.fullmatch(r"features \(soap\): [\d.]+ effectively different among 30 .*", line) for line in lines)
     assert lines[-1] == "Wrote seeds.extxyz: 30 structures"
     seeds = ase.io.read(here / "seeds.extxyz", ":")
     assert [atoms.info["generator"] for atoms in seeds] == ["bulk"] * 20 + ["drops"] * 10
@@ -188,6 +190,9 @@ def test_generate_writes_seeds_and_tells_how_diverse_they_are(type_command: Comm
     done = json.loads(type_command(*words, "--json", "--cluster", address).out)
     assert done["report"]["diversity"]["sources"] == {"bulk": 20, "drops": 10, "more": 1}
     assert done["report"]["config"]["generate"]["sources"]["more"]["n"] == 1
+    features = done["report"]["diversity"]["features"]
+    assert (features["descriptor"], features["sampled"]) == ("soap", 31)
+    assert 2 < features["effective"] < 31
     blocks = (here / "seeds.extxyz").read_text()
     assert (here / "more.extxyz").read_text().startswith(blocks)
 

@@ -13,8 +13,8 @@ from daskpipe.store.connectivity import IMPORTED
 from daskpipe.store.quality.check import Check
 from daskpipe.store.quality.settings import CHECKS, EnergyLimits, Profile, Quality
 
-MOLECULE = "molecule"
-"""System type of molecules."""
+MOLECULAR = ("molecule", "molecular_cluster", "liquid")
+"""System types that consist of molecules."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ PROFILES: dict[Literal["run", "import", "molecules", "reference"], Expectation] 
 def profile_of(settings: Quality, columns: Mapping[str, np.ndarray]) -> Profile:
     """Return the profile that judges a dataset: the one that was set, or the one that its structures suggest.
 
-    ``import`` if frames were imported, ``molecules`` if all structures are molecules, else ``run``.
+    ``import`` if frames were imported, ``molecules`` if all structures consist of molecules, else ``run``.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def profile_of(settings: Quality, columns: Mapping[str, np.ndarray]) -> Profile:
     if IMPORTED in columns.get("generator", ()):
         return "import"
     types = columns.get("system_type", np.zeros(0, dtype="U1"))
-    return "molecules" if len(types) and (types == MOLECULE).all() else "run"
+    return "molecules" if len(types) and np.isin(types, MOLECULAR).all() else "run"
 
 
 def apply_profile(
@@ -100,7 +100,7 @@ def apply_profile(
     """
     assert profile != "auto"
     expectation, defaults = PROFILES[profile], Quality()
-    has_molecules = columns is not None and MOLECULE in columns.get("system_type", ())
+    has_molecules = columns is not None and bool(np.isin(columns.get("system_type", ()), MOLECULAR).any())
     limits = {**expectation.thresholds, **(expectation.of_molecules if has_molecules else {})}
     changed = {name: limit for name, limit in limits.items() if settings.limit_of(name) == defaults.limit_of(name)}
     if settings.warn is not None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,9 @@ def test_a_run_is_reported_from_its_first_seed_to_its_last_atom(run_page: Path, 
     duplicates = json.loads(ds.attrs["selection"])["duplicates"]["against_pool"]
     assert f"{counts['explore'] - counts['select'] - duplicates} not picked" in table
     assert f"store {counts['label']} labelled {counts['store']} stored" in table
+    assert re.search(
+        rf"Seeds {counts['generate']} structures of \d+ compositions, .* entropy [\d.]+ of at most", page.text
+    )
     assert ds.attrs["dataset_key"] in page.text
     assert ds.attrs["checksums"]["root"] in page.text
     assert json.loads(ds.attrs["label_potential"])["sha256"] in page.text

@@ -121,6 +121,11 @@ def test_profiles_are_derived_from_the_data():
     profiles = [profile_of(Quality(), columns) for columns in (imported, molecules, mixed, {})]
     assert profiles == ["import", "molecules", "run", "run"]
     assert profile_of(Quality(profile="reference"), mixed) == "reference"
+    kinds = np.array(["molecule", "molecular_cluster", "liquid"])
+    assert profile_of(Quality(), {"system_type": kinds}) == "molecules"  # what consists of molecules
+    for kind in kinds:
+        settings, _ = apply_profile(Quality(), "import", {"system_type": np.array([kind, "bulk"])})
+        assert settings.forces == 40.0
 
 
 def test_profiles_name_checks():
