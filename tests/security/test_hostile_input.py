@@ -124,7 +124,9 @@ def test_a_mapped_part_of_a_dataset_holds_no_objects(canary: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["evil.npy", "evil.npz", "evil.pkl", "evil.pt", "evil.zip", "evil.tar", "evil.tar.gz"])
-def test_arrays_and_archives_are_no_input(name: str, canary: Path, type_command: Command, tmp_path: Path) -> None:
+def test_arrays_and_archives_are_no_input(
+    name: str, canary: Path, type_command: Command, client: Client, tmp_path: Path
+) -> None:
     """Nothing is ever unpacked: not as frames, not as a dataset."""
     path = tmp_path / name
     if name.endswith("zip"):
@@ -139,8 +141,11 @@ def test_arrays_and_archives_are_no_input(name: str, canary: Path, type_command:
     else:
         path.write_bytes(pickle.dumps(Bomb(canary)))
     for words, complaint in (
-        (["select", name, "-n", "1", "-o", "out.extxyz"], "in no known format"),
-        (["import", name, "-o", "out.zarr", "--method", "PBE"], "holds no labels that can be read"),
+        (["select", name, "-n", "1", "-o", "out.extxyz", "--cluster", client.scheduler.address], "in no known format"),
+        (
+            ["import", name, "-o", "out.zarr", "--method", "PBE", "--cluster", client.scheduler.address],
+            "holds no labels that can be read",
+        ),
         (["verify", name], "is not a Zarr store"),
         (["merge", name, "-o", "out.zarr"], "is not a Zarr store"),
         (["export", name, "out.extxyz"], "is not a Zarr store"),
