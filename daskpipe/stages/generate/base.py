@@ -21,6 +21,9 @@ from daskpipe.stages.generate import GENERATORS, INFO_KEYS, call_generator, is_e
 OF = "of"
 """Name of the parameter that says what a generator starts from."""
 
+POTENTIAL = "potential"
+"""Name of the parameter that names a potential."""
+
 EXAMPLES = 3
 """Structures that are drawn from a random base to see what it gives."""
 
@@ -69,10 +72,14 @@ Base = Annotated[dict[str, Any], BeforeValidator(check_base)]
 
 
 def hash_base(params: Mapping[str, Any]) -> str:
-    """Return a checksum of the files that the bases among the parameters of a generator name; empty if none does."""
+    """Return a checksum of the files and potentials that the parameters of a generator name; empty if none does."""
     digests = []
-    for base in params.values():
-        if isinstance(base, Mapping) and "generator" in base:
+    for key, base in params.items():
+        if key == POTENTIAL and base is not None:
+            from daskpipe.stages.generate.normal_modes import hash_potential
+
+            digests.append(hash_potential(base))
+        elif isinstance(base, Mapping) and "generator" in base:
             name, inner = _split(base)
             listed = is_enumerated(name)
             digests += [digest for _, digest in _expand(name, inner)] if listed else [hash_base(inner)]

@@ -1,4 +1,4 @@
-"""Perturb structures of any source: displacements, strains, volumes, swaps of atoms, collective modes."""
+"""Perturb structures of any source: displacements, strains, volumes, swaps of atoms, normal modes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ase import Atoms
 from pydantic import BeforeValidator, Field
 
 from daskpipe.core.errors import Rejection
+from daskpipe.potentials import Failure
 from daskpipe.stages.generate.base import Base, copy_base, count_base, draw_base, probe_base
 from daskpipe.stages.generate.disorder import (
     displace_apart,
@@ -20,10 +21,14 @@ from daskpipe.stages.generate.disorder import (
     spread_evenly,
     strain_periodic,
 )
+from daskpipe.stages.generate.normal_modes import PotentialChoice, displace_along_modes, find_modes
 from daskpipe.stages.generate.params import MinDistance, NotEmpty, Rattle, Strain, factor_range
 
-Kind = Literal["rattle", "strain", "volume", "swap"]
-"""Kinds of perturbations, in the order in which they are applied: swap, volume, strain, rattle."""
+Kind = Literal["rattle", "strain", "volume", "swap", "modes"]
+"""Kinds of perturbations, in the order in which they are applied: swap, volume, strain, modes, rattle."""
+
+ADDED_PARAMETERS = ("potential", "temperature")
+"""Parameters that came later; they leave the keys of earlier runs as they were (see `stage.Request.fingerprint`)."""
 
 ATTEMPTS = 10
 """Number of times that swaps and strains are drawn, at most, until no two atoms are too close."""
@@ -42,6 +47,8 @@ def perturb(
     volume: Factors = (0.9, 1.1),
     swaps: Annotated[float, Field(gt=0, le=1)] = 0.1,
     min_distance: MinDistance = 0.7,
+    potential: PotentialChoice | None = None,
+    temperature: Annotated[float, Field(gt=0, le=5000)] = 300.0,
 ) -> Iterator[Atoms | Rejection]:
     """Yield perturbed copies of the structures of another source.
 
@@ -67,6 +74,12 @@ def perturb(
     min_distance
         Shortest distance of two atoms, as a fraction of the sum of their covalent radii.
 
+    potential
+        ``modes``: a cheap potential that knows the elements, by its name or as ``{name, params}``. Each structure that
+        is perturbed costs six evaluations an atom, once.
+    temperature
+        ``modes``: temperature, K, at which a harmonic structure is displaced along its normal modes.
+
     Yields
     ------
     ase.Atoms or Rejection
@@ -78,6 +91,8 @@ def perturb(
     ValueError
         When called, if the perturbations apply to no structure.
     """
+    if ("modes" in kinds) != (potential is not None):
+        raise ValueError("kinds: modes needs a potential, and nothing else does; e.g. potential: xtb")
     faults = [find_unsuited(atoms, kinds) for atoms in probe_base(of)]
     if all(faults):
         raise ValueError(f"kinds: {faults[0]}")
@@ -92,6 +107,8 @@ def perturb(
             volume=spread_evenly(rng, index // each, number, volume),
             swaps=swaps,
             min_distance=min_distance,
+            potential=potential,
+            temperature=temperature,
         )
         for number in count()
     )
@@ -105,6 +122,8 @@ def find_unsuited(atoms: Atoms, kinds: tuple[Kind, ...]) -> str | None:
         return f"{periodic[0]} needs a periodic structure, {formula} is not; use rattle or swap"
     if "swap" in kinds and len(np.unique(atoms.numbers)) < 2:
         return f"swap needs two elements, {formula} has one; leave it out"
+    if {"swap", "modes"} <= set(kinds):
+        return "modes are those of the structure as it is; leave swap out, or use two sources"
     return None
 
 
@@ -119,6 +138,9 @@ def draw_perturbed(
     if len(close := find_close_atoms(base, min_distance)):
         evidence = f"atoms {close[:4].tolist()} are closer than min_distance {min_distance:g} before any perturbation"
         return refuse(reason="overlap", evidence=evidence)
+    modes = find_modes(base, sizes["potential"]) if "modes" in kinds else None
+    if isinstance(modes, Failure):
+        return refuse(reason=modes.reason, evidence=f"the potential of its modes: {modes.evidence}")
     for _ in range(ATTEMPTS):
         atoms = base.copy()
         if "swap" in kinds:
@@ -132,6 +154,8 @@ def draw_perturbed(
     else:
         evidence = f"{ATTEMPTS} times atoms came closer than min_distance {min_distance:g}, last {close[:4].tolist()}"
         return refuse(reason="overlap", evidence=evidence)
+    if modes is not None:
+        displace_along_modes(rng, atoms, modes, sizes["temperature"], min_distance)
     if "rattle" in kinds:
         displace_apart(rng, atoms, sizes["rattle"], min_distance)
     return atoms
