@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from daskpipe.core.errors import InputError, Rejection
 from daskpipe.engine.ledger import read_ledger
-from daskpipe.engine.rows import read_unit
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt, Unit
 from daskpipe.runs.report.frames import Frames, read_frames
+from daskpipe.runs.report.seeds import describe_seeds
 from daskpipe.runs.report.split_words import describe_splits, list_shares
-from daskpipe.stages.generate.diversity import format_diversity, measure_diversity
 
 if TYPE_CHECKING:
     from daskpipe.runs.report.contents import Contents
@@ -152,7 +151,7 @@ def collect_run_facts(directory: RunDirectory, contents: Contents | None, verdic
         timings=_sum_timings(events, receipts),
         n_starts=len({event["segment"] for event in events}),
         frames=read_frames(directory, units),
-        seeds=_describe_seeds(directory, receipts.get("generate", []), config),
+        seeds=describe_seeds(directory, receipts.get("generate", []), config),
         config=config,
         provenance=_list_provenance(attributes, _list_models(directory, attributes)),
         versions=_parse_attribute(attributes, "versions"),
@@ -197,19 +196,6 @@ def collect_dataset_facts(contents: Contents, verdict: Mapping[str, Any] | None)
         sources=_list_sources(attributes),
         **_read_gate(contents.path, contents.path.with_name("quality.json"), contents, verdict),
     )
-
-
-def _describe_seeds(directory: RunDirectory, receipts: list[Receipt], config: str) -> list[str]:
-    """Describe the diversity of the seeds that a run has made so far, as lines of text."""
-    import yaml
-
-    keys = [receipt.key for receipt in receipts if receipt.n_out]
-    if not keys:
-        return []
-    sources = (yaml.safe_load(config).get("generate") or {}).get("sources") or {}
-    wanted = {name: source["n"] for name, source in sources.items() if source.get("n")}
-    units = (read_unit(directory.root, "generate", key) for key in keys)
-    return format_diversity(measure_diversity(units, sum(receipt.n_out for receipt in receipts), wanted))
 
 
 # --- counts -----------------------------------------------------------------------------------------
