@@ -24,6 +24,9 @@ TRIES = 3
 TOLERANCE = 1.4
 """Factor of PyXtal's least distances, which are half the sum of the covalent radii."""
 
+ADDED_PARAMETERS = ("n_elements",)
+"""Parameters that came later; they leave the keys of earlier runs as they were (see `stage.Request.fingerprint`)."""
+
 SpaceGroup = Annotated[int, Field(ge=1, le=230)]
 
 
@@ -37,6 +40,7 @@ def random_crystals(
     space_groups: Annotated[list[SpaceGroup], NotEmpty] | None = None,
     density: Annotated[float, Field(gt=0.2, le=3)] = 1.0,
     rattle: Rattle = 0.0,
+    n_elements: CountRange | None = None,
 ) -> Iterator[Atoms | Rejection]:
     """Yield random crystals: space group, lattice, Wyckoff positions and coordinates.
 
@@ -52,7 +56,8 @@ def random_crystals(
     formula
         Chemical formula of all structures.
     elements
-        Elements of structures with random compositions, instead of `formula`; each occurs in each structure.
+        Elements of structures with random compositions, instead of `formula`; each occurs in each structure, or as many
+        of them, drawn at random, as `n_elements` says.
     n_atoms
         Number of atoms of the conventional cell, or lowest and highest.
     space_groups
@@ -61,6 +66,9 @@ def random_crystals(
         Density relative to PyXtal's estimate, whose volumes lie between those of covalent and van der Waals spheres.
     rattle
         Standard deviation of displacements along each axis, Å.
+    n_elements
+        Number of the `elements` that a structure is made of, or lowest and highest. Structures of many elements take
+        long: those of nine take seconds.
 
     Yields
     ------
@@ -94,9 +102,16 @@ def random_crystals(
                 f"space_groups: {formula} in cells of {low} to {high} atoms goes with none of {list(groups)}: "
                 "their sites hold other numbers of atoms; widen n_atoms or leave out space_groups"
             )
-    elif elements is not None and high < len(set(elements)):
-        raise ValueError(f"n_atoms: {len(set(elements))} elements need as many atoms; raise n_atoms from {high}")
-    return (_draw(rng, index, formula, elements, (low, high), groups, density, rattle) for _ in count())
+    if n_elements is not None and (elements is None or count_range(n_elements)[1] > len(set(elements))):
+        raise ValueError(
+            f"n_elements: there are {len(set(elements or []))} elements to choose from; give more elements"
+        )
+    if elements is not None:
+        most = len(set(elements)) if n_elements is None else count_range(n_elements)[1]
+        if high < most:
+            raise ValueError(f"n_atoms: {most} elements need as many atoms; raise n_atoms from {high}")
+    chosen = None if n_elements is None else count_range(n_elements)
+    return (_draw(rng, index, formula, elements, (low, high), groups, density, rattle, chosen) for _ in count())
 
 
 def _draw(
@@ -108,8 +123,12 @@ def _draw(
     groups: tuple[int, ...],
     density: float,
     rattle: float,
+    n_elements: tuple[int, int] | None,
 ) -> Atoms | Rejection:
     """Draw one crystal; see `random_crystals`."""
+    if n_elements is not None:
+        n_chosen = int(rng.integers(n_elements[0], n_elements[1] + 1))
+        elements = [str(symbol) for symbol in rng.permutation(list(dict.fromkeys(elements or [])))[:n_chosen]]
     composition = _draw_composition(rng, index, formula, elements, limits)
     fitting = [int(group) for group in rng.permutation(groups)]
     tried = 0

@@ -53,6 +53,13 @@ def test_each_element_occurs() -> None:
         assert set(atoms.symbols) == {"Al", "Ni", "Cu"}
 
 
+def test_some_of_the_elements_occur() -> None:
+    made = draw(12, elements=["Al", "Ni", "Cu", "Si", "Ti"], n_elements=[1, 3], n_atoms=[3, 8])
+    numbers = [len(set(atoms.symbols)) for atoms in made if isinstance(atoms, Atoms)]
+    assert set(numbers) == {1, 2, 3}
+    assert {symbol for atoms in made if isinstance(atoms, Atoms) for symbol in atoms.symbols} > {"Al", "Ni"}
+
+
 def test_what_pyxtal_cannot_pack_is_a_rejection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daskpipe.stages.generate.random_crystals._build", lambda *_: None)
     (item,) = draw(formula="CsI", n_atoms=8)
@@ -68,6 +75,8 @@ def test_what_pyxtal_cannot_pack_is_a_rejection(monkeypatch: pytest.MonkeyPatch)
         ({"formula": "TiO2", "elements": ["Ti"]}, "and not both"),
         ({"formula": "TiO2", "n_atoms": [4, 5]}, r"TiO2 has 3 atoms, so no cell has 4 to 5; give e\.g\. 3"),
         ({"elements": ["Ti", "O", "N"], "n_atoms": 2}, r"3 elements need as many atoms"),
+        ({"elements": ["Ti", "O"], "n_elements": [1, 3]}, "n_elements: there are 2 elements to choose from"),
+        ({"formula": "TiO2", "n_elements": 1}, "n_elements: there are 0 elements to choose from"),
         ({"formula": "TiO2", "n_atoms": 3, "space_groups": [230]}, r"goes with none of \[230\]"),
     ],
 )
