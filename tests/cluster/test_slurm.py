@@ -160,8 +160,11 @@ def test_two_pools_give_the_same_bytes_and_leave_nothing(
     check_nothing_is_left(queue, run_dir)
 
 
-QUICKSTART = ["explore.dynamics.steps=20", "explore.dynamics.stride=10", "select.n=8"]
-"""The quickstart with less molecular dynamics and fewer labels: MACE explores, CHGNet labels."""
+QUICKSTART = [
+    *(f"generate.sources.{name}.n=4" for name in ("alloys", "surfaces", "clusters")),
+    *("explore.dynamics.steps=20", "explore.dynamics.stride=10", "explore.batch_size=6", "select.n=8"),
+]
+"""The quickstart with fewer seeds, less molecular dynamics and fewer labels: MACE explores, CHGNet labels."""
 
 
 def test_the_quickstart_gives_the_same_bytes(queue: Slurm, write_site: Callable[..., Path], tmp_path: Path) -> None:

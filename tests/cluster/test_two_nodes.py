@@ -23,8 +23,11 @@ pools:
 """
 
 
-@pytest.mark.parametrize("interface", ["", "interface: eth0\n"], ids=["by its route", "by its interface"])
-@pytest.mark.parametrize("addresses", [ADDRESSES, IPV6_ADDRESSES], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize(
+    ("addresses", "interface"),
+    [(ADDRESSES, ""), (IPV6_ADDRESSES, "interface: eth0\n")],
+    ids=["IPv4 by its route", "IPv6 by its interface"],
+)
 def test_a_run_on_two_nodes_gives_the_same_bytes(
     addresses: Mapping[str, str], interface: str, reference: daskpipe.Result, tmp_path: Path
 ) -> None:

@@ -27,7 +27,7 @@ from daskpipe.stages.explore.checkpoint import count_steps
 INTERVAL = 0.5
 """Seconds between two checkpoints."""
 
-N_KILLS = 4
+N_KILLS = 2
 
 
 def long_exploration() -> Config:

@@ -28,7 +28,7 @@ ATTEMPTS = {"none": 3, "segfault": 3, "hang": 2, "leak": 3}
 
 REASONS = {"segfault": "crashed", "hang": "hung", "leak": "memory"}
 
-HANG_SECONDS = 45.0
+HANG_SECONDS = 30.0
 """A fresh process imports torch first, on a machine that does other work."""
 
 

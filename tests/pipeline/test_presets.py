@@ -39,8 +39,8 @@ def test_an_oxide_is_explored_and_labelled_by_chgnet(client: Client, tmp_path: P
 @pytest.mark.slow
 def test_a_liquid_is_explored_and_labelled_by_xtb(client: Client, tmp_path: Path) -> None:
     few = ["generate.n=8", "generate.sources.clusters.n_molecules=[2,3]", "explore.dynamics.temperatures=[300]"]
-    steps = ["explore.dynamics.steps=4", "explore.dynamics.stride=2"]
-    result = daskpipe.run("liquid", [*SHORT, *few, *steps, "select.n=10"], run_dir=tmp_path / "run", client=client)
+    steps = ["explore.dynamics.steps=2", "explore.dynamics.stride=1"]
+    result = daskpipe.run("liquid", [*SHORT, *few, *steps, "select.n=8"], run_dir=tmp_path / "run", client=client)
     ds = daskpipe.open_dataset(result.dataset).load()
     kinds = decode_names(ds["system_type"])
     assert {"molecule", "molecular_cluster", "liquid"} == set(kinds.tolist())
