@@ -21,6 +21,12 @@ from daskpipe.core.errors import DiskError, DiskUnreachable
 PATIENCE_SECONDS = 120.0
 """Longest wait, s, for a file that another machine has committed, and for a disk that does not answer."""
 
+REMOVED_SECONDS = 40.0
+"""Longest wait, s, for a file below a run directory that is not there.
+
+An NFS client remembers for half a minute that it was not there. A unit of a run that was interrupted, and whose
+directory is removed, must not hold its worker for longer."""
+
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """First and longest pause between two tries, s; each try doubles it."""
 
@@ -88,9 +94,10 @@ def wait_until_visible(path: Path, root: Path, check: Callable[[], None] = lambd
     check
         As in `call_patiently`.
     """
-    until, pause = time.monotonic() + PATIENCE_SECONDS, FIRST_PAUSE
+    began, pause = time.monotonic(), FIRST_PAUSE
     while not call_patiently(path.exists, check):
-        if time.monotonic() > until:
+        waited = time.monotonic() - began
+        if waited > PATIENCE_SECONDS or (waited > REMOVED_SECONDS and not call_patiently(root.exists, check)):
             return False
         check()
         time.sleep(pause)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import PATIENCE
 
 from daskpipe.core import shared_disk
 from daskpipe.core.errors import DiskError, DiskUnreachable, IntegrityError
@@ -135,6 +138,20 @@ def test_while_waiting_the_caller_can_end_it(tmp_path):
 
     with pytest.raises(InterruptedError, match="another driver"):
         call_patiently(fail, check)
+
+
+def test_a_run_directory_that_was_removed_is_not_waited_for_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_disk, "REMOVED_SECONDS", 0.2)
+    monkeypatch.setattr(shared_disk, "PATIENCE_SECONDS", 1e6)
+    with ThreadPoolExecutor() as pool:
+        gone = pool.submit(wait_until_visible, tmp_path / "gone" / "units" / "key", tmp_path / "gone")
+        assert gone.result(PATIENCE) is False
+        (tmp_path / "here").mkdir()
+        late = pool.submit(wait_until_visible, tmp_path / "here" / "late", tmp_path / "here")
+        time.sleep(2 * 0.2)
+        assert not late.done()  # the directory is there, so its file may come
+        (tmp_path / "here" / "late").touch()
+        assert late.result(PATIENCE) is True
 
 
 @pytest.mark.parametrize("number", sorted(TRANSIENT))
