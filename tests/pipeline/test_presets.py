@@ -40,7 +40,11 @@ def test_an_oxide_is_explored_and_labelled_by_chgnet(client: Client, tmp_path: P
 def test_a_liquid_is_explored_and_labelled_by_xtb(client: Client, tmp_path: Path) -> None:
     few = ["generate.n=8", "generate.sources.clusters.n_molecules=[2,3]", "explore.dynamics.temperatures=[300]"]
     steps = ["explore.dynamics.steps=2", "explore.dynamics.stride=1"]
-    result = daskpipe.run("liquid", [*SHORT, *few, *steps, "select.n=8"], run_dir=tmp_path / "run", client=client)
+    # A thin liquid: 12 Å wide as tight binding needs, with fewer atoms.
+    thin = ["generate.sources.boxes.density=0.6", "generate.sources.boxes.n_atoms=105"]
+    result = daskpipe.run(
+        "liquid", [*SHORT, *few, *steps, *thin, "select.n=8"], run_dir=tmp_path / "run", client=client
+    )
     ds = daskpipe.open_dataset(result.dataset).load()
     kinds = decode_names(ds["system_type"])
     assert {"molecule", "molecular_cluster", "liquid"} == set(kinds.tolist())
