@@ -76,7 +76,8 @@ def main() -> None:
         ds, unseen = (frames(Path(name), seed) for seed in (0, 1))
     known = set(seed_ids_of({key: ds[key].values for key in ("structure_id", "parent_id")}).tolist())
     assert not known & set(seed_ids_of({key: unseen[key].values for key in ("structure_id", "parent_id")}).tolist())
-    columns = {key: ds[key].values for key in COLUMNS if key in ds}
+    # Splits that came with the frames would be kept.
+    columns = {key: ds[key].values for key in COLUMNS if key in ds and key != "split"}
     n_trajectories = len(set(number_trajectories(columns).tolist()))
     print(f"{ds.sizes['structure']} structures of {n_trajectories} trajectories; {unseen.sizes['structure']} unseen")
     print("energy errors of a kernel model, meV/atom (root mean square)\n")
