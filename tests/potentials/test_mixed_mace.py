@@ -187,7 +187,7 @@ def test_cueq_gives_the_same(make) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_compiled_gives_the_same(tmp_path: Path) -> None:
-    """What comes out of the box has forces of zero, so this is no formality. A small model compiles in less time."""
+    """Compare a small model with itself, compiled: without care torch compiles one whose forces are zero."""
     organic_file = tmp_path / "small.model"
     save(random_module(seed=1, atomic_numbers=[1, 6, 8], num_elements=3, max_ell=1), organic_file)
     params = {"model": str(organic_file), "acceleration": "compile"}

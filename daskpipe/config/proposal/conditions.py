@@ -29,7 +29,6 @@ ROUNDED = 50.0
 HOTTEST = 4000.0
 """Highest temperature that is proposed, K."""
 
-
 BATCH_SIZES = {"mace": 16, "chgnet": 8, "xtb": 4}
 """Trajectories of a unit, by the potential: a unit of a slow one shall last minutes, not hours."""
 
@@ -41,7 +40,7 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose_potential(study: Study, kinds: Sequence[str]) -> Choice:
+def choose_potential(study: Study) -> Choice:
     """Choose the potential that explores.
 
     The bundled MACE comes first where it knows all elements; then GFN2-xTB for molecules; then CHGNet.
@@ -79,14 +78,8 @@ def choose_potential(study: Study, kinds: Sequence[str]) -> Choice:
     )
 
 
-def choose_teacher(study: Study, explorer: Choice) -> Choice:
-    """Choose the potential that labels.
-
-    Raises
-    ------
-    ConfigError
-        If no installed potential knows all elements.
-    """
+def choose_teacher(explorer: Choice) -> Choice:
+    """Choose the potential that labels, which knows the elements that the one that explores knows."""
     if explorer.value["name"] == "xtb":
         return Choice(
             explorer.value, "the same GFN2-xTB; for DFT labels export the picks, or give a teacher of your own"

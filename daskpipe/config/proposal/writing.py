@@ -131,8 +131,8 @@ def _make_name(texts: Sequence[str]) -> str:
 
 def _write_text(study: Study, kinds: Sequence[str], name: str, command: str, path: Path, lines: list[str]) -> str:
     """Return the YAML; the choices are added to `lines`."""
-    explorer = choose_potential(study, kinds)
-    teacher = choose_teacher(study, explorer)
+    explorer = choose_potential(study)
+    teacher = choose_teacher(explorer)
     temperatures = choose_temperatures(study)
     by_type = choose_temperatures_by_type(study, kinds)
     cutoff = choose_cutoff(study)

@@ -19,7 +19,7 @@ from daskpipe.stages.generate.base import Base, count_base, draw_base, probe_bas
 from daskpipe.stages.generate.disorder import displace_apart, missing_size_error
 from daskpipe.stages.generate.params import CountRange, NotEmpty, Rattle, count_range, length_range
 from daskpipe.stages.generate.point_defects import SYMPREC, CrystalKey, crystal_of, key_of
-from daskpipe.stages.generate.slabs import Miller
+from daskpipe.stages.generate.slabs import Miller, as_millers, shorten_third
 
 MIN_DISTANCE = 0.65
 """Shortest distance of two atoms, as a fraction of the sum of their covalent radii."""
@@ -142,7 +142,7 @@ def grain_boundaries(
     limits = count_range(n_atoms)
     low, high = thickness
     wanted = Wanted(
-        tuple(sigma), _as_millers(axes), None if planes is None else _as_millers(planes), (low, high), limits[1]
+        tuple(sigma), as_millers(axes), None if planes is None else as_millers(planes), (low, high), limits[1]
     )
     faults = [find_unsuited(crystal, wanted, limits[0]) for crystal in probe_base(of)]
     if all(faults):
@@ -259,8 +259,7 @@ def _make_boundary(made: Any, name: str) -> Boundary:
     first, second, third = reduced
     if np.linalg.det(reduced) < 0:
         second = -second
-    third = third - np.rint(np.linalg.lstsq(np.array([first, second]).T, third, rcond=None)[0]) @ [first, second]
-    atoms.set_cell([first, second, third])
+    atoms.set_cell([first, second, shorten_third(first, second, third)])
     atoms.set_cell(atoms.cell.standard_form()[0], scale_atoms=True)
     return Boundary(atoms=atoms, upper=upper, name=name)
 
@@ -300,7 +299,3 @@ def _grains_overlap(atoms: Atoms, upper: np.ndarray) -> bool:
 
     i, j = find_neighbours(atoms, MIN_DISTANCE * covalent_radii[atoms.numbers], "ij")
     return bool((upper[i] != upper[j]).any())
-
-
-def _as_millers(indices: Any) -> tuple[Miller, ...]:
-    return tuple((int(h), int(k), int(l)) for h, k, l in indices)  # noqa: E741

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -95,7 +95,7 @@ def list_slabs(
     n_atoms
         Lowest and highest number of atoms; ``sizes`` is empty where no slab has one of them.
     """
-    return list(_list_slabs(key_of(crystal), tuple(map(_as_miller, millers)), tuple(thickness), tuple(n_atoms)))
+    return list(_list_slabs(key_of(crystal), as_millers(millers), tuple(thickness), tuple(n_atoms)))
 
 
 def list_layers(
@@ -115,7 +115,7 @@ def list_layers(
     list of SlabChoice
         Those of planes between which no bond runs; the third of the repeats is the number of layers.
     """
-    return list(_list_layers(key_of(crystal), tuple(map(_as_miller, millers)), tuple(thickness), tuple(n_atoms)))
+    return list(_list_layers(key_of(crystal), as_millers(millers), tuple(thickness), tuple(n_atoms)))
 
 
 @lru_cache(maxsize=64)
@@ -319,8 +319,8 @@ def _turn(crystal: Atoms, vectors: np.ndarray) -> Atoms:
         second = shorter
     if np.linalg.det([first, second, third]) < 0:
         second = -second
-    third = third - np.rint(np.linalg.lstsq(np.array([first, second]).T, third, rcond=None)[0]) @ [first, second]
-    turned = Atoms(crystal.numbers, crystal.positions, cell=[first, second, third], pbc=True)
+    cell = [first, second, shorten_third(first, second, third)]
+    turned = Atoms(crystal.numbers, crystal.positions, cell=cell, pbc=True)
     turned.set_cell(turned.cell.standard_form()[0], scale_atoms=True)
     turned.wrap()
     return turned
@@ -388,9 +388,15 @@ def count_spacings(orientation: Orientation, cut: float, thickness: float) -> in
     return max(1, int(np.ceil((thickness - one) / orientation.spacing - PRECISION)) + 1)
 
 
-def _as_miller(indices: Sequence[int]) -> Miller:
-    h, k, l = indices  # noqa: E741
-    return h, k, l
+def as_millers(millers: Iterable[Sequence[int]]) -> tuple[Miller, ...]:
+    """Return Miller indices, which a config gives as lists, as tuples that a cache can look up."""
+    return tuple((h, k, l) for h, k, l in millers)  # noqa: E741
+
+
+def shorten_third(first: np.ndarray, second: np.ndarray, third: np.ndarray) -> np.ndarray:
+    """Return the third cell vector, moved by whole first and second ones to where it is shortest in their plane."""
+    steps = np.linalg.lstsq(np.array([first, second]).T, third, rcond=None)[0]
+    return np.asarray(third - np.rint(steps) @ [first, second])
 
 
 def _to_miller(indices: np.ndarray) -> Miller:
