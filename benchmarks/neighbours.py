@@ -20,9 +20,9 @@ from matscipy.neighbours import neighbour_list
 from vesin import NeighborList
 
 from daskpipe.core.accelerate import kernel
-from daskpipe.stages.describe.neighbours import neighbour_grid
-from daskpipe.stages.describe.neighbours_kernels import Grid, write_neighbours
-from daskpipe.stages.describe.simd import WIDTH
+from daskpipe.core.neighbours import neighbour_grid
+from daskpipe.core.neighbours_kernels import Grid, write_neighbours
+from daskpipe.core.simd import WIDTH
 
 CUTOFF = 8.72
 ROUNDS = 7

@@ -18,12 +18,12 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from threadpoolctl import threadpool_limits
-from torch_sim.models.interface import ModelInterface
 
 from daskpipe import potentials
 from daskpipe.core import constants
 from daskpipe.core.geometry import count_parts
 from daskpipe.core.structures import round_positions
+from daskpipe.core.torch_sim import ModelInterface
 from daskpipe.potentials.batches import make_state
 from daskpipe.stages.explore.capacity import BatchCapacity
 from daskpipe.stages.explore.relaxation import add_relaxations

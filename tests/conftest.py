@@ -8,6 +8,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,25 @@ from daskpipe.cli.main import main
 
 if TYPE_CHECKING:
     from distributed import Client
+
+COMPILING = pytest.StashKey[subprocess.Popen[bytes]]()
+"""Process that compiles kernels."""
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile the kernels of SOAP once, while tests are collected: each process would else compile them by itself."""
+    options = session.config.option
+    # Not in the processes of pytest-xdist, nor where there is one process.
+    alone = hasattr(session.config, "workerinput") or not getattr(options, "numprocesses", None)
+    if not alone and not options.collectonly:
+        program = Path(__file__).with_name("compile_kernels.py")
+        session.config.stash[COMPILING] = subprocess.Popen([sys.executable, program])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Wait for the process that compiles."""
+    if (compiling := session.config.stash.get(COMPILING, None)) is not None:
+        assert compiling.wait() == 0
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,9 +56,22 @@ def test_imports_keep_to_the_contracts() -> None:
     assert "0 broken" in done.stdout
 
 
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_torch_sim_is_imported_by_way_of_one_module(path: Path) -> None:
+    names = [name for name in imports(path) if name.split(".")[0] == "torch_sim"]
+    assert path == PACKAGE / "core" / "torch_sim.py" or not names
+
+
 def test_no_module_is_too_long() -> None:
     lines = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
     assert {name: n for name, n in lines.items() if n > LONGEST} == {}
+
+
+def test_names_of_test_files_are_their_own() -> None:
+    # pytest imports them by their names alone, and refuses a second one.
+    names = Counter(path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py")
+    assert len(names) > 200
+    assert {name for name, count in names.items() if count > 1} == set()
 
 
 @pytest.mark.parametrize("path", TOOLS, ids=lambda path: str(path.relative_to(PACKAGE)))

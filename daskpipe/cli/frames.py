@@ -1,4 +1,4 @@
-"""The verbs of one stage alone: generate seeds, select and describe the frames of files."""
+"""The verbs of one stage alone: generate seeds; select, describe and label the frames of files."""
 
 from __future__ import annotations
 
@@ -86,5 +86,30 @@ def describe(
     with show_bars(as_json) as bars:
         done = describe_files(
             paths, out, [*overrides, *make_cluster_overrides(cluster)], force=force, subscribers=[bars]
+        )
+    close_files_verb(done, as_json)
+
+
+@app.command()
+def label(
+    frames: Frames,
+    teacher: Annotated[str, typer.Option(help="xtb, chgnet, mace, pyscf, cp2k, sevennet, or another potential")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File or dataset to write, *.extxyz or *.zarr")],
+    cluster: ClusterName = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Label the structures of your own files; e.g. label md.extxyz --teacher xtb -o labelled.extxyz."""
+    from daskpipe.pipeline.label_files import label_files
+
+    paths, overrides = separate_overrides(frames)
+    with show_bars(as_json) as bars:
+        done = label_files(
+            paths,
+            out,
+            [*overrides, *make_cluster_overrides(cluster)],
+            teacher=teacher,
+            force=force,
+            subscribers=[bars],
         )
     close_files_verb(done, as_json)

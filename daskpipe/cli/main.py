@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from daskpipe.cli import config, dataset, doctor, frames, maintenance, new, plan, run, status
+from daskpipe.cli import config, dataset, doctor, environments, frames, maintenance, new, plan, run, status
 from daskpipe.cli.options import Stopped, Verbs
 from daskpipe.core.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, ConfigError, DaskpipeError
 from daskpipe.core.shared_disk import disk_error
@@ -35,6 +35,7 @@ app = Verbs(
 for verbs in (run, new, doctor, frames, dataset, status, plan, maintenance):
     app.add_typer(verbs.app)
 app.add_typer(config.app, name="config")
+app.add_typer(environments.app, name="env")
 
 
 def main() -> None:

@@ -55,6 +55,10 @@ TITLES = {
     "describe": "describe",
     "select": "select",
     "label": "label",
+    "label-check": "label (checks)",
+    "label-judge": "label (outliers)",
+    "label-atoms": "label (atoms)",
+    "write": "write",
     "store-sort": "store (sort)",
     "store-plan": "store (split)",
     "store-write": "store (write)",
@@ -196,6 +200,8 @@ class TrainingLines:
                 )
             case EpochFinished() if event.epoch == event.n_epochs - 1 or event.seconds >= self._last + self.SECONDS:
                 self._last, line = event.seconds, str(event)
+            case events.Notice():
+                line = event.message
             case _:
                 return
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -346,6 +352,8 @@ def print_files_summary(done: FilesResult, console: Console) -> None:
     rejected = sum(done.rejected.values())
     left_out = f", {rejected} rejected" if rejected else ""
     counted = "structures generated" if "diversity" in done.report else "frames described"
+    if "teacher" in done.report:
+        counted = f"frames read, {done.n_out:,} labelled with {done.report['teacher']}"
     console.print(f"\n{done.n_frames:,} {counted}{left_out} in {done.seconds:.1f} s", highlight=False)
     for reason, count in done.rejected.items():
         console.print(
@@ -359,12 +367,32 @@ def print_files_summary(done: FilesResult, console: Console) -> None:
         lines = [*format_labels(done.report, done.n_frames), *lines]
     if "diversity" in done.report:
         lines = [*format_refused(done.report["refused"]), *format_diversity(done.report["diversity"])]
+    if "differences" in done.report:
+        lines = format_differences(done.report["differences"])
     for line in lines:
         console.print(escape_text(line), highlight=False, soft_wrap=True)
     what = "structures" if {"n_doubled", "diversity"} & set(done.report) else "frames"
     console.print(
         f"[bold]Wrote[/] {escape_text(shorten_path(done.out.absolute()))}: {done.n_out:,} {what}", highlight=False
     )
+
+
+def format_differences(outcomes: dict[str, int]) -> list[str]:
+    """Return a line on how many labels agree with differences of energies; none if none was checked.
+
+    Examples
+    --------
+    >>> format_differences({"ok": 4, "forces": 1})
+    ['forces and stresses agree with the energies in 4 of 5 structures that were checked (forces wrong: 1)']
+    """
+    total = sum(outcomes.values())
+    if not total:
+        return []
+    words = {"forces": "forces wrong", "stress": "stress wrong", "forces_and_stress": "both wrong"}
+    wrong = ", ".join(f"{words.get(name, name)}: {n}" for name, n in sorted(outcomes.items()) if name != "ok")
+    n_good = outcomes.get("ok", 0)
+    line = f"forces and stresses agree with the energies in {n_good} of {total} structures that were checked"
+    return [f"{line} ({wrong})" if wrong else line]
 
 
 def dump_files_result(done: FilesResult) -> dict[str, Any]:

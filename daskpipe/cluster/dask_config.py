@@ -20,6 +20,8 @@ WORKER_CONFIG = {
     "distributed.worker.memory.pause": False,
     # A worker's web server has no login, so it has no pages.
     "distributed.worker.http.routes": [],
+    # Units take seconds: at Dask's 10 ms, sampling what each thread does took 6 % of the time of small runs.
+    "distributed.worker.profile.interval": "100ms",
 }
 """Dask's options for the nanny that starts workers, on this machine or in a job."""
 

@@ -167,6 +167,7 @@ def _make_question(packages: list[str], token: str | None) -> Callable[..., dict
     """
 
     def describe_process(dask_worker: Any = None) -> dict[str, Any]:
+        import contextlib
         import importlib
         import importlib.metadata
         import os
@@ -178,9 +179,12 @@ def _make_question(packages: list[str], token: str | None) -> Callable[..., dict
                 versions[name] = importlib.import_module(name).__version__
             except ImportError:
                 versions[name] = None
+        read_version: Callable[[str], str] = importlib.metadata.version
+        with contextlib.suppress(ImportError):
+            from daskpipe.core.versions import read_version  # it remembers
         for name in packages:
             try:
-                versions.setdefault(name, importlib.metadata.version(name))
+                versions.setdefault(name, read_version(name))
             except ImportError:
                 versions[name] = None
         seen = token is None

@@ -101,7 +101,7 @@ def compose(target: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     parsed = parse_overrides(overrides)
     groups = {item.key: item.text for item in parsed if item.chooses_file}
     with _explain_errors(target):
-        layers = [(item.config_path, _read_layer(folder, item)) for item in _list_files(folder, name, groups)]
+        layers = _read_layers(folder, name, groups)
         content: dict[str, Any] = reduce(merge, [layer for _, layer in layers], {})
         for path, layer in layers:
             if path.rpartition("/")[0] in groups:
@@ -279,8 +279,14 @@ def _locate_file(target: str) -> tuple[Path, str]:
     raise ConfigError(describe_unknown("preset", target, list_presets()) + " A config file must end in .yaml.")
 
 
-def _list_files(folder: Path, name: str, groups: Mapping[str, str]) -> list[Any]:
-    """List the files of a config with Hydra, in the order in which they are merged.
+_Layers = list[tuple[str, Any]]
+
+_kept_layers: dict[tuple[Any, ...], tuple[dict[Path, tuple[int, int] | None], _Layers]] = {}
+"""Layers that were read, and the states of their files, by folder, name and groups."""
+
+
+def _read_layers(folder: Path, name: str, groups: Mapping[str, str]) -> _Layers:
+    """Read the files of a config in the order in which they are merged; once, until one of them changes.
 
     Parameters
     ----------
@@ -288,7 +294,39 @@ def _list_files(folder: Path, name: str, groups: Mapping[str, str]) -> list[Any]
         Of the config's file.
     groups
         Overrides that choose a file of a group, by group.
+
+    Returns
+    -------
+    list of tuple
+        Path of each file below its folder, without suffix, and its content below the keys of its group.
     """
+    key = (folder, name, *groups.items())
+    states, layers = _kept_layers.get(key, ({}, []))
+    if not states or any(_read_state(file) != state for file, state in states.items()):
+        listed = _list_files(folder, name, groups)
+        states = {file: _read_state(file) for item in listed for file in _list_places(folder, item)}
+        layers = [(item.config_path, _read_layer(folder, item)) for item in listed]
+        _kept_layers[key] = states, layers
+    return layers
+
+
+def _read_state(file: Path) -> tuple[int, int] | None:
+    """Return what changes when a file is written: its modification time and size; ``None`` without the file."""
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _list_places(folder: Path, item: Any) -> tuple[Path, Path]:
+    """Return where a file of a config may be; the first that exists is read."""
+    path = f"{item.config_path}.yaml"
+    return folder / path, package_folder("configs") / path
+
+
+def _list_files(folder: Path, name: str, groups: Mapping[str, str]) -> list[Any]:
+    """List the files of a config with Hydra, in the order in which they are merged; parameters as in `_read_layers`."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
@@ -305,6 +343,8 @@ def _list_files(folder: Path, name: str, groups: Mapping[str, str]) -> list[Any]
                 defaults = loader.compute_defaults_list(name, [search_path, *overrides], RunMode.RUN).defaults
                 return [item for item in defaults if item.config_path and not item.config_path.startswith("hydra/")]
 
+            if not groups:
+                return list_files(name, [])
             listed = {item.config_path.rpartition("/")[0] for item in list_files(name, [])}
             # A group that is in no defaults list comes before the file, as in a list that ends in _self_.
             ahead = [f"+{override.lstrip('+')}" for group, override in groups.items() if group not in listed]
@@ -318,8 +358,7 @@ def _read_layer(folder: Path, default: Any) -> Any:
     """Read one of the files of a config, and nest its content below the keys of its group."""
     from omegaconf import OmegaConf
 
-    path = f"{default.config_path}.yaml"
-    file = next(file for file in (folder / path, package_folder("configs") / path) if file.is_file())
+    file = next(file for file in _list_places(folder, default) if file.is_file())
     content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold keys and values, received {type(content).__name__}")

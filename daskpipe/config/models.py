@@ -21,12 +21,13 @@ from pydantic import (
 from daskpipe.cluster.settings import Cluster
 from daskpipe.core.validation import FrozenModel
 from daskpipe.engine.settings import Budget, Faults
-from daskpipe.potentials import POTENTIALS
+from daskpipe.potentials import POTENTIALS, traits_of
+from daskpipe.potentials.dispersion import Dispersion
 from daskpipe.stages.describe.settings import Describe
 from daskpipe.stages.explore.settings import Exploration
 from daskpipe.stages.generate.checks import Limits
 from daskpipe.stages.generate.sources import Source, share_out
-from daskpipe.stages.label.settings import LabelChecks
+from daskpipe.stages.label.settings import LabelChecks, Share
 from daskpipe.stages.select.settings import Select
 from daskpipe.store.quality.settings import Quality
 from daskpipe.store.splits import Split
@@ -97,14 +98,48 @@ class Explore(Exploration):
     batch_size: PositiveInt = Field(default=16, description="Trajectories a unit")
 
 
+class Teacher(PotentialChoice):
+    """A potential that labels, and what is added to its results."""
+
+    dispersion: Dispersion | None = Field(default=None, description="Dispersion that is added; null for none")
+
+
+class SecondTeacher(Teacher):
+    """A teacher whose labels are compared with those of the first."""
+
+    share: Share = Field(default=1.0, description="Share of the frames that it labels, drawn at random")
+
+
 class Label(FrozenModel):
     """Labels from a teacher."""
 
-    potential: PotentialChoice = Field(description="The teacher")
+    potential: Teacher = Field(description="The teacher")
     device: Device = Field(default="cpu", description="cpu takes any worker; cuda and auto as in explore")
     dtype: Literal["float32", "float64"] = Field(default="float64", description="Precision of the teacher")
     checks: LabelChecks = Field(default_factory=LabelChecks, description="What a label must satisfy")
-    batch_size: PositiveInt = Field(default=16, description="Frames a unit")
+    second: SecondTeacher | None = Field(default=None, description="Another teacher, to compare with; null for none")
+    isolated_atoms: bool = Field(
+        default=True, description="Whether it labels an isolated atom of each element, the zero of binding energies"
+    )
+    batch_size: PositiveInt = Field(
+        default=16, description="Frames a unit; by default fewer for teachers that take minutes"
+    )
+    cache_dir: str | None = Field(
+        default=None,
+        description="Folder in which labels are kept for other runs; by default those of costly teachers are kept in "
+        "the run directory",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_batch_size(cls, content: Any) -> Any:
+        """Take the number of frames that suits the teacher, where none is given."""
+        if isinstance(content, dict) and "batch_size" not in content:
+            potential = content.get("potential")
+            name = potential.get("name") if isinstance(potential, dict) else getattr(potential, "name", None)
+            size = traits_of(name).batch_size if name in POTENTIALS.table else None
+            return content if size is None else {**content, "batch_size": size}
+        return content
 
 
 class Config(FrozenModel):
@@ -191,7 +226,7 @@ class Config(FrozenModel):
                 "faults": True,
                 "explore": {"device", "checkpoint"},
                 "describe": {"device"},
-                "label": {"device"},
+                "label": {"device", "cache_dir"} | ({"second"} if self.label.second is None else set()),
             },
         )
 

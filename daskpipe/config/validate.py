@@ -42,6 +42,11 @@ def validate_config(content: Mapping[str, Any]) -> Config:
         ("describe.params", DESCRIPTORS, config.describe.descriptor, config.describe.params),
         ("select.params", SELECTORS, config.select.method, config.select.params),
         ("label.potential.params", POTENTIALS, config.label.potential.name, config.label.potential.params),
+        *(
+            [("label.second.params", POTENTIALS, config.label.second.name, config.label.second.params)]
+            if config.label.second is not None
+            else []
+        ),
     ):  # fmt: skip
         try:
             registry.check_params(name, params)
@@ -79,7 +84,12 @@ def _make_paths_absolute(config: Config) -> Config:
         content["cluster"]["name"] = _absolute_path(content["cluster"]["name"])
     if content["cluster"]["tls"] is not None:
         content["cluster"]["tls"] = _absolute_path(content["cluster"]["tls"])
-    for potential in (content["explore"]["potential"], content["label"]["potential"]):
+    choices = [content["explore"]["potential"], content["label"]["potential"]]
+    if content["label"]["second"] is not None:
+        choices.append(content["label"]["second"])
+    if content["label"]["cache_dir"] is not None:
+        content["label"]["cache_dir"] = _absolute_path(content["label"]["cache_dir"])
+    for potential in choices:
         potential["params"] = make_paths_absolute(potential["name"], potential["params"])
     describe = content["describe"]
     describe["params"] = DESCRIPTORS.make_paths_absolute(describe["descriptor"], describe["params"])

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +24,17 @@ FileName = Annotated[str, FILE]
 
 FolderName = Annotated[str, FOLDER]
 """Type of a parameter that names a folder: in a config its path becomes absolute."""
+
+
+def find_entry_points(group: str) -> EntryPoints:
+    """Return the entry points of a group that installed packages declare."""
+    return _read_entry_points(tuple(sys.path)).select(group=group)
+
+
+@cache
+def _read_entry_points(path: tuple[str, ...]) -> EntryPoints:
+    """Read the entry points of all packages on a path: some 250 files, so once a process and path."""
+    return entry_points()
 
 
 class Registry:
@@ -57,7 +68,7 @@ class Registry:
 
     def known_names(self) -> list[str]:
         """Return the known names, sorted; a name of daskpipe's own hides the same name of a plugin."""
-        plugins = {point.name for point in entry_points(group=self.group)}
+        plugins = {point.name for point in find_entry_points(self.group)}
         return sorted(plugins | set(self.table))
 
     def get(self, name: str) -> Callable[..., Any]:
@@ -72,7 +83,7 @@ class Registry:
             module, _, attribute = self.table[name].partition(":")
             function: Callable[..., Any] = getattr(import_module(module), attribute)
             return function
-        for point in entry_points(group=self.group, name=name):
+        for point in find_entry_points(self.group).select(name=name):
             plugin: Callable[..., Any] = point.load()
             return plugin
         raise ConfigError(describe_unknown(self.kind, name, self.known_names()))
@@ -88,14 +99,15 @@ class Registry:
         return self.params_model(name)(**params).model_dump(mode="json")
 
     def find_companion(self, name: str, attribute: str) -> Any:
-        """Return what the module of a registered function defines under `attribute`; ``None`` if nothing.
+        """Return what a registered function has under `attribute`, or else its module; ``None`` if neither has it.
 
         Raises
         ------
         ConfigError
             As `get`.
         """
-        return getattr(sys.modules[self.get(name).__module__], attribute, None)
+        function = self.get(name)
+        return getattr(function, attribute, getattr(sys.modules[function.__module__], attribute, None))
 
     def make_paths_absolute(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return `params` with absolute paths in place of relative ones, where a parameter names a file or folder.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from daskpipe.core.constraints import fixed_components
+from daskpipe.core.formulas import hill_formula
 from daskpipe.core.variables import (
     ARRAY_KEYS,
     INFO_KEYS,
@@ -212,7 +213,7 @@ def from_atoms(structures: Sequence[Atoms]) -> xr.Dataset:
         "spin_multiplicity": _fill_column("spin_multiplicity", [a.info.get("spin_multiplicity") for a in structures]),
         "structure_id": as_void(structure_id(atoms) for atoms in structures),
         "parent_id": as_void(atoms.info.get("parent_id", NO_PARENT) for atoms in structures),
-        "composition": np.array([atoms.get_chemical_formula("hill") for atoms in structures], dtype=str),
+        "composition": np.array([hill_formula(atoms.numbers) for atoms in structures], dtype=str),
     }
     places: dict[Place, list[Mapping[str, Any]]] = {
         "info": [atoms.info for atoms in structures],

@@ -9,7 +9,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
-from importlib.util import find_spec
 
 _log = logging.getLogger(__name__)
 
@@ -81,21 +80,9 @@ _silent = _SharedContext(_capture_output)
 _unpickling = _SharedContext(_allow_unpickling)
 
 
-@contextmanager
-def silence_libraries() -> Iterator[None]:
+def silence_libraries() -> AbstractContextManager[None]:
     """Keep off the terminal what libraries print and deprecate while they load: stdout belongs to the command line."""
-    _hush_warp()
-    with _silent:
-        yield
-
-
-def _hush_warp() -> None:
-    # nvidia-warp, behind torch-sim's neighbour lists, warns on a machine without a GPU, and prints each kernel that it
-    # loads later; so this setting stays.
-    if find_spec("warp") is not None:
-        import warp
-
-        warp.config.log_level = logging.ERROR
+    return _silent
 
 
 def import_mace() -> None:
@@ -104,6 +91,8 @@ def import_mace() -> None:
     MACE sets an environment variable that makes every later ``torch.load`` of the process unpickle any object, also
     from data files of others.
     """
+    import daskpipe.core.torch_sim  # noqa: F401  # MACE's module imports torch-sim
+
     # Set here as well: after an import that failed, MACE's own line is not run again, and e3nn needs it.
     with _unpickling, silence_libraries():
         import mace.calculators.mace_torchsim  # noqa: F401

@@ -242,8 +242,38 @@ VARIABLES: dict[str, Variable] = {
             coded=True, in_extxyz=True,
         ),
         _new_variable(
-            "label_status", "structure", "int8", None, "Outcome of the label checks", place="info", stage="label",
-            coded=True,
+            "label_status", "structure", "int8", None, "ok, or the check that the label does not pass", place="info",
+            stage="label", coded=True,
+        ),
+        _new_variable(
+            "finite_difference_check", "structure", "int8", None,
+            "Whether forces and stress agree with energies of displaced structures", place="info", coded=True,
+            missing="not_checked",
+        ),
+        _new_variable(
+            "finite_difference_error", "structure", "float32", "eV/angstrom",
+            "Force along one direction by finite differences of the energy minus that of the label", place="info",
+        ),
+        _new_variable(
+            "energy_outlier_check", "structure", "int8", None, "Whether its energy is far from a sum over the elements",
+            place="info", coded=True, missing="not_checked",
+        ),
+        _new_variable(
+            "force_outlier_check", "structure", "int8", None, "Whether its largest force is far above those of others",
+            place="info", coded=True, missing="not_checked",
+        ),
+        _new_variable(
+            "second_teacher_check", "structure", "int8", None,
+            "Whether a second teacher disagrees about it more than about others", place="info", coded=True,
+            missing="not_checked",
+        ),
+        _new_variable(
+            "energy_check", "structure", "float64", "eV", "Energy of a second teacher minus the label; NaN without one",
+            place="info",
+        ),
+        _new_variable(
+            "forces_check", "atom xyz", "float32", "eV/angstrom",
+            "Forces of a second teacher minus the label; NaN without one", place="arrays",
         ),
     )
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,14 @@ def spec(path: Path | str, split: str | None = "train", cutoff: float | None = N
     known = np.isfinite(given)
     remaining = triangle[:, -1] - triangle[:, present[known]] @ given[known]
     e0s = given
-    e0s[~known] = np.linalg.lstsq(triangle[:, present[~known]], remaining, rcond=None)[0]
+    e0s[~known], _, rank, _ = np.linalg.lstsq(triangle[:, present[~known]], remaining, rcond=None)
+    if rank < (~known).sum():
+        symbols = ", ".join(chemical_symbols[z] for z in present[~known])
+        warnings.warn(
+            f"the compositions of {path} do not determine the energies of {symbols}: of those that fit as well the "
+            "smallest are taken. Label isolated atoms (label.isolated_atoms), or add other compositions",
+            stacklevel=2,
+        )
     residual = energy_per_atom.copy()
     for rows, batch in _iter_blocks(data):
         residual[rows] -= _count_elements(batch)[:, present] @ e0s / batch["n_atoms"].numpy()

@@ -32,6 +32,9 @@ def collect_stage_versions(config: Config) -> dict[str, int]:
     from daskpipe.stages.describe.stage import VERSION as DESCRIBE
     from daskpipe.stages.explore.stage import VERSION as EXPLORE
     from daskpipe.stages.generate.stage import VERSION as GENERATE
+    from daskpipe.stages.label.checking import VERSION as LABEL_CHECK
+    from daskpipe.stages.label.isolated_atoms import VERSION as LABEL_ATOMS
+    from daskpipe.stages.label.judging import VERSION as LABEL_JUDGE
     from daskpipe.stages.label.stage import VERSION as LABEL
     from daskpipe.stages.select.stage import AGAINST_VERSION
     from daskpipe.stages.select.stage import VERSION as SELECT
@@ -44,6 +47,9 @@ def collect_stage_versions(config: Config) -> dict[str, int]:
         "describe": DESCRIBE,
         "select": SELECT if config.select.against is None else AGAINST_VERSION,
         "label": LABEL,
+        "label-check": LABEL_CHECK,
+        "label-judge": LABEL_JUDGE,
+        "label-atoms": LABEL_ATOMS,
         "store-plan": PLAN_VERSION,
         "store": STORE,
     }

@@ -22,7 +22,10 @@ from daskpipe.engine.units import Receipt, Unit, unit_key
 from daskpipe.pipeline.context import Run
 from daskpipe.pipeline.packing import pack_dataset
 from daskpipe.pipeline.steps import describe_frames, list_devices, select_frames, summarise_rejections
+from daskpipe.pipeline.workspace import FRAMES_A_UNIT
 from daskpipe.stages import describe
+from daskpipe.stages.generate.reading.files import find_files
+from daskpipe.stages.generate.reading.frame_ranges import cut_frame_ranges
 from daskpipe.stages.generate.reading.labelled import LabelledFrameRange, read_labelled
 from daskpipe.stages.generate.reading.labels import LabelKeys
 from daskpipe.store import reader
@@ -35,6 +38,12 @@ ROWS_A_UNIT = 4096
 
 ReadPlan = Sequence[tuple[Unit, Callable[[], Any]]]
 """Units that read frames, and the function that makes the payload of each."""
+
+
+def list_frame_ranges(paths: Sequence[str]) -> list[FrameRange]:
+    """List the frames of files, folders and globs, in ranges that one unit reads each."""
+    files = find_files(list(paths), Path.cwd())
+    return [frame_range for file in files for frame_range in cut_frame_ranges(file, FRAMES_A_UNIT)]
 
 
 def plan_frames(frame_ranges: Sequence[FrameRange], seed: int) -> ReadPlan:
@@ -153,7 +162,7 @@ def gather_dataset(
 def _start_run(directory: RunDirectory, config: Config, workers: Workers, emit: Emit) -> Run:
     """Return a run without exploration and labels, whose driver offers GPUs to the description alone."""
     model = describe.identify_model(config.describe)
-    wanted = {stage: device for stage, device in list_devices(config).items() if stage not in ("explore", "label")}
+    wanted = {stage: device for stage, device in list_devices(config).items() if stage.startswith("describe")}
     pool = DaskPool(workers, gpu_stages(workers, wanted))
     return Run(config, {"describe": model} if model else {}, Driver(directory, pool, emit, config.faults))
 

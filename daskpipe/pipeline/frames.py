@@ -20,19 +20,17 @@ from daskpipe.core.outputs import replace_output
 from daskpipe.engine.dask_pool import Workers
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Receipt
-from daskpipe.pipeline.existing_data import plan_frames, read_and_describe
+from daskpipe.pipeline.existing_data import list_frame_ranges, plan_frames, read_and_describe
 from daskpipe.pipeline.packing import read_package_versions
 from daskpipe.pipeline.steps import hash_content
 from daskpipe.pipeline.workspace import (
-    FRAMES_A_UNIT,
     FilesResult,
     Outputs,
     check_target,
     compose_sections,
     run_in_workspace,
 )
-from daskpipe.stages.generate.reading.files import find_files
-from daskpipe.stages.generate.reading.frame_ranges import FrameRange, copy_frames, cut_frame_ranges
+from daskpipe.stages.generate.reading.frame_ranges import FrameRange, copy_frames
 from daskpipe.stages.select.overlaps import find_overlaps
 from daskpipe.stages.select.stage import atom_table, feature_table
 
@@ -154,11 +152,7 @@ def _process_files(
     `write` is given the frames and a path that becomes `out` when it returns; it returns how many rows or frames it
     wrote, and a report.
     """
-    frame_ranges = [
-        frame_range
-        for file in find_files(list(paths), Path.cwd())
-        for frame_range in cut_frame_ranges(file, FRAMES_A_UNIT)
-    ]
+    frame_ranges = list_frame_ranges(paths)
 
     def write_outputs(directory: RunDirectory, workers: Workers, emit: Emit) -> Outputs:
         plan = plan_frames(frame_ranges, config.seed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ def pack_dataset(
     sources: Sequence[storing.LabelledUnit],
     target: Path,
     attrs: Mapping[str, Any],
+    upstream_of_attrs: Sequence[str] = (),
 ) -> Receipt:
     """Pack committed structures into a dataset.
 
@@ -41,6 +41,8 @@ def pack_dataset(
         Path of the dataset.
     attrs
         Root attributes, besides those that every dataset has.
+    upstream_of_attrs
+        Keys of the units that root attributes come from.
 
     Returns
     -------
@@ -51,9 +53,9 @@ def pack_dataset(
     runs = []
     for index, batch in enumerate(_batch_units(list(zip(receipts, sources, strict=True)))):
         of_run = [source for _, source in batch]
-        key = unit_key(storing.SORT, storing.VERSION, {}, [asdict(source) for source in of_run], run.seed)
+        key = unit_key(storing.SORT, storing.VERSION, {}, [source.list_upstream() for source in of_run], run.seed)
         n_rows = sum(receipt.n_out for receipt, _ in batch)
-        upstream = tuple(source.key for source in of_run)
+        upstream = tuple(dict.fromkeys(key for source in of_run for key in source.list_keys()))
         unit = Unit(stage=storing.SORT, index=index, key=key, n_inputs=n_rows, upstream=upstream)
         runs.append(
             (unit, partial(dask.delayed(storing.sort_rows), root, of_run, seed=run.seed, features_stage="describe"))
@@ -62,7 +64,7 @@ def pack_dataset(
     n_inputs = sum(receipt.n_out for receipt in receipts)
     attrs = {**attrs, "seed": run.seed, "split_rule": storing.split_rule(run.seed, rule.split, rule)}
     plan_key, key = _choose_keys(run, attrs, keys, target)
-    unit = Unit(stage="store", index=0, key=key, n_inputs=n_inputs, upstream=(plan_key,))
+    unit = Unit(stage="store", index=0, key=key, n_inputs=n_inputs, upstream=(plan_key, *upstream_of_attrs))
     if not target.exists():
         # The user removed the dataset; the units that made it are still there.
         for _, manifest in read_units(run.directory, "store"):
@@ -138,13 +140,14 @@ def _batch_units(items: Sequence[tuple[Receipt, Any]]) -> list[list[tuple[Receip
 
 def read_package_versions() -> dict[str, str]:
     """Return the versions of the packages that compute numbers: provenance, and no part of any key."""
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import PackageNotFoundError
 
+    from daskpipe.core.versions import read_version
     from daskpipe.potentials import list_packages
 
     libraries = ("daskpipe", "numpy", "scipy", "scikit-learn", "torch", "zarr", "xarray")
     installed = {}
     for name in (*libraries, *list_packages(), "dscribe"):
         with suppress(PackageNotFoundError):  # of a potential that is not used here
-            installed[name] = version(name)
+            installed[name] = read_version(name)
     return installed

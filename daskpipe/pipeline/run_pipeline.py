@@ -15,12 +15,12 @@ from daskpipe.engine.dask_pool import DaskPool, Workers, gpu_stages, read_offers
 from daskpipe.engine.driver import Driver, report_stale_deadlines
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.pipeline.context import Run
+from daskpipe.pipeline.labels import check_labels, label_isolated_atoms, label_picks
 from daskpipe.pipeline.packing import read_package_versions
 from daskpipe.pipeline.steps import (
     describe_frames,
     explore_seeds,
     generate_seeds,
-    label_picks,
     list_devices,
     select_frames,
     store_structures,
@@ -90,7 +90,7 @@ def run_pipeline(
         )
     picks = select_frames(run, frames, *describe_frames(run, frames, species))
     labels = label_picks(run, frames, picks)
-    store_structures(run, labels)
+    store_structures(run, labels, check_labels(run, labels), *label_isolated_atoms(run, species))
     seconds = time.perf_counter() - started
     emit(
         RunFinished(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import dask
 
 from daskpipe.config.load import load_config
 from daskpipe.core.errors import InputError, describe_reasons
@@ -16,6 +20,7 @@ from daskpipe.engine.dask_pool import DaskPool, Workers, gpu_stages
 from daskpipe.engine.driver import Driver
 from daskpipe.engine.rows import read_unit
 from daskpipe.engine.run_directory import RunDirectory
+from daskpipe.engine.units import Payload, Receipt, Unit, unit_key
 from daskpipe.pipeline.context import Run
 from daskpipe.pipeline.steps import generate_seeds
 from daskpipe.pipeline.workspace import FilesResult, Outputs, check_target, run_in_workspace
@@ -31,6 +36,12 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from daskpipe.stages.describe.settings import Describe
+
+WRITE = "write"
+"""Stage that formats seeds."""
+
+FRAMES = "frames.extxyz"
+"""File of a unit of `WRITE`."""
 
 SAMPLE = 500
 """Seeds, at most, whose features are compared."""
@@ -95,8 +106,9 @@ def generate_file(
             for key, chosen in distinct.items():
                 yield take(read_unit(directory.root, "generate", key), chosen)
 
+        frames = _format_units(run, distinct)
         with replace_output(out) as attempt:
-            _write_frames(units(), attempt)
+            _join_files(directory, frames, attempt)
         wanted = {name: source.n for name, source in settings.sources.items() if source.n is not None}
         diversity = measure_diversity(units(), len(rows), wanted)
         report = {
@@ -125,9 +137,27 @@ def _measure_features(units: Iterable[xr.Dataset], n: int, settings: Describe) -
     return {"descriptor": settings.descriptor, "sampled": len(sampled), "effective": effective}
 
 
-def _write_frames(units: Iterable[xr.Dataset], path: Path) -> None:
-    """Write the structures of units as frames of one file."""
-    with open(path, "w", encoding="utf-8") as stream:
-        for ds in units:
-            for record in iter_records(ds):
-                stream.write(format_frame(record))
+def _format_units(run: Run, distinct: Mapping[str, list[int]]) -> list[Receipt]:
+    """Format the distinct structures of units as frames of an extxyz file, on the workers."""
+    plan = []
+    for index, (key, rows) in enumerate(distinct.items()):
+        unit_id = unit_key(WRITE, 1, {"rows": rows}, [key], run.seed)
+        unit = Unit(stage=WRITE, index=index, key=unit_id, n_inputs=len(rows), upstream=(key,))
+        task = dask.delayed(partial(_format_unit, run.directory.root, key, rows), name=f"{WRITE}-{key}", traverse=False)
+        plan.append((unit, task))
+    return run.driver.run_stage(WRITE, plan, "seeds")
+
+
+def _format_unit(root: Path, key: str, rows: list[int]) -> Payload:
+    """Format structures of a unit as frames of an extxyz file."""
+    ds = take(read_unit(root, "generate", key), rows)
+    text = "".join(format_frame(record) for record in iter_records(ds))
+    return Payload(arrays={}, n_out=len(rows), files={FRAMES: text.encode()})
+
+
+def _join_files(directory: RunDirectory, frames: Sequence[Receipt], path: Path) -> None:
+    """Write the frames of all units to one file."""
+    with open(path, "wb") as target:
+        for receipt in frames:
+            with open(directory.unit_file(WRITE, receipt.key, FRAMES), "rb") as source:
+                shutil.copyfileobj(source, target)

@@ -18,11 +18,12 @@ import dask.bag as db
 import daskpipe.stages.describe.stage as describing
 import daskpipe.stages.explore.stage as exploring
 import daskpipe.stages.generate.stage as generating
-import daskpipe.stages.label.stage as labelling
+import daskpipe.stages.label.checking as checking
+import daskpipe.stages.label.isolated_atoms as isolated_atoms
 import daskpipe.stages.select.stage as selecting
 import daskpipe.store.stage as storing
 from daskpipe import potentials
-from daskpipe.config.models import Config, Explore, Label
+from daskpipe.config.models import Config, Explore
 from daskpipe.core.errors import InputError, count_reasons, describe_reasons
 from daskpipe.core.events import Notice
 from daskpipe.engine.checkpoints import Checkpoints
@@ -287,40 +288,14 @@ def select_frames(run: Run, frames: list[Receipt], features: list[Receipt], agai
     return receipt
 
 
-def label_picks(run: Run, frames: list[Receipt], picks: Receipt) -> list[Receipt]:
-    """Label the picks, a batch a unit, in canonical order."""
-    settings = run.config.label
-    root = run.directory.root
-    keys = [receipt.key for receipt in frames if receipt.n_out]
-    chosen = run.directory.load_arrays("select", picks.key, ["unit", "row"])
-    pieces = [
-        UnitRows(stage="explore", key=keys[unit], rows=(row,))
-        for unit, row in zip(chosen["unit"].tolist(), chosen["row"].tolist(), strict=True)
-    ]
-    build = _make_builder(settings)
-    identity = run.identities["label"]
-
-    def make_task(batch: Sequence[UnitRows], start: int) -> Any:
-        rows = UnitRows(stage="select", key=picks.key, rows=tuple(range(start, start + len(batch))))
-        loaded = dask.delayed(labelling.load_picks)(root, list(batch), rows)
-        return labelling.label_frames(db.from_delayed([loaded]), build, settings.potential.name, settings.checks)
-
-    plan = []
-    for index, batch in enumerate(cut_batches(pieces, settings.batch_size)):
-        start = index * settings.batch_size
-        params = {"potential": identity.hash, "dtype": settings.dtype, "checks": settings.checks.model_dump()}
-        upstream = [picks.key, start, [[piece.key, *piece.rows] for piece in batch]]
-        key = unit_key("label", labelling.VERSION, params, upstream, run.seed)
-        unit = Unit(stage="label", index=index, key=key, n_inputs=len(batch), upstream=(picks.key,))
-        one = [partial(make_task, [piece], start + row) for row, piece in enumerate(batch)]
-        plan.append(
-            PlannedUnit(unit, partial(make_task, batch, start), one, partial(labelling.name_frames, root, list(batch)))
-        )
-    return run.driver.run_stage("label", plan, "frames")
-
-
-def store_structures(run: Run, labels: list[Receipt]) -> Receipt:
-    """Pack the labelled structures into the dataset of the run."""
+def store_structures(
+    run: Run,
+    labels: list[Receipt],
+    sources: Sequence[storing.LabelledUnit],
+    atoms: dict[str, float],
+    units_of_atoms: Sequence[str],
+) -> Receipt:
+    """Pack the labelled structures, the results of their checks and energies of isolated atoms into the dataset."""
     filled = [receipt for receipt in labels if receipt.n_out]
     if not filled:
         raise InputError(
@@ -329,15 +304,16 @@ def store_structures(run: Run, labels: list[Receipt]) -> Receipt:
         )
     attrs = {
         "config": json.dumps(run.config.dump_deciding(), sort_keys=True),
-        "explore_potential": json.dumps(_name_model(run.identities["explore"])),
-        "label_potential": json.dumps(_name_model(run.identities["label"])),
-        **({"describe_model": json.dumps(_name_model(model))} if (model := run.identities.get("describe")) else {}),
+        "explore_potential": json.dumps(name_model(run.identities["explore"])),
+        "label_potential": json.dumps(name_model(run.identities["label"])),
+        **({"second_teacher": json.dumps(name_model(other))} if (other := run.identities.get("second")) else {}),
+        **({"describe_model": json.dumps(name_model(model))} if (model := run.identities.get("describe")) else {}),
+        **storing.name_atom_energies(atoms),
         "selection": json.dumps(run.driver.stages["select"]["report"], sort_keys=True),
         "run_counts": json.dumps({name: row["out"] for name, row in run.driver.stages.items()}),
         **summarise_rejections(run.directory),
     }
-    sources = [storing.LabelledUnit(stage="label", key=receipt.key) for receipt in filled]
-    return pack_dataset(run, filled, sources, run.directory.dataset, attrs)
+    return pack_dataset(run, filled, sources, run.directory.dataset, attrs, units_of_atoms)
 
 
 def summarise_rejections(directory: RunDirectory) -> dict[str, str]:
@@ -350,19 +326,21 @@ def summarise_rejections(directory: RunDirectory) -> dict[str, str]:
     return {"quarantined": json.dumps(count_reasons(rejections)), "rejected": json.dumps(rows)}
 
 
-def _name_model(identity: potentials.Identity) -> dict[str, str]:
+def name_model(identity: potentials.Identity) -> dict[str, str]:
+    """Return name and hash of a potential, as a root attribute of a dataset has them."""
     return {"name": identity.name, "sha256": identity.hash}
 
 
 def list_devices(config: Config) -> dict[str, str]:
     """Return the device of each stage that computes on one."""
-    devices: dict[str, str] = {"explore": config.explore.device, "label": config.label.device}
+    devices: dict[str, str] = {"explore": config.explore.device}
+    devices |= dict.fromkeys(("label", checking.STAGE, isolated_atoms.STAGE), config.label.device)
     if describe.uses_device(config.describe):
         devices |= {"describe": config.describe.device, describing.FIT: config.describe.device}
     return devices
 
 
-def _make_builder(settings: Explore | Label) -> Callable[[], potentials.Potential]:
+def _make_builder(settings: Explore) -> Callable[[], potentials.Potential]:
     """Return a function that builds the potential where it is called: on the worker, once a process."""
     return partial(
         potentials.build_potential, settings.potential.name, settings.potential.params, settings.device, settings.dtype

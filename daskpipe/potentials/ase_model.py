@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
-from torch_sim.models.interface import ModelInterface
 
+from daskpipe.core.torch_sim import ModelInterface
 from daskpipe.potentials.batches import periodic_axes
 from daskpipe.potentials.results import Failure, run_calculator
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
-    from torch_sim import SimState
+
+    from daskpipe.core.torch_sim import SimState
 
 
 class AseModel(ModelInterface):

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch_sim
-from nvalchemiops.neighbors.neighbor_utils import NeighborOverflowError
-from torch_sim.neighbors import alchemiops_nl_cell_list, alchemiops_nl_n2, torch_nl_linked_cell
 
 from daskpipe.core import structures
+from daskpipe.core.neighbours import find_pairs
+from daskpipe.core.torch_sim import torch_sim
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -26,7 +25,7 @@ EDGE = 1e-3
 SKIN = 0.6
 """Å by which the list of candidates reaches beyond the cutoff; the list holds until atoms have moved half of it."""
 LARGE = 256
-"""Atoms of a system above which a search by cells is faster than one over all pairs, on one CPU core."""
+"""Atoms of a system above which a search by cells is faster than one over all pairs."""
 FLAT = 1e-9
 """A cell whose volume is below this part of the product of its edges counts as flat."""
 
@@ -210,12 +209,8 @@ def _find_candidates(state: torch_sim.SimState, cutoff: float) -> _Candidates:
     cell = complete_cells(state.row_vector_cell, axes)
     # Numbers that are not finite belong to lost systems and must not disturb the others.
     positions, system_idx = torch.nan_to_num(state.positions, posinf=0.0, neginf=0.0), state.system_idx
-    search = alchemiops_nl_cell_list if int(state.n_atoms_per_system.max()) > LARGE else alchemiops_nl_n2
-    try:
-        (first, second), system, offsets = search(positions, cell, axes, cutoff, system_idx)
-    except NeighborOverflowError:  # denser than the search expects any matter to be
-        reach = torch.tensor(cutoff).to(positions)
-        (first, second), system, offsets = torch_nl_linked_cell(positions, cell, axes, reach, system_idx)
+    search = _search_on_cpu if positions.device.type == "cpu" else _search_on_gpu
+    first, second, system, offsets = search(positions, cell, axes, cutoff, state)
     order = _sorting_order(first, second, offsets.long(), state.n_atoms)
     return _Candidates(
         first=first.index_select(0, order),
@@ -227,6 +222,38 @@ def _find_candidates(state: torch_sim.SimState, cutoff: float) -> _Candidates:
         axes=axes.clone(),
         system_idx=system_idx.clone(),
     )
+
+
+def _search_on_cpu(
+    positions: torch.Tensor, cell: torch.Tensor, axes: torch.Tensor, cutoff: float, state: torch_sim.SimState
+) -> tuple[torch.Tensor, ...]:
+    """Return the two atoms, the system and the offsets (pair, 3) of all pairs, in any order."""
+    # Images of a flat cell have no end: they are left out. Such a system has no stress.
+    flat = cell_volumes(cell).isnan()[:, None]
+    cells = torch.where(flat[:, :, None], torch.eye(3).to(cell), cell)
+    sizes = state.n_atoms_per_system
+    atoms, n_pairs, offsets = find_pairs(
+        positions.double().numpy(), sizes.numpy(), cells.double().numpy(), (axes & ~flat).numpy(), cutoff
+    )
+    system = torch.repeat_interleave(torch.arange(len(sizes)), torch.from_numpy(n_pairs))
+    return torch.from_numpy(atoms[0]), torch.from_numpy(atoms[1]), system, torch.from_numpy(offsets)
+
+
+def _search_on_gpu(
+    positions: torch.Tensor, cell: torch.Tensor, axes: torch.Tensor, cutoff: float, state: torch_sim.SimState
+) -> tuple[torch.Tensor, ...]:
+    """Return what `_search_on_cpu` returns."""
+    from nvalchemiops.neighbors.neighbor_utils import NeighborOverflowError
+
+    searches = torch_sim.neighbors
+    large = int(state.n_atoms_per_system.max()) > LARGE
+    search = searches.alchemiops_nl_cell_list if large else searches.alchemiops_nl_n2
+    try:
+        (first, second), system, offsets = search(positions, cell, axes, cutoff, state.system_idx)
+    except NeighborOverflowError:  # denser than the search expects any matter to be
+        reach = torch.tensor(cutoff).to(positions)
+        (first, second), system, offsets = searches.torch_nl_linked_cell(positions, cell, axes, reach, state.system_idx)
+    return first, second, system, offsets
 
 
 def _sorting_order(first: torch.Tensor, second: torch.Tensor, images: torch.Tensor, n_atoms: int) -> torch.Tensor:

@@ -10,13 +10,13 @@ import inspect
 import json
 import threading
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, distribution, entry_points
+from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
 
 from pydantic import ValidationError
 
 from daskpipe.core.errors import ConfigError, describe_unknown
-from daskpipe.core.registry import Registry
+from daskpipe.core.registry import Registry, find_entry_points
 from daskpipe.core.third_party import silence_libraries
 from daskpipe.potentials.identity import Identity, identity_of_package
 from daskpipe.potentials.potential import Potential
@@ -30,6 +30,19 @@ POTENTIALS = Registry(
         "mace": "daskpipe.potentials.mace:mace",
         "chgnet": "daskpipe.potentials.chgnet:chgnet",
         "xtb": "daskpipe.potentials.xtb:xtb",
+        "diep": "daskpipe.potentials.diep:diep",
+        "pyscf": "daskpipe.potentials.pyscf:pyscf",
+        "cp2k": "daskpipe.potentials.cp2k:cp2k",
+        "espresso": "daskpipe.potentials.espresso:espresso",
+        "orca": "daskpipe.potentials.orca:orca",
+        "vasp": "daskpipe.potentials.vasp:vasp",
+        "ase": "daskpipe.potentials.ase_calculator:ase",
+        "sevennet": "daskpipe.potentials.isolated.teachers:sevennet",
+        "orb": "daskpipe.potentials.isolated.teachers:orb",
+        "fennol": "daskpipe.potentials.isolated.teachers:fennol",
+        "mattersim": "daskpipe.potentials.isolated.teachers:mattersim",
+        "fairchem": "daskpipe.potentials.isolated.teachers:fairchem",
+        "isolated": "daskpipe.potentials.isolated.teachers:isolated",
         "committee": "daskpipe.potentials.committee:committee",
     },
     group="daskpipe.potentials",
@@ -202,7 +215,7 @@ def identify_checked(name: str, params: Mapping[str, Any]) -> Identity:
     if identify is not None:
         identity: Identity = identify(**params)
         return identity
-    (point,) = entry_points(group=POTENTIALS.group, name=name)
+    (point,) = find_entry_points(POTENTIALS.group).select(name=name)
     return identity_of_package(name, point.dist.name if point.dist else name, params)
 
 

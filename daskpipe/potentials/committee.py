@@ -17,7 +17,8 @@ from daskpipe.potentials.traits import Traits
 
 if TYPE_CHECKING:
     from ase import Atoms
-    from torch_sim.models.interface import ModelInterface
+
+    from daskpipe.core.torch_sim import ModelInterface
 
 TRAITS = Traits(members="members", measures_disagreement=True)
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch_sim.models.interface import ModelInterface
 
+from daskpipe.core.torch_sim import ModelInterface
 from daskpipe.potentials.evaluate import mixes_periodicity
 
 if TYPE_CHECKING:
-    from torch_sim import SimState
+    from daskpipe.core.torch_sim import SimState
 
 
 class CommitteeModel(ModelInterface):

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch_sim.models.interface import ModelInterface
 
+from daskpipe.core.torch_sim import ModelInterface
 from daskpipe.potentials.batches import NeighbourFinder, Neighbours, cell_volumes, lost_systems, sum_segments
 
 if TYPE_CHECKING:
-    from torch_sim import SimState
+    from daskpipe.core.torch_sim import SimState
 
 type Interaction = Callable[[Neighbours, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Function of edges, distances (edge,) in Å and atomic numbers (atom,). It returns the energies of the atoms (atom,) in

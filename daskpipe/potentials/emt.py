@@ -11,8 +11,8 @@ from daskpipe.potentials.traits import Traits
 if TYPE_CHECKING:
     import torch
     from ase.calculators.calculator import Calculator
-    from torch_sim.models.interface import ModelInterface
 
+    from daskpipe.core.torch_sim import ModelInterface
     from daskpipe.potentials.batches import Neighbours
     from daskpipe.potentials.edge_model import Interaction
 

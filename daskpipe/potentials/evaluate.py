@@ -11,7 +11,8 @@ from daskpipe.potentials.results import Evaluation, Failure, run_calculator, unk
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
-    from torch_sim.models.interface import ModelInterface
+
+    from daskpipe.core.torch_sim import ModelInterface
 
 
 def evaluate(potential: Potential, structures: Sequence[Atoms]) -> list[Evaluation]:
@@ -48,7 +49,8 @@ def evaluate(potential: Potential, structures: Sequence[Atoms]) -> list[Evaluati
         unknown_elements(atoms, potential.elements) or (None if potential.knows_charge else unknown_charge(atoms))
         for atoms in structures
     ]
-    todo = [index for index, failure in enumerate(out) if failure is None]
+    # By size: batches then hold structures of like sizes, and one by one the longest comes first.
+    todo = sorted((index for index, failure in enumerate(out) if failure is None), key=lambda i: -len(structures[i]))
     chosen = [structures[index] for index in todo]
     with potential.lock:
         if potential.label is not None:

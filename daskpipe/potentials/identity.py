@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from daskpipe.core.hashing import sha256_file
+from daskpipe.core.versions import read_version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +29,15 @@ class Identity:
     packages
         Installed versions of the packages that hold its formulas, where there are no weights. They are provenance and
         no part of `hash`: after an upgrade it is still the same potential.
+    current
+        Hash as this version makes it, where `hash` is the one that an earlier version recorded; empty otherwise.
     """
 
     name: str
     hash: str
     elements: frozenset[str] | None = None
     packages: Mapping[str, str] = field(default_factory=dict)
+    current: str = ""
 
 
 def identity_of_package(name: str, distribution: str, params: Mapping[str, Any], **rest: Any) -> Identity:
@@ -56,9 +59,13 @@ def identity_of_package(name: str, distribution: str, params: Mapping[str, Any],
     >>> identity_of_package("EMT", "ase", {}).name
     'EMT'
     """
-    facts = json.dumps([name, distribution, dict(params)], sort_keys=True)
-    packages = {distribution: version(distribution)}
-    return Identity(name=name, hash=hashlib.sha256(facts.encode()).hexdigest(), packages=packages, **rest)
+    packages = {distribution: read_version(distribution)}
+    return Identity(name=name, hash=hash_facts(name, distribution, dict(params)), packages=packages, **rest)
+
+
+def hash_facts(*facts: Any) -> str:
+    """Return the SHA-256, in hex, of facts that are JSON types."""
+    return hashlib.sha256(json.dumps(list(facts), sort_keys=True).encode()).hexdigest()
 
 
 def file_hash(path: Path) -> str:

@@ -12,8 +12,8 @@ from daskpipe.potentials.traits import Traits
 
 if TYPE_CHECKING:
     import torch
-    from torch_sim.models.interface import ModelInterface
 
+    from daskpipe.core.torch_sim import ModelInterface
     from daskpipe.potentials.batches import Neighbours
 
 TRAITS = Traits(packages=("ase", "torch-sim-atomistic"))

@@ -24,7 +24,8 @@ from daskpipe.potentials.traits import Traits
 
 if TYPE_CHECKING:
     from ase import Atoms
-    from torch_sim.models.interface import ModelInterface
+
+    from daskpipe.core.torch_sim import ModelInterface
 
 TRAITS = Traits(packages=("mace-torch",), trial="Cu")
 

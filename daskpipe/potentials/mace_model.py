@@ -15,10 +15,10 @@ import torch
 from mace.calculators.mace_torchsim import MaceTorchSimModel
 from mace.tools.compile import simplify
 from mace.tools.torch_tools import default_dtype
-from torch_sim import SimState
 
 from daskpipe.core.errors import ConfigError
 from daskpipe.core.third_party import silence_libraries
+from daskpipe.core.torch_sim import SimState
 from daskpipe.potentials.batches import (
     NeighbourFinder,
     cell_volumes,

@@ -12,7 +12,8 @@ from daskpipe.potentials.results import Evaluation
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
-    from torch_sim.models.interface import ModelInterface
+
+    from daskpipe.core.torch_sim import ModelInterface
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,13 +9,15 @@ import numpy as np
 
 from daskpipe.core.heartbeat import send_heartbeat
 from daskpipe.core.structures import total_charge
+from daskpipe.core.variables import FULL_TO_VOIGT
 
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
 
 FAILURE_REASONS = (
-    "unknown_element", "charge", "isolated_atom", "one_k_point", "unconverged", "not_finite", "failed",
+    "unknown_element", "charge", "spin", "periodic", "isolated_atom", "one_k_point", "unconverged", "not_finite",
+    "failed", "crashed", "hung", "memory",
 )  # fmt: skip
 """Words for `Failure.reason`."""
 
@@ -65,6 +67,11 @@ class Failure:
 type Evaluation = Results | Failure
 
 
+def is_unconverged(evaluation: Evaluation) -> bool:
+    """Return whether a structure has no results because its self-consistent field did not converge."""
+    return isinstance(evaluation, Failure) and evaluation.reason == "unconverged"
+
+
 def run_calculator(calculator: Calculator, atoms: Atoms, *, stress: bool = True) -> Evaluation:
     """Run an ASE calculator on one structure from scratch, so that earlier structures do not change the result.
 
@@ -112,8 +119,10 @@ def checked_results(
     Parameters
     ----------
     energy, forces, stress, magmoms
-        As in `Results`.
+        As in `Results`; the stress may also have the shape (3, 3).
     """
+    if stress is not None and stress.shape == (3, 3):  # some calculators give the whole tensor
+        stress = stress.reshape(9)[list(FULL_TO_VOIGT)]
     numbers = {"energy": energy, "forces": forces, "stress": stress, "magmoms": magmoms}
     bad = [name for name, value in numbers.items() if value is not None and not np.all(np.isfinite(np.asarray(value)))]
     if bad:
@@ -131,6 +140,16 @@ def unknown_elements(atoms: Atoms, elements: frozenset[str] | None) -> Failure |
     assert elements is not None
     known = " ".join(sorted(elements)) if len(elements) <= 12 else f"{len(elements)} elements"
     return Failure(reason="unknown_element", evidence=f"{', '.join(strange)} not among {known}")
+
+
+def refuse_periodic(atoms: Atoms) -> Failure | None:
+    """Return a failure for a periodic structure, for a potential that takes molecules alone; else ``None``."""
+    if not atoms.pbc.any():
+        return None
+    return Failure(
+        reason="periodic",
+        evidence="it is periodic, and the potential takes molecules alone; take another one, e.g. cp2k or chgnet",
+    )
 
 
 def unknown_charge(atoms: Atoms) -> Failure | None:

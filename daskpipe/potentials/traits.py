@@ -23,6 +23,10 @@ class Traits:
         Parameter that lists other potentials, each with ``name`` and ``params``; ``None`` if there is none.
     measures_disagreement
         Whether its batched model returns ``force_disagreement``, which ``explore.guards.max_disagreement`` needs.
+    costly
+        Whether a label takes so long that each is kept as soon as it is made, and found again by later runs.
+    batch_size
+        Frames that a unit of labelling has if the config gives no number; ``None`` for that of all.
     """
 
     packages: tuple[str, ...] = ()
@@ -30,3 +34,5 @@ class Traits:
     trial: str | None = None
     members: str | None = None
     measures_disagreement: bool = False
+    costly: bool = False
+    batch_size: int | None = None

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from ase import units
 from ase.data import atomic_numbers, covalent_radii
-from torch_sim.models.interface import ModelInterface
 
+from daskpipe.core.torch_sim import ModelInterface
 from daskpipe.potentials.batches import Neighbours, sum_segments
 from daskpipe.potentials.edge_model import EdgeModel
 from daskpipe.potentials.evaluate import mixes_periodicity
 
 if TYPE_CHECKING:
-    from torch_sim import SimState
+    from daskpipe.core.torch_sim import SimState
 
 SCREENING = ((0.1818, 3.2), (0.5099, 0.9423), (0.2802, 0.4029), (0.02817, 0.2016))
 """Weights and decays of the universal screening function."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,10 @@ import daskpipe.store.stage as storing
 from daskpipe.config.models import Config, parse_shard
 from daskpipe.stages.describe.stage import FIT
 from daskpipe.stages.explore.stage import list_conditions
+from daskpipe.stages.label.checking import STAGE as LABEL_CHECK
+from daskpipe.stages.label.checking import draw_checks
+from daskpipe.stages.label.isolated_atoms import STAGE as LABEL_ATOMS
+from daskpipe.stages.label.judging import STAGE as LABEL_JUDGE
 from daskpipe.store.writer import ATOM_CHUNK, STRUCTURE_CHUNK
 
 
@@ -51,7 +55,7 @@ class Count:
 
 
 def count_units(
-    config: Config, n_requests: int, seeds_a_request: float = 1.0, n_atoms: float = 1.0
+    config: Config, n_requests: int, seeds_a_request: float = 1.0, n_atoms: float = 1.0, n_elements: int = 1
 ) -> dict[str, Count]:
     """Count the units of each stage of a run, in their order.
 
@@ -65,6 +69,8 @@ def count_units(
         Structures that each of them gives.
     n_atoms
         Atoms of a structure: a large dataset has more chunks of atoms than of structures.
+    n_elements
+        Elements whose isolated atoms are labelled.
     """
     dynamics, generate, explore, label = config.explore.dynamics, config.generate, config.explore, config.label
     n_made = round(n_requests * seeds_a_request)
@@ -93,11 +99,27 @@ def count_units(
         "describe": make_count(n_frames, n_frames, n_explore),
         "select": make_count(n_frames, n_picks, 1),
         "label": make_count(n_picks, n_picks, n_labels),
+        **_count_checks(config, n_picks, n_labels, make_count),
+        LABEL_JUDGE: make_count(n_picks, n_picks, 1),
+        **({LABEL_ATOMS: make_count(n_elements, n_elements, n_elements)} if label.isolated_atoms else {}),
         storing.SORT: make_count(n_picks, n_picks, n_sorts),
         storing.PLAN: make_count(n_picks, n_picks, 1),
         storing.WRITE: make_count(n_picks, n_picks, n_chunks, n_picks / n_chunks, n_picks / n_chunks),
         "store": make_count(n_picks, n_picks, 1),
     }
+
+
+def _count_checks(
+    config: Config, n_picks: int, n_labels: int, make_count: Callable[[int, int, int], Count]
+) -> dict[str, Count]:
+    """Count the labels that are checked; none if neither finite differences nor a second teacher are asked for."""
+    sizes = [len(range(number, n_picks, n_labels)) for number in range(n_labels)]
+    second = config.label.second
+    drawn = draw_checks(
+        sizes, config.label.checks.finite_differences, None if second is None else second.share, seed=config.seed
+    )
+    n_checked = sum(len(plan.rows) for plan in drawn.values())
+    return {LABEL_CHECK: make_count(n_checked, n_checked, len(drawn))} if drawn else {}
 
 
 @dataclass(frozen=True)

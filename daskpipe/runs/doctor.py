@@ -7,13 +7,13 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from daskpipe.cluster.queues import all_queue_systems
 from daskpipe.cluster.sites import known_sites, read_site
 from daskpipe.core.errors import ConfigError, DaskpipeError
+from daskpipe.core.versions import read_version
 
 
 def examine_machine() -> dict[str, dict[str, dict[str, Any]]]:
@@ -52,7 +52,7 @@ def _describe_machine() -> dict[str, dict[str, Any]]:
         "disk": _make_row(disk.free > 1e9, f"{disk.free / 1e9:.1f} GB free here"),
         "GPU": _make_row(bool(gpus), ", ".join(gpus) or "none that torch can use; potentials run on the CPU"),
         "packages": _make_row(
-            True, ", ".join(f"{name} {version(name)}" for name in ("torch", "mace-torch", "dask", "zarr"))
+            True, ", ".join(f"{name} {read_version(name)}" for name in ("torch", "mace-torch", "dask", "zarr"))
         ),
     }
 

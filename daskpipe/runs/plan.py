@@ -26,6 +26,9 @@ from daskpipe.stages.describe.stage import FIT
 from daskpipe.stages.explore.stage import ensemble_of, list_conditions
 from daskpipe.stages.explore.timesteps import timestep_of, timestep_warning
 from daskpipe.stages.generate.stage import EXTERNAL, FILES, Request, generate_partition, list_requests
+from daskpipe.stages.label.checking import STAGE as LABEL_CHECK
+from daskpipe.stages.label.isolated_atoms import STAGE as LABEL_ATOMS
+from daskpipe.stages.label.judging import STAGE as LABEL_JUDGE
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -85,7 +88,9 @@ def plan_run(config: Config, measured: Measurements | None = None) -> dict[str, 
     sample = _sample_seeds(wanted, config)
     n_atoms = measured.n_atoms if measured else float(np.mean([len(atoms) for atoms in sample] or [1]))
     seeds_a_request = sum(request.count for request in wanted) / len(wanted)
-    counts = count_units(config, len(wanted), measured.seeds_a_request if measured else seeds_a_request, n_atoms)
+    n_elements = len({symbol for atoms in sample for symbol in atoms.symbols}) or 1
+    n_seeds = measured.seeds_a_request if measured else seeds_a_request
+    counts = count_units(config, len(wanted), n_seeds, n_atoms, n_elements)
     if measured:
         sizes: Mapping[str, Line] = {stage: rate.bytes for stage, rate in measured.rates.items()}
         overhead = measured.overhead
@@ -282,6 +287,9 @@ def _measure_sizes(sample: Sequence[Atoms], config: Config) -> dict[str, Line]:
         "describe": make_line(300, rows),
         "select": make_line(3000, 4 * dims + 8 + 8 + 4 + 36),
         "label": of_label,
+        LABEL_CHECK: of_label,
+        LABEL_ATOMS: make_line(800, 0),
+        LABEL_JUDGE: make_line(1500, 4 * (3 * 17 + 32)),
         storing.SORT: of_label,
         storing.PLAN: make_line(3000, 21),
         storing.WRITE: make_line(1000, packed),

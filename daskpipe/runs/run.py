@@ -25,6 +25,7 @@ from daskpipe.engine.attempts import list_given_up
 from daskpipe.engine.ledger import Ledger
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.pipeline.completed import read_completed
+from daskpipe.pipeline.labels import identify_teachers
 from daskpipe.pipeline.run_pipeline import run_pipeline
 from daskpipe.pipeline.steps import hash_content
 from daskpipe.runs.budget import BudgetLimiter
@@ -260,10 +261,8 @@ def check_inputs(config: Config) -> dict[str, potentials.Identity]:
     list_requests(config.generate.sources, config.generate.paths, config.generate.base_dir)
     if config.select.against is not None:
         hash_content(Path(config.select.against))
-    identities = {
-        stage: potentials.identify_potential(choice.name, choice.params)
-        for stage, choice in (("explore", config.explore.potential), ("label", config.label.potential))
-    }
+    explorer = config.explore.potential
+    identities = {"explore": potentials.identify_potential(explorer.name, explorer.params), **identify_teachers(config)}
     model = describe.identify_model(config.describe)
     return identities if model is None else {**identities, "describe": model}
 
@@ -303,9 +302,9 @@ def _record_potentials(
             continue
         if now.packages and "packages" not in before:
             # Such a record has versions of packages in its hash. Name and params are compared with the config.
-            recorded[stage] = replace(now, hash=before["hash"])
+            recorded[stage] = replace(now, hash=before["hash"], current=now.hash)
             continue
-        what = "describe.params.model" if stage == "describe" else f"{stage}.potential"
+        what = {"describe": "describe.params.model", "second": "label.second"}.get(stage, f"{stage}.potential")
         raise ConfigError(
             f"{what} is not the one that {directory.root} began with: {before['name']} ({before['hash'][:12]}) then, "
             f"{now.name} ({now.hash[:12]}) now. Put the earlier model back, or give another --run-dir"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +56,26 @@ class LabelledUnit:
         Stage and key of the unit.
     features
         Key of the unit with the features of the rows, if these do not hold them themselves.
+    checks
+        Key of the unit with the results of checks of some of the rows, if there is one.
+    verdicts
+        Key of the unit in which all labels are judged together, and number of the first of these rows there.
     """
 
     stage: str
     key: str
     features: str | None = None
+    checks: str | None = None
+    verdicts: tuple[str, int] | None = None
+
+    def list_keys(self) -> list[str]:
+        """Return the keys of the units that the rows come from."""
+        return [self.key, *([self.checks] if self.checks else []), *([self.verdicts[0]] if self.verdicts else [])]
+
+    def list_upstream(self) -> dict[str, Any]:
+        """Return what decides the rows; without checks as before there were any."""
+        facts = asdict(self)
+        return {name: fact for name, fact in facts.items() if fact is not None or name not in ("checks", "verdicts")}
 
 
 def read_dataset_rows(path: Path, start: int, stop: int) -> Payload:
@@ -83,7 +98,7 @@ def sort_rows(root: Path, sources: Sequence[LabelledUnit], *, seed: int, feature
     features_stage
         Stage of the units `LabelledUnit.features`.
     """
-    ds = concat([_rows_of(root, source, features_stage) for source in sources])
+    ds = concat(list(iter_labelled_rows(root, sources, features_stage)))
     files = sort_run(ds, seed=seed)
     names = {
         name: sorted(set(ds[name].values.tolist()))
@@ -94,13 +109,40 @@ def sort_rows(root: Path, sources: Sequence[LabelledUnit], *, seed: int, feature
     return Payload(arrays=arrays, n_out=ds.sizes["structure"], files=files)
 
 
-def _rows_of(root: Path, source: LabelledUnit, features_stage: str) -> xr.Dataset:
-    """Read the rows of a unit, with their features."""
-    ds = read_unit(root, source.stage, source.key)
-    if source.features is None:
-        return ds
-    features = RunDirectory(root).load_arrays(features_stage, source.features, ["features"])["features"]
-    return ds.assign(features=(VARIABLES["features"].dims, features))
+def iter_labelled_rows(
+    root: Path, sources: Iterable[LabelledUnit], features_stage: str = "describe"
+) -> Iterator[xr.Dataset]:
+    """Yield the rows of each unit, with their features, and with what checks of them gave."""
+    # One unit holds the verdicts on all labels: it is read once.
+    load_verdicts = cache(partial(RunDirectory(root).load_arrays, "label-judge"))
+    for source in sources:
+        ds = read_unit(root, source.stage, source.key)
+        if source.checks is not None:
+            ds = _replace_rows(ds, read_unit(root, "label-check", source.checks))
+        if source.verdicts is not None:
+            key, start = source.verdicts
+            rows = slice(start, start + ds.sizes["structure"])
+            ds = ds.assign({name: (VARIABLES[name].dims, words[rows]) for name, words in load_verdicts(key).items()})
+        if source.features is not None:
+            features = RunDirectory(root).load_arrays(features_stage, source.features, ["features"])["features"]
+            ds = ds.assign(features=(VARIABLES["features"].dims, features))
+        yield ds
+
+
+def _replace_rows(ds: xr.Dataset, others: xr.Dataset) -> xr.Dataset:
+    """Return a dataset whose structures are those of another one where that has them, in the same order.
+
+    Parameters
+    ----------
+    ds, others
+        In memory. Each structure of `others` is one of `ds`; its variables may be more.
+    """
+    row_of = {id_.tobytes(): row for row, id_ in enumerate(ds["structure_id"].values)}
+    n_before = ds.sizes["structure"]
+    rows = list(range(n_before))
+    for number, id_ in enumerate(others["structure_id"].values):
+        rows[row_of[id_.tobytes()]] = n_before + number
+    return take(concat([ds, others]), rows)
 
 
 def plan_dataset(root: Path, runs: Sequence[str], rule: Split, *, seed: int) -> Payload:
@@ -273,11 +315,24 @@ def publish_chunks(
 
     all_attrs = {**attrs, "split_report": report}
     if energies := directory.load_arrays(PLAN, plan_key, [], optional=[ENERGIES]):
-        all_attrs[ENERGIES] = energies[ENERGIES].item()
+        all_attrs[ENERGIES] = _join_energies(all_attrs.get(ENERGIES), energies[ENERGIES].item())
     publish_dataset(target, list(made.layouts.values()), link_chunks, attrs=all_attrs)
     types = _read_system_types(target)
     arrays = {} if types is None else {"system_type": types}
     return Payload(arrays=arrays, n_out=len(made.row))
+
+
+def name_atom_energies(energies: Mapping[str, float]) -> dict[str, str]:
+    """Return the root attribute with energies of isolated atoms by symbol, eV; none if there are none."""
+    return {ENERGIES: json.dumps({"Default": dict(energies)})} if energies else {}
+
+
+def _join_energies(of_teacher: str | None, of_rows: str) -> str:
+    """Join the energies of isolated atoms that the teacher gave and those among the rows, which count first."""
+    joined: ReferenceEnergies = json.loads(of_teacher or "{}")
+    for head, energies in json.loads(of_rows).items():
+        joined[head] = dict(sorted({**joined.get(head, {}), **energies}.items()))
+    return json.dumps(dict(sorted(joined.items())))
 
 
 def _link_file(source: Path, target: Path) -> None:

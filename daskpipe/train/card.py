@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskpipe.core.root_metadata import read_root
+from daskpipe.core.versions import read_version
 from daskpipe.train.options import Options
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def model_facts(spec: Spec, options: Options) -> Facts:
         "rms_force": spec.rms_force,
         "avg_num_neighbors": spec.avg_num_neighbors,
         "mace_options": {name: str(value) for name, value in options.items()},
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: read_version(name) for name in PACKAGES} | {"python": platform.python_version()},
     }
 
 

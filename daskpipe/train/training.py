@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from daskpipe import load, store
 from daskpipe.core.errors import ConfigError, InputError, Interrupted, describe_unknown
-from daskpipe.core.events import Emit, Event, fan_out
+from daskpipe.core.events import Emit, Event, Notice, fan_out
 from daskpipe.core.outputs import resolve_output, swap_in
 from daskpipe.core.third_party import silence_libraries
 from daskpipe.core.variables import SPLITS, decode_names
@@ -155,7 +156,7 @@ def train(
         known = None
         if foundation is not None:
             cutoff, known = _save_foundation(foundation, work / FOUNDATION, dtype)
-        spec = load.spec(path, "train", cutoff)
+        spec = _read_spec(path, cutoff, emit)
         _check_elements(path, spec, known)
         if not spec.rms_force > 0:
             raise InputError(
@@ -232,9 +233,26 @@ def _check_splits(path: Path) -> dict[str, int]:
     return counts
 
 
+def _read_spec(path: Path, cutoff: float, emit: Emit) -> load.Spec:
+    """Compute the scales of split train; emit what `daskpipe.load.spec` warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        spec = load.spec(path, "train", cutoff)
+    for warning in caught:
+        if warning.category is UserWarning:
+            emit(Notice(message=str(warning.message)))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return spec
+
+
 def _check_elements(path: Path, spec: load.Spec, known: frozenset[str] | None) -> None:
     """Refuse elements that only the validation split has, or that the foundation model does not know."""
-    if missing := sorted(set(load.spec(path, "val", verify=False).e0s) - set(spec.e0s)):
+    with warnings.catch_warnings():
+        # Of energies that the few compositions of val do not determine: they are not used.
+        warnings.filterwarnings("ignore", "the compositions of", UserWarning)
+        of_val = load.spec(path, "val", verify=False).e0s
+    if missing := sorted(set(of_val) - set(spec.e0s)):
         raise InputError(
             f"{path}: no structure of split train holds {', '.join(missing)}, and some of val do; split anew, e.g. "
             f"daskpipe merge {quote(str(path))} -o new.zarr seed=1"

@@ -69,6 +69,7 @@ needs_root = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_root
 def test_files_of_another_user_may_be_looked_at_and_not_changed(run_dir: Path, tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"

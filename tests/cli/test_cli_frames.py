@@ -61,6 +61,7 @@ def test_select_prints_what_it_did(type_command: Command, address: str, here: Pa
     assert sorted(os.listdir(here)) == ["md.extxyz", "picked [5].extxyz"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["kmeans", "direct", "fps", "environments", "random", "stride"])
 def test_select_by_each_method_for_machines(method: str, type_command: Command, address: str, here: Path) -> None:
     write_frames(here / "md.extxyz")

@@ -66,6 +66,7 @@ def on_terminal(words: list[str], width: int) -> list[str]:
     return CONTROL.sub("", seen.decode()).replace("\r", "\n").splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
 def test_bars_fit_and_times_are_whole(width: int) -> None:
     lines = on_terminal([sys.executable, "-c", DRAW], width)

@@ -79,6 +79,7 @@ FOUND: dict[str, tuple[Interfaces, str | None, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOUND)
 def test_the_address_is_one_by_which_others_reach_this_machine(
     name: str, host_with: Callable[..., Host], tmp_path: Path
@@ -87,6 +88,7 @@ def test_the_address_is_one_by_which_others_reach_this_machine(
     assert ask_address(host_with(interfaces, gateway), tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_several_networks_and_no_default_route_are_refused(host_with: Callable[..., Host], tmp_path: Path) -> None:
     host = host_with(TWO)
     assert ask_address(host, tmp_path) == (

@@ -97,6 +97,7 @@ with connect(Cluster(workers=1, gpus=0)) as workers:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["file", "standard input"])
 def test_a_script_needs_no_main_guard(form: str, tmp_path: Path) -> None:
     """Workers do not run it again, nor do those that a nanny starts later; its functions reach them by value."""

@@ -12,6 +12,7 @@ import yaml
 from daskpipe.cluster.connect import Cluster
 from daskpipe.config.compose import CHOICES, Choice, compose, merge
 from daskpipe.config.load import change_config, load_config, load_quality
+from daskpipe.config.models import Teacher
 from daskpipe.config.overrides import parse_overrides
 from daskpipe.config.saved import from_yaml, to_yaml
 from daskpipe.core.errors import ConfigError
@@ -27,6 +28,28 @@ def write_file(folder: Path, name: str, base: str, **content: Any) -> str:
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump({"defaults": [base, "_self_"], **content}))
     return str(file)
+
+
+def test_files_are_read_again_after_a_change_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_file(tmp_path, "mine", "emt_alloy", seed=11)
+    before = compose(file, ["select.n=3"])
+    assert (before["seed"], before["select"]["n"]) == (11, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr("daskpipe.config.compose._read_layer", None)
+        assert compose(file, ["select.n=4"]) == before | {"select": before["select"] | {"n": 4}}
+    write_file(tmp_path, "mine", "emt_alloy", seed=1234)
+    assert compose(file)["seed"] == 1234
+    write_file(tmp_path, "mine", "molecules", seed=1234)
+    assert compose(file) == compose("molecules") | {"seed": 1234}
+
+
+def test_a_file_that_appears_beside_the_config_is_read(tmp_path: Path) -> None:
+    file = write_file(tmp_path, "mine", "emt_alloy")
+    assert compose(file)["seed"] != 77
+    (tmp_path / "emt_alloy.yaml").write_text("seed: 77\n")
+    assert compose(file)["seed"] == 77
+    (tmp_path / "emt_alloy.yaml").unlink()
+    assert compose(file)["seed"] != 77
 
 
 # --- another choice replaces, in a file and typed ------------------------------------------------------
@@ -199,7 +222,7 @@ def test_a_group_that_is_typed_wins_where_a_file_names_another_choice(tmp_path: 
     config = load_config(file, words)
     assert (config.generate.sources, config.generate.partition_size) == ({}, 2)
     assert (config.select.method, config.select.n) == ("random", 4)
-    assert config.label.potential.model_dump() == {"name": "xtb", "params": {"method": "GFN2-xTB"}}
+    assert config.label.potential == Teacher(name="xtb", params={"method": "GFN2-xTB"})
     assert config.label.batch_size == 3
     assert (config.cluster.name, config.cluster.pools) == ("local", {})
     # A file that changes the choice goes on changing it.

@@ -46,6 +46,7 @@ def test_presets_are_the_files_of_configs() -> None:
     assert {"emt_alloy", "molecules", "quickstart"} <= set(list_presets())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", list_presets())
 def test_every_preset_composes_and_is_planned(preset: str) -> None:
     config = load_config(preset)
@@ -55,6 +56,7 @@ def test_every_preset_composes_and_is_planned(preset: str) -> None:
     assert stages["store"]["outputs"] == min(config.select.n, stages["explore"]["outputs"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", GROUP_FILES)
 def test_every_group_file_is_chosen_and_planned(choice: str, folder: Path) -> None:
     override = choice.replace("/", "=")
@@ -274,7 +276,7 @@ WRONG_VALUES = [
         "generate.sources.alloys.generator=alloy",
         r"unknown generator 'alloy'. Did you mean 'alloys'\? Known: adsorbates, alloys",
     ),
-    ("explore.potential.name=emtt", r"unknown potential 'emtt'. Did you mean 'emt'\? Known: chgnet, committee, emt"),
+    ("explore.potential.name=emtt", r"unknown potential 'emtt'. Did you mean 'emt'\? Known: ase, chgnet, committee"),
     ("describe.descriptor=sope", r"unknown descriptor 'sope'. Did you mean 'soap'\?"),
     ("describe.device=gpu", r"describe.device: Input should be 'auto', 'cpu' or 'cuda' \(received 'gpu'\)"),
     ("describe.level=atoms", r"describe.level: Input should be 'structure' or 'atom' \(received 'atoms'\)"),

@@ -53,6 +53,7 @@ def make_frames(n: int) -> list[Atoms]:
     return made
 
 
+@pytest.mark.slow
 def test_commands_run(
     type_command: Callable[..., Any],
     reference: daskpipe.Result,

@@ -101,6 +101,7 @@ def test_signals_interrupt_and_a_second_driver_is_refused(
     assert files_of(result.dataset) == files_of(reference.dataset)
 
 
+@pytest.mark.slow
 def test_interrupted_while_workers_start(tmp_path: Path) -> None:
     driver = run(tmp_path / "run")
     children = wait_until(psutil.Process(driver.process.pid).children, pause=0.01)

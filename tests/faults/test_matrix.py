@@ -16,10 +16,10 @@ pytestmark = pytest.mark.slow
 
 # What the other files here show in full is left to them: the driver killed in every stage, two drivers, calculators.
 SHORT: dict[str, tuple[int, matrix.Scenario]] = {
-    # The errors begin at the second: the last one comes at the call at which a worker is killed in the last stage.
+    # The errors begin at the third: none then comes after the call at which a worker has committed its unit and dies.
     "workers-killed-and-disks-that-fail": (
         2 * len(STAGES),
-        lambda bench: workers_struck(bench, [*diagonal(0, STAGES, "worker killed"), *rows_disk.errors(1, STAGES)]),
+        lambda bench: workers_struck(bench, [*diagonal(0, STAGES, "worker killed"), *rows_disk.errors(2, STAGES)]),
     ),
     "worker-stopped": (1, lambda bench: workers_stopped(bench, ["label"])),
     "driver-files": (9, driver_at_its_files),

@@ -121,7 +121,7 @@ def test_the_size_of_a_frame_range_does_not_matter(
     method: str, files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pick_frames(files, client, *METHODS[method], out="whole.extxyz")
-    monkeypatch.setattr("daskpipe.pipeline.frames.FRAMES_A_UNIT", 5)
+    monkeypatch.setattr("daskpipe.pipeline.existing_data.FRAMES_A_UNIT", 5)
     heard: list[Event] = []
     select_files([str(files)], 6, "cut.extxyz", [*QUICK, *METHODS[method]], client=client, subscribers=[heard.append])
     n_units = {event.stage: event.n_units for event in heard if hasattr(event, "n_units")}
@@ -133,7 +133,7 @@ def test_the_size_of_a_frame_range_does_not_matter(
 def test_one_worker_picks_what_two_pick(
     files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daskpipe.pipeline.frames.FRAMES_A_UNIT", 5)
+    monkeypatch.setattr("daskpipe.pipeline.existing_data.FRAMES_A_UNIT", 5)
     heard: list[Event] = []
     for method in ("kmeans", "environments"):
         pick_frames(files, client, *METHODS[method], out=f"two-{method}.extxyz")
@@ -285,7 +285,7 @@ def multiply_rows(rows: np.ndarray) -> np.ndarray:
 def test_features_are_those_of_the_descriptor(
     out: str, files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daskpipe.pipeline.frames.FRAMES_A_UNIT", 7)
+    monkeypatch.setattr("daskpipe.pipeline.existing_data.FRAMES_A_UNIT", 7)
     done = describe_files([str(files)], out, [*ALL_AXES, "describe.level=atom"], client=client)
     assert os.listdir(here) == [out]
     features: Any = xr.open_zarr(out, consolidated=False).load() if out.endswith(".zarr") else np.load(out)
@@ -308,7 +308,7 @@ def test_rows_are_in_the_order_of_the_files_and_say_where_they_are_from(
     out: str, files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here / "broken.xyz").write_bytes(BROKEN.encode() + b"".join(read_texts(files / "md.extxyz")[:4]))
-    monkeypatch.setattr("daskpipe.pipeline.frames.FRAMES_A_UNIT", 7)
+    monkeypatch.setattr("daskpipe.pipeline.existing_data.FRAMES_A_UNIT", 7)
     paths = [str(files / "more"), str(files / "md.extxyz"), "broken.xyz"]
     done = describe_files(paths, out, QUICK, client=client)
     assert done.exit_code == 10
@@ -342,7 +342,7 @@ def test_size_of_frame_ranges_and_chunks_do_not_change_features(
 ) -> None:
     overrides = [*QUICK, "describe.level=atom"]
     describe_files([str(files)], "whole.zarr", overrides, client=client)
-    monkeypatch.setattr("daskpipe.pipeline.frames.FRAMES_A_UNIT", 5)
+    monkeypatch.setattr("daskpipe.pipeline.existing_data.FRAMES_A_UNIT", 5)
     monkeypatch.setattr("daskpipe.pipeline.frames.CHUNK_ROWS", 8)
     describe_files([str(files)], "cut.zarr", overrides, client=client)
     whole, cut = (xr.open_zarr(name, consolidated=False) for name in ("whole.zarr", "cut.zarr"))
@@ -405,7 +405,7 @@ def test_an_interruption_leaves_nothing(
     moment: type[Event], files: Path, client: Client, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "daskpipe.pipeline.frames.FRAMES_A_UNIT", 1
+        "daskpipe.pipeline.existing_data.FRAMES_A_UNIT", 1
     )  # many units: some are under way on the workers, which live on
 
     def stop(event: Event) -> None:

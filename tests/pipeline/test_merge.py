@@ -122,6 +122,7 @@ def test_of_one_dataset_only_the_split_is_new(datasets: list[Path], client: Clie
     )
 
 
+@pytest.mark.slow
 def test_commands(
     datasets: list[Path], tmp_path: Path, type_command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +172,14 @@ def test_the_dataset_that_a_link_leads_to_is_replaced(datasets: list[Path], clie
 # --- exports and imports --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("to", "out"), [("extxyz", "out.extxyz"), ("csv", "out.csv"), ("cold", "out.zarr")])
+@pytest.mark.parametrize(
+    ("to", "out"),
+    [
+        ("extxyz", "out.extxyz"),
+        pytest.param("csv", "out.csv", marks=pytest.mark.slow),
+        pytest.param("cold", "out.zarr", marks=pytest.mark.slow),
+    ],
+)
 def test_parts_made_by_workers_are_those_made_here(
     to: str, out: str, datasets: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

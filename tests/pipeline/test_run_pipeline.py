@@ -96,10 +96,12 @@ def test_names_dims_dtypes_and_units_are_those_of_variables(reference: Result) -
         assert array.attrs["long_name"] == variable.doc
     missing = VARIABLES.keys() - ds.data_vars.keys()
     # EMT gives no moments, no seed brings facts about its atoms or keys of training, none is
-    # reference data, nothing is relaxed, and there is no committee.
+    # reference data, nothing is relaxed, there is neither a committee nor a second teacher, and labels are too few to
+    # have outliers.
     of_atoms = {"magmoms", "initial_charges", "initial_magmoms", "masses", "fixed"}
     assert missing == of_atoms | {
         "config_type", "head", "config_weight", "force_disagreement", "candidate", "explore_energy", "reference",
+        "energy_check", "forces_check", "energy_outlier_check", "force_outlier_check", "second_teacher_check",
     }  # fmt: skip
 
 
@@ -107,6 +109,7 @@ def test_labels_are_the_teachers(reference: Result) -> None:
     check_labels(reference.dataset, EMT())
 
 
+@pytest.mark.slow
 def test_labels_of_chgnet_are_the_teachers(client: Client, tmp_path: Path) -> None:
     from chgnet.model.dynamics import CHGNetCalculator
     from chgnet.model.model import CHGNet
@@ -153,7 +156,7 @@ def test_sizes_of_partitions_and_batches_do_not_change_the_arrays(
     overrides = ["generate.partition_size=3", "explore.batch_size=3", "label.batch_size=4"]
     result = daskpipe.run("emt_alloy", [*SMALL, *overrides], run_dir=tmp_path / "run", client=client)
     units = {stage: row["units"] for stage, row in result.stages.items()}
-    assert units == {**UNITS, "generate": 2, "explore": 2, "describe": 2, "label": 2}
+    assert units == {**UNITS, "generate": 2, "explore": 2, "describe": 2, "label": 2, "label-check": 2}
     ours, theirs = xr.open_zarr(result.dataset), xr.open_zarr(reference.dataset)
     xr.testing.assert_identical(ours.drop_attrs(deep=False), theirs.drop_attrs(deep=False))
     changing = ("config", "dataset_key", "checksums")
@@ -377,6 +380,7 @@ def write_config(folder: Path, generate: dict[str, Any]) -> str:
     return str(folder / "mine.yaml")
 
 
+@pytest.mark.slow
 def test_reference_data_are_labelled_as_they_are_and_stay_in_train(client: Client, tmp_path: Path) -> None:
     states = {"generator": "reference", "elements": ["Cu"], "of": "Cu", "distances": [0.8, 1.0, 1.5]}
     alloys = {"generator": "alloys", "elements": {"Cu": 1}, "n_atoms": 8, "n": 2}
@@ -402,6 +406,7 @@ def test_reference_data_are_labelled_as_they_are_and_stay_in_train(client: Clien
         assert energy == pytest.approx(atoms.get_potential_energy(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_random_search_keeps_minima_within_its_window(client: Client, tmp_path: Path) -> None:
     cells = {"generator": "random_crystals", "formula": "Cu", "n_atoms": [2, 4], "n": 6}
     file = write_config(tmp_path, {"sources": {"random": cells}})

@@ -89,7 +89,17 @@ def test_against_counts_by_content_and_not_by_path(
     shutil.rmtree(again.dataset)
     other = daskpipe.resume(tmp_path / "run", client=client)
     computed = {stage for stage, row in other.stages.items() if row["computed"]}
-    assert computed == {"describe-against", "select", "label", "store-sort", "store-plan", "store-write", "store"}
+    assert computed == {
+        "describe-against",
+        "select",
+        "label",
+        "label-check",
+        "label-judge",
+        "store-sort",
+        "store-plan",
+        "store-write",
+        "store",
+    }
     assert read_ids(other.dataset) == read_ids(second.run_dir.parent / "old.zarr")
 
 

@@ -47,7 +47,7 @@ def cluster(seed: int) -> Atoms:
 
 
 with silence_libraries():  # torch-sim's first import warns
-    import torch_sim  # noqa: F401
+    from daskpipe.core.torch_sim import torch_sim  # noqa: F401
 
 type Make = Callable[..., Atoms]
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch_sim
 from ase import Atoms
 from ase.build import molecule
 from torch_sim.models.interface import validate_model_outputs
 
+from daskpipe.core.torch_sim import torch_sim
 from daskpipe.potentials import batched_model, build_potential, evaluate
 from daskpipe.potentials.ase_model import AseModel
 from daskpipe.potentials.batches import make_state

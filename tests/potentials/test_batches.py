@@ -110,7 +110,7 @@ def test_a_finder_sees_that_the_batch_is_another(make) -> None:
 
 
 def test_a_state_that_says_nothing_has_one_periodicity_for_all() -> None:
-    import torch_sim
+    from daskpipe.core.torch_sim import torch_sim
 
     state = torch_sim.io.atoms_to_state([bulk("Cu"), bulk("Ag")], CPU, torch.float64)
     assert periodic_axes(state).tolist() == [[True] * 3] * 2

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch_sim
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import Calculator
 from scipy.spatial.transform import Rotation
 
+from daskpipe.core.torch_sim import torch_sim
 from daskpipe.potentials import Failure, Potential, Results, batched_model, build_potential, evaluate, make_periodic
 
 ALL = ("chgnet", "emt", "lj", "mace", "xtb")

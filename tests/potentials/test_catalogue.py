@@ -27,7 +27,8 @@ SHA256_HEX = 64
 
 
 def test_names() -> None:
-    assert POTENTIALS.known_names() == ["chgnet", "committee", "emt", "lj", "mace", "xtb"]
+    assert POTENTIALS.known_names() == sorted(POTENTIALS.table)
+    assert {"ase", "chgnet", "committee", "cp2k", "diep", "emt", "lj", "mace", "pyscf", "xtb"} < set(POTENTIALS.table)
 
 
 def test_importing_the_package_imports_no_library() -> None:
@@ -74,7 +75,11 @@ def test_a_potential_is_not_pickled() -> None:
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("mcae", {}, r"unknown potential 'mcae'\. Did you mean 'mace'\? Known: chgnet, committee, emt, lj, mace, xtb"),
+        (
+            "mcae",
+            {},
+            r"unknown potential 'mcae'\. Did you mean 'mace'\? Known: ase, chgnet, committee, cp2k",
+        ),
         ("lj", {"sigmma": 1.0}, r"potential 'lj': unknown parameter 'sigmma'\. Did you mean 'sigma'\? Known: epsilon"),
         ("lj", {"sigma": -1.0}, r"potential 'lj': sigma: Input should be greater than 0, received -1\.0"),
         ("xtb", {"method": "GFN3"}, r"method: Input should be 'GFN1-xTB' or 'GFN2-xTB', received 'GFN3'"),
@@ -140,7 +145,7 @@ def test_each_potential_has_a_sentence_for_people(name: str) -> None:
 
 
 def test_packages_are_those_that_the_potentials_state() -> None:
-    assert list_packages() == ["ase", "torch-sim-atomistic", "mace-torch", "chgnet", "tblite"]
+    assert list_packages() == ["ase", "torch-sim-atomistic", "mace-torch", "chgnet", "tblite", "diep", "pyscf"]
     assert traits_of("committee") == Traits(members="members", measures_disagreement=True)
 
 

@@ -6,13 +6,34 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
+from ase.collections import g2
+from ase.units import Bohr, Hartree
 from solids import solids
+from tblite.interface import Calculator
 
 from daskpipe.potentials import Failure, Results, build_potential, evaluate
 
 
 def one(atoms: Atoms, **params: object) -> Results | Failure:
     return evaluate(build_potential("xtb", params, "cpu", "float64"), [atoms])[0]
+
+
+@pytest.mark.slow
+def test_all_molecules_of_g2_have_the_energies_of_tblite() -> None:
+    structures = [molecule(name) for name in g2.names]
+    assert len(structures) == 162
+    for atoms in structures:
+        n_unpaired = round(abs(float(atoms.get_initial_magnetic_moments().sum())))
+        atoms.info["spin_multiplicity"] = 1 + n_unpaired
+    found = evaluate(build_potential("xtb", {}, "cpu", "float64"), structures)
+    for atoms, results in zip(structures, found, strict=True):
+        direct = Calculator("GFN2-xTB", atoms.numbers, atoms.positions / Bohr)
+        direct.set("verbosity", 0)
+        direct.update(uhf=atoms.info["spin_multiplicity"] - 1)
+        answer = direct.singlepoint()
+        assert isinstance(results, Results), (atoms, results)
+        assert results.energy == pytest.approx(answer.get("energy") * Hartree, abs=1e-6)
+        np.testing.assert_allclose(results.forces, -answer.get("gradient") * Hartree / Bohr, atol=1e-4)
 
 
 def test_unconverged() -> None:

@@ -12,7 +12,7 @@ from daskpipe.runs.doctor import examine_machine
 def test_doctor_tries_every_potential(type_command: Callable[..., Any]) -> None:
     examined = examine_machine()
     assert {name: row["ok"] for name, row in examined["potentials"].items()} == {
-        "emt": True, "mace (bundled)": True, "chgnet": True, "xtb": True,
+        "emt": True, "mace (bundled)": True, "chgnet": True, "xtb": True, "diep": True, "pyscf": True,
     }  # fmt: skip
     assert all("eV/atom" in row["says"] for row in examined["potentials"].values())
     assert examined["machine"]["packages"]["ok"]

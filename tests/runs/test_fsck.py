@@ -223,10 +223,13 @@ def test_what_is_made_again_and_differs_takes_what_stands_on_it_with_it(
     aside.write_text(json.dumps(content))
     (said,) = list_findings(run_dir)
     assert "had before it was damaged, found others; what stands on that unit must be made again: " in said
-    assert "1 of select, 6 of label, 1 of store-sort, 1 of store-plan, 2 of store-write, 1 of store" in said
+    assert (
+        "1 of select, 6 of label, 5 of label-check, 1 of label-judge, 2 of label-atoms, 1 of store-sort, "
+        "1 of store-plan, 2 of store-write, 1 of store" in said
+    )
     report = check_run(run_dir, mend=True)
     assert report.findings == []
-    assert report.mended == ["removed 12 units that stood on units which are others now, and the dataset"]
+    assert report.mended == ["removed 20 units that stood on units which are others now, and the dataset"]
     assert not (run_dir / "dataset.zarr").exists()
     daskpipe.resume(run_dir, client=client)
     after = committed(run_dir)

@@ -105,7 +105,7 @@ def test_stages_go_to_the_pools_that_there_are() -> None:
     assert cpu["cpu"]["workers"] == 3
     assert cpu["cpu"]["hours"] is None
     both = plan_run(load_config("emt_alloy", ["cluster.gpus=1", "cluster.workers=3", "label.device=auto"]))["pools"]
-    assert both["gpu"]["stages"] == ["explore", "label"]
+    assert both["gpu"]["stages"] == ["explore", "label", "label-check", "label-atoms"]
     assert both["gpu"]["workers"] == 1
     assert "explore" not in both["cpu"]["stages"]
 

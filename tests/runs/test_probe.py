@@ -136,6 +136,7 @@ def test_a_probe_that_cannot_start_leaves_nothing(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_probe_on_the_command_line(type_command: Callable[..., Any], client: Client, tmp_path: Path) -> None:
     words = ["plan", "emt_alloy", *SMALL, "--cluster", client.scheduler.address, "--run-dir", str(tmp_path / "run")]
     typed = type_command(*words, "budget.hours=1", "--probe")

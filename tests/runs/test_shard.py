@@ -79,6 +79,7 @@ def read_parents(run_dir: Path) -> set[bytes]:
     return {item.tobytes() for ids in parents for item in ids}
 
 
+@pytest.mark.slow
 def test_shards_are_disjoint_and_complete_and_merge(client: Client, tmp_path: Path) -> None:
     whole = daskpipe.run("emt_alloy", CAMPAIGN, run_dir=tmp_path / "whole", client=client)
     shards = []

@@ -101,7 +101,7 @@ def of_other_splits(client: Client, tmp_path_factory: pytest.TempPathFactory) ->
 def upgraded_packages(reference: Result, of_before: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let packages have other versions than those with which the runs were made."""
     before = read_package_versions()
-    monkeypatch.setattr("daskpipe.potentials.identity.version", lambda name: OTHER.get(name, version(name)))
+    monkeypatch.setattr("daskpipe.potentials.identity.read_version", lambda name: OTHER.get(name, version(name)))
     for module in ("packing", "run_pipeline"):
         monkeypatch.setattr(f"daskpipe.pipeline.{module}.read_package_versions", lambda: before | OTHER)
 

@@ -151,6 +151,7 @@ SAME_FOR_ANY_PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SAME_FOR_ANY_PARTS)
 def test_number_and_order_of_parts_do_not_matter(case, store, tmp_path, monkeypatch):
     name, contents = SAME_FOR_ANY_PARTS[case]

@@ -278,6 +278,7 @@ pickle.dump(graphs_of, open("graphs.pkl", "wb"))
 """
 
 
+@pytest.mark.slow
 def test_mace_makes_graphs_of_all_that_it_reads(
     store: Path, stored: list[Atoms], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

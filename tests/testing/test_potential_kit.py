@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from torch_sim.models.interface import ModelInterface
 
+from daskpipe.core.torch_sim import ModelInterface
 from daskpipe.potentials import POTENTIALS, Evaluation, Identity, Potential, batched_model, build_potential
 from daskpipe.potentials.batches import make_state
 from daskpipe.potentials.evaluate import calculator_of

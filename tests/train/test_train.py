@@ -22,7 +22,7 @@ import daskpipe
 from daskpipe import load
 from daskpipe.cli.dataset import format_errors
 from daskpipe.core.errors import ConfigError, InputError, Interrupted
-from daskpipe.core.events import Event
+from daskpipe.core.events import Event, Notice
 from daskpipe.core.structures import from_atoms
 from daskpipe.core.variables import SPLITS
 from daskpipe.potentials import Failure, Results, batched_model, build_potential, evaluate, identify_potential
@@ -176,8 +176,9 @@ def test_the_model_moves_atoms(session: Session, monkeypatch: pytest.MonkeyPatch
     """Move atoms with the calculator of MACE, and in a batch of torch-sim."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # as MACE sets it where daskpipe does not prevent it
     import torch
-    import torch_sim
     from mace.calculators import MACECalculator
+
+    from daskpipe.core.torch_sim import torch_sim
 
     atoms = make_structures(2)[1]
     with pytest.warns(UserWarning, match="TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
@@ -339,6 +340,21 @@ def test_datasets_that_cannot_be_trained_on(tmp_path: Path) -> None:
         atoms.calc = None
     with pytest.raises(InputError, match="holds no energy and no forces; label it first"):
         train(write_structures(tmp_path / "bare.zarr", structures))
+
+
+def test_compositions_that_do_not_determine_the_energies_of_atoms_are_told(tmp_path: Path) -> None:
+    structures = []
+    for seed in range(10):
+        atoms = bulk("NaCl", "rocksalt", a=5.6 + 0.01 * seed)
+        forces = np.zeros((2, 3))  # which end the training once the energies are read
+        atoms.calc = SinglePointCalculator(atoms, energy=-6.8, forces=forces)
+        structures.append(atoms)
+    events: list[Event] = []
+    with pytest.raises(InputError, match="all forces of split train are 0"):
+        train(write_structures(tmp_path / "salt.zarr", structures), subscribers=[events.append])
+    (notice,) = events
+    assert isinstance(notice, Notice)
+    assert "do not determine the energies of Na, Cl" in notice.message
 
 
 def test_elements_that_cannot_be_learnt(dataset: Path, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ SMALL, LARGE = 16, 56
 ADSORBED = ("H", "O", "OH", "CO", "H2O")
 """Molecules on surfaces if none are named."""
 
-LIQUID = (200, 240)
-"""Atoms of a box of liquid: 12 Å wide, which tight binding with one k-point needs."""
+LIQUID = (175, 200)
+"""Atoms of a box of liquid: of water, the densest, 12 Å wide, which tight binding with one k-point needs."""
 
 LIKELY = 5
 """Number of crystals of a formula among which one of layers is looked for."""

@@ -25,7 +25,8 @@ EXAMPLES = 3
 """Most examples of each reason."""
 
 STAGES = (
-    "generate", "explore", "read", "describe-against", "describe-fit", "describe", "select", "label", "store",
+    "generate", "explore", "read", "describe-against", "describe-fit", "describe", "select", "label",
+    "label-check", "label-judge", "label-atoms", "store",
 )  # fmt: skip
 """Stages in the order of the page."""
 

@@ -18,12 +18,13 @@ def render_page(facts: Facts, contents: Contents | None) -> str:
     A content security policy in the page allows two scripts, plotly.js and its own, by their hashes, and forbids to
     fetch anything. If text from outside ever became a script, it would not run.
     """
-    from importlib.metadata import version
     from importlib.resources import files
 
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
+
+    from daskpipe.core.versions import read_version
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":"), "ensure_ascii": False}
@@ -40,7 +41,7 @@ def render_page(facts: Facts, contents: Contents | None) -> str:
         legend=make_legend(contents.elements) if contents is not None else {},
         scripts=[Markup(script) for script in scripts],
         policy=" ".join(_hash_script(script) for script in scripts),
-        version=version("daskpipe"),
+        version=read_version("daskpipe"),
     )
 
 

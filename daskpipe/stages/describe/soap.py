@@ -146,7 +146,7 @@ class SOAP:
 
     def _fill_rows(self, atoms: Atoms, out: np.ndarray) -> None:
         """Compute the rows of one structure into `out`."""
-        from daskpipe.stages.describe.neighbours import neighbour_grid
+        from daskpipe.core.neighbours import neighbour_grid
         from daskpipe.stages.describe.soap_kernels import write_soap
 
         if not len(atoms):

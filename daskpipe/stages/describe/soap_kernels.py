@@ -3,6 +3,8 @@
 All arithmetic is on vectors of eight radial functions (`simd`); `n_max` is padded with zeros to `n_vectors` of
 them. Expansion coefficients lie as (species, lm, n_vectors, 8), where ``lm`` counts the 2 l + 1 real harmonics
 of degree l from ``l * l`` on.
+
+Input is a grid of `daskpipe.core.neighbours`.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from daskpipe.core.accelerate import kernel
-from daskpipe.stages.describe.neighbours_kernels import Grid, write_neighbours
-from daskpipe.stages.describe.simd import (
+from daskpipe.core.neighbours_kernels import Grid, write_neighbours
+from daskpipe.core.simd import (
     WIDTH,
     add,
     add_neighbours,
@@ -108,14 +110,16 @@ def gather_neighbours(centre: np.ndarray, grid: Grid, kinds: np.ndarray, basis: 
     for number in range(n_neighbours):
         neighbour_kinds[number] = kinds[neighbours[number]]
     # The last vector reaches beyond the end, where nothing is of any species.
-    neighbour_kinds[n_neighbours : n_neighbours + WIDTH] = -1
+    for number in range(n_neighbours, n_neighbours + WIDTH):
+        neighbour_kinds[number] = -1
     n_places = 0
     for kind in range(basis.n_species):
         ends[kind] = n_places
         for number in range(0, n_neighbours, WIDTH):
             ends[kind] = append_where_equal(neighbour_kinds, neighbours, number, kind, places, ends[kind])
         n_places = (ends[kind] + WIDTH - 1) // WIDTH * WIDTH
-        places[ends[kind] : n_places] = 0
+        for place in range(ends[kind], n_places):
+            places[place] = 0
     px, py, pz = grid.points[0], grid.points[1], grid.points[2]
     for place in range(n_places):
         point = places[place]
@@ -237,7 +241,8 @@ def add_products(functions: Any, degree: int, part: int, shift: int, basis: Basi
 @kernel
 def expand_neighbourhood(n_places: int, basis: Basis, work: Buffers, coefficients: np.ndarray) -> None:
     """Write the expansion coefficients of a neighbourhood."""
-    work.pairwise[:] = 0
+    for place in range(len(work.pairwise)):
+        work.pairwise[place] = 0
     size = (basis.l_max + 1) * (basis.l_max + 1) * basis.n_vectors * 2 * WIDTH
     kind = 0
     for first in range(0, n_places, WIDTH):
@@ -321,7 +326,8 @@ def write_spectrum(coefficients: np.ndarray, basis: Basis, mode: int, summed: np
     size = (basis.l_max + 1) * (basis.l_max + 1) * basis.n_vectors * WIDTH
     at = 0
     if mode == MU1NU1:
-        summed[:] = 0
+        for place in range(size):
+            summed[place] = 0
         for kind in range(basis.n_species):
             for place in range(size):
                 summed[place] += coefficients[kind * size + place]
@@ -379,20 +385,20 @@ def write_soap(grid: Grid, kinds: np.ndarray, basis: Basis, mode: int, average: 
         if average == INNER:
             for place in range(len(mean)):
                 mean[place] += coefficients[place]
-        elif average == EACH and atom * n_features + len(row) <= len(flat):
-            write_spectrum(coefficients, basis, mode, work.summed, flat[atom * n_features :])
-        else:
-            write_spectrum(coefficients, basis, mode, work.summed, row)
-            if average == EACH:
-                out[atom, :] = row[:n_features]
-            else:
-                for feature in range(n_features):
-                    total[feature] += row[feature]
-    if average == INNER:
-        for place in range(len(mean)):
-            coefficients[place] = mean[place] / n_atoms
-        write_spectrum(coefficients, basis, mode, work.summed, row)
-        out[0, :] = row[:n_features]
-    elif average == OUTER:
+            if atom + 1 < n_atoms:
+                continue
+            for place in range(len(mean)):
+                coefficients[place] = mean[place] / n_atoms
+        in_place = average == EACH and atom * n_features + len(row) <= len(flat)
+        # Called here alone: LLVM copies it, with all that it calls, to each place of a call.
+        write_spectrum(coefficients, basis, mode, work.summed, flat[atom * n_features :] if in_place else row)
+        if average == OUTER:
+            for feature in range(n_features):
+                total[feature] += row[feature]
+        elif not in_place:
+            start = 0 if average == INNER else atom * n_features
+            for feature in range(n_features):
+                flat[start + feature] = row[feature]
+    if average == OUTER:
         for feature in range(n_features):
-            out[0, feature] = total[feature] / n_atoms
+            flat[feature] = total[feature] / n_atoms

@@ -29,8 +29,8 @@ from daskpipe.stages.explore.settings import Dynamics
 
 if TYPE_CHECKING:
     from ase import Atoms
-    from torch_sim.models.interface import ModelInterface
 
+    from daskpipe.core.torch_sim import ModelInterface
     from daskpipe.stages.explore.trajectory import Trajectory
 
 PER_ATOM = ("positions", "momenta", "forces")

@@ -17,7 +17,8 @@ from daskpipe.core.connectivity import find_neighbours
 
 if TYPE_CHECKING:
     from ase import Atoms
-    from torch_sim.models.interface import ModelInterface
+
+    from daskpipe.core.torch_sim import ModelInterface
 
 CPU_ATOMS = 1024
 """Atoms in a batch on a CPU by default: larger batches are no faster there."""
@@ -114,12 +115,11 @@ def memory_growth(
 
 def _peak_memory(structures: Sequence[Atoms], model: ModelInterface) -> float:
     """Measure the peak memory of a GPU while a batch is evaluated, bytes."""
-    from torch_sim.autobatching import measure_model_memory_forward
-    from torch_sim.io import atoms_to_state
+    from daskpipe.core.torch_sim import torch_sim
 
     with redirect_stdout(io.StringIO()):  # torch-sim prints a line for each batch
-        state = atoms_to_state(list(structures), model.device, model.dtype)
-        return float(measure_model_memory_forward(state, model)) * 1024**3
+        state = torch_sim.io.atoms_to_state(list(structures), model.device, model.dtype)
+        return float(torch_sim.autobatching.measure_model_memory_forward(state, model)) * 1024**3
 
 
 def remember_or_measure(name: str, measure: Callable[[], float], folder: Path | None = None) -> float:

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch_sim.integrators.md import NoseHooverChain, construct_nose_hoover_chain
 
+from daskpipe.core.torch_sim import torch_sim
 from daskpipe.potentials.batches import sum_segments
 
 CHAIN_LENGTH = 3
@@ -213,11 +213,13 @@ def nose_hoover_factor(
     """
     # torch-sim's chains have one time step for all systems, and go half of it. In units of its own each has 1.
     dt = rates.dt[:, None]
-    functions = construct_nose_hoover_chain(
+    functions = torch_sim.integrators.md.construct_nose_hoover_chain(
         dt=2.0, chain_length=CHAIN_LENGTH, chain_steps=1, sy_steps=3, tau=rates.thermostat_time / rates.dt
     )
     start = functions.initialize(degrees_of_freedom, kinetic, thermal)
-    start = NoseHooverChain(chain[:, 0], chain[:, 1] / dt, start.masses, start.tau, kinetic, degrees_of_freedom)
+    start = torch_sim.integrators.md.NoseHooverChain(
+        chain[:, 0], chain[:, 1] / dt, start.masses, start.tau, kinetic, degrees_of_freedom
+    )
     one = torch.ones_like(kinetic)[:, None]
     scale, end = functions.half_step(one, start, thermal, torch.arange(len(kinetic), device=kinetic.device))
     return scale[:, 0], torch.stack([end.positions, end.momenta * dt], dim=1)

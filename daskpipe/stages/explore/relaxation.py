@@ -23,7 +23,8 @@ from daskpipe.stages.explore.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from ase import Atoms
-    from torch_sim.models.interface import ModelInterface
+
+    from daskpipe.core.torch_sim import ModelInterface
 
 ENSEMBLE = "relaxation"
 """Value of ``ensemble`` in the frames of a relaxation."""

@@ -23,8 +23,8 @@ from daskpipe.stages.explore.trajectory import Frame, Trajectory
 
 if TYPE_CHECKING:
     from ase import Atoms
-    from torch_sim.models.interface import ModelInterface
 
+    from daskpipe.core.torch_sim import ModelInterface
     from daskpipe.engine.checkpoints import Checkpoints
 
 _log = logging.getLogger(__name__)

@@ -33,6 +33,7 @@ from daskpipe.stages.generate.params import (
     Rattle,
     Strain,
 )
+from daskpipe.stages.generate.repeats import repeat_cell
 
 Lattice = Literal["fcc", "bcc", "hcp"]
 Repeats = tuple[int, int, int]
@@ -150,7 +151,7 @@ def draw_alloy(
     """Draw one alloy; see `alloys`."""
     lattice = list(sizes)[rng.integers(len(sizes))]
     cell, repeats = choose_size(rng, sizes[lattice])
-    atoms: Atoms = unit_cells(lattice)[cell].repeat(repeats)
+    atoms = repeat_cell(unit_cells(lattice)[cell], repeats)
     atoms.numbers = occupy_sites(rng, len(atoms), common.fractions)
     if targets is not None:
         arrange_elements(rng, atoms, targets)

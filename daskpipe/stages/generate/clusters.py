@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.cluster import Decahedron, Icosahedron, Octahedron
 from ase.data import atomic_numbers
 
+from daskpipe.core.geometry import center_in_box
 from daskpipe.stages.generate.disorder import choose_size, displace_atoms, mean_volume, missing_size_error, occupy_sites
 from daskpipe.stages.generate.free_shapes import FREE_SHAPES, FreeShape
 from daskpipe.stages.generate.params import AlloyParams, Composition, CountRange, NotEmpty, Rattle, Vacuum
@@ -102,13 +103,12 @@ def draw_cluster(
     else:
         positions = choose_size(rng, sized[list(sized)[rng.integers(len(sized))]])
     numbers = occupy_sites(rng, len(positions), common.fractions)
-    atoms = Atoms(numbers, positions * mean_volume(numbers) ** (1 / 3))
+    atoms = Atoms(numbers=numbers, positions=positions * mean_volume(numbers) ** (1 / 3))
     if order == "core_shell":
         order_shells(atoms, list(common.fractions))
     displace_atoms(rng, atoms, common.rattle)
-    atoms.center(vacuum=vacuum / 2)
     atoms.info = {"system_type": "cluster"}
-    return atoms
+    return center_in_box(atoms, vacuum / 2)
 
 
 def order_shells(atoms: Atoms, symbols: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from daskpipe.stages.generate.base import Base, copy_base, count_base, draw_base
 from daskpipe.stages.generate.disorder import choose_size, displace_apart, find_close_atoms, missing_size_error
 from daskpipe.stages.generate.params import CountRange, Element, MinDistance, NotEmpty, Rattle, count_range
 from daskpipe.stages.generate.point_defects import Defect, DefectKind, list_defects
-from daskpipe.stages.generate.repeats import Repeats, find_repeats
+from daskpipe.stages.generate.repeats import Repeats, find_repeats, repeat_cell
 
 OWN_KINDS: tuple[DefectKind, ...] = ("vacancy", "interstitial", "antisite", "frenkel", "schottky")
 """Kinds that need no foreign element."""
@@ -181,7 +181,7 @@ def draw_defect(
 
 def make_defect(rng: np.random.Generator, crystal: Atoms, defect: Defect, repeats: Repeats) -> Atoms:
     """Return a supercell with one defect in its first cell; an added atom is the last one."""
-    atoms: Atoms = crystal.repeat(repeats)
+    atoms = repeat_cell(crystal, repeats)
     if defect.kind == "schottky":
         del atoms[choose_formula_unit(rng, crystal, atoms, defect.site or 0)]
         return atoms

@@ -36,16 +36,21 @@ def sample_fractions(rng: np.random.Generator, ranges: Mapping[str, tuple[float,
     numpy.ndarray
         Fractions in the order of `ranges`, shape (element,).
     """
-    low, high = np.array(list(ranges.values())).T
-    slack = (high - low).sum()
-    fractions = low + (1 - low.sum()) / slack * (high - low) if slack else low.copy()
-    for _ in range(SWEEPS * len(fractions) if len(fractions) > 1 else 0):
-        i, j = rng.choice(len(fractions), size=2, replace=False)
+    lows, highs = np.array(list(ranges.values())).T
+    slack = (highs - lows).sum()
+    start = lows + (1 - lows.sum()) / slack * (highs - lows) if slack else lows
+    # Lists of floats: single numbers of arrays take several times as long.
+    low, high, fractions = lows.tolist(), highs.tolist(), start.tolist()
+    n = len(fractions)
+    for first, second, place in rng.random((SWEEPS * n if n > 1 else 0, 3)).tolist():
+        i, j = int(first * n), int(second * (n - 1))
+        j += j >= i
         both = fractions[i] + fractions[j]
         least, most = max(low[i], both - high[j]), min(high[i], both - low[j])
-        fractions[i] = rng.uniform(least, max(least, most))
+        fractions[i] = least + place * max(0.0, most - least)
         fractions[j] = both - fractions[i]
-    return np.asarray(fractions / fractions.sum())
+    drawn = np.array(fractions)
+    return np.asarray(drawn / drawn.sum())
 
 
 def occupy_sites(rng: np.random.Generator, n_atoms: int, ranges: Mapping[str, tuple[float, float]]) -> np.ndarray:

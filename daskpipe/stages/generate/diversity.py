@@ -47,7 +47,7 @@ class DiversityTotals:
         self.sources += Counter(ds["generator"].values.tolist())
         self.compositions |= set(ds["composition"].values.tolist())
         self.atoms += np.bincount(numbers, minlength=119)
-        self.presence += np.bincount(np.unique(np.stack([owner, numbers]), axis=1)[1], minlength=119)
+        self.presence += np.bincount(np.unique(owner * 119 + numbers) % 119, minlength=119)
         self.sizes.append(n_atoms)
         first = -self.n_structures % self.stride
         self.n_structures += len(n_atoms)

@@ -14,6 +14,7 @@ import numpy as np
 
 from daskpipe.core.geometry import cell_widths
 from daskpipe.stages.generate.alloys import LATTICE_CONSTANT, Lattice, unit_cells
+from daskpipe.stages.generate.repeats import repeat_cell
 
 FreeShape = Literal["sphere", "wulff", "packed"]
 LATTICES: tuple[Lattice, ...] = ("fcc", "bcc", "hcp")
@@ -35,7 +36,7 @@ def cut_sphere(rng: np.random.Generator, n_atoms: int) -> np.ndarray:
     radius = (3 * n_atoms / (4 * np.pi)) ** (1 / 3) + 1.5
     repeats = 2 * np.ceil(radius / cell_widths(cell.cell.array)).astype(int) + 1
     centre = (repeats // 2 + rng.random(3)) @ cell.cell.array
-    offsets: np.ndarray = cell.repeat(repeats).positions - centre
+    offsets = repeat_cell(cell, tuple(repeats.tolist())).positions - centre
     nearest = np.argsort(np.linalg.norm(offsets, axis=1), kind="stable")[:n_atoms]
     return np.asarray(offsets[nearest])
 
@@ -56,7 +57,7 @@ def cut_wulff(rng: np.random.Generator, n_atoms: int) -> np.ndarray:
     radius = 1.8 * (3 * n_atoms / (4 * np.pi)) ** (1 / 3) + 1.5
     repeats = 2 * np.ceil(radius / cell_widths(cell.cell.array)).astype(int) + 1
     centre = (repeats // 2 + rng.random(3) * rng.integers(2)) @ cell.cell.array
-    offsets: np.ndarray = cell.repeat(repeats).positions - centre
+    offsets = repeat_cell(cell, tuple(repeats.tolist())).positions - centre
     return np.asarray(offsets[wulff_order(offsets, normals)[:n_atoms]])
 
 

@@ -10,6 +10,7 @@ from ase import Atoms
 from pydantic import Field
 
 from daskpipe.core.errors import Rejection
+from daskpipe.core.geometry import center_in_box
 from daskpipe.stages.generate.conformers import UNRELAXED, EmbedError, charge_and_spin, embed_roughly, relax_molecule
 from daskpipe.stages.generate.extras import import_extra
 from daskpipe.stages.generate.organic_graphs import SKELETON, TERMINAL, GrowthError, build_mol, grow_graph
@@ -24,8 +25,11 @@ SMALLEST, LARGEST = 5, 250
 
 GOLDEN = (5**0.5 - 1) / 2
 
-ITERATIONS = 30
+ITERATIONS = 20
 """Steps of relaxation: bonds and angles are right after them, torsions are changed anyway."""
+
+REACH = 6.0
+"""Distance, Å, beyond which atoms that no bond joins do not push each other while a molecule is relaxed."""
 
 Copies = Annotated[int, Field(ge=0, le=1000)]
 """Number of copies of a conformer that differ in torsions."""
@@ -111,14 +115,13 @@ def _draw_families(
 ) -> Iterator[Atoms | Rejection]:
     while True:
         try:
-            mol = build_mol(grow_graph(rng, size, elements))
-            embed_roughly(rng, mol)
+            mol = embed_roughly(rng, build_mol(grow_graph(rng, size, elements)))
         except (GrowthError, EmbedError) as error:
             reason = "growth" if isinstance(error, GrowthError) else "embedding"
             yield Rejection(stage="generate", structure=f"organic of {size} atoms", reason=reason, evidence=str(error))
             continue
         info: dict[str, Any] = {"system_type": "molecule", **charge_and_spin(mol)}
-        if not relax_molecule(mol, ITERATIONS):
+        if not relax_molecule(mol, ITERATIONS, reach=REACH):
             info[NOTED] = (UNRELAXED,)
         rotors, positions = Rotors.from_mol(mol), mol.GetConformer().GetPositions()
         if not rotors.has_its_bonds(positions):
@@ -135,6 +138,4 @@ def _draw_families(
 
 
 def _place(numbers: np.ndarray, positions: np.ndarray, info: Mapping[str, Any], vacuum: float) -> Atoms:
-    atoms = Atoms(numbers, positions, info=dict(info))
-    atoms.center(vacuum=vacuum / 2)
-    return atoms
+    return center_in_box(Atoms(numbers=numbers, positions=positions, info=dict(info)), vacuum / 2)

@@ -166,7 +166,7 @@ def _draw_composition(
 def _build(rng: np.random.Generator, group: int, composition: dict[str, int], density: float) -> Atoms | None:
     """Return a crystal of a space group, or None if PyXtal finds no valid one in its own bounded tries."""
     crystal = import_extra("pyxtal").pyxtal()
-    tolerance = import_extra("pyxtal.tolerance").Tol_matrix(prototype="atomic", factor=TOLERANCE)
+    tolerance = _share_tolerances()
     own = np.random.default_rng(rng.integers(2**63))
     counts = list(composition.values())
     with warnings.catch_warnings():
@@ -179,6 +179,17 @@ def _build(rng: np.random.Generator, group: int, composition: dict[str, int], de
             return None
         atoms = crystal.to_ase(resort=True)
     return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=True)
+
+
+@cache
+def _share_tolerances() -> Any:
+    """Return the least distances of atoms; let PyXtal use one table of its own, where it makes one for each check.
+
+    A table takes 10 ms, and a crystal some twenty checks.
+    """
+    tolerance, operations = import_extra("pyxtal.tolerance"), import_extra("pyxtal.operations")
+    operations.Tol_matrix = cache(tolerance.Tol_matrix)
+    return tolerance.Tol_matrix(prototype="atomic", factor=TOLERANCE)
 
 
 @cache

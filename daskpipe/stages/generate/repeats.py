@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from itertools import product
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from daskpipe.core.geometry import cell_widths
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 Repeats = tuple[int, int, int]
 
 MAX_ELONGATION = 2.0
 """Largest ratio of the widths of a supercell, so that images are about equally far in all directions."""
+
+
+def repeat_cell(atoms: Atoms, repeats: Repeats) -> Atoms:
+    """Return a supercell as `ase.Atoms.repeat` does, in a tenth of its time where there are many images."""
+    cell = atoms.cell.array
+    shifts = np.array([np.dot(image, cell) for image in product(*map(range, repeats))])
+    big = atoms[:0]
+    n_images = len(shifts)
+    big.arrays = {
+        name: np.tile(values, (n_images,) + (1,) * (values.ndim - 1)) for name, values in atoms.arrays.items()
+    }
+    big.arrays["positions"] += np.repeat(shifts, len(atoms), axis=0)
+    big.constraints = [constraint.repeat(repeats, len(atoms)) for constraint in atoms.constraints]
+    big.set_cell(cell * np.array(repeats)[:, None])
+    return big
 
 
 def find_repeats(

@@ -13,7 +13,7 @@ from ase import Atoms
 
 from daskpipe.core.connectivity import find_neighbours, periodic_directions
 from daskpipe.stages.generate.point_defects import SYMPREC, CrystalKey, crystal_of, key_of
-from daskpipe.stages.generate.repeats import Repeats, find_repeats
+from daskpipe.stages.generate.repeats import Repeats, find_repeats, repeat_cell
 
 Miller = tuple[int, int, int]
 
@@ -74,8 +74,7 @@ class SlabChoice:
         """Return a slab without vacuum, periodic in its plane only."""
         i, j, n = repeats
         cut = cut_layers if self.layers else cut_slab
-        slab: Atoms = cut(self.orientation, self.cut, n).repeat((i, j, 1))
-        return slab
+        return repeat_cell(cut(self.orientation, self.cut, n), (i, j, 1))
 
 
 def list_slabs(
@@ -375,7 +374,7 @@ def cut_slab(orientation: Orientation, cut: float, n_spacings: int) -> Atoms:
     scaled[:, 2] %= 1
     scaled[scaled[:, 2] > 1 - 1e-6, 2] -= 1
     crystal.set_scaled_positions(scaled)
-    slab: Atoms = crystal.repeat((1, 1, n_spacings))
+    slab = repeat_cell(crystal, (1, 1, n_spacings))
     slab.pbc = (True, True, False)
     slab.cell[2] = [0, 0, np.ptp(slab.positions[:, 2]) or 1.0]
     slab.wrap()  # in the plane, for the layers are shifted along it

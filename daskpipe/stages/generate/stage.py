@@ -9,7 +9,9 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
+import dask
 import dask.bag as db
 import numpy as np
 from ase import Atoms
@@ -193,9 +195,15 @@ def generate_seeds(requests: list[Request], *, seed: int, limits: Limits, partit
     partition_size
         Number of requests of a partition.
     """
-    bag = db.from_sequence(requests, partition_size=partition_size)
-    seeds: db.Bag = bag.map_partitions(generate_partition, seed=seed, limits=limits)
-    return seeds
+    parts = [requests[start : start + partition_size] for start in range(0, len(requests), partition_size)]
+    # Named here: Dask would hash every request, in the process that keeps the workers busy.
+    lazy = [
+        dask.delayed(
+            partial(generate_partition, part, seed=seed, limits=limits), name=f"seeds-{uuid4().hex}", traverse=False
+        )()
+        for part in parts
+    ]
+    return db.from_delayed(lazy)
 
 
 def generate_partition(requests: list[Request], *, seed: int, limits: Limits) -> list[Atoms | Rejection]:

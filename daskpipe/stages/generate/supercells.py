@@ -7,6 +7,7 @@ from ase import Atoms
 
 from daskpipe.core.geometry import cell_widths
 from daskpipe.stages.generate.disorder import choose_size, missing_size_error
+from daskpipe.stages.generate.repeats import repeat_cell
 
 MAX_ELONGATION = 2.0
 """Largest ratio of the widths of a supercell, where some supercell within the range has a lower one."""
@@ -102,5 +103,4 @@ def _list_repeats(most: int) -> list[Repeats]:
 def draw_supercell(rng: np.random.Generator, supercells: Supercells) -> Atoms:
     """Draw a number of atoms, then a supercell of that many."""
     cell, repeats = choose_size(rng, supercells)
-    atoms: Atoms = cell.repeat(repeats)
-    return atoms
+    return repeat_cell(cell, repeats)

@@ -9,7 +9,7 @@ from daskpipe.core.errors import Rejection
 from daskpipe.core.structures import from_atoms, spin_multiplicity, structure_id, to_atoms
 from daskpipe.engine.rows import UnitRows, dataset_to_arrays, read_rows
 from daskpipe.engine.units import Payload
-from daskpipe.stages.label.checks import find_label_fault
+from daskpipe.stages.label.checks.limits import find_label_fault
 from daskpipe.stages.label.settings import LabelChecks
 
 if TYPE_CHECKING:
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from dask.bag import Bag
 
     from daskpipe.potentials import Potential
+    from daskpipe.stages.label.cache import LabelCache
 
 VERSION = 2
 
 
-def label_frames(frames: Bag, build: Callable[[], Potential], method: str, checks: LabelChecks) -> Bag:
+def label_frames(
+    frames: Bag, build: Callable[[], Potential], method: str, checks: LabelChecks, cache: LabelCache | None = None
+) -> Bag:
     """Label frames lazily.
 
     Parameters
@@ -36,26 +39,33 @@ def label_frames(frames: Bag, build: Callable[[], Potential], method: str, check
         Name of the teacher, stored as ``label_method``.
     checks
         Limits that a label must satisfy.
+    cache
+        Where results are kept and looked for; ``None`` for none.
 
     Returns
     -------
     dask.bag.Bag
         One `daskpipe.engine.units.Payload` a partition.
     """
-    return frames.map_partitions(label_partition, build, method, checks)
+    return frames.map_partitions(label_partition, build, method, checks, cache)
 
 
 def label_partition(
-    frames: list[Atoms], build: Callable[[], Potential], method: str, checks: LabelChecks
+    frames: list[Atoms],
+    build: Callable[[], Potential],
+    method: str,
+    checks: LabelChecks,
+    cache: LabelCache | None = None,
 ) -> list[Payload]:
     """Label one partition of frames, in their order."""
     from ase.calculators.singlepoint import SinglePointCalculator
 
-    from daskpipe.potentials import Failure, evaluate
+    from daskpipe.potentials import Failure
+    from daskpipe.stages.label.cache import evaluate_cached
 
     labelled, rejected = [], []
     potential = build()
-    for atoms, label in zip(frames, evaluate(potential, frames), strict=True):
+    for atoms, label in zip(frames, evaluate_cached(potential, frames, cache), strict=True):
         if isinstance(label, Failure):
             rejected.append(_reject_frame(atoms, label.reason, label.evidence))
         elif fault := find_label_fault(label.energy, label.forces, label.stress, bool(atoms.pbc.all()), checks):
@@ -73,8 +83,8 @@ def label_partition(
     return [Payload(arrays=arrays, n_out=len(labelled), rejected=rejected)]
 
 
-def load_picks(root: Path, pieces: list[UnitRows], picks: UnitRows) -> list[Atoms]:
-    """Read picked frames from the run directory, with their features, stratum and reason.
+def load_frames(root: Path, pieces: list[UnitRows], picks: UnitRows | None) -> list[Atoms]:
+    """Read frames from the run directory; picked ones with their features, stratum and reason.
 
     Parameters
     ----------
@@ -83,11 +93,13 @@ def load_picks(root: Path, pieces: list[UnitRows], picks: UnitRows) -> list[Atom
     pieces
         Rows of the units of frames, in the order of the picks.
     picks
-        Rows of the unit that selection has committed, one for each frame.
+        Rows of the unit that selection has committed, one for each frame; ``None`` if they were not picked.
     """
     from daskpipe.engine.run_directory import RunDirectory
 
     ds = read_rows(root, pieces)
+    if picks is None:
+        return [to_atoms(ds, row) for row in range(ds.sizes["structure"])]
     columns = RunDirectory(root).load_arrays(picks.stage, picks.key, ["features", "cluster", "selection_reason"])
     frames = []
     for index, row in enumerate(picks.rows):

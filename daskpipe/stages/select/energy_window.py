@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from daskpipe.core.formulas import count_elements
+
 
 def find_low_energies(energy: np.ndarray, numbers: np.ndarray, n_atoms: np.ndarray, window: float) -> np.ndarray:
     """Return a mask of the frames within an energy window above the lowest energy of their composition.
@@ -32,10 +34,7 @@ def find_low_energies(energy: np.ndarray, numbers: np.ndarray, n_atoms: np.ndarr
     >>> find_low_energies(energy, numbers, n_atoms, 0.1)
     array([ True,  True, False])
     """
-    n_frames = len(n_atoms)
-    elements, element = np.unique(numbers, return_inverse=True)
-    counts = np.zeros((n_frames, len(elements)), dtype=np.int64)
-    np.add.at(counts, (np.repeat(np.arange(n_frames), n_atoms), element), 1)
+    _, counts = count_elements(numbers, n_atoms)
     _, composition = np.unique(counts // np.gcd.reduce(counts, axis=1)[:, None], axis=0, return_inverse=True)
     each = energy / n_atoms
     lowest = np.full(composition.max(initial=-1) + 1, np.inf)

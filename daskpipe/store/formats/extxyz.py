@@ -16,6 +16,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,9 +92,11 @@ def format_frame(record: Record) -> str:
     values = np.concatenate(table, axis=1)
     line = "%s" + f" %.{9 if values.dtype == np.float32 else 17}g" * values.shape[1]
     comment: str = key_val_dict_to_str(info)
-    rows = zip(record["numbers"].tolist(), values.tolist(), words, strict=True)
-    body = "\n".join(line % (chemical_symbols[number], *row) + word for number, row, word in rows)
-    return f"{len(values)}\n{comment}\n{body}\n"
+    symbols = [chemical_symbols[number] for number in record["numbers"].tolist()]
+    columns = [symbols, *values.T.tolist(), words]
+    # One format for all rows takes half the time of one for each.
+    body = f"{line}%s\n" * len(values) % tuple(chain.from_iterable(zip(*columns, strict=True)))
+    return f"{len(values)}\n{comment}\n{body}"
 
 
 @cache

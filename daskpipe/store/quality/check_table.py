@@ -184,6 +184,15 @@ CHECKS = {
         reads=("ids", "labels_ok"),
         needs="label_status",
     ),
+    "finite_differences": CheckEntry(
+        function="dataset_checks:check_finite_differences",
+        limit_type=Share | None,
+        setting=_make_setting(
+            0.0, "Largest share of the checked structures whose forces or stress disagree with their energies"
+        ),
+        reads=("ids", "differences"),
+        needs="finite_difference_check",
+    ),
     "elements": CheckEntry(
         function="dataset_checks:check_elements",
         limit_type=Share | None,

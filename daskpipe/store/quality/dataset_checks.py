@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -29,6 +30,20 @@ def check_label_status(ids: np.ndarray, labels_ok: np.ndarray, limit: float) -> 
     says = f"the labels of {format_count(len(rows))} have a status other than ok"
     named = name_offenders(ids, rows, np.ones(len(rows)))
     return make_check("label_checks", share < limit, says, share, limit, "share", **named)
+
+
+def check_finite_differences(ids: np.ndarray, differences: np.ndarray, limit: float) -> Check:
+    """Check that forces and stresses agree with energies of displaced structures, where that was tried."""
+    checked = differences != "not_checked"
+    wrong = np.flatnonzero(checked & (differences != "ok"))
+    n_checked = int(checked.sum())
+    if not n_checked:
+        return skip_check("finite_differences", "no structure was checked")
+    share = len(wrong) / n_checked
+    kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(Counter(differences[wrong].tolist()).items()))
+    says = f"{len(wrong)} of {format_count(n_checked)} that were checked disagree{f': {kinds}' if kinds else ''}"
+    named = name_offenders(ids, wrong, np.ones(len(wrong)))
+    return make_check("finite_differences", share > limit, says, share, limit, "share", **named)
 
 
 def check_duplicates(

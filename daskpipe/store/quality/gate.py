@@ -53,6 +53,7 @@ COLUMNS = {
     "zero_forces": "Whether all forces are 0 although no symmetry requires it, shape (structure,), bool",
     "largest_stress": "Largest component of the stress, eV/Å^3; NaN without one, shape (structure,)",
     "labels_ok": "Whether label_status is ok, shape (structure,), bool",
+    "differences": "finite_difference_check, words, shape (structure,)",
     "failures": "Structures on which the teacher failed, by reason, dict",
     "requested_elements": "Symbols of the elements that the run asked for, tuple",
     "requested_types": "System types that the run asked for, tuple",
@@ -172,6 +173,8 @@ def _derive_columns(
         facts["structures_of_type"] = {name: n for name, n in zip(type_names.tolist(), n_of_type, strict=True) if n}
     if "label_status" in columns:
         facts["labels_ok"] = columns["label_status"] == "ok"
+    if "finite_difference_check" in columns:
+        facts["differences"] = columns["finite_difference_check"]
     if outcome.failures is not None:
         facts["failures"] = outcome.failures
     return facts

@@ -30,6 +30,7 @@ BLOCK_VARIABLES = ("numbers", "positions", "forces", "cell", "pbc", "stress", "i
 
 KEPT_VARIABLES = (
     "n_atoms", "structure_id", "parent_id", "energy", "split", "group", "system_type", "label_status", "replica",
+    "finite_difference_check",
     "step", "charge", "spin_multiplicity", "generator", "temperature", "pressure", "ensemble",
 )  # fmt: skip
 """Variables that are kept in memory for all structures."""
@@ -38,7 +39,7 @@ KEPT_VARIABLES = (
 def read_columns(ds: xr.Dataset) -> dict[str, np.ndarray]:
     """Read `KEPT_VARIABLES` of all structures, those with names as words; ``reference`` marks reference data."""
     columns = {name: _read_array(ds[name]) for name in KEPT_VARIABLES if name in ds}
-    for name in ("system_type", "label_status", "generator"):
+    for name in ("system_type", "label_status", "generator", "finite_difference_check"):
         if name in ds:
             columns[name] = decode_names(ds[name].copy(data=columns[name]))
     geometry = {name: _read_array(ds[name]) for name in ("n_atoms", "cell", "pbc")}

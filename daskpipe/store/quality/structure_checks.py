@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from daskpipe.core.constants import GPA
+from daskpipe.core.robust import estimate_deviation, fit_least_absolute
 from daskpipe.core.seeds import order_by_hash
 from daskpipe.store.quality.check import Check, format_count, make_check, name_offenders, skip_check
 from daskpipe.store.quality.limits import CellLimits, EnergyLimits
@@ -139,7 +140,7 @@ def check_energy(
                 continue
             distance = np.abs(rest[rows] - np.median(rest[rows]))
             least = limit.min_deviation if groups[rows[0]] >= 0 else limit.min_deviation_of_types
-            deviation = max(1.4826 * float(np.median(distance)), least)
+            deviation = estimate_deviation(rest[rows], least)
             farthest = max(farthest, float(distance.max()) / deviation)
             badness[known[rows]] = np.where(distance > limit.deviations * deviation, distance, 0.0)
     rows = np.flatnonzero(badness)
@@ -163,12 +164,7 @@ def _fit_residuals(ids: np.ndarray, energies: np.ndarray, counts: np.ndarray, sy
     types = np.unique(system_type)
     sample = np.sort(order_by_hash(0, "quality", ids)[:FIT_SAMPLE])
     design = np.concatenate([fractions[sample], system_type[sample, None] == types[1:]], axis=1)
-    target = per_atom[sample]
-    weight = np.ones(len(sample))
-    for _ in range(30):  # iteratively reweighted least squares converges to least absolute deviations
-        scale = np.sqrt(weight)
-        solution = np.linalg.lstsq(design * scale[:, None], target * scale, rcond=None)[0]
-        weight = 1 / np.maximum(np.abs(target - design @ solution), 1e-4)
+    solution = fit_least_absolute(design, per_atom[sample])
     of_elements, of_types = solution[: present.sum()], np.append(0.0, solution[present.sum() :])
     return per_atom - fractions @ of_elements - of_types[np.searchsorted(types, system_type)]
 

@@ -27,6 +27,7 @@ def sources_of(path) -> dict:
     return yaml.safe_load(Path(path).read_text())["generate"]["sources"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("texts", "kinds", "generators", "explorer"),
     [

@@ -64,6 +64,7 @@ def test_the_page_reads_without_a_network(name: str, width: int, pages: dict[str
     assert chromium.evaluate(COLUMNS) == (1 if width == PHONE else 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run", "dataset"])
 def test_labels_of_the_flow_do_not_overlap_and_phones_get_the_table(
     name: str, pages: dict[str, Path], chromium: Page

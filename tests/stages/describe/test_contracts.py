@@ -27,8 +27,9 @@ def test_no_descriptor_is_left_out() -> None:
     assert {*PARAMS, "mace"} == DESCRIPTORS.table.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(PARAMS))
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_contract(name: str, seed: int) -> None:
     check_descriptor(partial(DESCRIPTORS.get(name), **PARAMS[name]), seed=seed, **KIT.get(name, {}))

@@ -72,6 +72,7 @@ def test_another_model_of_the_descriptor_is_refused(by_mace: Result, tmp_path: P
         daskpipe.resume(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_model_decides_the_keys_and_the_device_does_not(
     by_mace: Result, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,7 @@ SETTINGS = Describe(params=PARAMS, dims=4, sample=9)
 OF_ATOMS = SETTINGS.model_copy(update={"level": "atom", "atom_sample": 15})
 OTHERS = [
     Describe(descriptor="acsf", params={"r_cut": 3.5}, dims=3, level="atom", sample=9),
-    Describe(descriptor="mbtr", params={"grid": {"min": 0, "max": 1, "sigma": 0.05, "n": 20}}, dims=3, sample=9),
+    Describe(descriptor="mbtr", params={"grid": {"min": 0, "max": 1, "sigma": 0.2, "n": 5}}, dims=3, sample=9),
     Describe(descriptor="mace", dims=3, level="atom", sample=9),
 ]
 RUN_SEED = 5
@@ -189,6 +189,7 @@ def test_pack_makes_a_payload():
 # --- what does not matter -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(12,), (1,) * 12, (7, 0, 5)])
 @pytest.mark.parametrize(
     "settings", [SETTINGS, OF_ATOMS, *OTHERS[:2]], ids=lambda item: f"{item.descriptor}-{item.level}"

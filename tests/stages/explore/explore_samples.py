@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk, fcc111
-from torch_sim.models.interface import ModelInterface
 
 from daskpipe.core.structures import round_positions
+from daskpipe.core.torch_sim import ModelInterface
 from daskpipe.engine.units import Payload
 from daskpipe.potentials import Potential, batched_model, build_potential
 from daskpipe.stages.explore.capacity import BatchCapacity

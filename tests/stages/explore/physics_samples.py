@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from ase import Atoms
 from scipy import stats
-from torch_sim.models.interface import ModelInterface
 
 from daskpipe.core import constants
+from daskpipe.core.torch_sim import ModelInterface
 from daskpipe.stages.explore.batch import Batch
 from daskpipe.stages.explore.guards import finite_guard
 from daskpipe.stages.explore.integrate import cell_determinant, sum_per_system

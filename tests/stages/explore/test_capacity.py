@@ -7,8 +7,8 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from explore_samples import emt, lj
-from torch_sim.models.interface import ModelInterface
 
+from daskpipe.core.torch_sim import ModelInterface
 from daskpipe.potentials import batched_model
 from daskpipe.stages.explore.capacity import (
     CPU_ATOMS,

@@ -9,7 +9,7 @@ from physics_samples import dynamics, kinetic, make_trajectories, sample
 from daskpipe.potentials import batched_model, build_potential
 from daskpipe.stages.explore.batch import Batch
 
-pytestmark = pytest.mark.physics
+pytestmark = [pytest.mark.slow, pytest.mark.physics]
 
 FS_PER_NS = 1e6
 DRIFT = 1e-3

@@ -107,7 +107,10 @@ def test_steps_are_those_of_ases_fire(atoms):
     assert np.abs(slow.positions - atoms.positions).max() > 0.05, "the atoms must have moved"
 
 
-@pytest.mark.parametrize(("pressure", "cell"), [(0.0, "triclinic"), (5.0, "triclinic"), (5.0, "isotropic")])
+@pytest.mark.parametrize(
+    ("pressure", "cell"),
+    [pytest.param(0.0, "triclinic", marks=pytest.mark.slow), (5.0, "triclinic"), (5.0, "isotropic")],
+)
 def test_cell_relaxes_to_the_minimum_that_ase_finds_under_the_same_pressure(pressure, cell):
     structures = [rattled(alloy(), 0.1), rattled(crystal(), 0.05)]
     found, first = relax([first_condition(atoms, pressure=pressure) for atoms in structures], alone(cell=cell))
@@ -175,6 +178,7 @@ def test_long_displacements_are_cut_for_the_system_as_a_whole():
 # --- company and kills ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("potential", "cell"), [(emt, "fixed"), (emt, "auto"), (lj, "auto")])
 def test_relaxation_and_its_dynamics_are_the_same_bits_alone_in_any_order_and_in_small_batches(potential, cell):
     model = batched_model(potential(), stress=True)
@@ -193,6 +197,7 @@ def test_relaxation_and_its_dynamics_are_the_same_bits_alone_in_any_order_and_in
             assert bits(others[number]) == bits(trajectory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["fixed", "auto"])
 def test_killed_at_any_checkpoint_and_resumed_is_the_same_bits(cell):
     model = batched_model(emt(), stress=True)
@@ -203,7 +208,7 @@ def test_killed_at_any_checkpoint_and_resumed_is_the_same_bits(cell):
     ticks = itertools.count(step=1000)
     relax(seeds, chosen, model=model, capacity=12, checkpoints=memory, clock=lambda: next(ticks))
     assert len(memory.written) > 40, "one each step, of each batch"
-    for content in memory.written[::9]:
+    for content in memory.written[::25]:
         resumed, relaxed = relax(seeds, chosen, model=model, checkpoints=Memory(content))
         assert [bits(trajectory) for trajectory in (*resumed, *relaxed)] == [
             bits(trajectory) for trajectory in (*straight, *first)

@@ -101,6 +101,7 @@ class Memory:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("potential", [emt, lj], ids=["emt", "lj"])
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_straight_through_or_resumed_at_any_checkpoint_is_the_same_bits(ensemble, potential):
@@ -113,7 +114,7 @@ def test_straight_through_or_resumed_at_any_checkpoint_is_the_same_bits(ensemble
     watched = run_trajectories(seeds, chosen, model=model, capacity=12, checkpoints=memory, clock=lambda: next(ticks))
     assert [bits(trajectory) for trajectory in watched] == [bits(trajectory) for trajectory in straight]
     assert len(memory.written) > 2 * (BLOCK + 8), "one each step, of each batch"
-    for content in memory.written[::15]:
+    for content in memory.written[::40]:
         resumed = run_trajectories(seeds, chosen, model=model, capacity=PLENTY, checkpoints=Memory(content))
         assert [bits(trajectory) for trajectory in resumed] == [bits(trajectory) for trajectory in straight]
         assert [trajectory.stops for trajectory in resumed] == [trajectory.stops for trajectory in straight]

@@ -29,6 +29,7 @@ def draw(of: Any, index: int = 0, seed: int = 0, **params: Any) -> Atoms:
     return atoms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("formula", ["Cu", "NaCl"])
 def test_boundaries_are_stoichiometric_dense_and_valid(formula: str) -> None:
     crystal = draw(formula, **TWIN, rattle=0, gap=(0, 0))  # a twin is as dense as the crystal, nearly

@@ -94,6 +94,7 @@ def test_geometry_has_the_molecules_bonds_and_rdkit_accepts_it(n_atoms: int) -> 
     assert len({frozenset(bonds_of_geometry(atoms)) for atoms in made}) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(3))
 def test_copies_keep_the_bonds_and_are_as_far_apart_as_stated(index: int) -> None:
     made = draw(6, index=index, n_atoms=45, copies=5, difference=0.15)

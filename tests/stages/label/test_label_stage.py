@@ -13,7 +13,7 @@ from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.engine.units import Payload, Unit, unit_key
 from daskpipe.potentials import Potential, build_potential
 from daskpipe.stages.label.settings import LabelChecks
-from daskpipe.stages.label.stage import label_frames, label_partition, load_picks
+from daskpipe.stages.label.stage import label_frames, label_partition, load_frames
 
 CHECKS = LabelChecks()
 
@@ -160,7 +160,7 @@ def test_features_stratum_and_reason_come_along(tmp_path):
     pieces = [UnitRows(stage="explore", key=explored, rows=(row,)) for row in picked]
     start = 1  # a batch of labels that is not the first
     rows = tuple(range(start, start + len(picked)))
-    loaded = load_picks(tmp_path, pieces, UnitRows(stage="select", key=selected, rows=rows))
+    loaded = load_frames(tmp_path, pieces, UnitRows(stage="select", key=selected, rows=rows))
     assert [structure_id(atoms) for atoms in loaded] == [structure_id(structures[row]) for row in picked]
     labelled = run(loaded)
     unit = Unit(stage="label", index=0, key=unit_key("label", 1, {}, [], 0), n_inputs=3)

@@ -158,6 +158,7 @@ def test_payload_names_unit_and_row_of_each_pick(tmp_path, method):
     assert (set(arrays["cluster"].tolist()) == {-1}) == (method in ("fps", "random", "stride"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "stride"])
 @pytest.mark.parametrize("sizes", [(60,), (5,) * 12, (30, 7, 23)])
 def test_picks_depend_on_ids_and_not_on_units_or_order(tmp_path, method, sizes):

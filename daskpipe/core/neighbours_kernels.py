@@ -1,7 +1,8 @@
 """Kernels of the neighbour search: periodic images sorted into a grid of bins, and the points around a centre.
 
 Work and memory are linear in the number of atoms. Pairs are not kept: the neighbours of an atom are written when
-they are needed (`write_neighbours`) and used while they are in the cache.
+they are needed (`write_neighbours`) and used while they are in the cache. Loops go over single numbers: expressions of
+arrays compile several times as long.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from daskpipe.core.accelerate import kernel
-from daskpipe.stages.describe.simd import WIDTH, append_where_within
+from daskpipe.core.simd import WIDTH, append_where_within
+
+BINS_PER_CUTOFF = 1.5
+"""Bins along a cutoff, the fastest of 1 to 6: finer bins test fewer points in vain, but in shorter runs."""
+
+BINS_PER_POINT = 8
+"""Most bins a point, a bound for few atoms in much space."""
 
 
 class Grid(NamedTuple):
@@ -56,19 +63,22 @@ def wrap_atoms(
     Writes the positions, how many images to look at on either side along each cell vector, and the corners of the
     box that holds all atoms and all their neighbours, ``box[corner, axis]``.
     """
-    fractional, low, high = np.empty(3), np.full(3, np.inf), np.full(3, -np.inf)
-    box[0, :], box[1, :] = np.inf, -np.inf
+    low, high = np.empty(3), np.empty(3)
+    for axis in range(3):
+        low[axis], high[axis] = np.inf, -np.inf
+        box[0, axis], box[1, axis] = np.inf, -np.inf
     for atom in range(len(positions)):
-        out[atom, :] = positions[atom, :]
+        for axis in range(3):
+            out[atom, axis] = positions[atom, axis]
         for k in range(3):
             if not pbc[k]:
                 continue
-            fractional[k] = 0
+            fractional = 0.0
             for axis in range(3):
-                fractional[k] += positions[atom, axis] * inverse[axis, k]
-            shift = math.floor(fractional[k])
-            fractional[k] -= shift
-            low[k], high[k] = min(low[k], fractional[k]), max(high[k], fractional[k])
+                fractional += positions[atom, axis] * inverse[axis, k]
+            shift = math.floor(fractional)
+            fractional -= shift
+            low[k], high[k] = min(low[k], fractional), max(high[k], fractional)
             for axis in range(3):
                 out[atom, axis] -= shift * cell[k, axis]
         for axis in range(3):
@@ -120,7 +130,8 @@ def sort_points(points: np.ndarray, atoms: np.ndarray, grid: Grid) -> None:
     """Fill a grid: its points, the atoms that they are images of, and the start of each bin."""
     low, edges, n_bins, bin_ptr = grid.low, grid.edges, grid.n_bins, grid.bin_ptr
     where = np.empty(len(atoms), np.int64)
-    bin_ptr[:] = 0
+    for number in range(len(bin_ptr)):
+        bin_ptr[number] = 0
     for point in range(len(atoms)):
         i = find_bin(points[0, point], low[0], edges[0], n_bins[0])
         j = find_bin(points[1, point], low[1], edges[1], n_bins[1])
@@ -129,7 +140,9 @@ def sort_points(points: np.ndarray, atoms: np.ndarray, grid: Grid) -> None:
         bin_ptr[where[point] + 1] += 1
     for number in range(1, len(bin_ptr)):
         bin_ptr[number] += bin_ptr[number - 1]
-    free = bin_ptr[:-1].copy()
+    free = np.empty(len(bin_ptr), np.int64)
+    for number in range(len(bin_ptr)):
+        free[number] = bin_ptr[number]
     for point in range(len(atoms)):
         target = free[where[point]]
         free[where[point]] += 1
@@ -184,3 +197,89 @@ def write_neighbours(centre: np.ndarray, grid: Grid, out: np.ndarray) -> int:
                 out[n_found] = point
                 n_found += dx * dx + dy * dy + dz * dz <= square
     return n_found
+
+
+@kernel
+def make_grid(positions: np.ndarray, cell: np.ndarray, inverse: np.ndarray, pbc: np.ndarray, cutoff: float) -> Grid:
+    """Sort the atoms of a structure and their images into a grid; `inverse` is that of the cell."""
+    wrapped, spans, box = np.empty((len(positions), 3)), np.empty(3, np.int64), np.empty((2, 3))
+    wrap_atoms(positions, cell, inverse, pbc, cutoff, wrapped, spans, box)
+    n_points = write_images(wrapped, cell, spans, box, np.empty((3, 0)), np.empty(0, np.int64))
+    points, owners = np.empty((3, n_points)), np.empty(n_points, np.int64)
+    write_images(wrapped, cell, spans, box, points, owners)
+
+    volume = (box[1, 0] - box[0, 0]) * (box[1, 1] - box[0, 1]) * (box[1, 2] - box[0, 2])
+    edge = max(cutoff / BINS_PER_CUTOFF, np.cbrt(volume / (BINS_PER_POINT * n_points)))
+    low, edges, n_bins = np.empty(3), np.empty(3), np.empty(3, np.int64)
+    for axis in range(3):
+        length = box[1, axis] - box[0, axis]
+        n_bins[axis] = max(1, int(length // edge))
+        low[axis], edges[axis] = box[0, axis], length / n_bins[axis]
+    bin_ptr = np.empty(n_bins[0] * n_bins[1] * n_bins[2] + 1, np.int64)
+    grid = Grid(wrapped, np.empty((3, n_points)), np.empty(n_points, np.int64), bin_ptr, low, edges, n_bins, cutoff)
+    sort_points(points, owners, grid)
+    return grid
+
+
+@kernel
+def count_pairs(grid: Grid, found: np.ndarray) -> int:
+    """Count the pairs of a grid; `found` is as `write_neighbours` wants it."""
+    n_pairs = 0
+    for atom in range(len(grid.positions)):
+        n_pairs += write_neighbours(grid.positions[atom], grid, found) - 1  # without the atom itself
+    return n_pairs
+
+
+@kernel
+def write_pairs(
+    grid: Grid, positions: np.ndarray, inverse: np.ndarray, found: np.ndarray, start: int, atoms: np.ndarray,
+    offsets: np.ndarray,
+) -> None:  # fmt: skip
+    """Write the pairs of a grid: rows of the two atoms, counted from `start`, and the cell vectors between them.
+
+    The offsets are those between the atoms where they are in `positions`, which need not be wrapped.
+    """
+    n_pairs = 0
+    offset = np.empty(3, np.int64)
+    for first in range(len(positions)):
+        for number in range(write_neighbours(grid.positions[first], grid, found)):
+            point = found[number]
+            second = grid.atom_index[point]
+            for k in range(3):
+                moved = 0.0
+                for axis in range(3):
+                    vector = grid.points[axis, point] - positions[second, axis]
+                    moved += (vector - grid.positions[first, axis] + positions[first, axis]) * inverse[axis, k]
+                offset[k] = round(moved)
+            if second == first and offset[0] == 0 and offset[1] == 0 and offset[2] == 0:
+                continue
+            atoms[0, n_pairs], atoms[1, n_pairs] = start + first, start + second
+            for k in range(3):
+                offsets[n_pairs, k] = offset[k]
+            n_pairs += 1
+
+
+@kernel
+def find_pairs_of_batch(
+    positions: np.ndarray, sizes: np.ndarray, cells: np.ndarray, inverses: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the pairs of several structures; see `daskpipe.core.neighbours.find_pairs`."""
+    room, n_pairs, start = max(1024, 64 * len(positions)), 0, 0
+    atoms, offsets = np.empty((2, room), np.int64), np.empty((room, 3), np.int64)
+    per_system = np.empty(len(sizes), np.int64)
+    for system in range(len(sizes)):
+        stop = start + sizes[system]
+        own = positions[start:stop]
+        grid = make_grid(own, cells[system], inverses[system], pbc[system], cutoff)
+        found = np.empty(grid.points.shape[1] + WIDTH, np.int32)
+        per_system[system] = count_pairs(grid, found)
+        end = n_pairs + per_system[system]
+        if end > room:
+            room = max(end, 2 * room)
+            more_atoms, more_offsets = np.empty((2, room), np.int64), np.empty((room, 3), np.int64)
+            more_atoms[:, :n_pairs] = atoms[:, :n_pairs]
+            more_offsets[:n_pairs] = offsets[:n_pairs]
+            atoms, offsets = more_atoms, more_offsets
+        write_pairs(grid, own, inverses[system], found, start, atoms[:, n_pairs:end], offsets[n_pairs:end])
+        n_pairs, start = end, stop
+    return atoms[:, :n_pairs].copy(), per_system, offsets[:n_pairs].copy()

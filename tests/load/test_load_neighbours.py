@@ -7,7 +7,8 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 
 from daskpipe.load import TorchDataset, collate
-from daskpipe.load.neighbours import pairs_within
+from daskpipe.load.batch import Batch
+from daskpipe.load.neighbours import edges_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -15,6 +16,14 @@ with warnings.catch_warnings():
 
 CUTOFF = 4.0
 CELL = np.array([[5.0, 0, 0], [1.5, 6, 0], [-2, 0.5, 7]])
+
+
+def pairs_within(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the edges of a batch of one structure."""
+    arrays = {"positions": positions, "cell": cell[None], "pbc": pbc[None], "ptr": np.array([0, len(positions)])}
+    batch = Batch.of({name: torch.from_numpy(array) for name, array in arrays.items()})
+    edges = edges_of(batch, CUTOFF, torch.float64)
+    return edges["edge_index"].numpy(), edges["unit_shifts"].numpy().astype(int)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +36,7 @@ def test_pairs_are_those_of_ase(pbc, open_vectors):
     positions = rng.random((12, 3)) @ CELL + rng.normal(size=3) * 20
     positions[0] += 2 * CELL[1]  # far outside the cell
     cell = CELL if open_vectors == "given" else np.where(pbc[:, None], CELL, 0.0)
-    (i, j), shifts = pairs_within(positions, cell, pbc, CUTOFF)
+    (i, j), shifts = pairs_within(positions, cell, pbc)
     assert not shifts[:, ~pbc].any()
     expected = neighbor_list("ijS", Atoms("H12", positions=positions, cell=cell, pbc=pbc), CUTOFF)
     assert len(i) > 0
@@ -40,9 +49,9 @@ def sort_edges(i, j, shifts):
 
 def test_an_atom_alone_has_no_neighbours_but_its_images():
     position = np.zeros((1, 3))
-    edges, shifts = pairs_within(position, np.zeros((3, 3)), np.zeros(3, dtype=bool), CUTOFF)
+    edges, shifts = pairs_within(position, np.zeros((3, 3)), np.zeros(3, dtype=bool))
     assert (edges.shape, shifts.shape) == ((2, 0), (0, 3))
-    edges, shifts = pairs_within(position, np.eye(3) * 3.5, np.ones(3, dtype=bool), CUTOFF)
+    edges, shifts = pairs_within(position, np.eye(3) * 3.5, np.ones(3, dtype=bool))
     assert edges.shape == (2, 6)
 
 
