@@ -162,7 +162,8 @@ def test_two_pools_give_the_same_bytes_and_leave_nothing(
 
 QUICKSTART = [
     *(f"generate.sources.{name}.n=2" for name in ("alloys", "surfaces", "clusters")),
-    *("explore.dynamics.steps=10", "explore.dynamics.stride=5", "explore.batch_size=3", "select.n=4"),
+    *("explore.dynamics.steps=10", "explore.dynamics.equilibration=0", "explore.dynamics.stride=5"),
+    *("explore.batch_size=3", "select.n=4"),
     "label.checks.finite_differences=null",
 ]
 """The quickstart with fewer seeds, less molecular dynamics and fewer labels: MACE explores, CHGNet labels."""
