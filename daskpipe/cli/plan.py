@@ -84,6 +84,7 @@ def _show_plan(content: dict[str, Any], console: Console) -> None:
         *(_format_pool(name, pool) for name, pool in content["pools"].items()),
         "hours unknown: type --probe" if probe is None else _format_probe(content),
         *_format_dynamics(content["dynamics"]),
+        *(f"{stage}: {text}" for stage, text in content["evaluators"].items()),
         *content["doubts"],
     ]
     if content["budget"]:

@@ -30,6 +30,7 @@ from daskpipe.core import events
 from daskpipe.core.text import make_printable
 from daskpipe.engine.run_directory import RunDirectory
 from daskpipe.runs.outcome_lines import (
+    format_evaluators,
     format_labels,
     format_left_out_of_seeds,
     format_moves,
@@ -259,6 +260,7 @@ def print_summary(result: Result, console: Console) -> None:
     lines = [
         *format_left_out_of_seeds(result.stages["generate"]["tallies"]),
         *format_refused(count_refused(result.stages["generate"]["tallies"])),
+        *format_evaluators(explored["tallies"]),
         *format_moves(explored["tallies"]),
         *format_selection(selected["report"]),
         *format_splits(planned["report"]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import signal
 import time
 import uuid
@@ -30,6 +31,10 @@ GPU = "GPU"
 
 CPU = "CPU"
 """Name of the Dask resource that a worker of a site's pool without GPUs offers, one a thread."""
+
+
+NOTICES = "daskpipe-notices"
+"""Topic of Dask's log of events under which workers send what `daskpipe.core.notices.send_notice` tells."""
 
 
 class WorkerSupply(Protocol):
@@ -129,6 +134,19 @@ class DaskPool:
         """Function that reads the receipt of each future from disk."""
         self._slots: tuple[str, float, int] | None = None
         """Stage, end of validity and number of slots: kept, because asking the scheduler takes as long as a commit."""
+        self._notices: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._taken: set[str] = set()
+        # The handler runs in the client's thread, where nothing may be emitted.
+        self.client.subscribe_topic(NOTICES, lambda event: self._notices.put(event[1]))
+
+    def take_notices(self) -> list[str]:
+        """Return the messages that units have sent by `daskpipe.core.notices.send_notice`, each of them once."""
+        found = []
+        while not self._notices.empty():
+            if (message := self._notices.get()) not in self._taken:
+                self._taken.add(message)
+                found.append(message)
+        return found
 
     def _resource_of(self, stage: str) -> str | None:
         """Return the resource that units of a stage need; a site with pools for both keeps CPU work off its GPUs."""

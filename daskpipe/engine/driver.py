@@ -29,11 +29,12 @@ from daskpipe.core.events import (
     UnitLost,
     UnitSuperseded,
 )
+from daskpipe.core.notices import deliver_notices
 from daskpipe.core.shared_disk import call_patiently, explain_disk_errors, is_transient
 from daskpipe.engine.attempts import Mark, Silence, mark_attempt, read_marks, write_note
 from daskpipe.engine.checkpoints import Checkpoints
 from daskpipe.engine.commit import commit
-from daskpipe.engine.dask_pool import DaskPool, retire_worker
+from daskpipe.engine.dask_pool import NOTICES, DaskPool, retire_worker
 from daskpipe.engine.dispatcher import UnitCall, UnitTask, WorkerLost, dispatch_tasks
 from daskpipe.engine.isolation import InputLimits, IsolatedInputs, compute_isolated
 from daskpipe.engine.manifests import read_units
@@ -222,9 +223,14 @@ class Driver:
                 self.pool.end_process(mark)
 
     def check_run(self) -> None:
-        """Raise the error that must stop the run, if any: another driver, a full disk."""
+        """Raise the error that must stop the run, if any: another driver, a full disk. Pass on what workers tell."""
+        self._emit_notices()
         self.check_stop()
         check_disk(self.directory.root, self.faults.disk_bytes)
+
+    def _emit_notices(self) -> None:
+        for message in self.pool.take_notices():
+            self.emit(Notice(message=message))
 
     def _report_superseded(self, stage: str) -> None:
         """Emit an event for each committed unit of a stage whose planned units all have other keys.
@@ -237,6 +243,7 @@ class Driver:
 
     def _finish_stage(self, stage: str, receipts: list[Receipt], n_computed: int, seconds: float) -> None:
         """Keep the summary of a stage, and emit its event."""
+        self._emit_notices()
         row = summarise_stage(receipts, n_computed, seconds)
         self.stages[stage] = row
         self.emit(
@@ -333,7 +340,10 @@ def _commit_marked(root: Path, unit: Unit, compute: Callable[..., Payload], need
         retire_worker()
         raise
     worker = get_worker()
-    with mark_attempt(root, unit, worker=worker.address, nanny=worker.nanny or "") as mark:
+    with (
+        mark_attempt(root, unit, worker=worker.address, nanny=worker.nanny or "") as mark,
+        deliver_notices(partial(worker.log_event, NOTICES)),
+    ):
         started = time.perf_counter()
         try:
             payload = compute(mark=mark)

@@ -95,6 +95,20 @@ def describe_potential(name: str) -> str:
     return f"{lines[0].split('. ')[0].rstrip('.')}." if lines else ""
 
 
+def explain_evaluator(name: str, params: Mapping[str, Any], device: str) -> str | None:
+    """Return in words what evaluates a potential, and why; ``None`` for a potential that leaves no choice.
+
+    Parameters
+    ----------
+    name, params
+        A known potential and valid parameters of it.
+    device
+        ``cpu`` or ``cuda``.
+    """
+    explain = POTENTIALS.find_companion(name, "explain_evaluator")
+    return explain and f"{name} by {explain(device, **check_params(name, params))}"
+
+
 def list_packages() -> list[str]:
     """List the distributions that the potentials of the table compute with, in the order of the table."""
     return list(dict.fromkeys(package for name in POTENTIALS.table for package in traits_of(name).packages))

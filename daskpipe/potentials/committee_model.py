@@ -41,6 +41,11 @@ class CommitteeModel(ModelInterface):
         self._memory_scales_with = "n_atoms_x_density"
         self.mixes_periodicity = all(mixes_periodicity(member) for member in members)
 
+    @property
+    def evaluated_by(self) -> str:
+        """What evaluates the members, where they say so."""
+        return " and ".join(sorted({getattr(member, "evaluated_by", "") for member in self.members} - {""}))
+
     def forward(self, state: SimState, **_kwargs: Any) -> dict[str, torch.Tensor]:
         """Compute mean energy (system,), forces (atom, 3) and, if asked for, stress (system, 3, 3) in eV, eV/Å, eV/Å^3.
 

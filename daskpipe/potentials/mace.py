@@ -7,16 +7,19 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from daskpipe.core.errors import ConfigError, InputError, describe_unknown
+from daskpipe.core.notices import send_notice
 from daskpipe.core.registry import FileName
 from daskpipe.core.third_party import import_mace
 from daskpipe.potentials.identity import Identity, file_hash
 from daskpipe.potentials.mace_electrons import check_features, specs_of, with_electrons
+from daskpipe.potentials.mace_evaluators import SYMMETRIX, TORCH, choose_evaluator, find_misfit
 from daskpipe.potentials.mace_pickles import read_class_and_heads
 from daskpipe.potentials.potential import Potential
 from daskpipe.potentials.results import Evaluation, Failure, checked_results
@@ -47,7 +50,7 @@ def mace(
     dtype: str,
     model: FileName = "bundled",
     head: str | None = None,
-    acceleration: Literal["none", "cueq", "compile"] = "none",
+    acceleration: Literal["auto", "none", "symmetrix", "cueq", "compile"] = "auto",
 ) -> Potential:
     """MACE, batched. Source: arXiv:2206.07697.
 
@@ -66,8 +69,11 @@ def mace(
         Head to use of a model with several heads; by default the one called ``default``. Required if there is none of
         that name.
     acceleration
-        Of the batched model for dynamics; labels are computed without it. ``cueq`` needs NVIDIA's cuEquivariance.
-        ``compile`` needs a C++ compiler (on CUDA: Triton) and takes minutes for the first step.
+        ``symmetrix`` evaluates the model natively on a CPU, for dynamics and labels, where it takes the model
+        (`daskpipe.potentials.mace_native`), and is compared with torch before it is used; else torch does it. ``auto``
+        takes it where it is installed. ``none`` takes torch. ``cueq`` and ``compile`` are for dynamics only: ``cueq``
+        needs NVIDIA's cuEquivariance; ``compile`` needs a C++ compiler (on CUDA: Triton) and takes minutes for the
+        first step.
 
     Raises
     ------
@@ -83,24 +89,46 @@ def mace(
 
     from daskpipe.potentials.mace_calculator import Calculator
     from daskpipe.potentials.mace_model import MixedMace, check_acceleration
+    from daskpipe.potentials.mace_native import find_misfit_of_module, prepare_or_tell
+    from daskpipe.potentials.mace_native_model import NativeMace
 
     check_acceleration(acceleration, device)
     path = _find_model_file(model)
     module = _load_module(path, device, dtype)
     head = choose_head(list(getattr(module, "heads", ["Default"])), head, path)
     calculator = Calculator(models=module, device=device, default_dtype=dtype, head=head)
+    cutoff = float(module.r_max)
 
-    def make_model(stress: bool, acceleration: str = acceleration) -> ModelInterface:
-        return MixedMace(
+    def make_torch_model(stress: bool, acceleration: str = "none") -> ModelInterface:
+        model = MixedMace(
             module, torch.device(device), getattr(torch, dtype), compute_stress=stress, head=head,
             acceleration=acceleration,
         )  # fmt: skip
+        model.evaluated_by = f"{evaluator} ({why})"
+        return model
 
-    cutoff = float(module.r_max)
+    def make_native_model(stress: bool) -> ModelInterface:
+        return NativeMace(
+            prepare, partial(make_torch_model, stress), cutoff=cutoff, dtype=getattr(torch, dtype),
+            compute_stress=stress,
+        )  # fmt: skip
+
+    evaluator, why = choose_evaluator(acceleration, device)
+    if evaluator == SYMMETRIX and (misfit := find_misfit_of_module(module)):
+        evaluator, why = TORCH, misfit
+    if evaluator == SYMMETRIX:
+        prepare = cache(partial(prepare_or_tell, module, identify(model, head).hash, head, dtype))
+        dynamics = labelling = make_native_model
+    elif acceleration in ("cueq", "compile"):
+        dynamics, labelling = partial(make_torch_model, acceleration=acceleration), make_torch_model
+    else:
+        dynamics = labelling = make_torch_model
+        if acceleration == SYMMETRIX:
+            send_notice(f"MACE is evaluated by torch: {why}")
     return Potential(
         calculator=calculator,
-        model=make_model,
-        label=_make_labeller(make_model(True, "none")),
+        model=dynamics,
+        label=_make_labeller(labelling(True)),
         elements=_element_symbols(module.atomic_numbers.tolist()),
         cutoff=cutoff,
         # A model without an embedding of the charge describes neutral matter.
@@ -210,7 +238,7 @@ def _batches_of_atoms(structures: Sequence[Atoms]) -> Iterator[list[Atoms]]:
         yield batch
 
 
-def identify(model: str, head: str | None, acceleration: str = "none") -> Identity:
+def identify(model: str, head: str | None, acceleration: str = "auto") -> Identity:
     """Identify a MACE model by the bytes of its files, and by the head if one is named.
 
     The acceleration does not count, since it changes rounding of dynamics and no label. Class and heads of the model
@@ -233,6 +261,26 @@ def identify(model: str, head: str | None, acceleration: str = "none") -> Identi
     digest = parts[0] if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()
     name = {"bundled": "MACE Cu-Ag-Au"}.get(model, f"MACE {model if model in _foundation_names(model) else path.name}")
     return Identity(name=name, hash=digest, elements=elements)
+
+
+def explain_evaluator(device: str, model: str, head: str | None, acceleration: str = "auto") -> str:
+    """Return in words what evaluates a model, and why; the worker that does it has the last word.
+
+    Parameters
+    ----------
+    device
+        ``cpu`` or ``cuda``.
+    model, head, acceleration
+        As in `mace`.
+    """
+    path = _find_model_file(model)
+    name, why = choose_evaluator(acceleration, device)
+    if name == SYMMETRIX and path.suffix == ".safetensors":
+        from daskpipe.potentials.mace_files import read_hypers
+
+        misfit = find_misfit(read_hypers(path))
+        return f"{TORCH} ({misfit})" if misfit else f"{name} ({why})"
+    return f"{name}{', if it takes the model' if name == SYMMETRIX else ''} ({why})"
 
 
 def choose_head(heads: Sequence[str], head: str | None, path: Path) -> str:

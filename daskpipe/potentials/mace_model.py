@@ -28,6 +28,7 @@ from daskpipe.potentials.batches import (
     sum_segments,
 )
 from daskpipe.potentials.mace_electrons import find_unknown_electrons, specs_of
+from daskpipe.potentials.mace_evaluators import TORCH
 
 CUEQ = {"cuequivariance": "cuequivariance", "cuequivariance_torch": "cuequivariance-torch"}
 CUEQ_ON_CUDA = {"cuequivariance_ops_torch": "cuequivariance-ops-torch-cu12"}
@@ -63,6 +64,9 @@ class MixedMace(MaceTorchSimModel):
 
     mixes_periodicity = True
     """Each system of a batch may be periodic along axes of its own."""
+
+    evaluated_by = TORCH
+    """What evaluates the model, and why, for the summary of a run."""
 
     model: Any
     """MACE as it is evaluated: compiled, and with sums in float64, where that is asked for."""
@@ -286,10 +290,10 @@ def check_acceleration(acceleration: str, device: str) -> None:
         if missing:
             raise ConfigError(
                 f"potential 'mace': acceleration=cueq needs {', '.join(missing)}; pip install "
-                f"{' '.join(needed[name] for name in missing)} or give acceleration=none"
+                f"{' '.join(needed[name] for name in missing)} or give acceleration=auto"
             )
     if acceleration == "compile" and device == "cpu" and shutil.which("g++") is None:
         raise ConfigError(
             "potential 'mace': acceleration=compile needs the compiler g++, which is not in PATH; install it or give "
-            "acceleration=none"
+            "acceleration=auto"
         )

@@ -87,6 +87,11 @@ class RepulsiveModel(ModelInterface):
         """Reason for each system of the last batch that has no results."""
         return getattr(self.model, "failures", {})
 
+    @property
+    def evaluated_by(self) -> str:
+        """What evaluates the model without repulsion, where it says so."""
+        return getattr(self.model, "evaluated_by", "")
+
     def forward(self, state: SimState, **kwargs: Any) -> dict[str, torch.Tensor]:
         """Return the model's output with the repulsion added to energy, forces and stress."""
         out = self.model(state, **kwargs)

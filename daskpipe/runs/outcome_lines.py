@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from daskpipe.core.variables import SPLITS
+from daskpipe.stages.explore.stage import EVALUATED_BY
 from daskpipe.stages.generate.reading.left_out import LEFT_OUT
 
 
@@ -34,6 +35,14 @@ def format_refused(refused: Mapping[str, int]) -> list[str]:
     """Format how many structures failed the checks of seeds and were replaced, by source and reason."""
     counts = ", ".join(f"{name} {n:,}" for name, n in sorted(refused.items(), key=lambda item: (-item[1], item[0])))
     return [f"structures that failed a check and were replaced (source/reason): {counts}"] if refused else []
+
+
+def format_evaluators(tallies: Mapping[str, int]) -> list[str]:
+    """Format what evaluated the potential of exploration, and why, for a potential that has a choice."""
+    counts = {name.removeprefix(EVALUATED_BY): n for name, n in tallies.items() if name.startswith(EVALUATED_BY)}
+    if not counts:
+        return []
+    return ["evaluated by " + "; ".join(f"{name}: {n:,} trajectories" for name, n in sorted(counts.items()))]
 
 
 def format_moves(tallies: dict[str, int]) -> list[str]:

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from daskpipe.cluster.sites import load_site
 from daskpipe.config.models import Config
 from daskpipe.core.variables import SIZES, VARIABLES, missing_values
 from daskpipe.pipeline.steps import list_devices
+from daskpipe.potentials import explain_evaluator
 from daskpipe.runs.budget import HOUR, compute_limits, format_bytes
 from daskpipe.runs.costs import Count, Line, count_units
 from daskpipe.stages import describe
@@ -76,8 +77,9 @@ def plan_run(config: Config, measured: Measurements | None = None) -> dict[str, 
         ``totals``: the sums, and the ``dataset_bytes`` among the bytes. ``pools``: per pool its stages, ``workers``,
         ``hours`` of work and ``wall_hours``. ``seconds``: wall time of the whole run on that many workers.
         ``budget``: the limits, and whether they are kept. ``dynamics``: of a sample of the seeds, how many are
-        explored in which ensemble and with which time step (fs), and a ``warning`` if that is too long. ``doubts``:
-        what is not exact. Unknown values are None.
+        explored in which ensemble and with which time step (fs), and a ``warning`` if that is too long.
+        ``evaluators``: by stage, what evaluates a potential that has a choice, and why. ``doubts``: what is not exact.
+        Unknown values are None.
 
     Raises
     ------
@@ -151,7 +153,18 @@ def plan_run(config: Config, measured: Measurements | None = None) -> dict[str, 
         "budget": _judge_budget(config, stages),
         "probe": measured.as_json() if measured else None,
         "dynamics": _summarise_dynamics(sample, config.explore.dynamics),
+        "evaluators": _explain_evaluators(config, on_gpu),
     }
+
+
+def _explain_evaluators(config: Config, on_gpu: Collection[str]) -> dict[str, str]:
+    """Return what evaluates the potentials that have a choice, and why, by stage."""
+    choices = {"explore": config.explore.potential, "label": config.label.potential}
+    found = {
+        stage: explain_evaluator(choice.name, choice.params, "cuda" if stage in on_gpu else "cpu")
+        for stage, choice in choices.items()
+    }
+    return {stage: text for stage, text in found.items() if text is not None}
 
 
 def _count_relaxation_steps(config: Config, counts: Mapping[str, Count]) -> int:

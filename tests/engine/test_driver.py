@@ -18,10 +18,12 @@ import dask
 import numpy as np
 import pytest
 from distributed import Client
+from waiting import wait_until
 
 from daskpipe.core import shared_disk
 from daskpipe.core.errors import ClusterError, DaskpipeError, DiskError, DiskUnreachable
-from daskpipe.core.events import Event, UnitLost
+from daskpipe.core.events import Event, Notice, UnitLost
+from daskpipe.core.notices import send_notice
 from daskpipe.engine import attempts
 from daskpipe.engine.attempts import Silence, mark_attempt, read_marks
 from daskpipe.engine.checkpoints import Checkpoints
@@ -59,6 +61,9 @@ class Elsewhere:
 
     def count_slots(self, stage: str) -> int:
         return 1
+
+    def take_notices(self) -> list[str]:
+        return []
 
     def submit_unit(self, unit: Unit, call: UnitCall) -> Unit:
         return unit
@@ -233,6 +238,29 @@ def _fail(flag: Path, n_times: int, number: int) -> list[float]:
     if n_calls < n_times:
         raise OSError(number, os.strerror(number), "upstream")
     return [1.0]
+
+
+def _tell() -> list[float]:
+    send_notice("the model is compiled")
+    send_notice("the model is compiled")
+    return [1.0]
+
+
+def test_what_a_unit_tells_is_emitted_once(client: Client, tmp_path: Path) -> None:
+    run, plan, events = plan_reading(client, tmp_path, _tell)
+    run.run_stage("label", plan, "frames")
+
+    def told() -> list[str]:
+        run.check_run()
+        return [event.message for event in events if isinstance(event, Notice)]
+
+    wait_until(lambda: bool(told()))
+    assert told() == ["the model is compiled"]
+
+
+def test_outside_of_units_it_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    send_notice("the model is compiled")
+    assert caplog.messages == ["the model is compiled"]
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN])

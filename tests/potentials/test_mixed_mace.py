@@ -166,7 +166,10 @@ def test_a_potential_without_what_its_acceleration_needs(monkeypatch: pytest.Mon
 
 
 def test_unknown_acceleration() -> None:
-    with pytest.raises(ConfigError, match=r"acceleration: Input should be 'none', 'cueq' or 'compile', received 'oeq'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"acceleration: Input should be 'auto', 'none', 'symmetrix', 'cueq' or 'compile', received 'oeq'",
+    ):
         build_potential("mace", {"acceleration": "oeq"}, "cpu")
 
 
@@ -189,7 +192,8 @@ def test_cueq_gives_the_same(make) -> None:
 def test_compiled_gives_the_same(tmp_path: Path) -> None:
     """Compare a small model with itself, compiled: without care torch compiles one whose forces are zero."""
     organic_file = tmp_path / "small.model"
-    save(random_module(seed=1, atomic_numbers=[1, 6, 8], num_elements=3, max_ell=1), organic_file)
+    shape = {"atomic_numbers": [1, 6, 8], "num_elements": 3, "max_ell": 1, "num_interactions": 1}
+    save(random_module(seed=1, **shape), organic_file)
     params = {"model": str(organic_file), "acceleration": "compile"}
     potential = build_potential("mace", params, "cpu", "float64")
     agrees(potential, organic(), AGREEMENT)

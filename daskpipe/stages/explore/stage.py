@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 VERSION = 3
 
+EVALUATED_BY = "evaluated_by/"
+"""Beginning of the names of tallies that count trajectories by what evaluated the potential."""
+
 FLAT = 1e-6
 """Volume (area, length) of the periodic cell vectors over the product of their lengths below which there is none."""
 
@@ -96,6 +99,7 @@ def explore_partition(
     trajectories = [_make_trajectory(seed, settings, run_seed, potential.elements) for seed in seeds]
     fit = [trajectory for trajectory in trajectories if not trajectory.finished]
     first: list[Any] = []
+    evaluated: Counter[str] = Counter()
     if fit:
         first = add_relaxations(fit, settings)
         # The threads of a worker share the potential.
@@ -108,10 +112,12 @@ def explore_partition(
             )
             attempt = checkpoints.begin_attempt() if checkpoints else None
             BatchRunner([*first, *fit], model, settings, space, fingerprint, attempt).run()
+            if by := getattr(model, "evaluated_by", ""):
+                evaluated[EVALUATED_BY + by] = len(fit)
     frames = [atoms for trajectory in trajectories for atoms in trajectory.output_frames(settings.dynamics)]
     rejected = [stop for trajectory in trajectories for stop in trajectory.stops]
     arrays = dataset_to_arrays(from_atoms(frames))
-    tallies = sum((Counter(trajectory.tallies) for trajectory in (*first, *trajectories)), Counter())
+    tallies = sum((Counter(trajectory.tallies) for trajectory in (*first, *trajectories)), evaluated)
     return [Payload(arrays=arrays, n_out=len(frames), rejected=rejected, tallies=tallies)]
 
 
