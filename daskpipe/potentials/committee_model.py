@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from daskpipe.core.torch_sim import ModelInterface
+from daskpipe.potentials.batches import NeighbourFinder, Neighbours
 from daskpipe.potentials.evaluate import mixes_periodicity
 
 if TYPE_CHECKING:
@@ -40,6 +42,11 @@ class CommitteeModel(ModelInterface):
         self._compute_forces = True
         self._memory_scales_with = "n_atoms_x_density"
         self.mixes_periodicity = all(mixes_periodicity(member) for member in members)
+        n_members = Counter(_cutoff_of(member) for member in members)
+        # Neighbours are searched once for all members of one cutoff.
+        self._shared = {
+            cutoff: NeighbourFinder(cutoff) for cutoff, n in n_members.items() if cutoff is not None and n > 1
+        }
 
     @property
     def evaluated_by(self) -> str:
@@ -54,8 +61,10 @@ class CommitteeModel(ModelInterface):
         """
         outputs = []
         self.failures = {}
+        found: dict[float | None, Neighbours] = {cutoff: finder(state) for cutoff, finder in self._shared.items()}
         for member in self.members:
-            outputs.append(member(state))
+            shared = found.get(_cutoff_of(member))
+            outputs.append(member(state) if shared is None else member(state, neighbours=shared))
             self.failures = getattr(member, "failures", {}) | self.failures
         names = ("energy", "forces", "stress") if self._compute_stress else ("energy", "forces")
         forces = torch.stack([item["forces"] for item in outputs])
@@ -66,3 +75,9 @@ class CommitteeModel(ModelInterface):
         return {name: torch.stack([item[name] for item in outputs]).mean(dim=0) for name in names} | {
             "force_disagreement": torch.where(unknown, torch.nan, largest)
         }
+
+
+def _cutoff_of(model: Any) -> float | None:
+    """Return the cutoff of a model that can be given the neighbours of each atom; ``None`` if it can not."""
+    finder = getattr(model, "find_neighbours", None)
+    return finder.cutoff if isinstance(finder, NeighbourFinder) else None

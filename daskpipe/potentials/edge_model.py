@@ -63,14 +63,16 @@ class EdgeModel(ModelInterface):
         self._compute_forces = True
         self._memory_scales_with = "n_atoms_x_density"
 
-    def forward(self, state: SimState, **_kwargs: Any) -> dict[str, torch.Tensor]:
+    def forward(
+        self, state: SimState, *, neighbours: Neighbours | None = None, **_kwargs: Any
+    ) -> dict[str, torch.Tensor]:
         """Compute energy (system,), forces (atom, 3) and, if asked for, stress (system, 3, 3) in eV, eV/Å, eV/Å^3.
 
         The output has the state's dtype. The stress is positive under tension, as in ASE; NaN where the cell has no
-        volume.
+        volume. `neighbours` are those of ``find_neighbours``, where they are known already.
         """
         with torch.no_grad():
-            edges = self.find_neighbours(state)
+            edges = neighbours or self.find_neighbours(state)
             vectors = edges.vectors.to(self._dtype)
             distances = edges.squares.to(self._dtype).sqrt()
             energies, slopes = self.interaction(edges, distances, state.atomic_numbers)

@@ -21,6 +21,7 @@ from daskpipe.core.third_party import silence_libraries
 from daskpipe.core.torch_sim import SimState
 from daskpipe.potentials.batches import (
     NeighbourFinder,
+    Neighbours,
     cell_volumes,
     complete_cells,
     lost_systems,
@@ -105,13 +106,15 @@ class MixedMace(MaceTorchSimModel):
         # Padding needs an atom and a system of its own: else it would count as part of the last real system.
         super()._ensure_budgets(n_atoms + 1, n_edges, n_systems + 1)
 
-    def forward(self, state: SimState, **_kwargs: Any) -> dict[str, torch.Tensor]:
+    def forward(
+        self, state: SimState, *, neighbours: Neighbours | None = None, **_kwargs: Any
+    ) -> dict[str, torch.Tensor]:
         """Compute energy (system,), forces (atom, 3) and, if asked for, stress (system, 3, 3) in eV, eV/Å, eV/Å^3.
 
         The output has the state's dtype. The stress is positive under tension, as in ASE; NaN where the cell has no
-        volume.
+        volume. `neighbours` are those of ``find_neighbours``, where they are known already.
         """
-        edges = self.find_neighbours(state)
+        edges = neighbours or self.find_neighbours(state)
         near, turns = near_origin(state)
         shifts = edges.offsets.T + turns[edges.second] - turns[edges.first]
         self.neighbor_list_fn = lambda *_: (

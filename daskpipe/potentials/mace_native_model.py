@@ -82,21 +82,27 @@ class NativeMace(ModelInterface):
         native = self.prepare()
         return native if isinstance(native, str) else native.refused
 
-    def forward(self, state: SimState, **_kwargs: Any) -> dict[str, torch.Tensor]:
+    def forward(
+        self, state: SimState, *, neighbours: Neighbours | None = None, **_kwargs: Any
+    ) -> dict[str, torch.Tensor]:
         """Compute energy (system,), forces (atom, 3) and, if asked for, stress (system, 3, 3) in eV, eV/Å, eV/Å^3.
 
         The output has the state's dtype. The stress is positive under tension, as in ASE; NaN where the cell has no
-        volume.
+        volume. `neighbours` are those of ``find_neighbours``, where they are known already.
         """
         native = self.prepare()
         if isinstance(native, str):
-            return self.reference(state)
+            return self.reference(state, neighbours=neighbours)
         if not native.checked:
             native.compare(partial(self._evaluate, native), self.reference, state)
-        return self.reference(state) if native.refused else self._evaluate(native, state)
+        if native.refused:
+            return self.reference(state, neighbours=neighbours)
+        return self._evaluate(native, state, neighbours)
 
-    def _evaluate(self, native: NativeEvaluator, state: SimState) -> dict[str, torch.Tensor]:
-        edges = self.find_neighbours(state)
+    def _evaluate(
+        self, native: NativeEvaluator, state: SimState, neighbours: Neighbours | None = None
+    ) -> dict[str, torch.Tensor]:
+        edges = neighbours or self.find_neighbours(state)
         # Two atoms in one place have no direction: their system is lost.
         lost = lost_systems(state)
         lost[edges.system[edges.squares == 0]] = True

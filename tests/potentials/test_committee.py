@@ -10,8 +10,9 @@ from ase.build import molecule
 from ase.calculators.calculator import CalculationFailed
 
 from daskpipe.core.errors import ConfigError
+from daskpipe.core.torch_sim import SimState
 from daskpipe.potentials import Failure, Results, batched_model, build_potential, evaluate, identify_potential
-from daskpipe.potentials.batches import make_state
+from daskpipe.potentials.batches import NeighbourFinder, Neighbours, make_state
 
 MEMBERS = [
     {"name": "emt"},
@@ -121,3 +122,31 @@ def test_identity_hangs_on_the_members() -> None:
 def test_wrong_members(members: list[dict[str, object]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_potential("committee", {"members": members}, "cpu")
+
+
+def test_members_of_one_cutoff_share_a_search_and_keep_their_bits(
+    metals: list[Atoms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cutoffs = []
+    search = NeighbourFinder.__call__
+
+    def counted(self: NeighbourFinder, state: SimState) -> Neighbours:
+        cutoffs.append(self.cutoff)
+        return search(self, state)
+
+    monkeypatch.setattr(NeighbourFinder, "__call__", counted)
+    members = [
+        {"name": "lj", "params": {"epsilon": 0.3, "sigma": 2.4, "r_cut": 5.5}},
+        {"name": "mace"},
+        {"name": "lj", "params": {"epsilon": 0.2, "sigma": 2.4, "r_cut": 5.5}},
+        {"name": "lj", "params": {"epsilon": 0.2, "sigma": 2.2, "r_cut": 4.5}},
+    ]
+    state = make_state(metals, torch.device("cpu"), torch.float64)
+    committee = batched_model(build_potential("committee", {"members": members}, "cpu", "float64"))
+    found = committee(state)["forces"]
+    assert sorted(cutoffs) == [4.5, 5.5]
+    alone = [
+        batched_model(build_potential(member["name"], member.get("params", {}), "cpu", "float64"))(state)["forces"]
+        for member in members
+    ]
+    assert torch.equal(found, torch.stack(alone).mean(dim=0))
