@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 
-def neighbour_grid(atoms: Atoms, cutoff: float) -> Grid:
+def neighbour_grid(atoms: Atoms, cutoff: float, *, centres: np.ndarray | None = None, periodic: bool = True) -> Grid:
     """Sort a structure with any cell and any boundaries; time and memory are linear in its atoms.
 
     Parameters
@@ -22,6 +22,10 @@ def neighbour_grid(atoms: Atoms, cutoff: float) -> Grid:
         At least one atom.
     cutoff
         Å.
+    centres
+        Points around which neighbours are searched, shape (centre, 3), float64, Å; by default the atoms.
+    periodic
+        False leaves out periodic images, whatever the structure says.
 
     Returns
     -------
@@ -33,8 +37,11 @@ def neighbour_grid(atoms: Atoms, cutoff: float) -> Grid:
     ValueError
         If the structure is periodic along cell vectors that are zero or not independent.
     """
-    cell, inverse = _complete_cell(atoms)
-    return kernels.make_grid(atoms.positions, cell, inverse, atoms.pbc, cutoff)
+    pbc = atoms.pbc if periodic else np.zeros(3, dtype=bool)
+    cell, inverse = _complete_cell(atoms, pbc)
+    if centres is None:
+        return kernels.make_grid(atoms.positions, cell, inverse, pbc, cutoff)
+    return kernels.make_grid_around(centres, atoms.positions, cell, inverse, pbc, cutoff)
 
 
 def find_pairs(
@@ -76,9 +83,9 @@ def find_pairs(
     return atoms, n_pairs, offsets
 
 
-def _complete_cell(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
+def _complete_cell(atoms: Atoms, pbc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the cell, with unit vectors in place of zero vectors, and its inverse."""
-    if not atoms.pbc.any():
+    if not pbc.any():
         return np.eye(3), np.eye(3)
     cell = atoms.cell.array
     if not cell.any(axis=1).all():

@@ -23,12 +23,13 @@ BINS_PER_POINT = 8
 
 
 class Grid(NamedTuple):
-    """A structure's atoms, and those of their images that lie within a cutoff of the box around them.
+    """A structure's atoms, and those of their images that lie within a cutoff of the box around the centres.
 
     Parameters
     ----------
     positions
-        Atoms, wrapped into the cell along its periodic vectors, shape (atom, xyz), float64, Å.
+        Centres, which are the atoms unless others are asked for, wrapped into the cell along its periodic vectors,
+        shape (centre, xyz), float64, Å.
     points
         Atoms and images in order of their bins, shape (xyz, point), float64, Å.
     atom_index
@@ -54,40 +55,53 @@ class Grid(NamedTuple):
 
 
 @kernel
-def wrap_atoms(
-    positions: np.ndarray, cell: np.ndarray, inverse: np.ndarray, pbc: np.ndarray, cutoff: float, out: np.ndarray,
-    spans: np.ndarray, box: np.ndarray,
-) -> None:  # fmt: skip
-    """Wrap atoms into the cell along its periodic vectors, and find the box around them and their neighbours.
+def wrap_points(
+    positions: np.ndarray, cell: np.ndarray, inverse: np.ndarray, pbc: np.ndarray, out: np.ndarray, ends: np.ndarray
+) -> None:
+    """Wrap points into the cell along its periodic vectors.
 
-    Writes the positions, how many images to look at on either side along each cell vector, and the corners of the
-    box that holds all atoms and all their neighbours, ``box[corner, axis]``.
+    Writes the wrapped points and the range of their fractional coordinates, ``ends[low or high, k]``.
     """
-    low, high = np.empty(3), np.empty(3)
-    for axis in range(3):
-        low[axis], high[axis] = np.inf, -np.inf
-        box[0, axis], box[1, axis] = np.inf, -np.inf
-    for atom in range(len(positions)):
+    for k in range(3):
+        ends[0, k], ends[1, k] = np.inf, -np.inf
+    for point in range(len(positions)):
         for axis in range(3):
-            out[atom, axis] = positions[atom, axis]
+            out[point, axis] = positions[point, axis]
         for k in range(3):
             if not pbc[k]:
                 continue
             fractional = 0.0
             for axis in range(3):
-                fractional += positions[atom, axis] * inverse[axis, k]
+                fractional += positions[point, axis] * inverse[axis, k]
             shift = math.floor(fractional)
             fractional -= shift
-            low[k], high[k] = min(low[k], fractional), max(high[k], fractional)
+            ends[0, k], ends[1, k] = min(ends[0, k], fractional), max(ends[1, k], fractional)
             for axis in range(3):
-                out[atom, axis] -= shift * cell[k, axis]
-        for axis in range(3):
-            box[0, axis] = min(box[0, axis], out[atom, axis] - cutoff)
-            box[1, axis] = max(box[1, axis], out[atom, axis] + cutoff)
+                out[point, axis] -= shift * cell[k, axis]
+
+
+@kernel
+def count_images(
+    atom_ends: np.ndarray, centre_ends: np.ndarray, inverse: np.ndarray, pbc: np.ndarray, cutoff: float,
+    spans: np.ndarray,
+) -> None:  # fmt: skip
+    """Write how many images to look at on either side along each cell vector; the ends are of `wrap_points`."""
     for k in range(3):
         # The height of the cell over the plane of the other two vectors is one over the inverse's column.
         per_height = math.sqrt(inverse[0, k] ** 2 + inverse[1, k] ** 2 + inverse[2, k] ** 2)
-        spans[k] = math.floor(high[k] - low[k] + cutoff * per_height) if pbc[k] else 0
+        apart = max(atom_ends[1, k] - centre_ends[0, k], centre_ends[1, k] - atom_ends[0, k])
+        spans[k] = math.floor(apart + cutoff * per_height) if pbc[k] else 0
+
+
+@kernel
+def find_box(centres: np.ndarray, cutoff: float, box: np.ndarray) -> None:
+    """Write the corners of the box that holds all neighbours of the centres, ``box[corner, axis]``."""
+    for axis in range(3):
+        box[0, axis], box[1, axis] = np.inf, -np.inf
+    for centre in range(len(centres)):
+        for axis in range(3):
+            box[0, axis] = min(box[0, axis], centres[centre, axis] - cutoff)
+            box[1, axis] = max(box[1, axis], centres[centre, axis] + cutoff)
 
 
 @kernel
@@ -201,22 +215,46 @@ def write_neighbours(centre: np.ndarray, grid: Grid, out: np.ndarray) -> int:
 
 @kernel
 def make_grid(positions: np.ndarray, cell: np.ndarray, inverse: np.ndarray, pbc: np.ndarray, cutoff: float) -> Grid:
-    """Sort the atoms of a structure and their images into a grid; `inverse` is that of the cell."""
-    wrapped, spans, box = np.empty((len(positions), 3)), np.empty(3, np.int64), np.empty((2, 3))
-    wrap_atoms(positions, cell, inverse, pbc, cutoff, wrapped, spans, box)
+    """Sort the atoms of a structure and their images into a grid around them; `inverse` is that of the cell."""
+    wrapped, ends = np.empty((len(positions), 3)), np.empty((2, 3))
+    wrap_points(positions, cell, inverse, pbc, wrapped, ends)
+    return make_wrapped_grid(wrapped, ends, wrapped, ends, cell, inverse, pbc, cutoff)
+
+
+@kernel
+def make_grid_around(
+    centres: np.ndarray, positions: np.ndarray, cell: np.ndarray, inverse: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> Grid:
+    """Sort the atoms of a structure and their images into a grid around points, shape (centre, xyz)."""
+    wrapped, ends = np.empty((len(positions), 3)), np.empty((2, 3))
+    wrap_points(positions, cell, inverse, pbc, wrapped, ends)
+    wrapped_centres, centre_ends = np.empty((len(centres), 3)), np.empty((2, 3))
+    wrap_points(centres, cell, inverse, pbc, wrapped_centres, centre_ends)
+    return make_wrapped_grid(wrapped, ends, wrapped_centres, centre_ends, cell, inverse, pbc, cutoff)
+
+
+@kernel
+def make_wrapped_grid(
+    wrapped: np.ndarray, ends: np.ndarray, centres: np.ndarray, centre_ends: np.ndarray, cell: np.ndarray,
+    inverse: np.ndarray, pbc: np.ndarray, cutoff: float,
+) -> Grid:  # fmt: skip
+    """Sort wrapped atoms and their images into a grid around wrapped centres."""
+    spans, box = np.empty(3, np.int64), np.empty((2, 3))
+    count_images(ends, centre_ends, inverse, pbc, cutoff, spans)
+    find_box(centres, cutoff, box)
     n_points = write_images(wrapped, cell, spans, box, np.empty((3, 0)), np.empty(0, np.int64))
     points, owners = np.empty((3, n_points)), np.empty(n_points, np.int64)
     write_images(wrapped, cell, spans, box, points, owners)
 
     volume = (box[1, 0] - box[0, 0]) * (box[1, 1] - box[0, 1]) * (box[1, 2] - box[0, 2])
-    edge = max(cutoff / BINS_PER_CUTOFF, np.cbrt(volume / (BINS_PER_POINT * n_points)))
+    edge = max(cutoff / BINS_PER_CUTOFF, np.cbrt(volume / (BINS_PER_POINT * max(n_points, 1))))
     low, edges, n_bins = np.empty(3), np.empty(3), np.empty(3, np.int64)
     for axis in range(3):
         length = box[1, axis] - box[0, axis]
         n_bins[axis] = max(1, int(length // edge))
         low[axis], edges[axis] = box[0, axis], length / n_bins[axis]
     bin_ptr = np.empty(n_bins[0] * n_bins[1] * n_bins[2] + 1, np.int64)
-    grid = Grid(wrapped, np.empty((3, n_points)), np.empty(n_points, np.int64), bin_ptr, low, edges, n_bins, cutoff)
+    grid = Grid(centres, np.empty((3, n_points)), np.empty(n_points, np.int64), bin_ptr, low, edges, n_bins, cutoff)
     sort_points(points, owners, grid)
     return grid
 

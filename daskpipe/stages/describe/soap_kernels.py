@@ -34,12 +34,13 @@ from daskpipe.core.simd import (
     sub,
     zeros,
 )
+from daskpipe.stages.describe.soap_weighting_kernels import Weighting, weigh_distance
 
 OFF, MU2, MU1NU1, CROSSOVER = 0, 1, 2, 3
-"""dscribe's modes of compression, as `soap.COMPRESSIONS` names them."""
+"""dscribe's modes of compression, as `soap_engine.COMPRESSIONS` names them."""
 
 EACH, INNER, OUTER = 0, 1, 2
-"""A row an atom; the spectrum of the mean coefficients; the mean of the spectra. As `soap.AVERAGES` names them."""
+"""A row a centre; the spectrum of the mean coefficients; the mean of the spectra. As `soap_engine.AVERAGES`."""
 
 
 class Basis(NamedTuple):
@@ -58,6 +59,8 @@ class Basis(NamedTuple):
         Numbers of species (1 for mu2) and of radial functions, and the largest degree.
     n_vectors, n_groups
         Vectors an l, and groups a row; the latter even.
+    weighting
+        Weight of a neighbour by its distance.
     """
 
     table: np.ndarray
@@ -68,6 +71,7 @@ class Basis(NamedTuple):
     l_max: int
     n_vectors: int
     n_groups: int
+    weighting: Weighting
 
 
 class Buffers(NamedTuple):
@@ -80,6 +84,7 @@ class Buffers(NamedTuple):
     x: np.ndarray
     y: np.ndarray
     z: np.ndarray
+    lengths: np.ndarray
     rows: np.ndarray
     weights: np.ndarray
     harmonics: np.ndarray
@@ -140,6 +145,7 @@ def write_directions(n_places: int, basis: Basis, work: Buffers) -> None:
     half, sixth = one / 2, one / 6
     for place in range(n_places):
         r = math.sqrt(x[place] * x[place] + y[place] * y[place] + z[place] * z[place])
+        work.lengths[place] = r
         # The centre itself has no direction; its radial functions vanish beyond l = 0.
         inverse = one / (r if r > 0 else one)
         x[place] *= inverse
@@ -153,6 +159,19 @@ def write_directions(n_places: int, basis: Basis, work: Buffers) -> None:
         w1[place] = half * (t + one) * (t - one) * (t - 2 * one)
         w2[place] = -half * (t + one) * t * (t - 2 * one)
         w3[place] = sixth * (t + one) * t * (t - one)
+
+
+@kernel
+def weigh_neighbours(n_places: int, point_weights: np.ndarray, basis: Basis, work: Buffers) -> None:
+    """Multiply the weights of the rows by those of the neighbours: of the points, and by distance."""
+    kind = 0
+    for place in range(n_places):
+        while place >= (work.ends[kind] + WIDTH - 1) // WIDTH * WIDTH:
+            kind += 1
+        if place < work.ends[kind]:  # the others fill up a vector
+            weight = point_weights[work.places[place]] * weigh_distance(work.lengths[place], basis.weighting)
+            for row in range(4):
+                work.weights[row, place] *= weight
 
 
 @kernel
@@ -346,59 +365,82 @@ def write_spectrum(coefficients: np.ndarray, basis: Basis, mode: int, summed: np
 
 
 @kernel
-def write_soap(grid: Grid, kinds: np.ndarray, basis: Basis, mode: int, average: int, out: np.ndarray) -> None:
-    """Write the power spectra of all atoms of a structure, or their average.
-
-    `kinds` are the species of the grid's points, int32, counted from 0 (all 0 for mu2). `out` is (atom, feature), or
-    (1, feature) for an average.
-    """
-    n_atoms, n_features = len(grid.positions), out.shape[1]
+def make_buffers(n_points: int, basis: Basis, like: np.ndarray) -> Buffers:
+    """Return buffers for centres among a number of points, of the dtype of `like`."""
+    n_points += WIDTH
     n_lm = (basis.l_max + 1) * (basis.l_max + 1)
     size = n_lm * basis.n_vectors * WIDTH
-    n_points = len(kinds) + WIDTH
     n_places = n_points + basis.n_species * WIDTH
-    work = Buffers(
+    return Buffers(
         np.empty(n_points, np.int32),
         np.empty(n_points, np.int32),
         np.empty(n_places, np.int32),
         np.empty(basis.n_species, np.int64),
-        aligned_zeros(n_places, out),
-        aligned_zeros(n_places, out),
-        aligned_zeros(n_places, out),
+        aligned_zeros(n_places, like),
+        aligned_zeros(n_places, like),
+        aligned_zeros(n_places, like),
+        aligned_zeros(n_places, like),
         np.empty(n_places, np.int32),
-        np.empty((4, n_places), out.dtype),
-        aligned_zeros(n_lm * WIDTH, out),
-        aligned_zeros(basis.n_groups * WIDTH * WIDTH, out),
-        aligned_zeros(basis.n_species * 2 * size, out),
-        aligned_zeros(size, out),
+        np.empty((4, n_places), like.dtype),
+        aligned_zeros(n_lm * WIDTH, like),
+        aligned_zeros(basis.n_groups * WIDTH * WIDTH, like),
+        aligned_zeros(basis.n_species * 2 * size, like),
+        aligned_zeros(size, like),
     )
+
+
+@kernel
+def describe_centre(
+    centre: np.ndarray, grid: Grid, kinds: np.ndarray, point_weights: np.ndarray, basis: Basis, work: Buffers,
+    coefficients: np.ndarray,
+) -> int:  # fmt: skip
+    """Write the expansion coefficients of a centre; return the end of its neighbours in the buffers."""
+    n_places = gather_neighbours(centre, grid, kinds, basis, work)
+    write_directions(n_places, basis, work)
+    if len(point_weights):
+        weigh_neighbours(n_places, point_weights, basis, work)
+    expand_neighbourhood(n_places, basis, work, coefficients)
+    return n_places
+
+
+@kernel
+def write_soap(
+    grid: Grid, kinds: np.ndarray, point_weights: np.ndarray, basis: Basis, mode: int, average: int, out: np.ndarray
+) -> None:
+    """Write the power spectra of all centres of a structure, or their average.
+
+    `kinds` are the species of the grid's points, int32, counted from 0 (all 0 for mu2), and `point_weights` their
+    weights, float64; it is empty if neither they nor distances count. `out` is (centre, feature), or (1, feature) for
+    an average.
+    """
+    n_centres, n_features = len(grid.positions), out.shape[1]
+    size = (basis.l_max + 1) * (basis.l_max + 1) * basis.n_vectors * WIDTH
+    work = make_buffers(len(kinds), basis, out)
     coefficients = aligned_zeros(basis.n_species * size + WIDTH, out)
     # Vectors are written whole and reach beyond a row's end, where the next row follows: only the last needs room.
     row = np.empty(n_features + 8 * basis.n_max + WIDTH, out.dtype)
     flat = out.reshape(-1)
     total = np.zeros(n_features if average == OUTER else 0, np.float64)
     mean = np.zeros(len(coefficients) if average == INNER else 0, np.float64)
-    for atom in range(n_atoms):
-        n_places = gather_neighbours(grid.positions[atom], grid, kinds, basis, work)
-        write_directions(n_places, basis, work)
-        expand_neighbourhood(n_places, basis, work, coefficients)
+    for centre in range(n_centres):
+        describe_centre(grid.positions[centre], grid, kinds, point_weights, basis, work, coefficients)
         if average == INNER:
             for place in range(len(mean)):
                 mean[place] += coefficients[place]
-            if atom + 1 < n_atoms:
+            if centre + 1 < n_centres:
                 continue
             for place in range(len(mean)):
-                coefficients[place] = mean[place] / n_atoms
-        in_place = average == EACH and atom * n_features + len(row) <= len(flat)
+                coefficients[place] = mean[place] / n_centres
+        in_place = average == EACH and centre * n_features + len(row) <= len(flat)
         # Called here alone: LLVM copies it, with all that it calls, to each place of a call.
-        write_spectrum(coefficients, basis, mode, work.summed, flat[atom * n_features :] if in_place else row)
+        write_spectrum(coefficients, basis, mode, work.summed, flat[centre * n_features :] if in_place else row)
         if average == OUTER:
             for feature in range(n_features):
                 total[feature] += row[feature]
         elif not in_place:
-            start = 0 if average == INNER else atom * n_features
+            start = 0 if average == INNER else centre * n_features
             for feature in range(n_features):
                 flat[start + feature] = row[feature]
     if average == OUTER:
         for feature in range(n_features):
-            flat[feature] = total[feature] / n_atoms
+            flat[feature] = total[feature] / n_centres

@@ -21,7 +21,7 @@ from daskpipe.core.simd import WIDTH
 from daskpipe.stages.describe import DESCRIPTORS
 from daskpipe.stages.describe.catalogue import build_descriptor
 from daskpipe.stages.describe.settings import Describe
-from daskpipe.stages.describe.soap import SOAP
+from daskpipe.stages.describe.soap_descriptor import SoapDescriptor
 
 COMPRESSIONS = ("off", "mu2", "mu1nu1", "crossover")
 HYPERS = {"species": ["Cu", "Au"], "r_cut": 4.0, "n_max": 3, "l_max": 2, "sigma": 0.5}
@@ -81,7 +81,7 @@ def test_is_dscribe(case, dtype):
             dtype="float64",
         )
     expected = np.atleast_2d(direct.create(atoms))
-    soap = SOAP(**hypers, dtype=dtype)
+    soap = SoapDescriptor(**hypers, dtype=dtype)
     found = soap.compute([atoms])
     assert found.shape == (len(atoms) if hypers["average"] == "off" else 1, soap.n_features) == expected.shape
     assert expected.max() > 0
@@ -102,14 +102,14 @@ def test_is_dscribe_on_a_large_cell(compression, average):
     mode = {"mode": compression, "species_weighting": None}
     expected = np.atleast_2d(DSCRIBE(**hypers, compression=mode, periodic=True, dtype="float64").create(atoms))
     for dtype, tolerance in AGREEMENT.items():
-        found = SOAP(**hypers, compression=compression, dtype=dtype).compute([atoms])
+        found = SoapDescriptor(**hypers, compression=compression, dtype=dtype).compute([atoms])
         np.testing.assert_allclose(found, expected, tolerance["rtol"], tolerance["atol"] * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("kind", ["periodic", "slab", "open"])
 def test_is_the_slow_reference(kind):
     atoms = structure(kind, np.random.default_rng(8))
-    found = SOAP(**HYPERS, dtype="float64").compute([atoms])
+    found = SoapDescriptor(**HYPERS, dtype="float64").compute([atoms])
     hypers = {name: HYPERS[name] for name in ("r_cut", "n_max", "l_max", "sigma")}
     expected = slow.power_spectrum(atoms, [29, 79], **hypers)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
@@ -143,7 +143,7 @@ def test_few_atoms_in_much_space_take_little_memory():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_dtype_and_width_are_known_before_anything_is_computed(dtype):
-    soap = SOAP(**HYPERS, dtype=dtype)
+    soap = SoapDescriptor(**HYPERS, dtype=dtype)
     found = soap.compute([bulk("Cu")])
     assert found.dtype == soap.dtype == np.dtype(dtype)
     assert found.shape == (1, soap.n_features)
@@ -152,7 +152,7 @@ def test_dtype_and_width_are_known_before_anything_is_computed(dtype):
 def test_a_slab_sees_its_images_within_the_plane_only():
     """The foreign check is on an open piece of the slab, large enough for its middle to see no edge."""
     slab = structure("slab", np.random.default_rng(1))
-    soap = SOAP(**HYPERS)
+    soap = SoapDescriptor(**HYPERS)
     copies = 7  # of a cell of 2.5 Å: on either side more than the radius and the tail of a Gaussian, 4 Å + 2 Å
     piece = slab.repeat((copies, copies, 1))
     piece.pbc = False
@@ -169,7 +169,7 @@ def test_a_slab_needs_no_third_cell_vector(average):
     slab = structure("slab", np.random.default_rng(2))
     flat = slab.copy()
     flat.cell[2] = 0
-    soap = SOAP(**HYPERS, average=average)
+    soap = SoapDescriptor(**HYPERS, average=average)
     np.testing.assert_allclose(soap.compute([flat]), soap.compute([slab]), rtol=ROUNDING)
     assert flat.cell.rank == 2, "the structure was changed"
 
@@ -184,7 +184,7 @@ def test_outer_average_is_invariant(kind, seed):
     turned.set_cell(atoms.cell.array @ rotation.T)
     turned.positions = atoms.positions @ rotation.T + rng.uniform(-5, 5, 3)
     turned = turned[rng.permutation(len(turned))]
-    soap = SOAP(**HYPERS, average="outer")
+    soap = SoapDescriptor(**HYPERS, average="outer")
     expected = soap.compute([atoms])
     np.testing.assert_allclose(soap.compute([turned]), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     moved = atoms.copy()
@@ -194,14 +194,14 @@ def test_outer_average_is_invariant(kind, seed):
 
 def test_supercell_has_the_same_average():
     atoms = structure("periodic", np.random.default_rng(3))
-    soap = SOAP(**HYPERS, average="outer")
+    soap = SoapDescriptor(**HYPERS, average="outer")
     np.testing.assert_allclose(soap.compute([atoms.repeat((2, 1, 1))]), soap.compute([atoms]), rtol=1e-4, atol=1e-5)
 
 
 def test_average_is_the_mean_of_the_rows_of_the_atoms():
     atoms = structure("periodic", np.random.default_rng(4))
-    rows = SOAP(**HYPERS, dtype="float64").compute([atoms])
-    mean = SOAP(**HYPERS, average="outer", dtype="float64").compute([atoms])
+    rows = SoapDescriptor(**HYPERS, dtype="float64").compute([atoms])
+    mean = SoapDescriptor(**HYPERS, average="outer", dtype="float64").compute([atoms])
     np.testing.assert_allclose(mean[0], rows.mean(axis=0), rtol=1e-10)
 
 
@@ -209,20 +209,20 @@ def test_average_is_the_mean_of_the_rows_of_the_atoms():
 def test_a_structure_owes_nothing_to_its_neighbours(average):
     rng = np.random.default_rng(5)
     structures = [structure(kind, rng) for kind in ("periodic", "open", "slab")]
-    soap = SOAP(**HYPERS, average=average)
+    soap = SoapDescriptor(**HYPERS, average=average)
     alone = np.concatenate([soap.compute([atoms]) for atoms in structures])
     np.testing.assert_array_equal(soap.compute(structures), alone)
 
 
 def test_no_structures_give_no_rows():
-    soap = SOAP(**HYPERS)
+    soap = SoapDescriptor(**HYPERS)
     assert soap.compute([]).shape == (0, soap.n_features)
 
 
 def test_hypers_make_the_same_descriptor_and_are_json():
-    soap = SOAP(**HYPERS, average="outer", compression="mu2", dtype="float64")
+    soap = SoapDescriptor(**HYPERS, average="outer", compression="mu2", dtype="float64")
     hypers = json.loads(json.dumps(soap.hypers()))
-    again = SOAP(**hypers)
+    again = SoapDescriptor(**hypers)
     atoms = [structure("slab", np.random.default_rng(6))]
     assert again.hypers() == soap.hypers() == hypers
     np.testing.assert_array_equal(again.compute(atoms), soap.compute(atoms))
@@ -232,15 +232,15 @@ def test_hypers_make_the_same_descriptor_and_are_json():
 
 def test_order_and_repeats_of_species_do_not_matter():
     atoms = [structure("open", np.random.default_rng(7))]
-    one = SOAP(**HYPERS)
-    other = SOAP(**{**HYPERS, "species": ["Cu", "Au", "Cu"]})
+    one = SoapDescriptor(**HYPERS)
+    other = SoapDescriptor(**{**HYPERS, "species": ["Cu", "Au", "Cu"]})
     assert one.hypers() == other.hypers()
     np.testing.assert_array_equal(one.compute(atoms), other.compute(atoms))
 
 
 def test_unknown_species_are_named():
     with pytest.raises(ValueError, match=r"AgCuPd holds Ag, Pd, species are Cu, Au; add the missing ones to species"):
-        SOAP(**HYPERS).compute([Atoms("AgCuPd", positions=3 * np.eye(3))])
+        SoapDescriptor(**HYPERS).compute([Atoms("AgCuPd", positions=3 * np.eye(3))])
 
 
 @pytest.mark.parametrize(
@@ -257,18 +257,18 @@ def test_unknown_species_are_named():
 )
 def test_parameters_without_a_descriptor_say_why(changes, message):
     with pytest.raises(ValueError, match=message):
-        SOAP(**{**HYPERS, **changes})
+        SoapDescriptor(**{**HYPERS, **changes})
 
 
 def test_a_structure_without_atoms_is_refused():
     with pytest.raises(ValueError, match="without atoms has no descriptor; drop it"):
-        SOAP(**HYPERS).compute([Atoms()])
+        SoapDescriptor(**HYPERS).compute([Atoms()])
 
 
 def test_a_lattice_without_volume_is_refused():
     atoms = Atoms("Cu", cell=[[3, 0, 0], [6, 0, 0], [0, 0, 3]], pbc=True)
     with pytest.raises(ValueError, match="structure of Cu is periodic .* span no lattice; set atoms.cell or atoms.pbc"):
-        SOAP(**HYPERS).compute([atoms])
+        SoapDescriptor(**HYPERS).compute([atoms])
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_unknown_descriptor_lists_the_known_ones():
 
 
 def test_defaults_are_those_of_dscribe():
-    ours, theirs = (inspect.signature(kind.__init__).parameters for kind in (SOAP, DSCRIBE))
+    ours, theirs = (inspect.signature(kind.__init__).parameters for kind in (SoapDescriptor, DSCRIBE))
     assert ours["sigma"].default == theirs["sigma"].default == 1.0
     assert ours["average"].default == theirs["average"].default
     assert ours["compression"].default == theirs["compression"].default["mode"]
