@@ -53,7 +53,7 @@ def weigh_distance(r: float, weighting: Weighting) -> float:
 
 @kernel
 def find_weight_slope(r: float, weighting: Weighting) -> float:
-    """Return the derivative of the weight at distance r, 1/Å; at distance 0 that of the smooth part, which is 0."""
+    """Return the derivative of the weight at distance r, 1/Å."""
     x = r / weighting.r0
     if x <= 0 or (weighting.function == POLY and x >= 1):
         return 0.0
