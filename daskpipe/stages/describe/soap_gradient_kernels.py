@@ -1,4 +1,4 @@
-"""Kernels of the gradients of a neighbour's basis functions, and of the power spectrum by the coefficients.
+"""Kernels of the gradients of a neighbour's basis functions.
 
 With g the radial functions, w the weight by distance, and u the direction of a neighbour at r::
 
@@ -171,28 +171,21 @@ def interpolate(weights: np.ndarray, place: int, at: int, basis: Basis, work: Bu
 
 
 @kernel
-def add_gradients(place: int, shift: int, basis: Basis, work: Buffers, slopes: Slopes, out: np.ndarray) -> None:
-    """Add the gradients of a neighbour's coefficients to `out`, flat from shape (xyz, ..., lm, n_vectors, 8).
+def contract_harmonics(
+    place: int, a: np.ndarray, start: int, degree: int, number: int, basis: Basis, slopes: Slopes
+) -> Any:
+    """Return sums over m of coefficients times the harmonics of a neighbour, and times their slopes along x, y and z.
 
-    `shift` is the length of an axis.
+    Each is a vector of eight radial functions, the `number`-th of a degree; the coefficients start at ``a[start]``.
     """
-    values, steps, harmonics = slopes.values.reshape(-1), slopes.slopes.reshape(-1), slopes.harmonics
-    part = (basis.l_max + 1) * (basis.l_max + 1) * WIDTH
-    start = place // WIDTH * PARTS * part + place % WIDTH
-    x, y, z = broadcast(work.x, place), broadcast(work.y, place), broadcast(work.z, place)
-    at = 0
-    for degree in range(basis.l_max + 1):
-        for number in range(basis.n_vectors):
-            radial, slope = interpolate(values, place, at, basis, work), interpolate(steps, place, at, basis, work)
-            at += WIDTH
-            for lm in range(degree * degree, (degree + 1) * (degree + 1)):
-                source, target = start + lm * WIDTH, (lm * basis.n_vectors + number) * WIDTH
-                outwards = mul(slope, broadcast(harmonics, source))
-                total = fma(radial, broadcast(harmonics, source + part), load(out, target))
-                store(out, target, fma(outwards, x, total))
-                target += shift
-                total = fma(radial, broadcast(harmonics, source + 2 * part), load(out, target))
-                store(out, target, fma(outwards, y, total))
-                target += shift
-                total = fma(radial, broadcast(harmonics, source + 3 * part), load(out, target))
-                store(out, target, fma(outwards, z, total))
+    harmonics, part = slopes.harmonics, (basis.l_max + 1) * (basis.l_max + 1) * WIDTH
+    first = place // WIDTH * PARTS * part + place % WIDTH
+    own, x, y, z = zeros(a), zeros(a), zeros(a), zeros(a)
+    for lm in range(degree * degree, (degree + 1) * (degree + 1)):
+        value = load(a, start + (lm * basis.n_vectors + number) * WIDTH)
+        source = first + lm * WIDTH
+        own = fma(value, broadcast(harmonics, source), own)
+        x = fma(value, broadcast(harmonics, source + part), x)
+        y = fma(value, broadcast(harmonics, source + 2 * part), y)
+        z = fma(value, broadcast(harmonics, source + 3 * part), z)
+    return own, x, y, z

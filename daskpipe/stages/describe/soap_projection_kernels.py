@@ -11,8 +11,14 @@ import numpy as np
 from daskpipe.core.accelerate import kernel
 from daskpipe.core.neighbours_kernels import Grid
 from daskpipe.core.simd import WIDTH, broadcast, fma, load, store, zeros
-from daskpipe.stages.describe.soap_derivative_kernels import sum_species
-from daskpipe.stages.describe.soap_gradient_kernels import PARTS, Slopes, interpolate, make_slopes, write_slopes
+from daskpipe.stages.describe.soap_derivative_kernels import sum_species, write_mean_coefficients
+from daskpipe.stages.describe.soap_gradient_kernels import (
+    Slopes,
+    contract_harmonics,
+    interpolate,
+    make_slopes,
+    write_slopes,
+)
 from daskpipe.stages.describe.soap_kernels import (
     CROSSOVER,
     INNER,
@@ -113,23 +119,14 @@ def project_neighbour(
 
     `sums` is a buffer for four vectors.
     """
-    values, steps, harmonics = slopes.values.reshape(-1), slopes.slopes.reshape(-1), slopes.harmonics
-    part = (basis.l_max + 1) * (basis.l_max + 1) * WIDTH
-    start = place // WIDTH * PARTS * part + place % WIDTH
+    values, steps = slopes.values.reshape(-1), slopes.slopes.reshape(-1)
     outwards, along_x, along_y, along_z = zeros(fields), zeros(fields), zeros(fields), zeros(fields)
     at = 0
     for degree in range(basis.l_max + 1):
         for number in range(basis.n_vectors):
             radial, slope = interpolate(values, place, at, basis, work), interpolate(steps, place, at, basis, work)
             at += WIDTH
-            own, x, y, z = zeros(fields), zeros(fields), zeros(fields), zeros(fields)
-            for lm in range(degree * degree, (degree + 1) * (degree + 1)):
-                value = load(fields, field + (lm * basis.n_vectors + number) * WIDTH)
-                source = start + lm * WIDTH
-                own = fma(value, broadcast(harmonics, source), own)
-                x = fma(value, broadcast(harmonics, source + part), x)
-                y = fma(value, broadcast(harmonics, source + 2 * part), y)
-                z = fma(value, broadcast(harmonics, source + 3 * part), z)
+            own, x, y, z = contract_harmonics(place, fields, field, degree, number, basis, slopes)
             outwards, along_x = fma(slope, own, outwards), fma(radial, x, along_x)
             along_y, along_z = fma(radial, y, along_y), fma(radial, z, along_z)
     store(sums, 0, outwards)
@@ -143,21 +140,6 @@ def project_neighbour(
     for axis in range(3):
         for item in range(WIDTH):
             out[axis] += sums[(axis + 1) * WIDTH + item]
-
-
-@kernel
-def write_mean_coefficients(
-    grid: Grid, kinds: np.ndarray, point_weights: np.ndarray, basis: Basis, work: Buffers, coefficients: np.ndarray,
-    mean: np.ndarray,
-) -> None:  # fmt: skip
-    """Write the mean of the coefficients of all centres."""
-    n_centres = len(grid.positions)
-    for centre in range(n_centres):
-        describe_centre(grid.positions[centre], grid, kinds, point_weights, basis, work, coefficients)
-        for place in range(len(mean)):
-            mean[place] += coefficients[place]
-    for place in range(len(mean)):
-        mean[place] /= n_centres
 
 
 @kernel
