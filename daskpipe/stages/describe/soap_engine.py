@@ -5,7 +5,7 @@ This module stands between the classes that users see (`soap`, `soap_descriptor`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +17,7 @@ from daskpipe.stages.describe.soap_basis import (
     WIDTH,
     GaussianOverlap,
     PolynomialOverlap,
+    RadialOverlap,
     find_padding,
     harmonic_factors,
     radial_table,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 COMPRESSIONS = ("off", "mu2", "mu1nu1", "crossover")
 AVERAGES = ("off", "inner", "outer")
 WEIGHTINGS = ("", "poly", "pow", "exp")
-OVERLAPS = {"gto": GaussianOverlap, "polynomial": PolynomialOverlap}
+OVERLAPS: dict[str, Callable[..., RadialOverlap]] = {"gto": GaussianOverlap, "polynomial": PolynomialOverlap}
 
 NO_CENTRE = -1
 """Atom of a centre that moves with no atom."""
