@@ -123,8 +123,11 @@ def make_polynomial_basis(r_cut: float, n_max: int) -> tuple[np.ndarray, np.ndar
     from scipy.linalg import LinAlgWarning, sqrtm
 
     power = np.arange(1, n_max + 1)
-    total = power[:, None] + power
-    metric = 2 * r_cut ** (7.0 + total) / ((5 + total) * (6 + total) * (7 + total))
+    # Operation by operation as dscribe: the inverse magnifies a difference in the last bit.
+    metric = np.empty((n_max, n_max))
+    for i in range(1, n_max + 1):
+        for j in range(1, n_max + 1):
+            metric[i - 1, j - 1] = 2 * r_cut ** (7 + i + j) / ((5 + i + j) * (6 + i + j) * (7 + i + j))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LinAlgWarning)
         root = sqrtm(np.linalg.inv(metric))
