@@ -8,7 +8,9 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from matscipy.neighbours import neighbour_list
 
-from daskpipe.core.neighbours import find_pairs
+from daskpipe.core.neighbours import find_pairs, neighbour_grid
+from daskpipe.core.neighbours_kernels import write_neighbours
+from daskpipe.core.simd import WIDTH
 
 CUTOFF = 4.3
 
@@ -64,3 +66,29 @@ def test_a_cell_that_spans_nothing_is_refused() -> None:
     flat = np.array([[1.0, 0, 0], [2.0, 0, 0], [0, 0, 1.0]])
     with pytest.raises(np.linalg.LinAlgError, match="Singular matrix"):
         find_pairs(np.zeros((1, 3)), np.array([1]), flat[None], np.ones((1, 3), dtype=bool), CUTOFF)
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_points_around_any_centre_are_those_of_all_images(periodic: bool) -> None:
+    rng = np.random.default_rng(0)
+    atoms = Atoms("Cu5", scaled_positions=rng.random((5, 3)), cell=[[3, 0, 0], [1, 4, 0], [0, -1, 9]], pbc=[1, 1, 0])
+    centres = rng.uniform(-15, 15, (20, 3))
+    cutoff, n_images = 4.0, 20
+    images = [
+        atoms.positions + a * atoms.cell.array[0] + b * atoms.cell.array[1]
+        for a in range(-n_images, n_images + 1)
+        for b in range(-n_images, n_images + 1)
+    ]
+    points = np.concatenate(images) if periodic else atoms.positions
+    expected = [np.sort(distances[distances <= cutoff]) for distances in _distances(points, centres)]
+    grid = neighbour_grid(atoms, cutoff, centres=centres, periodic=periodic)
+    found = np.empty(grid.points.shape[1] + WIDTH, np.int32)
+    for centre, wanted in zip(grid.positions, expected, strict=True):
+        numbers = found[: write_neighbours(centre, grid, found)]
+        received = np.linalg.norm(grid.points[:, numbers].T - centre, axis=1)
+        np.testing.assert_allclose(np.sort(received), wanted, atol=1e-10)
+    assert sum(map(len, expected)) > (20 if periodic else 2)
+
+
+def _distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(points - centres[:, None], axis=2)

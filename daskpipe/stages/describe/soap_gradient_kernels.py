@@ -19,7 +19,10 @@ from daskpipe.stages.describe.soap_kernels import Basis, Buffers, aligned_zeros
 from daskpipe.stages.describe.soap_weighting_kernels import find_weight_slope, weigh_distance
 
 ON_CENTRE = 1e-10
-"""Distance, Å, and direction z are those of an atom on the centre: the gradients are smooth there."""
+"""Distance of an atom on the centre, Å.
+
+It has no direction. Its gradients of degree 1, the only ones, are those of the slopes of the harmonics.
+"""
 
 ROWS = 4
 """Rows of the table that interpolate a value."""
@@ -71,7 +74,7 @@ def write_slopes(n_places: int, point_weights: np.ndarray, basis: Basis, work: B
         r = work.lengths[place]
         if r < ON_CENTRE:
             r = ON_CENTRE
-            work.x[place], work.y[place], work.z[place] = 0, 0, 1
+            work.x[place], work.y[place], work.z[place] = 0, 0, 0
         row = np.int32(r * per_length)
         work.rows[place] = row
         t = r * per_length - row

@@ -84,7 +84,7 @@ def dscribe_soap(**hypers: Any) -> Any:
         return DSCRIBE(**hypers)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(drawn())
 def test_features_are_those_of_dscribe(case) -> None:
     atoms, hypers, centers = case
