@@ -102,8 +102,12 @@ def test_derivatives_are_the_analytical_ones_of_dscribe(seed, attach, mode) -> N
     species = rng.choice(["H", "C", "O", "Cu"], size=rng.integers(1, 4), replace=False).tolist()
     atoms = structure(rng, species, int(rng.integers(2, 8)))
     hypers = {
-        **{"species": species, "r_cut": float(rng.uniform(2.0, 5.0)), "sigma": float(rng.uniform(0.4, 1.0))},
-        **{"n_max": int(rng.integers(1, 7)), "l_max": int(rng.integers(0, 7)), "compression": {"mode": mode}},
+        "species": species,
+        "r_cut": float(rng.uniform(2.0, 5.0)),
+        "sigma": float(rng.uniform(0.4, 1.0)),
+        "n_max": int(rng.integers(1, 7)),
+        "l_max": int(rng.integers(0, 7)),
+        "compression": {"mode": mode},
     }
     include = rng.permutation(len(atoms))[: rng.integers(1, len(atoms))].tolist()
     arguments = {"include": include, "method": "analytical", "attach": attach}
