@@ -1,4 +1,4 @@
-"""SOAP per atom, one thread, next to dscribe, featomic and quippy; then one Dask worker next to two.
+"""SOAP per atom, one thread, next to dscribe, featomic and quippy; its derivatives; one Dask worker next to two.
 
 Run: ``pip install featomic quippy-ase`` and ``python benchmarks/soap.py``. The programs take turns; in its
 turn each describes the same frames, from ``ase.Atoms`` to arrays with a row an atom, neighbour search included; frame
@@ -7,6 +7,10 @@ What is printed are medians over turns, in microseconds an atom, and their ratio
 
 dscribe and daskpipe give the same numbers. They count neighbours up to ``r_cut + 3.72 sigma``, featomic and quippy up
 to ``r_cut`` only, so these two have less to do. featomic's blocks are left as it makes them, not moved into one array.
+
+Derivatives are of a cluster, since dscribe has analytical ones of open structures only: an array of every feature of
+every atom by every position, and the derivatives of a weighted sum of the features, which only daskpipe has.
+``--derivatives`` prints them alone, and needs neither featomic nor quippy.
 """
 
 from __future__ import annotations
@@ -104,11 +108,45 @@ PROGRAMS: dict[str, Callable[[list[str]], Program]] = {
 }
 
 
+def compare_derivatives(rounds: int) -> None:
+    """Print the times of all derivatives of a cluster, in turns, and of their projection."""
+    import dscribe.descriptors
+
+    import daskpipe
+
+    print("108-atom fcc clusters, derivatives of all features by all positions, float64, ms a cluster")
+    print(f"{'species':<9}{'program':<24}{'median':>9}{'fastest':>9}{'x daskpipe':>12}")
+    for n_species in (1, 2, 4):
+        species = SPECIES[:n_species]
+        atoms = frames(n_species, 1)[0]
+        atoms.pbc = False
+        ours, theirs = daskpipe.SOAP(species=species, **HYPERS), dscribe.descriptors.SOAP(species=species, **HYPERS)
+        weights = np.random.default_rng(0).normal(size=ours.n_features)
+        programs: dict[str, Callable[[], object]] = {
+            "daskpipe": lambda ours=ours, atoms=atoms: ours.derivatives(atoms, method="analytical"),
+            "dscribe": lambda theirs=theirs, atoms=atoms: theirs.derivatives(atoms, method="analytical"),
+            "daskpipe, projected": lambda ours=ours, atoms=atoms, weights=weights: ours.project_derivatives(
+                atoms, weights
+            ),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in programs}
+        for number in range(rounds + 1):
+            for name, program in programs.items():
+                started = time.perf_counter()
+                program()
+                if number:  # the first turn compiles or loads the kernels
+                    seconds[name].append((time.perf_counter() - started) * 1e3)
+        base = statistics.median(seconds["daskpipe"])
+        for name, values in seconds.items():
+            median = statistics.median(values)
+            print(f"{n_species:<9}{name:<24}{median:>9.1f}{min(values):>9.1f}{median / base:>12.2f}")
+
+
 def describe(species: list[str], n_frames: int, seed: int) -> float:
     """Describe frames on a worker; return something small that depends on all of it."""
     from daskpipe import SOAP
 
-    soap = SOAP(species=species, **HYPERS)
+    soap = SOAP(species=species, dtype="float32", **HYPERS)
     rows = [soap.compute([atoms]).sum(dtype=np.float64) for atoms in frames(len(species), 4) * (n_frames // 4)]
     return float(sum(rows)) + 0 * seed
 
@@ -141,11 +179,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--derivatives", action="store_true", help="compare derivatives only")
     arguments = parser.parse_args()
     model = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line)
     print(f"{model.split(': ')[1]}, {os.cpu_count()} cores; Python {platform.python_version()}")
-    packages = ("dscribe", "featomic", "quippy-ase", "numba")
+    packages = ("dscribe", "numba") if arguments.derivatives else ("dscribe", "featomic", "quippy-ase", "numba")
     print(", ".join(f"{name} {version(name)}" for name in packages))
+    if arguments.derivatives:
+        compare_derivatives(arguments.rounds)
+        return
     print(f"108-atom fcc frames, {', '.join(f'{name} {value}' for name, value in HYPERS.items())}; one thread\n")
     print(f"{'species':<9}{'program':<18}{'us/atom':>9}{'fastest':>9}{'x daskpipe':>12}")
     for n_species in (1, 4, 9):
@@ -163,6 +205,8 @@ def main() -> None:
         for name, values in seconds.items():
             median = statistics.median(values)
             print(f"{n_species:<9}{name:<18}{median:>9.1f}{min(values):>9.1f}{median / ours:>12.1f}")
+    print()
+    compare_derivatives(arguments.rounds)
     print(f"\ntwo workers over one: {scaling(2400, arguments.rounds):.2f}")
 
 
