@@ -51,7 +51,8 @@ class SOAP:
         Radial functions: ``gto`` or ``polynomial``.
     weighting
         Weight of a neighbour by its distance: ``function`` (``poly``, ``pow`` or ``exp``) with its ``r0`` (Å), ``c``,
-        ``d``, ``m``, and ``threshold``; and ``w0``, the weight of an atom on the centre.
+        ``d``, ``m``, and ``threshold``; and ``w0``, the weight of an atom on the centre. With ``w0``, features jump
+        where an atom leaves a centre that does not move with it; analytical derivatives leave the jump out.
     average
         ``off``: a row a centre. ``outer``: the mean power spectrum of a structure; ``inner``: the power spectrum of
         the mean coefficients.

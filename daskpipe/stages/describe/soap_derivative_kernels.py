@@ -164,11 +164,9 @@ def put_changes(
     n_radial = n_degrees * stride
     at = 0
     for first in range(basis.n_species):
-        for second in range(first, first + 1 if mode == CROSSOVER else basis.n_species):
+        for second in range(first, first + 1 if mode in (CROSSOVER, MU1NU1) else basis.n_species):
             # Features of mu1nu1 are of one species and the sum of all, which the neighbour changes, too.
             n_sums = 2 if mode == MU1NU1 and first == kind else 1
-            if mode == MU1NU1 and second != first:
-                continue
             alike = mode != MU1NU1 and first == second
             length = (basis.n_max * (basis.n_max + 1) // 2 if alike else basis.n_max * basis.n_max) * n_degrees
             for number in range(n_sums if kind in (first, second) or mode == MU1NU1 else 0):

@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import json
+import pickle
 import sys
 import warnings
 from typing import Any
@@ -197,6 +198,13 @@ def test_hypers_make_the_same_descriptor_and_are_json() -> None:
     hypers = json.loads(json.dumps(soap.hypers()))
     assert SOAP(**hypers).hypers() == soap.hypers() == hypers
     np.testing.assert_array_equal(SOAP(**hypers).create(PAIR[0]), soap.create(PAIR[0]))
+
+
+def test_a_pickled_descriptor_is_the_same() -> None:
+    soap = SOAP(**SMALL, weighting={"w0": 0.5})
+    soap.create(PAIR[0])
+    again = pickle.loads(pickle.dumps(soap))
+    np.testing.assert_array_equal(again.create(PAIR[0]), soap.create(PAIR[0]))
 
 
 def test_compute_sees_the_images_of_structures_that_are_periodic() -> None:
