@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from daskpipe.core.structures import from_atoms, to_atoms
     from daskpipe.pipeline.datasets import import_labelled, merge
     from daskpipe.runs.run import Result, resume, run
-    from daskpipe.stages.describe.soap import SOAP
+    from daskpipe.stages.describe.soap.drop_in import SOAP
     from daskpipe.stages.select.pick import pick
     from daskpipe.store import export, open_dataset
 
@@ -31,7 +31,7 @@ _LAZY = {
     "import_labelled": "daskpipe.pipeline.datasets:import_labelled",
     "to_atoms": "daskpipe.core.structures:to_atoms",
     "from_atoms": "daskpipe.core.structures:from_atoms",
-    "SOAP": "daskpipe.stages.describe.soap:SOAP",
+    "SOAP": "daskpipe.stages.describe.soap.drop_in:SOAP",
     "pick": "daskpipe.stages.select.pick:pick",
     "load": "daskpipe.load:",
 }

@@ -23,7 +23,7 @@ DESCRIPTORS = Registry(
         "lmbtr": "daskpipe.stages.describe.dscribe_family:LMBTR",
         "mace": "daskpipe.stages.describe.mace:MACE",
         "mbtr": "daskpipe.stages.describe.dscribe_family:MBTR",
-        "soap": "daskpipe.stages.describe.soap_descriptor:SoapDescriptor",
+        "soap": "daskpipe.stages.describe.soap.descriptor:SoapDescriptor",
         "valle_oganov": "daskpipe.stages.describe.dscribe_family:ValleOganov",
     },
     group="daskpipe.descriptors",

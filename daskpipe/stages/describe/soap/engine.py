@@ -1,6 +1,6 @@
 """SOAP of one structure around any centres: features, their derivatives and projections of the derivatives.
 
-This module stands between the classes that users see (`soap`, `soap_descriptor`) and the kernels.
+This module stands between the classes that users see (`soap`, `descriptor`) and the kernels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from daskpipe.stages.describe.soap_basis import (
+from daskpipe.stages.describe.soap.basis import (
     TOLERANCE,
     WIDTH,
     GaussianOverlap,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from daskpipe.core.neighbours_kernels import Grid
-    from daskpipe.stages.describe.soap_kernels import Basis
+    from daskpipe.stages.describe.soap.spectrum_kernels import Basis
 
 COMPRESSIONS = ("off", "mu2", "mu1nu1", "crossover")
 AVERAGES = ("off", "inner", "outer")
@@ -164,7 +164,7 @@ class SoapEngine:
         ValueError
             If the structure has no atoms, an element that is not in the parameters, or is periodic without a cell.
         """
-        from daskpipe.stages.describe.soap_kernels import write_soap
+        from daskpipe.stages.describe.soap.spectrum_kernels import write_soap
 
         grid, kinds, weights = self._find_neighbours(atoms, centres, periodic)
         write_soap(grid, kinds, weights, self._kernel_basis, self._mode, self._average, out)
@@ -193,7 +193,7 @@ class SoapEngine:
         ValueError
             As `write_rows`.
         """
-        from daskpipe.stages.describe.soap_derivative_kernels import write_derivatives
+        from daskpipe.stages.describe.soap.derivative_kernels import write_derivatives
 
         grid, kinds, weights = self._find_neighbours(atoms, centres, periodic)
         n_rows = len(centres) if self.parameters.average == "off" else 1
@@ -228,7 +228,7 @@ class SoapEngine:
         ValueError
             As `write_rows`.
         """
-        from daskpipe.stages.describe.soap_projection_kernels import write_projection
+        from daskpipe.stages.describe.soap.projection_kernels import write_projection
 
         grid, kinds, point_weights = self._find_neighbours(atoms, centres, periodic)
         out = np.zeros((len(atoms), 3))
@@ -286,8 +286,8 @@ class SoapEngine:
     @cached_property
     def _kernel_basis(self) -> Basis:
         """Input of the kernels, made on first use, since it imports Numba."""
-        from daskpipe.stages.describe.soap_kernels import Basis, aligned_zeros
-        from daskpipe.stages.describe.soap_weighting_kernels import Weighting
+        from daskpipe.stages.describe.soap.spectrum_kernels import Basis, aligned_zeros
+        from daskpipe.stages.describe.soap.weighting_kernels import Weighting
 
         table = aligned_zeros(self._table.size, np.empty(0, self.dtype))
         table[:] = self._table.reshape(-1)

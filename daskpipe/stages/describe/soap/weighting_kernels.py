@@ -10,7 +10,7 @@ import numpy as np
 from daskpipe.core.accelerate import kernel
 
 NO_FUNCTION, POLY, POW, EXP = 0, 1, 2, 3
-"""dscribe's functions, as `soap_engine.WEIGHTINGS` names them."""
+"""dscribe's functions, as `engine.WEIGHTINGS` names them."""
 
 
 class Weighting(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 WIDTH = 8
-"""Radial functions in a vector of `soap_kernels`."""
+"""Radial functions in a vector of `spectrum_kernels`."""
 
 TAIL = 1e-3
 """dscribe's threshold: Gaussians of neighbours count up to where they have fallen to it at `r_cut`."""
@@ -236,7 +236,7 @@ def scaled_bessel(l_max: int, x: np.ndarray) -> np.ndarray:
 
 
 def harmonic_factors(l_max: int) -> np.ndarray:
-    """Return the factors of the recurrence in `soap_kernels.write_harmonics`, float64.
+    """Return the factors of the recurrence in `spectrum_kernels.write_harmonics`, float64.
 
     Shape (1 + 2 x number of (l, m >= 0)).
     """

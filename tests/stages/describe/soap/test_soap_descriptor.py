@@ -21,7 +21,7 @@ from daskpipe.core.simd import WIDTH
 from daskpipe.stages.describe import DESCRIPTORS
 from daskpipe.stages.describe.catalogue import build_descriptor
 from daskpipe.stages.describe.settings import Describe
-from daskpipe.stages.describe.soap_descriptor import SoapDescriptor
+from daskpipe.stages.describe.soap.descriptor import SoapDescriptor
 
 COMPRESSIONS = ("off", "mu2", "mu1nu1", "crossover")
 HYPERS = {"species": ["Cu", "Au"], "r_cut": 4.0, "n_max": 3, "l_max": 2, "sigma": 0.5}

@@ -34,13 +34,13 @@ from daskpipe.core.simd import (
     sub,
     zeros,
 )
-from daskpipe.stages.describe.soap_weighting_kernels import Weighting, weigh_distance
+from daskpipe.stages.describe.soap.weighting_kernels import Weighting, weigh_distance
 
 OFF, MU2, MU1NU1, CROSSOVER = 0, 1, 2, 3
-"""dscribe's modes of compression, as `soap_engine.COMPRESSIONS` names them."""
+"""dscribe's modes of compression, as `engine.COMPRESSIONS` names them."""
 
 EACH, INNER, OUTER = 0, 1, 2
-"""A row a centre; the spectrum of the mean coefficients; the mean of the spectra. As `soap_engine.AVERAGES`."""
+"""A row a centre; the spectrum of the mean coefficients; the mean of the spectra. As `engine.AVERAGES`."""
 
 
 class Basis(NamedTuple):

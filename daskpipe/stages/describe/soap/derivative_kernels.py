@@ -13,14 +13,14 @@ import numpy as np
 from daskpipe.core.accelerate import kernel
 from daskpipe.core.neighbours_kernels import Grid
 from daskpipe.core.simd import WIDTH, add, broadcast, fma, load, mul, store, sub
-from daskpipe.stages.describe.soap_gradient_kernels import (
+from daskpipe.stages.describe.soap.gradient_kernels import (
     Slopes,
     contract_harmonics,
     interpolate,
     make_slopes,
     write_slopes,
 )
-from daskpipe.stages.describe.soap_kernels import (
+from daskpipe.stages.describe.soap.spectrum_kernels import (
     CROSSOVER,
     EACH,
     INNER,
@@ -227,7 +227,7 @@ def write_derivatives(
     Parameters
     ----------
     grid, kinds, point_weights, basis, mode, average
-        As in `soap_kernels.write_soap`.
+        As in `spectrum_kernels.write_soap`.
     owners
         The atom that each centre moves with, shape (centre,), int64; -1 for none.
     slots

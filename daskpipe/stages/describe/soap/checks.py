@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.stages.describe.soap_engine import COMPRESSIONS, NO_CENTRE, WEIGHTINGS
+from daskpipe.stages.describe.soap.engine import COMPRESSIONS, NO_CENTRE, WEIGHTINGS
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -11,15 +11,15 @@ import numpy as np
 from daskpipe.core.accelerate import kernel
 from daskpipe.core.neighbours_kernels import Grid
 from daskpipe.core.simd import WIDTH, broadcast, fma, load, store, zeros
-from daskpipe.stages.describe.soap_derivative_kernels import sum_species, write_mean_coefficients
-from daskpipe.stages.describe.soap_gradient_kernels import (
+from daskpipe.stages.describe.soap.derivative_kernels import sum_species, write_mean_coefficients
+from daskpipe.stages.describe.soap.gradient_kernels import (
     Slopes,
     contract_harmonics,
     interpolate,
     make_slopes,
     write_slopes,
 )
-from daskpipe.stages.describe.soap_kernels import (
+from daskpipe.stages.describe.soap.spectrum_kernels import (
     CROSSOVER,
     INNER,
     MU1NU1,
@@ -152,7 +152,7 @@ def write_projection(
     Parameters
     ----------
     grid, kinds, point_weights, basis, mode, average
-        As in `soap_kernels.write_soap`.
+        As in `spectrum_kernels.write_soap`.
     weights
         Shape (centre, feature), float64; one centre for an average.
     owners

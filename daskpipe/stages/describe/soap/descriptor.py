@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from daskpipe.stages.describe.soap_engine import SoapEngine, SoapParameters
+from daskpipe.stages.describe.soap.engine import SoapEngine, SoapParameters
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -5,7 +5,7 @@ import pytest
 from scipy.integrate import quad_vec
 from scipy.special import spherical_in
 
-from daskpipe.stages.describe.soap_basis import (
+from daskpipe.stages.describe.soap.basis import (
     TOLERANCE,
     GaussianOverlap,
     PolynomialOverlap,

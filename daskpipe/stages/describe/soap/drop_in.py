@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskpipe.stages.describe import soap_checks
-from daskpipe.stages.describe.soap_basis import find_padding, make_gaussian_basis, make_polynomial_basis
-from daskpipe.stages.describe.soap_engine import AVERAGES, NO_CENTRE, OVERLAPS, SoapEngine, SoapParameters
-from daskpipe.stages.describe.soap_jobs import hold_for_all, pair_arguments, run_jobs, stack_results
+from daskpipe.stages.describe.soap import checks
+from daskpipe.stages.describe.soap.basis import find_padding, make_gaussian_basis, make_polynomial_basis
+from daskpipe.stages.describe.soap.engine import AVERAGES, NO_CENTRE, OVERLAPS, SoapEngine, SoapParameters
+from daskpipe.stages.describe.soap.jobs import hold_for_all, pair_arguments, run_jobs, stack_results
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -89,13 +89,13 @@ class SOAP:
         sparse: bool = False,
         dtype: str = "float64",
     ) -> None:
-        soap_checks.check_choice("dtype", dtype, ("float32", "float64"))
-        soap_checks.check_choice("rbf", rbf, OVERLAPS)
-        soap_checks.check_choice("average", average, AVERAGES)
+        checks.check_choice("dtype", dtype, ("float32", "float64"))
+        checks.check_choice("rbf", rbf, OVERLAPS)
+        checks.check_choice("average", average, AVERAGES)
         self.species = species
-        self._weighting = soap_checks.check_weighting(weighting)
-        self._r_cut = soap_checks.choose_r_cut(r_cut, self._weighting)
-        soap_checks.check_radial(self._r_cut, n_max, l_max, sigma, rbf)
+        self._weighting = checks.check_weighting(weighting)
+        self._r_cut = checks.choose_r_cut(r_cut, self._weighting)
+        checks.check_radial(self._r_cut, n_max, l_max, sigma, rbf)
         self._radial: dict[str, Any] = {"n_max": n_max, "l_max": l_max, "sigma": float(sigma), "rbf": rbf}
         self.compression = compression
         self.average, self.periodic, self.sparse, self.dtype = average, periodic, sparse, dtype
@@ -109,7 +109,7 @@ class SOAP:
 
     @species.setter
     def species(self, species: Any) -> None:
-        self._numbers = soap_checks.find_numbers(species)
+        self._numbers = checks.find_numbers(species)
         self._species = species
 
     @property
@@ -119,7 +119,7 @@ class SOAP:
 
     @compression.setter
     def compression(self, compression: Mapping[str, Any] | str) -> None:
-        self._compression, self._species_weights = soap_checks.check_compression(compression, self._species)
+        self._compression, self._species_weights = checks.check_compression(compression, self._species)
 
     @property
     def n_features(self) -> int:
@@ -222,8 +222,8 @@ class SOAP:
 
     def _prepare_centers(self, atoms: Atoms, centers: Sequence[Any] | None) -> tuple[np.ndarray, np.ndarray]:
         if self.periodic:
-            soap_checks.check_cell(atoms)
-        return soap_checks.find_centers(atoms, centers)
+            checks.check_cell(atoms)
+        return checks.find_centers(atoms, centers)
 
     def _describe_points(self, atoms: Atoms, points: np.ndarray, engine: SoapEngine) -> np.ndarray:
         n_rows = len(points) if self.average == "off" else 1
@@ -288,7 +288,7 @@ class SOAP:
         one = [hold_for_all(system, indices) for indices in (include, exclude)]
         systems, (lists, includes, excludes) = pair_arguments(system, centers=centers, include=one[0], exclude=one[1])
         moved = [
-            soap_checks.find_included(len(atoms), some, others)
+            checks.find_included(len(atoms), some, others)
             for atoms, some, others in zip(systems, includes, excludes, strict=True)
         ]
         jobs = list(zip(systems, lists, moved, strict=True))
@@ -334,7 +334,7 @@ class SOAP:
         ValueError
             For an unknown method, or for ``analytical`` where dscribe has none.
         """
-        soap_checks.check_choice("method", method, METHODS)
+        checks.check_choice("method", method, METHODS)
         if method != "analytical":
             return "numerical" if method == "numerical" else "analytical"
         refusals = {
@@ -417,7 +417,7 @@ class SOAP:
         """
         if len(species) != 2:
             raise ValueError(f"get_location takes a pair of species such as ('H', 'O'), received {species!r}")
-        numbers = [soap_checks.find_numbers([one])[0] for one in species]
+        numbers = [checks.find_numbers([one])[0] for one in species]
         if unknown := [number for number in numbers if number not in self._numbers]:
             raise ValueError(f"atomic number {unknown[0]} is not among those of species, {list(self._numbers)}")
         first, second = sorted(self._numbers.index(number) for number in numbers)

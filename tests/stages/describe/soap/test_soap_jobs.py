@@ -2,7 +2,7 @@ import numpy as np
 import psutil
 import pytest
 
-from daskpipe.stages.describe.soap_jobs import count_threads, run_jobs, stack_results
+from daskpipe.stages.describe.soap.jobs import count_threads, run_jobs, stack_results
 
 
 def test_results_come_in_the_order_of_the_jobs() -> None:

@@ -15,8 +15,8 @@ import numpy as np
 
 from daskpipe.core.accelerate import kernel
 from daskpipe.core.simd import WIDTH, add, broadcast, fma, load, mul, store, sub, zeros
-from daskpipe.stages.describe.soap_kernels import Basis, Buffers, aligned_zeros
-from daskpipe.stages.describe.soap_weighting_kernels import find_weight_slope, weigh_distance
+from daskpipe.stages.describe.soap.spectrum_kernels import Basis, Buffers, aligned_zeros
+from daskpipe.stages.describe.soap.weighting_kernels import find_weight_slope, weigh_distance
 
 ON_CENTRE = 1e-10
 """Distance of an atom on the centre, Å.
@@ -67,7 +67,7 @@ def make_slopes(work: Buffers, basis: Basis) -> Slopes:
 
 @kernel
 def write_slopes(n_places: int, point_weights: np.ndarray, basis: Basis, work: Buffers, slopes: Slopes) -> None:
-    """Write all that the gradients of a centre's neighbours need, after `soap_kernels.describe_centre`."""
+    """Write all that the gradients of a centre's neighbours need, after `spectrum_kernels.describe_centre`."""
     per_length = basis.rows_per_length
     values, steps = slopes.values, slopes.slopes
     for place in range(n_places):
@@ -113,7 +113,7 @@ def weigh_slopes(n_places: int, point_weights: np.ndarray, basis: Basis, work: B
 
 @kernel
 def write_harmonic_slopes(first: int, basis: Basis, work: Buffers, slopes: Slopes) -> None:
-    """Write the real harmonics of eight unit vectors and their derivatives; see `soap_kernels.write_harmonics`."""
+    """Write the real harmonics of eight unit vectors and their derivatives; see `spectrum_kernels.write_harmonics`."""
     factors, out = basis.factors, slopes.harmonics
     part = (basis.l_max + 1) * (basis.l_max + 1) * WIDTH
     start = first // WIDTH * PARTS * part
