@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
+from ase import Atoms, units
 from ase.build import bulk, molecule
 from test_mace import random_module, save
 from test_mace_electrons import SPECS, changed_module
@@ -157,6 +157,29 @@ def test_lost_systems_leave_the_others_alone(model_file: Path, make) -> None:
     out = model(state)
     assert out["energy"].isnan().tolist() == [False, True, False, True]
     torch.testing.assert_close(out["energy"][[0, 2]], whole["energy"][[0, 2]], rtol=0, atol=0)
+
+
+def test_dynamics_keep_the_energy(model_file: Path, make) -> None:
+    """Velocity Verlet in float64: splines and slopes belong together, also where neighbours come and go."""
+    model = batched_model(build_potential("mace", {"model": str(model_file)}, "cpu", "float64"))
+    structures = [make("alloy", 1), make("cluster", 2), make("slab", 3)]
+    state = make_state(structures, CPU, torch.float64)
+    masses, step = state.masses[:, None], 2.0 * units.fs
+    velocities = torch.randn(state.positions.shape, dtype=torch.float64, generator=torch.manual_seed(0))
+    velocities *= torch.sqrt(units.kB * 600.0 / masses)
+    out, total = model(state), []
+    for _ in range(150):
+        velocities = velocities + 0.5 * step * out["forces"] / masses
+        state.positions = state.positions + step * velocities
+        out = model(state)
+        velocities = velocities + 0.5 * step * out["forces"] / masses
+        kinetic = torch.zeros(3, dtype=torch.float64).index_add_(
+            0, state.system_idx, (0.5 * masses * velocities**2).sum(1)
+        )
+        total.append((out["energy"] + kinetic) / state.n_atoms_per_system)
+    energies = torch.stack(total)
+    assert float(kinetic.sum()) > 0.1
+    assert float((energies - energies[0]).abs().max()) < 1e-4
 
 
 def test_atoms_without_neighbours(model_file: Path) -> None:
