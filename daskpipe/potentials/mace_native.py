@@ -231,6 +231,8 @@ def _load(path: Path, head: str | None, dtype: str) -> Any:
     os.environ["SYMMETRIX_JIT_CACHE"] = str(path.parent / "compiled")
     # Else it tells to bind threads to cores, which would put all workers of a machine on one core.
     os.environ.setdefault("OMP_PROC_BIND", "false")
+    # A backend for a GPU would be taken where one is installed.
+    os.environ["SYMMETRIX_BACKEND"] = "cpu"
     from symmetrix import Symmetrix
 
     started = time.monotonic()
