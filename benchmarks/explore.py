@@ -52,6 +52,9 @@ from daskpipe.stages.explore.trajectory import Condition
 
 FRICTION, STRIDE = 0.01, 10
 
+WARM_UP = 3
+"""Steps before time is taken: TorchScript compiles in the second and third evaluation."""
+
 SHAPES = {
     "small": {"hidden_irreps": "32x0e", "r_max": 4.5},
     "foundation": {"hidden_irreps": "128x0e+128x1o", "r_max": 6.0, "radial_MLP": [64, 64, 64]},
@@ -63,6 +66,7 @@ SHAPES = {
 class Task:
     """What each program does."""
 
+    name: str
     model: str
     device: str
     temperature: float
@@ -75,7 +79,7 @@ class Task:
 
 def make_task(name: str, device: str, folder: Path) -> Task:
     if name not in SHAPES:
-        return Task(name, device, 900.0, 4.0)
+        return Task(name, name, device, 900.0, 4.0)
     import_mace()
     from daskpipe.potentials.mace import BUNDLED
     from daskpipe.potentials.mace_files import build_module, read_hypers
@@ -85,7 +89,7 @@ def make_task(name: str, device: str, folder: Path) -> Task:
     path = folder / f"{name}.model"
     with silence_libraries():
         torch.save(module, path)
-    return Task(str(path), device, 100.0, 1.0)
+    return Task(name, str(path), device, 100.0, 1.0)
 
 
 def alloys(n: int) -> list[Atoms]:
@@ -110,14 +114,14 @@ def ase_one_by_one(structures: list[Atoms], n_steps: int, task: Task) -> float:
         dynamics = Langevin(
             moving, task.timestep * units.fs, temperature_K=task.temperature, friction=FRICTION / units.fs, fixcm=False
         )
-        dynamics.run(1)
+        dynamics.run(WARM_UP)
         started = time.perf_counter()
         dynamics.run(n_steps)
         seconds += time.perf_counter() - started
     return sum(map(len, structures)) * n_steps / seconds
 
 
-def bare_torch_sim(structures: list[Atoms], n_steps: int, task: Task) -> float:
+def bare_torch_sim(structures: list[Atoms], n_steps: int, task: Task, *, cueq: bool = False) -> float:
     """Atom-steps a second."""
     with silence_libraries():
         import torch_sim as ts
@@ -125,7 +129,7 @@ def bare_torch_sim(structures: list[Atoms], n_steps: int, task: Task) -> float:
     module = task.build().calculator.models[0]
     from mace.calculators.mace_torchsim import MaceTorchSimModel
 
-    model = MaceTorchSimModel(module, torch.device(task.device), torch.float32, compute_stress=False)
+    model = MaceTorchSimModel(module, torch.device(task.device), torch.float32, compute_stress=False, enable_cueq=cueq)
     start = ts.io.atoms_to_state(structures, model.device, model.dtype)
 
     def run(n: int) -> float:
@@ -139,15 +143,18 @@ def bare_torch_sim(structures: list[Atoms], n_steps: int, task: Task) -> float:
         return time.perf_counter() - started
 
     with redirect_stdout(sys.stderr):
-        run(1)
+        run(WARM_UP)
         # What it takes to set up is in both.
         return sum(map(len, structures)) * n_steps / run(n_steps)
 
 
 def through_daskpipe(
     root: Path, structures: list[Atoms], n_steps: int, task: Task, acceleration: str, client: Client
-) -> float:
-    """Atom-steps a second of a unit of exploration for each worker: from the directory, through Dask, and back."""
+) -> tuple[float, list[float]]:
+    """Atom-steps a second of a unit of exploration for each worker: from the directory, through Dask, and back.
+
+    With it come samples of how busy the GPU was meanwhile, percent.
+    """
     n_workers = len(client.scheduler_info()["workers"])
     settings = Exploration(
         dynamics=Dynamics(
@@ -157,6 +164,7 @@ def through_daskpipe(
         guards=Guards(evaporation=None), batch_atoms=None if task.device == "cuda" else sum(map(len, structures)),
     )  # fmt: skip
     build = partial(Task.build, task, acceleration)
+    name = f"benchmark {task.name} {acceleration}"
     seeds = commit_seeds(root, structures)
 
     def unit_of(chosen: Exploration, trial: str) -> Any:
@@ -164,7 +172,7 @@ def through_daskpipe(
         unit = Unit(stage="explore", index=0, key=key, n_inputs=len(seeds))
         conditions = [Condition(temperature=task.temperature) for _ in seeds]
         bag = db.from_delayed([dask.delayed(stage.load_seeds)(root, seeds, conditions)])
-        payloads = stage.explore(bag, build, chosen, 0, name="bundled", checkpoints=Checkpoints(root=root, unit=unit))
+        payloads = stage.explore(bag, build, chosen, 0, name=name, checkpoints=Checkpoints(root=root, unit=unit))
         return dask.delayed(committed)(root, unit, partial(dask.compute, payloads, scheduler="synchronous"))
 
     def run(chosen: Exploration) -> list[int]:
@@ -172,12 +180,13 @@ def through_daskpipe(
         found: list[int] = client.gather(client.compute(units, optimize_graph=False))
         return found
 
-    run(settings.model_copy(update={"dynamics": settings.dynamics.model_copy(update={"steps": 1, "stride": 1})}))
-    started = time.perf_counter()
-    n_out = run(settings)
-    seconds = time.perf_counter() - started
+    run(settings.model_copy(update={"dynamics": settings.dynamics.model_copy(update={"steps": WARM_UP, "stride": 1})}))
+    with busy_share(task.device) as samples:
+        started = time.perf_counter()
+        n_out = run(settings)
+        seconds = time.perf_counter() - started
     assert n_out == [len(structures) * settings.dynamics.n_frames] * n_workers, n_out
-    return n_workers * sum(map(len, structures)) * n_steps / seconds
+    return n_workers * sum(map(len, structures)) * n_steps / seconds, samples
 
 
 def commit_seeds(root: Path, structures: list[Atoms]) -> list[UnitRows]:
@@ -203,11 +212,14 @@ def busy_share(device: str) -> Iterator[list[float]]:
             samples.append(torch.cuda.utilization())
 
     thread = threading.Thread(target=sample)
-    if device == "cuda":
-        thread.start()
-    yield samples
-    over.set()
-    if device == "cuda":
+    if device != "cuda":
+        yield samples
+        return
+    thread.start()
+    try:
+        yield samples
+    finally:
+        over.set()
         thread.join()
 
 
@@ -249,7 +261,7 @@ def main() -> None:
             shares += samples
             if native:
                 for row, client in (("daskpipe, native", one), ("the same, 2 workers", two)):
-                    add(row, through_daskpipe(root, structures, 2 * n_steps, task, "symmetrix", client))
+                    add(row, through_daskpipe(root, structures, 2 * n_steps, task, "symmetrix", client)[0])
     medians = {row: statistics.median(found) for row, found in rates.items()}
     print(f"{name}: {n_systems} systems of 32 atoms, {device}, medians of {repeats}, atom-steps/s")
     for row, rate in medians.items():

@@ -85,11 +85,11 @@ def run_loop(calculator: Any, structures: list[Atoms]) -> float:
     return time.perf_counter() - started
 
 
-def run_stage(name: str, params: dict[str, Any], structures: list[Atoms]) -> float:
+def run_stage(name: str, params: dict[str, Any], structures: list[Atoms], device: str = "cpu") -> float:
     """Return the seconds of the stage."""
 
     def build() -> Any:
-        return build_potential(name, params, "cpu", "float64")
+        return build_potential(name, params, device, "float64")
 
     started = time.perf_counter()
     for start in range(0, len(structures), 16):

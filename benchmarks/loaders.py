@@ -31,10 +31,10 @@ CUTOFF = 4.0
 ITERATIONS = 1000
 
 
-def write(path: Path) -> None:
+def write(path: Path, n_structures: int = N_STRUCTURES) -> None:
     """Random gases of 0.05 atoms an Å^3."""
     rng = np.random.default_rng(0)
-    n_atoms = rng.integers(10, 201, N_STRUCTURES).astype("i4")
+    n_atoms = rng.integers(10, 201, n_structures).astype("i4")
     stop = np.cumsum(n_atoms, dtype="i8")
     length = np.cbrt(n_atoms / 0.05)
     arrays = {
@@ -44,10 +44,10 @@ def write(path: Path) -> None:
         "positions": rng.random((stop[-1], 3), dtype="f4") * np.repeat(length, n_atoms).astype("f4")[:, None],
         "forces": rng.standard_normal((stop[-1], 3), dtype="f4"),
         "cell": np.eye(3) * length[:, None, None],
-        "pbc": np.ones((N_STRUCTURES, 3), bool),
-        "energy": rng.normal(-5.0, 1.0, N_STRUCTURES) * n_atoms,
-        "stress": rng.normal(scale=0.01, size=(N_STRUCTURES, 6)),
-        "structure_id": np.frombuffer(rng.bytes(16 * N_STRUCTURES), "V16"),
+        "pbc": np.ones((n_structures, 3), bool),
+        "energy": rng.normal(-5.0, 1.0, n_structures) * n_atoms,
+        "stress": rng.normal(scale=0.01, size=(n_structures, 6)),
+        "structure_id": np.frombuffer(rng.bytes(16 * n_structures), "V16"),
     }
     ds = xr.Dataset({name: (VARIABLES[name].dims, array) for name, array in arrays.items()})
     write_dataset(ds, path, attrs={"dataset_key": "benchmark"})
