@@ -85,7 +85,7 @@ def list_measurements(models: Sequence[str]) -> list[Measurement]:
     return [
         *(Measurement("measure_dynamics", model, 60) for model in models),
         Measurement("measure_repeatability", first, 20),
-        Measurement("measure_memory", first, 25),
+        *(Measurement("measure_memory", model, 25) for model in models),
         Measurement("measure_label", first, 20),
         Measurement("measure_describe", models[-1], 15),
         Measurement("measure_load", "", 25),
@@ -236,7 +236,13 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="file of the results (benchmarks/results/gpu-NAME.txt)")
     parser.add_argument("--wheels", type=Path, help="download wheels into this folder instead")
     parser.add_argument("--installed", type=Path, help="what pip freeze prints on the machine with the GPU")
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    options.models = options.models.split(",")
+    known = dict.fromkeys(entry.function for entry in list_measurements(["foundation"]))
+    options.only = options.only.split(",") if options.only else list(known)
+    if unknown := [name for name in options.only if name not in known]:
+        parser.error(f"--only: there is no {', '.join(unknown)}; give some of {', '.join(known)}")
+    return options
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -250,9 +256,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("torch sees no GPU with CUDA: give --device cpu, or install torch for CUDA", file=sys.stderr)
         return 2
-    models = options.models.split(",")
-    chosen = options.only.split(",") if options.only else None
-    measurements = [entry for entry in list_measurements(models) if chosen is None or entry.function in chosen]
+    measurements = [entry for entry in list_measurements(options.models) if entry.function in options.only]
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="daskpipe-gpu-", ignore_cleanup_errors=True) as folder:
         job = Job(device=options.device, n_systems=options.systems, n_steps=options.steps, folder=Path(folder))
@@ -264,7 +268,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "",
         *(format_row(row, rates) for row in rows),
         "",
-        *judge(rows, models),
+        *judge(rows, options.models),
     ]
     out = options.out or name_results(options.device)
     out.write_text("\n".join(lines) + "\n")

@@ -176,6 +176,12 @@ def test_the_command_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "bundled: goal 20 times ASE one by one: not measured" in written
 
 
+def test_an_unknown_measurement(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu.main(["--only=measure_speed"])
+    assert "there is no measure_speed; give some of measure_dynamics, measure_repeat" in capsys.readouterr().err
+
+
 def test_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main([]) == 2
