@@ -10,6 +10,7 @@ import math
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -300,7 +301,12 @@ def measure_load(job: Job) -> Iterator[Row]:
     loaders.write(path, 40 * job.n_systems)
     for pinned in (False, True) if job.device == "cuda" else (False,):
         what = f"load to {job.device}{', pinned' if pinned else ''}"
-        yield try_row("", what, "structures/s", partial(load_once, path, job, pinned))
+        with warnings.catch_warnings():
+            # Python 3.12 warns of a fork with threads, torch of more workers than cores.
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            row = try_row("", what, "structures/s", partial(load_once, path, job, pinned))
+        yield row
 
 
 def load_once(path: Path, job: Job, pinned: bool) -> tuple[float, str]:

@@ -3,22 +3,22 @@
 Here:   python benchmarks/gpu.py --wheels FOLDER [--installed FILE]
 There:  python gpu_wheels.py FOLDER
 
-FILE is what ``pip freeze`` prints there: what is installed is left out, torch and CUDA above all, which take gigabytes;
-the rest is chosen to fit these versions. Without FILE everything is downloaded. Python must have the same version here
-and there, and both must run Linux on x86-64. FOLDER/wheels.txt lists names, sizes and SHA-256 sums, and this file is
-copied beside it, which needs nothing but Python.
+What daskpipe needs is read from the environment here, in which `NEEDED` must be installed; the
+wheels are of the versions here. FILE is what ``pip freeze`` prints there: what is installed there and fits is left out,
+torch and CUDA above all, which take gigabytes. Without FILE everything is downloaded. Python must have the same version
+here and there, and both must run Linux on x86-64. FOLDER/wheels.txt lists SHA-256 sums, sizes and names. This file is
+copied beside it; there it needs nothing but Python.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
+from importlib.metadata import distribution
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -28,23 +28,27 @@ MIB = 2**20
 LARGEST_PART = 64 * MIB
 """Bytes of the largest file that is to be carried."""
 
-REQUIREMENTS = (f"{ROOT}[cueq,fast]", "cuequivariance-ops-torch-cu13", "symmetrix-xl-cuda13-sm90", "pytest")
-"""daskpipe, and what its extras take on a Hopper chip with CUDA 13, which is no dependency of daskpipe."""
+NEEDED = ("daskpipe[cueq]", "symmetrix-xl", "pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
+
+ON_HOPPER = {
+    "cuequivariance-ops-torch-cu13": "cuequivariance-torch",
+    "cuequivariance-ops-cu13": "cuequivariance-torch",
+    "symmetrix-xl-cuda13-sm90": "symmetrix-xl",
+}
+"""What the extras take on a Hopper chip with CUDA 13, by the package here whose version it must have."""
 
 LIST = "wheels.txt"
 
 
-def download_wheels(folder: Path, installed: Path | None, requirements: Sequence[str] = REQUIREMENTS) -> str:
-    """Download wheels with all they need, build those that have none, split the large ones, and list them.
+def download_wheels(folder: Path, installed: Path | None) -> str:
+    """Download wheels, build those that have none, split the large ones, and list them.
 
     Parameters
     ----------
     folder
         Folder for the wheels; made if it is missing.
     installed
-        Requirements file of what the other machine has; left out.
-    requirements
-        Requirements, or folders of projects.
+        Requirements file of what the other machine has.
 
     Returns
     -------
@@ -52,28 +56,50 @@ def download_wheels(folder: Path, installed: Path | None, requirements: Sequence
         Text of the list.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    with tempfile.TemporaryDirectory() as work:
-        report, constraints = Path(work, "report.json"), Path(work, "constraints.txt")
-        pinned = read_pinned(installed.read_text()) if installed else {}
-        constraints.write_text("".join(f"{name}=={version}\n" for name, version in pinned.items()))
-        resolve = ["install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(report)]
-        subprocess.run([*pip, *resolve, "--constraint", str(constraints), *requirements], check=True)
-        chosen = []
-        for entry in json.loads(report.read_text())["install"]:
-            name, version = normalise(entry["metadata"]["name"]), entry["metadata"]["version"]
-            if name not in pinned:
-                project = entry["download_info"].get("dir_info") is not None
-                chosen.append(str(ROOT) if project else f"{name}=={version}")
-        if chosen:
-            subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), *chosen], check=True)
+    there = read_pinned(installed.read_text()) if installed else {}
+    missing = list_missing(there)
+    missing |= {name: distribution(partner).version for name, partner in ON_HOPPER.items() if name not in there}
+    wanted = [str(ROOT) if name == "daskpipe" else f"{name}=={version}" for name, version in sorted(missing.items())]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
+    if wanted:
+        subprocess.run([*pip, "--wheel-dir", str(folder), *wanted], check=True)
     text = list_wheels(folder)
     (folder / LIST).write_text(text)
     for path in sorted(folder.glob("*.whl")):
         if path.stat().st_size > LARGEST_PART:
-            split_file(path)
+            split_file(path, LARGEST_PART)
     shutil.copy(__file__, folder)
     return text
+
+
+def list_missing(there: Mapping[str, str]) -> dict[str, str]:
+    """Return versions by name of what `NEEDED` needs here, without what another machine has and what that needs.
+
+    Parameters
+    ----------
+    there
+        Versions by name of what the other machine has.
+    """
+    from packaging.requirements import Requirement
+
+    missing: dict[str, str] = {}
+    waiting, seen = [Requirement(text) for text in NEEDED], set()
+    while waiting:
+        requirement = waiting.pop()
+        name = normalise(requirement.name)
+        fits = name in there and requirement.specifier.contains(there[name], prereleases=True)
+        if fits or (name, *sorted(requirement.extras)) in seen:
+            continue
+        seen.add((name, *sorted(requirement.extras)))
+        own = distribution(name)
+        missing[name] = own.version
+        extras = requirement.extras or {""}
+        waiting += [
+            needed
+            for needed in map(Requirement, own.requires or [])
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras)
+        ]
+    return missing
 
 
 def read_pinned(frozen: str) -> dict[str, str]:
@@ -106,7 +132,7 @@ def compute_sum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def split_file(path: Path, size: int = LARGEST_PART) -> list[Path]:
+def split_file(path: Path, size: int) -> list[Path]:
     """Replace a file by numbered parts of at most `size` bytes, and return them."""
     parts: list[Path] = []
     with path.open("rb") as file:

@@ -6,19 +6,23 @@ import zipfile
 from pathlib import Path
 
 import gpu_wheels
+import numpy
 import pytest
 
 SIZE = 10
 """Bytes of a part."""
 
+FITTING = {"pluggy": "1.999", "iniconfig": "2.0", "packaging": "99.0", "Pygments": "2.999"}
+"""Versions with which pytest is content."""
 
-def make_wheel(folder: Path, name: str, needs: str = "") -> Path:
+
+def make_wheel(folder: Path, name: str, version: str = "1.0") -> Path:
     """Write a wheel without content."""
-    path = folder / f"{name}-1.0-py3-none-any.whl"
+    path = folder / f"{name}-{version}-py3-none-any.whl"
     folder.mkdir(exist_ok=True)
-    info = f"{name}-1.0.dist-info"
+    info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(path, "w") as file:
-        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}")
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         file.writestr(f"{info}/RECORD", "")
     return path
@@ -70,19 +74,30 @@ def test_versions_of_pip_freeze() -> None:
     }
 
 
-def test_what_is_installed_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing() -> None:
+    everything = gpu_wheels.list_missing({})
+    assert {"daskpipe", "torch", "cuequivariance-torch", "symmetrix-xl", "pytest"} <= everything.keys()
+    assert "pyscf" not in everything  # of another extra
+    fewer = gpu_wheels.list_missing({"torch": "2.11.0", "numpy": "1.0"})
+    assert {name for name in everything if name.startswith("nvidia-")} - fewer.keys()
+    assert "torch" not in fewer
+    assert fewer["numpy"] == numpy.__version__  # the one there is too old
+
+
+def test_downloaded_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index, folder, installed = tmp_path / "index", tmp_path / "wheels", tmp_path / "installed.txt"
-    make_wheel(index, "wanted", needs="Requires-Dist: needed\nRequires-Dist: present\n")
-    for name in ("needed", "present"):
-        make_wheel(index, name)
-    installed.write_text("present==1.0+local\n")
+    monkeypatch.setattr(gpu_wheels, "LARGEST_PART", make_wheel(index, "backend").stat().st_size - 1)
+    make_wheel(index, "pytest", version=pytest.__version__)
+    monkeypatch.setattr(gpu_wheels, "NEEDED", ("pytest",))
+    monkeypatch.setattr(gpu_wheels, "ON_HOPPER", {"backend": "numpy"})
+    make_wheel(index, "backend", version=numpy.__version__)
+    installed.write_text("".join(f"{name}=={version}+local\n" for name, version in FITTING.items()))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
-    monkeypatch.setattr(gpu_wheels, "LARGEST_PART", make_wheel(index, "needed").stat().st_size)
-    text = gpu_wheels.download_wheels(folder, installed, ["wanted"])
-    names = [line.split()[2] for line in text.splitlines()]
-    assert names == ["needed-1.0-py3-none-any.whl", "wanted-1.0-py3-none-any.whl"]
+    text = gpu_wheels.download_wheels(folder, installed)
+    assert [line.split()[2].split("-")[0] for line in text.splitlines()] == ["backend", "pytest"]
     assert (folder / gpu_wheels.LIST).read_text() == text
     assert (folder / "gpu_wheels.py").exists()
+    assert len(list(folder.glob("backend*"))) == 2
     assert len(gpu_wheels.join_files(folder)) == 2
