@@ -225,7 +225,7 @@ def busy_share(device: str) -> Iterator[list[float]]:
 
 @contextmanager
 def connect(n_workers: int) -> Iterator[Client]:
-    options = {"n_workers": n_workers, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    options = {"n_workers": n_workers, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         yield client
 

@@ -80,7 +80,7 @@ def list_missing(there: Mapping[str, str]) -> dict[str, str]:
     there
         Versions by name of what the other machine has.
     """
-    from packaging.requirements import Requirement
+    from packaging.requirements import Requirement  # not needed on the other machine
 
     missing: dict[str, str] = {}
     waiting, seen = [Requirement(text) for text in NEEDED], set()
