@@ -24,7 +24,8 @@ ENERGY_AGREEMENT = 1e-5
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_gpu)])
-def job(request: pytest.FixtureRequest, tmp_path: Path) -> Job:
+def job(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return Job(device=request.param, n_systems=2, n_steps=2, folder=tmp_path)
 
 
