@@ -241,6 +241,9 @@ def _load(path: Path, head: str | None, dtype: str) -> Any:
         calculator = Symmetrix(str(path), dtype=dtype, head=head, neighbor_skin=0.0, execution_profile="speed")
     except Exception as error:  # of the compiler, of its cache, of the loaded code
         raise NativeRefused(f"the model cannot be compiled: {_describe(error)}") from error
+    finally:
+        # Code that is compiled with -ffast-math lets the thread that loads it flush subnormal numbers to zero.
+        torch.set_flush_denormal(False)
     if calculator.jit_status == "built":
         send_notice(f"{PACKAGE} compiled a MACE model in {time.monotonic() - started:.0f} s; it is kept for later runs")
     return calculator.evaluator

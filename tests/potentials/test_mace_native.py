@@ -182,6 +182,12 @@ def test_dynamics_keep_the_energy(model_file: Path, make) -> None:
     assert float((energies - energies[0]).abs().max()) < 1e-4
 
 
+def test_subnormal_numbers_stay(model_file: Path, make) -> None:
+    """The compiled code sets the processor to flush them to zero, which would change all that follows in the thread."""
+    assert evaluator_of(model_file, [make("alloy")]).startswith("symmetrix")
+    assert np.array([np.finfo(np.float64).smallest_normal])[0] / 4 > 0
+
+
 def test_atoms_without_neighbours(model_file: Path) -> None:
     atoms = Atoms("CuAu", [[0, 0, 0], [20, 0, 0]])
     native, plain = (
