@@ -161,12 +161,12 @@ def prepare_evaluator(module: Any, digest: str, head: str | None, dtype: str) ->
     digest
         Hash of the model, under which the converted one is kept.
     head, dtype
-        Head to use, and ``float32`` or ``float64``.
+        Head to use (``None``: the only one), and ``float32`` or ``float64``.
 
     Raises
     ------
     NativeRefused
-        If the model cannot be converted or compiled, if the cache folder is not to be written, or if the evaluator was
+        If the model cannot be converted or compiled, if the cache folder cannot be written, or if the evaluator was
         refused for this model before.
     """
     if len(getattr(module, "heads", ["Default"])) == 1:
@@ -177,7 +177,8 @@ def prepare_evaluator(module: Any, digest: str, head: str | None, dtype: str) ->
     converted, refusal = folder / f"{stem}.json", folder / f"{stem}.refused"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _hold_lock(folder / f"{stem}.lock"):
+        # One lock for all models: symmetrix has one for each kind of model, on which it waits two minutes and no more.
+        with _hold_lock(folder / "lock"):
             if refusal.exists():
                 raise NativeRefused(f"{refusal.read_text()} (remove {refusal} to try again)")
             if not converted.exists():
