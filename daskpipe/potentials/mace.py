@@ -19,7 +19,7 @@ from daskpipe.core.registry import FileName
 from daskpipe.core.third_party import import_mace
 from daskpipe.potentials.identity import Identity, file_hash
 from daskpipe.potentials.mace_electrons import check_features, specs_of, with_electrons
-from daskpipe.potentials.mace_evaluators import SYMMETRIX, TORCH, choose_evaluator, find_misfit
+from daskpipe.potentials.mace_evaluators import SYMMETRIX, choose_evaluator, find_misfit
 from daskpipe.potentials.mace_pickles import read_class_and_heads
 from daskpipe.potentials.potential import Potential
 from daskpipe.potentials.results import Evaluation, Failure, checked_results
@@ -113,9 +113,7 @@ def mace(
             compute_stress=stress,
         )  # fmt: skip
 
-    evaluator, why = choose_evaluator(acceleration, device)
-    if evaluator == SYMMETRIX and (misfit := find_misfit_of_module(module)):
-        evaluator, why = TORCH, misfit
+    evaluator, why = choose_evaluator(acceleration, device, find_misfit_of_module(module))
     if evaluator == SYMMETRIX:
         prepare = cache(partial(prepare_or_tell, module, identify(model, head).hash, head, dtype))
         dynamics = labelling = make_native_model
@@ -274,13 +272,14 @@ def explain_evaluator(device: str, model: str, head: str | None, acceleration: s
         As in `mace`.
     """
     path = _find_model_file(model)
-    name, why = choose_evaluator(acceleration, device)
-    if name == SYMMETRIX and path.suffix == ".safetensors":
+    known = path.suffix == ".safetensors"
+    misfit = None
+    if known:
         from daskpipe.potentials.mace_files import read_hypers
 
         misfit = find_misfit(read_hypers(path))
-        return f"{TORCH} ({misfit})" if misfit else f"{name} ({why})"
-    return f"{name}{', if it takes the model' if name == SYMMETRIX else ''} ({why})"
+    name, why = choose_evaluator(acceleration, device, misfit)
+    return f"{name}{', if it takes the model' if name == SYMMETRIX and not known else ''} ({why})"
 
 
 def choose_head(heads: Sequence[str], head: str | None, path: Path) -> str:

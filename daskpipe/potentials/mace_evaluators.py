@@ -21,8 +21,8 @@ MAX_ELL, CORRELATION = 3, 3
 """What symmetrix 0.1 takes: the largest degree of the harmonics, and the body order less one."""
 
 
-def choose_evaluator(acceleration: str, device: str) -> tuple[str, str]:
-    """Choose the evaluator of a model whose shape is not known yet; see `find_misfit`.
+def choose_evaluator(acceleration: str, device: str, misfit: str | None = None) -> tuple[str, str]:
+    """Choose the evaluator of a model.
 
     Parameters
     ----------
@@ -30,6 +30,8 @@ def choose_evaluator(acceleration: str, device: str) -> tuple[str, str]:
         As in `daskpipe.potentials.mace.mace`.
     device
         ``cpu`` or ``cuda``.
+    misfit
+        Why symmetrix does not take the model, from `find_misfit`; ``None`` if it may.
 
     Returns
     -------
@@ -43,6 +45,8 @@ def choose_evaluator(acceleration: str, device: str) -> tuple[str, str]:
     """
     if acceleration not in ("auto", SYMMETRIX):
         return TORCH, f"acceleration={acceleration}"
+    if misfit is not None:
+        return TORCH, misfit
     if (obstacle := _find_obstacle(device)) is not None:
         if acceleration == SYMMETRIX:
             raise ConfigError(f"potential 'mace': acceleration=symmetrix {obstacle}; or give acceleration=auto")

@@ -222,6 +222,8 @@ def test_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_evaluator("auto", "cpu") == ("torch", "symmetrix is not installed: pip install 'daskpipe[fast]'")
     with pytest.raises(ConfigError, match=r"acceleration=symmetrix is not installed: pip install 'daskpipe\[fast\]'"):
         choose_evaluator("symmetrix", "cpu")
+    # Nobody is told to install what does not help.
+    assert "pip install" not in explain_evaluator("mace", {}, "cpu")
 
 
 def test_a_gpu_is_left_to_torch() -> None:
