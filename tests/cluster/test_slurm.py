@@ -164,9 +164,9 @@ QUICKSTART = [
     *(f"generate.sources.{name}.n=2" for name in ("alloys", "surfaces", "clusters")),
     *("explore.dynamics.steps=10", "explore.dynamics.equilibration=0", "explore.dynamics.stride=5"),
     *("explore.batch_size=3", "select.n=4"),
-    "label.checks.finite_differences=null",
+    *("label=emt", "label.checks.finite_differences=null"),
 ]
-"""The quickstart with fewer seeds, less molecular dynamics and fewer labels: MACE explores, CHGNet labels."""
+"""The quickstart with fewer seeds, less molecular dynamics and fewer labels: MACE explores, EMT labels."""
 
 
 def test_the_quickstart_gives_the_same_bytes(queue: Slurm, write_site: Callable[..., Path], tmp_path: Path) -> None:

@@ -10,13 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, molecule
 from ase.io import write
 from small_runs import SMALL
 
 import daskpipe
 from daskpipe.core.structures import to_atoms
-from daskpipe.potentials import Results, build_potential, evaluate
 from daskpipe.potentials.isolated import environments
 from daskpipe.store import open_dataset
 
@@ -57,24 +55,6 @@ def label_directly(python: Path, structures: list[Atoms], folder: Path) -> list[
 
 
 @pytest.mark.slow
-def test_labels_are_those_of_its_own_calculator_in_that_environment(python: Path, tmp_path: Path):
-    build_potential("mace", {}, "cpu", "float64")
-    crystal = bulk("MgO", "rocksalt", a=4.3)
-    crystal.rattle(0.05, seed=0)
-    structures = [crystal, molecule("CH3OH"), bulk("Si", cubic=True)]
-    labels = evaluate(build_potential("sevennet", {}, "cpu"), structures)
-    for atoms, label, (energy, forces) in zip(
-        structures, labels, label_directly(python, structures, tmp_path), strict=True
-    ):
-        assert isinstance(label, Results), label
-        assert abs(label.energy - energy) < SAME * len(atoms)
-        np.testing.assert_allclose(label.forces, forces, atol=1e-4)
-    first = labels[0]
-    assert isinstance(first, Results)
-    assert np.isfinite(first.stress).all()
-
-
-@pytest.mark.slow
 def test_it_labels_in_a_run_that_explores_with_mace(python: Path, tmp_path: Path):
     # Workers of its own, which find the environment.
     overrides = [
@@ -93,6 +73,9 @@ def test_it_labels_in_a_run_that_explores_with_mace(python: Path, tmp_path: Path
     for row, (energy, expected) in enumerate(direct):
         assert abs(ds["energy"].values[row] - energy) < SAME * len(structures[row])
         np.testing.assert_allclose(forces[row], expected, atol=1e-4)
+    periodic = ds["pbc"].values.all(axis=1)
+    assert periodic.any()
+    assert np.isfinite(ds["stress"].values[periodic]).all()
     explored, labelled = (json.loads(ds.attrs[name])["name"] for name in ("explore_potential", "label_potential"))
     assert explored == "MACE Cu-Ag-Au"
     assert labelled == "sevennet 7net-0"

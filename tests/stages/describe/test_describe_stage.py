@@ -190,9 +190,12 @@ def test_pack_makes_a_payload():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(12,), (1,) * 12, (7, 0, 5)])
 @pytest.mark.parametrize(
-    "settings", [SETTINGS, OF_ATOMS, *OTHERS[:2]], ids=lambda item: f"{item.descriptor}-{item.level}"
+    ("settings", "sizes"),
+    [
+        *((settings, sizes) for settings in (SETTINGS, OF_ATOMS) for sizes in ((12,), (1,) * 12, (7, 0, 5))),
+        *((settings, (7, 0, 5)) for settings in OTHERS[:2]),
+    ],
 )
 def test_partition_of_the_frames_does_not_matter(tmp_path, sizes, settings):
     structures = frames()
