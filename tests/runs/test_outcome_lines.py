@@ -8,6 +8,7 @@ from daskpipe.cli.progress import (
     format_selection,
     format_splits,
 )
+from daskpipe.runs.outcome_lines import format_evaluators
 
 
 def test_selection_in_words() -> None:
@@ -83,3 +84,10 @@ def test_given_splits_blocks_of_time_and_missing_types_in_words() -> None:
 def test_candidates_are_told_where_there_are_any() -> None:
     lines = format_selection({**REPORT, "candidates": {"marked": 1_500, "picked": 72}})
     assert lines[1] == "candidates of the committee: 72 of 1,500 picked"
+
+
+def test_evaluators_are_counted_by_name_and_reason() -> None:
+    tallies = {"evaluated_by/torch (no compiler)": 3, "evaluated_by/symmetrix 0.1.1": 1200, "swaps_tried": 9}
+    line = "evaluated by symmetrix 0.1.1: 1,200 trajectories; torch (no compiler): 3 trajectories"
+    assert format_evaluators(tallies) == [line]
+    assert format_evaluators({"swaps_tried": 9}) == []
