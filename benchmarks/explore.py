@@ -64,7 +64,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Task:
-    """What each program does."""
+    """Model, device and conditions that all programs run."""
 
     name: str
     model: str

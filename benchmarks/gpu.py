@@ -40,7 +40,7 @@ ASE, BARE, DASKPIPE, BUSY = "ASE one by one", "bare torch-sim", "daskpipe", "GPU
 RATE = "atom-steps/s"
 
 FASTER_THAN_ASE, PART_OF_TORCH_SIM, BUSY_PERCENT = 20.0, 0.9, 80.0
-"""What is to be reached: times ASE one by one, part of bare torch-sim, and how busy the GPU is."""
+"""Goals: times ASE one by one, part of bare torch-sim, and how busy the GPU is."""
 
 PACKAGES = (
     "torch", "torch-sim-atomistic", "mace-torch", "cuequivariance-torch", "cuequivariance-ops-torch-cu12",
@@ -53,7 +53,7 @@ LONGEST = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is measured, and where; `folder` holds models and units."""
+    """Device and size of all measurements, and the folder of their models and units."""
 
     device: str
     n_systems: int

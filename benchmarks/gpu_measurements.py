@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import statistics
 import time
 import warnings
@@ -128,12 +127,11 @@ def measure_native(job: Job, model: str) -> Iterator[Row]:
     import_mace()
     from daskpipe.potentials.mace_native import prepare_evaluator
 
-    # One process loads one backend of symmetrix, for good.
-    os.environ["SYMMETRIX_BACKEND"] = backend = find_backend(job.device)
+    backend = find_backend(job.device)
     task, structures = make_task(model, "cpu", job.folder), alloys(job.n_systems)
     potential = task.build()
     digest = potentials.identify_potential("mace", {"model": task.model}).hash
-    native = prepare_evaluator(potential.calculator.models[0], digest, None, "float32")
+    native = prepare_evaluator(potential.calculator.models[0], digest, None, "float32", backend=backend)
 
     def evaluate(chosen: list[Atoms]) -> tuple[float, str]:
         state = make_state(chosen, torch.device("cpu"), torch.float64)

@@ -35,7 +35,7 @@ ON_HOPPER = {
     "cuequivariance-ops-cu13": "cuequivariance-torch",
     "symmetrix-xl-cuda13-sm90": "symmetrix-xl",
 }
-"""What the extras take on a Hopper chip with CUDA 13, by the package here whose version it must have."""
+"""Packages that the extras take on a Hopper chip with CUDA 13, and those here whose versions they must have."""
 
 LIST = "wheels.txt"
 

@@ -39,11 +39,11 @@ def main() -> None:
         return OutputSpec(f"{name}.extxyz", file_root=folder)
 
     emt = (EMT, [], {})
-    half = AutoparaInfo(num_inputs_per_python_subprocess=max(1, n_alloys // 8))
+    chunks = AutoparaInfo(num_inputs_per_python_subprocess=max(1, n_alloys // 8))
     frames = md.md(
         ConfigSet("seeds.extxyz", file_root=folder), output("frames"), calculator=emt, steps=n_steps, dt=4.0,
         integrator="Langevin", temperature=900.0, temperature_tau=100.0, traj_step_interval=10, rng=rng,
-        autopara_info=half,
+        autopara_info=chunks,
     )  # fmt: skip
     described = describe(frames, output("described"), descs=SOAP, key="soap", per_atom=False)
     picks = greedy_fps_conf_global(

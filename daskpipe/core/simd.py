@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
+
+from daskpipe.core.accelerate import kernel
 
 WIDTH = 8
 """Numbers in a vector."""
@@ -200,3 +203,12 @@ def append_where_within(
 
     real, whole = types.float64, types.intp
     return whole(points, whole, real, real, real, real, out, whole), generate_code
+
+
+@kernel
+def aligned_zeros(size: int, like: np.ndarray) -> np.ndarray:
+    """Return zeros of the dtype of `like` that start on a cache line, so that no vector lies on two."""
+    line = 64 // like.itemsize
+    array = np.zeros(size + line, like.dtype)
+    skip = (-(array.ctypes.data // like.itemsize)) % line
+    return array[skip : skip + size]

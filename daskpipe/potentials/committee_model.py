@@ -50,7 +50,7 @@ class CommitteeModel(ModelInterface):
 
     @property
     def evaluated_by(self) -> str:
-        """What evaluates the members, where they say so."""
+        """Return what evaluates the members, where they say so."""
         return " and ".join(sorted({getattr(member, "evaluated_by", "") for member in self.members} - {""}))
 
     def forward(self, state: SimState, **_kwargs: Any) -> dict[str, torch.Tensor]:

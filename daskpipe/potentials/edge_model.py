@@ -84,12 +84,27 @@ class EdgeModel(ModelInterface):
                 "forces": torch.stack([sum_segments(pull, edges.per_atom) for pull in pulls], dim=1),
             }
             if self._compute_stress:
-                virials = [
-                    sum_segments(sum_segments(vectors[i] * pulls[j], edges.per_atom), per_system)
-                    for i, j in ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
-                ]
-                # Half, because the list has each pair twice.
-                stress = 0.5 * torch.stack(virials)[torch.tensor(VOIGT)] / cell_volumes(state.row_vector_cell)
-                out["stress"] = stress.permute(2, 0, 1)
+                # Half of it, because the list has each pair twice.
+                out["stress"] = half_stress(state, edges, lambda i, j: vectors[i] * pulls[j])
             out["energy"] = torch.where(lost_systems(state), torch.nan, out["energy"])
         return {name: value.to(state.dtype) for name, value in out.items()}
+
+
+def half_stress(state: SimState, edges: Neighbours, multiply: Callable[[int, int], torch.Tensor]) -> torch.Tensor:
+    """Compute half of the sums over edges of products of two components, over the volumes, shape (system, 3, 3).
+
+    Parameters
+    ----------
+    state
+        Systems; NaN where the cell of one has no volume.
+    edges
+        Edges of all systems.
+    multiply
+        Returns the products (edge,) of the components i and j, the same for j and i.
+    """
+    virials = [
+        sum_segments(sum_segments(multiply(i, j), edges.per_atom), state.n_atoms_per_system)
+        for i, j in ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+    ]
+    stress = 0.5 * torch.stack(virials)[torch.tensor(VOIGT)] / cell_volumes(state.row_vector_cell)
+    return stress.permute(2, 0, 1)

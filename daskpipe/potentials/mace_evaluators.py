@@ -18,7 +18,7 @@ PACKAGE = "symmetrix-xl"
 FAST = "pip install 'daskpipe[fast]'"
 
 MAX_ELL, CORRELATION = 3, 3
-"""What symmetrix 0.1 takes: the largest degree of the harmonics, and the body order less one."""
+"""Largest degree of the harmonics, and body order less one, of the models that symmetrix 0.1 takes."""
 
 
 def choose_evaluator(acceleration: str, device: str, misfit: str | None = None) -> tuple[str, str]:

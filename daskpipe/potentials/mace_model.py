@@ -67,7 +67,7 @@ class MixedMace(MaceTorchSimModel):
     """Each system of a batch may be periodic along axes of its own."""
 
     evaluated_by = TORCH
-    """What evaluates the model, and why, for the summary of a run."""
+    """Name of what evaluates the model, and why, for the summary of a run."""
 
     model: Any
     """MACE as it is evaluated: compiled, and with sums in float64, where that is asked for."""

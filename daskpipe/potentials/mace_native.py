@@ -73,7 +73,7 @@ class NativeEvaluator:
     refused: str | None = None
     """Why it is not used, if it is not."""
     checked: bool = False
-    """Whether it has been compared with torch."""
+    """True once it has been compared with torch."""
 
     def __post_init__(self) -> None:
         numbers = list(self.evaluator.atomic_numbers)
@@ -151,7 +151,9 @@ def prepare_or_tell(module: Any, digest: str, head: str, dtype: str) -> NativeEv
         return str(error)
 
 
-def prepare_evaluator(module: Any, digest: str, head: str | None, dtype: str) -> NativeEvaluator:
+def prepare_evaluator(
+    module: Any, digest: str, head: str | None, dtype: str, *, backend: str = "cpu"
+) -> NativeEvaluator:
     """Convert and compile a model for the native evaluator, or take what another process has left in the cache folder.
 
     Parameters
@@ -162,6 +164,8 @@ def prepare_evaluator(module: Any, digest: str, head: str | None, dtype: str) ->
         Hash of the model, under which the converted one is kept.
     head, dtype
         Head to use (``None``: the only one), and ``float32`` or ``float64``.
+    backend
+        symmetrix's name of the code for a processor. A process has one for good.
 
     Raises
     ------
@@ -183,7 +187,7 @@ def prepare_evaluator(module: Any, digest: str, head: str | None, dtype: str) ->
                 raise NativeRefused(f"{refusal.read_text()} (remove {refusal} to try again)")
             if not converted.exists():
                 _convert(module, head, converted, refusal)
-            evaluator = _load(converted, head, dtype)
+            evaluator = _load(converted, head, dtype, backend)
     except OSError as error:
         raise NativeRefused(f"its cache folder {folder} cannot be used: {error}") from error
     energies = np.array(json.loads(converted.read_text())["daskpipe_atomic_energies"])
@@ -227,13 +231,13 @@ def _convert(module: Any, head: str | None, path: Path, refusal: Path) -> None:
     write_atomically(path, json.dumps(content))
 
 
-def _load(path: Path, head: str | None, dtype: str) -> Any:
+def _load(path: Path, head: str | None, dtype: str, backend: str) -> Any:
     """Build symmetrix's evaluator from a converted model, compiling it if that was not done on such a machine."""
     os.environ["SYMMETRIX_JIT_CACHE"] = str(path.parent / "compiled")
     # Else it tells to bind threads to cores, which would put all workers of a machine on one core.
     os.environ.setdefault("OMP_PROC_BIND", "false")
-    # A backend for a GPU would be taken where one is installed.
-    os.environ["SYMMETRIX_BACKEND"] = "cpu"
+    # Else one for a GPU is taken where it is installed.
+    os.environ["SYMMETRIX_BACKEND"] = backend
     from symmetrix import Symmetrix
 
     started = time.monotonic()

@@ -11,8 +11,8 @@ import torch
 
 from daskpipe.core.torch_sim import ModelInterface
 from daskpipe.core.versions import read_version
-from daskpipe.potentials.batches import NeighbourFinder, cell_volumes, lost_systems, sum_segments
-from daskpipe.potentials.edge_model import VOIGT
+from daskpipe.potentials.batches import NeighbourFinder, lost_systems, sum_segments
+from daskpipe.potentials.edge_model import half_stress
 from daskpipe.potentials.mace_evaluators import PACKAGE, SYMMETRIX, TORCH
 
 if TYPE_CHECKING:
@@ -63,17 +63,17 @@ class NativeMace(ModelInterface):
 
     @cached_property
     def reference(self) -> ModelInterface:
-        """The model of torch."""
+        """Return the model of torch."""
         return self.make_reference()
 
     @property
     def failures(self) -> dict[int, str]:
-        """Reason for each system of the last batch that has no results; the evaluator takes no model with such."""
+        """Return the reason for each system of the last batch that has no results; only torch gives any."""
         return getattr(self.reference, "failures", {}) if self._find_refusal() else {}
 
     @property
     def evaluated_by(self) -> str:
-        """What evaluates the model, and why, for the summary of a run."""
+        """Return what evaluates the model, and why, for the summary of a run."""
         why = self._find_refusal()
         return f"{TORCH} ({why})" if why else f"{SYMMETRIX} {read_version(PACKAGE)}"
 
@@ -111,39 +111,21 @@ class NativeMace(ModelInterface):
             # The evaluator takes no such edges. Any other length will do, since no number of a lost system is used.
             of_lost = lost[edges.system]
             vectors, squares = torch.where(of_lost, 1.0, vectors), torch.where(of_lost, 3.0, squares)
+        first, second, n_atoms = edges.first.numpy(), edges.second.numpy(), state.n_atoms
         energies, slopes = native.compute(
             state.atomic_numbers.numpy(),
             edges.per_atom.numpy(),
-            edges.second.numpy(),
+            second,
             vectors.double().T.contiguous().numpy(),
             squares.double().sqrt().numpy(),
         )
-        forces = [
-            np.subtract(*(np.bincount(rows, weights=slope, minlength=state.n_atoms) for rows in _rows_of(edges)))
-            for slope in slopes.T
-        ]
+        forces = [np.bincount(first, slope, n_atoms) - np.bincount(second, slope, n_atoms) for slope in slopes.T]
         energy = sum_segments(torch.from_numpy(energies), state.n_atoms_per_system)
         out = {
             "energy": torch.where(lost, torch.nan, energy),
             "forces": torch.from_numpy(np.stack(forces, axis=1)),
         }
         if self._compute_stress:
-            out["stress"] = _compute_stress(state, edges, vectors.double(), torch.from_numpy(slopes).T.contiguous())
+            along, slope = vectors.double(), torch.from_numpy(slopes).T.contiguous()
+            out["stress"] = half_stress(state, edges, lambda i, j: along[i] * slope[j] + along[j] * slope[i])
         return {name: value.to(state.dtype) for name, value in out.items()}
-
-
-def _rows_of(edges: Neighbours) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of both atoms of each edge."""
-    return edges.first.numpy(), edges.second.numpy()
-
-
-def _compute_stress(state: SimState, edges: Neighbours, vectors: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
-    """Return the stress of each system (system, 3, 3) from vectors and slopes of the edges (3, edge)."""
-    virials = [
-        sum_segments(
-            sum_segments(vectors[i] * slopes[j] + vectors[j] * slopes[i], edges.per_atom), state.n_atoms_per_system
-        )
-        for i, j in ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
-    ]
-    stress = 0.5 * torch.stack(virials)[torch.tensor(VOIGT)] / cell_volumes(state.row_vector_cell)
-    return stress.permute(2, 0, 1)

@@ -89,7 +89,7 @@ class RepulsiveModel(ModelInterface):
 
     @property
     def evaluated_by(self) -> str:
-        """What evaluates the model without repulsion, where it says so."""
+        """Return what evaluates the model without repulsion, where it says so."""
         return getattr(self.model, "evaluated_by", "")
 
     def forward(self, state: SimState, **kwargs: Any) -> dict[str, torch.Tensor]:

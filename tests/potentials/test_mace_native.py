@@ -56,8 +56,8 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def fresh(tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Copy of the model under other bytes, for which nothing is built or cached."""
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Model of other bytes, for which nothing is built or cached."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "fresh.model"
     save(random_module(seed=int.from_bytes(os.urandom(3)), **SHAPE), path)
@@ -222,7 +222,7 @@ def test_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_evaluator("auto", "cpu") == ("torch", "symmetrix is not installed: pip install 'daskpipe[fast]'")
     with pytest.raises(ConfigError, match=r"acceleration=symmetrix is not installed: pip install 'daskpipe\[fast\]'"):
         choose_evaluator("symmetrix", "cpu")
-    # Nobody is told to install what does not help.
+    # The reason does not name a package that would not help.
     assert "pip install" not in explain_evaluator("mace", {}, "cpu")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from daskpipe.core.accelerate import kernel
 from daskpipe.core.neighbours_kernels import Grid
-from daskpipe.core.simd import WIDTH, add, broadcast, fma, load, mul, store, sub
+from daskpipe.core.simd import WIDTH, add, aligned_zeros, broadcast, fma, load, mul, store, sub
 from daskpipe.stages.describe.soap.gradient_kernels import (
     Slopes,
     contract_harmonics,
@@ -27,9 +27,9 @@ from daskpipe.stages.describe.soap.spectrum_kernels import (
     MU1NU1,
     Basis,
     Buffers,
-    aligned_zeros,
     describe_centre,
     make_buffers,
+    sum_species,
 )
 
 SIDES = 6
@@ -190,16 +190,6 @@ def put_changes(
                     if opposite >= 0:
                         subtract_row(row, end, factor, out, opposite + axis * n_features + at)
             at += length
-
-
-@kernel
-def sum_species(coefficients: np.ndarray, basis: Basis, summed: np.ndarray) -> None:
-    """Write the sum of the coefficients over species."""
-    size = len(summed)
-    for place in range(size):
-        summed[place] = 0
-        for kind in range(basis.n_species):
-            summed[place] += coefficients[kind * size + place]
 
 
 @kernel

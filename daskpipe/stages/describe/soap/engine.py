@@ -1,6 +1,6 @@
 """SOAP of one structure around any centres: features, their derivatives and projections of the derivatives.
 
-This module stands between the classes that users see (`soap`, `descriptor`) and the kernels.
+This module stands between the classes that users see (`drop_in`, `descriptor`) and the kernels.
 """
 
 from __future__ import annotations
@@ -286,7 +286,8 @@ class SoapEngine:
     @cached_property
     def _kernel_basis(self) -> Basis:
         """Input of the kernels, made on first use, since it imports Numba."""
-        from daskpipe.stages.describe.soap.spectrum_kernels import Basis, aligned_zeros
+        from daskpipe.core.simd import aligned_zeros
+        from daskpipe.stages.describe.soap.spectrum_kernels import Basis
         from daskpipe.stages.describe.soap.weighting_kernels import Weighting
 
         table = aligned_zeros(self._table.size, np.empty(0, self.dtype))

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from daskpipe.core.accelerate import kernel
-from daskpipe.core.simd import WIDTH, add, broadcast, fma, load, mul, store, sub, zeros
-from daskpipe.stages.describe.soap.spectrum_kernels import Basis, Buffers, aligned_zeros
+from daskpipe.core.simd import WIDTH, add, aligned_zeros, broadcast, fma, load, mul, store, sub, zeros
+from daskpipe.stages.describe.soap.spectrum_kernels import Basis, Buffers
 from daskpipe.stages.describe.soap.weighting_kernels import find_weight_slope, weigh_distance
 
 ON_CENTRE = 1e-10

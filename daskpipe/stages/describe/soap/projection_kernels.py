@@ -10,8 +10,8 @@ import numpy as np
 
 from daskpipe.core.accelerate import kernel
 from daskpipe.core.neighbours_kernels import Grid
-from daskpipe.core.simd import WIDTH, broadcast, fma, load, store, zeros
-from daskpipe.stages.describe.soap.derivative_kernels import sum_species, write_mean_coefficients
+from daskpipe.core.simd import WIDTH, aligned_zeros, broadcast, fma, load, store, zeros
+from daskpipe.stages.describe.soap.derivative_kernels import write_mean_coefficients
 from daskpipe.stages.describe.soap.gradient_kernels import (
     Slopes,
     contract_harmonics,
@@ -26,9 +26,9 @@ from daskpipe.stages.describe.soap.spectrum_kernels import (
     OUTER,
     Basis,
     Buffers,
-    aligned_zeros,
     describe_centre,
     make_buffers,
+    sum_species,
 )
 
 

@@ -20,6 +20,7 @@ from daskpipe.core.simd import (
     WIDTH,
     add,
     add_neighbours,
+    aligned_zeros,
     append_where_equal,
     broadcast,
     broadcast_two,
@@ -91,15 +92,6 @@ class Buffers(NamedTuple):
     radial: np.ndarray
     pairwise: np.ndarray
     summed: np.ndarray
-
-
-@kernel
-def aligned_zeros(size: int, like: np.ndarray) -> np.ndarray:
-    """Return zeros of the dtype of `like` that start on a cache line, so that no vector lies on two."""
-    line = 64 // like.itemsize
-    array = np.zeros(size + line, like.dtype)
-    skip = (-(array.ctypes.data // like.itemsize)) % line
-    return array[skip : skip + size]
 
 
 @kernel
@@ -340,16 +332,23 @@ def write_half_block(a: np.ndarray, shift: int, degree: int, basis: Basis, row: 
 
 
 @kernel
+def sum_species(coefficients: np.ndarray, basis: Basis, summed: np.ndarray) -> None:
+    """Write the sum of the coefficients over species."""
+    size = len(summed)
+    for place in range(size):
+        summed[place] = 0
+    for kind in range(basis.n_species):
+        for place in range(size):
+            summed[place] += coefficients[kind * size + place]
+
+
+@kernel
 def write_spectrum(coefficients: np.ndarray, basis: Basis, mode: int, summed: np.ndarray, row: np.ndarray) -> None:
     """Write the power spectrum of coefficients in dscribe's order; vectors reach beyond the end of the features."""
     size = (basis.l_max + 1) * (basis.l_max + 1) * basis.n_vectors * WIDTH
     at = 0
     if mode == MU1NU1:
-        for place in range(size):
-            summed[place] = 0
-        for kind in range(basis.n_species):
-            for place in range(size):
-                summed[place] += coefficients[kind * size + place]
+        sum_species(coefficients, basis, summed)
         for kind in range(basis.n_species):
             for degree in range(basis.l_max + 1):
                 at = write_full_block(coefficients, kind * size, summed, 0, degree, basis, row, at)
